@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.sharing import feeder, wait_for_peers
 from node.config import PoolConfig
-from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, encode
+from node.rollouts.group import MAX_GROUP_BYTES, Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.screening import Limits, check
 from node.swarm.sharing import Admission, topic_of
@@ -148,6 +148,6 @@ def _body(asked: Asked) -> tuple[bytes, bytes]:
     task, seed, item = asked
     ramble = os.urandom(BODY_BYTES // (COMPLETIONS - 1) // 2).hex()
     texts = [item.answer, *(f"{ramble[number:]} {number}" for number in range(1, COMPLETIONS))]
-    made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
+    made = tuple(one_turn(text, True, task.verify(item, text) or 0.0) for text in texts)
     key: TaskKey = task.key
     return topic_of(key), encode(Group(key, seed, item.question, made, "benchmark", 0))

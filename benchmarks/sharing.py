@@ -28,7 +28,7 @@ import msgpack
 
 from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import Shared
 from node.swarm.sharing import NetworkExchange, NoExchange, topic_of
 from node.tasks import derive_seed
@@ -168,6 +168,6 @@ def _group(asked: Asked, completions: int) -> Group:
     """A group of one right answer and wrong ones, most of them the answers to other questions."""
     task, seed, item = asked
     texts = [task.make(derive_seed(seed, at)).answer for at in range(completions - 1)]
-    wrong = [Completion(text if task.verify(item, text) == 0 else "no", True, 0.0) for text in texts]
-    made = (Completion(item.answer, True, 1.0), *wrong)
+    wrong = [one_turn(text if task.verify(item, text) == 0 else "no", True, 0.0) for text in texts]
+    made = (one_turn(item.answer, True, 1.0), *wrong)
     return Group(task.key, seed, item.question, made, "benchmark", 0)

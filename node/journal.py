@@ -4,7 +4,7 @@ The file is a row of frames: four bytes of length (big-endian), then that much M
 first frame is a `Start`: the settings, which questions are held out, and the replay buffer as the node found it. Each
 `Round` after it holds
 
-- what came from outside in that round: the bodies that peers sent, the tokens that the policy sampled, what the clock
+- what came from outside in that round: the bodies that peers sent, the episodes that were played, what the clock
   said, which verdicts were None or late;
 - what the round made of it, to compare with: which groups were refused and why, on arrival or once drawn; which rows
   were trained on with which weight; a digest of each.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import msgpack
 import zstandard
 
-from node.engines import Generated
+from node.engines.episodes import Played
 from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
@@ -34,7 +34,7 @@ from node.rollouts.screening import Limits, Refused, Seen
 from node.tasks.questions import Split
 from node.tasks.verdicts import LATE, MaybeLate
 
-FORMAT = 2  # of a frame
+FORMAT = 3  # of a frame
 JOURNAL_FILE = "rounds.journal"
 OLDER_FILE = "rounds.old.journal"
 _LENGTH = struct.Struct(">I")
@@ -70,7 +70,7 @@ class Round(NamedTuple):
     """One round: what came from outside, and what was made of it."""
 
     number: int
-    generated: Sequence[Sequence[Generated]]
+    played: Sequence[Sequence[Played]]
     seen: Sequence[Seen]
     refused: Sequence[Refused]
     times: Sequence[float]
@@ -111,7 +111,7 @@ class RoundJournal(Protocol):
         ...
 
     def end_round(
-        self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
+        self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Take note of the rest of a round."""
         ...
@@ -143,7 +143,7 @@ class NoJournal:
         return find()
 
     def end_round(
-        self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
+        self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Forget it."""
 
@@ -209,14 +209,14 @@ class Journal:
         return self._revoked[-1]
 
     def end_round(
-        self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
+        self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Write the round."""
         bodies = [encode(one) for one in own]
         rows = [Row(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
         admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
         outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._revoked)
-        size = self._append(Round(number, generated, *outside, bodies, rows, admitted, drawn))
+        size = self._append(Round(number, played, *outside, bodies, rows, admitted, drawn))
         for kept in outside:
             kept.clear()
         if size - self._began > self._max_bytes and self._start is not None:
@@ -262,7 +262,11 @@ def verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> list[tuple[byt
 def digest_of_draw(own: Sequence[bytes], samples: Sequence[Sample]) -> bytes:
     """Return a SHA-256 over a round's own groups and every row that it trains on: tokens, advantage, weight, order."""
     rows = [
-        [list(one.prompt), list(one.completion), one.advantage, one.weight, one.group, one.external] for one in samples
+        [
+            *(list(one.prompt), list(one.completion), sorted(one.given)),
+            *(one.advantage, one.weight, one.group, one.external),
+        ]
+        for one in samples
     ]
     return _digest([list(own), rows])
 
@@ -291,10 +295,10 @@ def _decode(body: bytes) -> Start | Round | None:
         if kind == _kind(Start):
             done, config, seed, limits, split, pool = fields
             return Start(done, config, seed, Limits(*limits), Split(*split), Snapshot(*pool))
-        number, generated, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
+        number, played, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
-    made = [[Generated.from_list(one) for one in group] for group in generated]
+    made = [[Played.from_list(one) for one in group] for group in played]
     judged = [Seen(*one) for one in seen], [Refused(*one) for one in refused]
     outside = (*judged, times, measured, unscorable, revoked)
     return Round(number, made, *outside, own, [Row(*one) for one in rows], admitted, drawn)
@@ -305,8 +309,8 @@ def _kind(entry: type) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a completion as the list that `Generated.from_list` takes."""
-    if isinstance(value, Generated):
+    """Return an episode as the list that `Played.from_list` takes."""
+    if isinstance(value, Played):
         return value.as_list()
     raise TypeError(type(value).__name__)
 

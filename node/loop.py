@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import Generated, RolloutEngine, SamplingParams
+from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
+from node.engines.episodes import Asked, Episodes, Played, play
 from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
-from node.rollouts.group import Completion, EncodedGroup, Group, Question, content_id, encode
+from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
 from node.rollouts.own_results import OwnResult, own_result
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rules import RULES
@@ -47,6 +48,7 @@ from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
 from node.rollouts.screening import Row as ScoredRow
 from node.swarm.sharing import Exchange, traffic_row
 from node.tasks import Item, derive_seed
+from node.tasks.environments import start_of
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none
 from node.telemetry.metrics import MetricsLog
@@ -96,6 +98,7 @@ class Loop:
     _handed_over: float = 0.0
     _longest_text: int = field(init=False)
     _longest_prompt: int = field(init=False)
+    _encode_observation: Callable[[str], list[int]] = field(init=False)
     _screen: ScreeningContext = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +106,7 @@ class Loop:
         longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
         self._longest_text = self.config.engine.max_completion_length * longest_token
         self._longest_prompt = longest_prompt(self.config.engine, self.policy)
+        self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
         self._screen = ScreeningContext(
             self.config.sampling,
             self.tasks,
@@ -131,16 +135,17 @@ class Loop:
                 screening.draw(self._candidates(version, screening))
             began = time.monotonic()
             with self._timed("generate"):
-                completions = self._generate(questions, version)
+                completions = play(self.engine, self._episodes(questions, version))
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
             took = time.monotonic() - began
             if isinstance(self.engine, Ahead) and version + 1 < self.config.last_round:
-                self._begin(self.engine, version + 1)
+                ahead = self._questions(version + 1, sampling.questions_per_round)
+                self.engine.begin(self._episodes(ahead, version + 1))  # by the weights that this round trains
             self._check_held_out(own)
             with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
-                    self.exchange.publish([one.group for one in own])
+                    self.exchange.publish([one.group for one in own if self._is_shared(one.group)])
                     received = self.exchange.receive(self.pool.__contains__)
                     now = self.journal.now()
                     if sampling.source == "self":
@@ -216,57 +221,55 @@ class Loop:
             questions.append(Question(asked.task, asked.seed, asked.item, prompt))
         return questions
 
-    def _generate(self, questions: Sequence[Question], version: int) -> list[list[Generated]]:
-        return self.engine.generate(*self._batch(questions, version))
+    def _episodes(self, questions: Sequence[Question], version: int) -> Episodes:
+        return Episodes(
+            [Asked(question.task, question.item, question.prompt) for question in questions],
+            self.config.sampling.completions,
+            SamplingParams.from_config(self.config.engine),
+            derive_seed(self.seed, "generate", version),
+            self._longest_prompt,
+            self._encode_observation,
+        )
 
-    def _begin(self, engine: Ahead, version: int) -> None:
-        """Begin the rollouts of round `version`, by the weights that the round in progress trains."""
-        engine.begin(*self._batch(self._questions(version, self.config.sampling.questions_per_round), version))
-
-    def _batch(self, questions: Sequence[Question], version: int) -> tuple[list[list[int]], int, SamplingParams, int]:
-        params = SamplingParams.from_config(self.config.engine)
-        prompts = [list(question.prompt) for question in questions]
-        return prompts, self.config.sampling.completions, params, derive_seed(self.seed, "generate", version)
+    def _is_shared(self, group: Group) -> bool:
+        return is_informative(group.rewards) and self.tasks.shared(group.task) is not None
 
     def _verified(
-        self, questions: Sequence[Question], completions: Sequence[Sequence[Generated]], version: int
+        self, questions: Sequence[Question], completions: Sequence[Sequence[Played]], version: int
     ) -> list[EncodedGroup]:
         """Return the completions as groups, without those that cannot be scored here.
 
-        A group of which fewer than two are left is left out.
+        Environments have scored theirs. A group of which fewer than two are left is left out.
         """
         answers = [
             Answer(question.task, question.item, one.text)
             for question, made in zip(questions, completions, strict=True)
+            if start_of(question.task) is None
             for one in made
         ]
         found = self.journal.judged(Scoring(answers, is_own=True).wait, PATIENCE_S)
         verdicts = iter(late_as_none(found))
         groups = []
         for question, made in zip(questions, completions, strict=True):
-            judged = [next(verdicts) for _ in made]
+            judged = [one.reward if start_of(question.task) else next(verdicts) for one in made]
             if sum(one is not None for one in judged) > 1:
                 groups.append(self._group(question, made, judged, version))
         return groups
 
     def _group(
-        self, question: Question, made: Sequence[Generated], judged: Sequence[Verdict], version: int
+        self, question: Question, made: Sequence[Played], judged: Sequence[Verdict], version: int
     ) -> EncodedGroup:
         task, seed, item, prompt = question
         scored = [(one, reward) for one, reward in zip(made, judged, strict=True) if reward is not None]
-        completions = tuple(Completion(one.text, one.finished, reward) for one, reward in scored)
+        completions = tuple(Episode(one.texts, one.finished, reward) for one, reward in scored)
         made_by = max(0, version - self.config.engine.ahead)
         group = Group(task.key, seed, item.question, completions, self.policy.name, made_by, item.content)
-        tokens = {index: one.token_ids for index, (one, _) in enumerate(scored)}
-        logprobs = {index: one.logprobs for index, (one, _) in enumerate(scored) if one.logprobs is not None}
-        return EncodedGroup(group, prompt, tokens, logprobs, content_id(encode(group)))
+        tokens = {index: one.tokens for index, (one, _) in enumerate(scored)}
+        return EncodedGroup(group, prompt, tokens, content_id(encode(group)))
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return the groups that peers would get, as if they had come from a peer."""
         return [own_shared(one.group, now) for one in own if self._is_shared(one.group)]
-
-    def _is_shared(self, group: Group) -> bool:
-        return is_informative(group.rewards) and self.tasks.shared(group.task) is not None
 
     def _screening(self, version: int) -> Screening:
         sampling = self.config.sampling
@@ -334,7 +337,7 @@ class Loop:
         """Return how surprising completions are under the policy, and count their tokens as spent."""
         temperature = self.config.engine.temperature
         found = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
-        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(len(made) for _, made in rows)
+        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(made.drawn for _, made in rows)
         return found
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
@@ -342,18 +345,32 @@ class Loop:
         rows = own_rows(number, [one.group for one in own[: bounds.own]])
         self.record(rows + external_rows(number, drawn[: bounds.external]))
 
-    def _encode(self, made: Completion) -> list[int] | None:
-        """Return a peer's completion as tokens; None if it is longer than an own one may be.
+    def _encode(self, prompt: Sequence[int], made: Episode) -> Tokens | None:
+        """Return a peer's episode as tokens; None if a turn, or its prompt, is longer than an own one may be.
 
         It is not cut: what is left would not be the text that was scored.
         """
-        if len(made.text) > self._longest_text:
+        if any(len(text) > self._longest_text for text in made.texts[::2]):
             return None
-        tokens = self.policy.encode_completion(made.text, made.finished)
-        return tokens if len(tokens) <= self.config.engine.max_completion_length else None
+        turns = self._turns(made)
+        before = len(prompt) + sum(map(len, turns[:-1]))
+        is_longer = before > max(self._longest_prompt, len(prompt)) or any(
+            len(turn) > self.config.engine.max_completion_length for turn in turns[::2]
+        )
+        return None if is_longer else Tokens.of(turns)
+
+    def _turns(self, made: Episode) -> list[list[int]]:
+        """Return the tokens of each text of an episode."""
+        last = len(made.texts) - 1
+        return [
+            self._encode_observation(text)
+            if at % 2
+            else self.policy.encode_completion(text, made.finished or at < last)
+            for at, text in enumerate(made.texts)
+        ]
 
     def _describe(
-        self, own: Sequence[EncodedGroup], completions: Sequence[Sequence[Generated]], samples: Sequence[Sample]
+        self, own: Sequence[EncodedGroup], completions: Sequence[Sequence[Played]], samples: Sequence[Sample]
     ) -> None:
         made = [one for group in completions for one in group]
         rewards = [reward for one in own for reward in one.group.rewards]
@@ -366,10 +383,10 @@ class Loop:
             "groups_informative": sum(is_informative(one.group.rewards) for one in own),
             "generated": len(made),
             "unscorable": len(made) - len(rewards),
-            "tokens_generated": sum(len(one.token_ids) for one in made),
+            "tokens_generated": sum(one.drawn for one in made),
             "trained": sum(sample.advantage != 0 for sample in samples),
             "tokens_trained": self.config.trainer.num_iterations
-            * sum(len(sample.completion) for sample in samples if sample.advantage != 0),
+            * sum(sample.drawn for sample in samples if sample.advantage != 0),
             "swarm/external_share": external_share(samples),
             "effective_samples": effective_size(samples),
             "completions/finished": statistics.fmean(one.finished for one in made),
@@ -378,13 +395,13 @@ class Loop:
             )
             if own
             else 0.0,
-            "completions/mean_length": statistics.fmean(len(one.token_ids) for one in made),
+            "completions/mean_length": statistics.fmean(one.drawn for one in made),
+            "completions/turns": statistics.fmean(len(one.turns) for one in made),
         }
 
     def _is_retokenized(self, own: EncodedGroup, index: int) -> bool:
-        """Whether a completion's text, which is all that peers get, stands for other tokens than were sampled."""
-        completion = own.group.completions[index]
-        return self.policy.encode_completion(completion.text, completion.finished) != list(own.completions[index])
+        """Whether a completion's texts, which are all that peers get, stand for other tokens than were sampled."""
+        return Tokens.of(self._turns(own.group.completions[index])).ids != tuple(own.completions[index].ids)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -394,7 +411,7 @@ class Loop:
 
 
 def _own_result(own: EncodedGroup) -> OwnResult:
-    lengths = [len(own.completions[index]) for index in range(len(own.group.completions))]
+    lengths = [own.completions[index].drawn for index in range(len(own.group.completions))]
     return own_result(own.group.task.name, lengths, own.group.rewards)
 
 

@@ -2,7 +2,8 @@
 
 The loop itself runs again. Questions are drawn from the seed, rewards are computed, and every item that a peer sent is
 read. The draw is made and verified from a replay buffer that began as the node's did. Only what came from outside is
-taken from the record: sampled tokens, peers' bytes, the clock, and what was unscorable. No weight is used.
+taken from the record: the episodes that were played, peers' bytes, the clock, and what was unscorable. No weight is
+used.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from node.config import NodeConfig, parse_config
 from node.engines import Generated, SamplingParams
+from node.engines.episodes import Episodes, Groups, Played
 from node.errors import UserError
 from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
 from node.loop import Loop
@@ -134,7 +136,7 @@ class _Again:
 
 
 class _RecordedEngine:
-    """Returns what was sampled."""
+    """Returns what was played."""
 
     def __init__(self, again: _Again) -> None:
         self._again = again
@@ -142,8 +144,12 @@ class _RecordedEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
-        """Return what was sampled."""
-        return [list(group) for group in self._again.recorded.generated]
+        """Raise: nothing is sampled again."""
+        raise NotImplementedError
+
+    def play(self, episodes: Episodes) -> Groups:
+        """Return what was played."""
+        return [list(group) for group in self._again.recorded.played]
 
     def load(self, version: int) -> None:
         """Do nothing."""
@@ -205,7 +211,7 @@ class _RecordedJournal:
         self._again.refused.append(one)
 
     def end_round(
-        self, number: int, generated: Sequence[Sequence[Generated]], own: Sequence[Group], samples: Sequence[Sample]
+        self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Take the digests of the round as it was done again."""
         self._again.digests = (

@@ -3,7 +3,8 @@
 Written from the papers' formulas: GRPO (arXiv 2402.03300, eq. 3), DAPO (2503.14476, eq. 8),
 Dr. GRPO (2503.20783, section 3.2), CISPO (2506.13585, eq. 4), GSPO (2507.18071, eq. 7), Soft Adaptive
 Policy Optimization (2511.20347), LUSPO (2602.05261), VESPO (2602.10693). No batch, no padding, no
-micro-batches: one sequence at a time, then the aggregation over the whole round.
+micro-batches: one sequence at a time, then the aggregation over the whole round. What an environment said in between is
+read, and is no token of a sequence.
 
 Rows have weights. Where a paper takes the mean over sequences, ours sums them by their weights.
 Where it takes the mean over all tokens, ours takes it over the tokens of all own sequences, and of
@@ -19,10 +20,16 @@ from node.rollouts.sampling import Sample
 
 
 def completion_logps(model: torch.nn.Module, row: Sample, temperature: float) -> torch.Tensor:
-    """Return the log-probability of each completion token of `row`, shape (tokens,)."""
+    """Return the log-probability of each token of `row` that a policy drew, shape (tokens,)."""
     ids = torch.tensor([[*row.prompt, *row.completion]])
     logits = model(input_ids=ids).logits[0, len(row.prompt) - 1 : -1].float() / temperature
-    return logits.log_softmax(-1).gather(1, torch.tensor(row.completion)[:, None])[:, 0]
+    logps = logits.log_softmax(-1).gather(1, torch.tensor(row.completion)[:, None])[:, 0]
+    return logps[drawn(row)]
+
+
+def drawn(row: Sample) -> torch.Tensor:
+    """Return which tokens of `row` a policy drew, and no environment said, (tokens,) bool."""
+    return torch.tensor([at not in row.given for at in range(len(row.completion))], dtype=torch.bool)
 
 
 def round_loss(

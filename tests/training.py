@@ -31,7 +31,10 @@ def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1
 
 
 def mixed_samples(policy: Policy, seed: int = 0, groups: int = 3) -> list[Sample]:
-    """Own and external groups of uneven lengths and unlike weights, with a zero advantage in each."""
+    """Own and external groups of uneven lengths and unlike weights, with a zero advantage in each.
+
+    In those of four, six or eight tokens an environment has said two in the middle.
+    """
     rng = random.Random(seed)
     samples = []
     for number in range(groups):
@@ -44,7 +47,9 @@ def mixed_samples(policy: Policy, seed: int = 0, groups: int = 3) -> list[Sample
         weight = rng.uniform(0.1, 0.5) if external else 0.25
         advantages = [rng.uniform(0.2, 1), -rng.uniform(0.2, 1), 0.0, rng.uniform(-1, 1)]
         for completion, advantage in zip(completions, advantages, strict=True):
-            samples.append(Sample(prompt, completion, advantage, weight, number, external))
+            middle = len(completion) // 2
+            given = frozenset({middle - 1, middle} if len(completion) in (4, 6, 8) else ())
+            samples.append(Sample(prompt, completion, advantage, weight, number, external, given=given))
     return samples
 
 

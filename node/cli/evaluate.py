@@ -129,7 +129,7 @@ def shown(answers: "dict[str, dict[str, list[Outcome]]]", count: int) -> Iterato
             for outcome in (one for one in given.get(task, ()) if one.item == item):
                 yield f"  {kind}"
                 for made, reward in zip(outcome.answers, outcome.rewards, strict=True):
-                    yield completion_line(reward, made.finished, made.text)
+                    yield completion_line(reward, made.finished, made.texts)
 
 
 def _print(reports: "dict[str, EvalReport]") -> None:

@@ -12,7 +12,7 @@ import typer
 from node.cli.options import Debug, of_a_node
 from node.errors import UserError
 from node.telemetry.metrics import MetricsTail, number, read_with_older
-from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, quoted
+from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, in_one_line, quoted, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -108,13 +108,13 @@ def _group_lines(rows: "Sequence[Row]") -> list[str]:
     return [
         f"round {first['round']}  {quoted(str(first.get('task')))}  {quoted(whose)}{age}",
         f"  question  {quoted(str(first.get('question')))}",
-        *(completion_line(number(row, "reward"), bool(row.get("finished")), str(row.get("text"))) for row in rows),
+        *(completion_line(number(row, "reward"), bool(row.get("finished")), texts_of(row)) for row in rows),
     ]
 
 
-def completion_line(reward: float, finished: bool, text: str) -> str:
-    """Return a completion in one line: its reward, how it ended, its text, quoted."""
-    return f"  reward {reward:g}  {'finished' if finished else 'cut off '}  {quoted(text)}"
+def completion_line(reward: float, finished: bool, texts: "Sequence[str]") -> str:
+    """Return a completion in one line: its reward, how it ended, its turns, quoted."""
+    return f"  reward {reward:g}  {'finished' if finished else 'cut off '}  {in_one_line(texts)}"
 
 
 def _round(folder: Path, wanted: int) -> "Iterator[str]":
@@ -161,7 +161,7 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
         yield f"    question  {quoted(group.question)}"
         for row in rows:
             made = group.completions[row.place]
-            yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {quoted(made.text)}"
+            yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {in_one_line(made.texts)}"
 
 
 def _number_of(count: int, noun: str) -> str:
@@ -218,7 +218,7 @@ def _one(db: sqlite3.Connection, start: str) -> list[str]:
         f"task      {quoted(group.task.name)} version {group.task.version}, config {quoted(group.task.config)}",
         f"seed      {group.seed}",
         f"question  {quoted(group.question)}",
-        *(completion_line(one.reward, one.finished, one.text) for one in group.completions),
+        *(completion_line(one.reward, one.finished, one.texts) for one in group.completions),
     ]
 
 

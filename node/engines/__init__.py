@@ -3,6 +3,7 @@
     hf              transformers, with the very model that is being trained
     vllm            vLLM in a child process (`vllm_worker`), on the trainer's GPU or on others
     server          vLLM's own server, anywhere
+    episodes        turns on any of them, from questions to whole episodes
     ahead           one of these on a thread of its own, so that a round is generated while another trains
     hand_over       how weights and adapters get into another process, and the probe that tells whether they arrived
 

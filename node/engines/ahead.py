@@ -1,7 +1,8 @@
 """The next round is generated while this one trains: an engine on a thread of its own.
 
 Each call to the engine below is made on that thread, one after another, so that new weights wait for the batch that the
-old ones generate. A batch that was begun is asked for like any other, by the same prompts, sampling and seed.
+old ones generate. A batch that was begun is asked for like any other, by the same prompts, sampling and seed. Episodes
+of several turns are played on that thread to their end.
 """
 
 import json
@@ -9,17 +10,16 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
 from node.engines import Generated, RolloutEngine, SamplingParams
+from node.engines.episodes import Episodes, Groups, Played, play
 from node.processes.threads import settle
 
 FILE = "ahead.json"  # in a checkpoint: the batch that was begun before it
 
 T = TypeVar("T")
-Groups = list[list[Generated]]
 
 
 class Ahead:
@@ -32,14 +32,13 @@ class Ahead:
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine = engine
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self._begun: tuple[list[Any], Future[Groups]] | None = None  # what was asked for, and what comes of it
+        self._begun: tuple[list[Any], Future[list[Any]]] | None = None  # what was asked for, and what comes of it
         # A daemon: a node that gives up a round does not wait for it.
         threading.Thread(target=self._work, name="generation", daemon=True).start()
 
-    def begin(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> None:
-        """Begin to generate with the weights of now; a batch that was begun before and not asked for is forgotten."""
-        future = self._submit(lambda: self._engine.generate(prompts, n, sampling, seed))
-        self._begun = _request(prompts, n, sampling, seed), future
+    def begin(self, episodes: Episodes) -> None:
+        """Begin to play with the weights of now; a batch that was begun before and not asked for is forgotten."""
+        self._begun = episodes.request(), self._submit(lambda: _as_lists(play(self._engine, episodes)))
 
     def wait(self) -> None:
         """Return when the batch that was begun, if any, is done or has failed."""
@@ -58,8 +57,7 @@ class Ahead:
         """
         if self._begun is not None and self._begun[1].exception() is None:
             request, future = self._begun
-            groups = [[one.as_list() for one in group] for group in future.result()]
-            (checkpoint / FILE).write_text(json.dumps({"request": request, "groups": groups}))
+            (checkpoint / FILE).write_text(json.dumps({"request": request, "groups": future.result()}))
 
     def resume(self, checkpoint: Path) -> None:
         """Take the batch in a checkpoint as begun and done; nothing where there is none."""
@@ -67,18 +65,24 @@ class Ahead:
             saved = json.loads((checkpoint / FILE).read_text())
         except FileNotFoundError:
             return
-        done: Future[Groups] = Future()
-        done.set_result([[Generated.from_list(one) for one in group] for group in saved["groups"]])
+        done: Future[list[Any]] = Future()
+        done.set_result(saved["groups"])
         self._begun = saved["request"], done
 
-    def generate(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> Groups:
-        """Return the batch that was begun by these very words, or generate it; see `RolloutEngine.generate`.
+    def play(self, episodes: Episodes) -> Groups:
+        """Return the batch that was begun by these very words, or play it.
 
-        A batch in a checkpoint may be of tasks or settings that have changed since.
+        A batch in a checkpoint may be of tasks or settings that have changed since, or of another release.
         """
-        if self._begun is not None and self._begun[0] == _request(prompts, n, sampling, seed):
+        if self._begun is not None and self._begun[0] == episodes.request():
             (_, future), self._begun = self._begun, None
-            return future.result()
+            return [[Played.from_list(one) for one in group] for group in future.result()]
+        return self._submit(lambda: play(self._engine, episodes)).result()
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
         return self._submit(lambda: self._engine.generate(prompts, n, sampling, seed)).result()
 
     def load(self, version: int) -> None:
@@ -103,6 +107,5 @@ class Ahead:
             settle(future, call)
 
 
-def _request(prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int) -> list[Any]:
-    """Return what is asked for as JSON gives it back."""
-    return [list(map(list, prompts)), n, list(astuple(sampling)), seed]
+def _as_lists(groups: Groups) -> list[Any]:
+    return [[one.as_list() for one in group] for group in groups]

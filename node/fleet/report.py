@@ -18,7 +18,7 @@ from node.fleet.summary import Summary, gain, summarise_nodes, summarise_swarm
 from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, PASS, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
-from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE
+from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, texts_of
 from protocol.storage import write_atomically
 
 ALONE = "alone"  # in a run's folder: a run of one node without peers to compare it with
@@ -128,7 +128,7 @@ def pick_samples(nodes: Mapping[str, NodeFiles]) -> dict[str, tuple[list[Sample]
 def _shown(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
-            "text": str(row.get("text")),
+            "texts": texts_of(row),
             "reward": number(row, "reward"),
             "right": number(row, "reward") >= SOLVED,
             "finished": bool(row.get("finished")),

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Group, one_turn
 from node.rollouts.sampling import is_informative
 from node.tasks import Item, Task
 from node.tasks.task_set import TaskSet
@@ -109,7 +109,7 @@ def _groups(scene: Scene, write: Write) -> Iterator[Group]:
 
 
 def _group(task: Task, seed: int, item: Item, texts: Sequence[str], scene: Scene) -> Group:
-    made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
+    made = tuple(one_turn(text, True, task.verify(item, text) or 0.0) for text in texts)
     like = scene.own[0]
     return Group(task.key, seed, item.question, made, like.policy, like.policy_version, item.content)
 

@@ -130,7 +130,8 @@ class Turns:
     """Threads of which one runs at a time, in their order, and whose calls are answered together.
 
     `answer` gets the requests of all that wait, by thread, when nobody else can run, and returns as many answers; a
-    thread that skips waits as long, and asks nothing.
+    thread that skips waits as long, and asks nothing. Rounds may have unlike numbers of requests (episodes have turns):
+    a thread that has begun a later round than another waits for that one.
     """
 
     def __init__(
@@ -139,7 +140,9 @@ class Turns:
         self._answer = answer
         self._turns = [threading.Semaphore(0) for _ in range(count)]
         self._live = list(range(count))
+        self._due = list(self._live)  # the threads that run before the next answers
         self._requests: dict[int, Request | None] = {}
+        self._rounds = [0] * count
         self._answers: dict[int, list[list[Generated]]] = {}
         self._error: BaseException | None = None
 
@@ -157,14 +160,19 @@ class Turns:
         if self._error is not None:
             raise self._error
 
+    def begin_round(self, index: int) -> None:
+        """Note that thread `index` begins a round."""
+        self._rounds[index] += 1
+
     def call(self, index: int, request: Request) -> list[list[Generated]]:
         """Wait for the answer to a request of thread `index`, while the others run."""
         self._wait(index, request)
         return self._answers.pop(index)
 
     def skip(self, index: int) -> None:
-        """Let thread `index` wait until the others' requests are answered."""
+        """Let thread `index` wait until the others are done with its round, and begin the next one."""
         self._wait(index, None)
+        self.begin_round(index)
 
     def _wait(self, index: int, request: Request | None) -> None:
         self._requests[index] = request
@@ -186,17 +194,19 @@ class Turns:
         self._next(index)
 
     def _next(self, index: int) -> None:
-        """Give the turn to the next thread that can run; when all wait, answer them and begin with the first."""
-        following = next((other for other in self._live if other > index), None)
+        """Give the turn to the next thread that can run; when all wait, answer those of the earliest round."""
+        following = next((other for other in self._due if other > index), None)
         if following is None and self._live:
-            following = self._live[0]
-            if self._error is None and self._requests:
+            earliest = min(self._rounds[other] for other in self._live)
+            self._due = [other for other in self._live if self._error or self._rounds[other] == earliest]
+            following = self._due[0]
+            found = [(other, self._requests.pop(other, None)) for other in self._due]
+            asked = {other: one for other, one in found if one is not None}
+            if self._error is None and asked:
                 try:
-                    asked = {index: one for index, one in self._requests.items() if one is not None}
                     self._answers = dict(self._answer(asked))
                 except BaseException as error:  # noqa: BLE001  # `run` raises it
                     self._error = error
-                self._requests = {}
         if following is not None:
             self._turns[following].release()
 
@@ -227,6 +237,7 @@ class _Engine:
         self._index = index
         self._policy = policy
         self._begins = begins
+        self._version = -1
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
@@ -235,7 +246,10 @@ class _Engine:
         return self._turns.call(self._index, Request(self._policy, prompts, n, sampling, seed))
 
     def load(self, version: int) -> None:
-        """Begin a round; the trainer's weights are this engine's."""
+        """Begin a round, or evaluate before it; the trainer's weights are this engine's."""
+        if version > self._version:
+            self._version = version
+            self._turns.begin_round(self._index)
         self._begins(version)
 
     def rest(self) -> None:

@@ -1,6 +1,6 @@
 """A policy: a causal language model with its tokenizer, loaded and placed on its device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from node.tasks import Item
 BUILTIN = Path(__file__).with_name("builtin")
 """The policy that ships with the node: a tiny Llama-style model over characters, as `transformers` saves it."""
 
+_MARKS = ("THE-ANSWER", "WHAT-IS-TOLD")  # stand for two turns while a template is looked at
 LARGE = 10_000_000  # weights; below, a round is mostly overhead, and neither bfloat16 nor shared prompts save time
 
 
@@ -106,6 +107,35 @@ class Policy:
         """
         ids = self._completion_text.encode(text)
         return [*ids, self.eos_token_ids[0]] if finished else ids
+
+    def observations(self, *, chats: bool = True) -> Callable[[str], list[int]]:
+        """Return what encodes a text that an environment says between two turns of this policy.
+
+        A chat has it as a user's turn, up to where the policy's next one begins; plain text has it as it is. Special
+        tokens that are spelt out in it are encoded letter by letter. What it returns may be called on any thread.
+
+        Args:
+            chats: whether a chat may come; without it the template is not tried.
+
+        Raises:
+            UserError: the template refuses a second turn.
+        """
+        if not (chats and self._chats):
+            return self._completion_text.encode
+        ask, answer, told = ("What now?", *_MARKS)
+        turns = [("user", ask), ("assistant", answer), ("user", told)]
+        text = self._render([{"role": role, "content": content} for role, content in turns]) or ""
+        _, found, after = text.partition(answer)
+        between, told_found, rest = after.partition(told)
+        if not (found and told_found):
+            raise UserError(
+                "the chat template of policy.model shows no second turn, and a task has several: set policy.prompt to "
+                "'plain'"
+            )
+        ends = [self.tokenizer.decode([token]) for token in self.eos_token_ids]  # the policy's turn has its own
+        between = between.removeprefix(next(filter(between.startswith, ends), ""))
+        before, behind = (_tokens(self.tokenizer, part, special=False) for part in (between, rest))
+        return lambda said: [*before, *self._completion_text.encode(said), *behind]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a completion's `ids` up to the first end-of-text, without special tokens.

@@ -1,11 +1,14 @@
-"""A rollout: one question, the whole group of its completions, and their rewards.
+"""A rollout: one question, a whole group of episodes on it, and their rewards.
+
+An episode is what was said to the question: texts of the policy and of an environment (`node.tasks.environments`) in
+turn, of which the policy has the first and the last. Most episodes have one text.
 
 Groups travel as text, because peers may run other models, and carry the seed of
 their question rather than its answer: the receiver rebuilds both. The wire form is
 a MessagePack array with a fixed layout:
 
-    [1, task name, task version, task config hash, seed, question,
-     [[text, finished, reward in [0, 1]], ...], policy name, policy version]
+    [2, task name, task version, task config hash, seed, question,
+     [[[text, ...], finished, reward in [0, 1]], ...], policy name, policy version]
 
 with the hash of what the question's verifier goes by after it, where the seed does not stand for that (`Item.content`).
 `decode` bounds every size before it looks at a value and raises `GroupError` with a
@@ -20,13 +23,15 @@ from typing import NamedTuple
 import msgpack
 
 from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey
+from node.tasks.environments import MAX_TEXTS
 from protocol.value import value
 from protocol.wire.encoding import at_most
 
-FORMAT = 1
+FORMAT = 2
 MAX_GROUP_BYTES = 16 << 20  # where no manifest says another number: 32 completions of 16 thousand tokens have 2 MiB
 MAX_COMPLETIONS = 128
-MAX_TEXT_BYTES = 128 << 10  # of a completion: 16 thousand tokens of eight bytes
+MAX_TEXT_BYTES = 128 << 10  # of a turn: 16 thousand tokens of eight bytes
+MAX_BEFORE_BYTES = 128 << 10  # of all texts of an episode before the last one
 MAX_NAME_BYTES = 256
 
 
@@ -38,22 +43,35 @@ class GroupError(ValueError):
         self.reason = reason
 
 
-class Completion(NamedTuple):
-    """One completion: its text, whether it ended by itself, and its reward."""
+class Episode(NamedTuple):
+    """What was said to a question: texts of policy and environment in turn, the policy's first and last.
 
-    text: str
+    `finished` tells whether the last text ended by itself; those before it did.
+    """
+
+    texts: tuple[str, ...]
     finished: bool
     reward: float
+
+    @property
+    def text(self) -> str:
+        """The policy's last text."""
+        return self.texts[-1]
+
+
+def one_turn(text: str, finished: bool, reward: float) -> Episode:
+    """Return an episode of one text."""
+    return Episode((text,), finished, reward)
 
 
 @value
 class Group:
-    """A question's completions, as made by one policy version."""
+    """Episodes on one question, the group's completions, as made by one policy version."""
 
     task: TaskKey
     seed: int
     question: str
-    completions: tuple[Completion, ...]
+    completions: tuple[Episode, ...]
     policy: str
     policy_version: int
     content: str = ""
@@ -72,26 +90,51 @@ class Question(NamedTuple):
     prompt: Sequence[int]
 
 
+class Tokens(NamedTuple):
+    """An episode's tokens after those of its question, end-of-text included after each turn that finished.
+
+    Those at the places in `given` are the environment's, the others the policy's. `logprobs` are the sampler's, where
+    the engine gives them: nats of each token, NaN where it is given.
+    """
+
+    ids: Sequence[int]
+    given: frozenset[int] = frozenset()
+    logprobs: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, turns: Sequence[Sequence[int]], logprobs: Sequence[float] | None = None) -> "Tokens":
+        """Return an episode's tokens from those of its texts, policy's and environment's in turn."""
+        ids: list[int] = []
+        given: list[int] = []
+        for at, turn in enumerate(turns):
+            if at % 2:
+                given += range(len(ids), len(ids) + len(turn))
+            ids += turn
+        return cls(tuple(ids), frozenset(given), logprobs)
+
+    @property
+    def drawn(self) -> int:
+        """How many of them are the policy's."""
+        return len(self.ids) - len(self.given)
+
+
 @value
 class EncodedGroup:
     """A group under the local policy's tokenizer, whoever made it. Tokens never leave the node.
 
-    `completions` holds, by their place in the group, the tokens of those completions that may be trained on,
-    end-of-text included where one finished: those that were sampled, or a peer's text encoded. `logprobs` are the
-    sampler's, where the engine gives them: nats of each of these tokens. `id` is the group's content id, where it has
-    been asked for.
+    `completions` holds, by their place in the group, the tokens of those completions that may be trained on: those that
+    were sampled, or a peer's texts encoded. `id` is the group's content id, where it has been asked for.
     """
 
     group: Group
     prompt: Sequence[int]
-    completions: Mapping[int, Sequence[int]]
-    logprobs: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    completions: Mapping[int, Tokens]
     id: bytes = b""
 
 
 def encode(group: Group) -> bytes:
     """Return the wire form of `group`; equal groups give equal bytes."""
-    completions = [[c.text, c.finished, float(c.reward)] for c in group.completions]
+    completions = [[list(c.texts), c.finished, float(c.reward)] for c in group.completions]
     fields = [FORMAT, *group.task, group.seed, group.question, completions, group.policy, group.policy_version]
     return msgpack.packb([*fields, group.content] if group.content else fields)
 
@@ -110,9 +153,9 @@ def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:
     try:
         fields = msgpack.unpackb(
             data,
-            list_hook=at_most(MAX_COMPLETIONS + 2),
+            list_hook=at_most(2 * MAX_COMPLETIONS + 2),
             max_str_len=MAX_TEXT_BYTES,
-            max_array_len=MAX_COMPLETIONS,
+            max_array_len=max(MAX_COMPLETIONS, MAX_TEXTS),
             max_map_len=0,
             max_bin_len=0,
             max_ext_len=0,
@@ -130,17 +173,20 @@ def _group(fields: object) -> Group:
     _check(_is_name(name) and _is_name(config), "names")
     _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
     _check(isinstance(completions, list) and 0 < len(completions) <= MAX_COMPLETIONS, "completions")
-    made = tuple(map(_completion, completions))
+    made = tuple(map(_episode, completions))
     _check(_is_name(policy) and all(map(_is_name, content)), "names")
     _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
     return Group(TaskKey(name, version, config), seed, question, made, policy, policy_version, "".join(content))
 
 
-def _completion(fields: object) -> Completion:
+def _episode(fields: object) -> Episode:
     match fields:
         # Rewards are drawn by before they are verified: their sums and squares must be numbers.
-        case [str() as text, bool() as finished, float() as reward] if 0 <= reward <= 1:
-            return Completion(text, finished, reward)
+        case [list() as texts, bool() as finished, float() as reward] if 0 <= reward <= 1:
+            _check(len(texts) % 2 == 1 and len(texts) <= MAX_TEXTS, "turns")
+            _check(all(isinstance(text, str) for text in texts), "texts")
+            _check(sum(len(text.encode(errors="replace")) for text in texts[:-1]) <= MAX_BEFORE_BYTES, "texts")
+            return Episode(tuple(texts), finished, reward)
     raise GroupError("malformed", "completion")
 
 

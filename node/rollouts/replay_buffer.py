@@ -57,7 +57,7 @@ _EMPTY = "".join(  # of the tables of this format and of older ones
     f"DROP TABLE IF EXISTS {table};"
     for table in ("groups", "uses", "buried", "probes", "pulls", "own_lengths", "own_results")
 )
-FORMAT = 3  # of the tables; a file of another format is emptied
+FORMAT = 4  # of the tables and the groups in them; a file of another format is emptied
 _CLEAR = ("DELETE FROM groups", "DELETE FROM uses", "DELETE FROM buried", "DELETE FROM own_results")
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 OWN = "self"  # who signed this node's own groups: no peer's id
@@ -84,11 +84,13 @@ def own_shared(group: Group, now: float) -> Shared:
 
 
 def texts_id(group: Group) -> bytes:
-    """Return 16 bytes that name a group by its question and its completions' texts, whatever their order."""
+    """Return 16 bytes that name a group by its question and the texts of its episodes, in whatever order these are."""
     digest = hashlib.sha256()
-    for text in (group.task.name, group.question, *sorted(completion.text for completion in group.completions)):
-        data = text.encode(errors="replace")
-        digest.update(len(data).to_bytes(4, "big") + data)
+    for texts in ((group.task.name, group.question), *sorted(completion.texts for completion in group.completions)):
+        digest.update(len(texts).to_bytes(4, "big"))
+        for text in texts:
+            data = text.encode(errors="replace")
+            digest.update(len(data).to_bytes(4, "big") + data)
     return digest.digest()[:16]
 
 

@@ -14,7 +14,7 @@ of the drawn alone would sum to zero, and lose groups whose one right answer is 
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node.rollouts.group import EncodedGroup
 from protocol.value import value
@@ -26,7 +26,9 @@ FLAT = 1e-9  # rewards closer than this are equal: a group in which all are equa
 
 @value
 class Sample:
-    """One completion to train on: its tokens after those of its prompt, weighted by `advantage`.
+    """One completion to train on: an episode's tokens after those of its prompt, weighted by `advantage`.
+
+    Those at the places in `given` are an environment's: the policy reads them, and is not trained on them.
 
     `weight` is what it counts in the round's loss beside the others, where a whole own group counts 1 (see
     `node.training.batch`). Samples of one group have one `group`, a number that no other group of the round has.
@@ -43,6 +45,16 @@ class Sample:
     logprobs: Sequence[float] | None = None
     source: bytes = b""
     index: int = 0
+    given: frozenset[int] = frozenset()
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens it trains on."""
+        return len(self.completion) - len(self.given)
+
+    def without_tokens(self) -> "Sample":
+        """Return the row that trains on nothing."""
+        return replace(self, completion=(), given=frozenset())
 
 
 @value
@@ -231,6 +243,5 @@ def _pull(sample: Sample) -> float:
 
 
 def _sample(one: EncodedGroup, index: int, advantage: float, weight: float, number: int, external: bool) -> Sample:
-    return Sample(
-        one.prompt, one.completions[index], advantage, weight, number, external, one.logprobs.get(index), one.id, index
-    )
+    ids, given, logprobs = one.completions[index]
+    return Sample(one.prompt, ids, advantage, weight, number, external, logprobs, one.id, index, given)

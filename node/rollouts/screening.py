@@ -4,11 +4,12 @@ Most groups that arrive are never drawn. So a group is only read before it enter
 layout, its bounds, whether its task is ours, and that its question is not held out. Whether it is true is checked when
 a round draws it (`Screening`).
 
-Ground truth is regenerated, never received. The seed gives the question and the answer, and the texts that the draw
-rests on are scored here. A claimed question or reward that differs is a lie. It costs its signer, and the signer's
-other groups are not drawn any more. Nobody is at fault for a task that this node does not run, a question that its
-policy has no room for, or a text that cannot be scored here (`node.tasks.verdicts`). Nor is anybody at fault for a
-held-out question: nodes of an earlier release, or with fewer test questions, do not hold it out.
+Ground truth is regenerated, never received. The seed gives the question and the answer, and the episodes that the draw
+rests on are scored here; those of several turns are played again (`node.tasks.environments`). A claimed question or
+reward that differs is a lie. It costs its signer, and the signer's other groups are not drawn any more. Nobody is at
+fault for a task that this node does not run or cannot check, a question that its policy has no room for, or an episode
+that cannot be scored here (`node.tasks.verdicts`). Nor is anybody at fault for a held-out question: nodes of an earlier
+release, or with fewer test questions, do not hold it out.
 
 A drawn group goes through these states, and no other:
 
@@ -32,10 +33,11 @@ from typing import NamedTuple
 
 from node.config import SamplingConfig
 from node.errors import UserError
-from node.rollouts.group import MAX_GROUP_BYTES, Completion, EncodedGroup, Group, GroupError, Question, decode
+from node.rollouts.group import MAX_GROUP_BYTES, EncodedGroup, Episode, Group, GroupError, Question, Tokens, decode
 from node.rollouts.own_results import OwnResults
 from node.rollouts.sampling import RIGHT, Candidate, Draw, Pick, Place, Rule
 from node.tasks import Item
+from node.tasks.environments import start_of
 from node.tasks.prompting import takes_more
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
@@ -61,9 +63,9 @@ BLAMELESS = frozenset(
 
 EncodePrompt = Callable[[Item], Sequence[int] | None]
 """Returns the tokens that ask an item, or None where the local policy has no room for them."""
-EncodeCompletion = Callable[[Completion], Sequence[int] | None]
-"""Returns the tokens of a completion, or None where it is longer than one of this node's may be."""
-Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of a completion
+EncodeEpisode = Callable[[Sequence[int], Episode], Tokens | None]
+"""Returns the tokens of an episode after a prompt, or None where it is longer than one of this node's may be."""
+Row = tuple[Sequence[int], Tokens]  # the tokens of a prompt, and of an episode
 Surprises = Callable[[Sequence[Row]], list[float]]
 Judged = Callable[[Callable[[float], list[MaybeLate]], float], list[MaybeLate]]
 """A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
@@ -107,8 +109,8 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
     """Return the group that a peer sent; nothing in it is verified yet.
 
     Raises:
-        GroupError: it is malformed or too large, has too few or too many completions, its task is not ours, or its
-            question is held out. A task whose groups are not shared counts as not ours.
+        GroupError: it is malformed or too large, has too few or too many completions or turns, its task is not ours, or
+            its question is held out. A task whose groups are not shared counts as not ours.
     """
     group = decode(body, max_bytes)
     task = tasks.shared(group.task)
@@ -116,6 +118,8 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
         raise GroupError("unknown_task", group.task.name)
     if not 2 <= len(group.completions) <= max_completions:
         raise GroupError("group_size", str(len(group.completions)))
+    if start_of(task) is None and any(len(one.texts) > 1 for one in group.completions):
+        raise GroupError("turns", group.task.name)
     if tasks.is_held_out(task, group.question):
         raise GroupError("held_out", group.task.name)
     return group
@@ -173,7 +177,7 @@ def check(
         question = rebuild(group, tasks, encode_prompt)
     except GroupError as error:
         return ReadResult(None, error.reason)
-    verdicts = score([Answer(question.task, question.item, one.text) for one in group.completions])
+    verdicts = score([_answer(question, one) for one in group.completions])
     reason = compare(group, enumerate(verdicts))
     return ReadResult(None, reason) if reason else ReadResult(group, "")
 
@@ -186,7 +190,7 @@ class ScreeningContext:
         sampling: the bounds on what a peer may teach, and how many groups a round takes.
         tasks: those that this node verifies.
         read: returns groups of the replay buffer by their ids.
-        encode_prompt, encode: return tokens under the local policy.
+        encode_prompt, encode: return a question's and an episode's tokens under the local policy.
         surprises: returns how surprising completions are under the local policy, in nats.
         judged: waits for verdicts.
     """
@@ -195,7 +199,7 @@ class ScreeningContext:
     tasks: TaskSet
     read: Callable[[Iterable[bytes]], Mapping[bytes, Group]]
     encode_prompt: EncodePrompt
-    encode: EncodeCompletion
+    encode: EncodeEpisode
     surprises: Surprises
     judged: Judged
 
@@ -336,30 +340,26 @@ class Screening:
         return replace(self.asked, count=max(min(free, room), 0), per_signer=most, taken=taken)
 
     def _answers(self) -> list[Answer]:
-        return [
-            Answer(one.question.task, one.question.item, one.group.completions[place].text)
-            for one in self._pending
-            for place in one.places
-        ]
+        return [_answer(one.question, one.group.completions[place]) for one in self._pending for place in one.places]
 
     def _take(self, true: Sequence[_Pending], own: OwnResults) -> None:
         """Take the picks of true groups that may be trained on; refuse a group whose good picks are all left out.
 
         A group without a good pick is refused if all of its picks are left out. The first pick's reason counts.
         """
-        tokens: dict[Place, Sequence[int]] = {}
+        tokens: dict[Place, Tokens] = {}
         why: dict[Place, str] = {}
         asked: list[tuple[Place, Row]] = []
         for one in true:
             for pick in one.picks:
                 place = (pick.id, pick.index)
                 made = one.group.completions[pick.index]
-                encoded = self.context.encode(made)
+                encoded = self.context.encode(one.question.prompt, made)
                 bare = says_nothing_else(one.question, made)
                 why[place] = "too_long" if encoded is None else self._over_long(one, encoded, bare, own)
                 if encoded is not None and not why[place]:
                     tokens[place] = encoded
-                    if encoded and not bare:
+                    if encoded.drawn and not bare:
                         asked.append((place, (one.question.prompt, encoded)))
         self._bound_surprise(asked, why)
         self.left_out.update(filter(None, why.values()))
@@ -375,7 +375,7 @@ class Screening:
             self.usable[key] = EncodedGroup(one.group, one.question.prompt, picked, id=key)
             self.picks += good
 
-    def _over_long(self, one: _Pending, encoded: Sequence[int], bare: bool, own: OwnResults) -> str:
+    def _over_long(self, one: _Pending, encoded: Tokens, bare: bool, own: OwnResults) -> str:
         sampling = self.context.sampling
         if not sampling.max_length_ratio or sampling.source != "peers" or bare:
             return ""
@@ -383,7 +383,7 @@ class Screening:
         if task not in self._usual:
             self._usual[task] = own.usual_length(task)
         usual = self._usual[task]
-        return "over_long" if usual and len(encoded) > sampling.max_length_ratio * usual else ""
+        return "over_long" if usual and encoded.drawn > sampling.max_length_ratio * usual else ""
 
     def _bound_surprise(self, asked: Sequence[tuple[Place, Row]], why: dict[Place, str]) -> None:
         bound = self.context.sampling.max_surprise
@@ -393,9 +393,16 @@ class Screening:
         why |= {place: "too_surprising" for (place, _), one in zip(asked, found, strict=True) if not one <= bound}
 
 
-def says_nothing_else(question: Question, made: Completion) -> bool:
-    """Tell whether a completion is the bare right answer to a task that pays no other text: nothing can hide in it."""
-    if made.reward < RIGHT or made.text != question.item.answer:
+def _answer(question: Question, one: Episode) -> Answer:
+    return Answer(question.task, question.item, one.text, one.texts[:-1])
+
+
+def says_nothing_else(question: Question, made: Episode) -> bool:
+    """Tell whether a completion is the bare right answer to a task that pays no other text: nothing can hide in it.
+
+    Of an episode with an environment nobody knows.
+    """
+    if start_of(question.task) is not None or made.reward < RIGHT or made.text != question.item.answer:
         return False
     if submit_of(question.task) is not None:  # `takes_more` would score again, in another process
         return False

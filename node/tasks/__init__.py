@@ -8,8 +8,10 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     questions        which questions are the same, and which are held out for evaluation
     task_set         the tasks of a node: what training asks next, what evaluation asks
     verdicts         what an answer earns; other people's code scores in worker processes
+    environments     tasks of several turns, and peers' episodes played again
     prompting        around any task: solved examples, an instruction, where its answer is read
     builtin          small families and natural arithmetic, in the standard library only
+    guess            a game of several turns: higher or lower
     dataset          questions and answers from a file, or from a set on the hub
     rewards          rows and reward functions in TRL's form
     reward_functions calls them as TRL does, in a process of their own
@@ -27,6 +29,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     builtin/NAME            one of them
     builtin/summands        `12=`, which has many right answers
     builtin/arithmetic      `What is 3 + 4?`, for models that know words
+    builtin/guess           find a number in three turns, told higher or lower
     dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
     file, file/LABEL        a Python file of yours
     rewards, rewards/LABEL  rows and reward functions in TRL's form
@@ -49,6 +52,7 @@ from node.config import AnswerMode, TaskConfig
 from node.tasks.questions import DEFAULT_SPLIT, Split
 
 if TYPE_CHECKING:
+    from node.tasks.environments import Start
     from node.tasks.task_set import TaskSet
 
 MAX_QUESTION_BYTES = 64 << 10
@@ -97,6 +101,8 @@ class Task(Protocol):
                       without it, or where it is empty, they are shared
         submit        queues a text for a worker process (`node.tasks.verdicts.Submit`); other people's tasks get
                       theirs when they are loaded
+        start         begins an episode of several turns, which then takes the place of `verify`; and
+        replayable    whether peers may play it again: see `node.tasks.environments`
     """
 
     @property
@@ -147,6 +153,16 @@ class Wrapper:
     def unshared(self) -> str:
         """Why the task's groups are not shared with peers; empty if they are."""
         return getattr(self.base, "unshared", "")
+
+    @property
+    def start(self) -> "Start | None":
+        """What begins an episode; None if the task has no environment."""
+        return getattr(self.base, "start", None)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether peers may play its episodes again."""
+        return getattr(self.base, "replayable", False)
 
 
 def config_hash(config: Mapping[str, object]) -> str:
@@ -219,10 +235,12 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
 
 
 def _load_one(config: TaskConfig, group: str, name: str) -> Task:
-    from node.tasks import builtin, dataset, reasoning_gym, rewards, third_party, verifiers
+    from node.tasks import builtin, dataset, guess, reasoning_gym, rewards, third_party, verifiers
 
     if config.name == "builtin/arithmetic":
         return builtin.load_arithmetic(config.options)
+    if config.name == guess.NAME:
+        return guess.load_guess(**config.options)
     if group == "reasoning-gym" and name:
         return reasoning_gym.load_reasoning_gym(name, config.options)
     if group == verifiers.KIND and name:
@@ -238,10 +256,11 @@ def _load_one(config: TaskConfig, group: str, name: str) -> Task:
 
 def task_names() -> list[str]:
     """Return the names of all kinds of task that there are here, entry points included."""
+    from node.tasks import guess
     from node.tasks.builtin import BY_NAME
     from node.tasks.reasoning_gym import SCORERS
     from node.tasks.third_party import installed
 
-    builtin = ["builtin", *(f"builtin/{name}" for name in BY_NAME), "builtin/arithmetic"]
+    builtin = ["builtin", *(f"builtin/{name}" for name in BY_NAME), "builtin/arithmetic", guess.NAME]
     gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
     return [*builtin, "dataset", "file", "rewards", *gym, *sorted(installed())]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from node.config import TaskConfig, is_rewards_task
 from node.tasks import Item, Task, derive_seed, load_tasks
 from node.tasks.answers import MAX_TEXT, show
+from node.tasks.environments import Done, Observation, Start, start_of, step
 from node.tasks.prompting import own_mode, solution
 
 SEEDS = 64
@@ -41,10 +42,11 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     yield Finding(items == [task.make(seed) for seed in seeds], "the same seeds give the same questions again")
     same = all(digest_elsewhere(config, hash_seed) == digest([config]) for hash_seed in HASH_SEEDS)
     yield Finding(same, f"and in other processes, with PYTHONHASHSEED {' and '.join(HASH_SEEDS)}")
-    yield _right_answers(task, items)
+    start = start_of(task)
+    yield _right_answers(task, items) if start is None else _plays_again(start, items)
     # What is right by chance is wrong where another answer is right.
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
-    rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]
+    rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]  # in the first turn
     fine = all(0 <= reward < 1 for reward in rewards)
     yield Finding(fine, f"rubbish earns {max(rewards):g} at most")
 
@@ -76,6 +78,21 @@ def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
         check=False,
     )
     return done.stdout.strip()
+
+
+def _plays_again(start: Start, items: list[Item]) -> Finding:
+    """Play rubbish twice: what is told and paid must be the same."""
+    same = all(_told(start, item) == _told(start, item) for item in items[:8])
+    return Finding(same, "the same turns are answered alike again")
+
+
+def _told(start: Start, item: Item) -> list[Observation | Done]:
+    environment, told = start(item), []
+    for text in RUBBISH:
+        told.append(step(environment, text))
+        if isinstance(told[-1], Done):
+            break
+    return told
 
 
 def _right_answers(task: Task, items: list[Item]) -> Finding:

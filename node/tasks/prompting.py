@@ -9,14 +9,17 @@ otherwise has the same task, and trains a peer's completion as an answer to its 
 decides what a text earns: it is part of the configuration hash.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from node.config import AnswerMode, TaskConfig
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, Wrapper, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
+from node.tasks.environments import start_of
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Submit, Verdict, already, submit_of
+from node.tasks.verdicts import Submit, Verdict, already, played, submit_of
 
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
@@ -48,6 +51,10 @@ class Prompted(Wrapper):
         return lambda item, text, is_own: (
             already(0.0) if (read := self._read(text)) is None else submit(item, read, is_own)
         )
+
+    def submit_episode(self, item: Item, texts: Sequence[str], is_own: bool) -> "Future[Verdict]":
+        """Queue an episode, to be played again by a worker process of the task's."""
+        return played(self.base)(item, texts, is_own)
 
     @property
     def answer_mode(self) -> AnswerMode:
@@ -95,6 +102,8 @@ def prompted(task: Task, config: TaskConfig, held_out: HeldOut | None = None) ->
         return task
     key = task.key
     if config.answer is not None:
+        if start_of(task) is not None:
+            raise UserError(f"task {key.name!r} has an environment, which reads its turns itself: leave out answer")
         read = {"prompting": VERSION, "task": key.config, "answer": config.answer}
         key = key._replace(config=config_hash(read))
     wrapped = Prompted(task, key, config.examples, config.answer, config.instruction, held_out or HeldOut([task]))

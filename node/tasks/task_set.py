@@ -35,6 +35,7 @@ import structlog
 
 from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
+from node.tasks.environments import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split, question_id, text_id
 from node.tasks.verdicts import submit_of
 
@@ -66,7 +67,11 @@ def test_ids_of(task: Task) -> frozenset[bytes] | None:
 
 def unshared(task: Task) -> str:
     """Return why a task's groups are not shared with peers; nothing if they are."""
-    return getattr(task, "unshared", "")
+    if getattr(task, "unshared", ""):
+        return str(task.unshared)  # type: ignore[attr-defined]
+    if start_of(task) is not None and not getattr(task, "replayable", False):
+        return "its environment does not say replayable = True, so no peer can check its rewards"
+    return ""
 
 
 def bare_of(task: Task) -> Task:

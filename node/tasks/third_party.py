@@ -4,8 +4,9 @@
     name = "file/riddles"       # or "file": what follows the stroke is a name of yours
     options = { path = "riddles.py" }
 
-The file has `make(seed) -> Item`, and `verify(item, text) -> float` where an exact match is not enough. Its bytes
-are part of the configuration hash; its path stays at home.
+The file has `make(seed) -> Item`, and `verify(item, text) -> float` where an exact match is not enough, or
+`start(item)` where an answer takes several turns (`node.tasks.environments`). Its bytes are part of the configuration
+hash; its path stays at home.
 
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
 
@@ -21,6 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
 from math import nan
@@ -35,6 +37,7 @@ from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, derive_seed, is_text, task_names
 from node.tasks.answers import READERS, same_output
+from node.tasks.environments import Environment, Start, play_again, start_of
 
 KIND = "file"
 VERSION = 1
@@ -110,6 +113,17 @@ class ThirdPartyTask(Wrapper):
             self._complain(f"verify of {text[:QUOTED]!r} returned {shown}: a reward is a number from 0 to 1, or None")
         return number
 
+    @property
+    def start(self) -> Start | None:
+        """What begins an episode; None if the task has no environment."""
+        return None if start_of(self.base) is None else self._start
+
+    def _start(self, item: Item) -> Environment:
+        try:
+            return start_of(self.base)(item)  # type: ignore[misc]  # `start` says that there is one
+        except Exception as error:  # noqa: BLE001  # it may raise anything
+            self._failed("start", error)
+
     def _failed(self, doing: str, error: Exception) -> NoReturn:
         raise TaskError(f"task {self.key.name!r}: {doing} {described(error)}") from error
 
@@ -169,6 +183,8 @@ class FileTask:
     maker: Callable[[int], Item]
     verifier: Callable[[Item, str], float | None]
     answer_mode: AnswerMode = "whole"
+    start: Start | None = None
+    replayable: bool = False
 
     def make(self, seed: int) -> Item:
         return self.maker(seed)
@@ -186,14 +202,20 @@ def load_file(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
     module, digest = run_file(name, path)
     if not callable(getattr(module, "make", None)):
         raise TaskError(f"task {name!r}: {path} has no function make(seed): see `gossamer tasks template`")
-    verifier = getattr(module, "verify", _exact)
+    start: Any = getattr(module, "start", None)
+    verifier = getattr(module, "verify", _exact if start is None else partial(_played, start))
     mode: Any = getattr(module, "answer_mode", "whole")
     key = TaskKey(name, VERSION, config_hash({"sha256": digest}))
-    return checked(name, FileTask(key, module.make, verifier, mode))
+    replayable = getattr(module, "replayable", False) is True
+    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable))
 
 
 def _exact(item: Item, text: str) -> float:
     return float(same_output(text, item.answer))
+
+
+def _played(start: Start, item: Item, text: str) -> float | None:
+    return play_again(start, item, [text])
 
 
 class _Source(InspectLoader):

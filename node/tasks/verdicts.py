@@ -36,6 +36,7 @@ from node.errors import UserError, one_line
 from node.processes.machine import usable_cores
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
 from node.tasks import Item, Task, TaskKey, Wrapper
+from node.tasks.environments import play_again, start_of
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text's turn did not come in time
@@ -67,11 +68,19 @@ class Scored(float):
 
 
 class Answer(NamedTuple):
-    """A text to be scored as an answer to an item of a task."""
+    """A text to be scored as an answer to an item of a task; in an episode, after the texts said `before` it."""
 
     task: Task
     item: Item
     text: str
+    before: tuple[str, ...] = ()
+
+    def judged(self) -> Verdict:
+        """Return the verdict, found in this process; raise what the task raises."""
+        start = start_of(self.task)
+        if start is None:
+            return self.task.verify(self.item, self.text)
+        return play_again(start, self.item, (*self.before, self.text))
 
 
 def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdict]:
@@ -121,11 +130,18 @@ def submit_of(task: Task) -> Submit | None:
     return getattr(task, "submit", None)
 
 
+def played(task: Task) -> "Callable[[Item, Sequence[str], bool], Future[Verdict]]":
+    """Return what plays a task's episodes again in its worker processes, like its `submit`."""
+    return task.submit_episode  # type: ignore[attr-defined]  # every task with a `submit` and a `start` has it
+
+
 def _submitted(answer: Answer, is_own: bool) -> "Future[Verdict] | None":
     submit = submit_of(answer.task)
     if submit is None:
         return None
     try:
+        if start_of(answer.task) is not None:
+            return played(answer.task)(answer.item, (*answer.before, answer.text), is_own)
         return submit(answer.item, answer.text, is_own)
     except Exception as error:  # noqa: BLE001  # as in `_in_place`
         return already(_raised(answer, error))
@@ -144,7 +160,7 @@ def _in_place(answer: Answer, deadline: float) -> MaybeLate:
     if time.monotonic() > deadline:
         return LATE
     try:
-        return answer.task.verify(answer.item, answer.text)
+        return answer.judged()
     except Exception as error:  # noqa: BLE001  # a task may raise anything; its failure is not the round's
         return _raised(answer, error)
 
@@ -336,6 +352,11 @@ class IsolatedTask(Wrapper):
         """Queue a text for a worker process."""
         return self.workers.submit({"call": "score", "item": asdict(item), "text": text}, is_own)
 
+    def submit_episode(self, item: Item, texts: Sequence[str], is_own: bool) -> "Future[Verdict]":
+        """Queue an episode, to be played again by a worker process."""
+        *before, text = texts
+        return self.workers.submit({"call": "score", "item": asdict(item), "text": text, "before": before}, is_own)
+
 
 def isolated(task: Task, config: TaskConfig) -> IsolatedTask:
     """Return `task`, which `config` names, with its answers scored in worker processes."""
@@ -362,7 +383,7 @@ def main() -> None:
     send(channel, {})
     while True:
         request = receive(channel)
-        send(channel, _scored(task, _item(request["item"]), request["text"]))
+        send(channel, _scored(Answer(task, _item(request["item"]), request["text"], (*request.get("before", ()),))))
 
 
 def _bound_memory() -> None:
@@ -375,9 +396,9 @@ def _item(fields: dict[str, Any]) -> Item:
     return Item(**{**fields, "examples": tuple(map(tuple, fields["examples"]))})
 
 
-def _scored(task: Task, item: Item, text: str) -> Message:
+def _scored(answer: Answer) -> Message:
     try:
-        return {"reward": task.verify(item, text)}
+        return {"reward": answer.judged()}
     except MemoryError:
         return {"error": "out of memory"}
     except Exception as error:  # noqa: BLE001  # it may raise anything

@@ -14,6 +14,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "other_content": "a group of another edition of the same data set; nobody's fault",
         "unknown_task": "a group of a task that this node does not run; nobody's fault",
         "held_out": "a group on a question that is held out for evaluation here; nobody's fault",
+        "turns": "a group with several turns, of a task that has one",
         "false_topic": "a group under the topic of another task than its own",
         "unverifiable": "this node's task failed to make a group's question; nobody's fault",
         "unscorable": "this node could not score a group's text in time, or at all; nobody's fault",

@@ -4,6 +4,9 @@
      "policy": ..., "policy_version": ..., "task": ..., "seed": ...,
      "question": ..., "text": ..., "reward": ..., "finished": ...}
 
+The text is the policy's last one. An episode of several turns has "texts" beside it: all of them, policy's and
+environment's in turn.
+
 The best and the worst completion of a group are kept, or one if all are alike. Texts may be a peer's and mean anything:
 they are cut to a length, the file holds nothing outside ASCII, and who shows them quotes them (`quoted`) or escapes
 them for the page that they go into.
@@ -43,6 +46,20 @@ def quoted(text: str) -> str:
     return ascii(text)[1:-1]
 
 
+def texts_of(row: Row) -> list[str]:
+    """Return the texts of a row's episode."""
+    return list(map(str, row.get("texts") or [row.get("text")]))
+
+
+def in_one_line(texts: Sequence[str]) -> str:
+    """Return an episode's texts, quoted, with an arrow before each turn: ← of the environment, → of the policy.
+
+    No arrow is in a quoted text.
+    """
+    arrows = ("→", "←")
+    return " ".join(f"{arrows[at % 2]} {quoted(text)}" for at, text in enumerate(texts)).removeprefix("→ ")
+
+
 def _rows(number: int, whose: str, age: float, group: Group) -> list[Row]:
     ranked = sorted(group.completions, key=lambda one: -one.reward)
     kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
@@ -57,6 +74,7 @@ def _rows(number: int, whose: str, age: float, group: Group) -> list[Row]:
             "seed": group.seed,
             "question": _cut(group.question),
             "text": _cut(one.text),
+            **({"texts": list(map(_cut, one.texts))} if len(one.texts) > 1 else {}),
             "reward": one.reward,
             "finished": one.finished,
         }

@@ -12,7 +12,8 @@ that are configured (`node.rollouts.rules.configured_weight`),
     luspo                       1/W  sum over rows  w_r  (sum of l over the row's tokens)
     dapo, cispo, bnpo, vespo    1/W  sum over sides w_s  (mean of l over the side's tokens)
 
-where the rows of all own groups together are one side, as DAPO has it, and those of each external
+where a row's tokens are those that a policy drew: what an environment said in between is read, and not trained on
+(TRL's `tool_mask`). The rows of all own groups together are one side, as DAPO has it, and those of each external
 group are a side of their own; w_s is the sum of the w of a side's rows. So a row pulls as hard in
 a round that has few others as in a full one. A full round of own groups alone, whose rows weigh
 the same, has TRL's own loss. Each of these losses scales with its advantages (by any positive
@@ -71,16 +72,16 @@ def make_batches(
             the losses over tokens. Each rank has as many micro-batches, and those of one step have as many rows.
 
     Returns:
-        Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C),
-        all int64, `advantages` (B,) float32, `num_items_in_batch`, a float32 scalar, and for our own use
-        `external` (B,) bool, the rows that are peers'; none where no row has both a token and an
-        advantage. Where samplers gave log-probabilities there are also `sampling_per_token_logps`
+        Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask`, `tool_mask` (B, C),
+        all int64, the last 0 at what an environment said, `advantages` (B,) float32, `num_items_in_batch`, a float32
+        scalar, and for our own use `external` (B,) bool, the rows that are peers'; none where no row has both a token
+        and an advantage. Where samplers gave log-probabilities there are also `sampling_per_token_logps`
         (B, C) float32, NaN where there is none.
     """
-    tokens = sum(len(row.completion) for row in rows)
+    tokens = sum(row.drawn for row in rows)
     batches = []
     factor = _factors(rows, weight, loss_type)
-    scaled = ((row, row.advantage * factor(row)) for row in rows if row.completion)
+    scaled = ((row, row.advantage * factor(row)) for row in rows if row.drawn)
     worth_training = [replace(row, advantage=advantage) for row, advantage in scaled if advantage != 0]
     cost = _laid_out_tokens if shared_prefixes else _padded_tokens
     ordered = _by_prompts(worth_training) if shared_prefixes else sorted(worth_training, key=_length, reverse=True)
@@ -93,7 +94,7 @@ def make_batches(
             "dr_grpo": ranks * len(part) / len(rows),
             "sapo": ranks * len(part) / len(rows),
             "luspo": ranks * len(part) / len(rows),
-            "bnpo": ranks * sum(len(row.completion) for row in part) / tokens,
+            "bnpo": ranks * sum(row.drawn for row in part) / tokens,
         }[loss_type]
         batches.append(_tensors(part, share, tokens, pad_token_id))
     return batches
@@ -107,7 +108,7 @@ def _factors(rows: Sequence[Sample], total: float, loss_type: LossType) -> Calla
     tokens: Counter[int] = Counter()
     for row in rows:
         weights[_side(row)] += row.weight
-        tokens[_side(row)] += len(row.completion)
+        tokens[_side(row)] += row.drawn
     length = tokens.total()
     factors = {side: weights[side] / total * (length / count) for side, count in tokens.items() if count}
     return lambda row: factors[_side(row)]
@@ -172,7 +173,7 @@ def _halves(part: list[Sample]) -> tuple[list[Sample], list[Sample]]:
 def _with_as_many_rows(step: Sequence[Sequence[Sample]]) -> list[list[Sample]]:
     """Fill up the parts of a step, of which the first has a row, so that the ranks' tensors are alike."""
     model, *_ = step[0]
-    filler = replace(model, prompt=model.prompt[-1:], completion=(), advantage=0.0, external=False)
+    filler = replace(model.without_tokens(), prompt=model.prompt[-1:], advantage=0.0, external=False)
     most = max(map(len, step))
     filled = [[*part, *[filler] * (most - len(part))] for part in step]
     if any(row.logprobs is not None for part in step for row in part):
@@ -211,6 +212,11 @@ def parts_within(batch: Batch, budget: int, loss_type: LossType, shared_prefixes
     return [part for half in halves for part in parts_within(half, budget, loss_type, shared_prefixes)]
 
 
+def drawn_mask(batch: Batch) -> torch.Tensor:
+    """Return which tokens a micro-batch trains on, (B, C) int64."""
+    return batch["completion_mask"] * batch["tool_mask"]
+
+
 def _some_rows(batch: Batch, rows: slice, loss_type: LossType) -> Batch:
     """Return some rows of a micro-batch, without the padding that only the others needed, scaled as a part of it."""
     mask = batch["completion_mask"]
@@ -220,7 +226,8 @@ def _some_rows(batch: Batch, rows: slice, loss_type: LossType) -> Batch:
     if loss_type in PER_ROW:
         share = len(mask[rows]) / len(mask)
     elif loss_type == "bnpo":
-        share = float(mask[rows].sum() / mask.sum())
+        drawn = drawn_mask(batch)
+        share = float(drawn[rows].sum() / drawn.sum())
     part = {name: values[rows] if values.dim() else values for name, values in batch.items()}
     for name, values in part.items():
         if name.startswith("prompt_"):
@@ -240,6 +247,7 @@ def _tensors(rows: Sequence[Sample], scale: float, tokens: int, pad: int) -> Bat
         "prompt_mask": torch.tensor([[0] * gap + [1] * len(ids) for gap, ids in prompts]),
         "completion_ids": torch.tensor([list(ids) + [pad] * gap for gap, ids in completions]),
         "completion_mask": torch.tensor([[1] * len(ids) + [0] * gap for gap, ids in completions]),
+        "tool_mask": torch.tensor([[int(at not in row.given) for at in range(completion_width)] for row in rows]),
         "advantages": torch.tensor([row.advantage * scale for row in rows]),
         "num_items_in_batch": torch.tensor(float(tokens)),
         "external": torch.tensor([row.external for row in rows]),

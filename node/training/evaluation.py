@@ -9,6 +9,7 @@ without evaluations.
 """
 
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,12 @@ from typing import Any
 import structlog
 
 from node.config import EvalConfig
-from node.engines import Generated, RolloutEngine, SamplingParams
+from node.engines import RolloutEngine, SamplingParams
+from node.engines.episodes import Asked, Episodes, Played, play
 from node.errors import UserError
 from node.policy.load import Policy
 from node.tasks import Item, Task, derive_seed
+from node.tasks.environments import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import Answer
@@ -79,13 +82,13 @@ class Outcome:
     """One question, its completions and the reward of each."""
 
     item: Item
-    answers: Sequence[Generated]
+    answers: Sequence[Played]
     rewards: Sequence[float]
 
     @property
     def texts(self) -> list[str]:
-        """The completions without white space around them."""
-        return [one.text.strip() for one in self.answers]
+        """What the policy said in each completion, without white space around it."""
+        return ["\n".join(text.strip() for text in one.texts[::2]) for one in self.answers]
 
 
 Answers = dict[str, list[Outcome]]  # by task
@@ -221,7 +224,9 @@ def answer(
         return longest is None or len(policy.encode_prompt(item)) <= longest
 
     answers = {
-        name: list(_ask(policy, engine, task, held_out(tasks, task, seed, count, fits), seed, sampling, completions))
+        name: list(
+            _ask(policy, engine, task, held_out(tasks, task, seed, count, fits), seed, sampling, completions, longest)
+        )
         for name, task in zip(_names(tasks.tasks), tasks.tasks, strict=True)
     }
     return {name: outcomes for name, outcomes in answers.items() if outcomes}
@@ -286,7 +291,7 @@ def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
     Of each question one completion is taken: they are alike in distribution, and one costs one pass.
     """
     outcomes = [outcome for found in answers.values() for outcome in found]
-    rows = [(policy.encode_prompt(one.item), one.answers[0].token_ids) for one in outcomes]
+    rows = [(policy.encode_prompt(one.item), one.answers[0].tokens) for one in outcomes]
     found = entropies(policy, rows, temperature)
     return sum(float(one.sum()) for one in found) / max(sum(map(len, found)), 1)
 
@@ -320,17 +325,20 @@ def _ask(
     seed: int,
     sampling: SamplingParams,
     completions: int,
+    longest: int | None,
 ) -> Iterator[Outcome]:
+    plays = start_of(task) is not None
+    encode = policy.observations(chats=plays)
     size = max(ROWS // completions, 1)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
-        prompts = [policy.encode_prompt(item) for item in batch]
+        asked = [Asked(task, item, policy.encode_prompt(item)) for item in batch]
         draw = derive_seed("eval-sampling", seed, *task.key, start)
-        made = engine.generate(prompts, completions, sampling, draw)
-        pairs = zip(batch, made, strict=True)
+        made = play(engine, Episodes(asked, completions, sampling, draw, longest or sys.maxsize, encode))
+        pairs = [] if plays else zip(batch, made, strict=True)
         verdicts = iter(judge([Answer(task, item, one.text) for item, answers in pairs for one in answers]))
         for item, answers in zip(batch, made, strict=True):
-            rewards = [next(verdicts) for _ in answers]
+            rewards = [one.reward if plays else next(verdicts) for one in answers]
             if None not in rewards:
                 yield Outcome(item, answers, [reward for reward in rewards if reward is not None])
 
@@ -351,7 +359,7 @@ def _score(name: str, outcomes: Sequence[Outcome]) -> Score:
         reward=_mean([reward for outcome in outcomes for reward in outcome.rewards]),
         pass_at={k: _mean([pass_at_k(right, completions, k) for right in solved]) for k in ks},
         finished=_mean([one.finished for outcome in outcomes for one in outcome.answers]),
-        mean_length=_mean([len(one.token_ids) for outcome in outcomes for one in outcome.answers]),
+        mean_length=_mean([one.drawn for outcome in outcomes for one in outcome.answers]),
     )
 
 

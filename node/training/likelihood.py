@@ -15,6 +15,7 @@ import torch
 from node.errors import UserError
 from node.policy.load import Policy
 from node.processes.machine import free_memory, is_out_of_memory
+from node.rollouts.screening import Row
 from node.training.head import only_at
 
 log = structlog.get_logger()
@@ -25,20 +26,19 @@ LOGITS = (
     1 << 27
 )  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few completions
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
-Row = tuple[Sequence[int], Sequence[int]]  # the tokens of a prompt, and of its completion
 
 # From log-probabilities (t, V), in nats, and the tokens (t,) that were drawn there, to something of each (t, ...).
 Of = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Distributions = Callable[[Of], torch.Tensor]  # of a completion's T tokens: from that to what it says of all, (T, ...)
+Distributions = Callable[[Of], torch.Tensor]  # of a row's T drawn tokens: from that to what it says of all, (T, ...)
 
 
 def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: float = 1.0) -> Iterator[torch.Tensor]:
-    """Yield, for each row, what `of` says of the distributions from which its completion's T tokens were drawn."""
+    """Yield, for each row, what `of` says of the distributions from which its policy drew T tokens."""
     return (distributions(of) for distributions in _distributions(policy, rows, temperature))
 
 
 def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> Iterator[Distributions]:
-    """Yield the distributions from which each row's completion was drawn, with the tokens that were."""
+    """Yield the distributions from which each row's tokens were drawn, with these tokens."""
     device, vocabulary = policy.model.device, policy.model.config.get_text_config().vocab_size
     slice_of = max(1, PLACES // vocabulary)
     training = policy.model.training
@@ -52,26 +52,32 @@ def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> I
             most = len(part) // 2
             waiting = deque(some[at : at + most] for some in [part, *waiting] for at in range(0, len(some), most))
             continue
-        for (_, made), found in zip(part, torch.split(logits, [len(made) for _, made in part]), strict=True):
-            tokens = torch.split(torch.tensor(made, device=device), slice_of)
+        for (_, made), found in zip(part, torch.split(logits, [made.drawn for _, made in part]), strict=True):
+            drawn = [token for at, token in enumerate(made.ids) if at not in made.given]
+            tokens = torch.split(torch.tensor(drawn, device=device), slice_of)
             yield partial(_by_slices, list(zip(torch.split(found, slice_of), tokens, strict=True)), temperature)
     policy.model.train(training)
 
 
 @torch.no_grad()
 def _logits(policy: Policy, rows: Sequence[Row]) -> torch.Tensor | None:
-    """Return the logits of the rows' completions, one after another, (N, V); None without memory for so many rows.
+    """Return the logits of the rows' drawn tokens, one after another, (N, V); None without memory for so many rows.
 
     Raises:
         UserError: there is none for a single row.
     """
     device = policy.model.device
-    width = max(len(prompt) + len(made) for prompt, made in rows)
-    whole = [[*prompt, *made] for prompt, made in rows]
+    width = max(len(prompt) + len(made.ids) for prompt, made in rows)
+    whole = [[*prompt, *made.ids] for prompt, made in rows]
     ids = torch.tensor([row + [policy.pad_token_id] * (width - len(row)) for row in whole], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in whole], device=device)
     begins = [at * width + len(prompt) - 1 for at, (prompt, _) in enumerate(rows)]
-    places = [begin + at for begin, (_, made) in zip(begins, rows, strict=True) for at in range(len(made))]
+    places = [
+        begin + at
+        for begin, (_, made) in zip(begins, rows, strict=True)
+        for at in range(len(made.ids))
+        if at not in made.given
+    ]
     try:
         with policy.autocast(), only_at(policy.model, torch.tensor(places, device=device)):
             logits: torch.Tensor = policy.model(input_ids=ids, attention_mask=mask).logits.squeeze(0)
@@ -98,7 +104,7 @@ def _parts(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
     part: list[Row] = []
     numbers = 0
     for row in rows:
-        of_row = len(row[1]) * vocabulary
+        of_row = row[1].drawn * vocabulary
         if part and (len(part) == ROWS or numbers + of_row > LOGITS):
             yield part
             part, numbers = [], 0

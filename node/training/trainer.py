@@ -28,7 +28,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
-from node.training.batch import Batch, make_batches, parts_within, tokens_of
+from node.training.batch import Batch, drawn_mask, make_batches, parts_within, tokens_of
 from node.training.checkpoint import (
     Keep,
     begin_checkpoint,
@@ -292,7 +291,7 @@ class SwarmTrainer(GRPOTrainer):
         """Return TRL's loss; on the way, note how likely peers' tokens are before the round changes the weights."""
         loss = super().compute_loss(model, inputs, *others, **named)
         if self.state.global_step % self.args.num_iterations == 0:
-            self._surprise.note(self._latest_logps, inputs["completion_mask"], inputs["external"])
+            self._surprise.note(self._latest_logps, drawn_mask(inputs), inputs["external"])
         return loss
 
     def _get_per_token_logps_and_entropies(
@@ -390,7 +389,7 @@ class SwarmTrainer(GRPOTrainer):
             if self._written is not None and self._written.done():
                 self.wait_for_checkpoint()  # a failure ends the run now
             if self._config.mask_truncated_completions:
-                rows = [row if self._ended(row) else replace(row, completion=()) for row in rows]
+                rows = [row if self._ended(row) else row.without_tokens() for row in rows]
             yield make_batches(
                 rows,
                 self._full_weight,
@@ -453,7 +452,7 @@ class SwarmTrainer(GRPOTrainer):
         trainer's. TRL has it only for a vLLM that it runs itself. A token without its sampler's
         log-probability (NaN) keeps weight 1.
         """
-        mask, old = batch["completion_mask"], batch["old_per_token_logps"]
+        mask, old = drawn_mask(batch), batch["old_per_token_logps"]
         samplers = samplers.to(old.device)
         differences = torch.where((mask == 1) & ~samplers.isnan(), old - samplers, 0.0)
         ratios = differences.exp()

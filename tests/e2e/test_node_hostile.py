@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from node.rollouts.group import MAX_GROUP_BYTES, MAX_TEXT_BYTES, Completion, Group, encode
+from node.rollouts.group import MAX_GROUP_BYTES, MAX_TEXT_BYTES, Group, encode, one_turn
 from node.tasks import load_tasks
 from protocol.credentials.records import Address, make_record
 from protocol.events import Link, Opened
@@ -38,8 +38,8 @@ def honest_group(number: int, is_held_out: bool = False) -> Group:
     seeds = count(1000 * number)
     seed = next(one for one in seeds if TASKS.is_held_out(task, task.make(one).question) == is_held_out)
     item = task.make(seed)
-    right = Completion(item.answer, True, 1.0)
-    return Group(task.key, seed, item.question, (right, *[Completion("no", True, 0.0)] * 7), "p", 0)
+    right = one_turn(item.answer, True, 1.0)
+    return Group(task.key, seed, item.question, (right, *[one_turn("no", True, 0.0)] * 7), "p", 0)
 
 
 def false_reward(seed: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.swarm.reports import Report
 from node.swarm.reports import encode as encode_report
 from node.tasks import TaskKey
@@ -48,7 +48,7 @@ def inputs() -> list[bytes]:
     task = ManifestTask("builtin/sums", 1, "0123456789abcdef", "{}")
     manifest = make_manifest(ME, "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [task], [OTHER.node_id])
     certificate = make_certificate(ME, SWARM, OTHER.public_key, 5, int(UNIX * 1000))
-    completions = (Completion("7", True, 1.0), Completion("8", False, 0.0))
+    completions = (one_turn("7", True, 1.0), one_turn("8", False, 0.0))
     handover = make_handover(ME, CLUB, 0, OTHER.public_key)
     revocations = make_revocations(OTHER, CLUB, [ME.node_id], 3, (handover,))
     seed = Address(Endpoint("10.0.0.1", 7700), ME.curve_key)

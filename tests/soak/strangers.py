@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from node.config import TaskConfig
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.swarm.founding import load_manifest
 from node.swarm.sharing import topic_of
 from node.tasks import Task, derive_seed, load_tasks
@@ -68,7 +68,7 @@ def _group(task: Task, seed: int) -> Group:
     """A group as an honest peer would send it: one right answer, the others those of other questions."""
     item = task.make(seed)
     texts = [item.answer, *(task.make(derive_seed(seed, at)).answer for at in range(1, COMPLETIONS))]
-    made = tuple(Completion(text, True, task.verify(item, text)) for text in texts)
+    made = tuple(one_turn(text, True, task.verify(item, text)) for text in texts)
     return Group(task.key, seed, item.question, made, "stranger", 0)
 
 

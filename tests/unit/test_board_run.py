@@ -16,7 +16,7 @@ from node.board.run import HISTORY_FILE, open_board
 from node.cli.app import run as command
 from node.errors import UserError
 from node.relay import Take
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Group, one_turn
 from node.rollouts.group import encode as encode_group
 from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC, Report, encode
@@ -149,7 +149,7 @@ def test_who_was_revoked_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_groups_are_shown_and_what_is_none_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = (Completion("4", True, 1.0), Completion("5", True, 0.0))
+    made = (one_turn("4", True, 1.0), one_turn("5", True, 0.0))
     group = Group(TaskKey("builtin/sums", 2, "0123"), 1, "2+2=", made, "builtin", 3)
     items = [
         Received(ItemId(bytes(32)), A.node_id, body, time.time(), b"a topic!")

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from node.board import svg
 from node.board.site import FRESH_S, make_site
 from node.board.view import Answer, Rollout, Rollouts, View, ago
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.names import short_name
 from tests.fakes.board import NOW, node_of, view
@@ -190,7 +190,7 @@ def test_the_newest_rollouts_of_each_signer_are_kept_for_some_minutes() -> None:
     kept = Rollouts()
     task = TaskKey("sums", 1, "aa")
     for number in range(10):
-        made = tuple(Completion(f"{number}" * 700, True, reward) for reward in (0.5, 0.0, 1.0))
+        made = tuple(one_turn(f"{number}" * 700, True, reward) for reward in (0.5, 0.0, 1.0))
         kept.add("a", Group(task, number, "1+1=", made, "model", 0), NOW + number)
     kept.add("b", Group(task, 1, "1+2=", made[:2], "model", 0), NOW - 10)
     found = kept.newest(NOW + 20)

@@ -12,8 +12,11 @@ import torch
 from node.config import parse_config
 from node.engines import EngineError, Generated, SamplingParams, make_engine
 from node.engines.ahead import Ahead
+from node.engines.episodes import Asked, Episodes
 from node.engines.hf import HfEngine
+from node.rollouts.group import Tokens
 from node.run import run_node
+from node.tasks.builtin import FAMILIES
 from node.training.likelihood import of_each_token
 from node.training.trainer import importance_weights
 from tests.policies import tiny_policy
@@ -22,6 +25,11 @@ from tests.swarms import GRADED, numbers, rows_of, small_config
 SAMPLING = SamplingParams(temperature=0.7, top_p=1.0, max_completion_length=6)
 PROMPTS = [[1, 5, 6, 7], [1, 8]]
 ALONE = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0}}
+
+
+def episodes(prompts, n, sampling, seed):
+    task = FAMILIES["sums"]()
+    return Episodes([Asked(task, task.make(0), prompt) for prompt in prompts], n, sampling, seed, 100, list)
 
 
 class Slow:
@@ -49,21 +57,21 @@ def test_a_batch_that_was_begun_is_of_the_weights_before_and_new_weights_wait_fo
     slow = Slow()
     engine = Ahead(slow)
     engine.load(3)
-    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.begin(episodes(PROMPTS, 2, SAMPLING, seed=1))
     threading.Timer(0, slow.goes.set).start()
     engine.load(4)
-    assert engine.generate(PROMPTS, 2, SAMPLING, seed=2)[0][0].text == "4", "another batch comes between"
-    assert engine.generate(PROMPTS, 2, SAMPLING, seed=1)[0][0].text == "3"
-    assert engine.generate(PROMPTS, 2, SAMPLING, seed=1)[0][0].text == "4", "it is answered once"
+    assert engine.play(episodes(PROMPTS, 2, SAMPLING, seed=2))[0][0].text == "4", "another batch comes between"
+    assert engine.play(episodes(PROMPTS, 2, SAMPLING, seed=1))[0][0].text == "3"
+    assert engine.play(episodes(PROMPTS, 2, SAMPLING, seed=1))[0][0].text == "4", "it is answered once"
 
 
 def test_a_batch_in_a_checkpoint_answers_for_nothing_else_than_what_it_was_asked_for(tmp_path):
     slow = Slow()
     slow.goes.set()
     engine = Ahead(slow)
-    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
-    made = engine.generate(PROMPTS, 2, SAMPLING, seed=1)
-    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.begin(episodes(PROMPTS, 2, SAMPLING, seed=1))
+    made = engine.play(episodes(PROMPTS, 2, SAMPLING, seed=1))
+    engine.begin(episodes(PROMPTS, 2, SAMPLING, seed=1))
     engine.save(tmp_path)
     for prompts, n, sampling in (
         ([[1, 5, 6, 7], [1, 9]], 2, SAMPLING),  # other tasks, say
@@ -75,7 +83,7 @@ def test_a_batch_in_a_checkpoint_answers_for_nothing_else_than_what_it_was_asked
         resumed._engine.goes.set()
         resumed._engine.version = 7
         resumed.resume(tmp_path)
-        found = resumed.generate(prompts, n, sampling, seed=1)
+        found = resumed.play(episodes(prompts, n, sampling, seed=1))
         assert found[0][0].text == ("-1" if (prompts, n, sampling) == (PROMPTS, 2, SAMPLING) else "7")
     assert found == made
 
@@ -86,15 +94,15 @@ def test_a_batch_that_failed_keeps_no_checkpoint_from_being_written(tmp_path):
             raise RuntimeError("out of luck")
 
     engine = Ahead(Fails())
-    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.begin(episodes(PROMPTS, 2, SAMPLING, seed=1))
     engine.save(tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(RuntimeError, match="out of luck"):
-        engine.generate(PROMPTS, 2, SAMPLING, seed=1)
+        engine.play(episodes(PROMPTS, 2, SAMPLING, seed=1))
 
 
 def test_a_node_that_is_asked_to_stop_waits_for_a_batch_in_work_no_longer_than_its_grace_period(tmp_path, monkeypatch):
-    config = small_config(9, **ALONE, engine={"ahead": 1}, tasks=GRADED, trainer={"stop_grace": 0.2, "save_steps": 50})
+    config = small_config(9, **ALONE, engine={"ahead": 1}, tasks=GRADED, trainer={"stop_grace": 1.0, "save_steps": 50})
     hangs, waited, generate = threading.Event(), [], HfEngine.generate
 
     def hang_ahead(self, *asked):
@@ -119,10 +127,10 @@ def test_closing_ends_a_batch_that_transformers_generate(tmp_path):
     policy = tiny_policy(tmp_path)
     engine = Ahead(HfEngine(replace(policy, eos_token_ids=(10**6,)), ahead=True))
     endless = replace(SAMPLING, max_completion_length=10**6)
-    engine.begin(PROMPTS, 2, endless, seed=1)
+    engine.begin(episodes(PROMPTS, 2, endless, seed=1))
     engine.close()
     with pytest.raises(EngineError, match="closed"):
-        engine.generate(PROMPTS, 2, endless, seed=1)
+        engine.play(episodes(PROMPTS, 2, endless, seed=1))
 
 
 def test_a_failure_is_raised_where_the_batch_is_asked_for_and_closing_waits_for_nothing():
@@ -131,12 +139,12 @@ def test_a_failure_is_raised_where_the_batch_is_asked_for_and_closing_waits_for_
             raise RuntimeError("out of luck")
 
     engine = Ahead(Fails())
-    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.begin(episodes(PROMPTS, 2, SAMPLING, seed=1))
     with pytest.raises(RuntimeError, match="out of luck"):
-        engine.generate(PROMPTS, 2, SAMPLING, seed=1)
+        engine.play(episodes(PROMPTS, 2, SAMPLING, seed=1))
     busy = Slow()
     engine = Ahead(busy)
-    engine.begin(PROMPTS, 2, SAMPLING, seed=1)
+    engine.begin(episodes(PROMPTS, 2, SAMPLING, seed=1))
     engine.rest()
     engine.close()
     assert busy.closed
@@ -160,7 +168,7 @@ def test_tokens_come_with_their_log_probabilities_under_the_copy_that_made_them(
 
 
 def log_probabilities(policy, made):
-    rows = [(prompt, one.token_ids) for prompt, group in zip(PROMPTS, made, strict=True) for one in group]
+    rows = [(prompt, Tokens(one.token_ids)) for prompt, group in zip(PROMPTS, made, strict=True) for one in group]
     chosen = lambda logps, tokens: logps.gather(-1, tokens[:, None]).squeeze(-1)  # noqa: E731
     return list(of_each_token(policy, rows, chosen, SAMPLING.temperature))
 

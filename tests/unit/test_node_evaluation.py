@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from node.cli.evaluate import shown
 from node.config import EvalConfig, TaskConfig
 from node.engines import Generated, RolloutEngine, SamplingParams
+from node.engines.episodes import Played
 from node.errors import DivergedError, UserError
 from node.policy.load import Policy
 from node.run import run_node
@@ -83,6 +84,7 @@ def _policy() -> Policy:
         Policy,
         SimpleNamespace(
             encode_prompt=lambda item: [ord(character) for character in item.question],
+            observations=lambda chats: list,
             model=_Model(),
             pad_token_id=0,
             autocast=nullcontext,
@@ -407,9 +409,8 @@ def test_entropy_is_the_mean_over_tokens_of_the_distributions_that_they_were_dra
 def answered(*questions: Mapping[str, float]) -> Answers:
     """Return what was answered: for each question completions with their rewards."""
     item = Item("?", "")
-    return {
-        "a task": [Outcome(item, [Generated((), text, True) for text in one], list(one.values())) for one in questions]
-    }
+    made = [[Played((Generated((), text, True),)) for text in one] for one in questions]
+    return {"a task": [Outcome(item, of, list(one.values())) for of, one in zip(made, questions, strict=True)]}
 
 
 def test_right_answers_are_as_unlike_as_the_chance_that_two_of_them_are_the_same_says() -> None:

@@ -8,20 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.rollouts.group import (
+    FORMAT,
+    MAX_BEFORE_BYTES,
     MAX_COMPLETIONS,
     MAX_GROUP_BYTES,
-    Completion,
+    Episode,
     Group,
     GroupError,
     decode,
     encode,
 )
 from node.tasks import MAX_QUESTION_BYTES, TaskKey
+from node.tasks.environments import MAX_TEXTS
 
 names = st.text(min_size=1, max_size=20).filter(lambda text: len(text.encode()) <= 80)
 counts = st.integers(0, 2**63 - 1)
 rewards = st.floats(0, 1)
-completions = st.builds(Completion, st.text(max_size=60), st.booleans(), rewards)
+texts = st.lists(st.text(max_size=60), min_size=1, max_size=7).filter(lambda found: len(found) % 2 == 1).map(tuple)
+completions = st.builds(Episode, texts, st.booleans(), rewards)
 groups = st.builds(
     Group,
     st.builds(TaskKey, names, counts, names),
@@ -59,7 +63,7 @@ leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.float
 trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=10) | st.dictionaries(st.text(), inner, max_size=3))
 
 
-@given(st.lists(trees, min_size=9, max_size=9).map(lambda fields: [1, *fields[1:]]))
+@given(st.lists(trees, min_size=9, max_size=9).map(lambda fields: [FORMAT, *fields[1:]]))
 def test_well_formed_messagepack_of_the_wrong_shape_is_a_group_error(fields: list[object]) -> None:
     with pytest.raises(GroupError):
         decode(msgpack.packb(fields))
@@ -67,13 +71,13 @@ def test_well_formed_messagepack_of_the_wrong_shape_is_a_group_error(fields: lis
 
 def _wire(**changes: object) -> bytes:
     fields: dict[str, object] = {
-        "format": 1,
+        "format": FORMAT,
         "name": "t",
         "version": 1,
         "config": "c",
         "seed": 1,
         "question": "q",
-        "completions": [["a", True, 1.0]],
+        "completions": [[["a"], True, 1.0]],
         "policy": "p",
         "policy_version": 0,
     }
@@ -83,29 +87,37 @@ def _wire(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": FORMAT - 1},
+        {"format": FORMAT + 1},
         {"seed": -1},
         {"seed": True},
         {"seed": 2**63},
         {"name": ""},
         {"name": "n" * 300},
         {"completions": []},
-        {"completions": [["a", True]]},
-        {"completions": [["a", 1, 1.0]]},
-        {"completions": [["a", True, float("nan")]]},
-        {"completions": [["a", True, float("inf")]]},
-        {"completions": [["a", True, 1e308]]},
-        {"completions": [["a", True, -1e-9]]},
-        {"completions": [["a", True, 1.0, 1.0]]},
-        {"completions": [[b"a", True, 1.0]]},
+        {"completions": [["a", True, 1.0]]},
+        {"completions": [[["a"], True]]},
+        {"completions": [[["a"], 1, 1.0]]},
+        {"completions": [[["a"], True, float("nan")]]},
+        {"completions": [[["a"], True, float("inf")]]},
+        {"completions": [[["a"], True, 1e308]]},
+        {"completions": [[["a"], True, -1e-9]]},
+        {"completions": [[["a"], True, 1.0, 1.0]]},
+        {"completions": [[[b"a"], True, 1.0]]},
+        {"completions": [[[], True, 1.0]]},
+        {"completions": [[["a", "b"], True, 1.0]]},
+        {"completions": [[["a", ["b"], "c"], True, 1.0]]},
+        {"completions": [[["a"] * (MAX_TEXTS + 2), True, 1.0]]},
+        {"completions": [[["a", "b" * MAX_BEFORE_BYTES, "c"], True, 1.0]]},
         {"completions": {"a": 1}},
         {"question": "q" * (MAX_QUESTION_BYTES + 1)},
-        {"completions": [["a", True, 1.0]] * (MAX_COMPLETIONS + 1)},
+        {"completions": [[["a"], True, 1.0]] * (MAX_COMPLETIONS + 1)},
         {"policy": None},
     ],
 )
 def test_each_bad_field_is_malformed(changes: dict[str, object]) -> None:
     decode(_wire())
+    decode(_wire(completions=[[["a"] * MAX_TEXTS, True, 1.0]] * MAX_COMPLETIONS))
     with pytest.raises(GroupError, match="malformed"):
         decode(_wire(**changes))
 

@@ -18,7 +18,7 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.rollouts.group import MAX_TEXT_BYTES, Completion, Group, encode
+from node.rollouts.group import MAX_TEXT_BYTES, Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.reasoning_gym import SCORERS
@@ -164,7 +164,7 @@ def test_a_question_of_a_file_is_only_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_no_field_of_a_group_is_run(every_task: TaskSet, questions: list[Asked], payload: str) -> None:
     for task, seed, item in questions:
-        completions = (Completion(payload, True, 0.0), Completion(f"<answer>{payload}</answer>", True, 0.0))
+        completions = (one_turn(payload, True, 0.0), one_turn(f"<answer>{payload}</answer>", True, 0.0))
         honest = Group(task.key, seed, item.question, completions, payload, 1)
         taken, reason = check(encode(honest), every_task, 8)
         assert taken == honest and reason == ""

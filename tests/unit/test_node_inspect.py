@@ -8,7 +8,7 @@ import pytest
 
 from node.cli.app import run
 from node.config import PoolConfig
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.tasks import TaskKey
 
@@ -17,7 +17,7 @@ def fill(folder: Path) -> None:
     with ReplayBuffer(folder / "pool.sqlite", PoolConfig()) as pool:
         for index, text in enumerate(["7", "8\x1b[2J\nfake line"]):
             group = Group(
-                TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (Completion(text, True, 1.0 - index),), "llama", 5
+                TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (one_turn(text, True, 1.0 - index),), "llama", 5
             )
             pool.add(
                 [Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))],

@@ -15,7 +15,7 @@ from node.lab.damage import Witness, read_seen, tabulate, to_json, to_markdown
 from node.lab.lockstep import HostileExchange, Mail
 from node.lab.plan import AttackConfig, Run, read_lab
 from node.lab.trials import Trials, read_trials
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, own_shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import check
@@ -34,7 +34,7 @@ def honest_group(tasks: TaskSet, seed: int, texts: tuple[str, ...] = ("", "7")) 
     seed = next(one for one in count(100 * seed) if not tasks.is_held_out(task, task.make(one).question))
     item = task.make(seed)
     first, *others = texts
-    made = [Completion(text, True, task.verify(item, text)) for text in (item.answer + first, *others)]
+    made = [one_turn(text, True, task.verify(item, text)) for text in (item.answer + first, *others)]
     return Group(task.key, seed, item.question, tuple(made), "p", 3)
 
 

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from node.lab.plan import ChurnConfig
 from node.lab.results import read_run
 from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Group, one_turn
 from node.tasks import load_tasks
 from node.telemetry.metrics import read_metrics
 
@@ -147,16 +149,37 @@ def test_a_thread_that_skips_waits_as_long_as_the_others_and_asks_nothing() -> N
 
     def fast() -> None:
         for _ in range(4):
+            turns.begin_round(0)
             turns.call(0, asking(None, 0))
 
     def slow() -> None:
         for at in range(2):
+            turns.begin_round(1)
             turns.call(1, asking(None, 1))
             turns.skip(1)
             seen.append(f"slow {at}")
 
     turns.run([fast, slow])
-    assert seen == ["answer [0, 1]", "answer [0]", "slow 0", "answer [0, 1]", "answer [0]", "slow 1"]
+    assert seen == ["answer [0, 1]", "slow 0", "answer [0]", "answer [0, 1]", "slow 1", "answer [0]"]
+
+
+def test_a_thread_that_asks_more_often_in_a_round_is_waited_for() -> None:
+    seen: list[list[int]] = []
+
+    def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
+        seen.append(sorted(requests))
+        return {index: [] for index in requests}
+
+    turns = Turns(3, answer)
+
+    def work(index: int, turns_of: Sequence[int]) -> None:
+        for count in turns_of:
+            turns.begin_round(index)
+            for _ in range(count):
+                turns.call(index, asking(None, index))
+
+    turns.run([partial(work, 0, (1, 1)), partial(work, 1, (3, 1)), partial(work, 2, (2, 2))])
+    assert seen == [[0, 1, 2], [1, 2], [1], [0, 1, 2], [2]]
 
 
 @pytest.mark.parametrize("where", ["thread", "answer"])
@@ -186,7 +209,7 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
     def group(at: int, reward: float = 1.0) -> Group:
         seed = seeds[at]
         item = task.make(seed)
-        made = (Completion(item.answer, True, reward), Completion("no", True, 0.0))
+        made = (one_turn(item.answer, True, reward), one_turn("no", True, 0.0))
         return Group(task.key, seed, item.question, made, "p", 0)
 
     mail = Mail(tasks, 8, delay=1)
@@ -212,7 +235,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
     def group(at: int) -> Group:
         seed = seeds[at]
         item = task.make(seed)
-        made = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
+        made = (one_turn(item.answer, True, 1.0), one_turn("no", True, 0.0))
         return Group(task.key, seed, item.question, made, "p", 0)
 
     mail = Mail(tasks, 8, delay=0)

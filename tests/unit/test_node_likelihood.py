@@ -10,26 +10,37 @@ from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.policy.load import Policy
+from node.rollouts.group import Tokens
+from node.rollouts.screening import Row
 from node.training import likelihood
-from node.training.likelihood import Row, entropies, mean_logprobs, of_each_token, surprise, surprises
+from node.training.likelihood import entropies, mean_logprobs, of_each_token, surprise, surprises
 from tests.policies import tiny_policy
 
 
 def test_it_is_that_of_a_sequence_alone_however_rows_are_padded(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path)
-    rows = [([1, *range(5, 5 + at % 7 + 1)], [7] * (at % 4 + 1)) for at in range(40)]
+    rows = [([1, *range(5, 5 + at % 7 + 1)], Tokens([7] * (at % 4 + 1))) for at in range(40)]
     policy.model.train()
     found = mean_logprobs(policy, rows, temperature=0.7)
     assert policy.model.training
     policy.model.eval()
     for (prompt, made), mean in zip(rows, found, strict=True):
         with torch.no_grad():
-            logits = policy.model(input_ids=torch.tensor([[*prompt, *made]])).logits[0]
+            logits = policy.model(input_ids=torch.tensor([[*prompt, *made.ids]])).logits[0]
         logps = (logits[len(prompt) - 1 : -1] / 0.7).log_softmax(-1)
         assert mean == pytest.approx(
-            sum(float(logps[at, token]) for at, token in enumerate(made)) / len(made), abs=1e-5
+            sum(float(logps[at, token]) for at, token in enumerate(made.ids)) / made.drawn, abs=1e-5
         )
-    assert [len(one) for one in entropies(policy, rows)] == [len(made) for _, made in rows]
+    assert [len(one) for one in entropies(policy, rows)] == [made.drawn for _, made in rows]
+
+
+def test_what_an_environment_said_is_read_and_not_measured(tmp_path: Path) -> None:
+    policy = tiny_policy(tmp_path)
+    ids, given = [7, 8, 30, 31, 9, 10], frozenset({2, 3})
+    whole, turns = ([1, 5], Tokens(ids)), ([1, 5], Tokens(ids, given))
+    (of_whole,), (of_turns,) = distributions(policy, whole), distributions(policy, turns)
+    assert turns[1].drawn == len(of_turns) == 4
+    assert torch.allclose(of_turns, of_whole[[0, 1, 4, 5]], atol=1e-5)
 
 
 def distributions(policy: Policy, *rows: Row) -> list[torch.Tensor]:
@@ -42,7 +53,7 @@ def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
 ) -> None:
     """32 answers of 1,000 tokens from a vocabulary of 150,000 would be 20 GB: so there are bounds, here on fewer."""
     policy = tiny_policy(tmp_path)
-    rows = [([1, *range(5, 5 + at % 7 + 1)], [7, *range(2, at % 5 + 2)]) for at in range(40)]
+    rows = [([1, *range(5, 5 + at % 7 + 1)], Tokens([7, *range(2, at % 5 + 2)])) for at in range(40)]
     before = mean_logprobs(policy, rows), surprises(policy, rows), entropies(policy, rows)
     vocabulary, most = policy.model.config.vocab_size, []
     monkeypatch.setattr(likelihood, "LOGITS", numbers)
@@ -58,7 +69,9 @@ def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
     after = mean_logprobs(policy, rows), surprises(policy, rows), entropies(policy, rows)
     assert all(count == 1 or logits <= numbers for count, logits in most)
     assert sum(count for count, _ in most) == 3 * len(rows)
-    assert sum(logits for _, logits in most) == 3 * vocabulary * sum(len(made) for _, made in rows), "prompts have none"
+    assert sum(logits for _, logits in most) == 3 * vocabulary * sum(made.drawn for _, made in rows), (
+        "prompts have none"
+    )
     for old, new in zip(before[:2], after[:2], strict=True):
         assert new == pytest.approx(old, abs=1e-4)
     for old_row, new_row in zip(before[2], after[2], strict=True):
@@ -83,7 +96,7 @@ def test_without_memory_for_so_many_rows_there_are_fewer_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = tiny_policy(tmp_path)
-    rows = [([1, *range(5, 5 + at % 7 + 1)], [7, *range(2, at % 5 + 2)]) for at in range(40)]
+    rows = [([1, *range(5, 5 + at % 7 + 1)], Tokens([7, *range(2, at % 5 + 2)])) for at in range(40)]
     expected = mean_logprobs(policy, rows)
     seen = with_room_for(policy, 8, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
     policy.model.train()
@@ -96,10 +109,10 @@ def test_without_memory_for_one_row_the_line_says_what_to_set(tmp_path: Path, mo
     policy = tiny_policy(tmp_path)
     with_room_for(policy, 0, monkeypatch, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     with pytest.raises(UserError, match=r"one completion and its prompt \(5 tokens\): bound texts by"):
-        surprises(policy, [([1, 2, 3], [4, 5])] * 3)
+        surprises(policy, [([1, 2, 3], Tokens([4, 5]))] * 3)
     with_room_for(policy, 0, monkeypatch, RuntimeError("another failure"))
     with pytest.raises(RuntimeError, match="another failure"):
-        surprises(policy, [([1, 2, 3], [4, 5])] * 3)
+        surprises(policy, [([1, 2, 3], Tokens([4, 5]))] * 3)
 
 
 def surprise_of(probabilities: torch.Tensor, tokens: list[int]) -> float:
@@ -151,9 +164,9 @@ def test_what_cannot_be_said_or_is_no_number_is_most_surprising_of_all() -> None
 def test_it_is_found_of_the_policys_own_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy(tmp_path)
     monkeypatch.setattr(likelihood, "COMMON", 1.0)
-    rows = [([1, 9, 12], [7, *range(2, at + 2)]) for at in range(6)]
+    rows = [([1, 9, 12], Tokens([7, *range(2, at + 2)])) for at in range(6)]
     for row, made, found in zip(distributions(policy, *rows), rows, surprises(policy, rows), strict=True):
-        least = min(float(of[token]) for of, token in zip(row, made[1], strict=True))
+        least = min(float(of[token]) for of, token in zip(row, made[1].ids, strict=True))
         count = float(row.exp()[row <= least].sum())
         assert found == pytest.approx(max(0.0, -math.log(count)), abs=1e-4)
 
@@ -166,7 +179,7 @@ def test_of_what_a_policy_says_itself_no_more_than_the_bound_says_is_surprising(
     (made,) = HfEngine(policy).generate([[1, 9, 12]], 600, SamplingParams(0.8, 1.0, 8), 3)
     whole = [one.token_ids for one in made if len(one.token_ids) == 8]
     assert len(whole) > 300
-    found = surprises(policy, [([1, 9, 12], tokens) for tokens in whole], temperature=0.8)
+    found = surprises(policy, [([1, 9, 12], Tokens(tokens)) for tokens in whole], temperature=0.8)
     for bound in (1.0, 2.0, 3.0):
         most = math.exp(-bound) * len(whole)
         assert most / 2 < sum(one > bound for one in found) <= most + 2 * math.sqrt(most)

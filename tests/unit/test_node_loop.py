@@ -24,7 +24,7 @@ from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.loop import Loop, longest_prompt
 from node.policy.load import Policy
-from node.rollouts.group import Completion, Group, decode, encode
+from node.rollouts.group import Group, Tokens, decode, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
 from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
@@ -79,7 +79,7 @@ def node_config(**engine: int) -> NodeConfig:
 def group_of(task: Task, question: str, padding: str = "") -> Group:
     seed = next(seed for seed in range(100) if task.make(seed).question == question)
     texts = ("2", "3" + padding)
-    made = tuple(Completion(text, True, task.verify(task.make(seed), text)) for text in texts)
+    made = tuple(one_turn(text, True, task.verify(task.make(seed), text)) for text in texts)
     return Group(task.key, seed, question, made, "peer", 0)
 
 
@@ -157,7 +157,7 @@ def test_nodes_that_ask_otherwise_train_each_others_answers_each_under_its_own_p
     assert len(set(map(tuple, prompts.values()))) == 3
     for number, (mine, theirs) in enumerate([(bare, told), (told, bare), (told, shown)]):
         item = theirs.make(3)
-        made = tuple(Completion(text, True, theirs.verify(item, text)) for text in (item.answer, "no"))
+        made = tuple(one_turn(text, True, theirs.verify(item, text)) for text in (item.answer, "no"))
         peer = Peer(Group(theirs.key, 3, item.question, made, "peer", 0))
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -185,10 +185,10 @@ def test_the_end_of_text_counts(policy: Policy, tasks: TaskSet, tmp_path: Path, 
     (task,) = tasks.tasks
     one = group_of(task, SHORT)
     text = "3" * LONGEST
-    made = (one.completions[0], Completion(text, end, task.verify(task.make(one.seed), text)))
+    made = (one.completions[0], one_turn(text, end, task.verify(task.make(one.seed), text)))
     peer = Peer(replace(one, completions=made))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
-    assert (policy.encode_completion(text, end) in [one.completion for one in samples]) == fits
+    assert (policy.encode_completion(text, end) in [list(one.completion) for one in samples]) == fits
 
 
 def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logprobs(
@@ -215,9 +215,7 @@ def test_a_round_says_how_many_groups_it_drew_and_how_many_it_left(tmp_path: Pat
     (task,) = sums.tasks
     made = [(seed, task.make(seed)) for seed in range(6)]
     groups = [
-        Group(
-            task.key, seed, item.question, (Completion(item.answer, True, 1.0), Completion("no", True, 0.0)), "peer", 0
-        )
+        Group(task.key, seed, item.question, (one_turn(item.answer, True, 1.0), one_turn("no", True, 0.0)), "peer", 0)
         for seed, item in made
     ]
     peer = Peer(*groups)
@@ -249,7 +247,7 @@ def test_a_question_is_made_once_for_an_own_group_and_once_for_a_peers(
     tasks = load_tasks([TaskConfig(name="builtin/sums")], WHOLE)
     (task,) = tasks.tasks
     item = task.make(0)
-    answers = (Completion(item.answer, True, 1.0), Completion("no", True, 0.0))
+    answers = (one_turn(item.answer, True, 1.0), one_turn("no", True, 0.0))
     peer = Peer(Group(task.key, 0, item.question, answers, "peer", 0))
     made: list[int] = []
     make = type(task).make
@@ -266,7 +264,7 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
 
     def group(peer: str, seed: int, *rewards: float, question: str = "") -> Group:
         texts = ("11", "3" if question else "1")
-        made = tuple(Completion(text, True, reward) for text, reward in zip(texts, rewards, strict=True))
+        made = tuple(one_turn(text, True, reward) for text, reward in zip(texts, rewards, strict=True))
         return Group(task.key, seed, question or task.make(seed).question, made, peer, 0)
 
     lies = [group("liar", seed, 0.0, 1.0) for seed in range(20)]
@@ -359,7 +357,7 @@ def test_no_peer_moves_the_bounds_of_a_round(
     made = []
     for seed, (found, finished) in enumerate(groups):
         item = task.make(seed)
-        completions = tuple(Completion(text, finished, task.verify(item, text)) for text in found)
+        completions = tuple(one_turn(text, finished, task.verify(item, text)) for text in found)
         made.append(Group(task.key, seed, item.question, completions, "peer", 2**62))
     samples = hostile_round(rule, made)
     external = [one for one in samples if one.external]
@@ -414,7 +412,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
         }
     )
     task = Guess()
-    answers = (Completion("11", True, 1.0), Completion("1", True, 0.0))
+    answers = (one_turn("11", True, 1.0), one_turn("1", True, 0.0))
     claims = [0, 2**63 - 1, 1]
     groups = [
         Group(task.key, seed, task.make(seed).question, answers, "peer", claim) for seed, claim in enumerate(claims)
@@ -508,7 +506,7 @@ class Fails(Recite):
 def sent(seed: int, *texts: str, task: Task = Guess(), peer: str = "peer") -> Group:  # noqa: B008  # it has no state
     """A group of the task with these completions; its maker claims 0 for what is unscorable here."""
     item = task.make(seed)
-    made = tuple(Completion(text, True, task.verify(item, text) or 0.0) for text in texts)
+    made = tuple(one_turn(text, True, task.verify(item, text) or 0.0) for text in texts)
     return Group(task.key, seed, item.question, made, peer, 0)
 
 
@@ -554,7 +552,8 @@ def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_dra
     texts = ["ab", "zz", "5?", "##", "77", "qQ"]
     prompt = policy.encode_prompt(Guess().make(0))
     rows = [
-        (policy.encode_prompt(Guess().make(at)), policy.encode_completion(text, True)) for at, text in enumerate(texts)
+        (policy.encode_prompt(Guess().make(at)), Tokens(policy.encode_completion(text, True)))
+        for at, text in enumerate(texts)
     ]
     assert rows[0][0] == prompt
     found = surprises(policy, rows)
@@ -596,7 +595,7 @@ def test_the_bare_answer_is_looked_at_no_further_where_a_task_takes_nothing_else
 
 def test_where_a_completion_says_nothing_there_is_nothing_to_be_surprised_at(policy: Policy, tmp_path: Path) -> None:
     right = sent(3, "0003", task=Recite())
-    silent = replace(right, completions=(*right.completions, Completion("", False, 0.0)))
+    silent = replace(right, completions=(*right.completions, one_turn("", False, 0.0)))
     row, drawn, said = drawn_by(policy, tmp_path, {"peer": [silent]}, task=Recite(), rule="sapo", max_surprise=1.2)
     assert (drawn, said, row["tokens_scored"]) == (["0003", ""], [], 0)
 
@@ -771,8 +770,8 @@ def test_a_peers_answer_that_cannot_be_scored_costs_nobody_and_its_signers_other
     policy: Policy, node_of: Callable[..., Loop]
 ) -> None:
     task = Picky()
-    unscorable = replace(sent(1, "??", "1", task=task), completions=(Completion("??", True, 1.0),) * 2)
-    unscorable = replace(unscorable, completions=(unscorable.completions[0], Completion("1", True, 0.0)))
+    unscorable = replace(sent(1, "??", "1", task=task), completions=(one_turn("??", True, 1.0),) * 2)
+    unscorable = replace(unscorable, completions=(unscorable.completions[0], one_turn("1", True, 0.0)))
     swarm = Swarm([unscorable], [sent(2, "22", "2", task=task)])
     loop = node_of(swarm, alone(task))
     rounds = loop.rounds(0)

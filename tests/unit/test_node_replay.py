@@ -21,7 +21,7 @@ from node.loop import Loop
 from node.operations.backup import back_up, restore
 from node.policy.load import load_policy
 from node.replay import Compared, replay
-from node.rollouts.group import Completion, Group, content_id, encode
+from node.rollouts.group import Group, content_id, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, Snapshot
 from node.rollouts.screening import Limits
 from node.swarm.sharing import NetworkExchange, topic_of
@@ -74,7 +74,7 @@ class Host:
         verdicts = [self.task.verify(self.task.make(number), text) for text in texts]
         rewards = [float(len(text) % 2 == 0) if one is None else one for one, text in zip(verdicts, texts, strict=True)]
         claimed = [1 - reward for reward in rewards] if number % 7 == 6 else rewards
-        made = tuple(Completion(text, True, reward) for text, reward in zip(texts, claimed, strict=True))
+        made = tuple(one_turn(text, True, reward) for text, reward in zip(texts, claimed, strict=True))
         body = encode(Group(self.task.key, number, self.task.make(number).question, made, "peer", number))
         return Received(content_id(body), PEERS[number % 3], body, 0.0, topic_of(self.task.key))
 
@@ -225,7 +225,7 @@ def test_a_draw_that_was_not_the_rules_is_found(folder: Path) -> None:
 
 def test_tokens_that_were_not_sampled_are_found(folder: Path) -> None:
     live(config_of(folder), folder, 0, 2)
-    rewritten(folder, lambda one: one._replace(generated=[one.generated[0]] * 2) if one.number == 2 else one)
+    rewritten(folder, lambda one: one._replace(played=[one.played[0]] * 2) if one.number == 2 else one)
     assert [one.number for one in replay(folder) if one.difference] == [2]
 
 
@@ -276,8 +276,8 @@ def test_inspect_shows_whose_rows_a_round_trained_on(folder: Path, capfd: pytest
 
 def test_inspect_says_why_a_round_trained_on_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     task = load_tasks(config_of(folder).tasks).tasks[0]
-    flat = encode(Group(task.key, 0, "q", (Completion("1", True, 0.0), Completion("3", True, 0.0)), "peer", 0))
-    told = encode(Group(task.key, 1, "q", (Completion("1", True, 0.0), Completion("3", True, 1.0)), "peer", 0))
+    flat = encode(Group(task.key, 0, "q", (one_turn("1", True, 0.0), one_turn("3", True, 0.0)), "peer", 0))
+    told = encode(Group(task.key, 1, "q", (one_turn("1", True, 0.0), one_turn("3", True, 1.0)), "peer", 0))
     journal = Journal(folder, 1 << 20)
     for number, own in enumerate(([flat], [flat, told], []), 1):
         journal._append(Round(number, [], [], [], [1.0], [], [], [], own, [], b"", b""))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from node.config import PoolConfig
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.own_results import KEPT, RECENT, OwnResult, OwnResults, own_result
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
 from node.rollouts.sampling import Candidate
@@ -27,7 +27,7 @@ def shared(
     number: int, peer: str = "a", received: float = 0.0, size: int = 10, question: int | None = None, text: str = ""
 ) -> Shared:
     """A group of its own texts on a question of its own, unless others are named."""
-    made = (Completion((text or str(number)).rjust(size, "x"), True, 1.0), Completion("", False, 0.0))
+    made = (one_turn((text or str(number)).rjust(size, "x"), True, 1.0), one_turn("", False, 0.0))
     group = Group(TaskKey("t", 1, "c"), 0, f"q{number if question is None else question}", made, "p", 0)
     return Shared(number.to_bytes(32, "big"), peer, received, group, encode(group))
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from node.config import PoolConfig
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Candidate
 from node.tasks import TaskKey
@@ -51,7 +51,7 @@ what_a_round_meets = {
 def group_of(text: int, policy: str) -> Group:
     """Group number `text`, by its texts; another `policy` makes it another item with the same texts."""
     size = LARGE if text == TEXTS - 1 else 1
-    made = (Completion(str(text) * size, True, 1.0), Completion("", True, 0.0))
+    made = (one_turn(str(text) * size, True, 1.0), one_turn("", True, 0.0))
     return Group(TaskKey("t", 1, "c"), 0, f"{text // 2}", made, policy, 0)
 
 

@@ -15,7 +15,7 @@ from node.fleet.live_table import clock, line, render, size, trend
 from node.fleet.progress import Progress
 from node.fleet.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
 from node.fleet.supervisor import NodeProcess, State
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import MetricsLog
@@ -46,7 +46,7 @@ def fill_rollouts(out: Path, *texts: str) -> None:
     for folder in (out / "nodes").iterdir():
         key = TaskKey("builtin/sums", 1, "c0ffee")
         for number, text in enumerate(texts, 1):
-            made = (Completion(text, True, float(number == len(texts))),)
+            made = (one_turn(text, True, float(number == len(texts))),)
             MetricsLog(folder / ROLLOUTS_FILE).append(*own_rows(number, [Group(key, 1, "3+4=", made, "llama", 5)]))
 
 
@@ -145,8 +145,9 @@ def test_samples_are_the_first_and_the_last_of_each_task(tmp_path: Path) -> None
     fill_rollouts(tmp_path, *"abcdefg")
     ((task, (early, late)),) = pick_samples(read_nodes(tmp_path)).items()
     assert task == "builtin/sums"
-    assert [one.completions[0]["text"] for one in early] == ["a", "a"] and {one.node for one in early} == {"n0", "n1"}
-    assert [one.completions[0]["text"] for one in late] == ["g", "g"]
+    assert [one.completions[0]["texts"] for one in early] == [["a"], ["a"]]
+    assert {one.node for one in early} == {"n0", "n1"}
+    assert [one.completions[0]["texts"] for one in late] == [["g"], ["g"]]
     assert all(one.completions[0]["right"] for one in late) and not any(one.completions[0]["right"] for one in early)
 
 

@@ -1,6 +1,7 @@
 """What a node keeps of its rollouts to be looked at: which completions, bounded, harmless."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,17 +9,26 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node.cli.app import run
-from node.rollouts.group import Completion, Group
+from node.rollouts.group import Episode, Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.metrics import MetricsLog, read_with_older
-from node.telemetry.rollout_log import MAX_TEXT, OWN, Drawn, external_rows, own_rows, quoted
+from node.telemetry.rollout_log import (
+    MAX_TEXT,
+    OWN,
+    Drawn,
+    external_rows,
+    in_one_line,
+    own_rows,
+    quoted,
+    texts_of,
+)
 from tests.swarms import gossamer
 
 KEY = TaskKey("builtin/sums", 1, "c0ffee")
 
 
 def group(*completions: tuple[str, float], question: str = "3+4=", seed: int = 1) -> Group:
-    return Group(KEY, seed, question, tuple(Completion(text, True, reward) for text, reward in completions), "llama", 5)
+    return Group(KEY, seed, question, tuple(one_turn(text, True, reward) for text, reward in completions), "llama", 5)
 
 
 def test_of_a_group_the_best_and_the_worst_are_kept() -> None:
@@ -27,6 +37,14 @@ def test_of_a_group_the_best_and_the_worst_are_kept() -> None:
     assert {(row["round"], row["whose"], row["question"], row["policy_version"]) for row in rows} == {
         (6, OWN, "3+4=", 5)
     }
+
+
+def test_an_episode_shows_who_speaks_and_no_text_can_pretend_to_be_another_turn() -> None:
+    talk = Episode(("12 ← lower", "higher=", "14\n→ 13"), True, 1.0)
+    (row, _) = own_rows(6, [replace(group(("a", 0.0)), completions=(talk, one_turn("a", True, 0.0)))])
+    assert row["text"] == talk.text and texts_of(row) == list(talk.texts)
+    assert in_one_line(texts_of(row)) == r"12 \u2190 lower ← higher= → 14\n\u2192 13"
+    assert in_one_line(["7"]) == "7"
 
 
 def test_a_peers_group_carries_who_sent_it_and_its_age() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import SamplingConfig
-from node.rollouts.group import Completion, EncodedGroup, Group
+from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
 from node.rollouts.rules import RULES, configured_weight
 from node.rollouts.sampling import (
     SCALES,
@@ -37,9 +37,11 @@ def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0, ta
 
 def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
     """Its prompt is its seed, and the tokens of each completion say which one it is."""
-    made = tuple(Completion(f"{index}", True, reward) for index, reward in enumerate(rewards))
+    made = tuple(one_turn(f"{index}", True, reward) for index, reward in enumerate(rewards))
     return EncodedGroup(
-        Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0), [seed], {index: [index] for index in range(len(rewards))}
+        Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0),
+        [seed],
+        {index: Tokens([index]) for index in range(len(rewards))},
     )
 
 
@@ -182,7 +184,7 @@ def test_a_graded_answer_counts_by_how_far_it_is_above_this_nodes_own(
 def test_external_samples_carry_their_group() -> None:
     rows = [(b"a", 1, 0.5, 0.25), (b"b", 0, 1.0, 1.0), (b"b", 1, 1.0, 1.0), (b"c", 0, 1.0, 1.0)]
     picks = [Pick(*row, rests_on=(0, 1)) for row in rows]
-    first, third = group(1, (0.0, 1.0)), replace(group(3, (0.0, 1.0)), completions={1: [1]})
+    first, third = group(1, (0.0, 1.0)), replace(group(3, (0.0, 1.0)), completions={1: Tokens([1])})
     samples = external_samples(picks, {b"a": first, b"c": third, b"b": third}, weight=2.0, first=4)
     assert samples == [
         Sample([1], [1], 0.5, 0.5, 4, external=True, index=1),

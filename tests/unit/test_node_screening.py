@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import SamplingConfig, TaskConfig
-from node.rollouts.group import MAX_GROUP_BYTES, Completion, Group, content_id, encode
+from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, encode, one_turn
 from node.rollouts.own_results import OwnResults
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import Candidate, Draw, mean_advantages
@@ -30,7 +30,7 @@ TASKS = load_tasks([TaskConfig(name="builtin")])
 def honest(seed: int = 7, texts: tuple[str, ...] = ("no", "x")) -> Group:
     task = TASKS.tasks[0]
     item = task.make(seed)
-    made = tuple(Completion(text, True, task.verify(item, text)) for text in (item.answer, *texts))
+    made = tuple(one_turn(text, True, task.verify(item, text)) for text in (item.answer, *texts))
     return Group(task.key, seed, item.question, made, "p", 3)
 
 
@@ -101,13 +101,13 @@ class Raising:
 
 
 def test_a_scorer_that_raises_costs_one_item_and_nobody_else() -> None:
-    group = Group(Raising.key, 1, "q", (Completion("a", True, 0.0), Completion("b", True, 0.0)), "p", 0)
+    group = Group(Raising.key, 1, "q", (one_turn("a", True, 0.0), one_turn("b", True, 0.0)), "p", 0)
     assert check(encode(group), TaskSet([(Raising(), 1.0)]), 8) == (None, "unscorable")
     assert "unscorable" in BLAMELESS
 
 
 def test_what_is_unscorable_is_no_cover_for_a_lie_beside_it() -> None:
-    group = Group(Raising.key, 1, "q", tuple(Completion(text, True, 0.0) for text in "abc"), "p", 0)
+    group = Group(Raising.key, 1, "q", tuple(one_turn(text, True, 0.0) for text in "abc"), "p", 0)
     assert compare(group, [(0, 0.0), (2, None)]) == "unscorable"
     assert compare(group, [(0, None), (2, 1.0)]) == compare(group, [(0, 1.0), (1, None)]) == "false_reward"
     assert compare(group, [(0, 0.0), (1, 0.0), (2, 1e-9)]) == compare(group, []) == ""
@@ -172,7 +172,7 @@ class Round:
     def send(self, peer: str, seed: int, *texts: str, lie: bool = False) -> Candidate:
         """Add a group; a lie has the opposite rewards."""
         rewards = [float(len(text) % 2 == 0) for text in texts]
-        made = tuple(Completion(text, True, 1 - one if lie else one) for text, one in zip(texts, rewards, strict=True))
+        made = tuple(one_turn(text, True, 1 - one if lie else one) for text, one in zip(texts, rewards, strict=True))
         group = Group(self.task.key, seed, self.task.make(seed).question, made, peer, 0)
         key = content_id(encode(group))
         one = Candidate(key, peer, "even", question_id("even", group.question), key, 0.0, 1, group.rewards)
@@ -193,7 +193,7 @@ class Round:
             tasks,
             lambda ids: {key: self.groups[key] for key in ids if key in self.groups},
             lambda item: (1,),
-            lambda made: list(map(ord, made.text)) if len(made.text) <= 9 else None,
+            lambda prompt, made: Tokens(list(map(ord, made.text))) if len(made.text) <= 9 else None,
             lambda rows: [0.0] * len(rows),
             judged,
         )

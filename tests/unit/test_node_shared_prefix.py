@@ -15,7 +15,7 @@ from node.training.batch import make_batches
 from node.training.shared_prefix import attention_window, blocks_of, lay_out, side_by_side
 from node.training.trainer import SwarmTrainer
 from tests.architectures import GROUPED, OTHERS, SHARING, policy_of
-from tests.grpo_oracle import completion_logps, round_loss
+from tests.grpo_oracle import completion_logps, drawn, round_loss
 from tests.policies import write_tiny_policy
 from tests.training import FULL_WEIGHT, fixed_rounds, mixed_samples, node_config, playing_rounds, trainer_of
 
@@ -55,7 +55,8 @@ def oracle(policy: Policy) -> tuple[float, dict, float]:
     for row in rows:
         if row.advantage:
             logits = policy.model(input_ids=torch.tensor([[*row.prompt, *row.completion]])).logits / 0.8
-            entropies += torch.distributions.Categorical(logits=logits[0, len(row.prompt) - 1 : -1]).entropy().tolist()
+            found = torch.distributions.Categorical(logits=logits[0, len(row.prompt) - 1 : -1]).entropy()
+            entropies += found[drawn(row)].tolist()
     return loss.item(), gradients, sum(entropies) / len(entropies)
 
 

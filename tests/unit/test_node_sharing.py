@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from node.rollouts.group import Completion, Group, GroupError, encode
+from node.rollouts.group import Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
 from node.swarm.reports import REPORTS_TOPIC, Reporter
 from node.swarm.sharing import (
@@ -116,7 +116,7 @@ class _Host:
 def group(task=ONE) -> Group:
     item = task.make(1)
     texts = (item.answer, "no answer")
-    made = tuple(Completion(text, True, float(task.verify(item, text))) for text in texts)
+    made = tuple(one_turn(text, True, float(task.verify(item, text))) for text in texts)
     return Group(task.key, 1, item.question, made, "tests", 0)
 
 
@@ -226,7 +226,7 @@ def test_what_is_nobodys_fault_is_counted_and_a_lie_costs_its_signer() -> None:
 def test_groups_without_advantage_are_not_sent() -> None:
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
-    flat = Group(ONE.key, 2, ONE.make(2).question, (Completion("1", True, 0.0), Completion("2", True, 0.0)), "tests", 0)
+    flat = Group(ONE.key, 2, ONE.make(2).question, (one_turn("1", True, 0.0), one_turn("2", True, 0.0)), "tests", 0)
     exchange.publish([flat, group()])
     assert [body for _, body in host.published] == [encode(group())]
 

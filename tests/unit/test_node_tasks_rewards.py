@@ -14,7 +14,7 @@ from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
 from node.processes.confinement import ConfinementError
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import check
 from node.swarm.founding import adopt_tasks, describe_tasks
 from node.tasks import load_tasks, reward_functions
@@ -290,7 +290,7 @@ def test_what_pays_otherwise_again_or_in_another_process_trains_its_maker_alone(
     assert tasks.shared(task.key) is None
     assert task.verify(task.make(1), "2") is not None
     item = task.make(1)
-    group = Group(task.key, 1, item.question, (Completion("2", True, 1.0), Completion("3", True, 0.0)), "peer", 0)
+    group = Group(task.key, 1, item.question, (one_turn("2", True, 1.0), one_turn("3", True, 0.0)), "peer", 0)
     assert check(encode(group), tasks, 8).reason == "unknown_task"
 
 

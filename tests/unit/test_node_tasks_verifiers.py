@@ -10,7 +10,7 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.rollouts.group import Completion, Group, encode
+from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.swarm.founding import adopt_tasks
 from node.tasks.prompting import prompted
@@ -101,7 +101,7 @@ def test_a_process_that_died_is_replaced(sums: VerifiersTask) -> None:
 
 def test_a_group_carries_its_rows_hash_and_another_row_is_nobodys_fault(sums: VerifiersTask) -> None:
     item = sums.make(5)
-    made = tuple(Completion(text, True, sums.verify(item, text)) for text in ("0", "1"))
+    made = tuple(one_turn(text, True, sums.verify(item, text)) for text in ("0", "1"))
     group = Group(sums.key, 5, item.question, made, "p", 0, item.content)
     tasks = TaskSet([(sums, 1.0)])
     assert check(encode(group), tasks, 8).group == group

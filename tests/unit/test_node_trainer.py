@@ -25,7 +25,7 @@ from node.tasks import Item
 from node.training.batch import make_batches
 from node.training.checkpoint import list_checkpoints
 from node.training.trainer import SwarmTrainer
-from tests.grpo_oracle import clipped_fraction, completion_logps, round_loss
+from tests.grpo_oracle import clipped_fraction, completion_logps, drawn, round_loss
 from tests.policies import tiny_policy
 from tests.training import FULL_WEIGHT, fixed_rounds, mixed_samples, node_config, trainer_of
 
@@ -75,7 +75,9 @@ def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[fl
     longest, level = config.engine.max_completion_length, options.importance_sampling_level
     cap = options.vllm_importance_sampling_clip_max
     corrections = [
-        torch.ones(len(one)) if row.logprobs is None else (one - torch.tensor(row.logprobs)).exp().clamp(max=cap)
+        torch.ones(len(one))
+        if row.logprobs is None
+        else (one - torch.tensor(row.logprobs)[drawn(row)]).exp().clamp(max=cap)
         for row, one in zip(rows, old, strict=True)
     ]
     low, high = options.epsilon, options.epsilon_high
@@ -138,8 +140,9 @@ def sampled_elsewhere(policy: Policy) -> list[Sample]:
     rows = []
     for row in mixed_samples(policy):
         with torch.no_grad():
-            exact = completion_logps(policy.model, row, 1.0).tolist()
-        rows.append(row if row.external else replace(row, logprobs=[one + rng.uniform(-1.2, 1.2) for one in exact]))
+            exact = iter(completion_logps(policy.model, row, 1.0).tolist())
+        known = [next(exact) + rng.uniform(-1.2, 1.2) if is_drawn else math.nan for is_drawn in drawn(row)]
+        rows.append(row if row.external else replace(row, logprobs=known))
     return rows
 
 
@@ -181,7 +184,7 @@ def test_without_the_correction_the_samplers_probabilities_do_not_matter(policy,
 def test_a_truncated_completion_is_masked_and_its_row_counts(policy, tmp_path, loss_type):
     config = node_config(rounds=1, loss_type=loss_type, mask_truncated_completions=True, tokens_per_batch=60)
     rows = mixed_samples(policy)
-    masked = [row if row.completion[-1] in policy.eos_token_ids else replace(row, completion=[]) for row in rows]
+    masked = [row if row.completion[-1] in policy.eos_token_ids else row.without_tokens() for row in rows]
     assert 3 < sum(not row.completion for row in masked) < len(rows) - 3
 
     watch, _ = train(policy, config, tmp_path, rows)
@@ -220,7 +223,7 @@ def test_one_iteration_logs_no_clipping_and_the_entropy_of_the_policy(policy, tm
         for row in rows:
             logits = policy.model(input_ids=torch.tensor([[*row.prompt, *row.completion]])).logits
             logps = logits[0, len(row.prompt) - 1 : -1].log_softmax(-1)
-            entropies += (-(logps.exp() * logps).sum(-1)).tolist()
+            entropies += (-(logps.exp() * logps).sum(-1))[drawn(row)].tolist()
 
     _, logged = train(policy, config, tmp_path, samples)
 
@@ -592,8 +595,8 @@ def surprise_of(policy, row) -> float:
 def test_the_surprise_of_peers_tokens_is_their_mean_before_the_round(policy, tmp_path, iterations):
     samples = mixed_samples(policy, groups=5)
     theirs = [row for row in samples if row.external and row.advantage != 0]
-    tokens = sum(len(row.completion) for row in theirs)
-    expected = sum(surprise_of(policy, row) * len(row.completion) for row in theirs) / tokens
+    tokens = sum(row.drawn for row in theirs)
+    expected = sum(surprise_of(policy, row) * row.drawn for row in theirs) / tokens
     alone = [replace(row, external=False) for row in samples]
 
     config = node_config(rounds=2, num_iterations=iterations, learning_rate=0.05, tokens_per_batch=60)

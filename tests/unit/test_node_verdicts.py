@@ -450,3 +450,37 @@ def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch:
     monkeypatch.setattr(verdicts, "time", SimpleNamespace(monotonic=lambda: next(times)))
     here = InPlace("here")
     assert score(answers((here, "a"), (here, "b"), (here, "c")), seconds=1.0) == [0.1, 0.1, None]
+
+
+GAME = """
+from node.tasks import Item
+from node.tasks.environments import Done, Observation
+
+replayable = True
+
+
+def make(seed):
+    return Item(f"game {seed}", "")
+
+
+class Game:
+    def step(self, text):
+        if text == "forever":
+            while True:
+                pass
+        return Done(1.0) if text == "end" else Observation(f"you said {text}")
+
+
+def start(item):
+    return Game()
+"""
+
+
+def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(tmp_path: Path) -> None:
+    (tmp_path / "game.py").write_text(GAME)
+    [task] = load_tasks([TaskConfig(name="file/game", options={"path": str(tmp_path / "game.py")})]).tasks
+    item = task.make(1)
+    episodes = [("end",), ("a", "you said a", "end"), ("a", "you have won", "end"), ("a", "you said a", "b")]
+    asked = [Answer(task, item, texts[-1], texts[:-1]) for texts in episodes]
+    assert Scoring(asked, is_own=False).wait(60) == [1.0, 1.0, None, 0.0]
+    assert Scoring([Answer(task, item, "forever")], is_own=False).wait(0.5) == [None], "it holds up nobody"

@@ -368,20 +368,24 @@ function drawGraph(states) {
 
 // --- rollouts ---
 
+// The turns of an episode: the policy's and its environment's.
+const textsOf = (row) => row.texts || [row.text];
+
 function drawRollouts() {
   if (find("pause").checked) return;
   const words = find("search").value.toLowerCase(), whose = find("whose").value, reward = find("right").value;
   const wanted = rollouts.filter((row) =>
     (!whose || (row.whose === "own") === (whose === "own")) &&
     (!reward || (row.reward > 0.5) === (reward === "right")) &&
-    (!words || `${row.question} ${row.text} ${row.task}`.toLowerCase().includes(words)));
+    (!words || `${row.question} ${textsOf(row).join(" ")} ${row.task}`.toLowerCase().includes(words)));
   find("rollouts").replaceChildren(...wanted.slice(0, 100).map((row) => {
     const item = element("li");
     const from = row.whose === "own" ? "own" : `from ${called(row.whose)}, ${Math.round(row.age)} s old`;
     const meta = element("div", `${row.node} · round ${row.round} · ${row.task} · ${from} · `, { class: "meta" });
     meta.append(element("span", `reward ${row.reward}`, { class: row.reward > 0.5 ? "right" : "wrong" }));
     if (!row.finished) meta.append(" · cut off");
-    item.append(meta, element("pre", row.question), element("pre", row.text, { class: row.reward > 0.5 ? "right" : "wrong" }));
+    item.append(meta, element("pre", row.question), ...textsOf(row).map((text, at) =>
+      element("pre", text, { class: at % 2 ? "told" : row.reward > 0.5 ? "right" : "wrong" })));
     return item;
   }));
 }
