@@ -11,6 +11,9 @@ FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "globals", "execfile", "import_module", "system", "popen", "score_answer",
     "unsafe_load", "full_load", "format_map",
 }  # fmt: skip
+# A reward function is imported by the name that a person gives. No manifest names one: `node.swarm.founding` takes
+# functions from the joiner's own configuration alone (test_node_tasks_rewards.py).
+NAMED_BY_A_PERSON = {"node/tasks/reward_functions.py": ["importlib.import_module(spec.where)"]}
 METHODS = {"eval", "compile"}  # model.eval(), re.compile(): harmless as methods, not as built-in functions
 FORBIDDEN_MODULES = {
     "pickle",
@@ -86,4 +89,5 @@ def test_nothing_in_the_packages_can_run_text(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     found = {str(path.relative_to(ROOT)): dangers(path.read_text()) for path in files}
-    assert {path: calls for path, calls in found.items() if calls} == {}
+    named = {path: calls for path, calls in NAMED_BY_A_PERSON.items() if path.startswith(package)}
+    assert {path: calls for path, calls in found.items() if calls} == named
