@@ -13,6 +13,8 @@
     node.export("my-model")
 
 A node is its folder, as on the command line: `gossamer node --state n0` goes on with it, and `Node(folder="n0")` does.
+Functions of a notebook are not in the folder: give them again.
+
 Settings are those of the command line, by table: `Node(sampling={"local": 4}, trainer={"learning_rate": 1e-5})`.
 
 Reward functions are given as they are, or by name (`node.tasks.reward_functions`). One that can be imported again, from

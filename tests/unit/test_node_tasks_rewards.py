@@ -370,6 +370,10 @@ def test_paths_of_functions_begin_at_the_file_that_says_them_and_stay_at_home(fo
     assert adopt_tasks(manifest, [listed]) == [listed]
     with pytest.raises(UserError, match="needs rows and reward functions of yours"):
         adopt_tasks(manifest, [])
+    harm = folder / "harm"
+    hostile = json.dumps({"functions": [f"pathlib:Path(path='{harm}')"], "path": str(harm), "confine": False})
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [described._replace(options=hostile)])
+    assert adopt_tasks(manifest, [listed]) == [listed]  # a founder's functions are never looked at
 
 
 class Judging(BaseHTTPRequestHandler):
