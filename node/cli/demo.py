@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from node.cli.options import Debug, Seed, Settings
+from node.cli.options import Debug, Seed, Settings, Tasks
 from node.cli.swarm import Nodes, NoTable, Out, Rounds, swarm
 
 CONFIG = Path(__file__).with_name("demo.toml")
@@ -12,6 +12,7 @@ def demo(  # one parameter for each option of the command
     nodes: Nodes = 4,
     rounds: Rounds = None,
     out: Out = None,
+    task: Tasks = None,
     settings: Settings = None,
     seed: Seed = None,
     no_table: NoTable = False,
@@ -26,7 +27,16 @@ def demo(  # one parameter for each option of the command
     Example:
       gossamer demo
       gossamer demo -n 8 --rounds 100 --out runs/demo
+      gossamer demo --task builtin/guess
     """
     return swarm(
-        CONFIG, nodes=nodes, rounds=rounds, out=out, settings=settings, seed=seed, no_table=no_table, debug=debug
+        CONFIG,
+        nodes=nodes,
+        rounds=rounds,
+        out=out,
+        task=task,
+        settings=settings,
+        seed=seed,
+        no_table=no_table,
+        debug=debug,
     )

@@ -79,14 +79,19 @@ def test_a_first_swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["your-task.md", "your-model.md"])
+@pytest.mark.parametrize("page", ["your-task.md", "your-environment.md", "your-model.md"])
 def test_what_is_your_own(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert len(in_process(page)) >= 3
-    assert "FAILS" not in capfd.readouterr().out
-    rounds = {"your-task.md": ("runs/riddles/nodes/n0", 3), "your-model.md": ("n0", 6)}[page]
+    said = capfd.readouterr().out
+    assert "FAILS" not in said and ("←" in said) == (page == "your-environment.md")
+    rounds = {
+        "your-task.md": ("runs/riddles/nodes/n0", 3),
+        "your-environment.md": ("runs/dice/nodes/n0", 3),
+        "your-model.md": ("n0", 6),
+    }[page]
     assert len((tmp_path / rounds[0] / "metrics.jsonl").read_text().splitlines()) == rounds[1]
 
 

@@ -1,18 +1,28 @@
 """Episodes: played turn by turn within bounds, and peers' played again."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import nan
+from pathlib import Path
 
 import pytest
 
+from node.config import parse_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import Asked, Episodes, Played, play
+from node.journal import Journal, Round, Start, read_journal
+from node.loop import Loop
+from node.policy.load import Policy
+from node.replay import replay
 from node.rollouts.group import MAX_BEFORE_BYTES, Episode, Group, Tokens, encode
-from node.rollouts.screening import check
-from node.tasks import Item, TaskKey
+from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.sampling import Sample
+from node.rollouts.screening import Limits, check
+from node.swarm.sharing import Admission, NoExchange
+from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.environments import (
     MAX_OBSERVATION_BYTES,
     MAX_TURNS,
@@ -22,8 +32,12 @@ from node.tasks.environments import (
     step,
 )
 from node.tasks.guess import GUESSES, HIGH, LOW, Guess
+from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import Answer, score
+from node.telemetry.metrics import MetricsLog
+from tests.policies import tiny_policy
+from tests.swarms import UNBOUNDED
 
 SAMPLING = SamplingParams(1.0, 1.0, 8)
 ECHO = TaskKey("echo", 1, "c")
@@ -291,3 +305,151 @@ def test_two_games_of_one_question_are_the_same_game() -> None:
         item = task.make(seed)
         secrets.setdefault(item.question, set()).add(item.answer)
     assert len(secrets) < 3000 and all(len(found) == 1 for found in secrets.values())
+
+
+@dataclass
+class Speaks:
+    """An engine of a policy that says these texts in turn, a call at a time, whatever it is asked."""
+
+    policy: Policy
+    calls: list[list[str]]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
+    ) -> list[list[Generated]]:
+        texts = iter(self.calls.pop(0))
+        return [[self._said(next(texts)) for _ in range(n)] for _ in prompts]
+
+    def _said(self, text: str) -> Generated:
+        return Generated(tuple(self.policy.encode_completion(text, True)), text, True)
+
+    def load(self, version: int) -> None:
+        pass
+
+    def rest(self) -> None:
+        pass
+
+
+class Peer(NoExchange):
+    """Hands over these groups, and keeps what is published and what is said of those that were of no use."""
+
+    def __init__(self, *groups: Group) -> None:
+        self.groups = groups
+        self.reasons: list[str] = []
+        self.published: list[Group] = []
+
+    def publish(self, groups: Sequence[Group]) -> None:
+        self.published += groups
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+        now = time.time()
+        return [Shared(bytes([at]) * 32, f"peer {at}", now, one, encode(one)) for at, one in enumerate(self.groups)]
+
+    def report(self, group_id: bytes, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def one_round(folder: Path, task: Echo, peer: Peer, **engine: int) -> tuple[Loop, list[Sample]]:
+    """Play a round of one question in two episodes: one of two turns that earns 1, one of one turn that earns 0."""
+    policy = tiny_policy(folder / "policy")
+    config = parse_config(
+        {
+            "rounds": 1,
+            "engine": {"max_completion_length": 16, **engine},
+            "sampling": {"local": 1, "external": 4, "completions": 2, "rule": "sapo", **UNBOUNDED},
+        }
+    )
+    asked = Speaks(policy, [["go on", "!0"], ["!1"]])
+    tasks = TaskSet([(task, 1.0)], Split(0.0))
+    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+        loop = Loop(config, 0, policy, asked, tasks, pool, peer, MetricsLog(folder / "metrics.jsonl"))
+        return loop, list(next(loop.rounds(0)))
+
+
+def said_by(*made: Episode, seed: int = 5) -> Group:
+    return Group(ECHO, seed, Echo().make(seed).question, made, "p", 0)
+
+
+def test_a_round_trains_on_the_policys_turns_and_on_peers_that_it_has_played_again(tmp_path: Path) -> None:
+    true = Episode(("a", "<a>", "bc", "<bc>", "!1"), True, 1.0)
+    lost, lie, other = Episode(("!0",), True, 0.0), Episode(("a", "<a>", "!0"), True, 1.0), ("a", "[a]", "!1")
+    peer = Peer(said_by(true, lost), said_by(lie, lost, seed=6), said_by(Episode(other, True, 1.0), lost, seed=7))
+    loop, samples = one_round(tmp_path, Echo(), peer)
+    (own, _), (theirs, _) = ([one for one in samples if one.external == external] for external in (False, True))
+    text = loop.policy.tokenizer.decode
+    assert text(own.completion) == "go on<eos><go on>!1<eos>"
+    assert text(theirs.completion) == "a<eos><a>bc<eos><bc>!1<eos>"
+    assert text([own.completion[at] for at in sorted(own.given)]) == "<go on>"
+    assert text([theirs.completion[at] for at in sorted(theirs.given)]) == "<a><bc>"
+    assert sorted(peer.reasons) == ["false_reward", "unscorable"]
+    assert [one.texts for one in peer.published[0].completions] == [("go on", "<go on>", "!1"), ("!0",)]
+    assert loop.row["tokens_generated"] == len("go on") + len("!1") + len("!0") + 3
+    assert loop.row["tokens_trained"] == loop.row["tokens_generated"] + len("abc!1!0") + 4
+    assert (loop.row["completions/turns"], loop.row["completions/retokenized"]) == (1.5, 0.0)
+
+
+def test_a_peers_episode_with_longer_turns_or_more_before_them_than_an_own_one_may_have_is_left_out(
+    tmp_path: Path,
+) -> None:
+    lost = Episode(("!0",), True, 0.0)
+    fits, longer = (Episode(("a" * long, f"<{'a' * long}>", "!1"), True, 1.0) for long in (9, 16))
+    before = 1 + len("game 5") + 9 + 1 + len(fits.texts[1])
+    for number, (episode, most) in enumerate([(fits, before), (fits, before - 1), (longer, 100)]):
+        (tmp_path / f"{number}").mkdir()
+        loop, _ = one_round(tmp_path / f"{number}", Echo(), Peer(said_by(episode, lost)), max_prompt_length=most)
+        assert loop.row["swarm/too_long"] == (number > 0)
+
+
+def test_a_task_whose_episodes_nobody_can_play_again_trains_its_own_node_and_is_not_shared(tmp_path: Path) -> None:
+    secret = Echo(replayable=False)
+    peer = Peer()
+    loop, samples = one_round(tmp_path, secret, peer)
+    assert len(samples) == 2 and peer.published == []
+    assert Admission(loop.tasks, Limits(8, 1000)).topics == frozenset()
+    assert len(Admission(TaskSet([(Echo(), 1.0)]), Limits(8, 1000)).topics) == 1
+
+
+GAME = """
+from node.tasks import Item
+from node.tasks.environments import Done, Observation
+
+def make(seed):
+    return Item(f"game {seed % 1000}", "")
+
+class Game:
+    def step(self, text):
+        return Done(float(text[1:])) if text[:1] == "!" else Observation(f"<{text}>")
+
+def start(item):
+    return Game()
+"""
+
+
+def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_cannot_be_played_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "game.py").write_text(GAME)
+    policy = tiny_policy(tmp_path / "policy")
+    config = parse_config(
+        {
+            "rounds": 2,
+            "policy": {"model": str(tmp_path / "policy"), "device": "cpu"},
+            "tasks": [{"name": "file/game", "options": {"path": str(tmp_path / "game.py")}}],
+            "sampling": {"local": 1, "external": 0, "completions": 2},
+        }
+    )
+    tasks = load_tasks(config.tasks)
+    journal = Journal(tmp_path, 1 << 20)
+    engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+        settings = config.model_dump(mode="json")
+        journal.begin(0, lambda at: Start(at, settings, 0, Limits(8, 1000), tasks.split, pool.snapshot()))
+        metrics = MetricsLog(tmp_path / "metrics.jsonl")
+        loop = Loop(config, 0, policy, engine, tasks, pool, NoExchange(), metrics, journal=journal)
+        assert all(rounds for rounds in loop.rounds(0))
+    recorded = [one for one in read_journal(tmp_path) if isinstance(one, Round)]
+    assert [[one.texts for one in made] for round_ in recorded for made in round_.played] == [
+        [("a", "<a>", "!1"), ("!0",)],
+        [("!0.5",), ("b", "<b>", "!0.25")],
+    ]
+    assert [one.difference for one in replay(tmp_path)] == ["", ""]

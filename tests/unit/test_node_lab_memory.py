@@ -21,7 +21,7 @@ from node.config import NodeConfig, PolicyConfig, TaskConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import NonFiniteError
-from node.fleet.local_swarm import PlanPart, make_plan, node_folders
+from node.fleet.local_swarm import PlanPart, make_plan, node_config, node_folders
 from node.lab.churn import stretches
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.lockstep import Mail, Turns, batched, run_in_memory
@@ -30,6 +30,7 @@ from node.lab.results import read_run
 from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
 from node.rollouts.group import Group, one_turn
+from node.run import run_node
 from node.tasks import load_tasks
 from node.telemetry.metrics import read_metrics
 
@@ -264,6 +265,27 @@ def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms
         assert read_run(tmp_path / name, "", "", 4).entropy > 0
     assert found[0] == found[1]
     assert all(node["groups_external"] > 0 and node["tokens_trained"] > 0 for node in nodes)
+
+
+def test_episodes_of_several_turns_are_played_in_memory_as_elsewhere(tmp_path: Path) -> None:
+    tree = {
+        "rounds": 2,
+        "seed": 1,
+        "policy": {"model": "builtin", "device": "cpu"},
+        "tasks": [{"name": "builtin/guess"}],
+        "sampling": {"local": 2, "external": 0, "completions": 4},
+        "eval": {"ends": True, "count": 4, "completions": 0},
+        "network": {"enabled": False},
+    }
+    plan = make_plan(tmp_path / "memory", 2, parse_config(tree))
+    run_in_memory(plan, 0, started=time.time())
+    for index, folder in enumerate(node_folders(plan).values()):
+        rows = read_metrics(folder / "metrics.jsonl")
+        assert len(rows) == 2 and all(row["completions/turns"] > 1 for row in rows)
+        run_node(node_config(plan, index, cores=1), tmp_path / "alone" / folder.name)
+        alone = read_metrics(tmp_path / "alone" / folder.name / "metrics.jsonl")
+        for key in ("tokens_generated", "reward", "completions/turns"):
+            assert [row[key] for row in rows] == [row[key] for row in alone]
 
 
 def even_config(folder: Path, **tables: Any) -> NodeConfig:
