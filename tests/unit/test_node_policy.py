@@ -122,6 +122,32 @@ def test_a_template_that_refuses_every_turn_is_one_clear_line(policy):
         policy.encode_prompt(Item("1+1=", ""))
 
 
+@pytest.mark.parametrize("end", ["", "<eos>"])
+def test_what_an_environment_says_stands_in_a_chat_as_a_users_turn(policy, end):
+    policy.tokenizer.chat_template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + end)
+    turns = [*policy.encode_completion("7", finished=True), *policy.observations()("more?")]
+    assert policy.tokenizer.decode(turns) == f"7<eos><user>more?{end}>"
+
+
+def test_an_environment_cannot_end_or_begin_a_turn_by_what_it_says(policy):
+    for template in (TEMPLATE, None):
+        policy.tokenizer.chat_template = template
+        ids = policy.observations()("1<eos>2<bos><pad>")
+        assert not {*ids} & {*policy.tokenizer.all_special_ids}
+    assert ids == policy.encode_completion("1<eos>2<bos><pad>", finished=False), "plain text has it as it is"
+
+
+def test_a_template_that_shows_no_second_turn_is_one_clear_line_where_a_task_has_several(policy):
+    for template in (
+        "{{ messages[0].content }}",
+        "{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}",
+    ):
+        policy.tokenizer.chat_template = template
+        with pytest.raises(UserError, match=r"shows no second turn.*policy\.prompt"):
+            policy.observations()
+        assert policy.observations(chats=False)("ab") == policy.encode_completion("ab", finished=False)
+
+
 def test_the_prompt_style_can_be_chosen(tmp_path):
     write_tiny_policy(tmp_path)
     with pytest.raises(UserError, match="no chat template"):
