@@ -105,6 +105,7 @@ def forwarded(router: Namespace) -> str:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 @needs_namespaces
 @needs_miniupnpd
 def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_home(tmp_path: Path) -> None:
@@ -135,6 +136,7 @@ def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_hom
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 @needs_namespaces
 @needs_miniupnpd
 def test_two_boxes_behind_one_router_with_a_seed_far_away_find_each_other_and_one_has_the_port(tmp_path: Path) -> None:
@@ -158,6 +160,7 @@ def test_two_boxes_behind_one_router_with_a_seed_far_away_find_each_other_and_on
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 @needs_namespaces
 def test_two_nodes_of_one_network_find_each_other_and_one_of_another_swarm_does_not(tmp_path: Path) -> None:
     with (

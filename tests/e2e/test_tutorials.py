@@ -148,6 +148,7 @@ def test_the_all_reduce_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_a_private_swarm_over_three_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
