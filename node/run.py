@@ -36,7 +36,7 @@ from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolv
 from node.swarm.averaging import exchange_weights
 from node.swarm.founding import check_rules, load_manifest, split_of
 from node.swarm.peering import Network, agent, item_life, open_network
-from node.swarm.reports import Reporter
+from node.swarm.reports import reporter_of
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, unshared
@@ -334,7 +334,7 @@ def _exchange(
                 max_bytes=limits.max_group_bytes,
                 external=config.sampling.external if config.sampling.source == "peers" else 0,
                 reports_s=limits.reports_s,
-                reporter=Reporter(limits.reports_s, agent()) if config.observe.enabled is True else None,
+                reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
                 saw=journal.saw,
             )
             life = item_life(limits.max_item_age_s)

@@ -149,6 +149,14 @@ class Reporter:
         return report
 
 
+def reporter_of(reports_s: int, enabled: bool | str, agent: str) -> Reporter | None:
+    """Return what reports for a node; None where its swarm has no reports, or its `observe.enabled` keeps it from them.
+
+    `reports_s` are the seconds between two reports of the swarm's manifest, 0 for none.
+    """
+    return Reporter(reports_s, agent) if reports_s and enabled is True else None
+
+
 def _check(condition: bool, what: str) -> None:
     if not condition:
         raise ReportError("malformed", what)

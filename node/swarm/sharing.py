@@ -147,7 +147,7 @@ class NetworkExchange:
         self._unsent: Counter[str] = Counter()  # by reasons of ours, not the host's
         self._demand = Demand(external)
         self._reports = Desk(reports_s) if reports_s else None
-        self._reporter = reporter if reports_s else None
+        self._reporter = reporter
         self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
         self._topics = self._admission.topics | self._beside
         host.subscribe(self._topics, self._demand.told, self._beside)

@@ -5,14 +5,16 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from node.board import run
+from node.board import history, run
 from node.board.run import HISTORY_FILE, open_board
+from node.board.standing import standing
 from node.cli.app import run as command
 from node.errors import UserError
 from node.relay import Take
@@ -72,6 +74,7 @@ def report(signer: Identity, at: float, reward: float = 0.5, **taught_by: int) -
 @contextmanager
 def board(folder: Path, host: Host, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Iterator[tuple[Take, str]]:
     """A board whose views and points are made whenever something is taken."""
+    monkeypatch.setattr(history, "standing", partial(standing, walks=500))
     monkeypatch.setattr(run, "LOOK_S", 0.0)
     monkeypatch.setattr(run, "TICK_S", 0.0)
     links: list[str] = []

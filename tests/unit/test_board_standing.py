@@ -8,6 +8,7 @@ import pytest
 from node.board.standing import ONWARD, WALKS, Taught, standing, weighted_median
 
 HONEST = [f"h{n}" for n in range(12)]
+FEW = 1000  # walks, where what they find is compared with what the same walks find
 CROWD = [f"x{n}" for n in range(100)]
 
 
@@ -45,7 +46,7 @@ def test_walks_find_the_probability(seeds: list[str]) -> None:
 
 
 def test_the_same_reports_give_the_same_standing() -> None:
-    assert standing(swarm(), ["h0"]) == standing(swarm(), ["h0"])
+    assert standing(swarm(), ["h0"], FEW) == standing(swarm(), ["h0"], FEW)
 
 
 def test_without_seeds_nobody_has_standing() -> None:
@@ -53,23 +54,23 @@ def test_without_seeds_nobody_has_standing() -> None:
 
 
 def test_a_node_that_praises_itself_gains_nothing() -> None:
-    before = standing(swarm(), ["h0"])
+    before = standing(swarm(), ["h0"], FEW)
     taught = swarm()
     taught["h5"]["h5"] = 1e6
-    assert standing(taught, ["h0"]) == before
+    assert standing(taught, ["h0"], FEW) == before
 
 
 def test_a_hundred_identities_that_praise_each_other_have_no_standing() -> None:
     crowd = {one: {other: 1000.0 for other in CROWD if other != one} for one in CROWD}
     praise = {one: row | dict.fromkeys(HONEST, 1.0) for one, row in crowd.items()}
-    assert standing(swarm() | praise, ["h0"]) == standing(swarm(), ["h0"])
+    assert standing(swarm() | praise, ["h0"], FEW) == standing(swarm(), ["h0"], FEW)
 
 
 @pytest.mark.parametrize("back", [1.0, 1e9])
 def test_a_teacher_that_makes_a_hundred_identities_does_not_raise_its_standing(back: float) -> None:
-    before = standing(swarm(), ["h0"])
+    before = standing(swarm(), ["h0"], FEW)
     crowd = {one: {"h5": back} | {other: 1.0 for other in CROWD if other != one} for one in CROWD}
-    after = standing(swarm() | {"h5": dict.fromkeys(CROWD, 1.0)} | crowd, ["h0"])
+    after = standing(swarm() | {"h5": dict.fromkeys(CROWD, 1.0)} | crowd, ["h0"], FEW)
     assert after["h5"] == before["h5"]
     assert max(after.get(one, 0.0) for one in CROWD) < before["h5"]
     assert all(after[node] <= before[node] for node in HONEST if node in after)
@@ -77,8 +78,8 @@ def test_a_teacher_that_makes_a_hundred_identities_does_not_raise_its_standing(b
 
 def test_an_identity_that_only_its_maker_names_stands_below_it() -> None:
     taught = swarm() | {"h5": {"x0": 1.0}, "x0": {"h5": 1.0, "x1": 5.0}}
-    found = standing(taught, ["h0"])
-    assert found["x0"] <= ONWARD * found["h5"] + 0.02
+    found = standing(taught, ["h0"], FEW)
+    assert found["x0"] <= ONWARD * found["h5"] + 0.05
     assert found["x1"] < found["x0"]
 
 

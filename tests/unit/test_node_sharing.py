@@ -7,7 +7,7 @@ import pytest
 
 from node.rollouts.group import Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
-from node.swarm.reports import REPORTS_TOPIC, Reporter
+from node.swarm.reports import REPORTS_TOPIC, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
     LESS,
@@ -194,7 +194,9 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
 
 def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -> None:
     host = _Host()
-    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, reports_s=300, reporter=Reporter(300, "a/1"))
+    exchange = NetworkExchange(
+        host, TASKS, max_completions=8, external=4, reports_s=300, reporter=reporter_of(300, True, "a/1")
+    )
     assert host.subscribed[0][0] == {topic_of(ONE.key), topic_of(OTHER.key), REPORTS_TOPIC}
     teacher = id_of_bytes(b"t" * 20)
     exchange.finished({"round": 1, "reward": 0.5, "swarm/taught_by": {teacher: 2}}, "tests")
@@ -207,8 +209,8 @@ def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -
 
 
 def test_nothing_is_reported_where_the_swarm_or_the_node_does_not_want_it() -> None:
-    for reports_s, reporter in ((0, Reporter(0, "a/1")), (300, None)):
-        host = _Host()
+    for reports_s, enabled in ((0, True), (300, False), (300, "private")):
+        host, reporter = _Host(), reporter_of(reports_s, enabled, "a/1")
         exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, reports_s=reports_s, reporter=reporter)
         exchange.finished({"round": 1, "reward": 0.5}, "tests")
         assert host.published == []
