@@ -110,7 +110,6 @@ class View(NamedTuple):
             "time": self.at,
             "nodes": [self.node_tree(one) for one in self.nodes],
             "history": [point._asdict() for point in self.curve],
-            "taught": [lesson._asdict() for lesson in self.lessons],
             "rollouts": [
                 one._asdict() | {"answers": [answer._asdict() for answer in one.answers]} for one in self.rollouts
             ],
