@@ -27,3 +27,10 @@ def test_everybody_hears_what_a_node_runs_and_where_it_is_now() -> None:
             wait_until(lambda: late.offers(NAME) == [(identity.node_id, SECOND)], 20, "a late node to know")
         server.serve()
         known()
+
+
+def test_an_addresss_key_tells_whose_it_is_once_its_record_came() -> None:
+    identity = Identity.generate()
+    with running(identity=identity) as (_, seed), running(seed) as (other, address):
+        wait_until(lambda: other.node_at(seed) == identity.node_id, 20, "the seed's record")
+        assert other.node_at(address) is None  # its own
