@@ -110,7 +110,7 @@ def nonsense(attacker: Attacker) -> None:
 
 def huge_group(attacker: Attacker) -> None:
     group = honest_group(905)
-    made = [one._replace(text="x" * (MAX_TEXT_BYTES + 1)) for one in group.completions]
+    made = [one._replace(texts=("x" * (MAX_TEXT_BYTES + 1),)) for one in group.completions]
     attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
 
 
@@ -141,6 +141,12 @@ def too_many_completions(attacker: Attacker) -> None:
     attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=group.completions * 10))))
 
 
+def several_turns_where_there_is_one(attacker: Attacker) -> None:
+    group = honest_group(911)
+    made = [one._replace(texts=(*one.texts, "you have won", *one.texts)) for one in group.completions]
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
+
+
 ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
     (garbage, "forged"),
     (truncated, "malformed"),
@@ -156,6 +162,7 @@ ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
     (on_a_question_of_the_evaluation, "held_out"),
     (of_an_unknown_task, "unknown_task"),
     (too_many_completions, "group_size"),
+    (several_turns_where_there_is_one, "turns"),
 ]
 
 
