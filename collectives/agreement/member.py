@@ -94,7 +94,8 @@ class MemberState:
         Everybody who is in that view says so: as long as any whom this node was in a view with speaks from one, one of
         those. (Those who are outside as well wait themselves, perhaps for this node to come in.)
         """
-        heard, since = self.detector.heard, now - self.detector.timing.timeout
+        # Members answer one that asks once a timeout (`Admission.applied`).
+        heard, since = self.detector.heard, now - 2 * self.detector.timing.timeout
         inside = self.witnesses.known.keys() - self.detector.outside
         if not self.witnesses.knows(member) and any(heard.get(name, since) > since for name in inside):
             return False

@@ -108,6 +108,7 @@ class Owner:
     calls: int = 0
     outstanding: dict[int, Begin] = field(default_factory=dict)
     due: dict[int, float] = field(default_factory=dict)  # by when each outstanding call must have ended
+    ends: dict[int, float] = field(default_factory=dict)  # the deadline of each call
     in_time: dict[int, float] = field(default_factory=dict)  # before when each must, of those begun while prompt
     started: dict[int, OpId] = field(default_factory=dict)
     view: View | None = None
@@ -118,6 +119,7 @@ class Owner:
         """Call an operation."""
         self.calls += 1
         self.due[tag] = now + deadline + LAN.settling + LAN.heartbeat
+        self.ends[tag] = now + deadline
         if self.prompt:
             self.in_time[tag] = now + deadline - LAN.heartbeat
         field_value = 1 + (not self.careful and self.rng.random() < ODD)
@@ -229,6 +231,8 @@ KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolat
 # operations out, is interrupted in its calls; and somebody asks to be let in whom only some can reach.
 LIVENESS_KINDS = ("hang", "slow", "interrupt", "half")
 LIVENESS = 0.25  # the part of schedules that have these faults besides
+SYBILS = 0.02  # the part in which a view of strangers links with everybody of an open group, beside such faults only
+DEAD_PATHS = 0.03  # the part in which the path of tensors between two members is silently gone, now and then
 MOMENTS = (
     messages.Initiate,
     messages.Start,
@@ -278,6 +282,8 @@ class Schedule:
     programs: tuple[Program, ...]  # if members make one call at a time: each runs one of these
     faults: tuple[Fault, ...]
     seconds: float = FAULT_SECONDS  # how long faults may happen
+    sybils: int = 0  # strangers in a view of their own
+    closed: bool = False  # what members take the group for
 
     @classmethod
     def draw(cls, seed: int, members: int, partition: Partition | None = None) -> "Schedule":
@@ -297,8 +303,18 @@ class Schedule:
             cls._programs(Random(f"programs {seed}")),
             faults,
         )
-        schedule = replace(schedule, faults=(*faults, *cls._liveness(Random(f"liveness {seed}"))))
+        liveness, closed = cls._liveness(Random(f"liveness {seed}")), bool(seed % 2)
+        schedule = replace(schedule, faults=(*faults, *liveness, *cls._dead_paths(seed)), closed=closed)
         if partition is None:
+            strangers = Random(f"sybils {seed}")
+            if strangers.random() < SYBILS:
+                schedule = replace(
+                    schedule,
+                    partition=Partition.CONTINUE,
+                    faults=liveness,
+                    sybils=schedule.members + strangers.randint(1, 3),
+                    closed=False,
+                )
             return schedule
         rolling = cls._rolling(Random(f"rolling {seed}")) if partition is Partition.MAJORITY else ()
         seconds = ROLLING_SECONDS if rolling else FAULT_SECONDS
@@ -311,6 +327,13 @@ class Schedule:
         return tuple(
             Fault(kind, None, 0, True, rng.uniform(0.0, FAULT_SECONDS), rng.choice((1.0, 2.0, 4.0))) for kind in kinds
         )
+
+    @staticmethod
+    def _dead_paths(seed: int) -> tuple[Fault, ...]:
+        """Return none for most seeds; else up to three paths that die."""
+        rng = Random(f"dead paths {seed}")
+        count = rng.randint(1, 3) if rng.random() < DEAD_PATHS else 0
+        return tuple(Fault("dead path", None, 0, True, rng.uniform(0.0, FAULT_SECONDS), 0.0) for _ in range(count))
 
     @staticmethod
     def _rolling(rng: Random) -> tuple[Fault, ...]:

@@ -22,13 +22,14 @@ from collectives.agreement.events import (
     Linked,
     OutOfGroup,
     Perform,
+    Performed,
     Send,
     Tick,
     Unlinked,
     Verdict,
 )
 from collectives.agreement.message_codec import decode, encode
-from collectives.agreement.views import ADMIT_TAG, View
+from collectives.agreement.views import ADMIT_TAG, OpId, View
 from collectives.simulator.network import MAX_DELAY, Network
 from collectives.simulator.schedule import (
     END_TAG,
@@ -75,6 +76,8 @@ class Node:
 class Trial:
     """One schedule under way."""
 
+    replaces_streams = True  # where nothing came in an operation that was late, as `DataPlane.close_port` does
+
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.rng = Random(f"trial {schedule.seed}")
@@ -89,6 +92,8 @@ class Trial:
         self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
         self._primaries: dict[int, View] = {}  # under MAJORITY: the view of each epoch
+        self._sybils: dict[int, Node] = {}
+        self._dead_paths: set[frozenset[int]] = set()  # between which members no tensor passes
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
 
     def run(self) -> None:
@@ -97,6 +102,8 @@ class Trial:
         for number in range(schedule.members):
             self._boot(number)
         self._until(self._formed, "the group did not form")
+        if schedule.sybils:
+            self._bring_sybils()
         network.disorder = schedule.disorder
         self.faulty = True
         formed = network.now
@@ -218,6 +225,29 @@ class Trial:
 
     # --- processes ---
 
+    def _bring_sybils(self) -> None:
+        """Let strangers form a view of their own, and then link with every member."""
+        numbers = range(len(IDS) - self.schedule.sybils, len(IDS))
+        for number in numbers:
+            core = Agreement(
+                IDS[number],
+                str(number),
+                b"the simulated group",
+                Random(f"sybil {self.schedule.seed} {number}"),
+                self.network.now,
+                seeds=[str(other) for other in numbers if other < number],
+            )
+            owner = Owner(IDS[number], Random(f"owner {self.schedule.seed} {number}"), History(), busy=False)
+            self._sybils[number] = Node(number, core, owner, Program.FREE)
+            self._tick(self._sybils[number])
+        self._until(
+            lambda: all(s.core.view and len(s.core.view.members) == len(numbers) for s in self._sybils.values()),
+            "the strangers did not form a view",
+        )
+        for number in numbers:
+            for member in self.nodes:
+                self.network.connect(number, member)
+
     def _boot(self, number: int) -> None:
         rng = Random(f"node {self.schedule.seed} {number} {self.network.now}")
         lone = self.schedule.partition is Partition.MAJORITY and not any(one.alive for one in self.nodes.values())
@@ -230,7 +260,7 @@ class Trial:
             self.network.now,
             seeds=seeds,
             partition=self.schedule.partition,
-            closed=bool(self.schedule.seed % 2),
+            closed=self.schedule.closed,
         )
         owner = Owner(IDS[number], rng, self.history, busy=self.busy)
         program = Random(f"program {self.schedule.seed} {number}").choice(self.schedule.programs or (Program.FREE,))
@@ -298,9 +328,7 @@ class Trial:
                 else:
                     self._connect(node, int(address))
             case Perform():
-                done = node.owner.start(action)
-                if not node.hung:
-                    self.network.at(self.network.now + self.rng.uniform(0.0, node.slow), self._feed, node, done)
+                self._perform(node, action)
             case Finished():
                 node.owner.finished(action)
                 node.admits_next = node.program.admits_next(action)
@@ -308,10 +336,31 @@ class Trial:
                     node.stepper.finished(action, pending=node.core.pending)
             case Install():
                 node.owner.install(action)
+                others = action.view.ids - {IDS[number] for number in (*self._sybils, node.number)}
+                taken = node.number not in self._sybils and len(action.view.members) > 1 and not others
+                expect(not taken, "a member is in a view of strangers")
                 if self.schedule.partition is Partition.MAJORITY:
                     self._primary(action.view)
             case OutOfGroup():
                 node.owner.outside(action)
+                if node.number in self._sybils:  # it would ask to be let in, as everybody may in an open group
+                    node.alive = False
+                    self.network.vanish(node.number, range(len(IDS)), silently=False)
+
+    def _perform(self, node: Node, start: Perform) -> None:
+        done = node.owner.start(start)
+        members = {NUMBERS[member] for member in start.view.members}
+        dead = [path for path in self._dead_paths if node.number in path and members >= path]
+        if dead and not node.hung:
+            self.network.at(node.owner.ends[start.op.tag], self._time_out, node, done.op, dead)
+        elif not node.hung:
+            self.network.at(self.network.now + self.rng.uniform(0.0, node.slow), self._feed, node, done)
+
+    def _time_out(self, node: Node, op: OpId, dead: list[frozenset[int]]) -> None:
+        """Give an operation up in which nothing came; its streams are closed then, and new ones made."""
+        if self.replaces_streams:
+            self._dead_paths.difference_update(dead)
+        self._feed(node, Performed(op, ok=False, reason="too little came in time"))
 
     def _primary(self, view: View) -> None:
         """Nobody enters another view of an epoch than those who entered one of it before."""
@@ -320,7 +369,7 @@ class Trial:
         expect(known.mark == view.mark, f"two primary views of epoch {view.epoch}: {sides[0]} and {sides[1]}")
 
     def _connect(self, node: Node, number: int) -> None:
-        other = self.nodes.get(number)
+        other = self.nodes.get(number) or self._sybils.get(number)
         if node.alive and other is not None and other.alive and not other.paused and self._in_reach(node, other):
             self.network.connect(node.number, other.number)
 
@@ -341,13 +390,16 @@ class Trial:
                 self.network.at(self.network.now, self._strike, fault, node.number if fault.at_sender else to)
 
     def _deliver(self, source: int, to: int, message: Any) -> None:
-        self._feed(self.nodes[to], Heard(IDS[source], message))
+        self._feed(self._node(to), Heard(IDS[source], message))
 
     def _linked(self, end: int, far: int) -> None:
-        self._feed(self.nodes[end], Linked(IDS[far], str(far)))
+        self._feed(self._node(end), Linked(IDS[far], str(far)))
 
     def _unlinked(self, end: int, far: int) -> None:
-        self._feed(self.nodes[end], Unlinked(IDS[far]))
+        self._feed(self._node(end), Unlinked(IDS[far]))
+
+    def _node(self, number: int) -> Node:
+        return self._sybils.get(number) or self.nodes[number]
 
     # --- faults ---
 
@@ -363,6 +415,8 @@ class Trial:
             case "pause":
                 node.paused, node.paused_at = True, network.now
                 network.at(network.now + fault.lasts, self._resume, node)
+            case "dead path" if others:
+                self._dead_paths.add(frozenset({number, self.rng.choice(others)}))
             case "cut" if others:
                 network.cut(number, self.rng.choice(others))
             case "isolate" | "split" | "oneway":

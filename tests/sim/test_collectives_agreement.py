@@ -9,11 +9,16 @@ failing seed is run again with `python -m collectives.simulator --schedules 1 --
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 
+from collectives.agreement.agreement import Agreement
+from collectives.simulator import trial
 from collectives.simulator.schedule import KINDS, LIVENESS_KINDS, MOMENTS, Schedule
 from collectives.simulator.sweep import Outcome, outcome, sweep
+from collectives.types import LAN
 
 BATCHES = 4  # so that a failure shows early, and workers could share them
 
@@ -62,6 +67,7 @@ def test_five_thousand_schedules(members: int) -> None:
 @pytest.mark.parametrize(
     ("seed", "members"),
     [
+        (983, 4),  # one that was left out and asked again was let in by strangers: its group answered too seldom
         (142, 4),  # an operation that one member had published was forgotten after two more calls of its tag
         (403557, 4),  # one left behind by a majority, whose view had lost another member, never went out for it
         (3008603, 4),  # two views that shared a member, neither of which could go on without it, ignored each other
@@ -78,9 +84,42 @@ def test_the_schedules_strike_everywhere() -> None:
     schedules = [Schedule.draw(seed, 4) for seed in range(2000)]
     struck = {(fault.kind, fault.moment) for schedule in schedules for fault in schedule.faults}
     anywhere = {(kind, moment) for kind in KINDS for moment in (*MOMENTS, None)}
-    assert struck == anywhere | {(kind, None) for kind in LIVENESS_KINDS}
+    assert struck == anywhere | {(kind, None) for kind in (*LIVENESS_KINDS, "dead path")}
+    assert any(schedule.sybils for schedule in schedules)
     assert any(schedule.disorder for schedule in schedules)
     assert any(schedule.encoded for schedule in schedules)
+
+
+def some(that, count: int) -> list[int]:
+    """Return seeds whose schedules are such."""
+    return list(islice((seed for seed in range(10_000) if that(Schedule.draw(seed, 4))), count))
+
+
+def has(kind: str):
+    return lambda schedule: any(fault.kind == kind for fault in schedule.faults)
+
+
+MENDS = [
+    pytest.param(lambda schedule: schedule.sybils, {"closed": True}, True, id="strangers are not believed"),
+    pytest.param(has("hang"), {"timing": replace(LAN, misses=10**9)}, True, id="who hangs is left out"),
+    pytest.param(has("dead path"), {}, False, id="a stream on which nothing came is replaced"),
+]
+
+
+@pytest.mark.parametrize(("that", "core", "replaces_streams"), MENDS)
+def test_schedules_find_a_defect_where_its_mend_is_taken_out(that, core, replaces_streams, monkeypatch) -> None:
+    seeds = some(that, 4)
+    assert all(not outcome(seed, 4).violation for seed in seeds)
+    monkeypatch.setattr(trial, "Agreement", lambda *a, **options: Agreement(*a, **{**options, **core}))
+    monkeypatch.setattr(trial.Trial, "replaces_streams", replaces_streams)
+    assert any(outcome(seed, 4).violation for seed in seeds)
+
+
+@pytest.mark.slow
+def test_strangers_and_dead_paths_beside_other_faults() -> None:
+    for that in (lambda schedule: schedule.sybils, has("dead path")):
+        failed = [str(one) for seed in some(that, 100) if (one := outcome(seed, 4)).violation]
+        assert not failed
 
 
 def test_the_command_runs_schedules_in_several_processes() -> None:
