@@ -6,7 +6,7 @@ Ranks are processes. One round: every rank has its values ready, all start at th
 the time is that until the last one has the sum in its buffer; what it has is then checked. Rounds of
 all implementations alternate, so that a busy machine is busy for each. Ours and gloo share processes.
 
-    gossamer                    over Unix sockets, as ranks of one machine have them; not encrypted
+    gossamer                    in shared memory, as ranks of one machine and user have it; not encrypted
     gossamer-encrypted          the default, over Unix sockets
     gossamer-tcp                over TCP, as between machines, and unauthenticated, as the others are
     gossamer-tcp-authenticated  the same, authenticated
@@ -14,6 +14,10 @@ all implementations alternate, so that a busy machine is busy for each. Ours and
     gloo                        torch.distributed, on loopback
     pccl                        pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
                                 it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
+
+A row has the processor time of a rank too (`cpu_s`), which other work on the machine disturbs least. It also has the
+bytes on paper (`paper_mib`): what a rank reads and writes. Of S bytes between n ranks gloo moves 11 (n - 1) / n S.
+Our sockets move 2 S more, because results are kept aside until they count. Shared memory moves (5 - 1 / n) S.
 
 Three more parts, on request. `link`: two ranks in network namespaces (Linux, root), each sending through a
 token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two ranks through a proxy that delays
@@ -26,7 +30,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ from typing import Any
 from benchmarks import diloco
 from benchmarks.ranks import Ranks, RanksError
 from benchmarks.slow_links import delayed, shaped
+from collectives.mesh.shared_memory import is_possible
 
 Row = dict[str, Any]
 
@@ -45,6 +50,12 @@ PROTECTED = {
     "gossamer-encrypted": {"protection": "encrypted", "streams": 1, "local": True},
     "gossamer-tcp-authenticated": {"protection": "authenticated", "streams": 1, "local": False},
     "gossamer-tcp-encrypted": {"protection": "encrypted", "streams": 1, "local": False},
+}
+
+PAPER: dict[str, Callable[[int], float]] = {  # bytes that a rank reads and writes for each byte of the tensor
+    "gloo": lambda ranks: 11 * (ranks - 1) / ranks,
+    "gossamer-tcp": lambda ranks: 11 * (ranks - 1) / ranks + 2,
+    "gossamer": lambda ranks: 5 - 1 / ranks if is_possible() else 11 * (ranks - 1) / ranks + 2,
 }
 
 LINK_MIB, LINK_MBIT = 32, 200.0
@@ -134,6 +145,7 @@ def _pccl(stack: ExitStack, count: int, python: str) -> Ranks:
 
 def _in_turns(sides: dict[str, Ranks], count: int, size: int, runs: int) -> Iterator[Row]:
     took: dict[str, list[float]] = {impl: [] for impl in sides}
+    cpu: dict[str, list[float]] = {impl: [] for impl in sides}
     for side in dict.fromkeys(sides.values()):
         side.tell("prepare", {"mib": size, "ranks": count}, TIMEOUT_S)
     for number in range(runs + 1):
@@ -141,8 +153,10 @@ def _in_turns(sides: dict[str, Ranks], count: int, size: int, runs: int) -> Iter
             seconds = side.round(impl, "none", TIMEOUT_S)
             if number:
                 took[impl].append(seconds)
+                cpu[impl].append(side.cpu_s)
     for impl, seconds_of in took.items():
-        yield _row(impl, seconds_of, ranks=count, mib=size)
+        row = _row(impl, seconds_of, ranks=count, mib=size, cpu_s=statistics.median(cpu[impl]))
+        yield row | ({"paper_mib": round(size * PAPER[impl](count), 1)} if impl in PAPER else {})
 
 
 def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:

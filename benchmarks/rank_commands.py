@@ -4,7 +4,7 @@ Only the standard library: ranks of another library run under an interpreter of 
 
     {"prepare": {"mib", "ranks", "rank"}}       -> {}     make the values, and a buffer
     {"refill": {"rank"}}                        -> {}     put the values in the buffer
-    {"reduce": {"impl", "codec", "at", "rank"}} -> {"end": unix time, "is_right": bool}
+    {"reduce": {"impl", "codec", "at", "rank"}} -> {"end": unix time, "cpu": processor seconds, "is_right": bool}
     {any other of the rank's methods: its keywords} -> its answer
 
 An answer {"error": text} says why there is none. Element i of rank r is (r + 1) (i mod 97): small
@@ -48,6 +48,7 @@ def serve(rank: Rank) -> None:
 
 def _reduce(own: Rank, impl: str, codec: str, at: float, rank: int) -> dict[str, Any]:
     time.sleep(max(0.0, at - time.time()))
+    before = time.process_time()
     own.reduce(impl, codec)
-    end = time.time()
-    return {"end": end, "is_right": own.is_right(codec), "rank": rank}
+    end, cpu = time.time(), time.process_time() - before
+    return {"end": end, "cpu": cpu, "is_right": own.is_right(codec), "rank": rank}

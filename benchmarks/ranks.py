@@ -29,6 +29,7 @@ class Ranks:
             for command in commands
         ]
         self._pool = ThreadPoolExecutor(len(commands))
+        self.cpu_s = 0.0  # processor seconds of a rank in the last round, the mean of all
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +89,7 @@ class Ranks:
         answers = self.tell("reduce", {"impl": impl, "codec": codec, "at": at}, timeout)
         if not all(answer["is_right"] for answer in answers):
             raise RanksError(f"{impl} gave a wrong sum")
+        self.cpu_s = sum(answer["cpu"] for answer in answers) / len(answers)
         return float(max(answer["end"] for answer in answers) - at)
 
     def _tell(self, commands: dict[int, dict[str, Any]], timeout: float) -> list[dict[str, Any]]:

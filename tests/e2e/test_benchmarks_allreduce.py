@@ -15,6 +15,8 @@ def test_both_sides_add_up_and_the_last_row_has_the_ratios():
 
     assert [row["impl"] for row in rows] == ["gossamer", "gossamer-tcp", "gloo"]
     assert all(row["median_s"] > 0 and row["runs"] == 2 and row["ranks"] == 3 for row in rows)
+    assert all(row["cpu_s"] > 0 for row in rows)
+    assert [row["paper_mib"] for row in rows[1:]] == [9.3, 7.3]
     assert last["ratio"]["gloo"]["ranks=3 mib=1"] == rows[0]["median_s"] / rows[2]["median_s"]
     assert last["ratio"]["gloo, tcp"]["ranks=3 mib=1"] == rows[1]["median_s"] / rows[2]["median_s"]
 
