@@ -99,6 +99,9 @@ class Node:
             raise UserError("rewards and data go together: give both, or tasks alone")
         if data is not None:
             tables.append(self._rewards_table(rewards, data, test, options or {}))
+        if swarm is not None and self._functions:
+            name = next(iter(self._functions)).removeprefix(f"{HERE}:")
+            raise UserError(f"the function {name} is of this process alone: in a swarm, import it from a file")
         self._named = {"policy.model": model, "tasks": tables or None, **flatten(settings)}
         self._settled(None)
 
@@ -156,6 +159,7 @@ class Node:
         check_first(config, self.folder)
         check_size(config)
         make_folder(self.folder)
+        self._keep_rows()
         if self._swarm is not None:
             from node.swarm import founding
 
@@ -164,12 +168,15 @@ class Node:
         run_node(config, self.folder, given=Given(self._given(config), _as_callbacks(callbacks, self.folder)))
         return [row for row in self.metrics if row["round"] > done]
 
-    def _given(self, config: NodeConfig) -> "dict[str, Task]":
-        """Write the rows that a program gave, and return the task with functions of this process, if there is one."""
-        from node.tasks.rewards import load_rewards
-
+    def _keep_rows(self) -> None:
+        """Write the rows that a program gave into the folder."""
         for path, rows in self._kept.items():
             Path(path).write_text("".join(f"{json.dumps(dict(row))}\n" for row in rows))
+
+    def _given(self, config: NodeConfig) -> "dict[str, Task]":
+        """Return the task with functions of this process, if there is one."""
+        from node.tasks.rewards import load_rewards
+
         if not self._functions:
             return {}
         table = next(one for one in config.tasks if set(one.options.get("functions", ())) & set(self._functions))
@@ -233,6 +240,9 @@ class Node:
         from node.training.evaluation import answer, score
 
         policy, config = self._policy()
+        if self._kept:
+            make_folder(self.folder)
+            self._keep_rows()
         tasks = load_tasks(config.tasks, split_of(load_manifest(self.folder)), given=self._given(config))
         sampling = SamplingParams.from_config(config.engine)
         kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
@@ -328,7 +338,7 @@ class Swarm:
         like = self._like
         if like._kept:
             make_folder(self._rows)
-        like._given(like._settled(None))
+        like._keep_rows()
         tree: dict[str, Any] = {}
         for key, value in like._named.items():
             if value is not None:

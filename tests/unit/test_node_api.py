@@ -70,6 +70,7 @@ def test_functions_of_this_process_are_paid_here_and_never_shared(tmp_path: Path
         ({"rewards": [accuracy]}, "rewards and data go together"),
         ({"data": ROWS}, "rewards and data go together"),
         ({"sampling": {"locale": 4}}, "unknown configuration key 'sampling.locale'"),
+        ({"rewards": [lambda **_: [1.0]], "data": ROWS, "swarm": "gossamer://a"}, "in a swarm, import it from a file"),
         ({"rewards": [lambda **_: [1.0], lambda **_: [0.0]], "data": ROWS}, "two functions are called '<lambda>'"),
     ],
 )
