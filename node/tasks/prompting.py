@@ -62,7 +62,10 @@ class Prompted(Wrapper):
         return self.mode or own_mode(self.base)
 
     def make(self, seed: int) -> Item:
-        """Return the item of `seed`; it has fewer examples where the task hardly has other questions."""
+        """Return the item of `seed`; it has fewer examples where the task hardly has other questions.
+
+        Without examples of this node's, the task's own stay.
+        """
         item = self.base.make(seed)
         shown: dict[str, str] = {}
         for attempt in range(self.count * DRAWS):
@@ -71,7 +74,7 @@ class Prompted(Wrapper):
             example = self.base.make(derive_seed("example", *self.key, seed, attempt))
             if example.question != item.question and not self.held_out(self.key.name, example.question):
                 shown.setdefault(example.question, show(solution(example), self.answer_mode))
-        return replace(item, system=self._system(item), examples=tuple(shown.items()))
+        return replace(item, system=self._system(item), examples=tuple(shown.items()) or item.examples)
 
     def verify(self, item: Item, text: str) -> Verdict:
         read = self._read(text)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from node.cli.app import run
@@ -19,6 +21,7 @@ from node.rollouts.screening import check
 from node.swarm.founding import adopt_tasks, describe_tasks
 from node.tasks import load_tasks, reward_functions
 from node.tasks.judge import JudgeError, paid_by
+from node.tasks.prompting import prompted
 from node.tasks.questions import Split
 from node.tasks.reward_functions import (
     Answered,
@@ -82,6 +85,8 @@ def harmful(completions, answer, **kwargs):
 def slow(completions, **kwargs):
     if "slow" in completions:
         time.sleep(600)
+    if "huge" in completions:
+        return [float(len(bytearray(9 << 30)) > 0)]
     return [0.5 for _ in completions]
 '''
 
@@ -294,10 +299,10 @@ def test_what_pays_otherwise_again_or_in_another_process_trains_its_maker_alone(
     assert check(encode(group), tasks, 8).reason == "unknown_task"
 
 
-def test_a_text_that_takes_too_long_or_that_no_function_can_tell_is_unscorable(folder: Path) -> None:
+def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_tell_is_unscorable(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "slow", "unsure", seconds=0.3))
     item = task.make(1)
-    assert [task.verify(item, text) for text in ("2", "?", "slow", "2")] == [0.75, 0.25, None, 0.75]
+    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [0.75, 0.25, None, None, 0.75]
     alone = load_rewards("rewards", options(folder, "unsure"))
     assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
 
@@ -316,14 +321,21 @@ def test_hostile_formulas_end_with_their_process_and_cost_nobody(folder: Path, t
 def test_messages_become_an_instruction_examples_and_a_question(folder: Path, tmp_path: Path) -> None:
     roles = ("system", "user", "assistant", "user")
     prompt = [{"role": role, "content": text} for role, text in zip(roles, ("Add.", "1+1=", "2", "2+2="), strict=True)]
-    rows = write(tmp_path / "rows.jsonl", [{"prompt": prompt, "level": 3}, {"prompt": prompt[1:2], "source": "b"}])
-    task = load_rewards("rewards", {"path": rows, "functions": ["trl:think_format_reward"]})
+    rows = [{"prompt": prompt, "level": 3}, {"prompt": prompt[1:2], "source": "b"}]
+    functions = [f"{folder / 'rewards.py'}:unsure"]
+    task = load_rewards("rewards", {"path": write(tmp_path / "rows.jsonl", rows), "functions": functions})
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"source": None, **rows[0]}, rows[1]]), tmp_path / "r.parquet"
+    )
+    assert load_rewards("rewards", {"path": tmp_path / "r.parquet", "functions": functions}).key == task.key
     item, other = task.make(0), task.make(1)
     assert (item.system, item.examples, item.question) == ("Add.", (("1+1=", "2"),), "2+2=")
     assert (other.system, other.examples, other.question) == ("", (), "1+1=")
+    asked = prompted(task, TaskConfig(name="rewards", instruction="Think.")).make(0)
+    assert (asked.system, asked.examples) == ("Think.", item.examples)
     assert task.rows[item.content].columns == {"level": 3, "source": None}
     assert task.rows[item.content].prompt == prompt
-    assert task.verify(item, "<think>a</think>4") == 1.0
+    assert task.verify(item, "4") == 1.0
 
 
 @pytest.mark.parametrize(
