@@ -41,7 +41,7 @@ from protocol.identity import Identity
 
 WHOLE = Split(0.0)  # nothing is held out
 FUNCTIONS = '''
-import os, random, socket, time
+import os, socket, time
 from pathlib import Path
 
 def accuracy(completions, answer, **kwargs):
@@ -52,9 +52,6 @@ async def brevity(completions, **kwargs):
 
 def unsure(completions, **kwargs):
     return [None if "?" in text else 1.0 for text in completions]
-
-def lucky(completions, **kwargs):
-    return [random.random() for _ in completions]
 
 def hashed(completions, **kwargs):
     return [hash(text + "x") % 2**60 / 2**60 for text in completions]
@@ -243,16 +240,14 @@ def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in
     assert isinstance(right, Scored) and isinstance(wrong, Scored)
     assert (right, wrong) == (1.25 / 1.5, 0.25 / 1.5)
     assert right.parts == {"accuracy": 1.0, "brevity": 0.5}
-    same = load_rewards("rewards/sums", {**given, "confine": False})
-    assert same.key == task.key
-    assert same.unshared.startswith("its functions are not confined")
-    assert load_rewards("rewards/sums", {**given, "confine": False, "share": True}).unshared == ""
-    others = [{**given, "range": [0.0, 1.0]}]
+    same = load_rewards("rewards/sums", {**given, "confine": False, "share": True})
+    assert (same.key, same.unshared) == (task.key, "")
+    ranged = load_rewards("rewards/sums", {**given, "confine": False, "range": [0.0, 1.0]})
+    assert ranged.unshared.startswith("its functions are not confined")
     (folder / "copy").mkdir()
     (folder / "copy" / "rewards.py").write_text(FUNCTIONS + "\n")
-    others.append({**options(folder / "copy", "accuracy", "brevity", weights=[1.0, 0.5]), "path": given["path"]})
-    keys = [load_rewards("rewards/sums", one).key for one in others]
-    assert len({task.key, *keys}) == 3
+    changed = {**options(folder / "copy", "accuracy", "brevity", weights=[1.0, 0.5]), "path": given["path"]}
+    assert len({task.key, ranged.key, load_rewards("rewards/sums", changed).key}) == 3
 
 
 def test_a_function_that_does_harm_finds_no_network_and_changes_no_file(folder: Path, tmp_path: Path) -> None:
@@ -286,12 +281,11 @@ def test_where_a_machine_cannot_confine_the_functions_run_and_nothing_is_shared(
         reward_functions.begin(request)
 
 
-@pytest.mark.parametrize("name", ["lucky", "hashed"])
-def test_what_pays_otherwise_again_or_in_another_process_trains_its_maker_alone(folder: Path, name: str) -> None:
-    config = TaskConfig(name="rewards/luck", options=options(folder, "accuracy", name))
+def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: Path) -> None:
+    config = TaskConfig(name="rewards/luck", options=options(folder, "accuracy", "hashed"))
     tasks = load_tasks([config], WHOLE)
     (task,) = tasks.tasks
-    assert task.unshared == f"the function {name} does not pay the same text the same again"
+    assert task.unshared == "the function hashed does not pay the same text the same again"
     assert tasks.shared(task.key) is None
     assert task.verify(task.make(1), "2") is not None
     item = task.make(1)
@@ -446,10 +440,9 @@ def test_a_judge_that_does_not_answer_is_one_clear_line_at_the_start(folder: Pat
         load_rewards("rewards", options(folder, "judge:http://127.0.0.1:9/v1", model="m"))
 
 
-@pytest.mark.parametrize("verb", ["node", "swarm"])
-def test_functions_and_rows_are_given_on_the_command_line(folder: Path, verb: str, capsys, monkeypatch) -> None:
+def test_functions_and_rows_are_given_on_the_command_line(folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(folder)
-    asked = [verb, "--reward", "./rewards.py:accuracy", "--reward", "rewards.py:brevity", "--data", "rows.jsonl"]
+    asked = ["node", "--reward", "./rewards.py:accuracy", "--reward", "rewards.py:brevity", "--data", "rows.jsonl"]
     assert run([*asked, "--dry-run"], debug=False) == 0
     shown = capsys.readouterr().out
     assert 'name = "rewards/rows"' in shown and f'path = "{folder / "rows.jsonl"}"' in shown
