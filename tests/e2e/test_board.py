@@ -88,6 +88,7 @@ def swarm(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_board_shows_both_nodes_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     start = ("board", "--state", tmp_path / "b", "--port", "0")
     with swarm(tmp_path) as (invite, nodes):

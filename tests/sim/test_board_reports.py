@@ -71,6 +71,7 @@ def _is_due(phase: float, period: float, at: float) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_reports_reach_a_board_and_cost_a_swarm_little() -> None:
     without, with_reports = (measure(40, 20, reports=reports) for reports in (False, True))
     assert with_reports.at_board > 0.9
