@@ -141,8 +141,8 @@ class Communicator:
                 two groups of several members that meet become one, because what more than half of the other's members
                 say is believed. None: whether there is a secret. A predicate that admits whoever asks closes nothing.
             protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change
-                it (between processes of one user on one machine the kernel sees to that); or "unauthenticated": tensors
-                can be changed on the way too. All members must want the same.
+                it (between processes of one user on one machine the kernel sees to that, and they share memory); or
+                "unauthenticated": tensors can be changed on the way too. All members must want the same.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
             partition: what the two sides of a split group do: "continue", or "majority" (one goes on at most).
