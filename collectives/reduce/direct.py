@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 from collectives.mesh.port import PendingReceive, Port
-from collectives.reduce.codecs import Feedback
+from collectives.reduce.codecs import BLOCK, Feedback
 from collectives.reduce.kernels import Reduction, Scratch, Span, add_up, chunks, cut, finish
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
@@ -30,6 +30,7 @@ from protocol.identity import NodeId
 # four chunks, so that one is reduced while others come, also among many members.
 WINDOW_BYTES = 64 << 20
 MIN_WINDOW = 4
+MOST_BYTES = 256 << 20  # of that room: from 64 members on chunks are smaller, for four of each are much
 
 
 def all_reduce(
@@ -75,15 +76,17 @@ class _Exchange:
         self._result = scratch.take(values.numel(), job.dtype) if into is None else into
         slices = cut(values.numel(), capacity or [1.0] * len(job.order))
         own = job.order.index(port.own)
-        self._own = list(chunks(slices[own], job.chunk))
+        room = MOST_BYTES // (MIN_WINDOW * len(job.order) * job.dtype.itemsize)  # in values
+        chunk = max(BLOCK, min(job.chunk, room // BLOCK * BLOCK))
+        self._own = list(chunks(slices[own], chunk))
         # Each starts with its neighbour, so that not all send to the same one first.
         self._others: list[tuple[NodeId, list[Span]]] = [
-            (job.order[i % len(job.order)], list(chunks(slices[i % len(job.order)], job.chunk)))
+            (job.order[i % len(job.order)], list(chunks(slices[i % len(job.order)], chunk)))
             for i in range(own + 1, own + len(job.order))
         ]
         self._weight = job.weights[port.own]
         self._givers = [member for member in job.order if member != port.own and job.weights[member]]
-        held = max(1, len(self._givers)) * job.chunk * job.dtype.itemsize
+        held = max(1, len(self._givers)) * chunk * job.dtype.itemsize
         self._window = max(MIN_WINDOW, WINDOW_BYTES // held)
         self._scratch = scratch
         # Rounded up, for rooms hold numbers of up to eight bytes.

@@ -276,6 +276,29 @@ def test_a_cancelled_port_ends_everybody():
         together(order, work)
 
 
+@pytest.mark.parametrize("world", [2, 64, 256])
+def test_the_room_for_others_values_is_bounded_however_many_there_are(world, monkeypatch):
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 1 << 20)
+    order = members(world)
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+    taken = []
+
+    class Measured(Scratch):
+        def take(self, count, dtype):
+            taken.append(count * dtype.itemsize)
+            return torch.empty(count, dtype=dtype)  # addresses: nothing is written
+
+    class Nobody:
+        own = order[0]
+
+        def expect(self, source, slot, into):
+            raise Aborted("enough")
+
+    with pytest.raises(Aborted):
+        direct.all_reduce(Nobody(), job, torch.empty(world * (8 << 18)), Measured())  # 8 MiB of each
+    assert taken[1] <= direct.MOST_BYTES
+
+
 def test_slices_follow_the_capacity():
     assert cut(2560, [1.0, 3.0]) == [(0, 512), (512, 2560)]  # in whole blocks
     assert cut(100, [1, 1, 1])[-1][1] == 100
