@@ -36,7 +36,6 @@ from node.telemetry.metrics import Row
 MAPPED: Mapping[str, str] = {
     "learning_rate": "trainer.learning_rate",
     "weight_decay": "trainer.weight_decay",
-    "adam_beta1": "trainer.adam_beta1",
     "adam_beta2": "trainer.adam_beta2",
     "max_grad_norm": "trainer.max_grad_norm",
     "lr_scheduler_type": "trainer.lr_scheduler_type",

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from trl import GRPOConfig
 from trl.rewards import get_soft_overlong_punishment
 
-from node.config import is_key
+from node.config import is_key, parse_config
 from node.errors import UserError
 from node.grpo_trainer import COUNTED, MAPPED, WITHOUT_EFFECT, check_config, rounds_of, settings_of
 
@@ -55,6 +55,7 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
     )
     check_config(given)
     settings = settings_of(given, None)
+    parse_config(settings)
     assert settings["sampling"] == {"completions": 4, "local": 4, "external": 0, "rule": "sapo"}
     assert settings["engine"] == {"max_completion_length": 16, "temperature": 1.0, "top_p": 1.0}
     trainer = settings["trainer"]
@@ -74,6 +75,7 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
         ({"beta": 0.04}, "GRPOConfig: beta=0.04 has no counterpart in a node: leave it at 0.0"),
         ({"top_k": 50}, "top_k=50 has no counterpart"),
         ({"delta": 1.5}, "delta=1.5 has no counterpart"),
+        ({"adam_beta1": 0.8}, "adam_beta1=0.8 has no counterpart in a node: leave it at 0.9"),
         ({"optim": "adafactor"}, "a node has AdamW"),
         ({"scale_rewards": "batch"}, "set 'group' or 'none'"),
         ({"use_vllm": True, "vllm_mode": "server"}, "vllm_mode='server' has no counterpart"),
