@@ -44,6 +44,7 @@ BAYS = 8  # operations in flight, and process groups; others use sockets
 BAY_BYTES = 256 << 20  # addresses only: memory is taken where it is written. Larger results use sockets
 ARENA_BYTES = BAYS * BAY_BYTES
 HEAD_BYTES = 4096  # of a bay: its counters, a cache line each
+COUNTS = 1 << 32  # values of a counter
 _LINE = 64
 SERIAL_BYTES = 8
 _OFFER = struct.Struct(f">{SERIAL_BYTES}s{SERIAL_BYTES}sBI")
@@ -70,7 +71,7 @@ class _Time(ctypes.Structure):
 
 
 class Counter:
-    """A number that one member writes and others wait for."""
+    """A number of 32 bits that one member writes and others wait for; after the largest comes 0."""
 
     def __init__(self, memory: "np.ndarray[Any, Any]", line: int) -> None:
         self._value = memory[line * _LINE :][:4].view(np.uint32)
@@ -82,7 +83,7 @@ class Counter:
 
     def write(self, value: int) -> None:
         """Set it, and wake all who wait for it."""
-        self._value[0] = value
+        self._value[0] = value % COUNTS
         _libc.syscall(_FUTEX, self._address, _WAKE, _ALL, None, None, 0)
 
     def wait(self, seen: int, seconds: float) -> None:

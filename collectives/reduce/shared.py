@@ -22,7 +22,7 @@ import torch
 
 from collectives.errors import Aborted
 from collectives.mesh.port import Port
-from collectives.mesh.shared_memory import BAY_BYTES, HEAD_BYTES, Bay, Counter, saw
+from collectives.mesh.shared_memory import BAY_BYTES, COUNTS, HEAD_BYTES, Bay, Counter, saw
 from collectives.reduce.codecs import BLOCK
 from collectives.reduce.kernels import Reduction, Span, add_up, chunks, cut, finish
 from protocol.identity import NodeId
@@ -229,7 +229,7 @@ class _Exchange:
         """Tell whether a counter of another member has reached `least`."""
         if self._seen.get((member, name), 0) < least:
             counter: Counter = getattr(self._bays[member], name)
-            self._seen[member, name] = counter.read() - self._bases.get((member, name), 0)
+            self._seen[member, name] = (counter.read() - self._bases.get((member, name), 0)) % COUNTS
         return self._seen.get((member, name), 0) >= least
 
     def _wait(self, member: NodeId, name: str, least: int) -> None:

@@ -234,6 +234,27 @@ def test_one_reduction_after_the_other_in_the_same_memory(world):
 
 
 @needs_shared_memory
+def test_counters_of_the_same_memory_start_again_at_zero_after_32_bits():
+    order = members(2)
+    bays = {member: Arena.make().bays[0] for member in order}
+    for bay in bays.values():
+        bay.given.write(2**32 - 3)
+        bay.reduced.write(2**32 - 3)
+
+    def work(port, i):
+        room = shared.Room(bays)
+        room._bases = {(member, name): 2**32 - 3 for member in order for name in ("given", "reduced")}
+        job = describe(order, torch.float64, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+        for number in range(3):
+            values = torch.full((20_000,), i + 1.0, dtype=torch.float64)
+            room.all_reduce(port, job, values, number).copy_to(values)
+            assert (values == 3.0).all()
+
+    together(order, work)
+    assert all(bay.given.read() < 100 for bay in bays.values())
+
+
+@needs_shared_memory
 def test_a_member_that_asks_for_something_else_in_the_same_memory_is_found_out():
     order = members(2)
     bays = {member: Arena.make().bays[0] for member in order}
