@@ -413,7 +413,11 @@ class Wants:
 
     def due_beside(self, now: float, allowance: float) -> Asks:
         """Return whom to ask for what now of the items that are wanted beside the others, `allowance` at most."""
-        ids = [one for one in self._beside if self._wants[one].asked_of is None and one not in self._delayed]
+        ids = [
+            one
+            for one in self._beside
+            if self._wants[one].asked_of is None and one not in self._delayed and one not in self._partials
+        ]
         return self._ask_some(self._by_holder(ids), now, allowance) if ids else []
 
     def _ask_some(self, waiting: Sequence[_BySigner], now: float, allowance: float) -> Asks:

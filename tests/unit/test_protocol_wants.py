@@ -546,3 +546,12 @@ def test_a_row_says_who_has_all_of_an_item() -> None:
     assert row.has_all and not row.is_news
     row.parts = 5
     assert not row.has_all and row.is_news and row.parts != ALL and not row.had(WHOLE)
+
+
+def test_what_is_fetched_in_chunks_is_not_asked_for_again_as_one_beside_the_others() -> None:
+    item, outline = large(3)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    wants.have(B, item.entry, 0.0)
+    wants.have_beside(item.id)  # a hostile peer calls it small, and of such a topic
+    assert wants.due_beside(0.1, EVERYTHING) == []
