@@ -55,7 +55,7 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
     )
     check_config(given)
     settings = settings_of(given, None)
-    parse_config(settings)
+    parse_config({**settings, "rounds": 7})
     assert settings["sampling"] == {"completions": 4, "local": 4, "external": 0, "rule": "sapo"}
     assert settings["engine"] == {"max_completion_length": 16, "temperature": 1.0, "top_p": 1.0}
     trainer = settings["trainer"]
