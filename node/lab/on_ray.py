@@ -111,9 +111,9 @@ def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) ->
     """Return what a run may ask for: real nodes share the cores, and the GPUs, of the largest machine if they must.
 
     Raises:
-        UserError: no machine has enough memory, or a GPU; Ray would wait for one for ever.
+        UserError: no machine has enough memory, a GPU, or both at once; Ray would wait for one for ever.
     """
-    most = {key: max((one.get(key, 0.0) for one in machines), default=0.0) for key in ("CPU", "GPU", "memory")}
+    most = {key: max((one.get(key, 0.0) for one in machines), default=0.0) for key in ("GPU", "memory")}
     if needs.num_gpus and not most["GPU"]:
         raise UserError(f"{name} wants a GPU, and no machine of the cluster has one: set settings.policy.device")
     if needs.memory > most["memory"]:
@@ -121,7 +121,18 @@ def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) ->
             f"{name} takes some {needs.memory / 1e9:.1f} GB, and the largest machine of the cluster has "
             f"{most['memory'] / 1e9:.1f}: use a smaller model, or fewer nodes"
         )
-    return Needs(min(needs.num_cpus, int(most["CPU"])), min(needs.num_gpus, int(most["GPU"])), needs.memory)
+    able = [
+        (min(one.get("GPU", 0.0), needs.num_gpus), one.get("CPU", 0.0))
+        for one in machines
+        if one.get("memory", 0.0) >= needs.memory and (not needs.num_gpus or one.get("GPU", 0.0) >= 1)
+    ]
+    if not able:
+        raise UserError(
+            f"{name} takes a GPU and some {needs.memory / 1e9:.1f} GB, and no machine of the cluster has both: "
+            "use a smaller model, or fewer nodes"
+        )
+    gpus, cpus = max(able)
+    return Needs(min(needs.num_cpus, int(cpus)), int(gpus), needs.memory)
 
 
 def _connected(on: str) -> Any:

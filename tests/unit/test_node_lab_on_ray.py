@@ -63,6 +63,14 @@ def test_records_come_into_the_runs_folder_with_its_own_settings_and_without_key
     assert sorted(path.name for path in run.folder.parent.iterdir()) == ["seed1", "seed1.json", "seed1.log"]
 
 
+def test_a_run_that_fits_no_single_machine_of_a_mixed_cluster_is_refused_and_does_not_wait_for_ever() -> None:
+    machines = [{"CPU": 64.0, "memory": 64e9}, {"CPU": 8.0, "GPU": 2.0, "memory": 8e9}]
+    with pytest.raises(UserError, match="no machine of the cluster has both"):
+        on_ray._fitted(Needs(2, 1, 16_000_000_000), machines, "alone")
+    assert on_ray._fitted(Needs(16, 4, 4_000_000_000), machines, "alone") == Needs(8, 2, 4_000_000_000)
+    assert on_ray._fitted(Needs(16, 0, 4_000_000_000), machines, "alone") == Needs(16, 0, 4_000_000_000)
+
+
 def test_nothing_in_an_archive_gets_outside_of_its_folder_or_grows_without_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +99,7 @@ def test_a_run_asks_for_what_its_nodes_need(tmp_path: Path) -> None:
 
 def test_a_run_that_no_machine_of_the_cluster_can_do_is_told_and_not_waited_for() -> None:
     machines = [{"CPU": 2.0, "memory": 4e9}, {"CPU": 8.0, "memory": 2e9}]
-    assert on_ray._fitted(Needs(4, 0, 3_000_000_000), machines, "a run") == Needs(4, 0, 3_000_000_000)
+    assert on_ray._fitted(Needs(4, 0, 3_000_000_000), machines, "a run") == Needs(2, 0, 3_000_000_000)
     assert on_ray._fitted(Needs(16, 0, 1), machines, "a run").num_cpus == 8  # they share the cores
     with pytest.raises(UserError, match=r"takes some 5\.0 GB, and the largest machine of the cluster has 4\.0"):
         on_ray._fitted(Needs(1, 0, 5_000_000_000), machines, "a run")
