@@ -5,8 +5,8 @@ points   a node's curve, or the swarm's under the name "": points a minute, an h
 seeds    nodes that a person named
 
 Bounds
- 1. `MAX_NODES` nodes. Beyond them those go that were silent for longest, first of those without standing: whoever makes
-    up thousands of identities pushes out no one who taught somebody.
+ 1. `MAX_NODES` nodes. Beyond them those go that were silent for longest, first of those that have no standing and are no
+    seeds: whoever makes up thousands of identities pushes out no one who taught somebody, and no one whose word counts.
  2. Points a minute apart are kept for the last hour and the one in progress, an hour apart for a week, a day apart for
     ten years. One an hour or a day apart is the mean of what was seen in it.
  3. Of whom a node learned from, the last reports count most: what is `HALF_LIFE_S` older counts half.
@@ -103,6 +103,7 @@ class History:
     def __init__(self, path: Path, lately: float, max_nodes: int = MAX_NODES) -> None:
         self.lately = lately
         self._max_nodes = max_nodes
+        self._roots: frozenset[str] = frozenset()  # the seeds as of the last tick
         self._lock = Lock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -131,7 +132,7 @@ class History:
 
     def tick(self, now: float, seeds: Collection[str]) -> None:
         """Once a minute: work out each node's standing, add a point to the swarm's curve, and let old points go."""
-        nodes = self.nodes()
+        nodes, self._roots = self.nodes(), frozenset(seeds)
         stands = standing({one.id: one.taught_by for one in nodes}, sorted(seeds))
         here = [one for one in nodes if one.last > now - self.lately]
         weights = {one.id: stands.get(one.id, 0.0) for one in here}
@@ -182,8 +183,11 @@ class History:
 
     def _make_room(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM nodes").fetchone()
-        least = "SELECT id FROM nodes ORDER BY standing > 0, last, id LIMIT ?"
-        for (node,) in self._db.execute(least, (max(0, count - self._max_nodes),)).fetchall():
+        if count <= self._max_nodes:
+            return
+        roots = ", ".join("?" * len(self._roots))
+        least = f"SELECT id FROM nodes ORDER BY standing > 0 OR id IN ({roots}), last, id LIMIT ?"  # noqa: S608
+        for (node,) in self._db.execute(least, (*self._roots, count - self._max_nodes)).fetchall():
             self._db.execute("DELETE FROM nodes WHERE id = ?", (node,))
             self._db.execute("DELETE FROM points WHERE node = ?", (node,))
 

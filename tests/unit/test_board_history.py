@@ -105,6 +105,16 @@ def test_a_flood_of_identities_pushes_out_nobody_who_taught(tmp_path: Path) -> N
         assert len(history.curve("made-up29")) == 1
 
 
+def test_a_flood_of_identities_does_not_push_out_a_seed_whom_nobody_names(tmp_path: Path) -> None:
+    with History(tmp_path / "h", LATELY, max_nodes=10) as history:
+        history.add("seed", report(a=3), START)
+        history.tick(START, ["seed"])
+        for number in range(30):
+            history.add(f"made-up{number}", report(1.0), START + 1 + number)
+        history.tick(START + 60, ["seed"])
+        assert "seed" in {one.id for one in history.nodes()}, "all standing begins with what it reports"
+
+
 def _write_for_good(path: Path, ready) -> None:  # type: ignore[no-untyped-def]
     with History(path, LATELY) as history:
         number = 0
