@@ -28,7 +28,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +40,7 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from collectives.agreement.views import NOWHERE, OpId
-from collectives.communicator import Communicator
+from collectives.communicator import MAX_TAG, Communicator
 from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
 from collectives.mesh.shared_memory import OFFER_BYTES, Lease, Offer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
@@ -56,6 +56,7 @@ FIRST_TAG = 2**63  # above all of a communicator's tags
 MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
 LEAST_SHARED_BYTES = 16 << 10  # of a tensor; below, a message is as fast
 SHARING_TRIES = 16  # operations that ask whether all ranks can share memory
+NO_RANK = -1
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
 LOOK_S = 0.001  # between looks for a message from any source
 
@@ -776,7 +777,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 # --- worlds ---
 
 _worlds: dict[str, Communicator] = {}  # by the name of its default group: what `destroy_process_group` leaves
-_entering: list[Communicator] = []  # whose members the default group that is being made has
+_entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
 
 
 def _make(made: Any, options: Any) -> Group:
@@ -787,9 +788,9 @@ def _make(made: Any, options: Any) -> Group:
         world: Any = dist.distributed_c10d._get_default_group()
         return Group(world.comm, made.group_id, [world.members[rank] for rank in ranks], world.turn, timeout)
     if _entering:
-        comm = _entering[-1]
+        comm, members = _entering[-1]
         assert comm.turn is not None
-        return Group(comm, made.group_id, comm.members, comm.turn, timeout)
+        return Group(comm, made.group_id, members, comm.turn, timeout)
     if options is not None and not isinstance(options, Options):
         raise BadArgument("pg_options: give a collectives.torch_backend.Options")
     comm, members = _meet(made.store, made.group_rank, made.group_size, options or Options(), timeout)
@@ -839,7 +840,8 @@ def _is_loopback() -> bool:
 def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
     """Make torch's default process group that of `comm`'s members, in a step of `comm.run`.
 
-    Call it first in each step. A rank is the place among `comm.members`.
+    Call it first in each step. Members that were in the group before keep their order, and new ones come last: a rank
+    changes only when one before it is gone.
 
     Returns:
         Whether the group is another one, because members came or went or a step is taken again: then wrap the model
@@ -850,17 +852,28 @@ def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
         raise BadArgument("enter: call it in a step of comm.run")
     if isinstance(known, Group) and known.comm is comm and known.turn == comm.turn and known.broken is None:
         return False
+    own = known.getRank() if isinstance(known, Group) and known.comm is comm else NO_RANK
+    said = comm.all_gather(torch.tensor([own]), tag=MAX_TAG, timeout=timeout)
+    members = in_order(dict(zip(said.contributors, said.value.flatten().tolist(), strict=True)))
     if dist.is_initialized():
         dist.destroy_process_group()
-    _entering.append(comm)
+    _entering.append((comm, members))
     try:
-        rank, size = comm.members.index(comm.node_id), comm.world_size
+        rank, size = members.index(comm.node_id), len(members)
         dist.init_process_group(
             NAME, store=vars(dist)["HashStore"](), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
         )
     finally:
         _entering.pop()
     return True
+
+
+def in_order(ranks: Mapping[NodeId, int]) -> list[NodeId]:
+    """Return the members in the order of their new ranks, by the ones that they had: `NO_RANK` of a new member.
+
+    Two that had the same one, on the two sides of a split group, stand in the order of their ids.
+    """
+    return sorted(ranks, key=lambda member: (ranks[member] == NO_RANK, ranks[member], member))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collectives.agreement.views import OpId
 from collectives.errors import BadArgument
 from collectives.mesh.shared_memory import BAYS, is_possible
 from collectives.reduce import shared
-from collectives.torch_backend import MEETING, BackendError, Group, Options, _read_op
+from collectives.torch_backend import MEETING, NO_RANK, BackendError, Group, Options, _read_op, in_order
 from tests.groups import group, together
 from tests.torch_ranks import lose, spawn, train
 from tests.waiting import wait_until
@@ -83,6 +83,15 @@ def test_ranks_of_one_user_reduce_in_shared_memory_and_give_it_back(comms, ranks
     assert all(lease.bay is not None for lease in leases), "a group keeps a bay"
     for lease in leases:
         lease.end()
+
+
+def test_ranks_keep_their_order_while_members_live_and_new_members_come_last():
+    before = {"d": 0, "a": 1, "c": 2}
+    assert in_order(before) == ["d", "a", "c"]
+    assert in_order({"a": 1, "c": 2, "d": 0, "b": NO_RANK}) == ["d", "a", "c", "b"]
+    assert in_order({"c": 2, "d": 0, "b": 3}) == ["d", "c", "b"]
+    assert in_order({"b": NO_RANK, "a": NO_RANK}) == ["a", "b"]
+    assert in_order({"b": 0, "a": 0, "c": 1}) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
