@@ -206,8 +206,12 @@ class NetworkExchange:
         self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
-        """See `Exchange.finished`."""
-        if self._reporter is not None and (report := self._reporter.after_round(row, model, time.time())) is not None:
+        """See `Exchange.finished`. A report names the tasks that are shared, and no others."""
+        if self._reporter is None:
+            return
+        told = {f"rewards/{task.key.name}/mean" for task in self._tasks.tasks if not unshared(task)}
+        row = {key: value for key, value in row.items() if key in told or not key.startswith("rewards/")}
+        if (report := self._reporter.after_round(row, model, time.time())) is not None:
             self._host.publish(report, REPORTS_TOPIC)
 
     def traffic(self) -> Counters:

@@ -7,7 +7,7 @@ import pytest
 
 from node.rollouts.group import Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
-from node.swarm.reports import REPORTS_TOPIC, reporter_of
+from node.swarm.reports import REPORTS_TOPIC, decode, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
     LESS,
@@ -206,6 +206,18 @@ def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -
         host.inbox.append(Received(b"i" * 32, id_of_bytes(sender), body, time, REPORTS_TOPIC))
     assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.IGNORE, "early_report"), (Verdict.REJECT, "self_praise")]
+
+
+def test_a_report_does_not_name_a_task_whose_groups_stay_at_home() -> None:
+    host = _Host()
+    tasks = TaskSet([(AtHome(ONE), 1.0), (OTHER, 1.0)], WHOLE)
+    exchange = NetworkExchange(
+        host, tasks, max_completions=8, external=4, reports_s=300, reporter=reporter_of(300, True, "a/1")
+    )
+    rewards = {f"rewards/{task.key.name}/mean": 0.5 for task in (ONE, OTHER)}
+    exchange.finished({"round": 1, "reward": 0.5, **rewards}, "tests")
+    ((_, body),) = host.published
+    assert decode(body, id_of_bytes(b"s" * 20)).rewards == {OTHER.key.name: 0.5}
 
 
 def test_nothing_is_reported_where_the_swarm_or_the_node_does_not_want_it() -> None:
