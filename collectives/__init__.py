@@ -1,4 +1,4 @@
-"""What a group of nodes computes together: all-reduce, shared state, DiLoCo. No master; any member may fail.
+"""The computations of a group of nodes: all-reduce, shared state, DiLoCo. No master; any member may fail.
 
     from collectives import Communicator
 

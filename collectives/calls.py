@@ -97,7 +97,7 @@ class Committed(Generic[T]):
 
 
 class Runner(Protocol):
-    """What a call needs of the control thread."""
+    """A call's needs of the control thread."""
 
     def begin(self, begin: Begin) -> Call:
         """Hand a call to the core."""
@@ -291,7 +291,7 @@ def wait_for_all(
 
 @dataclass(frozen=True, slots=True)
 class AgreedPending:
-    """What the last operation that counted said of who waits, the same at all members of its view."""
+    """The applicants by the last operation that counted, the same at all members of its view."""
 
     mark: bytes = b""
     pending: bool = False

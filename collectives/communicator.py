@@ -193,7 +193,7 @@ class Communicator:
 
     @property
     def address(self) -> str:
-        """What others dial: `tcp://HOST:PORT`."""
+        """The address that others dial: `tcp://HOST:PORT`."""
         return self._address
 
     @property
@@ -342,10 +342,10 @@ class Communicator:
                 done = comm.run(lambda comm: comm.all_reduce(gradient(batch)).value, state)
                 apply(done.value)
 
-        What the group calls is in `step`, the same calls at all members; what changes the model comes after
-        `run`. Whenever a call in it is called off, for whatever reason and wherever, all members come
-        together, agree on which step is next, and begin it anew. Newcomers are let in between steps, and
-        are told which one is next. Nothing else may call `admit` meanwhile.
+        The group's calls are in `step`, the same at all members; the change of the model comes after `run`. Whenever a
+        call in it is called off, for whatever reason and wherever, all members come together, agree on which step is
+        next, and begin it anew. Newcomers are let in between steps, and are told which one is next. Nothing else may
+        call `admit` meanwhile.
 
         Guarantees:
             A step that `run` returns from counts: every member that stays in the group returns from it with
@@ -357,9 +357,9 @@ class Communicator:
 
         Args:
             step: what this member does in a step; its result is `value`.
-            state: what the members hold in common. Who is new or behind is given the others', before it takes
-                its first step, and so are all when a group begins; `revision` is set to the steps that
-                count. All members give one, or none does. Apply a result to it before the next `run`.
+            state: what the members hold in common. A member that is new or behind is given the others' before its first
+                step, and so are all when a group begins. `revision` is set to the steps that count. All members give
+                one, or none does. Apply a result to it before the next `run`.
             timeout: seconds until the step counts, waiting for slower members and beginning anew included.
 
         Raises:
@@ -528,7 +528,7 @@ class Communicator:
 
     @property
     def turn(self) -> OpId | None:
-        """What the steps since the last rendezvous of `run` have in common, the same at all members; None before it."""
+        """The common terms of the steps since the last rendezvous of `run`, the same at all members; None before it."""
         return self._step_runner.turn
 
     @property

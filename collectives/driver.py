@@ -327,7 +327,9 @@ class Driver:
                 self._mesh.drop(member, reason)
 
     def _leave_behind(self, view: View) -> None:
-        """Drop what came for the view before. Who is out of it may be stopped: nothing waits in its streams."""
+        """Drop what came for the view before. A member that is out of it may be stopped: nothing waits in its
+        streams.
+        """
         before = self.status.view
         lost = sorted(before.ids - view.ids) if before is not None else []
         self._open_lanes(view.ids, "it was left out of the group")

@@ -1,4 +1,4 @@
-"""What can go wrong in a collective, as one tree. Every message says what to do next.
+"""The errors of collectives, as one tree. Every message says what to do next.
 
 None of these leaves a caller's buffer changed, and none ends the process.
 """

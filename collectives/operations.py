@@ -1,4 +1,4 @@
-"""What each operation says before it starts, does while it runs, and publishes when it counted.
+"""The operations: what each says before it starts, does while it runs, and publishes when it counted.
 
     digest   must be equal at all members: a difference is a `Mismatch`
     share    this member's own few bytes, which all get when it starts
@@ -75,7 +75,7 @@ class Job(Protocol[T]):
 
 @dataclass
 class Known:
-    """What a communicator keeps for its operations. `topology` is replaced whole."""
+    """A communicator's store for its operations. `topology` is replaced whole."""
 
     topology: Topology = field(default_factory=Topology)
     mark: bytes = bytes(8)  # tells one agreed topology from another
@@ -342,7 +342,7 @@ class Measure:
         probe(port, start.view.members, self._estimates)
 
     def publish(self, outcome: None) -> None:
-        """What was measured is this member's own."""
+        """The measurements are this member's own."""
 
 
 class AgreeTopology:

@@ -43,7 +43,7 @@ RETRY_DELAY = 0.1  # seconds before a round that was called off is begun again
 
 
 class OuterGroup(Protocol):
-    """What a round needs of a `Communicator`."""
+    """A round's needs of a `Communicator`."""
 
     def admit(self, timeout: float = ...) -> Any:
         """Let newcomers in; a member that was left out waits to be let in again."""
@@ -90,7 +90,7 @@ class Outer:
 
 @dataclass(frozen=True, slots=True)
 class OuterStep:
-    """What one round did. `joined`: this member's state was replaced, and it contributed nothing.
+    """The result of one round. `joined`: this member's state was replaced, and it contributed nothing.
 
     `contributors` are the members of the round, of whatever weight.
     """

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Stepping(Protocol):
-    """What steps are made of: a `Communicator`."""
+    """The means of steps: a `Communicator`."""
 
     @property
     def node_id(self) -> NodeId:
@@ -45,8 +45,8 @@ class Stepping(Protocol):
 Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an operation within a time (s)
 
 
-# Of a step's time: what one call of the runner's own waits for the others at most. So who hangs has missed enough calls
-# (`Timing.misses`, 3) to be left out before the time is up, and the others take the step.
+# The part of a step's time that one call of the runner's own waits for the others at most. So who hangs has missed
+# enough calls (`Timing.misses`, 3) to be left out before the time is up, and the others take the step.
 PATIENCE = 1 / 5
 
 

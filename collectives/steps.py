@@ -10,11 +10,10 @@ the end of the function. The step counts if END commits. So it counts for all or
 that are *in doubt* of END: they keep what the function gave until the next rendezvous, where somebody who
 knows that it counted says so. If nobody does, nobody who is left has counted it, and all take it again.
 
-At a rendezvous each member tells a `Claim`, and all compute from the claims alike which step comes next and
-who is behind: `locate`. A step is named by the END under which it counted, so two that have one number and
-come from two sides of a split group are not taken for the same. What a member says that was out of the group
-since it was last told where all are does not count, as long as there is another one: its group may have been
-another.
+At a rendezvous each member tells a `Claim`, and all compute from the claims alike which step comes next and who is
+behind: `locate`. A step is named by the END under which it counted, so two that have one number and come from two sides
+of a split group are not taken for the same. A member that was out of the group since it was last told where all are
+does not count, as long as there is another one: its group may have been another.
 
 A member that calls for a rendezvous draws all others to it, whatever they wait in (see `coordinator`). So
 nothing here depends on members seeing the same errors, or in the same order. As in torch elastic, where
@@ -37,7 +36,7 @@ NO_STEP = bytes(_NAME.size)
 
 
 class Phase(Enum):
-    """What a member calls next."""
+    """The next call of a member."""
 
     ADMIT = "admit"
     MEET = "rendezvous"
@@ -47,7 +46,7 @@ class Phase(Enum):
 
 
 class Claim(NamedTuple):
-    """What a member says of itself at a rendezvous."""
+    """A member's statement of itself at a rendezvous."""
 
     stayed: bool  # in the group since the last one
     done: int  # the steps that count

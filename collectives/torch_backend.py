@@ -6,10 +6,10 @@
     comm.run(step, state)                                # a world that changes, where `step` begins with
     if torch_backend.enter(comm): ...                    # True: the ranks are others, so wrap the model anew
 
-**An operation has no agreement of its own.** It is a port of the members' data streams, and has a name that all
-ranks know: the view, the turn (what they last met for), the group, and how many operations the group had before. So
-it costs its bytes and no message besides, and on an error its buffer is undefined, as gloo's is. What counts is
-decided once a step, by the end of a step of `Communicator.run`.
+**An operation has no agreement of its own.** It is a port of the members' data streams, and has a name that all ranks
+know: the view, the turn (what they last met for), the group, and how many operations the group had before. So it costs
+its bytes and no message besides, and on an error its buffer is undefined, as gloo's is. The verdict comes once a step,
+by the end of a step of `Communicator.run`.
 
 **Errors.** When a member is lost, or calls something else (a hash of the arguments is in each payload's slot), or
 the time is up, an operation raises `BackendError`, which names the rank. The group is *broken* from then on: its other
@@ -78,7 +78,7 @@ class BackendError(Aborted, RuntimeError):
 
 @dataclass
 class Options:
-    """What `init_process_group(pg_options=)` takes; the same at all ranks.
+    """The options of `init_process_group(pg_options=)`; the same at all ranks.
 
     `listen` is where other ranks dial this one; by default on loopback if `MASTER_ADDR` is, else on all interfaces.
     """
@@ -115,7 +115,7 @@ class Group(_TorchGroup):
         self._room: shared.Room | None = None
         self._tries = 0
         self._is_shut = False
-        # What calls off all that follows: whoever finds the group broken ends this one.
+        # Calls off all that follows: a rank that finds the group broken ends this one.
         self._all = comm.data_plane.open(self._op("all"), self._ids, math.inf, self._called_off)
 
     # --- who it is -----------------------------------------------------------------------------

@@ -39,14 +39,14 @@ class SyncStrategy(Enum):
 
 
 class Partition(Enum):
-    """What the two sides of a split group do."""
+    """The behaviour of the two sides of a split group."""
 
     CONTINUE = "continue"  # each goes on; when they meet again, the popular state wins
     MAJORITY = "majority"  # one goes on at most: the one with more than half of the last view's members
 
 
 class Protection(Enum):
-    """What protects that which members send each other from those on the way; all members of a group want the same."""
+    """The protection of members' messages from those on the way; all members of a group want the same."""
 
     ENCRYPTED = "encrypted"  # nobody can read it or change it (AES-256-GCM)
     AUTHENTICATED = "authenticated"  # anybody can read it, nobody can change it (AES-256-GMAC)
@@ -113,7 +113,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class ReduceResult:
-    """What a committed operation gave; `contributors` are the same, in the same order, at every member.
+    """The result of a committed operation; `contributors` are the same, in the same order, at every member.
 
     `value` is the caller's own buffer, or `out`, and a new one for what has none to fill.
     Bytes are those of the payload that this member sent and received.
@@ -129,7 +129,7 @@ class ReduceResult:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What a synchronisation did: 0 bytes received means that nothing had drifted.
+    """The result of a synchronisation: 0 bytes received means that nothing had drifted.
 
     `source` is the member that most of it came from, None if nothing came.
     """

@@ -1,4 +1,4 @@
-"""What the members of a group agree on: who they are, and what became of each call. Pure; start at `agreement`.
+"""The agreement of a group's members: who they are, and what became of each call. Pure; start at `agreement`.
 
 agreement    the machine, its theory and its table of states
 views        who is in a group, and its names             member            where this node stands

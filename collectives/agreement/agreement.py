@@ -6,9 +6,9 @@
 id and a session: a process that was started anew forgot what it promised, and is another member. The first
 one coordinates. Nothing said in one view counts in another.
 
-**Operations** (`participant`, `coordinator`): two-phase commit among all members of a view. A call is named by
-its tag and by how many calls of that tag were made in its view before it. What was called and not
-started when the view ends is called again in the next one.
+**Operations** (`participant`, `coordinator`): two-phase commit among all members of a view. A call is named by its tag
+and by how many calls of that tag were made in its view before it. A call that has not started when the view ends is
+called again in the next one.
 
     a call at a member     CALLED -> STARTED -> DONE -> COMMITTED, or ABORTED from any of the first three
     at the coordinator     CALLED -> STARTED -> DONE -> HOLDS (it sent Commit) -> COMMITTED
@@ -16,19 +16,19 @@ started when the view ends is called again in the next one.
 **Failures** (`failure_detector`): silence, closed links, and what the others say. They only ever cause a view
 change; that a live member is taken for dead costs it its place, and costs nobody a result.
 
-**View change** (`view_change`). Whoever promises a ballot is fenced: it takes no further part in its view, and
-reports what it knows. From the reports follows what became of the operations (`recovery`), by a rule that
-no two sides of a split group can apply with different results, whatever they know.
+**View change** (`view_change`). A member that promises a ballot is fenced: it takes no further part in its view, and
+reports what it knows. From the reports follows what became of the operations (`recovery`), by a rule that no two sides
+of a split group can apply with different results, whatever they know.
 
     a member     outside -> inside -> fenced -> inside the next view, or outside
                  outside -Welcome-> inside      inside -Propose, Accept-> fenced
                  fenced -Decide-> inside        inside, fenced -a view that outranks its own-> outside
 
-Under `Partition.CONTINUE` whoever decides a ballot enters at once: each side of a split group goes on, and
-when they meet the lesser goes out of the group as a whole. Where nobody is found in any view for long, a node
-that was once in the group goes on alone. Under `Partition.MAJORITY` the members of each view choose
-its one successor by single-decree Paxos, admissions included, and nobody enters it before; a side without
-the majority of its view waits, until it hears of a later view or `ForceView` says that the majority is lost.
+Under `Partition.CONTINUE` whoever decides a ballot enters at once: each side of a split group goes on, and when they
+meet the lesser goes out of the group as a whole. If nobody is found in any view for long, a node that was once in the
+group goes on alone. Under `Partition.MAJORITY` the members of each view choose its one successor by single-decree
+Paxos, admissions included, and nobody enters it before; a side without the majority of its view waits, until it hears
+of a later view or `ForceView` says that the majority is lost.
 
     a ballot     idle -> proposed (Propose, Report) -> [MAJORITY: asked (Accept, Accepted)] -> decided (Decide)
 

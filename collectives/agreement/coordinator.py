@@ -41,7 +41,7 @@ MAX_AHEAD = 4  # operations of a tag that a message which overtook others may be
 
 @dataclass
 class Transaction:
-    """What came in for one operation, from its first call to its verdict."""
+    """The messages for one operation, from its first call to its verdict."""
 
     calls: dict[NodeId, Initiate] = field(default_factory=dict)
     done: set[NodeId] = field(default_factory=set)

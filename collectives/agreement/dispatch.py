@@ -1,4 +1,4 @@
-"""What a node makes of what it hears: each message goes to the part it is for, if it counts.
+"""Dispatches messages: each goes to the part it is for, if it counts.
 
 A message about an operation counts only in the view that it names, and only between that view's
 coordinator and its members. One from a view that this node has yet to enter is held until it does, if it can

@@ -1,4 +1,4 @@
-"""What the agreement core is told, by its links and by its owner, and what it asks for.
+"""The events that links and owner hand to the agreement core, and the actions that it asks for.
 
 The driver calls `Agreement.handle(event, now)` for each event and carries out the actions in
 order; `now` is in seconds on a steady clock. It sends a `Tick` at least twice a heartbeat.

@@ -1,4 +1,4 @@
-"""What a field of a message may hold: its type and its bounds, declared once.
+"""The fields of messages: their types and bounds, declared once.
 
 A message is a dataclass or a named tuple whose annotations come from here; `message_codec` makes its
 form as bytes, and the size that it may have, from nothing else. The tests iterate over the same.
@@ -61,7 +61,7 @@ class Ascending:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What many members say alike: 255 reports with one view and one history in them cost little more than one."""
+    """Shares equal parts of many messages: 255 reports with one view and one history cost little more than one."""
 
 
 Mark = Annotated[bytes, Size(MARK_BYTES)]

@@ -37,7 +37,7 @@ class Applicant:
 
 @dataclass
 class Admission:
-    """Who waits outside, as one member of the view knows it."""
+    """The applicants outside, as one member of the view knows them."""
 
     own: NodeId
     timing: Timing
@@ -53,7 +53,7 @@ class Admission:
         """A view was installed."""
         self.applicants = {name: one for name, one in self.applicants.items() if name not in view.ids}
         self.rumoured = {name: one for name, one in self.rumoured.items() if name not in view.ids}
-        # What a member said holds until it says otherwise: it may have entered, and said it, before this one.
+        # A member's word holds until it says otherwise: it may have entered, and said so, before this one.
         self.reaches = {name: those for name, those in self.reaches.items() if name in view.ids}
         self.says_pending = {name: says for name, says in self.says_pending.items() if name in view.ids}
 

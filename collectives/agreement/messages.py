@@ -1,8 +1,8 @@
-"""What members say to one another about views and operations: typed, and bounded before it is parsed.
+"""The members' messages about views and operations: typed, and bounded before they are parsed.
 
-None is signed: the link that it comes on says who speaks. Their form as bytes is made by `message_codec` from
-what is declared here: a new message is a class and a line in `MESSAGES`, a new field goes last and has bounds.
-Who says which of them to whom, and what answers it, is the table in `agreement`.
+None is signed: the link that it comes on says who speaks. Their form as bytes is made by `message_codec` from what is
+declared here: a new message is a class and a line in `MESSAGES`, a new field goes last and has bounds. The table in
+`agreement` says who sends which to whom, and what answers it.
 """
 
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class ViewNotice:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Who asks to be let in, as far as the sender knows."""
+    """The applicants, as far as the sender knows."""
 
     newcomers: Annotated[tuple[Member, ...], AtMost(MAX_PENDING)]
 
@@ -180,7 +180,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What became of `op`: `Stage.COMMITTED`, `ABORTED`, `CALLED` (it carries over) or `DONE` (in doubt)."""
+    """The stage of `op`: `Stage.COMMITTED`, `ABORTED`, `CALLED` (it carries over) or `DONE` (in doubt)."""
 
     op: OpId
     stage: Stage

@@ -11,7 +11,7 @@ from protocol.identity import NodeId
 
 @dataclass
 class Outbox:
-    """Actions in order. What a member says to itself never leaves it: it waits in `inward` to be handled next."""
+    """Actions in order. A member's message to itself never leaves it: it waits in `inward` to be handled next."""
 
     own: NodeId
     actions: list[Action] = field(default_factory=list)

@@ -12,8 +12,8 @@
   in a call that has not started: the rules are the same, but nobody is told how it ended. If its owner
   calls for an admission meanwhile, that is the one.
 - A rendezvous that commits gives the next operation of every tag a number that all members know (see coordinator).
-- What became of an operation is remembered until its tag's next start, which proves that everybody saw
-  it end. Of those that never started only the last is: nobody else can have got far with it either.
+- What became of an operation is remembered until its tag's next start, which proves that everybody saw it end. Of
+  operations that never started, only the last is remembered: nobody else can have got far with it either.
 - Once `closed`, none of the view's messages count, and none are sent.
 """
 

@@ -1,4 +1,4 @@
-"""What became of an operation whose view broke up, from what the survivors know of it.
+"""Decides an operation whose view broke up, from the survivors' reports.
 
 The view V has the coordinator C. C sends Commit only once every member of V, C too, said Done; it
 sends Abort only before that, and decides once. Any other member publishes when it gets Commit, and

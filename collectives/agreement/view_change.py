@@ -7,36 +7,33 @@
       -> under MAJORITY: it asks all who reported to accept that, and waits for a majority of the old view
       -> it goes over to the next view and tells the others
 
-Whoever is fenced and hears no decision proposes a greater ballot after a while, each member later
-than those before it. A proposer goes on without those who do not report. Members that miss each
-other cannot be in one view: those with most such pairs are left out. Epochs rise because a new one
-is above all that were reported.
+A fenced member that hears no decision proposes a greater ballot after a while, each member later than those before it.
+A proposer goes on without those who do not report. Members that miss each other cannot be in one view: those with most
+such pairs are left out. Epochs rise because a new one is above all that were reported.
 
 Under `CONTINUE` every side of a split group decides for itself: any members that report to one of them
 make a view. A report from a later view than the proposer's brings in the members of that one.
 
-Under `MAJORITY` each view has one successor, which its own members choose: an instance of Paxos whose
-acceptors are the members of that view (an id and a session: a process that was started anew forgot what
-it promised, and is another member). Its value is the next view with the rulings on the operations.
-(1) A ballot is proposed by who reaches a majority of the view, and whoever reports to it promises to
-accept nothing of a smaller one, and tells what it has accepted. (2) The proposer asks for what was
-accepted under the greatest ballot, if anything was, else for what it draws up. What a majority accepted
-is *chosen*: any later majority has a member in common with it, so every greater ballot asks for the
-same. Nobody enters a view that is not chosen, the proposer neither: so there is one view an epoch, and a side
-that cannot reach a majority of its view waits. An admission under way when the newcomers are ready is
-a ballot of the coordinator's, with the newcomers in its view and its commit among the rulings.
-Members that are behind are told of later views by those who entered them (see dispatch).
+Under `MAJORITY` each view has one successor, which its own members choose: an instance of Paxos whose acceptors are the
+members of that view (an id and a session: a process that was started anew forgot what it promised, and is another
+member). Its value is the next view with the rulings on the operations. (1) A ballot is proposed by who reaches a
+majority of the view, and whoever reports to it promises to accept nothing of a smaller one, and tells what it has
+accepted. (2) The proposer asks for what was accepted under the greatest ballot, if anything was, else for what it draws
+up. A view that a majority accepted is *chosen*: any later majority has a member in common with it, so every greater
+ballot asks for the same. Nobody enters a view that is not chosen, the proposer neither: so there is one view an epoch,
+and a side that cannot reach a majority of its view waits. An admission under way when the newcomers are ready is a
+ballot of the coordinator's, with the newcomers in its view and its commit among the rulings. Members that are behind
+are told of later views by those who entered them (see dispatch).
 
-Who leaves on purpose leaves its vote to one member that stays (Proxy): the acceptor moves there, with what it
-promised and accepted, and never speaks from two places. What a proxy is bound by it merges with what binds itself,
-for a promise may always be raised and of what was accepted only the greatest ballot counts; the votes count
-with its own ballots. So a view of two goes on as one when the other says goodbye.
-A proxy that is lost loses these votes.
+A member that leaves on purpose leaves its vote to one that stays (Proxy). The acceptor moves there, with what it
+promised and accepted, and never speaks from two places. The proxy merges these bonds with its own: a promise may always
+be raised, and of accepted ballots only the greatest counts. The votes count with its own ballots. So a view of two goes
+on as one when the other says goodbye. A proxy that is lost loses these votes.
 
 A view whose majority is lost for good is left by hand only: a *forced* ballot counts with whoever
 reports. It is unsafe: what the others may have chosen, or choose yet, is another view.
 
-What becomes of operations does not depend on any of this choosing well: see `recovery`.
+The fate of operations does not depend on any of this choosing well: see `recovery`.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Who is in the group, and how that, its operations and its changes are named.
+"""Views: who is in the group, and the names of views, operations and changes.
 
 A view is a fixed set of members. Its `mark`, 8 random bytes drawn by whoever made it, tells it
 from the view of the same epoch on the other side of a partition; whatever is said in a view

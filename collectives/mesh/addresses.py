@@ -2,11 +2,10 @@
 
 An address is `tcp://HOST:PORT`, with IPv6 in brackets, and who must answer, `?id=NODEID`.
 
-Members on one machine have a Unix socket beside the TCP one, for their data streams. Its name is the
-process's session, in Linux's abstract namespace: it leaves no file behind, ends with the process, and is
-found by those who share the network namespace, so finding it tells that both are on one machine. Who
-answers there has to prove itself by the same handshake as over TCP; where that fails, or there is no
-such socket, streams go over TCP.
+Members on one machine have a Unix socket beside the TCP one, for their data streams. Its name is the process's session,
+in Linux's abstract namespace: it leaves no file behind, ends with the process, and is found by those who share the
+network namespace, so finding it tells that both are on one machine. The one that answers there has to prove itself by
+the same handshake as over TCP. If that fails, or there is no such socket, streams go over TCP.
 """
 
 import os

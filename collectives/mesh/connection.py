@@ -1,8 +1,8 @@
 """One control connection: a handshake, then frames, on a socket that never blocks.
 
-A frame is a length (4 bytes, big endian) and a record. The length is checked before any of the frame
-is kept. What waits to be written is bounded too: a peer that does not read is hung up on. Both bounds are
-small until the peer is a member (`limits`), and so is what is read of it in a turn.
+A frame is a length (4 bytes, big endian) and a record. The length is checked before any of the frame is kept. Unwritten
+bytes are bounded too: a peer that does not read is hung up on. Both bounds are small until the peer is a member
+(`limits`), and so is what is read of it in a turn.
 
 Also what a mesh knows of each connection, and of each member that it is linked with.
 """
@@ -82,7 +82,8 @@ class Channel:
         the stream that is made of it.
 
         Raises:
-            PeerError: hang up. What came before the connection ended is returned first, and this raised the next time.
+            PeerError: hang up. Frames that came before the connection ended are returned first, and this is raised the
+            next time.
         """
         frames: list[bytes] = []
         for _ in range(MAX_READS if self.is_member or self.peer is None else 1):

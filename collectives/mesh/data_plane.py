@@ -1,9 +1,9 @@
 """The data plane of one member: the streams to every other one, and the attempts that they carry.
 
-Every link has one outbox and all of its streams take pieces from it, so a slow stream takes fewer.
-A piece that comes is looked up by its operation. One that is not known yet gets an `Inbox`, since it
-is about to start here too; ended operations are remembered to drop their rest. What comes early is bounded
-for each member, in bytes and in operations, so that what one sends costs no other its place.
+Every link has one outbox and all of its streams take pieces from it, so a slow stream takes fewer. A piece that comes
+is looked up by its operation. One that is not known yet gets an `Inbox`, since it is about to start here too; ended
+operations are remembered to drop their rest. Early pieces are bounded for each member, in bytes and in operations, so
+that one member costs no other its place.
 """
 
 import socket
@@ -141,9 +141,9 @@ class DataPlane:
     ) -> SocketPort:
         """Return the port of an operation that starts; `deadline` is on the monotonic clock. Close it afterwards.
 
-        Of an operation that members carry out without an agreement: `told` is called if another one calls it off, and
-        the view's end ends the port. Its slots are `salt << SALT_SHIFT` and above; a payload in another one is of a
-        member that has called something else.
+        If members carry the operation out without an agreement, `told` is called if another one calls it off, and the
+        view's end ends the port. Its slots are `salt << SALT_SHIFT` and above; a payload in another one is of a member
+        that has called something else.
         """
         key = operation_key(op)
         with self._lock:

@@ -1,4 +1,4 @@
-"""What a data stream carries: pieces of payloads, each behind a header of one length.
+"""The format of a data stream: pieces of payloads, each behind a header of one length.
 
     header = operation (16) | kind (1) | slot (4) | offset (8) | total (8) | length (4), big endian
 
@@ -32,7 +32,7 @@ class WireError(PeerError):
 
 
 class PieceKind(IntEnum):
-    """What a piece is."""
+    """The kind of a piece."""
 
     DATA = 1
     REQUEST = 2  # `slot` is where the answer goes

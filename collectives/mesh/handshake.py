@@ -26,11 +26,11 @@ The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows
   of one user: whoever could change it there could as well change the processes' memory). What is refused
   ends in `HandshakeError`; its `reason` is counted, and no byte of an unproven peer is read beyond these lengths.
 
-What others learn: one who listens, nothing but that two processes speak this. One who dials a member learns
-neither who it is nor whether a guess at the group's name and secret was right, except by being let in: one
-guess a connection. One whom a member dials has the member's PROOF to test guesses against, as
-many as it can compute, and a right one shows it who dialled. So a secret is drawn at random, 16 bytes or
-more, not chosen to be remembered; a password would need a PAKE, which this is not.
+Others learn little: one who listens, nothing but that two processes speak this. One who dials a member learns neither
+who it is nor whether a guess at the group's name and secret was right, except by being let in: one guess a connection.
+One whom a member dials has the member's PROOF to test guesses against, as many as it can compute, and a right one shows
+it who dialled. So a secret is drawn at random, 16 bytes or more, not chosen to be remembered; a password would need a
+PAKE, which this is not.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class HandshakeError(PeerError):
 
 
 class Purpose(IntEnum):
-    """What a connection is for."""
+    """The purpose of a connection."""
 
     CONTROL = 1
     DATA = 2
@@ -90,7 +90,7 @@ def group_id(key: bytes) -> bytes:
 
 
 def anybody(_: NodeId) -> bool:
-    """Who may join an open group."""
+    """Admits everybody: the rule of an open group."""
     return True
 
 
@@ -111,7 +111,7 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end, proven, and how to speak to it. `leftover` came after the handshake's bytes.
+    """The proven member at the other end, and how to speak to it. `leftover` came after the handshake's bytes.
 
     `bare`: a data stream's payload travels without a tag.
     """

@@ -1,4 +1,4 @@
-"""What those who are no members may cost: handshakes and links by address prefix, frames by link.
+"""Limits on strangers: handshakes and links by address prefix, frames by link.
 
     not proven      a slot among MAX_UNPROVEN and MAX_UNPROVEN_OF_PREFIX, for at most `HANDSHAKE_S`; who comes when they
                     are taken takes the oldest one's of the prefix that holds most, so idle connections keep nobody out

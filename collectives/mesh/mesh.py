@@ -9,8 +9,8 @@ with its socket and belongs to the mesh no longer.
 A link with one that is no member yet carries small frames at a bounded pace, and no data stream: streams
 that it dials wait for the view that it is in, as its handshakes do for their proof (`limits`).
 
-Who is wanted is tried again with growing pauses, all addresses of its name in turn, until it is linked
-or `WANT_S` have passed: whoever wanted it then may want it again.
+A wanted member is tried again with growing pauses, all addresses of its name in turn, until it is linked or `WANT_S`
+have passed. The caller may then want it again.
 """
 
 import selectors

@@ -9,10 +9,10 @@ agree on each slot's length. Payloads may overtake each other: order comes from 
     port.wait(ticket)                         # `into` is filled
     port.flush()                              # every payload has left: its buffer may change
 
-What comes before it is expected is held, up to a bound; above that the link waits. So expect
-early. A port that is cancelled (abort, deadline, a lost member) wakes every wait with an error.
-**Buffers given to a cancelled port must be dropped, not used again**: a thread may still be
-reading into them or sending from them. So `into` is scratch, never a caller's own buffer.
+A payload that comes before it is expected is held, up to a bound; above that the link waits. So expect early. A port
+that is cancelled (abort, deadline, a lost member) wakes every wait with an error. **Buffers given to a cancelled port
+must be dropped, not used again**: a thread may still be reading into them or sending from them. So `into` is scratch,
+never a caller's own buffer.
 
 For state transfer there are questions and answers. Every member that has something to give calls
 `serve(handler)` and goes on serving, by itself, until the verdict closes the port; a fetcher calls

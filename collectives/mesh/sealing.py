@@ -3,11 +3,11 @@
     sealed           ciphertext | tag (16)
     authenticated    plain text | tag (16)      the same cipher over no text, with the plain text as what it vouches for
 
-The nonce is a counter (NIST SP 800-38D). Each direction of each connection has a key of its own, used for
-this connection only, so counters never repeat under a key, and a record that is changed, repeated, dropped,
-moved or made up by somebody on the way fails to open, whether or not anybody may read it. What travels
-without is the payload between processes of one user on one machine, for which their kernel vouches, and
-that of a group which calls itself unauthenticated (see `handshake`).
+The nonce is a counter (NIST SP 800-38D). Each direction of each connection has a key of its own, used for this
+connection only, so counters never repeat under a key, and a record that is changed, repeated, dropped, moved or made up
+by somebody on the way fails to open, whether or not anybody may read it. Two payloads travel without: those between
+processes of one user on one machine, for which their kernel vouches, and those of a group which calls itself
+unauthenticated (see `handshake`).
 
 Buffers are worked on in place of copies: a record is sealed from, and opened to, where it belongs, and the
 plain text of one that is only authenticated is sent from, and received to, there. On one core of the reference

@@ -143,7 +143,7 @@ class Arena:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a member says with its call. `held` stands for all members' arenas; without `bay` it can use none."""
+    """A member's part of a call. `held` stands for all members' arenas; without `bay` it can use none."""
 
     serial: bytes = bytes(SERIAL_BYTES)
     held: bytes = bytes(SERIAL_BYTES)
@@ -162,7 +162,7 @@ class Offer:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """What one operation has at one member. `bay` is None where it can have none; end it when the operation is over."""
+    """One operation's part at one member. `bay` is None where it can have none; end it when the operation is over."""
 
     offer: Offer
     bay: Bay | None = None

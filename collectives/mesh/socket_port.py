@@ -51,7 +51,7 @@ class SocketReceive:
 
 
 class Budget:
-    """What one member may have held here. Thread-safe; an inbox's lock is taken first where both are."""
+    """The bound on what is held for one member. Thread-safe; an inbox's lock is taken first where both are."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class Budget:
 
 
 class Inbox:
-    """What has come, and what is expected, in one attempt."""
+    """The received and the expected payloads of one attempt."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()

@@ -3,7 +3,7 @@
 The socket blocks: the kernel's buffers are the pipeline, and both directions move at once. Payloads
 are received straight into the buffer that they are expected in, and sent straight from theirs.
 
-What waits to be sent to one member is one queue (`SendQueue`), and all of its streams take from it, the free one first.
+Pieces for one member wait in one queue (`SendQueue`), and all of its streams take from it, the free one first.
 
 Between processes of one user on one machine a stream also hands over descriptors (SCM_RIGHTS): see `shared_memory`.
 """
@@ -105,7 +105,7 @@ class SendQueue:
 
 
 class Arrivals(Protocol):
-    """Who says where a stream's pieces go."""
+    """Says where a stream's pieces go."""
 
     def place(self, source: NodeId, key: bytes, piece: Piece) -> memoryview | None:
         """Return where to receive a piece, None to drop it."""

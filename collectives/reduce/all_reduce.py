@@ -1,9 +1,9 @@
 """An all-reduce from values to a result, by the algorithm that the members' links suggest.
 
-Few values travel with the agreement itself (`reduce_inline`), and every member does the whole sum. What a member says
-when it initiates an operation (its share) goes to everybody when the operation starts. Values that fit in
-there cost no message of their own and no second round trip; everybody adds them up in the members'
-order, so the bits are the same. They are not encoded: there is nothing to gain.
+Few values travel with the agreement itself (`reduce_inline`), and every member does the whole sum. A member's share,
+which it sends when it initiates an operation, goes to everybody when the operation starts. Values that fit in there
+cost no message of their own and no second round trip; everybody adds them up in the members' order, so the bits are the
+same. They are not encoded: there is nothing to gain.
 """
 
 from collections.abc import Mapping

@@ -25,12 +25,12 @@ itself, so it gives the same bits on every machine.
 
 Integers travel as they are, whatever the codec, and so do 16-bit floats under the 16-bit codecs.
 
-**Error feedback** (`Feedback`): what a lossy codec loses of a member's contribution is added to its next one.
-Whatever error a member put into the sum (when it encoded its values, a partial sum, or as owner
-the result) it adds, in units of its own contribution, to what it contributes next time. So errors
-do not pile up over steps: with steps small against values, the mean of the results tends to that
-of the exact ones (1-bit SGD, Seide et al. 2014; Karimireddy et al. 2019, "Error feedback fixes SignSGD").
-The caller holds one object for each tensor that it reduces again and again, with SUM or AVG.
+**Error feedback** (`Feedback`): what a lossy codec loses of a member's contribution is added to its next one. A member
+makes errors when it encodes its values, a partial sum, or as owner the result. It adds these errors, in units of its
+own contribution, to what it contributes next time. So errors do not pile up over steps: with steps small against
+values, the mean of the results tends to that of the exact ones (1-bit SGD, Seide et al. 2014; Karimireddy et al. 2019,
+"Error feedback fixes SignSGD"). The caller holds one object for each tensor that it reduces again and again, with SUM
+or AVG.
 """
 
 from typing import Protocol

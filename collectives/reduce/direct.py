@@ -8,12 +8,12 @@ Two steps however many members, each byte sent once on the shortest way, and one
 16-bit floats; it needs a link between any two members. In the ring every value waits for n - 1
 others in turn, but a member talks to two others only.
 
-**Bounded memory without deadlock.** A member reduces its next chunk r when all contributions to it are
-here. Until then it sends, chunk s of all slices in turn, but at most `window` chunks ahead of r; then
-it waits. It has room for contributions to chunks r to r + window - 1, results always have their place.
-Let m be a member whose r is least. Whoever owes it chunk r is not waiting to reduce, since it would first
-have sent r (its own r is no less, and it sends at least one ahead); and not waiting to send s <= r,
-since every receiver has room for that. So m's chunk comes, and some r grows.
+**Bounded memory without deadlock.** A member reduces its next chunk r when all contributions to it are here. Until then
+it sends, chunk s of all slices in turn, but at most `window` chunks ahead of r; then it waits. It has room for
+contributions to chunks r to r + window - 1, results always have their place. Let m be a member whose r is least. A
+member that owes it chunk r is not waiting to reduce, since it would first have sent r (its own r is no less, and it
+sends at least one ahead). Nor is it waiting to send s <= r, since every receiver has room for that. So m's chunk comes,
+and some r grows.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
-# Of the usual chunk: each is on its way n times as often as in the direct exchange, so its fixed cost weighs more
+# Times the usual chunk: each is on its way n times as often as in the direct exchange, so its fixed cost weighs more
 # (64 MiB between 8 processes: 2 MiB takes 0.92 times as long as 1 MiB).
 CHUNK = 2
 

@@ -1,4 +1,4 @@
-"""What the members know of their links, and what follows from it: the ring's order, and the algorithm.
+"""The members' knowledge of their links, and what follows from it: the ring's order, and the algorithm.
 
 **Measured.** Each member knows its own outgoing links: estimated from what they carried, and by probes where
 that says too little. What it says of them is agreed (gathered from all, in `optimize_topology`) before
@@ -65,7 +65,7 @@ Links = Mapping[tuple[NodeId, NodeId], LinkSpeed]
 
 @dataclass(frozen=True)
 class Topology:
-    """What the members agreed on about their links; empty until they have measured."""
+    """The agreed measurements of links; empty until the members have measured."""
 
     tour: tuple[NodeId, ...] = ()
     links: Links = field(default_factory=dict)

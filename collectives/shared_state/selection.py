@@ -6,14 +6,13 @@ each, comes along while it is short, and is otherwise asked for by those who nee
 
 The choice is a function of all shares, so nobody decides it for the others:
 
-1. Whoever is RECEIVE_ONLY offers nothing. If anybody is SEND_ONLY, only those offer, and they must
-   have one content, for none of them can be given another.
-2. A revision may only advance by one between two synchronisations: who breaks that is named in a
-   `Mismatch`. What counts is what most members with a history have synchronised last (if equally
-   many, the newest of those); an offer more than one ahead of it is of another history, as after
-   a partition or from a newcomer, and does not count.
-3. Of the offers left, the newest revision; of its contents, the one that most members have; if
-   equally many, the one with the greatest hash.
+1. A RECEIVE_ONLY member offers nothing. If anybody is SEND_ONLY, only those offer, and they must have one content, for
+   none of them can be given another.
+2. A revision may only advance by one between two synchronisations: who breaks that is named in a `Mismatch`. The
+   revision that most members with a history have synchronised last counts (if equally many, the newest of those). An
+   offer more than one ahead of it is of another history, as after a partition or from a newcomer, and does not count.
+3. The newest revision of the offers left is taken; of its contents, the one that most members have; if equally many,
+   the one with the greatest hash.
 """
 
 import hashlib
@@ -43,7 +42,7 @@ class ShareError(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a member says of its shared state.
+    """A member's statement of its shared state.
 
     `synced` is the revision that it last had in common with others, None for one without a history.
     """
@@ -112,7 +111,7 @@ def choose(shares: Mapping[NodeId, Share]) -> Choice:
     newest = max(share.revision for share in offers.values())
     holders = Counter(share.content for share in offers.values() if share.revision == newest)
     content = max(holders, key=lambda found: (holders[found], found))
-    # Whoever has the content may serve it, and one that only receives is none the worse a source.
+    # Any member that has the content may serve it, and one that only receives is none the worse a source.
     having = sorted(member for member, share in shares.items() if share.content == content)
     return Choice(newest, content, tuple(having))
 

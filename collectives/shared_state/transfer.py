@@ -1,10 +1,9 @@
 """Bringing a member's state up to the one that holds: from every member that has it, at once.
 
-Only the chunks that differ travel. Each source has a thread here that keeps a few requests under
-way and takes the next chunk from one common list, so a fast source gives more than a slow one. A
-source that dies, refuses or sends what its hash does not bear out is left, and its chunks go back
-to the list; so do those of one that stalls. What arrived and is right stays with the state when
-the operation is called off, and the next attempt goes on from there.
+Only the chunks that differ travel. Each source has a thread here that keeps a few requests under way and takes the next
+chunk from one common list, so a fast source gives more than a slow one. A source that dies, refuses or sends what its
+hash does not bear out is left, and its chunks go back to the list; so do those of one that stalls. Parts that arrived
+and are right stay with the state when the operation is called off, and the next attempt goes on from there.
 
 Nothing touches the caller's tensors before the group has committed: `SyncOutcome.publish` does.
 """
@@ -44,7 +43,7 @@ _TABLE, _HASHES, _CHUNK = range(3)  # what a question is about
 
 
 class SyncOutcome:
-    """What a synchronisation found and fetched; `publish` puts it into the state once the group has committed.
+    """The result of a synchronisation; `publish` puts it into the state once the group has committed.
 
     Args:
         state: the caller's.

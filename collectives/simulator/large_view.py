@@ -44,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of it; times in seconds, of the proposer from its first Propose to the view that it entered."""
+    """The outcome; times in seconds, of the proposer from its first Propose to the view that it entered."""
 
     views: frozenset[View | None]
     took: float  # from the death until all are in the next view

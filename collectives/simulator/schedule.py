@@ -1,4 +1,4 @@
-"""What a simulated member's owner does, and what goes wrong: a program for each member, and a list of faults.
+"""The schedule of a simulated group: a program for each member's owner, and a list of faults.
 
 A member's program calls operations, carries them out, and checks what it is told about them.
 
@@ -25,7 +25,7 @@ ODD = 0.02  # the chance that a member calls with another argument than the othe
 
 
 class Program(Enum):
-    """What a member that makes one call at a time calls next: to admit and to reduce in turn, but for FREE."""
+    """The next call of a member that makes one at a time: to admit and to reduce in turn, but for FREE."""
 
     FREE = "free"  # to admit if anybody waits, or now and then, else to reduce
     LOOP = "loop"  # from the beginning after each failure
@@ -61,7 +61,7 @@ def expect(holds: bool, what: str) -> None:
 
 @dataclass
 class History:
-    """What all members were told about each operation."""
+    """The verdicts that all members were told about each operation."""
 
     verdicts: dict[OpId, dict[NodeId, Verdict]] = field(default_factory=dict)
     contributors: dict[OpId, tuple[NodeId, ...]] = field(default_factory=dict)

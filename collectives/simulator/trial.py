@@ -1,8 +1,8 @@
 """One schedule, from the founding of the group on: faults strike, then stop, and the group must recover.
 
-What must hold throughout is checked by the members' owners. At the end all live nodes must be in
-one view, every call must have ended, and one more operation of all must commit with all in it.
-Members that make one call at a time, each as it pleases or in a loop, must not wait for each other either.
+The members' owners check what must hold throughout. At the end all live nodes must be in one view, every call must have
+ended, and one more operation of all must commit with all in it. Members that make one call at a time, each as it
+pleases or in a loop, must not wait for each other either.
 """
 
 from functools import partial

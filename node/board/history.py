@@ -5,7 +5,7 @@ points   a node's curve, or the swarm's under the name "": points a minute, an h
 seeds    nodes that a person named
 
 Bounds
- 1. `MAX_NODES` nodes. Beyond them those go that were silent for longest, first of those that have no standing and are no
+ 1. `MAX_NODES` nodes. Beyond them those go that were silent for longest, first those that have no standing and are no
     seeds: whoever makes up thousands of identities pushes out no one who taught somebody, and no one whose word counts.
  2. Points a minute apart are kept for the last hour and the one in progress, an hour apart for a week, a day apart for
     ten years. One an hour or a day apart is the mean of what was seen in it.
