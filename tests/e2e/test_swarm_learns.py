@@ -1,10 +1,16 @@
 """What `make demo` shows, through the command line: a swarm gets visibly better, its nodes from each other's groups."""
 
 import json
+import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from node.cli.demo import CONFIG
+from node.config import parse_config
+from node.fleet.local_swarm import make_plan
+from node.lab.lockstep import run_in_memory
 from tests.swarms import gossamer
 
 NODES = 4
@@ -27,3 +33,21 @@ def test_the_demo_learns_and_every_node_trains_on_others_groups(tmp_path: Path) 
     assert swarm["accuracy_last_interval"][0] > swarm["accuracy_first_interval"][1], swarm
     assert f"{swarm['accuracy_last']:.3f} (" in output and "held-out pass@8" in output
     assert (out / "report.html").stat().st_size > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_swarm_learns_a_game_of_several_turns_better_than_a_node_alone(tmp_path: Path) -> None:
+    """What `gossamer demo --task builtin/guess` does, in one process; three guesses that heed nothing win 3 in 7."""
+    tree = tomllib.loads(CONFIG.read_text()) | {
+        "rounds": 100,
+        "seed": 2,
+        "tasks": [{"name": "builtin/guess"}],
+        "eval": {"ends": True, "count": 64, "completions": 0},
+    }
+    swarm, alone = (
+        run_in_memory(make_plan(tmp_path / f"{nodes}", nodes, parse_config(tree)), 0, started=time.time())["swarm"]
+        for nodes in (4, 1)
+    )
+    assert swarm["accuracy_first"] <= 0.1 and alone["accuracy_first"] <= 0.1
+    assert swarm["accuracy_last"] >= 0.55 > alone["accuracy_last"]
