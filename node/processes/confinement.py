@@ -6,7 +6,8 @@ that it starts
     open no socket             seccomp denies socket(2): neither the network nor a service of this machine is reached
     change no file             Landlock denies writing, making, removing and renaming; only /dev/null may be written.
                                seccomp denies what Landlock does not know of: modes, owners, times, attributes
-    disturb no other process   Landlock denies tracing, and since Linux 6.12 signals
+    disturb no other process   Landlock denies tracing, and since Linux 6.12 signals; seccomp denies changing another's
+                               limits and priority, and System V's shared memory, queues and semaphores
     have no privileges         root keeps one capability: to read any file
 
 Reading stays as it was. What is open already stays open: the channel to the node, and the worker's log. Nothing takes
@@ -38,22 +39,35 @@ SCOPES = 0b11  # since ABI 6: abstract Unix sockets and signals end at this proc
 
 
 class _Machine(NamedTuple):
-    """What seccomp calls an architecture, and the numbers of the system calls that are denied there."""
+    """What seccomp calls an architecture, and the numbers of system calls there.
+
+    `denied` always fail, `of_a_process` unless their first argument is 0, which stands for the caller itself.
+    """
 
     audit: int
     denied: tuple[int, ...]
+    of_a_process: tuple[int, ...]
 
 
 _EVERYWHERE = (425, 452, 463, 466)  # io_uring_setup (it opens sockets, too), fchmodat2, setxattrat, removexattrat
 MACHINES: Final = {
     # socket; chmod, fchmod, chown, fchown, lchown; fchownat, fchmodat; utime, utimes, futimesat, utimensat;
-    # setxattr and removexattr, three of each
+    # setxattr and removexattr, three of each; shmget, semget, msgget; setpriority, ioprio_set.
+    # sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr; prlimit64; migrate_pages, move_pages
     "x86_64": _Machine(
         0xC000003E,
-        (41, 90, 91, 92, 93, 94, 260, 268, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199, *_EVERYWHERE),
+        (
+            *(41, 90, 91, 92, 93, 94, 260, 268, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
+            *(29, 64, 68, 141, 251, *_EVERYWHERE),
+        ),
+        (142, 144, 203, 314, 302, 256, 279),
     ),
-    # socket; fchmod, fchmodat, fchownat, fchown; utimensat; setxattr and removexattr, three of each
-    "aarch64": _Machine(0xC00000B7, (198, 52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, *_EVERYWHERE)),
+    # socket; fchmod, fchmodat, fchownat, fchown; utimensat; setxattr and removexattr, three of each; then as above
+    "aarch64": _Machine(
+        0xC00000B7,
+        (198, 52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 194, 190, 186, 140, 30, *_EVERYWHERE),
+        (118, 119, 122, 274, 261, 238, 239),
+    ),
 }
 OTHER_CALLS = 0x40000000  # from here on, numbers are of the ABI x32
 
@@ -113,9 +127,12 @@ def _deny_calls(libc: ctypes.CDLL, machine: _Machine) -> None:
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq k, jge k, ret k
     allow, deny = 0x7FFF0000, 0x00050000 | errno.EACCES
     tests = [(at_least, OTHER_CALLS), *((equal, number) for number in machine.denied)]
-    lines = [(load, 0, 0, 4), (equal, 0, len(tests) + 2, machine.audit), (load, 0, 0, 0)]
-    lines += [(code, len(tests) - at, 0, value) for at, (code, value) in enumerate(tests)]
-    lines += [(answer, 0, 0, allow), (answer, 0, 0, deny)]
+    named = machine.of_a_process
+    # What is denied jumps to the last line, what names a process to the fourth last, which looks at the process's id.
+    lines = [(load, 0, 0, 4), (equal, 0, len(tests) + len(named) + 4, machine.audit), (load, 0, 0, 0)]
+    lines += [(code, len(tests) + len(named) + 3 - at, 0, value) for at, (code, value) in enumerate(tests)]
+    lines += [(equal, len(named) - at, 0, number) for at, number in enumerate(named)]
+    lines += [(answer, 0, 0, allow), (load, 0, 0, 16), (equal, 0, 1, 0), (answer, 0, 0, allow), (answer, 0, 0, deny)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
     described = struct.pack("@HP", len(lines), ctypes.addressof(program))
     _check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0), "seccomp")

@@ -41,7 +41,7 @@ from protocol.identity import Identity
 
 WHOLE = Split(0.0)  # nothing is held out
 FUNCTIONS = '''
-import os, socket, time
+import os, random, resource, socket, time
 from pathlib import Path
 
 def accuracy(completions, answer, **kwargs):
@@ -68,6 +68,9 @@ def harmful(completions, answer, **kwargs):
         lambda: os.unlink(__file__),
         lambda: os.mkdir(answer[0]),
         lambda: os.kill(os.getppid(), 0),
+        lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (64, 64)),
+        lambda: os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0)),
+        lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
     ):
         try:
             harm()
@@ -77,7 +80,7 @@ def harmful(completions, answer, **kwargs):
             pass
         else:
             done += 1
-    return [done / 8 if text == "harm" else 0.0 for text in completions]
+    return [done / 11 if text == "harm" else 0.0 for text in completions]
 
 def slow(completions, **kwargs):
     if "slow" in completions:
