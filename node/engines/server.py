@@ -252,7 +252,9 @@ class ServerEngine:
         body = {
             "prompt": [list(prompt) for prompt in prompts],
             "n": n,
-            "seed": seed % 2**31,
+            # vLLM draws for each prompt by the request's seed, and by the next ones for its further completions. With
+            # one completion each, which is a later turn of episodes, those of a group would say the same.
+            **({"seed": seed % 2**31} if n > 1 else {}),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             **NO_DEFAULTS,

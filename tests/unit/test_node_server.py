@@ -72,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
             return {"choices": [{"index": 0, "prompt_logprobs": [None, *entries]}]}
         assert body["ignore_eos"] and body["return_token_ids"] and body["max_tokens"] == 6
         assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0, 1), "not the model's own defaults"
+        assert ("seed" in body) == (body["n"] > 1), "vLLM begins the draws of each prompt of a request with its seed"
         choices = []
         for at, prompt in enumerate(body["prompt"]):
             for index in range(at * body["n"], (at + 1) * body["n"]):
@@ -148,6 +149,7 @@ def test_nothing_is_handed_over_when_nothing_changed(engine, servers):
 def test_a_server_that_fails_is_left_out_once_and_tried_again(engine, servers, fault):
     engine.load(0)
     whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    assert engine.generate(PROMPTS, 1, SAMPLING, seed=3) == [group[:1] for group in whole]
     servers[0].fault = fault
     with capture_logs() as said:
         assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole
