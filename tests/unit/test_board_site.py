@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import socket
+import urllib.request
 from html.parser import HTMLParser
 
 import pytest
@@ -14,6 +16,7 @@ from node.board.site import FRESH_S, make_site
 from node.board.view import Answer, Rollout, Rollouts, View, ago
 from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
+from node.telemetry.dashboard import server
 from node.telemetry.names import short_name
 from tests.fakes.board import NOW, node_of, view
 
@@ -176,6 +179,22 @@ def test_health_is_the_networks() -> None:
         shown = view()
         site = TestClient(make_site(lambda: shown, lambda _: (), lambda: well))  # noqa: B023
         assert site.get("/healthz").status_code == code
+
+
+def test_connections_that_ask_for_nothing_whole_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    site = make_site(view, lambda _: view().curve, lambda: True)
+    with server.serve_app(site, "127.0.0.1", 0, "") as (port, link):
+        said = (b"", b"GET / HTTP/1.1\r\nhost:", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET / ")
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in said]
+        for one, text in zip(idle, said, strict=True):
+            one.sendall(text)
+        for one in idle:
+            while one.recv(4096):
+                pass
+            one.close()
+        assert urllib.request.urlopen(link, timeout=30).status == 200
 
 
 def test_a_swarm_without_nodes_or_reports_has_a_page() -> None:

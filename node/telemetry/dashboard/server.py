@@ -1,5 +1,6 @@
 """HTTP in a thread of its own: uvicorn on a socket that we opened, for as long as a block lasts."""
 
+import asyncio
 import ipaddress
 import secrets
 import socket
@@ -11,12 +12,14 @@ from typing import NamedTuple
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from node.config import ObserveConfig
 from node.errors import UserError
 from node.telemetry.dashboard.app import Site, make_app
 
 MAX_CONNECTIONS = 256  # a reader that says nothing holds one of them, and nobody up
+IDLE_S = 15.0  # for a whole request: a browser that lost its network leaves its connections open, and says nothing
 STOP_S = 2  # for streams that are open when the node ends; each looks twice a second whether it does
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -29,6 +32,27 @@ class Served(NamedTuple):
     port: int
     token: str
     link: str
+
+
+class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class when it is imported
+    """Hangs up if no whole request comes for `IDLE_S`. An answer under way may take any time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._before = self.cycle
+        self._idle = self.loop.call_later(IDLE_S, self._look)
+
+    def _look(self) -> None:
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if self.cycle is self._before and not is_answering:
+            self.transport.close()
+        else:
+            self._before = self.cycle
+            self._idle = self.loop.call_later(IDLE_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._idle.cancel()
+        super().connection_lost(exc)
 
 
 @contextmanager
@@ -65,6 +89,7 @@ def serve_app(app: ASGIApp, host: str, port: int, remedy: str) -> Iterator[tuple
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=_Connection,
             lifespan="off",
             log_config=None,
             log_level="critical",  # a client that went away is no event
