@@ -195,8 +195,12 @@ class WorkerProcess:
         self._channel.close()
         self._log.close()
         os.close(self._life)
+        others = _started_by(self.pid) if self._process.poll() is None else []
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        for one in others:  # some may have left the group
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
 
@@ -211,6 +215,16 @@ class WorkerProcess:
             return self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return None
+
+
+def _started_by(pid: int) -> list[int]:
+    """Return the processes that one has started, and those that these have, as far as /proc tells."""
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in map(int, file.read_text().split()):
+                found += [child, *_started_by(child)]
+    return found
 
 
 def _outside_any_group() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Reward functions in TRL's form: called as TRL calls them, tried when they are loaded, and kept from doing harm."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -41,7 +42,7 @@ from protocol.identity import Identity
 
 WHOLE = Split(0.0)  # nothing is held out
 FUNCTIONS = '''
-import os, random, resource, socket, time
+import os, random, resource, socket, subprocess, time
 from pathlib import Path
 
 def accuracy(completions, answer, **kwargs):
@@ -87,6 +88,11 @@ def slow(completions, **kwargs):
         time.sleep(600)
     if "huge" in completions:
         return [float(len(bytearray(9 << 30)) > 0)]
+    return [0.5 for _ in completions]
+
+def starting(completions, answer, **kwargs):
+    if "slow" in completions:
+        subprocess.run(["sleep", answer[0]], start_new_session=True)
     return [0.5 for _ in completions]
 '''
 
@@ -251,6 +257,16 @@ def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in
     (folder / "copy" / "rewards.py").write_text(FUNCTIONS + "\n")
     changed = {**options(folder / "copy", "accuracy", "brevity", weights=[1.0, 0.5]), "path": given["path"]}
     assert len({task.key, ranged.key, load_rewards("rewards/sums", changed).key}) == 3
+
+
+def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, tmp_path: Path) -> None:
+    words = ["sleep", f"600.{os.getpid()}"]
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "a?", "answer": words[1]}])
+    task = load_rewards("rewards", {**options(folder, "starting", seconds=1.0), "path": rows})
+    assert task.verify(task.make(0), "slow") is None
+    left = [one for one in psutil.process_iter(["cmdline", "status"]) if one.info["cmdline"] == words]
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert (task.verify(task.make(0), "quick"), alive) == (0.5, [])
 
 
 def test_a_function_that_does_harm_finds_no_network_and_changes_no_file(folder: Path, tmp_path: Path) -> None:
