@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from node.rollouts.group import MAX_GROUP_BYTES, Group, GroupError, encode
+from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import BLAMELESS, Limits, ReadResult, Seen, read
@@ -251,8 +251,11 @@ TELL_RATIO = 1.1  # a change by less is not worth waking the network thread
 
 
 def topic_of(key: TaskKey) -> bytes:
-    """Return the topic (8 bytes) under which groups of the task are shared: of a SHA-256 over its key."""
-    text = "\x1f".join((key.name, str(key.version), key.config))
+    """Return the topic (8 bytes) under which groups of the task are shared: of a SHA-256 over their format and its key.
+
+    So nodes of releases whose groups have another format do not ask for them, and take no honest node for a liar.
+    """
+    text = "\x1f".join((str(FORMAT), key.name, str(key.version), key.config))
     return hashlib.sha256(text.encode()).digest()[:TOPIC_BYTES]
 
 

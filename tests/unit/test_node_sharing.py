@@ -7,6 +7,7 @@ import pytest
 
 from node.rollouts.group import Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
+from node.swarm import sharing
 from node.swarm.reports import REPORTS_TOPIC, decode, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
@@ -79,10 +80,13 @@ def test_a_node_that_uses_nothing_or_is_slow_still_relays() -> None:
     assert told(Demand(1), 3600.0, 20) == [RELAY_DEMAND]
 
 
-def test_a_topic_names_a_task_with_its_version_and_config() -> None:
+def test_a_topic_names_a_task_with_its_version_and_config(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [TaskKey("sums", 1, "aa"), TaskKey("sums", 2, "aa"), TaskKey("sums", 1, "ab"), TaskKey("sum", 1, "saa")]
     assert len({topic_of(key) for key in keys}) == 4
     assert {len(topic_of(key)) for key in keys} == {TOPIC_BYTES}
+    now = topic_of(ONE.key)
+    monkeypatch.setattr(sharing, "FORMAT", 1)
+    assert topic_of(ONE.key) != now, "nodes whose groups have another format do not meet"
 
 
 class _Host:
