@@ -216,7 +216,7 @@ class _Game:
             return self._failed("its environment took too long")
         try:
             said = answer.result()
-        except Exception as error:  # noqa: BLE001  # an environment may raise anything; its failure is not the round's
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # it may raise anything, and exit
             return self._failed(one_line(error) or type(error).__name__)
         if isinstance(said, Done):
             self._reward = said.reward

@@ -1,5 +1,6 @@
 """Episodes: played turn by turn within bounds, and peers' played again."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -182,6 +183,8 @@ def test_an_environment_that_answers_nonsense_or_raises_is_unscorable(answer: ob
 def test_one_that_raises_takes_no_other_episode_with_it() -> None:
     [made] = play(Says(["x", "!1"]), asked(Echo(does=lambda text: Done(1 / (text != "x"))), 2, 1))
     assert [one.reward for one in made] == [None, 1.0]
+    [made] = play(Says(["x", "!1"]), asked(Echo(does=lambda text: Done(1.0) if text != "x" else sys.exit(3)), 2, 1))
+    assert [one.reward for one in made] == [None, 1.0], "nor the node"
 
 
 @dataclass(frozen=True)
