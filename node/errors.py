@@ -40,7 +40,7 @@ class NonFiniteError(UserError):
         )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return what `error` says, on one line."""
     return " ".join(str(error).split())
 
