@@ -43,7 +43,7 @@ from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
 from node.processes.machine import available_memory
-from node.processes.worker_process import Message, connect, receive, send
+from node.processes.worker_process import Message, connect, receive, send, yield_memory
 from node.tasks.judge import Judge
 from node.tasks.third_party import described, run_file
 from node.tasks.verdicts import MAX_BYTES
@@ -302,6 +302,7 @@ def code_of(functions: Functions) -> Message:
 def main() -> None:
     """Load a task's functions, then score for the node at the other end of a channel."""
     channel = connect(*map(int, sys.argv[1:3]))
+    yield_memory()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     bound = min(MAX_BYTES, max(LEAST_BYTES, available_memory() // 2))
     resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))

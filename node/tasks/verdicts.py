@@ -34,7 +34,7 @@ import structlog
 from node.config import TaskConfig
 from node.errors import UserError, one_line
 from node.processes.machine import usable_cores
-from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
+from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send, yield_memory
 from node.tasks import Item, Task, TaskKey, Wrapper
 from node.tasks.environments import play_again, start_of
 
@@ -370,6 +370,7 @@ def main() -> None:
     from node.tasks import load_task
 
     channel = connect(*map(int, sys.argv[1:3]))
+    yield_memory()
     _bound_memory()
     request = receive(channel)
     try:

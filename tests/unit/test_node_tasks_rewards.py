@@ -90,6 +90,9 @@ def slow(completions, **kwargs):
         return [float(len(bytearray(9 << 30)) > 0)]
     return [0.5 for _ in completions]
 
+def patient(completions, **kwargs):
+    return [float(Path("/proc/self/oom_score_adj").read_text()) / 1000 for _ in completions]
+
 def starting(completions, answer, **kwargs):
     if "slow" in completions:
         subprocess.run(["sleep", answer[0]], start_new_session=True)
@@ -267,6 +270,11 @@ def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, 
     left = [one for one in psutil.process_iter(["cmdline", "status"]) if one.info["cmdline"] == words]
     _, alive = psutil.wait_procs(left, timeout=10)
     assert (task.verify(task.make(0), "quick"), alive) == (0.5, [])
+
+
+def test_where_memory_runs_out_the_functions_end_before_the_node(folder: Path) -> None:
+    task = load_rewards("rewards", options(folder, "patient"))
+    assert task.verify(task.make(0), "") == 1.0
 
 
 def test_a_function_that_does_harm_finds_no_network_and_changes_no_file(folder: Path, tmp_path: Path) -> None:
