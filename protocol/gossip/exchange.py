@@ -604,7 +604,7 @@ class Gossip:
                 delay = self._timing.pull_delay if is_pushed and not wants.announce_only else 0.0
                 self._wants.have(node, entry, now.steady, delay)
                 if entry.topic in self._appetite.beside and entry.size <= BESIDE_BYTES:
-                    self._wants.have_beside(entry.id)
+                    self._wants.have_beside(node, entry.id)
         # If there is more than we take, the next tick draws from all that was announced, and not from what the quickest
         # holder has. Each holder gets one message.
         if self._appetite.has_room(now) and not wants.announce_only:

@@ -47,7 +47,7 @@ MAX_PAUSE = 5  # doublings of the pause after a silence
 UNASKED_S = 60.0  # a round of most nodes
 MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
-MAX_BESIDE = 256  # of those that are wanted beside the others; the rest may come by lot
+MAX_BESIDE = 32  # of those of one holder that are wanted beside the others; the rest may come by lot
 SLACK = 2  # times its even share is looked at of each holder, as some offer less, or the same
 
 _BySigner = dict[bytes, dict[ItemId, None]]
@@ -124,7 +124,7 @@ class Wants:
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
         self._fresh: dict[ItemId, None] = {}  # that wait, or have one holder more, since the last look
         self._next_look = float("-inf")  # at all that waits
-        self._beside: dict[ItemId, None] = {}
+        self._beside: defaultdict[NodeId, dict[ItemId, None]] = defaultdict(dict)  # the newest of each holder
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self._failed = 0  # items that were asked for and did not come, since the last check
@@ -343,12 +343,13 @@ class Wants:
             self._failed += WHOLE in row.asked
             self._release(self._wants[item_id], node, late=True)
 
-    def have_beside(self, item_id: ItemId) -> None:
-        """A wanted item is one of those that the node wants beside the others."""
+    def have_beside(self, node: NodeId, item_id: ItemId) -> None:
+        """A wanted item, which `node` has announced, is one of those that the node wants beside the others."""
         if item_id in self._wants:
-            self._beside[item_id] = None
-            if len(self._beside) > MAX_BESIDE:
-                del self._beside[next(iter(self._beside))]
+            newest = self._beside[node]
+            newest[item_id] = None
+            if len(newest) > MAX_BESIDE:
+                del newest[next(iter(newest))]
 
     def lost(self, node: NodeId) -> None:
         """A peer is gone, and with it what it was asked for."""
@@ -360,6 +361,7 @@ class Wants:
             self._withdraw(node, item_id)
         del self._holders[node]
         self._cancels.pop(node, None)
+        self._beside.pop(node, None)
 
     def forget_signed(self, is_by: Callable[[NodeId], bool]) -> None:
         """Fetch nothing more that somebody signed for whom `is_by` holds."""
@@ -415,7 +417,7 @@ class Wants:
         """Return whom to ask for what now of the items that are wanted beside the others, `allowance` at most."""
         ids = [
             one
-            for one in self._beside
+            for one in dict.fromkeys(chain.from_iterable(self._beside.values()))
             if self._wants[one].asked_of is None and one not in self._delayed and one not in self._partials
         ]
         return self._ask_some(self._by_holder(ids), now, allowance) if ids else []
@@ -607,7 +609,8 @@ class Wants:
         self._partials.pop(item_id)
         self._unwait(want)
         self._delayed.pop(item_id, None)
-        self._beside.pop(item_id, None)
+        for newest in self._beside.values():
+            newest.pop(item_id, None)
         del self._wants[item_id]
 
 

@@ -553,5 +553,17 @@ def test_what_is_fetched_in_chunks_is_not_asked_for_again_as_one_beside_the_othe
     wants = machine(A, B)
     wants.begin(item, outline, A)
     wants.have(B, item.entry, 0.0)
-    wants.have_beside(item.id)  # a hostile peer calls it small, and of such a topic
+    wants.have_beside(B, item.id)  # a hostile peer calls it small, and of such a topic
     assert wants.due_beside(0.1, EVERYTHING) == []
+
+
+def test_a_flood_of_one_holder_does_not_push_out_what_another_has_beside() -> None:
+    wants = machine(A, B)
+    for number in range(1000):
+        node = A if number == 0 else B
+        wants.have(node, entry(number, signer=number), 0.0)
+        wants.have_beside(node, name(number))
+    asked = {node: [part.id for part in want.parts] for node, want in wants.due_beside(0.1, 2)}
+    assert asked[A] == [name(0)] and len(asked[B]) == 1
+    wants.lost(B)
+    assert wants.due_beside(1.0, EVERYTHING) == []
