@@ -163,7 +163,12 @@ class LocalDiscovery:
         if name in self._heard or len(self._heard) >= MAX_HEARD:
             return
         self._heard.set(name, None)
-        info = zeroconf.get_service_info(service_type, name, timeout=ANSWER_MS)
+        from zeroconf import Error
+
+        try:
+            info = zeroconf.get_service_info(service_type, name, timeout=ANSWER_MS)
+        except Error:  # the name is of another type of service, or none; zeroconf's thread would end
+            return
         if info is None:
             return
         address = told_address(info.port, info.parsed_addresses(), info.properties.get(b"key"), self._here)

@@ -227,6 +227,15 @@ def test_names_of_our_swarm_alone_are_followed_up_each_once_and_a_bounded_number
     assert len(asked) == MAX_HEARD
 
 
+def test_a_name_of_another_kind_of_service_does_not_end_the_thread_that_hears_names() -> None:
+    zeroconf = pytest.importorskip("zeroconf")
+    ours = swarm_label(b"a swarm of tests")
+    discovery = LocalDiscovery(b"a swarm of tests", KEY, "0.0.0.0", 4001, lambda address: None)
+    network = SimpleNamespace(get_service_info=lambda kind, name, timeout: zeroconf.ServiceInfo(kind, name))
+    for name in (f"{ours}-1._printer._tcp.local.", f"{ours}-1", f"{ours}-1..{local_discovery.TYPE}"):
+        discovery._changed(network, local_discovery.TYPE, name, SimpleNamespace(name="Added"))  # type: ignore[arg-type]
+
+
 def test_a_network_without_room_for_it_is_told_once_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
 
