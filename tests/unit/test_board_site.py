@@ -5,10 +5,15 @@ import io
 import json
 import re
 import socket
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from html.parser import HTMLParser
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from node.board import svg
@@ -19,6 +24,7 @@ from node.tasks import TaskKey
 from node.telemetry.dashboard import server
 from node.telemetry.names import short_name
 from tests.fakes.board import NOW, node_of, view
+from tests.waiting import wait_until
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>'\"&{{ 7 * 7 }}"
 PAGES = ("/", f"/nodes/{node_of(0)}")
@@ -195,6 +201,24 @@ def test_connections_that_ask_for_nothing_whole_keep_nobody_out(monkeypatch: pyt
                 pass
             one.close()
         assert urllib.request.urlopen(link, timeout=30).status == 200
+
+
+def test_who_does_not_read_an_answer_keeps_nobody_out_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    large = Starlette(routes=[Route("/", lambda _: Response(bytes(32 << 20))), Route("/small", lambda _: Response())])
+    with server.serve_app(large, "127.0.0.1", 0, "") as (port, link), socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", port))
+        reader.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+
+        def is_served() -> bool:
+            with suppress(urllib.error.HTTPError):
+                return urllib.request.urlopen(f"{link}small", timeout=30).status == 200
+            return False
+
+        assert reader.recv(1)
+        wait_until(is_served, 30, "the connection of who reads nothing to be gone")
 
 
 def test_a_swarm_without_nodes_or_reports_has_a_page() -> None:

@@ -19,7 +19,7 @@ from node.errors import UserError
 from node.telemetry.dashboard.app import Site, make_app
 
 MAX_CONNECTIONS = 256  # a reader that says nothing holds one of them, and nobody up
-IDLE_S = 15.0  # for a whole request: a browser that lost its network leaves its connections open, and says nothing
+IDLE_S = 15.0  # for a request, or a part of an answer: a browser that lost its network leaves its connections open
 STOP_S = 2  # for streams that are open when the node ends; each looks twice a second whether it does
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -35,19 +35,20 @@ class Served(NamedTuple):
 
 
 class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class when it is imported
-    """Hangs up if no whole request comes for `IDLE_S`. An answer under way may take any time."""
+    """Hangs up if for `IDLE_S` no whole request comes and nothing of an answer is read. To make one may take longer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._before = self.cycle
+        self._before = self.cycle, 0
         self._idle = self.loop.call_later(IDLE_S, self._look)
 
     def _look(self) -> None:
         is_answering = self.cycle is not None and not self.cycle.response_complete
-        if self.cycle is self._before and not is_answering:
-            self.transport.close()
+        now = self.cycle, self.transport.get_write_buffer_size()
+        if now == self._before and not is_answering:
+            self.transport.abort()
         else:
-            self._before = self.cycle
+            self._before = now
             self._idle = self.loop.call_later(IDLE_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
