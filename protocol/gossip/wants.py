@@ -415,6 +415,8 @@ class Wants:
 
     def due_beside(self, now: float, allowance: float) -> Asks:
         """Return whom to ask for what now of the items that are wanted beside the others, `allowance` at most."""
+        if allowance < 1:
+            return []
         ids = [
             one
             for one in dict.fromkeys(chain.from_iterable(self._beside.values()))
