@@ -34,6 +34,7 @@ import json
 import math
 import resource
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ Reward = float | None
 TOLERANCE = 1e-6  # as between a peer's reward and ours (`node.rollouts.screening`)
 JUDGE = "judge"
 HERE = "here"  # in place of a module: a function that a Python program gave (`node.api`)
+HELD = ": functions use no network and change no file here, unless the option confine is false"
 LEAST_BYTES = 2 << 30  # of a worker's data, however little memory is free
 # Their versions decide what a formula is worth, and a function that uses one uses all.
 MATH_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
@@ -310,7 +312,9 @@ def main() -> None:
     try:
         functions, said = begin(request)
     except (UserError, RewardError) as error:
-        send(channel, {"error": one_line(error)})
+        send(
+            channel, {"error": f"{one_line(error)}{HELD if request['confine'] and 'Permission' in str(error) else ''}"}
+        )
         return
     send(channel, said)
     while True:
@@ -348,6 +352,7 @@ def begin(request: Message) -> tuple[Functions, Message]:
 
 
 def _confined() -> str:
+    tempfile.gettempdir()  # it tries by writing, once: torch asks for it when it is imported
     try:
         confine()
     except ConfinementError as error:

@@ -42,7 +42,7 @@ from protocol.identity import Identity
 
 WHOLE = Split(0.0)  # nothing is held out
 FUNCTIONS = '''
-import os, random, resource, socket, subprocess, time
+import os, random, resource, socket, subprocess, tempfile, time
 from pathlib import Path
 
 def accuracy(completions, answer, **kwargs):
@@ -89,6 +89,13 @@ def slow(completions, **kwargs):
     if "huge" in completions:
         return [float(len(bytearray(9 << 30)) > 0)]
     return [0.5 for _ in completions]
+
+def temporary(completions, **kwargs):
+    return [float(tempfile.gettempdir() != "") for _ in completions]  # torch asks for it when it is imported
+
+def writing(completions, **kwargs):
+    with tempfile.NamedTemporaryFile():
+        return [1.0 for _ in completions]
 
 def patient(completions, **kwargs):
     return [float(Path("/proc/self/oom_score_adj").read_text()) / 1000 for _ in completions]
@@ -270,6 +277,13 @@ def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, 
     left = [one for one in psutil.process_iter(["cmdline", "status"]) if one.info["cmdline"] == words]
     _, alive = psutil.wait_procs(left, timeout=10)
     assert (task.verify(task.make(0), "quick"), alive) == (0.5, [])
+
+
+def test_a_function_may_import_torch_and_one_that_writes_is_told_why_it_cannot(folder: Path) -> None:
+    task = load_rewards("rewards", options(folder, "temporary"))
+    assert task.verify(task.make(0), "") == 1.0
+    with pytest.raises(UserError, match=r"writing raised PermissionError.*, unless the option confine is false"):
+        load_rewards("rewards", options(folder, "writing"))
 
 
 def test_where_memory_runs_out_the_functions_end_before_the_node(folder: Path) -> None:
