@@ -185,6 +185,7 @@ class FileTask:
     answer_mode: AnswerMode = "whole"
     start: Start | None = None
     replayable: bool = False
+    unshared: str = ""
 
     def make(self, seed: int) -> Item:
         return self.maker(seed)
@@ -207,7 +208,8 @@ def load_file(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
     mode: Any = getattr(module, "answer_mode", "whole")
     key = TaskKey(name, VERSION, config_hash({"sha256": digest}))
     replayable = getattr(module, "replayable", False) is True
-    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable))
+    unshared = getattr(module, "unshared", "")
+    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable, unshared))
 
 
 def _exact(item: Item, text: str) -> float:

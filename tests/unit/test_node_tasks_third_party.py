@@ -58,6 +58,12 @@ def test_a_file_may_pay_by_its_own_rule_and_say_where_it_looks(tmp_path: Path) -
     assert task.answer_mode == "tags"
 
 
+def test_a_file_may_say_why_its_groups_stay_at_home(tmp_path: Path) -> None:
+    tasks = load_tasks([_config(_file(tmp_path, GOOD + "\nunshared = 'it asks of my letters'\n"))])
+    assert task_set.unshared(tasks.tasks[0]) == "it asks of my letters"
+    assert tasks.shared(tasks.tasks[0].key) is None
+
+
 def test_the_bytes_of_the_file_are_its_key_and_the_path_is_not(tmp_path: Path) -> None:
     one, same = _file(tmp_path, GOOD), _file(tmp_path, GOOD, "same.py")
     other = _file(tmp_path, GOOD + "# changed\n", "other.py")
