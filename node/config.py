@@ -237,18 +237,20 @@ class TaskConfig(Section):
 
 
 FILE_OPTIONS = ("path", "test", "tokenizer")  # of a task, which name a file on this machine
-FUNCTION_FILE = re.compile(r"(.+?\.py)(:)(.*)", re.DOTALL)  # a reward function that is named by a file on this machine
+FUNCTION_FILE = re.compile(
+    r"(.+?\.py)(:)(.*)", re.DOTALL
+)  # a function or class that is named by a file on this machine
 HUB_OPTIONS = ("hub", "subset", "split", "test_split")  # of a task, which name a data set elsewhere
 
 
 def is_file_task(name: str) -> bool:
     """Tell whether a task of this name may have one of `FILE_OPTIONS`."""
-    return name.partition("/")[0] in ("dataset", "file", "rewards")
+    return name.partition("/")[0] in ("dataset", "environment", "file", "rewards")
 
 
-def is_rewards_task(name: str) -> bool:
-    """Tell whether a task of this name has reward functions, which are code of whoever runs it."""
-    return name.partition("/")[0] == "rewards"
+def has_own_code(name: str) -> bool:
+    """Tell whether a task of this name runs code that its options name: a node's owner chooses it, and no founder."""
+    return name.partition("/")[0] in ("rewards", "environment")
 
 
 class SamplingConfig(Section):
@@ -711,6 +713,8 @@ def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
             for name in FILE_OPTIONS:
                 if isinstance(options.get(name), str):
                     options[name] = str((folder / options[name]).absolute())
+            if "factory" in options:
+                options["factory"] = _anchored(options["factory"], folder)
             functions = options.get("functions")
             if isinstance(functions, list):
                 options["functions"] = [_anchored(one, folder) for one in functions]

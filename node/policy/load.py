@@ -1,5 +1,6 @@
 """A policy: a causal language model with its tokenizer, loaded and placed on its device."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
 from node.policy.completion_text import INCOMPLETE, CompletionText
 from node.policy.detection import check_bits, computes_in_bf16, find_model
-from node.policy.prompt import chat_turns, plain_text
+from node.policy.prompt import chat_turns, plain_text, tells_of_calls, with_tools_told
 from node.tasks import Item
 
 BUILTIN = Path(__file__).with_name("builtin")
@@ -76,7 +77,7 @@ class Policy:
 
         Raises `UserError` where the template refuses the turns.
         """
-        text, special = (self._chat(item), False) if self._chats else (plain_text(item), True)
+        text, special = (self._chat(item), False) if self._chats else (plain_text(with_tools_told(item)), True)
         return _tokens(self.tokenizer, text, special)
 
     @property
@@ -84,6 +85,11 @@ class Policy:
         return self.prompt == "chat" or (self.prompt == "auto" and self.tokenizer.chat_template is not None)
 
     def _chat(self, item: Item) -> str:
+        if item.tools:
+            told = self._render(chat_turns(item, system_role=True), json.loads(item.tools))
+            if told is not None and tells_of_calls(told, item):
+                return told
+            item = with_tools_told(item)
         text = self._render(chat_turns(item, system_role=True))
         if text is None or item.system.strip() not in text:  # it refuses the system's role, or drops what that says
             text = self._render(chat_turns(item, system_role=False))
@@ -91,10 +97,11 @@ class Policy:
             raise UserError("the chat template of policy.model refuses these turns: set policy.prompt to 'plain'")
         return text
 
-    def _render(self, turns: Sequence[Mapping[str, str]]) -> str | None:
+    def _render(self, turns: Sequence[Mapping[str, str]], tools: list[Any] | None = None) -> str | None:
+        told = {"tools": tools} if tools else {}
         try:
             return self.tokenizer.apply_chat_template(
-                turns, **{**self.template, "add_generation_prompt": True, "tokenize": False}
+                turns, **{**self.template, **told, "add_generation_prompt": True, "tokenize": False}
             )
         except TemplateError:
             return None

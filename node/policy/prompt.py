@@ -14,9 +14,13 @@ Questions that end in `=` are completed in place, a line each: `12+7=19`, then `
 space: the first token of an answer brings its own, as in the texts that models learnt from.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from node.tasks import Item
+from node.tasks.tool_schemas import plain_form
 
 
 def chat_turns(item: Item, *, system_role: bool) -> list[Mapping[str, str]]:
@@ -47,6 +51,23 @@ def plain_text(item: Item) -> str:
         return "\n\n".join([*blocks, "\n".join([*solved, item.question])])
     blocks += [f"Question: {question}\nAnswer:{_gap(answer)}{answer}" for question, answer in item.examples]
     return "\n\n".join([*blocks, f"Question: {item.question}\nAnswer:"])
+
+
+def with_tools_told(item: Item) -> Item:
+    """Return `item` with its tools told in the instruction, in the plain form of calls."""
+    if not item.tools:
+        return item
+    return replace(item, system="\n\n".join(filter(None, [item.system, plain_form(item.tools)])), tools="")
+
+
+def tells_of_calls(prompt: str, item: Item) -> bool:
+    """Tell whether a prompt that a chat template made tells all of the item's tools, and the form of call that is read.
+
+    Templates of other forms exist: a policy that follows one would call nothing.
+    """
+    names = [tool["function"]["name"] for tool in json.loads(item.tools)]
+    is_complete = all(name in prompt for name in names) and item.system.strip() in prompt
+    return is_complete and re.search(r"<tool_call>\s*\{", prompt) is not None
 
 
 def _in_place(item: Item) -> bool:

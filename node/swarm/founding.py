@@ -18,7 +18,7 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, is_rewards_task, parse_config
+from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, has_own_code, is_file_task, parse_config
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, recall, resolve_seed
 from node.tasks import Task, TaskKey, load_tasks
@@ -402,6 +402,8 @@ MANIFEST_FILE = "manifest.bin"
 GRANT_FILE = "grant.bin"
 REVOCATIONS_FILE = "revocations.bin"
 USES_FILE = "uses.bin"
+# What the options of a task with code of its owner name (`has_own_code`), by its kind, and the option that does so.
+OWN_CODE = {"rewards": ("reward functions", "functions"), "environment": ("an environment", "factory")}
 PROMPTING = "prompting"  # among a manifest's options: how the task is asked and read, whatever its kind
 
 
@@ -473,7 +475,7 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
     for config in configs:
         for task in load_tasks([config]).tasks:
             name = _name_to_build_by(config, task)
-            options = {} if is_rewards_task(name) else dict(config.options)
+            options = {} if has_own_code(name) else dict(config.options)
             if is_file_task(name):
                 for option in FILE_OPTIONS:
                     options.pop(option, None)  # where a file is on this machine concerns nobody else
@@ -517,14 +519,15 @@ def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
             f"the swarm's task {task.name!r} runs code of a package: if you trust it, list the task under [[tasks]] of "
             "your CONFIG"
         )
-    if is_rewards_task(task.name) and not named:
+    if has_own_code(task.name) and not named:
+        code, option = OWN_CODE[task.name.partition("/")[0]]
         raise UserError(
-            f"the swarm's task {task.name!r} needs rows and reward functions of yours: list the task under [[tasks]] "
-            "of your CONFIG with the options path and functions, the same as its founder's"
+            f"the swarm's task {task.name!r} needs rows and {code} of yours: list the task under [[tasks]] "
+            f"of your CONFIG with the options path and {option}, the same as its founder's"
         )
     if is_file_task(task.name) and (files := [config for config in named if "path" in config.options]):
         named = files
-    elif is_file_task(task.name) and not is_rewards_task(task.name) and "hub" not in _options(task):
+    elif is_file_task(task.name) and not has_own_code(task.name) and "hub" not in _options(task):
         raise UserError(
             f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
             "with the option path"
@@ -540,7 +543,7 @@ def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
 def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
     options = _options(task)
     prompting = options.pop(PROMPTING, {})
-    if is_rewards_task(task.name):  # no founder chooses what runs here
+    if has_own_code(task.name):  # no founder chooses what runs here
         options = dict(mine.options)
     elif is_file_task(task.name):
         ours = "path" in mine.options

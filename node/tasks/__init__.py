@@ -14,6 +14,9 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     guess            a game of several turns: higher or lower
     dataset          questions and answers from a file, or from a set on the hub
     rewards          rows and reward functions in TRL's form
+    trl_environments rows and environments in TRL's form, with tools
+    tool_calls       the forms in which a policy calls a tool
+    tool_schemas     what a policy is told of a tool
     reward_functions calls them as TRL does, in a process of their own
     judge            another model as a reward function
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
@@ -33,6 +36,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
     file, file/LABEL        a Python file of yours
     rewards, rewards/LABEL  rows and reward functions in TRL's form
+    environment, environment/LABEL  rows and an environment in TRL's form
     reasoning-gym/NAME      a data set of reasoning-gym (an extra)
     verifiers/NAME          an installed task set (an extra)
     anything else           an entry point in the group `gossamer.tasks`, called with the options
@@ -76,6 +80,7 @@ class Item:
     `answer` is the ground truth, private to the verifier; `solution` is a right
     answer where `answer` is not one itself. `content` names all that the verifier goes by, where
     a seed does not: it travels with a group, and who has another is not asked the same.
+    `tools` are those that the policy may call, as a JSON list of schemas that a chat template takes.
     """
 
     question: str
@@ -84,6 +89,7 @@ class Item:
     examples: tuple[tuple[str, str], ...] = ()
     solution: str = ""
     content: str = ""
+    tools: str = ""
 
 
 class Task(Protocol):
@@ -235,7 +241,7 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
 
 
 def _load_one(config: TaskConfig, group: str, name: str) -> Task:
-    from node.tasks import builtin, dataset, guess, reasoning_gym, rewards, third_party, verifiers
+    from node.tasks import builtin, dataset, guess, reasoning_gym, rewards, third_party, trl_environments, verifiers
 
     if config.name == "builtin/arithmetic":
         return builtin.load_arithmetic(config.options)
@@ -249,6 +255,8 @@ def _load_one(config: TaskConfig, group: str, name: str) -> Task:
         return dataset.load_dataset(config.name, config.options)
     if group == rewards.KIND:
         return rewards.load_rewards(config.name, config.options)
+    if group == trl_environments.KIND:
+        return trl_environments.load_environment(config.name, config.options)
     if group == third_party.KIND:
         return third_party.load_file(config.name, config.options)
     return third_party.load_entry_point(config)
@@ -263,4 +271,4 @@ def task_names() -> list[str]:
 
     builtin = ["builtin", *(f"builtin/{name}" for name in BY_NAME), "builtin/arithmetic", guess.NAME]
     gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
-    return [*builtin, "dataset", "file", "rewards", *gym, *sorted(installed())]
+    return [*builtin, "dataset", "environment", "file", "rewards", *gym, *sorted(installed())]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from node.config import TaskConfig, is_rewards_task
+from node.config import TaskConfig, has_own_code
 from node.tasks import Item, Task, derive_seed, load_tasks
 from node.tasks.answers import MAX_TEXT, show
 from node.tasks.environments import Done, Observation, Start, start_of, step
@@ -99,7 +99,7 @@ def _right_answers(task: Task, items: list[Item]) -> Finding:
     solved = [item for item in items if solution(item)]
     if not solved:
         return Finding(True, "its questions come without an answer: only its own verify can tell what is right")
-    if is_rewards_task(task.key.name):  # whose functions may pay for more than the answer
+    if has_own_code(task.key.name):  # whose functions may pay for more than the answer
         earned = [_reward(task, item, solution(item)) for item in solved]
         return Finding(True, f"the rows' bare answers earn {min(earned):.3g} to {max(earned):.3g}")
     wrong = [item for item in solved if task.verify(item, show(solution(item), own_mode(task))) != 1.0]

@@ -75,13 +75,18 @@ NONE_HERE: Mapping[str, Callable[..., Any]] = {}
 log = structlog.get_logger()
 
 
-class RewardsOptions(Source):
+class Prompts(Source):
+    """Where rows with prompts come from."""
+
+    prompt: str = Field("prompt", min_length=1)
+
+
+class RewardsOptions(Prompts):
     """The options of the task."""
 
     functions: list[str] = Field(min_length=1)
     weights: list[float] | None = None
     range: tuple[float, float] | None = None
-    prompt: str = Field("prompt", min_length=1)
     tokenizer: Path | None = None
     # Below the 5 and 10 s after which math-verify gives up and pays 0, which would be a matter of the machine's speed.
     seconds: float = Field(4.0, gt=0, le=600)
@@ -215,40 +220,62 @@ def load_rewards(
         raise UserError(f"task {name!r}: {error}") from None
     check_source(name, parsed)
     tokenizer = _digest_of(name, parsed.tokenizer)
-    rows = _read(name, parsed, parsed.path, parsed.split or "train")
-    tests = _read(name, parsed, parsed.test, parsed.test_split) if parsed.test or parsed.test_split else []
-    columns = sorted({column for row in rows + tests for column in row.columns})
-    rows, tests = ([_whole(row, columns) for row in part] for part in (rows, tests))
+    rows, tests = read_prompts(name, parsed)
     functions = _load_here(name, parsed, rows, here) if here else None
     workers, said = _begin(name, parsed, rows) if functions is None else (None, {"code": "", "names": functions.names})
-    items = [_item(row) for row in rows]
+    asked = asked_by(name, rows, tests, item_of)
     config = {
         "functions": [[spec.name, spec.arguments] for spec in parsed.specs],
         "code": said["code"],
         "weights": parsed.weighted,
         "range": list(parsed.bounds),
-        "rows": _digest(rows),
-        "tests": _digest(tests),
+        "rows": digest_of(rows),
+        "tests": digest_of(tests),
         "tokenizer": tokenizer,
     }
-    held = [_item(row) for row in tests]
+    key = TaskKey(name, VERSION, config_hash(config))
+    found: dict[str, Any] = {"key": key, "names": tuple(said["names"]), **asked._asdict()}
+    if functions is not None:
+        return LocalRewards(**found, unshared=UNSHARED_HERE, functions=functions)
+    assert workers is not None
+    return RewardsTask(**found, unshared=_unshared(parsed, said), workers=workers)
+
+
+class Asked(NamedTuple):
+    """What rows ask: items by row, rows by an item's content, and the ids of the test questions, if there are any."""
+
+    items: tuple[Item, ...]
+    rows: Mapping[str, Row]
+    test_ids: frozenset[bytes] | None
+
+
+def read_prompts(name: str, options: Prompts) -> tuple[list[Row], list[Row]]:
+    """Return the rows to train on and the test rows, all with the same columns.
+
+    Raises:
+        UserError: a bad file or row.
+    """
+    rows = _read(name, options, options.path, options.split or "train")
+    tests = _read(name, options, options.test, options.test_split) if options.test or options.test_split else []
+    columns = sorted({column for row in rows + tests for column in row.columns})
+    return [_whole(row, columns) for row in rows], [_whole(row, columns) for row in tests]
+
+
+def asked_by(name: str, rows: Sequence[Row], tests: Sequence[Row], ask: Callable[[Row], Item]) -> Asked:
+    """Return what rows and test rows ask by `ask`.
+
+    Raises:
+        UserError: every row is a test question.
+    """
+    items, held = list(map(ask, rows)), list(map(ask, tests))
     ids = frozenset(question_id(name, item.question) for item in held)
     both = sum(question_id(name, item.question) in ids for item in items)
     if both == len(items):
         raise UserError(f"task {name!r}: every row is a test question, too: nothing is left to train on")
     if both:
         log.warning("rows that are test questions are not trained on", task=name, rows=both)
-    found: dict[str, Any] = {
-        "key": TaskKey(name, VERSION, config_hash(config)),
-        "items": (*items, *held),
-        "rows": {item.content: row for item, row in zip((*items, *held), (*rows, *tests), strict=True)},
-        "names": tuple(said["names"]),
-        "test_ids": ids if tests else None,
-    }
-    if functions is not None:
-        return LocalRewards(**found, unshared=UNSHARED_HERE, functions=functions)
-    assert workers is not None
-    return RewardsTask(**found, unshared=_unshared(parsed, said), workers=workers)
+    by_content = {item.content: row for item, row in zip((*items, *held), (*rows, *tests), strict=True)}
+    return Asked((*items, *held), by_content, ids if tests else None)
 
 
 def _load_here(
@@ -338,7 +365,7 @@ def _unshared(options: RewardsOptions, said: Message) -> str:
     return ""
 
 
-def _read(name: str, options: RewardsOptions, path: Path | None, split: str) -> list[Row]:
+def _read(name: str, options: Prompts, path: Path | None, split: str) -> list[Row]:
     rows: list[Row] = []
     size = 0
     for row, where in read_rows(name, options, path, split):
@@ -367,7 +394,7 @@ def _row(name: str, row: object, column: str, where: str) -> Row:
         json.dumps(made)
     except (TypeError, ValueError):
         raise UserError(f"task {name!r}: {where} has a column that is no text, number, list or table") from None
-    asked = _item(made)
+    asked = item_of(made)
     if not asked.question.strip() or len(asked.question.encode()) > MAX_QUESTION_BYTES:
         raise UserError(f"task {name!r}: {where}: a question has 1 to {MAX_QUESTION_BYTES >> 10} KiB")
     return made
@@ -385,7 +412,7 @@ def _is_prompt(prompt: Any) -> bool:
     return len(turns) % 2 == 1 and turns == (["user", "assistant"] * len(turns))[: len(turns)]
 
 
-def _item(row: Row) -> Item:
+def item_of(row: Row) -> Item:
     """Return a row as a question, with its answer to be shown, and earlier turns as solved examples."""
     content = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
     answer = answer_of(row.columns)
@@ -408,7 +435,8 @@ def _digest_of(name: str, file: Path | None) -> str:
         raise UserError(f"task {name!r}: cannot read {file}: {error.strerror}") from None
 
 
-def _digest(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[Row]) -> str:
+    """Return what names rows in their order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")

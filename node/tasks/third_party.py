@@ -86,10 +86,11 @@ class ThirdPartyTask(Wrapper):
             self._failed(f"make({seed})", error)
         if not isinstance(item, Item):
             self._complain(f"make({seed}) returned {_kind(item)}, not a node.tasks.Item")
-        texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution, item.content)
+        texts: tuple[object, ...] = (item.question, item.answer, item.system, item.solution, item.content, item.tools)
         if not all(map(is_text, texts)):
             self._complain(
-                f"make({seed}): question, answer, system, solution and content of an Item are texts that UTF-8 can hold"
+                f"make({seed}): question, answer, system, solution, content and tools of "
+                "an Item are texts that UTF-8 can hold"
             )
         if not _are_pairs_of_texts(item.examples):
             self._complain(f"make({seed}): examples of an Item are pairs of a question and its answer, both texts")

@@ -1,0 +1,198 @@
+"""Tool calls: found in what a policy said, in one of two forms, and checked against the tools that there are.
+
+    <tool_call>{"name": "add", "arguments": {"step": 5}}</tool_call>    as chat templates such as Qwen's have it
+    add(step=5)                                                         a line of its own, for any model
+
+Arguments go by name, and their values are JSON. A turn with a tag is read in the first form alone. What stands before
+the last `</think>` is not read.
+
+Anybody may have written the text. It becomes names that are looked up in a table, and JSON values within the bounds
+below. Nothing of it is evaluated, and no name becomes an attribute. Reading takes time linear in the text.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from node.tasks import is_text
+
+MAX_CALLS = 8  # of a turn
+MAX_CALL = 4096  # characters of a call
+MAX_DEPTH = 16  # of lists and tables within an argument
+MAX_INTEGER = 2**63
+OPENED, CLOSED = "<tool_call>", "</tool_call>"
+FORM = 'name(number=1, text="two")'
+
+_LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})\((.*)\)")
+_NAMED = re.compile(r"[ \t]*([A-Za-z_][A-Za-z0-9_]{0,63})[ \t]*=[ \t]*")
+_NEXT = re.compile(r"[ \t]*(,|$)")
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "integer": int,
+    "number": (int, float),
+    "string": str,
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+    "null": type(None),
+}
+
+Schema = Mapping[str, Any]
+"""A JSON schema of a tool's parameters, as `node.tasks.tool_schemas` makes it of a function."""
+
+
+class Call(NamedTuple):
+    """A tool's name, as it was said, and its arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class CallError(ValueError):
+    """What looks like a call is none; the text is for the policy."""
+
+
+class Said(NamedTuple):
+    """The calls of a turn in order, an error in the place of each that cannot be read; whether they had tags."""
+
+    calls: Sequence[Call | CallError]
+    tagged: bool
+
+
+def read_calls(text: str) -> Said:
+    """Return the calls in what a policy said: at most `MAX_CALLS`, and an error in place of all further ones."""
+    spoken = text.rpartition("</think>")[2]
+    tagged = OPENED in spoken
+    found = (
+        [part.partition(CLOSED)[0] for part in spoken.split(OPENED, MAX_CALLS + 1)[1:]] if tagged else _lines(spoken)
+    )
+    calls: list[Call | CallError] = []
+    for one in found[:MAX_CALLS]:
+        try:
+            calls.append(_tagged(one) if tagged else _plain(one))
+        except CallError as error:
+            calls.append(error)
+    if len(found) > MAX_CALLS:
+        calls.append(CallError(f"a turn has at most {MAX_CALLS} calls"))
+    return Said(calls, tagged)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines that look like calls, one more than are read at most."""
+    found: list[str] = []
+    for line in text.split("\n"):
+        if len(found) <= MAX_CALLS and _LINE.fullmatch(line.strip()):
+            found.append(line.strip())
+    return found
+
+
+def _tagged(text: str) -> Call:
+    if len(text) > MAX_CALL:
+        raise CallError(f"a call has at most {MAX_CALL} characters")
+    try:
+        value: Any = _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise CallError('a call is JSON with a name and arguments: {"name": ..., "arguments": {...}}')
+    arguments = value.get("arguments", {})
+    if not isinstance(arguments, dict) or not _is_bounded(arguments):
+        raise CallError("arguments are a table of plain values")
+    return Call(value["name"], arguments)
+
+
+def _plain(line: str) -> Call:
+    if len(line) > MAX_CALL:
+        raise CallError(f"a call has at most {MAX_CALL} characters")
+    found = _LINE.fullmatch(line)
+    assert found is not None  # `_lines` has looked
+    name, inside = found.groups()
+    arguments: dict[str, Any] = {}
+    at = 0 if inside.strip() else len(inside)
+    while at < len(inside):
+        named = _NAMED.match(inside, at)
+        if named is None or named[1] in arguments:
+            raise CallError(f"a call is read as {FORM}")
+        try:
+            arguments[named[1]], at = _DECODER.raw_decode(inside, named.end())
+        except (ValueError, RecursionError):
+            raise CallError(f"a value is a JSON value, as in {FORM}") from None
+        after = _NEXT.match(inside, at)
+        if after is None:
+            raise CallError(f"a call is read as {FORM}")
+        at = after.end()
+        if after[1] and at == len(inside):
+            raise CallError(f"a call is read as {FORM}")
+    if not _is_bounded(arguments):
+        raise CallError(f"a value is a JSON value, as in {FORM}")
+    return Call(name, arguments)
+
+
+def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands twice")
+    return made
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_table, parse_constant=_refuse)
+
+
+def _is_bounded(value: Any, depth: int = 0) -> bool:
+    """Tell whether a JSON value is neither deep nor huge, and its texts are such that UTF-8 can hold."""
+    if depth > MAX_DEPTH:
+        return False
+    if isinstance(value, str):
+        return is_text(value)
+    if isinstance(value, int):
+        return -MAX_INTEGER <= value < MAX_INTEGER
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(is_text(name) and _is_bounded(one, depth + 1) for name, one in value.items())
+    return value is None or all(_is_bounded(one, depth + 1) for one in value)
+
+
+def check_call(call: Call, tools: Mapping[str, Schema]) -> None:
+    """Raise `CallError` unless `call` is of one of `tools`, with the arguments that its schema wants."""
+    if call.name not in tools:
+        raise CallError(f"there is no such tool: there are {', '.join(tools)}")
+    schema = tools[call.name]
+    known: Mapping[str, Schema] = schema.get("properties", {})
+    missing = [name for name in schema.get("required", ()) if name not in call.arguments]
+    if missing or not call.arguments.keys() <= known.keys():
+        raise CallError(f"{call.name} takes {', '.join(known) or 'no arguments'}")
+    for name, value in call.arguments.items():
+        if not fits(value, known[name]):
+            raise CallError(f"{name} of {call.name} is of another type: {kind_of(known[name])}")
+
+
+def fits(value: Any, schema: Schema) -> bool:
+    """Tell whether a JSON value is of the type that a schema names, as far as it names one."""
+    if value is None and schema.get("nullable"):
+        return True
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return any(value == one and type(value) is type(one) for one in schema["enum"])
+    if "type" in schema and not _is(value, schema["type"]):
+        return False
+    return not isinstance(value, list) or all(fits(one, schema.get("items", {})) for one in value)
+
+
+def _is(value: Any, kind: str) -> bool:
+    return isinstance(value, _KINDS[kind]) and (not isinstance(value, bool) or kind not in ("integer", "number"))
+
+
+def kind_of(schema: Schema) -> str:
+    """Return a schema's type in words."""
+    if "anyOf" in schema:
+        return " or ".join(map(kind_of, schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(map(json.dumps, schema["enum"]))
+    return str(schema.get("type", "any"))

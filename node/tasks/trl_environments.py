@@ -1,0 +1,283 @@
+"""Rows and an environment in TRL's form, what `GRPOTrainer` takes as `environment_factory`, as a task.
+
+    [[tasks]]
+    name = "environment/counter"    # or "environment": what follows the stroke is a name of yours
+    [tasks.options]
+    factory = "./env.py:CounterEnv" # a class of a file, or a function that returns an instance
+    path = "rows.jsonl"             # rows as `node.tasks.rewards` reads them, from a file or with hub = "OWNER/NAME"
+    prompt = "prompt"               # the column that is asked
+    max_turns = 32                  # of the policy; after the last one, the episode ends
+    tell = true                     # whether the prompt tells the tools
+    functions = []                  # reward functions that read `environments`, with weights
+    range = [0.0, 1.0]              # the sums that earn 0 and 1; without it, 0 and the sum of the weights
+
+What TRL 1.16 does with the class:
+
+    reset(**row)        begins an episode; a text that it returns is appended to the question. The row has its `prompt`
+    public methods      are tools, by their signatures and docstrings; what one raises is told as an error
+    get_reward()        ends it, with weight 1 beside the functions'. A method may be async
+
+Otherwise than in TRL, each episode has an instance of its own. `reset` is called for each row when the task is loaded,
+and has to return the same text again in the episode. The sum of rewards is brought into [0, 1] as
+`node.tasks.reward_functions` does.
+
+A turn that calls tools (`node.tasks.tool_calls`) is answered by what they return, a turn without a call ends the
+episode. A call that cannot be read, or is of no tool here, is answered by an error.
+
+The class is code of this node's owner: it is trusted as this program is, and runs in the node's process. A joiner of a
+swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at home unless the class says
+`replayable = True` (`node.tasks.environments` lists what that promises) and there are no functions. Then peers'
+episodes are played again in worker processes. The configuration hash covers the bytes of the class's and functions'
+files, the rows and the options, apart from `tell`.
+"""
+
+import asyncio
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from node.config import FUNCTION_FILE, option_complaint
+from node.errors import UserError, one_line
+from node.tasks import Item, TaskKey, config_hash, is_text
+from node.tasks.dataset import check_source
+from node.tasks.environments import MAX_TURNS, Done, Observation, play_again
+from node.tasks.reward_functions import JUDGE, Answered, Function, Functions, load_function, parse_spec, tokens_of
+from node.tasks.rewards import Prompts, Row, asked_by, digest_of, item_of, read_prompts
+from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
+from node.tasks.tool_calls import Call, CallError, Schema, check_call, read_calls
+from node.tasks.tool_schemas import schema_of
+
+KIND = "environment"
+VERSION = 1
+NO_TOOLS = ("reset", "get_reward")
+FUNCTIONS_SEE_IT = "nobody else can check its reward functions, which read the environment: give the class get_reward"
+
+
+class EnvironmentOptions(Prompts):
+    """The options of the task."""
+
+    factory: str
+    max_turns: int = Field(MAX_TURNS, ge=1, le=MAX_TURNS)
+    tell: bool = True
+    functions: list[str] = Field(default_factory=list)
+    weights: list[float] | None = None
+    range: tuple[float, float] | None = None
+
+    @field_validator("factory")
+    @classmethod
+    def _is_of_a_file(cls, factory: str) -> str:
+        found = FUNCTION_FILE.fullmatch(factory)
+        if found is None or not found[3].isidentifier():
+            raise ValueError(f"an environment is named as FILE.py:CLASS, not {factory!r}")
+        return factory
+
+    @field_validator("functions")
+    @classmethod
+    def _are_no_judges(cls, functions: list[str]) -> list[str]:
+        for one in functions:
+            if parse_spec(one).where == JUDGE:
+                raise ValueError(f"{one!r} sees no environment: give functions that read environments")
+        return functions
+
+    @model_validator(mode="after")
+    def _fit(self) -> "EnvironmentOptions":
+        if self.weights is not None and len(self.weights) != len(self.functions):
+            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.functions)} functions")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("range: set two numbers, the lower one first")
+        return self
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One episode in progress on `instance`; `tools` are its methods by their names, `schemas` their parameters."""
+
+    instance: Any
+    row: Row
+    tools: Mapping[str, Callable[..., Any]]
+    schemas: Mapping[str, Schema]
+    functions: Functions
+    max_turns: int
+    turns: int = 0
+
+    def step(self, text: str) -> Observation | Done:
+        """Do what the policy calls and return what comes of it; without a call, or at the last turn, end."""
+        self.turns += 1
+        said = read_calls(text)
+        results = [self._result(call) for call in said.calls]
+        if not results or self.turns == self.max_turns:
+            return Done(self._reward(text))
+        if said.tagged:  # as chat templates with such calls show results
+            results = [f"<tool_response>\n{one}\n</tool_response>" for one in results]
+        return Observation("\n".join(results))
+
+    def _result(self, call: Call | CallError) -> str:
+        try:
+            if isinstance(call, CallError):
+                raise call
+            check_call(call, self.schemas)
+            text = str(_awaited(self.tools[call.name](**call.arguments)))
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a tool may raise anything, and its policy is told so, as in TRL
+            text = f"error: {error}"
+        return text if is_text(text) else text.encode(errors="replace").decode()
+
+    def _reward(self, text: str) -> float:
+        prompt, columns = self.row
+        said = self.functions.score(Answered(prompt, {**columns, "environments": self.instance}, text))
+        if said["reward"] is None:
+            raise ValueError("neither get_reward nor a function returned a number")
+        return float(said["reward"])
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentTask:
+    """Rows with an environment: `items` by row, `rows` by an item's content, `schemas` by a tool's name."""
+
+    key: TaskKey
+    items: tuple[Item, ...]
+    rows: Mapping[str, Row]
+    test_ids: frozenset[bytes] | None
+    factory: Callable[[], Any]
+    schemas: Mapping[str, Schema]
+    functions: Functions
+    max_turns: int
+    replayable: bool
+    unshared: str
+
+    @property
+    def size(self) -> int:
+        """How many rows it has."""
+        return len(self.items)
+
+    def make(self, seed: int) -> Item:
+        return self.items[seed % len(self.items)]
+
+    def start(self, item: Item) -> Rollout:
+        """Begin an episode; `ValueError` if the instance is told otherwise than the question tells."""
+        instance, row = self.factory(), self.rows[item.content]
+        if question_of(instance, row) != item.question:
+            raise ValueError("reset returned another text than before: let it depend on its row alone")
+        tools = {name: getattr(instance, name) for name in self.schemas}
+        return Rollout(instance, row, tools, self.schemas, self.functions, self.max_turns)
+
+    def verify(self, item: Item, text: str) -> float | None:
+        return play_again(self.start, item, [text])
+
+
+def question_of(instance: Any, row: Row) -> str:
+    """Reset an environment with a row and return what the policy is asked."""
+    told = _awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
+    if told is not None and not isinstance(told, str):
+        raise TypeError(f"reset returned a {type(told).__name__}: return a text or None")
+    return item_of(row).question + (told or "")
+
+
+def load_environment(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
+    """Return the task `name` under `options`.
+
+    Raises:
+        UserError: a bad option, file or row, or a class that is no environment or raises.
+    """
+    try:
+        parsed = EnvironmentOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(f"task {name!r}: {option_complaint(error, EnvironmentOptions)}") from None
+    except UserError as error:
+        raise UserError(f"task {name!r}: {error}") from None
+    check_source(name, parsed)
+    found = FUNCTION_FILE.fullmatch(parsed.factory)
+    assert found is not None
+    module, digest = run_file(name, Path(found[1]))
+    factory = getattr(module, found[3], None)
+    if not callable(factory):
+        raise UserError(f"task {name!r}: {found[1]} has no class {found[3]!r}")
+    rows, tests = read_prompts(name, parsed)
+    functions = [load_function(name, parse_spec(one), {}) for one in parsed.functions]
+    try:
+        instance = factory()
+        schemas, tools = _tools(name, instance)
+        asked = asked_by(name, rows, tests, lambda row: _ask(factory(), row, tools if parsed.tell else ""))
+    except UserError:
+        raise
+    except Exception as error:  # it may raise anything
+        raise TaskError(f"task {name!r}: {found[3]} {described(error)}") from error
+    paid = _paid(name, parsed, instance, functions)
+    config = {
+        "sha256": digest,
+        "class": found[3],
+        "functions": [[one.name, one.arguments] for one in map(parse_spec, parsed.functions)],
+        "code": [one.digest for one in functions],
+        "weights": list(paid.weights),
+        "range": [paid.low, paid.high],
+        "max_turns": parsed.max_turns,
+        "rows": digest_of(rows),
+        "tests": digest_of(tests),
+    }
+    key = TaskKey(name, VERSION, config_hash(config))
+    task = EnvironmentTask(
+        key,
+        *asked,
+        factory=factory,
+        schemas=schemas,
+        functions=paid,
+        max_turns=parsed.max_turns,
+        replayable=getattr(type(instance), "replayable", False) is True,
+        unshared=FUNCTIONS_SEE_IT if functions else "",
+    )
+    return checked(name, task)
+
+
+def _ask(instance: Any, row: Row, tools: str) -> Item:
+    return replace(item_of(row), question=question_of(instance, row), tools=tools)
+
+
+def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:
+    """Return the schemas of an environment's tools by their names, and the tools as `Item.tools` has them."""
+    methods = [method for method, _ in inspect.getmembers(type(instance), predicate=inspect.isfunction)]
+    if "reset" not in methods:
+        raise UserError(f"task {name!r}: {type(instance).__name__} has no method reset(self, **row)")
+    told = []
+    for method in methods:
+        if not method.startswith("_") and method not in NO_TOOLS:
+            try:
+                told.append(schema_of(getattr(instance, method)))
+            except (ValueError, TypeError, NameError) as error:  # NameError: of a type hint
+                raise UserError(f"task {name!r}: the tool {method} cannot be told: {one_line(error)}") from None
+    if not told:
+        raise UserError(f"task {name!r}: {type(instance).__name__} has no public method, which would be a tool")
+    return {one["function"]["name"]: one["function"]["parameters"] for one in told}, json.dumps(told)
+
+
+def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list[Function]) -> Functions:
+    """Return what pays an episode: the functions, then the environment's own `get_reward`, as in TRL."""
+    paying, weights = list(functions), options.weights or [1.0] * len(functions)
+    if hasattr(type(instance), "get_reward"):
+        paying.append(Function(type(instance).__name__, _own_reward, ""))
+        weights = [*weights, 1.0]
+    if not paying:
+        raise UserError(
+            f"task {name!r}: {type(instance).__name__} has no get_reward: set functions, which read environments"
+        )
+    low, high = options.range or (0.0, sum(weights))
+    if not low < high:
+        raise UserError(f"task {name!r}: its weights add up to {high:g}: set range")
+    return Functions(paying, weights, low, high, tokens_of(""))
+
+
+def _own_reward(environments: list[Any], **_: object) -> list[Any]:
+    return [_awaited(one.get_reward()) for one in environments]
+
+
+def _awaited(value: Any) -> Any:
+    return asyncio.run(_result_of(value)) if inspect.isawaitable(value) else value
+
+
+async def _result_of(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
