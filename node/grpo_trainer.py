@@ -28,6 +28,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from node.api import Node, Reward, Rows
 from node.config import merge
 from node.errors import UserError
@@ -74,6 +76,7 @@ COUNTED = (
     "gradient_accumulation_steps",
     "reward_weights",
     "eval_strategy",
+    "model_init_kwargs",
 )
 WITHOUT_EFFECT = (
     # what is shown, and how often
@@ -112,6 +115,13 @@ WITHOUT_EFFECT = (
     "vllm_max_model_length",
     "vllm_enable_sleep_mode",
 )
+# What may be said of how a model is loaded: what a node does anyway.
+INIT_KWARGS: Mapping[str, tuple[Any, ...]] = {
+    "revision": (None, "main"),
+    "trust_remote_code": (None, False),
+    "attn_implementation": (None, "sdpa"),
+    "dtype": (None, "auto", "float32"),
+}
 OPTIMISERS = ("adamw_torch", "adamw_torch_fused")
 
 
@@ -189,9 +199,19 @@ class GRPOTrainer:
         """Score the policy on held-out rows, as `Node.evaluate`."""
         return self.node.evaluate(count)
 
-    def save_model(self, output_dir: str | Path) -> None:
-        """Write the policy as an ordinary model folder."""
-        self.node.export(output_dir)
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the policy as an ordinary model folder: into `model` below it, if it is the node's own folder."""
+        own = Path(self.node.folder)
+        out = own if output_dir is None else Path(output_dir)
+        self.node.export(out / "model" if out.resolve() == own.resolve() else out)
+
+    @property
+    def accelerator(self) -> PartialState:
+        """What prints once, however many processes there are, as TRL's scripts use it."""
+        return PartialState()
+
+    def end(self) -> None:
+        """Do nothing: the node has left its trackers and its swarm when `train` returns."""
 
 
 def _tokenizer(model: str) -> str | None:
@@ -229,6 +249,9 @@ def check_config(args: Any) -> None:
         value, default = getattr(args, field.name), getattr(plain, field.name)
         if field.name not in known and repr(value) != repr(default):
             raise UserError(f"GRPOConfig: {field.name}={value!r} has no counterpart in a node: leave it at {default!r}")
+    for name, value in (args.model_init_kwargs or {}).items():
+        if value not in INIT_KWARGS.get(name, ()):
+            raise UserError(f"GRPOConfig: model_init_kwargs {name}={value!r} is not taken: leave it out")
     if _word(args.optim) not in OPTIMISERS:
         raise UserError(f"GRPOConfig: optim={_word(args.optim)!r}: a node has AdamW (adamw_torch) only")
     if _word(args.scale_rewards) == "batch":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from gossamer import GRPOTrainer
 from peft import LoraConfig
 from trl import GRPOConfig
@@ -169,6 +170,34 @@ def test_a_script_of_trls_form_trains_a_node_with_its_import_changed(tmp_path: P
     assert all(f"rewards/{name}/mean" in found[0] for name in names)
     assert found[0]["rewards/brevity/mean"] > 0 and found[0]["trained"] == 8 == found[0]["generated"]
     assert found[0]["learning_rate"] > found[2]["learning_rate"] > 0
+
+
+@pytest.mark.slow
+def test_trls_own_script_trains_a_node_with_its_import_changed(tmp_path: Path) -> None:
+    script = (Path(trl.__file__).parent / "scripts" / "grpo.py").read_text()
+    changed = script.replace(
+        "    from trl import GRPOTrainer, get_dataset,",
+        "    from gossamer import GRPOTrainer\n    from trl import get_dataset,",
+    )
+    assert changed != script
+    (tmp_path / "grpo.py").write_text(changed)
+    (tmp_path / "rewards.py").write_text(
+        "def short(completions, **kwargs):\n    return [float(len(c) < 9) for c in completions]\n"
+    )
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text("".join(f'{{"prompt": "{n}+1="}}\n' for n in range(20)))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    words = {
+        "model_name_or_path": "builtin", "dataset_name": "rows", "reward_funcs": "rewards.short", "output_dir": "out",
+        "max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 8,
+        "bf16": False, "use_cpu": True, "report_to": "none",
+    }  # fmt: skip
+    command = [sys.executable, "grpo.py", *(word for key, value in words.items() for word in (f"--{key}", str(value)))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Training completed" in done.stdout
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
 def test_a_function_that_pays_below_the_range_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
