@@ -66,9 +66,10 @@ class Node:
         model: "builtin", a folder, or a model id; without it, the folder's own or "builtin".
         tasks: by name, by file, or as the table of a configuration.
         rewards: functions in TRL's form, for the rows of `data`.
-        data: rows for `rewards`: a file, OWNER/NAME on the hub, or dicts with a `prompt`.
+        data: rows for `rewards` or an `environment`: a file, OWNER/NAME on the hub, or dicts with a `prompt`.
         test: rows of `data`'s kind that training never asks; without them, one in eight of `data`.
         options: further options of that task, such as weights and range (`node.tasks.rewards`).
+        environment: a class in TRL's form, for the rows of `data` (`node.tasks.trl_environments`).
         folder: the node's; made when it trains.
         swarm: an invite to the swarm that it joins; without one, it meets the peers that `network` says, if any.
         settings: tables of the configuration.
@@ -77,7 +78,7 @@ class Node:
         UserError: something that is given is of no use.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a thing of its own
         self,
         model: str | None = None,
         tasks: Sequence[str | Mapping[str, Any]] = (),
@@ -86,6 +87,7 @@ class Node:
         *,
         test: Rows | None = None,
         options: Mapping[str, Any] | None = None,
+        environment: Reward | None = None,
         folder: str | Path = "node-state",
         swarm: str | None = None,
         **settings: Any,
@@ -95,33 +97,41 @@ class Node:
         self._functions: dict[str, Callable[..., Any]] = {}
         self._kept: dict[str, Iterable[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
         tables = [task_config(one) if isinstance(one, str) else dict(one) for one in tasks]
-        if (data is None) != (not rewards):
-            raise UserError("rewards and data go together: give both, or tasks alone")
+        if (data is None) != (not rewards and environment is None):
+            raise UserError("rewards and data go together, as environment and data do: give both, or tasks alone")
         if data is not None:
-            tables.append(self._rewards_table(rewards, data, test, options or {}))
+            tables.append(self._rows_table(rewards, environment, data, test, options or {}))
         if swarm is not None and self._functions:
             name = next(iter(self._functions)).removeprefix(f"{HERE}:")
             raise UserError(f"the function {name} is of this process alone: in a swarm, import it from a file")
         self._named = {"policy.model": model, "tasks": tables or None, **flatten(settings)}
         self._settled(None)
 
-    def _rewards_table(
-        self, rewards: Sequence[Reward], data: Rows, test: Rows | None, options: Mapping[str, Any]
+    def _name(self, one: Reward) -> str:
+        """Return how the table of a task names a function or class; one of this process alone is kept here."""
+        spec = one if isinstance(one, str) else spec_of(one)
+        if spec is None:
+            spec = f"{HERE}:{getattr(one, '__name__', type(one).__name__)}"
+            if spec in self._functions:
+                raise UserError(f"two functions are called {spec.removeprefix(f'{HERE}:')!r}: rename one")
+            assert not isinstance(one, str)
+            self._functions[spec] = one
+        return spec
+
+    def _rows_table(
+        self,
+        rewards: Sequence[Reward],
+        environment: Reward | None,
+        data: Rows,
+        test: Rows | None,
+        options: Mapping[str, Any],
     ) -> dict[str, Any]:
-        named = []
-        for one in rewards:
-            spec = one if isinstance(one, str) else spec_of(one)
-            if spec is None:
-                spec = f"{HERE}:{getattr(one, '__name__', type(one).__name__)}"
-                if spec in self._functions:
-                    raise UserError(f"two functions are called {spec.removeprefix(f'{HERE}:')!r}: rename one")
-                assert not isinstance(one, str)
-                self._functions[spec] = one
-            named.append(spec)
+        named: dict[str, Any] = {"functions": list(map(self._name, rewards))}
+        if environment is not None:
+            named["factory"] = self._name(environment)
+        kind = "rewards" if environment is None else "environment"
         sources = {key: self._source(key, rows) for key, rows in (("path", data), ("test", test)) if rows is not None}
-        return anchored_tasks(
-            {"name": f"rewards/{_label(data)}", "options": {"functions": named, **sources, **options}}
-        )
+        return anchored_tasks({"name": f"{kind}/{_label(data)}", "options": {**named, **sources, **options}})
 
     def _source(self, key: str, rows: Rows) -> str:
         """Return where rows are; those that a program gave will be in a file of the folder."""
@@ -174,13 +184,15 @@ class Node:
             Path(path).write_text("".join(f"{json.dumps(dict(row))}\n" for row in rows))
 
     def _given(self, config: NodeConfig) -> "dict[str, Task]":
-        """Return the task with functions of this process, if there is one."""
+        """Return the task with functions or a class of this process, if there is one."""
         from node.tasks.rewards import load_rewards
+        from node.tasks.trl_environments import load_environment
 
-        if not self._functions:
-            return {}
-        table = next(one for one in config.tasks if set(one.options.get("functions", ())) & set(self._functions))
-        return {table.name: load_rewards(table.name, table.options, self._functions)}
+        for table in config.tasks:
+            if {*table.options.get("functions", ()), table.options.get("factory")} & set(self._functions):
+                load = load_environment if "factory" in table.options else load_rewards
+                return {table.name: load(table.name, table.options, self._functions)}
+        return {}
 
     @property
     def round(self) -> int:

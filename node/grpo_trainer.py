@@ -136,6 +136,7 @@ class GRPOTrainer:
         eval_dataset: rows of the same kind that training never asks.
         processing_class: taken if it is the model's own tokenizer, of which the node has one.
         callbacks: of transformers, or functions of a round's metrics.
+        environment_factory: a class in TRL's form; each row begins an episode of it (`node.tasks.trl_environments`).
         peft_config: LoRA of `peft`: its r, lora_alpha and target_modules.
         swarm: an invite to the swarm that it joins, or None.
         reward_range: the weighted sums that count as 0 and 1; without it, 0 and the sum of the weights.
@@ -155,6 +156,7 @@ class GRPOTrainer:
         processing_class: Any = None,
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
+        environment_factory: Any = None,
         swarm: str | None = None,
         reward_range: tuple[float, float] | None = None,
         **others: Any,
@@ -168,14 +170,16 @@ class GRPOTrainer:
             raise UserError("train_dataset: give rows with a prompt")
         if args is not None:
             check_config(args)
-        functions = _functions(reward_funcs)
+        if environment_factory is not None and not callable(environment_factory):
+            raise UserError("environment_factory: give one class, not several by name")
+        functions = [] if environment_factory and reward_funcs is None else _functions(reward_funcs)
         rows = train_dataset if isinstance(train_dataset, str | Path) else list(train_dataset)
         self.callbacks = list(callbacks or ())
         settings = merge(settings_of(args, swarm, has_test=eval_dataset is not None), _lora(peft_config))
         options = {
             "weights": list(getattr(args, "reward_weights", None) or []) or None,
             "range": list(reward_range) if reward_range else None,
-            "tokenizer": _tokenizer(model) if swarm is None else None,  # peers may have another one
+            "tokenizer": None if swarm or environment_factory else _tokenizer(model),  # peers may have another one
         }
         self.rounds = rounds_of(args, rows)
         self.node = Node(
@@ -184,6 +188,7 @@ class GRPOTrainer:
             data=rows,
             test=_test(eval_dataset),
             options={key: value for key, value in options.items() if value is not None},
+            environment=environment_factory,
             folder=getattr(args, "output_dir", None) or f"{Path(model).name}-GRPO",
             swarm=swarm,
             rounds=self.rounds,  # the schedule ends there

@@ -46,8 +46,17 @@ from node.errors import UserError, one_line
 from node.tasks import Item, TaskKey, config_hash, is_text
 from node.tasks.dataset import check_source
 from node.tasks.environments import MAX_TURNS, Done, Observation, play_again
-from node.tasks.reward_functions import JUDGE, Answered, Function, Functions, load_function, parse_spec, tokens_of
-from node.tasks.rewards import Prompts, Row, asked_by, digest_of, item_of, read_prompts
+from node.tasks.reward_functions import HERE, JUDGE, Answered, Function, Functions, load_function, parse_spec, tokens_of
+from node.tasks.rewards import (
+    NONE_HERE,
+    UNSHARED_HERE,
+    Prompts,
+    Row,
+    asked_by,
+    digest_of,
+    item_of,
+    read_prompts,
+)
 from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
 from node.tasks.tool_calls import Call, CallError, Schema, check_call, read_calls
 from node.tasks.tool_schemas import schema_of
@@ -72,7 +81,7 @@ class EnvironmentOptions(Prompts):
     @classmethod
     def _is_of_a_file(cls, factory: str) -> str:
         found = FUNCTION_FILE.fullmatch(factory)
-        if found is None or not found[3].isidentifier():
+        if not factory.startswith(f"{HERE}:") and (found is None or not found[3].isidentifier()):
             raise ValueError(f"an environment is named as FILE.py:CLASS, not {factory!r}")
         return factory
 
@@ -179,8 +188,15 @@ def question_of(instance: Any, row: Row) -> str:
     return item_of(row).question + (told or "")
 
 
-def load_environment(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
+def load_environment(
+    name: str, options: Mapping[str, object], here: Mapping[str, Callable[..., Any]] = NONE_HERE
+) -> ThirdPartyTask:
     """Return the task `name` under `options`.
+
+    Args:
+        name: the task's.
+        options: its options.
+        here: a class and functions of this process by what `options` names them by. With any, the task is not shared.
 
     Raises:
         UserError: a bad option, file or row, or a class that is no environment or raises.
@@ -192,14 +208,12 @@ def load_environment(name: str, options: Mapping[str, object]) -> ThirdPartyTask
     except UserError as error:
         raise UserError(f"task {name!r}: {error}") from None
     check_source(name, parsed)
-    found = FUNCTION_FILE.fullmatch(parsed.factory)
-    assert found is not None
-    module, digest = run_file(name, Path(found[1]))
-    factory = getattr(module, found[3], None)
-    if not callable(factory):
-        raise UserError(f"task {name!r}: {found[1]} has no class {found[3]!r}")
+    factory, called, digest = _factory(name, parsed.factory, here)
     rows, tests = read_prompts(name, parsed)
-    functions = [load_function(name, parse_spec(one), {}) for one in parsed.functions]
+    functions = [
+        Function(spec.name, here[text], "") if text in here else load_function(name, spec, {})
+        for text, spec in zip(parsed.functions, map(parse_spec, parsed.functions), strict=True)
+    ]
     try:
         instance = factory()
         schemas, tools = _tools(name, instance)
@@ -207,11 +221,11 @@ def load_environment(name: str, options: Mapping[str, object]) -> ThirdPartyTask
     except UserError:
         raise
     except Exception as error:  # it may raise anything
-        raise TaskError(f"task {name!r}: {found[3]} {described(error)}") from error
+        raise TaskError(f"task {name!r}: {called} {described(error)}") from error
     paid = _paid(name, parsed, instance, functions)
     config = {
         "sha256": digest,
-        "class": found[3],
+        "class": called,
         "functions": [[one.name, one.arguments] for one in map(parse_spec, parsed.functions)],
         "code": [one.digest for one in functions],
         "weights": list(paid.weights),
@@ -229,9 +243,23 @@ def load_environment(name: str, options: Mapping[str, object]) -> ThirdPartyTask
         functions=paid,
         max_turns=parsed.max_turns,
         replayable=getattr(type(instance), "replayable", False) is True,
-        unshared=FUNCTIONS_SEE_IT if functions else "",
+        unshared=UNSHARED_HERE if here else FUNCTIONS_SEE_IT if functions else "",
     )
     return checked(name, task)
+
+
+def _factory(name: str, named: str, here: Mapping[str, Callable[..., Any]]) -> tuple[Callable[[], Any], str, str]:
+    """Return what makes an environment, what it is called, and the hash of its file, if it has one."""
+    if named in here:
+        return here[named], named.partition(":")[2], ""
+    found = FUNCTION_FILE.fullmatch(named)
+    if found is None:
+        raise UserError(f"task {name!r}: its class {named.partition(':')[2]} was given in Python: start the node there")
+    module, digest = run_file(name, Path(found[1]))
+    factory = getattr(module, found[3], None)
+    if not callable(factory):
+        raise UserError(f"task {name!r}: {found[1]} has no class {found[3]!r}")
+    return factory, found[3], digest
 
 
 def _ask(instance: Any, row: Row, tools: str) -> Item:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils import get_json_schema
+from trl import GRPOConfig
 
 from node import run
 from node.api import Node
@@ -18,6 +20,7 @@ from node.config import PolicyConfig, TaskConfig, load_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import Asked, Episodes, Played, play
 from node.errors import UserError
+from node.grpo_trainer import GRPOTrainer
 from node.policy.load import Policy, load_policy
 from node.swarm.founding import adopt_tasks, describe_tasks
 from node.tasks import Item, load_tasks
@@ -487,3 +490,65 @@ def test_the_built_in_policy_trains_on_calls_that_earned_something(
         for model in ("builtin", str(node.export(tmp_path / "trained")))
     )
     assert after > before + 10  # of some -240 nats
+
+
+def test_the_python_interface_takes_an_environment_of_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class IncrementEnv:
+        def reset(self, **kwargs: Any) -> str | None:
+            self.counter = 0
+            return None
+
+        def increment(self, step: int) -> int:
+            """
+            Increment the internal counter.
+
+            Args:
+                step: Value to add to the counter.
+            """
+            self.counter += step
+            return self.counter
+
+    def reward_func(environments: list[IncrementEnv], **kwargs: Any) -> list[float]:
+        return [float(environment.counter > 0) for environment in environments]
+
+    monkeypatch.setattr(run, "make_engine", lambda config, policy, folder: Calls(policy))
+    node = Node(
+        "builtin",
+        rewards=[reward_func],
+        environment=IncrementEnv,
+        data=ROWS,
+        options={"tell": False},
+        folder=tmp_path / "node",
+        network={"enabled": False},
+        sampling={"local": 1, "external": 0, "completions": 2},
+        policy={"device": "cpu"},
+    )
+    assert [row["rewards/environment/rows/mean"] for row in node.train(2)] == [0.5, 0.5]
+    options = write(tmp_path) | {"factory": "here:IncrementEnv", "functions": ["here:reward_func"]}
+    given = {"here:IncrementEnv": IncrementEnv, "here:reward_func": reward_func}
+    assert "of this process alone" in unshared(load_environment("environment/rows", options, given))
+    with pytest.raises(UserError, match="its class IncrementEnv was given in Python: start the node there"):
+        load_environment("environment/rows", options)
+    with pytest.raises(UserError, match="IncrementEnv is of this process alone"):
+        Node("builtin", environment=IncrementEnv, data=ROWS, folder=tmp_path / "b", swarm="swarm:a")
+    with pytest.raises(UserError, match="rewards and data go together"):
+        Node("builtin", environment=IncrementEnv, folder=tmp_path / "b")
+
+
+def test_the_trainer_of_trls_arguments_takes_an_environment_factory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = GRPOConfig(output_dir=str(tmp_path / "out"), max_steps=2, num_generations=2, bf16=False)
+    (tmp_path / "trl_counter.py").write_text(COUNTER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    factory = import_module("trl_counter").IncrementEnv
+    made = GRPOTrainer("builtin", args=args, train_dataset=ROWS, environment_factory=factory)
+    [table] = made.node._settled(None).tasks
+    assert table.name == "environment/rows"
+    assert table.options["factory"] == f"{tmp_path / 'trl_counter.py'}:IncrementEnv" and not table.options["functions"]
+    with pytest.raises(UserError, match="environment_factory: give one class"):
+        GRPOTrainer("builtin", args=args, train_dataset=ROWS, environment_factory={"a": factory})
+    with pytest.raises(UserError, match="reward_funcs: give functions"):
+        GRPOTrainer("builtin", args=args, train_dataset=ROWS)
