@@ -16,7 +16,7 @@ import psutil
 import typer
 from pydantic import BaseModel
 
-from node.config import COMMON_KEYS, NodeConfig, anchor_files, apply_override, is_key, load_config
+from node.config import COMMON_KEYS, FUNCTION_FILE, NodeConfig, anchor_files, apply_override, is_key, load_config
 from node.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ Forget = Annotated[
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", metavar="TASK", help="A task by name, or a .py, .jsonl, .csv or .parquet file; may be repeated."
+        "--task",
+        metavar="TASK",
+        help="A task by name, a .py, .jsonl, .csv or .parquet file, or FILE.py:CLASS with --data; may be repeated.",
     ),
 ]
 Rewards = Annotated[
@@ -89,7 +91,7 @@ Rows = Annotated[
     typer.Option(
         "--data",
         metavar="ROWS",
-        help="Rows for --reward: a .jsonl, .csv or .parquet file, or OWNER/NAME on the hub.",
+        help="Rows for --reward or FILE.py:CLASS: a .jsonl, .csv or .parquet file, or OWNER/NAME on the hub.",
         show_default=False,
     ),
 ]
@@ -108,16 +110,22 @@ def read_config(path: Path | None, settings: Sequence[str] | None) -> NodeConfig
 
 
 def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the `[[tasks]]` table of a task by name, or of a Python file or a data set by its path."""
+    """Return the `[[tasks]]` table of a task by name, or of a Python file, its class or a data set by path."""
     path = Path(task)
     table: dict[str, Any] = {"name": task, "options": {}}
     if path.suffix in (".py", ".jsonl", ".csv", ".parquet"):
         kind = "file" if path.suffix == ".py" else "dataset"
-        label = re.sub("[^A-Za-z0-9_.-]", "_", path.stem)
-        table = {"name": f"{kind}/{label}", "options": {"path": str(path.absolute())}}
+        table = {"name": f"{kind}/{_label(path.stem)}", "options": {"path": str(path.absolute())}}
+    if (found := FUNCTION_FILE.fullmatch(task)) is not None:
+        table = {"name": f"environment/{_label(Path(found[1]).stem)}", "options": {"factory": task}}
+        anchored_tasks(table)
     for option in options:
         apply_override(table["options"], option, "--option")
     return table
+
+
+def _label(text: str) -> str:
+    return re.sub("[^A-Za-z0-9_.-]", "_", text)
 
 
 def tasks_given(
@@ -126,16 +134,20 @@ def tasks_given(
     """Return the `[[tasks]]` tables of --task, --reward and --data; `options` are for each of them.
 
     Raises:
-        UserError: --reward without --data, or --data without --reward.
+        UserError: --reward without --data, or --data without --reward and without an environment.
     """
     made = [task_config(one, options) for one in tasks or []]
-    if bool(rewards) != bool(rows):
+    environments = [one for one in made if "factory" in one["options"]]
+    if bool(rewards or (environments and rows)) != bool(rows):
         hint = f"--task {rows} asks what it holds" if rows else "name the rows that it pays"
         raise UserError(f"--reward and --data go together: {hint}")
+    path = Path(rows or "")
+    source, label = ("path", path.stem) if path.suffix else ("hub", rows or "")
+    for one in environments if rows else []:
+        one["options"][source] = rows
+        anchored_tasks(one)
     if rewards and rows:
-        path = Path(rows)
-        source, label = ("path", path.stem) if path.suffix else ("hub", rows)
-        name = f"rewards/{re.sub('[^A-Za-z0-9_.-]', '_', label)}"
+        name = f"rewards/{_label(label)}"
         table: dict[str, Any] = {"name": name, "options": {source: rows, "functions": list(rewards)}}
         for option in options:
             apply_override(table["options"], option, "--option")

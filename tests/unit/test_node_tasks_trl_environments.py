@@ -16,6 +16,7 @@ from trl import GRPOConfig
 
 from node import run
 from node.api import Node
+from node.cli.options import tasks_given
 from node.config import PolicyConfig, TaskConfig, load_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import Asked, Episodes, Played, play
@@ -552,3 +553,14 @@ def test_the_trainer_of_trls_arguments_takes_an_environment_factory(
         GRPOTrainer("builtin", args=args, train_dataset=ROWS, environment_factory={"a": factory})
     with pytest.raises(UserError, match="reward_funcs: give functions"):
         GRPOTrainer("builtin", args=args, train_dataset=ROWS)
+
+
+def test_a_class_and_its_rows_are_given_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    [table] = tasks_given(["env.py:IncrementEnv"], None, "rows.jsonl", ["max_turns=3"])
+    paths = {"factory": f"{tmp_path / 'env.py'}:IncrementEnv", "path": str(tmp_path / "rows.jsonl")}
+    assert table == {"name": "environment/env", "options": {**paths, "max_turns": 3}}
+    assert load_environment(table["name"], table["options"]).size == 8
+    with pytest.raises(UserError, match="--reward and --data go together"):
+        tasks_given(["env.py"], None, "rows.jsonl")
