@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import zeroconf
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -228,7 +229,6 @@ def test_names_of_our_swarm_alone_are_followed_up_each_once_and_a_bounded_number
 
 
 def test_a_name_of_another_kind_of_service_does_not_end_the_thread_that_hears_names() -> None:
-    zeroconf = pytest.importorskip("zeroconf")
     ours = swarm_label(b"a swarm of tests")
     discovery = LocalDiscovery(b"a swarm of tests", KEY, "0.0.0.0", 4001, lambda address: None)
     network = SimpleNamespace(get_service_info=lambda kind, name, timeout: zeroconf.ServiceInfo(kind, name))
