@@ -26,14 +26,15 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING, Any
 
 from node.api import Node, Reward, Rows
 from node.config import merge
 from node.errors import UserError
 from node.telemetry.metrics import Row
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 MAPPED: Mapping[str, str] = {
     "learning_rate": "trainer.learning_rate",
@@ -211,8 +212,10 @@ class GRPOTrainer:
         self.node.export(out / "model" if out.resolve() == own.resolve() else out)
 
     @property
-    def accelerator(self) -> PartialState:
-        """What prints once, however many processes there are, as TRL's scripts use it."""
+    def accelerator(self) -> "PartialState":
+        """Prints once, however many processes there are, as TRL's scripts use it."""
+        from accelerate import PartialState  # imports torch
+
         return PartialState()
 
     def end(self) -> None:
