@@ -160,6 +160,7 @@ def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, undisturbed, momen
     assert_same_checkpoint(state / "checkpoints/checkpoint-6", undisturbed / "checkpoints/checkpoint-6")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_still_arrives(tmp_path, undisturbed):
     state = tmp_path / "state"
     for moment in (

@@ -147,6 +147,7 @@ def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: 
     assert (out / "nodes" / "n0" / "seeds").read_text() != ""
 
 
+@pytest.mark.slow
 def test_a_node_that_is_to_be_away_is_killed_and_comes_back_and_one_may_join_late(tmp_path: Path) -> None:
     out = tmp_path / "run"
     looks = iter(range(8))  # for as many is the second one away, and the third one comes after it

@@ -161,6 +161,7 @@ def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) ->
         join(tmp_path / "second", founding.make_invite(club, seeds, right))
 
 
+@pytest.mark.slow
 def test_what_the_owner_takes_back_or_hands_over_reaches_every_node_and_their_disks(tmp_path: Path) -> None:
     """Also the recipes of docs/swarms.md: revoke, hand over, and an owner that has nothing left but its key."""
     club = found(tmp_path / "club", Policy.ALLOWLIST)
@@ -229,6 +230,7 @@ def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) ->
     assert "round" not in row
 
 
+@pytest.mark.slow
 def test_a_node_comes_back_through_its_peers_when_its_seed_is_gone(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with ExitStack() as stack:

@@ -150,6 +150,7 @@ def test_a_hint_stays_with_the_chosen_form() -> None:
     assert boxed.make(1).system == INSTRUCTIONS["boxed"] + hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCORERS))
 def test_every_data_set_has_examples_that_its_own_scorer_takes(name: str) -> None:
     task = _one(f"reasoning-gym/{name}", examples=1)
