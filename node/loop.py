@@ -46,7 +46,7 @@ from node.rollouts.sampling import (
 )
 from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
 from node.rollouts.screening import Row as ScoredRow
-from node.swarm.sharing import Exchange, traffic_row
+from node.swarm.sharing import Exchange, is_shared, traffic_row
 from node.tasks import Item, derive_seed
 from node.tasks.environments import start_of
 from node.tasks.task_set import TaskSet
@@ -145,7 +145,7 @@ class Loop:
             self._check_held_out(own)
             with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
-                    self.exchange.publish([one.group for one in own if self._is_shared(one.group)])
+                    self.exchange.publish([one.group for one in own if self.tasks.shared(one.group.task) is not None])
                     received = self.exchange.receive(self.pool.__contains__)
                     now = self.journal.now()
                     if sampling.source == "self":
@@ -231,9 +231,6 @@ class Loop:
             self._encode_observation,
         )
 
-    def _is_shared(self, group: Group) -> bool:
-        return is_informative(group.rewards) and self.tasks.shared(group.task) is not None
-
     def _verified(
         self, questions: Sequence[Question], completions: Sequence[Sequence[Played]], version: int
     ) -> list[EncodedGroup]:
@@ -269,7 +266,7 @@ class Loop:
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return the groups that peers would get, as if they had come from a peer."""
-        return [own_shared(one.group, now) for one in own if self._is_shared(one.group)]
+        return [own_shared(one.group, now) for one in own if is_shared(one.group, self.tasks)]
 
     def _screening(self, version: int) -> Screening:
         sampling = self.config.sampling

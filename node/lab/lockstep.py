@@ -39,9 +39,9 @@ from node.lab.plan import AttackConfig, ChurnConfig
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import Shared, own_shared
-from node.rollouts.sampling import is_informative
 from node.rollouts.screening import check
 from node.run import Parts, train_node
+from node.swarm.sharing import is_shared
 from node.tasks import derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics import MetricsLog
@@ -318,7 +318,7 @@ class MailExchange:
         if self._witness is not None:
             self._witness.saw(self._round, groups)
         for group in groups:
-            if is_informative(group.rewards):
+            if is_shared(group, self._mail.tasks):
                 self._post(group)
 
     def slow_down(self, pause: Callable[[], None]) -> None:

@@ -160,7 +160,7 @@ class NetworkExchange:
         if self._demand.next_round(time.monotonic()):
             self._host.subscribe(self._topics, self._demand.told, self._beside)
         for group in groups:
-            if not is_informative(group.rewards) or self._tasks.shared(group.task) is None:
+            if not is_shared(group, self._tasks):
                 continue
             body = encode(group)
             if len(body) > self._max_bytes:
@@ -248,6 +248,11 @@ SHORTEST_ROUND_S = 1e-3
 FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node
 WEIGHT = 0.2  # of the latest round in the average
 TELL_RATIO = 1.1  # a change by less is not worth waking the network thread
+
+
+def is_shared(group: Group, tasks: TaskSet) -> bool:
+    """Tell whether a node sends a group of its own: its rewards differ, and its task is shared."""
+    return is_informative(group.rewards) and tasks.shared(group.task) is not None
 
 
 def topic_of(key: TaskKey) -> bytes:

@@ -678,6 +678,13 @@ def asking(is_held_out: bool) -> int:
     )
 
 
+def test_an_exchange_is_told_of_groups_without_signal_too_and_chooses_itself(node_of: Callable[..., Loop]) -> None:
+    """The laboratory's counts what is said in all of them."""
+    swarm = Swarm([])
+    assert list(next(node_of(swarm, TaskSet([(Guess(), 1.0)]), own=("1", "1")).rounds(0))) == []
+    assert [one.rewards for one in swarm.published] == [(0.0, 0.0)]
+
+
 @pytest.mark.parametrize("whose", ["own", "peer"])
 def test_a_node_ends_rather_than_train_on_what_is_held_out(
     whose: str, node_of: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
