@@ -1,6 +1,7 @@
 """Shows a running swarm: a live table in a terminal, a line now and then elsewhere."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -132,7 +133,9 @@ def line(children: Sequence[NodeProcess], elapsed: float) -> str:
 def doing(folder: Path) -> str:
     """Return what a node that has no round yet said last in its log, such as "loading the model"."""
     try:
-        *_, last = (folder / "log.jsonl").read_bytes()[-MOST_READ:].splitlines()
+        with (folder / "log.jsonl").open("rb") as log:  # of a node that goes on it may be long
+            log.seek(max(0, log.seek(0, os.SEEK_END) - MOST_READ))
+            *_, last = log.read().splitlines()
         event = json.loads(last)["event"]
     except (OSError, ValueError, KeyError, TypeError):
         return "starting"

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from node.config import parse_config
 from node.engines import kind_of
 from node.errors import UserError
-from node.lab.plan import Run
+from node.lab.plan import Part, Run
 from node.lab.runs import POLL, PROGRESS, Say, name_of, progress, raise_failure, start, wait_or_kill, write_settings
 from node.operations.presets import with_preset
 from node.policy.detection import measure_model
@@ -93,10 +93,12 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
 
 def needs_of(runner: str, run: Run) -> Needs:
     """Return the resources that a run asks for: under "memory" all its nodes share one process."""
-    settings = [run.settings] if runner == "memory" and not run.parts else run.by_node
-    configs = [with_preset(parse_config(one), run.nodes)[0] for one in settings]
-    gpus = sum(config.policy.device == "cuda" for config in configs)
-    memory = sum(_memory_of(config) for config in configs)
+    parts = run.parts or [Part("", 1 if runner == "memory" else run.nodes, run.settings)]
+    gpus = memory = 0
+    for part in parts:
+        config = with_preset(parse_config(part.settings), run.nodes)[0]  # once: it looks at the model
+        gpus += part.nodes * (config.policy.device == "cuda")
+        memory += part.nodes * _memory_of(config)
     return Needs(1 if runner == "memory" else run.nodes, min(gpus, 1) if runner == "memory" else gpus, memory)
 
 
