@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 
 import structlog
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -72,6 +72,8 @@ WORKER = "node.tasks.reward_functions"
 UNSHARED_HERE = "its functions are of this process alone: functions of a file, FILE.py:NAME, can be shared"
 NONE_HERE: Mapping[str, Callable[..., Any]] = {}
 
+Options = TypeVar("Options", bound=Source)
+
 log = structlog.get_logger()
 
 
@@ -81,12 +83,24 @@ class Prompts(Source):
     prompt: str = Field("prompt", min_length=1)
 
 
-class RewardsOptions(Prompts):
+class Paid(Prompts):
+    """Rows that functions pay for, whose weighted sums are brought into [0, 1]."""
+
+    functions: list[str] = Field(default_factory=list)
+    weights: list[float] | None = None
+    range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.weights is not None and len(self.weights) != len(self.functions):
+            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.functions)} functions")
+        return self
+
+
+class RewardsOptions(Paid):
     """The options of the task."""
 
     functions: list[str] = Field(min_length=1)
-    weights: list[float] | None = None
-    range: tuple[float, float] | None = None
     tokenizer: Path | None = None
     # Below the 5 and 10 s after which math-verify gives up and pays 0, which would be a matter of the machine's speed.
     seconds: float = Field(4.0, gt=0, le=600)
@@ -106,8 +120,6 @@ class RewardsOptions(Prompts):
 
     @model_validator(mode="after")
     def _fit(self) -> "RewardsOptions":
-        if self.weights is not None and len(self.weights) != len(self.functions):
-            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.functions)} functions")
         low, high = self.bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"range goes from {low:g} to {high:g}: set two numbers, the lower one first")
@@ -212,13 +224,7 @@ def load_rewards(
     Raises:
         UserError: a bad option, file or row, or a function that is not there, raises, or pays no numbers.
     """
-    try:
-        parsed = RewardsOptions.model_validate(dict(options))
-    except ValidationError as error:
-        raise UserError(f"task {name!r}: {option_complaint(error, RewardsOptions)}") from None
-    except UserError as error:
-        raise UserError(f"task {name!r}: {error}") from None
-    check_source(name, parsed)
+    parsed = read_options(name, options, RewardsOptions)
     tokenizer = _digest_of(name, parsed.tokenizer)
     rows, tests = read_prompts(name, parsed)
     functions = _load_here(name, parsed, rows, here) if here else None
@@ -247,6 +253,29 @@ class Asked(NamedTuple):
     items: tuple[Item, ...]
     rows: Mapping[str, Row]
     test_ids: frozenset[bytes] | None
+
+
+def read_options(name: str, options: Mapping[str, object], section: type[Options]) -> Options:
+    """Return the options of the task `name`, with a source of rows that can be; `UserError` says what is wrong."""
+    try:
+        parsed = section.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(f"task {name!r}: {option_complaint(error, section)}") from None
+    except UserError as error:
+        raise UserError(f"task {name!r}: {error}") from None
+    check_source(name, parsed)
+    return parsed
+
+
+def functions_of(
+    name: str, named: Sequence[str], here: Mapping[str, Callable[..., Any]], judging: Mapping[str, Any]
+) -> list[Function]:
+    """Return the functions that a task names, of this process (`here`) or loaded."""
+    specs = zip(named, map(parse_spec, named), strict=True)
+    return [
+        Function(spec.name, here[text], "") if text in here else load_function(name, spec, judging)
+        for text, spec in specs
+    ]
 
 
 def read_prompts(name: str, options: Prompts) -> tuple[list[Row], list[Row]]:
@@ -281,11 +310,7 @@ def asked_by(name: str, rows: Sequence[Row], tests: Sequence[Row], ask: Callable
 def _load_here(
     name: str, options: RewardsOptions, rows: Sequence[Row], here: Mapping[str, Callable[..., Any]]
 ) -> Functions:
-    judge = options.judging
-    made = [
-        Function(spec.name, here[text], "") if text in here else load_function(name, spec, judge)
-        for text, spec in zip(options.functions, options.specs, strict=True)
-    ]
+    made = functions_of(name, options.functions, here, options.judging)
     functions = Functions(made, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
     answers = [Answered(*row, text) for row in rows[:TRIAL_ROWS] for text in trial_texts(*row)]
     try:

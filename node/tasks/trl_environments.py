@@ -39,22 +39,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from node.config import FUNCTION_FILE, option_complaint
+from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.tasks import Item, TaskKey, config_hash, is_text
-from node.tasks.dataset import check_source
 from node.tasks.environments import MAX_TURNS, Done, Observation, play_again
-from node.tasks.reward_functions import HERE, JUDGE, Answered, Function, Functions, load_function, parse_spec, tokens_of
+from node.tasks.reward_functions import HERE, JUDGE, Answered, Function, Functions, parse_spec, tokens_of
 from node.tasks.rewards import (
     NONE_HERE,
     UNSHARED_HERE,
-    Prompts,
+    Paid,
     Row,
     asked_by,
     digest_of,
+    functions_of,
     item_of,
+    read_options,
     read_prompts,
 )
 from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
@@ -67,15 +68,12 @@ NO_TOOLS = ("reset", "get_reward")
 FUNCTIONS_SEE_IT = "nobody else can check its reward functions, which read the environment: give the class get_reward"
 
 
-class EnvironmentOptions(Prompts):
+class EnvironmentOptions(Paid):
     """The options of the task."""
 
     factory: str
     max_turns: int = Field(MAX_TURNS, ge=1, le=MAX_TURNS)
     tell: bool = True
-    functions: list[str] = Field(default_factory=list)
-    weights: list[float] | None = None
-    range: tuple[float, float] | None = None
 
     @field_validator("factory")
     @classmethod
@@ -95,8 +93,6 @@ class EnvironmentOptions(Prompts):
 
     @model_validator(mode="after")
     def _fit(self) -> "EnvironmentOptions":
-        if self.weights is not None and len(self.weights) != len(self.functions):
-            raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.functions)} functions")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError("range: set two numbers, the lower one first")
         return self
@@ -201,19 +197,10 @@ def load_environment(
     Raises:
         UserError: a bad option, file or row, or a class that is no environment or raises.
     """
-    try:
-        parsed = EnvironmentOptions.model_validate(dict(options))
-    except ValidationError as error:
-        raise UserError(f"task {name!r}: {option_complaint(error, EnvironmentOptions)}") from None
-    except UserError as error:
-        raise UserError(f"task {name!r}: {error}") from None
-    check_source(name, parsed)
+    parsed = read_options(name, options, EnvironmentOptions)
     factory, called, digest = _factory(name, parsed.factory, here)
     rows, tests = read_prompts(name, parsed)
-    functions = [
-        Function(spec.name, here[text], "") if text in here else load_function(name, spec, {})
-        for text, spec in zip(parsed.functions, map(parse_spec, parsed.functions), strict=True)
-    ]
+    functions = functions_of(name, parsed.functions, here, {})
     try:
         instance = factory()
         schemas, tools = _tools(name, instance)
