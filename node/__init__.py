@@ -2,9 +2,9 @@
 
 Top layer first: a folder imports only what stands below it. A `layers` contract in pyproject.toml checks that.
 
-grpo_trainer    a node that takes the arguments of TRL's trainer
-api             the same for a notebook: `from gossamer import Node` (the package in public/)
 cli/            a verb a file
+grpo_trainer    a node that takes the arguments of TRL's trainer
+api             a node for a notebook: `from gossamer import Node` (the package in public/)
 lab/            experiments: arms x seeds, attacks, churn
 board/          a swarm's public page
 fleet/          several nodes on this machine
@@ -12,7 +12,7 @@ run             a node put together and run to its end
 relay           a node that trains nothing
 replay          a node's rounds again, from its journal
 loop            the algorithm
-operations/     diagnosis, backup, health
+operations/     settings settled, presets, diagnosis, export, backup
 training/       the update
 telemetry/      what is told of it all
 journal         a record of each round

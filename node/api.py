@@ -38,11 +38,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node.cli.options import anchored_tasks, of_a_node, read_invite, task_config, to_toml
-from node.cli.settling import settle
 from node.config import NodeConfig, flatten, parse_config
 from node.errors import UserError
-from node.state_folder import make_folder
+from node.operations.config_text import to_toml
+from node.operations.given import anchored_tasks, read_invite, task_config
+from node.operations.settling import settle
+from node.state_folder import make_folder, of_a_node
 from node.tasks.reward_functions import HERE
 from node.telemetry.metrics import MetricsTail, Row, read_with_older
 
@@ -284,14 +285,14 @@ class Node:
 
         `dtype` is float32, bfloat16 or float16; without it, what it was trained as.
         """
-        from node.cli.export import write_model
+        from node.operations.model_export import write_model
 
         write_model(str(self.folder), Path(folder), dtype)
         return Path(folder)
 
     def _policy(self) -> "tuple[Policy, NodeConfig]":
         """Return the policy of the newest checkpoint, or the one that training would begin from."""
-        from node.cli.trained import find_trained
+        from node.operations.trained import find_trained
         from node.policy.load import load_policy
 
         if not (self.folder / "checkpoints").is_dir():

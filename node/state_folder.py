@@ -214,3 +214,16 @@ def full_disk_is_clear(folder: Path) -> Iterator[None]:
 def is_disk_full(error: OSError) -> bool:
     """Tell "no space left" and "quota exceeded" from other failures."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def of_a_node(folder: Path) -> Path:
+    """Return `folder`, where a node's is wanted.
+
+    Raises:
+        UserError: it is a file, or the folder of a run of several.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file and no folder: choose another path")
+    if (folder / "nodes").is_dir():
+        raise UserError(f"{folder} is the folder of a run: name one of its nodes, e.g. {folder / 'nodes' / 'n0'}")
+    return folder

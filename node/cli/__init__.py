@@ -1,8 +1,8 @@
 """The `gossamer` command: a file for each verb, under its name (`eval` in `evaluate`), and what these share:
 
-app      the command's entry, and its last word on an error     options   options of several verbs
-running  how a node is started                                  settling  a node's settings, of all who have a say
-trained  what a person names to evaluate or to export
+app      the command's entry, and its last word on an error
+options  options of several verbs
+running  how a node is started
 
 A new verb is a file with a function, and a line in `app`.
 

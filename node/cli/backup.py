@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug, of_a_node
+from node.cli.options import Debug
+from node.state_folder import of_a_node
 
 Source = Annotated[Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The node's state folder.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, a tar archive.")]

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug, Folder, Forget, Listen, Settings, read_invite
+from node.cli.options import Debug, Folder, Forget, Listen, Settings
 from node.cli.running import run
-from node.cli.settling import settle
 from node.errors import UserError, for_shell
+from node.operations.given import read_invite
+from node.operations.settling import settle
 from node.state_folder import check_free
 
 Uri = Annotated[

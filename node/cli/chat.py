@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Settings
-from node.cli.trained import Target, find_trained, say_loading
+from node.cli.options import Debug, Settings, Target, say_loading
 from node.errors import UserError
+from node.operations.trained import find_trained
 
 if TYPE_CHECKING:
     from node.policy.load import Policy

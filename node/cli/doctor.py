@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Model, Settings, of_a_node
+from node.cli.options import Debug, Model, Settings
 from node.errors import UserError
 from node.operations.diagnosis import Check, examine, examine_model, examine_node
+from node.state_folder import of_a_node
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.inspect import completion_line
-from node.cli.options import Debug, Settings
-from node.cli.trained import Target, find_trained, say_loading
+from node.cli.options import Debug, Settings, Target, say_loading
 from node.errors import UserError
+from node.operations.trained import find_trained
 from node.telemetry.rollout_log import quoted
 
 if TYPE_CHECKING:

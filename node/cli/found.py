@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import (
-    Config,
-    Debug,
-    Folder,
-    Listen,
-    Model,
-    Rounds,
-    Seed,
-    Settings,
-    task_config,
-)
+from node.cli.options import Config, Debug, Folder, Listen, Model, Rounds, Seed, Settings
 from node.cli.running import print_invite, run
-from node.cli.settling import settle
 from node.config import NodeConfig, TaskConfig
 from node.errors import for_shell
+from node.operations.given import task_config
+from node.operations.settling import settle
 from node.state_folder import check_free, gone_if_new
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug, of_a_node
+from node.cli.options import Debug
 from node.errors import UserError
-from node.state_folder import make_folder
+from node.state_folder import make_folder, of_a_node
 
 app = typer.Typer(help="Show, export or import a node's key.", rich_markup_mode=None)
 

@@ -8,9 +8,11 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from node.cli.options import Debug, check_tasks, task_config, to_toml
+from node.cli.options import Debug
 from node.config import NodeConfig, parse_config, put
 from node.errors import UserError, for_shell
+from node.operations.config_text import to_toml
+from node.operations.given import check_tasks, task_config
 from node.operations.presets import with_preset
 from node.state_folder import check_parent
 from protocol.storage import write_atomically

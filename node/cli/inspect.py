@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, of_a_node
+from node.cli.options import Debug
 from node.errors import UserError
+from node.state_folder import of_a_node
 from node.telemetry.metrics import MetricsTail, number, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, in_one_line, quoted, texts_of
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, of_a_node
+from node.cli.options import Debug
 from node.cli.running import print_invite
 from node.errors import UserError, for_shell
+from node.state_folder import of_a_node
 
 if TYPE_CHECKING:
     from protocol.credentials.grants import Pass

@@ -5,20 +5,10 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import (
-    Config,
-    Debug,
-    Folder,
-    Forget,
-    Listen,
-    Model,
-    Rounds,
-    Seed,
-    Settings,
-    read_invite,
-)
+from node.cli.options import Config, Debug, Folder, Forget, Listen, Model, Rounds, Seed, Settings
 from node.cli.running import run
-from node.cli.settling import settle
+from node.operations.given import read_invite
+from node.operations.settling import settle
 from node.state_folder import check_free
 
 Uri = Annotated[

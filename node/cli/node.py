@@ -22,16 +22,15 @@ from node.cli.options import (
     Seed,
     Settings,
     Tasks,
-    check_tasks,
-    read_invite,
-    tasks_given,
-    to_toml,
+    warn,
 )
 from node.cli.running import run
-from node.cli.settling import settle, warn
 from node.config import NodeConfig
 from node.errors import UserError
+from node.operations.config_text import to_toml
+from node.operations.given import check_tasks, read_invite, tasks_given
 from node.operations.preflight import check_first
+from node.operations.settling import settle
 from node.state_folder import check_free
 
 SeedPeers = Annotated[

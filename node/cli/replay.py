@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug, of_a_node
+from node.cli.options import Debug
+from node.state_folder import of_a_node
 
 Place = Annotated[
     Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder, or a copy of it.")

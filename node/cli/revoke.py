@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, of_a_node, read_invite
+from node.cli.options import Debug
 from node.errors import UserError
+from node.operations.given import read_invite
+from node.state_folder import of_a_node
 
 if TYPE_CHECKING:
     from protocol.identity import NodeId

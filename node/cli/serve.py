@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from node.cli.options import Debug, Settings
-from node.cli.trained import Target, find_trained
+from node.cli.options import Debug, Settings, Target
 from node.errors import UserError
+from node.operations.trained import find_trained
 from node.processes.signals import interrupting_signals
 
 NAME = "policy"  # by which requests ask for what a node has trained
@@ -79,7 +79,7 @@ def _folder(model: str, made: Path, settings: list[str] | None) -> Path:
     trained = find_trained(model, settings)
     if (folder / "config.json").is_file() and trained.node is None and trained.adapters is None:
         return folder
-    from node.cli.export import write_model
+    from node.operations.model_export import write_model
 
     write_model(model, made / NAME, None, settings)
     return made / NAME

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.options import Debug, of_a_node
+from node.cli.options import Debug
 from node.operations.diagnosis import members, printable, reachability
+from node.state_folder import of_a_node
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -19,20 +19,20 @@ from node.cli.options import (
     Seed,
     Settings,
     Tasks,
-    check_tasks,
     command_began,
-    tasks_given,
-    to_toml,
+    warn,
 )
-from node.cli.settling import asked, warn
 from node.config import parse_config
 from node.errors import UserError, for_shell
+from node.operations.config_text import to_toml
+from node.operations.given import check_tasks, tasks_given
 from node.operations.preflight import check_first, check_size
 from node.operations.presets import with_preset
+from node.operations.settling import asked
 
 if TYPE_CHECKING:
     from node.fleet.local_swarm import Outcome, Plan, Show
-    from node.fleet.summary import Summary
+    from node.telemetry.summary import Summary
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
 DEFAULT_ROUNDS = 300  # a run ends, and leaves its report
@@ -136,7 +136,7 @@ def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
 
 def reward_lines(summary: "Summary") -> list[str]:
     """Return how far reward went, over tenths of the rounds that were done; none before the first round."""
-    from node.fleet.summary import gain, tenth_of
+    from node.telemetry.summary import gain, tenth_of
 
     swarm = summary["swarm"]
     tenths = sorted(tenth_of(node["rounds"]) for node in summary["nodes"].values() if node["rounds"])

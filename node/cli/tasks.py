@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Rewards, Rows, tasks_given
+from node.cli.options import Debug, Rewards, Rows, say_loading
 from node.errors import UserError, for_shell
+from node.operations.given import tasks_given
 from node.state_folder import check_parent
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def template(
 
 def _asking(model: str) -> "Callable[[Item, int], str]":
     """Return what lets a policy answer an item, with a seed."""
-    from node.cli.trained import find_trained, say_loading
     from node.engines import SamplingParams, in_process
+    from node.operations.trained import find_trained
     from node.policy.load import load_policy
 
     trained = find_trained(model, None)

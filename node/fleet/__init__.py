@@ -6,6 +6,5 @@ child_process   one node's process
 progress        how far a running node is
 live_table      the nodes in a terminal, as they run
 swarm_page      the same in a browser
-summary         what came of a run, in figures
 report          the same as a page with plots
 """

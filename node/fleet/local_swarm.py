@@ -20,7 +20,6 @@ from node.config import NodeConfig, flatten, parse_config, upgraded
 from node.errors import UserError
 from node.fleet.child_process import HEAVY, Target, run_real_node, start_server
 from node.fleet.report import write_report
-from node.fleet.summary import Summary, summarise, write_summary
 from node.fleet.supervisor import (
     RESTART_DELAY,
     Away,
@@ -39,6 +38,7 @@ from node.swarm.peering import agent
 from node.tasks import derive_seed
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import iter_metrics, read_metrics
+from node.telemetry.summary import Summary, summarise, write_summary
 from protocol.storage import write_atomically
 
 FORMAT = 1

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from node.fleet.summary import Summary, gain, summarise_nodes, summarise_swarm
 from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, PASS, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, texts_of
+from node.telemetry.summary import Summary, gain, summarise_nodes, summarise_swarm
 from protocol.storage import write_atomically
 
 ALONE = "alone"  # in a run's folder: a run of one node without peers to compare it with

@@ -30,7 +30,6 @@ from node.config import NodeConfig
 from node.engines import Generated, SamplingParams, in_process
 from node.errors import UserError
 from node.fleet.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
-from node.fleet.summary import Summary
 from node.lab.attacks import ATTACKS, LOOK_BACK, Attack, Scene
 from node.lab.churn import Departures, stretches
 from node.lab.damage import Witness
@@ -45,6 +44,7 @@ from node.swarm.sharing import is_shared
 from node.tasks import derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics import MetricsLog
+from node.telemetry.summary import Summary
 from protocol.host import Counters
 
 

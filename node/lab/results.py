@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.errors import UserError
-from node.fleet.summary import LEAST_COMPARED
 from node.lab.plan import Lab, LabConfig, Run, as_given
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import Row, number, read_metrics
+from node.telemetry.summary import LEAST_COMPARED
 from node.training.budget import Spent
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the normal's.

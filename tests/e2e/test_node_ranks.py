@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from node.cli.options import to_toml
 from node.config import NodeConfig
 from node.errors import PassingError
+from node.operations.config_text import to_toml
 from node.run import run_node
 from node.training.follower import follow
 from tests.commands import start_node

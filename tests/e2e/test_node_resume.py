@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import node.run
-from node.cli.trained import find_trained
 from node.config import EvalConfig, NodeConfig
 from node.engines.hf import HfEngine
 from node.operations.backup import back_up, restore
+from node.operations.trained import find_trained
 from node.run import run_node
 from node.tasks.verdicts import Scoring
 from node.telemetry.metrics import read_metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.cli.app import run
-from node.cli.options import task_config
+from node.operations.given import task_config
 from tests.commands import start_node
 from tests.swarms import small_config
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from node.cli.app import run
-from node.cli.settling import settle
-from node.cli.trained import find_trained
 from node.config import upgraded
 from node.operations.backup import back_up, restore
+from node.operations.settling import settle
+from node.operations.trained import find_trained
 from node.tasks.questions import DEFAULT_SPLIT
 from node.telemetry.metrics import read_metrics
 from node.training.checkpoint import latest_checkpoint

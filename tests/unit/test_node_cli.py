@@ -23,11 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli.app import app, explain, run
-from node.cli.options import to_toml
-from node.cli.trained import find_trained
 from node.config import COMMON_KEYS, NodeConfig, TaskConfig, is_key, load_config
 from node.engines import EngineError
 from node.errors import UserError
+from node.operations.config_text import to_toml
+from node.operations.trained import find_trained
 from node.policy.footprint import Machine, ModelSize
 from node.state_folder import check_free, exclusive
 from node.tasks import load_tasks

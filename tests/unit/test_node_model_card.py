@@ -6,8 +6,8 @@ import json
 import pytest
 
 from node.config import parse_config
-from node.fleet.summary import summarise_node
 from node.policy.model_card import History, model_card
+from node.telemetry.summary import summarise_node
 from tests.fakes.rows import make_row
 
 TODAY = datetime.date(2026, 1, 2)

@@ -9,10 +9,10 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.settling import Settled, changes, settle
 from node.config import NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
 from node.errors import UserError
 from node.operations.presets import with_preset
+from node.operations.settling import Settled, changes, settle
 from node.policy.footprint import ModelSize
 from node.state_folder import keep_config, recall, resolve_seed
 

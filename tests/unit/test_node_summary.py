@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli.swarm import evaluation_lines, reward_lines
-from node.fleet.summary import counted, summarise, summarise_node, write_summary
+from node.telemetry.summary import counted, summarise, summarise_node, write_summary
 
 KEYS = [
     "rounds",

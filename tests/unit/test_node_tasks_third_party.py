@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from node.cli import options
 from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
+from node.operations.given import task_config
 from node.swarm.founding import adopt_tasks, describe_tasks
 from node.tasks import Item, TaskKey, load_tasks, task_names, task_set
 from node.tasks.check import HASH_SEEDS, check, digest, digest_elsewhere
@@ -251,17 +251,17 @@ def test_a_path_is_relative_to_the_file_that_says_it(tmp_path: Path, monkeypatch
 
 def test_the_command_line_takes_files_by_their_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert options.task_config("./my riddles.py") == {
+    assert task_config("./my riddles.py") == {
         "name": "file/my_riddles",
         "options": {"path": str(tmp_path / "my riddles.py")},
     }
-    assert options.task_config("rows.parquet")["name"] == "dataset/rows"
-    assert options.task_config("builtin/sums", ["difficulty=3"]) == {
+    assert task_config("rows.parquet")["name"] == "dataset/rows"
+    assert task_config("builtin/sums", ["difficulty=3"]) == {
         "name": "builtin/sums",
         "options": {"difficulty": 3},
     }
     with pytest.raises(UserError, match="--option wants KEY=VALUE"):
-        options.task_config("builtin/sums", ["difficulty"])
+        task_config("builtin/sums", ["difficulty"])
 
 
 @pytest.mark.parametrize("verb", ["node", "swarm"])

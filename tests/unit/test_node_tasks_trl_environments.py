@@ -16,12 +16,12 @@ from trl import GRPOConfig
 
 from node import run
 from node.api import Node
-from node.cli.options import tasks_given
 from node.config import PolicyConfig, TaskConfig, load_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import Asked, Episodes, Played, play
 from node.errors import UserError
 from node.grpo_trainer import GRPOTrainer
+from node.operations.given import tasks_given
 from node.policy.load import Policy, load_policy
 from node.swarm.founding import adopt_tasks, describe_tasks
 from node.tasks import Item, load_tasks

@@ -10,14 +10,12 @@ defaults    of `node.config`
 
 import copy
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
 
-from node.cli.options import toml_value
 from node.config import (
     NAMED_PRESETS,
     NetworkConfig,
@@ -33,6 +31,7 @@ from node.config import (
     unknown_key,
 )
 from node.errors import UserError
+from node.operations.config_text import toml_value
 from node.operations.presets import preset_of
 from node.state_folder import Memory, recall
 
@@ -153,12 +152,6 @@ def idle_settings(config: NodeConfig) -> list[str]:
     if config.engine.own_weights and config.engine.vllm.python:
         lines.append(f"engine.vllm.python has no effect: engine.kind is {config.engine.kind!r}")
     return lines
-
-
-def warn(config: NodeConfig) -> None:
-    """Print what has no effect, where there is no log."""
-    for line in idle_settings(config):
-        print(f"note: {line}", file=sys.stderr)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,23 +1,18 @@
 """The trained things that a person can name: a checkpoint, a node's folder (its newest one), or a model."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
-
-from node.cli.options import of_a_node, read_config, task_config
-from node.config import NodeConfig, TaskConfig, fill, merge, parse_config, upgraded
+from node.config import NodeConfig, TaskConfig, fill, load_config, merge, parse_config, upgraded
 from node.errors import UserError
+from node.operations.given import task_config
+from node.state_folder import of_a_node
 
 if TYPE_CHECKING:
     from node.tasks.questions import Split
 
-Target = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
-]
 ADAPTERS = "adapter_config.json"  # in a checkpoint of LoRA adapters; the model is elsewhere
 
 
@@ -50,7 +45,7 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
         UserError: a folder that holds nothing to load, or a setting that will not do.
     """
     checkpoint, node = _locate(model)
-    tree = read_config(None, settings).model_dump(exclude_unset=True)
+    tree = load_config(None, settings or []).model_dump(exclude_unset=True)
     recorded = {} if node is None else _recorded(node)
     tree = merge(recorded, tree)
     policy = tree.get("policy", {})
@@ -68,12 +63,6 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
         config = _with_lengths(config)
     trained_on = parse_config({"tasks": recorded["tasks"]}).tasks if "tasks" in recorded else []
     return Trained(config, base, adapters, node, _round(checkpoint), trained_on)
-
-
-def say_loading(trained: Trained) -> None:
-    """Tell a person who waits which model is loaded; on standard error, where no answer is."""
-    adapters = f" with the adapters in {trained.adapters}" if trained.adapters else ""
-    print(f"loading {trained.config.policy.model}{adapters} ...", file=sys.stderr, flush=True)
 
 
 def _with_lengths(config: NodeConfig) -> NodeConfig:
