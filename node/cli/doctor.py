@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.options import Debug, Model, Settings
+from node.cli.options import AccelerateConfig, Debug, Model, Processes, Settings
 from node.errors import UserError
 from node.operations.diagnosis import Check, examine, examine_model, examine_node
 from node.state_folder import of_a_node
@@ -31,12 +31,14 @@ GOOD, WORTH_KNOWING, BAD = ("✓", "green"), ("!", "yellow"), ("✗", "red")
 ASCII = {"✓": "ok", "!": "-", "✗": "FAIL", "→": "->"}  # where the terminal cannot show the others
 
 
-def doctor(
+def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     port: Port = 0,
     folder: Folder = Path(),
     model: Model = None,
     settings: Settings = None,
     gpu: Gpu = None,
+    processes: Processes = None,
+    accelerate_config: AccelerateConfig = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -48,7 +50,7 @@ def doctor(
     peers, how they see it and whether they can dial it, who does not admit it, and what versions they run.
 
     With a model: what a node takes with it and with the settings given, by part, whether that fits here, or a GPU that
-    is not here, and what to set.
+    is not here, and what to set. With accelerate's file for FSDP2, what the node's own process takes.
 
     A finding that has to be mended (✗) makes it exit with 1; a warning (!) does not. Each says what to do.
 
@@ -57,9 +59,10 @@ def doctor(
       gossamer doctor --port 4001 --state /var/lib/gossamer
       gossamer doctor --model HuggingFaceTB/SmolLM2-360M-Instruct --json
       gossamer doctor --model Qwen/Qwen3-8B --gpu 24GB --set policy.lora.r=16
+      gossamer doctor --model Qwen/Qwen3-8B --gpu 80GB --accelerate-config fsdp2.yaml
     """
     # First, for a model that is not there is no finding, but something to correct.
-    of_model = _of_model(model, folder, settings or [], gpu)
+    of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
     parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:
         found = {title: list(checks) for title, checks in parts.items()}
@@ -80,13 +83,26 @@ def doctor(
     return 0 if _is_good(checks) else 1
 
 
-def _of_model(model: str | None, folder: Path, settings: list[str], gpu: str | None) -> dict[str, list[Check]]:
+def _of_model(
+    model: str | None,
+    folder: Path,
+    settings: list[str],
+    gpu: str | None,
+    processes: int | None,
+    accelerate: Path | None,
+) -> dict[str, list[Check]]:
     if model is None:
-        if settings or gpu:
-            raise UserError("doctor's --set and --gpu are for a sum of memory: name the model with --model")
+        if settings or gpu or processes or accelerate:
+            given = "--set, --gpu, --processes and --accelerate-config"
+            raise UserError(f"doctor's {given} are for a sum of memory: name the model with --model")
         return {}
+    sharers = 1
+    if accelerate is not None:
+        from node.training.processes import sharers_of  # which imports torch
+
+        sharers = sharers_of(processes, accelerate)
     title = f"The model {model}" + (f" on a GPU of {gpu}" if gpu else "")
-    return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0))}
+    return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0, sharers))}
 
 
 def _bytes(size: str) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from node.cli.options import (
+    AccelerateConfig,
     Config,
     Debug,
     DryRun,
@@ -16,6 +17,7 @@ from node.cli.options import (
     Listen,
     Model,
     Preset,
+    Processes,
     Rewards,
     Rounds,
     Rows,
@@ -48,23 +50,6 @@ Join = Annotated[
     typer.Option(
         metavar="INVITE",
         help="Join this swarm first, as `gossamer join` does; - reads standard input, @FILE a file.",
-        show_default=False,
-    ),
-]
-Processes = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Train in N processes of this machine, each on a GPU of its own where there are GPUs.  [default: 1]",
-        show_default=False,
-    ),
-]
-AccelerateConfig = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="How they do it, as `accelerate config` writes it: FSDP2, or data parallel; it may say how many.",
         show_default=False,
     ),
 ]
@@ -129,8 +114,23 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         if not dry_run:
             check_first(given, folder)
 
+    def sharers() -> int:
+        if not (accelerate_config or "WORLD_SIZE" in os.environ):
+            return 1
+        from node.training.processes import sharers_of  # which imports torch
+
+        return sharers_of(processes, accelerate_config)
+
     settled = settle(
-        config, settings, named, folder=folder, seeds=seed_peer or [], forget=forget or [], preset=preset, look=look
+        config,
+        settings,
+        named,
+        folder=folder,
+        seeds=seed_peer or [],
+        forget=forget or [],
+        preset=preset,
+        look=look,
+        sharers=sharers,
     )
     if dry_run:
         check_tasks(settled.config)

@@ -75,6 +75,23 @@ Rows = Annotated[
 Target = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Train in N processes of this machine, each on a GPU of its own where there are GPUs.  [default: 1]",
+        show_default=False,
+    ),
+]
+AccelerateConfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="How they do it, as `accelerate config` writes it: FSDP2, or data parallel; it may say how many.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
 Preset = Annotated[
     Literal["paper"] | None,

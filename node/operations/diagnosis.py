@@ -224,7 +224,9 @@ def _clock_state() -> int | None:
     return None if state < 0 else state
 
 
-def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: int = 0) -> Iterator[Check]:
+def examine_model(
+    model: str, folder: Path, settings: Sequence[str] = (), gpu: int = 0, sharers: int = 1
+) -> Iterator[Check]:
     """Yield what a node takes with `model` on each device here, and on the disk that holds `folder`.
 
     Args:
@@ -232,6 +234,7 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
         folder: of the node.
         settings: `key.path=value` each, which go before the preset.
         gpu: bytes of a GPU that is not here, for which the sum is made instead.
+        sharers: processes on such devices among which FSDP2 shares the weights out.
 
     Raises:
         UserError: there is no such model, or no such setting.
@@ -249,6 +252,7 @@ def examine_model(model: str, folder: Path, settings: Sequence[str] = (), gpu: i
     machines = [here, detect_machine("cpu", vllm=vllm)] if here.gpu else [here]
     if gpu:
         machines = [Machine(gpu, gpu=True, bf16=True, vllm=here.vllm, nf4=has_bitsandbytes())]
+    machines = [machine._replace(sharers=sharers) for machine in machines]
     for machine in machines:
         yield from _fit(asked, size, machine)
     yield _checkpoints(size, _with_preset(asked, size, machines[0]), folder)
@@ -270,7 +274,7 @@ def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Check
     bf16 = machine.bf16 if config.trainer.bf16 == "auto" else config.trainer.bf16
     gpu_memory = machine.memory if machine.gpu else 0
     engine = kind_of(config.engine.kind).memory(size, config, cache_width(config, bf16=bf16), gpu_memory)
-    parts = footprint(size, config, engine, bf16=bf16, gpu_memory=gpu_memory)
+    parts = footprint(size, config, engine, bf16=bf16, gpu_memory=gpu_memory, sharers=machine.sharers)
     for part in parts:
         yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
     need = peak(parts)

@@ -72,10 +72,10 @@ class Held(NamedTuple):
     adapters: bool  # alone are trained
 
 
-def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Overrides:
+def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1, sharers: int = 1) -> Overrides:
     """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
 
-    With several GPUs, as many nodes as come on one share it.
+    With several GPUs, as many nodes as come on one share it. FSDP2 shares the weights out among `sharers` processes.
 
     Raises:
         UserError: there is no such model.
@@ -87,7 +87,7 @@ def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1) -> Ov
     size = measure_model(policy.model)
     machine = detect_machine(policy.device, vllm=not missing("vllm", engine))
     beside = math.ceil(nodes / machine.devices)  # on one device
-    machine = machine._replace(memory=machine.memory // beside, share=1 / beside)
+    machine = machine._replace(memory=machine.memory // beside, share=1 / beside, sharers=sharers)
     thinks = can_be_asked_not_to_think(policy.model) and not policy.template
     return preset(size, machine, lora, thinks=thinks, engine=engine, dtype=dtype)
 
@@ -102,11 +102,11 @@ def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[st
     return fill(config, values), reasons
 
 
-def preset_of(config: NodeConfig, nodes: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
+def preset_of(config: NodeConfig, nodes: int = 1, sharers: int = 1) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the preset of the policy's model by dotted key, and the reasons for the keys that `config` leaves open."""
     if config.role == "relay":  # runs no model
         return {}, {}
-    choices = preset_for(config.policy, config.engine, nodes)
+    choices = preset_for(config.policy, config.engine, nodes, sharers)
     reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
     return (
         {key: choice.value for key, choice in choices.items()},
@@ -137,16 +137,22 @@ def preset(
     chooses = parameters > SPEAKING and dtype != "nf4"  # which transformers alone generates with
     name, beside = _choose_engine(size, machine, lora, engine) if chooses else ("hf", Beside(0, 0))
     machine = machine._replace(memory=machine.memory - beside.resting)  # what it keeps is not there for training
-    adapters = _wants_adapters(parameters, machine.memory, lora)
+    adapters = _wants_adapters(parameters, machine, lora)
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
         return overrides | {"threads": Choice(1, "small matrices: more threads only wait for each other")}
     overrides["trainer.save_full"] = Choice(1, "an optimiser's state is twice the weights: only the newest needs it")
-    held = _held(size, adapters=adapters, dtype=dtype)
+    held = _held(size, machine, adapters=adapters, dtype=dtype)
     if adapters and lora is None:
-        packs = dtype is None and machine.nf4 and engine.kind == "hf" and not _trains(size, machine, held)
+        packs = (
+            dtype is None
+            and machine.nf4
+            and machine.sharers == 1
+            and engine.kind == "hf"
+            and not _trains(size, machine, held)
+        )
         overrides |= _adapters(parameters, machine, packs=packs)
-        held = _held(size, adapters=True, dtype="nf4") if packs else held
+        held = _held(size, machine, adapters=True, dtype="nf4") if packs else held
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
         overrides |= _engine(whole, name, held.generating, engine) if chooses else {}
@@ -155,8 +161,13 @@ def preset(
     return overrides | _tokens(size, machine, held)
 
 
-def _wants_adapters(parameters: int, memory: int, lora: int | None) -> bool:
-    return TRAINING_BYTES * parameters > memory // 2 if lora is None else lora > 0
+def _wants_adapters(parameters: int, machine: Machine, lora: int | None) -> bool:
+    return _training_bytes(machine) * parameters > machine.memory // 2 if lora is None else lora > 0
+
+
+def _training_bytes(machine: Machine) -> float:
+    """Return what a trained weight takes of the device; with FSDP2 a part of it, and a whole copy beside."""
+    return TRAINING_BYTES if machine.sharers == 1 else TRAINING_BYTES / machine.sharers + 4
 
 
 def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig) -> tuple[str, Beside]:
@@ -166,18 +177,20 @@ def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: 
         if beside is None:
             continue
         left = machine._replace(memory=machine.memory - beside.resting)
-        held = _held(size, adapters=_wants_adapters(size.parameters, left.memory, lora))
+        held = _held(size, left, adapters=_wants_adapters(size.parameters, left, lora))
         generates = held.generating + beside.generating <= MOST_GENERATING * machine.memory
         if generates and _trains(size, left, held):
             return name, beside
     return "hf", Beside(0, 0)
 
 
-def _held(size: ModelSize, *, adapters: bool, dtype: str | None = None) -> Held:
+def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None = None) -> Held:
     if adapters:
         frozen = weight_bytes(size, dtype or "bfloat16")
+        frozen += frozen // machine.sharers if machine.sharers > 1 else 0
         return Held(frozen, frozen, adapters=True)
-    return Held(TRAINING_BYTES * size.parameters, (TRAINING_BYTES - 4) * size.parameters, adapters=False)
+    training = int(_training_bytes(machine) * size.parameters)
+    return Held(training, training - 4 * size.parameters // machine.sharers, adapters=False)
 
 
 def _trains(size: ModelSize, machine: Machine, held: Held) -> bool:
@@ -225,7 +238,7 @@ def _rate(parameters: int, *, adapters: bool) -> Overrides:
 
 
 def _adapters(parameters: int, machine: Machine, *, packs: bool) -> Overrides:
-    need = TRAINING_BYTES * parameters / 1e9
+    need = _training_bytes(machine) * parameters / 1e9
     reason = f"training all weights takes {need:.1f} GB before any activation, of {machine.memory / 1e9:.1f} GB"
     rank = 32 if parameters <= HUGE else 16
     return {

@@ -61,7 +61,7 @@ class Settled(NamedTuple):
             log.warning(line)
 
 
-def settle(
+def settle(  # noqa: PLR0913  # each is a source of its own
     path: Path | None,
     settings: Sequence[str] | None,
     named: Mapping[str, Any],
@@ -70,6 +70,7 @@ def settle(
     seeds: Sequence[str] = (),
     forget: Sequence[str] = (),
     preset: str | None = None,
+    sharers: Callable[[], int] = lambda: 1,
     look: Callable[[NodeConfig], object] = lambda given: None,
 ) -> Settled:
     """Settle what the node in `folder` is to run.
@@ -82,6 +83,7 @@ def settle(
         seeds: further addresses to meet the swarm by.
         forget: keys that the folder shall not remember, or "all".
         preset: a name among `NAMED_PRESETS`; what is set otherwise goes before.
+        sharers: says among how many processes FSDP2 shares the weights out; called after `look`.
         look: called with what was said, before a preset is made, for which torch may be imported.
 
     Raises:
@@ -99,7 +101,7 @@ def settle(
         put(tree, "network.seeds", list(dict.fromkeys([*given.network.seeds, *seeds])))
         given = parse_config(merge(memory.settings, tree))
     look(given)
-    values, notes = _unset_values(given, memory, as_before=not forget)
+    values, notes = _unset_values(given, memory, sharers, as_before=not forget)
     config = fill(given, values)
     now = flatten(tree)
     remembered = {key: value for key, value in flatten(memory.settings).items() if key not in now}
@@ -169,14 +171,16 @@ def _told(key: str, value: str) -> str:
     return "..." if key in SECRET else value
 
 
-def _unset_values(config: NodeConfig, memory: Memory, *, as_before: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _unset_values(
+    config: NodeConfig, memory: Memory, sharers: Callable[[], int], *, as_before: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what holds where nothing is set: what ran last, for the same model, so that a run stays what it is."""
     last = flatten(memory.last)
     now = flatten(config.model_dump(mode="json"))
     same = all(last.get(key) == now[key] for key in PRESET_OF if is_set(config, key))
     if last and as_before and same:
         return {key: value for key, value in last.items() if is_key(key)}, {}
-    return preset_of(config)
+    return preset_of(config, sharers=sharers())
 
 
 def _without(memory: Memory, forget: Sequence[str]) -> Memory:

@@ -55,6 +55,7 @@ class Machine(NamedTuple):
     share: float = 1.0  # of the device: `memory` is as large a part of its whole
     devices: int = 1  # that are alike, of which a node has one
     nf4: bool = False  # bitsandbytes is installed
+    sharers: int = 1  # processes, each on a device like this, among which FSDP2 shares the weights out
 
 
 class Part(NamedTuple):
@@ -78,9 +79,17 @@ def cache_bytes(layers: int, kv_width: int, width: int) -> int:
 
 
 def footprint(
-    size: ModelSize, config: NodeConfig, engine_parts: Sequence[Part], *, bf16: bool, gpu_memory: int = 0
+    size: ModelSize,
+    config: NodeConfig,
+    engine_parts: Sequence[Part],
+    *,
+    bf16: bool,
+    gpu_memory: int = 0,
+    sharers: int = 1,
 ) -> list[Part]:
     """Return what a node with this configuration takes of the memory of the device that trains.
+
+    With FSDP2 it is the device of the node's own process, which keeps a whole copy of the weights beside its part.
 
     Args:
         size: of the policy's model.
@@ -88,6 +97,7 @@ def footprint(
         engine_parts: what its engine takes of the device, as the engine says (`node.engines.Kind.memory`).
         bf16: whether products are computed in bfloat16.
         gpu_memory: of the GPU that trains, whose libraries are in another memory; 0 for a processor.
+        sharers: processes among which FSDP2 shares out the weights; 1 without it.
     """
     sampling, engine, lora = config.sampling, config.engine, config.policy.lora
     prompt, completion = engine.max_prompt_length, engine.max_completion_length
@@ -98,10 +108,13 @@ def footprint(
     weights = weight_bytes(size, dtype)
     trained = adapter_parameters(size, lora.r) if lora.r else size.parameters
     checkpointing = config.trainer.gradient_checkpointing
+    of_all = f", 1/{sharers} of them" if sharers > 1 else ""
+    moments = int(ADAM_BYTES[config.trainer.optim] * trained)
+    each = f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"
     parts = [
-        Part("weights", weights, f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"),
-        Part("gradients", 4 * trained, f"{trained / 1e6:.3g} M trained weights", when="update"),
-        Part("Adam", int(ADAM_BYTES[config.trainer.optim] * trained), "two moments of each trained weight"),
+        Part("weights", weights // sharers, each + of_all),
+        Part("gradients", 4 * trained // sharers, f"{trained / 1e6:.3g} M trained weights{of_all}", when="update"),
+        Part("Adam", moments // sharers, f"two moments of each trained weight{of_all}"),
         Part(
             "activations",
             tokens * activation_bytes(size, cache_width(config, bf16=bf16), checkpointing=checkpointing),
@@ -117,6 +130,13 @@ def footprint(
     ]
     if bf16 and dtype == "float32":
         parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass", when="update"))
+    if sharers > 1:
+        parts.append(Part("whole weights", weights, "to generate, evaluate and save; in the node's own process"))
+        gathered = 2 * (size.parameters // size.layers + size.vocabulary * size.hidden)
+        width = weights / size.parameters
+        parts.append(
+            Part("layers in work", int(gathered * width), "two layers, embeddings and head, whole", when="update")
+        )
     parts += engine_parts
     if not gpu_memory:
         parts.append(Part("libraries", LIBRARIES, "torch and transformers"))

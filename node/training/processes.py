@@ -97,6 +97,22 @@ def several(
             other.kill()
 
 
+def sharers_of(processes: int | None, accelerate: Path | None) -> int:
+    """Return among how many processes FSDP2 shares the weights out; 1 where each has them whole.
+
+    Args:
+        processes: how many were asked for, as in `several`.
+        accelerate: accelerate's file of settings.
+
+    Raises:
+        UserError: the file is of no use.
+    """
+    if accelerate is None:
+        return int(os.environ.get("WORLD_SIZE", "1")) if is_sharded() else 1
+    count, settings = _settings_of(accelerate, processes)
+    return count if (os.environ | settings).get("ACCELERATE_USE_FSDP", "").lower() == "true" else 1
+
+
 def _start(number: int, folder: Path) -> WorkerProcess:
     output = folder / f"rank-{number}.log"
     output.unlink(missing_ok=True)

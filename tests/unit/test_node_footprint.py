@@ -46,6 +46,38 @@ def test_adapters_are_counted_as_they_are_made(rank: int, tmp_path: Path) -> Non
     assert adapter_parameters(measure_model(str(tmp_path)), rank) == trained
 
 
+def test_of_weights_that_are_shared_out_the_nodes_own_card_has_a_part_and_a_whole_copy() -> None:
+    whole = {part.name: part for part in footprint(SMOLLM2, parse_config({}), [], bf16=False)}
+    parts = {part.name: part for part in footprint(SMOLLM2, parse_config({}), [], bf16=False, sharers=4)}
+    for name in ("weights", "gradients", "Adam"):
+        assert 4 * parts[name].bytes == whole[name].bytes and "1/4 of them" in parts[name].why
+    assert parts["whole weights"].bytes == whole["weights"].bytes
+    assert parts["layers in work"].bytes < whole["weights"].bytes
+    assert parts["activations"] == whole["activations"]
+
+
+FSDP2 = """\
+distributed_type: FSDP
+num_machines: 1
+num_processes: 4
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+"""
+
+
+def test_doctor_sums_for_accelerates_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_policy(tmp_path)
+    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    asked = ["doctor", "--model", str(tmp_path), "--gpu", "8GB", "--accelerate-config"]
+    run([*asked, str(tmp_path / "fsdp2.yaml")], debug=False)
+    assert "1/4 of them" in capsys.readouterr().out
+    run([*asked, str(tmp_path / "fsdp2.yaml"), "--processes", "2"], debug=False)
+    assert "1/2 of them" in capsys.readouterr().out
+    assert run([*asked, str(tmp_path / "none.yaml")], debug=False) == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
 def test_what_each_setting_saves() -> None:
     full = of({})
     adapters = of({"policy": {"lora": {"r": 16}}})

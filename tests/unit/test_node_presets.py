@@ -99,7 +99,9 @@ machines = st.builds(
     st.booleans(),
     st.booleans(),
     st.integers(1, 1024).map(lambda nodes: 1 / nodes),
+    devices=st.integers(1, 8),
     nf4=st.booleans(),
+    sharers=st.sampled_from([1, 1, 2, 8]),
 )
 
 
@@ -181,8 +183,8 @@ def test_what_is_chosen_fits_while_it_generates_and_while_it_trains(size: ModelS
     if config.engine.kind != "vllm":
         return
     whole = machine.memory / machine.share
-    parts = footprint(size, config, [], bf16=True, gpu_memory=int(whole))
-    held = sum(part.bytes for part in parts if part.name in ("weights", "Adam"))
+    parts = footprint(size, config, [], bf16=True, gpu_memory=int(whole), sharers=machine.sharers)
+    held = sum(part.bytes for part in parts if part.name in ("weights", "Adam", "whole weights"))
     vllm = config.engine.vllm.gpu_memory_utilization * whole
     assert held + vllm <= machine.memory
     assert vllm > 2 * size.parameters, "its weights, and a cache"
@@ -196,6 +198,14 @@ def test_weights_of_16_bits_that_do_not_fit_have_4_where_bitsandbytes_is_install
     assert values(QWEN, machine._replace(nf4=True, memory=24 << 30))["policy.dtype"] == "bfloat16"
     for own in ({"dtype": "bfloat16"}, {"engine": EngineConfig(kind="vllm")}):
         assert values(QWEN, machine._replace(nf4=True), **own)["policy.dtype"] == "bfloat16"
+
+
+def test_cards_that_share_the_weights_out_train_more_of_them_and_never_4_bits() -> None:
+    card = GPU._replace(memory=12_000_000_000, vllm=False, nf4=True)
+    assert values(QWEN, card)["policy.dtype"] == "nf4"
+    assert values(QWEN, card._replace(sharers=4))["policy.dtype"] == "bfloat16"
+    assert "policy.lora.r" in values(model(3e9), GPU._replace(vllm=False))
+    assert "policy.lora.r" not in values(model(3e9), GPU._replace(vllm=False, sharers=8))
 
 
 def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> None:
