@@ -13,12 +13,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -36,6 +37,7 @@ NO_FOLDER_OF_THE_USER = {"PYTHONSAFEPATH": "1"}
 MOST_SAID = 4096  # characters of a reason: nobody reads the pipe before the child's end, and it holds 64 KiB
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
+LOST = 255  # what multiprocessing reports when the fork server died, and its child perhaps lives on
 
 Target = Callable[[NodeConfig, Path], None]
 NOTHING_ELSE: Mapping[str, str] = MappingProxyType({})
@@ -43,11 +45,66 @@ NOTHING_ELSE: Mapping[str, str] = MappingProxyType({})
 log = structlog.get_logger()
 
 
+class Ending(NamedTuple):
+    """How a node's process ended: its exit status, negative for a signal's number, and why in words."""
+
+    code: int
+    reason: str
+
+
+class Running(Protocol):
+    """A node's process, on this machine or another. No method waits but `ending`; none minds that it has ended."""
+
+    @property
+    def sentinel(self) -> int:
+        """A file descriptor that is ready to be read once the process has ended."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Tell whether the process has not ended; if it has, all its rows are in the node's folder."""
+        ...
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        ...
+
+    def ending(self) -> Ending:
+        """Wait for its end, and return how that was; called once."""
+        ...
+
+
 class Started(NamedTuple):
-    """A child process, and the pipe on which it says why it ends, if it can."""
+    """A child process, and the pipe on which it says why it ends, if it can: a `Running` of this machine."""
 
     process: ForkServerProcess
     reason: Connection
+
+    @property
+    def sentinel(self) -> int:
+        """As `Running` has it."""
+        return self.process.sentinel
+
+    def is_alive(self) -> bool:
+        """As `Running` has it."""
+        return self.process.is_alive()
+
+    def signal(self, number: signal.Signals) -> None:
+        """As `Running` has it."""
+        if self.process.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    def ending(self) -> Ending:
+        """As `Running` has it."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code == LOST:
+            self.signal(signal.SIGKILL)
+        reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        with self.reason, suppress(EOFError):  # a killed process says nothing
+            if self.reason.poll():  # else a process that it started holds the pipe open
+                reason = self.reason.recv()
+        return Ending(code, reason)
 
 
 def start_server(preload: Sequence[str] = HEAVY) -> ForkServerContext:

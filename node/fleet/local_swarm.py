@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from node.config import NodeConfig, flatten, parse_config, upgraded
 from node.errors import UserError
-from node.fleet.child_process import HEAVY, Target, run_real_node, start_server
+from node.fleet.child_process import HEAVY, Started, Target, run_real_node, start_child, start_server
 from node.fleet.report import write_report
 from node.fleet.supervisor import (
     RESTART_DELAY,
@@ -232,7 +232,11 @@ def run_swarm(
             for index, folder in enumerate(node_folders(plan).values())
         ]
         record_plan(plan)
-        supervise(Supervisor(context, target, debug, restart_delay, away), children, lambda: len(received), show)
+
+        def start(config: NodeConfig, folder: Path, environment: Mapping[str, str]) -> Started:
+            return start_child(context, target, config, folder, environment=environment, debug=debug)
+
+        supervise(Supervisor(start, restart_delay, away), children, lambda: len(received), show)
         _raise_common_error(children)
         summary = write_run_summary(plan, started)
         write_report(plan.out)

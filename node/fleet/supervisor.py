@@ -15,21 +15,18 @@ in between. The others never wait for it. A node that is asked to stop and has n
 """
 
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import structlog
 
 from node.config import NodeConfig
-from node.fleet.child_process import EXIT_USER_ERROR, NOTHING_ELSE, Started, Target, start_child
+from node.fleet.child_process import EXIT_USER_ERROR, NOTHING_ELSE, Ending, Running
 from node.fleet.progress import Progress
 from node.telemetry.metrics import MetricsTail
 from node.training.budget import is_done
@@ -37,7 +34,6 @@ from node.training.budget import is_done
 MAX_FAILURES = 4
 MAX_SEEDS = 3
 RESTART_DELAY = 1.0  # seconds, doubled with each failure in a row
-LOST = 255  # what multiprocessing reports when the fork server died, and its child perhaps lives on
 END_S = 120.0  # seconds after a node's grace period: to write its last checkpoint, of a large model to a slow disk
 TICK = 0.25  # seconds between looks at the children; a death is noticed at once
 
@@ -71,7 +67,7 @@ class NodeProcess:
     error: str = ""
     restarts: int = 0
     failures: int = 0  # in a row, without a new round between them
-    started: Started | None = field(default=None, repr=False)
+    started: Running | None = field(default=None, repr=False)
     start_at: float = 0.0
     best_round: int = 0
 
@@ -96,6 +92,8 @@ class NodeProcess:
 
 
 Away = Callable[[Sequence[NodeProcess]], Collection[str]]
+Start = Callable[[NodeConfig, Path, Mapping[str, str]], Running]
+"""Starts a node's process of this configuration on its folder, with this over its environment."""
 
 
 def nobody(children: Sequence[NodeProcess]) -> Collection[str]:
@@ -107,9 +105,7 @@ def nobody(children: Sequence[NodeProcess]) -> Collection[str]:
 class Supervisor:
     """The means to start a node, and the names of nodes to be away, which are asked for at every look."""
 
-    context: ForkServerContext
-    target: Target
-    debug: bool = False
+    start: Start
     restart_delay: float = RESTART_DELAY
     away: Away = nobody
 
@@ -154,7 +150,7 @@ def supervise(
             for child in children:
                 if child.name not in away and _may_start(child, children):
                     _start(supervisor, child, children)
-            living = [child.started.process.sentinel for child in children if child.started]
+            living = [child.started.sentinel for child in children if child.started]
             wait(living, timeout=TICK) if living else time.sleep(TICK)
     finally:
         _stop(children, kill=True)
@@ -165,14 +161,13 @@ def supervise(
 def ask_to_save(children: Sequence[NodeProcess]) -> None:
     """Ask each node that runs for a checkpoint after its round in progress."""
     for child in children:
-        if child.started is not None and child.started.process.pid:
-            with suppress(ProcessLookupError):
-                os.kill(child.started.process.pid, signal.SIGUSR1)
+        if child.started is not None:
+            child.started.signal(signal.SIGUSR1)
 
 
 def _look(child: NodeProcess, restart_delay: float, *, stopping: bool) -> None:
     """Read the node's new rows, and take note if its process has ended."""
-    alive = child.started is not None and child.started.process.is_alive()
+    alive = child.started is not None and child.started.is_alive()
     rows = child.tail.poll()  # after the look at the process, so that the rows of one that ended are complete
     child.progress.update(rows)
     if child.started is None:
@@ -180,23 +175,23 @@ def _look(child: NodeProcess, restart_delay: float, *, stopping: bool) -> None:
     if rows and child.state is State.STARTING:
         child.state = State.RUNNING
     if not alive:
-        code, reason = _collect(child.started)
+        how = child.started.ending()
         child.started = None
-        _ended(child, code, reason, restart_delay, stopping=stopping)
+        _ended(child, how, restart_delay, stopping=stopping)
 
 
-def _ended(child: NodeProcess, code: int, reason: str, restart_delay: float, *, stopping: bool) -> None:
+def _ended(child: NodeProcess, how: Ending, restart_delay: float, *, stopping: bool) -> None:
     progress = child.progress.round
-    if stopping or code == 0:
+    if stopping or how.code == 0:
         done = is_done(child.config, progress, child.progress.spent)
         child.state = State.DONE if done else State.STOPPED
         return
     if child.state is State.AWAY:
         return
-    child.error = reason
+    child.error = how.reason
     child.failures = 1 if progress > child.best_round else child.failures + 1
     child.best_round = max(progress, child.best_round)
-    if code == EXIT_USER_ERROR or child.failures >= MAX_FAILURES:
+    if how.code == EXIT_USER_ERROR or child.failures >= MAX_FAILURES:
         child.state = State.FAILED
     else:
         child.state = State.RESTARTING
@@ -206,23 +201,10 @@ def _ended(child: NodeProcess, code: int, reason: str, restart_delay: float, *, 
 def _come_and_go(child: NodeProcess, *, away: bool) -> None:
     """Kill a node that is to be away; one that was and is to come back may start again."""
     if away and child.started is not None and child.state in (State.STARTING, State.RUNNING):
-        child.started.process.kill()
+        child.started.signal(signal.SIGKILL)
         child.state = State.AWAY
     elif not away and child.started is None and child.state is State.AWAY:
         child.state, child.start_at = State.RESTARTING, 0.0
-
-
-def _collect(started: Started) -> tuple[int, str]:
-    started.process.join()
-    code = started.process.exitcode or 0
-    if code == LOST and started.process.pid:
-        with suppress(ProcessLookupError):
-            os.kill(started.process.pid, signal.SIGKILL)
-    reason = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-    with started.reason, suppress(EOFError):  # a killed process says nothing
-        if started.reason.poll():  # else a process that it started holds the pipe open
-            reason = started.reason.recv()
-    return code, reason
 
 
 def _share_first_error(children: Sequence[NodeProcess]) -> None:
@@ -248,23 +230,13 @@ def _start(supervisor: Supervisor, child: NodeProcess, children: Sequence[NodePr
     (child.folder / "address").unlink(missing_ok=True)  # of an earlier process, which nobody answers at now
     if child.state is State.RESTARTING:
         child.restarts += 1
-    child.started = start_child(
-        supervisor.context,
-        supervisor.target,
-        config,
-        child.folder,
-        environment=child.environment,
-        debug=supervisor.debug,
-    )
+    child.started = supervisor.start(config, child.folder, child.environment)
     child.state = State.STARTING
 
 
 def _stop(children: Sequence[NodeProcess], *, kill: bool) -> None:
     for child in children:
         if child.started is not None:
-            if kill:
-                child.started.process.kill()
-            else:
-                child.started.process.terminate()
+            child.started.signal(signal.SIGKILL if kill else signal.SIGTERM)
         elif child.state in (State.WAITING, State.RESTARTING, State.AWAY):
             child.state = State.STOPPED
