@@ -257,6 +257,7 @@ class Host:
         self._services: tuple[Service, ...] = ()
         self._offers: list[tuple[NodeId, Service]] = []
         self._admitted: dict[NodeId, PeerRecord] = {}  # replaced whole
+        self._records: list[PeerRecord] = []  # replaced whole
         self._transport: ZmqTransport | None = None
 
     def start(self) -> Address | None:
@@ -401,6 +402,13 @@ class Host:
         """Return the live peers, as of at most `DESCRIBE_INTERVAL_S` ago."""
         return list(self._peers)
 
+    def records(self) -> list[PeerRecord]:
+        """Return the records of all nodes that we have heard of, as of at most `DESCRIBE_INTERVAL_S` ago.
+
+        Those, too, that one peer alone told us of: it may have made them up.
+        """
+        return list(self._records)
+
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where this node can be dialled as of now, as far as is known here: what its record says, farthest first."""
@@ -512,14 +520,7 @@ class Host:
                 self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
-                    self._peers = describe_peers(core, now)
-                    self._dialable = dialable_members(core)
-                    live = len(self._peers)
-                    for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, now):
-                        (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
-                    self._standing = core.membership.reachability.standing
-                    self._offers = core.membership.book.services()
-                    self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
+                    self._describe(core, notices, now)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
                     if self.twin != warned:
                         warned = self.twin
@@ -541,6 +542,18 @@ class Host:
             self._failure = error
         finally:
             transport.close()
+
+    def _describe(self, core: Core, notices: Notices, now: Instant) -> None:
+        """Take the snapshots that other threads read, and log what a person would want to know."""
+        self._peers = describe_peers(core, now)
+        self._dialable = dialable_members(core)
+        live = len(self._peers)
+        for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, now):
+            (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
+        self._standing = core.membership.reachability.standing
+        self._offers = core.membership.book.services()
+        self._records = core.membership.book.all_records()
+        self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
 
     def _receive(self, item: Item) -> None:
         """Put an item into the inbox; where it has no room, or others wait for it, the store is asked for it later."""

@@ -1,4 +1,4 @@
-"""`gossamer doctor`: can this machine run a node, and does the node in a folder work?"""
+"""`gossamer doctor`: can this machine run a node, does the node in a folder work, and is a swarm well?"""
 
 import json
 import re
@@ -12,6 +12,7 @@ import typer
 from node.cli.options import AccelerateConfig, Debug, Model, Processes, Settings
 from node.errors import UserError
 from node.operations.diagnosis import Check, examine, examine_model, examine_node
+from node.operations.given import read_invite
 from node.state_folder import of_a_node
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ Folder = Annotated[
 Gpu = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Sum for a GPU of this memory, e.g. 24GB, that is not here.", show_default=False),
+]
+Swarm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INVITE",
+        help="Look at this swarm from outside, and at nothing else; - reads standard input, @FILE a file.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -39,6 +48,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     gpu: Gpu = None,
     processes: Processes = None,
     accelerate_config: AccelerateConfig = None,
+    swarm: Swarm = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -52,6 +62,9 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     With a model: what a node takes with it and with the settings given, by part, whether that fits here, or a GPU that
     is not here, and what to set. With accelerate's file for FSDP2, what the node's own process takes.
 
+    A swarm, from outside: whether each seed of its invite answers, whether a stranger gets in and after how long, how
+    many nodes there are, and what versions they run. No use of the invite is spent.
+
     A finding that has to be mended (✗) makes it exit with 1; a warning (!) does not. Each says what to do.
 
     \b
@@ -60,10 +73,19 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer doctor --model HuggingFaceTB/SmolLM2-360M-Instruct --json
       gossamer doctor --model Qwen/Qwen3-8B --gpu 24GB --set policy.lora.r=16
       gossamer doctor --model Qwen/Qwen3-8B --gpu 80GB --accelerate-config fsdp2.yaml
+      gossamer doctor --swarm @invite.txt || mail -s "the swarm is not well" me
     """
     # First, for a model that is not there is no finding, but something to correct.
     of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
-    parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
+    parts: dict[str, Iterable[Check]] = {
+        "This machine": examine(port, folder),
+        f"The node in {folder}": examine_node(folder),
+        **of_model,
+    }
+    if swarm is not None:
+        if of_model:
+            raise UserError("doctor --swarm looks at a swarm and at no model: leave out --model")
+        parts = _of_swarm(swarm, debug=debug)
     if as_json:
         found = {title: list(checks) for title, checks in parts.items()}
         good = _is_good(check for checks in found.values() for check in checks)
@@ -90,7 +112,7 @@ def _of_model(
     gpu: str | None,
     processes: int | None,
     accelerate: Path | None,
-) -> dict[str, list[Check]]:
+) -> dict[str, Iterable[Check]]:
     if model is None:
         if settings or gpu or processes or accelerate:
             given = "--set, --gpu, --processes and --accelerate-config"
@@ -103,6 +125,15 @@ def _of_model(
         sharers = sharers_of(processes, accelerate)
     title = f"The model {model}" + (f" on a GPU of {gpu}" if gpu else "")
     return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0, sharers))}
+
+
+def _of_swarm(given: str, *, debug: bool) -> dict[str, Iterable[Check]]:
+    from node.operations.swarm_diagnosis import examine_swarm
+    from node.telemetry.logs import setup_logs
+
+    invite = read_invite(given)
+    setup_logs(None, stderr=debug, debug=debug)
+    return {f"The swarm {invite.name}, from outside": examine_swarm(invite)}
 
 
 def _bytes(size: str) -> int:

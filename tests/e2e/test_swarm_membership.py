@@ -8,15 +8,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from node.cli.app import run
 from node.config import NodeConfig
 from node.errors import UserError
+from node.operations import swarm_diagnosis
+from node.operations.diagnosis import Check
+from node.operations.swarm_diagnosis import examine_swarm
 from node.swarm import founding
 from node.swarm.founding import load_grant, load_manifest
-from node.swarm.peering import Network, open_network
+from node.swarm.peering import Network, agent, open_network
 from node.telemetry.status_server import ask
 from protocol.config import Limits
 from protocol.credentials.grants import make_pass
@@ -262,6 +267,64 @@ def test_a_node_started_again_listens_where_its_invites_say(tmp_path: Path) -> N
         assert other.address != addresses[0]
 
 
+def looked(invite: Invite) -> dict[str, Check]:
+    """What is found of a swarm from outside, by name, or by its endpoint for a seed."""
+    checks = examine_swarm(invite, patience=1.0, quiet=0.5)
+    return {check.text.split()[0].rstrip(":") if check.name == "seed" else check.name: check for check in checks}
+
+
+def test_a_stranger_looks_at_a_swarm_and_sees_its_seeds_its_nodes_and_what_they_run(tmp_path: Path) -> None:
+    club = found(tmp_path / "club")
+    gone = Address.parse(f"tcp://127.0.0.1:1?key={'ab' * 32}")
+    with open_network(config(LOOPBACK), club):
+        invite = founding.make_invite(club, [])
+        with open_network(join(tmp_path / "hidden", invite), tmp_path / "hidden") as hidden:
+            wait_until(lambda: hidden.host.counters().peers, 20)
+            for _ in range(2):  # who only looked is not counted
+                checks = looked(replace(invite, seeds=(*invite.seeds, gone)))
+            assert hidden.host.counters().items_received == 0
+        (seed,) = (str(one.endpoint).removeprefix("tcp://") for one in invite.seeds)
+    assert {name for name, check in checks.items() if not check.ok} == {"127.0.0.1:1", "dialable"}
+    assert "answers after" in checks[seed].text
+    assert "does not answer within 1 s" in checks["127.0.0.1:1"].text and checks["127.0.0.1:1"].needed
+    assert checks["manifest"].text.startswith("the invite's: one task, open, founded on 20")
+    assert checks["stranger"].text.startswith("gets in after ")
+    assert checks["nodes"].text == "2 known by their records of the last day, 1 answers this stranger"
+    assert checks["dialable"].text == "1 can be dialled" and not checks["dialable"].needed
+    assert checks["versions"].text == f"{agent()} at 2; this is {agent()}"
+
+
+def test_a_stranger_is_kept_out_by_an_allowlist_and_an_invite_is_looked_at_without_spending_a_use(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    with open_network(config(LOOPBACK), club):
+        once = founding.make_invite(club, [], founding.shared_invite(club, 1, 30 * DAY))
+        assert run(["doctor", "--swarm", str(once)], debug=False) == 0
+        said = capfd.readouterr().out
+        assert "answers after" in said and "so no use is spent" in said and "is kept out, as an allowlist" in said
+        join(tmp_path / "first", once)
+        late = founding.make_invite(club, [], founding.shared_invite(club, 1, -1.0))
+        assert not looked(late)["invite"].ok and looked(late)["invite"].needed
+        soon = founding.make_invite(club, [], founding.shared_invite(club, 1, DAY))
+        assert not looked(soon)["invite"].ok and not looked(soon)["invite"].needed
+    assert run(["doctor", "--swarm", str(once), "--model", "builtin"], debug=False) == 2
+    assert "leave out --model" in capfd.readouterr().err
+
+
+def test_a_swarm_of_which_no_seed_answers_makes_doctor_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(swarm_diagnosis, "PATIENCE_S", 0.5)
+    club = found(tmp_path / "club")
+    invite = founding.make_invite(club, [Address.parse(f"tcp://127.0.0.1:1?key={'ab' * 32}")])
+    assert run(["doctor", "--swarm", str(invite), "--json"], debug=False) == 1
+    told = json.loads(capfd.readouterr().out)
+    ((title, (seed,)),) = told["checks"].items()
+    assert (title, told["ok"], seed["ok"]) == ("The swarm club, from outside", False, False)
+    assert "start it again on its folder" in seed["do"]
+
+
 def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     club, other = found(tmp_path / "club"), found(tmp_path / "other")
     monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 1.0)
@@ -275,6 +338,8 @@ def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, mo
         half = load_manifest(other).hash[:16] + bytes(16)  # type: ignore[union-attr]
         with pytest.raises(JoinError, match="not the one that the invite names"):
             join(tmp_path / "own", Invite("other", half, (address,)))
+        (seed,) = looked(Invite("other", half, (address,))).values()
+        assert not seed.ok and "not the one that the invite names: do not join it" in seed.text
     assert not (tmp_path / "own").exists()
     with pytest.raises(JoinError, match="ask for a newer one"):
         join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]
