@@ -282,7 +282,7 @@ class Core:
         try:
             if node is not None and kind == Kind.ITEM:
                 claimed = claimed_id(frame)
-                return [] if self._is_spared(node, claimed, len(frame), now) else self._item(node, claimed, frame, now)
+                return [] if self._is_spared(node, claimed, now) else self._item(node, claimed, frame, now)
             control = read_control(frame)
             if control is None:
                 return self._greeted(link, frame, now)
@@ -304,13 +304,13 @@ class Core:
         """Tell whether what still comes over the link, without a hello, is nobody's fault."""
         return self.membership.is_parting(link) or link in self._ended
 
-    def _is_spared(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
-        """Tell whether `size` bytes that claim to be this item are one that we have or decline, and counted as such.
+    def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
+        """Tell whether bytes that claim to be this item are one that we have or decline, and counted as such.
 
         Only items that passed every check are remembered, so what claims to be one needs none.
         """
         if self.gossip.signer(item) is None:
-            if self.gossip.declines(node, item, size, now):
+            if self.gossip.declines(node, item, now):
                 raise MessageError("over_demand")
             return False
         if self.gossip.duplicate(node, item, now):

@@ -31,7 +31,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         # Items on their way.
         "over_demand": "items pushed beyond what this node can use; it takes the rest by asking",
         "unwanted": "items of topics that this node does not want; some may be on their way when it says so",
-        "unasked": "items pushed although this node had asked for announcements first",
+        "unasked": "outlines of large items that this node had not asked for",
         "unanswered": "items announced and asked for, without an answer of either kind",
         "false_have": "items announced and asked for, of a peer that does not have them",
         "no_room": "a large item while all room for downloads is taken",

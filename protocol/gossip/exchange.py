@@ -27,17 +27,19 @@ Rules
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
     for announcements only, as that has more on offer than it takes, and for whom nothing waits.
  5. A peer's want is queued by its id, and becomes a frame when the line is free for it. It is told every half
-    `pull_patience` that what it wants still waits, that it is BUSY beyond `MAX_SERVED` at a time or its allowance, and
-    what is not here. So no peer can make us wait or grow, and whoever waits knows for what.
+    `pull_patience` that what it wants still waits, that it is BUSY beyond `MAX_SERVED` at a time, and what is not here.
+    So no peer can make us wait or grow, and whoever waits knows for what. What a peer asks for again takes its fair
+    share of the line, as other items would.
  6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
     ordinary duplicate. A signer that is our peer and whose push is not here yet is told that we do not want it.
- 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed
-    beyond our demand, or long after we asked for announcements only.
+ 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed beyond our demand. That
+    costs a little: an honest node pushes no more once it is asked for announcements only.
  8. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
     it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
     that will soon be stale is not announced.
 """
 
+import math
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
@@ -66,8 +68,6 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.account import Account
-from protocol.gossip.announce_timer import MAX_HOLD, AnnounceTimer
 from protocol.gossip.ledger import WHOLE, Ledger, Ours, Row, Said, Theirs, place_of, read_place
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import Appetite, Filter
@@ -100,12 +100,41 @@ SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are sta
 FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
 CATCH_UP_S = 2.0  # seconds between its further batches of `MAX_IDS`, some 12 kB/s; what it pulls leaves the next ones
 DRAWS = 4  # a patience: how often silent peers are looked for, and items to ask for are drawn
-MAX_ACCOUNTS = 256  # that outlive their links
 MAX_PENDING = 8192  # ids that wait to be announced to one peer
 MAX_GIVEN = 1 << 14  # chunks of 2 GiB
 LOOKED_AT = 16  # chunks that wait for one line, for the one that fewest were given
 MAX_SERVED = 2048  # items and chunks that one peer may wait for
 SYNC_WINDOW = 4.0  # sync intervals
+MAX_HOLD = 4.0  # announce intervals: what a hop costs at the most while items come all the time
+
+
+class AnnounceTimer:
+    """Due once nothing new has come for `interval` seconds, or `MAX_HOLD` times that after the first."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._settled = math.inf
+        self._burst_end = math.inf
+        self._fixed = math.inf
+
+    @property
+    def due(self) -> float:
+        """The moment, infinity when there is nothing to announce."""
+        return min(self._settled, self._fixed)
+
+    def news(self, now: float) -> None:
+        """Something new is to be announced."""
+        if self._settled == math.inf:
+            self._burst_end = now + MAX_HOLD * self._interval
+        self._settled = min(self._burst_end, now + self._interval)
+
+    def by(self, due: float) -> None:
+        """Something is to be announced by `due`, whatever else comes."""
+        self._fixed = min(self._fixed, due)
+
+    def clear(self) -> None:
+        """All has been announced."""
+        self._settled = self._fixed = math.inf
 
 
 @dataclass(slots=True)
@@ -113,7 +142,6 @@ class _Peer:
     """A live peer: what it wants, what it is still to be told, and what it waits for."""
 
     wants: Filter
-    account: Account
     backlog: list[ItemId]  # what it may have missed, the newest last
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
@@ -138,7 +166,7 @@ class Gossip:
 
     def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
         self._own = own
-        self._limits = limits = setup.limits
+        limits = setup.limits
         self._timing = setup.timing
         self._rng = rng
         self._peers: dict[NodeId, _Peer] = {}
@@ -150,7 +178,6 @@ class Gossip:
         self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
         self._ledger = Ledger(lambda item_id: item_id in self._wants)
         self._wants = Wants(self._ledger, setup.timing, limits.held_bytes, limits.max_item_age_s, rng)
-        self._accounts: Recent[NodeId, Account] = Recent(MAX_ACCOUNTS)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(now)
         self._next_sync = now.steady + setup.timing.sync_interval
@@ -206,20 +233,12 @@ class Gossip:
         had_sent = row.theirs is Theirs.SENT
         return not self._wants.arrived(item, node, now.steady) and had_sent
 
-    def declines(self, node: NodeId, item: ItemId, size: int, now: Instant) -> bool:
-        """Tell whether the `size` bytes that `node` sends, if they are this item, are more than we take.
+    def declines(self, node: NodeId, item: ItemId, now: Instant) -> bool:
+        """Tell whether what `node` sends, if it is this item, is more than we take.
 
-        Then they need not be verified: nobody asked for them, the demand is met, and the sender may not know that we
-        asked for announcements.
+        Then it need not be verified: nobody asked for it, and the demand is met.
         """
-        if self._wants.is_asked(item, node):
-            return False
-        peer = self._peers.get(node)
-        if peer is not None:
-            peer.account.pushed(size)
-        if self._appetite.has_room(now):
-            return False
-        if peer is not None and peer.account.should_know(now.steady):
+        if self._wants.is_asked(item, node) or self._appetite.has_room(now):
             return False
         self._appetite.came(now)
         return True
@@ -245,7 +264,7 @@ class Gossip:
                 self._down(node)
             case Subscribe(topics, demand, beside):
                 is_news = self._appetite.subscribe(topics, demand, now, beside)
-                return self._tell_interest(self._peers, now) if is_news else []
+                return self._tell_interest(self._peers) if is_news else []
             case Fetched(item_id, frame):
                 return self._fetched(item_id, frame, now)
             case Bring(item_id):
@@ -283,7 +302,6 @@ class Gossip:
             peer.waiting_since = now.steady
         peer.gave_at = now.steady
         row.note(Said.WE_GAVE)
-        row.given |= 1 << (part + 1)
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return found
 
@@ -338,14 +356,11 @@ class Gossip:
 
     def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
         self._down(node)
-        account = self._accounts.get(node) or Account(self._limits, now.steady)
-        account.linked(now.steady)
-        self._accounts.set(node, account)
         self._store.expire(now)
         held = self._store.newest(MAX_PENDING)
         # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
         due = now.steady + CATCH_UP_S * self._rng.random()
-        peer = self._peers[node] = _Peer(Filter(), account, held[:-FIRST_IDS], due)
+        peer = self._peers[node] = _Peer(Filter(), held[:-FIRST_IDS], due)
         self._ledger.up(node)
         self._wants.up(node)
         if held:
@@ -353,7 +368,7 @@ class Gossip:
             self._timer.by(now.steady)
         self._catching_up = self._catching_up or bool(peer.backlog)
         self._neighbours[hint(node)] += 1
-        return self._tell_interest([node], now) if self._appetite.told else []
+        return self._tell_interest([node]) if self._appetite.told else []
 
     def _down(self, node: NodeId) -> None:
         peer = self._peers.pop(node, None)
@@ -365,9 +380,7 @@ class Gossip:
         self._wants.lost(node)
         self._ledger.down(node)
 
-    def _tell_interest(self, nodes: Iterable[NodeId], now: Instant) -> list[GossipAction]:
-        for node in nodes:
-            self._peers[node].account.told(self._appetite.filter.announce_only, now.steady)
+    def _tell_interest(self, nodes: Iterable[NodeId]) -> list[GossipAction]:
         return [Send(node, self._appetite.filter.interest) for node in nodes]
 
     def _heard(self, node: NodeId, message: Have | Want | DontHave | Interest, now: Instant) -> list[GossipAction]:
@@ -407,7 +420,6 @@ class Gossip:
     # What comes
 
     def _take(self, node: NodeId, item: Item, asked: bool, now: Instant) -> list[GossipAction]:
-        peer = self._peers.get(node)
         if self._seen.get(item.id) is not None:
             return []
         if not self._appetite.filter.covers(item.topic):
@@ -418,12 +430,9 @@ class Gossip:
             self._seen.set(item.id, item.signer)
             return []
         self._appetite.came(now)
-        if not asked:
-            if peer is not None and peer.account.should_know(now.steady):
-                return [Blame(node, "unasked")]
-            if not self._appetite.take_push(now):
-                return [Blame(node, "over_demand")]
-        if peer is not None:
+        if not asked and not self._appetite.take_push(now):
+            return [Blame(node, "over_demand")]
+        if node in self._peers:
             self._ledger.row(node, item.id).note(Said.THEY_GAVE_ALL)
         self._seen.set(item.id, item.signer)
         self._hold(item, now)
@@ -537,7 +546,7 @@ class Gossip:
                 size = self._size_of(item_id, part) if was_offered or not is_held else 0
                 if not size:
                     lacking[item_id] = None
-                elif peer.turns >= MAX_SERVED or not peer.account.take(size, now.steady, again=row.had(part)):
+                elif peer.turns >= MAX_SERVED:
                     busy[item_id] = None
                 else:
                     actions.append(self._queue(node, item_id, part, size, now))
@@ -637,7 +646,7 @@ class Gossip:
         actions: list[GossipAction] = [Blame(node, "unanswered") for node in silent]
         actions += self._ask_all(now)
         if self._appetite.adjust(now):
-            actions += self._tell_interest(self._peers, now)
+            actions += self._tell_interest(self._peers)
         if now.steady >= self._next_sync and self._peers:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
             if eager := [node for node, peer in self._peers.items() if self._may_lack(peer, now)]:

@@ -131,16 +131,11 @@ class Row:
     until: float = 0.0  # when it may be asked again, if it was silent or busy
     silences: int = 0
     told: bool = False  # whether it was told that we have all of the item, or sent it
-    given: int = 0  # what it was given: the item or its outline, then its chunks, a bit each
 
     def note(self, said: Said) -> None:
         """Change as the tables say."""
         self.theirs = THEIRS.get((self.theirs, said), self.theirs)
         self.ours = OURS.get((self.ours, said), self.ours)
-
-    def had(self, part: int) -> bool:
-        """Tell whether it was given this chunk, or the WHOLE, before."""
-        return self.given >> (part + 1) & 1 == 1
 
     @property
     def may_give(self) -> bool:

@@ -29,10 +29,11 @@ PENALTIES = {
     "false_chunk": 2.0,
     # As large as a message gets. An answer that comes too late to be of use is no offence.
     "unasked_chunk": 0.01,
-    # Items of topics that it was told we do not want, or pushed long after we asked for announcements: some
-    # may be on the way when we say so.
+    # Items of topics that it was told we do not want: some may be on the way when we say so.
     "unwanted": 0.05,
     "unasked": 0.05,
+    # Pushed beyond our demand. A burst brings a hundred of honest peers, until they are asked for announcements only.
+    "over_demand": 0.005,
     # libzmq ends a connection for what breaks ZMTP or CURVE, and for a frame of twice the largest that there is.
     "framing": 2.0,
     "endless_message": 2.0,
@@ -51,8 +52,9 @@ PENALTIES = {
     # It was asked for what it had announced, and does not have it: at some 4 GiB of others' items an hour, or a lie.
     "false_have": 0.1,
 }
-# What the network pays nothing for: its lines are full together, and the points of a few would close it.
-NODE_ALONE = frozenset({"unanswered"})
+# What the network pays nothing for: its lines are full together, or its nodes publish together, and the points of a few
+# would close it.
+NODE_ALONE = frozenset({"unanswered", "over_demand"})
 # What costs nobody score, and why.
 FREE = {
     "backlog": "the heaviest is cut, and somebody has to be",
@@ -65,7 +67,6 @@ FREE = {
     "no_room": "its large item waits until others are there",
     "other_version": "it is told so once, and is no offender",
     "outbox_full": "our own owner says too much",
-    "over_demand": "it is dropped unverified; who goes on with it is unasked",
     "prefix_flood": "the heaviest is cut, for what its neighbours do as well",
     "prefix_refused": "it is refused already, and pays no longer for more of it",
     "queue_full": "it reads too slowly, and hears less",

@@ -413,6 +413,21 @@ def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None
     assert talk.rejected == {"over_demand": 1}
 
 
+def test_who_pushes_on_beyond_our_demand_is_refused_however_it_links_and_an_honest_burst_is_not() -> (
+    None
+):
+    talk = Talk()
+    talk.core.handle(Subscribe(None, 0.0), at(0))
+    for number in range(5000):
+        if number == 500:
+            assert talk.score > Limits().graylist_score / 4
+        if number % 1000 == 0:
+            talk.core.handle(Closed(LINK), at(number / 1000))
+            talk.greet(PEER, LINK)
+        talk.hear(talk.frame(Kind.ITEM, b"%d" % number), now=number / 1000)
+    assert talk.core.refuses(LINK.key, at(5)) and not talk.charged
+
+
 def test_the_manifest_is_not_sent_as_often_as_somebody_asks() -> None:
     setup = Setup(ME, SWARM, manifest=b"m" * 1000)
     talk = Talk()

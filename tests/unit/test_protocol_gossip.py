@@ -33,12 +33,11 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.account import AGAIN_BYTES, AGAIN_S, PUSH_GRACE_BYTES, PUSH_GRACE_S
-from protocol.gossip.announce_timer import MAX_HOLD
 from protocol.gossip.exchange import (
     CATCH_UP_S,
     DRAWS,
     FIRST_IDS,
+    MAX_HOLD,
     MAX_PENDING,
     MAX_PUSHES,
     MAX_SERVED,
@@ -366,29 +365,6 @@ def test_to_cancel_and_ask_again_and_again_lengthens_no_line_beyond_its_bound() 
     assert turns == MAX_SERVED and said(Busy, actions) == [(A, Busy((name(1),)))]
     assert core.serve(A, name(1), at(0)) is None
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
-
-
-def test_an_item_is_given_again_only_out_of_an_allowance_that_outlives_the_link() -> None:
-    core = machine(A, B, limits=Limits(held_bytes=10 * AGAIN_BYTES))
-    core.handle(Got(B, item(1)), at(0))
-    given = 0
-    for number in range(40):
-        if number % 5 == 0:
-            core.handle(PeerUp(A), at(0))
-        actions = core.handle(want(A, name(1)), at(0))
-        given += len(queued(actions))
-        core.serve(A, name(1), at(0))
-    assert 10 <= given <= 18  # a new link's first one is not known to be another
-    assert said(Busy, core.handle(want(A, name(1)), at(0))) == [(A, Busy((name(1),)))]
-    assert len(queued(core.handle(want(A, name(1)), at(AGAIN_S)))) == 1
-
-
-def test_serving_is_bounded_in_bytes() -> None:
-    core = machine(A, limits=Limits(bytes_per_second=1000, bytes_burst=1000))
-    for number in range(3):
-        core.handle(Got(A, item(number, 400)), at(0))
-    actions = core.handle(want(A, name(0), name(1), name(2)), at(0))
-    assert len(queued(actions)) == 2 and said(Busy, actions) == [(A, Busy((name(2),)))]
 
 
 def test_a_peer_that_asks_for_announcements_only_gets_no_push_that_still_waits_and_is_told_instead() -> None:
@@ -813,7 +789,7 @@ def test_pushes_count_against_the_demand_and_are_declined_above_it() -> None:
     core.handle(Subscribe(None, 1.0), at(0))
     taken = sum(bool(delivered(core.handle(Got(A, item(number)), at(0)))) for number in range(100))
     assert taken == 24  # a quarter of the burst is for what is asked for
-    assert core.declines(A, name(200), 100, at(0)) and not core.declines(A, name(200), 100, at(60))
+    assert core.declines(A, name(200), at(0)) and not core.declines(A, name(200), at(60))
 
 
 def test_what_one_liar_announces_and_nobody_has_makes_a_node_decline_nothing() -> None:
@@ -826,22 +802,6 @@ def test_what_one_liar_announces_and_nobody_has_makes_a_node_decline_nothing() -
             core.handle(Heard(A, DontHave(tuple(ids))), at(second))
     assert not core._appetite.filter.announce_only
     assert delivered(core.handle(Got(B, item(1, signer=B)), at(120))) == [name(1)]
-
-
-@pytest.mark.parametrize("away", [0.0, AGAIN_S])
-def test_a_push_long_after_we_asked_for_announcements_only_is_an_offence_and_hanging_up_renews_nothing(
-    away: float,
-) -> None:
-    core = machine(A)
-    core.handle(Subscribe(None, 0.0), at(0))
-    assert blamed(core.handle(Got(A, item(1)), at(1))) == ["over_demand"]
-    later = 1 + PUSH_GRACE_S
-    core.declines(A, name(2), PUSH_GRACE_BYTES + 1, at(later))
-    if away:
-        core.handle(PeerDown(A), at(later))
-    core.handle(PeerUp(A), at(later + away))
-    found = blamed(core.handle(Got(A, item(3)), at(later + away)))
-    assert found == (["over_demand"] if away else ["unasked"])
 
 
 def test_nobody_waits_for_a_node_that_draws_what_it_asks_for_but_who_fetches_what_is_large() -> None:

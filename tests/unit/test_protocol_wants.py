@@ -545,7 +545,7 @@ def test_a_row_says_who_has_all_of_an_item() -> None:
     row.note(Said.THEY_HAVE)
     assert row.has_all and not row.is_news
     row.parts = 5
-    assert not row.has_all and row.is_news and row.parts != ALL and not row.had(WHOLE)
+    assert not row.has_all and row.is_news and row.parts != ALL
 
 
 def test_what_is_fetched_in_chunks_is_not_asked_for_again_as_one_beside_the_others() -> None:
