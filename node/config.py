@@ -37,8 +37,21 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "engine.vllm.enforce_eager": "CUDA graphs are used on a GPU and nowhere else: leave it out",
     "engine.vllm.start_timeout": "engine.timeout bounds it: leave it out",
     "engine.vllm.call_timeout": "engine.timeout bounds it: leave it out",
+    "engine.vllm.dtype": "an engine that takes whole weights has them in bfloat16: leave it out",
+    "engine.vllm.logprob_tolerance": "it is 0.1 nats a token: leave it out",
+    "network.store_memory": "it is 256 MiB, or twice the swarm's largest group: leave it out",
+    "network.store_disk": "it is 4 GiB: leave it out",
+    "weights.outer_lr": "it is that of weights.mode ('diloco' 0.7, 'async-diloco' 0.4, 'average' 1): leave it out",
+    "weights.momentum": "it is that of weights.mode ('diloco' 0.9, 'async-diloco' 0.5): leave it out",
+    "weights.streams": "it is 1: leave it out",
+    "pool.max_peer_share": "one peer may fill half of the buffer: leave it out",
+    "rollout_log.own": "two own groups a round are kept: leave it out",
+    "rollout_log.external": "one group of a peer's is kept a round: leave it out",
+    "rollout_log.max_bytes": "rollouts.jsonl has 8 MiB, and one older file: leave it out",
+    "journal.max_bytes": "rounds.journal has 64 MiB, and one older file: leave it out",
 }
 """Settings of earlier releases, by dotted key. A node's record drops them; a person who sets one is told what to do."""
+REMOVED_TABLES = ("rollout_log", "journal")  # all of whose settings are gone
 REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
 """What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
@@ -142,8 +155,6 @@ class VllmConfig(Section):
     gpu_memory_utilization: float = Field(
         0.4, gt=0, le=1, description="the part of a GPU that vLLM has while it generates; it sleeps during training"
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    logprob_tolerance: float = Field(0.1, gt=0, description="mean absolute error a token after a weight update")
 
 
 class PlacementConfig(Section):
@@ -463,10 +474,6 @@ class NetworkConfig(Section):
     upload_limit: int = Field(
         0, ge=0, description="bytes a second that it sends peers at most, shared fairly among them; 0: no limit"
     )
-    store_memory: int = Field(256 << 20, ge=1 << 20, description="bytes of items that it keeps in memory for peers")
-    store_disk: int = Field(
-        4096 << 20, ge=0, description="bytes of items that wait on disk where the memory has no room; 0: none"
-    )
     local: Literal["all", "port", "peers", "off"] = Field(
         "all",
         description="what a node that listens, and not on loopback only, says in its own network; 'port': it asks the "
@@ -485,17 +492,7 @@ class WeightsConfig(Section):
     seeds: list[str] = Field(
         [], description="what `weights_address` of a member says, where the swarm's records do not"
     )
-    outer_lr: float | None = Field(
-        None, gt=0, description="of the outer step; default: 0.7 for 'diloco', 0.4 one step late; 'average' takes 1"
-    )
-    momentum: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="of the outer step; default: 0.9 for 'diloco', 0.5 one step late; 'average' has none",
-    )
     codec: Literal["none", "float16", "bfloat16", "int8", "uint8-minmax", "uint8-zero-point"] = "none"
-    streams: int = Field(1, ge=1, le=128, description="data connections to each member")
 
 
 class ObserveConfig(Section):
@@ -507,22 +504,6 @@ class ObserveConfig(Section):
     host: str = Field("127.0.0.1", description="on any other than loopback, who asks has to know the token")
     token: str = Field("", max_length=128, description="default: drawn at the start; observe.json holds it")
     port: int = Field(0, ge=0, le=65535, description="0: any free one; observe.json in the node's folder names it")
-
-
-class RolloutLogConfig(Section):
-    """What is kept of each round's rollouts to be looked at: the best and the worst completion of some groups."""
-
-    own: int = Field(2, ge=0, le=128, description="own groups a round")
-    external: int = Field(1, ge=0, le=128, description="peers' groups a round")
-    max_bytes: int = Field(8 << 20, ge=1 << 16, description="of rollouts.jsonl; one older file is kept beside it")
-
-
-class JournalConfig(Section):
-    """The record of every round, from which `gossamer replay` does it again: rounds.journal in the node's folder."""
-
-    max_bytes: int = Field(
-        64 << 20, ge=0, description="of the file; one older is kept beside it, and the new one stands alone; 0: none"
-    )
 
 
 class EvalConfig(Section):
@@ -569,7 +550,6 @@ class PoolConfig(Section):
     )
     max_groups: int = Field(4096, ge=1)
     max_bytes: int = Field(64 << 20, ge=1 << 16, description="in memory, and on disk as much again")
-    max_peer_share: float = Field(0.5, gt=0, le=1, description="part of the pool that one peer may fill")
 
 
 class NodeConfig(Section):
@@ -592,8 +572,6 @@ class NodeConfig(Section):
     pool: PoolConfig = PoolConfig()
     budget: BudgetConfig = BudgetConfig()
     eval: EvalConfig = EvalConfig()
-    rollout_log: RolloutLogConfig = RolloutLogConfig()
-    journal: JournalConfig = JournalConfig()
 
     @property
     def last_round(self) -> int:
@@ -698,10 +676,19 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
             table = table.get(section) if isinstance(table, dict) else None
         if isinstance(table, dict):
             table.pop(name, None)
+    for name in REMOVED_TABLES:
+        if now.get(name) == {}:
+            del now[name]
     for task in tasks if isinstance(tasks, list) else []:
         if isinstance(task, dict) and task.get("name") == "jsonl":
             task["name"] = "dataset"
     return now
+
+
+def gone_settings(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return which settings of a node's record there are no more, by dotted key, and what is said of each."""
+    recorded = flatten(tree)
+    return {key: said for key, said in REMOVED_SETTINGS.items() if recorded.get(key) is not None}
 
 
 def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
@@ -800,7 +787,8 @@ def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            raise UserError(unknown_key(where)) from None
+            gone = [key for key in gone_settings(tree) if key.startswith(f"{where}.")]  # of a table that is gone, too
+            raise UserError(unknown_key(gone[0] if gone else where)) from None
         if not where:
             raise UserError(f"configuration: {what}") from None
         raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None

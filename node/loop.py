@@ -57,6 +57,7 @@ from node.training.budget import Spent, is_done
 from node.training.likelihood import surprises
 
 Row = dict[str, Any]
+LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
 LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising")  # peers' completions that a round left out
@@ -338,9 +339,9 @@ class Loop:
         return found
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
-        bounds, number = self.config.rollout_log, self.row["round"]
-        rows = own_rows(number, [one.group for one in own[: bounds.own]])
-        self.record(rows + external_rows(number, drawn[: bounds.external]))
+        number = self.row["round"]
+        rows = own_rows(number, [one.group for one in own[:LOGGED_OWN]])
+        self.record(rows + external_rows(number, drawn[:LOGGED_EXTERNAL]))
 
     def _encode(self, prompt: Sequence[int], made: Episode) -> Tokens | None:
         """Return a peer's episode as tokens; None if a turn, or its prompt, is longer than an own one may be.

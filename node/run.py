@@ -55,6 +55,8 @@ from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
 
 MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 35000 rounds; one older file is kept beside it
+MAX_JOURNAL_BYTES = 64 << 20  # what is done again is among the newest; one older file is kept beside it
+MAX_ROLLOUTS_BYTES = 8 << 20  # what a person looks at is among the newest; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 
 log = structlog.get_logger()
@@ -119,10 +121,8 @@ def _start(
     for line in doubts(folder, config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
-    journal = Journal(folder, config.journal.max_bytes) if config.journal.max_bytes else None
-    exchange, limits, directory = stack.enter_context(
-        _exchange(config, folder, tasks, metrics, listening, journal or NoJournal())
-    )
+    journal = Journal(folder, MAX_JOURNAL_BYTES)
+    exchange, limits, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening, journal))
     if config.threads:
         torch.set_num_threads(config.threads)
     log.info("loading", model=config.policy.model)
@@ -186,7 +186,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
     config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
     with ExitStack() as stack:
         pool = stack.enter_context(_pool(config, folder, node.limits.life))
-        rollouts = MetricsLog(folder / ROLLOUTS_FILE, config.rollout_log.max_bytes)
+        rollouts = MetricsLog(folder / ROLLOUTS_FILE, MAX_ROLLOUTS_BYTES)
         loop = Loop(
             config,
             node.seed,

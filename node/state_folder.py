@@ -23,9 +23,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
-from node.config import NodeConfig, read_tree
+from node.config import NodeConfig, gone_settings, read_tree
 from node.errors import UserError
 from protocol.storage import write_atomically
 
@@ -35,10 +36,14 @@ SETTINGS_FILE = "settings.json"
 
 
 class Memory(NamedTuple):
-    """A folder's memory: the tree of what was set, and all of what it last ran; both empty in a new folder."""
+    """A folder's memory: the tree of what was set, and all of what it last ran; both empty in a new folder.
+
+    `gone` is what an earlier release was set to that there is no more, by dotted key, and what is said of each.
+    """
 
     settings: Mapping[str, Any]
     last: Mapping[str, Any]
+    gone: Mapping[str, str] = MappingProxyType({})
 
 
 def make_folder(folder: Path) -> None:
@@ -174,9 +179,9 @@ def recall(folder: Path) -> Memory:
     """
     last = _read(folder / CONFIG_FILE)
     settings = _read(folder / SETTINGS_FILE)
-    return Memory(
-        (last or {}) if settings is None else settings, last or {}
-    )  # all was set, before there was the second
+    if settings is None:  # all was set, before there was the second file
+        return Memory(last or {}, last or {})
+    return Memory(settings, last or {}, gone_settings(json.loads((folder / SETTINGS_FILE).read_text())))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

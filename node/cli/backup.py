@@ -16,7 +16,7 @@ def backup(folder: Source, file: File, debug: Debug = False) -> None:
     """Write what a node needs to live on into one file.
 
     Its key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, pool, and the record that
-    `gossamer replay` does again (at most twice journal.max_bytes). The node may be running. The file holds the key:
+    `gossamer replay` does again (at most 128 MiB). The node may be running. The file holds the key:
     keep it as you keep a password.
 
     \b

@@ -31,6 +31,7 @@ import structlog
 from node.config import EngineConfig
 from node.engines import EngineError, Generated, Kind, SamplingParams
 from node.engines.hand_over import (
+    DTYPE,
     AdapterFolder,
     WeightMismatchError,
     adapters_of,
@@ -207,7 +208,7 @@ class ServerEngine:
             return
         folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=WEIGHTS))
         try:
-            export_weights(self._policy.model, folder, self._config.vllm.dtype)
+            export_weights(self._policy.model, folder, DTYPE)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -240,7 +241,7 @@ class ServerEngine:
             ]
         except (TypeError, LookupError, ValueError) as error:
             raise ServerError(f"{server.url} gives no log-probabilities of a prompt ({error!r})") from error
-        check_probe(self._expected, theirs, self._version, self._config.vllm.logprob_tolerance)
+        check_probe(self._expected, theirs, self._version)
 
     def _named(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
         return {"model": server.model if self._adapters is None else ADAPTERS, **body}

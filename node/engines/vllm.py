@@ -19,6 +19,7 @@ import torch
 from node.config import EngineConfig, NodeConfig
 from node.engines import Beside, EngineError, Generated, Kind, SamplingParams
 from node.engines.hand_over import (
+    DTYPE,
     AdapterFolder,
     SharedWeights,
     adapters_of,
@@ -115,7 +116,7 @@ class VllmEngine:
         self._share = config.vllm.gpu_memory_utilization
         self._probe_ids = probe_tokens(policy, self._max_model_len)
         self._adapters = AdapterFolder(folder, in_memory=True) if adapters_of(policy) else None
-        self._weights = None if self._adapters else SharedWeights(config.vllm.dtype)
+        self._weights = None if self._adapters else SharedWeights(DTYPE)
         self._hand_overs = 0
         self._version = 0
         self._wanted: tuple[float, ...] = ()  # digest of the weights that are to generate, and that lie ready
@@ -225,7 +226,7 @@ class VllmEngine:
         child.call(self._ready_message, self._config.timeout)
         theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._config.timeout)["logprobs"]
         try:
-            error = check_probe(self._expected, theirs, self._version, self._settings.logprob_tolerance)
+            error = check_probe(self._expected, theirs, self._version)
         except BaseException:
             self._end_child()
             raise
@@ -261,7 +262,7 @@ class VllmEngine:
                 "call": "start",
                 "model": self._source(),
                 "lora_rank": max((one.r for one in adapters_of(self._policy).values()), default=0),
-                "dtype": settings.dtype,
+                "dtype": DTYPE,
                 "max_model_len": self._max_model_len,
                 "tensor_parallel_size": max(1, len(devices)),
                 "gpu_memory_utilization": self._share,

@@ -12,6 +12,7 @@ import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import structlog
@@ -48,6 +49,7 @@ class Settled(NamedTuple):
     notes: Mapping[str, str]
     remembered: Sequence[str] = ()
     changes: Sequence[str] = ()
+    gone: Mapping[str, str] = MappingProxyType({})  # of what an earlier release was set to
 
     def say(self, path: Path | None) -> None:
         """Tell the log what the folder remembers, and what differs from its last start, a line each."""
@@ -57,6 +59,8 @@ class Settled(NamedTuple):
             log.info(line)
         if self.changes:
             log.info("changed since the last start", settings=self.changes)
+        for key, said in self.gone.items():
+            log.warning("a setting of an earlier release has no effect", key=key, now=said)
         for line in idle_settings(self.config):
             log.warning(line)
 
@@ -114,6 +118,7 @@ def settle(  # noqa: PLR0913  # each is a source of its own
             if value not in (None, "", [], {})
         ],
         changes(memory.last, config.model_dump(mode="json")),
+        memory.gone,
     )
 
 
@@ -134,7 +139,7 @@ def asked(
 
 def idle_settings(config: NodeConfig) -> list[str]:
     """Return a line for each setting that another one leaves without effect."""
-    network, sampling, trainer, weights = config.network, config.sampling, config.trainer, config.weights
+    network, sampling, trainer = config.network, config.sampling, config.trainer
     lines = []
     if not network.enabled and (network.seeds or network.listen != NetworkConfig().listen):
         lines.append("network.listen and network.seeds have no effect: network.enabled is false, and nobody is met")
@@ -145,8 +150,6 @@ def idle_settings(config: NodeConfig) -> list[str]:
         )
     if not sampling.external and sampling.source == "self":
         lines.append("sampling.source has no effect: sampling.external is 0, and nothing is drawn")
-    if weights.mode == "average" and (weights.outer_lr, weights.momentum) != (None, None):
-        lines.append("weights.outer_lr and weights.momentum have no effect: weights.mode is 'average'")
     if trainer.warmup_steps and trainer.lr_scheduler_type == "constant":
         lines.append(
             "trainer.warmup_steps has no effect: set trainer.lr_scheduler_type=constant_with_warmup, or another"
@@ -186,7 +189,7 @@ def _unset_values(
 def _without(memory: Memory, forget: Sequence[str]) -> Memory:
     """Return `memory` without the keys, or tables, of `forget`; `UserError` for one that there is not."""
     if "all" in forget:
-        return Memory({}, memory.last)
+        return memory._replace(settings={}, gone={})
     settings: dict[str, Any] = copy.deepcopy(dict(memory.settings))
     for key in forget:
         *tables, last = key.split(".")
@@ -194,4 +197,4 @@ def _without(memory: Memory, forget: Sequence[str]) -> Memory:
         if last not in table and not is_key(key):
             raise UserError(f"--forget {key}: {unknown_key(key)}")
         table.pop(last, None)
-    return Memory(settings, memory.last)
+    return memory._replace(settings=settings)

@@ -60,6 +60,7 @@ _EMPTY = "".join(  # of the tables of this format and of older ones
 FORMAT = 4  # of the tables and the groups in them; a file of another format is emptied
 _CLEAR = ("DELETE FROM groups", "DELETE FROM uses", "DELETE FROM buried", "DELETE FROM own_results")
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+MAX_PEER_SHARE = 0.5  # of the buffer, that one peer's groups may fill: a flood of one's leaves room for all others
 OWN = "self"  # who signed this node's own groups: no peer's id
 
 K = TypeVar("K")
@@ -347,9 +348,8 @@ class ReplayBuffer:
         return evicted
 
     def _fills_too_much(self, peer: str) -> bool:
-        part = self._bounds.max_peer_share
-        most = max(self._bounds.max_groups * part, 1)
-        return self._peer_count[peer] > most or self._peer_bytes[peer] > self._bounds.max_bytes * part
+        most = max(self._bounds.max_groups * MAX_PEER_SHARE, 1)
+        return self._peer_count[peer] > most or self._peer_bytes[peer] > self._bounds.max_bytes * MAX_PEER_SHARE
 
     def _is_over(self, time: float) -> bool:
         bounds = self._bounds

@@ -160,7 +160,6 @@ def exchange_weights(
             closed=_keeps_strangers_out(config.network, folder),
             timing=LAN if _is_on_loopback(config.network) else INTERNET,
             protection=Protection.ENCRYPTED,
-            streams=weights.streams,
             timeout=JOIN_TIMEOUT,
         )
         endpoint = Endpoint.parse(member.address)
@@ -432,6 +431,6 @@ class WeightExchange:
 
 def outer_of(config: WeightsConfig) -> Outer:
     """Return how the group of this mode steps."""
-    lr, momentum = (1.0, 0.0) if config.mode == "average" else (config.outer_lr, config.momentum)
+    lr, momentum = (1.0, 0.0) if config.mode == "average" else (None, None)
     late = config.mode == "async-diloco"
     return Outer.usual(lr, momentum, late=late, codec=Codec(config.codec), timeout=CALL_TIMEOUT, patience=math.inf)

@@ -127,12 +127,7 @@ def _start(
 ) -> tuple[Host, Address | None]:
     network = config.network
     seeds = [Address.parse(text) for text in network.seeds]
-    limits = Limits(
-        max_peers=network.max_peers,
-        held_bytes=network.store_memory,
-        shelf_bytes=network.store_disk,
-        upload_bytes_per_second=float(network.upload_limit),
-    )
+    limits = Limits(max_peers=network.max_peers, upload_bytes_per_second=float(network.upload_limit))
     if relays:
         callers = RELAY_CALLERS
         limits = replace(limits, max_callers=callers, max_connections=limits.max_connections + callers)
@@ -162,7 +157,7 @@ def _start(
             grant=load_grant(folder),
             manifest=manifest.encoded if manifest else None,
             advertise=network.advertise,
-            shelf=folder / ITEMS_FOLDER if network.store_disk else None,
+            shelf=folder / ITEMS_FOLDER,
             gate=gate,
             uses=uses,
             revocations=folder / REVOCATIONS_FILE if manifest else None,

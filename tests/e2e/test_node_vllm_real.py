@@ -112,11 +112,11 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
     assert vllm_workers(psutil.Process().children()) == set()
 
 
-def test_a_mixture_of_experts_generates_with_the_trainers_weights_of_the_moment(installed, tmp_path):
+def test_a_mixture_of_experts_generates_with_the_trainers_weights_of_the_moment(installed, tmp_path, monkeypatch):
     write_mixture(tmp_path / "mixture")
     policy = load_policy(PolicyConfig(model=str(tmp_path / "mixture"), device="cpu"))
-    config = CONFIG.model_copy(update={"vllm": CONFIG.vllm.model_copy(update={"dtype": "float32"})})
-    engine = VllmEngine(policy, config, tmp_path)
+    monkeypatch.setattr("node.engines.vllm.DTYPE", "float32")
+    engine = VllmEngine(policy, CONFIG, tmp_path)
     try:
         for version in range(2):
             engine.load(version)

@@ -56,8 +56,9 @@ MAX_AGE_S = 300
 SETTINGS = (
     f"pool.max_age={MAX_AGE_S}",
     f"pool.max_bytes={POOL}",
-    f"rollout_log.max_bytes={ROLLOUTS}",
-    f"journal.max_bytes={JOURNAL}",
+)
+SMALL_FILES = (
+    f"from node import run; run.MAX_ROLLOUTS_BYTES, run.MAX_JOURNAL_BYTES = {ROLLOUTS}, {JOURNAL}; "  # likewise
 )
 LEAST = 8  # samples of a life that is judged by its quarters
 

@@ -33,11 +33,12 @@ import psutil
 
 from node.errors import UserError
 from node.telemetry.status_server import ask
-from tests.soak.bounds import MAX_AGE_S, NODE, RELAY, SETTINGS, Sample, judge
+from tests.soak.bounds import MAX_AGE_S, NODE, RELAY, SETTINGS, SMALL_FILES, Sample, judge
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-GOSSAMER = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())"]
+MAIN = "import sys; from node.cli import main; sys.exit(main())"
+GOSSAMER = [sys.executable, "-c", MAIN]
 USUAL = 6.4  # groups a second of eight nodes on SmolLM2-135M: four each in a round of 5 s (README)
 USUAL_TAKEN = USUAL * 7 / 8  # of them a node's, which has its own already
 TIMES = 100
@@ -200,7 +201,9 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
 
     def started(name: str, *arguments: str, trains: bool = True) -> Process:
         state = options.out / name
-        one = Process(state, [*GOSSAMER, "node", "--state", str(state), *arguments], trains=trains)
+        one = Process(
+            state, [sys.executable, "-c", SMALL_FILES + MAIN, "node", "--state", str(state), *arguments], trains=trains
+        )
         stack.callback(lambda: one.child.poll() is None and one.end(signal.SIGKILL))
         return one
 

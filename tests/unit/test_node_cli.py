@@ -635,7 +635,7 @@ def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_reque
     (tmp_path / "short.toml").write_text(printed[0])
     (tmp_path / "full.toml").write_text(printed[1])
     assert load_config(tmp_path / "short.toml") == load_config(tmp_path / "full.toml")
-    assert "[trainer]" in printed[0] and "[journal]" not in printed[0] and "[journal]" in printed[1]
+    assert "[trainer]" in printed[0] and "[pool]" not in printed[0] and "[pool]" in printed[1]
 
 
 @pytest.mark.parametrize("verb", ["node", "swarm"])
@@ -697,8 +697,6 @@ def test_a_swarm_with_a_budget_has_no_last_round_by_default(tmp_path: Path, capf
         (["trainer.warmup_steps=5"], "trainer.warmup_steps has no effect"),
         (["engine.vllm.python=python"], "engine.vllm.python has no effect: engine.kind is 'hf'"),
         (["sampling.external=0", "sampling.source=self"], "sampling.external is 0"),
-        (["weights.mode=average", "weights.momentum=0.5"], "weights.momentum have no effect"),
-        (["weights.mode=diloco", "weights.momentum=0.5"], ""),
         (["sampling.external=0"], ""),
         (["network.enabled=false"], ""),
         (["sampling.local=4", "sampling.questions=4"], ""),

@@ -26,6 +26,18 @@ VALUES = {
     "engine.vllm.enforce_eager": True,
     "engine.vllm.start_timeout": 300.0,
     "engine.vllm.call_timeout": 1800.0,
+    "engine.vllm.dtype": "float16",
+    "engine.vllm.logprob_tolerance": 0.2,
+    "network.store_memory": 2 << 20,
+    "network.store_disk": 0,
+    "weights.outer_lr": 0.5,
+    "weights.momentum": 0.5,
+    "weights.streams": 4,
+    "pool.max_peer_share": 1.0,
+    "rollout_log.own": 1,
+    "rollout_log.external": 0,
+    "rollout_log.max_bytes": 1 << 16,
+    "journal.max_bytes": 0,
 }
 
 
@@ -36,7 +48,7 @@ def record(rule: str) -> dict[str, Any]:
     del tree["engine"]["placement"], tree["engine"]["timeout"]
     for key, value in VALUES.items():
         *tables, name = key.split(".")
-        functools.reduce(dict.__getitem__, tables, tree)[name] = value
+        functools.reduce(lambda table, part: table.setdefault(part, {}), tables, tree)[name] = value
     tree["sampling"] |= {"rule": rule, "local": 3}
     return tree
 

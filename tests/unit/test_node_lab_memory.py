@@ -362,14 +362,15 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("max_uses", [1, 2])
 def test_over_a_long_run_with_a_small_buffer_no_group_is_used_more_often_than_it_may(
-    max_uses: int, tmp_path: Path
+    max_uses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("node.rollouts.replay_buffer.MAX_PEER_SHARE", 1.0)
     settings = {
         "rounds": 150,
         "threads": 1,
         "tasks": [{"name": "builtin", "options": {"partial": True}}],
         "sampling": {"local": 2, "external": 8, "completions": 4, "max_uses": max_uses},
-        "pool": {"max_groups": 12, "max_peer_share": 1.0},
+        "pool": {"max_groups": 12},
         "trainer": {"save_steps": 1000},
     }
     plan = make_plan(tmp_path / "run", 3, parse_config({**settings, "seed": 5}))

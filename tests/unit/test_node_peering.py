@@ -104,7 +104,7 @@ def test_it_runs_as_a_node_that_nobody_dials_and_says_how_it_could_be(
     assert "--listen tcp://0.0.0.0:4001" in caplog.text + "".join(capfd.readouterr())
 
 
-def test_the_bounds_that_a_person_sets_are_those_of_the_transport_and_the_store(tmp_path: Path, monkeypatch) -> None:
+def test_the_bound_that_a_person_sets_is_the_transports(tmp_path: Path, monkeypatch) -> None:
     limits: list[Limits] = []
 
     class Watched(ZmqTransport):
@@ -113,11 +113,10 @@ def test_the_bounds_that_a_person_sets_are_those_of_the_transport_and_the_store(
             super().__init__(identity, listen, given, refuses)
 
     monkeypatch.setattr("protocol.host.ZmqTransport", Watched)
-    for network in ({"upload_limit": 250_000, "store_memory": 2 << 20, "store_disk": 0}, {}):
+    for network in ({"upload_limit": 250_000}, {}):
         with open_network(parse_config({"network": network}), tmp_path):
             pass
     assert [given.upload_bytes_per_second for given in limits] == [250_000.0, 0.0]
-    assert [(given.held_bytes, given.shelf_bytes) for given in limits] == [(2 << 20, 0), (256 << 20, 4096 << 20)]
 
 
 def test_a_swarm_on_this_machine_listens_on_loopback_whatever_it_is_given(tmp_path: Path) -> None:

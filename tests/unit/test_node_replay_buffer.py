@@ -234,7 +234,7 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
     steps: list[tuple[str, int, int]], max_age_rounds: int | None
 ) -> None:
     """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
-    bounds = PoolConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4, max_peer_share=1)
+    bounds = PoolConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4)
     now, number, made = 0.0, 1, 0
     with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as pool:
         for step, which, ahead in steps:
@@ -315,7 +315,7 @@ def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
 
 
 def test_one_peer_cannot_fill_the_pool(path: Path) -> None:
-    bounds = PoolConfig(max_groups=10, max_peer_share=0.5)
+    bounds = PoolConfig(max_groups=10)
     with ReplayBuffer(path, bounds) as pool:
         pool.add([shared(n, "honest", received=n) for n in range(3)], now=0, first_round=1)
         pool.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0, first_round=1)
@@ -330,7 +330,7 @@ items = st.lists(
 @settings(max_examples=30, deadline=None)
 @given(st.lists(items, min_size=1, max_size=3), st.integers(1, 12))
 def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, str, int, int]]], most: int) -> None:
-    bounds = PoolConfig(max_groups=most, max_bytes=1 << 16, max_age=60, max_peer_share=0.5)
+    bounds = PoolConfig(max_groups=most, max_bytes=1 << 16, max_age=60)
     path = Path(":memory:")
     with ReplayBuffer(path, bounds) as pool:
         for batch in batches:

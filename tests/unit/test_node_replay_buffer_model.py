@@ -22,11 +22,13 @@ from hypothesis.stateful import (
 )
 
 from node.config import PoolConfig
+from node.rollouts import replay_buffer
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Candidate
 from node.tasks import TaskKey
 
+PEER_SHARE = replay_buffer.MAX_PEER_SHARE
 MAX_AGE = 8.0
 MAX_BYTES = 1 << 16
 TEXTS = 5  # different groups, two on a question; the last is so large that few of it fit
@@ -89,15 +91,15 @@ class Buffer(RuleBasedStateMachine):
     )
     def open(self, max_uses: int, max_groups: int, share: float, stay: int | None) -> None:
         self.max_uses = max_uses
-        self.bounds = PoolConfig(
-            max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES, max_peer_share=share
-        )
+        replay_buffer.MAX_PEER_SHARE = share
+        self.bounds = PoolConfig(max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES)
         self.pool = self.opened(self.folder / "pool.sqlite")
 
     def opened(self, path: Path) -> ReplayBuffer:
         return ReplayBuffer(path, self.bounds, self.max_uses)
 
     def teardown(self) -> None:
+        replay_buffer.MAX_PEER_SHARE = PEER_SHARE
         if hasattr(self, "pool"):
             self.pool.close()
         shutil.rmtree(self.folder)
@@ -180,7 +182,7 @@ class Buffer(RuleBasedStateMachine):
         assert all(one.received >= self.time - MAX_AGE for one in self.came)
 
     def fits(self, held: list[Held]) -> bool:
-        bounds, share = self.bounds, self.bounds.max_peer_share
+        bounds, share = self.bounds, replay_buffer.MAX_PEER_SHARE
         of_peers = [[one.size for one in held if one.peer == peer] for peer in PEERS]
         return (
             len(held) <= bounds.max_groups

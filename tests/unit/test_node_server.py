@@ -109,12 +109,11 @@ def servers(tmp_path):
 
 
 @pytest.fixture
-def engine(servers, tmp_path):
+def engine(servers, tmp_path, monkeypatch):
+    monkeypatch.setattr("node.engines.server.DTYPE", "float32")
     policy = tiny_policy(tmp_path / "policy")
     urls = [server.url for server in servers]
-    config = EngineConfig(
-        kind="server", placement={"url": urls}, timeout=20, max_completion_length=6, vllm={"dtype": "float32"}
-    )
+    config = EngineConfig(kind="server", placement={"url": urls}, timeout=20, max_completion_length=6)
     made = make_engine(config, policy, tmp_path)
     made.policy = policy
     return made
@@ -170,11 +169,10 @@ def test_where_no_server_answers_the_reasons_are_told(engine, servers):
 
 def test_a_server_whose_engine_hangs_is_left_out_for_longer_each_time(servers, tmp_path, monkeypatch):
     monkeypatch.setattr("node.engines.server.QUICK_S", 0.2)
+    monkeypatch.setattr("node.engines.server.DTYPE", "float32")
     policy, now = tiny_policy(tmp_path / "policy"), 0.0
     urls = [server.url for server in servers]
-    config = EngineConfig(
-        kind="server", placement={"url": urls}, timeout=3, max_completion_length=6, vllm={"dtype": "float32"}
-    )
+    config = EngineConfig(kind="server", placement={"url": urls}, timeout=3, max_completion_length=6)
     engine = ServerEngine(policy, config, tmp_path, clock=lambda: now)
     engine.load(0)
     whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)

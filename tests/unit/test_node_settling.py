@@ -9,7 +9,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
+from node.config import REMOVED_SETTINGS, NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
 from node.errors import UserError
 from node.operations.presets import with_preset
 from node.operations.settling import Settled, changes, settle
@@ -170,6 +170,17 @@ def test_a_key_of_another_release_can_be_forgotten(name: str, refused: bool, tmp
             start(tmp_path)
     assert start(tmp_path, forget=["frobnicate"] if refused else []).config.rounds == 5
     assert "frobnicate" not in recall(tmp_path).settings
+
+
+def test_what_was_set_in_an_earlier_release_and_is_gone_is_said_in_a_line_and_forgotten(tmp_path: Path) -> None:
+    start(tmp_path, rounds=5)
+    settings = {"rounds": 5, "weights": {"streams": 4, "outer_lr": None}, "rollout_log": {"own": 7}, "journal": {}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with structlog.testing.capture_logs() as logs:
+        start(tmp_path).say(None)
+        start(tmp_path).say(None)
+    gone = [(entry["key"], entry["now"]) for entry in logs if "earlier release" in entry["event"]]
+    assert gone == [(key, REMOVED_SETTINGS[key]) for key in ("weights.streams", "rollout_log.own")]
 
 
 def test_what_was_refused_is_not_remembered(tmp_path: Path) -> None:

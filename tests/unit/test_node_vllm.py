@@ -61,6 +61,7 @@ def engine_of(policy, tmp_path, monkeypatch):
     """Make an engine over the stand-in; `fault` is what its vLLM does wrong."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
+    monkeypatch.setattr("node.engines.vllm.DTYPE", "float32")
     engines = []
 
     def make(fault="", timeout=60, placement="same", **settings):
@@ -71,7 +72,7 @@ def engine_of(policy, tmp_path, monkeypatch):
             timeout=timeout,
             max_prompt_length=64,
             max_completion_length=12,
-            vllm={"dtype": "float32"} | settings,
+            vllm=settings,
         )
         engines.append(VllmEngine(policy, config, tmp_path))
         return engines[-1]

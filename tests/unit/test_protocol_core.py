@@ -413,9 +413,7 @@ def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None
     assert talk.rejected == {"over_demand": 1}
 
 
-def test_who_pushes_on_beyond_our_demand_is_refused_however_it_links_and_an_honest_burst_is_not() -> (
-    None
-):
+def test_who_pushes_on_beyond_our_demand_is_refused_however_it_links_and_an_honest_burst_is_not() -> None:
     talk = Talk()
     talk.core.handle(Subscribe(None, 0.0), at(0))
     for number in range(5000):

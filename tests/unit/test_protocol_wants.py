@@ -10,7 +10,7 @@ import pytest
 from protocol.config import LAN
 from protocol.events import Item, Outline
 from protocol.gossip.chunks import MAX_PARTIALS, STALL_S, Partials
-from protocol.gossip.ledger import ALL, MAX_PEER_ROWS, OURS, THEIRS, WHOLE, Ledger, Ours, Row, Said, Theirs
+from protocol.gossip.ledger import ALL, MAX_PEER_ROWS, OURS, THEIRS, Ledger, Ours, Row, Said, Theirs
 from protocol.gossip.wants import (
     BUSY_S,
     FIRST_WINDOW,
