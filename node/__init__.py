@@ -23,6 +23,7 @@ policy/         the model
 tasks/          what is asked
 state_folder    a node's folder
 config          every setting
+metrics         every metric
 errors          what a person can act on
 processes/      processes and the operating system
 

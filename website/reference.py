@@ -12,30 +12,9 @@ from pydantic import BaseModel
 
 from node.cli.app import app
 from node.config import COMMON_KEYS, NodeConfig, Section
+from node.metrics import METRICS, Combine, Metric
 from node.telemetry.refusals import MEANINGS
-from node.telemetry.status_server import NodeCollector
-
-# What /status of a node says, with a value for whatever may be missing: each metric is made from one.
-STATUS: Mapping[str, Any] = {
-    "node": "a",
-    "agent": "gossamer",
-    "swarm": {"id": "a"},
-    "counters": dict.fromkeys(
-        (
-            "live_peers",
-            "known_peers",
-            "bytes_sent",
-            "bytes_received",
-            "items_sent",
-            "items_received",
-            "duplicates",
-        ),
-        0,
-    ),
-    "rejected": {"reason": 0},
-    "rewards": {"task": 0},
-    **dict.fromkeys(("round", "reward", "round_s", "pool", "memory_bytes", "uptime_s"), 0),
-}
+from node.telemetry.status_server import PREFIX
 
 
 def commands() -> str:
@@ -131,19 +110,26 @@ def _cell(text: str) -> str:
 
 
 def metrics() -> str:
-    """What a node exports to Prometheus."""
+    """Every metric: its unit and meaning, how rounds are combined, where it is shown, its name for Prometheus."""
     lines = [
         "# Metrics",
         "",
-        "At `/metrics` of the address in a node's `observe.json`; counters begin again from 0 with the process.",
+        "Each round of a node is a line of `metrics.jsonl` in its folder, by the names on the left. Those with a name",
+        f"`{PREFIX}...` are at `/metrics`, too, of the address in the node's `observe.json`.",
         "",
-        "| metric | kind | labels | |",
-        "|---|---|---|---|",
+        "| combined | over rounds |",
+        "|---|---|",
+        "| mean | the mean of the rounds that have it |",
+        "| sum | the sum over a run; curves and `/metrics` show the mean |",
+        "| last | the newest value |",
+        "| counter | counts up, from 0 again with each process |",
+        "",
+        "| metric | unit | meaning | combined | shown in | for Prometheus |",
+        "|---|---|---|---|---|---|",
+        *map(_metric, METRICS.values()),
+        "",
+        f"`{PREFIX}node_info` says who a node is, by its labels `node`, `swarm` and `agent`.",
     ]
-    for metric in NodeCollector(lambda: dict(STATUS)).collect():
-        suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
-        labels = ", ".join(f"`{name}`" for sample in metric.samples[:1] for name in sample.labels)
-        lines.append(f"| `{metric.name}{suffix}` | {metric.type} | {labels} | {_cell(metric.documentation)} |")
     lines += [
         "",
         "## What is refused",
@@ -157,6 +143,23 @@ def metrics() -> str:
         *(f"| `{name}` | {_cell(text)} |" for name, text in MEANINGS.items()),
     ]
     return "\n".join([*lines, ""])
+
+
+def _metric(metric: Metric) -> str:
+    shown = ", ".join(str(place.name).lower() for place in metric.places)
+    suffix = "_total" if metric.combine is Combine.COUNTER else ""
+    exported = f"`{PREFIX}{metric.exported}{suffix}`" if metric.exported else ""
+    label = f", by `{metric.label}`" if metric.label else ""
+    name = metric.name.replace("*", metric.label.upper())
+    cells = (
+        f"`{name}`",
+        metric.unit,
+        _cell(metric.meaning),
+        metric.combine.value,
+        shown,
+        f"{exported}{label}".strip(", "),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 PAGES: Mapping[str, Callable[[], str]] = {

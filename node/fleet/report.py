@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from node.metrics import Place, shown_in
 from node.telemetry import plots
-from node.telemetry.evaluations import EVALUATIONS_FILE, PASS, evaluation_curve
+from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, texts_of
 from node.telemetry.summary import Summary, gain, summarise_nodes, summarise_swarm
@@ -145,8 +146,10 @@ def _summaries(nodes: Mapping[str, NodeFiles]) -> tuple[dict[str, Summary], Summ
 
 def _evaluation_plot(nodes: Mapping[str, NodeFiles]) -> str:
     files = [(node.metrics, node.evaluations) for node in nodes.values()]
-    curves = {label: evaluation_curve(files, key) for label, key in (("greedy", "accuracy"), (PASS, PASS))}
-    curves = {label: curve for label, curve in curves.items() if curve}
+    scores = {
+        one.title: one.name.removeprefix("eval/") for one in shown_in(Place.REPORT) if one.name.startswith("eval/")
+    }
+    curves = {title: curve for title, key in scores.items() if (curve := evaluation_curve(files, key))}
     return Markup(plots.plot_evaluations(curves)) if curves else ""
 
 

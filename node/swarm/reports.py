@@ -4,8 +4,9 @@
                           [[task, reward], ...], [[node id (20), groups], ...]]
 
 The groups are those of peers that the node has trained on `since` then, by who signed them. Rewards and accuracies are
-millionths; one that is not known is nil. All of it is the node's own word: what it says of others counts for these
-(`node.board.standing`), and what it says of itself for nothing. A newer version may append fields.
+millionths; one that is not known is nil. These are the metrics of `Place.BOARD` (node/metrics.py). All of it is the
+node's own word: what it says of others counts for these (`node.board.standing`), and what it says of itself for
+nothing. A newer version may append fields.
 
 A report travels as an item under `REPORTS_TOPIC`, so it is signed and dated as any item is. One comes at the node's
 first round, and then one in `ManifestLimits.reports_s` seconds. Who takes reports takes one of each signer in half of
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from node.metrics import METRICS
 from protocol.errors import PeerError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
 from protocol.lru import Recent
@@ -134,10 +136,9 @@ class Reporter:
 
     def after_round(self, row: Mapping[str, Any], model: str, now: float) -> bytes | None:
         """Take the row of a round of `model` that ended at `now`, Unix s; return a report if one is due."""
-        self._taught_by.update({NodeId(node): groups for node, groups in row.get("swarm/taught_by", {}).items()})
-        for key, value in row.items():
-            if key.startswith("rewards/"):
-                self._rewards[key.split("/", 1)[1].removesuffix("/mean")] = value
+        taught_by = METRICS["swarm/taught_by"].found_in(row)
+        self._taught_by.update({NodeId(node): groups for node, groups in taught_by.items()})
+        self._rewards |= METRICS["rewards/*/mean"].found_in(row)
         self._accuracy = row.get("eval/accuracy", self._accuracy)
         if self._since is not None and now < self._since + self.every:
             return None

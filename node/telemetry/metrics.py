@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import statistics
 import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -193,9 +192,3 @@ def number(row: Row, key: str) -> float:
     """Return `row[key]` as a number; 0 when it is missing or null."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
-
-
-def mean(rows: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    """Return the mean of `row[key]` over the rows that have a number there; None where none has."""
-    found = [value for row in rows if isinstance(value := row.get(key), int | float)]
-    return statistics.fmean(found) if found else None

@@ -1,11 +1,11 @@
 """The report's plots: from metrics rows to SVG text, drawn without pyplot's global state."""
 
 import io
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from node.metrics import METRICS, Place, shown_in
 from node.rollouts.screening import BLAMELESS
 from node.telemetry.evaluations import Point
 from node.telemetry.metrics import Row, number
@@ -28,28 +29,20 @@ EXTERNAL = "#e08a2c"
 WARNING = "#b5473c"
 # Eight hues that stay apart for most colour-blind readers (after Okabe and Ito, the yellow darkened).
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b0559a", "#56b4e9", "#c9a100", "#7a5195", "#8c6d46")
-SPLIT = (  # label, colour, the metrics it sums
-    ("generating", "#3b6fb6", ("time/generate",)),
-    ("verifying", "#8fb3dd", ("time/verify", "time/questions")),
-    ("sharing", "#e08a2c", ("time/share", "time/draw")),
-    ("training", "#4a9d7c", ("time/train",)),
-    ("evaluating", "#9a7fc0", ("time/eval",)),
-)
+PARTS = {  # of a round's time, each the sum of some metrics
+    part: [metric.name for metric in METRICS.values() if metric.part == part]
+    for part in dict.fromkeys(metric.part for metric in METRICS.values() if metric.part)
+}
+PART_COLOURS = ("#3b6fb6", "#8fb3dd", "#e08a2c", "#4a9d7c", "#9a7fc0", "#7a5195", "#c9a100", "#8c6d46")
 OTHER = ("other", "#c4c9d2")
 
-SIGNALS = (  # what is plotted of a round beside its reward, where a node measures it
-    ("entropy", "entropy, nats a token"),
-    ("completions/mean_length", "tokens a completion"),
-    ("completions/finished", "share of completions finished"),
-    ("groups_informative", "informative own groups"),
-    ("groups_external", "external groups"),
-    ("swarm/external_share", "peers' share of the update"),
-    ("swarm/age_seconds", "age of external groups, seconds"),
-    ("swarm/age_rounds", "age of external groups, rounds"),
-    ("effective_samples", "effective sample size"),
-    ("grad_norm", "gradient norm"),
-)
-TASK_KEY = re.compile("rewards/.+/mean")
+# What is plotted of a round beside its reward, where a node measures it.
+SIGNALS = [
+    metric
+    for metric in shown_in(Place.REPORT)
+    if not (metric.label or metric.part or metric.name == "reward" or metric.name.startswith("eval/"))
+]
+TASKS = METRICS["rewards/*/mean"]
 
 WIDTH = 8.6  # inches
 MAX_POINTS = 240  # of a line
@@ -136,24 +129,24 @@ def plot_tasks(nodes: Nodes) -> str:
 
 def tasks_asked(nodes: Nodes) -> list[str]:
     """Return the names of the tasks that were asked, most often asked first."""
-    found = Counter(key for rows in nodes.values() for row in rows for key in row if TASK_KEY.fullmatch(key))
-    return [key[len("rewards/") : -len("/mean")] for key, _ in found.most_common()]
+    found = Counter(task for rows in nodes.values() for row in rows for task in TASKS.found_in(row))
+    return [task for task, _ in found.most_common()]
 
 
 def plot_signals(nodes: Nodes) -> str:
     """Draw small plots, side by side, of what tells whether training is healthy: means over nodes, smoothed."""
-    lines = {key: [_key_line(rows, key) for rows in nodes.values()] for key, _ in SIGNALS}
-    means = {key: _mean_line([line for line in lines[key] if line[0]]) for key in lines}
-    signals = [(key, label) for key, label in SIGNALS if means[key][0]]
+    lines = {metric.caption: [_key_line(rows, metric.name) for rows in nodes.values()] for metric in SIGNALS}
+    means = {caption: _mean_line([line for line in lines[caption] if line[0]]) for caption in lines}
+    signals = [caption for caption in lines if means[caption][0]]
     with _style("signals"):
         columns = 3
         height = -(-len(signals) // columns)
         figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * height), layout="constrained")
-        for place, (key, label) in enumerate(signals):
+        for place, caption in enumerate(signals):
             axes = figure.add_subplot(height, columns, place + 1)
-            rounds, values = means[key]
+            rounds, values = means[caption]
             axes.plot(*_thin((rounds, values)), color=OWN, linewidth=1.4, marker="o" if len(rounds) == 1 else None)
-            axes.set_title(label, fontsize=9, loc="left", color=INK)
+            axes.set_title(caption, fontsize=9, loc="left", color=INK)
             axes.set_ylim(min(0, *values), 1.1 * max(values) or 1)
             axes.tick_params(labelsize=8)
             axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -174,7 +167,7 @@ def plot_time(nodes: Nodes) -> str:
     """Draw where the time of a node's mean round goes."""
     with _style("time"):
         columns = [_time_split(rows) for rows in nodes.values()]
-        labels = [(label, color) for label, color, _ in SPLIT] + [OTHER]
+        labels = [*zip(PARTS, cycle(PART_COLOURS), strict=False), OTHER]
         parts = [(label, color, [column[i] for column in columns]) for i, (label, color) in enumerate(labels)]
         return _stacked_bars(list(nodes), parts, "seconds a round")
 
@@ -245,8 +238,8 @@ def _task_line(nodes: Nodes, task: str) -> Line:
     at: dict[int, list[float]] = {}
     for rows in nodes.values():
         for row in rows:
-            if isinstance(row.get(f"rewards/{task}/mean"), int | float):
-                at.setdefault(row["round"], []).append(row[f"rewards/{task}/mean"])
+            if isinstance(reward := TASKS.found_in(row).get(task), int | float):
+                at.setdefault(row["round"], []).append(reward)
     means = [statistics.fmean(at[number]) for number in sorted(at)]
     return sorted(at), _smooth(means, max(len(means) // 25, 1))
 
@@ -279,10 +272,10 @@ def _mean_line(lines: Sequence[Line]) -> Line:
 
 
 def _time_split(rows: Sequence[Row]) -> list[float]:
-    """Return mean seconds a round for each part of `SPLIT`, and for the rest of the round."""
+    """Return mean seconds a round for each of `PARTS`, and for the rest of the round."""
     if not rows:
-        return [0.0] * (len(SPLIT) + 1)
-    parts = [statistics.fmean(sum(number(row, key) for key in keys) for row in rows) for _, _, keys in SPLIT]
+        return [0.0] * (len(PARTS) + 1)
+    parts = [statistics.fmean(sum(number(row, key) for key in keys) for row in rows) for keys in PARTS.values()]
     whole = statistics.fmean(number(row, "time/round") for row in rows)
     return [*parts, max(whole - sum(parts), 0.0)]
 

@@ -28,7 +28,7 @@ class RoundLog:
         rounds, seconds = len(self._rows), now - self._since
         if seconds < INTERVAL_S:
             return None
-        tokens = sum(number(row, "generated") * number(row, "completions/mean_length") for row in self._rows)
+        tokens = sum(number(row, "tokens_generated") for row in self._rows)
         fields = {
             "round": row["round"],
             "reward": round(sum(number(row, "reward") for row in self._rows) / rounds, 3),

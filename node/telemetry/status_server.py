@@ -15,22 +15,25 @@ from typing import Any
 import psutil
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
 from node.errors import UserError, for_shell
+from node.metrics import METRICS, Combine, Metric, recent
 from node.state_folder import is_held
 from node.swarm.peering import Network, agent
+from node.swarm.sharing import traffic_row
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
-from node.telemetry.metrics import mean
 from node.telemetry.names import short_name
 from protocol.config import Limits
 from protocol.errors import NetworkFailed
 from protocol.storage import write_atomically
 
 OBSERVE_FILE = "observe.json"
+PREFIX = "gossamer_"  # of the metrics' names for Prometheus
 TIMEOUT_S = 10.0  # a node that loads its model holds its interpreter for seconds at a time
 MAX_ANSWER = 8 << 20
 Row = Mapping[str, Any]
@@ -52,6 +55,9 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
     counters = network.host.counters()
     manifest = network.manifest
     process = psutil.Process()
+    memory, uptime = process.memory_info().rss, time.time() - process.create_time()
+    now = {"process/memory": memory, "process/uptime": uptime, **traffic_row(counters)}
+    metrics = {one.name: recent(one, [*rows, now]) for one in METRICS.values() if one.exported}
     return {
         "swarm": {"id": network.swarm.hex(), "name": manifest.name if manifest else None},
         "policy": str(manifest.policy) if manifest else None,
@@ -68,13 +74,13 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "round": row.get("round"),
         "rounds": rounds,
         "trains": trains,
-        "reward": mean(rows, "reward"),
-        "rewards": {key.split("/", 1)[1].removesuffix("/mean"): row[key] for key in row if key.startswith("rewards/")},
-        "round_s": mean(rows, "time/round"),
-        "pool": row.get("swarm/pool"),
+        "reward": metrics["reward"],
+        "rewards": metrics["rewards/*/mean"] or {},
+        "round_s": metrics["time/round"],
+        "pool": metrics["swarm/pool"],
         "weights": {key: row[f"weights/{key}"] for key in ("members", "revision") if f"weights/{key}" in row},
-        "memory_bytes": process.memory_info().rss,
-        "uptime_s": time.time() - process.create_time(),
+        "memory_bytes": memory,
+        "uptime_s": uptime,
         "refusal": network.host.refusal or None,
         "grant_expires": network.grant_expires,
         "twin": network.host.twin or None,
@@ -105,6 +111,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
             "duplicates": counters.duplicates,
         },
         "rejected": dict(counters.rejected),
+        "metrics": metrics,
         "time": time.time(),
         "pid": os.getpid(),
     }
@@ -124,40 +131,24 @@ class NodeCollector(Collector):
     def __init__(self, state: Callable[[], Tree]) -> None:
         self._state = state
 
-    def collect(self) -> Iterable[Metric]:
-        """Yield the metrics of this moment."""
+    def collect(self) -> Iterable[Family]:
+        """Yield the exported metrics of this moment, as far as they are known."""
         state = self._state()
-        counters = state["counters"]
         info = {"node": state["node"], "swarm": state["swarm"]["id"], "agent": state["agent"]}
-        yield InfoMetricFamily("gossamer_node", "Who this is", value=info)
-        yield GaugeMetricFamily("gossamer_peers", "Live peers", value=counters["live_peers"])
-        yield GaugeMetricFamily("gossamer_known_peers", "Peers whose record is known", value=counters["known_peers"])
-        for name, text in (
-            ("bytes_sent", "Bytes of frames sent"),
-            ("bytes_received", "Bytes of frames received"),
-            ("items_sent", "Shared groups sent, each time they are"),
-            ("items_received", "Shared groups received, each one once"),
-            ("duplicates", "Shared groups received again"),
-        ):
-            yield CounterMetricFamily(f"gossamer_{name}", text, value=counters[name])
-        rejected = CounterMetricFamily("gossamer_rejected", "What was refused, by reason", labels=["reason"])
-        for reason, count in sorted(state["rejected"].items()):
-            rejected.add_metric([reason], count)
-        yield rejected
-        for key, name, text in (
-            ("round", "round", "The last finished round"),
-            ("reward", "reward", "Mean reward of the last rounds"),
-            ("round_s", "round_seconds", "Mean time of the last rounds"),
-            ("pool", "pool_groups", "Peers' groups that are kept"),
-            ("memory_bytes", "resident_memory_bytes", "Resident memory of the process"),
-            ("uptime_s", "uptime_seconds", "Since the process started"),
-        ):
-            if state[key] is not None:
-                yield GaugeMetricFamily(f"gossamer_{name}", text, value=state[key])
-        rewards = GaugeMetricFamily("gossamer_task_reward", "Mean reward of the last round", labels=["task"])
-        for task, reward in sorted(state["rewards"].items()):
-            rewards.add_metric([task], reward)
-        yield rewards
+        yield InfoMetricFamily(f"{PREFIX}node", "Who this is", value=info)
+        for name, value in state["metrics"].items():
+            if value is not None:
+                yield family(METRICS[name], value)
+
+
+def family(metric: Metric, value: Any) -> Family:
+    """Return an exported metric as Prometheus has it; `value` is a number, or a table of numbers by its label."""
+    kind = CounterMetricFamily if metric.combine is Combine.COUNTER else GaugeMetricFamily
+    text = f"{metric.meaning[0].upper()}{metric.meaning[1:]}"
+    made = kind(PREFIX + metric.exported, text, labels=[metric.label] if metric.label else [])
+    for labels, one in [([name], one) for name, one in sorted(value.items())] if metric.label else [([], value)]:
+        made.add_metric(labels, one)
+    return made
 
 
 @contextmanager

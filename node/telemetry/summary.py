@@ -12,10 +12,11 @@ questions, each with an interval at 95 %, see `evaluations`; they are null where
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from node.metrics import METRICS, Place, shown_in, total
 from node.telemetry.evaluations import first_and_last
 from node.telemetry.metrics import Row, number
 from protocol.storage import write_atomically
@@ -50,7 +51,10 @@ def summarise_nodes(nodes: Mapping[str, Sequence[Row]], evaluated: Evaluated) ->
 
 
 def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summary:
-    """Return one node's figures; `seconds` is the time its rounds took, without pauses between runs."""
+    """Return one node's figures: rewards, and the totals of all metrics of `Place.SUMMARY`.
+
+    `seconds` is the time its rounds took, without pauses between runs.
+    """
     rewards = [number(row, "reward") for row in rows]
     tenth = tenth_of(len(rewards))
     return {
@@ -58,15 +62,8 @@ def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summar
         "reward_cumulative": sum(rewards),
         "reward_first": _mean(rewards[:tenth]),
         "reward_last": _mean(rewards[-tenth:]),
-        "groups_local": int(sum(number(row, "groups_local") for row in rows)),
-        "groups_external": int(sum(number(row, "groups_external") for row in rows)),
-        "rejected": _rejected(rows),
-        "bytes_sent": int(counted(number(row, "swarm/bytes_sent") for row in rows)),
-        "bytes_received": int(counted(number(row, "swarm/bytes_received") for row in rows)),
-        "seconds": sum(number(row, "time/round") for row in rows),
-        "tokens_generated": int(sum(number(row, "tokens_generated") for row in rows)),
-        "tokens_trained": int(sum(number(row, "tokens_trained") for row in rows)),
-        "tokens_scored": int(sum(number(row, "tokens_scored") for row in rows)),
+        **{metric.name.rpartition("/")[2]: _whole(total(metric, rows)) for metric in shown_in(Place.SUMMARY)},
+        "seconds": total(METRICS["time/round"], rows),
         **first_and_last([evaluated]),
     }
 
@@ -100,24 +97,14 @@ def gain(swarm: Summary) -> float | None:
     return swarm["ratio"] if swarm["reward_first"] >= LEAST_COMPARED else None
 
 
-def counted(values: Iterable[float]) -> float:
-    """Return how far a counter went that starts again from 0 whenever its process does."""
-    total, before = 0.0, 0.0
-    for value in values:
-        total += value - before if value >= before else value
-        before = value
-    return total
-
-
 def write_summary(summary: Summary, path: Path) -> None:
     """Write the summary whole or not at all."""
     write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
 
 
-def _rejected(rows: Sequence[Row]) -> dict[str, int]:
-    counters = [row["swarm/rejected"] for row in rows if isinstance(row.get("swarm/rejected"), dict)]
-    reasons = sorted({reason for counter in counters for reason in counter})
-    return {reason: int(counted(number(counter, reason) for counter in counters)) for reason in reasons}
+def _whole(value: Any) -> Any:
+    """Return counts as whole numbers."""
+    return {key: int(count) for key, count in value.items()} if isinstance(value, Mapping) else int(value)
 
 
 def _first_round_seconds(rows: Sequence[Row], started: float) -> float | None:

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import ObserveConfig
+from node.metrics import Place, shown_in
 from node.telemetry.dashboard.app import Site
-from node.telemetry.dashboard.feed import MAX_POINTS, Feed, taught_by, thinned
+from node.telemetry.dashboard.feed import MAX_POINTS, Feed, thinned
 from node.telemetry.dashboard.server import Served, serve
+from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.names import short_name
 
@@ -79,6 +81,22 @@ def test_a_feed_says_what_there_is_and_then_what_is_new(tmp_path: Path) -> None:
     feed.close()
 
 
+def test_the_page_draws_each_metric_that_is_declared_for_it_and_has_its_values(tmp_path: Path, served: Served) -> None:
+    declared = {one.name: one for one in shown_in(Place.DASHBOARD)}
+    values = {name: {"ann": 1} if one.label else 0.5 for name, one in declared.items()}
+    MetricsLog(tmp_path / "metrics.jsonl").append({"round": 1, **values})
+    MetricsLog(tmp_path / EVALUATIONS_FILE).append({"round": 1, **{name.removeprefix("eval/"): 0.5 for name in values}})
+    curves = json.loads(get(served.port, "/curves")[2])
+    assert sorted(key for curve in curves for key in curve["keys"]) == sorted(
+        name for name, one in declared.items() if not one.label
+    )
+    assert all(declared[key].caption in curve["title"] for curve in curves for key in curve["keys"])
+    (_, rows), (_, scores) = events(served.port, 2)
+    for curve in curves:
+        (row,) = (scores if curve["scores"] else rows)["rows"]
+        assert {key: row[key] for key in curve["keys"]} == dict.fromkeys(curve["keys"], 0.5)
+
+
 def test_a_node_that_resumed_replaces_what_it_had_said(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append(*(round_row(number) for number in range(1, 6)))
@@ -119,7 +137,7 @@ def test_thinning_loses_no_group_and_keeps_the_last_round(counts: list[int], poi
     rows = [{"round": number + 1, "reward": 1.0, "swarm/taught_by": {"ann": n}} for number, n in enumerate(counts)]
     thin = list(thinned(rows, points))
     assert len(thin) <= points
-    assert taught_by(thin).get("ann", 0) == sum(counts)
+    assert sum(row["swarm/taught_by"]["ann"] for row in thin) == sum(counts)
     assert [row["round"] for row in thin][-1:] == [len(counts)] * bool(counts)
     assert all(row["reward"] == 1.0 for row in thin)
 
@@ -154,7 +172,9 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_no_script_of_a_peers(ser
     assert not any(sink in script for sink in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("))
 
 
-@pytest.mark.parametrize("path", ["/", "/status", "/metrics", "/events", "/refusals", "/static/page.js", "/healthz"])
+@pytest.mark.parametrize(
+    "path", ["/", "/status", "/metrics", "/events", "/refusals", "/curves", "/static/page.js", "/healthz"]
+)
 @pytest.mark.parametrize(
     ("headers", "refused"),
     [

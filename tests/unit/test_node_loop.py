@@ -23,6 +23,7 @@ from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.loop import Loop, longest_prompt
+from node.metrics import is_declared
 from node.policy.load import Policy
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
@@ -117,6 +118,7 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [key for row in rows for key in row if not is_declared(key)] == []
         held = pool.snapshot()
         buried = {key for key, _ in held.buried}
         return rows, [key for key, *_ in held.groups if key not in buried]

@@ -1,11 +1,13 @@
-"""Metrics survive kills, rewinds and readers that look at the wrong moment."""
+"""Metrics survive kills, rewinds and readers that look at the wrong moment; each is declared."""
 
 import json
+import re
 import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
 from node.fleet.progress import Progress
+from node.metrics import METRICS, is_declared, recent, total
 from node.telemetry.dashboard.feed import Feed
 from node.telemetry.metrics import MetricsLog, MetricsTail, iter_with_older, read_metrics
 from node.training.budget import spent_in
@@ -138,3 +140,26 @@ def test_the_newest_row_is_remembered_over_a_rewind(tmp_path: Path) -> None:
     assert log.last == {"round": 3}
     log.rewind(0)
     assert log.last == {}
+
+
+def test_each_metric_that_the_code_names_is_declared() -> None:
+    prefixes = {name.partition("/")[0] for name in METRICS if "/" in name} - {"rewards", "process"}
+    quoted = re.compile(rf'"((?:{"|".join(prefixes)})/[\w@]+)"')
+    files = (Path(__file__).parents[2] / "node").rglob("*.py")
+    named = {name for path in files for name in quoted.findall(path.read_text())}
+    assert {"swarm/age_rounds", "time/eval"} < named
+    assert {name for name in named if not is_declared(name)} == set()
+
+
+def test_rounds_are_combined_as_each_metric_says() -> None:
+    rows = [
+        {"round": 1, "reward": 0.0, "groups_local": 2, "swarm/bytes_sent": 10, "swarm/taught_by": {"ann": 1}},
+        {"round": 2, "reward": None, "groups_local": 4, "swarm/bytes_sent": 30, "swarm/taught_by": {"ann": 2}},
+        {"round": 3, "reward": 1.0, "groups_local": 3, "swarm/bytes_sent": 5, "swarm/rejected": {"forged": 2}},
+    ]
+    names = ("round", "reward", "groups_local", "swarm/bytes_sent", "swarm/taught_by", "swarm/rejected", "entropy")
+    assert [recent(METRICS[name], rows) for name in names] == [3, 0.5, 3, 5, {"ann": 3}, {"forged": 2}, None]
+    assert [total(METRICS[name], rows) for name in names] == [3, 0.5, 9, 35, {"ann": 3}, {"forged": 2}, 0]
+    after = [*rows, {"round": 4, "swarm/rejected": {}, "rewards/sums/mean": 1.0}, {"rewards/sums/mean": 0.5}]
+    assert recent(METRICS["swarm/rejected"], after) == {}  # another process
+    assert recent(METRICS["rewards/*/mean"], after) == {"sums": 0.75}

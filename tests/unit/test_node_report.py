@@ -15,11 +15,12 @@ from node.fleet.live_table import clock, line, render, size, trend
 from node.fleet.progress import Progress
 from node.fleet.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
 from node.fleet.supervisor import NodeProcess, State
+from node.metrics import Place, shown_in
 from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import MetricsLog
-from node.telemetry.plots import GRID, INK, MUTED, WARNING
+from node.telemetry.plots import GRID, INK, MUTED, PARTS, WARNING, plot_signals
 from node.telemetry.rollout_log import ROLLOUTS_FILE, own_rows
 from tests.fakes.rows import make_row
 
@@ -159,6 +160,7 @@ def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> N
     fill(tmp_path / "alone", 1, 60)
     fill_evaluations(tmp_path / "alone", 0.5)
     page = write_report(tmp_path).read_text()
+    assert all(f">{one.title}<" in page for one in shown_in(Place.REPORT) if one.name.startswith("eval/"))
     assert "0.10 &rarr; 0.75" in page and page.count("<svg") == before.count("<svg") + 2
     assert "0.750 <small>(0.598 to 0.858)</small>" in page and "0.500 <small>(0.352 to 0.648)</small>" in page
     elsewhere = tmp_path.parent / f"{tmp_path.name}-control"
@@ -208,6 +210,16 @@ def test_a_signal_that_few_nodes_have_in_any_one_round_leaves_its_plot_out() -> 
     page = render_report("run", nodes, {})  # of a run that was stopped at once
     assert "entropy" not in page[: page.index("Own and external")]
     assert render_report("run", {"n0": NodeFiles([{"round": 1, "reward": 0.0}])}, {})  # none has any
+
+
+def test_the_report_draws_each_metric_that_is_declared_for_it() -> None:
+    declared = shown_in(Place.REPORT)
+    drawn = plot_signals({"n0": [{"round": 1, **{one.name: 0.5 for one in declared}}]})
+    elsewhere = {"reward", "rewards/*/mean", "eval/accuracy", "eval/pass@8"}
+    missing = {
+        one.name for one in declared if f">{one.caption}<" not in drawn and one.name not in PARTS.get(one.part, ())
+    }
+    assert missing == elsewhere
 
 
 def test_colours_of_the_page_are_the_plots_too(tmp_path: Path) -> None:

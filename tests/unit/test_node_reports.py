@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.metrics import METRICS, Place
 from node.swarm.reports import (
     MAX_BYTES,
     MAX_GROUPS,
@@ -138,3 +139,16 @@ def test_one_report_of_each_signer_is_taken_in_half_of_the_time() -> None:
             desk.take(body, ME, early)
     assert desk.take(body, OTHERS[5], 1001.0) == GOOD
     assert desk.take(body, ME, 1150.0) == GOOD
+
+
+def test_a_report_tells_the_metrics_that_are_declared_for_the_board_and_no_others() -> None:
+    def said(row: dict[str, object]) -> bytes | None:
+        return Reporter(60.0, "gossamer/0.1.0").after_round({"round": 1, **row}, "builtin", 1000.0)
+
+    told = {
+        one
+        for one in METRICS.values()
+        if one.name != "round"
+        and said({one.name: {OTHERS[0]: 3} if one.label and "*" not in one.name else 0.5}) != said({})
+    }
+    assert told == {one for one in METRICS.values() if Place.BOARD in one.places}

@@ -11,8 +11,7 @@ def row(number: int, **more: Any) -> dict[str, Any]:
         "reward": 0.5,
         "groups_local": 4,
         "groups_external": 2,
-        "generated": 32,
-        "completions/mean_length": 10.0,
+        "tokens_generated": 320,
         "swarm/peers": 3,
         **more,
     }

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli.swarm import evaluation_lines, reward_lines
-from node.telemetry.summary import counted, summarise, summarise_node, write_summary
+from node.metrics import Place, counted, shown_in
+from node.telemetry.summary import summarise, summarise_node, write_summary
 
-KEYS = [
+KEYS = {
     "rounds",
     "reward_cumulative",
     "reward_first",
@@ -31,7 +32,14 @@ KEYS = [
     "pass8_first_interval",
     "pass8_last",
     "pass8_last_interval",
-]
+}
+
+
+def test_a_summary_has_the_total_of_each_metric_that_is_declared_for_it() -> None:
+    declared = shown_in(Place.SUMMARY)
+    values = {one.name: {"a": at} if one.label else at for at, one in enumerate(declared, 1)}
+    node = summarise_node([{"round": 1, **values}])
+    assert [node[one.name.rpartition("/")[2]] for one in declared] == list(values.values())
 
 
 def row(number: int, reward: float, **extra: object) -> dict[str, object]:
@@ -40,7 +48,7 @@ def row(number: int, reward: float, **extra: object) -> dict[str, object]:
 
 def test_first_and_last_are_means_over_a_tenth() -> None:
     node = summarise_node([row(index, float(index)) for index in range(1, 31)])
-    assert list(node) == KEYS
+    assert set(node) == KEYS
     assert (node["rounds"], node["reward_first"], node["reward_last"]) == (30, 2.0, 29.0)
     assert (node["reward_cumulative"], node["seconds"]) == (465.0, 15.0)
 

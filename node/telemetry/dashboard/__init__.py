@@ -5,5 +5,5 @@ app       the paths, who may read them, and the stream of events
 server    HTTP in a thread of its own
 static/   the page: no build step, nothing from the internet; uPlot (MIT, its licence beside it) draws the curves
 
-To show something more: add its key to `feed.MEANS`, and a plot to `PLOTS` in static/page.js.
+To draw one more metric: give it `Place.DASHBOARD` in node/metrics.py.
 """

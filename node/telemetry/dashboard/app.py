@@ -2,6 +2,7 @@
 
     /            the page          /events   what it shows: server-sent events, see `feed`, and `state` each second
     /status      the state, JSON   /metrics  the same for Prometheus         /healthz   200 while all is well
+    /curves      the plots: which metrics each one draws, JSON
     /refusals    what each reason for a refusal means, and whether it is nobody's fault, JSON
 
 Nothing is taken in: GET and HEAD alone. A page of another site must not read this one through the visitor's browser: a
@@ -38,7 +39,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.rollouts.screening import BLAMELESS
-from node.telemetry.dashboard.feed import Feed
+from node.telemetry.dashboard.feed import Feed, curves
 from node.telemetry.refusals import MEANINGS
 
 STATIC = Path(str(files("node.telemetry.dashboard"))) / "static"
@@ -96,6 +97,9 @@ def make_app(site: Site, closing: Event, hosts: frozenset[str], token: str = "")
     async def refusals(_: Request) -> Response:
         return JSONResponse({key: {"means": one, "blameless": key in BLAMELESS} for key, one in MEANINGS.items()})
 
+    async def plots(_: Request) -> Response:
+        return JSONResponse(curves())
+
     async def events(_: Request) -> Response:
         if pages.locked():
             return PlainTextResponse(f"{MAX_PAGES} pages are open: close one\n", 503)
@@ -110,6 +114,7 @@ def make_app(site: Site, closing: Event, hosts: frozenset[str], token: str = "")
         Route("/healthz", healthz),
         Route("/events", events),
         Route("/refusals", refusals),
+        Route("/curves", plots),
         *([Route("/metrics", metrics)] if site.metrics else []),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]

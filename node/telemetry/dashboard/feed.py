@@ -8,30 +8,20 @@ The files are the source, and not the running node: a page that is opened late, 
 is kept. The first poll of a long run is thinned to `MAX_POINTS` rounds a node, each the mean of its neighbours.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from node.metrics import Place, recent, shown_in
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsTail, Row, iter_metrics, mean, older
+from node.telemetry.metrics import MetricsTail, Row, iter_metrics, older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 
 MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels
 MAX_ROLLOUTS = 200  # completions in the first poll, and of a node in a later one
-MEANS = (
-    "reward",
-    "entropy",
-    "time/round",
-    "completions/mean_length",
-    "groups_local",
-    "groups_external",
-    "swarm/external_share",
-    "swarm/age_seconds",
-)
-LATEST = ("weights/members", "weights/revision", "tokens_generated", "time")
-SCORES = ("round", "accuracy", "accuracy_low", "accuracy_high", "pass@8")
-TAUGHT_BY = "swarm/taught_by"
-KEPT = ("round", *MEANS, *LATEST, TAUGHT_BY)
+SHOWN = shown_in(Place.DASHBOARD)
+SCORES = "eval/"  # a metric of this beginning is read from the evaluations, which have one before the first round, too
+KEPT = ("round", *(metric.name for metric in SHOWN))
 
 Event = tuple[str, Any]
 
@@ -82,7 +72,7 @@ class _NodeFiles:
             yield "rows", {"node": name, "reset": reset, "rows": list(thinned(rows, MAX_POINTS))}
         scores = self._scores.poll()
         if scores:
-            yield "scores", {"node": name, "rows": [{key: row.get(key) for key in SCORES} for row in scores]}
+            yield "scores", {"node": name, "rows": [_scores(row) for row in scores]}
 
     def new_rollouts(self, name: str) -> list[Row]:
         return [{**row, "node": name} for row in self._rollouts.poll()[-MAX_ROLLOUTS:]]
@@ -95,25 +85,34 @@ class _NodeFiles:
 def thinned(rows: Sequence[Row], points: int) -> Iterator[Row]:
     """Yield at most `points` rows for those of as many or more rounds: each the mean of neighbours, by its last round.
 
-    Counts of who taught whom are summed, so that no group is lost from them.
+    Tables of counts, as of who taught whom, are summed, so that no group is lost from them.
     """
     step = -(-len(rows) // points) or 1
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        yield {
-            "round": part[-1]["round"],
-            **{key: value for key in MEANS if (value := mean(part, key)) is not None},
-            **{key: part[-1][key] for key in LATEST if key in part[-1]},
-            TAUGHT_BY: taught_by(part),
+        said = {metric.name: recent(metric, part) for metric in SHOWN}
+        yield {"round": part[-1]["round"], **{name: value for name, value in said.items() if value is not None}}
+
+
+def _scores(row: Row) -> Row:
+    """Return an evaluation's scores under their metrics' names."""
+    names = [metric.name for metric in SHOWN if metric.name.startswith(SCORES)]
+    return {"round": row["round"], **{name: row.get(name.removeprefix(SCORES)) for name in names}}
+
+
+def curves() -> list[dict[str, Any]]:
+    """Return the plots of the page: each a title, and the metrics that it draws, the first one's line whole.
+
+    A metric is drawn in the plot of the one that it stands `beside`.
+    """
+    drawn = [metric for metric in SHOWN if not metric.label]
+    return [
+        {
+            "title": "; dashed: ".join(metric.caption for metric in together),
+            "keys": [metric.name for metric in together],
+            "scores": first.name.startswith(SCORES),
         }
-
-
-def taught_by(rows: Iterable[Row]) -> dict[str, int]:
-    """Return how many groups of each peer, by its node id, these rounds trained on."""
-    groups: dict[str, int] = {}
-    for row in rows:
-        counts = row.get(TAUGHT_BY)
-        for peer, count in counts.items() if isinstance(counts, dict) else ():
-            if isinstance(count, int):
-                groups[peer] = groups.get(peer, 0) + count
-    return groups
+        for first in drawn
+        if not first.beside
+        for together in [[first, *(metric for metric in drawn if metric.beside == first.name)]]
+    ]

@@ -5,18 +5,11 @@ const MAX_ROLLOUTS = 400; // kept in the page
 const MAX_NAMES = 24; // in the legend
 const MAX_POINTS = 4000; // rounds of a node that are kept
 const COLOURS = ["#0b7bd6", "#e4572e", "#2a9d4b", "#a855c7", "#c08a00", "#139c9c", "#d6336c", "#7a7f87"];
-const PLOTS = [
-  { title: "Reward", key: "reward", smooth: true },
-  { title: "Held-out accuracy (greedy)", scores: "accuracy" },
-  { title: "Own groups a round, and peers' (dashed)", key: "groups_local", dashed: "groups_external", smooth: true },
-  { title: "Entropy", key: "entropy", smooth: true },
-  { title: "Tokens of a completion", key: "completions/mean_length", smooth: true },
-  { title: "Seconds of a round", key: "time/round", smooth: true },
-];
 
 const nodes = new Map(); // name -> {rows, scores, taught, said}
 const rollouts = []; // newest first
 const label = new Map(); // node id -> what it is called here
+let curves = []; // the plots: a title, the metrics that each draws, and whether these are scores of evaluations
 let reasons = {}; // for refusals: what each means, and whether it is nobody's fault
 let shown = { title: "", nodes: [] };
 
@@ -121,9 +114,9 @@ function drawPlots() {
   if (!pointing) drawLegend(names);
   const last = Math.max(10, ...names.map((name) => node(name).rows.at(-1)?.round ?? 0));
   const ink = getComputedStyle(document.body).color;
-  PLOTS.forEach((plot, index) => {
+  curves.forEach((plot, index) => {
     const source = (name) => (plot.scores ? node(name).scores : node(name).rows);
-    const keys = [plot.scores || plot.key, ...(plot.dashed ? [plot.dashed] : [])];
+    const keys = plot.keys;
     const with_data = names.filter((name) => source(name).some((row) => keys.some((key) => row[key] != null)));
     const card = (plots[index] ||= { card: element("div", undefined, { class: "plot" }), drawn: null, for: "" });
     card.card.hidden = with_data.length === 0;
@@ -138,7 +131,7 @@ function drawPlots() {
     const whose = [""]; // of each series
     with_data.forEach((name) => {
       keys.forEach((key, at) => {
-        data.push(column(source(name), key, rounds, plot.smooth));
+        data.push(column(source(name), key, rounds, !plot.scores));
         series.push({
           label: `${name} ${key}`, stroke: colour(names.indexOf(name)), width: 1.5, spanGaps: true,
           dash: at ? [5, 4] : undefined,
@@ -245,7 +238,7 @@ function drawState() {
         one.name, said ? said.short_name : "", [state, { class: `state-${one.state}`, title: one.error || "" }],
         right(said ? `${said.round ?? 0}${said.rounds ? ` of ${said.rounds}` : ""}` : "–"),
         right(figure(said && said.reward)), right(figure(said && said.round_s, 2)),
-        right(rows.length ? figure(rows[rows.length - 1].accuracy) : "–"),
+        right(rows.length ? figure(rows[rows.length - 1]["eval/accuracy"]) : "–"),
         right(said ? String(said.counters.live_peers) : "–"),
         right(said ? bytes(said.counters.bytes_sent) : "–"), right(said ? bytes(said.counters.bytes_received) : "–"),
         right(said ? String(said.counters.items_sent) : "–"), right(String(total(refused.filter(isUnfit)))), right(String(total(refused.filter(isRejected)))),
@@ -418,4 +411,5 @@ function listen() {
   };
 }
 fetch("refusals").then((answer) => answer.json()).then((said) => { reasons = said; stale.state = true; });
+fetch("curves").then((answer) => answer.json()).then((said) => { curves = said; stale.plots = true; });
 listen();
