@@ -20,8 +20,9 @@ A new operation is declared in `operations`, and has a method of `Communicator`.
 `node`, and imports nothing from `node`.
 """
 
-from collectives.communicator import Communicator
-from collectives.diloco import DiLoCo
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from collectives.errors import (
     Aborted,
     Closed,
@@ -32,8 +33,12 @@ from collectives.errors import (
     Mismatch,
     NotEnoughPeers,
 )
-from collectives.shared_state.state import SharedState
 from collectives.types import Codec, Op, Protection, SyncStrategy
+
+if TYPE_CHECKING:
+    from collectives.communicator import Communicator
+    from collectives.diloco import DiLoCo
+    from collectives.shared_state.state import SharedState
 
 __all__ = [
     "Aborted",
@@ -52,3 +57,16 @@ __all__ = [
     "SharedState",
     "SyncStrategy",
 ]
+
+# These import torch, which takes seconds; who wants only the words above, as a node's settings do, does without.
+_WITH_TORCH = {
+    "Communicator": "collectives.communicator",
+    "DiLoCo": "collectives.diloco",
+    "SharedState": "collectives.shared_state.state",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WITH_TORCH[name]), name)

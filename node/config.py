@@ -12,14 +12,19 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from collectives.types import Codec
 from node.errors import UserError
 
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
 ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+if TYPE_CHECKING:
+    CodecName = str
+else:
+    CodecName = Literal[tuple(codec.value for codec in Codec)]
 AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
 DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
 
@@ -492,7 +497,7 @@ class WeightsConfig(Section):
     seeds: list[str] = Field(
         [], description="what `weights_address` of a member says, where the swarm's records do not"
     )
-    codec: Literal["none", "float16", "bfloat16", "int8", "uint8-minmax", "uint8-zero-point"] = "none"
+    codec: CodecName = Field(Codec.NONE.value, description="how weights travel: `collectives.types.Codec`")
 
 
 class ObserveConfig(Section):

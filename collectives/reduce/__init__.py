@@ -11,4 +11,8 @@
     topology       how fast links are, the ring's order, and which algorithm that makes the fastest
 
 A new algorithm takes a `Port` and a `Reduction`, and `topology.choose` must say when.
+
+To add a codec: name it in `Codec` (collectives/types.py), write its coder in `codecs`, and put that into `CODERS` there
+and into the table on top. `weights.codec` takes it then. The tests go through all of `Codec`: give its error to `STEP`
+in tests/unit/test_collectives_reduce.py and to `bounds` in tests/unit/test_collectives_tensors.py.
 """

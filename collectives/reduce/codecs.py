@@ -33,6 +33,7 @@ values, the mean of the results tends to that of the exact ones (1-bit SGD, Seid
 or AVG.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -59,12 +60,7 @@ class Coder(Protocol):
 
 def coder_for(codec: Codec, dtype: torch.dtype) -> Coder | None:
     """Return how values of `dtype` are encoded, None where they travel as they are."""
-    if codec is Codec.NONE or not dtype.is_floating_point:
-        return None
-    if codec in (Codec.FLOAT16, Codec.BFLOAT16):
-        return None if dtype in _HALVES else _Half(torch.float16 if codec is Codec.FLOAT16 else torch.bfloat16)
-    scale = torch.float64 if dtype is torch.float64 else torch.float32
-    return {Codec.INT8: _Int8, Codec.UINT8_MINMAX: _MinMax, Codec.UINT8_ZERO_POINT: _ZeroPoint}[codec](scale)
+    return CODERS[codec](dtype) if dtype.is_floating_point else None
 
 
 def _blocks(count: int) -> int:
@@ -278,6 +274,25 @@ class _ZeroPoint(_Eight):
         zero = offset.to(rows.dtype)
         rows.sub_(zero[:, None]).mul_(scale[:, None])
         _keep_finite(rows, zero * scale, (self.levels - zero) * scale)
+
+
+def _half(half: torch.dtype) -> Callable[[torch.dtype], Coder | None]:
+    return lambda dtype: None if dtype in _HALVES else _Half(half)
+
+
+def _eight(coder: type[_Eight]) -> Callable[[torch.dtype], Coder | None]:
+    return lambda dtype: coder(torch.float64 if dtype is torch.float64 else torch.float32)
+
+
+CODERS: Mapping[Codec, Callable[[torch.dtype], Coder | None]] = {  # from the values' floating type to their coder
+    Codec.NONE: lambda dtype: None,
+    Codec.FLOAT16: _half(torch.float16),
+    Codec.BFLOAT16: _half(torch.bfloat16),
+    Codec.INT8: _eight(_Int8),
+    Codec.UINT8_MINMAX: _eight(_MinMax),
+    Codec.UINT8_ZERO_POINT: _eight(_ZeroPoint),
+}
+assert set(CODERS) == set(Codec), "each codec has its coder"
 
 
 class Feedback:

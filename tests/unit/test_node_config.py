@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from collectives.types import Codec
 from node.config import REMOVED_RULES, REMOVED_SETTINGS, NodeConfig, is_key, load_config, parse_config, upgraded
 from node.errors import UserError
 from node.state_folder import recall
@@ -95,3 +96,10 @@ def test_a_person_who_names_a_rule_that_is_gone_is_told_in_one_line_which_to_tak
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"'sampling\.rule': Input should be 'sapo' or 'positive'"):
         load_config(None, ["sampling.rule=freshest"])
+
+
+def test_weights_travel_by_any_codec_that_collectives_have() -> None:
+    for codec in Codec:
+        assert parse_config({"weights": {"codec": codec.value}}).weights.codec == codec.value
+    with pytest.raises(UserError, match=r"weights\.codec"):
+        parse_config({"weights": {"codec": "int9"}})
