@@ -289,9 +289,9 @@ class Core:
             if node is None and not (link.dialled and control.kind in BEFORE_HELLO):
                 if control.kind == Kind.ASK_MANIFEST and self.membership.proven_node(link) is not None:
                     return self._answer_manifest(link, now)  # it is admitted, and had no room
-                if self._is_parting(link):
-                    return []
                 if not (control.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
+                    if self._is_parting(link):
+                        return []
                     raise MessageError("no_hello")
             return self._control(link, node, control, now)
         except PeerError as error:

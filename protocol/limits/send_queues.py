@@ -7,10 +7,9 @@ Rules
  1. Of one link's frames, what we say goes first, in its order; then small items; then
     large ones. Nothing large holds up anything small.
  2. Items and chunks wait by their names, and become frames when it is their turn: so they take no memory, and what is
-    not wanted any more is left out. The caller bounds their number. Control messages have `CONTROL_BYTES` a link and
-    `MAX_CONTROL_BYTES` in all, so that a peer that takes our items slowly still hears that we live. If these are full,
-    the link that has most loses its newest message to one that would have less (as SFQ drops from the longest queue,
-    McKenney 1990). So links that do not read, however many, silence no other.
+    not wanted any more is left out. The caller bounds their number. Control messages have `CONTROL_BYTES` a link of
+    its own, so that a peer that takes our items slowly still hears that we live, and one that reads nothing, however
+    many do, silences no other.
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
     present virtual time: it is owed nothing for its silence.
@@ -29,8 +28,9 @@ from dataclasses import dataclass, field
 from protocol.config import Limits
 from protocol.events import Lane, Link
 
-CONTROL_BYTES = 1 << 20  # announcements and records of minutes; a peer that takes none for so long is gone
-MAX_CONTROL_BYTES = 16 * CONTROL_BYTES  # of all links: 32 KiB each where all connections that there may be are full
+# Announcements and records of minutes; a peer that takes none for so long is gone. All 272 live links that there may be
+# by default have 68 MiB.
+CONTROL_BYTES = 256 << 10
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
 BURST_S = 0.25  # of the upload limit: what a line's own buffers hold
 MAX_DEBT_S = 1.0
@@ -73,8 +73,6 @@ class SendQueues:
         self._virtual = 0.0
         self._tokens = self._rate * BURST_S
         self._filled = now
-        self.control_bytes = 0  # of all links
-        self._silenced: dict[Link, None] = {}  # those that lost something for another
 
     def __len__(self) -> int:
         return sum(len(lane) for queue in self._busy.values() for lane in queue.lanes)
@@ -87,17 +85,10 @@ class SendQueues:
     def put(self, link: Link, frame: bytes) -> bool:
         """Queue what we say; False: there is no room."""
         queue, size = self._queues.get(link), len(frame)
-        control = queue.control if queue is not None else 0
-        if control + size > CONTROL_BYTES or not self._make_room(size, control + size):
+        if size + (queue.control if queue is not None else 0) > CONTROL_BYTES:
             return False
         self._append(link, Lane.CONTROL, Waiting(frame, b"", size))
         return True
-
-    def take_silenced(self) -> list[Link]:
-        """Return the links that lost something said to them, for another link, since the last call."""
-        silenced = list(self._silenced)
-        self._silenced.clear()
-        return silenced
 
     def queue(self, link: Link, place: bytes, lane: Lane, size: int, frame: bytes = b"") -> None:
         """Queue what becomes a frame of about `size` bytes when its turn comes, or did already."""
@@ -112,7 +103,8 @@ class SendQueues:
             queue.virtual = max(queue.virtual, self._virtual)
             self._busy[link] = queue
         queue.lanes[lane].append(waiting)
-        self._count(queue, lane, waiting.size)
+        if lane is Lane.CONTROL:
+            queue.control += waiting.size
 
     def next(self, now: float) -> tuple[Link, Waiting] | None:
         """Return what is to be handed over now, and to whom; say with `sent`, `skip` or `full` what came of it.
@@ -140,7 +132,8 @@ class SendQueues:
         assert lane is not None
         left = queue.lanes[lane].popleft()
         size = len(left.frame)
-        self._count(queue, lane, -left.size)
+        if lane is Lane.CONTROL:
+            queue.control -= left.size
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
         queue.pause = RETRY_S
@@ -167,10 +160,8 @@ class SendQueues:
 
     def drop(self, link: Link) -> None:
         """The link is gone, and what waited for it."""
-        queue = self._queues.pop(link, None)
-        if queue is not None:
-            self.control_bytes -= queue.control
-            self._busy.pop(link, None)
+        self._queues.pop(link, None)
+        self._busy.pop(link, None)
 
     def wait(self, now: float) -> float:
         """Return in how many seconds `next` may have something; infinity while nothing waits."""
@@ -192,24 +183,6 @@ class SendQueues:
         if self._rate:
             self._tokens = min(self._rate * BURST_S, self._tokens + max(0.0, now - self._filled) * self._rate)
             self._filled = now
-
-    def _count(self, queue: _Queue, lane: Lane, size: int) -> None:
-        if lane is Lane.CONTROL:
-            queue.control += size
-            self.control_bytes += size
-
-    def _make_room(self, size: int, total: int) -> bool:
-        """Have room for `size` bytes of control frames, of a link that then has `total`; False: none has more."""
-        while self.control_bytes + size > MAX_CONTROL_BYTES:
-            link, most = max(self._busy.items(), key=lambda item: item[1].control)
-            if most.control <= total:
-                return False
-            lost = most.lanes[Lane.CONTROL].pop()
-            self._silenced[link] = None
-            self._count(most, Lane.CONTROL, -lost.size)
-            if most.head is None:
-                del self._busy[link]
-        return True
 
     def _forget_idle(self) -> None:
         if len(self._queues) - len(self._busy) >= MAX_IDLE:

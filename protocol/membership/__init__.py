@@ -6,7 +6,6 @@ address_book         whom we could dial
 dialing              whom we dial, and when
 feelers              seeds and old acquaintances, tried for good
 pairing              who is near whom for the time being
-hellos               what a hello is worth
 failure_detector     which live peers still answer
 dissemination        how records travel
 directory            records: our own, and the good ones

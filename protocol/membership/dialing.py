@@ -13,7 +13,7 @@ Rules
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 from protocol.config import Instant, Setup
@@ -23,7 +23,6 @@ from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.membership.address_book import Book, Contact
 from protocol.membership.directory import Directory
 from protocol.membership.feelers import Feelers
-from protocol.membership.hellos import Refuses
 from protocol.membership.links import Links
 from protocol.membership.pairing import distance, name_of
 
@@ -34,8 +33,11 @@ NEAR_LINKS = 4  # as many as with one public network: whoever is in our own can 
 SHED_INTERVAL_S = 10.0  # so that who is sent away finds room elsewhere before the next
 
 
+Refuses = Callable[[NodeId, Instant], bool]  # whether a node is graylisted just now
+
+
 class Dialing:
-    """See the module's comment. `refuses` tells of a node whether it is graylisted just now."""
+    """See the module's comment."""
 
     def __init__(  # what it looks at, each of which has another owner
         self,

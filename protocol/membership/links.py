@@ -370,11 +370,14 @@ class Links:
         del self._holders[peer.link.key]
         return [peer.link] if peer.spare is None else [peer.link, peer.spare]
 
-    def part(self, link: Link, now: float) -> bool:
-        """Close the link a little later, however often that is said; False: so many are that it is to be closed now."""
+    def part(self, link: Link, now: float, after: float = GRACE_S) -> bool:
+        """Close the link `after` some seconds, however often that is said, unless it is live by then.
+
+        False: so many are that it is to be closed now.
+        """
         if len(self._parting) >= MAX_PARTING:
             return False
-        self._parting.setdefault(link, now + GRACE_S)
+        self._parting.setdefault(link, now + after)
         return True
 
     def due(self, now: float) -> list[Link]:

@@ -1,7 +1,7 @@
 """Who is here. A pure state machine: `handle(event, now) -> actions`.
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the address book as
-the passive view. Each part states its rules: `hellos` judges a hello, `links` has the life of a link,
+the passive view. Each part states its rules: `links` has the life of a link,
 `failure_detector` whether its other end still answers. `dissemination` spreads records, `dialing` chooses whom to dial,
 `revocation_exchange` spreads the revocation list, and `reachability` finds out whether we can be dialled.
 
@@ -19,19 +19,18 @@ Rules
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
     our key) makes us raise our incarnation above it (see `Directory.outbid`).
- 6. A peer whose hello names a newer revocation list than ours is asked for it, and one that we would not
-    admit waits for the answer: the list may say that who signed its grant may. What is new is told to all
-    peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
- 7. Where the use of an invite has to be on disk first, a hello waits for that unanswered (`Stored`).
+ 6. A peer whose hello names a newer revocation list than ours is asked for it. One that we would not admit is asked
+    first, once, as the list may say that who signed its grant may; its hello is judged when it comes again. What is
+    new is told to all peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
+ 7. Where the use of an invite has to be on disk first, a hello is not answered. It comes again (rule 2).
 """
 
-import contextlib
 import random
 from collections.abc import Callable, Iterable
 
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
-from protocol.errors import MessageError, PeerError
+from protocol.errors import MessageError, RecordError
 from protocol.events import (
     Accepted,
     Closed,
@@ -56,10 +55,9 @@ from protocol.events import (
     TurnedAway,
 )
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup, prefix_of
-from protocol.lru import Recent
+from protocol.limits.networks import Scope, netgroup
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
-from protocol.membership.dialing import Dialing
+from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import Directory
 from protocol.membership.dissemination import Dissemination
 from protocol.membership.failure_detector import (
@@ -68,11 +66,10 @@ from protocol.membership.failure_detector import (
     DetectorAction,
     State,
 )
-from protocol.membership.hellos import Refuses, Worth, judge
 from protocol.membership.links import HELLO_RETRY_S, Links, voice_of
 from protocol.membership.pairing import name_of
 from protocol.membership.reachability import Reachability
-from protocol.membership.revocation_exchange import MAX_WAITING, RevocationExchange
+from protocol.membership.revocation_exchange import LIST_WAIT_S, RevocationExchange
 from protocol.notices import GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
@@ -128,7 +125,6 @@ class Membership:
         self._lists = RevocationExchange(setup.gate)
         self._next_review = now.steady
         self._next_eviction = now.steady
-        self._waiting: Recent[Link, Message] = Recent(MAX_WAITING)  # rule 7
         self.deaths = 0  # peers dropped for silence
         self.refusals = Refusals(now)
 
@@ -224,8 +220,9 @@ class Membership:
                 return self._news(event, now)
             case Revoked(encoded):
                 return self._obey(encoded, None, now)
-            case Stored():
-                return self._stored(event, now)
+            case Stored(uses, ok):
+                (self._setup.gate.kept if ok else self._setup.gate.lost)(uses)
+                return []
             case Tick():
                 return self._tick(now)
 
@@ -275,10 +272,8 @@ class Membership:
         return []
 
     def _may_say(self, message: Message) -> bool:
-        is_early = message.kind in BEFORE_HELLO or (
-            message.kind == Kind.REVOCATIONS and self._lists.awaits(message.link)
-        )
-        return is_early or message.sender in self._links.peers
+        is_awaited = message.kind == Kind.REVOCATIONS and self._lists.awaits(message.link)
+        return is_awaited or message.kind in BEFORE_HELLO or message.sender in self._links.peers
 
     # Links
 
@@ -303,7 +298,6 @@ class Membership:
         if (answer := self.reachability.closed(link)) is not None:
             return answer
         self._lists.forget(link)
-        self._waiting.pop(link)
         lost = self._links.closed(link)
         if lost.attempt is not None:
             lost.attempt.contact.failed(now, self._rng)
@@ -311,32 +305,40 @@ class Membership:
             return [PeerUp(lost.switched)]
         return self._lose(lost.peer, now) if lost.peer is not None else []
 
-    def _hello(self, message: Message, now: Instant, *, may_wait: bool = True) -> list[MembershipAction]:
-        link, sender = message.link, message.sender
-        worth, record, hello, reason = judge(message, self._setup, self.directory, self._links, self._refuses, now)
-        if worth is not Worth.ASK_LIST:
-            self._lists.forget(link)  # of an older hello that waited, nothing is left to judge
-        match worth:
-            case Worth.UNEXPECTED:
-                return [HangUp(link), *self._closed(link, now)]
-            case Worth.GRAYLISTED:
-                self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
-                self.refusals.of(sender, reason, now)
-                dropped = self._drop(sender) if sender in self._links.peers else []
-                return [*dropped, *self._refuse(link, reason, now)]
-            case Worth.WAITS:
-                self._waiting.set(link, message)
-                return []
-            case Worth.ASK_LIST if may_wait and (asked := self._ask_first(message, now)):
-                return asked
-            case Worth.ASK_LIST | Worth.REFUSED:
-                self.refusals.of(sender, reason, now)
-                peer = self._links.peers.get(sender)
-                left = self._leave(sender, reason, now) if peer is not None else []
-                is_told = peer is not None and link in (peer.link, peer.spare)
-                return left if is_told else [*left, *self._refuse(link, reason, now)]
-            case Worth.ADMITTED:
-                return self._take_in(link, record, hello, now)
+    def _hello(self, message: Message, now: Instant) -> list[MembershipAction]:
+        """Judge a hello.
+
+        Raises:
+            MessageError: it is malformed.
+            RecordError: it is forged, or its record is of no use.
+        """
+        link, sender, hello = message.link, message.sender, Hello.decode(message.body)
+        record, gate = self.directory.read(hello.record, now), self._setup.gate
+        if record.node_id != sender or record.curve_key != link.key:
+            raise RecordError("impostor", "the record is another node's or names another key")
+        if self._links.live_node(link) not in (None, sender):
+            raise RecordError("impostor", "the link's key is another live peer's")
+        if sender == self._own or not self._links.expects(link):
+            return [HangUp(link), *self._closed(link, now)]
+        if self._refuses(sender, now):
+            self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
+            self.refusals.of(sender, GRAYLISTED, now)
+            dropped = self._drop(sender) if sender in self._links.peers else []
+            return [*dropped, *self._refuse(link, GRAYLISTED, now)]
+        reason = gate.admits(record, now)
+        if not reason:
+            return self._take_in(link, record, hello, now)
+        if reason == NOT_KEPT:
+            return []
+        may_ask = hello.revision > gate.revision and not self._lists.awaits(link)
+        # To ask is an answer, and whoever was answered keeps its connection: therefore only for so long.
+        if may_ask and (link.dialled or self._links.part(link, now.steady, LIST_WAIT_S)):
+            return [self._lists.ask_first(link)]
+        self.refusals.of(sender, reason, now)
+        peer = self._links.peers.get(sender)
+        left = self._leave(sender, reason, now) if peer is not None else []
+        is_told = peer is not None and link in (peer.link, peer.spare)
+        return left if is_told else [*left, *self._refuse(link, reason, now)]
 
     def _take_in(self, link: Link, record: PeerRecord, hello: Hello, now: Instant) -> list[MembershipAction]:
         """Make an admitted node a live peer, if there is room or room is made for it."""
@@ -363,16 +365,6 @@ class Membership:
         if newest is not None and newest.replaces(record):
             actions.append(Send(link, Peers((newest.encoded,))))  # it has a twin, or its clock was set back
         return [*actions, self._lists.ask(link)] if hello.revision > self._setup.gate.revision else actions
-
-    def _stored(self, event: Stored, now: Instant) -> list[MembershipAction]:
-        """Hear again who had to wait for what was written."""
-        (self._setup.gate.kept if event.ok else self._setup.gate.lost)(event.uses)
-        waiting = self._waiting.take_all() if event.ok else []
-        actions: list[MembershipAction] = []
-        for message in waiting:
-            with contextlib.suppress(PeerError):  # its record may have expired meanwhile
-                actions += self._hello(message, now)
-        return actions
 
     def _welcome(self, link: Link, record: PeerRecord, now: Instant, *, needy: bool) -> list[MembershipAction]:
         node = record.node_id
@@ -520,26 +512,9 @@ class Membership:
         """Tell whether who is not yet a peer may send a revocation list over this link."""
         return self._lists.awaits(link)
 
-    def _ask_first(self, hello: Message, now: Instant) -> list[MembershipAction]:
-        """Let a hello wait for its sender's list; nothing: it may not."""
-        network = prefix_of(self._links.host_of(hello.link))
-        displaced = self._lists.displaced_by(hello, network)
-        actions = self._judge_waiting(displaced, now) if displaced is not None else []
-        ask = self._lists.ask_first(hello, network, now)
-        return [*actions, ask] if ask is not None else []
-
     def _list_brought(self, message: Message, now: Instant) -> list[MembershipAction]:
-        encoded, hello = self._lists.take(message, now)
-        actions = [] if encoded is None else self._obey(encoded, message.sender, now)
-        return [*actions, *self._judge_waiting(hello, now)] if hello else actions
-
-    def _judge_waiting(self, hello: Message, now: Instant) -> list[MembershipAction]:
-        """Judge a hello that waited for a list as it is now."""
-        self._lists.forget(hello.link)
-        try:
-            return self._hello(hello, now, may_wait=False)
-        except PeerError as error:  # its record expired meanwhile
-            return self._refuse(hello.link, error.reason, now)
+        encoded = self._lists.take(message, now)
+        return self._obey(encoded, message.sender, now) if encoded else []
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
         if not self._setup.gate.obey(encoded):
@@ -561,8 +536,6 @@ class Membership:
         is_large = self.book.has_more_prospects_than(self._setup.limits.max_peers)
         self._links.swarm_found(now.steady, is_large=is_large)
         actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
-        for hello in self._lists.late(now):
-            actions += self._judge_waiting(hello, now)
         for link, attempt in self._links.late(now.steady):
             attempt.contact.failed(now, self._rng)
             actions.append(HangUp(link))

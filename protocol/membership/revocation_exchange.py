@@ -1,14 +1,7 @@
-"""How the revocation list travels between two peers: who is asked, who is answered, and whose hello waits for it.
+"""How the revocation list travels between two peers: who is asked, and who is answered.
 
 A list has up to 24 KiB and a signature to check, so a link has an allowance of lists that it brings or asks for.
-A hello that we would not admit waits for the list that its sender knows and we do not: it may say that who signed
-its grant may. It waits for `LIST_WAIT_S` and is judged then without one: to ask is an answer, and whoever was answered
-keeps its connection. Promises are free and addresses are not: where as many wait as may, the oldest of the network that
-has most places is judged at once for one of a network that has fewer.
 """
-
-from collections import Counter
-from typing import NamedTuple
 
 from protocol.config import Gate, Instant
 from protocol.errors import MessageError
@@ -20,20 +13,6 @@ from protocol.wire.messages import AskRevocations, Revocations
 
 LIST_S, LISTS = 10.0, 4  # a link may bring, and ask for, so many at once, and one in 10 s
 LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
-MAX_WAITING = 64  # hellos that wait for a disk, or as many for a list
-
-
-class Brought(NamedTuple):
-    """A list that came, None if it is ours, and the hello that waited for it."""
-
-    encoded: bytes | None
-    hello: Message | None
-
-
-class _Waiting(NamedTuple):
-    hello: Message
-    until: float
-    network: str
 
 
 class RevocationExchange:
@@ -41,46 +20,25 @@ class RevocationExchange:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._waiting: dict[Link, _Waiting] = {}
+        self._asked: Recent[Link, None] = Recent(MAX_PROVEN)  # before they were taken in
         self._budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
 
     def ask(self, link: Link) -> Send:
         """Ask for a list newer than ours."""
         return Send(link, AskRevocations(self._gate.revision))
 
-    def displaced_by(self, hello: Message, network: str) -> Message | None:
-        """Return who is to be judged now, that a hello of `network` may wait; None: there is room, or none for it."""
-        if hello.link in self._waiting or len(self._waiting) < MAX_WAITING:
-            return None
-        places = Counter(waiting.network for waiting in self._waiting.values())
-        ((crowd, most),) = places.most_common(1)
-        if places[network] + 1 >= most:
-            return None
-        return next(waiting.hello for waiting in self._waiting.values() if waiting.network == crowd)
-
-    def ask_first(self, hello: Message, network: str, now: Instant) -> Send | None:
-        """Let a hello wait for its sender's list, and ask for that; None: too many wait.
-
-        To say it again prolongs nothing.
-        """
-        waiting = self._waiting.get(hello.link)
-        if waiting is None and len(self._waiting) >= MAX_WAITING:
-            return None
-        until = now.steady + LIST_WAIT_S if waiting is None else waiting.until
-        self._waiting[hello.link] = _Waiting(hello, until, network)
-        return self.ask(hello.link)
-
-    def late(self, now: Instant) -> list[Message]:
-        """Return the hellos that have waited for long enough; they are to be judged as they are."""
-        return [waiting.hello for waiting in self._waiting.values() if waiting.until <= now.steady]
+    def ask_first(self, link: Link) -> Send:
+        """As `ask`, of somebody who is not admitted by ours."""
+        self._asked.set(link, None)
+        return self.ask(link)
 
     def awaits(self, link: Link) -> bool:
-        """Tell whether who is not yet a peer may send a list over this link."""
-        return link in self._waiting
+        """Tell whether who is not yet a peer was asked for a list over this link."""
+        return link in self._asked
 
     def forget(self, link: Link) -> None:
-        """The link is gone, or its hello was judged."""
-        self._waiting.pop(link, None)
+        """The link is gone."""
+        self._asked.pop(link)
 
     def answer(self, message: Message, now: Instant) -> list[Send]:
         """Send our list to who asks, if it is newer than theirs.
@@ -93,15 +51,13 @@ class RevocationExchange:
         self._spend(message.link, now)
         return [Send(message.link, Revocations(self._gate.revocations))]
 
-    def take(self, message: Message, now: Instant) -> Brought:
-        """Return what a peer sent, and what waited for it. Raises as `answer`."""
+    def take(self, message: Message, now: Instant) -> bytes:
+        """Return the list that came, empty if it is ours. Raises as `answer`."""
         encoded = Revocations.decode(message.body).encoded
-        waiting = self._waiting.get(message.link)
-        hello = waiting.hello if waiting is not None else None
         if encoded == self._gate.revocations:
-            return Brought(None, hello)
+            return b""
         self._spend(message.link, now)
-        return Brought(encoded, hello)
+        return encoded
 
     def _spend(self, link: Link, now: Instant) -> None:
         budget = self._budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)

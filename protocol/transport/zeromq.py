@@ -103,10 +103,8 @@ class ZmqTransport:
                 return taken is Taken.YES
         elif link not in sockets:
             return False
-        has_room = self._queues.put(link, frame)
-        silenced = self._queues.take_silenced() if has_room else [*self._queues.take_silenced(), link]
-        self._events.extend(Refused("queue_full", one) for one in silenced)
-        if not has_room:
+        if not self._queues.put(link, frame):
+            self._events.append(Refused("queue_full", link))
             return False
         self._flush()
         return True

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.config import LAN, NOT_KEPT, Instant, Limits, OpenGate, Setup
+from protocol.config import LAN, Instant, Limits, OpenGate, Setup
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import make_shared_invite
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
@@ -539,7 +539,7 @@ def test_a_live_peer_that_greets_again_with_a_record_that_is_not_admitted_is_par
     assert HangUp(link) not in again and core.is_parting(link)  # it is closed when the goodbye has arrived
 
 
-def test_a_hello_waits_until_its_use_of_an_invite_is_on_disk_and_is_not_heard_when_that_fails() -> None:
+def test_a_hello_is_not_answered_until_its_use_of_an_invite_is_on_disk() -> None:
     founder, link = OTHERS[0], Link(LOW.curve_key, False)
     club = make_manifest(founder, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
     invite = make_shared_invite(founder, club, 1, int((UNIX + 3600) * 1000))
@@ -555,17 +555,8 @@ def test_a_hello_waits_until_its_use_of_an_invite_is_on_disk_and_is_not_heard_wh
     assert core.handle(greeting, at(2)) == []
     kept = tuple(gate.take_fresh())
     assert lost == kept
-    assert PeerUp(LOW.node_id) in core.handle(Stored(kept, ok=True), at(3))
-    assert core.handle(Stored(kept, ok=True), at(4)) == []  # nobody waits any more
-
-
-def test_who_hung_up_while_its_hello_waited_does_not_come_up() -> None:
-    link = Link(LOW.curve_key, False)
-    waits = Rule(lambda record, now: NOT_KEPT if now.steady < 1 else "")
-    core = Membership(Setup(ME, SWARM, gate=waits), Book((), 16), random.Random(1), at(0))
-    core.handle(hello(LOW, dialled=False), at(0))
-    core.handle(Closed(link), at(0.5))
-    assert core.handle(Stored((), ok=True), at(1)) == [] and core.peers == []
+    assert core.handle(Stored(kept, ok=True), at(3)) == []
+    assert PeerUp(LOW.node_id) in core.handle(greeting, at(4))
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:

@@ -24,9 +24,9 @@ from protocol.credentials.revocations import (
 )
 from protocol.errors import RevocationError
 from protocol.events import (
-    Accepted,
     Arrived,
     Deliver,
+    HangUp,
     Item,
     Link,
     Message,
@@ -40,8 +40,9 @@ from protocol.events import (
 from protocol.identity import Identity, NodeId
 from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import Book
+from protocol.membership.links import MAX_PARTING
 from protocol.membership.membership import Membership
-from protocol.membership.revocation_exchange import LIST_WAIT_S, LISTS, MAX_WAITING
+from protocol.membership.revocation_exchange import LIST_WAIT_S, LISTS
 from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_REVOCATIONS_BYTES,
@@ -275,60 +276,28 @@ def test_a_guest_of_an_owner_whom_we_do_not_know_shows_us_that_it_is_one() -> No
     actions = greet(core, GUEST, pass_by(SECOND), handed_over.revision)
     assert told(actions, Kind.ASK_REVOCATIONS) == [link(GUEST)] and not told(actions, Kind.GOODBYE)
     assert core.awaits_list(link(GUEST))
-    actions = say(core, GUEST, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
-    assert PeerUp(GUEST.node_id) in actions and core.peers == [GUEST.node_id]
+    say(core, GUEST, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
+    assert PeerUp(GUEST.node_id) in greet(core, GUEST, pass_by(SECOND), handed_over.revision)
+    later = Instant(NOW.steady + LIST_WAIT_S, NOW.unix)
+    core.heard(GUEST.node_id, later)
+    assert HangUp(link(GUEST)) not in core.handle(Tick(), later) and core.peers == [GUEST.node_id]
     stranger = machine(Gatekeeper(CLUB))
     greet(stranger, EVIL, pass_by(EVIL), handed_over.revision)
-    actions = say(stranger, EVIL, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
-    assert told(actions, Kind.GOODBYE) == [link(EVIL)]
+    say(stranger, EVIL, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
+    assert told(greet(stranger, EVIL, pass_by(EVIL), handed_over.revision), Kind.GOODBYE) == [link(EVIL)]
 
 
 def test_who_promises_a_list_and_brings_none_is_turned_away_and_so_is_who_comes_when_many_wait() -> None:
     core = machine(Gatekeeper(CLUB))
-    strangers = [Identity(bytes([9, n]) * 16) for n in range(MAX_WAITING + 1)]
+    strangers = [Identity(bytes([9 + n // 256, n % 256]) * 16) for n in range(MAX_PARTING + 1)]
     for stranger in strangers[:-1]:
         assert told(greet(core, stranger, revision=7), Kind.ASK_REVOCATIONS) == [link(stranger)]
     assert told(greet(core, strangers[-1], revision=7), Kind.GOODBYE) == [link(strangers[-1])]
-    later = Instant(NOW.steady + LIST_WAIT_S - 1, NOW.unix)
-    again = Message(
-        link(strangers[0]), strangers[0].node_id, Kind.HELLO, Hello(record(strangers[0]).encoded, revision=8).encode()
-    )
-    assert told(core.handle(again, later), Kind.ASK_REVOCATIONS) == [link(strangers[0])]
-    assert told(core.handle(Tick(), later), Kind.GOODBYE) == []
+    again = greet(core, strangers[0], revision=8)
+    assert told(again, Kind.GOODBYE) == [link(strangers[0])] and not told(again, Kind.ASK_REVOCATIONS)
+    assert HangUp(link(strangers[1])) not in core.handle(Tick(), Instant(NOW.steady + LIST_WAIT_S - 1, NOW.unix))
     over = core.handle(Tick(), Instant(NOW.steady + LIST_WAIT_S, NOW.unix))
-    assert set(told(over, Kind.GOODBYE)) == {link(stranger) for stranger in strangers[:-1]}
-    assert not core.awaits_list(link(strangers[0]))
-
-
-def test_whoever_waits_for_lists_in_all_places_loses_one_to_each_other_network() -> None:
-    core = machine(Gatekeeper(CLUB))
-
-    def promise(number: int, host: str) -> tuple[Link, list]:
-        guest = Identity(bytes([9, number]) * 16)
-        core.handle(Accepted(link(guest), host), NOW)
-        return link(guest), greet(core, guest, revision=7)
-
-    crowd = [promise(number, f"93.184.216.{number}")[0] for number in range(MAX_WAITING)]
-    for number in range(MAX_WAITING, MAX_WAITING + MAX_WAITING // 2):
-        other, actions = promise(number, "93.184.217.1")
-        assert told(actions, Kind.ASK_REVOCATIONS) == [other]
-        assert told(actions, Kind.GOODBYE) == [crowd[number - MAX_WAITING]]
-    for number, host in ((200, "93.184.216.200"), (201, "93.184.217.1")):  # each network has half of the places
-        refused, actions = promise(number, host)
-        assert told(actions, Kind.GOODBYE) == [refused] and not core.awaits_list(refused)
-    third, actions = promise(202, "93.184.218.1")
-    assert told(actions, Kind.ASK_REVOCATIONS) == [third] and core.awaits_list(third)
-    assert sum(map(core.awaits_list, crowd)) == MAX_WAITING // 2 - 1
-
-
-def test_a_hello_that_waited_is_not_judged_once_its_sender_was_taken_in_by_a_later_one() -> None:
-    core = machine(Gatekeeper(CLUB))
-    handed_over = signed(owners=(SECOND,))
-    greet(core, GUEST, pass_by(SECOND), handed_over.revision)
-    core.handle(Revoked(handed_over.encoded), NOW)  # somebody else was faster
-    assert PeerUp(GUEST.node_id) in greet(core, GUEST, pass_by(SECOND), handed_over.revision)
-    assert say(core, GUEST, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode()) == []
-    assert core.peers == [GUEST.node_id] and not core.awaits_list(link(GUEST))
+    assert {HangUp(link(stranger)) for stranger in strangers[1:-1]} <= set(over)
 
 
 def test_a_list_that_is_no_news_earns_a_stranger_no_more_time() -> None:
@@ -336,7 +305,8 @@ def test_a_list_that_is_no_news_earns_a_stranger_no_more_time() -> None:
     new = signed()
     core.handle(Revoked(new.encoded), NOW)
     greet(core, EVIL, revision=new.revision + 1)
-    actions = say(core, EVIL, Kind.REVOCATIONS, Revocations(new.encoded).encode())
+    say(core, EVIL, Kind.REVOCATIONS, Revocations(new.encoded).encode())
+    actions = greet(core, EVIL, revision=new.revision + 1)
     assert told(actions, Kind.GOODBYE) == [link(EVIL)] and not told(actions, Kind.ASK_REVOCATIONS)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.config import Limits
 from protocol.events import Lane, Link
-from protocol.limits.send_queues import BURST_S, CONTROL_BYTES, MAX_CONTROL_BYTES, MAX_RETRY_S, RETRY_S, SendQueues
+from protocol.limits.send_queues import BURST_S, CONTROL_BYTES, MAX_RETRY_S, RETRY_S, SendQueues
 
 LINKS = [Link(bytes([number]) * 32, dialled=number % 2 == 0) for number in range(4)]
 A, B, C, D = LINKS
@@ -58,42 +58,23 @@ def test_what_we_say_ourselves_has_a_bounded_room() -> None:
     assert [queues.put(A, bytes(CONTROL_BYTES // 4)) for _ in range(5)] == [True] * 4 + [False]
 
 
-def test_links_that_read_nothing_however_many_share_the_room_of_what_we_say_and_silence_no_other() -> None:
+def test_links_that_read_nothing_however_many_silence_no_other() -> None:
     queues = SendQueues(Limits(), 0.0)
     silent = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(1, 513)]
     for link in silent:
-        for number in range(64):
-            put(queues, link, number.to_bytes(CONTROL_BYTES // 64, "big"), Lane.CONTROL)
-        assert queues.control_bytes <= MAX_CONTROL_BYTES
+        kept = [put(queues, link, bytes(CONTROL_BYTES // 4)) for _ in range(5)]
+        assert kept == [True] * 4 + [False]
     said = [b"hello" * 1000, *(b"heartbeat %d" % number for number in range(100))]
-    assert all(put(queues, A, frame, Lane.CONTROL) for frame in said) and queues.control_bytes <= MAX_CONTROL_BYTES
-    for link in silent:  # they go on asking
-        put(queues, link, bytes(CONTROL_BYTES // 64), Lane.CONTROL)
+    assert all(put(queues, A, frame) for frame in said)
     assert drain(queues, 0.0, *silent) == [(A, frame) for frame in said]
-    assert queues.control_bytes > MAX_CONTROL_BYTES - CONTROL_BYTES
-    kept = [frame for link, frame in drain(queues, 1.0) if link == silent[0]]
-    assert kept == [number.to_bytes(CONTROL_BYTES // 64, "big") for number in range(len(kept))] and kept
-    assert queues.control_bytes == 0 and len(queues) == 0 and queues.wait(1.0) == math.inf
-
-
-def test_a_link_whose_last_frame_made_room_waits_for_nothing() -> None:
-    queues = SendQueues(Limits(), 0.0)
-    full = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(16)]
-    for link in full:
-        assert put(queues, link, bytes(CONTROL_BYTES), Lane.CONTROL)
-    assert put(queues, A, b"ping", Lane.CONTROL) and len(queues) == 16
-    (silenced,) = queues.take_silenced()
-    assert silenced in full and queues.take_silenced() == []
-    assert len(drain(queues, 0.0)) == 16 and queues.wait(0.0) == math.inf
-    assert put(queues, full[0], b"ping", Lane.CONTROL) and drain(queues, 0.0) == [(full[0], b"ping")]
+    assert len(drain(queues, 1.0)) == 4 * len(silent) and queues.wait(1.0) == math.inf
 
 
 def test_what_a_link_that_is_gone_was_to_be_told_takes_no_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    put(queues, A, bytes(1000), Lane.CONTROL)
-    put(queues, B, bytes(500), Lane.CONTROL)
+    assert put(queues, A, bytes(CONTROL_BYTES))
     queues.drop(A)
-    assert queues.control_bytes == 500
+    assert put(queues, A, bytes(CONTROL_BYTES))
 
 
 def test_nothing_large_holds_up_anything_small_and_what_we_sign_keeps_its_order() -> None:
@@ -206,7 +187,6 @@ def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: in
         else:
             queues.drop(link)
             waiting[link] = {lane: [] for lane in Lane}
-        assert queues.control_bytes == sum(len(frame) for lanes in waiting.values() for frame in lanes[Lane.CONTROL])
         assert len(queues) == sum(len(lane) for lanes in waiting.values() for lane in lanes.values())
         assert queues.wait(now) < math.inf or len(queues) == 0
     later = now + 1e4
