@@ -10,13 +10,12 @@ candidate is passed on).
 A contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from
 the upper half of its interval so that nodes do not dial in step.
 
-When the book is full, what failed and what fell silent goes first, then entries of the
-source that has the most: no peer can push out what others told us, and what we found out by
-meeting a node ourselves goes last. Keys cost nothing and addresses do: one network (see
-`netgroup`) has a bounded number of places, and a node takes one where it was seen, and one in each
-network in which it says that it can be dialled: else callers from a few networks make us, and all
-whom we tell, dial into another. There, who was seen elsewhere goes first. A peer that
-fell silent stays: it is dialled and passed on only after the others, until it shows a newer record.
+When the book is full, whom we failed to reach goes first, then entries of the source that has the most: no peer can
+push out what others told us, and what we found out by meeting a node ourselves goes last. Keys cost nothing and
+addresses do: one network (see `netgroup`) has a bounded number of places, and a node takes one where it was seen, and
+one in each network in which it says that it can be dialled: else callers from a few networks make us, and all whom we
+tell, dial into another. There, who was seen elsewhere goes first. Whom we failed to reach is dialled after the others,
+and passed on to nobody until it is met again or shows a record with another address.
 
 Endpoints count from whom they mean something to: a private or a loopback one only if the node, or
 whoever told of it, was itself seen at such an address. So nobody out there can make us connect
@@ -29,7 +28,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord, Service
@@ -48,7 +47,6 @@ NETGROUPS = 16  # at least so many networks share a full book
 MAX_NEIGHBOURS = 16  # whoever is in our network can invent them: so many dials a minute, into that network
 NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -109,7 +107,6 @@ class _Entry:
     claimed: frozenset[str] = frozenset()  # the networks in which it says that it can be dialled
     addresses: tuple[Address, ...] = ()  # those that do
     contact: Contact | None = None  # made when it is first asked for: most entries are never dialled
-    dead: bool = False  # it fell silent, in this incarnation
 
     @property
     def networks(self) -> frozenset[str]:
@@ -119,10 +116,6 @@ class _Entry:
     @property
     def has_failed(self) -> bool:
         return self.contact is not None and self.contact.failures > 0
-
-    @property
-    def is_good(self) -> bool:
-        return not self.dead and not self.has_failed
 
     def is_due(self, now: Instant) -> bool:
         if self.contact is None:
@@ -150,11 +143,10 @@ class _Entry:
         old = self.record
         if not record.replaces(old):
             return False
+        self.record = record
         if (old.endpoints, old.curve_key) != (record.endpoints, record.curve_key):
             self.addresses = usable(record, self.scope)
             self.aim(not_before)
-        self.dead = self.dead and old.incarnation == record.incarnation
-        self.record = record
         return True
 
 
@@ -166,8 +158,8 @@ class Book:
         self._max_group = max(1, capacity // NETGROUPS) if max_group is None else max_group
         self.seeds = seeds
         self._seeds = tuple(Contact((seed,)) for seed in seeds)
-        self._entries: RandomTable[NodeId, _Entry] = RandomTable()
-        self._candidates: RandomTable[NodeId, _Entry] = RandomTable()
+        self._entries: dict[NodeId, _Entry] = {}
+        self._candidates: dict[NodeId, _Entry] = {}
         self._groups: Counter[str] = Counter()  # entries by network
         self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
@@ -213,7 +205,7 @@ class Book:
         else:
             entry.update(record, 0.0)
         entry.see_from(scope)
-        entry.source, entry.dead = node, False
+        entry.source = node
         self._enter(node, entry, netgroup(host))
 
     def hear(self, record: PeerRecord, teller: str, not_before: float = 0.0, scope: Scope = Scope.PUBLIC) -> bool:
@@ -233,7 +225,7 @@ class Book:
         candidate = self._candidates.get(node)
         if candidate is None:
             candidate = _Entry(record, teller, "", scope)
-            self._candidates.put(node, candidate)
+            self._candidates[node] = candidate
             candidate.see_from(scope)
             if not_before:
                 candidate.aim(not_before)
@@ -247,10 +239,10 @@ class Book:
         return True
 
     def _enter(self, node: NodeId, entry: _Entry, group: str) -> None:
-        self._candidates.pop(node)
+        self._candidates.pop(node, None)
         if self._entries.get(node) is entry:
             self._leave_groups(entry)
-        self._entries.put(node, entry)
+        self._entries[node] = entry
         entry.group, entry.claimed = group, entry.record.networks
         for network in entry.networks:
             self._groups[network] += 1
@@ -263,19 +255,6 @@ class Book:
             self._groups[network] -= 1
             if not self._groups[network]:
                 del self._groups[network]
-
-    def mark_dead(self, node: NodeId, incarnation: int) -> bool:
-        """Note that `node` is said to be dead in that incarnation; False if that is no news about our book."""
-        entry = self._find(node)
-        if entry is None or entry.dead or entry.record.incarnation > incarnation:
-            return False
-        entry.dead = True
-        return node in self._entries
-
-    def is_dead(self, node: NodeId) -> bool:
-        """Tell whether a known node is said to be dead."""
-        entry = self._find(node)
-        return entry is not None and entry.dead
 
     def trim(self, live: Iterable[NodeId], rng: random.Random) -> None:
         """Forget what is over the capacity, or over the places of a network, nobody of `live`."""
@@ -290,12 +269,11 @@ class Book:
         if len(self._candidates) > most:
             excess = len(self._candidates) - (most - most // THINNING)
             for node in _worst(self._candidates.items(), set(), excess, rng):
-                self._candidates.pop(node)
+                del self._candidates[node]
 
     def _remove(self, nodes: Iterable[NodeId]) -> None:
         for node in nodes:
             entry = self._entries.pop(node)
-            assert entry is not None
             self._leave_groups(entry)
             if entry.source == node and entry.addresses:
                 self._lapsed.append(Acquaintance(entry.record, entry.scope))
@@ -308,7 +286,7 @@ class Book:
     def forget(self, nodes: Iterable[NodeId]) -> None:
         """Drop the records of nodes that are not to be dialled or passed on any more."""
         for node in nodes:
-            self._candidates.pop(node)
+            self._candidates.pop(node, None)
             if node in self._entries:
                 self._remove([node])
                 self._lapsed = [lapsed for lapsed in self._lapsed if lapsed.record.node_id != node]
@@ -319,7 +297,7 @@ class Book:
         limit = now.unix * 1000
         self._remove([node for node, entry in self._entries.items() if entry.record.expiry_ms <= limit])
         for node in [node for node, entry in self._candidates.items() if entry.record.expiry_ms <= limit]:
-            self._candidates.pop(node)
+            del self._candidates[node]
 
     def seeds_due(self, now: Instant) -> list[Contact]:
         """Return the seeds that may be dialled now."""
@@ -338,45 +316,35 @@ class Book:
     def contacts_due(
         self, now: Instant, rng: random.Random, avoid: Callable[[NodeId], bool] = lambda _: False
     ) -> Iterator[Contact]:
-        """Yield what else may be dialled now, in random order: of book and candidates in turn, the dead last.
+        """Yield what else may be dialled now, in random order: of book and candidates in turn, those that failed last.
 
-        Nobody to `avoid`. It costs what is taken of it; the book may not change meanwhile.
+        Nobody to `avoid`. The book may not change meanwhile.
         """
-        for dead in (False, True):
+        for failed in (False, True):
             known, told = (
-                (e for node, e in table.shuffled(rng) if e.dead is dead and e.is_due(now) and not avoid(node))
+                (e for e in shuffled(table.values(), rng) if e.has_failed is failed and e.is_due(now))
                 for table in (self._entries, self._candidates)
             )
             for entry in chain.from_iterable(zip_longest(known, told)):
-                if entry is not None and (contact := entry.dialable()) is not None:
+                if entry is not None and not avoid(entry.record.node_id) and (contact := entry.dialable()) is not None:
                     yield contact
-
-    def has_prospect(self, now: Instant, busy: set[bytes]) -> bool:
-        """Tell whether somebody who may well answer can be dialled, under a key that is not `busy`."""
-        return any(
-            entry.is_good and entry.is_due(now) and entry.record.curve_key not in busy
-            for entry in chain(self._entries.values(), self._candidates.values())
-        )
 
     def good_sample(
         self, count: int, rng: random.Random, suits: Callable[[PeerRecord], bool] = lambda _: True
     ) -> list[PeerRecord]:
         """Return `count` of the good records that suit, or all of them where there are fewer, drawn uniformly."""
-        suitable = (entry.record for _, entry in self._entries.shuffled(rng) if entry.is_good and suits(entry.record))
-        return list(islice(suitable, count))
+        good = (e.record for e in shuffled(self._entries.values(), rng) if not e.has_failed and suits(e.record))
+        return list(islice(good, count))
 
     def has_more_prospects_than(self, count: int) -> bool:
-        """Tell whether more nodes than `count`, be they candidates, may be dialled and did not fail, whoever is dead.
-
-        So nobody else's word makes them fewer.
-        """
+        """Tell whether more nodes than `count`, be they candidates, may be dialled and did not fail."""
         known = chain(self._entries.values(), self._candidates.values())
         prospects = (entry for entry in known if entry.addresses and not entry.has_failed)
         return next(islice(prospects, count, None), None) is not None
 
     def good_records(self) -> list[PeerRecord]:
-        """Return the records of nodes that nobody failed to reach and that are not said to be dead."""
-        return [entry.record for entry in self._entries.values() if entry.is_good]
+        """Return the records of nodes that we did not fail to reach."""
+        return [entry.record for entry in self._entries.values() if not entry.has_failed]
 
     def records(self) -> list[PeerRecord]:
         """Return every record of the book."""
@@ -389,7 +357,7 @@ class Book:
     @property
     def dialable(self) -> int:
         """How many nodes can be dialled from here, as far as is known: they say where, and none failed to answer."""
-        return sum(bool(entry.addresses) and entry.is_good for entry in self._entries.values())
+        return sum(bool(entry.addresses) and not entry.has_failed for entry in self._entries.values())
 
     def dialable_records(self) -> list[PeerRecord]:
         """Return the records of nodes that we may dial: what is worth saving."""
@@ -400,7 +368,7 @@ class Book:
         return [
             (node, service)
             for node, entry in self._entries.items()
-            if entry.is_good
+            if not entry.has_failed
             for service in entry.record.services
             if scope_of(service.endpoint.host) >= entry.scope
         ]
@@ -446,7 +414,7 @@ def _worst(
     for node, entry in entries:
         if node not in kept:
             is_native = not network or entry.group in ("", network)
-            ranks[entry.is_good, is_native, -told[entry.source]].append(node)
+            ranks[not entry.has_failed, is_native, -told[entry.source]].append(node)
     worst: list[NodeId] = []
     for _, nodes in sorted(ranks.items()):
         room = max(0, count - len(worst))
@@ -454,60 +422,10 @@ def _worst(
     return worst
 
 
-class RandomTable(Generic[K, V]):
-    """A dict, as far as a book needs one, with a walk in random order at the cost of the entries taken.
-
-    A book is asked for a few entries at every hello.
-    """
-
-    def __init__(self) -> None:
-        self._values: dict[K, V] = {}
-        self._order: list[K] = []
-        self._places: dict[K, int] = {}  # in the order
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._values
-
-    def get(self, key: K) -> V | None:
-        """Return the value of a key, None if there is none."""
-        return self._values.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        """Set the value of a key."""
-        if key not in self._values:
-            self._places[key] = len(self._order)
-            self._order.append(key)
-        self._values[key] = value
-
-    def pop(self, key: K) -> V | None:
-        """Remove a key and return its value, None if there was none."""
-        if key not in self._values:
-            return None
-        place, last = self._places.pop(key), self._order.pop()
-        if last != key:
-            self._order[place], self._places[last] = last, place
-        return self._values.pop(key)
-
-    def items(self) -> Iterator[tuple[K, V]]:
-        """Yield keys with their values, those that were put first first."""
-        yield from self._values.items()
-
-    def values(self) -> Iterator[V]:
-        """Yield the values in the same order."""
-        yield from self._values.values()
-
-    def shuffled(self, rng: random.Random) -> Iterator[tuple[K, V]]:
-        """Yield keys and values in uniformly random order (Fisher and Yates, as far as is asked).
-
-        Nothing may be put or popped meanwhile.
-        """
-        order, count = self._order, len(self._order)
-        moved: dict[int, int] = {}  # places that hold another's key by now
-        for at in range(count):
-            drawn = at + int(rng.random() * (count - at))
-            key = order[moved.get(drawn, drawn)]
-            moved[drawn] = moved.pop(at, at)
-            yield key, self._values[key]
+def shuffled(things: Iterable[V], rng: random.Random) -> Iterator[V]:
+    """Yield things in uniformly random order (Fisher and Yates, as far as is asked)."""
+    left = list(things)
+    while left:
+        at = int(rng.random() * len(left))
+        left[at], left[-1] = left[-1], left[at]
+        yield left.pop()

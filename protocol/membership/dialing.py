@@ -103,9 +103,11 @@ class Dialing:
             return None
         self._next_rotation = now.steady + self._interval * self._rng.uniform(0.75, 1.25)
         chosen = [node for node, peer in peers.items() if peer.link.dialled]
-        if not chosen or not self._book.has_prospect(now, self._busy_keys()) or len(peers) < self._links.target:
+        if not chosen or len(peers) < self._links.target:
             return None
-        return self._rng.choice(chosen)
+        busy = self._busy_keys()
+        due = self._book.contacts_due(now, self._rng)
+        return self._rng.choice(chosen) if any(one.failures == 0 and one.key not in busy for one in due) else None
 
     def _dial(self, contact: Contact, now: Instant) -> Dial:
         self._links.dial(contact, now.steady)

@@ -502,7 +502,8 @@ class Membership:
                     actions.append(Send(self._links.peers[node].link, message))
                 case Dead(node):
                     self.deaths += 1
-                    self.book.mark_dead(node, self._links.peers[node].record.incarnation)
+                    if not self._links.peers[node].record.endpoints:
+                        self.book.forget([node])  # nobody can try it: if it lives it calls
                     actions += self._lose(node, now)
         return actions
 

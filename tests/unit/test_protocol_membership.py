@@ -608,7 +608,19 @@ def test_of_a_swarm_that_outgrows_its_links_the_last_callers_go_one_after_the_ot
     assert told(core.handle(hello(strangers[0], dialled=False), at(now)), Kind.GOODBYE)
 
 
-def test_neither_deaths_nor_nodes_that_cannot_be_dialled_make_a_swarm_small_or_large() -> None:
+def test_a_dead_node_that_nobody_can_dial_is_forgotten_and_one_that_can_be_dialled_is_tried_again() -> None:
+    core = machine()
+    core.handle(hello(LOW, dialled=False, dialable=False), at(0))
+    core.handle(hello(HIGH, dialled=False), at(0))
+    now = 0.0
+    while core.peers and now < 2 * LAN.death_bound:
+        now += TICK_S
+        core.handle(Tick(), at(now))
+    assert core.deaths == 2 and [one.node_id for one in core.book.records()] == [HIGH.node_id]
+    assert core.book.good_records() == [] and core.book.contact(HIGH.node_id) is not None
+
+
+def test_nodes_that_cannot_be_dialled_make_a_swarm_neither_small_nor_large() -> None:
     core = machine()
     for identity in OTHERS[:4]:
         join(core, identity)
@@ -618,8 +630,6 @@ def test_neither_deaths_nor_nodes_that_cannot_be_dialled_make_a_swarm_small_or_l
     assert core._links.is_mesh and core._links.room == 16
     for identity in OTHERS[4:20]:
         core.book.add(record(identity, start=2))
-    for identity in OTHERS[4:20]:
-        core.book.mark_dead(identity.node_id, record(identity, start=2).incarnation)
     core.handle(Tick(), at(TICK_S))
     assert not core._links.is_mesh and core._links.room == 12
 
