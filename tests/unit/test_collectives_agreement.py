@@ -1,5 +1,7 @@
 """The agreement core, scenario by scenario, and against events and messages in any order."""
 
+import gc
+import tracemalloc
 from random import Random
 from typing import Any
 
@@ -13,6 +15,7 @@ from collectives.agreement.events import (
     ADMIT,
     Begin,
     Event,
+    Finished,
     ForceView,
     GiveUp,
     Heard,
@@ -244,6 +247,37 @@ def test_a_tag_has_one_call_outstanding_and_a_member_a_bounded_number() -> None:
         group.call(0, tag=tag)
     with pytest.raises(ValueError, match="are outstanding"):
         group.call(0, tag=MAX_OPEN)
+
+
+def test_a_tag_that_is_used_once_costs_little_and_nothing_after_the_next_rendezvous(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("collectives.agreement.participant.MAX_ENTRIES", MAX_OPEN + 100)  # fewer to fill
+    core, now = Agreement(IDS[0], "", b"group", Random(1), 0.0), 0.0
+
+    def call(tag: int) -> list[str]:
+        told = core.handle(Begin(tag, "reduce", 5.0), now)
+        started = [action.op for action in told if isinstance(action, Perform)]
+        ended = [action for op in started for action in core.handle(Performed(op), now)]
+        return [action.verdict.value for action in ended if isinstance(action, Finished)]
+
+    def held() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        empty = held()
+        for tag in range(100):
+            assert call(tag) == ["commit"]
+        before = held()
+        for tag in range(100, 500):
+            call(tag)
+        assert held() - before < 200 * 400
+        call(RENDEZVOUS_TAG)
+        assert held() - empty < before - empty
+    finally:
+        tracemalloc.stop()
 
 
 # --- failures ---

@@ -5,6 +5,7 @@ import queue
 import socket
 import threading
 import time
+import tracemalloc
 import types
 import weakref
 
@@ -16,12 +17,21 @@ from collectives.agreement.views import OpId
 from collectives.errors import Aborted, DeadlineExceeded
 from collectives.mesh.addresses import prepare
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
-from collectives.mesh.framing import PIECE_BYTES, Piece, PieceKind, WireError, header, operation_key, read_header
+from collectives.mesh.framing import (
+    PIECE_BYTES,
+    RECORD_BYTES,
+    Piece,
+    PieceKind,
+    WireError,
+    header,
+    operation_key,
+    read_header,
+)
 from collectives.mesh.handshake import Peer, Purpose
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
 from collectives.mesh.sealing import KEY_BYTES, Opener, Sealer
 from collectives.mesh.socket_port import MAX_HELD_BYTES, MAX_UNSENT_ANSWERS, Inbox
-from collectives.mesh.stream import SendQueue, Stream
+from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
 from protocol.identity import NodeId
@@ -225,6 +235,49 @@ def test_a_stream_that_cannot_go_on_ends_as_a_whole():
         assert there.recv(1) == b""
     stream.join(10)
     assert ended == ["internal_error"] and here.fileno() == -1
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_a_stream_keeps_no_memory_of_the_large_pieces_that_it_carried(encrypted):
+    class Places:
+        came = threading.Event()
+
+        def place(self, source, key, piece):
+            return memoryview(into)
+
+        def arrived(self, source, key, piece, where):
+            self.came.set()
+
+    class Handed:
+        key, wanted = operation_key(OP), True
+
+        def left(self):
+            pass
+
+    def stream(own, other, sock, outbox):
+        sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
+        peer = Peer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b"", bare=not encrypted)
+        return Stream(peer, sock, outbox, Places(), lambda *_: None)
+
+    into, payload = bytearray(PIECE_BYTES), bytes(PIECE_BYTES)
+    outboxes = SendQueue(), SendQueue()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        pair = [stream(*ends) for ends in zip((A, B), (B, A), socket.socketpair(), outboxes, strict=True)]
+        for one in pair:
+            one.start()
+        outboxes[0].put(
+            [Outgoing(Handed(), PieceKind.DATA, Piece(0, 0, PIECE_BYTES, PIECE_BYTES), memoryview(payload))]
+        )
+        assert Places.came.wait(10)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 4 * RECORD_BYTES + (200 << 10)
+    finally:
+        tracemalloc.stop()
+        for one in pair:
+            one.close()
+            one.join(10)
 
 
 def job():
