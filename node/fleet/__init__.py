@@ -7,4 +7,5 @@ progress        how far a running node is
 live_table      the nodes in a terminal, as they run
 swarm_page      the same in a browser
 report          the same as a page with plots
+ray_cluster     a Ray cluster: how to reach it, and the files that travel to its machines
 """

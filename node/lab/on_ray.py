@@ -11,31 +11,22 @@ A task whose machine dies is done again elsewhere, from its beginning. A run tha
 again. When the driver ends, its tasks end too, for a run ends with its standard input.
 """
 
-import io
-import logging
-import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.config import parse_config
-from node.engines import kind_of
 from node.errors import UserError
+from node.fleet.ray_cluster import connected, memory_of, packed, packed_files, relocated, unpack
 from node.lab.plan import Part, Run
 from node.lab.runs import POLL, PROGRESS, Say, name_of, progress, raise_failure, start, wait_or_kill, write_settings
 from node.operations.presets import with_preset
-from node.policy.detection import measure_model
-from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
 
 RETRIES = 3  # of a task whose machine died
-MOST_SHIPPED = 256 << 20  # bytes of a run's files: larger models are better named by their id on the hub
-MOST_RECORDS = 256 << 20  # bytes that a run's records may unpack to
 RECORDS = frozenset({".json", ".jsonl", ".html", ".log", ".svg", ".md"})
 START_S = 60.0  # for the cluster to answer
 
@@ -62,7 +53,7 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
         UserError: Ray is not installed, no cluster answers, no machine of it is large enough, or a run failed; the
             others are ended.
     """
-    ray = _connected(on)
+    ray = connected(on)
     waiting, needs = list(runs), {}
     running: dict[Any, Run] = {}
     try:
@@ -76,7 +67,7 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
             while waiting and len(running) < (jobs or len(runs)):
                 run = waiting.pop(0)
                 options = do.options(name=name_of(run), **needs[run.folder]._asdict())
-                running[options.remote(runner, run, packed_files(run), news)] = run
+                running[options.remote(runner, run, packed_files(_settings_of(run), name_of(run)), news)] = run
             for done in ray.wait(list(running), timeout=POLL)[0]:
                 run = running.pop(done)
                 _take(ray, done, run)
@@ -98,15 +89,12 @@ def needs_of(runner: str, run: Run) -> Needs:
     for part in parts:
         config = with_preset(parse_config(part.settings), run.nodes)[0]  # once: it looks at the model
         gpus += part.nodes * (config.policy.device == "cuda")
-        memory += part.nodes * _memory_of(config)
+        memory += part.nodes * memory_of(config)
     return Needs(1 if runner == "memory" else run.nodes, min(gpus, 1) if runner == "memory" else gpus, memory)
 
 
-def _memory_of(config: Any) -> int:
-    size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
-    width = cache_width(config, bf16=False)
-    parts = kind_of(config.engine.kind).memory(size, config, width, 0)
-    return peak(footprint(size, config, parts, bf16=False))
+def _settings_of(run: Run) -> list[Mapping[str, Any]]:
+    return [run.settings, *(part.settings for part in run.parts)]
 
 
 def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) -> Needs:
@@ -135,23 +123,6 @@ def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) ->
         )
     gpus, cpus = max(able)
     return Needs(min(needs.num_cpus, int(cpus)), int(gpus), needs.memory)
-
-
-def _connected(on: str) -> Any:
-    """Return Ray, connected. Raises `UserError`."""
-    kind, _, address = on.partition("=")
-    if kind != "ray":
-        raise UserError(f"--on {on}: write ray, or ray=ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--on ray wants Ray: pip install 'gossamer[ray]'") from None
-    try:
-        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {address or 'this machine'} ({error}): see `ray status`") from None
-    return ray
 
 
 def _take(ray: Any, done: Any, run: Run) -> None:
@@ -237,79 +208,3 @@ def _watched(process: "subprocess.Popen[bytes]", run: Run, news: Any) -> int:
         time.sleep(POLL)
     news.tell.remote(name_of(run), "")
     return process.returncode
-
-
-# --- files that travel --------------------------------------------------------------------------------
-
-
-def packed_files(run: Run) -> dict[str, bytes]:
-    """Return the local files and folders that a run's settings name, packed, by their path as the settings have it.
-
-    Raises:
-        UserError: they are too large to travel.
-    """
-    settings: list[Mapping[str, Any]] = [run.settings, *(part.settings for part in run.parts)]
-    paths = sorted({text for one in settings for text in _texts(one) if _is_local(text)})
-    size = sum(file.stat().st_size for path in paths for file in _files(Path(path)))
-    if size > MOST_SHIPPED:
-        raise UserError(
-            f"{name_of(run)}: its files ({', '.join(paths)}) have {size / 1e6:.0f} MB, and {MOST_SHIPPED >> 20} MiB "
-            "travel at most: name the model by its id on the hub"
-        )
-    return {path: packed(Path(path)) for path in paths}
-
-
-def relocated(settings: Any, places: Mapping[str, Path]) -> Any:
-    """Return settings in which each path of `places` is replaced by where it is now."""
-    if isinstance(settings, Mapping):
-        return {key: relocated(value, places) for key, value in settings.items()}
-    if isinstance(settings, list):
-        return [relocated(value, places) for value in settings]
-    return str(places[settings]) if isinstance(settings, str) and settings in places else settings
-
-
-def packed(path: Path, suffixes: frozenset[str] | None = None) -> bytes:
-    """Return a file or a folder as a compressed archive, with only the files of these suffixes if any are named."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
-        for file in _files(path):
-            if suffixes is None:
-                archive.add(file, arcname=str(file.relative_to(path.parent)))
-            elif file.suffix in suffixes:
-                archive.add(file, arcname=str(file.relative_to(path)))
-    return data.getvalue()
-
-
-def unpack(data: bytes, folder: Path) -> Path:
-    """Unpack an archive into `folder`, which is made, and return it. Nothing gets outside of it.
-
-    Raises:
-        UserError: it is larger than `MOST_RECORDS`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-        members = archive.getmembers()
-        if sum(one.size for one in members) > MOST_RECORDS:
-            raise UserError(f"a run brought more than {MOST_RECORDS >> 20} MiB of records")
-        archive.extractall(folder, members=members, filter="data")
-    return folder
-
-
-def _texts(settings: Any) -> Iterator[str]:
-    if isinstance(settings, Mapping):
-        settings = list(settings.values())
-    if isinstance(settings, list):
-        for value in settings:
-            yield from _texts(value)
-    elif isinstance(settings, str):
-        yield settings
-
-
-def _is_local(text: str) -> bool:
-    with suppress(OSError, ValueError):  # a text too long for a path, or with a zero byte
-        return os.sep in text and Path(text).exists()
-    return False
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

@@ -1,6 +1,7 @@
 """A run as a task of a cluster: its files travel, its records come back, and it asks for what it needs. Without Ray."""
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from node.cli.app import run as command
 from node.errors import UserError
+from node.fleet import ray_cluster
+from node.fleet.ray_cluster import packed, packed_files, relocated, unpack
 from node.lab import on_ray
-from node.lab.on_ray import Needs, keep_records, needs_of, packed, packed_files, relocated, unpack
+from node.lab.on_ray import Needs, keep_records, needs_of
 from node.lab.plan import Part, Run
 
 
@@ -18,14 +21,16 @@ def a_run(folder: Path, **settings: object) -> Run:
 
 
 def test_the_files_that_settings_name_travel_and_are_found_where_they_are_unpacked(tmp_path: Path) -> None:
-    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    model, rows, rewards = tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "rewards.py"
     (model / "deep").mkdir(parents=True)
     (model / "deep" / "weights").write_bytes(b"w" * 1000)
     rows.write_text("{}\n")
-    tasks = [{"name": "dataset/rows", "options": {"path": str(rows)}}]
-    run = a_run(tmp_path, policy={"model": str(model)}, tasks=tasks, note="/no/such/path")
-    files = packed_files(run)
-    assert sorted(files) == sorted([str(model), str(rows)])
+    rewards.write_text("def kind(): ...\n")
+    tasks = [{"name": "rewards/rows", "options": {"path": str(rows), "functions": [f"{rewards}:kind", "trl:other"]}}]
+    engine = {"vllm": {"python": sys.executable}}  # each machine has its own
+    run = a_run(tmp_path, policy={"model": str(model)}, tasks=tasks, engine=engine, note="/no/such/path")
+    files = packed_files([run.settings], "a run")
+    assert sorted(files) == sorted([str(model), str(rows), str(rewards)])
     places = {
         path: unpack(data, tmp_path / "there" / str(at)) / Path(path).name
         for at, (path, data) in enumerate(files.items())
@@ -33,15 +38,16 @@ def test_the_files_that_settings_name_travel_and_are_found_where_they_are_unpack
     moved = relocated(run.settings, places)
     assert (Path(moved["policy"]["model"]) / "deep" / "weights").read_bytes() == b"w" * 1000
     assert Path(moved["tasks"][0]["options"]["path"]).read_text() == "{}\n"
-    assert (moved["note"], moved["rounds"]) == ("/no/such/path", 2)
+    assert moved["tasks"][0]["options"]["functions"] == [f"{places[str(rewards)]}:kind", "trl:other"]
+    assert (moved["note"], moved["rounds"], moved["engine"]) == ("/no/such/path", 2, engine)
 
 
 def test_files_too_large_to_travel_are_told_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"w" * 1000)
-    monkeypatch.setattr(on_ray, "MOST_SHIPPED", 999)
+    monkeypatch.setattr(ray_cluster, "MOST_SHIPPED", 999)
     with pytest.raises(UserError, match="name the model by its id on the hub"):
-        packed_files(a_run(tmp_path, policy={"model": str(tmp_path / "model")}))
+        packed_files([{"policy": {"model": str(tmp_path / "model")}}], "a run")
 
 
 def test_records_come_into_the_runs_folder_with_its_own_settings_and_without_keys(tmp_path: Path) -> None:
@@ -83,7 +89,7 @@ def test_nothing_in_an_archive_gets_outside_of_its_folder_or_grows_without_bound
         unpack(data.getvalue(), tmp_path / "in")
     assert not (tmp_path / "outside").exists()
     (tmp_path / "file.json").write_bytes(b" " * 1000)
-    monkeypatch.setattr(on_ray, "MOST_RECORDS", 999)
+    monkeypatch.setattr(ray_cluster, "MOST_RECORDS", 999)
     with pytest.raises(UserError, match="more than 0 MiB of records"):
         unpack(packed(tmp_path / "file.json"), tmp_path / "in")
 

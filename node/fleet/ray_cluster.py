@@ -1,0 +1,138 @@
+"""A Ray cluster, as the laboratory and a swarm use it: how to reach it, and the files that travel to its machines.
+
+No shared disk is assumed: the local files and folders that settings name travel as archives.
+"""
+
+import io
+import logging
+import os
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from node.config import FUNCTION_FILE, NodeConfig
+from node.engines import kind_of
+from node.errors import UserError
+from node.policy.detection import measure_model
+from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
+
+MOST_SHIPPED = 256 << 20  # bytes of the files that settings name: larger models are better named by their hub's id
+MOST_RECORDS = 256 << 20  # bytes that an archive may unpack to
+
+
+def connected(on: str) -> Any:
+    """Return Ray, connected to the cluster that `on` names, and telling nobody of its use.
+
+    Args:
+        on: "ray", for the cluster that this machine belongs to, or a new one on it alone; or "ray=ADDRESS".
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers.
+    """
+    kind, _, address = on.partition("=")
+    if kind != "ray":
+        raise UserError(f"--on {on}: write ray, or ray=ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--on ray wants Ray: pip install 'gossamer[ray]'") from None
+    try:
+        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"no Ray cluster answers at {address or 'this machine'} ({error}): see `ray status`") from None
+    return ray
+
+
+def memory_of(config: NodeConfig) -> int:
+    """Return the bytes of main memory that a node takes at its most, without a GPU."""
+    size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
+    width = cache_width(config, bf16=False)
+    parts = kind_of(config.engine.kind).memory(size, config, width, 0)
+    return peak(footprint(size, config, parts, bf16=False))
+
+
+def packed_files(settings: Sequence[Mapping[str, Any]], name: str) -> dict[str, bytes]:
+    """Return the local files and folders that settings name, packed, by their path as the settings have it.
+
+    The programs of an engine are each machine's own.
+
+    Raises:
+        UserError: they are too large to travel, for `name`.
+    """
+    trees = [{key: value for key, value in tree.items() if key != "engine"} for tree in settings]
+    paths = sorted({path for tree in trees for text in _texts(tree) if _is_local(path := _path_and_rest(text)[0])})
+    size = sum(file.stat().st_size for path in paths for file in _files(Path(path)))
+    if size > MOST_SHIPPED:
+        raise UserError(
+            f"{name}: its files ({', '.join(paths)}) have {size / 1e6:.0f} MB, and {MOST_SHIPPED >> 20} MiB "
+            "travel at most: name the model by its id on the hub"
+        )
+    return {path: packed(Path(path)) for path in paths}
+
+
+def relocated(settings: Any, places: Mapping[str, Path]) -> Any:
+    """Return settings in which each path of `places` is replaced by where it is now."""
+    if isinstance(settings, Mapping):
+        return {key: relocated(value, places) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [relocated(value, places) for value in settings]
+    if isinstance(settings, str):
+        path, rest = _path_and_rest(settings)
+        return f"{places[path]}{rest}" if path in places else settings
+    return settings
+
+
+def packed(path: Path, suffixes: frozenset[str] | None = None) -> bytes:
+    """Return a file or a folder as a compressed archive, with only the files of these suffixes if any are named."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz", compresslevel=1) as archive:
+        for file in _files(path):
+            if suffixes is None:
+                archive.add(file, arcname=str(file.relative_to(path.parent)))
+            elif file.suffix in suffixes:
+                archive.add(file, arcname=str(file.relative_to(path)))
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> Path:
+    """Unpack an archive into `folder`, which is made, and return it. Nothing gets outside of it.
+
+    Raises:
+        UserError: it is larger than `MOST_RECORDS`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        members = archive.getmembers()
+        if sum(one.size for one in members) > MOST_RECORDS:
+            raise UserError(f"a run brought more than {MOST_RECORDS >> 20} MiB of records")
+        archive.extractall(folder, members=members, filter="data")
+    return folder
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for value in settings:
+            yield from _texts(value)
+    elif isinstance(settings, str):
+        yield settings
+
+
+def _path_and_rest(text: str) -> tuple[str, str]:
+    """Split what may name a function or a class of a file, as FILE.py:NAME."""
+    found = FUNCTION_FILE.fullmatch(text)
+    return (text, "") if found is None else (found[1], found[2] + found[3])
+
+
+def _is_local(text: str) -> bool:
+    with suppress(OSError, ValueError):  # a text too long for a path, or with a zero byte
+        return os.sep in text and Path(text).exists()
+    return False
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
