@@ -9,13 +9,22 @@ from node.cli.options import Config, Debug, Folder, Forget, Listen, Model, Round
 from node.cli.running import run
 from node.operations.given import read_invite
 from node.operations.settling import settle
-from node.state_folder import check_free
+from node.state_folder import check_free, of_a_node
 
 Uri = Annotated[
     str,
     typer.Argument(
         metavar="INVITE",
         help="What `gossamer invite` printed, gossamer://...; - reads standard input, @FILE a file.",
+        show_default=False,
+    ),
+]
+Old = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="OLD",
+        help="Keep key, settings and newest checkpoint of this folder, of a node in another swarm; it stays as it is.",
         show_default=False,
     ),
 ]
@@ -32,6 +41,7 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     settings: Settings = None,
     seed: Seed = None,
     forget: Forget = None,
+    old: Old = None,
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
@@ -41,14 +51,22 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     CONFIG says which model, and everything else but the tasks, of which it may say how your model is
     asked. Given again with the same folder, the node goes on from its checkpoint.
 
+    A swarm with other rules is another swarm. With --from a node moves there: it keeps its key, its settings and its
+    newest checkpoint, and leaves the old swarm's peers and their rollouts behind.
+
     \b
     Example:
       gossamer join @invite.txt --state n1 --model my-model
+      gossamer join @new-invite.txt --from n1 --state n1-new
     """
     parsed = read_invite(invite)
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
     check_free(folder)
-    settled = settle(config, settings, named, folder=folder, forget=forget or [])
+    if old is not None:
+        from node.operations.moving import check_old
+
+        check_old(of_a_node(old), folder, parsed)
+    settled = settle(config, settings, named, folder=folder if old is None else old, forget=forget or [])
 
     from node.swarm import founding
     from node.swarm.peering import check_endpoint
@@ -57,7 +75,12 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     if not no_start:
         check_endpoint(settled.config.network)
     setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-    joined = founding.join(parsed, settled.config, folder)
+    if old is None:
+        joined = founding.join(parsed, settled.config, folder)
+    else:
+        from node.operations.moving import join_from
+
+        joined = join_from(parsed, settled.config, old, folder)
     setup_logs(folder, debug=debug)
     settled.say(config)
     return 0 if no_start else run(joined, folder)

@@ -73,7 +73,7 @@ def back_up(folder: Path, file: Path) -> Head:
         raise UserError(f"{file} is there already: choose another name")
     check_parent(file)
     node = _node_of(folder)
-    with full_disk_is_clear(file.parent), _scratch(folder / ".backup") as scratch:
+    with full_disk_is_clear(file.parent), scratch_folder(folder / ".backup") as scratch:
         checkpoint = _link_checkpoint(folder / "checkpoints", scratch / "checkpoint")
         sources = {name: folder / name for name in FILES} | _link_rows(folder, scratch)
         if checkpoint is not None:
@@ -108,7 +108,7 @@ def restore(file: Path, folder: Path) -> Head:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: choose another --state, or move it away first")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_is_clear(folder.parent), _scratch(folder.parent / f".{folder.name}.restoring") as scratch:
+    with full_disk_is_clear(folder.parent), scratch_folder(folder.parent / f".{folder.name}.restoring") as scratch:
         try:
             with file.open("rb") as held, tarfile.open(fileobj=held, mode="r:") as archive:
                 head = _extract(archive, scratch)
@@ -137,7 +137,7 @@ def _node_of(folder: Path) -> str | None:
 
 
 @contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
+def scratch_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder at `path`, for its owner alone; what is left of it afterwards is removed.
 
     There is one of a name: what a killed process left there goes first.

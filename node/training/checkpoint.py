@@ -38,7 +38,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("*model*.safetensors", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 _OPTIMISER = "optimizer.pt"
 _WEIGHTS_ONLY = "weights-only"
-_EVALUATION = "evaluation.json"
+EVALUATION_FILE = "evaluation.json"
 _BEST = "best"
 SLICE = 1 << 24  # numbers of a tensor that are looked at together: it takes a few times their bytes
 _ALMOST_NOTHING = 1 << 20  # bytes free; the last file's remains leave this little on a disk that filled up
@@ -86,7 +86,7 @@ def best_checkpoint(folder: Path) -> Checkpoint | None:
 
 def write_score(path: Path, row: Mapping[str, Any]) -> None:
     """Add to the checkpoint in `path` what an evaluation of its policy came to: a row of `evaluations.jsonl`."""
-    (path / _EVALUATION).write_text(json.dumps({key: row[key] for key in ("accuracy", "reward")}))
+    (path / EVALUATION_FILE).write_text(json.dumps({key: row[key] for key in ("accuracy", "reward")}))
 
 
 def is_better(row: Mapping[str, Any], folder: Path) -> bool:
@@ -98,7 +98,7 @@ def is_better(row: Mapping[str, Any], folder: Path) -> bool:
 
 def _score(path: Path) -> tuple[float, float] | None:
     try:
-        row = json.loads((path / _EVALUATION).read_text())
+        row = json.loads((path / EVALUATION_FILE).read_text())
         return float(row["accuracy"]), float(row["reward"])
     except (OSError, ValueError, KeyError, TypeError):  # not evaluated, or damaged: then it is no worse than that
         return None
