@@ -14,6 +14,7 @@ from tests.waiting import wait_until
 
 SWARM = b"a swarm of tests"
 ROOT = Path(__file__).parents[1]
+NEXT_MINOR = ROOT / "tests" / "fakes" / "next_minor"  # on PYTHONPATH it makes a process one of the next minor version
 LOOK_S = 0.5  # for which a host is waited for until the deadline is looked at
 
 
@@ -50,12 +51,13 @@ def collect(host: Host, count: int, timeout: float = 20) -> list[Received]:
     return items
 
 
-def spawn(folder: Path, *seeds: Address) -> tuple[subprocess.Popen[bytes], Address]:
-    """Start `protocol_node.py` and wait until it listens."""
+def spawn(folder: Path, *seeds: Address, newer: bool = False) -> tuple[subprocess.Popen[bytes], Address]:
+    """Start `protocol_node.py`, as a node of the next minor version if it is `newer`, and wait until it listens."""
     address = folder / "address"
     address.unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "tests" / "protocol_node.py"), str(folder), SWARM.hex()]
-    child = subprocess.Popen([*command, *map(str, seeds)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    path = os.pathsep.join([*([str(NEXT_MINOR)] if newer else []), str(ROOT)])
+    child = subprocess.Popen([*command, *map(str, seeds)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path})
     wait_until(address.exists, 30, "the child's address")
     return child, Address.parse(address.read_text())
 

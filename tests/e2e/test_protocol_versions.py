@@ -1,4 +1,7 @@
-"""A node and one of protocol version 2, on real sockets: both refuse, and each says in one line why."""
+"""A node and one of another protocol version, on real sockets.
+
+With one of version 2 both refuse, and each says in one line why. With one of the next minor version they are one swarm.
+"""
 
 import os
 import re
@@ -6,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,10 @@ import structlog
 from protocol.credentials.invite import Invite
 from protocol.credentials.records import Address
 from protocol.errors import JoinError
+from protocol.host import Host
 from protocol.identity import Identity
 from protocol.joiner import fetch_manifest
-from tests.protocol_hosts import SWARM, running
+from tests.protocol_hosts import SWARM, ask, running, spawn
 from tests.waiting import wait_until
 
 # protocol/ of a commit whose nodes speak version 2 (tests/old_folder/make.sh).
@@ -94,3 +98,31 @@ def test_joining_a_swarm_of_old_nodes_says_which_version_they_speak(tmp_path: Pa
         invite = Invite("club", SWARM + bytes(16), (Address.parse((tmp_path / "address").read_text()),))
         with pytest.raises(JoinError, match=r"swarm .club. speaks protocol 1 or 2, and this node 3\.0: install"):
             fetch_manifest(Identity.generate(), invite, [b""], timeout=20)
+
+
+@pytest.mark.parametrize("newer_dials", [True, False])
+def test_nodes_of_two_minor_versions_are_one_swarm_and_tell_each_others_records(
+    newer_dials: bool, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        logs = stack.enter_context(structlog.testing.capture_logs())
+        first, at = stack.enter_context(running())
+        child, newer = spawn(tmp_path, *([at] if newer_dials else []), newer=True)
+        stack.callback(child.wait)
+        stack.callback(child.kill)
+        if not newer_dials:
+            first.neighbour(newer)
+        ask(first, "both ways")
+        ask(first, "in chunks " + "x" * 400_000)
+        third, _ = stack.enter_context(running(at, listen=None))  # hears of the newer one from the first
+        wait_until(lambda: newer_records(third), 20, "the newer node's record")
+        assert newer_records(third) == newer_records(first) != []
+        assert not [line for line in logs if "theirs" in line]
+        assert first.counters().rejected == third.counters().rejected == {}
+
+
+def newer_records(host: Host) -> list[bytes]:
+    """Return the records, as they were signed, that hold what only the next minor version knows."""
+    return [
+        record.encoded for record in host.records() if record.encoded.endswith(b"only the next minor version knows")
+    ]
