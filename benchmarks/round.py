@@ -292,7 +292,7 @@ def _config(  # each is an option
 
 
 def _trl_config(config: NodeConfig, folder: str, bf16: bool, engine: Engine) -> GRPOConfig:
-    trainer, sampling = config.trainer, config.sampling
+    trainer, options, sampling = config.trainer, config.trainer.options, config.sampling
     return GRPOConfig(
         output_dir=folder,
         max_steps=config.last_round,
@@ -307,16 +307,16 @@ def _trl_config(config: NodeConfig, folder: str, bf16: bool, engine: Engine) -> 
         bf16=bf16,
         gradient_checkpointing=None,
         learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type,
+        lr_scheduler_type=options.lr_scheduler_type,
         optim=trainer.optim,
-        adam_beta2=trainer.adam_beta2,
-        weight_decay=trainer.weight_decay,
-        max_grad_norm=trainer.max_grad_norm,
-        loss_type=trainer.loss_type,
-        epsilon=trainer.epsilon,
-        epsilon_high=trainer.epsilon_high,
+        adam_beta2=options.adam_beta2,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        loss_type=options.loss_type,
+        epsilon=options.epsilon,
+        epsilon_high=options.epsilon_high,
         beta=0.0,
-        scale_rewards=trainer.scale_rewards,
+        scale_rewards=options.scale_rewards,
         temperature=config.engine.temperature,
         top_p=config.engine.top_p,
         max_completion_length=config.engine.max_completion_length,

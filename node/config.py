@@ -339,16 +339,11 @@ _LEFT_OUT = {
 }
 
 
-class TrainerConfig(Section):
-    """The update, by TRL's option names."""
+class TrlOptions(Section):
+    """What `trainer.trl` may hold: options of TRL's `GRPOConfig`, by its names."""
 
-    learning_rate: float = Field(5e-4, gt=0)
-    force_learning_rate: bool = Field(False, description="take a rate over 1e-4 on more than 10 M trained weights")
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="rounds")
-    optim: Literal["adamw_torch_fused", "adamw_8bit"] = Field(
-        "adamw_torch_fused", description="'adamw_8bit': Adam's moments take 2 bytes a weight and not 8, by bitsandbytes"
-    )
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -378,7 +373,27 @@ class TrainerConfig(Section):
     off_policy_mask_threshold: float | None = Field(
         None, gt=0, description="nats a token between sampler and trainer above which a poor completion does not train"
     )
+
+    @model_validator(mode="after")
+    def _level_of_the_loss(self) -> "TrlOptions":
+        wanted = {"luspo": "sequence", "vespo": "token"}.get(self.loss_type, self.importance_sampling_level)
+        if self.importance_sampling_level != wanted:
+            raise ValueError(f"loss_type={self.loss_type!r} wants importance_sampling_level={wanted!r}")
+        return self
+
+
+class TrainerConfig(Section):
+    """The update, by TRL's option names."""
+
+    learning_rate: float = Field(5e-4, gt=0)
+    force_learning_rate: bool = Field(False, description="take a rate over 1e-4 on more than 10 M trained weights")
+    optim: Literal["adamw_torch_fused", "adamw_8bit"] = Field(
+        "adamw_torch_fused", description="'adamw_8bit': Adam's moments take 2 bytes a weight and not 8, by bitsandbytes"
+    )
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
+    trl: dict[str, Any] = Field(
+        {}, description='further options of TRL\'s GRPOConfig, such as { loss_type = "grpo", epsilon = 0.1 }'
+    )
     tokens_per_batch: int = Field(
         2048,
         ge=1,
@@ -411,19 +426,33 @@ class TrainerConfig(Section):
         "where those are trained; 0: the optimiser begins anew at each start",
     )
 
-    @model_validator(mode="before")
+    @field_validator("trl")
     @classmethod
-    def _left_out(cls, tree: Any) -> Any:
-        for name in sorted(_LEFT_OUT.keys() & (tree if isinstance(tree, dict) else {})):
-            raise ValueError(f"{name} of TRL is left out: {_LEFT_OUT[name]}")
-        return tree
+    def _of_trl(cls, given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            TrlOptions.model_validate(given)
+        except ValidationError as error:
+            raise ValueError(_trl_complaint(error)) from None
+        return given
 
-    @model_validator(mode="after")
-    def _level_of_the_loss(self) -> "TrainerConfig":
-        wanted = {"luspo": "sequence", "vespo": "token"}.get(self.loss_type, self.importance_sampling_level)
-        if self.importance_sampling_level != wanted:
-            raise ValueError(f"loss_type={self.loss_type!r} wants importance_sampling_level={wanted!r}")
-        return self
+    @property
+    def options(self) -> TrlOptions:
+        """The options of `trl`, with the defaults of those that are not in it."""
+        return TrlOptions.model_validate(self.trl)
+
+
+def _trl_complaint(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if name in _LEFT_OUT:
+        return f"{name} of TRL is left out: {_LEFT_OUT[name]}"
+    if name in TrainerConfig.model_fields:
+        return f"{name} is a setting of its own: set trainer.{name}"
+    if first["type"] != "extra_forbidden":
+        return f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")
+    close = difflib.get_close_matches(name, TrlOptions.model_fields, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{name!r} is not passed on to TRL: {hint}What is: {', '.join(TrlOptions.model_fields)}"
 
 
 def _endpoint_to_bind(text: str) -> str:
@@ -611,22 +640,27 @@ class NodeConfig(Section):
 
     @model_validator(mode="after")
     def _ratio_is_of_one_distribution(self) -> "NodeConfig":
-        corrected = not self.engine.own_weights and self.trainer.vllm_importance_sampling_correction
+        corrected = not self.engine.own_weights and self.trainer.options.vllm_importance_sampling_correction
         if corrected and self.engine.top_p < 1:
             raise ValueError(
                 f"engine.top_p={self.engine.top_p} cuts the distribution that the engine's probabilities are of: leave "
-                "it at 1, or set trainer.vllm_importance_sampling_correction=false"
+                "it at 1, or set trainer.trl.vllm_importance_sampling_correction=false"
             )
         return self
 
     @model_validator(mode="after")
     def _decay_has_an_end(self) -> "NodeConfig":
-        if self.rounds is None and self.trainer.lr_scheduler_type in DECAYING:
+        schedule = self.trainer.options.lr_scheduler_type
+        if self.rounds is None and schedule in DECAYING:
             raise ValueError(
-                f"trainer.lr_scheduler_type={self.trainer.lr_scheduler_type!r} comes down to 0 at the last round: "
+                f"trainer.trl.lr_scheduler_type={schedule!r} comes down to 0 at the last round: "
                 "set rounds, or choose a constant one"
             )
         return self
+
+
+RENAMED_SETTINGS: Mapping[str, str] = {f"trainer.{name}": f"trainer.trl.{name}" for name in TrlOptions.model_fields}
+"""Settings that have another name than in earlier releases, by dotted key. A node's record is translated."""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
@@ -675,12 +709,11 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(trainer, dict):
         trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
     for key in REMOVED_SETTINGS:
-        *sections, name = key.split(".")
-        table: Any = now
-        for section in sections:
-            table = table.get(section) if isinstance(table, dict) else None
-        if isinstance(table, dict):
-            table.pop(name, None)
+        _take(now, key)
+    for key, todays in RENAMED_SETTINGS.items():
+        value = _take(now, key)
+        if value is not None and value != TrlOptions.model_fields[key.rpartition(".")[2]].default:
+            put(now, todays, value)
     for name in REMOVED_TABLES:
         if now.get(name) == {}:
             del now[name]
@@ -688,6 +721,15 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(task, dict) and task.get("name") == "jsonl":
             task["name"] = "dataset"
     return now
+
+
+def _take(tree: dict[str, Any], key: str) -> Any:
+    """Remove what dotted `key` has in `tree`, and return it; None where there is nothing."""
+    *tables, last = key.split(".")
+    table: Any = tree
+    for name in tables:
+        table = table.get(name) if isinstance(table, dict) else None
+    return table.pop(last, None) if isinstance(table, dict) else None
 
 
 def gone_settings(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -742,6 +784,10 @@ def is_set(config: NodeConfig, key: str) -> bool:
     return last in functools.reduce(getattr, tables, config).model_fields_set
 
 
+OPEN_TABLES = ("policy.template", "trainer.trl")
+"""Settings whose value is a table, with keys that are no settings."""
+
+
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tree of both, `over` before `under`, table by table."""
     merged = dict(under)
@@ -752,10 +798,11 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a tree by dotted key; a list is a value, whatever is in it."""
+    """Return the values of a tree by dotted key; a list is a value, and so is one of `OPEN_TABLES`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        is_table = isinstance(value, Mapping) and prefix + key not in OPEN_TABLES
+        flat |= flatten(value, f"{prefix}{key}.") if is_table else {prefix + key: value}
     return flat
 
 
@@ -768,17 +815,22 @@ def all_keys(section: type[Section] = NodeConfig, prefix: str = "") -> Iterator[
 
 
 def is_key(key: str) -> bool:
-    """Tell whether there is a setting, or a table, of dotted `key`."""
-    return key in all_keys()
+    """Tell whether there is a setting, or a table, of dotted `key`, or an option of `trainer.trl`."""
+    return key in all_keys() or key in RENAMED_SETTINGS.values()
 
 
 def unknown_key(key: str) -> str:
     """Return what to say of an unknown dotted key: what became of it, or which key may have been meant."""
     if key in REMOVED_SETTINGS:
         return f"the configuration key {key!r} is gone: {REMOVED_SETTINGS[key]}"
-    close = difflib.get_close_matches(key, list(all_keys()), n=1)
-    last = key.rpartition(".")[2]
-    close = close or [one for one in all_keys() if one.rpartition(".")[2] == last]
+    if key in RENAMED_SETTINGS:
+        return f"the configuration key {key!r} has another name now: {RENAMED_SETTINGS[key]}"
+    table, _, last = key.rpartition(".")
+    if table == "trainer" and last in _LEFT_OUT:
+        return f"{last} of TRL is left out: {_LEFT_OUT[last]}"
+    known = [*all_keys(), *RENAMED_SETTINGS.values()]
+    close = difflib.get_close_matches(key, known, n=1)
+    close = close or [one for one in known if one.rpartition(".")[2] == last]
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown configuration key {key!r}: {hint}see `gossamer node --dry-run --all` for all keys"
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.api import Node, Reward, Rows
-from node.config import merge
+from node.config import merge, put
 from node.errors import UserError
 from node.telemetry.metrics import Row
 
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 MAPPED: Mapping[str, str] = {
     "learning_rate": "trainer.learning_rate",
-    "weight_decay": "trainer.weight_decay",
-    "adam_beta2": "trainer.adam_beta2",
-    "max_grad_norm": "trainer.max_grad_norm",
-    "lr_scheduler_type": "trainer.lr_scheduler_type",
-    "warmup_steps": "trainer.warmup_steps",
-    "loss_type": "trainer.loss_type",
-    "importance_sampling_level": "trainer.importance_sampling_level",
-    "mask_truncated_completions": "trainer.mask_truncated_completions",
-    "epsilon": "trainer.epsilon",
-    "epsilon_high": "trainer.epsilon_high",
-    "scale_rewards": "trainer.scale_rewards",
+    "weight_decay": "trainer.trl.weight_decay",
+    "adam_beta2": "trainer.trl.adam_beta2",
+    "max_grad_norm": "trainer.trl.max_grad_norm",
+    "lr_scheduler_type": "trainer.trl.lr_scheduler_type",
+    "warmup_steps": "trainer.trl.warmup_steps",
+    "loss_type": "trainer.trl.loss_type",
+    "importance_sampling_level": "trainer.trl.importance_sampling_level",
+    "mask_truncated_completions": "trainer.trl.mask_truncated_completions",
+    "epsilon": "trainer.trl.epsilon",
+    "epsilon_high": "trainer.trl.epsilon_high",
+    "scale_rewards": "trainer.trl.scale_rewards",
     "num_iterations": "trainer.num_iterations",
-    "off_policy_mask_threshold": "trainer.off_policy_mask_threshold",
-    "vllm_importance_sampling_correction": "trainer.vllm_importance_sampling_correction",
-    "vllm_importance_sampling_mode": "trainer.vllm_importance_sampling_mode",
-    "vllm_importance_sampling_clip_max": "trainer.vllm_importance_sampling_clip_max",
+    "off_policy_mask_threshold": "trainer.trl.off_policy_mask_threshold",
+    "vllm_importance_sampling_correction": "trainer.trl.vllm_importance_sampling_correction",
+    "vllm_importance_sampling_mode": "trainer.trl.vllm_importance_sampling_mode",
+    "vllm_importance_sampling_clip_max": "trainer.trl.vllm_importance_sampling_clip_max",
     "save_steps": "trainer.save_steps",
     "save_total_limit": "trainer.save_total_limit",
     "report_to": "trainer.report_to",
@@ -279,8 +279,7 @@ def settings_of(args: Any, swarm: str | None, *, has_test: bool = False) -> dict
         for name, key in MAPPED.items():
             value = _mapped(name, getattr(args, name), args)
             if value is not None:
-                table, _, setting = key.rpartition(".")
-                (tree.setdefault(table, {}) if table else tree)[setting] = value
+                put(tree, key, value)
         tree["sampling"]["local"] = groups_of(args)
         if not has_test or _word(args.eval_strategy) == "no":
             tree.pop("eval", None)

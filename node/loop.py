@@ -274,7 +274,7 @@ class Loop:
         rng = random.Random(derive_seed(self.seed, "draw", version))
         own = self.pool.own_results
         asked = Draw(
-            sampling.external, sampling.completions, SCALES[self.config.trainer.scale_rewards], rng, own.reward
+            sampling.external, sampling.completions, SCALES[self.config.trainer.options.scale_rewards], rng, own.reward
         )
         return Screening(self._screen, RULES[sampling.rule], asked, len(self.pool.signers))
 

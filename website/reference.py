@@ -11,7 +11,7 @@ import typer.main
 from pydantic import BaseModel
 
 from node.cli.app import app
-from node.config import COMMON_KEYS, NodeConfig, Section
+from node.config import COMMON_KEYS, NodeConfig, Section, TrlOptions
 from node.metrics import METRICS, Combine, Metric
 from node.telemetry.refusals import MEANINGS
 from node.telemetry.status_server import PREFIX
@@ -53,7 +53,7 @@ def settings() -> str:
         *(f"- `{key}`" for key in sorted(COMMON_KEYS)),
         "",
     ]
-    for path, section in _sections(NodeConfig, ""):
+    for path, section in (*_sections(NodeConfig, ""), ("trainer.trl", TrlOptions)):
         lines += [f"## {path or 'the top'}", ""]
         lines += [text, ""] if (text := _first_line(section)) else []
         lines += ["| key | default | | |", "|---|---|---|---|"]

@@ -107,8 +107,9 @@ def settle(  # noqa: PLR0913  # each is a source of its own
     look(given)
     values, notes = _unset_values(given, memory, sharers, as_before=not forget)
     config = fill(given, values)
-    now = flatten(tree)
-    remembered = {key: value for key, value in flatten(memory.settings).items() if key not in now}
+    now, then = flatten(tree), flatten(memory.settings)
+    remembered = {key: value for key, value in flatten(merge(memory.settings, tree)).items() if key in then}
+    remembered = {key: value for key, value in remembered.items() if key not in now or now[key] != value}
     return Settled(
         config,
         {**notes, **dict.fromkeys(remembered, "as remembered")},
@@ -150,9 +151,9 @@ def idle_settings(config: NodeConfig) -> list[str]:
         )
     if not sampling.external and sampling.source == "self":
         lines.append("sampling.source has no effect: sampling.external is 0, and nothing is drawn")
-    if trainer.warmup_steps and trainer.lr_scheduler_type == "constant":
+    if trainer.options.warmup_steps and trainer.options.lr_scheduler_type == "constant":
         lines.append(
-            "trainer.warmup_steps has no effect: set trainer.lr_scheduler_type=constant_with_warmup, or another"
+            "trainer.trl.warmup_steps has no effect: set trainer.trl.lr_scheduler_type=constant_with_warmup, or another"
         )
     if config.engine.own_weights and config.engine.vllm.python:
         lines.append(f"engine.vllm.python has no effect: engine.kind is {config.engine.kind!r}")

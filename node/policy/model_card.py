@@ -65,8 +65,8 @@ def _training(config: NodeConfig, history: History) -> list[str]:
     trained = summary["groups_local"] + summary["groups_external"]
     share = summary["groups_external"] / trained if trained else 0.0
     lines = [
-        f"- {history.rounds} rounds of reinforcement learning (`{config.trainer.loss_type}` loss, GRPO advantages) "
-        "on verifiable rewards.",
+        f"- {history.rounds} rounds of reinforcement learning (`{config.trainer.options.loss_type}` loss, GRPO "
+        "advantages) on verifiable rewards.",
         f"- Tasks: {', '.join(f'`{task.name}`' for task in config.tasks)}.",
         f"- Mean reward of its own completions: {summary['reward_first']:.3f} in the first tenth of the rounds, "
         f"{summary['reward_last']:.3f} in the last.",
@@ -100,7 +100,7 @@ def _settings(config: NodeConfig) -> list[str]:
     how = f"LoRA of rank {adapters.r}, merged into the weights" if adapters.r else "all weights trained"
     sampling, engine = config.sampling, config.engine
     return [
-        f"- {how}; learning rate {config.trainer.learning_rate:g}, {config.trainer.lr_scheduler_type}",
+        f"- {how}; learning rate {config.trainer.learning_rate:g}, {config.trainer.options.lr_scheduler_type}",
         f"- {sampling.local} own and {sampling.external} external groups of {sampling.completions} completions a round",
         f"- completions of at most {engine.max_completion_length} tokens, "
         f"temperature {engine.temperature:g}, top-p {engine.top_p:g}",

@@ -121,6 +121,7 @@ class SwarmTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self._checkpoints = Path(args.output_dir) / "checkpoints"
         self._config = config.trainer
+        self._options = config.trainer.options
         self._whole_model = policy.model
         self._changed_elsewhere = config.weights.mode != "off"  # by peers' weights, on number 0
         self._full_weight = configured_weight(config.sampling)
@@ -388,7 +389,7 @@ class SwarmTrainer(GRPOTrainer):
         for rows in self._rounds(self.rounds_done):
             if self._written is not None and self._written.done():
                 self.wait_for_checkpoint()  # a failure ends the run now
-            if self._config.mask_truncated_completions:
+            if self._options.mask_truncated_completions:
                 rows = [row if self._ended(row) else row.without_tokens() for row in rows]
             yield make_batches(
                 rows,
@@ -427,9 +428,9 @@ class SwarmTrainer(GRPOTrainer):
 
     def _compared(self, batch: Batch) -> Batch:
         batch = dict(batch)
-        masks = self._config.off_policy_mask_threshold is not None  # then TRL's loss looks at them too
+        masks = self._options.off_policy_mask_threshold is not None  # then TRL's loss looks at them too
         samplers = batch.get("sampling_per_token_logps") if masks else batch.pop("sampling_per_token_logps", None)
-        if not self._config.vllm_importance_sampling_correction:
+        if not self._options.vllm_importance_sampling_correction:
             samplers = None
         if self.args.num_iterations > 1 or samplers is not None:
             batch = self._with_old_logps(batch)
@@ -465,9 +466,9 @@ class SwarmTrainer(GRPOTrainer):
             "importance_sampling_ratio/max": known.max() if len(known) else ratios.new_ones(()),
         }.items():
             self._metrics["train"][f"sampling/{name}"].append(value.item())
-        config = self._config
+        options = self._options
         weights = importance_weights(
-            differences, config.vllm_importance_sampling_mode, config.vllm_importance_sampling_clip_max
+            differences, options.vllm_importance_sampling_mode, options.vllm_importance_sampling_clip_max
         )
         if self.loss_type == "vespo":  # weighs whole sequences, and takes these into its weight
             return batch | {"importance_sampling_ratio": weights}
@@ -776,7 +777,7 @@ def make_trainer(
 
 
 def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
-    trainer = config.trainer
+    trainer, options = config.trainer, config.trainer.options
     args = GRPOConfig(
         output_dir=str(folder),
         max_steps=config.last_round * trainer.num_iterations,
@@ -784,19 +785,19 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         use_cpu=policy.model.device.type == "cpu",
         # The update.
         learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_scheduler_type,
-        warmup_steps=trainer.warmup_steps * trainer.num_iterations,
+        lr_scheduler_type=options.lr_scheduler_type,
+        warmup_steps=options.warmup_steps * trainer.num_iterations,
         optim=trainer.optim,
-        adam_beta2=trainer.adam_beta2,
-        weight_decay=trainer.weight_decay,
-        max_grad_norm=trainer.max_grad_norm,
-        loss_type=trainer.loss_type,
-        importance_sampling_level=trainer.importance_sampling_level,
-        epsilon=trainer.epsilon,
-        epsilon_high=trainer.epsilon_high,
+        adam_beta2=options.adam_beta2,
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        loss_type=options.loss_type,
+        importance_sampling_level=options.importance_sampling_level,
+        epsilon=options.epsilon,
+        epsilon_high=options.epsilon_high,
         beta=0.0,  # no reference model is kept
         num_iterations=trainer.num_iterations,
-        off_policy_mask_threshold=trainer.off_policy_mask_threshold,
+        off_policy_mask_threshold=options.off_policy_mask_threshold,
         gradient_accumulation_steps=1,  # a step's micro-batches are added up in `training_step`
         steps_per_generation=1,
         gradient_checkpointing=trainer.gradient_checkpointing or None,  # False, too, makes newer transformers warn

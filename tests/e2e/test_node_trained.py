@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         6,
         **ALONE,
         policy={"lora": {"r": 4}},
-        trainer={"learning_rate": 0.05, "scale_rewards": "group"},
+        trainer={"learning_rate": 0.05, "trl": {"scale_rewards": "group"}},
         tasks=[task_config(str(folder.parent / "ones.jsonl"))],
         eval={"ends": True, "count": 12, "seed": 7},
     )

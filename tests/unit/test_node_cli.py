@@ -127,7 +127,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["node", "--rounds", "-1"], "--rounds"),
         (["swarm", "--rounds", "0"], "configuration key 'rounds'"),
         (["node", "--forget", "sampling.locl"], "--forget sampling.locl: unknown configuration key 'sampling.locl'"),
-        (["node", "--set", "trainer.lr_scheduler_type=cosine"], "comes down to 0 at the last round: set rounds"),
+        (["node", "--set", "trainer.trl.lr_scheduler_type=cosine"], "comes down to 0 at the last round: set rounds"),
         (["node", "missing.toml"], "no configuration file missing.toml: check the path"),
         (["swarm", "-n", "0"], "-n"),
         (["swarm", "-n", "four"], "-n"),
@@ -625,13 +625,13 @@ def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_reque
 ) -> None:
     printed = []
     for more in ([], ["--all"]):
-        assert run(["node", "--set", "trainer.weight_decay=0.1", "--dry-run", *more], debug=False) == 0
+        assert run(["node", "--set", "trainer.trl.weight_decay=0.1", "--dry-run", *more], debug=False) == 0
         printed.append(capfd.readouterr().out)
     short, full = (
         {line.split(" = ")[0].lstrip("# ") for line in text.splitlines() if " = " in line} for text in printed
     )
-    assert {"learning_rate", "external", "weight_decay"} <= short
-    assert "adam_beta2" in full - short and len(short) < len(full) / 2
+    assert {"learning_rate", "external", "trl"} <= short
+    assert "tokens_per_batch" in full - short and len(short) < len(full) / 2
     (tmp_path / "short.toml").write_text(printed[0])
     (tmp_path / "full.toml").write_text(printed[1])
     assert load_config(tmp_path / "short.toml") == load_config(tmp_path / "full.toml")
@@ -658,9 +658,9 @@ def test_the_keys_that_are_shown_first_exist() -> None:
     [
         ("node", [], None),
         ("node", ["--rounds", "7"], 7),
-        ("node", ["--set", "rounds=7", "--set", "trainer.lr_scheduler_type=cosine"], 7),
+        ("node", ["--set", "rounds=7", "--set", "trainer.trl.lr_scheduler_type=cosine"], 7),
         ("swarm", [], 300),
-        ("swarm", ["--set", "trainer.lr_scheduler_type=linear"], 300),
+        ("swarm", ["--set", "trainer.trl.lr_scheduler_type=linear"], 300),
         ("swarm", ["--rounds", "7"], 7),
         ("swarm", ["seven.toml"], 7),
         ("node", ["seven.toml"], 7),
@@ -694,7 +694,7 @@ def test_a_swarm_with_a_budget_has_no_last_round_by_default(tmp_path: Path, capf
         (["sampling.local=4", "sampling.questions=1"], "sampling.local=4 has no effect beyond sampling.questions=1"),
         (["network.enabled=false", "network.listen=tcp://0.0.0.0:1"], "network.enabled is false"),
         (["network.enabled=false", f'network.seeds=["{SEED}"]'], "network.enabled is false"),
-        (["trainer.warmup_steps=5"], "trainer.warmup_steps has no effect"),
+        (["trainer.trl.warmup_steps=5"], "trainer.trl.warmup_steps has no effect"),
         (["engine.vllm.python=python"], "engine.vllm.python has no effect: engine.kind is 'hf'"),
         (["sampling.external=0", "sampling.source=self"], "sampling.external is 0"),
         (["sampling.external=0"], ""),

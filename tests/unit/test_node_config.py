@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from collectives.types import Codec
-from node.config import REMOVED_RULES, REMOVED_SETTINGS, NodeConfig, is_key, load_config, parse_config, upgraded
+from node.config import (
+    REMOVED_RULES,
+    REMOVED_SETTINGS,
+    RENAMED_SETTINGS,
+    NodeConfig,
+    TrlOptions,
+    is_key,
+    load_config,
+    parse_config,
+    upgraded,
+)
 from node.errors import UserError
 from node.state_folder import recall
 
@@ -46,7 +56,8 @@ def record(rule: str) -> dict[str, Any]:
     """A config.json of commit 19586e0, of a node whose every setting of then is set."""
     tree = NodeConfig(rounds=7).model_dump(mode="json")
     tree["policy"].pop("template")
-    del tree["engine"]["placement"], tree["engine"]["timeout"]
+    del tree["engine"]["placement"], tree["engine"]["timeout"], tree["trainer"]["trl"]
+    tree["trainer"] |= TrlOptions().model_dump()
     for key, value in VALUES.items():
         *tables, name = key.split(".")
         functools.reduce(lambda table, part: table.setdefault(part, {}), tables, tree)[name] = value
@@ -87,6 +98,19 @@ def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str,
         said = str(error.value)
         assert said.startswith(f"the configuration key {key!r} is gone: ") and "leave it out" in said
         assert "\n" not in said
+
+
+@pytest.mark.parametrize("key", RENAMED_SETTINGS)
+def test_a_person_who_writes_an_older_name_is_told_todays(key: str) -> None:
+    assert not is_key(key) and is_key(RENAMED_SETTINGS[key])
+    with pytest.raises(UserError) as error:
+        load_config(None, [f"{key}=1"])
+    assert str(error.value) == f"the configuration key {key!r} has another name now: {RENAMED_SETTINGS[key]}"
+
+
+def test_a_record_has_todays_names_and_leaves_out_what_has_its_default() -> None:
+    old = {"trainer": {"loss_type": "grpo", "epsilon": 0.2, "off_policy_mask_threshold": None, "save_steps": 3}}
+    assert upgraded(old) == {"trainer": {"trl": {"loss_type": "grpo"}, "save_steps": 3}}
 
 
 @pytest.mark.parametrize("rule", REMOVED_RULES)

@@ -60,9 +60,10 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
     assert settings["sampling"] == {"completions": 4, "local": 4, "external": 0, "rule": "sapo"}
     assert settings["engine"] == {"max_completion_length": 16, "temperature": 1.0, "top_p": 1.0}
     trainer = settings["trainer"]
-    assert (trainer["learning_rate"], trainer["epsilon"], trainer["epsilon_high"]) == (1e-4, 0.1, 0.1)
-    assert (trainer["scale_rewards"], trainer["lr_scheduler_type"], trainer["report_to"]) == ("none", "linear", [])
-    weighted = (trainer["vllm_importance_sampling_mode"], trainer["vllm_importance_sampling_clip_max"])
+    trl = trainer["trl"]
+    assert (trainer["learning_rate"], trl["epsilon"], trl["epsilon_high"]) == (1e-4, 0.1, 0.1)
+    assert (trl["scale_rewards"], trl["lr_scheduler_type"], trainer["report_to"]) == ("none", "linear", [])
+    weighted = (trl["vllm_importance_sampling_mode"], trl["vllm_importance_sampling_clip_max"])
     assert weighted == ("sequence_mask", 3.0), "TRL's defaults are not the node's"
     assert (settings["network"], settings["seed"]) == ({"enabled": False}, 42)
     assert settings["policy"] == {"template": {"enable_thinking": False}}

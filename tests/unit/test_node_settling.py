@@ -102,12 +102,20 @@ def test_a_relay_stays_one_until_it_is_told_otherwise(tmp_path: Path) -> None:
 
 def test_a_file_goes_before_the_folder_and_the_rest_is_remembered(tmp_path: Path) -> None:
     folder, path = tmp_path / "state", tmp_path / "node.toml"
-    start(folder, "sampling.local=3", "trainer.weight_decay=0.1", network__listen="tcp://0.0.0.0:4001")
+    trl = ("trainer.trl.weight_decay=0.1", "trainer.trl.epsilon=0.1")
+    start(folder, "sampling.local=3", *trl, network__listen="tcp://0.0.0.0:4001")
     path.write_text("[sampling]\nlocal = 5\n[trainer]\nsave_steps = 7\n")
     again = start(folder, "trainer.save_steps=9", path=path)
     assert (again.config.sampling.local, again.config.trainer.save_steps) == (5, 9)
-    assert (again.config.trainer.weight_decay, again.config.network.listen) == (0.1, "tcp://0.0.0.0:4001")
-    assert set(again.remembered) == {"trainer.weight_decay = 0.1", 'network.listen = "tcp://0.0.0.0:4001"'}
+    assert (again.config.trainer.options.weight_decay, again.config.network.listen) == (0.1, "tcp://0.0.0.0:4001")
+    remembered = ["trainer.trl = {weight_decay = 0.1, epsilon = 0.1}", 'network.listen = "tcp://0.0.0.0:4001"']
+    assert again.remembered == remembered
+    other = start(folder, "trainer.trl.epsilon=0.3", path=path)
+    assert "trainer.trl = {weight_decay = 0.1, epsilon = 0.3}" in other.remembered
+    assert (
+        "trainer.trl: {'weight_decay': 0.1, 'epsilon': 0.1} -> {'weight_decay': 0.1, 'epsilon': 0.3}" in other.changes
+    )
+    assert start(folder, *trl, "trainer.trl.epsilon=0.3", path=path).remembered == remembered[1:]
 
 
 def test_what_a_folder_remembers_is_told_a_setting_a_line_without_what_is_empty(tmp_path: Path) -> None:
@@ -152,6 +160,13 @@ def test_what_ran_goes_on_whatever_a_preset_says_today(tmp_path: Path, monkeypat
     monkeypatch.setitem(SIZES, "large", SIZES["small"])
     assert start(tmp_path).config.trainer == first.trainer
     assert start(tmp_path, forget=["rounds"]).config.trainer.learning_rate == 1e-4
+
+
+def test_a_template_that_a_preset_chose_goes_on(tmp_path: Path) -> None:
+    start(tmp_path)
+    ran = recall(tmp_path).last | {"policy": {"template": {"enable_thinking": False}}}
+    (tmp_path / "config.json").write_text(json.dumps(ran))
+    assert start(tmp_path).config.policy.template == {"enable_thinking": False}
 
 
 def test_a_folder_of_a_release_without_settings_is_remembered_whole(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The update at TRL's seam, against a loss written independently of it."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from node.config import parse_config
+from node.config import TrlOptions, parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import DivergedError, UserError
@@ -64,7 +65,7 @@ def train(policy, config, folder, *rounds: Sequence[Sample]) -> tuple[Watch, lis
 
 def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[float, Named, float]:
     """Loss, gradients and clipped fraction of a round at `weights`, clipped against `old_weights`."""
-    model, temperature, options = policy.model, config.engine.temperature, config.trainer
+    model, temperature, options = policy.model, config.engine.temperature, config.trainer.options
     model.load_state_dict(old_weights, strict=False)
     with torch.no_grad():
         old = [completion_logps(model, row, temperature) for row in rows]
@@ -196,11 +197,17 @@ def test_a_truncated_completion_is_masked_and_its_row_counts(policy, tmp_path, l
 @pytest.mark.parametrize(
     ("tree", "complaint"),
     [
-        ({"trainer": {"entropy_coef": 0.1}}, "'trainer': entropy_coef of TRL is left out: it pulls at completions"),
-        ({"trainer": {"use_adaptive_entropy": True}}, "a round without signal is no step"),
-        ({"trainer": {"top_entropy_quantile": 0.2}}, "must not depend on how a round is split"),
+        ({"trainer": {"entropy_coef": 0.1}}, "entropy_coef of TRL is left out: it pulls at completions"),
+        ({"trainer": {"trl": {"entropy_coef": 0.1}}}, "'trainer.trl': entropy_coef of TRL is left out: it pulls at"),
+        ({"trainer": {"trl": {"use_adaptive_entropy": True}}}, "a round without signal is no step"),
+        ({"trainer": {"trl": {"top_entropy_quantile": 0.2}}}, "must not depend on how a round is split"),
         ({"trainer": {"gradient_accumulation_steps": 2}}, "tokens_per_batch splits a round"),
-        ({"trainer": {"loss_type": "luspo"}}, "loss_type='luspo' wants importance_sampling_level='sequence'"),
+        ({"trainer": {"trl": {"loss_type": "luspo"}}}, "loss_type='luspo' wants importance_sampling_level='sequence'"),
+        ({"trainer": {"trl": {"lose_type": "grpo"}}}, "'lose_type' is not passed on to TRL: did you mean 'loss_type'?"),
+        ({"trainer": {"trl": {"delta": 1.5}}}, "'delta' is not passed on to TRL: What is: lr_scheduler_type, "),
+        ({"trainer": {"trl": {"epsilon": 0}}}, "'trainer.trl': epsilon: Input should be greater than 0"),
+        ({"trainer": {"trl": {"learning_rate": 1e-5}}}, "a setting of its own: set trainer.learning_rate"),
+        ({"trainer": {"lose_type": "grpo"}}, "did you mean 'trainer.trl.loss_type'?"),
         ({"engine": {"kind": "vllm", "top_p": 0.9}}, "top_p=0.9 cuts the distribution"),
     ],
 )
@@ -209,8 +216,15 @@ def test_what_would_not_do_as_it_says_is_refused_in_a_line(tree, complaint):
         parse_config(tree)
 
 
+UNCORRECTED = {"vllm_importance_sampling_correction": False}
+
+
+def test_an_option_of_trls_is_one_in_trl_too():
+    assert TrlOptions.model_fields.keys() <= {field.name for field in dataclasses.fields(GRPOConfig)}
+
+
 def test_top_p_is_no_trouble_without_the_ratio():
-    parse_config({"engine": {"kind": "vllm", "top_p": 0.9}, "trainer": {"vllm_importance_sampling_correction": False}})
+    parse_config({"engine": {"kind": "vllm", "top_p": 0.9}, "trainer": {"trl": UNCORRECTED}})
     parse_config({"engine": {"kind": "hf", "top_p": 0.9}})
 
 
