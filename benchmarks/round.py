@@ -308,7 +308,7 @@ def _trl_config(config: NodeConfig, folder: str, bf16: bool, engine: Engine) -> 
         gradient_checkpointing=None,
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type,
-        optim=trainer.optim,
+        optim=options.optim,
         adam_beta2=options.adam_beta2,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,

@@ -33,6 +33,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
     "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
     "trainer.adam_beta1": "it is 0.9: leave it out",
+    "trainer.force_learning_rate": "a rate that is too high for a model is taken, and warned of: leave it out",
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
     "network.timing": "it follows from network.listen: leave it out",
     "weights.encrypt": "what members send each other is always encrypted: leave it out",
@@ -44,6 +45,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "engine.vllm.call_timeout": "engine.timeout bounds it: leave it out",
     "engine.vllm.dtype": "an engine that takes whole weights has them in bfloat16: leave it out",
     "engine.vllm.logprob_tolerance": "it is 0.1 nats a token: leave it out",
+    "network.max_peers": "a node has 16 links, or 12 in a swarm of more nodes than that: leave it out",
     "network.store_memory": "it is 256 MiB, or twice the swarm's largest group: leave it out",
     "network.store_disk": "it is 4 GiB: leave it out",
     "weights.outer_lr": "it is that of weights.mode ('diloco' 0.7, 'async-diloco' 0.4, 'average' 1): leave it out",
@@ -344,6 +346,9 @@ class TrlOptions(Section):
 
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="rounds")
+    optim: Literal["adamw_torch_fused", "adamw_8bit"] = Field(
+        "adamw_torch_fused", description="'adamw_8bit': Adam's moments take 2 bytes a weight and not 8, by bitsandbytes"
+    )
     adam_beta2: float = Field(0.99, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -373,6 +378,10 @@ class TrlOptions(Section):
     off_policy_mask_threshold: float | None = Field(
         None, gt=0, description="nats a token between sampler and trainer above which a poor completion does not train"
     )
+    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep, beside the best by evaluation")
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="trackers that each round's metrics go to; what they send where is theirs to say"
+    )
 
     @model_validator(mode="after")
     def _level_of_the_loss(self) -> "TrlOptions":
@@ -386,10 +395,6 @@ class TrainerConfig(Section):
     """The update, by TRL's option names."""
 
     learning_rate: float = Field(5e-4, gt=0)
-    force_learning_rate: bool = Field(False, description="take a rate over 1e-4 on more than 10 M trained weights")
-    optim: Literal["adamw_torch_fused", "adamw_8bit"] = Field(
-        "adamw_torch_fused", description="'adamw_8bit': Adam's moments take 2 bytes a weight and not 8, by bitsandbytes"
-    )
     num_iterations: int = Field(1, ge=1, description="updates on each batch")
     trl: dict[str, Any] = Field(
         {}, description='further options of TRL\'s GRPOConfig, such as { loss_type = "grpo", epsilon = 0.1 }'
@@ -405,9 +410,6 @@ class TrainerConfig(Section):
         "auto",
         description="products in bfloat16, weights as they are; 'auto': over 10 million weights, if the machine has it",
     )
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        [], description="trackers that each round's metrics go to; what they send where is theirs to say"
-    )
     stop_grace: float = Field(
         30.0,
         ge=0,
@@ -418,7 +420,6 @@ class TrainerConfig(Section):
     save_minutes: float | None = Field(
         None, gt=0, description="minutes between checkpoints at most, for long rounds; default: as save_steps says"
     )
-    save_total_limit: int = Field(2, ge=1, description="checkpoints to keep, beside the best by evaluation")
     save_full: int = Field(
         2,
         ge=0,
@@ -501,9 +502,6 @@ class NetworkConfig(Section):
     )
     swarm: Annotated[str, AfterValidator(_swarm_id)] = Field(
         "", description="swarm id, 32 hex digits; empty: the isolated default"
-    )
-    max_peers: int = Field(
-        16, ge=1, description="links; in a swarm with more others than this at most three quarters as many, or 8"
     )
     upload_limit: int = Field(
         0, ge=0, description="bytes a second that it sends peers at most, shared fairly among them; 0: no limit"

@@ -25,7 +25,7 @@ from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import DivergedError, NonFiniteError, UserError
 from node.journal import Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
-from node.operations.presets import check_rate
+from node.operations.presets import rate_warning
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
 from node.processes.signals import GiveUp, Stopping, graceful_stop
@@ -136,7 +136,9 @@ def _start(
         }
     )
     policy = load_policy(config.policy, config.trainer.bf16, checkpoint=checkpoint.path if checkpoint else None)
-    check_rate(config.trainer, sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad))
+    trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
+    if line := rate_warning(config.trainer, trained):
+        log.warning(line)
     engine = make_engine(config.engine, policy, folder)
     stack.callback(engine.close)
     return Parts(

@@ -305,11 +305,12 @@ def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Check:
 
     trainer, rank = config.trainer, config.policy.lora.r
     trained = adapter_parameters(size, rank) if rank else size.parameters
-    full = min(trainer.save_full, trainer.save_total_limit)
-    need = trained * (FULL * (full + 1) + WEIGHTS * (trainer.save_total_limit - full)) + config.pool.max_bytes
+    most = trainer.options.save_total_limit
+    full = min(trainer.save_full, most)
+    need = trained * (FULL * (full + 1) + WEIGHTS * (most - full)) + config.pool.max_bytes
     free = shutil.disk_usage(_existing(folder)).free
-    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {trainer.save_total_limit} checkpoints and the pool"
-    remedy = "set trainer.save_total_limit=1, or choose another disk with --state"
+    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the pool"
+    remedy = "set trainer.trl.save_total_limit=1, or choose another disk with --state"
     return Check("disk together", need <= free, text, needed=False, do=remedy)
 
 

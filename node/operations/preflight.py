@@ -34,7 +34,7 @@ def check_first(config: NodeConfig, folder: Path) -> None:
     if config.role == "relay":
         return
     check_policy(config.policy)
-    check_bits(config.policy.dtype, config.trainer.optim)
+    check_bits(config.policy.dtype, config.trainer.options.optim)
     if lacks := missing(config.engine.kind, config.engine):
         raise UserError(lacks)
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
 from node.engines import BY_PREFERENCE, Beside, Kind, kind_of
 from node.engines.missing import missing
-from node.errors import UserError
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.footprint import (
     BUILTIN_SIZE,
@@ -293,11 +292,14 @@ def _tokens(size: ModelSize, machine: Machine, held: Held) -> Overrides:
     }
 
 
-def check_rate(trainer: TrainerConfig, trained: int) -> None:
-    """Raise `UserError` for a rate that destroys a model of `trained` weights, unless it is forced."""
-    if trainer.learning_rate > RATE_LIMIT and trained > SMALL and not trainer.force_learning_rate:
-        raise UserError(
-            f"trainer.learning_rate={trainer.learning_rate:g} over {trained / 1e6:.0f} M trained weights would destroy "
-            f"the model: set at most {RATE_LIMIT:g}, train adapters (policy.lora.r=16), or, to have it all the same, "
-            "set trainer.force_learning_rate=true"
-        )
+def rate_warning(trainer: TrainerConfig, trained: int) -> str:
+    """Return what to say of a rate that unlearns the language of `trained` weights; "" for others.
+
+    No preset has such a rate: a person set it, and it is taken.
+    """
+    if trainer.learning_rate <= RATE_LIMIT or trained <= SMALL:
+        return ""
+    return (
+        f"trainer.learning_rate={trainer.learning_rate:g} over {trained / 1e6:.0f} M trained weights mostly destroys "
+        f"the model: set at most {RATE_LIMIT:g}, or train adapters (policy.lora.r=16)"
+    )

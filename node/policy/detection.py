@@ -61,9 +61,9 @@ def check_policy(policy: PolicyConfig) -> None:
 
 
 def check_bits(dtype: str = "", optim: str = "") -> None:
-    """Raise `UserError` where `policy.dtype` or `trainer.optim` wants bitsandbytes, which is not installed."""
+    """Raise `UserError` where `policy.dtype` or `trainer.trl.optim` wants bitsandbytes, which is not installed."""
     asked = [f"policy.dtype={dtype!r}"] if dtype == "nf4" else []
-    asked += [f"trainer.optim={optim!r}"] if optim == "adamw_8bit" else []
+    asked += [f"trainer.trl.optim={optim!r}"] if optim == "adamw_8bit" else []
     if asked and not has_bitsandbytes():
         raise UserError(
             f"bitsandbytes is not installed, for {' and '.join(asked)}: pip install 'gossamer[bitsandbytes]'"

@@ -1,7 +1,7 @@
 """Memory that a node takes with a model, in bytes, estimated from the model's shape: for `gossamer doctor --model`.
 
     weights           as `policy.dtype` says
-    gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each; 2 for Adam with `trainer.optim=adamw_8bit`
+    gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each; 2 for Adam with `adamw_8bit`
     activations       what the backward pass needs again, of the micro-batch in work
     logits            of `CHUNK` numbers of its completions: themselves, their logarithms, their gradients, and copies;
                       and a gradient of the output matrix that is added to the others
@@ -109,7 +109,7 @@ def footprint(
     trained = adapter_parameters(size, lora.r) if lora.r else size.parameters
     checkpointing = config.trainer.gradient_checkpointing
     of_all = f", 1/{sharers} of them" if sharers > 1 else ""
-    moments = int(ADAM_BYTES[config.trainer.optim] * trained)
+    moments = int(ADAM_BYTES[config.trainer.options.optim] * trained)
     each = f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"
     parts = [
         Part("weights", weights // sharers, each + of_all),

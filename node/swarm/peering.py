@@ -127,7 +127,7 @@ def _start(
 ) -> tuple[Host, Address | None]:
     network = config.network
     seeds = [Address.parse(text) for text in network.seeds]
-    limits = Limits(max_peers=network.max_peers, upload_bytes_per_second=float(network.upload_limit))
+    limits = Limits(upload_bytes_per_second=float(network.upload_limit))
     if relays:
         callers = RELAY_CALLERS
         limits = replace(limits, max_callers=callers, max_connections=limits.max_connections + callers)

@@ -499,7 +499,7 @@ class SwarmTrainer(GRPOTrainer):
             return
         self.wait_for_checkpoint()
         number = self.rounds_done
-        keep = Keep(self._config.save_total_limit, self._config.save_full)
+        keep = Keep(self._options.save_total_limit, self._config.save_full)
         aside = begin_checkpoint(self._checkpoints, number, self._write_small)
         large = self._large_state(moments)
         copy = copied(large)
@@ -587,12 +587,12 @@ class SwarmTrainer(GRPOTrainer):
         scheduler._last_lr = rates
 
     def _check_moments(self, checkpoint: str) -> None:
-        """Raise `UserError` where the optimiser's state is of another `trainer.optim` than is set now."""
-        of_8_bits = self._config.optim == "adamw_8bit"
+        """Raise `UserError` where the optimiser's state is of another `trainer.trl.optim` than is set now."""
+        of_8_bits = self._options.optim == "adamw_8bit"
         if any(("exp_avg" in moments) == of_8_bits for moments in self.optimizer.state.values()):
             raise UserError(
-                f"{checkpoint} was not trained with trainer.optim={self._config.optim!r}: set it as it was, or use "
-                "another --state"
+                f"{checkpoint} was not trained with trainer.trl.optim={self._options.optim!r}: set it as it was, or "
+                "use another --state"
             )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -757,18 +757,22 @@ def make_trainer(
         UserError: `report_to` names a package that is not installed, or `target_modules` the output matrix.
     """
     ranks = ranks or Ranks()
-    check_bits(optim=config.trainer.optim)
-    if ranks.sharded and (config.policy.dtype == "nf4" or config.trainer.optim == "adamw_8bit"):
-        raise UserError("FSDP2 shares out neither policy.dtype='nf4' nor trainer.optim='adamw_8bit': leave them out")
+    check_bits(optim=config.trainer.options.optim)
+    if ranks.sharded and (config.policy.dtype == "nf4" or config.trainer.options.optim == "adamw_8bit"):
+        raise UserError(
+            "FSDP2 shares out neither policy.dtype='nf4' nor trainer.trl.optim='adamw_8bit': leave them out"
+        )
     if ranks.number == 0:
         remove_leftovers(folder / "checkpoints")
     args = _trl_config(config, policy, folder)
     try:
         return SwarmTrainer(policy, args, config, rounds, on_update, also_save, also_log, ranks)
     except (ImportError, RuntimeError) as error:
-        if "requires" in str(error) and config.trainer.report_to:
-            extras = ",".join(config.trainer.report_to)
-            raise UserError(f"trainer.report_to: {error}; install it with pip install 'gossamer[{extras}]'") from error
+        if "requires" in str(error) and config.trainer.options.report_to:
+            extras = ",".join(config.trainer.options.report_to)
+            raise UserError(
+                f"trainer.trl.report_to: {error}; install it with pip install 'gossamer[{extras}]'"
+            ) from error
         raise
     except ValueError as error:
         if "lm_head" in str(error):
@@ -787,7 +791,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=options.lr_scheduler_type,
         warmup_steps=options.warmup_steps * trainer.num_iterations,
-        optim=trainer.optim,
+        optim=options.optim,
         adam_beta2=options.adam_beta2,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
@@ -811,7 +815,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         # What is written, and when.
         logging_steps=trainer.num_iterations,
         save_steps=trainer.save_steps * trainer.num_iterations,
-        report_to=list(trainer.report_to) or "none",
+        report_to=list(options.report_to) or "none",
         project="gossamer",  # for trackio; wandb goes by WANDB_PROJECT
         run_name=folder.resolve().name,
         disable_tqdm=True,

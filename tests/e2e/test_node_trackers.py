@@ -36,7 +36,7 @@ BLOCK, HEAD = 32768, 7  # of LevelDB's log, after wandb's own head of as many by
 def test_a_tracker_is_told_of_each_round(tracker: str, tmp_path: Path) -> None:
     assert (TRACKERS / tracker).is_dir(), "tests/install_trackers.sh has to be run first"
     folder = tmp_path / "n0"
-    settings = [f'trainer.report_to=["{tracker}"]', "network.enabled=false", "sampling.external=0"]
+    settings = [f'trainer.trl.report_to=["{tracker}"]', "network.enabled=false", "sampling.external=0"]
     places = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "TRACKIO_DIR": str(tmp_path / "trackio")}
     arguments = ["--rounds", "3", "--seed", "1", *(f"--set={setting}" for setting in settings)]
     done = subprocess.run(

@@ -68,7 +68,7 @@ def test_each_way_to_generate_gives_the_policys_own_log_probabilities(policy: Po
 
 
 @pytest.mark.parametrize(
-    ("lora", "more"), [(0, ()), (8, ()), (8, ("policy.dtype=nf4",)), (0, ("trainer.optim=adamw_8bit",))]
+    ("lora", "more"), [(0, ()), (8, ()), (8, ("policy.dtype=nf4",)), (0, ("trainer.trl.optim=adamw_8bit",))]
 )
 def test_a_node_trains_a_model_on_the_gpu_and_goes_on(
     model: Path, tmp_path: Path, lora: int, more: tuple[str, ...]

@@ -88,8 +88,8 @@ def test_moments_of_8_bits_go_on_from_a_checkpoint_and_no_others_do(tmp_path):
     train(again, tmp_path / "parts", 4, resume=checkpoint, **small)
     assert same(weights_of(again), weights_of(policy))
 
-    with pytest.raises(UserError, match=r"not trained with trainer\.optim='adamw_torch_fused': set it as it was"):
+    with pytest.raises(UserError, match=r"not trained with trainer\.trl\.optim='adamw_torch_fused': set it as it was"):
         train(loaded(source), tmp_path / "other", 4, resume=checkpoint)
     train(loaded(source), tmp_path / "usual", 2)
-    with pytest.raises(UserError, match=r"not trained with trainer\.optim='adamw_8bit': set it as it was"):
+    with pytest.raises(UserError, match=r"not trained with trainer\.trl\.optim='adamw_8bit': set it as it was"):
         train(loaded(source), tmp_path / "other", 4, resume=tmp_path / "usual/checkpoints/checkpoint-2", **small)

@@ -28,6 +28,8 @@ VALUES = {
     "sampling.external_negatives": "drop",
     "trainer.beta": 0.0,
     "trainer.adam_beta1": 0.95,
+    "trainer.force_learning_rate": True,
+    "network.max_peers": 5,
     "network.share": "all",
     "network.timing": "lan",
     "weights.encrypt": False,

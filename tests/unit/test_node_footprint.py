@@ -86,7 +86,7 @@ def test_what_each_setting_saves() -> None:
     assert 2 * of({"policy": {"dtype": "bfloat16", "lora": {"r": 16}}})["weights"] == full["weights"]
     packed = of({"policy": {"dtype": "nf4", "lora": {"r": 16}}})
     assert 2 * SMOLLM2.vocabulary * SMOLLM2.hidden < packed["weights"] < 0.42 * adapters["weights"] / 2
-    small = of({"trainer": {"optim": "adamw_8bit"}})
+    small = of({"trainer": {"trl": {"optim": "adamw_8bit"}}})
     assert small["Adam"] < 0.26 * full["Adam"] and small["gradients"] == full["gradients"]
     half = of({"trainer": {"tokens_per_batch": 512}})
     assert of({"trainer": {"tokens_per_batch": 1024}})["activations"] == 2 * half["activations"]
@@ -132,7 +132,7 @@ def test_doctor_says_what_a_model_takes_and_what_to_set(
     on_cpu, on_disk = (line for line in lines if "together" in line)
     assert {on_cpu[0], on_disk[0]} == {"✓" if fits else "!"}
     said = "\n".join(lines)
-    assert ("choose a smaller model" in said) == ("trainer.save_total_limit=1" in said) == (not fits)
+    assert ("choose a smaller model" in said) == ("trainer.trl.save_total_limit=1" in said) == (not fits)
     assert any("trainer.learning_rate=" in line and "# " in line for line in lines)
     assert any("weights" in line and "135 M of" in line for line in lines)
 

@@ -62,7 +62,7 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
     trainer = settings["trainer"]
     trl = trainer["trl"]
     assert (trainer["learning_rate"], trl["epsilon"], trl["epsilon_high"]) == (1e-4, 0.1, 0.1)
-    assert (trl["scale_rewards"], trl["lr_scheduler_type"], trainer["report_to"]) == ("none", "linear", [])
+    assert (trl["scale_rewards"], trl["lr_scheduler_type"], trl["report_to"]) == ("none", "linear", [])
     weighted = (trl["vllm_importance_sampling_mode"], trl["vllm_importance_sampling_clip_max"])
     assert weighted == ("sequence_mask", 3.0), "TRL's defaults are not the node's"
     assert (settings["network"], settings["seed"]) == ({"enabled": False}, 42)

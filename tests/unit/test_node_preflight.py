@@ -81,11 +81,11 @@ def test_missing_parts_of_a_model_are_named(tmp_path: Path) -> None:
 
 
 def test_without_bitsandbytes_what_needs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(policy={"dtype": "nf4", "lora": {"r": 4}}, trainer={"optim": "adamw_8bit"})
+    config = config_of(policy={"dtype": "nf4", "lora": {"r": 4}}, trainer={"trl": {"optim": "adamw_8bit"}})
     monkeypatch.setattr("node.policy.detection.has_bitsandbytes", lambda: True)
     check_first(config, tmp_path)
     monkeypatch.setattr("node.policy.detection.has_bitsandbytes", lambda: False)
-    with pytest.raises(UserError, match=r"for policy\.dtype='nf4' and trainer\.optim='adamw_8bit': pip install"):
+    with pytest.raises(UserError, match=r"for policy\.dtype='nf4' and trainer\.trl\.optim='adamw_8bit': pip install"):
         check_first(config, tmp_path)
 
 

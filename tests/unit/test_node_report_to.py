@@ -1,4 +1,4 @@
-"""What `trainer.report_to` names gets each round's rewards beside TRL's own metrics."""
+"""What `trainer.trl.report_to` names gets each round's rewards beside TRL's own metrics."""
 
 from collections.abc import Iterator
 from pathlib import Path
