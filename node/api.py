@@ -241,7 +241,7 @@ class Node:
         Args:
             count: questions of each task, at most.
             completions: sampled for each question, for pass@k; 0: only the likeliest answer.
-            seed: of the questions; without it, `eval.seed`.
+            seed: chooses the questions; without it, those that a node evaluates itself on.
 
         Returns:
             "greedy", and "sampled" if there are `completions`: each with scores by task, and of all.
@@ -250,7 +250,7 @@ class Node:
         from node.loop import longest_prompt
         from node.swarm.founding import load_manifest, split_of
         from node.tasks import load_tasks
-        from node.training.evaluation import answer, score
+        from node.training.evaluation import SEED, answer, score
 
         policy, config = self._policy()
         if self._kept:
@@ -261,7 +261,7 @@ class Node:
         kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
         if completions:
             kinds["sampled"] = (sampling, completions)
-        chosen = config.eval.seed if seed is None else seed
+        chosen = SEED if seed is None else seed
         engine, longest = in_process(policy), longest_prompt(config.engine, policy)
         return {
             kind: score(

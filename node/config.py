@@ -52,6 +52,8 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "weights.momentum": "it is that of weights.mode ('diloco' 0.9, 'async-diloco' 0.5): leave it out",
     "weights.streams": "it is 1: leave it out",
     "pool.max_peer_share": "one peer may fill half of the buffer: leave it out",
+    "eval.ends": "set eval.every='ends' instead",
+    "eval.seed": "it is 0, so that all nodes of a swarm ask the same questions: leave it out",
     "rollout_log.own": "two own groups a round are kept: leave it out",
     "rollout_log.external": "one group of a peer's is kept a round: leave it out",
     "rollout_log.max_bytes": "rollouts.jsonl has 8 MiB, and one older file: leave it out",
@@ -67,7 +69,6 @@ COMMON_KEYS = frozenset(
     (
         "seed",
         "rounds",
-        "threads",
         "tasks",
         "policy.model",
         "policy.device",
@@ -83,7 +84,6 @@ COMMON_KEYS = frozenset(
         "sampling.completions",
         "sampling.rule",
         "trainer.learning_rate",
-        "trainer.num_iterations",
         "trainer.save_steps",
         "network.listen",
         "network.advertise",
@@ -544,15 +544,15 @@ class EvalConfig(Section):
     The policy with the highest score is kept: `checkpoints/best` in the node's folder.
     """
 
-    every: int = Field(
-        0, ge=0, description="rounds between two evaluations, with one before the first and one after the last; 0: none"
+    every: Annotated[int, Field(ge=0)] | Literal["ends"] = Field(
+        0,
+        description="rounds between two evaluations, with one before the first round and one after the last; 'ends': "
+        "these two alone; 0: none",
     )
-    ends: bool = Field(False, description="evaluate before the first round and after the last, whatever `every` is")
     count: int = Field(32, ge=1, description="questions of each task")
     completions: int = Field(
         8, ge=0, le=128, description="sampled answers to each question, for pass@k, beside the greedy one; 0: none"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="chooses the questions; the same at all nodes of a swarm")
     tasks: list[TaskConfig] = Field([], description="whose questions; default: the node's tasks")
 
 
@@ -706,6 +706,9 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
         sampling["max_surprise"] = 0.0
     if isinstance(trainer, dict):
         trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
+    evaluated = now.get("eval")
+    if isinstance(evaluated, dict) and evaluated.get("ends") is True and not evaluated.get("every"):
+        evaluated["every"] = "ends"
     for key in REMOVED_SETTINGS:
         _take(now, key)
     for key, todays in RENAMED_SETTINGS.items():
@@ -731,9 +734,11 @@ def _take(tree: dict[str, Any], key: str) -> Any:
 
 
 def gone_settings(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return which settings of a node's record there are no more, by dotted key, and what is said of each."""
+    """Return which settings of a record have no effect any more, by dotted key, and what is said of each."""
     recorded = flatten(tree)
-    return {key: said for key, said in REMOVED_SETTINGS.items() if recorded.get(key) is not None}
+    gone = {key: said for key, said in REMOVED_SETTINGS.items() if recorded.get(key) is not None}
+    gone.pop("eval.ends", None)  # which `upgraded` translates
+    return gone
 
 
 def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:

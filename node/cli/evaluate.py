@@ -36,7 +36,8 @@ Completions = Annotated[
 ]
 Show = Annotated[int, typer.Option(min=0, metavar="N", help="Print N of the questions, what was answered and rewards.")]
 Seed = Annotated[
-    int | None, typer.Option(min=0, help="Chooses the questions.  [default: the node's eval.seed]", show_default=False)
+    int | None,
+    typer.Option(min=0, help="Chooses the questions.  [default: those that a node asks]", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -72,7 +73,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     from node.policy.load import load_policy
     from node.tasks import load_tasks
     from node.telemetry.logs import setup_logs
-    from node.training.evaluation import answer, doubts, score
+    from node.training.evaluation import SEED, answer, doubts, score
 
     setup_logs(debug=debug)
     split = trained.split()
@@ -92,7 +93,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
     if sampled := (0 if greedy else SAMPLED) if completions is None else completions:
         kinds["sampled"] = (sampling, sampled)
-    questions = config.eval.seed if seed is None else seed
+    questions = SEED if seed is None else seed
     answers = {
         kind: answer(
             policy,

@@ -116,8 +116,8 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
     arms = {trial.arm: arm for trial, arm in trials.items()}
     shape = config.model_dump(include={"seeds", "nodes", "runner", "settings", "bases"})
     lab = lab_of(path, LabConfig(**shape, arms=arms), out, wanted=[(trial.base, trial.arm) for trial in trials])
-    if not all(parse_config(run.settings).eval.ends or parse_config(run.settings).eval.every for run in lab.runs):
-        raise UserError(f"{path}: nodes are not evaluated at the end: set settings.eval.ends = true")
+    if not all(parse_config(run.settings).eval.every for run in lab.runs):
+        raise UserError(f"{path}: nodes are not evaluated at the end: set settings.eval.every = 'ends'")
     return Trials(config, lab, list(trials))
 
 

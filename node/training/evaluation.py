@@ -36,6 +36,7 @@ from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, iter_with_older
 from node.training.likelihood import entropies
 
+SEED = 0  # chooses the questions: the same at all nodes of a swarm, whose scores are compared
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 SOLVED = 1.0 - 1e-6
 
@@ -142,17 +143,17 @@ class Evaluations:
         return figures | {"time/eval": row["seconds"]}
 
     def _evaluate(self) -> Row:
-        seed, completions = self._config.seed, self._config.completions
+        completions = self._config.completions
         likeliest = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
         sampled = self._ask(self._sampling, completions) if completions else {}
         if not likeliest or (completions and not sampled):
             return {}
-        greedy = score(seed, likeliest)
+        greedy = score(SEED, likeliest)
         if not sampled:
             return evaluation_row(greedy, None)
         entropy = mean_entropy(self._policy, sampled, self._sampling.temperature)
         also = {"entropy": entropy, "right_entropy": right_entropy(sampled)}
-        return evaluation_row(greedy, score(seed, sampled)) | {key: one for key, one in also.items() if one is not None}
+        return evaluation_row(greedy, score(SEED, sampled)) | {key: one for key, one in also.items() if one is not None}
 
     def _ask(self, sampling: SamplingParams, completions: int) -> Answers:
         return answer(
@@ -160,7 +161,7 @@ class Evaluations:
             self._engine,
             self._tasks,
             count=self._config.count,
-            seed=self._config.seed,
+            seed=SEED,
             sampling=sampling,
             completions=completions,
             longest=self._longest,
@@ -169,8 +170,8 @@ class Evaluations:
 
 def is_due(config: EvalConfig, done: int, last: int) -> bool:
     """Tell whether to evaluate when `done` of `last` rounds are done."""
-    if done in (0, last):
-        return config.ends or config.every > 0
+    if config.every == "ends" or done in (0, last):
+        return config.every != 0 and done in (0, last)
     return config.every > 0 and done % config.every == 0
 
 

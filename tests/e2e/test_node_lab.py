@@ -22,7 +22,7 @@ threads = 1
 sampling = { local = 2, external = 4, completions = 4 }
 tasks = [{ name = "builtin", options = { partial = true } }]
 trainer.save_steps = 1
-eval = { ends = true, count = 2, completions = 0 }
+eval = { every = "ends", count = 2, completions = 0 }
 [arms.mixed]
 churn = { away = 0.5, rounds = 20 }
 [arms.mixed.parts.small]

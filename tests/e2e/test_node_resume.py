@@ -150,7 +150,7 @@ def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
     undisturbed: list[tuple], bound: str, tmp_path: Path
 ) -> None:
     budget = {"generated_tokens": 2600, "compute": 2900}[bound]
-    config = small_config(None, **ALONE, budget={bound: budget}, eval={"ends": True, "count": 4, "completions": 0})
+    config = small_config(None, **ALONE, budget={bound: budget}, eval={"every": "ends", "count": 4, "completions": 0})
     child = start_node(config, tmp_path)
     wait_until(lambda: len(rows_of(tmp_path)) >= 7, 60)
     os.kill(child.pid or 0, signal.SIGKILL)

@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         policy={"lora": {"r": 4}},
         trainer={"learning_rate": 0.05, "trl": {"scale_rewards": "group"}},
         tasks=[task_config(str(folder.parent / "ones.jsonl"))],
-        eval={"ends": True, "count": 12, "seed": 7},
+        eval={"every": "ends", "count": 12},
     )
     child = start_node(config, folder)
     child.join(60)
@@ -38,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def questions_of(trained: Path) -> list[str]:
     """What a model without a node's folder has to be told to be asked the same."""
-    return ["--seed", "7", "--task", str(trained.parent / "ones.jsonl")]
+    return ["--task", str(trained.parent / "ones.jsonl")]
 
 
 def evaluated(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:

@@ -43,7 +43,7 @@ def test_a_swarm_learns_a_game_of_several_turns_better_than_a_node_alone(tmp_pat
         "rounds": 100,
         "seed": 2,
         "tasks": [{"name": "builtin/guess"}],
-        "eval": {"ends": True, "count": 64, "completions": 0},
+        "eval": {"every": "ends", "count": 64, "completions": 0},
     }
     swarm, alone = (
         run_in_memory(make_plan(tmp_path / f"{nodes}", nodes, parse_config(tree)), 0, started=time.time())["swarm"]

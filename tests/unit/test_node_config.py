@@ -30,6 +30,8 @@ VALUES = {
     "trainer.adam_beta1": 0.95,
     "trainer.force_learning_rate": True,
     "network.max_peers": 5,
+    "eval.ends": True,
+    "eval.seed": 7,
     "network.share": "all",
     "network.timing": "lan",
     "weights.encrypt": False,
@@ -64,6 +66,7 @@ def record(rule: str) -> dict[str, Any]:
         *tables, name = key.split(".")
         functools.reduce(lambda table, part: table.setdefault(part, {}), tables, tree)[name] = value
     tree["sampling"] |= {"rule": rule, "local": 3}
+    tree["eval"]["ends"] = False
     return tree
 
 
@@ -98,7 +101,9 @@ def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str,
         with pytest.raises(UserError) as error:
             load_config(file, settings)
         said = str(error.value)
-        assert said.startswith(f"the configuration key {key!r} is gone: ") and "leave it out" in said
+        assert said.startswith(f"the configuration key {key!r} is gone: ") and (
+            "leave it out" in said or "set " in said
+        )
         assert "\n" not in said
 
 
@@ -108,6 +113,11 @@ def test_a_person_who_writes_an_older_name_is_told_todays(key: str) -> None:
     with pytest.raises(UserError) as error:
         load_config(None, [f"{key}=1"])
     assert str(error.value) == f"the configuration key {key!r} has another name now: {RENAMED_SETTINGS[key]}"
+
+
+@pytest.mark.parametrize(("old", "every"), [((0, True), "ends"), ((5, True), 5), ((5, False), 5), ((0, False), 0)])
+def test_evaluations_of_an_earlier_release_come_as_often(old: tuple[int, bool], every: int | str) -> None:
+    assert upgraded({"eval": dict(zip(("every", "ends"), old, strict=True))}) == {"eval": {"every": every}}
 
 
 def test_a_record_has_todays_names_and_leaves_out_what_has_its_default() -> None:

@@ -31,6 +31,7 @@ from node.telemetry.metrics import MetricsLog, Row, read_metrics
 from node.telemetry.rollout_log import quoted
 from node.training.evaluation import (
     ROWS,
+    SEED,
     Answers,
     EvalReport,
     Evaluations,
@@ -252,9 +253,9 @@ def test_a_round_whose_answers_cannot_be_scored_has_no_row_and_the_node_goes_on(
     assert read_metrics(tmp_path / "rows.jsonl") == []
 
 
-@pytest.mark.parametrize(("ends", "number"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(("every", "number"), [("ends", 0), (0, 1)])
 def test_logits_that_are_not_finite_end_a_node_with_a_line_of_the_round_and_the_rate(
-    tmp_path: Path, ends: bool, number: int
+    tmp_path: Path, every: int | str, number: int
 ) -> None:
     write_diverged_policy(tmp_path / "policy")
     config = small_config(
@@ -262,7 +263,7 @@ def test_logits_that_are_not_finite_end_a_node_with_a_line_of_the_round_and_the_
         policy={"model": str(tmp_path / "policy")},
         network={"enabled": False},
         sampling={"external": 0},
-        eval={"ends": ends, "count": 2},
+        eval={"every": every, "count": 2},
         trainer={"learning_rate": 1e-4},
     )
     line = f"^training diverged in round {number}: the policy's logits are not finite; .* \\(it is 0.0001\\)"
@@ -312,16 +313,16 @@ def test_why_a_policy_may_have_been_taught_what_is_held_out_is_a_line_each(tmp_p
 
 
 def _evaluations(engine: _Oracle, tasks: TaskSet, rows: MetricsLog, **config: int) -> Evaluations:
-    return Evaluations(EvalConfig(count=10, seed=3, **config), SAMPLING, _policy(), engine, tasks, 1000, rows)
+    return Evaluations(EvalConfig(count=10, **config), SAMPLING, _policy(), engine, tasks, 1000, rows)
 
 
 @pytest.mark.parametrize(
     ("config", "rounds"),
     [
         (EvalConfig(), []),
-        (EvalConfig(ends=True), [0, 10]),
+        (EvalConfig(every="ends"), [0, 10]),
         (EvalConfig(every=4), [0, 4, 8, 10]),
-        (EvalConfig(every=5, ends=True), [0, 5, 10]),
+        (EvalConfig(every=5), [0, 5, 10]),
     ],
 )
 def test_it_is_time_at_both_ends_and_every_so_often(config: EvalConfig, rounds: list[int]) -> None:
@@ -331,7 +332,7 @@ def test_it_is_time_at_both_ends_and_every_so_often(config: EvalConfig, rounds: 
 def test_a_row_holds_greedy_accuracy_and_sampled_pass_at_k_of_the_weights_of_that_round(
     tasks: TaskSet, tmp_path: Path
 ) -> None:
-    engine = _Oracle(_answers(tasks, 3, 10), solved=1)
+    engine = _Oracle(_answers(tasks, SEED, 10), solved=1)
     evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every=5, completions=8)
     assert evaluations.after_round(4, 10) == {} and engine.calls == []
     figures = evaluations.after_round(5, 10)

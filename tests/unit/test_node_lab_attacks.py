@@ -183,7 +183,7 @@ seeds = [3, 5]
 last = 2
 [settings]
 rounds = 3
-eval.ends = true
+eval.every = "ends"
 [defences.none]
 [defences.length]
 settings.sampling.max_length_ratio = 2
@@ -230,7 +230,7 @@ def test_a_trial_may_be_of_another_number_of_nodes_and_is_held_against_a_control
         ('defences = ["length"]', 'defences = ["x"]', "has no defence 'x'"),
         ("hostile = [1]", "hostile = [4]", "hostile wants numbers from 1 to 3"),
         ("last = 2", "lest = 2", "lest"),
-        ("eval.ends = true", "", "are not evaluated at the end"),
+        ('eval.every = "ends"', "", "are not evaluated at the end"),
         ("max_length_ratio = 2", "max_lenght_ratio = 2", "unknown configuration key"),
     ],
 )

@@ -256,7 +256,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
 
 
 def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms(tmp_path: Path) -> None:
-    config = even_config(tmp_path, eval={"ends": True, "count": 2, "completions": 4})
+    config = even_config(tmp_path, eval={"every": "ends", "count": 2, "completions": 4})
     found = []
     for name in ("a", "b"):
         summary = run_in_memory(make_plan(tmp_path / name, 2, config), 0, started=time.time())
@@ -274,7 +274,7 @@ def test_episodes_of_several_turns_are_played_in_memory_as_elsewhere(tmp_path: P
         "policy": {"model": "builtin", "device": "cpu"},
         "tasks": [{"name": "builtin/guess"}],
         "sampling": {"local": 2, "external": 0, "completions": 4},
-        "eval": {"ends": True, "count": 4, "completions": 0},
+        "eval": {"every": "ends", "count": 4, "completions": 0},
         "network": {"enabled": False},
     }
     plan = make_plan(tmp_path / "memory", 2, parse_config(tree))
