@@ -4,6 +4,7 @@ encoding     MessagePack under limits              envelope     the one form of 
 messages     the bodies of all messages            compression  how an item's content is packed, and how far it unpacks
 version      how two major versions part
 
-A new message is a number in `envelope.Kind`, a class in `messages` with that `kind`, and an arm where it is handled:
-in `core`, `membership` or `gossip`. The codecs' tests iterate over the classes.
+To add a message: give it the next number in `envelope.Kind`, a class with that `kind` in `messages`, an arm where it is
+handled (`Membership._peers_message` for what is about peers; `GOSSIP` in `core` and `Gossip._heard` for what is about
+items), and a line in docs/protocol.md. Tests and fuzzing go through the declared classes.
 """

@@ -1,7 +1,7 @@
 """Fuzz for a while, starting from the corpus:  python -m tests.fuzz.run --seconds 60
 
-What fails is written to the folder `--out`; add it to `tests/fuzz/corpus`, where the tests run
-every file again, once it is mended.
+What fails is written to the folder `--out`; add it to `FOUND` in `tests/fuzz/corpus.py`, of which the tests run
+each input again, once it is mended.
 """
 
 import argparse
@@ -12,9 +12,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["protocol", "node.rollouts.group"]):
+    from tests.fuzz.corpus import inputs
     from tests.fuzz.targets import try_one
-
-CORPUS = Path(__file__).parent / "corpus"
 
 
 def main() -> None:
@@ -36,7 +35,9 @@ def main() -> None:
             "-print_final_stats=1",
             "-verbosity=0",
         ]
-        atheris.Setup([*arguments, found, str(CORPUS)], try_one)
+        for number, data in enumerate(inputs()):
+            (Path(found) / f"{number:02}").write_bytes(data)
+        atheris.Setup([*arguments, found], try_one)
         atheris.Fuzz()
 
 
