@@ -266,11 +266,6 @@ def is_file_task(name: str) -> bool:
     return name.partition("/")[0] in ("dataset", "environment", "file", "rewards")
 
 
-def has_own_code(name: str) -> bool:
-    """Tell whether a task of this name runs code that its options name: a node's owner chooses it, and no founder."""
-    return name.partition("/")[0] in ("rewards", "environment")
-
-
 class SamplingConfig(Section):
     """The groups that a round generates, and those that it trains on (I and J of the paper)."""
 

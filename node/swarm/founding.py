@@ -18,10 +18,10 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, has_own_code, is_file_task, parse_config
+from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, parse_config
 from node.errors import UserError, for_shell
 from node.state_folder import exclusive, gone_if_new, keep_config, recall, resolve_seed
-from node.tasks import Task, TaskKey, load_tasks
+from node.tasks import Task, TaskKey, has_own_code, kind_of, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
@@ -402,8 +402,6 @@ MANIFEST_FILE = "manifest.bin"
 GRANT_FILE = "grant.bin"
 REVOCATIONS_FILE = "revocations.bin"
 USES_FILE = "uses.bin"
-# What the options of a task with code of its owner name (`has_own_code`), by its kind, and the option that does so.
-OWN_CODE = {"rewards": ("reward functions", "functions"), "environment": ("an environment", "factory")}
 PROMPTING = "prompting"  # among a manifest's options: how the task is asked and read, whatever its kind
 
 
@@ -514,16 +512,16 @@ def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig]) -> list[Task
 def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
     """Return the first configuration that builds this very task: with the options of each own one, or without any."""
     named = [config for config in own if config.name == task.name]
-    if task.name.startswith("verifiers/") and not named:
+    kind = kind_of(task.name)
+    if kind and kind.package_code and not named:
         raise UserError(
             f"the swarm's task {task.name!r} runs code of a package: if you trust it, list the task under [[tasks]] of "
             "your CONFIG"
         )
-    if has_own_code(task.name) and not named:
-        code, option = OWN_CODE[task.name.partition("/")[0]]
+    if kind and kind.own_code and not named:
         raise UserError(
-            f"the swarm's task {task.name!r} needs rows and {code} of yours: list the task under [[tasks]] "
-            f"of your CONFIG with the options path and {option}, the same as its founder's"
+            f"the swarm's task {task.name!r} needs rows and {kind.own_code} of yours: list the task under [[tasks]] "
+            f"of your CONFIG with the options path and {kind.code_option}, the same as its founder's"
         )
     if is_file_task(task.name) and (files := [config for config in named if "path" in config.options]):
         named = files

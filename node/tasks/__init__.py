@@ -26,31 +26,21 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     check            what `gossamer tasks check` tries
     fuzz             what it tries to fool a verifier with
 
-`load_tasks` goes from the `tasks` table of a configuration to the tasks themselves:
+`load_tasks` goes from the `tasks` table of a configuration to the tasks themselves, by `KINDS`. A name of no
+kind is that of an entry point in the group `gossamer.tasks`, which is called with the options.
 
-    builtin                 seven built-in families, sharing the weight
-    builtin/NAME            one of them
-    builtin/summands        `12=`, which has many right answers
-    builtin/arithmetic      `What is 3 + 4?`, for models that know words
-    builtin/guess           find a number in three turns, told higher or lower
-    dataset, dataset/LABEL  questions and answers from a file, or from a set on the hub
-    file, file/LABEL        a Python file of yours
-    rewards, rewards/LABEL  rows and reward functions in TRL's form
-    environment, environment/LABEL  rows and an environment in TRL's form
-    reasoning-gym/NAME      a data set of reasoning-gym (an extra)
-    verifiers/NAME          an installed task set (an extra)
-    anything else           an entry point in the group `gossamer.tasks`, called with the options
-
-To add a kind of task: write its file with a `load_...` that returns a `Task`, and a line in `_load`.
+To add a kind: write its file with a `load_...` that returns a `Task`, name that file above, and give the kind a line in
+`KINDS` and in the table of docs/tasks.md. If its options name files of this machine, name it in `is_file_task` of
+node/config.py too, which makes their paths absolute.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from node.config import AnswerMode, TaskConfig
 from node.tasks.questions import DEFAULT_SPLIT, Split
@@ -228,47 +218,128 @@ def load_task(config: TaskConfig) -> Task:
 
 
 def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
-    from node.tasks.builtin import BY_NAME, FAMILIES
+    from node.tasks import third_party
 
-    group, _, name = config.name.partition("/")
-    if config.name == "builtin":
-        for family in FAMILIES.values():
-            yield family(**config.options), config.weight / len(FAMILIES)
-    elif group == "builtin" and name in BY_NAME:
-        yield BY_NAME[name](**config.options), config.weight
-    else:
-        yield _load_one(config, group, name), config.weight
+    kind = kind_of(config.name)
+    found = kind.load(config.name, config.options) if kind else []
+    for task in found or [third_party.load_entry_point(config)]:
+        yield task, config.weight / max(len(found), 1)
 
 
-def _load_one(config: TaskConfig, group: str, name: str) -> Task:
-    from node.tasks import builtin, dataset, guess, reasoning_gym, rewards, third_party, trl_environments, verifiers
+Options = Mapping[str, Any]
 
-    if config.name == "builtin/arithmetic":
-        return builtin.load_arithmetic(config.options)
-    if config.name == guess.NAME:
-        return guess.load_guess(**config.options)
-    if group == "reasoning-gym" and name:
-        return reasoning_gym.load_reasoning_gym(name, config.options)
-    if group == verifiers.KIND and name:
-        return verifiers.load_verifiers(name, config.options)
-    if group == dataset.KIND:
-        return dataset.load_dataset(config.name, config.options)
-    if group == rewards.KIND:
-        return rewards.load_rewards(config.name, config.options)
-    if group == trl_environments.KIND:
-        return trl_environments.load_environment(config.name, config.options)
-    if group == third_party.KIND:
-        return third_party.load_file(config.name, config.options)
-    return third_party.load_entry_point(config)
+
+class TaskKind(NamedTuple):
+    """A kind of task: that of all names that are its own up to the first stroke.
+
+    `load` takes a task's name and options. It returns the task, or several for a name that stands for several, or none
+    where nothing of the kind has that name. `names` are those that `gossamer tasks list` shows.
+    """
+
+    load: Callable[[str, Options], Sequence[Task]]
+    names: Callable[[], Sequence[str]] = list
+    own_code: str = ""  # the owner's code that it runs: no founder of a swarm chooses that
+    code_option: str = ""  # the option that names the code
+    package_code: bool = False  # it runs code of an installed package
+
+
+def _builtin() -> Mapping[str, Callable[..., Task]]:
+    """Return the built-in tasks by name, each a function of the options."""
+    from node.tasks import builtin, guess
+
+    families = {f"builtin/{name}": family for name, family in builtin.BY_NAME.items()}
+    return families | {
+        "builtin/arithmetic": lambda **options: builtin.load_arithmetic(options),
+        guess.NAME: guess.load_guess,
+    }
+
+
+def _load_builtin(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.builtin import FAMILIES
+
+    if name == "builtin":
+        return [family(**options) for family in FAMILIES.values()]
+    named = _builtin()
+    return [named[name](**options)] if name in named else []
+
+
+def _load_dataset(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.dataset import load_dataset
+
+    return [load_dataset(name, options)]
+
+
+def _load_rewards(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.rewards import load_rewards
+
+    return [load_rewards(name, options)]
+
+
+def _load_environment(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.trl_environments import load_environment
+
+    return [load_environment(name, options)]
+
+
+def _load_file(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.third_party import load_file
+
+    return [load_file(name, options)]
+
+
+def _load_reasoning_gym(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.reasoning_gym import load_reasoning_gym
+
+    _, _, data_set = name.partition("/")
+    return [load_reasoning_gym(data_set, options)] if data_set else []
+
+
+def _load_verifiers(name: str, options: Options) -> Sequence[Task]:
+    from node.tasks.verifiers import load_verifiers
+
+    _, _, task_set = name.partition("/")
+    return [load_verifiers(task_set, options)] if task_set else []
+
+
+def _gym_names() -> Sequence[str]:
+    from node.tasks.reasoning_gym import SCORERS
+
+    return [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
+
+
+KINDS: Mapping[str, TaskKind] = MappingProxyType(
+    {
+        # Small families in the standard library only. "builtin" is seven of them, which share the weight.
+        "builtin": TaskKind(_load_builtin, lambda: ["builtin", *_builtin()]),
+        # Questions and answers from a file, or from a set on the hub. dataset/LABEL: the label is free, here and below.
+        "dataset": TaskKind(_load_dataset, lambda: ["dataset"]),
+        # Rows and an environment in TRL's form.
+        "environment": TaskKind(_load_environment, lambda: ["environment"], "an environment", "factory"),
+        # A Python file of yours.
+        "file": TaskKind(_load_file, lambda: ["file"]),
+        # Rows and reward functions in TRL's form.
+        "rewards": TaskKind(_load_rewards, lambda: ["rewards"], "reward functions", "functions"),
+        # Data sets of reasoning-gym (an extra): reasoning-gym/NAME.
+        "reasoning-gym": TaskKind(_load_reasoning_gym, _gym_names),
+        # Installed task sets of verifiers (an extra): verifiers/NAME.
+        "verifiers": TaskKind(_load_verifiers, package_code=True),
+    }
+)
+
+
+def kind_of(name: str) -> TaskKind | None:
+    """Return the kind of a task of this name; None for an entry point's."""
+    return KINDS.get(name.partition("/")[0])
+
+
+def has_own_code(name: str) -> bool:
+    """Tell whether a task of this name runs code that its options name: a node's owner chooses it, and no founder."""
+    kind = kind_of(name)
+    return kind is not None and bool(kind.own_code)
 
 
 def task_names() -> list[str]:
     """Return the names of all kinds of task that there are here, entry points included."""
-    from node.tasks import guess
-    from node.tasks.builtin import BY_NAME
-    from node.tasks.reasoning_gym import SCORERS
     from node.tasks.third_party import installed
 
-    builtin = ["builtin", *(f"builtin/{name}" for name in BY_NAME), "builtin/arithmetic", guess.NAME]
-    gym = [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
-    return [*builtin, "dataset", "environment", "file", "rewards", *gym, *sorted(installed())]
+    return [*(name for kind in KINDS.values() for name in kind.names()), *sorted(installed())]

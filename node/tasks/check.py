@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from node.config import TaskConfig, has_own_code
-from node.tasks import Item, Task, derive_seed, load_tasks
+from node.config import TaskConfig
+from node.tasks import Item, Task, derive_seed, has_own_code, load_tasks
 from node.tasks.answers import MAX_TEXT, show
 from node.tasks.environments import Done, Observation, Start, start_of, step
 from node.tasks.prompting import own_mode, solution

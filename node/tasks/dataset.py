@@ -35,7 +35,6 @@ from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_text
 from node.tasks.answers import MAX_ANSWER, MAX_TEXT, extract_answer, same_number, same_text
 from node.tasks.questions import question_id
 
-KIND = "dataset"
 VERSION = 2
 MAX_BYTES = 256 << 20  # of questions and answers, which are held in memory
 MAX_ROWS = 2_000_000

@@ -63,7 +63,6 @@ from node.tasks.reward_functions import (
 )
 from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, already, score
 
-KIND = "rewards"
 VERSION = 1
 TRIAL_ROWS = 2
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a row, which TRL hands over otherwise

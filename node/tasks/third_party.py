@@ -39,7 +39,6 @@ from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, 
 from node.tasks.answers import READERS, same_output
 from node.tasks.environments import Environment, Start, play_again, start_of
 
-KIND = "file"
 VERSION = 1
 ENTRY_POINTS = "gossamer.tasks"
 MAX_FILE_BYTES = 1 << 20

@@ -62,7 +62,6 @@ from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described
 from node.tasks.tool_calls import Call, CallError, Schema, check_call, read_calls
 from node.tasks.tool_schemas import schema_of
 
-KIND = "environment"
 VERSION = 1
 NO_TOOLS = ("reset", "get_reward")
 FUNCTIONS_SEE_IT = "nobody else can check its reward functions, which read the environment: give the class get_reward"

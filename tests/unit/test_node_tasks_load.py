@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.tasks import TaskKey, load_tasks
+from node.tasks import KINDS, TaskKey, load_tasks
 from node.tasks.builtin import FAMILIES
 from node.tasks.task_set import TaskSet
 
@@ -62,6 +62,11 @@ def test_builtin_is_the_seven_families_at_equal_weight() -> None:
     assert [task.key for task in tasks.tasks] == [FAMILIES[name](difficulty=2).key for name in FAMILIES]
     drawn = Counter(one.task.key.name for one in tasks.questions(3, 700))
     assert len(drawn) == 7 and all(99 <= count <= 101 for count in drawn.values())
+
+
+def test_each_kind_is_in_the_table_of_the_page_on_tasks() -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text()
+    assert [kind for kind in KINDS if f"\n| `{kind}" not in page] == []
 
 
 def test_weights_are_relative_frequencies() -> None:
