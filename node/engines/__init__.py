@@ -9,7 +9,9 @@
 
     missing         what has to be installed, set or started before one of them can start
 
-To add one: write a module with a `Kind` and a `RolloutEngine`, and name it in `kind_of` and in `EngineConfig.kind`.
+To add an engine: write a module with a `Kind` and a `RolloutEngine`. Give it a line above and in `kind_of`, and its
+name to `EngineConfig.kind` in node/config.py. Where something has to be installed for it, `missing` says so.
+
 Presets, doctor, evaluations and the laboratory ask nothing else of an engine.
 """
 

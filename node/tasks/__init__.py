@@ -29,9 +29,9 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
 `load_tasks` goes from the `tasks` table of a configuration to the tasks themselves, by `KINDS`. A name of no
 kind is that of an entry point in the group `gossamer.tasks`, which is called with the options.
 
-To add a kind: write its file with a `load_...` that returns a `Task`, name that file above, and give the kind a line in
-`KINDS` and in the table of docs/tasks.md. If its options name files of this machine, name it in `is_file_task` of
-node/config.py too, which makes their paths absolute.
+To add a kind of task: write its file with a `load_...` that returns a `Task`. Give the file a line above, and the kind
+one in `KINDS` and in the table of docs/tasks.md. If its options name files of this machine, name it in `is_file_task`
+of node/config.py too, which makes their paths absolute.
 """
 
 import hashlib

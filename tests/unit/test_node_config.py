@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,6 +13,7 @@ from node.config import (
     REMOVED_SETTINGS,
     RENAMED_SETTINGS,
     NodeConfig,
+    SamplingConfig,
     TrlOptions,
     is_key,
     load_config,
@@ -20,6 +21,7 @@ from node.config import (
     upgraded,
 )
 from node.errors import UserError
+from node.rollouts.rules import RULES as RULES_BY_NAME
 from node.state_folder import recall
 
 RULES = [("uniform", "sapo"), ("correct", "positive"), ("paper", "sapo"), ("sapo", "sapo"), ("positive", "positive")]
@@ -130,8 +132,12 @@ def test_a_person_who_names_a_rule_that_is_gone_is_told_in_one_line_which_to_tak
     with pytest.raises(UserError, match=f"'sampling.rule': .*gone: set it to '{REMOVED_RULES[rule]}'.*{rule}") as error:
         load_config(None, [f"sampling.rule={rule}"])
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"'sampling\.rule': Input should be 'sapo' or 'positive'"):
+    with pytest.raises(UserError, match=r"'sampling\.rule': Input should be 'sapo'"):
         load_config(None, ["sampling.rule=freshest"])
+
+
+def test_a_setting_names_each_rule_and_no_other() -> None:
+    assert set(get_args(SamplingConfig.model_fields["rule"].annotation)) == set(RULES_BY_NAME)
 
 
 def test_weights_travel_by_any_codec_that_collectives_have() -> None:

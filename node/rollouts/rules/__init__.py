@@ -3,7 +3,9 @@
     sapo        the paper's: whole informative groups, drawn uniformly
     positive    the best completion of each of many groups; of own groups no more bad completions than good ones
 
-To add one: a file that opens with its formula and its source and ends with a `RULE`, and a line in `RULES` and here.
+To add a rule: write its file, which opens with its formula and its source and ends with a `RULE`. Give it a line above
+and in `RULES`, and its name to `SamplingConfig.rule` in node/config.py.
+
 Others were measured, were not ahead, and are gone: see docs/sharing.md.
 """
 
