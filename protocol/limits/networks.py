@@ -63,6 +63,16 @@ def netgroup(host: str) -> str:
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
+def counts_as(group: str, host: str, own: str) -> str:
+    """Return as whom a node at `host` counts: its public network (`netgroup`), else its private address, else `own`.
+
+    So it tells of others, and so it is near or far. A key costs nothing, so whoever is in our own network, or behind a
+    gateway that hides who calls, counts by its address. On this machine there is nobody to keep out, and nothing but
+    `own`, its id or key, to tell nodes apart by; nor is there where the address is not known.
+    """
+    return group or (str(read_address(host)) if scope_of(host) is Scope.PRIVATE else own)
+
+
 def read_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return the IP address that a host is, without a zone; None for a name."""
     try:

@@ -1,7 +1,7 @@
 """The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
 Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by dialling us or by
-being dialled; and to be told of by two voices (see `voice_of`). Beside it are the last `MAX_NEIGHBOURS` addresses that
+being dialled; and to be told of by two voices (see `counts_as`). Beside it are the last `MAX_NEIGHBOURS` addresses that
 were called out in our own network: they are dialled, and in the book once they are admitted. A node that one peer told
 of is a *candidate*: it is dialled as others are, and passed on to nobody. So no peer alone, and no caller that was
 turned away, makes us speak of whom it invented (compare the new and the tried table of Bitcoin's addrman, where a

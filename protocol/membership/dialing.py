@@ -2,38 +2,115 @@
 
 Rules
  1. While there are too few links (`Links.wanted`), neighbours, `NEAR_LINKS` at most; random contacts, and by turns
-    the nearest of those drawn (see `pairing`), where there is likelier to be room; the seeds when we have no peer or
+    the nearest of those drawn (see `links`), where there is likelier to be room; the seeds when we have no peer or
     nobody else to dial. Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
  2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
     already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
  3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
     so the overlay stays random, and whoever was surrounded by hostile peers finds others. If there are more links than
     room, one ends each `SHED_INTERVAL_S`: that of the last caller, or a random one if nobody called.
- 4. Seeds, and nodes that we once met and have forgotten, are tried for good (see `feelers`).
+ 4. Feelers (Bitcoin Core's word; Heilman and others 2015, section 8): about once in `FEELER_INTERVAL_S` one more call,
+    however many links there are, to a seed or to a node that we met and whose record has gone from the book. For two
+    halves of a swarm that are apart for longer than a record lives know nobody of each other any more. Who answers
+    tells records of its side, and with room becomes a peer. A contact's interval grows from `FIRST_S` to `LAST_S`: a
+    seed that ten thousand nodes have is called three times a second. `MAX_LAPSED` are remembered, over a restart too, a
+    fair sample of all that lapsed (Vitter 1985, algorithm R), so whoever lets many invented nodes lapse gets its share.
+    An expired record proves nothing and is told to nobody.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 
 from protocol.config import Instant, Setup
+from protocol.credentials.records import Address, PeerRecord
 from protocol.events import Dial, Link
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup, scope_of
-from protocol.membership.address_book import Book, Contact
+from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
+from protocol.membership.address_book import Acquaintance, Book, Contact, usable
 from protocol.membership.directory import Directory
-from protocol.membership.feelers import Feelers
-from protocol.membership.links import Links
-from protocol.membership.pairing import distance, name_of
+from protocol.membership.links import Links, distance
 
 # Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
 # call everybody, and to find more that are due a node would look through its whole book.
 DRAWN = 8
 NEAR_LINKS = 4  # as many as with one public network: whoever is in our own can invent neighbours
 SHED_INTERVAL_S = 10.0  # so that who is sent away finds room elsewhere before the next
+FEELER_INTERVAL_S = FIRST_S = 60.0
+LAST_S = 3600.0
+MAX_LAPSED = 64  # at an hour each, one call a minute
 
 
 Refuses = Callable[[NodeId, Instant], bool]  # whether a node is graylisted just now
+
+
+@dataclass(slots=True)
+class _Turn:
+    contact: Contact
+    tries: int = 0
+    not_before: float = 0.0
+
+
+class Feelers:
+    """Seeds, and some nodes that we met and forgot, to be called for good; see the module's comment, rule 4."""
+
+    def __init__(self, seeds: tuple[Address, ...], rng: random.Random) -> None:
+        self._rng = rng
+        self._seeds = tuple(_Turn(Contact((seed,))) for seed in seeds)
+        self._records: dict[NodeId, PeerRecord] = {}
+        self._turns: dict[NodeId, _Turn] = {}
+        self._lapses = 0
+        self._next: float | None = None
+
+    @property
+    def records(self) -> list[PeerRecord]:
+        """The records of those who lapsed: to be kept on disk, and passed on to nobody."""
+        return list(self._records.values())
+
+    def lapse(self, acquaintances: Iterable[Acquaintance]) -> None:
+        """Remember nodes that were met and whose records have gone from the book."""
+        for record, scope in acquaintances:
+            addresses = usable(record, scope)
+            if not addresses:
+                continue
+            node = record.node_id
+            if node not in self._records:
+                self._lapses += 1
+                if len(self._records) >= MAX_LAPSED:
+                    place = self._rng.randrange(self._lapses)
+                    if place >= MAX_LAPSED:
+                        continue
+                    self.met(list(self._records)[place])
+            self._records[node] = record
+            self._turns[node] = _Turn(Contact(addresses, scope=scope))
+
+    def met(self, node: NodeId) -> None:
+        """The node is in the book again."""
+        self._records.pop(node, None)
+        self._turns.pop(node, None)
+
+    def next(self, known_keys: Callable[[], set[bytes]], now: Instant) -> Contact | None:
+        """Return whom to call now, if it is time: nobody with a CURVE key that is known."""
+        if not (self._seeds or self._turns):
+            return None
+        if self._next is None:
+            self._next = now.steady + FEELER_INTERVAL_S * self._rng.uniform(0.5, 1.5)
+        if now.steady < self._next:
+            return None
+        known = known_keys()
+        self._next = now.steady + FEELER_INTERVAL_S * self._rng.uniform(0.5, 1.5)
+        due = [
+            turn
+            for turn in (*self._seeds, *self._turns.values())
+            if turn.not_before <= now.steady and turn.contact.key not in known
+        ]
+        if not due:
+            return None
+        turn = self._rng.choice(due)
+        turn.not_before = now.steady + min(LAST_S, FIRST_S * 2.0 ** min(turn.tries, 16)) * self._rng.uniform(0.5, 1.0)
+        turn.tries += 1
+        return turn.contact
 
 
 class Dialing:
@@ -144,4 +221,4 @@ def _scope(contact: Contact) -> Scope:
 
 def _name(contact: Contact) -> str:
     host = contact.address.endpoint.host
-    return name_of(netgroup(host), host, contact.key)
+    return counts_as(netgroup(host), host, contact.key.hex())

@@ -7,10 +7,9 @@ from protocol.config import Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
-from protocol.limits.networks import Scope, netgroup, scope_of
+from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.membership.address_book import Book
 from protocol.membership.links import Peer
-from protocol.membership.pairing import name_of
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
@@ -62,17 +61,17 @@ class Directory:
         return self._variants[variant]
 
     def here(self, scope: Scope) -> str:
-        """Return as whom we are near to nodes of that scope (see `pairing`).
+        """Return as whom we are near to nodes of that scope (see `links`).
 
         A node that cannot be dialled from there does not know as whom it is seen: were all such the same, all would
         look for room with the same others.
         """
-        key = self._setup.identity.curve_key
+        key = self._setup.identity.curve_key.hex()
         hosts = [endpoint.host for endpoint in self.record_for(scope).endpoints]
         if not hosts:
-            return key.hex()
+            return key
         host = next(filter(netgroup, hosts), hosts[0])
-        return name_of(netgroup(host), host, key)
+        return counts_as(netgroup(host), host, key)
 
     def announce(self, peers: Iterable[Peer]) -> list[MembershipAction]:
         """Show our newest record to live peers."""

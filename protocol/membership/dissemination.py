@@ -1,4 +1,4 @@
-"""How peer records travel.
+"""How peer records and the revocation list travel.
 
 Rules
  1. Peers exchange records on going live, a random sample, and every `exchange_interval` with a
@@ -12,22 +12,24 @@ Rules
  5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node
     that is in none, is told only so many in answer to its digests; who lacks more at a time than are left is told by
     others, or later.
+ 6. A revocation list is up to 24 KiB and a signature to check: a link has an allowance of lists that it brings or asks
+    for.
 """
 
 import random
 
-from protocol.config import NOT_KEPT, Instant, Setup
+from protocol.config import NOT_KEPT, Gate, Instant, Setup
 from protocol.credentials.records import PeerRecord
 from protocol.errors import MessageError
-from protocol.events import MembershipAction, Send
+from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.directory import Directory, meant_for
-from protocol.membership.links import Links
-from protocol.wire.messages import MAX_DIGEST, AskRevocations, Digest, Peers
+from protocol.membership.links import MAX_PROVEN, Links
+from protocol.wire.messages import MAX_DIGEST, AskRevocations, Digest, Peers, Revocations
 
 # Two ends that hear of each other would both dial: the larger id waits.
 DIAL_YIELD_S = 1.0
@@ -46,6 +48,8 @@ LEAST_PAUSE = 1 / 8
 ANSWERS_PER_SECOND = 2.0
 ANSWERS_BURST = 2.0 * MAX_DIGEST
 MAX_VOICES = 1024
+LIST_S, LISTS = 10.0, 4  # a link may bring, and ask for, so many lists at once, and one in 10 s
+LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
 
 
@@ -154,3 +158,54 @@ class Dissemination:
         if is_full:
             return [*asks, Send(peer.link, self._directory.sample(node, peer.scope))]
         return [*asks, Send(peer.link, self._directory.digest(peer.voice, peer.scope))]
+
+
+class RevocationExchange:
+    """Rule 6. The list itself, and what it means, is the gate's."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._asked: Recent[Link, None] = Recent(MAX_PROVEN)  # before they were taken in
+        self._budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
+
+    def ask(self, link: Link) -> Send:
+        """Ask for a list newer than ours."""
+        return Send(link, AskRevocations(self._gate.revision))
+
+    def ask_first(self, link: Link) -> Send:
+        """As `ask`, of somebody who is not admitted by ours."""
+        self._asked.set(link, None)
+        return self.ask(link)
+
+    def awaits(self, link: Link) -> bool:
+        """Tell whether who is not yet a peer was asked for a list over this link."""
+        return link in self._asked
+
+    def forget(self, link: Link) -> None:
+        """The link is gone."""
+        self._asked.pop(link)
+
+    def answer(self, message: Message, now: Instant) -> list[Send]:
+        """Send our list to who asks, if it is newer than theirs.
+
+        Raises:
+            MessageError: the body is malformed, or the link asks too often.
+        """
+        if AskRevocations.decode(message.body).revision >= self._gate.revision:
+            return []
+        self._spend(message.link, now)
+        return [Send(message.link, Revocations(self._gate.revocations))]
+
+    def take(self, message: Message, now: Instant) -> bytes:
+        """Return the list that came, empty if it is ours. Raises as `answer`."""
+        encoded = Revocations.decode(message.body).encoded
+        if encoded == self._gate.revocations:
+            return b""
+        self._spend(message.link, now)
+        return encoded
+
+    def _spend(self, link: Link, now: Instant) -> None:
+        budget = self._budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)
+        self._budgets.set(link, budget)
+        if not budget.take(1, now.steady):
+            raise MessageError("too_many_lists")

@@ -21,8 +21,16 @@ Rules
     a peer when it called gives its place to one that has none. So each has one place before others have two.
  4. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
     whoever dials us finds free. Links that it has no room for as it grows end one after the other (see `dialing`).
+ 5. Who is near whom (rendezvous hashing, Thaler and Ravishankar 1998): every two nodes are at a distance that anybody
+    can compute and that neither sets. A node dials mostly those that are near, of some that it draws, and where there
+    is no room a near caller takes the place of a far one. So honest nodes find places where they look first, and one
+    that calls everybody is near to few: it gets about as many places in all as an honest one, however often and under
+    however many keys it calls. An attacker can rent such networks as are near to its victim. Therefore not all places
+    go by distance, nor all dials, and a pair's distance is another after `PERIOD_S`, at a time of its own. A node that
+    does not know in which network it is seen (a domain name, NAT) is turned away as often as one that dials at random.
 """
 
+import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -32,11 +40,10 @@ from protocol.config import Instant, Limits
 from protocol.credentials.records import PeerRecord
 from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup, read_address, scope_of
+from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
-from protocol.membership.pairing import distance, name_of
 from protocol.wire.messages import Body
 
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
@@ -46,6 +53,7 @@ MAX_DIALS = 8  # attempts in progress at a time
 FEW_PEERS = 8  # of so few none is kept for small swarms: a sparser overlay falls to pieces
 MAX_PROVEN = 1024
 MAX_PARTING = 256
+PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see `Timing.rotate_interval`)
 # Records that a peer may tell us: two full exchanges at once, and the news of a swarm of 512 in which
 # everybody renews its record once in 12 hours, many times over.
 RECORDS_PER_SECOND = 16.0
@@ -92,16 +100,15 @@ class Peer:
 
     @property
     def voice(self) -> str:
-        """As whom it counts when it tells of others; see `voice_of`."""
-        return voice_of(self.group, self.host, self.record.node_id)
+        """As whom it counts when it tells of others."""
+        return counts_as(self.group, self.host, self.record.node_id)
 
 
-def voice_of(group: str, host: str, node: NodeId) -> str:
-    """Return as whom a node tells of others: all of one public network, or at one private address, count as one.
-
-    On this machine, and where its address is not known, a node counts for itself; `name_of` has the reasons.
-    """
-    return group or (str(read_address(host)) if scope_of(host) is Scope.PRIVATE else node)
+def distance(one: str, other: str, unix: float) -> int:
+    """Return how far two nodes (see `counts_as`) are from each other at a time: below 2**64, and the same both ways."""
+    pair = "|".join(sorted((one, other))).encode()
+    phase = int.from_bytes(hashlib.blake2b(pair, digest_size=4).digest()) / 2**32
+    return int.from_bytes(hashlib.blake2b(pair + b"|%d" % (unix / PERIOD_S + phase), digest_size=8).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +264,7 @@ class Links:
         """
         came = [(node, peer) for node, peer in self.peers.items() if not (peer.link.dialled or peer.is_home)]
         distances = {
-            node: distance(here, name_of(peer.group, peer.host, peer.link.key), now.unix)
+            node: distance(here, counts_as(peer.group, peer.host, peer.link.key.hex()), now.unix)
             for node, peer in came[len(came) // 2 :]
         }
         farthest = max(distances, key=distances.__getitem__, default=None)

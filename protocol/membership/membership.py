@@ -2,8 +2,8 @@
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the address book as
 the passive view. Each part states its rules: `links` has the life of a link,
-`failure_detector` whether its other end still answers. `dissemination` spreads records, `dialing` chooses whom to dial,
-`revocation_exchange` spreads the revocation list, and `reachability` finds out whether we can be dialled.
+`failure_detector` whether its other end still answers. `dissemination` spreads records and the revocation list,
+`dialing` chooses whom to dial, and `reachability` finds out whether we can be dialled.
 
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
@@ -12,7 +12,7 @@ Rules
     An unanswered hello is repeated every `HELLO_RETRY_S`.
  3. A graylisted node is refused at the hello by its node id, whatever key it brings, and not dialled.
  4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
-    that it lacks links of its own choice, a peer that dialled us and is farther from us (see `pairing`) makes room for
+    that it lacks links of its own choice, a peer that dialled us and is farther from us (see `links`) makes room for
     it, once in `EVICT_INTERVAL_S`. A caller that lies about that gets no more than a near one. A node that nobody can
     dial says it while it has no peer, and has places of its own (see `links`, rule 3).
  5. A hello of a process that started at another time is a restarted peer: it goes down and
@@ -55,21 +55,19 @@ from protocol.events import (
     TurnedAway,
 )
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup
+from protocol.limits.networks import Scope, counts_as, netgroup
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import Directory
-from protocol.membership.dissemination import Dissemination
+from protocol.membership.dissemination import LIST_WAIT_S, Dissemination, RevocationExchange
 from protocol.membership.failure_detector import (
     Dead,
     Detector,
     DetectorAction,
     State,
 )
-from protocol.membership.links import HELLO_RETRY_S, Links, voice_of
-from protocol.membership.pairing import name_of
+from protocol.membership.links import HELLO_RETRY_S, Links
 from protocol.membership.reachability import Reachability
-from protocol.membership.revocation_exchange import LIST_WAIT_S, RevocationExchange
 from protocol.notices import GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
@@ -179,9 +177,9 @@ class Membership:
         return self._links.proven_node(link)
 
     def voice_of(self, link: Link, node: NodeId) -> str:
-        """Return as whom a node at the other end of a link counts; see `links.voice_of`."""
+        """Return as whom a node at the other end of a link counts."""
         host = self._links.host_of(link)
-        return voice_of(netgroup(host), host, node)
+        return counts_as(netgroup(host), host, node)
 
     def is_parting(self, link: Link) -> bool:
         """Tell whether the link is about to be closed with a goodbye: what still comes is nobody's fault."""
@@ -410,10 +408,10 @@ class Membership:
             if self._links.has_room(group):
                 return []
             makes_room = needy and not self._links.is_full_of(group)
-            return self._make_room(name_of(group, host, link.key), now) if makes_room else None
+            return self._make_room(counts_as(group, host, link.key.hex()), now) if makes_room else None
         if self._links.has_room_for_a_home():
             return []
-        node = self._links.displaced_home(voice_of(group, host, record.node_id), needy=needy)
+        node = self._links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
         return self._leave(node, "evicted", now) if node is not None else None
 
     def _make_room(self, caller: str, now: Instant) -> list[MembershipAction] | None:
@@ -480,7 +478,7 @@ class Membership:
             if attempt is None or attempt.told:
                 raise MessageError("too_many_records")
             attempt.told = True
-            voice = voice_of(attempt.group, attempt.host, sender)
+            voice = counts_as(attempt.group, attempt.host, sender)
             return self._learn(sender, voice, self._links.scope_of(link), peers, now)
         peer = self._links.peers[sender]
         return self._learn(sender, peer.voice, peer.scope, peers, now)

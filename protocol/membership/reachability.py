@@ -4,7 +4,7 @@ Asking
  1. A node asks live peers on other machines, one after the other and then now and then again: at which
     address do you see me, and can you dial me there, at the port where I listen?
  2. Each network counts once. For a public address, all nodes seen at private addresses count as one; for a private
-    address, each address counts as one (see `voice_of`). The address that most say is ours.
+    address, each address counts as one (see `counts_as`). The address that most say is ours.
  3. The record changes only when `DOUBT` networks say the same address, of which our router may be one. If it is
     public, one of them could dial us there and we have told no public endpoint of its family (IPv4 or IPv6), we tell
     it, too: on the word of one peer, all others would dial whomever it names. If none could, we take the endpoint there

@@ -11,7 +11,7 @@ from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, 
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
 from protocol.limits.networks import netgroup
 from protocol.membership.address_book import Book
-from protocol.membership.pairing import distance
+from protocol.membership.links import distance
 from protocol.wire.envelope import ItemId, Kind, control_frame, kind_of, read_control
 from protocol.wire.messages import (
     ID_BYTES,
@@ -129,7 +129,7 @@ class Flooder(_Speaker):
 class Attack:
     """The eclipsers' common plan: whom they surround, and the records with which they fill these nodes' books.
 
-    They rent such networks as are near to those of the victims, `networks` (see `pairing`).
+    They rent such networks as are near to those of the victims, `networks` (see `links`).
 
     They call the `bystanders`, too, if there are any: with all their places taken, none is left for the victims.
     """

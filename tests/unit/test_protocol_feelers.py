@@ -18,8 +18,8 @@ from protocol.credentials.records import (
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import Acquaintance, Book
+from protocol.membership.dialing import FEELER_INTERVAL_S, LAST_S, MAX_LAPSED, Feelers
 from protocol.membership.directory import Directory
-from protocol.membership.feelers import FEELER_INTERVAL_S, LAST_S, MAX_LAPSED, Feelers
 from protocol.simulator import SimulatedIdentity
 
 SWARM = b"a swarm of tests"

@@ -44,9 +44,8 @@ from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dialing import DRAWN, SHED_INTERVAL_S
 from protocol.membership.dissemination import ANSWERS_BURST, ANSWERS_PER_SECOND, DIAL_YIELD_S
-from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING
+from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING, distance
 from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
-from protocol.membership.pairing import distance
 from protocol.notices import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, Peers, Ping, Pong

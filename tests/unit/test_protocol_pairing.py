@@ -1,6 +1,7 @@
 """Who is near whom: the same both ways, for a period that each pair has for itself."""
 
-from protocol.membership.pairing import PERIOD_S, distance, name_of
+from protocol.limits.networks import counts_as
+from protocol.membership.links import PERIOD_S, distance
 
 UNIX = 1_700_000_000.0
 NETWORKS = [f"93.184.{number}.0/24" for number in range(64)]
@@ -21,7 +22,6 @@ def test_a_distance_changes_once_in_a_period_each_pairs_at_a_time_of_its_own() -
 
 
 def test_who_is_in_no_public_network_is_near_by_its_address_and_on_this_machine_by_its_key() -> None:
-    assert name_of("93.184.216.0/24", "93.184.216.34", b"key") == "93.184.216.0/24"
-    assert name_of("", "192.168.0.8", b"key") == name_of("", "::ffff:192.168.0.8", b"other") == "192.168.0.8"
-    assert name_of("", "", b"key") == name_of("", "", b"other")  # a node that does not know where it is
-    assert name_of("", "127.0.0.1", b"key") == b"key".hex()
+    assert counts_as("93.184.216.0/24", "93.184.216.34", "key") == "93.184.216.0/24"
+    assert counts_as("", "192.168.0.8", "key") == counts_as("", "::ffff:192.168.0.8", "other") == "192.168.0.8"
+    assert counts_as("", "127.0.0.1", "key") == counts_as("", "", "key") == "key"
