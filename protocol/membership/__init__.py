@@ -5,8 +5,7 @@ links             the life of a link, one link a pair, and who is near whom
 address_book      whom we could dial
 dialing           whom we dial, and when: feelers too
 failure_detector  which live peers still answer
-directory         records: our own, and the good ones
-dissemination     how records and the revocation list travel
+directory         records, our own and others', and how they and the revocation list travel
 reachability      whether we can be dialled, as others see us
 
 A new message about peers has an arm in `membership`; a part with state of its own has a file here.

@@ -1,29 +1,63 @@
-"""Records about the members: our own, reading others', and what to tell of them."""
+"""Records about the members: our own, reading others', and how they travel; and how the revocation list does.
+
+Rules
+ 1. Peers exchange records on going live, a random sample, and every `exchange_interval` with a
+    random peer: while the book is not full by digest, so that everybody comes to know everybody
+    (512 at most), else again a random sample.
+ 2. Only what is in the book is told, never a candidate (see `protocol.membership.address_book`). A digest counts as
+    telling those of its records that are candidates here; while there are any, exchanges follow each other sooner.
+ 3. Live peers that nobody can dial are told of every newcomer, which cannot dial them. Others need no word of it: a
+    newcomer dials whom it is told of.
+ 4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
+ 5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node
+    that is in none, is told only so many in answer to its digests; who lacks more at a time than are left is told by
+    others, or later.
+ 6. A revocation list is up to 24 KiB and a signature to check: a link has an allowance of lists that it brings or asks
+    for.
+"""
 
 import random
 from collections.abc import Iterable, Iterator
 
-from protocol.config import Instant, Setup
+from protocol.config import NOT_KEPT, Gate, Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
-from protocol.events import MembershipAction, Send
+from protocol.errors import MessageError
+from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
+from protocol.limits.rate_limits import TokenBucket
+from protocol.lru import Recent
 from protocol.membership.address_book import Book
-from protocol.membership.links import Peer
-from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, Digest, Peers
+from protocol.membership.links import MAX_PROVEN, Links, Peer
+from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
 EXPIRY_INTERVAL_S = 60.0
 MAX_ANSWERS = 4  # messages of MAX_RECORDS in answer to one digest: half of the largest directory
+DIAL_YIELD_S = 1.0  # two ends that hear of each other would both dial: the larger id waits
+# A digest that comes sooner after the last than this part of an exchange_interval is not answered.
+LEAST_PAUSE = 1 / 8
+# Records that one network is told in answer to digests: whole directories at once, and then what changes in a swarm of
+# 512 of whom one restarts every second. A digest that lacks everything is small, and its answer a thousand times that.
+ANSWERS_PER_SECOND = 2.0
+ANSWERS_BURST = 2.0 * MAX_DIGEST
+MAX_VOICES = 1024
+HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
+LIST_S, LISTS = 10.0, 4  # a link may bring, and ask for, so many lists at once, and one in 10 s
+LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
 
 class Directory:
     """Our own record, and the book as others are told of it."""
 
-    def __init__(self, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+    def __init__(self, setup: Setup, book: Book, links: Links, rng: random.Random, now: Instant) -> None:
         self._setup = setup
         self._own = setup.identity.node_id
         self._book = book
+        self._links = links
         self._rng = rng
+        self._interval = setup.timing.exchange_interval
+        self._next_exchange = now.steady + self._interval * rng.uniform(0.25, 1.0)
+        self._answers: Recent[str, TokenBucket] = Recent(MAX_VOICES)  # by voice: keys cost nothing
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
@@ -116,7 +150,7 @@ class Directory:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S
             self._book.expire(now)
 
-    def known(self, encoded: bytes) -> PeerRecord | None:
+    def _known(self, encoded: bytes) -> PeerRecord | None:
         """Return the newest record of its author if these are its bytes: no signature need be checked again."""
         author = node_id(encoded[:KEY_BYTES])
         if author == self._own:
@@ -139,12 +173,12 @@ class Directory:
         others = [record.encoded for record in chosen if record.node_id != reader]
         return Peers((self.record_for(scope).encoded, *others[: count - 1]))
 
-    def digest(self, voice: str, scope: Scope) -> Digest:
+    def _digest(self, voice: str, scope: Scope) -> Digest:
         """Return what we know, in short, and what the reader, who counts as `voice`, told us itself."""
         known = [self.record_for(scope), *self._book.good_records(), *self._book.candidates(voice)][:MAX_DIGEST]
         return Digest(tuple(record.summary for record in known))
 
-    def lacking(self, digest: Digest, reader: NodeId, scope: Scope) -> Iterator[Peers]:
+    def _lacking(self, digest: Digest, reader: NodeId, scope: Scope) -> Iterator[Peers]:
         """Yield peer exchanges with what is not in the digest of a reader of that scope."""
         theirs = dict(digest.entries)
         lacking = [
@@ -154,6 +188,135 @@ class Directory:
         ][: MAX_ANSWERS * MAX_RECORDS]
         for start in range(0, len(lacking), MAX_RECORDS):
             yield Peers(tuple(lacking[start : start + MAX_RECORDS]))
+
+    # What travels
+
+    def learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> None:
+        """Take in what a node tells, who counts as `voice`, from that scope.
+
+        Raises:
+            RecordError: a record is malformed, forged or another swarm's; those before it were taken in.
+            MessageError: the peer tells too many.
+        """
+        try:
+            self._take_in(sender, voice, scope, peers, now)
+        finally:  # those before a bad one were taken in
+            self._book.trim(self._links.peers, self._rng)
+
+    def _take_in(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> None:
+        teller = self._links.peers.get(sender)
+        for encoded in peers.records:
+            if self._book.holds(node_id(encoded[:KEY_BYTES]), encoded, scope):
+                continue  # as most that is told: the dearest line of a swarm in which thousands join
+            record = self._known(encoded)
+            if record is None:
+                if teller is not None and not teller.told.take(1, now.steady):
+                    raise MessageError("too_many_records")
+                record = self.read(encoded, now)
+            if record.node_id == self._own:
+                self.outbid(record, now)
+            elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
+                first = self._own < record.node_id
+                not_before = now.steady + (0.0 if first else DIAL_YIELD_S)
+                self._book.hear(record, voice, not_before, scope)
+                live = self._links.peers.get(record.node_id)
+                if live is not None and record.replaces(live.record):
+                    live.record = record
+
+    def introduce(self, record: PeerRecord) -> list[MembershipAction]:
+        """Tell of a newcomer. Rule 3."""
+        if not record.endpoints:
+            return []
+        told = Peers((record.encoded,))
+        return [
+            Send(peer.link, told)
+            for node, peer in self._links.peers.items()
+            if node != record.node_id and not peer.record.endpoints and meant_for(peer.scope, [record])
+        ]
+
+    def answer(self, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
+        """Tell a live peer what its digest lacks.
+
+        Raises:
+            MessageError: it sent another one just now.
+        """
+        peer = self._links.peers[sender]
+        if now.steady < peer.digested + LEAST_PAUSE * self._interval:
+            raise MessageError("too_many_digests")
+        peer.digested = now.steady
+        self._book.vouch(dict(digest.entries), peer.voice, peer.scope)
+        self._book.trim(self._links.peers, self._rng)
+        lacking = [*self._lacking(digest, sender, peer.scope)]
+        answers = self._answers.get(peer.voice) or TokenBucket(ANSWERS_PER_SECOND, ANSWERS_BURST, now.steady)
+        self._answers.set(peer.voice, answers)
+        may_tell = answers.take(sum(len(told.records) for told in lacking), now.steady)
+        return [Send(peer.link, told) for told in lacking] if may_tell else []
+
+    def exchange(self, now: Instant) -> list[MembershipAction]:
+        """Begin an exchange, if it is time."""
+        if not self._links.peers or now.steady < self._next_exchange:
+            return []
+        is_full = len(self._book) >= self._book.capacity
+        pace = self._interval if is_full or not self._book.has_candidates else self._interval * HURRY
+        self._next_exchange = now.steady + pace * self._rng.uniform(0.75, 1.25)
+        node = self._rng.choice(list(self._links.peers))
+        peer = self._links.peers[node]
+        gate = self._setup.gate
+        asks: list[MembershipAction] = [Send(peer.link, AskRevocations(gate.revision))] if gate.is_owned else []
+        if is_full:
+            return [*asks, Send(peer.link, self.sample(node, peer.scope))]
+        return [*asks, Send(peer.link, self._digest(peer.voice, peer.scope))]
+
+
+class RevocationExchange:
+    """Rule 6. The list itself, and what it means, is the gate's."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._asked: Recent[Link, None] = Recent(MAX_PROVEN)  # before they were taken in
+        self._budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
+
+    def ask(self, link: Link) -> Send:
+        """Ask for a list newer than ours."""
+        return Send(link, AskRevocations(self._gate.revision))
+
+    def ask_first(self, link: Link) -> Send:
+        """As `ask`, of somebody who is not admitted by ours."""
+        self._asked.set(link, None)
+        return self.ask(link)
+
+    def awaits(self, link: Link) -> bool:
+        """Tell whether who is not yet a peer was asked for a list over this link."""
+        return link in self._asked
+
+    def forget(self, link: Link) -> None:
+        """The link is gone."""
+        self._asked.pop(link)
+
+    def answer(self, message: Message, now: Instant) -> list[Send]:
+        """Send our list to who asks, if it is newer than theirs.
+
+        Raises:
+            MessageError: the body is malformed, or the link asks too often.
+        """
+        if AskRevocations.decode(message.body).revision >= self._gate.revision:
+            return []
+        self._spend(message.link, now)
+        return [Send(message.link, Revocations(self._gate.revocations))]
+
+    def take(self, message: Message, now: Instant) -> bytes:
+        """Return the list that came, empty if it is ours. Raises as `answer`."""
+        encoded = Revocations.decode(message.body).encoded
+        if encoded == self._gate.revocations:
+            return b""
+        self._spend(message.link, now)
+        return encoded
+
+    def _spend(self, link: Link, now: Instant) -> None:
+        budget = self._budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)
+        self._budgets.set(link, budget)
+        if not budget.take(1, now.steady):
+            raise MessageError("too_many_lists")
 
 
 def meant_for(scope: Scope, records: Iterable[PeerRecord]) -> list[PeerRecord]:

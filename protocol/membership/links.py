@@ -11,11 +11,12 @@ Rules
  1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
     sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
     dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. A small swarm, where those whom we could dial are at most `max_peers`, is linked wholly: then everybody has
-    everything from its signer. In a larger one there is room for three quarters as many, attempts included, and now
-    and then for one attempt more (a feeler). At most `max_prefix_peers` are of one public network. A third of the
-    room is kept for links that we chose ourselves: whoever dials us can take the rest only, so nobody can surround a
-    node by dialling it. Links that we dialled are never given up for somebody who asks for room.
+ 2. A small swarm, where those whom we could dial are at most `max_peers`, is linked wholly, or but for a pair in fifty
+    where it is full: then everybody has everything from its signer. In a larger one there is room for three quarters as
+    many, attempts included, and now and then for one attempt more (a feeler). At most `max_prefix_peers` are of one
+    public network. A third of the room is kept for links that we chose ourselves: whoever dials us can take the rest
+    only, so nobody can surround a node by dialling it. Links that we dialled are never given up for somebody who asks
+    for room.
  3. Nodes that nobody can dial, home nodes, have `max_callers` places of their own at whom they dial, which count for
     nothing else. If all are taken, the network that has most gives one to a network that has two fewer. A node that had
     a peer when it called gives its place to one that has none. So each has one place before others have two.

@@ -2,7 +2,7 @@
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the address book as
 the passive view. Each part states its rules: `links` has the life of a link,
-`failure_detector` whether its other end still answers. `dissemination` spreads records and the revocation list,
+`failure_detector` whether its other end still answers. `directory` spreads records and the revocation list,
 `dialing` chooses whom to dial, and `reachability` finds out whether we can be dialled.
 
 Rules
@@ -58,8 +58,7 @@ from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing, Refuses
-from protocol.membership.directory import Directory
-from protocol.membership.dissemination import LIST_WAIT_S, Dissemination, RevocationExchange
+from protocol.membership.directory import LIST_WAIT_S, Directory, RevocationExchange
 from protocol.membership.failure_detector import (
     Dead,
     Detector,
@@ -117,8 +116,7 @@ class Membership:
         self._detector = Detector(setup.timing, rng)
         self.reachability = Reachability(self._links, rng, now)
         self.book = book
-        self.directory = Directory(setup, book, rng, now)
-        self._dissemination = Dissemination(setup, book, self.directory, self._links, rng, now)
+        self.directory = Directory(setup, book, self._links, rng, now)
         self._dialing = Dialing(setup, book, self.directory, self._links, refuses, rng, now)
         self._lists = RevocationExchange(setup.gate)
         self._next_review = now.steady
@@ -266,7 +264,7 @@ class Membership:
             case Kind.DIALLED_BACK:
                 self.reachability.answered(sender, DialledBack.decode(body), now)
             case Kind.DIGEST:
-                return self._dissemination.answer(sender, Digest.decode(body), now)
+                return self.directory.answer(sender, Digest.decode(body), now)
         return []
 
     def _may_say(self, message: Message) -> bool:
@@ -380,7 +378,7 @@ class Membership:
         self.book.add(record, peer.host, peer.scope)
         self.book.trim(self._links.peers, self._rng)
         if is_new:
-            actions += self._dissemination.introduce(record)
+            actions += self.directory.introduce(record)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
             if contact is not None:
                 contact.met()
@@ -484,12 +482,8 @@ class Membership:
         return self._learn(sender, peer.voice, peer.scope, peers, now)
 
     def _learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[MembershipAction]:
-        fresh = self._dissemination.learn(sender, voice, scope, peers, now)
-        for record in fresh:
-            live = self._links.peers.get(record.node_id)
-            if live is not None and record.replaces(live.record):
-                live.record = record
-        return [*self._dissemination.pass_on(fresh, sender, now), *self._dialing.fill(now)]
+        self.directory.learn(sender, voice, scope, peers, now)
+        return [*self._dialing.fill(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
@@ -547,7 +541,7 @@ class Membership:
         if self.directory.correct(self.reachability.reachable(self.directory.given), now):
             actions += self.directory.announce(self._links.peers.values())
         self._dialing.feelers.lapse(self.book.take_lapsed())
-        actions += self._dissemination.tick(now)
+        actions += self.directory.exchange(now)
         if (node := self._dialing.replaceable(now)) is not None:
             actions += self._leave(node, "rotated", now)
         return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]

@@ -8,7 +8,7 @@ Asking
  3. The record changes only when `DOUBT` networks say the same address, of which our router may be one. If it is
     public, one of them could dial us there and we have told no public endpoint of its family (IPv4 or IPv6), we tell
     it, too: on the word of one peer, all others would dial whomever it names. If none could, we take the endpoint there
-    back: peers then tell us of every newcomer, which we dial (see `dissemination`).
+    back: peers then tell us of every newcomer, which we dial (see `directory`).
 
 Answering
  4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it

@@ -52,10 +52,11 @@ def test_thirty_nodes_from_one_seed_know_each_other_and_share_everything_over_fe
 
 
 def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_from_its_signers() -> None:
+    """As many as whoever dials a node can take; of 17 nodes, one pair in fifty may stay apart (eight seeds)."""
     simulation = Simulation(seed=1)
-    simulation.start_many(17)
+    simulation.start_many(12)
     simulation.run(2 * BUSY_S)
-    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {16}
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {11}
     asked = simulation.frames_sent[Kind.WANT]
     for _ in range(5):
         run_until_spread(simulation, spread(simulation, 1000), 1)

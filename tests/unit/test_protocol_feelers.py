@@ -20,6 +20,7 @@ from protocol.limits.networks import Scope
 from protocol.membership.address_book import Acquaintance, Book
 from protocol.membership.dialing import FEELER_INTERVAL_S, LAST_S, MAX_LAPSED, Feelers
 from protocol.membership.directory import Directory
+from protocol.membership.links import Links
 from protocol.simulator import SimulatedIdentity
 
 SWARM = b"a swarm of tests"
@@ -88,7 +89,13 @@ def test_a_peers_file_tells_records_that_hold_from_those_that_held_once() -> Non
 def test_only_an_answer_to_our_own_new_start_is_taken_for_a_twin(gap: int) -> None:
     """Whatever old records of ourselves come back, in whatever order, none of them answers what we said since."""
     identity = SimulatedIdentity(b"%32d" % 1)
-    directory = Directory(Setup(identity, SWARM), Book((), 8), random.Random(1), START)
+    directory = Directory(
+        setup := Setup(identity, SWARM),
+        Book((), 8),
+        Links(identity.node_id, setup.limits, 1.0, START.steady),
+        random.Random(1),
+        START,
+    )
     start = directory.record.started
     expiry = int((START.unix + RECORD_LIFE_S) * 1000)
     for number in range(1, 4):

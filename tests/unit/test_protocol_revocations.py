@@ -40,7 +40,7 @@ from protocol.events import (
 from protocol.identity import Identity, NodeId
 from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import Book
-from protocol.membership.dissemination import LIST_WAIT_S, LISTS
+from protocol.membership.directory import LIST_WAIT_S, LISTS
 from protocol.membership.links import MAX_PARTING
 from protocol.membership.membership import Membership
 from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, seal
