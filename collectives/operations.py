@@ -32,7 +32,16 @@ from collectives.reduce.all_reduce import pack_values, reduce_inline
 from collectives.reduce.codecs import Feedback, coder_for
 from collectives.reduce.kernels import Reduction, Scratch, check_weight, describe
 from collectives.reduce.shared import Pieces
-from collectives.reduce.tensors import TensorLike, check_target, dtype_name, flatten, fresh, publish, publish_pieces
+from collectives.reduce.tensors import (
+    TensorLike,
+    check_target,
+    dtype_name,
+    flatten,
+    fresh,
+    publish,
+    publish_pieces,
+    stage,
+)
 from collectives.reduce.topology import PROBE_BYTES, Estimates, Topology, goes_inline, matrix, tour
 from collectives.shared_state.state import SharedState, share_of
 from collectives.shared_state.transfer import SyncOutcome, sync
@@ -104,30 +113,30 @@ class AllReduce:
         self._known = known
         self._op, self._codec, self._feedback = op, codec, feedback
         self._target = check_target(x, out)
-        self._flat = flatten(x)
-        if feedback is not None and coder_for(codec, self._flat.dtype) is not None:
-            feedback.check(self._flat, op)
+        self._values = stage(x, max(1, len(members)))
+        if feedback is not None and coder_for(codec, self._values.dtype) is not None:
+            feedback.check(self._values.numel(), op)
         self.inline = (0, 0)
         self._pooled = False
         self.digest: Digest = (
             ("dtype", dtype_name(x)),
-            ("count", self._flat.numel()),
+            ("count", self._values.numel()),
             ("op", op.value),
             ("codec", codec.value),
         )
         head = _HEAD.pack(check_weight(weight), known.mark)
         inline = feedback is None and goes_inline(
-            1 + len(head) + self._flat.nbytes, len(members)
+            1 + len(head) + self._values.nbytes, len(members)
         )  # 1: a flag of the communicator's
         may_share = (
             known.plane is not None
-            and coder_for(codec, self._flat.dtype) is None
-            and self._flat.nbytes >= shared.LEAST_BYTES
+            and coder_for(codec, self._values.dtype) is None
+            and self._values.nbytes >= shared.LEAST_BYTES
         )
         self._lease = known.plane.lease_memory(frozenset(members)) if may_share and known.plane is not None else None
         if self._lease is not None:
             head += self._lease.offer.encode()
-        self.share = head + pack_values(self._flat) if inline else head
+        self.share = head + pack_values(self._values[:]) if inline else head
 
     def perform(self, start: Perform, port: Port) -> torch.Tensor | Pieces:
         """Reduce: by way of the shares if all put their values there, in memory if all can, else by the port."""
@@ -136,20 +145,22 @@ class AllReduce:
             self._feedback.abort()  # what it collected for a call that was called off
         heads = {member: _read_head(member, share) for member, share in shares.items()}
         weights = {member: weight for member, (weight, _) in heads.items()}
-        job = describe(start.view.members, self._flat.dtype, self._op, weights, self._codec)
-        if all(len(share) == _HEAD.size + self._flat.nbytes for share in shares.values()):
+        job = describe(start.view.members, self._values.dtype, self._op, weights, self._codec)
+        if all(len(share) == _HEAD.size + self._values.nbytes for share in shares.values()):
             values = {member: share[_HEAD.size :] for member, share in shares.items()}
-            self.inline = self._flat.nbytes, self._flat.nbytes * (len(values) - 1)
-            return reduce_inline(job, self._flat.numel(), values)
+            self.inline = self._values.nbytes, self._values.nbytes * (len(values) - 1)
+            return reduce_inline(job, self._values.numel(), values)
         bays = self._bays(start, job)
         if bays is not None:
-            pieces = shared.all_reduce(port, job, self._flat, bays)
+            pieces = shared.all_reduce(port, job, self._values, bays)
             self.inline = pieces.sent, pieces.received
             return pieces
         self._pooled = True
         agreed = {mark for _, mark in heads.values()} == {self._known.mark}
         topology = self._known.topology if agreed else None
-        return allreduce.reduce(port, job, self._flat, self._known.scratch, topology=topology, feedback=self._feedback)
+        return allreduce.reduce(
+            port, job, self._values, self._known.scratch, topology=topology, feedback=self._feedback
+        )
 
     def _bays(self, start: Perform, job: Reduction) -> Mapping[NodeId, Bay] | None:
         """Return where all have room for this operation; None, at all members, if it cannot go by shared memory."""
@@ -159,14 +170,12 @@ class AllReduce:
         bays = self._lease.bays({member: Offer.decode(offered[member]) for member in job.order})
         if bays is None and self._known.plane is not None:
             self._known.plane.hand_over_memory(frozenset(job.order))
-        return bays if shared.fits(job, self._flat.numel()) else None
+        return bays if shared.fits(job, self._values.numel()) else None
 
     def publish(self, outcome: torch.Tensor | Pieces) -> TensorLike:
         """Fill the caller's buffer."""
-        if isinstance(outcome, Pieces):
-            publish_pieces(outcome.parts, self._target)
-        else:
-            publish(outcome, self._target)
+        parts = outcome.parts if isinstance(outcome, Pieces) else (((0, outcome.numel()), outcome),)
+        publish_pieces(parts, self._target, self._values)
         if self._feedback is not None:
             self._feedback.commit()
         if self._pooled and isinstance(outcome, torch.Tensor):

@@ -18,7 +18,10 @@ operations raise the same, here and, because this is told to them, at its other 
 **Order.** Collectives of one group run one after the other on a thread of the group, or on the caller's own if it
 waits for the result and nothing is under way. Sends and receives are begun where they are called.
 
-Left out: what gloo does not have either on the CPU (uneven reduce-scatter), and operations on CUDA tensors.
+**CUDA tensors** are staged through pinned memory (`reduce.staging`). A work is over when its tensors are filled on the
+device, so `wait` blocks the caller and leaves nothing to wait for on a stream.
+
+Left out: what gloo does not have either on the CPU (uneven reduce-scatter).
 """
 
 import hashlib
@@ -46,11 +49,13 @@ from collectives.mesh.shared_memory import OFFER_BYTES, Lease, Offer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Scratch, combine, describe, finish, start, work_dtype
-from collectives.reduce.tensors import memory
+from collectives.reduce.staging import Staged, copies_of, devices_of, queued
+from collectives.reduce.tensors import memory, publish_pieces
 from collectives.types import WAN, Codec, Op, Protection
 from protocol.identity import NodeId
 
 NAME = "gossamer"
+DEVICES = ("cpu", "cuda")
 DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
 MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
@@ -187,7 +192,7 @@ class Group(_TorchGroup):
                     "allgather", dict.fromkeys(self.members, own), dict(zip(self.members, outs, strict=True))
                 )
 
-        return self._run(outputs, opts, work)
+        return self._run(outputs, opts, work, inputs)
 
     def allgather_coalesced(
         self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None
@@ -197,7 +202,7 @@ class Group(_TorchGroup):
 
     def all_gather_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> "Work":
         """Fill `output` with everybody's tensor, one after the other."""
-        return self._run([output], opts, lambda: self._gather_into(output, tensor))
+        return self._run([output], opts, lambda: self._gather_into(output, tensor), [tensor])
 
     def all_gather_single_coalesced(
         self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None
@@ -208,7 +213,7 @@ class Group(_TorchGroup):
             for output, tensor in zip(outputs, inputs, strict=True):
                 self._gather_into(output, tensor)
 
-        return self._run(outputs, opts, work)
+        return self._run(outputs, opts, work, inputs)
 
     def gather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> "Work":
         """Fill the root's list with everybody's tensor."""
@@ -218,7 +223,7 @@ class Group(_TorchGroup):
             outs = dict(zip(self.members, outputs[0], strict=True)) if self.rank() == opts.rootRank else {}
             self._exchange("gather", {root: inputs[0]}, outs)
 
-        return self._run(outputs, opts, work)
+        return self._run(outputs, opts, work, inputs)
 
     def scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any) -> "Work":
         """Fill everybody's tensor with its place in the root's list."""
@@ -228,7 +233,7 @@ class Group(_TorchGroup):
             given = dict(zip(self.members, inputs[0], strict=True)) if self.rank() == opts.rootRank else {}
             self._exchange("scatter", given, {root: outputs[0]})
 
-        return self._run(outputs, opts, work)
+        return self._run(outputs, opts, work, inputs)
 
     def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> "Work":
         """Fill each rank's tensor with its place of the lists, reduced."""
@@ -239,7 +244,7 @@ class Group(_TorchGroup):
                 given = dict(zip(self.members, blocks, strict=True))
                 output.copy_(self._reduce_blocks("reduce_scatter", given, op, factor))
 
-        return self._run(outputs, opts, work)
+        return self._run(outputs, opts, work, inputs)
 
     def reduce_scatter_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> "Work":
         """Fill each rank's tensor with its part of `tensor`, reduced."""
@@ -262,7 +267,7 @@ class Group(_TorchGroup):
             given, outs = (dict(zip(self.members, each, strict=True)) for each in (inputs, outputs))
             self._exchange("alltoall", given, outs, is_uneven=True)
 
-        return self._run(outputs, opts, work)
+        return self._run(outputs, opts, work, inputs)
 
     def all_to_all_single(
         self,
@@ -343,7 +348,10 @@ class Group(_TorchGroup):
         return f"{source} {to} {tag}"
 
     def _point(self, tensors: list[torch.Tensor], port: SocketPort, finish: Callable[[], None], keep: Any) -> "Work":
+        made = queued(tensors)
+
         def work() -> None:
+            made()
             with self._until_over(port):
                 finish()
 
@@ -354,16 +362,24 @@ class Group(_TorchGroup):
 
     # --- how an operation runs -----------------------------------------------------------------
 
-    def _run(self, tensors: Any, opts: Any, work: Callable[[], Any], *, on_a_thread: bool = False) -> "Work":
-        """Carry an operation out: now, if its caller waits for it anyway and nothing is under way, else in its turn."""
+    def _run(
+        self, tensors: Any, opts: Any, work: Callable[[], Any], inputs: Any = (), *, on_a_thread: bool = False
+    ) -> "Work":
+        """Carry an operation out: now, if its caller waits for it anyway and nothing is under way, else in its turn.
+
+        `tensors` are what the work gives; `inputs` are what it reads besides.
+        """
         self._check()
         timeout = getattr(opts, "timeout", None)
         over = Work(tensors, None, None)
+        made = queued([tensors, inputs])
 
         def timed() -> None:
             with self._lock:
                 self._time_left = _seconds(timeout) or self._timeout
+            made()
             work()
+            queued(tensors)()
 
         with self._lock:
             alone = self._under_way == 0
@@ -489,19 +505,27 @@ class Group(_TorchGroup):
     # --- what they are made of -----------------------------------------------------------------
 
     def _all_reduce(self, tensor: torch.Tensor, op: Op, factor: float) -> None:
-        flat = _flat(tensor)
-        values, op = _as_numbers(flat, op)
+        flat = _in_a_row(tensor)
+        numbers, op = _as_numbers(flat, op)
         if factor != 1.0:
-            values.mul_(factor)
+            numbers.mul_(factor)
+        copies = copies_of(numbers)
+        staged = None if copies is None else Staged(numbers, copies, self.size())
+        values = staged or numbers
         arguments = "allreduce", op.value, str(values.dtype), values.numel()
         with self._port(*arguments) as port:
             job = describe(self.members, values.dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
             large = values.nbytes >= LEAST_SHARED_BYTES
             room = self._room_of(port) if large and shared.fits(job, values.numel()) else None
-            if room is None:
-                direct.all_reduce(port, job, values, self._scratch, into=values)
+            if room is not None:
+                pieces = room.all_reduce(port, job, values, _hash(arguments))
+                publish_pieces(pieces.parts, numbers, values)
+            elif staged is None:
+                direct.all_reduce(port, job, numbers, self._scratch, into=numbers)
             else:
-                room.all_reduce(port, job, values, _hash(arguments)).copy_to(values)
+                land = lambda first, part: staged.land(first, part, numbers)  # noqa: E731
+                direct.all_reduce(port, job, staged, self._scratch, into=staged.memory, landed=land)
+                staged.landed()
         _land(flat, tensor)
 
     def _room_of(self, port: SocketPort) -> shared.Room | None:
@@ -584,7 +608,7 @@ class Group(_TorchGroup):
         One that gives itself no block has nothing to reduce, and what is returned is of no use.
         """
         own, example = self.comm.node_id, next(iter(given.values()))
-        op = _as_numbers(_flat(example), op)[1]
+        op = _as_numbers(_in_a_row(example), op)[1]
         blocks = {member: _as_numbers(_flat(tensor), op)[0] for member, tensor in given.items()}
         if factor != 1.0:
             blocks = {member: block * factor for member, block in blocks.items()}
@@ -625,7 +649,7 @@ class Work(_TorchWork):
         self._over = threading.Event()
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._root: Future[None] = Future()
+        self._root: Future[None] = Future(devices=devices_of(tensors))
         self._future = self._root.then(self._conclude)
 
     def end(self, error: BaseException | None) -> None:
@@ -700,15 +724,27 @@ def _hash(arguments: tuple[Any, ...]) -> int:
 # --- tensors ---
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values, 1-D and contiguous: the tensor's own memory where that is possible."""
-    if tensor.device.type != "cpu" or tensor.is_sparse:
-        raise BadArgument(f"a {tensor.layout} tensor on {tensor.device}: the backend takes dense tensors on the CPU")
+def _in_a_row(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values, 1-D and contiguous, on their device: the tensor's own memory where that is possible."""
+    if tensor.device.type not in DEVICES or tensor.is_sparse:
+        raise BadArgument(
+            f"a {tensor.layout} tensor on {tensor.device}: the backend takes dense tensors on {' or '.join(DEVICES)}"
+        )
     return tensor.detach().contiguous().resolve_conj().resolve_neg().view(-1)
 
 
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values, 1-D and contiguous, on the CPU: the tensor's own memory where that is possible."""
+    flat = _in_a_row(tensor)
+    copies = copies_of(flat)
+    return flat if copies is None else Staged(flat, copies)[:]
+
+
 def _landing(tensor: torch.Tensor) -> torch.Tensor:
-    """Return memory to receive a tensor's values to: its own where that is possible; then `_land`."""
+    """Return memory of the CPU to receive a tensor's values to: its own where that is possible; then `_land`."""
+    copies = copies_of(tensor)
+    if copies is not None:
+        return copies.pinned(tensor.numel(), tensor.dtype)
     return _flat(tensor) if tensor.is_contiguous() else torch.empty(tensor.numel(), dtype=tensor.dtype)
 
 
@@ -894,7 +930,7 @@ def failures_are_called_off() -> Iterator[None]:
 def register() -> None:
     """Tell torch of the backend; importing this module does."""
     if NAME.upper() not in dir(dist.Backend):
-        dist.Backend.register_backend(NAME, _make, extended_api=True, devices=["cpu"])
+        dist.Backend.register_backend(NAME, _make, extended_api=True, devices=list(DEVICES))
 
 
 register()

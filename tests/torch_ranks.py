@@ -48,7 +48,7 @@ def _be(function, backend, rank, size, store, results, arguments):
     os._exit(0)
 
 
-def train(rank, size):
+def train(rank, size, device="cpu"):
     """Train with DDP, and with FSDP2 on a device mesh; return both losses."""
     import torch
     import torch.distributed as dist
@@ -62,7 +62,7 @@ def train(rank, size):
         loss = torch.zeros(())
         for _ in range(5):
             optimizer.zero_grad()
-            loss = (model(torch.randn(8, 50)) ** 2).mean()
+            loss = (model(torch.randn(8, 50).to(device)) ** 2).mean()
             loss.backward()
             optimizer.step()
         loss = loss.detach()
@@ -71,12 +71,12 @@ def train(rank, size):
 
     def make():
         torch.manual_seed(rank)
-        return torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 1))
+        return torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 1)).to(device)
 
     ddp = run(DistributedDataParallel(make()))
     torch.manual_seed(0)
-    sharded = torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 1))
-    fully_shard(sharded, mesh=init_device_mesh("cpu", (size,)))
+    sharded = torch.nn.Sequential(torch.nn.Linear(50, 50), torch.nn.ReLU(), torch.nn.Linear(50, 1)).to(device)
+    fully_shard(sharded, mesh=init_device_mesh(device, (size,)))
     objects = [None] * size
     dist.all_gather_object(objects, {"rank": rank})
     assert objects == [{"rank": other} for other in range(size)]

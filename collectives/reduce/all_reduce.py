@@ -15,6 +15,7 @@ from collectives.mesh.port import Port
 from collectives.reduce import direct, ring
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Reduction, Scratch, combine, finish, start
+from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
 from collectives.reduce.topology import Topology, capacities, choose
 from protocol.identity import NodeId
@@ -23,7 +24,7 @@ from protocol.identity import NodeId
 def reduce(
     port: Port,
     job: Reduction,
-    flat: torch.Tensor,
+    flat: Values,
     scratch: Scratch,
     *,
     topology: Topology | None = None,
@@ -34,7 +35,7 @@ def reduce(
     Args:
         port: the way to the other members.
         job: from `reduction.describe`, the same at every member.
-        flat: this member's own values, from `tensors.flatten`; they are only read.
+        flat: this member's own values, from `tensors.stage`; they are only read.
         scratch: where the result's memory comes from; give the result back once it is published.
         topology: what the members agreed about their links.
         feedback: this tensor's residual; the caller commits or aborts it with the operation.
@@ -44,10 +45,10 @@ def reduce(
         BadArgument: the feedback does not fit.
     """
     topology = topology or Topology()
-    values = flat
+    values: Values = flat
     counts = job.coder is not None and job.weights[port.own] > 0
     if feedback is not None and counts:
-        values = feedback.start(flat, job.op, job.work)
+        values = feedback.start(flat[:], job.op, job.work)
     collected = feedback if counts else None
     tour = topology.ring_of(job.order)
     is_exact = job.coder is None and job.work is job.dtype

@@ -302,19 +302,19 @@ class Feedback:
         self.residual: torch.Tensor | None = None
         self._next: torch.Tensor | None = None
 
-    def check(self, flat: torch.Tensor, op: Op) -> None:
+    def check(self, count: int, op: Op) -> None:
         """Raise `BadArgument` if there is no such thing for this operation, or the tensor had another size before."""
         if op not in (Op.SUM, Op.AVG):
             raise BadArgument(f"error feedback with {op.name}: it is for SUM and AVG only")
-        if self.residual is not None and self.residual.numel() != flat.numel():
+        if self.residual is not None and self.residual.numel() != count:
             raise BadArgument(
-                f"error feedback of {self.residual.numel()} values for a tensor of {flat.numel()}: "
+                f"error feedback of {self.residual.numel()} values for a tensor of {count}: "
                 "keep one Feedback for each tensor"
             )
 
     def start(self, flat: torch.Tensor, op: Op, work: torch.dtype) -> torch.Tensor:
         """Return the values plus the residual, and begin to collect the next. Raises `BadArgument` as `check`."""
-        self.check(flat, op)
+        self.check(flat.numel(), op)
         self._next = torch.zeros(flat.numel(), dtype=work)
         return flat.to(work) if self.residual is None else flat.to(work) + self.residual.to(work)
 

@@ -23,6 +23,7 @@ import torch
 from collectives.mesh.port import PendingReceive, Port
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine, cut, finish, start
+from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -34,7 +35,7 @@ CHUNK = 2
 def all_reduce(
     port: Port,
     job: Reduction,
-    values: torch.Tensor,
+    values: Values,
     scratch: Scratch,
     *,
     tour: Sequence[NodeId] = (),
@@ -61,7 +62,7 @@ class _Ring:
         self,
         port: Port,
         job: Reduction,
-        values: torch.Tensor,
+        values: Values,
         scratch: Scratch,
         tour: tuple[NodeId, ...],
         feedback: Feedback | None,

@@ -25,6 +25,7 @@ from collectives.mesh.port import Port
 from collectives.mesh.shared_memory import BAY_BYTES, COUNTS, HEAD_BYTES, Bay, Counter, saw
 from collectives.reduce.codecs import BLOCK
 from collectives.reduce.kernels import Reduction, Span, add_up, chunks, cut, finish
+from collectives.reduce.staging import Values
 from protocol.identity import NodeId
 
 LEAST_BYTES = 256 << 10  # below, waiting for each other costs what sending does
@@ -72,13 +73,8 @@ class Pieces:
     sent: int  # bytes that others read of this member's
     received: int
 
-    def copy_to(self, flat: torch.Tensor) -> None:
-        """Fill a 1-D tensor of the same type."""
-        for span, values in self.parts:
-            flat[slice(*span)].copy_(values)
 
-
-def all_reduce(port: Port, job: Reduction, values: torch.Tensor, bays: Mapping[NodeId, Bay]) -> Pieces:
+def all_reduce(port: Port, job: Reduction, values: Values, bays: Mapping[NodeId, Bay]) -> Pieces:
     """Return the reduced values, with the same bits at every member as `direct` gives.
 
     Args:
@@ -107,7 +103,7 @@ class Room:
         self._bases: dict[tuple[NodeId, str], int] = {}
         self._number = 0
 
-    def all_reduce(self, port: Port, job: Reduction, values: torch.Tensor, asked: int) -> Pieces:
+    def all_reduce(self, port: Port, job: Reduction, values: Values, asked: int) -> Pieces:
         """Do as `all_reduce`; weights are not 0. `asked` is a hash of 32 bits of what the caller asked for.
 
         Copy the result before the next call. After an error there is no next one.
@@ -128,7 +124,7 @@ class _Exchange:
         self,
         port: Port,
         job: Reduction,
-        values: torch.Tensor,
+        values: Values,
         bays: Mapping[NodeId, Bay],
         bases: Mapping[tuple[NodeId, str], int] | None = None,
         asked: tuple[int, int] | None = None,

@@ -4,9 +4,9 @@
 nobody writes to it; what was reduced is scratch, and `publish` copies it back when the operation
 has committed. So an operation that is called off has touched nothing.
 
-A CUDA tensor is staged through pinned memory, the only kind that the device copies to at full
-speed. NumPy has no bfloat16 and torch no strings, dates, structures or foreign byte order: what
-either side lacks is refused here, before anything is sent.
+A CUDA tensor is staged through pinned memory: `stage` gives its values while they are being copied (see `staging`).
+NumPy has no bfloat16 and torch no strings, dates, structures or foreign byte order. A type that either side lacks is
+refused here, before anything is sent.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from collectives.errors import BadArgument
+from collectives.reduce.staging import Staged, Values, copies_of
 
 TensorLike: TypeAlias = torch.Tensor | np.ndarray[Any, Any]
 
@@ -61,15 +62,27 @@ def flatten(x: TensorLike) -> torch.Tensor:
     """
     dtype_name(x)
     if isinstance(x, torch.Tensor):
-        flat = x.detach().reshape(-1)
-        if flat.is_cuda:
-            staged = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-            return staged.copy_(flat)  # waits for the device
-        # A tensor's lazy negation is not in its memory yet.
-        return flat.cpu().contiguous().resolve_neg()
+        return stage(x, 1)[:]
     rows = np.ascontiguousarray(x).reshape(-1)
     # torch has no read-only tensors, and warns.
     return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+
+
+def stage(x: TensorLike, slices: int) -> Values:
+    """Return the values of `x` as `flatten` does, but those of a device while they are still being copied.
+
+    `slices` is how many parts of them will be read side by side.
+
+    Raises:
+        BadArgument: as `dtype_name`.
+    """
+    if not isinstance(x, torch.Tensor):
+        return flatten(x)
+    dtype_name(x)
+    # A tensor's lazy negation is not in its memory yet.
+    flat = x.detach().reshape(-1).contiguous().resolve_neg()
+    copies = copies_of(flat)
+    return flat.cpu() if copies is None else Staged(flat, copies, slices)
 
 
 def check_target(x: TensorLike, out: TensorLike | None) -> TensorLike:
@@ -118,15 +131,25 @@ def publish(result: torch.Tensor, target: TensorLike) -> None:
         np.copyto(target, result.numpy().reshape(target.shape))
 
 
-def publish_pieces(parts: Sequence[tuple[tuple[int, int], torch.Tensor]], target: TensorLike) -> None:
-    """Copy flat results, each with its place (first and end), into `target`, of any layout and device."""
+def publish_pieces(
+    parts: Sequence[tuple[tuple[int, int], torch.Tensor]], target: TensorLike, values: Values | None = None
+) -> None:
+    """Copy flat results, each with its place (first and end), into `target`, of any layout and device.
+
+    If `values` were staged, their memory is the way to their device.
+    """
     if not (target.is_contiguous() if isinstance(target, torch.Tensor) else target.flags.c_contiguous):
-        publish(torch.cat([values for _, values in parts]), target)
+        publish(torch.cat([part for _, part in parts]), target)
         return
     flat = target if isinstance(target, torch.Tensor) else torch.from_numpy(target)
     with torch.inference_mode(flat.is_inference()), torch.no_grad():
-        for (first, end), values in parts:
-            flat.view(-1)[first:end].copy_(values)
+        if isinstance(values, Staged) and copies_of(flat) is not None:
+            for (first, _), part in parts:
+                values.land(first, part, flat.view(-1))
+            values.landed()
+            return
+        for (first, end), part in parts:
+            flat.view(-1)[first:end].copy_(part)
 
 
 def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:

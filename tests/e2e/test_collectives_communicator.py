@@ -26,8 +26,10 @@ from collectives import (
 )
 from collectives.errors import BadArgument
 from collectives.mesh.addresses import BadAddress
+from collectives.reduce.codecs import Feedback
 from protocol.identity import Identity
 from tests.groups import group, join, together
+from tests.late_copies import treat_as_on_a_device
 from tests.waiting import wait_until
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int16, torch.int64]
@@ -77,6 +79,40 @@ def test_weights_out_and_layouts(three):
     )
     for i in range(3):
         assert results[i].value is outs[i] and np.allclose(outs[i], 5 / 3) and (inputs[i] == i + 1).all()
+
+
+def test_values_on_a_device_are_staged_and_it_is_filled_on_commit_only(three, monkeypatch):
+    treat_as_on_a_device(monkeypatch)
+    for x, out in (
+        (torch.ones(300_000), None),
+        (torch.ones(300_000), torch.zeros(300_000)),
+        (torch.ones(700, 300).t(), None),
+        (torch.ones(10), None),
+    ):
+        own = [(x.clone(), None if out is None else out.clone()) for _ in three]
+        work = (
+            lambda c=c, x=x, out=out, i=i: c.all_reduce(x, op=Op.AVG, out=out, weight=float(i))
+            for i, (c, (x, out)) in enumerate(zip(three, own, strict=True))
+        )
+        for result, (x, out) in zip(together(*work), own, strict=True):
+            assert result.value is (x if out is None else out) and (result.value == 1).all() and (x == 1).all()
+    feedbacks = [Feedback() for _ in three]
+    summed = together(
+        *(
+            lambda c=c, f=f: c.all_reduce(torch.ones(5000), Op.SUM, codec=Codec.INT8, feedback=f)
+            for c, f in zip(three, feedbacks, strict=True)
+        )
+    )
+    assert all(torch.allclose(done.value, torch.full((5000,), 3.0), atol=0.1) for done in summed)
+    gathered = together(*(lambda c=c, i=i: c.all_gather(torch.full((5,), float(i))) for i, c in enumerate(three)))
+    assert {tuple(done.value.sum(1).sort().values.tolist()) for done in gathered} == {(0.0, 5.0, 10.0)}
+    given = [torch.full((300_000,), float(i)) for i in range(3)]
+    root = three[1].node_id
+    together(*(lambda c=c, x=x: c.broadcast(x, root) for c, x in zip(three, given, strict=True)))
+    assert all((x == 1).all() for x in given)
+    kept = [torch.ones(300_000) for _ in three]
+    together(*(lambda c=c, x=x: c.all_reduce(x, weight=0.0) for c, x in zip(three, kept, strict=True)))
+    assert all((x == 1).all() for x in kept)
 
 
 @pytest.mark.parametrize("codec", [codec for codec in Codec if codec is not Codec.NONE])

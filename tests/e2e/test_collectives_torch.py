@@ -20,6 +20,7 @@ from collectives.mesh.shared_memory import BAYS, is_possible
 from collectives.reduce import shared
 from collectives.torch_backend import MEETING, NO_RANK, BackendError, Group, Options, _read_op, in_order
 from tests.groups import group, together
+from tests.late_copies import treat_as_on_a_device
 from tests.torch_ranks import lose, spawn, train
 from tests.waiting import wait_until
 
@@ -40,6 +41,13 @@ def ranks(comms, request):
     yield groups
     for one in groups:
         one.shutdown()
+
+
+@pytest.fixture(params=["cpu", "a device"])
+def place(request, monkeypatch):
+    """Where tensors are: on the CPU, or where it has to copy them from and to."""
+    if request.param == "a device":
+        treat_as_on_a_device(monkeypatch)
 
 
 def options():
@@ -106,7 +114,7 @@ def test_ranks_keep_their_order_while_members_live_and_new_members_come_last():
     ],
 )
 @pytest.mark.parametrize("count", [7, 200_000])
-def test_every_way_of_reducing(ranks, op, expected, count):
+def test_every_way_of_reducing(ranks, place, op, expected, count):
     def all_of_them(rank, number, opts):
         opts.reduceOp = op
         own = [torch.full((count,), number + 1.0) for _ in range(SIZE + 2)]
@@ -124,7 +132,7 @@ def test_every_way_of_reducing(ranks, op, expected, count):
 
 
 @pytest.mark.parametrize("count", [3, 100_000])
-def test_what_only_moves_comes_to_where_it_belongs(ranks, count):
+def test_what_only_moves_comes_to_where_it_belongs(ranks, place, count):
     def all_of_them(rank, number, opts):
         own, everybody = torch.full((count, 2), float(number)), range(SIZE)
         opts.rootRank = 1
@@ -154,7 +162,7 @@ def test_what_only_moves_comes_to_where_it_belongs(ranks, count):
     assert each(ranks, all_of_them) == [[]] * SIZE
 
 
-def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_wait(ranks):
+def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_wait(ranks, place):
     def work(rank, number, opts):
         if number == 0:
             for value in (1.0, 2.0):
@@ -235,6 +243,8 @@ def test_what_it_cannot_do_is_said(ranks):
         _read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
     with pytest.raises(BadArgument, match="times as long"):
         ranks[0].reduce_scatter_single(torch.zeros(2), torch.zeros(5))
+    with pytest.raises(BackendError, match="on meta: the backend takes dense tensors on cpu or cuda"):
+        ranks[0].allreduce([torch.zeros(2, device="meta")]).wait()
 
 
 @pytest.mark.slow

@@ -16,10 +16,12 @@ from collectives.reduce import all_reduce, direct, kernels, ring, shared
 from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Scratch, cut, describe
-from collectives.reduce.tensors import DTYPES
+from collectives.reduce.staging import Staged
+from collectives.reduce.tensors import DTYPES, publish_pieces
 from collectives.reduce.topology import LinkSpeed, Topology
 from collectives.types import Codec, Op
 from tests.collectives_ports import Network, members, together
+from tests.late_copies import LateCopies
 
 SMALL_CHUNK = 2048
 STEP = {Codec.NONE: 0.0, Codec.FLOAT16: 2.0**-10, Codec.BFLOAT16: 2.0**-7} | dict.fromkeys(
@@ -78,8 +80,8 @@ def in_shared_memory(job, given):
     bays = {member: Arena.make().bays[0] for member in job.order}
 
     def work(port, i):
-        result = torch.empty_like(given[i])
-        shared.all_reduce(port, job, given[i], bays).copy_to(result)
+        result = torch.empty(given[i].numel(), dtype=job.dtype)
+        publish_pieces(shared.all_reduce(port, job, given[i], bays).parts, result)
         return result
 
     return together(job.order, work)
@@ -209,6 +211,57 @@ def test_shared_memory_gives_the_bits_of_the_direct_exchange(world, count, dtype
     assert_alike(results)
 
 
+@pytest.mark.parametrize("algorithm", [direct, ring, *([shared] if is_possible() else [])])
+def test_values_of_a_device_are_sent_while_later_ones_are_still_being_copied(algorithm, monkeypatch):
+    monkeypatch.setattr("collectives.reduce.staging.STAGE_BYTES", SMALL_CHUNK)
+    given = [given_values(20_000, torch.float32, i) for i in range(3)]
+    devices = [LateCopies() for _ in given]
+    waited = [[] for _ in given]
+
+    class Watched(Staged):
+        def __getitem__(self, span):
+            values = super().__getitem__(span)
+            waited[devices.index(self._copies)].append(self._copies.left)
+            return values
+
+    staged = [Watched(x, copies, slices=3) for x, copies in zip(given, devices, strict=True)]
+    assert [copies.left for copies in devices] == [40] * 3
+    assert_alike([*run(algorithm, staged, Op.SUM), *run(algorithm, given, Op.SUM)])
+    assert all(left[0] > 30 and left[-1] == 0 for left in waited)
+
+
+def test_results_go_back_to_a_device_as_they_come(monkeypatch):
+    monkeypatch.setattr("collectives.reduce.staging.STAGE_BYTES", SMALL_CHUNK)
+    given = [given_values(20_000, torch.float32, i) for i in range(2)]
+    order = members(2)
+    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+
+    def work(port, i):
+        staged, target = Staged(given[i], LateCopies(), 2), torch.zeros(20_000)
+        places = []
+
+        def land(first, part):
+            places.append(first)
+            staged.land(first, part, target)
+
+        direct.all_reduce(port, job, staged, Scratch(), into=staged.memory, landed=land)
+        on_their_way = target.numel() - int(target.count_nonzero())
+        staged.landed()
+        return target, on_their_way, places
+
+    for target, on_their_way, places in together(order, work):
+        assert torch.equal(target, given[0] + given[1])
+        assert on_their_way and sorted(places) == [*range(0, 20_000, SMALL_CHUNK // 4)]
+
+
+def test_results_take_the_place_of_values_that_nobody_asked_for():
+    values, target = torch.zeros(1000), torch.zeros(1000)
+    staged = Staged(values, LateCopies())
+    staged.land(100, torch.ones(900), target)
+    staged.landed()
+    assert target.tolist() == [0.0] * 100 + [1.0] * 900
+
+
 @needs_shared_memory
 @pytest.mark.parametrize("world", [2, 4])
 def test_one_reduction_after_the_other_in_the_same_memory(world):
@@ -223,7 +276,7 @@ def test_one_reduction_after_the_other_in_the_same_memory(world):
         for number, count in enumerate(sizes):
             values = torch.arange(count, dtype=torch.float64) + i * number
             job = describe(order, values.dtype, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
-            room.all_reduce(port, job, values, number).copy_to(values)
+            publish_pieces(room.all_reduce(port, job, values, number).parts, values)
             sums.append(values)
         return sums
 
@@ -247,7 +300,7 @@ def test_counters_of_the_same_memory_start_again_at_zero_after_32_bits():
         job = describe(order, torch.float64, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
         for number in range(3):
             values = torch.full((20_000,), i + 1.0, dtype=torch.float64)
-            room.all_reduce(port, job, values, number).copy_to(values)
+            publish_pieces(room.all_reduce(port, job, values, number).parts, values)
             assert (values == 3.0).all()
 
     together(order, work)
