@@ -5,6 +5,7 @@
     peers.json     whom it has met                pool.sqlite   peers' verified groups
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
     address        where peers dial it now        log.jsonl     structured events
+    board.sqlite   what a board has seen
     rounds.journal what `gossamer replay` does again   items/    what other nodes may still ask for, of this run
 
 Nobody but its owner may look into it (0700): it holds a key, rights to enter swarms and what was said there.
@@ -33,6 +34,7 @@ from protocol.storage import write_atomically
 KEY_FILE = "identity.key"
 CONFIG_FILE = "config.json"
 SETTINGS_FILE = "settings.json"
+HISTORY_FILE = "board.sqlite"
 
 
 class Memory(NamedTuple):

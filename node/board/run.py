@@ -15,6 +15,7 @@ from node.errors import UserError
 from node.relay import Take
 from node.rollouts.group import GroupError, decode
 from node.rollouts.screening import BLAMELESS
+from node.state_folder import HISTORY_FILE
 from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC, Desk, ReportError
 from node.telemetry.dashboard.server import serve_app
@@ -25,7 +26,6 @@ from protocol.errors import NetworkFailed
 from protocol.host import Host, Received, Verdict
 from protocol.identity import NodeId
 
-HISTORY_FILE = "board.sqlite"
 TICK_S = 60.0  # between two points of the swarm's curve
 LOOK_S = 10.0  # between two views
 HERE = 4  # a node is here that has reported within so many times the seconds between two reports

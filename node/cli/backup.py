@@ -15,8 +15,8 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, a
 def backup(folder: Source, file: File, debug: Debug = False) -> None:
     """Write what a node needs to live on into one file.
 
-    Its key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, pool, and the record that
-    `gossamer replay` does again (at most 128 MiB). The node may be running. The file holds the key:
+    Its key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, pool, a board's history
+    and the record that `gossamer replay` does again (at most 128 MiB). The node may be running. The file holds the key:
     keep it as you keep a password.
 
     \b

@@ -3,14 +3,14 @@
 A backup is a tar archive, readable by its owner alone, as it holds the node's key:
 
     backup.json     format, node id (null: it never met a network), version, Unix time, the checkpoint's round
-    ...             the files of `FILES` that are there, the pool, the newest whole checkpoint
+    ...             the files of `FILES` that are there, the databases, the newest whole checkpoint
     SHA256SUMS      a line for each of the others, as sha256sum(1) writes and checks them
 
 **While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of their
 own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are never
 behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and a record's rounds stand there
-twice. The pool is copied by SQLite itself. The uses of invites come last: what was granted later the restored node does
-not know, though the peers do that admitted it.
+twice. The pool and a board's history are copied by SQLite itself. The uses of invites come last: what was granted later
+the restored node does not know, though the peers do that admitted it.
 
 **After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. The leftovers of
 a killed backup or restore begin with a dot, and the next one removes them.
@@ -33,7 +33,15 @@ from typing import IO, Any
 
 from node.errors import UserError
 from node.journal import JOURNAL_FILE, OLDER_FILE
-from node.state_folder import CONFIG_FILE, KEY_FILE, SETTINGS_FILE, check_parent, full_disk_is_clear, sole_process_of
+from node.state_folder import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    KEY_FILE,
+    SETTINGS_FILE,
+    check_parent,
+    full_disk_is_clear,
+    sole_process_of,
+)
 from node.swarm.founding import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import older
@@ -41,7 +49,7 @@ from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint
 from protocol.identity import Identity
 from protocol.storage import replacing, sync_folder, sync_tree
 
-POOL_FILE = "pool.sqlite"
+DATABASES = {"pool.sqlite": "shared rollouts are", HISTORY_FILE: "what the board showed of the past is"}
 ROWS = (
     *(name for file in ("metrics.jsonl", EVALUATIONS_FILE) for name in (file, older(Path(file)).name)),
     *(JOURNAL_FILE, OLDER_FILE),
@@ -79,8 +87,9 @@ def back_up(folder: Path, file: Path) -> Head:
         if checkpoint is not None:
             place = f"checkpoints/{checkpoint.path.name}"
             sources |= {f"{place}/{path.name}": path for path in sorted((scratch / "checkpoint").iterdir())}
-        if (folder / POOL_FILE).exists():
-            sources[POOL_FILE] = _copy_pool(folder / POOL_FILE, scratch / POOL_FILE)
+        for name, lost in DATABASES.items():
+            if (folder / name).exists():
+                sources[name] = _copy_database(folder / name, scratch / name, lost)
         sources[USES_FILE] = folder / USES_FILE
         head = {
             "format": FORMAT,
@@ -182,13 +191,13 @@ def _link_rows(folder: Path, scratch: Path) -> dict[str, Path]:
     return linked
 
 
-def _copy_pool(source: Path, target: Path) -> Path:
+def _copy_database(source: Path, target: Path, lost: str) -> Path:
     """Copy a database that another process may be writing to."""
     try:
-        with closing(sqlite3.connect(source)) as pool, closing(sqlite3.connect(target)) as copy:
-            pool.backup(copy)
+        with closing(sqlite3.connect(source)) as database, closing(sqlite3.connect(target)) as copy:
+            database.backup(copy)
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{source} is damaged ({error}): delete it; only shared rollouts are lost") from None
+        raise UserError(f"{source} is damaged ({error}): delete it; only {lost} lost") from None
     return target
 
 
@@ -250,7 +259,7 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> Head:
 
 
 def _is_kept(name: str) -> bool:
-    return name in (*FILES, *ROWS, POOL_FILE, USES_FILE) or _CHECKPOINT_FILE.fullmatch(name) is not None
+    return name in (*FILES, *ROWS, *DATABASES, USES_FILE) or _CHECKPOINT_FILE.fullmatch(name) is not None
 
 
 def _read_head(text: str) -> Head:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from node.board import history, run
-from node.board.run import HISTORY_FILE, open_board
+from node.board.run import open_board
 from node.board.standing import standing
 from node.cli.app import run as command
 from node.errors import UserError
 from node.relay import Take
 from node.rollouts.group import Group, one_turn
 from node.rollouts.group import encode as encode_group
+from node.state_folder import HISTORY_FILE
 from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC, Report, encode
 from node.tasks import TaskKey

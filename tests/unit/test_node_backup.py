@@ -98,8 +98,9 @@ def test_its_sums_are_what_sha256sum_checks(folder: Path, tmp_path: Path) -> Non
     assert done.returncode == 0 and "model.safetensors: OK" in done.stdout
 
 
-def test_the_pool_is_copied_while_it_is_written_to(folder: Path, tmp_path: Path) -> None:
-    pool = sqlite3.connect(folder / "pool.sqlite", isolation_level=None)
+@pytest.mark.parametrize("name", ["pool.sqlite", "board.sqlite"])
+def test_a_database_is_copied_while_it_is_written_to(name: str, folder: Path, tmp_path: Path) -> None:
+    pool = sqlite3.connect(folder / name, isolation_level=None)
     pool.execute("PRAGMA journal_mode = WAL")
     pool.execute("CREATE TABLE groups (id INTEGER)")
     pool.execute("INSERT INTO groups VALUES (1)")
@@ -108,7 +109,7 @@ def test_the_pool_is_copied_while_it_is_written_to(folder: Path, tmp_path: Path)
     back_up(folder, tmp_path / "n0.tar")
     restore(tmp_path / "n0.tar", tmp_path / "again")
     pool.close()
-    copy = sqlite3.connect(tmp_path / "again" / "pool.sqlite")
+    copy = sqlite3.connect(tmp_path / "again" / name)
     assert copy.execute("SELECT id FROM groups").fetchall() == [(1,)]
     copy.close()
 
