@@ -1,25 +1,31 @@
-"""docs/tutorials: each page is followed to its end, from its own text."""
+"""docs/tutorials, and docs/public-swarm.md: each page is followed to its end, from its own text."""
 
 import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from node.cli.app import run
+from protocol.identity import Identity
 from tests.namespaces import Namespace, why_impossible, wired
-from tests.swarms import ROOT
+from tests.protocol_hosts import NEXT_MINOR
+from tests.swarms import ROOT, events_of, rows_of
 from tests.waiting import wait_until
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 SNIPPET = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GOSSAMER = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())"]
+PROGRAMS = {"gossamer": GOSSAMER, "python": [sys.executable], "mkdir": ["mkdir"], "cp": ["cp"]}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 OBSTACLE = why_impossible()
 
@@ -38,9 +44,14 @@ def background() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def follow(page: str, machines: Mapping[str, Namespace], started: list[subprocess.Popen[str]]) -> dict[str, str]:
-    """Do what a page says, in the current folder; return what each command that was waited for printed."""
+    """Do what a tutorial says, in the current folder; return what each command that was waited for printed."""
+    return follow_text((TUTORIALS / page).read_text(), machines, started)
+
+
+def follow_text(page: str, machines: Mapping[str, Namespace], started: list[subprocess.Popen[str]]) -> dict[str, str]:
+    """Do what the text of a page says, or a part of it."""
     said: dict[str, str] = {}
-    for language, name, text in SNIPPET.findall((TUTORIALS / page).read_text()):
+    for language, name, text in SNIPPET.findall(page):
         if language != "sh":
             Path(name).write_text(text)
             continue
@@ -52,15 +63,15 @@ def follow(page: str, machines: Mapping[str, Namespace], started: list[subproces
 def obey(line: str, machine: Namespace | None, started: list[subprocess.Popen[str]]) -> str:
     typed, _, into = line.removesuffix("&").partition(">")
     words = shlex.split(typed)
-    command = [*GOSSAMER, *words[1:]] if words[0] == "gossamer" else [sys.executable, *words[1:]]
-    assert words[0] in ("gossamer", "python"), line
+    assert words[0] in PROGRAMS, line
+    command = [*PROGRAMS[words[0]], *words[1:]]
     command = command if machine is None else machine.command(*command)
     if line.endswith("&"):
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=subprocess.STDOUT, text=True))
         if "--state" in words:  # the page goes on when its reader sees that it runs
             folder = Path(words[words.index("--state") + 1])
-            wait_until((folder / "observe.json").exists, 40, f"the node of {line}")
+            wait_until((folder / "observe.json").exists, 100, f"the node of {line}")
         return ""
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -157,3 +168,100 @@ def test_a_private_swarm_over_three_machines(tmp_path: Path, monkeypatch: pytest
     for node in ("n1", "n2"):
         assert len((tmp_path / node / "metrics.jsonl").read_text().splitlines()) == 40
     assert "club" in said["gossamer status n0"]
+
+
+def ran_by(started: list[subprocess.Popen[str]], folder: str) -> subprocess.Popen[str]:
+    """Return the process that a page started on `folder`."""
+    (child,) = (child for child in started if folder in child.args)
+    return child
+
+
+def kill(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.communicate(timeout=30)
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """Stop a node as its owner does."""
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=100)
+    assert child.returncode == 0, out
+
+
+def external(folder: str) -> int:
+    return sum(row["groups_external"] for row in rows_of(Path(folder)))
+
+
+def board_of(machine: Namespace, link: str) -> dict[str, Any]:
+    """Return what a board says, asked on `machine`."""
+    code = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())"
+    command = machine.command(sys.executable, "-c", code, f"{link}/swarm.json")
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def first_reports(tree: dict[str, Any]) -> dict[str, float]:
+    return {node["id"]: node["first_report"] for node in tree["nodes"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
+def test_a_public_swarm_survives_the_loss_of_its_founder_and_of_a_relay_and_moves_to_other_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "public-swarm.md").read_text()
+    parts = {part.partition("\n")[0]: part for part in page.split("\n## ")}
+    names = ("a", "b", "n", "m")
+    with wired(*names) as spaces, background() as started:
+        machines = dict(zip(names, spaces, strict=True))
+
+        def key_of(folder: str) -> str:
+            path = Path(folder, "identity.key")
+            return Identity.load(path).node_id if path.exists() else ""
+
+        def read(text: str) -> dict[str, str]:
+            return follow_text(text.replace("ID_OF_N", key_of("n")).replace("ID_OF_M", key_of("m")), machines, started)
+
+        first, board = parts.pop("Found it").split("```sh b\n")
+        read(first)
+        read(f"```sh b\n{board}")
+        shutil.rmtree("founder")  # the machine with the founder's key is lost
+
+        wait_until(
+            lambda: obey("gossamer invite relay-a", machines["a"], []).count("@") == 3, 100, "relay-a to know all"
+        )
+        looked = read(parts.pop("Publish it"))["gossamer doctor --swarm @invite.txt"]
+        assert looked.count("answers after") == 3 and "gets in after" in looked
+        wait_until(lambda: external("n") and external("m"), 120, "both nodes to learn from each other")
+        link = f"http://{machines['b'].ipv4}:8080"
+        nodes = {key_of("n"), key_of("m")}
+        wait_until(lambda: first_reports(board_of(machines["m"], link)).keys() >= nodes, 60, "the board to know both")
+        before = first_reports(board_of(machines["m"], link))
+
+        kill(ran_by(started, "relay-a"))
+        shutil.rmtree("relay-a")
+        monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{NEXT_MINOR}{os.pathsep}{ROOT}")
+        read(parts.pop("When a machine is lost"))  # the new relay is of the next minor version
+        monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT))
+        obey("gossamer invite relay-c > invite.txt", machines["a"], [])
+        obey("gossamer doctor --swarm @invite.txt", machines["m"], [])
+        learned = external("n"), external("m")
+        wait_until(lambda: external("n") > learned[0] and external("m") > learned[1], 120, "both to go on learning")
+        assert first_reports(board_of(machines["m"], link)).items() >= before.items()
+
+        read(parts.pop("Take back a member"))
+        wait_until(lambda: "revoked" in obey("gossamer status m", machines["m"], []), 60, "m to be told")
+        for folder in ("relay-c", "n", "board"):
+            wait_until(Path(folder, "revocations.bin").exists, 60, f"{folder} to hear of it")
+
+        stop(ran_by(started, "n"))
+        rounds = [row["round"] for row in rows_of(Path("n"))]
+        read(parts.pop("Other rules"))
+        wait_until(lambda: len(rows_of(Path("n-2"))) > len(rounds) + 2, 120, "n to go on")
+        assert key_of("n-2") in nodes and key_of("n-2") == key_of("n")
+        assert [row["round"] for row in rows_of(Path("n-2"))][: len(rounds)] == rounds == [*range(1, len(rounds) + 1)]
+        assert events_of(Path("n-2"), "training")[-1]["round"] == len(rounds)
+        (task,) = json.loads(Path("n-2", "config.json").read_text())["tasks"]
+        assert task["name"] == "builtin/sums"
+    assert [part for part, text in parts.items() if "```sh" in text] == []
