@@ -504,7 +504,7 @@ class NetworkConfig(Section):
     local: Literal["all", "port", "peers", "off"] = Field(
         "all",
         description="what a node that listens, and not on loopback only, says in its own network; 'port': it asks the "
-        "router to forward its port (UPnP); 'peers': it looks for nodes of its swarm (mDNS)",
+        "router to forward its port (UPnP or NAT-PMP); 'peers': it looks for nodes of its swarm (mDNS)",
     )
 
 

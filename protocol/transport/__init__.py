@@ -8,7 +8,7 @@ zeromq     `Transport` on ZeroMQ, of:   inbound    the ROUTER that peers dial, a
                                         sockets    their options, and the poller
                                         tcp        the connections below them: measured, and ended
                                         addresses  names and addresses, ours and others'
-port_mapping     asks the router to forward the port, by `upnp` in a process of its own
+port_mapping     asks the router to forward the port, by `upnp` in a process of its own, then by `nat_pmp`
 local_discovery  finds nodes of the swarm in one's own network
 memory     `Transport` on a network in memory, under a virtual clock: for the simulator
 

@@ -1,22 +1,23 @@
-"""Port mapping: a node at home asks its router to forward its port, by UPnP, so that others can dial it.
+"""Port mapping: a node at home asks its router to forward its port, by UPnP or NAT-PMP, so others can dial it.
 
 The router's word is never believed alone. Its outer address, as it says, counts as one voice, beside those of peers
 (see `membership.reachability`): a node tells others to dial it there once a peer has seen it there and dialled it back.
 
-Everything here happens on a thread of its own, and each talk with the router in a process of its own (`upnp`): what a
-router answers is hostile input.
+Everything here happens on a thread of its own, and each talk by UPnP in a process of its own (`upnp`): what a router
+answers is hostile input. NAT-PMP (`nat_pmp`) is 16 bytes, and is asked where UPnP got no port.
 """
 
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from protocol.limits.networks import Scope, read_address, scope_of
+from protocol.transport import nat_pmp
 
 RENEWAL_S = 1200.0  # a third of the lease
 RETRY_S = 600.0  # a router may be switched on, or its UPnP
@@ -25,7 +26,7 @@ STOP_S = 6.0  # to find the router again takes two or three
 MAX_ANSWER = 4096
 PROGRAM = Path(__file__).with_name("upnp.py")
 MAX_REASON = 200
-NO_LIBRARY = "the router was not asked: pip install miniupnpc"
+NO_LIBRARY = "the router was not asked by UPnP: pip install miniupnpc"
 
 
 class Mapping(NamedTuple):
@@ -35,8 +36,8 @@ class Mapping(NamedTuple):
     failure: str = ""
 
 
-def ask_router(verb: str, port: int) -> Mapping:
-    """Ask for the port ("map") or give it back ("unmap"); waits up to `ANSWER_S` seconds."""
+def ask_by_upnp(verb: str, port: int) -> Mapping:
+    """Ask for the port ("map") or give it back ("unmap") by UPnP; waits up to `ANSWER_S` seconds."""
     if find_spec("miniupnpc") is None:
         return Mapping(failure=NO_LIBRARY)
     command = [sys.executable, "-P", str(PROGRAM), verb, str(port)]
@@ -60,9 +61,14 @@ def read_answer(answer: bytes) -> Mapping:
     """Read what `upnp` printed, which a router may have had a hand in."""
     try:
         said = json.loads(answer)
-        external, failure = str(said.get("external", "")), str(said.get("failure", ""))
-    except (ValueError, AttributeError, RecursionError):
-        return Mapping(failure="the router's answer cannot be read")
+    except (ValueError, RecursionError):
+        said = None
+    return judge(said) if isinstance(said, dict) else Mapping(failure="the router's answer cannot be read")
+
+
+def judge(said: dict[str, str]) -> Mapping:
+    """Make a mapping of a router's outer address, if it is one, or of the reason why there is none."""
+    external, failure = str(said.get("external", "")), str(said.get("failure", ""))
     if failure or not external:
         text = "".join(character if character.isprintable() else "?" for character in failure[:MAX_REASON])
         return Mapping(failure=text or "the router names no address of its own")
@@ -74,15 +80,26 @@ def read_answer(answer: bytes) -> Mapping:
     return Mapping(external)
 
 
-class PortMapping:
-    """Keeps `port` forwarded from `start` to `stop`; `tell` is called from its thread with each news."""
+def ask_by_nat_pmp(verb: str, port: int) -> Mapping:
+    """Ask for the port or give it back by NAT-PMP; waits up to three times the sum of `nat_pmp.WAITS_S`."""
+    return judge(nat_pmp.act(verb, port))
 
-    def __init__(
-        self, port: int, tell: Callable[[Mapping], None], ask: Callable[[str, int], Mapping] = ask_router
-    ) -> None:
+
+Way = Callable[[str, int], Mapping]
+WAYS: tuple[Way, ...] = (ask_by_upnp, ask_by_nat_pmp)
+
+
+class PortMapping:
+    """Keeps `port` forwarded from `start` to `stop`; `tell` is called from its thread with each news.
+
+    The first of `ways` that gets the port is it. It is given back in the same way.
+    """
+
+    def __init__(self, port: int, tell: Callable[[Mapping], None], ways: Sequence[Way] = WAYS) -> None:
         self._port = port
         self._tell = tell
-        self._ask = ask
+        self._ways = ways
+        self._way: Way | None = None  # that got the port
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gossamer-port", daemon=True)
         self.said: Mapping | None = None  # None: it did not answer yet
@@ -98,10 +115,21 @@ class PortMapping:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            said = self._ask("map", self._port)
+            said = self._map()
             if said != self.said:
                 self.said = said
                 self._tell(said)
             self._stopping.wait(RENEWAL_S if said.external else RETRY_S)
-        if self.said is not None and self.said.external:
-            self._ask("unmap", self._port)
+        if self._way is not None:
+            self._way("unmap", self._port)
+
+    def _map(self) -> Mapping:
+        failures: dict[str, None] = {}  # in order, each once
+        for way in self._ways:
+            said = way("map", self._port)
+            if said.external:
+                self._way = way
+                return said
+            failures[said.failure] = None
+        self._way = None
+        return Mapping(failure="; ".join(failures))

@@ -29,10 +29,11 @@ CHAINS = """table inet filter {
   chain postrouting { type nat hook postrouting priority 100; jump postrouting_miniupnpd; }
   chain postrouting_miniupnpd {}
 }"""
-UPNP = """ext_ifname=wire
+SETTINGS = """ext_ifname=wire
 listening_ip=inside
 http_port=5000
-enable_upnp=yes
+enable_upnp=%s
+enable_pcp_pmp=%s
 secure_mode=yes
 upnp_table_name=filter
 upnp_nat_table_name=filter
@@ -84,11 +85,11 @@ def relay(space: Namespace, folder: Path, *words: str) -> Iterator[Relay]:
 
 
 @contextmanager
-def forwarding(router: Namespace, folder: Path) -> Iterator[None]:
-    """Let a router answer UPnP for as long as the block lasts."""
+def forwarding(router: Namespace, folder: Path, speaks: str = "upnp") -> Iterator[None]:
+    """Let a router answer UPnP, or NAT-PMP and PCP, for as long as the block lasts."""
     subprocess.run(router.command("nft", "-f", "-"), input=CHAINS, text=True, check=True, timeout=30)
     settings = folder / "miniupnpd.conf"
-    settings.write_text(UPNP)
+    settings.write_text(SETTINGS % (("yes", "no") if speaks == "upnp" else ("no", "yes")))
     words = ["miniupnpd", "-d", "-f", str(settings), "-P", str(folder / "miniupnpd.pid")]
     with (folder / "miniupnpd.log").open("wb") as log:
         server = subprocess.Popen(router.command(*words), stdout=log, stderr=subprocess.STDOUT)
@@ -108,14 +109,15 @@ def forwarded(router: Namespace) -> str:
 @pytest.mark.timeout(300)
 @needs_namespaces
 @needs_miniupnpd
-def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_home(tmp_path: Path) -> None:
+@pytest.mark.parametrize("speaks", ["upnp", "nat-pmp"])
+def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_home(tmp_path: Path, speaks: str) -> None:
     with wired("public", "router", "other") as (public, router, other):
         for number, space in enumerate((public, router, other), 1):
             space.move(f"93.184.1.{number}")
         with (
             behind(router) as home,
             behind(other) as flat,
-            forwarding(router, tmp_path),
+            forwarding(router, tmp_path, speaks),
             relay(public, tmp_path / "public") as seed,
             relay(home, tmp_path / "home", "--seed-peer", seed.address) as one,
         ):

@@ -1,6 +1,7 @@
 """What a node hears from its router and its own network is hostile: bounded, checked, and waited for by nobody."""
 
 import ipaddress
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from protocol.credentials.records import Address, Endpoint
-from protocol.transport import local_discovery, port_mapping, upnp
+from protocol.transport import local_discovery, nat_pmp, port_mapping, upnp
 from protocol.transport.local_discovery import MAX_HEARD, LocalDiscovery, swarm_label, told_address
-from protocol.transport.port_mapping import MAX_REASON, Mapping, PortMapping, ask_router, read_answer
+from protocol.transport.port_mapping import MAX_REASON, Mapping, PortMapping, ask_by_upnp, read_answer
 from tests.waiting import wait_until
 
 KEY = bytes(range(32))
@@ -66,12 +67,111 @@ def test_a_router_that_breaks_who_asks_it_breaks_a_process_of_its_own(
     monkeypatch.setattr(port_mapping, "PROGRAM", tmp_path / "upnp.py")
     monkeypatch.setattr(port_mapping, "ANSWER_S", 0.3)
     monkeypatch.setattr(port_mapping, "find_spec", lambda _: "is there")
-    assert failure in ask_router("map", 4001).failure
+    assert failure in ask_by_upnp("map", 4001).failure
 
 
 def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_mapping, "find_spec", lambda _: None)
-    assert "pip install miniupnpc" in ask_router("map", 4001).failure
+    assert "pip install miniupnpc" in ask_by_upnp("map", 4001).failure
+
+
+class NatPmpRouter:
+    """Answers NAT-PMP on loopback, by verb, after `deaf` questions; each one's verb and seconds are in `asked`."""
+
+    def __init__(self, answers: dict[int, bytes], deaf: int = 0) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self._answers, self._deaf = answers, deaf
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._answer)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        while question := self._socket.recvfrom(64):
+            words, asker = question
+            if words == b"end":
+                return
+            self.asked.append((words[1], int.from_bytes(words[8:12], "big")))
+            if len(self.asked) > self._deaf and words[1] in self._answers:
+                self._socket.sendto(self._answers[words[1]], asker)
+
+    def stop(self) -> None:
+        """Hear what was asked so far, and end."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"end", ("127.0.0.1", self.port))
+        self._thread.join(10)
+        self._socket.close()
+
+
+def nat_pmp_answers(*, port: int = 4001, result: int = 0) -> dict[int, bytes]:
+    """Return what a router answers that gives that port, or refuses, for each verb."""
+    head = result.to_bytes(2, "big") + bytes(4)
+    mapped = b"\0\x82" + head + (4001).to_bytes(2, "big") + port.to_bytes(2, "big") + (3600).to_bytes(4, "big")
+    return {0: b"\0\x80" + head + bytes([198, 41, 0, 4]), 2: mapped}
+
+
+SHORT, LONG = 0.02, 20.0  # seconds to wait where no answer comes, and where one does
+
+
+@pytest.mark.parametrize(
+    ("router", "waits", "verb", "said", "asked"),
+    [
+        ((nat_pmp_answers(),), (LONG,), "map", {"external": "198.41.0.4"}, [(2, 3600), (0, 0)]),
+        ((nat_pmp_answers(), 1), (SHORT, LONG), "unmap", {}, [(2, 0)] * 2),
+        (
+            (nat_pmp_answers(port=4002),),
+            (LONG,),
+            "map",
+            {"failure": "the router forwards port 4001 to another machine: listen on another port"},
+            [(2, 3600), (2, 0)],  # and the other port is given back
+        ),
+        (
+            (nat_pmp_answers(result=2),),
+            (LONG,),
+            "map",
+            {"failure": "the router refuses to forward the port by NAT-PMP: its owner does not allow it"},
+            [(2, 3600)],
+        ),
+        (({2: b"\0\x82"},), (SHORT,) * 3, "map", {"failure": nat_pmp.SILENT}, [(2, 3600)] * 3),
+        (({2: b"\0\x80" + bytes(14)},), (SHORT,) * 3, "map", {"failure": nat_pmp.SILENT}, [(2, 3600)] * 3),
+        (({},), (SHORT,) * 3, "unmap", {"failure": nat_pmp.SILENT}, [(2, 0)] * 3),
+        ((nat_pmp_answers(),), (LONG,), "unmap", {}, [(2, 0)]),
+    ],
+    ids=["granted", "a question lost", "another port", "refused", "cut short", "of another verb", "silent", "back"],
+)
+def test_a_router_is_asked_by_nat_pmp_again_until_it_answers_and_what_it_answers_is_checked(
+    monkeypatch: pytest.MonkeyPatch, router: tuple, waits: tuple, verb: str, said: dict, asked: list
+) -> None:
+    there = NatPmpRouter(*router)
+    monkeypatch.setattr(nat_pmp, "PORT", there.port)
+    monkeypatch.setattr(nat_pmp, "WAITS_S", waits)
+    try:
+        assert nat_pmp.act(verb, 4001, "127.0.0.1") == said
+    finally:
+        there.stop()
+    assert there.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("routes", "gateway"),
+    [
+        ("wire 0007A8C0 00000000 0001 0 0 0 00FFFFFF\nwire 00000000 0107A8C0 0003 0 0 0 00000000", "192.168.7.1"),
+        ("wire 0007A8C0 00000000 0001 0 0 0 00FFFFFF", None),
+        ("wire 00000000 00000000 0001 0 0 0 00000000", None),  # a line to one other machine has no gateway
+        ("nonsense", None),
+        (None, None),
+    ],
+)
+def test_the_router_is_the_default_gateway(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, routes: str | None, gateway: str | None
+) -> None:
+    monkeypatch.setattr(nat_pmp, "ROUTES", tmp_path / "route")
+    if routes is not None:
+        (tmp_path / "route").write_text(f"Iface Destination Gateway Flags RefCnt Use Metric Mask\n{routes}\n")
+    assert nat_pmp.default_gateway() == gateway
+    if gateway is None:
+        assert nat_pmp.act("map", 4001) == {"failure": nat_pmp.SILENT}
 
 
 class Router:
@@ -90,12 +190,38 @@ def test_a_mapping_is_renewed_its_news_are_told_once_and_it_is_given_back(monkey
     monkeypatch.setattr(port_mapping, "RENEWAL_S", 0.0)
     monkeypatch.setattr(port_mapping, "RETRY_S", 0.0)
     router, told = Router(Mapping(failure="no router"), Mapping(failure="no router")), []
-    mapping = PortMapping(4001, told.append, router)
+    mapping = PortMapping(4001, told.append, [router])
     mapping.start()
     wait_until(lambda: len(router.asked) > 4, 10, "renewals")
     mapping.stop()
     assert told == [Mapping(failure="no router"), Mapping("198.41.0.4")]
     assert set(router.asked[:-1]) == {("map", 4001)} and router.asked[-1] == ("unmap", 4001)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said", "asked"),
+    [
+        (Mapping("198.41.0.4"), Mapping("198.41.0.5"), Mapping("198.41.0.4"), (["map", "unmap"], [])),
+        (
+            Mapping("100.64.0.9", "behind"),
+            Mapping("198.41.0.5"),
+            Mapping("100.64.0.9", "behind"),
+            (["map", "unmap"], []),
+        ),
+        (Mapping(failure="no UPnP"), Mapping("198.41.0.5"), Mapping("198.41.0.5"), (["map"], ["map", "unmap"])),
+        (Mapping(failure="no"), Mapping(failure="nor"), Mapping(failure="no; nor"), (["map"], ["map"])),
+        (Mapping(failure="taken"), Mapping(failure="taken"), Mapping(failure="taken"), (["map"], ["map"])),
+    ],
+)
+def test_one_way_is_tried_after_the_other_and_the_port_is_given_back_in_the_way_that_got_it(
+    first: Mapping, second: Mapping, said: Mapping, asked: tuple
+) -> None:
+    ways, told = (Router(first), Router(second)), []
+    mapping = PortMapping(4001, told.append, ways)
+    mapping.start()
+    wait_until(lambda: told, 10, "the routers' word")
+    mapping.stop()
+    assert told == [said] and tuple([verb for verb, _ in way.asked] for way in ways) == asked
 
 
 def test_nobody_waits_for_a_router_that_hangs_and_one_that_maps_nothing_is_given_nothing_back(
@@ -109,7 +235,7 @@ def test_nobody_waits_for_a_router_that_hangs_and_one_that_maps_nothing_is_given
         hang.wait(20)
         return Mapping(failure="too late")
 
-    mapping = PortMapping(4001, lambda said: None, ask)
+    mapping = PortMapping(4001, lambda said: None, [ask])
     mapping.start()
     wait_until(lambda: asked, 10, "it to be asked")
     mapping.stop()
