@@ -189,7 +189,7 @@ class _Game:
         self._reward: Verdict = None
         self._bytes = 0  # of all texts
         self._began = 0.0
-        self._left = SCORE_S  # seconds for the environment
+        self._left: float = getattr(self.start, "seconds", SCORE_S)  # for the environment
         self._environment: Environment | None = None
 
     def ask(self) -> None:

@@ -4,9 +4,9 @@ vLLM runs in one (`node.engines.vllm_worker`), since it may need other packages 
 people's task sets and questions that depend on the hash seed do too, with limits on their time and memory.
 
 The two sides share a socket pair: one request, then one reply, in frames of four bytes of length (big-endian) and that
-much JSON. There are no error replies: a worker that fails ends with a traceback in its log. It leads a session of its
-own: a Ctrl-C in the terminal does not reach it, and the whole group, with whatever it may have started, is killed as
-one.
+much JSON. A reply may come with a channel to another process. There are no error replies: a worker that fails ends with
+a traceback in its log. It leads a session of its own: a Ctrl-C in the terminal does not reach it, and the whole group,
+with whatever it may have started, is killed as one.
 
 The node's side is `WorkerProcess`; a worker calls `connect` and then `receive` and `send`. It may run under another
 interpreter than the node, so nothing but the standard library is imported here.
@@ -165,6 +165,11 @@ class WorkerProcess:
         """The process's id, which is also its group's."""
         return self._process.pid
 
+    @property
+    def killed(self) -> bool:
+        """Whether `kill` was called, by this class too."""
+        return self._channel.fileno() < 0
+
     def call(self, message: Message, timeout: float) -> Message:
         """Send a request and return the reply to it.
 
@@ -184,6 +189,21 @@ class WorkerProcess:
             status = self._status()
             raise self._failed(_describe(status), status) from None
 
+    def call_for_channel(self, message: Message, timeout: float) -> socket.socket:
+        """Send a request and return the channel that the reply comes with, to a process that the child has forked.
+
+        Raises:
+            WorkerError: as `call` does; or the child is well and replied with an error instead.
+        """
+        reply = self.call(message, timeout)
+        if "error" in reply:
+            raise WorkerError(str(reply["error"]))
+        try:
+            _, (descriptor,), *_ = socket.recv_fds(self._channel, 1, 1)
+        except (OSError, ValueError):  # ValueError: none came, as where this process has too many open
+            raise self._failed(f"no channel in answer to {message['call']!r}", None) from None
+        return socket.socket(fileno=descriptor)
+
     def wait(self) -> str:
         """Wait until the child ends by itself, and return how, with the end of its log; nothing where it ended well.
 
@@ -199,7 +219,7 @@ class WorkerProcess:
 
         One that the kernel cannot end within `END_S` is left to it.
         """
-        if self._channel.fileno() < 0:
+        if self.killed:
             return
         self._channel.close()
         self._log.close()

@@ -9,6 +9,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     task_set         the tasks of a node: what training asks next, what evaluation asks
     verdicts         what an answer earns; other people's code scores in worker processes
     environments     tasks of several turns, and peers' episodes played again
+    fork_server      a process for each episode of other people's environments
     prompting        around any task: solved examples, an instruction, where its answer is read
     builtin          small families and natural arithmetic, in the standard library only
     guess            a game of several turns: higher or lower
@@ -99,6 +100,8 @@ class Task(Protocol):
                       theirs when they are loaded
         start         begins an episode of several turns, which then takes the place of `verify`; and
         replayable    whether peers may play it again: see `node.tasks.environments`
+        confine       whether episodes of somebody's code get neither network nor files to write; they do not, unless
+                      this is false
     """
 
     @property
@@ -160,6 +163,11 @@ class Wrapper:
         """Whether peers may play its episodes again."""
         return getattr(self.base, "replayable", False)
 
+    @property
+    def confine(self) -> bool:
+        """Whether its episodes get neither network nor files to write, where they have processes of their own."""
+        return getattr(self.base, "confine", True)
+
 
 def config_hash(config: Mapping[str, object]) -> str:
     """Return 16 hex digits that name a task's configuration (canonical JSON, SHA-256)."""
@@ -203,7 +211,9 @@ def load_tasks(
     held_out = HeldOut([task for _, task, _ in loaded], split)
     tasks = []
     for config, task, weight in loaded:
-        scored = isolated(replace(task, held_out=held_out), config) if isinstance(task, ThirdPartyTask) else task
+        scored = task
+        if isinstance(task, ThirdPartyTask):
+            scored = isolated(replace(task, held_out=held_out), config, is_here=config.name in given)
         tasks.append((prompted(scored, config, held_out), weight))
     return TaskSet(tasks, split, trained)
 

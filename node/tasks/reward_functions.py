@@ -32,7 +32,6 @@ import importlib.metadata
 import inspect
 import json
 import math
-import resource
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -43,11 +42,10 @@ from typing import Any, NamedTuple, NoReturn
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
-from node.processes.machine import available_memory
 from node.processes.worker_process import Message, connect, receive, send, yield_memory
 from node.tasks.judge import Judge
 from node.tasks.third_party import described, run_file
-from node.tasks.verdicts import MAX_BYTES
+from node.tasks.verdicts import bound_memory
 
 Prompt = str | list[dict[str, str]]
 Reward = float | None
@@ -55,7 +53,6 @@ TOLERANCE = 1e-6  # as between a peer's reward and ours (`node.rollouts.screenin
 JUDGE = "judge"
 HERE = "here"  # in place of a module: a function that a Python program gave (`node.api`)
 HELD = ": functions use no network and change no file here, unless the option confine is false"
-LEAST_BYTES = 2 << 30  # of a worker's data, however little memory is free
 # Their versions decide what a formula is worth, and a function that uses one uses all.
 MATH_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
 
@@ -305,9 +302,7 @@ def main() -> None:
     """Load a task's functions, then score for the node at the other end of a channel."""
     channel = connect(*map(int, sys.argv[1:3]))
     yield_memory()
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    bound = min(MAX_BYTES, max(LEAST_BYTES, available_memory() // 2))
-    resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
+    bound_memory()
     request = receive(channel)
     try:
         functions, said = begin(request)

@@ -11,8 +11,9 @@ hash; its path stays at home.
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
 
 Their code is trusted as this program is. It makes questions in this process, and scores answers in worker processes
-(`node.tasks.verdicts`). What it returns is checked. What it raises becomes one line that names the task. Examples of
-its own that are held-out questions are not shown.
+(`node.tasks.verdicts`). Each episode has a process of its own (`node.tasks.fork_server`), which gets neither network
+nor files to write unless the file or the task says `confine = False`. What it returns is checked. What it raises is
+told in one line that names the task. Examples of its own that are held-out questions are not shown.
 """
 
 import hashlib
@@ -186,6 +187,7 @@ class FileTask:
     start: Start | None = None
     replayable: bool = False
     unshared: str = ""
+    confine: bool = True
 
     def make(self, seed: int) -> Item:
         return self.maker(seed)
@@ -209,7 +211,8 @@ def load_file(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
     key = TaskKey(name, VERSION, config_hash({"sha256": digest}))
     replayable = getattr(module, "replayable", False) is True
     unshared = getattr(module, "unshared", "")
-    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable, unshared))
+    confine = getattr(module, "confine", True) is not False
+    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable, unshared, confine))
 
 
 def _exact(item: Item, text: str) -> float:

@@ -10,6 +10,7 @@
     tell = true                     # whether the prompt tells the tools
     functions = []                  # reward functions that read `environments`, with weights
     range = [0.0, 1.0]              # the sums that earn 0 and 1; without it, 0 and the sum of the weights
+    confine = true                  # whether episodes get neither network nor files to write
 
 What TRL 1.16 does with the class:
 
@@ -24,11 +25,12 @@ and has to return the same text again in the episode. The sum of rewards is brou
 A turn that calls tools (`node.tasks.tool_calls`) is answered by what they return, a turn without a call ends the
 episode. A call that cannot be read, or is of no tool here, is answered by an error.
 
-The class is code of this node's owner: it is trusted as this program is, and runs in the node's process. A joiner of a
-swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at home unless the class says
-`replayable = True` (`node.tasks.environments` lists what that promises) and there are no functions. Then peers'
-episodes are played again in worker processes. The configuration hash covers the bytes of the class's and functions'
-files, the rows and the options, apart from `tell`.
+The class is code of this node's owner. `reset` is called in the node's process when the task is loaded. Each episode of
+a class of a file has a process of its own (`node.tasks.fork_server`); a class of a notebook runs in the notebook. A
+joiner of a swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at home unless
+the class says `replayable = True` (`node.tasks.environments` lists what that promises) and there are no functions. The
+configuration hash covers the bytes of the class's and functions' files, the rows and the options, apart from `tell` and
+`confine`.
 """
 
 import asyncio
@@ -73,6 +75,7 @@ class EnvironmentOptions(Paid):
     factory: str
     max_turns: int = Field(MAX_TURNS, ge=1, le=MAX_TURNS)
     tell: bool = True
+    confine: bool = True
 
     @field_validator("factory")
     @classmethod
@@ -154,6 +157,7 @@ class EnvironmentTask:
     max_turns: int
     replayable: bool
     unshared: str
+    confine: bool
 
     @property
     def size(self) -> int:
@@ -230,6 +234,7 @@ def load_environment(
         max_turns=parsed.max_turns,
         replayable=getattr(type(instance), "replayable", False) is True,
         unshared=UNSHARED_HERE if here else FUNCTIONS_SEE_IT if functions else "",
+        confine=parsed.confine,
     )
     return checked(name, task)
 

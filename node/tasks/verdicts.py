@@ -10,7 +10,8 @@ worker in the place of one that such a text ended.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...};
-"parts" beside a reward are those of several functions, by name.
+"parts" beside a reward are those of several functions, by name. To "start" it replies with the channel of an episode
+(`node.tasks.fork_server`).
 `python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
@@ -18,6 +19,7 @@ import itertools
 import os
 import queue
 import resource
+import socket
 import sys
 import threading
 import time
@@ -27,16 +29,18 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import structlog
 
 from node.config import TaskConfig
 from node.errors import UserError, one_line
-from node.processes.machine import usable_cores
+from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send, yield_memory
 from node.tasks import Item, Task, TaskKey, Wrapper
-from node.tasks.environments import play_again, start_of
+from node.tasks.environments import Start, play_again, start_of
+from node.tasks.fork_server import ForkServer, answer_apart, fork_episode
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text's turn did not come in time
@@ -48,6 +52,7 @@ LOAD_S = 300.0  # a busy machine may take a minute to import what a task needs
 SCORE_S = 20.0  # for one text; a usual one takes less than a millisecond
 SLOW_S = 1.0  # a worker that was busy for longer while other texts wait gets another beside it
 MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of its own may want
+LEAST_BYTES = 2 << 30  # of it, however little memory is free
 MOST_WORKERS = 8
 PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
 QUOTED = 200  # characters of a reason in the log
@@ -213,6 +218,16 @@ class Workers:
         """Let workers that are started from now on get this first message."""
         self._lanes.first = first
 
+    def open(self, request: Message) -> socket.socket:
+        """Return the channel of a process that a worker forks for `request`; wait while a worker loads.
+
+        Raises:
+            WorkerError: there is no worker, or it cannot.
+        """
+        future: Future[socket.socket] = Future()
+        self._lanes.put(_OWN, lambda lane: lane.opened(request), future)
+        return future.result()
+
     def submit(self, request: Message, is_own: bool) -> "Future[Verdict]":
         """Queue a request; the verdict on it is None if anything goes wrong."""
         future: Future[Verdict] = Future()
@@ -310,6 +325,16 @@ class _Lane:
             raise self._said
         return self._said
 
+    def opened(self, request: Message) -> socket.socket:
+        if self._worker is None:
+            raise WorkerError(str(self._said if isinstance(self._said, Exception) else self._said["error"]))
+        try:
+            return self._worker.call_for_channel(request, self._lanes.seconds)
+        except WorkerError:
+            if self._worker.killed:
+                self._end()
+            raise
+
     def verdict(self, request: Message) -> Verdict:
         said = self._asked(request)
         reward = said.get("reward")
@@ -334,13 +359,22 @@ class _Lane:
 
 @dataclass(frozen=True, slots=True)
 class IsolatedTask(Wrapper):
-    """A task of other people's code: its questions are made here, and its `verify` runs in worker processes."""
+    """A task of other people's code: its questions are made here; its `verify` and its episodes run elsewhere.
+
+    Texts, and peers' episodes, go to `workers`; this node's own episodes begin by `begin`, if it has any.
+    """
 
     workers: Workers
+    begin: Start | None
 
     @property
     def key(self) -> TaskKey:
         return self.base.key
+
+    @property
+    def start(self) -> Start | None:
+        """What begins an episode; None if the task has no environment."""
+        return self.begin
 
     def make(self, seed: int) -> Item:
         return self.base.make(seed)
@@ -358,11 +392,18 @@ class IsolatedTask(Wrapper):
         return self.workers.submit({"call": "score", "item": asdict(item), "text": text, "before": before}, is_own)
 
 
-def isolated(task: Task, config: TaskConfig) -> IsolatedTask:
-    """Return `task`, which `config` names, with its answers scored in worker processes."""
+def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> IsolatedTask:
+    """Return `task`, which `config` names, with its answers scored and its episodes played in worker processes.
+
+    If it `is_here`, it has a class of this process, which no other has: its episodes are played in this one.
+    """
     described = config.model_dump(mode="json", include={"name", "options"})
     first: Message = {"call": "load", "task": described, "key": list(task.key)}
-    return IsolatedTask(task, Workers(task.key.name, "node.tasks.verdicts", first))
+    scoring, playing = (Workers(task.key.name, "node.tasks.verdicts", first) for _ in range(2))
+    begin = start_of(task)
+    if begin is not None and not is_here:
+        begin = ForkServer(task.key.name, playing, SCORE_S, LOAD_S + SCORE_S)
+    return IsolatedTask(task, scoring, begin)
 
 
 def main() -> None:
@@ -371,7 +412,7 @@ def main() -> None:
 
     channel = connect(*map(int, sys.argv[1:3]))
     yield_memory()
-    _bound_memory()
+    bound_memory()
     request = receive(channel)
     try:
         task = load_task(TaskConfig.model_validate(request["task"]))
@@ -383,14 +424,28 @@ def main() -> None:
         return
     send(channel, {})
     while True:
-        request = receive(channel)
-        send(channel, _scored(Answer(task, _item(request["item"]), request["text"], (*request.get("before", ()),))))
+        answer_one(channel, task, receive(channel))
 
 
-def _bound_memory() -> None:
+def answer_one(channel: socket.socket, task: Task, request: Message) -> None:
+    """Reply to one request of the node; what has an environment is played in a process of its own."""
+    item, start, confined = _item(request["item"]), start_of(task), getattr(task, "confine", True)
+    if request["call"] == "start":
+        assert start is not None
+        fork_episode(channel, partial(start, item), request["seconds"], confined=confined)
+        return
+    answer = Answer(task, item, request["text"], (*request.get("before", ()),))
+    if start is None:
+        send(channel, _scored(answer))
+    else:
+        answer_apart(channel, partial(_scored, answer), confined=confined)
+
+
+def bound_memory() -> None:
+    """Bound the data of this process, and of each that it forks, by half of the free memory."""
+    bound = min(MAX_BYTES, max(LEAST_BYTES, available_memory() // 2))
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = MAX_BYTES if most == resource.RLIM_INFINITY else min(MAX_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if most == resource.RLIM_INFINITY else min(bound, most), most))
 
 
 def _item(fields: dict[str, Any]) -> Item:

@@ -1,20 +1,24 @@
 """Episodes: played turn by turn within bounds, and peers' played again."""
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 
+import psutil
 import pytest
 
-from node.config import parse_config
+from node.config import TaskConfig, parse_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import Asked, Episodes, Played, play
-from node.journal import Journal, Round, Start, read_journal
+from node.errors import UserError
+from node.journal import Journal, Round, read_journal
+from node.journal import Start as JournalStart
 from node.loop import Loop
 from node.policy.load import Policy
 from node.replay import replay
@@ -23,7 +27,7 @@ from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import Limits, check
 from node.swarm.sharing import Admission, NoExchange
-from node.tasks import Item, TaskKey, load_tasks
+from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments import (
     MAX_OBSERVATION_BYTES,
     MAX_TURNS,
@@ -39,6 +43,7 @@ from node.tasks.verdicts import Answer, score
 from node.telemetry.metrics import MetricsLog
 from tests.policies import tiny_policy
 from tests.swarms import UNBOUNDED
+from tests.waiting import wait_until
 
 SAMPLING = SamplingParams(1.0, 1.0, 8)
 ECHO = TaskKey("echo", 1, "c")
@@ -428,6 +433,128 @@ def start(item):
 """
 
 
+APART = """
+import os, random, socket, sys, time
+from pathlib import Path
+
+from node.tasks import Item
+from node.tasks.environments import Done, Observation
+
+replayable = True
+
+
+def make(seed):
+    return Item(f"game {seed % 1000}", "")
+
+
+class Game:
+    def __init__(self):
+        self.heard = []
+
+    def step(self, text):
+        self.heard.append(text)
+        if text == "end":
+            return Done(1.0)
+        if text == "hang":
+            time.sleep(600)
+        if text == "eat":
+            self.eaten = bytearray(1 << 34)
+        if text == "die":
+            os._exit(3)
+        if text == "exit":
+            sys.exit(3)
+        if text == "raise":
+            raise KeyError("no")
+        if text == "dial":
+            socket.socket()
+        if text == "write":
+            Path(__file__).with_name("written").write_text("")
+        if text == "draw":
+            return Observation(str(random.random()))
+        return Observation(f"{os.getpid()} {' '.join(self.heard)}")
+
+
+def start(item):
+    return Game()
+"""
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """A task of a file, whose episodes are played in processes of their own."""
+    path = tmp_path_factory.mktemp("apart") / "apart.py"
+    path.write_text(APART)
+    [task] = load_tasks([TaskConfig(name="file/apart", options={"path": str(path)})]).tasks
+    return task
+
+
+def test_each_episode_of_a_file_has_a_process_of_its_own_which_ends_with_it(apart: Task) -> None:
+    one, other = apart.start(apart.make(1)), apart.start(apart.make(1))
+    told = [step(game, text).text.split() for game, text in [(one, "a"), (other, "b"), (one, "c")]]
+    assert [heard for _, *heard in told] == [["a"], ["b"], ["a", "c"]]
+    pids = [int(pid) for pid, *_ in told]
+    assert pids[0] == pids[2] and len({*pids, os.getpid()}) == 3
+    assert step(one, "draw") != step(other, "draw")
+    assert step(one, "end") == Done(1.0)
+    del other
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), 20, "the end of the processes")
+
+
+def test_what_goes_wrong_in_a_game_costs_its_own_episode(apart: Task) -> None:
+    wrong = {
+        "eat": "out of memory",
+        "die": "its environment took too long, or too much memory",
+        "exit": "3",
+        "raise": "'no'",
+        "dial": "Permission",
+        "write": "Permission",
+    }
+    games = [apart.start(apart.make(1)) for _ in wrong]
+    beside = apart.start(apart.make(1))
+    before = step(beside, "a")
+    for game, (text, why) in zip(games, wrong.items(), strict=True):
+        with pytest.raises(UserError, match=why):
+            step(game, text)
+        with pytest.raises(UserError, match="the process of an episode ended"):
+            step(game, "end")
+    assert step(beside, "a") == Observation(f"{before.text} a") and step(beside, "end") == Done(1.0)
+
+
+def test_a_game_that_hangs_is_ended_and_holds_up_no_other(apart: Task) -> None:
+    hurried = replace(apart, begin=replace(apart.begin, limit=0.2))
+    with pytest.raises(UserError, match="took too long"):
+        step(hurried.start(apart.make(1)), "hang")
+    [made] = play(Says(["hang", "end"]), asked(hurried, 2, 1))
+    assert made[0].reward is None
+    [made] = play(Says(["die", "a", "end"]), asked(apart, 2, 1))
+    assert [one.reward for one in made] == [None, 1.0]
+
+
+def test_a_file_may_say_that_its_episodes_need_the_network_or_write_files(tmp_path: Path) -> None:
+    (tmp_path / "free.py").write_text(f"{APART}\nconfine = False\n")
+    [task] = load_tasks([TaskConfig(name="file/free", options={"path": str(tmp_path / "free.py")})]).tasks
+    assert isinstance(step(task.start(task.make(1)), "write"), Observation)
+    assert (tmp_path / "written").exists()
+    wrote = Answer(task, task.make(1), "end", ("dial", "another process says so"))
+    assert score([wrote]) == [None]
+
+
+def test_a_peers_episode_is_played_again_without_network_or_files_and_may_eat_only_its_own_memory(
+    apart: Task,
+) -> None:
+    asked = [Answer(apart, apart.make(1), text) for text in ("write", "end", "eat", "die", "end")]
+    assert score(asked) == [None, 1.0, None, None, 1.0]
+
+
+def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
+    game = apart.start(apart.make(1))
+    server = psutil.Process(int(step(game, "a").text.split()[0])).parent()
+    server.kill()
+    with pytest.raises(UserError, match="killed by SIGKILL"):
+        apart.start(apart.make(1))
+    assert step(apart.start(apart.make(1)), "end") == Done(1.0)
+
+
 def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_cannot_be_played_again(
     tmp_path: Path,
 ) -> None:
@@ -446,7 +573,7 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
     engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
     with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
         settings = config.model_dump(mode="json")
-        journal.begin(0, lambda at: Start(at, settings, 0, Limits(8, 1000), tasks.split, pool.snapshot()))
+        journal.begin(0, lambda at: JournalStart(at, settings, 0, Limits(8, 1000), tasks.split, pool.snapshot()))
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, engine, tasks, pool, NoExchange(), metrics, journal=journal)
         assert all(rounds for rounds in loop.rounds(0))

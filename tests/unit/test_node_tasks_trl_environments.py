@@ -17,14 +17,14 @@ from trl import GRPOConfig
 from node import run
 from node.api import Node
 from node.config import PolicyConfig, TaskConfig, load_config
-from node.engines import Generated, SamplingParams, episodes
+from node.engines import Generated, SamplingParams
 from node.engines.episodes import Asked, Episodes, Played, play
 from node.errors import UserError
 from node.grpo_trainer import GRPOTrainer
 from node.operations.given import tasks_given
 from node.policy.load import Policy, load_policy
 from node.swarm.founding import adopt_tasks, describe_tasks
-from node.tasks import Item, load_tasks
+from node.tasks import Item, load_tasks, verdicts
 from node.tasks.environments import Done, Observation
 from node.tasks.task_set import unshared
 from node.tasks.tool_calls import (
@@ -367,13 +367,14 @@ def played(task: Any, *texts: str) -> Played:
 def test_a_method_that_raises_is_told_and_one_that_hangs_costs_its_own_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(episodes, "SCORE_S", 0.2)
-    act = "import threading\n        raise KeyError(how if how == 'x' else threading.Event().wait(3))"
-    source = GAME.format(act=act, reward=0.5)
-    [task] = load_tasks([TaskConfig(name="environment", options=write(tmp_path, source, "Game"))]).tasks
+    act = "import threading\n        raise KeyError(how if how == 'x' else threading.Event().wait(600))"
+    config = TaskConfig(name="environment", options=write(tmp_path, GAME.format(act=act, reward=0.5), "Game"))
+    [task] = load_tasks([config]).tasks
     one = played(task, 'act(how="x")', "")
     assert (one.texts, one.reward) == (('act(how="x")', "error: 'x'", ""), 0.5)
-    assert played(task, 'act(how="hang")').reward is None
+    monkeypatch.setattr(verdicts, "SCORE_S", 0.1)
+    [hurried] = load_tasks([config]).tasks
+    assert played(hurried, 'act(how="hang")').reward is None
 
 
 @pytest.mark.parametrize(
