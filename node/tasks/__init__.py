@@ -100,8 +100,8 @@ class Task(Protocol):
                       theirs when they are loaded
         start         begins an episode of several turns, which then takes the place of `verify`; and
         replayable    whether peers may play it again: see `node.tasks.environments`
-        confine       whether episodes of somebody's code get neither network nor files to write; they do not, unless
-                      this is false
+        confine       whether somebody's `verify` and episodes are kept from the network and from writing files; they
+                      are, unless this is false
     """
 
     @property

@@ -10,10 +10,11 @@ hash; its path stays at home.
 
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
 
-Their code is trusted as this program is. It makes questions in this process, and scores answers in worker processes
-(`node.tasks.verdicts`). Each episode has a process of its own (`node.tasks.fork_server`), which gets neither network
-nor files to write unless the file or the task says `confine = False`. What it returns is checked. What it raises is
-told in one line that names the task. Examples of its own that are held-out questions are not shown.
+Their code is trusted as this program is. It makes questions in this process. It scores answers in worker processes
+(`node.tasks.verdicts`), and each episode has a process of its own (`node.tasks.fork_server`). These meet strangers'
+texts, so they get neither network nor files to write, where the machine can forbid it, unless the file or the task says
+`confine = False`. What it returns is checked. What it raises is told in one line that names the task. Examples of its
+own that are held-out questions are not shown.
 """
 
 import hashlib

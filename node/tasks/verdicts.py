@@ -21,6 +21,7 @@ import queue
 import resource
 import socket
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ import structlog
 
 from node.config import TaskConfig
 from node.errors import UserError, one_line
+from node.processes.confinement import ConfinementError, confine
 from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send, yield_memory
 from node.tasks import Item, Task, TaskKey, Wrapper
@@ -55,6 +57,7 @@ MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of
 LEAST_BYTES = 2 << 30  # of it, however little memory is free
 MOST_WORKERS = 8
 PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
+HELD = "(it is confined unless it says `confine = False`) "
 QUOTED = 200  # characters of a reason in the log
 
 log = structlog.get_logger()
@@ -422,6 +425,10 @@ def main() -> None:
     if list(task.key) != request["key"]:  # peers would take its rewards for lies
         send(channel, {"error": "its code has changed since this node began: start the node again"})
         return
+    if start_of(task) is None and getattr(task, "confine", True):
+        tempfile.gettempdir()  # it tries by writing, once
+        with suppress(ConfinementError):
+            confine()
     send(channel, {})
     while True:
         answer_one(channel, task, receive(channel))
@@ -458,7 +465,8 @@ def _scored(answer: Answer) -> Message:
     except MemoryError:
         return {"error": "out of memory"}
     except Exception as error:  # noqa: BLE001  # it may raise anything
-        return {"error": one_line(error) or type(error).__name__}
+        line = one_line(error) or type(error).__name__
+        return {"error": f"{HELD if 'PermissionError' in line else ''}{line}"}
 
 
 if __name__ == "__main__":

@@ -56,9 +56,20 @@ def verify(item, text):
 """
 
 
-def hostile(folder: Path) -> TaskConfig:
+HARM = """
+judged = verify
+def verify(item, text):
+    if text == "harm":
+        from pathlib import Path
+        Path(__file__).with_name("harm").touch()
+        return 1.0
+    return judged(item, text)
+"""
+
+
+def hostile(folder: Path, more: str = "confine = False  # it leaves a file as a mark\n") -> TaskConfig:
     path = folder / "hostile.py"
-    path.write_text(HOSTILE)
+    path.write_text(HOSTILE + more)
     return TaskConfig(name="file/hostile", options={"path": str(path)})
 
 
@@ -110,6 +121,16 @@ def test_a_text_that_something_goes_wrong_with_is_unscorable_and_the_next_one_is
     assert reason in told["reason"] and "\n" not in told["reason"]
     assert (pid_of(task) != before) == dies
     assert alive(before) != dies
+
+
+@pytest.mark.parametrize("more", ["", "confine = False\n"])
+def test_what_is_scored_changes_no_file_unless_its_task_wants_to(more: str, tmp_path: Path) -> None:
+    (task,) = load_tasks([hostile(tmp_path, HARM + more)]).tasks
+    with capture_logs() as logs:
+        assert task.verify(task.make(1), "harm") == (1.0 if more else None)
+    assert (tmp_path / "harm").exists() == bool(more)
+    if not more:
+        assert "PermissionError" in logs[0]["reason"] and "confine = False" in logs[0]["reason"]
 
 
 def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
