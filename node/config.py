@@ -37,7 +37,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
     "network.timing": "it follows from network.listen: leave it out",
     "weights.encrypt": "what members send each other is always encrypted: leave it out",
-    "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement.devices for one model: leave it out",
+    "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement for one model: leave it out",
     "engine.vllm.kv_cache_gib": "on a processor vLLM has 1 GiB for it: leave it out",
     "engine.vllm.max_model_len": "it is the longest prompt and the longest completion together: leave it out",
     "engine.vllm.enforce_eager": "CUDA graphs are used on a GPU and nowhere else: leave it out",
@@ -74,8 +74,7 @@ COMMON_KEYS = frozenset(
         "policy.device",
         "policy.lora.r",
         "engine.kind",
-        "engine.placement.devices",
-        "engine.placement.url",
+        "engine.placement",
         "engine.temperature",
         "engine.max_prompt_length",
         "engine.max_completion_length",
@@ -164,40 +163,26 @@ class VllmConfig(Section):
     )
 
 
-class PlacementConfig(Section):
-    """Where rollouts are generated; "same", or an empty table, is the trainer's own device."""
+PLACES = '"same" for the trainer\'s own device, [1] for a GPU, or "http://HOST:PORT" for a server'
 
-    devices: list[int] = Field([], description="GPUs by number, for vLLM alone; of several it takes all for one model")
-    url: list[str] = Field([], description="vLLM servers, http://HOST:PORT; each gets a part of a round's questions")
 
-    @field_validator("url", mode="before")
-    @classmethod
-    def _one_or_several(cls, url: Any) -> Any:
-        return [url] if isinstance(url, str) else url
-
-    @field_validator("url")
-    @classmethod
-    def _web_addresses(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            if not re.fullmatch(r"https?://[^\s/]+(/[^\s]*)?", url):
-                raise ValueError(f"{url!r} is no address of a server: write http://HOST:PORT")
-        return [url.rstrip("/") for url in urls]
-
-    @field_validator("devices")
-    @classmethod
-    def _different_devices(cls, devices: list[int]) -> list[int]:
-        if len(set(devices)) < len(devices) or any(number < 0 for number in devices):
-            raise ValueError("GPUs have different numbers, from 0 on")
-        return devices
+def _places(placement: Mapping[str, Any]) -> Any:
+    """Return the list that is meant by { devices = [...], url = [...] } of earlier releases; another table as it is."""
+    devices, url = placement.get("devices") or [], placement.get("url") or []
+    return placement if placement.keys() - {"devices", "url"} or (devices and url) else devices or url
 
 
 class EngineConfig(Section):
     """The engine that generates the rollouts, its place, and how it samples."""
 
     kind: Literal["hf", "vllm", "server"] = Field(
-        "hf", description="'hf': transformers, in the trainer; 'vllm': a child process; 'server': vLLM at placement.url"
+        "hf", description="'hf': transformers, in the trainer; 'vllm': a child process; 'server': vLLM at placement"
     )
-    placement: PlacementConfig = PlacementConfig()
+    placement: list[int] | list[str] = Field(
+        [],
+        description="GPUs by number, for vLLM alone, of which it takes all for one model; or vLLM servers, "
+        "'http://HOST:PORT', each of which gets a part of a round's questions; default: the trainer's own device",
+    )
     timeout: float = Field(1800.0, gt=0, description="seconds that a start, a batch or a weight update may take")
     ahead: int = Field(
         0, ge=0, le=1, description="1: the next round is generated while this one trains, by the weights before it"
@@ -212,18 +197,42 @@ class EngineConfig(Section):
 
     @field_validator("placement", mode="before")
     @classmethod
-    def _placement_by_word(cls, placement: Any) -> Any:
-        if isinstance(placement, str) and placement != "same":
-            raise ValueError('write "same", { devices = [1] } or { url = "http://HOST:PORT" }')
-        return {} if placement == "same" else placement
+    def _one_or_several(cls, placement: Any) -> Any:
+        if isinstance(placement, Mapping):  # as earlier releases wrote it
+            placement = _places(placement)
+        if isinstance(placement, str | int):
+            placement = [] if placement == "same" else [placement]
+        if not isinstance(placement, list) or {type(one) for one in placement} not in (set(), {int}, {str}):
+            raise ValueError(f"write {PLACES}")
+        return placement
+
+    @field_validator("placement")
+    @classmethod
+    def _places_that_can_be(cls, placement: list[int] | list[str]) -> list[int] | list[str]:
+        if any(isinstance(one, int) and one < 0 for one in placement) or len(set(placement)) < len(placement):
+            raise ValueError("GPUs have different numbers, from 0 on, and servers different addresses")
+        for one in placement:
+            if isinstance(one, str) and not re.fullmatch(r"https?://[^\s/]+(/[^\s]*)?", one):
+                raise ValueError(f"{one!r} is no address of a server: write {PLACES}")
+        return [one.rstrip("/") if isinstance(one, str) else one for one in placement]  # type: ignore[return-value]
 
     @model_validator(mode="after")
     def _placement_of_the_kind(self) -> "EngineConfig":
-        if (self.kind == "server") != bool(self.placement.url):
-            raise ValueError("engine.kind='server' and engine.placement.url go together: set both or neither")
-        if self.placement.devices and self.kind != "vllm":
-            raise ValueError(f"engine.placement.devices are for engine.kind='vllm', which is {self.kind!r}")
+        if (self.kind == "server") != bool(self.servers):
+            raise ValueError("engine.kind='server' and servers in engine.placement go together: set both or neither")
+        if self.devices and self.kind != "vllm":
+            raise ValueError(f"GPUs in engine.placement are for engine.kind='vllm', which is {self.kind!r}")
         return self
+
+    @property
+    def devices(self) -> list[int]:
+        """The GPUs of vLLM alone; empty where it shares the trainer's."""
+        return [one for one in self.placement if isinstance(one, int)]
+
+    @property
+    def servers(self) -> list[str]:
+        """The addresses of vLLM servers."""
+        return [one for one in self.placement if isinstance(one, str)]
 
     @property
     def longest(self) -> int:
@@ -688,44 +697,52 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
     return tree
 
 
+TRANSLATED: Mapping[str, Callable[[Any], Any]] = {
+    "sampling.rule": lambda rule: REMOVED_RULES.get(rule, rule) if isinstance(rule, str) else rule,
+    "sampling.max_surprise": lambda bound: 0.0 if bound is None else bound,
+    "engine.placement": lambda placement: _places(placement) if isinstance(placement, dict) else placement,
+}
+"""What the values of a setting in a record mean today, by its dotted key."""
+
+
 def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a node's record of its settings, whichever version wrote it, in today's words and with the same meaning.
 
     For what a program wrote: a person who writes an old word is told today's.
     """
     now = copy.deepcopy(dict(tree))
-    sampling, trainer, tasks = now.get("sampling"), now.get("trainer"), now.get("tasks")
-    if isinstance(sampling, dict) and isinstance(rule := sampling.get("rule"), str):
-        sampling["rule"] = REMOVED_RULES.get(rule, rule)
-    if isinstance(sampling, dict) and sampling.get("max_surprise", 0.0) is None:
-        sampling["max_surprise"] = 0.0
-    if isinstance(trainer, dict):
-        trainer.pop("gradient_accumulation_steps", None)  # now tokens_per_batch splits a round
-    evaluated = now.get("eval")
-    if isinstance(evaluated, dict) and evaluated.get("ends") is True and not evaluated.get("every"):
+    for key, translate in TRANSLATED.items():
+        table, name = _place_of(now, key)
+        if name in table:
+            table[name] = translate(table[name])
+    evaluated, _ = _place_of(now, "eval.every")
+    if evaluated.get("ends") is True and not evaluated.get("every"):
         evaluated["every"] = "ends"
-    for key in REMOVED_SETTINGS:
-        _take(now, key)
+    for key in (*REMOVED_SETTINGS, "trainer.gradient_accumulation_steps"):  # now tokens_per_batch splits a round
+        table, name = _place_of(now, key)
+        table.pop(name, None)
     for key, todays in RENAMED_SETTINGS.items():
-        value = _take(now, key)
-        if value is not None and value != TrlOptions.model_fields[key.rpartition(".")[2]].default:
+        table, name = _place_of(now, key)
+        value = table.pop(name, None)
+        if value is not None and value != TrlOptions.model_fields[name].default:
             put(now, todays, value)
     for name in REMOVED_TABLES:
         if now.get(name) == {}:
             del now[name]
+    tasks = now.get("tasks")
     for task in tasks if isinstance(tasks, list) else []:
         if isinstance(task, dict) and task.get("name") == "jsonl":
             task["name"] = "dataset"
     return now
 
 
-def _take(tree: dict[str, Any], key: str) -> Any:
-    """Remove what dotted `key` has in `tree`, and return it; None where there is nothing."""
+def _place_of(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Return the table in `tree` that dotted `key` is in, or an empty one if it has none, and the key's last part."""
     *tables, last = key.split(".")
     table: Any = tree
     for name in tables:
         table = table.get(name) if isinstance(table, dict) else None
-    return table.pop(last, None) if isinstance(table, dict) else None
+    return (table if isinstance(table, dict) else {}), last
 
 
 def gone_settings(tree: Mapping[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def missing(kind: str, config: EngineConfig) -> str:
     """
     if kind == "vllm":
         return _no_vllm(config.vllm.python)
-    return _no_server(config.placement.url)
+    return _no_server(config.servers)
 
 
 def _no_vllm(python: str) -> str:
@@ -43,7 +43,7 @@ def _no_vllm(python: str) -> str:
 def _no_server(urls: Sequence[str]) -> str:
     reasons = [reason for url in urls if (reason := _no_answer(url))]
     all_fail = bool(urls) and len(reasons) == len(urls)
-    return f"no server of engine.placement.url answers: {'; '.join(reasons)}" if all_fail else ""
+    return f"no server of engine.placement answers: {'; '.join(reasons)}" if all_fail else ""
 
 
 def _no_answer(url: str) -> str:

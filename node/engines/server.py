@@ -109,7 +109,7 @@ class Server:
 
 
 class ServerEngine:
-    """Generates by the servers of `engine.placement.url`.
+    """Generates by the servers of `engine.placement`.
 
     Args:
         policy: whose weights are taken, and whose tokenizer reads the completions.
@@ -126,7 +126,7 @@ class ServerEngine:
         self._folder = folder
         self._clock = clock
         remove_leftovers(folder, WEIGHTS)  # of a process that was killed
-        self._servers = [Server(url) for url in config.placement.url]
+        self._servers = [Server(url) for url in config.servers]
         self._adapters = AdapterFolder(folder, in_memory=False) if adapters_of(policy) else None
         self._probe_ids = probe_tokens(policy, config.longest)
         self._probe_body = {"prompt": self._probe_ids, "max_tokens": 1, "prompt_logprobs": 0}

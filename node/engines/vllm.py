@@ -59,7 +59,7 @@ class VllmKind(Kind):
 
     def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
         """Return its part of the trainer's device."""
-        if config.engine.placement.devices:
+        if config.engine.devices:
             return []
         if not gpu_memory:
             why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
@@ -74,13 +74,13 @@ class VllmKind(Kind):
         """Return what it takes beside the trainer; None where it is not installed, or a model is too small for it."""
         if not (machine.gpu and machine.vllm and size.parameters > WORTHWHILE):
             return None
-        if config.placement.devices:
+        if config.devices:
             return Beside(0, 0)
         return Beside(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
 
     def settings(self, machine: Machine, config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
         """Return how much of the GPU it has."""
-        if config.placement.devices:
+        if config.devices:
             return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
         share = min(MOST, 1 - SPARE - MARGIN * resident / machine.memory) * machine.share
         reason = f"what the trainer leaves of {machine.memory / 1e9:.1f} GB while vLLM generates"
@@ -251,7 +251,7 @@ class VllmEngine:
                 )
 
     def _start_once(self) -> WorkerProcess:
-        settings, devices = self._settings, self._config.placement.devices
+        settings, devices = self._settings, self._config.devices
         python = settings.python or sys.executable
         try:
             child = WorkerProcess([python, "-P", str(self._worker)], _environment(devices), self._log)

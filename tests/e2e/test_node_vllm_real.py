@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from node.config import EngineConfig, PlacementConfig, PolicyConfig
+from node.config import EngineConfig, PolicyConfig
 from node.engines import EngineError, SamplingParams, make_engine, vllm_worker
 from node.engines import vllm as engine_module
 from node.engines.hand_over import SharedWeights, WeightMismatchError, policy_logprobs
@@ -241,7 +241,7 @@ def test_a_real_server_is_given_weights_and_answers_with_them(policy, tmp_path):
     command += ["--logprobs-mode", "processed_logprobs", "--kv-cache-memory-bytes", str(1 << 28)]
     environment = os.environ | engine_module._environment() | {"VLLM_SERVER_DEV_MODE": "1"}
     del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    config = CONFIG.model_copy(update={"kind": "server", "placement": PlacementConfig(url=f"http://127.0.0.1:{port}")})
+    config = CONFIG.model_copy(update={"kind": "server", "placement": [f"http://127.0.0.1:{port}"]})
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True

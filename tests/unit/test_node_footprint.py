@@ -95,8 +95,8 @@ def test_what_each_setting_saves() -> None:
     assert "libraries" not in of({}, gpu_memory=1 << 30)
     on_gpu = of({"engine": {"kind": "vllm", "vllm": {"gpu_memory_utilization": 0.25}}}, gpu_memory=1 << 30)
     assert on_gpu["vllm"] == 1 << 28 and "key-value cache" not in on_gpu
-    apart = of({"engine": {"kind": "vllm", "placement": {"devices": [1]}}}, gpu_memory=1 << 30)
-    elsewhere = of({"engine": {"kind": "server", "placement": {"url": "http://box:8000"}}}, gpu_memory=1 << 30)
+    apart = of({"engine": {"kind": "vllm", "placement": [1]}}, gpu_memory=1 << 30)
+    elsewhere = of({"engine": {"kind": "server", "placement": "http://box:8000"}}, gpu_memory=1 << 30)
     assert sum(apart.values()) == sum(elsewhere.values()) < sum(on_gpu.values())
 
 

@@ -37,9 +37,9 @@ def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None
             "has no GPU": ["--set", "policy.device=cuda"],
             "has no vLLM": ["--set", "engine.kind=vllm", "--set", f"engine.vllm.python={sys.executable}"],
             "cannot run engine.vllm.python": ["--set", "engine.kind=vllm", "--set", "engine.vllm.python=/no/such"],
-            "no server of engine.placement.url answers: http://127.0.0.1:9 (": [
+            "no server of engine.placement answers: http://127.0.0.1:9 (": [
                 *("--set", "engine.kind=server"),
-                *("--set", "engine.placement={url='http://127.0.0.1:9'}"),
+                *("--set", "engine.placement=http://127.0.0.1:9"),
             ],
             "config.json and no weights": ["--model", str(model_folder(tmp_path / "empty"))],
             "no such folder": ["--model", "./no-such-folder"],

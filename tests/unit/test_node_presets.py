@@ -215,7 +215,7 @@ def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> No
 
 
 def test_on_gpus_of_its_own_vllm_takes_nothing_of_the_trainers() -> None:
-    apart = EngineConfig(kind="vllm", placement={"devices": [1, 2]})
+    apart = EngineConfig(kind="vllm", placement=[1, 2])
     found = preset(model(7e9), GPU._replace(memory=24 << 30), engine=apart)
     assert (found[KIND].value, found[SHARE].value) == ("vllm", 0.9)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from structlog.testing import capture_logs
 
-from node.config import EngineConfig, parse_config
+from node.config import EngineConfig, parse_config, upgraded
 from node.engines import EngineError, SamplingParams, make_engine
 from node.engines.missing import missing
 from node.engines.server import ServerEngine
@@ -113,7 +113,7 @@ def engine(servers, tmp_path, monkeypatch):
     monkeypatch.setattr("node.engines.server.DTYPE", "float32")
     policy = tiny_policy(tmp_path / "policy")
     urls = [server.url for server in servers]
-    config = EngineConfig(kind="server", placement={"url": urls}, timeout=20, max_completion_length=6)
+    config = EngineConfig(kind="server", placement=urls, timeout=20, max_completion_length=6)
     made = make_engine(config, policy, tmp_path)
     made.policy = policy
     return made
@@ -172,7 +172,7 @@ def test_a_server_whose_engine_hangs_is_left_out_for_longer_each_time(servers, t
     monkeypatch.setattr("node.engines.server.DTYPE", "float32")
     policy, now = tiny_policy(tmp_path / "policy"), 0.0
     urls = [server.url for server in servers]
-    config = EngineConfig(kind="server", placement={"url": urls}, timeout=3, max_completion_length=6)
+    config = EngineConfig(kind="server", placement=urls, timeout=3, max_completion_length=6)
     engine = ServerEngine(policy, config, tmp_path, clock=lambda: now)
     engine.load(0)
     whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
@@ -239,7 +239,7 @@ def test_a_server_that_was_started_again_is_given_the_weights_again(engine, serv
 def test_adapters_lie_in_the_nodes_folder_and_what_a_killed_node_left_there_goes(servers, tmp_path):
     policy, node = tiny_policy(tmp_path / "policy", lora=2), tmp_path / "node"
     (node / "weights-3-abc").mkdir(parents=True)
-    config = EngineConfig(kind="server", placement={"url": servers[0].url}, timeout=20, max_completion_length=6)
+    config = EngineConfig(kind="server", placement=servers[0].url, timeout=20, max_completion_length=6)
     for _ in range(2):  # the first one is killed, as far as the second one can tell
         engine = make_engine(config, policy, node)
         assert not list(node.iterdir())
@@ -268,7 +268,7 @@ def test_the_end_of_a_process_does_not_wait_for_a_server(engine):
 
 
 def test_a_server_that_is_not_there_is_told_before_anything_is_loaded():
-    config = EngineConfig(kind="server", placement={"url": "http://127.0.0.1:9"})
+    config = EngineConfig(kind="server", placement="http://127.0.0.1:9")
     assert "127.0.0.1:9" in missing("server", config)
 
 
@@ -276,14 +276,31 @@ def test_a_server_that_is_not_there_is_told_before_anything_is_loaded():
     ("engine", "complaint"),
     [
         ({"kind": "server"}, "go together"),
-        ({"placement": {"url": "http://a:1"}}, "go together"),
-        ({"placement": {"devices": [1]}}, "are for engine.kind='vllm'"),
-        ({"placement": "elsewhere"}, 'write "same"'),
-        ({"kind": "vllm", "placement": {"devices": [1, 1]}}, "different numbers"),
-        ({"kind": "server", "placement": {"url": "box:8000"}}, "write http://HOST:PORT"),
+        ({"placement": "http://a:1"}, "go together"),
+        ({"placement": [1]}, "are for engine.kind='vllm'"),
+        ({"placement": "elsewhere"}, 'no address of a server: write "same"'),
+        ({"kind": "vllm", "placement": [1, 1]}, "different numbers"),
+        ({"kind": "server", "placement": "box:8000"}, 'no address of a server: write "same"'),
+        ({"kind": "vllm", "placement": [1.5]}, 'write "same"'),
+        ({"kind": "vllm", "placement": {"devices": [1], "url": "http://a:1"}}, 'write "same"'),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused_in_a_line(engine, complaint):
     with pytest.raises(UserError, match=complaint):
         parse_config({"engine": engine})
     assert parse_config({"engine": {"placement": "same"}}) == parse_config({})
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"devices": [], "url": []}, []),
+        ({"devices": [2, 1], "url": []}, [2, 1]),
+        ({"url": "http://a:1/"}, ["http://a:1"]),
+        ({"devices": [], "url": ["http://a:1", "http://b:1"]}, ["http://a:1", "http://b:1"]),
+    ],
+)
+def test_a_placement_of_an_earlier_release_is_todays(old, now):
+    kind = {str: "server", int: "vllm"}.get(type(next(iter(now), None)), "hf")
+    for engine in ({"kind": kind, "placement": old}, upgraded({"engine": {"kind": kind, "placement": old}})["engine"]):
+        assert parse_config({"engine": engine}).engine.placement == now

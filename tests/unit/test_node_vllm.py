@@ -247,7 +247,7 @@ def test_the_trainer_gives_back_what_it_keeps_of_the_gpu_before_vllm_starts_or_w
 
 
 def test_on_gpus_of_its_own_vllm_stays_awake(engine_of, tmp_path):
-    engine = engine_of("gpu", placement={"devices": [1]})
+    engine = engine_of("gpu", placement=[1])
     engine.load(0)
     engine.rest()
     assert told(tmp_path) == ["take_weights"]
