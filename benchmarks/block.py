@@ -47,7 +47,7 @@ def time_gossamer(
 ) -> Block:
     """Run the node's loop and trainer; every round but the first `warm` is timed."""
     forget_peak()
-    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.pool) as pool:
+    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.buffer) as pool:
         folder = Path(name)
         policy = load_policy(config.policy, config.trainer.bf16)
         metrics = MetricsLog(folder / "metrics.jsonl")

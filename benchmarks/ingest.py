@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.sharing import feeder, wait_for_peers
-from node.config import PoolConfig
+from node.config import BufferConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.screening import Limits, check
@@ -83,7 +83,7 @@ def _to_pool(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     now = read_clock()
     core, link, frames = _core_and_frames(now, bodies)
     admission = Admission(tasks, Limits(COMPLETIONS, MAX_GROUP_BYTES))
-    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), PoolConfig()) as pool:
+    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), BufferConfig()) as pool:
         added, began = 0, time.process_time()
         for start in range(0, len(frames), BURST):
             shared = []

@@ -60,7 +60,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "journal.max_bytes": "rounds.journal has 64 MiB, and one older file: leave it out",
 }
 """Settings of earlier releases, by dotted key. A node's record drops them; a person who sets one is told what to do."""
-REMOVED_TABLES = ("rollout_log", "journal")  # all of whose settings are gone
+REMOVED_TABLES = ("rollout_log", "journal", "pool")  # none of whose settings has its name of then
 REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
 """What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
@@ -575,8 +575,8 @@ class BudgetConfig(Section):
     )
 
 
-class PoolConfig(Section):
-    """Bounds of the pool of shared groups."""
+class BufferConfig(Section):
+    """Bounds of the replay buffer, which holds peers' groups."""
 
     max_age: float = Field(3600.0, gt=0, description="seconds")
     max_age_rounds: int | None = Field(
@@ -605,7 +605,7 @@ class NodeConfig(Section):
     network: NetworkConfig = NetworkConfig()
     weights: WeightsConfig = WeightsConfig()
     observe: ObserveConfig = ObserveConfig()
-    pool: PoolConfig = PoolConfig()
+    buffer: BufferConfig = BufferConfig()
     budget: BudgetConfig = BudgetConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -661,7 +661,10 @@ class NodeConfig(Section):
         return self
 
 
-RENAMED_SETTINGS: Mapping[str, str] = {f"trainer.{name}": f"trainer.trl.{name}" for name in TrlOptions.model_fields}
+RENAMED_SETTINGS: Mapping[str, str] = {
+    **{f"trainer.{name}": f"trainer.trl.{name}" for name in TrlOptions.model_fields},
+    **{f"pool.{name}": f"buffer.{name}" for name in BufferConfig.model_fields},
+}
 """Settings that have another name than in earlier releases, by dotted key. A node's record is translated."""
 
 
@@ -724,7 +727,8 @@ def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
     for key, todays in RENAMED_SETTINGS.items():
         table, name = _place_of(now, key)
         value = table.pop(name, None)
-        if value is not None and value != TrlOptions.model_fields[name].default:
+        usual = TrlOptions.model_fields[name].default if todays.startswith("trainer.trl.") else None
+        if value is not None and value != usual:
             put(now, todays, value)
     for name in REMOVED_TABLES:
         if now.get(name) == {}:
@@ -859,8 +863,9 @@ def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            gone = [key for key in gone_settings(tree) if key.startswith(f"{where}.")]  # of a table that is gone, too
-            raise UserError(unknown_key(gone[0] if gone else where)) from None
+            older = {*REMOVED_SETTINGS, *RENAMED_SETTINGS}  # some of them in a table that is gone, too
+            found = [key for key in flatten(tree) if key in older and key.startswith(f"{where}.")]
+            raise UserError(unknown_key(found[0] if found else where)) from None
         if not where:
             raise UserError(f"configuration: {what}") from None
         raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None

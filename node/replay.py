@@ -79,7 +79,7 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
     tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:
         uses, life = config.sampling.max_uses, start.limits.life
-        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.pool, uses, life))
+        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.buffer, uses, life))
         pool.restore(start.pool)
         again = _Again()
         done = _loop(config, start, policy, tasks, pool, again).rounds(start.done)

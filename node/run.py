@@ -346,7 +346,7 @@ def _exchange(
 @contextmanager
 def _pool(config: NodeConfig, folder: Path, item_life: float) -> Iterator[ReplayBuffer]:
     try:
-        with ReplayBuffer(folder / "pool.sqlite", config.pool, config.sampling.max_uses, item_life) as pool:
+        with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses, item_life) as pool:
             yield pool
     except sqlite3.OperationalError as error:
         raise UserError(

@@ -307,7 +307,7 @@ def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Check:
     trained = adapter_parameters(size, rank) if rank else size.parameters
     most = trainer.options.save_total_limit
     full = min(trainer.save_full, most)
-    need = trained * (FULL * (full + 1) + WEIGHTS * (most - full)) + config.pool.max_bytes
+    need = trained * (FULL * (full + 1) + WEIGHTS * (most - full)) + config.buffer.max_bytes
     free = shutil.disk_usage(_existing(folder)).free
     text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the pool"
     remedy = "set trainer.trl.save_total_limit=1, or choose another disk with --state"

@@ -141,7 +141,7 @@ def footprint(
     if not gpu_memory:
         parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
         if sampling.external:
-            parts.append(Part("replay buffer", config.pool.max_bytes, "pool.max_bytes"))
+            parts.append(Part("replay buffer", config.buffer.max_bytes, "buffer.max_bytes"))
     return parts
 
 

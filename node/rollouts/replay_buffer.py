@@ -33,7 +33,7 @@ from typing import NamedTuple, Self, TypeVar
 
 import structlog
 
-from node.config import PoolConfig
+from node.config import BufferConfig
 from node.rollouts.group import Group, content_id, decode, encode
 from node.rollouts.own_results import OwnResult, OwnResults
 from node.rollouts.sampling import Candidate
@@ -122,7 +122,7 @@ class ReplayBuffer:
         item_life: seconds from when an item is signed to when it can come no more.
     """
 
-    def __init__(self, path: Path, bounds: PoolConfig, max_uses: int = 1, item_life: float = 0.0) -> None:
+    def __init__(self, path: Path, bounds: BufferConfig, max_uses: int = 1, item_life: float = 0.0) -> None:
         self._bounds = bounds
         self._max_uses = max_uses
         self._remembers_for = item_life + bounds.max_age

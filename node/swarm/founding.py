@@ -90,7 +90,7 @@ def found(
         raise UserError("an open swarm admits everybody: leave out --allow, or use --policy allowlist")
     limits = ManifestLimits(
         max_completions=4 * config.sampling.completions,
-        max_item_age_s=max(1, int(config.pool.max_age)),
+        max_item_age_s=max(1, int(config.buffer.max_age)),
         reports_s=reports_s,
     )
     tasks = describe_tasks(config.tasks)

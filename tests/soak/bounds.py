@@ -54,8 +54,8 @@ FILES = {
 MAX_AGE_S = 300
 # What a test of minutes sets so that the files and all that groups fill reach their bounds.
 SETTINGS = (
-    f"pool.max_age={MAX_AGE_S}",
-    f"pool.max_bytes={POOL}",
+    f"buffer.max_age={MAX_AGE_S}",
+    f"buffer.max_bytes={POOL}",
 )
 SMALL_FILES = (
     f"from node import run; run.MAX_ROLLOUTS_BYTES, run.MAX_JOURNAL_BYTES = {ROLLOUTS}, {JOURNAL}; "  # likewise

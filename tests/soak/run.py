@@ -207,7 +207,7 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
         stack.callback(lambda: one.child.poll() is None and one.end(signal.SIGKILL))
         return one
 
-    age = f"--set=pool.max_age={MAX_AGE_S}"
+    age = f"--set=buffer.max_age={MAX_AGE_S}"
     _say("found", "soak", "--no-start", "--state", str(options.out / "relay"), "--listen", "tcp://127.0.0.1:0", age)
     relay = started("relay", "--seed-only", trains=False)
     yield relay

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli.app import app, explain, run
-from node.config import COMMON_KEYS, NodeConfig, TaskConfig, is_key, load_config
+from node.config import COMMON_KEYS, NodeConfig, TaskConfig, all_keys, is_key, load_config
 from node.engines import EngineError
 from node.errors import UserError
 from node.operations.config_text import to_toml
@@ -122,7 +122,7 @@ def test_help_imports_nothing_heavy() -> None:
             "key 'frobnicate': see `gossamer node --dry-run --all`",
         ),
         (["swarm", "--set", "sampling.local=many"], "configuration key 'sampling.local'"),
-        (["node", "--dry-run", "--set", "pool.max_age=inf"], "'pool.max_age': Input should be a finite number"),
+        (["node", "--dry-run", "--set", "buffer.max_age=inf"], "'buffer.max_age': Input should be a finite number"),
         (["node", "--set", "sampling.local"], "--set wants KEY=VALUE"),
         (["node", "--rounds", "-1"], "--rounds"),
         (["swarm", "--rounds", "0"], "configuration key 'rounds'"),
@@ -635,7 +635,7 @@ def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_reque
     (tmp_path / "short.toml").write_text(printed[0])
     (tmp_path / "full.toml").write_text(printed[1])
     assert load_config(tmp_path / "short.toml") == load_config(tmp_path / "full.toml")
-    assert "[trainer]" in printed[0] and "[pool]" not in printed[0] and "[pool]" in printed[1]
+    assert "[trainer]" in printed[0] and "[buffer]" not in printed[0] and "[buffer]" in printed[1]
 
 
 @pytest.mark.parametrize("verb", ["node", "swarm"])
@@ -651,6 +651,11 @@ def test_a_named_preset_holds_where_nothing_else_is_said(
 
 def test_the_keys_that_are_shown_first_exist() -> None:
     assert all(map(is_key, COMMON_KEYS)) and len(COMMON_KEYS) <= 27
+
+
+def test_settings_are_few() -> None:
+    tables = {key.rpartition(".")[0] for key in all_keys()}
+    assert len([key for key in all_keys() if key not in tables]) <= 70, "make it a constant, or part of another setting"
 
 
 @pytest.mark.parametrize(

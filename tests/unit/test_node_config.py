@@ -69,6 +69,7 @@ def record(rule: str) -> dict[str, Any]:
         functools.reduce(lambda table, part: table.setdefault(part, {}), tables, tree)[name] = value
     tree["sampling"] |= {"rule": rule, "local": 3}
     tree["eval"]["ends"] = False
+    tree["pool"] |= tree.pop("buffer")
     return tree
 
 
@@ -125,6 +126,8 @@ def test_evaluations_of_an_earlier_release_come_as_often(old: tuple[int, bool], 
 def test_a_record_has_todays_names_and_leaves_out_what_has_its_default() -> None:
     old = {"trainer": {"loss_type": "grpo", "epsilon": 0.2, "off_policy_mask_threshold": None, "save_steps": 3}}
     assert upgraded(old) == {"trainer": {"trl": {"loss_type": "grpo"}, "save_steps": 3}}
+    pool = {"max_age": 60, "max_age_rounds": None, "max_peer_share": 0.5}
+    assert upgraded({"pool": pool}) == {"buffer": {"max_age": 60}} and upgraded({"pool": {}}) == {}
 
 
 @pytest.mark.parametrize("rule", REMOVED_RULES)

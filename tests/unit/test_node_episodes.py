@@ -369,7 +369,7 @@ def one_round(folder: Path, task: Echo, peer: Peer, **engine: int) -> tuple[Loop
     )
     asked = Speaks(policy, [["go on", "!0"], ["!1"]])
     tasks = TaskSet([(task, 1.0)], Split(0.0))
-    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
         loop = Loop(config, 0, policy, asked, tasks, pool, peer, MetricsLog(folder / "metrics.jsonl"))
         return loop, list(next(loop.rounds(0)))
 
@@ -571,7 +571,7 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
     tasks = load_tasks(config.tasks)
     journal = Journal(tmp_path, 1 << 20)
     engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
         settings = config.model_dump(mode="json")
         journal.begin(0, lambda at: JournalStart(at, settings, 0, Limits(8, 1000), tasks.split, pool.snapshot()))
         metrics = MetricsLog(tmp_path / "metrics.jsonl")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from node.cli.app import run
-from node.config import PoolConfig
+from node.config import BufferConfig
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.tasks import TaskKey
 
 
 def fill(folder: Path) -> None:
-    with ReplayBuffer(folder / "pool.sqlite", PoolConfig()) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", BufferConfig()) as pool:
         for index, text in enumerate(["7", "8\x1b[2J\nfake line"]):
             group = Group(
                 TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (one_turn(text, True, 1.0 - index),), "llama", 5

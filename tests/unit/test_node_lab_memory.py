@@ -370,7 +370,7 @@ def test_over_a_long_run_with_a_small_buffer_no_group_is_used_more_often_than_it
         "threads": 1,
         "tasks": [{"name": "builtin", "options": {"partial": True}}],
         "sampling": {"local": 2, "external": 8, "completions": 4, "max_uses": max_uses},
-        "pool": {"max_groups": 12},
+        "buffer": {"max_groups": 12},
         "trainer": {"save_steps": 1000},
     }
     plan = make_plan(tmp_path / "run", 3, parse_config({**settings, "seed": 5}))

@@ -113,7 +113,7 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
     config = node_config()
     folder.mkdir(exist_ok=True)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
         pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time(), 1)
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
@@ -145,7 +145,7 @@ def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, 
 
 def first_round(policy: Policy, tasks: TaskSet, folder: Path, exchange: NoExchange, engine: HfEngine) -> list[Sample]:
     config = node_config()
-    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
         loop = Loop(config, 0, policy, engine, tasks, pool, exchange, MetricsLog(folder / "metrics.jsonl"))
         return list(next(loop.rounds(0)))
 
@@ -236,7 +236,7 @@ def test_own_completions_whose_text_stands_for_other_tokens_are_counted(
             return [[Generated(tuple(ids), "22", True) for ids in (plain, [plain[0], policy.pad_token_id, *plain[1:]])]]
 
     config = node_config()
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, Scripted(policy), tasks, pool, NoExchange(), metrics)
         next(loop.rounds(0))
@@ -280,7 +280,7 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
     path = tmp_path / "pool.sqlite"
 
     def rounds(first: int, exchange: Peer) -> list[dict[str, Any]]:
-        with ReplayBuffer(path, config.pool) as pool:
+        with ReplayBuffer(path, config.buffer) as pool:
             pool.rewind(first)
             metrics = MetricsLog(tmp_path / "metrics.jsonl")
             loop = Loop(config, 0, policy, HfEngine(policy), alone(task), pool, exchange, metrics)
@@ -318,7 +318,7 @@ def test_trained_tokens_count_once_for_each_iteration(policy: Policy, tasks: Tas
 
     trainer = node_config().trainer.model_copy(update={"num_iterations": 3})
     config = node_config().model_copy(update={"trainer": trainer})
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, Scripted(policy), tasks, pool, NoExchange(), metrics)
         next(loop.rounds(0))
@@ -335,7 +335,7 @@ def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[S
         }
     )
     tasks = alone(Guess())
-    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
         pool.rewind(done)
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
@@ -396,7 +396,7 @@ def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
             }
         )
         metrics = MetricsLog(tmp_path_factory.mktemp("node") / "metrics.jsonl")
-        with ReplayBuffer(Path(":memory:"), config.pool) as pool:
+        with ReplayBuffer(Path(":memory:"), config.buffer) as pool:
             loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
             return list(next(loop.rounds(0)))
 
@@ -421,7 +421,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
     ]
     tasks = alone(task)
     metrics = MetricsLog(tmp_path / "metrics.jsonl")
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
         rows = [dict(loop.row) for _ in loop.rounds(0)]
     assert [row["swarm/age_rounds"] for row in rows] == [row["swarm/age_rounds_max"] for row in rows] == [0, 1, 2]
@@ -525,7 +525,7 @@ def drawn_by(
     config = parse_config({"rounds": 1, "engine": {"max_completion_length": LONGEST}, "sampling": settings})
     peer = Peer()
     now = time.time()
-    with ReplayBuffer(folder / "pool.sqlite", config.pool) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
         everyone = [(name, group) for name, mine in groups.items() for group in mine]
         pool.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
         metrics = MetricsLog(folder / "metrics.jsonl")
@@ -654,7 +654,7 @@ def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
         sampling = {"local": 1, "external": 1, "completions": len(own), **UNBOUNDED, **tables.pop("sampling", {})}
         engine = {"max_completion_length": LONGEST}
         config = parse_config({"rounds": rounds, "engine": engine, "sampling": sampling, **tables})
-        pool = ReplayBuffer(Path(":memory:"), config.pool, config.sampling.max_uses)
+        pool = ReplayBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
         return Loop(config, seed, policy, Says(policy, *own), tasks, pool, swarm, MetricsLog(tmp_path / "metrics"))
 
     return make
@@ -827,7 +827,7 @@ def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_
             for number in range(rounds)
         )
     )
-    tables = {"sampling": {"external": 3, "max_uses": max_uses}, "pool": {"max_groups": 8}}
+    tables = {"sampling": {"external": 3, "max_uses": max_uses}, "buffer": {"max_groups": 8}}
     loop = node_of(swarm, alone(Guess()), rounds=rounds, **tables)
     trained = Counter[tuple[int, ...]]()
     for samples in loop.rounds(0):
@@ -883,7 +883,7 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     lie = replace(lie, completions=tuple(one._replace(reward=1 - one.reward) for one in lie.completions))
     flood = [sent(10 + at, "44", "4", peer=f"flood {at}") for at in range(4)]
     swarm = Swarm(flood, [replace(old, policy="again")])
-    tables = {"sampling": {"external": 2}, "pool": {"max_groups": 2}}
+    tables = {"sampling": {"external": 2}, "buffer": {"max_groups": 2}}
     loop = node_of(swarm, alone(Beside()), rounds=3, **tables)
     early = [share(old, 100), share(lie, 101)]
     loop.pool.add(early, time.time(), 1)

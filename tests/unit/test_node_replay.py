@@ -95,7 +95,7 @@ def config_of(folder: Path, rule: str = "sapo", task: str = TASK, **bounds: floa
                 **UNBOUNDED,
                 **bounds,
             },
-            "pool": {"max_groups": 8},
+            "buffer": {"max_groups": 8},
         }
     )
 
@@ -116,7 +116,7 @@ def live(
     host = Host(tasks.tasks[0])
     host.sent = 3 * done
     exchange = NetworkExchange(host, tasks, max_completions=8, external=2, max_bytes=1000, saw=journal.saw)
-    with ReplayBuffer(folder / "pool.sqlite", config.pool, config.sampling.max_uses) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses) as pool:
         pool.rewind(done)
         settings = config.model_dump(mode="json")
         journal.begin(done, lambda at: Start(at, settings, 7, Limits(8, 1000), APART, pool.snapshot()))
@@ -322,7 +322,10 @@ def test_a_snapshot_restores_a_buffer_with_its_uses(tmp_path: Path) -> None:
     config = parse_config({"rounds": 1})
     task = load_tasks(config.tasks).tasks[0]
     host = Host(task)
-    with ReplayBuffer(tmp_path / "a.sqlite", config.pool) as first, ReplayBuffer(tmp_path / "b", config.pool) as second:
+    with (
+        ReplayBuffer(tmp_path / "a.sqlite", config.buffer) as first,
+        ReplayBuffer(tmp_path / "b", config.buffer) as second,
+    ):
         items = list(_shared(host))
         first.add(items, time.time(), 1)
         drawn = first.candidates(time.time(), 1)

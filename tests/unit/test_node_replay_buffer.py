@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from node.config import PoolConfig
+from node.config import BufferConfig
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.own_results import KEPT, RECENT, OwnResult, OwnResults, own_result
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
@@ -53,7 +53,7 @@ def use(pool: ReplayBuffer, number: int, round_number: int, now: float = 0.0) ->
 
 
 def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert pool.add([shared(1), shared(1), shared(2)], now=0, first_round=1) == 2
         assert pool.add([shared(2)], now=0, first_round=1) == 0
         (one, _) = pool.candidates(5.0, 1)
@@ -62,18 +62,18 @@ def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
 
 
 def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)
         use(pool, 1, 1)
         assert ids(pool) == {2}
-    with ReplayBuffer(path, PoolConfig(), max_uses=2) as pool:
+    with ReplayBuffer(path, BufferConfig(), max_uses=2) as pool:
         assert ids(pool) == {1, 2}
         use(pool, 1, 2)
         assert ids(pool) == {2}
 
 
 def test_a_group_sent_again_under_other_ids_and_names_gains_no_further_use(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         again = [shared(1, text="7"), shared(2, "b", 1.0, question=1, text="7"), shared(3)]
         pool.add(again, now=1, first_round=1)
         assert ids(pool) == {1, 3}  # of one question, the first to come
@@ -81,13 +81,13 @@ def test_a_group_sent_again_under_other_ids_and_names_gains_no_further_use(path:
         assert ids(pool) == {3}
         assert pool.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
         assert ids(pool, round_number=2) == {3}
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert ids(pool, round_number=2) == {3}
         assert pool.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
 
 
 def test_other_groups_of_a_question_follow_in_later_rounds_each_once(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.add([shared(number, received=number, question=7) for number in (1, 2, 3)], now=3, first_round=1)
         for number in (1, 2, 3):
             assert ids(pool, 3) == {number}
@@ -112,7 +112,7 @@ def test_a_groups_texts_are_the_same_in_whatever_order_and_whatever_is_said_of_t
 
 
 def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(path: Path) -> None:
-    bounds = PoolConfig(max_groups=1, max_age=10)
+    bounds = BufferConfig(max_groups=1, max_age=10)
     with ReplayBuffer(path, bounds) as pool:
         pool.add([shared(1)], now=0, first_round=1)
         use(pool, 1, 1)
@@ -127,7 +127,7 @@ def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(
 @pytest.mark.parametrize("max_uses", [1, 2])
 def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path: Path, max_uses: int) -> None:
     uses = []
-    with ReplayBuffer(path, PoolConfig(max_age=10), max_uses, item_life=30) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses, item_life=30) as pool:
         for now in range(100):
             if now <= 30:  # the life of an item that was signed when the group was made
                 pool.add([shared(now, received=now, question=1, text="1")], now=now, first_round=1)
@@ -140,7 +140,7 @@ def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path
 
 
 def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_age=10), max_uses=2) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as pool:
         pool.add([shared(1)], now=0, first_round=1)
         use(pool, 1, 1, now=0)
         pool.add([shared(2, received=5, question=1, text="1")], now=5, first_round=1)
@@ -148,12 +148,12 @@ def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path
         assert ids(pool, now=9) == set()
         pool.use([], 3, now=11)  # the first use is forgotten, and the first group gone
         assert ids(pool, now=11) == {2}
-    with ReplayBuffer(path, PoolConfig(max_age=10), max_uses=2) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as pool:
         assert ids(pool, now=11) == {2}
 
 
 def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_groups=1)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_groups=1)) as pool:
         pool.add([shared(1)], now=0, first_round=1)
         drawn = pool.candidates(0, 1)
         pool.add([shared(2, received=1)], now=1, first_round=1)
@@ -161,12 +161,12 @@ def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: 
         pool.use(drawn, 1, now=1)
         assert (len(pool), pool.read([shared(1).id])) == (1, {})
         assert pool.add([shared(3, received=1, question=1, text="1")], now=1, first_round=2) == 0
-    with ReplayBuffer(path, PoolConfig(max_groups=1)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_groups=1)) as pool:
         assert len(pool) == 1
 
 
 def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
         pool.add([shared(1), shared(2, received=9)], now=9, first_round=1)
         pool.add([shared(3, received=12)], now=1, first_round=1)  # the clock was set back while it came
         assert ids(pool, now=1) == {2, 3}
@@ -179,7 +179,7 @@ def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
 
 
 def test_a_group_waits_for_its_first_round(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.add([shared(1)], now=0, first_round=3)
         pool.add([shared(2)], now=0, first_round=2)
         assert ids(pool, round_number=1) == set()
@@ -190,27 +190,27 @@ def test_a_group_waits_for_its_first_round(path: Path) -> None:
 
 
 def test_a_group_that_has_waited_too_many_rounds_is_not_drawn(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_age_rounds=2)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age_rounds=2)) as pool:
         pool.add([shared(1)], now=0, first_round=3)
         pool.add([shared(2)], now=0, first_round=4)
         assert [ids(pool, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
 
 
 def test_groups_have_the_order_of_their_coming_when_they_are_read_again(path: Path, tmp_path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.add([shared(number, received=5) for number in (3, 4)], now=5, first_round=1)
         pool.add([shared(number, received=1) for number in (2, 1)], now=5, first_round=1)
         before = pool.candidates(5, 1)
         assert list(map(number_of, before)) == [3, 4, 1, 2]
         snapshot = pool.snapshot()
-    with ReplayBuffer(path, PoolConfig()) as pool, ReplayBuffer(tmp_path / "other", PoolConfig()) as other:
+    with ReplayBuffer(path, BufferConfig()) as pool, ReplayBuffer(tmp_path / "other", BufferConfig()) as other:
         assert pool.candidates(5, 1) == before
         other.restore(snapshot)
         assert other.candidates(5, 1) == before
 
 
 def test_all_that_a_peer_has_here_is_found_but_for_what_is_buried(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.add([shared(1, "a"), shared(2, "b", question=1), shared(3, "c"), shared(4, "b")], now=0, first_round=1)
         assert set(pool.signers) == {"a", "b", "c"}
         pool.bury([shared(4).id], 1)
@@ -234,7 +234,7 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
     steps: list[tuple[str, int, int]], max_age_rounds: int | None
 ) -> None:
     """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
-    bounds = PoolConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4)
+    bounds = BufferConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4)
     now, number, made = 0.0, 1, 0
     with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as pool:
         for step, which, ahead in steps:
@@ -269,21 +269,21 @@ def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: in
         db.execute("CREATE TABLE probes (round INTEGER, score REAL)")
         db.execute(f"PRAGMA user_version = {version}")
         db.commit()
-    with capture_logs() as said, ReplayBuffer(path, PoolConfig()) as pool:
+    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as pool:
         assert len(pool) == 0
         assert pool.add([shared(1)], now=0, first_round=1) == 1
         use(pool, 1, 1)
     assert [one["event"] for one in said] == ["the replay buffer of an earlier release is emptied"]
-    with capture_logs() as said, ReplayBuffer(path, PoolConfig()) as pool:
+    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as pool:
         assert len(pool) == 1 and ids(pool) == set()
-    with ReplayBuffer(path.with_name("new.sqlite"), PoolConfig()):
+    with ReplayBuffer(path.with_name("new.sqlite"), BufferConfig()):
         assert said == []
     with closing(sqlite3.connect(path)) as db:
         assert not db.execute("SELECT name FROM sqlite_master WHERE name = 'probes'").fetchall()
 
 
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.add([shared(1), shared(2)], now=0, first_round=1)
         use(pool, 1, 3)
         use(pool, 2, 4)
@@ -292,12 +292,12 @@ def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
 
 
 def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
         pool.add([shared(1, question=7), shared(2, question=7), shared(3)], now=0, first_round=1)
         pool.bury([shared(1).id, shared(9).id], 4)
         assert ids(pool) == {2, 3} and len(pool) == 2  # another group of its question may be drawn now
         assert shared(1).id in pool and pool.add([shared(1)], now=0, first_round=5) == 0
-    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
         assert ids(pool) == {2, 3} and len(pool) == 2
         pool.rewind(3)
         assert ids(pool) == {1, 3}  # the round that is done again draws the same, and finds out the same
@@ -307,7 +307,7 @@ def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> 
 
 
 def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig(max_age=10)) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
         pool.add([shared(1, received=0), shared(2, received=8)], now=8, first_round=1)
         assert ids(pool, now=11) == {2}
         pool.add([], now=11, first_round=1)
@@ -315,7 +315,7 @@ def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
 
 
 def test_one_peer_cannot_fill_the_pool(path: Path) -> None:
-    bounds = PoolConfig(max_groups=10)
+    bounds = BufferConfig(max_groups=10)
     with ReplayBuffer(path, bounds) as pool:
         pool.add([shared(n, "honest", received=n) for n in range(3)], now=0, first_round=1)
         pool.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0, first_round=1)
@@ -330,7 +330,7 @@ items = st.lists(
 @settings(max_examples=30, deadline=None)
 @given(st.lists(items, min_size=1, max_size=3), st.integers(1, 12))
 def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, str, int, int]]], most: int) -> None:
-    bounds = PoolConfig(max_groups=most, max_bytes=1 << 16, max_age=60)
+    bounds = BufferConfig(max_groups=most, max_bytes=1 << 16, max_age=60)
     path = Path(":memory:")
     with ReplayBuffer(path, bounds) as pool:
         for batch in batches:
@@ -348,10 +348,10 @@ def test_what_was_added_survives_kill_9(path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from node.config import PoolConfig
+from node.config import BufferConfig
 from node.rollouts.replay_buffer import ReplayBuffer
 from tests.unit.test_node_replay_buffer import shared, use
-pool = ReplayBuffer(Path({str(path)!r}), PoolConfig())
+pool = ReplayBuffer(Path({str(path)!r}), BufferConfig())
 pool.add([shared(n) for n in range(5)], now=0, first_round=1)
 use(pool, 3, 7)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -359,7 +359,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     root = Path(__file__).parents[2]
     ended = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=60, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert ids(pool) == {0, 1, 2, 4}
         pool.rewind(6)
         assert ids(pool) == {0, 1, 2, 3, 4}
@@ -370,17 +370,17 @@ def test_own_results_survive_a_restart_and_a_restore_and_those_of_rounds_that_ar
     path: Path, tmp_path: Path
 ) -> None:
     first, second = OwnResult("sums", None, 4.5, 0.25), OwnResult("bases", 3.0, 4.0, 1.0)
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert [*pool.record_own_results(1, [first])] == [first]
         assert [*pool.record_own_results(2, [second])] == [*pool.record_own_results(2, [second])] == [first, second]
         snapshot = pool.snapshot()
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         pool.rewind(1)
         assert [*pool.record_own_results(2, [])] == [first]
         assert [*pool.record_own_results(1 + KEPT, [second])] == [second]
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert [*pool.record_own_results(2 + KEPT, [])] == [second]
-    with ReplayBuffer(tmp_path / "other.sqlite", PoolConfig()) as pool:
+    with ReplayBuffer(tmp_path / "other.sqlite", BufferConfig()) as pool:
         pool.restore(snapshot)
         assert [*pool.record_own_results(3, [])] == [first, second]
         assert pool.own_results.reward("sums") == 0.25
@@ -410,7 +410,7 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
     def result(reward: float, task: str = "sums") -> OwnResult:
         return OwnResult(task, None, 1.0, reward)
 
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert pool.own_results.reward("sums") == 0
         for number in range(1, RECENT):
             pool.record_own_results(number, [result(1.0), result(0.5), result(0.0, "bases")])
@@ -424,12 +424,12 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
             RECENT + KEPT, []
         )  # results over `KEPT` rounds old are forgotten, even if there are few since
         assert pool.own_results.reward("sums") == 0.5
-    with ReplayBuffer(path, PoolConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as pool:
         assert pool.own_results.reward("sums") == 0.5
 
 
 def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path: Path) -> None:
-    with ReplayBuffer(path, PoolConfig()) as pool, ReplayBuffer(path, PoolConfig()) as other:
+    with ReplayBuffer(path, BufferConfig()) as pool, ReplayBuffer(path, BufferConfig()) as other:
         with pool.transaction():
             pool.add([shared(1)], 0.0, 1)
             use(pool, 1, 1)

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from node.config import PoolConfig
+from node.config import BufferConfig
 from node.rollouts import replay_buffer
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
@@ -92,7 +92,7 @@ class Buffer(RuleBasedStateMachine):
     def open(self, max_uses: int, max_groups: int, share: float, stay: int | None) -> None:
         self.max_uses = max_uses
         replay_buffer.MAX_PEER_SHARE = share
-        self.bounds = PoolConfig(max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES)
+        self.bounds = BufferConfig(max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES)
         self.pool = self.opened(self.folder / "pool.sqlite")
 
     def opened(self, path: Path) -> ReplayBuffer:
