@@ -258,7 +258,7 @@ class Core:
             return []
 
     def _subject(self, link: Link) -> str:
-        return subject_of(link, self.membership.proven_node(link))
+        return subject_of(link, self.membership.links.proven_node(link))
 
     def _offence(
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
@@ -287,9 +287,9 @@ class Core:
             if control is None:
                 return self._greeted(link, frame, now)
             if node is None and not (link.dialled and control.kind in BEFORE_HELLO):
-                if control.kind == Kind.ASK_MANIFEST and self.membership.proven_node(link) is not None:
+                if control.kind == Kind.ASK_MANIFEST and self.membership.links.proven_node(link) is not None:
                     return self._answer_manifest(link, now)  # it is admitted, and had no room
-                if not (control.kind == Kind.REVOCATIONS and self.membership.awaits_list(link)):
+                if not (control.kind == Kind.REVOCATIONS and self.membership.lists.awaits(link)):
                     if self._is_parting(link):
                         return []
                     raise MessageError("no_hello")
@@ -302,7 +302,7 @@ class Core:
 
     def _is_parting(self, link: Link) -> bool:
         """Tell whether what still comes over the link, without a hello, is nobody's fault."""
-        return self.membership.is_parting(link) or link in self._ended
+        return self.membership.links.is_parting(link) or link in self._ended
 
     def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
         """Tell whether bytes that claim to be this item are one that we have or decline, and counted as such.
@@ -322,7 +322,7 @@ class Core:
         """Part from whoever speaks another major version; its operator and ours are told once."""
         theirs = spoken_version(frame)
         self.admission.offence(OTHER_VERSION, None, now)
-        if theirs is None or self.membership.is_parting(link):
+        if theirs is None or self.membership.links.is_parting(link):
             return []
         news = self._misfits.get(link.key) is None and self._notices.take(1, now.steady)
         self._misfits.set(link.key, theirs)
@@ -394,7 +394,7 @@ class Core:
         return actions
 
     def _control(self, link: Link, node: NodeId | None, said: Control, now: Instant) -> list[CoreAction]:
-        sender = node or self.membership.proven_node(link) or NodeId(link.key.hex())
+        sender = node or self.membership.links.proven_node(link) or NodeId(link.key.hex())
         actions: list[CoreAction]
         match said.kind:
             case Kind.CHUNK:

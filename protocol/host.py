@@ -665,8 +665,8 @@ def describe_peers(core: Core, now: Instant) -> list[PeerInfo]:
             node,
             str(record.endpoints[0]) if record.endpoints else "",
             record.agent,
-            membership.state(node).name.lower(),
-            membership.rtt(node),
+            membership.detector.state(node).name.lower(),
+            membership.detector.rtt(node),
             now.steady - traffic.since,
             traffic.sent,
             traffic.received,
@@ -674,7 +674,7 @@ def describe_peers(core: Core, now: Instant) -> list[PeerInfo]:
         )
         for node in membership.peers
         if (traffic := core.traffic.get(node)) is not None
-        for record in [membership.live_record(node)]
+        for record in [membership.links.peers[node].record]
     ]
 
 

@@ -450,7 +450,7 @@ class Gossip:
             self._wants.late(outline.id, node)
             return []
         if not self._wants.outlined(node, outline, now.steady):
-            self._appetite.refund(1)
+            self._appetite.spend(-1)
             return [Blame(node, "no_room")]
         return self._ask_all(now)
 
@@ -459,7 +459,7 @@ class Gossip:
         match self._wants.chunk_arrived(node, chunk, now.steady):
             case Took.MISSIZED:
                 assert partial is not None
-                self._appetite.refund(1)
+                self._appetite.spend(-1)
                 return [Blame(partial.outline.signer, "malformed"), *self._ask_all(now)]
             case Took.FALSE:
                 return [Blame(node, "false_chunk"), *self._ask_all(now)]
@@ -621,7 +621,7 @@ class Gossip:
         return self._sent(self._wants.fill(node, now.steady))
 
     def _ask(self, now: Instant) -> list[GossipAction]:
-        self._appetite.refund(self._wants.take_failed())
+        self._appetite.spend(-self._wants.take_failed())
         beside = self._wants.due_beside(now.steady, self._appetite.level_beside(now)) if self._appetite.beside else []
         self._appetite.spend_beside(sum(len(want.parts) for _, want in beside))
         asked: list[GossipAction] = [Send(node, want) for node, want in beside]

@@ -25,6 +25,7 @@ import math
 from dataclasses import dataclass, replace
 
 from protocol.config import Instant
+from protocol.limits.rate_limits import TokenBucket
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 MEMORY_S = 60.0  # of the measured supply: several rounds of most nodes, as rounds come in bursts
@@ -36,6 +37,7 @@ RESERVE = 0.25  # of the burst, which pushes leave to what is asked for
 # probability of 60 %. They are a twentieth of the traffic at most.
 BESIDE = 1 / 8
 BESIDE_BURST = 8.0  # items: a few that came while nobody had room for them
+NO_BOUND = 1e9  # items a second: more than there can be
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +90,34 @@ class Appetite:
     def __init__(self, now: Instant) -> None:
         self.filter = Filter()
         self.told = False  # whether peers were ever told: without a word from us they offer everything
-        self._demand = math.inf
-        self.bounded = False  # whether there can be more than is wanted
-        self._level = math.inf
-        self._filled = now.steady
-        self._supply = Rate(now.steady)
         self.beside: frozenset[bytes] = frozenset()
-        self._level_beside = BESIDE_BURST
-        self._filled_beside = now.steady
+        self._supply = Rate(now.steady)
+        self._set_demand(NO_BOUND, now, NO_BOUND, BESIDE_BURST)
+
+    def _set_demand(self, demand: float, now: Instant, level: float, level_beside: float) -> None:
+        self._demand = demand
+        self._burst = max(MIN_BURST, BURST_S * demand) if demand > 0 else 0.0
+        self._all = TokenBucket(demand, self._burst, now.steady)
+        self._all.spend(self._burst - level)
+        self._apart = TokenBucket(BESIDE * demand, BESIDE_BURST, now.steady)
+        self._apart.spend(BESIDE_BURST - level_beside)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there can be more than is wanted."""
+        return self._demand < NO_BOUND
 
     def subscribe(
         self, topics: frozenset[bytes] | None, demand: float, now: Instant, beside: frozenset[bytes] = frozenset()
     ) -> bool:
         """Take the node's wish (more topics than a message holds are all topics); True if peers are to be told."""
-        self.level_beside(now)
         self.beside = beside
         before = self.filter
         if topics is not None and len(topics) > MAX_TOPICS:
             topics = None
-        level = self.level(now)
-        self._demand = max(0.0, demand)
-        self.bounded = not math.isinf(self._demand)
-        self._level = min(self._burst, level) if self.bounded else math.inf
+        demand = min(NO_BOUND, max(0.0, demand))
+        level = self.level(now) if demand < NO_BOUND else NO_BOUND
+        self._set_demand(demand, now, level, self.level_beside(now))
         self.filter = replace(self.filter, topics=topics)
         self._mind_pushes(now)
         news = not self.told or self.filter != before
@@ -122,52 +130,36 @@ class Appetite:
 
     def level(self, now: Instant) -> float:
         """Return how many items may be taken now."""
-        if self.bounded:
-            elapsed = max(0.0, now.steady - self._filled)
-            self._level = min(self._burst, self._level + elapsed * self._demand)
-        self._filled = now.steady
-        return self._level
+        return self._all.level(now.steady)
 
     def level_beside(self, now: Instant) -> float:
         """Return how many items of the topics beside the others may be taken now."""
-        elapsed = max(0.0, now.steady - self._filled_beside)
-        fresh = elapsed * BESIDE * self._demand if elapsed > 0 else 0.0
-        self._level_beside = min(BESIDE_BURST, self._level_beside + fresh)
-        self._filled_beside = now.steady
-        return self._level_beside
+        return self._apart.level(now.steady)
 
     def spend(self, count: int) -> None:
-        """Count items that were asked for."""
-        self._level -= count
+        """Count items that were asked for; less than 0: that many did not come."""
+        self._all.spend(count)
 
     def spend_beside(self, count: int) -> None:
         """Count those of the topics beside the others."""
-        self._level_beside -= count
+        self._apart.spend(count)
 
     def has_room(self, now: Instant) -> bool:
         """Tell whether pulls leave over room for an item that comes unasked."""
-        return not self.bounded or self.level(now) - 1 >= RESERVE * self._burst
+        return self.level(now) - 1 >= RESERVE * self._burst
 
     def take_push(self, now: Instant) -> bool:
         """Count an item that came unasked; False: it is more than pulls leave over."""
         if not self.has_room(now):
             return False
-        self._level -= 1
+        self.spend(1)
         return True
-
-    def refund(self, count: int) -> None:
-        """Take back what was spent on items that did not come."""
-        self._level = min(self._burst, self._level + count)
 
     def adjust(self, now: Instant) -> bool:
         """Fit the interest to what comes; True if peers are to be told."""
         before = self.filter
         self._mind_pushes(now)
         return self.filter != before
-
-    @property
-    def _burst(self) -> float:
-        return max(MIN_BURST, BURST_S * self._demand) if self._demand > 0 else 0.0
 
     def _mind_pushes(self, now: Instant) -> None:
         supply = self._supply.value(now.steady)

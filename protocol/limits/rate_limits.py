@@ -15,7 +15,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class TokenBucket:
-    """Allows `rate` units a second on average and `burst` at once."""
+    """Allows `rate` units a second on average and `burst` at once. `now` is a steady clock, in seconds."""
 
     __slots__ = ("_burst", "_level", "_rate", "_updated")
 
@@ -27,12 +27,20 @@ class TokenBucket:
 
     def take(self, amount: float, now: float) -> bool:
         """Take `amount` units if they are there; otherwise take none and return False."""
-        self._level = min(self._burst, self._level + max(0.0, now - self._updated) * self._rate)
-        self._updated = now
-        if amount > self._level:
+        if amount > self.level(now):
             return False
         self._level -= amount
         return True
+
+    def level(self, now: float) -> float:
+        """Return how many units are there."""
+        self._level = min(self._burst, self._level + max(0.0, now - self._updated) * self._rate)
+        self._updated = now
+        return self._level
+
+    def spend(self, amount: float) -> None:
+        """Take units, also such as are not there yet; less than 0 gives some back."""
+        self._level = min(self._burst, self._level - amount)
 
 
 class Allowance:

@@ -63,7 +63,6 @@ from protocol.membership.failure_detector import (
     Dead,
     Detector,
     DetectorAction,
-    State,
 )
 from protocol.membership.links import HELLO_RETRY_S, Links
 from protocol.membership.reachability import Reachability
@@ -97,7 +96,7 @@ def refuse_nobody(node: NodeId, now: Instant) -> bool:
 
 
 class Membership:
-    """See the module's comment.
+    """See the module's comment. Its parts are for reading.
 
     `book` may be filled before the first event with what was saved. `refuses` tells of a node
     whether it is graylisted just now.
@@ -110,15 +109,15 @@ class Membership:
         self._refuses = refuses
         self._own = setup.identity.node_id
         self._rng = rng
-        self._links = Links(self._own, setup.limits, setup.timing.rotate_interval, now.steady)
+        self.links = Links(self._own, setup.limits, setup.timing.rotate_interval, now.steady)
         # The live peer that holds a link's key, or None: asked for each frame that comes or goes.
-        self.live_node: Callable[[Link], NodeId | None] = self._links.live_node
-        self._detector = Detector(setup.timing, rng)
-        self.reachability = Reachability(self._links, rng, now)
+        self.live_node: Callable[[Link], NodeId | None] = self.links.live_node
+        self.detector = Detector(setup.timing, rng)
+        self.reachability = Reachability(self.links, rng, now)
         self.book = book
-        self.directory = Directory(setup, book, self._links, rng, now)
-        self._dialing = Dialing(setup, book, self.directory, self._links, refuses, rng, now)
-        self._lists = RevocationExchange(setup.gate)
+        self.directory = Directory(setup, book, self.links, rng, now)
+        self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
+        self.lists = RevocationExchange(setup.gate)
         self._next_review = now.steady
         self._next_eviction = now.steady
         self.deaths = 0  # peers dropped for silence
@@ -132,7 +131,7 @@ class Membership:
     @property
     def peers(self) -> list[NodeId]:
         """The live peers, in the order they came."""
-        return list(self._links.peers)
+        return list(self.links.peers)
 
     @property
     def saved_records(self) -> list[PeerRecord]:
@@ -140,7 +139,7 @@ class Membership:
 
         First are the peers that we dialled, and then those who dialled us: a person may be told of these.
         """
-        ranks = {node: not peer.link.dialled for node, peer in self._links.peers.items()}
+        ranks = {node: not peer.link.dialled for node, peer in self.links.peers.items()}
         known = sorted(self.book.dialable_records(), key=lambda record: ranks.get(record.node_id, 2))
         return [*known, *self._dialing.feelers.records]
 
@@ -148,44 +147,19 @@ class Membership:
         """Take in, before the first event, those of the saved records that have expired since."""
         self._dialing.feelers.lapse(Acquaintance(record, saved_scope(record)) for record in expired)
 
-    @property
-    def suspects(self) -> list[NodeId]:
-        """The live peers that do not answer."""
-        return self._detector.suspects
-
-    def live_record(self, node: NodeId) -> PeerRecord:
-        """Return the record of a live peer."""
-        return self._links.peers[node].record
-
-    def state(self, node: NodeId) -> State:
-        """Return what the detector thinks of a live peer."""
-        return self._detector.state(node)
-
-    def rtt(self, node: NodeId) -> float | None:
-        """Return a live peer's last round trip in seconds, if one was measured."""
-        return self._detector.rtt(node)
-
     def link_of(self, node: NodeId) -> Link | None:
         """Return the link to send to a live peer on."""
-        peer = self._links.peers.get(node)
+        peer = self.links.peers.get(node)
         return peer.link if peer else None
-
-    def proven_node(self, link: Link) -> NodeId | None:
-        """Return who once bound the link's key to its id by a signed record, live or not."""
-        return self._links.proven_node(link)
 
     def voice_of(self, link: Link, node: NodeId) -> str:
         """Return as whom a node at the other end of a link counts."""
-        host = self._links.host_of(link)
+        host = self.links.host_of(link)
         return counts_as(netgroup(host), host, node)
-
-    def is_parting(self, link: Link) -> bool:
-        """Tell whether the link is about to be closed with a goodbye: what still comes is nobody's fault."""
-        return self._links.is_parting(link)
 
     def heard(self, node: NodeId, now: Instant) -> None:
         """Note that a live peer said something."""
-        self._detector.heard(node, now.steady)
+        self.detector.heard(node, now.steady)
 
     def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:  # noqa: C901  # an arm an event
         """Advance by one event.
@@ -198,18 +172,18 @@ class Membership:
             case Opened(link, host):
                 return self._opened(link, now, host)
             case Accepted(link, host):
-                self._links.accepted(link, host)
+                self.links.accepted(link, host)
                 return []
             case Closed(link):
                 return self._closed(link, now)
             case Message():
                 return self._message(event, now)
             case TurnedAway(link):
-                if (attempt := self._links.attempts.get(link)) is not None:
+                if (attempt := self.links.attempts.get(link)) is not None:
                     self.refusals.by(str(attempt.contact.address.endpoint), GRAYLISTED, now)
                 return []
             case Expel(node):
-                return self._leave(node, GRAYLISTED, now) if node in self._links.peers else []
+                return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
             case Misfit():
                 return self._misfit(event, now)
             case Moved() | PortMapped() | Neighbour():
@@ -226,7 +200,7 @@ class Membership:
         match event:
             case Moved(endpoints, services):
                 self.directory.move(endpoints, services, now)
-                return self.directory.announce(self._links.peers.values())
+                return self.directory.announce(self.links.peers.values())
             case PortMapped(external):
                 self.reachability.mapped(external, now)
                 return []
@@ -246,10 +220,10 @@ class Membership:
             case Kind.GOODBYE:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.ASK_REVOCATIONS:
-                return [*self._lists.answer(message, now)]
+                return [*self.lists.answer(message, now)]
             case Kind.REVOCATIONS:
                 return self._list_brought(message, now)
-        return self._peers_message(link, sender, message.kind, body, now) if sender in self._links.peers else []
+        return self._peers_message(link, sender, message.kind, body, now) if sender in self.links.peers else []
 
     def _peers_message(
         self, link: Link, sender: NodeId, kind: int, body: bytes, now: Instant
@@ -258,7 +232,7 @@ class Membership:
             case Kind.PING:
                 return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG:
-                self._detector.pong(sender, Ping.decode(body).token, now.steady)
+                self.detector.pong(sender, Ping.decode(body).token, now.steady)
             case Kind.DIAL_BACK:
                 return self.reachability.asked(sender, DialBack.decode(body), now)
             case Kind.DIALLED_BACK:
@@ -268,33 +242,33 @@ class Membership:
         return []
 
     def _may_say(self, message: Message) -> bool:
-        is_awaited = message.kind == Kind.REVOCATIONS and self._lists.awaits(message.link)
-        return is_awaited or message.kind in BEFORE_HELLO or message.sender in self._links.peers
+        is_awaited = message.kind == Kind.REVOCATIONS and self.lists.awaits(message.link)
+        return is_awaited or message.kind in BEFORE_HELLO or message.sender in self.links.peers
 
     # Links
 
     def _opened(self, link: Link, now: Instant, host: str = "") -> list[MembershipAction]:
         if (answer := self.reachability.opened(link)) is not None:
             return answer
-        attempt = self._links.attempts.get(link)
+        attempt = self.links.attempts.get(link)
         if attempt is None:
             return [HangUp(link)]
         is_seed = any(seed.key == link.key for seed in self.book.seeds)
-        if host and not self._links.answered(attempt, host) and not is_seed:
+        if host and not self.links.answered(attempt, host) and not is_seed:
             return [HangUp(link), *self._closed(link, now)]
         attempt.greeted = now.steady
-        needy = self._links.lacks_chosen if self.directory.record.endpoints else not self._links.peers
+        needy = self.links.lacks_chosen if self.directory.record.endpoints else not self.links.peers
         return [Send(link, self._greeting(link, needy=needy))]
 
     def _greeting(self, link: Link, *, needy: bool = False) -> Hello:
-        own = self.directory.record_for(self._links.scope_of(link))
+        own = self.directory.record_for(self.links.scope_of(link))
         return Hello(own.encoded, needy, self._setup.gate.revision)
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
         if (answer := self.reachability.closed(link)) is not None:
             return answer
-        self._lists.forget(link)
-        lost = self._links.closed(link)
+        self.lists.forget(link)
+        lost = self.links.closed(link)
         if lost.attempt is not None:
             lost.attempt.contact.failed(now, self._rng)
         if lost.switched is not None:
@@ -312,26 +286,26 @@ class Membership:
         record, gate = self.directory.read(hello.record, now), self._setup.gate
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
-        if self._links.live_node(link) not in (None, sender):
+        if self.links.live_node(link) not in (None, sender):
             raise RecordError("impostor", "the link's key is another live peer's")
-        if sender == self._own or not self._links.expects(link):
+        if sender == self._own or not self.links.expects(link):
             return [HangUp(link), *self._closed(link, now)]
         if self._refuses(sender, now):
-            self._links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
+            self.links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
             self.refusals.of(sender, GRAYLISTED, now)
-            dropped = self._drop(sender) if sender in self._links.peers else []
+            dropped = self._drop(sender) if sender in self.links.peers else []
             return [*dropped, *self._refuse(link, GRAYLISTED, now)]
         reason = gate.admits(record, now)
         if not reason:
             return self._take_in(link, record, hello, now)
         if reason == NOT_KEPT:
             return []
-        may_ask = hello.revision > gate.revision and not self._lists.awaits(link)
+        may_ask = hello.revision > gate.revision and not self.lists.awaits(link)
         # To ask is an answer, and whoever was answered keeps its connection: therefore only for so long.
-        if may_ask and (link.dialled or self._links.part(link, now.steady, LIST_WAIT_S)):
-            return [self._lists.ask_first(link)]
+        if may_ask and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
+            return [self.lists.ask_first(link)]
         self.refusals.of(sender, reason, now)
-        peer = self._links.peers.get(sender)
+        peer = self.links.peers.get(sender)
         left = self._leave(sender, reason, now) if peer is not None else []
         is_told = peer is not None and link in (peer.link, peer.spare)
         return left if is_told else [*left, *self._refuse(link, reason, now)]
@@ -340,43 +314,43 @@ class Membership:
         """Make an admitted node a live peer, if there is room or room is made for it."""
         sender = record.node_id
         actions: list[MembershipAction] = []
-        known = self._links.peers.get(sender)
+        known = self.links.peers.get(sender)
         if known is not None and link in (known.link, known.spare) and now.steady < known.met + LEAST_HELLO_PAUSE_S:
             raise MessageError("too_many_hellos")  # also of a restarted process, which says it again
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
-        group = self._links.group_of(link, record)
+        group = self.links.group_of(link, record)
         if known is None and not link.dialled:
             evicted = self._room_for(link, record, group, now, needy=hello.needy)
             if evicted is None:
-                self._links.prove(link, sender)
-                others = Send(link, self.directory.sample(sender, self._links.scope_of(link), REFERRALS))
+                self.links.prove(link, sender)
+                others = Send(link, self.directory.sample(sender, self.links.scope_of(link), REFERRALS))
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
-        if known is None and link.dialled and self._links.is_full:
-            actions += self._leave(self._links.replaceable(self._rng), "rotated", now)
+        if known is None and link.dialled and self.links.is_full:
+            actions += self._leave(self.links.replaceable(self._rng), "rotated", now)
         actions += self._welcome(link, record, now, needy=hello.needy)
         newest = self.book.get(sender)
         if newest is not None and newest.replaces(record):
             actions.append(Send(link, Peers((newest.encoded,))))  # it has a twin, or its clock was set back
-        return [*actions, self._lists.ask(link)] if hello.revision > self._setup.gate.revision else actions
+        return [*actions, self.lists.ask(link)] if hello.revision > self._setup.gate.revision else actions
 
     def _welcome(self, link: Link, record: PeerRecord, now: Instant, *, needy: bool) -> list[MembershipAction]:
         node = record.node_id
         actions: list[MembershipAction] = []
         if not link.dialled:
             actions.append(Send(link, self._greeting(link)))
-        is_new = node not in self._links.peers
+        is_new = node not in self.links.peers
         self._dialing.feelers.met(node)
-        attempt = self._links.attempts.get(link)
-        is_up = self._links.settle(node, record, link, now.steady, needy=needy)
-        peer = self._links.peers[node]
+        attempt = self.links.attempts.get(link)
+        is_up = self.links.settle(node, record, link, now.steady, needy=needy)
+        peer = self.links.peers[node]
         if is_up:
-            self._detector.up(node, now.steady)
+            self.detector.up(node, now.steady)
             actions += [PeerUp(node), Send(link, self.directory.sample(node, peer.scope))]
         self.book.add(record, peer.host, peer.scope)
-        self.book.trim(self._links.peers, self._rng)
+        self.book.trim(self.links.peers, self._rng)
         if is_new:
             actions += self.directory.introduce(record)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
@@ -391,31 +365,31 @@ class Membership:
 
     def _refuse(self, link: Link, reason: str, now: Instant) -> list[MembershipAction]:
         """Say why the link is of no use, and close it once that has arrived."""
-        attempt = self._links.attempts.pop(link, None)
+        attempt = self.links.attempts.pop(link, None)
         if attempt is not None:
             attempt.contact.busy(now, self._rng)
         goodbye = Send(link, Goodbye(reason))
-        return [goodbye] if self._links.part(link, now.steady) else [goodbye, HangUp(link)]
+        return [goodbye] if self.links.part(link, now.steady) else [goodbye, HangUp(link)]
 
     def _room_for(
         self, link: Link, record: PeerRecord, group: str, now: Instant, *, needy: bool
     ) -> list[MembershipAction] | None:
         """Return what is done so that who dialled us has a place, nothing if it has one; None: it gets none."""
-        host = self._links.host_of(link)
+        host = self.links.host_of(link)
         if record.endpoints:
-            if self._links.has_room(group):
+            if self.links.has_room(group):
                 return []
-            makes_room = needy and not self._links.is_full_of(group)
+            makes_room = needy and not self.links.is_full_of(group)
             return self._make_room(counts_as(group, host, link.key.hex()), now) if makes_room else None
-        if self._links.has_room_for_a_home():
+        if self.links.has_room_for_a_home():
             return []
-        node = self._links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
+        node = self.links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
         return self._leave(node, "evicted", now) if node is not None else None
 
     def _make_room(self, caller: str, now: Instant) -> list[MembershipAction] | None:
         if now.steady < self._next_eviction:
             return None
-        node = self._links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
+        node = self.links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
         if node is None:
             return None
         self._next_eviction = now.steady + EVICT_INTERVAL_S
@@ -423,13 +397,13 @@ class Membership:
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
         """End a good link with a goodbye, and with records of others to turn to unless it is its own fault."""
-        sample = self.directory.sample(node, self._links.peers[node].scope)
+        sample = self.directory.sample(node, self.links.peers[node].scope)
         contact = self.book.contact(node)
         if contact is not None:
             contact.busy(now, self._rng)
-        self._detector.down(node)
+        self.detector.down(node)
         actions = self.reachability.gone(node)
-        links = self._links.drop(node)
+        links = self.links.drop(node)
         if reason in NO_ROOM:
             actions.append(Send(links[0], sample))
         for link in links:
@@ -437,8 +411,8 @@ class Membership:
         return [*actions, PeerDown(node)]
 
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
-        attempt = self._links.attempts.pop(link, None)
-        node = self._links.live_node(link)
+        attempt = self.links.attempts.pop(link, None)
+        node = self.links.live_node(link)
         if goodbye.reason == "full" and attempt is not None:
             self.refusals.full = str(attempt.contact.address.endpoint)
         if goodbye.reason not in NO_ROOM:
@@ -463,22 +437,22 @@ class Membership:
         return self._drop(node)
 
     def _drop(self, node: NodeId) -> list[MembershipAction]:
-        self._detector.down(node)
-        return [*self.reachability.gone(node), *(HangUp(link) for link in self._links.drop(node)), PeerDown(node)]
+        self.detector.down(node)
+        return [*self.reachability.gone(node), *(HangUp(link) for link in self.links.drop(node)), PeerDown(node)]
 
     # Records
 
     def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
-        if sender not in self._links.peers:
-            if self._links.is_parting(link):
+        if sender not in self.links.peers:
+            if self.links.is_parting(link):
                 return []  # both left at once: what still comes is nobody's fault
-            attempt = self._links.attempts.get(link)
+            attempt = self.links.attempts.get(link)
             if attempt is None or attempt.told:
                 raise MessageError("too_many_records")
             attempt.told = True
             voice = counts_as(attempt.group, attempt.host, sender)
-            return self._learn(sender, voice, self._links.scope_of(link), peers, now)
-        peer = self._links.peers[sender]
+            return self._learn(sender, voice, self.links.scope_of(link), peers, now)
+        peer = self.links.peers[sender]
         return self._learn(sender, peer.voice, peer.scope, peers, now)
 
     def _learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[MembershipAction]:
@@ -491,28 +465,24 @@ class Membership:
             match action:
                 case Send(node, message):
                     assert isinstance(node, str)
-                    actions.append(Send(self._links.peers[node].link, message))
+                    actions.append(Send(self.links.peers[node].link, message))
                 case Dead(node):
                     self.deaths += 1
-                    if not self._links.peers[node].record.endpoints:
+                    if not self.links.peers[node].record.endpoints:
                         self.book.forget([node])  # nobody can try it: if it lives it calls
                     actions += self._lose(node, now)
         return actions
 
     # The revocation list
 
-    def awaits_list(self, link: Link) -> bool:
-        """Tell whether who is not yet a peer may send a revocation list over this link."""
-        return self._lists.awaits(link)
-
     def _list_brought(self, message: Message, now: Instant) -> list[MembershipAction]:
-        encoded = self._lists.take(message, now)
+        encoded = self.lists.take(message, now)
         return self._obey(encoded, message.sender, now) if encoded else []
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
         if not self._setup.gate.obey(encoded):
             return []
-        actions = self._links.tell_all(Revocations(encoded), but=teller)
+        actions = self.links.tell_all(Revocations(encoded), but=teller)
         actions += self._review(now)
         is_out = [
             record.node_id
@@ -527,19 +497,19 @@ class Membership:
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
         is_large = self.book.has_more_prospects_than(self._setup.limits.max_peers)
-        self._links.swarm_found(now.steady, is_large=is_large)
-        actions: list[MembershipAction] = [HangUp(link) for link in self._links.due(now.steady)]
-        for link, attempt in self._links.late(now.steady):
+        self.links.swarm_found(now.steady, is_large=is_large)
+        actions: list[MembershipAction] = [HangUp(link) for link in self.links.due(now.steady)]
+        for link, attempt in self.links.late(now.steady):
             attempt.contact.failed(now, self._rng)
             actions.append(HangUp(link))
-        for link, attempt in list(self._links.attempts.items()):
+        for link, attempt in list(self.links.attempts.items()):
             if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
                 actions += self._opened(link, now)
-        actions += self._carry_out(self._detector.tick(now.steady), now)
+        actions += self._carry_out(self.detector.tick(now.steady), now)
         actions += self._dismiss(now)
         actions += self.reachability.tick(self.directory.given, now)
         if self.directory.correct(self.reachability.reachable(self.directory.given), now):
-            actions += self.directory.announce(self._links.peers.values())
+            actions += self.directory.announce(self.links.peers.values())
         self._dialing.feelers.lapse(self.book.take_lapsed())
         actions += self.directory.exchange(now)
         if (node := self._dialing.replaceable(now)) is not None:
@@ -555,7 +525,7 @@ class Membership:
 
     def _review(self, now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
-        for node, peer in list(self._links.peers.items()):
+        for node, peer in list(self.links.peers.items()):
             reason = self._setup.gate.admits(peer.record, now)
             if reason not in ("", NOT_KEPT):
                 self.refusals.of(node, reason, now)

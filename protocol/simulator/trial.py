@@ -284,7 +284,7 @@ class Trial:
         return sum(
             node_id in self.dead
             for node in self.honest
-            for node_id in (*node.core.membership.peers, *node.core.membership.suspects)
+            for node_id in (*node.core.membership.peers, *node.core.membership.detector.suspects)
         )
 
     def declared_dead(self) -> int:

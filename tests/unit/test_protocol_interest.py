@@ -5,7 +5,7 @@ import math
 import pytest
 
 from protocol.config import Instant
-from protocol.gossip.subscriptions import FIRST_S, MIN_BURST, RESERVE, Appetite, Filter, Rate
+from protocol.gossip.subscriptions import FIRST_S, MIN_BURST, NO_BOUND, RESERVE, Appetite, Filter, Rate
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 UNIX = 1_700_000_000.0
@@ -54,7 +54,7 @@ def test_a_rate_is_known_within_seconds_and_a_burst_at_the_start_is_none() -> No
 
 def test_demand_is_kept_on_average_with_a_burst() -> None:
     appetite = Appetite(at(0))
-    assert appetite.level(at(0)) == math.inf
+    assert appetite.level(at(0)) == NO_BOUND
     appetite.subscribe(None, 10.0, at(0))
     taken = 0
     for second in range(100):
@@ -62,12 +62,12 @@ def test_demand_is_kept_on_average_with_a_burst() -> None:
         appetite.spend(level)
         taken += level
     assert taken == MIN_BURST + 99 * 10
-    appetite.refund(7)
+    appetite.spend(-7)
     assert int(appetite.level(at(99))) == 7
     appetite.subscribe(None, 5.0, at(99))  # saying it again fills nothing up
     assert int(appetite.level(at(99))) == 7 and int(appetite.level(at(100))) == 12
     appetite.subscribe(None, math.inf, at(100))
-    assert appetite.level(at(100)) == math.inf
+    assert appetite.level(at(100)) == NO_BOUND
 
 
 def test_what_comes_unasked_takes_what_pulls_leave_over() -> None:

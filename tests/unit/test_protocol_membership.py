@@ -266,7 +266,7 @@ def test_a_silent_peer_is_pinged_suspected_and_dropped_in_time() -> None:
     assert not told(run(core, 0, LAN.probe_interval - 1), Kind.PING)
     assert told(run(core, LAN.probe_interval - 1, LAN.probe_interval + 0.5), Kind.PING) == [link]
     actions = run(core, LAN.probe_interval + 0.5, LAN.death_bound - 2)
-    assert core.suspects == [HIGH.node_id] and PeerDown(HIGH.node_id) not in actions
+    assert core.detector.suspects == [HIGH.node_id] and PeerDown(HIGH.node_id) not in actions
     assert PeerDown(HIGH.node_id) in run(core, LAN.death_bound - 2, LAN.death_bound + 2 * TICK_S)
     assert core.peers == [] and core.deaths == 1
 
@@ -276,7 +276,7 @@ def test_a_suspect_that_says_anything_is_cleared() -> None:
     join(core, HIGH)
     run(core, 0, LAN.death_bound - 5)
     core.heard(HIGH.node_id, at(LAN.death_bound - 5))
-    assert core.suspects == []
+    assert core.detector.suspects == []
     assert PeerDown(HIGH.node_id) not in run(core, LAN.death_bound - 5, 2 * LAN.death_bound - 10)
 
 
@@ -535,7 +535,7 @@ def test_a_live_peer_that_greets_again_with_a_record_that_is_not_admitted_is_par
     again = core.handle(hello(LOW, dialled=dialled, start=2), at(5))
     assert told(again, Kind.GOODBYE) == [link] and PeerDown(LOW.node_id) in again
     assert core.peers == [] and core.link_of(LOW.node_id) is None
-    assert HangUp(link) not in again and core.is_parting(link)  # it is closed when the goodbye has arrived
+    assert HangUp(link) not in again and core.links.is_parting(link)  # it is closed when the goodbye has arrived
 
 
 def test_a_hello_is_not_answered_until_its_use_of_an_invite_is_on_disk() -> None:
@@ -626,11 +626,11 @@ def test_nodes_that_cannot_be_dialled_make_a_swarm_neither_small_nor_large() -> 
     for identity in OTHERS[4:]:
         core.book.add(record(identity, dialable=False))
     assert sum(isinstance(action, Dial) for action in core.handle(Tick(), at(0))) == 0
-    assert core._links.is_mesh and core._links.room == 16
+    assert core.links.is_mesh and core.links.room == 16
     for identity in OTHERS[4:20]:
         core.book.add(record(identity, start=2))
     core.handle(Tick(), at(TICK_S))
-    assert not core._links.is_mesh and core._links.room == 12
+    assert not core.links.is_mesh and core.links.room == 12
 
 
 def test_who_comes_and_goes_does_not_make_links_come_and_go() -> None:
@@ -639,8 +639,8 @@ def test_who_comes_and_goes_does_not_make_links_come_and_go() -> None:
         core.book.add(record(identity))
 
     def is_mesh(now: float) -> bool:
-        core._links.swarm_found(now, is_large=core.book.has_more_prospects_than(16))
-        return core._links.is_mesh
+        core.links.swarm_found(now, is_large=core.book.has_more_prospects_than(16))
+        return core.links.is_mesh
 
     assert is_mesh(0)
     for now in range(1, 2 * int(LAN.rotate_interval)):
@@ -657,8 +657,8 @@ def test_however_few_links_a_node_may_have_it_takes_somebody_in_and_looks_for_so
     for identity in OTHERS[:20]:
         core.book.add(record(identity))
     dialled = [action for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
-    assert not core._links.is_mesh and 1 <= len(dialled) <= most
-    assert core._links.room - core._links._reserve >= min(1, most - 1)  # what is left for whoever dials us
+    assert not core.links.is_mesh and 1 <= len(dialled) <= most
+    assert core.links.room - core.links._reserve >= min(1, most - 1)  # what is left for whoever dials us
 
 
 def test_a_digest_is_answered_with_what_it_lacks_and_not_too_often() -> None:

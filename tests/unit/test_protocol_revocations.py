@@ -275,7 +275,7 @@ def test_a_guest_of_an_owner_whom_we_do_not_know_shows_us_that_it_is_one() -> No
     handed_over = signed(owners=(SECOND,))
     actions = greet(core, GUEST, pass_by(SECOND), handed_over.revision)
     assert told(actions, Kind.ASK_REVOCATIONS) == [link(GUEST)] and not told(actions, Kind.GOODBYE)
-    assert core.awaits_list(link(GUEST))
+    assert core.lists.awaits(link(GUEST))
     say(core, GUEST, Kind.REVOCATIONS, Revocations(handed_over.encoded).encode())
     assert PeerUp(GUEST.node_id) in greet(core, GUEST, pass_by(SECOND), handed_over.revision)
     later = Instant(NOW.steady + LIST_WAIT_S, NOW.unix)
