@@ -1,7 +1,7 @@
-"""`gossamer swarm`: N real nodes on this machine."""
+"""`gossamer swarm`: N real nodes on this machine, or on a cluster."""
 
 import datetime
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,16 +22,17 @@ from node.cli.options import (
     command_began,
     warn,
 )
-from node.config import parse_config
+from node.config import NodeConfig, parse_config
 from node.errors import UserError, for_shell
 from node.operations.config_text import to_toml
 from node.operations.given import check_tasks, tasks_given
-from node.operations.preflight import check_first, check_size
+from node.operations.preflight import check_first, check_place, check_size
 from node.operations.presets import with_preset
 from node.operations.settling import asked
 
 if TYPE_CHECKING:
     from node.fleet.local_swarm import Outcome, Plan, Show
+    from node.fleet.on_ray import RaySwarm
     from node.telemetry.summary import Summary
 
 Nodes = Annotated[int, typer.Option("-n", "--nodes", min=1, max=1024, help="Number of nodes.")]
@@ -48,6 +49,14 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Run folder; one that holds the same run goes on.  [default: runs/TIME]", show_default=False),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray[=ADDRESS]",
+        help="Run the nodes on a Ray cluster: the one that this machine belongs to, or the one at ADDRESS.",
+        show_default=False,
+    ),
+]
 NoTable = Annotated[bool, typer.Option("--no-table", help="Print plain lines instead of the live table.")]
 
 
@@ -63,12 +72,13 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     settings: Settings = None,
     preset: Preset = None,
     seed: Seed = None,
+    on: On = None,
     no_table: NoTable = False,
     dry_run: DryRun = False,
     every_key: EveryKey = False,
     debug: Debug = False,
 ) -> int:
-    """Run N nodes on this machine, and leave a report.
+    """Run N nodes on this machine, or on a cluster, and leave a report.
 
     They train until their last round or Ctrl-C. The first Ctrl-C lets every node finish its round and
     save a checkpoint; the
@@ -77,6 +87,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     \b
     Example:
       gossamer swarm examples/demo.toml -n 8 --rounds 300 --out runs/a --set sampling.external=2 --seed 1
+      gossamer swarm examples/demo.toml -n 32 --on ray=head.example:6379
     """
     tasks = tasks_given(task, reward, data) or None
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
@@ -85,39 +96,58 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":
         raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")
-    if not dry_run:
-        check_first(given, out or Path())
-    settled, reasons = with_preset(given, nodes)
-    warn(settled)
-    if dry_run:
-        print(to_toml(settled, reasons, every_key=every_key), end="")
-        return 0
-
-    from rich.console import Console
-
-    from node.fleet.live_table import live_table, progress_lines
-    from node.fleet.local_swarm import gpus_of, make_folders, make_plan, node_folders, run_swarm
-    from node.fleet.swarm_page import swarm_page
-
-    check_size(settled)
     began = command_began()
-    plan = make_plan(out or _new_folder(), nodes, settled)
-    make_folders(plan)
-    console = Console()
-    if line := gpus_of(plan):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    display = live_table if console.is_terminal and not no_table else progress_lines
     with ExitStack() as stack:
+        cluster = stack.enter_context(_cluster(on, given, nodes, out or Path(), debug=debug)) if on else None
+        if cluster is None and not dry_run:
+            check_first(given, out or Path())
+        settled, reasons = (cluster.config, cluster.reasons) if cluster else with_preset(given, nodes)
+        warn(settled)
+        if dry_run:
+            print(to_toml(settled, reasons, every_key=every_key), end="")
+            return 0
+
+        from rich.console import Console
+
+        from node.fleet.live_table import live_table, progress_lines
+        from node.fleet.local_swarm import gpus_of, make_folders, make_plan, node_folders, run_swarm
+        from node.fleet.swarm_page import swarm_page
+        from node.telemetry.status_server import ask
+
+        if cluster is None:
+            check_size(settled)
+        plan = make_plan(out or _new_folder(), nodes, settled)
+        make_folders(plan)
+        console = Console()
+        if line := cluster.line if cluster else gpus_of(plan):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        display = live_table if console.is_terminal and not no_table else progress_lines
         watchers: list[Show] = []
         if settled.observe.enabled:
-            served, news = stack.enter_context(swarm_page(settled.observe, plan.out, node_folders(plan)))
+            asks = cluster.ask if cluster else ask
+            served, news = stack.enter_context(swarm_page(settled.observe, plan.out, node_folders(plan), asks))
             console.print(f"dashboard: {served.link}", highlight=False, markup=False, soft_wrap=True)
             watchers.append(news)
         watchers.append(stack.enter_context(display(console)))
-        outcome = run_swarm(plan, lambda nodes: [watch(nodes) for watch in watchers], started=began, debug=debug)
+        outcome = run_swarm(
+            plan,
+            lambda nodes: [watch(nodes) for watch in watchers],
+            started=began,
+            debug=debug,
+            machines=cluster.machines if cluster else None,
+        )
     for line in closing_lines(plan, outcome):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return exit_status(outcome)
+
+
+def _cluster(on: str, given: NodeConfig, nodes: int, out: Path, *, debug: bool) -> AbstractContextManager["RaySwarm"]:
+    """Return the nodes of a run on a cluster, of which this machine has the folder and the page."""
+    check_place(given, out)
+
+    from node.fleet.on_ray import ray_swarm
+
+    return ray_swarm(on, given, nodes, debug=debug)
 
 
 def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:

@@ -24,6 +24,7 @@ from node.fleet.supervisor import (
     RESTART_DELAY,
     Away,
     NodeProcess,
+    Start,
     State,
     Supervisor,
     ask_to_save,
@@ -83,6 +84,14 @@ class Plan(NamedTuple):
                 return part.config
             index -= part.nodes
         return self.config
+
+
+class Machines(NamedTuple):
+    """Where the nodes of a run are started: how many processors there are, by what, and how soon after a death."""
+
+    cores: int
+    start: Start
+    restart_delay: float  # seconds before the first restart
 
 
 class Outcome(NamedTuple):
@@ -199,7 +208,7 @@ def gpus_of(plan: Plan) -> str:
     return f"{line} (nodes on one GPU take turns at it; presets give each 1/{most} of its memory)"
 
 
-def run_swarm(
+def run_swarm(  # noqa: PLR0913  # each is one thing that the laboratory, a cluster or tests have otherwise
     plan: Plan,
     show: Show,
     *,
@@ -208,6 +217,7 @@ def run_swarm(
     target: Target = run_real_node,
     preload: Sequence[str] = HEAVY,
     restart_delay: float = RESTART_DELAY,
+    machines: Machines | None = None,
     away: Away = nobody,
 ) -> Outcome:
     """Run `plan` to its end, or until a signal to stop; leave summary and report. SIGUSR1 is passed on to the nodes.
@@ -220,27 +230,32 @@ def run_swarm(
         target: what a node process runs.
         preload: modules that the fork server imports once for all nodes.
         restart_delay: seconds before the first restart of a node that died.
+        machines: where nodes are started; None for processes of this machine, as the three above say.
         away: asked at every look at the nodes for the names of those that are to be away: killed, and started later.
     """
     children: list[NodeProcess] = []
     with stop_signals() as received, save_signal(lambda: ask_to_save(children)):
-        context = start_server(preload)
-        cores = usable_cores()
+        where = machines or _this_machine(target, preload, restart_delay, debug=debug)
         make_folders(plan)
         children += [
-            NodeProcess.create(folder, node_config(plan, index, cores), gpu_of(plan, index))
+            NodeProcess.create(folder, node_config(plan, index, where.cores), {} if machines else gpu_of(plan, index))
             for index, folder in enumerate(node_folders(plan).values())
         ]
         record_plan(plan)
-
-        def start(config: NodeConfig, folder: Path, environment: Mapping[str, str]) -> Started:
-            return start_child(context, target, config, folder, environment=environment, debug=debug)
-
-        supervise(Supervisor(start, restart_delay, away), children, lambda: len(received), show)
+        supervise(Supervisor(where.start, where.restart_delay, away), children, lambda: len(received), show)
         _raise_common_error(children)
         summary = write_run_summary(plan, started)
         write_report(plan.out)
         return Outcome(summary, children, received[0] if received else 0)
+
+
+def _this_machine(target: Target, preload: Sequence[str], restart_delay: float, *, debug: bool) -> Machines:
+    context = start_server(preload)
+
+    def start(config: NodeConfig, folder: Path, environment: Mapping[str, str]) -> Started:
+        return start_child(context, target, config, folder, environment=environment, debug=debug)
+
+    return Machines(usable_cores(), start, restart_delay)
 
 
 def write_run_summary(plan: Plan, started: float, **also: object) -> Summary:

@@ -73,6 +73,14 @@ def packed_files(settings: Sequence[Mapping[str, Any]], name: str) -> dict[str, 
     return {path: packed(Path(path)) for path in paths}
 
 
+def unpack_files(files: Mapping[str, bytes], folder: Path) -> dict[str, Path]:
+    """Unpack what `packed_files` returned into new folders in `folder`; return where each path is now."""
+    return {
+        path: unpack(data, folder / f"files{number}") / Path(path).name
+        for number, (path, data) in enumerate(files.items())
+    }
+
+
 def relocated(settings: Any, places: Mapping[str, Path]) -> Any:
     """Return settings in which each path of `places` is replaced by where it is now."""
     if isinstance(settings, Mapping):

@@ -1,4 +1,4 @@
-"""The page of a swarm on this machine: all its nodes' states at once, as their supervisor sees them.
+"""The page of a swarm: all its nodes' states at once, as their supervisor sees them.
 
 A thread asks each running node for its state in turn, so that opening the page waits for nobody: one that hangs is
 shown with what it said last, and when that was.
@@ -21,12 +21,16 @@ from node.telemetry.status_server import ask
 ASK_S = 1.0  # between two rounds of questions
 PATIENCE_S = 2.0  # for one answer
 
+Ask = Callable[[Path, float], dict[str, Any]]
+"""Returns the state of the node of a folder within so many seconds; raises `UserError` if it does not answer."""
+
 
 class Board:
     """What is known of the nodes: their processes, from the supervisor's thread; what they said, from another."""
 
-    def __init__(self, title: str, folders: Mapping[str, Path]) -> None:
+    def __init__(self, title: str, folders: Mapping[str, Path], ask: Ask) -> None:
         self._title = title
+        self._ask = ask
         self._folders = folders
         self._processes: Mapping[str, dict[str, Any]] = {}
         self._said: dict[str, dict[str, Any]] = {}
@@ -43,7 +47,7 @@ class Board:
         for name, folder in self._folders.items():
             if self._processes.get(name, {}).get("state") in (State.STARTING, State.RUNNING):
                 try:
-                    self._said[name] = ask(folder, PATIENCE_S)
+                    self._said[name] = self._ask(folder, PATIENCE_S)
                 except UserError:  # it begins, ends or is stopped: what it said last has its time with it
                     continue
 
@@ -59,14 +63,14 @@ class Board:
 
 @contextmanager
 def swarm_page(
-    config: ObserveConfig, out: Path, folders: Mapping[str, Path]
+    config: ObserveConfig, out: Path, folders: Mapping[str, Path], ask: Ask = ask
 ) -> Iterator[tuple[Served, Callable[[Sequence[NodeProcess]], None]]]:
     """Serve the page while the block lasts; yield where, and what takes the supervisor's news.
 
     Raises:
         UserError: the host or the port cannot be listened on.
     """
-    board = Board(out.resolve().name, folders)
+    board = Board(out.resolve().name, folders, ask)
     ended = Event()
 
     def keep_asking() -> None:

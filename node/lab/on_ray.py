@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from node.config import parse_config
 from node.errors import UserError
-from node.fleet.ray_cluster import connected, memory_of, packed, packed_files, relocated, unpack
+from node.fleet.ray_cluster import connected, memory_of, packed, packed_files, relocated, unpack, unpack_files
 from node.lab.plan import Part, Run
 from node.lab.runs import POLL, PROGRESS, Say, name_of, progress, raise_failure, start, wait_or_kill, write_settings
 from node.operations.presets import with_preset
@@ -180,9 +180,7 @@ def _do_here(runner: str, run: Run, files: Mapping[str, bytes], news: Any) -> tu
     """Do a run in a temporary folder; return its exit status, and its packed records."""
     with tempfile.TemporaryDirectory(prefix="gossamer-lab-") as temporary:
         folder = Path(temporary)
-        places = {}
-        for number, (path, data) in enumerate(files.items()):
-            places[path] = unpack(data, folder / f"files{number}") / Path(path).name
+        places = unpack_files(files, folder)
         here = run._replace(
             folder=folder / "out" / run.folder.name,
             settings=relocated(run.settings, places),

@@ -29,10 +29,19 @@ def check_first(config: NodeConfig, folder: Path) -> None:
         UserError: a full disk, a busy port, no such GPU, no vLLM, no bitsandbytes, no server that answers, or a model
             without weights.
     """
+    check_place(config, folder)
+    if config.role != "relay":
+        check_means(config)
+
+
+def check_place(config: NodeConfig, folder: Path) -> None:
+    """Raise `UserError` for a full disk, or a busy port of the page."""
     _check_disk(folder)
     _check_page(config.observe)
-    if config.role == "relay":
-        return
+
+
+def check_means(config: NodeConfig) -> None:
+    """Raise `UserError` where this machine lacks what training takes: a GPU, a library, a server, weights."""
     check_policy(config.policy)
     check_bits(config.policy.dtype, config.trainer.options.optim)
     if lacks := missing(config.engine.kind, config.engine):

@@ -21,7 +21,7 @@ def quick(config: NodeConfig, folder: Path) -> None:
     (folder / "pid").write_text(str(os.getpid()))
     (folder / "seeds").write_text("\n".join(config.network.seeds))
     (folder / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-    (folder / "address").write_text(f"tcp://127.0.0.1:{1000 + int(folder.name[1:])}?key={os.getpid()}\n")
+    (folder / "address").write_text(f"tcp://127.0.0.1:{1000 + int(folder.name[1:])}?key={os.getpid():064x}\n")
     done = len(read_metrics(folder / "metrics.jsonl"))
     log = MetricsLog(folder / "metrics.jsonl")
     for number in range(done + 1, config.last_round + 1):
@@ -79,4 +79,15 @@ def first_crashes(config: NodeConfig, folder: Path) -> None:
     if folder.name == "n0":
         quick(config.model_copy(update={"rounds": 2}), folder)
         raise RuntimeError("shape mismatch")
+    quick(config, folder)
+
+
+def afar(config: NodeConfig, folder: Path) -> None:
+    """Say into output.log how it was started, then do as `quick`."""
+    print("rounds", len(read_metrics(folder / "metrics.jsonl")), flush=True)
+    print("listens", config.network.listen, config.network.local, config.weights.listen, flush=True)
+    print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    for path in (Path(str(task.options["path"])) for task in config.tasks if "path" in task.options):
+        print("task", path, path.read_text(), flush=True)
+    print("folder", folder, *sorted(path.name for path in folder.iterdir()), flush=True)
     quick(config, folder)

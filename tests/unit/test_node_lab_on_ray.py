@@ -10,7 +10,7 @@ import pytest
 from node.cli.app import run as command
 from node.errors import UserError
 from node.fleet import ray_cluster
-from node.fleet.ray_cluster import packed, packed_files, relocated, unpack
+from node.fleet.ray_cluster import packed, packed_files, relocated, unpack, unpack_files
 from node.lab import on_ray
 from node.lab.on_ray import Needs, keep_records, needs_of
 from node.lab.plan import Part, Run
@@ -31,10 +31,7 @@ def test_the_files_that_settings_name_travel_and_are_found_where_they_are_unpack
     run = a_run(tmp_path, policy={"model": str(model)}, tasks=tasks, engine=engine, note="/no/such/path")
     files = packed_files([run.settings], "a run")
     assert sorted(files) == sorted([str(model), str(rows), str(rewards)])
-    places = {
-        path: unpack(data, tmp_path / "there" / str(at)) / Path(path).name
-        for at, (path, data) in enumerate(files.items())
-    }
+    places = unpack_files(files, tmp_path / "there")
     moved = relocated(run.settings, places)
     assert (Path(moved["policy"]["model"]) / "deep" / "weights").read_bytes() == b"w" * 1000
     assert Path(moved["tasks"][0]["options"]["path"]).read_text() == "{}\n"
