@@ -1,7 +1,8 @@
-"""A board as a person starts it: two nodes of real processes report to it, and a kill costs none of its history."""
+"""A board as a person starts it: real processes report to it, a kill costs no history, and liars gain nothing."""
 
 import http.client
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -10,9 +11,15 @@ from typing import Any
 
 import pytest
 
+from node.swarm import founding
+from protocol.credentials.manifest import Policy
 from protocol.identity import Identity
 from tests import commands
+from tests.fakes import small_nodes
+from tests.swarms import small_config
 from tests.waiting import wait_until
+
+NODES, LIARS = 20, 5
 
 SMALL = ["--set", "threads=1", "--set", "sampling.local=8", "--set", "trainer.save_steps=50"]
 
@@ -111,3 +118,53 @@ def test_a_board_shows_both_nodes_and_goes_on_after_a_kill(tmp_path: Path) -> No
         one["id"]: one["first_report"] for one in before["nodes"]
     }
     assert after["history"][0]["at"] == before["history"][0]["at"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_in_a_swarm_of_twenty_five_liars_that_praise_each_other_have_no_standing_and_move_no_curve(
+    tmp_path: Path,
+) -> None:
+    names = [f"n{number}" for number in range(NODES)]
+    folders = [tmp_path / name for name in names]
+    founding.found(
+        small_config(1, tasks=[{"name": "builtin/sums"}]), folders[0], "riddles", Policy.OPEN, [], reports_s=60
+    )
+    for folder in folders[1:]:
+        folder.mkdir(mode=0o700)
+        Identity.generate().save(folder / "identity.key")
+        shutil.copy(folders[0] / "manifest.bin", folder)
+    ids = [Identity.load(folder / "identity.key").node_id for folder in folders]
+    honest, liars = ids[:-LIARS], ids[-LIARS:]
+    children: list[BaseProcess] = []
+    try:
+        seeds: list[str] = []
+        for folder, node in zip(folders, ids, strict=True):
+            config = small_config(1, tasks=[{"name": "builtin/sums"}], network={"seeds": seeds})
+            praised = [one for one in liars if one != node] if node in liars else []
+            children.append(small_nodes.start(config, folder, 60, praised))
+            if not seeds:
+                wait_until((folder / "address").exists, 60, "the founder")
+                seeds.append((folder / "address").read_text())
+        invite = founding.make_invite(folders[0], [])
+        board = Printing(tmp_path / "printed", "board", str(invite), "--state", tmp_path / "b", "--port", "0")
+        children.append(board.process)
+        link = board.line("board: ")
+        # The founder's own word counts, whoever learned from it.
+        tree = wait_until(lambda: stood(link, NODES, honest[1:]), 250, "all to report and the honest to stand")
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+    standing = {one["id"]: one["standing"] for one in tree["nodes"]}
+    assert [standing[node] for node in liars] == [0.0] * LIARS
+    assert {one["says_of_itself"]["reward"] for one in tree["nodes"] if one["id"] in liars} == {1.0}
+    assert tree["history"][-1]["reward"] == tree["history"][-1]["accuracy"] == 0.5
+
+
+def stood(link: str, count: int, honest: list[str]) -> dict[str, Any] | None:
+    """What the page says, once `count` nodes have reported and others have learned from each of `honest`."""
+    tree = json.loads(get(link, "/swarm.json"))
+    standing = {one["id"]: one["standing"] for one in tree["nodes"]}
+    is_there = tree["history"] and tree["history"][-1]["nodes"] == count
+    return tree if is_there and all(standing[node] > 0 for node in honest) else None
