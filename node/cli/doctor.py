@@ -75,17 +75,11 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer doctor --model Qwen/Qwen3-8B --gpu 80GB --accelerate-config fsdp2.yaml
       gossamer doctor --swarm @invite.txt || mail -s "the swarm is not well" me
     """
-    # First, for a model that is not there is no finding, but something to correct.
-    of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
-    parts: dict[str, Iterable[Check]] = {
-        "This machine": examine(port, folder),
-        f"The node in {folder}": examine_node(folder),
-        **of_model,
-    }
     if swarm is not None:
-        if of_model:
-            raise UserError("doctor --swarm looks at a swarm and at no model: leave out --model")
-        parts = _of_swarm(swarm, debug=debug)
+        parts = _of_swarm(swarm, model, debug=debug)
+    else:  # the model first, for one that is not there is no finding, but something to correct
+        of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
+        parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:
         found = {title: list(checks) for title, checks in parts.items()}
         good = _is_good(check for checks in found.values() for check in checks)
@@ -127,7 +121,9 @@ def _of_model(
     return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0, sharers))}
 
 
-def _of_swarm(given: str, *, debug: bool) -> dict[str, Iterable[Check]]:
+def _of_swarm(given: str, model: str | None, *, debug: bool) -> dict[str, Iterable[Check]]:
+    if model is not None:
+        raise UserError("doctor --swarm looks at a swarm and at no model: leave out --model")
     from node.operations.swarm_diagnosis import examine_swarm
     from node.telemetry.logs import setup_logs
 

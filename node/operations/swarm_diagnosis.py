@@ -36,7 +36,7 @@ NO_NODES = frozenset({LOOKER, bootstrap.AGENT})  # what those run that look, or 
 SOON_S = 3 * 24 * 3600.0  # before an invite's end, time to make another
 
 
-class Answer(NamedTuple):
+class SeedAnswer(NamedTuple):
     """What a seed said after `took` seconds: the manifest, or why not; `reason` is empty where it said nothing."""
 
     took: float
@@ -45,15 +45,14 @@ class Answer(NamedTuple):
     error: str = ""
 
 
-def examine_swarm(invite: Invite, patience: float | None = None, quiet: float = QUIET_S) -> Iterator[Check]:
+def examine_swarm(invite: Invite, patience: float = PATIENCE_S, quiet: float = QUIET_S) -> Iterator[Check]:
     """Yield what is found of the invite's swarm, one thing at a time.
 
     Args:
         invite: names the seeds.
-        patience: seconds for each seed, and then for the stranger to enter; `PATIENCE_S` by default.
+        patience: seconds for each seed, and then for the stranger to enter.
         quiet: seconds without a new name after which no more are waited for.
     """
-    patience = PATIENCE_S if patience is None else patience
     with ThreadPoolExecutor(len(invite.seeds)) as pool:
         answers = list(pool.map(lambda seed: _ask(invite, seed, patience), invite.seeds))
     for seed, answer in zip(invite.seeds, answers, strict=True):
@@ -67,17 +66,17 @@ def examine_swarm(invite: Invite, patience: float | None = None, quiet: float = 
         yield Check("stranger", True, "is kept out, as an allowlist has it; a member's gossamer status sees more")
 
 
-def _ask(invite: Invite, seed: Address, patience: float) -> Answer:
+def _ask(invite: Invite, seed: Address, patience: float) -> SeedAnswer:
     alone = replace(invite, seeds=(seed,), grant=None)
     began = time.monotonic()
     try:
         fetched = fetch_manifest(Identity.generate(), alone, [b""], patience)
     except JoinError as error:
-        return Answer(time.monotonic() - began, reason=error.reason, error=str(error))
-    return Answer(time.monotonic() - began, fetched.manifest)
+        return SeedAnswer(time.monotonic() - began, reason=error.reason, error=str(error))
+    return SeedAnswer(time.monotonic() - began, fetched.manifest)
 
 
-def _seed(seed: Address, answer: Answer, patience: float) -> Check:
+def _seed(seed: Address, answer: SeedAnswer, patience: float) -> Check:
     at = str(seed.endpoint).removeprefix("tcp://")
     if answer.manifest is not None or answer.reason == KEPT_OUT:
         return Check("seed", True, f"{at} answers after {answer.took:.1f} s")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -315,7 +316,7 @@ def test_a_stranger_is_kept_out_by_an_allowlist_and_an_invite_is_looked_at_witho
 def test_a_swarm_of_which_no_seed_answers_makes_doctor_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(swarm_diagnosis, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(swarm_diagnosis, "examine_swarm", partial(examine_swarm, patience=0.5))
     club = found(tmp_path / "club")
     invite = founding.make_invite(club, [Address.parse(f"tcp://127.0.0.1:1?key={'ab' * 32}")])
     assert run(["doctor", "--swarm", str(invite), "--json"], debug=False) == 1
