@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from node.telemetry.status_server import ask
+from protocol.identity import Identity
 from tests.images import Image, command_of, placed, read_compose, read_image
 from tests.swarms import ROOT, rows_of
 from tests.waiting import wait_until
@@ -203,16 +205,23 @@ def up(compose: dict[str, Any], services: dict[str, Service]) -> Iterator[None]:
 def test_the_compose_files_nodes_train_on_one_anothers_groups_and_again_after_a_restart(tmp_path: Path) -> None:
     compose = read_compose()
     services = services_of(compose, read_image(compose["services"]["node1"]["build"]["args"]["VARIANT"]), tmp_path)
-    relay, *nodes = (service.state for service in services.values())
+    relay, board, *nodes = (service.state for service in services.values())
     assert len(nodes) == 3
+    page = f"http://{services['board'].command[-3]}:8080/swarm.json"
     invite = tmp_path / "shared" / "invite"
 
     def external(folder: Path) -> int:
         return sum(row["groups_external"] for row in rows_of(folder))
 
+    def reported() -> set[str]:
+        with urllib.request.urlopen(page, timeout=20) as answer:
+            return {node["id"] for node in json.load(answer)["nodes"]}
+
     with up(compose, services):
         wait_until(lambda: all(external(node) > 0 for node in nodes), 300, "each node to train on others' groups")
-        wait_until(lambda: all(len(ask(node)["peers"]) == 3 for node in nodes), 100, "each node to know the others")
+        wait_until(lambda: all(len(ask(node)["peers"]) == 4 for node in nodes), 100, "each node to know the others")
+        ids = {Identity.load(node / "identity.key").node_id for node in nodes}
+        wait_until(lambda: reported() >= ids, 100, "the board to show each node")
     first, before = invite.read_text(), [external(node) for node in nodes]
     assert "@127.77." in first
     with up(compose, services):
@@ -220,4 +229,4 @@ def test_the_compose_files_nodes_train_on_one_anothers_groups_and_again_after_a_
             lambda: all(external(node) > n for node, n in zip(nodes, before, strict=True)), 300, "the nodes to go on"
         )
     assert invite.read_text().startswith(first.strip())
-    assert not (relay / "checkpoints").exists()
+    assert not (relay / "checkpoints").exists() and not (board / "checkpoints").exists()

@@ -45,15 +45,23 @@ def test_the_manifest_is_what_kubernetes_takes() -> None:
 
 
 def test_each_pod_of_the_manifest_starts_what_there_is_keeps_its_folder_and_has_time_to_stop() -> None:
-    relay, node = (one["spec"] for one in objects() if one["kind"] == "StatefulSet")
+    relay, board, node = (one["spec"] for one in objects() if one["kind"] == "StatefulSet")
     (container,) = node["template"]["spec"]["containers"]
-    check_command(container["args"])
+    for spec in (board, node):
+        (one,) = spec["template"]["spec"]["containers"]
+        check_command(one["args"])
     assert node["template"]["spec"]["terminationGracePeriodSeconds"] > 60
-    for spec in (relay, node):
+    for spec in (relay, board, node):
         (one,) = spec["template"]["spec"]["containers"]
         assert {"name": "state", "mountPath": "/state"} in one["volumeMounts"]
         assert spec["volumeClaimTemplates"][0]["metadata"]["name"] == "state"
         assert spec["serviceName"] in {service["metadata"]["name"] for service in objects()}
+    (shown,) = (
+        one["spec"] for one in objects() if one["metadata"]["name"] == "gossamer-board" and one["kind"] == "Service"
+    )
+    (one,) = board["template"]["spec"]["containers"]
+    assert shown["selector"] == board["template"]["metadata"]["labels"]
+    assert str(one["ports"][1]["containerPort"]) == one["args"][one["args"].index("--port") + 1]
     for line in re.findall(r"gossamer (.+)", relay["template"]["spec"]["containers"][0]["args"][0]):
         check_command(shlex.split(line))
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
