@@ -50,6 +50,7 @@ REMOVED_SETTINGS: Mapping[str, str] = {
     "network.store_disk": "it is 4 GiB: leave it out",
     "weights.outer_lr": "it is that of weights.mode ('diloco' 0.7, 'async-diloco' 0.4, 'average' 1): leave it out",
     "weights.momentum": "it is that of weights.mode ('diloco' 0.9, 'async-diloco' 0.5): leave it out",
+    "weights.seeds": "members find each other by the swarm's records: leave it out",
     "weights.streams": "it is 1: leave it out",
     "pool.max_peer_share": "one peer may fill half of the buffer: leave it out",
     "eval.ends": "set eval.every='ends' instead",
@@ -524,9 +525,6 @@ class WeightsConfig(Section):
     every: int = Field(20, ge=1, description="rounds between two exchanges, H")
     listen: str = Field(
         "", description="where the group's members dial this node; empty: network.listen's host, any port"
-    )
-    seeds: list[str] = Field(
-        [], description="what `weights_address` of a member says, where the swarm's records do not"
     )
     codec: CodecName = Field(Codec.NONE.value, description="how weights travel: `collectives.types.Codec`")
 

@@ -7,8 +7,7 @@
 A group is nodes of one swarm with one architecture, the same trained parameters and the same way of
 stepping; its name is a hash of these. Each says in its peer record under that name where it can be
 reached, and dials those who say so. A node founds the group by itself, and groups that meet become
-one. `weights.seeds` is for members that the swarm's records do not tell of: what a running node writes
-to `weights_address` in its folder.
+one. Where members dial a running node, it writes to `weights_address` in its folder.
 
 Averaging weights with peers of the same architecture, in the background of a node.
 
@@ -137,10 +136,10 @@ def exchange_weights(
         yield OwnWeights()
         return
     try:
-        for text in (*weights.seeds, *([weights.listen] if weights.listen else [])):
-            Address.parse(text)  # on the exchange's own thread nobody would hear of it
+        if weights.listen:
+            Address.parse(weights.listen)  # on the exchange's own thread nobody would hear of it
     except BadAddress as error:
-        raise UserError(f"weights.seeds and weights.listen: {error}") from None
+        raise UserError(f"weights.listen: {error}") from None
     try:
         identity = Identity.load_or_generate(folder / "identity.key")
     except ProtocolError as error:
@@ -153,7 +152,7 @@ def exchange_weights(
     def connect() -> Communicator:
         member = Communicator.connect(
             group,
-            weights.seeds,
+            (),
             weights.listen or _listen(config.network),
             identity=identity,
             may_join=directory.admits if directory is not None else None,
@@ -412,7 +411,7 @@ class WeightExchange:
         is_told = False
         while (given := self._jobs.get()) is not None and not self._stopping.is_set():
             others = [*self._find()]
-            if not others and not self._config.seeds and not is_told and self._is_out_of_reach():
+            if not others and not is_told and self._is_out_of_reach():
                 is_told = True
                 log.warning("this node averages weights with nobody", reason=NOBODY_LISTENS, remedy=LISTEN)
             member.meet(others)

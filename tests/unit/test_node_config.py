@@ -49,6 +49,7 @@ VALUES = {
     "network.store_disk": 0,
     "weights.outer_lr": 0.5,
     "weights.momentum": 0.5,
+    "weights.seeds": ["tcp://x:1"],
     "weights.streams": 4,
     "pool.max_peer_share": 1.0,
     "rollout_log.own": 1,
