@@ -110,7 +110,7 @@ def _core_and_frames(now: Instant, bodies: list[tuple[bytes, bytes]]) -> tuple[C
 
 def _core_with_a_peer(now: Instant) -> tuple[Core, Link, Identity]:
     setup = Setup(Identity.generate(), SWARM)
-    core = Core(setup, Book((), setup.limits.max_known_peers), random.Random(0), now)
+    core = Core(setup, Book((), setup.limits), random.Random(0), now)
     peer = Identity.generate()
     record = make_record(peer, SWARM, (), 1, "benchmark", int((now.unix + 3600) * 1000))
     link = Link(peer.curve_key, dialled=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from protocol.config import Instant, Setup, read_clock
+from protocol.config import Instant, Limits, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import (
@@ -78,7 +78,7 @@ class Cores:
         self._keys = [identity.curve_key for identity in identities]
         seed = Address(Endpoint("10.0.0.1", 7700), self._keys[0])
         self._cores = [
-            Core(Setup(identity, SWARM), Book((seed,) if number else (), 16), random.Random(number), self._now)
+            Core(Setup(identity, SWARM), Book((seed,) if number else (), Limits()), random.Random(number), self._now)
             for number, identity in enumerate(identities)
         ]
         self._events: deque[tuple[int, CoreEvent]] = deque()

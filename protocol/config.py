@@ -59,7 +59,7 @@ class AwakeClock:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of a node; every one of them is a bound on memory, bandwidth or patience.
+    """The bounds of a node, on memory, bandwidth or patience: each of those in gossip, limits and membership is here.
 
     The defaults are far above what an honest node sends (8 nodes x 16 groups of 10 kB a second,
     all relayed over one link, are 128 messages and 1.3 MB a second) and exist to stop a broken
@@ -130,6 +130,81 @@ class Limits:
     prefix_graylist_score: float = -100.0
     prefix_first_wait_s: float = 10.0
     prefix_last_wait_s: float = 600.0
+    max_prefixes: int = 4096  # of which something is remembered; who was silent for longest is forgotten
+    # About the time in which a score that just fell below its limit is good again; each next refusal is twice as long.
+    first_refusal_s: float = 120.0
+    last_refusal_s: float = 24 * 3600.0
+    max_allowances: int = 1024  # of keys, whether they are peers or not
+
+    # What a connection may cost before we answered it: an honest stranger sends a hello of 4 KiB and waits, says it
+    # again a few times, and is slower on a slow line or while it loads a model.
+    hello_s: float = 10.0
+    unanswered_bytes: int = 1 << 18
+    # Received, and no message: the CURVE handshake (about 700 bytes) and heartbeats (about 40 bytes, every 5 s from
+    # each end, forgiven whenever a message follows): a day of silence.
+    slack_bytes: int = 1 << 20
+
+    # What waits for one link of what we say: announcements and records of minutes. A peer that takes none for so long
+    # is gone. All 272 live links that there may be by default have 68 MiB.
+    control_bytes: int = 256 << 10
+    max_idle_links: int = 256  # without frames, whose share of the line is remembered
+    upload_burst_s: float = 0.25  # of the upload limit: what a line's own buffers hold
+    upload_debt_s: float = 1.0  # that our own messages may run up
+
+    # Membership. What strangers and peers fill is bounded by number; the oldest goes.
+    max_dials: int = 8  # attempts in progress at a time
+    max_proven: int = 1024  # keys and links of which something is remembered though they are not live
+    max_parting: int = 256  # links that are closed once a goodbye has arrived; others are closed at once
+    max_neighbours: int = 16  # whoever is in our network can invent them: so many dials a minute, into that network
+    max_near_links: int = 4  # that we dial there: as many as with one public network
+    max_lapsed: int = 64  # old acquaintances that are called now and then: at an hour each, one call a minute
+    max_referrals: int = 8  # records for a caller without room here: it hears of all others once it is in
+    # Records that a peer may tell us: two full exchanges at once, and the news of a swarm of 512 in which everybody
+    # renews its record once in 12 hours, many times over.
+    records_per_second: float = 16.0
+    records_burst: float = 512.0
+    # Records that one network is told in answer to digests: whole directories at once, and then what changes in a swarm
+    # of 512 of whom one restarts every second. A digest that lacks everything is small, its answer a thousand times
+    # that: four messages, half of the largest directory.
+    max_answers: int = 4
+    network_records_per_second: float = 2.0
+    network_records_burst: float = 1024.0
+    max_voices: int = 1024
+    lists_per_second: float = 0.1  # revocation lists, of 24 KiB, that a link may bring or ask for
+    lists_burst: float = 4.0
+    # Connections that peers may make us try, to see whether they can be dialled.
+    dial_backs_per_second: float = 0.2
+    dial_backs_burst: float = 4.0
+    max_dial_backs: int = 4  # at a time
+    max_askers: int = 256  # whose last question is remembered
+    max_dial_back_answers: int = 8  # the newest count, one of each network
+
+    # Gossip. Below `push_bytes` a push costs less than the announcement and the pull that it saves cost in time: at
+    # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
+    push_bytes: int = 64 << 10
+    max_pushes: int = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
+    beside_bytes: int = 8 << 10  # of an item that does not wait for its lot
+    max_seen: int = 1 << 17  # items known again: at 32 a second, the hour after which they are stale anyway
+    first_ids: int = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
+    max_pending: int = 8192  # ids that wait to be announced to one peer
+    max_given: int = 1 << 14  # chunks of which it is known how often they were given: 2 GiB
+    max_served: int = 2048  # items and chunks that one peer may wait for
+    # One takes some 700 bytes beside its frame, so bytes alone would let a peer with the smallest items have five times
+    # as many. It is also below `max_seen`: what is held does not come twice.
+    max_held: int = 1 << 15
+    max_coming_bytes: int = 32 * MIB  # from disk: two of the largest items; 100 MB/s keep a line of 1 Gbit/s busy
+    max_partials: int = 256  # large items begun, each with an outline of 4 KiB for 16 MiB
+    max_rows: int = 1 << 20  # of the ledger, of all peers: some 200 MB
+    max_peer_rows: int = 4096
+    least_peer_rows: int = 256
+    max_wants: int = 8192
+    max_offers: int = 2048  # wanted items of one holder: four can fill the table, one cannot
+    max_holders: int = 32  # remembered of one item: more are not needed to try
+    max_looks: int = 256  # wants looked at each time: bounds the work where all holders are busy
+    max_beside: int = 32  # of one holder, wanted beside the others; the rest may come by lot
+    # On their way from one holder: 20 MB/s at a round trip of 50 ms.
+    first_window_bytes: int = 384 << 10
+    max_window_bytes: int = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

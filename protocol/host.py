@@ -272,7 +272,7 @@ class Host:
         now = read_clock()
         setup = self._setup
         transport = ZmqTransport(setup.identity, self._listen, setup.limits, self._refuses)
-        book = Book(self._seeds, self._limits.max_known_peers, self._limits.max_prefix_records)
+        book = Book(self._seeds, self._limits)
         saved = load_peers(self._peers_file) if self._peers_file else []
         for record in usable_records(saved, setup.swarm, now.unix):
             book.add(record)

@@ -4,7 +4,7 @@ Such an item is never sent whole. A WANT of it is answered with its **outline**:
 the hashes of its chunks, which the header's digest proves (see `protocol.wire.envelope`). Its chunks come from all who
 have them, the rarest first, and who has a chunk gives it.
 
-Partial items have `capacity` bytes, by what their signers say of their sizes, and `MAX_PARTIALS` places. Without room,
+Partial items have `held_bytes`, by what their signers say of their sizes, and `max_partials` places. Without room,
 the item that got nothing for longest gives way, if that is more than `STALL_S`. Its chunks are dropped, and it is
 wanted as if nothing of it had come.
 """
@@ -12,12 +12,12 @@ wanted as if nothing of it had come.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from protocol.config import Limits
 from protocol.events import Item, Outline
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId, chunk_count
 from protocol.wire.messages import ItemChunk
 
-MAX_PARTIALS = 256  # each with an outline of 4 KiB for 16 MiB
 STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
 
 
@@ -73,8 +73,8 @@ class Partial:
 class Partials:
     """All partial items, within their bounds. `now` is steady, in seconds."""
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._size = 0
         self.get: Callable[[ItemId], Partial | None] = self._partials.get
@@ -107,7 +107,8 @@ class Partials:
 
     def _giving_way(self, size: int, now: float) -> list[ItemId] | None:
         """Return those that stall, which give way to an item of that size; None if there is no room even so."""
-        room, places, gone = self._capacity - self._size, MAX_PARTIALS - len(self._partials), list[ItemId]()
+        limits, gone = self._limits, list[ItemId]()
+        room, places = limits.held_bytes - self._size, limits.max_partials - len(self._partials)
         if room >= size and places > 0:
             return gone
         for item_id, partial in sorted(self._partials.items(), key=lambda one: one[1].touched):

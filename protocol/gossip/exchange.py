@@ -13,7 +13,7 @@ the body. The ledger holds what each peer was told, asked and given of each item
     INTEREST    I want these topics; nothing that I did not ask for
 
 Rules
- 1. A publisher sends an item of at most `PUSH_BYTES` to `MAX_PUSHES` live peers, drawn by lot from those that are
+ 1. A publisher sends an item of at most `push_bytes` to `max_pushes` live peers, drawn by lot from those that are
     interested and did not ask for announcements only. A larger one, and to all others, is announced.
  2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that are not known
     to have it. It announces once nothing new has come for `announce_interval`, and at the latest `MAX_HOLD` times that
@@ -27,7 +27,7 @@ Rules
     meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
     for announcements only, as that has more on offer than it takes, and for whom nothing waits.
  5. A peer's want is queued by its id, and becomes a frame when the line is free for it. It is told every half
-    `pull_patience` that what it wants still waits, that it is BUSY beyond `MAX_SERVED` at a time, and what is not here.
+    `pull_patience` that what it wants still waits, that it is BUSY beyond `max_served` at a time, and what is not here.
     So no peer can make us wait or grow, and whoever waits knows for what. What a peer asks for again takes its fair
     share of the line, as other items would.
  6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
@@ -91,19 +91,9 @@ from protocol.wire.messages import (
     hint,
 )
 
-# Below this a push costs less than the announcement and the pull that it saves cost in time: at
-# 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
-PUSH_BYTES = 64 << 10
-MAX_PUSHES = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
-BESIDE_BYTES = 8 << 10  # of an item that does not wait for its lot
-SEEN_ITEMS = 1 << 17  # at 32 items a second, the hour after which items are stale anyway
-FIRST_IDS = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
 CATCH_UP_S = 2.0  # seconds between its further batches of `MAX_IDS`, some 12 kB/s; what it pulls leaves the next ones
 DRAWS = 4  # a patience: how often silent peers are looked for, and items to ask for are drawn
-MAX_PENDING = 8192  # ids that wait to be announced to one peer
-MAX_GIVEN = 1 << 14  # chunks of 2 GiB
 LOOKED_AT = 16  # chunks that wait for one line, for the one that fewest were given
-MAX_SERVED = 2048  # items and chunks that one peer may wait for
 SYNC_WINDOW = 4.0  # sync intervals
 MAX_HOLD = 4.0  # announce intervals: what a hop costs at the most while items come all the time
 
@@ -142,6 +132,7 @@ class _Peer:
     """A live peer: what it wants, what it is still to be told, and what it waits for."""
 
     wants: Filter
+    bound: int  # of ids that wait to be announced
     backlog: list[ItemId]  # what it may have missed, the newest last
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
@@ -157,7 +148,7 @@ class _Peer:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""
         for item_id in ids:
             self.pending[item_id] = None
-        while len(self.pending) > MAX_PENDING:
+        while len(self.pending) > self.bound:
             del self.pending[next(iter(self.pending))]
 
 
@@ -166,24 +157,26 @@ class Gossip:
 
     def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
         self._own = own
-        limits = setup.limits
+        self._limits = limits = setup.limits
         self._timing = setup.timing
         self._rng = rng
         self._peers: dict[NodeId, _Peer] = {}
         self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
         # Nobody's stamp is further ahead, so whatever is forgotten is refused as stale.
-        self._seen: Expiring[ItemId, NodeId] = Expiring(SEEN_ITEMS, limits.max_item_age_s + limits.max_clock_ahead_s)
-        self._store = Store(own, limits.held_bytes, limits.shelf_bytes, limits.max_item_age_s, setup.shelf)
+        self._seen: Expiring[ItemId, NodeId] = Expiring(
+            limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
+        )
+        self._store = Store(own, limits, setup.shelf)
         self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what waits for the shelf, and for whom
         self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
-        self._ledger = Ledger(lambda item_id: item_id in self._wants)
-        self._wants = Wants(self._ledger, setup.timing, limits.held_bytes, limits.max_item_age_s, rng)
+        self._ledger = Ledger(lambda item_id: item_id in self._wants, limits)
+        self._wants = Wants(self._ledger, setup.timing, limits, rng)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(now)
         self._next_sync = now.steady + setup.timing.sync_interval
         self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
         self._ticked = now.steady
-        self._given: Recent[bytes, int] = Recent(MAX_GIVEN)  # how often each chunk was given
+        self._given: Recent[bytes, int] = Recent(limits.max_given)  # how often each chunk was given
         self._serving = 0  # how much waits for peers' lines
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
         self._timer = AnnounceTimer(setup.timing.announce_interval)
@@ -357,14 +350,15 @@ class Gossip:
     def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
         self._down(node)
         self._store.expire(now)
-        held = self._store.newest(MAX_PENDING)
+        limits = self._limits
+        held = self._store.newest(limits.max_pending)
         # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
         due = now.steady + CATCH_UP_S * self._rng.random()
-        peer = self._peers[node] = _Peer(Filter(), held[:-FIRST_IDS], due)
+        peer = self._peers[node] = _Peer(Filter(), limits.max_pending, held[: -limits.first_ids], due)
         self._ledger.up(node)
         self._wants.up(node)
         if held:
-            peer.remind(*held[-FIRST_IDS:])
+            peer.remind(*held[-limits.first_ids :])
             self._timer.by(now.steady)
         self._catching_up = self._catching_up or bool(peer.backlog)
         self._neighbours[hint(node)] += 1
@@ -501,19 +495,19 @@ class Gossip:
             return []
         self._seen.set(item.id, item.signer)
         actions: list[GossipAction] = []
-        if len(item.frame) <= PUSH_BYTES:
+        if len(item.frame) <= self._limits.push_bytes:
             eager = [
                 node
                 for node, peer in self._peers.items()
                 if not peer.wants.announce_only and peer.wants.covers(item.topic)
             ]
-            for node in eager if len(eager) <= MAX_PUSHES else self._rng.sample(eager, MAX_PUSHES):
-                if self._peers[node].turns < MAX_SERVED:
+            for node in self._rng.sample(eager, most) if len(eager) > (most := self._limits.max_pushes) else eager:
+                if self._peers[node].turns < self._limits.max_served:
                     actions.append(self._queue(node, item.id, WHOLE, len(item.frame), now))
                     self._peers[node].pushes.add(item.id)
                     self._ledger.row(node, item.id).told = True
         self._hold(item, now)
-        if len(item.frame) > PUSH_BYTES:
+        if len(item.frame) > self._limits.push_bytes:
             self._timer.by(now.steady)
         return actions
 
@@ -546,7 +540,7 @@ class Gossip:
                 size = self._size_of(item_id, part) if was_offered or not is_held else 0
                 if not size:
                     lacking[item_id] = None
-                elif peer.turns >= MAX_SERVED:
+                elif peer.turns >= self._limits.max_served:
                     busy[item_id] = None
                 else:
                     actions.append(self._queue(node, item_id, part, size, now))
@@ -609,10 +603,11 @@ class Gossip:
             if seen(entry.id) is not None:
                 self._ledger.row(node, entry.id).note(Said.THEY_HAVE)
             elif entry.size <= self._max_item and wants.covers(entry.topic):
-                is_pushed = entry.signer != holder and entry.size <= PUSH_BYTES and entry.signer in self._neighbours
+                is_small = entry.size <= self._limits.push_bytes
+                is_pushed = is_small and entry.signer != holder and entry.signer in self._neighbours
                 delay = self._timing.pull_delay if is_pushed and not wants.announce_only else 0.0
                 self._wants.have(node, entry, now.steady, delay)
-                if entry.topic in self._appetite.beside and entry.size <= BESIDE_BYTES:
+                if entry.topic in self._appetite.beside and entry.size <= self._limits.beside_bytes:
                     self._wants.have_beside(node, entry.id)
         # If there is more than we take, the next tick draws from all that was announced, and not from what the quickest
         # holder has. Each holder gets one message.

@@ -25,12 +25,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
 
+from protocol.config import Limits
 from protocol.identity import NodeId
 from protocol.wire.envelope import HASH_BYTES, PLACE_BYTES, ItemId
 
-MAX_ROWS = 1 << 20  # of all peers: some 200 MB
-MAX_PEER_ROWS = 4096
-LEAST_PEER_ROWS = 256
 ALL = -1  # as a set of chunks, a bit each
 WHOLE = -1  # among the chunks that are asked for: the item itself, or its outline
 
@@ -156,7 +154,8 @@ class Row:
 class Ledger:
     """The rows of all live peers. `is_wanted` tells of an item whether its rows must stay."""
 
-    def __init__(self, is_wanted: Callable[[ItemId], bool]) -> None:
+    def __init__(self, is_wanted: Callable[[ItemId], bool], limits: Limits) -> None:
+        self._limits = limits
         self._rows: dict[NodeId, OrderedDict[ItemId, Row]] = {}
         self._is_wanted = is_wanted
 
@@ -186,7 +185,8 @@ class Ledger:
     @property
     def room(self) -> int:
         """How many rows one peer may have."""
-        return max(LEAST_PEER_ROWS, min(MAX_PEER_ROWS, MAX_ROWS // max(1, len(self._rows))))
+        limits = self._limits
+        return max(limits.least_peer_rows, min(limits.max_peer_rows, limits.max_rows // max(1, len(self._rows))))
 
     def _make_room(self, rows: OrderedDict[ItemId, Row]) -> None:
         for _ in range(len(rows)):

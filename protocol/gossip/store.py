@@ -4,7 +4,7 @@ Where the memory's bound is reached, the item that was not used for longest move
 oldest there goes for good where that is full. An item that the disk does not take is gone for good. None goes that we
 signed, nor one that is being given to somebody: these stay until they are stale, while there is another, as nobody else
 may have them yet. What is on the shelf is fetched before it is given, but for an outline: so much at a time that
-`MAX_COMING_BYTES` are on their way, whoever asks for how much.
+`max_coming_bytes` are on their way, whoever asks for how much.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from protocol.config import Instant, Shelf
+from protocol.config import Instant, Limits, Shelf
 from protocol.events import Item
 from protocol.identity import NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
@@ -20,10 +20,6 @@ from protocol.wire.messages import Entry, ItemOutline
 
 # A holder stops offering an item before it is stale for a receiver whose clock is ahead.
 OFFER_AGE = 0.8
-# One takes some 700 bytes beside its frame, so bytes alone would let a peer with the smallest items have five times as
-# many. It is also below the number of items that gossip knows again: what is held does not come twice.
-MAX_HELD = 1 << 15
-MAX_COMING_BYTES = 32 << 20  # two of the largest items; a disk that reads 100 MB/s keeps a line of 1 Gbit/s busy
 
 
 class Place(Enum):
@@ -55,10 +51,10 @@ class _Held:
 class Store:
     """Items in the order they were added, of at most so many bytes in memory and on the shelf; see above."""
 
-    def __init__(self, own: NodeId, in_memory: int, on_shelf: int, max_age: float, shelf: Shelf) -> None:
+    def __init__(self, own: NodeId, limits: Limits, shelf: Shelf) -> None:
         self._own = own
-        self._bounds = in_memory, on_shelf
-        self._max_age = max_age * OFFER_AGE
+        self._limits = limits
+        self._max_age = limits.max_item_age_s * OFFER_AGE
         self._shelf = shelf
         self._held: OrderedDict[ItemId, _Held] = OrderedDict()
         self._used: OrderedDict[ItemId, None] = OrderedDict()  # those in memory, the one last used last
@@ -105,7 +101,7 @@ class Store:
         return held is not None
 
     def _fetch_more(self) -> None:
-        while self._to_fetch and sum(self._coming.values()) < MAX_COMING_BYTES:
+        while self._to_fetch and sum(self._coming.values()) < self._limits.max_coming_bytes:
             item_id = self._to_fetch.popleft()
             held = self._held.get(item_id)
             if held is not None and held.place is Place.FETCHING and item_id not in self._coming:
@@ -193,13 +189,12 @@ class Store:
         return ids[::-1]
 
     def _make_room(self) -> None:
-        in_memory, on_shelf = self._bounds
-        while len(self._held) > MAX_HELD:
+        while len(self._held) > self._limits.max_held:
             self.pop(self._first_to_spare(self._held))
-        while self.in_memory > in_memory:
+        while self.in_memory > self._limits.held_bytes:
             item_id = next(iter(self._used))
             held = self._held[item_id]
-            if held.place is Place.MEMORY and not self._shelve(item_id, held, on_shelf):
+            if held.place is Place.MEMORY and not self._shelve(item_id, held):
                 self.pop(self._first_to_spare(self._used))
                 continue
             held.item = _with_frame(held.item, held.item.frame[:HEAD_BYTES])
@@ -207,9 +202,9 @@ class Store:
             del self._used[item_id]
             self.in_memory -= held.size
 
-    def _shelve(self, item_id: ItemId, held: _Held, room: int) -> bool:
+    def _shelve(self, item_id: ItemId, held: _Held) -> bool:
         """Put an item on the shelf, in place of what can be spared there if need be."""
-        spared, excess = list[ItemId](), self.on_shelf + held.size - room
+        spared, excess = list[ItemId](), self.on_shelf + held.size - self._limits.shelf_bytes
         for one, other in self._held.items() if excess > 0 else ():
             if self._may_go(one) and not other.is_in_memory:
                 spared.append(one)

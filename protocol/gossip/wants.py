@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, islice, takewhile, zip_longest
 
-from protocol.config import Timing
+from protocol.config import Limits, Timing
 from protocol.events import Item, Outline
 from protocol.gossip.chunks import Partial, Partials
 from protocol.gossip.ledger import ALL, WHOLE, Ledger, Row, Said, Theirs
@@ -34,20 +34,14 @@ from protocol.identity import NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
 from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Part, Want
 
-FIRST_WINDOW, MAX_WINDOW = 384 << 10, 1 << 20  # bytes: 20 MB/s of one holder at a round trip of 50 ms
 QUICK_S = 1.0  # ten round trips of 100 ms
 BUSY_S = 0.25  # seconds between two BUSY without ids that count of one peer; an honest one says it twice a patience
 LEAST_COST = 1 << 10  # what a small item counts for in a window: as many as it holds are asked for at once
 SLOW_BYTES_PER_SECOND = 64 << 10  # a chunk takes two seconds more on half a line of 1 Mbit/s
 OTHERS = 5  # patiences that an answer may take which others overtake, as small items overtake large ones
-MAX_WANTS = 8192
-MAX_OFFERS = 2048  # wanted items of one holder: four can fill the table, one cannot
-MAX_HOLDERS = 32  # remembered of one item: more are not needed to try
 MAX_PAUSE = 5  # doublings of the pause after a silence
 UNASKED_S = 60.0  # a round of most nodes
-MAX_LOOKS = 256  # wants looked at each time: bounds the work where all holders are busy
 LOOKS_EACH = 4  # for each item that may be asked for, some of whose holders are busy
-MAX_BESIDE = 32  # of those of one holder that are wanted beside the others; the rest may come by lot
 SLACK = 2  # times its even share is looked at of each holder, as some offer less, or the same
 
 _BySigner = dict[bytes, dict[ItemId, None]]
@@ -85,10 +79,10 @@ class _Wanted:
 
 @dataclass(slots=True)
 class _Holder:
+    window: int  # bytes
     offers: dict[ItemId, None] = field(default_factory=dict)
     waiting: _BySigner = field(default_factory=dict)  # those that are asked of nobody
     asked: dict[ItemId, None] = field(default_factory=dict)  # of it, the one that waits longest first
-    window: int = FIRST_WINDOW
     in_flight: int = 0  # bytes
     answered: float = 0.0  # when it last gave or said something of what it was asked, or was asked after a pause
     spoke: float = float("-inf")  # when it last announced something
@@ -111,16 +105,17 @@ class _Holder:
 
 
 class Wants:
-    """Wanted items, bounded in number and by holder. `now` is steady, in seconds; `life` how long an item is fresh."""
+    """Wanted items, bounded in number and by holder. `now` is steady, in seconds."""
 
-    def __init__(self, ledger: Ledger, timing: Timing, capacity: int, life: float, rng: random.Random) -> None:
+    def __init__(self, ledger: Ledger, timing: Timing, limits: Limits, rng: random.Random) -> None:
         self._ledger = ledger
+        self._limits = limits
         self._patience = timing.pull_patience + CHUNK_BYTES / SLOW_BYTES_PER_SECOND
         self._interval = timing.announce_interval
-        self._life = life
+        self._life = limits.max_item_age_s
         self._rng = rng
         self._wants: dict[ItemId, _Wanted] = {}
-        self._partials = Partials(capacity)
+        self._partials = Partials(limits)
         self._delayed: dict[ItemId, float] = {}  # all by the same delay: the first is due first
         self._fresh: dict[ItemId, None] = {}  # that wait, or have one holder more, since the last look
         self._next_look = float("-inf")  # at all that waits
@@ -148,7 +143,7 @@ class Wants:
 
     def up(self, node: NodeId) -> None:
         """A peer came."""
-        self._holders[node] = _Holder()
+        self._holders[node] = _Holder(self._limits.first_window_bytes)
 
     # What peers say
 
@@ -171,14 +166,14 @@ class Wants:
             if partial is not None:
                 partial.held(parts & ~row.parts, 1)
             row.parts |= parts
-        elif len(want.holders) < MAX_HOLDERS:
+        elif len(want.holders) < self._limits.max_holders:
             row.parts = parts
             want.holders[node] = holder.offers[entry.id] = None
             if partial is not None:
                 partial.held(parts, 1)
             elif want.asked_of is None and entry.id not in self._delayed:
                 holder.enlist(want.entry)  # whatever signer this one says
-            if len(holder.offers) > min(MAX_OFFERS, self._ledger.room // 2):
+            if len(holder.offers) > min(self._limits.max_offers, self._ledger.room // 2):
                 oldest = next(iter(holder.offers))
                 self._withdraw(node, next((one for one in holder.offers if one not in holder.asked), oldest))
         if want.asked_of is None and partial is None and entry.id not in self._delayed and entry.id in self._wants:
@@ -348,7 +343,7 @@ class Wants:
         if item_id in self._wants:
             newest = self._beside[node]
             newest[item_id] = None
-            if len(newest) > MAX_BESIDE:
+            if len(newest) > self._limits.max_beside:
                 del newest[next(iter(newest))]
 
     def lost(self, node: NodeId) -> None:
@@ -476,7 +471,7 @@ class Wants:
         """Return some of what holders offer, enough for the allowance, one of each holder in turn, all by lot."""
         if not waiting:
             return ()
-        looks = int(min(MAX_LOOKS, LOOKS_EACH * allowance))
+        looks = int(min(self._limits.max_looks, LOOKS_EACH * allowance))
         share = SLACK * -(-looks // len(waiting))
         drawn = [self._draw_of(offered, share) for offered in self._rng.sample(waiting, len(waiting))]
         return islice(dict.fromkeys(_in_turn(drawn)), looks)
@@ -556,12 +551,12 @@ class Wants:
     def _gave(self, holder: _Holder, row: Row, size: int, now: float) -> None:
         holder.answered = now
         if now <= row.since + QUICK_S:
-            holder.window = min(MAX_WINDOW, holder.window + size)
+            holder.window = min(self._limits.max_window_bytes, holder.window + size)
         else:
-            holder.window = max(FIRST_WINDOW, holder.window // 2)
+            holder.window = max(self._limits.first_window_bytes, holder.window // 2)
 
     def _make_room(self) -> None:
-        if len(self._wants) >= MAX_WANTS:
+        if len(self._wants) >= self._limits.max_wants:
             oldest = next(iter(self._wants.values()))
             self._forget(next((want for want in self._wants.values() if not want.was_asked), oldest))
 

@@ -10,7 +10,7 @@ difference is what libzmq holds. The rules, in the order of a connection's life:
     over the cap of connections, of a prefix or in all: the oldest one that we never
       answered makes room, or the new one goes                -> "too_many_connections"
     a key has a newer inbound connection                      -> "superseded"
-    not answered for HELLO_S, or sent UNANSWERED_BYTES unanswered: only a valid
+    not answered for hello_s, or sent unanswered_bytes unanswered: only a valid
       hello gets an answer                                    -> "no_hello"
     the socket was read until it was empty, and libzmq still
       holds more than one frame of this connection            -> "endless_message"
@@ -34,19 +34,12 @@ from dataclasses import dataclass, field
 from protocol.config import Limits
 from protocol.events import Link
 from protocol.limits.peer_scores import ScoreBoard
-from protocol.limits.rate_limits import MAX_PREFIXES, Prefixes
+from protocol.limits.rate_limits import Prefixes
 from protocol.wire.envelope import MAX_FRAME_BYTES
 
 # Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.
 MAX_WIRE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 
-# What is received and is no message: the CURVE handshake (about 700 bytes) and heartbeats (about
-# 40 bytes, every 5 s from each end, forgiven whenever a message follows): a day of silence.
-SLACK_BYTES = 1 << 20
-# An honest stranger sends a hello of at most 4 KiB and waits; it says it again a few times.
-UNANSWERED_BYTES = 1 << 18
-# A hello follows the handshake at once; a stranger on a slow line, or busy loading a model, is slower.
-HELLO_S = 10.0
 # Time in which we did not look is not held against anybody: a blocked process wakes up to old hellos.
 MAX_STEP_S = 1.0
 
@@ -116,7 +109,7 @@ class Connections:
         self._scores = ScoreBoard(
             limits.prefix_graylist_score,
             limits.score_half_life_s,
-            MAX_PREFIXES,
+            limits.max_prefixes,
             limits.prefix_first_wait_s,
             limits.prefix_last_wait_s,
         )
@@ -256,13 +249,12 @@ class Connections:
         return result
 
     def _fault(self, connection: Connection) -> str:
-        if not connection.answered and (
-            connection.age > HELLO_S or connection.received - connection.unread > UNANSWERED_BYTES
-        ):
+        limits, taken = self._limits, connection.received - connection.unread
+        if not connection.answered and (connection.age > limits.hello_s or taken > limits.unanswered_bytes):
             return "no_hello"
-        if connection.drained and connection.held > MAX_WIRE_FRAME_BYTES + SLACK_BYTES:
+        if connection.drained and connection.held > MAX_WIRE_FRAME_BYTES + limits.slack_bytes:
             return "endless_message"
-        if connection.drained and connection.heard and connection.held <= SLACK_BYTES:
+        if connection.drained and connection.heard and connection.held <= limits.slack_bytes:
             connection.delivered += connection.held  # heartbeats, or the beginning of a next message
             connection.heard = False
         return ""

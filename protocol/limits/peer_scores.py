@@ -10,7 +10,6 @@ from protocol.identity import NodeId
 from protocol.limits.rate_limits import Allowance
 from protocol.lru import Recent
 
-MAX_ALLOWANCES = 1024
 # What takes as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
 MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
@@ -75,8 +74,6 @@ FREE = {
     "too_many_connections": "the oldest that was never answered makes room",
 }
 REJECT_PENALTY = 1.0
-FIRST_REFUSAL_S = 120.0  # about the time in which a score that just fell below its limit is good again
-LAST_REFUSAL_S = 24 * 3600.0
 THINNING = 8  # the part of a full board that is forgotten at a time
 
 
@@ -106,8 +103,8 @@ class ScoreBoard:
     limit: float
     half_life_s: float
     capacity: int
-    first_refusal_s: float = FIRST_REFUSAL_S
-    last_refusal_s: float = LAST_REFUSAL_S
+    first_refusal_s: float
+    last_refusal_s: float
     _standings: dict[str, _Standing] = field(default_factory=dict)
 
     def score(self, subject: str, now: float) -> float:
@@ -165,8 +162,14 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._scores = ScoreBoard(limits.graylist_score, limits.score_half_life_s, limits.max_subjects)
-        self._allowances: Recent[bytes, Allowance] = Recent(MAX_ALLOWANCES)
+        self._scores = ScoreBoard(
+            limits.graylist_score,
+            limits.score_half_life_s,
+            limits.max_subjects,
+            limits.first_refusal_s,
+            limits.last_refusal_s,
+        )
+        self._allowances: Recent[bytes, Allowance] = Recent(self._limits.max_allowances)
         self.rejected: Counter[str] = Counter()
 
     def may_send(self, link: Link, size: int, now: Instant, *, is_content: bool = False) -> bool:

@@ -9,8 +9,6 @@ from typing import TypeVar
 from protocol.config import Limits
 from protocol.lru import Recent
 
-MAX_PREFIXES = 4096
-
 K = TypeVar("K", bound=Hashable)
 
 
@@ -62,9 +60,9 @@ class Prefixes:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._handshakes: Recent[str, TokenBucket] = Recent(MAX_PREFIXES)
-        self._messages: Recent[tuple[str, bool], TokenBucket] = Recent(2 * MAX_PREFIXES)
-        self._bytes: Recent[tuple[str, bool], TokenBucket] = Recent(2 * MAX_PREFIXES)
+        self._handshakes: Recent[str, TokenBucket] = Recent(self._limits.max_prefixes)
+        self._messages: Recent[tuple[str, bool], TokenBucket] = Recent(2 * self._limits.max_prefixes)
+        self._bytes: Recent[tuple[str, bool], TokenBucket] = Recent(2 * self._limits.max_prefixes)
 
     def may_connect(self, prefix: str, now: float) -> bool:
         """Account for one handshake; False: there are too many of them."""

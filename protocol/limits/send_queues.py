@@ -7,15 +7,15 @@ Rules
  1. Of one link's frames, what we say goes first, in its order; then small items; then
     large ones. Nothing large holds up anything small.
  2. Items and chunks wait by their names, and become frames when it is their turn: so they take no memory, and what is
-    not wanted any more is left out. The caller bounds their number. Control messages have `CONTROL_BYTES` a link of
+    not wanted any more is left out. The caller bounds their number. Control messages have `control_bytes` a link of
     its own, so that a peer that takes our items slowly still hears that we live, and one that reads nothing, however
     many do, silences no other.
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
     present virtual time: it is owed nothing for its silence.
- 4. Under an upload limit, items wait for tokens. Our own items do not wait, but are paid for, up to `MAX_DEBT_S` ahead.
-    Otherwise a peer that makes us talk more than the line carries would stop our items for long after it has gone. An
-    item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
+ 4. Under an upload limit, items wait for tokens. Our own items do not wait, but are paid for, up to `upload_debt_s`
+    ahead. Otherwise a peer that makes us talk more than the line carries would stop our items for long after it has
+    gone. An item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
  5. While nothing waits for anybody, and there is no upload limit, frames pass by the queues: there is no turn to take.
  6. A link whose socket takes no more is tried again after `RETRY_S`, twice that the next time, and so on up to
     `MAX_RETRY_S`: a ROUTER cannot be polled for one of its peers.
@@ -28,14 +28,8 @@ from dataclasses import dataclass, field
 from protocol.config import Limits
 from protocol.events import Lane, Link
 
-# Announcements and records of minutes; a peer that takes none for so long is gone. All 272 live links that there may be
-# by default have 68 MiB.
-CONTROL_BYTES = 256 << 10
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
-BURST_S = 0.25  # of the upload limit: what a line's own buffers hold
-MAX_DEBT_S = 1.0
 _LANES = tuple(Lane)
-MAX_IDLE = 256  # links without frames whose virtual time is remembered
 
 
 @dataclass(slots=True)
@@ -67,11 +61,12 @@ class SendQueues:
     """See the module's comment. Times are steady seconds."""
 
     def __init__(self, limits: Limits, now: float) -> None:
+        self._limits = limits
         self._rate = limits.upload_bytes_per_second
         self._queues: dict[Link, _Queue] = {}
         self._busy: dict[Link, _Queue] = {}  # those with frames
         self._virtual = 0.0
-        self._tokens = self._rate * BURST_S
+        self._tokens = self._rate * self._limits.upload_burst_s
         self._filled = now
 
     def __len__(self) -> int:
@@ -85,7 +80,7 @@ class SendQueues:
     def put(self, link: Link, frame: bytes) -> bool:
         """Queue what we say; False: there is no room."""
         queue, size = self._queues.get(link), len(frame)
-        if size + (queue.control if queue is not None else 0) > CONTROL_BYTES:
+        if size + (queue.control if queue is not None else 0) > self._limits.control_bytes:
             return False
         self._append(link, Lane.CONTROL, Waiting(frame, b"", size))
         return True
@@ -137,7 +132,7 @@ class SendQueues:
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
         queue.pause = RETRY_S
-        least = -math.inf if lane is not Lane.CONTROL else min(self._tokens, -self._rate * MAX_DEBT_S)
+        least = -math.inf if lane is not Lane.CONTROL else min(self._tokens, -self._rate * self._limits.upload_debt_s)
         if self._rate:
             self._tokens = max(least, self._tokens - size)
         if queue.head is None:
@@ -181,9 +176,10 @@ class SendQueues:
 
     def _refill(self, now: float) -> None:
         if self._rate:
-            self._tokens = min(self._rate * BURST_S, self._tokens + max(0.0, now - self._filled) * self._rate)
+            burst = self._rate * self._limits.upload_burst_s
+            self._tokens = min(burst, self._tokens + max(0.0, now - self._filled) * self._rate)
             self._filled = now
 
     def _forget_idle(self) -> None:
-        if len(self._queues) - len(self._busy) >= MAX_IDLE:
+        if len(self._queues) - len(self._busy) >= self._limits.max_idle_links:
             self._queues = dict(self._busy)

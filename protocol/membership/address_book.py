@@ -1,7 +1,7 @@
 """The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
 Three ways into it: the seeds a person gave, which are never forgotten; to have been admitted, by dialling us or by
-being dialled; and to be told of by two voices (see `counts_as`). Beside it are the last `MAX_NEIGHBOURS` addresses that
+being dialled; and to be told of by two voices (see `counts_as`). Beside it are the last `max_neighbours` addresses that
 were called out in our own network: they are dialled, and in the book once they are admitted. A node that one peer told
 of is a *candidate*: it is dialled as others are, and passed on to nobody. So no peer alone, and no caller that was
 turned away, makes us speak of whom it invented (compare the new and the tried table of Bitcoin's addrman, where a
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from typing import NamedTuple, TypeVar
 
-from protocol.config import Instant
+from protocol.config import Instant, Limits
 from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, netgroup, scope_of
@@ -43,8 +43,6 @@ CANDIDATES = 2  # the part of the capacity that candidates may have, beside it
 # The part of the candidates that goes at a time: whom to forget is found by looking at all, and every message brings
 # more of them, so a node in a swarm of thousands would look at all at every message.
 THINNING = 8
-NETGROUPS = 16  # at least so many networks share a full book
-MAX_NEIGHBOURS = 16  # whoever is in our network can invent them: so many dials a minute, into that network
 NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
 
 V = TypeVar("V")
@@ -151,11 +149,11 @@ class _Entry:
 
 
 class Book:
-    """Seeds, and about `capacity` records, at most `max_group` of one network: `trim` brings it back there."""
+    """Seeds, and about `max_known_peers` records, at most `max_prefix_records` of one network: see `trim`."""
 
-    def __init__(self, seeds: tuple[Address, ...], capacity: int, max_group: int | None = None) -> None:
-        self.capacity = capacity
-        self._max_group = max(1, capacity // NETGROUPS) if max_group is None else max_group
+    def __init__(self, seeds: tuple[Address, ...], limits: Limits) -> None:
+        self._limits = limits
+        self.capacity = limits.max_known_peers
         self.seeds = seeds
         self._seeds = tuple(Contact((seed,)) for seed in seeds)
         self._entries: dict[NodeId, _Entry] = {}
@@ -164,7 +162,7 @@ class Book:
         self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
         self._lapsed: list[Acquaintance] = []
-        self._neighbours: Recent[bytes, Contact] = Recent(MAX_NEIGHBOURS)  # by key
+        self._neighbours: Recent[bytes, Contact] = Recent(self._limits.max_neighbours)  # by key
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -246,7 +244,7 @@ class Book:
         entry.group, entry.claimed = group, entry.record.networks
         for network in entry.networks:
             self._groups[network] += 1
-            if self._groups[network] > self._max_group:
+            if self._groups[network] > self._limits.max_prefix_records:
                 self._crowded.add(network)
         self.revision += 1
 
@@ -261,7 +259,7 @@ class Book:
         kept = set(live) if self._crowded or len(self._entries) > self.capacity else set()
         for group in sorted(self._crowded):
             crowd = [(node, entry) for node, entry in self._entries.items() if group in entry.networks]
-            self._remove(_worst(crowd, kept, len(crowd) - self._max_group, rng, group))
+            self._remove(_worst(crowd, kept, len(crowd) - self._limits.max_prefix_records, rng, group))
         self._crowded.clear()
         if len(self._entries) > self.capacity:
             self._remove(_worst(self._entries.items(), kept, len(self._entries) - self.capacity, rng))

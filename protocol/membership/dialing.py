@@ -1,7 +1,7 @@
 """Whom a node dials, and when: while it has too few links, in place of a link that it chose, and as a feeler.
 
 Rules
- 1. While there are too few links (`Links.wanted`), neighbours, `NEAR_LINKS` at most; random contacts, and by turns
+ 1. While there are too few links (`Links.wanted`), neighbours, `max_near_links` at most; random contacts, and by turns
     the nearest of those drawn (see `links`), where there is likelier to be room; the seeds when we have no peer or
     nobody else to dial. Two ends that hear of each other would both dial, so the larger id waits `DIAL_YIELD_S`.
  2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
@@ -13,7 +13,7 @@ Rules
     however many links there are, to a seed or to a node that we met and whose record has gone from the book. For two
     halves of a swarm that are apart for longer than a record lives know nobody of each other any more. Who answers
     tells records of its side, and with room becomes a peer. A contact's interval grows from `FIRST_S` to `LAST_S`: a
-    seed that ten thousand nodes have is called three times a second. `MAX_LAPSED` are remembered, over a restart too, a
+    seed that ten thousand nodes have is called three times a second. `max_lapsed` are remembered, over a restart too, a
     fair sample of all that lapsed (Vitter 1985, algorithm R), so whoever lets many invented nodes lapse gets its share.
     An expired record proves nothing and is told to nobody.
 """
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from protocol.config import Instant, Setup
+from protocol.config import Instant, Limits, Setup
 from protocol.credentials.records import Address, PeerRecord
 from protocol.events import Dial, Link
 from protocol.identity import NodeId
@@ -35,11 +35,9 @@ from protocol.membership.links import Links, distance
 # Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
 # call everybody, and to find more that are due a node would look through its whole book.
 DRAWN = 8
-NEAR_LINKS = 4  # as many as with one public network: whoever is in our own can invent neighbours
 SHED_INTERVAL_S = 10.0  # so that who is sent away finds room elsewhere before the next
 FEELER_INTERVAL_S = FIRST_S = 60.0
 LAST_S = 3600.0
-MAX_LAPSED = 64  # at an hour each, one call a minute
 
 
 Refuses = Callable[[NodeId, Instant], bool]  # whether a node is graylisted just now
@@ -55,7 +53,8 @@ class _Turn:
 class Feelers:
     """Seeds, and some nodes that we met and forgot, to be called for good; see the module's comment, rule 4."""
 
-    def __init__(self, seeds: tuple[Address, ...], rng: random.Random) -> None:
+    def __init__(self, seeds: tuple[Address, ...], limits: Limits, rng: random.Random) -> None:
+        self._limits = limits
         self._rng = rng
         self._seeds = tuple(_Turn(Contact((seed,))) for seed in seeds)
         self._records: dict[NodeId, PeerRecord] = {}
@@ -77,9 +76,9 @@ class Feelers:
             node = record.node_id
             if node not in self._records:
                 self._lapses += 1
-                if len(self._records) >= MAX_LAPSED:
+                if len(self._records) >= self._limits.max_lapsed:
                     place = self._rng.randrange(self._lapses)
-                    if place >= MAX_LAPSED:
+                    if place >= self._limits.max_lapsed:
                         continue
                     self.met(list(self._records)[place])
             self._records[node] = record
@@ -127,13 +126,14 @@ class Dialing:
         now: Instant,
     ) -> None:
         self._own_key = setup.identity.curve_key
+        self._limits = setup.limits
         self._interval = setup.timing.rotate_interval
         self._book = book
         self._directory = directory
         self._links = links
         self._refuses = refuses
         self._rng = rng
-        self.feelers = Feelers(book.seeds, rng)
+        self.feelers = Feelers(book.seeds, setup.limits, rng)
         self._next_rotation = now.steady + self._interval * rng.uniform(0.5, 1.0)
         self._next_shed = now.steady
 
@@ -148,7 +148,7 @@ class Dialing:
         contacts = self._near_and_random((one for one in due if one.key not in busy), wanted, now)
         seeds = self._book.seeds_due(now)
         near = [one for one in self._book.neighbours_due(now) if one.key not in busy]
-        near = near and near[: max(0, NEAR_LINKS - self._links.near)]
+        near = near and near[: max(0, self._limits.max_near_links - self._links.near)]
         for contact in chain(near, *((contacts, seeds) if self._links.peers else (seeds, contacts))):
             if len(dials) == wanted:
                 break

@@ -19,7 +19,7 @@ Rules
 import random
 from collections.abc import Iterable, Iterator
 
-from protocol.config import NOT_KEPT, Gate, Instant, Setup
+from protocol.config import NOT_KEPT, Gate, Instant, Limits, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.errors import MessageError
 from protocol.events import Link, MembershipAction, Message, Send
@@ -28,21 +28,14 @@ from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
-from protocol.membership.links import MAX_PROVEN, Links, Peer
+from protocol.membership.links import Links, Peer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
 EXPIRY_INTERVAL_S = 60.0
-MAX_ANSWERS = 4  # messages of MAX_RECORDS in answer to one digest: half of the largest directory
 DIAL_YIELD_S = 1.0  # two ends that hear of each other would both dial: the larger id waits
 # A digest that comes sooner after the last than this part of an exchange_interval is not answered.
 LEAST_PAUSE = 1 / 8
-# Records that one network is told in answer to digests: whole directories at once, and then what changes in a swarm of
-# 512 of whom one restarts every second. A digest that lacks everything is small, and its answer a thousand times that.
-ANSWERS_PER_SECOND = 2.0
-ANSWERS_BURST = 2.0 * MAX_DIGEST
-MAX_VOICES = 1024
 HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
-LIST_S, LISTS = 10.0, 4  # a link may bring, and ask for, so many lists at once, and one in 10 s
 LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
 
@@ -51,13 +44,14 @@ class Directory:
 
     def __init__(self, setup: Setup, book: Book, links: Links, rng: random.Random, now: Instant) -> None:
         self._setup = setup
+        self._limits = setup.limits
         self._own = setup.identity.node_id
         self._book = book
         self._links = links
         self._rng = rng
         self._interval = setup.timing.exchange_interval
         self._next_exchange = now.steady + self._interval * rng.uniform(0.25, 1.0)
-        self._answers: Recent[str, TokenBucket] = Recent(MAX_VOICES)  # by voice: keys cost nothing
+        self._answers: Recent[str, TokenBucket] = Recent(self._limits.max_voices)  # by voice: keys cost nothing
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
@@ -185,7 +179,7 @@ class Directory:
             record.encoded
             for record in (self.record_for(scope), *meant_for(scope, self._book.good_records()))
             if record.node_id != reader and theirs.get(record.summary[0]) != record.summary[1]
-        ][: MAX_ANSWERS * MAX_RECORDS]
+        ][: self._limits.max_answers * MAX_RECORDS]
         for start in range(0, len(lacking), MAX_RECORDS):
             yield Peers(tuple(lacking[start : start + MAX_RECORDS]))
 
@@ -247,7 +241,10 @@ class Directory:
         self._book.vouch(dict(digest.entries), peer.voice, peer.scope)
         self._book.trim(self._links.peers, self._rng)
         lacking = [*self._lacking(digest, sender, peer.scope)]
-        answers = self._answers.get(peer.voice) or TokenBucket(ANSWERS_PER_SECOND, ANSWERS_BURST, now.steady)
+        limits = self._limits
+        answers = self._answers.get(peer.voice) or TokenBucket(
+            limits.network_records_per_second, limits.network_records_burst, now.steady
+        )
         self._answers.set(peer.voice, answers)
         may_tell = answers.take(sum(len(told.records) for told in lacking), now.steady)
         return [Send(peer.link, told) for told in lacking] if may_tell else []
@@ -271,10 +268,11 @@ class Directory:
 class RevocationExchange:
     """Rule 6. The list itself, and what it means, is the gate's."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
-        self._asked: Recent[Link, None] = Recent(MAX_PROVEN)  # before they were taken in
-        self._budgets: Recent[Link, TokenBucket] = Recent(MAX_PROVEN)
+        self._limits = limits
+        self._asked: Recent[Link, None] = Recent(self._limits.max_proven)  # before they were taken in
+        self._budgets: Recent[Link, TokenBucket] = Recent(self._limits.max_proven)
 
     def ask(self, link: Link) -> Send:
         """Ask for a list newer than ours."""
@@ -313,7 +311,8 @@ class RevocationExchange:
         return encoded
 
     def _spend(self, link: Link, now: Instant) -> None:
-        budget = self._budgets.get(link) or TokenBucket(1 / LIST_S, LISTS, now.steady)
+        limits = self._limits
+        budget = self._budgets.get(link) or TokenBucket(limits.lists_per_second, limits.lists_burst, now.steady)
         self._budgets.set(link, budget)
         if not budget.take(1, now.steady):
             raise MessageError("too_many_lists")

@@ -50,15 +50,8 @@ from protocol.wire.messages import Body
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
 HELLO_RETRY_S = 2.0
 GRACE_S = 2.0
-MAX_DIALS = 8  # attempts in progress at a time
 FEW_PEERS = 8  # of so few none is kept for small swarms: a sparser overlay falls to pieces
-MAX_PROVEN = 1024
-MAX_PARTING = 256
 PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see `Timing.rotate_interval`)
-# Records that a peer may tell us: two full exchanges at once, and the news of a swarm of 512 in which
-# everybody renews its record once in 12 hours, many times over.
-RECORDS_PER_SECOND = 16.0
-RECORDS_BURST = 512.0
 
 
 @dataclass(slots=True)
@@ -127,17 +120,15 @@ class Links:
     def __init__(self, own: NodeId, limits: Limits, settling: float, now: float) -> None:
         """Have none yet; `settling` is for how many seconds a swarm has to be small until it counts as that again."""
         self._own = own
-        self._max_peers = limits.max_peers
-        self._max_group = limits.max_prefix_peers
-        self._max_callers = limits.max_callers
+        self._limits = limits
         self.is_mesh = True  # whether there may be links with everybody whom we know
         self._settling = settling
         self._small_from = now  # when the swarm may be taken for a small one again
         self.attempts: dict[Link, Attempt] = {}
         self.peers: dict[NodeId, Peer] = {}
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
-        self._proven: Recent[bytes, NodeId] = Recent(MAX_PROVEN)  # who once was: what strangers fill is bounded
-        self._hosts: Recent[Link, str] = Recent(MAX_PROVEN)  # of those who dialled us, until their hello
+        self._proven: Recent[bytes, NodeId] = Recent(limits.max_proven)  # who once was: what strangers fill is bounded
+        self._hosts: Recent[Link, str] = Recent(self._limits.max_proven)  # of those who dialled us, until their hello
         self._parting: dict[Link, float] = {}
 
     def live_node(self, link: Link) -> NodeId | None:
@@ -167,7 +158,8 @@ class Links:
     @property
     def room(self) -> int:
         """How many links there may be, but for those of our own choice that are lacking."""
-        return self._max_peers if self.is_mesh else max(min(self._max_peers, FEW_PEERS), self._max_peers * 3 // 4)
+        most = self._limits.max_peers
+        return most if self.is_mesh else max(min(most, FEW_PEERS), most * 3 // 4)
 
     @property
     def target(self) -> int:
@@ -179,7 +171,7 @@ class Links:
         """How many more contacts to dial now."""
         live, busy = self._overlay, len(self.attempts)
         missing = max(self.target - live, self._reserve - self._chosen) - busy
-        return max(0, min(missing, self._room_to_dial - live - busy, MAX_DIALS - busy))
+        return max(0, min(missing, self._room_to_dial - live - busy, self._limits.max_dials - busy))
 
     @property
     def lacks_chosen(self) -> bool:
@@ -192,7 +184,7 @@ class Links:
 
     @property
     def _room_to_dial(self) -> int:
-        return self._max_peers if self.lacks_chosen else self.room
+        return self._limits.max_peers if self.lacks_chosen else self.room
 
     @property
     def _chosen(self) -> int:
@@ -216,7 +208,7 @@ class Links:
 
     def has_room_for_a_home(self) -> bool:
         """Tell whether a home node can be taken in."""
-        return self._homes < self._max_callers
+        return self._homes < self._limits.max_callers
 
     def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
         """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 3."""
@@ -232,7 +224,7 @@ class Links:
         if not group:
             return False
         live = sum(peer.group == group and not peer.is_home for peer in self.peers.values())
-        return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._max_group
+        return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._limits.max_prefix_peers
 
     @property
     def is_full(self) -> bool:
@@ -336,7 +328,7 @@ class Links:
         self.prove(link, node)
         known = self.peers.get(node)
         if known is None:
-            told = TokenBucket(RECORDS_PER_SECOND, RECORDS_BURST, now)
+            told = TokenBucket(self._limits.records_per_second, self._limits.records_burst, now)
             self.peers[node] = Peer(record, link, told, host, group, port, met=now, needy=needy)
             return True
         known.record, known.host, known.group, known.met = record, host, group, now
@@ -383,7 +375,7 @@ class Links:
 
         False: so many are that it is to be closed now.
         """
-        if len(self._parting) >= MAX_PARTING:
+        if len(self._parting) >= self._limits.max_parting:
             return False
         self._parting.setdefault(link, now + after)
         return True

@@ -81,7 +81,6 @@ from protocol.wire.messages import (
 )
 
 EVICT_INTERVAL_S = 1.0
-REFERRALS = 8  # records that a caller without room here may try next: it hears of all others once it is in
 # A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
@@ -113,11 +112,11 @@ class Membership:
         # The live peer that holds a link's key, or None: asked for each frame that comes or goes.
         self.live_node: Callable[[Link], NodeId | None] = self.links.live_node
         self.detector = Detector(setup.timing, rng)
-        self.reachability = Reachability(self.links, rng, now)
+        self.reachability = Reachability(self.links, setup.limits, rng, now)
         self.book = book
         self.directory = Directory(setup, book, self.links, rng, now)
         self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
-        self.lists = RevocationExchange(setup.gate)
+        self.lists = RevocationExchange(setup.gate, setup.limits)
         self._next_review = now.steady
         self._next_eviction = now.steady
         self.deaths = 0  # peers dropped for silence
@@ -325,7 +324,9 @@ class Membership:
             evicted = self._room_for(link, record, group, now, needy=hello.needy)
             if evicted is None:
                 self.links.prove(link, sender)
-                others = Send(link, self.directory.sample(sender, self.links.scope_of(link), REFERRALS))
+                others = Send(
+                    link, self.directory.sample(sender, self.links.scope_of(link), self._setup.limits.max_referrals)
+                )
                 return [*actions, others, *self._refuse(link, "full", now)]
             actions += evicted
         if known is None and link.dialled and self.links.is_full:

@@ -13,7 +13,7 @@ Asking
 Answering
  4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it
     proved, and hung up once the handshake is done. So nobody can make us dial a third party.
- 5. Each asker is served once in `PAUSE_S`, all of them `SERVED_PER_SECOND`, and `MAX_CHECKS` at a time; who
+ 5. Each asker is served once in `PAUSE_S`, all of them `dial_backs_per_second`, and `max_dial_backs` at a time; who
     comes too often pays, who comes when others do gets no answer and asks somebody else.
 """
 
@@ -21,7 +21,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
-from protocol.config import Instant
+from protocol.config import Instant, Limits
 from protocol.credentials.records import MAX_ENDPOINTS, Address, Endpoint
 from protocol.errors import MessageError
 from protocol.events import Dial, HangUp, Link, MembershipAction, Send
@@ -39,11 +39,6 @@ ENOUGH = 3  # answers to know for a while
 PATIENCE_S = DIAL_TIMEOUT_S + 5.0
 DOUBT = 2  # networks that have to say where we are seen, before we tell or take back anything for it
 PAUSE_S = 30.0
-SERVED_PER_SECOND = 0.2
-SERVED_BURST = 4.0
-MAX_CHECKS = 4
-MAX_ASKERS = 256
-MAX_ANSWERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +75,19 @@ def _is_ipv6(host: str) -> bool:
 class Reachability:
     """See the module's comment."""
 
-    def __init__(self, links: Links, rng: random.Random, now: Instant) -> None:
+    def __init__(self, links: Links, limits: Limits, rng: random.Random, now: Instant) -> None:
         self._links = links
+        self._limits = limits
         self._rng = rng
         self._port = 0
         self._next_ask = now.steady + FIRST_ASK_S
         self._asked: dict[NodeId, float] = {}  # live peers that did not answer yet, and until when we wait
-        self._last_asked: Recent[NodeId, float] = Recent(MAX_ASKERS)
-        self._answers: Recent[str, _Answer] = Recent(MAX_ANSWERS)  # the newest, by voice
+        self._last_asked: Recent[NodeId, float] = Recent(self._limits.max_askers)
+        self._answers: Recent[str, _Answer] = Recent(self._limits.max_dial_back_answers)  # the newest, by voice
         self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
-        self._served: Recent[str, float] = Recent(MAX_ASKERS)
-        self._budget = TokenBucket(SERVED_PER_SECOND, SERVED_BURST, now.steady)
+        self._served: Recent[str, float] = Recent(self._limits.max_askers)
+        self._budget = TokenBucket(self._limits.dial_backs_per_second, self._limits.dial_backs_burst, now.steady)
 
     @property
     def standing(self) -> Standing:
@@ -122,7 +118,7 @@ class Reachability:
     def mapped(self, external: str, now: Instant) -> None:
         """Take note that our router forwards our port from that address: what was tried before says nothing now."""
         if external != self._router:
-            self._router, self._answers = external, Recent(MAX_ANSWERS)
+            self._router, self._answers = external, Recent(self._limits.max_dial_back_answers)
             self._next_ask = now.steady
 
     # Asking
@@ -131,7 +127,7 @@ class Reachability:
         """Ask a peer, if it is time, and give up checks that take too long."""
         port = told[0].port if told else 0
         if port != self._port:
-            self._port, self._answers = port, Recent(MAX_ANSWERS)
+            self._port, self._answers = port, Recent(self._limits.max_dial_back_answers)
         late = [link for link, check in self._checks.items() if check.deadline <= now.steady]
         actions = [action for link in late for action in (HangUp(link), *self._tell(link, reached=False))]
         self._asked = {node: until for node, until in self._asked.items() if until > now.steady}
@@ -202,7 +198,7 @@ class Reachability:
             return [Send(peer.link, DialledBack(str(host), port, reached=port != 0))]
         link = Link(peer.link.key, dialled=True)
         in_use = link in (peer.link, peer.spare) or self._links.is_parting(link)
-        if in_use or len(self._checks) >= MAX_CHECKS or not self._budget.take(1, now.steady):
+        if in_use or len(self._checks) >= self._limits.max_dial_backs or not self._budget.take(1, now.steady):
             return []
         self._checks[link] = _Check(sender, str(host), port, now.steady + DIAL_TIMEOUT_S)
         return [Dial(Address(Endpoint(str(host), port), link.key))]

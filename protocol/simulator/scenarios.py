@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from protocol.config import Timing
 from protocol.credentials.records import PeerRecord
-from protocol.gossip.wants import MAX_WANTS
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import Plan, Trial
@@ -270,9 +269,9 @@ def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
         f"never more than {extremes.records} records in a book (bound {limits.max_known_peers})",
     )
     yield Check(
-        extremes.held <= limits.held_bytes and extremes.wanted <= MAX_WANTS,
+        extremes.held <= limits.held_bytes and extremes.wanted <= limits.max_wants,
         f"never more than {extremes.held} bytes of items held and {extremes.wanted} wanted"
-        f" (bounds {limits.held_bytes} and {MAX_WANTS})",
+        f" (bounds {limits.held_bytes} and {limits.max_wants})",
     )
     hours = usage.node_seconds / 3600
     deaths = trial.declared_dead()

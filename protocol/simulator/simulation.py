@@ -130,7 +130,7 @@ class Simulation:
         if seeds is None:
             seeds = () if known else self.seeds
         unix_ms = self.clock(skew).unix * 1000
-        book = Book(seeds, self.limits.max_known_peers, self.limits.max_prefix_records)
+        book = Book(seeds, self.limits)
         for record in known:
             if record.expiry_ms > unix_ms:
                 book.add(record)

@@ -9,12 +9,13 @@ import zmq
 
 from protocol.config import MIB, Limits
 from protocol.identity import Identity
-from protocol.limits.send_queues import BURST_S
 from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind
 from protocol.wire.messages import Part, Want
 from tests.protocol_hosts import SWARM, collect, running
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
+
+LIMITS = Limits()
 
 SILENT_PEERS = 4
 # In libzmq 1 MiB under way and one frame sealed; and what the silent peers, in this
@@ -80,7 +81,7 @@ def test_an_upload_limit_holds_whoever_asks_and_both_get_their_share() -> None:
                 peer.send(peer.frame(Kind.WANT, Want(tuple(map(Part, ids[:greed]))).encode()))
             wait_until(lambda: min(download.take() for download in downloads) >= 800_000, 60, "a share for both")
             received = sum(download.received for download in downloads)
-            assert received <= limit * (time.monotonic() - began + BURST_S) + MAX_FRAME_BYTES
+            assert received <= limit * (time.monotonic() - began + LIMITS.upload_burst_s) + MAX_FRAME_BYTES
             one, other = (download.received for download in downloads)
             assert abs(one - other) <= 500_000  # of a socket's worth under way
         finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from node.rollouts.group import GroupError
 from node.rollouts.group import decode as decode_group
 from node.swarm.reports import decode as decode_report
-from protocol.config import Instant, Setup
+from protocol.config import Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.grants import open_grant
 from protocol.credentials.invite import Invite
@@ -45,7 +45,7 @@ def believe(key: bytes, signature: bytes, message: bytes) -> bool:
 
 def in_core(data: bytes) -> None:
     """Give a core an authentic message from a live peer: a kind, and the body."""
-    core = Core(Setup(ME, SWARM), Book((), 16), random.Random(1), NOW)
+    core = Core(Setup(ME, SWARM), Book((), Limits(max_known_peers=16)), random.Random(1), NOW)
     record = make_record(PEER, SWARM, (), 1 << 16, "", int((UNIX + 3600) * 1000))
     frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % (max(Kind) + 2) if data else 0, data[1:])]
     for sequence, (kind, body) in enumerate(frames, 1):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Instant
+from protocol.config import Instant, Limits
 from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
@@ -60,7 +60,7 @@ def told_by_two(book: Book, *numbers: int, first: str = "a") -> None:
     st.sets(st.integers(0, 23), max_size=5),
 )
 def test_a_trimmed_book_holds_its_capacity_and_every_live_node(history, capacity: int, live: set[int]) -> None:
-    book = Book((), capacity)
+    book = Book((), Limits(max_known_peers=capacity))
     for number, teller, start, dialable in history:
         if number == teller:
             book.add(record(number, start, dialable=dialable))
@@ -73,7 +73,7 @@ def test_a_trimmed_book_holds_its_capacity_and_every_live_node(history, capacity
 
 
 def test_those_who_say_where_and_did_not_fail_can_be_dialled() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     for number in range(4):
         book.add(record(number, dialable=number > 0))
     book.hear(record(5), "a")
@@ -83,7 +83,7 @@ def test_those_who_say_where_and_did_not_fail_can_be_dialled() -> None:
 
 
 def test_who_was_told_of_once_is_dialled_and_passed_on_to_nobody_until_another_network_tells_of_it() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     for teller in ("a", "a"):
         assert not book.hear(record(0), teller)
     assert len(book) == 0 and book.good_records() == [] and dialable(book) == {PEOPLE[0].curve_key}
@@ -93,14 +93,14 @@ def test_who_was_told_of_once_is_dialled_and_passed_on_to_nobody_until_another_n
 
 
 def test_a_candidate_that_we_met_is_in_the_book() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     book.hear(record(0), "a")
     book.add(record(0))
     assert kept(book) == ids(0) and not book.has_candidates
 
 
 def test_a_digest_tells_of_the_very_records_that_it_lists() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     for number in range(3):
         book.hear(record(number), "a")
     listed = dict([record(0).summary, (record(1).summary[0], record(1, start=2).summary[1])])
@@ -110,7 +110,7 @@ def test_a_digest_tells_of_the_very_records_that_it_lists() -> None:
 
 
 def test_the_loudest_source_loses_first_and_what_we_met_ourselves_last() -> None:
-    book = Book((), 6, max_group=6)
+    book = Book((), Limits(max_known_peers=6, max_prefix_records=6))
     book.add(record(0))  # met
     told_by_two(book, 1, 2, first="quiet")
     told_by_two(book, *range(3, 20), first="loud")
@@ -119,7 +119,7 @@ def test_the_loudest_source_loses_first_and_what_we_met_ourselves_last() -> None
 
 
 def test_one_teller_cannot_push_out_the_candidates_of_another() -> None:
-    book = Book((), 12)
+    book = Book((), Limits(max_known_peers=12))
     for number in range(2):
         book.hear(record(number), "quiet")
     for number in range(2, 24):
@@ -129,7 +129,7 @@ def test_one_teller_cannot_push_out_the_candidates_of_another() -> None:
 
 
 def test_candidates_are_thinned_by_an_eighth_when_there_are_too_many_and_not_at_every_message() -> None:
-    book = Book((), 32)
+    book = Book((), Limits(max_known_peers=32))
     counts = []
     for number in range(24):
         book.hear(record(number), "a")
@@ -139,7 +139,7 @@ def test_candidates_are_thinned_by_an_eighth_when_there_are_too_many_and_not_at_
 
 
 def test_whom_we_failed_to_reach_goes_before_the_loud() -> None:
-    book = Book((), 3)
+    book = Book((), Limits(max_known_peers=3))
     told_by_two(book, 0, 1, 2)
     book.add(record(3))
     fail(book, 3)
@@ -148,7 +148,7 @@ def test_whom_we_failed_to_reach_goes_before_the_loud() -> None:
 
 
 def test_one_network_has_a_bounded_number_of_places_and_the_living_and_the_others_keep_theirs() -> None:
-    book = Book((), 24, max_group=4)
+    book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
     book.add(record(23), host="93.184.216.34")
     for number in range(20):
         book.add(record(number), host=f"93.184.217.{number}")  # whatever they say about where they are
@@ -163,7 +163,7 @@ def test_one_network_has_a_bounded_number_of_places_and_the_living_and_the_other
 
 @pytest.mark.parametrize("own", [(), ("93.185.{}.1",), ("10.0.0.1",)])
 def test_callers_of_many_networks_fill_no_more_places_with_endpoints_of_one_than_it_has(own: tuple[str, ...]) -> None:
-    book = Book((), 24, max_group=4)
+    book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
     for number in range(20):
         hosts = [host.format(number) for host in (*own, "198.41.0.{}")]
         book.add(at_hosts(number, *hosts), f"93.184.{number}.1", Scope.PUBLIC)
@@ -173,7 +173,7 @@ def test_callers_of_many_networks_fill_no_more_places_with_endpoints_of_one_than
 
 @pytest.mark.parametrize("is_met", [True, False])
 def test_who_is_seen_elsewhere_takes_no_place_from_who_is_where_it_says(is_met: bool) -> None:
-    book = Book((), 24, max_group=4)
+    book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
     for number in range(3):
         if is_met:
             book.add(at_hosts(number, f"198.41.0.{number}"), f"198.41.0.{number}", Scope.PUBLIC)
@@ -187,7 +187,7 @@ def test_who_is_seen_elsewhere_takes_no_place_from_who_is_where_it_says(is_met: 
 
 
 def test_who_was_only_told_of_has_its_place_where_it_says_that_it_is() -> None:
-    book = Book((), 24, max_group=3)
+    book = Book((), Limits(max_known_peers=24, max_prefix_records=3))
     for number in range(10):
         moving = record(number, host=f"n{number}.pool.example")
         book.hear(moving, "a")
@@ -203,7 +203,7 @@ def test_who_was_only_told_of_has_its_place_where_it_says_that_it_is() -> None:
 
 
 def test_a_laboratory_is_not_bounded_by_its_addresses() -> None:
-    book = Book((), 24, max_group=1)
+    book = Book((), Limits(max_known_peers=24, max_prefix_records=1))
     for number, host in enumerate(["127.0.0.1"] * 4 + ["10.0.0.1"] * 4 + ["fd00::1"] * 4):
         book.add(record(number), host=host)
     book.trim((), random.Random(1))
@@ -211,7 +211,7 @@ def test_a_laboratory_is_not_bounded_by_its_addresses() -> None:
 
 
 def test_whom_we_failed_to_reach_is_dialled_last_and_not_spoken_of_until_it_is_met() -> None:
-    book = Book((), 9)
+    book = Book((), Limits(max_known_peers=9))
     told_by_two(book, *range(8))
     for number in range(4):
         fail(book, number)
@@ -231,7 +231,7 @@ def test_every_order_is_as_likely() -> None:
 
 
 def test_whom_to_dial_is_drawn_at_random() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     for number in range(16):
         book.hear(record(number), "a")
     firsts = {next(book.contacts_due(at(0), random.Random(seed))).key for seed in range(40)}
@@ -239,7 +239,7 @@ def test_whom_to_dial_is_drawn_at_random() -> None:
 
 
 def test_a_busy_contact_rests_without_counting_as_a_failure() -> None:
-    book = Book((), 9)
+    book = Book((), Limits(max_known_peers=9))
     book.add(record(0))
     contact = book.contact(PEOPLE[0].node_id)
     assert contact is not None
@@ -249,7 +249,7 @@ def test_a_busy_contact_rests_without_counting_as_a_failure() -> None:
 
 
 def test_a_newer_record_at_another_address_is_dialled_there() -> None:
-    book = Book((Address(Endpoint("seed", 1), bytes(32)),), 9)
+    book = Book((Address(Endpoint("seed", 1), bytes(32)),), Limits(max_known_peers=9))
     book.add(record(0))
     old = book.contact(PEOPLE[0].node_id)
     assert old is not None
@@ -261,7 +261,7 @@ def test_a_newer_record_at_another_address_is_dialled_there() -> None:
 
 
 def test_expired_records_are_forgotten() -> None:
-    book = Book((), 9)
+    book = Book((), Limits(max_known_peers=9))
     book.add(record(0, life=10))
     book.add(record(1, life=100))
     book.expire(at(50))
@@ -290,14 +290,14 @@ def targets(book: Book) -> list[str]:
 )
 def test_private_endpoints_count_only_from_whom_they_mean_something_to(seen_from: Scope, hosts: list[str]) -> None:
     everywhere = "127.0.0.1", "10.0.0.1", "198.41.0.4"
-    met, told = Book((), 20), Book((), 20)
+    met, told = Book((), Limits(max_known_peers=20)), Book((), Limits(max_known_peers=20))
     met.add(at_hosts(0, *everywhere), "host", seen_from)
     told.hear(at_hosts(0, *everywhere), "a", scope=seen_from)
     assert targets(met) == targets(told) == hosts
 
 
 def test_a_neighbours_word_makes_the_private_endpoints_of_a_known_node_count() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     book.hear(at_hosts(0, "10.0.0.1"), "a", scope=Scope.PUBLIC)
     assert targets(book) == []
     book.hear(at_hosts(0, "10.0.0.1"), "b", scope=Scope.PRIVATE)
@@ -306,25 +306,25 @@ def test_a_neighbours_word_makes_the_private_endpoints_of_a_known_node_count() -
 
 def test_what_a_name_may_mean_follows_whoever_told_of_it() -> None:
     for scope in Scope:
-        book = Book((), 20)
+        book = Book((), Limits(max_known_peers=20))
         book.hear(at_hosts(0, "box.example"), "a", scope=scope)
         (contact,) = book.contacts_due(at(0), random.Random(1))
         assert contact.scope is scope
 
 
 def test_what_is_saved_can_be_dialled_and_is_dialled_again() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     book.add(at_hosts(0, "10.0.0.1"), "10.0.0.1", Scope.PRIVATE)
     book.add(at_hosts(1, "10.0.0.2"), "198.41.0.4", Scope.PUBLIC)
     book.add(at_hosts(2, "10.0.0.3", "198.41.0.5"), "198.41.0.5", Scope.PUBLIC)
-    again = Book((), 20)
+    again = Book((), Limits(max_known_peers=20))
     for saved in book.dialable_records():
         again.add(saved)
     assert targets(again) == ["10.0.0.1", "198.41.0.5"]
 
 
 def test_a_service_in_our_own_network_is_no_strangers_to_offer() -> None:
-    book = Book((), 20)
+    book = Book((), Limits(max_known_peers=20))
     near, far = Service("weights", Endpoint("192.168.0.1", 5)), Service("state", Endpoint("198.41.0.4", 5))
     book.add(at_hosts(0, "198.41.0.4", services=(near, far)), "198.41.0.4", Scope.PUBLIC)
     assert book.services() == [(PEOPLE[0].node_id, far)]

@@ -6,16 +6,9 @@ from hypothesis import strategies as st
 
 from protocol.config import MIB, Limits
 from protocol.events import Link
-from protocol.limits.connections import (
-    HELLO_S,
-    MAX_WIRE_FRAME_BYTES,
-    SLACK_BYTES,
-    UNANSWERED_BYTES,
-    Connections,
-    Cut,
-    Review,
-    wire_bytes,
-)
+from protocol.limits.connections import MAX_WIRE_FRAME_BYTES, Connections, Cut, Review, wire_bytes
+
+LIMITS = Limits()
 
 HERE = "127.0.0.1"
 STEP = 0.25
@@ -53,7 +46,7 @@ class Table(Connections):
 def test_a_message_that_never_ends_is_cut_and_its_sender_named() -> None:
     table = Table()
     table.admit(1, inbound(1))
-    legal = wire_bytes(100) + MAX_WIRE_FRAME_BYTES + SLACK_BYTES
+    legal = wire_bytes(100) + MAX_WIRE_FRAME_BYTES + LIMITS.slack_bytes
     assert table.look({1: legal}).cuts == []
     assert table.look({1: legal + 1}).cuts == [Cut(1, "endless_message", inbound(1))]
     assert table.took(1, inbound(1), [5]) == (False, [])
@@ -94,8 +87,10 @@ def test_a_stranger_gets_ten_seconds_and_few_bytes() -> None:
     table.come(1)
     table.come(2)
     table.admit(3, inbound(3))
-    assert table.look({2: UNANSWERED_BYTES + 1, 3: UNANSWERED_BYTES + 1}).cuts == [Cut(2, "no_hello", None)]
-    cuts = [cut for _ in range(int(HELLO_S / STEP) + 1) for cut in table.look().cuts]
+    assert table.look({2: LIMITS.unanswered_bytes + 1, 3: LIMITS.unanswered_bytes + 1}).cuts == [
+        Cut(2, "no_hello", None)
+    ]
+    cuts = [cut for _ in range(int(LIMITS.hello_s / STEP) + 1) for cut in table.look().cuts]
     assert cuts == [Cut(1, "no_hello", None)]
 
 

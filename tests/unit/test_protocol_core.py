@@ -34,7 +34,7 @@ from protocol.events import (
 )
 from protocol.host import describe_peers, dialable_members
 from protocol.identity import Identity, Verify
-from protocol.limits.peer_scores import FIRST_REFUSAL_S, PENALTIES
+from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.membership.links import GRACE_S
 from protocol.notices import Case
@@ -72,6 +72,8 @@ from protocol.wire.messages import (
 from protocol.wire.version import EARLIER, VERSION, spoken_version
 from tests.protocol_frames import frame_of, opened
 
+LIMITS = Limits()
+
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
 ME, PEER, OTHER = (Identity(bytes([n]) * 32) for n in range(3))
@@ -88,7 +90,7 @@ class Talk:
 
     def __init__(self, limits: Limits | None = None, manifest: bytes | None = None) -> None:
         setup = Setup(ME, SWARM, limits=limits or Limits(), manifest=manifest)
-        self.core = Core(setup, Book((), 16), random.Random(1), at(0))
+        self.core = Core(setup, Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
         self.sequence = 0
         self.charged: list[ChargePrefix] = []
         self.greet(PEER, LINK)
@@ -242,7 +244,7 @@ def test_the_log_has_few_lines_about_other_versions_however_many_keys_come() -> 
 def test_a_peer_that_we_dialled_and_that_answers_in_another_version_is_named() -> None:
     talk = Talk()
     address = Address(Endpoint("10.0.0.7", 4001), OTHER.curve_key)
-    talk.core = Core(Setup(ME, SWARM), Book([address], 16), random.Random(1), at(0))
+    talk.core = Core(Setup(ME, SWARM), Book((address,), LIMITS), random.Random(1), at(0))
     link = Link(OTHER.curve_key, dialled=True)
     talk.core.handle(Tick(), at(0))
     talk.core.handle(Opened(link), at(1))
@@ -429,7 +431,7 @@ def test_who_pushes_on_beyond_our_demand_is_refused_however_it_links_and_an_hone
 def test_the_manifest_is_not_sent_as_often_as_somebody_asks() -> None:
     setup = Setup(ME, SWARM, manifest=b"m" * 1000)
     talk = Talk()
-    talk.core = Core(setup, Book((), 16), random.Random(1), at(0))
+    talk.core = Core(setup, Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
     talk.greet(PEER, LINK)
     sent = [len(talk.say(Kind.ASK_MANIFEST, b"")) for _ in range(100)]
     assert sum(sent) == MANIFEST_ASKS and talk.rejected == {"too_many_asks": 100 - MANIFEST_ASKS}
@@ -519,8 +521,8 @@ def test_who_was_expelled_is_not_dialled_until_its_refusal_is_over() -> None:
         talk.core.membership.heard(PEER.node_id, at(seconds))
         return any(isinstance(action, Dial) for action in talk.core.handle(Tick(), at(seconds)))
 
-    assert not any(dialled_by(second) for second in range(2, int(FIRST_REFUSAL_S)))
-    assert dialled_by(FIRST_REFUSAL_S + 2)
+    assert not any(dialled_by(second) for second in range(2, int(LIMITS.first_refusal_s)))
+    assert dialled_by(LIMITS.first_refusal_s + 2)
 
 
 def test_a_lie_costs_the_network_that_its_signer_dialled_from_and_not_that_of_its_relay() -> None:
@@ -700,7 +702,7 @@ def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other()
     us, them = sorted((ME, PEER), key=lambda identity: identity.node_id)  # the link that we dial is kept
     called, dialled = (Link(them.curve_key, dialled=one) for one in (False, True))
     address = Address(Endpoint("192.0.2.1", 4001), them.curve_key)
-    core = Core(Setup(us, SWARM), Book((address,), 16), random.Random(1), at(0))
+    core = Core(Setup(us, SWARM), Book((address,), Limits(max_known_peers=16)), random.Random(1), at(0))
     record = make_record(them, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
     greeting = frame_of(them, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
     assert Dial(address) in core.handle(Tick(), at(0))
@@ -733,7 +735,7 @@ def test_a_holder_whose_queue_is_full_is_not_blamed_for_what_it_was_not_told(ful
 
 def test_a_node_counts_itself_among_those_that_can_be_dialled_until_others_say_that_it_cannot() -> None:
     endpoints = (Endpoint("192.168.0.7", 4001),)
-    core = Core(Setup(ME, SWARM, endpoints), Book((), 16), random.Random(1), at(0))
+    core = Core(Setup(ME, SWARM, endpoints), Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
     assert dialable_members(core) == 1
     record = make_record(PEER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
     greeting = frame_of(PEER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())

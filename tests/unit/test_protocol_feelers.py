@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from protocol.config import Instant, Setup
+from protocol.config import Instant, Limits, Setup
 from protocol.credentials.records import (
     RECORD_LIFE_S,
     Address,
@@ -18,10 +18,12 @@ from protocol.credentials.records import (
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import Acquaintance, Book
-from protocol.membership.dialing import FEELER_INTERVAL_S, LAST_S, MAX_LAPSED, Feelers
+from protocol.membership.dialing import FEELER_INTERVAL_S, LAST_S, Feelers
 from protocol.membership.directory import Directory
 from protocol.membership.links import Links
 from protocol.simulator import SimulatedIdentity
+
+LIMITS = Limits()
 
 SWARM = b"a swarm of tests"
 START = Instant(0.0, 1_700_000_000.0)
@@ -49,14 +51,14 @@ def feel(feelers: Feelers, seconds: float, known: frozenset[bytes] = frozenset()
 
 def test_a_seed_is_tried_for_good_at_an_interval_that_grows_to_an_hour() -> None:
     seed = Address(Endpoint("seed.invalid", 1), bytes(32))
-    calls = feel(Feelers((seed,), random.Random(1)), 8 * LAST_S)
+    calls = feel(Feelers((seed,), LIMITS, random.Random(1)), 8 * LAST_S)
     gaps = [after - before for (before, _), (after, _) in pairwise(calls)]
     assert {address for _, address in calls} == {seed}
     assert gaps[0] <= 2.5 * FEELER_INTERVAL_S and LAST_S / 2 <= gaps[-1] <= LAST_S + 1.5 * FEELER_INTERVAL_S
 
 
 def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
-    feelers = Feelers((), random.Random(1))
+    feelers = Feelers((), LIMITS, random.Random(1))
     feelers.lapse([met(1), met(2), met(3, dialable=False)])
     calls = feel(feelers, 2 * LAST_S, frozenset({record(1).curve_key}))
     assert {address.key for _, address in calls} == {record(2).curve_key}
@@ -65,11 +67,11 @@ def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
 
 
 def test_those_who_lapsed_are_a_fair_sample_of_bounded_size_called_at_most_once_a_minute() -> None:
-    feelers = Feelers((), random.Random(1))
+    feelers = Feelers((), LIMITS, random.Random(1))
     feelers.lapse(met(number) for number in range(100))
     feelers.lapse(met(number) for number in range(100, 1000))
     early = sum(int(lapsed.endpoints[0].host[1:].partition(".")[0]) < 100 for lapsed in feelers.records)
-    assert len(feelers.records) == MAX_LAPSED and 1 <= early <= 20
+    assert len(feelers.records) == LIMITS.max_lapsed and 1 <= early <= 20
     assert len(feel(feelers, LAST_S)) <= 1.3 * LAST_S / FEELER_INTERVAL_S
 
 
@@ -91,7 +93,7 @@ def test_only_an_answer_to_our_own_new_start_is_taken_for_a_twin(gap: int) -> No
     identity = SimulatedIdentity(b"%32d" % 1)
     directory = Directory(
         setup := Setup(identity, SWARM),
-        Book((), 8),
+        Book((), Limits(max_known_peers=8)),
         Links(identity.node_id, setup.limits, 1.0, START.steady),
         random.Random(1),
         START,

@@ -33,22 +33,10 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.exchange import (
-    CATCH_UP_S,
-    DRAWS,
-    FIRST_IDS,
-    MAX_HOLD,
-    MAX_PENDING,
-    MAX_PUSHES,
-    MAX_SERVED,
-    PUSH_BYTES,
-    SEEN_ITEMS,
-    Gossip,
-)
-from protocol.gossip.ledger import MAX_PEER_ROWS, place_of
-from protocol.gossip.store import MAX_HELD, Store
+from protocol.gossip.exchange import CATCH_UP_S, DRAWS, MAX_HOLD, Gossip
+from protocol.gossip.ledger import place_of
+from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
-from protocol.gossip.wants import MAX_WANTS
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.shelf import DiskShelf
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_hashes, header_of, seal
@@ -67,6 +55,8 @@ from protocol.wire.messages import (
     Part,
     Want,
 )
+
+LIMITS = Limits()
 
 UNIX = 1_700_000_000.0
 ME, A, B, C, FAR = (id_of_bytes(letter * 20) for letter in (b"m", b"a", b"b", b"c", b"f"))
@@ -155,20 +145,20 @@ def test_a_small_item_is_pushed_to_everybody_and_then_not_mentioned() -> None:
 
 
 def test_where_hundreds_listen_a_small_item_is_pushed_to_some_and_announced_to_the_others() -> None:
-    peers = [id_of_bytes(hashlib.sha256(b"%d" % number).digest()[:20]) for number in range(MAX_PUSHES + 20)]
+    peers = [id_of_bytes(hashlib.sha256(b"%d" % number).digest()[:20]) for number in range(LIMITS.max_pushes + 20)]
     core = machine(*peers)
     pushed = {to for to, _ in queued(core.handle(Publish(item(1, signer=ME)), at(0)))}
     told = set(announced(core.handle(Tick(), at(due(core)))))
-    assert len(pushed) == MAX_PUSHES and pushed | told == set(peers) and not pushed & told
+    assert len(pushed) == LIMITS.max_pushes and pushed | told == set(peers) and not pushed & told
 
 
 def test_a_large_item_is_announced_without_delay_and_given_when_asked_for() -> None:
     core = machine(A)
-    assert core.handle(Publish(item(1, PUSH_BYTES + 1, ME)), at(0)) == []
+    assert core.handle(Publish(item(1, LIMITS.push_bytes + 1, ME)), at(0)) == []
     assert due(core) == 0
     assert announced(core.handle(Tick(), at(0))) == {A: [name(1)]}
     assert queued(core.handle(want(A, name(1)), at(1))) == [(A, name(1))]
-    assert core.serve(A, name(1), at(1)) == item(1, PUSH_BYTES + 1, ME)
+    assert core.serve(A, name(1), at(1)) == item(1, LIMITS.push_bytes + 1, ME)
 
 
 def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_it() -> None:
@@ -184,7 +174,7 @@ def test_a_new_item_is_delivered_once_and_announced_to_those_not_known_to_have_i
 def test_an_item_is_remembered_until_whoever_sends_it_again_is_refused_for_its_stamp() -> None:
     core = machine(A)
     core.handle(Got(A, item(1)), at(0))
-    for number in range(2, SEEN_ITEMS // 4):
+    for number in range(2, LIMITS.max_seen // 4):
         core.handle(Got(A, item(number)), at(1))
     assert core.signer(name(1)) == A
     core.handle(Tick(), at(3600.0 + 600.0 + 1))
@@ -264,7 +254,7 @@ def test_a_push_that_was_only_late_saves_the_want() -> None:
 
 def test_a_large_item_and_one_whose_signer_is_no_peer_are_asked_for_at_once() -> None:
     core = machine(A, B)
-    assert asked(core.handle(have(B, entry(1, PUSH_BYTES + 1, A)), at(0))) == {B: [name(1)]}
+    assert asked(core.handle(have(B, entry(1, LIMITS.push_bytes + 1, A)), at(0))) == {B: [name(1)]}
     assert asked(core.handle(have(B, entry(2, signer=FAR)), at(0))) == {B: [name(2)]}
     assert asked(core.handle(have(A, entry(2, signer=FAR)), at(0))) == {}
 
@@ -313,7 +303,7 @@ def test_what_is_not_here_is_said_at_once() -> None:
 
 def test_what_waits_for_a_line_is_said_to_be_busy_now_and_then_until_it_leaves() -> None:
     core = machine(A)
-    core.handle(Publish(item(1, PUSH_BYTES + 1, ME)), at(0))
+    core.handle(Publish(item(1, LIMITS.push_bytes + 1, ME)), at(0))
     core.handle(want(A, name(1)), at(0))
     told = [said(Busy, core.handle(Tick(), at(second / 4))) for second in range(40)]
     assert sum(map(len, told)) == pytest.approx(10 / (LAN.pull_patience / 2), abs=1)
@@ -324,7 +314,7 @@ def test_what_waits_for_a_line_is_said_to_be_busy_now_and_then_until_it_leaves()
 
 def test_what_is_asked_for_again_while_it_waits_waits_once_and_what_is_cancelled_does_not() -> None:
     core = machine(A)
-    core.handle(Publish(item(1, PUSH_BYTES + 1, ME)), at(0))
+    core.handle(Publish(item(1, LIMITS.push_bytes + 1, ME)), at(0))
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
     assert core.handle(want(A, name(1), name(1)), at(0)) == []
     core.handle(Heard(A, Cancel((Part(name(1)),))), at(0))
@@ -343,26 +333,26 @@ def test_what_waits_for_a_link_that_is_gone_waits_for_the_other_and_is_given_onc
 
 def test_what_one_peer_may_wait_for_is_bounded_and_beyond_that_we_are_busy() -> None:
     core = machine(A)
-    for number in range(MAX_SERVED + 1):
+    for number in range(LIMITS.max_served + 1):
         core.handle(Got(A, item(number, 10)), at(0))
-    ids = [name(number) for number in range(MAX_SERVED + 1)]
+    ids = [name(number) for number in range(LIMITS.max_served + 1)]
     actions = [
         action
         for start in range(0, len(ids), MAX_IDS)
         for action in core.handle(want(A, *ids[start : start + MAX_IDS]), at(0))
     ]
-    assert len(queued(actions)) == MAX_SERVED and said(Busy, actions) == [(A, Busy((ids[-1],)))]
+    assert len(queued(actions)) == LIMITS.max_served and said(Busy, actions) == [(A, Busy((ids[-1],)))]
 
 
 def test_to_cancel_and_ask_again_and_again_lengthens_no_line_beyond_its_bound() -> None:
     core = machine(A)
-    core.handle(Publish(item(1, PUSH_BYTES + 1, ME)), at(0))
+    core.handle(Publish(item(1, LIMITS.push_bytes + 1, ME)), at(0))
     turns = 0
-    for _ in range(MAX_SERVED + 1):
+    for _ in range(LIMITS.max_served + 1):
         actions = core.handle(want(A, name(1)), at(0))
         turns += len(queued(actions))
         core.handle(Heard(A, Cancel((Part(name(1)),))), at(0))
-    assert turns == MAX_SERVED and said(Busy, actions) == [(A, Busy((name(1),)))]
+    assert turns == LIMITS.max_served and said(Busy, actions) == [(A, Busy((name(1),)))]
     assert core.serve(A, name(1), at(0)) is None
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
 
@@ -493,7 +483,7 @@ class Shelf:
 
 
 def store(in_memory: int, on_shelf: int = 0, shelf: Shelf | None = None) -> Store:
-    return Store(ME, in_memory, on_shelf, 3600.0, shelf or Shelf(0))
+    return Store(ME, Limits(held_bytes=in_memory, shelf_bytes=on_shelf), shelf or Shelf(0))
 
 
 def test_held_items_are_bounded_in_bytes_and_number_and_one_that_comes_again_counts_once() -> None:
@@ -504,9 +494,9 @@ def test_held_items_are_bounded_in_bytes_and_number_and_one_that_comes_again_cou
     held.add(item(19), at(1))
     assert held.in_memory == 1000 and len(held) == 10
     tiny = store(1 << 30)
-    for number in range(MAX_HELD + 5):
+    for number in range(LIMITS.max_held + 5):
         tiny.add(item(number, 1), at(0))
-    assert len(tiny) == MAX_HELD
+    assert len(tiny) == LIMITS.max_held
 
 
 def test_what_we_signed_and_what_is_being_given_stays_while_other_items_come() -> None:
@@ -545,10 +535,9 @@ def test_what_was_not_used_for_longest_moves_to_the_shelf_and_the_oldest_there_g
     assert (len(held), held.in_memory, held.on_shelf) == (0, 0, 0) and shelf.frames == {}
 
 
-def test_the_shelf_brings_a_bounded_number_of_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.gossip.store.MAX_COMING_BYTES", 250)
+def test_the_shelf_brings_a_bounded_number_of_bytes_at_a_time() -> None:
     shelf = Shelf()
-    held = store(100, 10_000, shelf)
+    held = Store(ME, Limits(held_bytes=100, shelf_bytes=10_000, max_coming_bytes=250), shelf)
     for number in range(10):
         held.add(item(number), at(0))
     for number in range(9):
@@ -685,11 +674,11 @@ def test_a_newcomer_is_told_the_newest_at_once_and_the_rest_in_batches_but_for_w
     core.handle(Tick(), at(due(core)))
     core.handle(PeerUp(B), at(1))
     first = announced(core.handle(Tick(), at(1)))[B]
-    assert first == [name(number) for number in range(1000 - FIRST_IDS, 1000)]
+    assert first == [name(number) for number in range(1000 - LIMITS.first_ids, 1000)]
     core.handle(have(B, *(entry(number) for number in range(400))), at(1))
     batches = [announced(core.handle(Tick(), at(1 + CATCH_UP_S * turn))).get(B, []) for turn in range(1, 6)]
     rest = [one for batch in batches for one in batch]
-    assert sorted(rest) == sorted(name(number) for number in range(400, 1000 - FIRST_IDS))
+    assert sorted(rest) == sorted(name(number) for number in range(400, 1000 - LIMITS.first_ids))
     assert max(map(len, batches)) <= MAX_IDS
 
 
@@ -719,7 +708,7 @@ def test_only_interested_peers_are_pushed_to_and_told() -> None:
     core.handle(Heard(A, Interest((TOPIC,))), at(0))
     core.handle(Heard(B, Interest((OTHER,))), at(0))
     assert queued(core.handle(Publish(item(1, signer=ME, topic=TOPIC)), at(0))) == [(A, name(1))]
-    core.handle(Publish(item(2, PUSH_BYTES + 1, signer=ME, topic=OTHER)), at(0))
+    core.handle(Publish(item(2, LIMITS.push_bytes + 1, signer=ME, topic=OTHER)), at(0))
     assert announced(core.handle(Tick(), at(due(core)))) == {B: [name(2)]}
 
 
@@ -879,7 +868,7 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
             core.serve(left.to, left.place, at(now))
         assert core.wait() >= 0
         assert core.held_bytes <= 600_000
-        assert core.wanted <= MAX_WANTS
+        assert core.wanted <= LIMITS.max_wants
         wants, in_flight = core._wants, dict.fromkeys(up, 0)
         for item_id, wanted in wants._wants.items():
             assert set(wanted.holders) <= up
@@ -890,5 +879,5 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
         assert core._serving == sum(len(peer.served) for peer in core._peers.values())
         assert sum(core._store._in_service.values()) == core._serving
         for peer in core._peers.values():
-            assert len(peer.pending) <= MAX_PENDING and len(peer.backlog) <= MAX_PENDING
-        assert all(len(rows) <= MAX_PEER_ROWS for rows in core._ledger._rows.values())
+            assert len(peer.pending) <= LIMITS.max_pending and len(peer.backlog) <= LIMITS.max_pending
+        assert all(len(rows) <= LIMITS.max_peer_rows for rows in core._ledger._rows.values())

@@ -10,24 +10,18 @@ from hypothesis import strategies as st
 import protocol
 from protocol.config import Instant, Limits
 from protocol.host import Mailbox
-from protocol.limits.peer_scores import (
-    FIRST_REFUSAL_S,
-    FREE,
-    LAST_REFUSAL_S,
-    PENALTIES,
-    REJECT_PENALTY,
-    THINNING,
-    Admission,
-    ScoreBoard,
-)
+from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, THINNING, Admission, ScoreBoard
 from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Expiring, Recent
 from protocol.transport.inbound import _FAILURES
 from tests.waiting import wait_until
 
+LIMITS = Limits()
+BOARD = LIMITS.graylist_score, LIMITS.score_half_life_s
+
 
 def scores(capacity: int = 4096) -> ScoreBoard:
-    return ScoreBoard(Limits().graylist_score, Limits().score_half_life_s, capacity)
+    return ScoreBoard(*BOARD, capacity, LIMITS.first_refusal_s, LIMITS.last_refusal_s)
 
 
 def held(board: ScoreBoard, now: float) -> bool:
@@ -77,7 +71,7 @@ def test_a_score_decays_by_half_and_an_offender_is_heard_again() -> None:
     board.penalise("node", 40.0, 0.0)
     assert board.is_refused("node", 0.0)
     assert board.score("node", 600.0) == -20.0
-    assert board.is_refused("node", FIRST_REFUSAL_S - 1) and not board.is_refused("node", FIRST_REFUSAL_S)
+    assert board.is_refused("node", LIMITS.first_refusal_s - 1) and not board.is_refused("node", LIMITS.first_refusal_s)
     assert board.score("somebody else", 0.0) == 0.0
 
 
@@ -87,7 +81,7 @@ def test_each_refusal_is_twice_as_long_as_the_last_up_to_a_day() -> None:
     for number in range(15):
         board.penalise("node", 40.0, now)
         board.penalise("node", 40.0, now)  # what comes while it is refused makes it no longer
-        delay = min(LAST_REFUSAL_S, FIRST_REFUSAL_S * 2**number)
+        delay = min(LIMITS.last_refusal_s, LIMITS.first_refusal_s * 2**number)
         assert held(board, now + delay - 1) and not held(board, now + delay)
         now += delay
 
@@ -97,10 +91,10 @@ def test_a_day_without_a_refusal_takes_one_doubling_back(days: float, doublings:
     board, now = scores(), 0.0
     for number in range(4):
         board.penalise("node", 40.0, now)
-        now += FIRST_REFUSAL_S * 2**number
-    now += days * LAST_REFUSAL_S
+        now += LIMITS.first_refusal_s * 2**number
+    now += days * LIMITS.last_refusal_s
     board.penalise("node", 40.0, now)
-    delay = FIRST_REFUSAL_S * 2**doublings
+    delay = LIMITS.first_refusal_s * 2**doublings
     assert held(board, now + delay - 1) and not held(board, now + delay)
 
 
@@ -117,7 +111,7 @@ def test_of_the_refused_whose_refusal_lasts_longest_is_forgotten_last_however_ol
     board, now = scores(capacity=8), 0.0
     for refusals in range(8):
         board.penalise("persistent", 30.0, now)
-        now += FIRST_REFUSAL_S * 2**refusals
+        now += LIMITS.first_refusal_s * 2**refusals
     now -= 3600.0
     assert board.is_refused("persistent", now) and board.score("persistent", now) > -0.1
     for number in range(100):
@@ -133,7 +127,7 @@ def test_new_offenders_on_a_full_board_cost_a_bounded_number_of_looks_each() -> 
             Counted.looks += 1
             return super().score(subject, now)
 
-    board = Counted(Limits().graylist_score, Limits().score_half_life_s, capacity=256)
+    board = Counted(*BOARD, 256, LIMITS.first_refusal_s, LIMITS.last_refusal_s)
     for number in range(10 * 256):
         board.penalise(f"key {number}", 1.0, float(number))
     assert Counted.looks <= 10 * 256 * (1 + 2 * THINNING)

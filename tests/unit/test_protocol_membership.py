@@ -43,12 +43,14 @@ from protocol.events import (
 from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dialing import DRAWN, SHED_INTERVAL_S
-from protocol.membership.directory import ANSWERS_BURST, ANSWERS_PER_SECOND, DIAL_YIELD_S
-from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, MAX_DIALS, MAX_PARTING, distance
-from protocol.membership.membership import EVICT_INTERVAL_S, REFERRALS, TICK_S, Membership
+from protocol.membership.directory import DIAL_YIELD_S
+from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, distance
+from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
 from protocol.notices import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, Peers, Ping, Pong
+
+LIMITS = Limits()
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -88,7 +90,7 @@ def address(identity: Identity) -> Address:
 
 def machine(*seeds: Identity, limits: Limits | None = None, chance: int = 1) -> Membership:
     limits = limits or Limits()
-    book = Book(tuple(map(address, seeds)), limits.max_known_peers)
+    book = Book(tuple(map(address, seeds)), limits)
     setup = Setup(ME, SWARM, (Endpoint("me", 1),), limits, agent="me")
     return Membership(setup, book, random.Random(chance), at(0))
 
@@ -410,7 +412,7 @@ def test_nodes_that_do_not_know_their_public_network_do_not_all_look_for_room_wi
 ) -> None:
     found = set()
     for identity in OTHERS[DRAWN : DRAWN + 12]:
-        book = Book((), Limits().max_known_peers)
+        book = Book((), LIMITS)
         for other in OTHERS[:DRAWN]:
             book.add(record(other))
         setup = Setup(identity, SWARM, endpoints, Limits(max_peers=1))
@@ -442,7 +444,7 @@ def test_who_finds_no_room_is_told_of_a_few_others_and_who_comes_in_of_all() -> 
         refused += bodies(core.handle(hello(OTHERS[20], dialled=False), at(number)), Kind.PEERS)
     (all_of_them,) = (set(Peers.decode(body).records) for body in bodies(told_when_in, Kind.PEERS))
     assert {record(identity).encoded for identity in OTHERS[:20]} <= all_of_them
-    assert all(len(Peers.decode(body).records) <= REFERRALS for body in refused)
+    assert all(len(Peers.decode(body).records) <= LIMITS.max_referrals for body in refused)
     met = set().union(*(Peers.decode(body).records for body in refused))
     assert {record(identity).encoded for identity in OTHERS[:20]} <= met  # others each time
 
@@ -503,7 +505,7 @@ def test_a_refusal_for_other_reasons_is_remembered_for_the_person() -> None:
 
 def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
     setup = Setup(ME, SWARM, gate=Rule(lambda record, now: "" if record.node_id == HIGH.node_id else "not_admitted"))
-    core = Membership(setup, Book((), 16), random.Random(1), at(0))
+    core = Membership(setup, Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
     actions = core.handle(hello(LOW, dialled=False), at(0))
     assert Goodbye.decode(bodies(actions, Kind.GOODBYE)[0]).reason == "not_admitted" and core.peers == []
     join(core, HIGH)
@@ -514,7 +516,7 @@ def test_who_is_not_admitted_is_told_why_and_never_becomes_a_peer() -> None:
 
 def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
     setup = Setup(ME, SWARM, gate=Rule(lambda record, now: "" if now.steady < 100 else "invite_expired"))
-    core = Membership(setup, Book((), 10), random.Random(1), at(0))
+    core = Membership(setup, Book((), Limits(max_known_peers=10)), random.Random(1), at(0))
     join(core, LOW)
     actions = core.handle(Tick(), at(100))
     assert PeerDown(LOW.node_id) in actions
@@ -525,7 +527,9 @@ def test_who_is_admitted_no_more_is_told_why_and_parted_from() -> None:
 @pytest.mark.parametrize("dialled", [False, True])
 def test_a_live_peer_that_greets_again_with_a_record_that_is_not_admitted_is_parted_from(dialled: bool) -> None:
     rule = Rule(lambda record, now: "not_admitted" if record.started > 1 else "")
-    core = Membership(Setup(ME, SWARM, gate=rule), Book((address(LOW),), 16), random.Random(1), at(0))
+    core = Membership(
+        Setup(ME, SWARM, gate=rule), Book((address(LOW),), Limits(max_known_peers=16)), random.Random(1), at(0)
+    )
     link = Link(LOW.curve_key, dialled)
     if dialled:
         core.handle(Tick(), at(0))
@@ -543,7 +547,7 @@ def test_a_hello_is_not_answered_until_its_use_of_an_invite_is_on_disk() -> None
     club = make_manifest(founder, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
     invite = make_shared_invite(founder, club, 1, int((UNIX + 3600) * 1000))
     gate = Gatekeeper(club, keeps=True)
-    core = Membership(Setup(ME, club.swarm, gate=gate), Book((), 16), random.Random(1), at(0))
+    core = Membership(Setup(ME, club.swarm, gate=gate), Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
     grant = invite.ticket(club.swarm, 0, LOW.public_key).encode()
     ours = make_record(LOW, club.swarm, (), 1, "", int((UNIX + 3600) * 1000), grant)
     greeting = Message(link, LOW.node_id, Kind.HELLO, Hello(ours.encoded).encode())
@@ -691,7 +695,10 @@ def test_a_network_that_says_again_and_again_that_it_knows_nobody_is_not_told_of
         return sum(len(Peers.decode(body).records) for body in answer)
 
     told_of = [told_to(HIGH, 10.0 * turn) for turn in range(1, 31)]
-    assert told_of[:4] == [256] * 4 and sum(told_of) <= ANSWERS_BURST + 300 * ANSWERS_PER_SECOND
+    assert (
+        told_of[:4] == [256] * 4
+        and sum(told_of) <= LIMITS.network_records_burst + 300 * LIMITS.network_records_per_second
+    )
     assert told_to(LOW, 301) == 0 and told_to(OTHERS[0], 301) == 256
 
 
@@ -754,7 +761,7 @@ def test_a_peer_seen_at_a_public_address_makes_nobody_dial_into_the_own_network(
 
 def test_private_endpoints_are_told_to_peers_of_the_same_network_only() -> None:
     setup = Setup(ME, SWARM, (HOME, OUTSIDE))
-    core = Membership(setup, Book((), 100), random.Random(1), at(0))
+    core = Membership(setup, Book((), Limits(max_known_peers=100)), random.Random(1), at(0))
     near, far, neighbour = LOW, HIGH, OTHERS[0]
     shown = {}
     for identity, host in ((near, "192.168.0.8"), (far, "2001:4860:4860::8888")):
@@ -891,7 +898,7 @@ def test_links_are_bounded() -> None:
     assert told(refused, Kind.HELLO) == []
     core = machine(*OTHERS)
     dials = [action for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
-    assert len(dials) == MAX_DIALS
+    assert len(dials) == LIMITS.max_dials
 
 
 def test_of_what_is_saved_the_peers_that_we_chose_are_first_and_then_those_who_came() -> None:
@@ -955,7 +962,7 @@ def test_a_node_that_moved_tells_its_peers_at_once_and_is_not_taken_for_restarte
 
 def test_however_many_are_refused_at_once_every_link_is_closed() -> None:
     core = machine()
-    links = [Link(bytes([number // 256, number % 256]) * 16, False) for number in range(MAX_PARTING + 50)]
+    links = [Link(bytes([number // 256, number % 256]) * 16, False) for number in range(LIMITS.max_parting + 50)]
     closed = set()
     for link in links:
         actions = core._refuse(link, "full", at(1))

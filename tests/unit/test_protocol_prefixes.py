@@ -4,7 +4,9 @@ import pytest
 
 from protocol.config import Limits
 from protocol.limits.networks import Scope, netgroup, prefix_of, scope_of
-from protocol.limits.rate_limits import MAX_PREFIXES, Prefixes
+from protocol.limits.rate_limits import Prefixes
+
+LIMITS = Limits()
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_each_prefix_has_its_own_buckets() -> None:
 def test_a_prefix_that_goes_on_is_remembered_among_any_number_of_others() -> None:
     prefixes = Prefixes(Limits(prefix_handshakes_burst=1, prefix_handshakes_per_second=0))
     assert prefixes.may_connect("a", 0.0)
-    for other in range(2 * MAX_PREFIXES):
+    for other in range(2 * LIMITS.max_prefixes):
         prefixes.may_connect(str(other), 0.0)
         if other % 1000 == 0:
             assert not prefixes.may_connect("a", 0.0)

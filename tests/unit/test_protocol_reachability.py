@@ -15,8 +15,11 @@ from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.membership.membership import TICK_S, Membership
-from protocol.membership.reachability import AGAIN_S, DOUBT, FIRST_ASK_S, MAX_CHECKS, PAUSE_S, Standing
+from protocol.membership.reachability import AGAIN_S, DOUBT, FIRST_ASK_S, PAUSE_S, Standing
 from protocol.wire.messages import DialBack, DialledBack, Hello, Peers
+
+LIMITS = Limits()
+MANY = Limits(max_peers=30, max_known_peers=60)
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -36,7 +39,12 @@ class Node:
     """A membership whose peers dialled it, each from one of `hosts`."""
 
     def __init__(self, *endpoints: Endpoint, hosts: Sequence[str] = APART[:3]) -> None:
-        self.core = Membership(Setup(ME, SWARM, endpoints, Limits(max_peers=30)), Book((), 60), random.Random(1), at(0))
+        self.core = Membership(
+            Setup(ME, SWARM, endpoints, Limits(max_peers=30)),
+            Book((), Limits(max_known_peers=60)),
+            random.Random(1),
+            at(0),
+        )
         self.now = 0.0
         self.log: list = []
         self.hosts = dict(zip(OTHERS, hosts, strict=False))
@@ -242,7 +250,7 @@ def test_an_asker_is_dialled_where_it_is_seen_under_the_key_that_it_proved_and_t
 def test_who_asks_again_at_once_pays_and_who_is_many_is_not_served() -> None:
     node = Node(hosts=APART)
     dials = [action for asker in OTHERS[:16] for action in node.hear(asker, DialBack(7777)) if isinstance(action, Dial)]
-    assert len(dials) == MAX_CHECKS
+    assert len(dials) == LIMITS.max_dial_backs
     with pytest.raises(PeerError, match="too_many_asks"):
         node.hear(OTHERS[0], DialBack(7777))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Instant, Setup
+from protocol.config import Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper, make_pass, revocable_id
 from protocol.credentials.invite import make_shared_invite
@@ -40,8 +40,7 @@ from protocol.events import (
 from protocol.identity import Identity, NodeId
 from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import Book
-from protocol.membership.directory import LIST_WAIT_S, LISTS
-from protocol.membership.links import MAX_PARTING
+from protocol.membership.directory import LIST_WAIT_S
 from protocol.membership.membership import Membership
 from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
@@ -55,6 +54,8 @@ from protocol.wire.messages import (
     Revocations,
 )
 from tests.protocol_frames import frame_of, opened
+
+LIMITS = Limits()
 
 FOUNDER, SECOND, THIRD, ME, MEMBER, GUEST, EVIL = (Identity(bytes([n]) * 32) for n in range(7))
 NOW = Instant(1000.0, 1_700_000_000.0)
@@ -223,7 +224,7 @@ def test_a_handed_over_swarm_is_the_second_owners_and_the_first_ones_grants_hold
 
 
 def machine(gate: Gatekeeper) -> Membership:
-    return Membership(Setup(ME, CLUB.swarm, gate=gate), Book((), 16), random.Random(1), NOW)
+    return Membership(Setup(ME, CLUB.swarm, gate=gate), Book((), LIMITS), random.Random(1), NOW)
 
 
 def link(identity: Identity) -> Link:
@@ -289,7 +290,7 @@ def test_a_guest_of_an_owner_whom_we_do_not_know_shows_us_that_it_is_one() -> No
 
 def test_who_promises_a_list_and_brings_none_is_turned_away_and_so_is_who_comes_when_many_wait() -> None:
     core = machine(Gatekeeper(CLUB))
-    strangers = [Identity(bytes([9 + n // 256, n % 256]) * 16) for n in range(MAX_PARTING + 1)]
+    strangers = [Identity(bytes([9 + n // 256, n % 256]) * 16) for n in range(LIMITS.max_parting + 1)]
     for stranger in strangers[:-1]:
         assert told(greet(core, stranger, revision=7), Kind.ASK_REVOCATIONS) == [link(stranger)]
     assert told(greet(core, strangers[-1], revision=7), Kind.GOODBYE) == [link(strangers[-1])]
@@ -314,7 +315,7 @@ def test_a_peer_can_neither_have_lists_checked_nor_sent_without_end() -> None:
     core = machine(Gatekeeper(CLUB))
     greet(core, MEMBER)
     core.handle(Revoked(signed(sequence=100).encoded), NOW)
-    old = [Revocations(signed(sequence=n).encoded).encode() for n in range(LISTS)]
+    old = [Revocations(signed(sequence=n).encoded).encode() for n in range(int(LIMITS.lists_burst))]
     for body in old:
         assert say(core, MEMBER, Kind.REVOCATIONS, body) == []
     for kind, body in ((Kind.REVOCATIONS, old[0]), (Kind.ASK_REVOCATIONS, AskRevocations(0).encode())):
@@ -324,7 +325,7 @@ def test_a_peer_can_neither_have_lists_checked_nor_sent_without_end() -> None:
 
 @pytest.mark.parametrize("revoked", [(), (EVIL.node_id,)], ids=["nobody", "its signer"])
 def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_no_more(revoked) -> None:
-    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), 16), random.Random(1), NOW)
+    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), LIMITS), random.Random(1), NOW)
     numbers = itertools.count(1)
 
     def hear(bearer: Identity, signer: Identity, kind: Kind, body: bytes):
@@ -348,7 +349,7 @@ def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_n
 
 @pytest.mark.parametrize("revoked", [(), (EVIL.node_id,)])
 def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revoked(revoked) -> None:
-    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), 16), random.Random(1), NOW)
+    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), LIMITS), random.Random(1), NOW)
     numbers = itertools.count(1)
 
     def hear(kind: Kind, body: bytes):
@@ -369,6 +370,6 @@ def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revo
 
 
 def test_a_file_that_holds_no_list_is_counted_and_changes_nothing() -> None:
-    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), 16), random.Random(1), NOW)
+    core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), LIMITS), random.Random(1), NOW)
     assert core.handle(Revoked(b"damaged"), NOW) == []
     assert core.admission.rejected == {"malformed": 1}

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from protocol.config import Limits
 from protocol.events import Lane, Link
-from protocol.limits.send_queues import BURST_S, CONTROL_BYTES, MAX_RETRY_S, RETRY_S, SendQueues
+from protocol.limits.send_queues import MAX_RETRY_S, RETRY_S, SendQueues
+
+LIMITS = Limits()
 
 LINKS = [Link(bytes([number]) * 32, dialled=number % 2 == 0) for number in range(4)]
 A, B, C, D = LINKS
@@ -55,14 +57,14 @@ def test_what_waits_by_its_name_becomes_a_frame_in_its_turn_or_is_left_out() -> 
 
 def test_what_we_say_ourselves_has_a_bounded_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    assert [queues.put(A, bytes(CONTROL_BYTES // 4)) for _ in range(5)] == [True] * 4 + [False]
+    assert [queues.put(A, bytes(LIMITS.control_bytes // 4)) for _ in range(5)] == [True] * 4 + [False]
 
 
 def test_links_that_read_nothing_however_many_silence_no_other() -> None:
     queues = SendQueues(Limits(), 0.0)
     silent = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(1, 513)]
     for link in silent:
-        kept = [put(queues, link, bytes(CONTROL_BYTES // 4)) for _ in range(5)]
+        kept = [put(queues, link, bytes(LIMITS.control_bytes // 4)) for _ in range(5)]
         assert kept == [True] * 4 + [False]
     said = [b"hello" * 1000, *(b"heartbeat %d" % number for number in range(100))]
     assert all(put(queues, A, frame) for frame in said)
@@ -72,9 +74,9 @@ def test_links_that_read_nothing_however_many_silence_no_other() -> None:
 
 def test_what_a_link_that_is_gone_was_to_be_told_takes_no_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    assert put(queues, A, bytes(CONTROL_BYTES))
+    assert put(queues, A, bytes(LIMITS.control_bytes))
     queues.drop(A)
-    assert put(queues, A, bytes(CONTROL_BYTES))
+    assert put(queues, A, bytes(LIMITS.control_bytes))
 
 
 def test_nothing_large_holds_up_anything_small_and_what_we_sign_keeps_its_order() -> None:
@@ -124,7 +126,7 @@ def test_under_a_limit_the_greedy_share_alike_whatever_they_ask_for_and_the_mode
     assert got[D] >= 0.95 * 5e4 * seconds
     share = (rate - 5e4) / 3 * seconds
     assert all(abs(got[link] - share) < 0.03 * share for link in (A, B, C))
-    assert sum(got.values()) <= rate * (seconds + BURST_S) + 200_000
+    assert sum(got.values()) <= rate * (seconds + LIMITS.upload_burst_s) + 200_000
 
 
 def test_a_lone_peer_gets_the_whole_limit() -> None:

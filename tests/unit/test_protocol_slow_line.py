@@ -27,7 +27,12 @@ class End:
 
     def __init__(self, seed: int, line: float) -> None:
         self.identity = Identity(bytes([seed]) * 32)
-        self.core = Core(Setup(self.identity, SWARM, timing=LAN), Book((), 512), random.Random(seed), moment(0.0))
+        self.core = Core(
+            Setup(self.identity, SWARM, timing=LAN),
+            Book((), Limits(max_known_peers=512)),
+            random.Random(seed),
+            moment(0.0),
+        )
         self.queues = SendQueues(Limits(), 0.0)
         self.make = make_nothing
         self.now = 0.0

@@ -7,25 +7,16 @@ from itertools import chain
 
 import pytest
 
-from protocol.config import LAN
+from protocol.config import LAN, Limits
 from protocol.events import Item, Outline
-from protocol.gossip.chunks import MAX_PARTIALS, STALL_S, Partials
-from protocol.gossip.ledger import ALL, MAX_PEER_ROWS, OURS, THEIRS, Ledger, Ours, Row, Said, Theirs
-from protocol.gossip.wants import (
-    BUSY_S,
-    FIRST_WINDOW,
-    MAX_HOLDERS,
-    MAX_OFFERS,
-    MAX_WANTS,
-    MAX_WINDOW,
-    OTHERS,
-    UNASKED_S,
-    Took,
-    Wants,
-)
+from protocol.gossip.chunks import STALL_S, Partials
+from protocol.gossip.ledger import ALL, OURS, THEIRS, Ledger, Ours, Row, Said, Theirs
+from protocol.gossip.wants import BUSY_S, OTHERS, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Part, Want
+
+LIMITS = Limits()
 
 A, B, C, D = (NodeId(letter) for letter in "abcd")
 EVERYTHING = float("inf")
@@ -55,8 +46,8 @@ class Machine(Wants):
     """The machine, with its own ledger, and a way to look at what it asks for."""
 
     def __init__(self, *peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> None:
-        self.ledger = Ledger(lambda item: item in self)
-        super().__init__(self.ledger, LAN, capacity, LIFE_S, random.Random(seed))
+        self.ledger = Ledger(lambda item: item in self, LIMITS)
+        super().__init__(self.ledger, LAN, Limits(held_bytes=capacity), random.Random(seed))
         self.patience = self._patience
         for peer in peers:
             self.ledger.up(peer)
@@ -98,15 +89,18 @@ def test_every_state_can_be_reached_and_what_is_in_no_table_changes_nothing() ->
 
 
 def test_rows_are_bounded_and_those_of_what_is_wanted_stay() -> None:
-    ledger = Ledger(lambda item: item == name(0))
+    ledger = Ledger(lambda item: item == name(0), LIMITS)
     ledger.up(A)
-    for number in range(MAX_PEER_ROWS + 10):
+    for number in range(LIMITS.max_peer_rows + 10):
         ledger.row(A, name(number)).note(Said.THEY_HAVE)
     assert ledger.find(A, name(0)) is not None and ledger.find(A, name(1)) is None
-    assert sum(ledger.find(A, name(number)) is not None for number in range(MAX_PEER_ROWS + 10)) == MAX_PEER_ROWS
+    assert (
+        sum(ledger.find(A, name(number)) is not None for number in range(LIMITS.max_peer_rows + 10))
+        == LIMITS.max_peer_rows
+    )
     for number in range(2000):
         ledger.up(NodeId(f"peer {number}"))
-    assert ledger.room < MAX_PEER_ROWS
+    assert ledger.room < LIMITS.max_peer_rows
 
 
 # The lot
@@ -200,19 +194,19 @@ def test_wants_and_what_one_holder_offers_are_bounded_and_what_was_asked_for_sta
     wants = machine(*(NodeId(f"peer {number}") for number in range(8)))
     wants.have(NodeId("peer 0"), entry(0), 0.0)
     assert wants.ask(0.0) == {NodeId("peer 0"): [name(0)]}
-    for number in range(1, MAX_WANTS + 3000):
+    for number in range(1, LIMITS.max_wants + 3000):
         wants.have(NodeId(f"peer {number % 8}"), entry(number), 0.0)
-    assert len(wants) <= MAX_WANTS and name(0) in wants
+    assert len(wants) <= LIMITS.max_wants and name(0) in wants
     alone = machine()
-    for number in range(MAX_OFFERS + 100):
+    for number in range(LIMITS.max_offers + 100):
         alone.have(A, entry(number), 0.0)
-    assert len(alone) == MAX_OFFERS
-    for number in range(2 * MAX_HOLDERS):
+    assert len(alone) == LIMITS.max_offers
+    for number in range(2 * LIMITS.max_holders):
         node = NodeId(f"holder {number}")
         alone.ledger.up(node)
         alone.up(node)
-        alone.have(node, entry(MAX_OFFERS), 0.0)
-    assert len(alone._wants[name(MAX_OFFERS)].holders) == MAX_HOLDERS
+        alone.have(node, entry(LIMITS.max_offers), 0.0)
+    assert len(alone._wants[name(LIMITS.max_offers)].holders) == LIMITS.max_holders
 
 
 # Who is asked
@@ -341,8 +335,8 @@ def test_a_window_grows_with_what_comes_at_once_and_not_with_what_takes_long() -
             asked += wants.ask(now).get(A, [])
         return 60_000 * len(asked)
 
-    assert 2 * FIRST_WINDOW < in_flight(LAN.announce_interval) <= MAX_WINDOW
-    assert in_flight(2.0) <= FIRST_WINDOW
+    assert 2 * LIMITS.first_window_bytes < in_flight(LAN.announce_interval) <= LIMITS.max_window_bytes
+    assert in_flight(2.0) <= LIMITS.first_window_bytes
 
 
 def test_an_answer_that_comes_late_was_asked_for_as_often_as_it_was_and_no_more() -> None:
@@ -502,7 +496,7 @@ def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothi
 
 def test_nothing_gives_way_where_that_would_not_be_enough() -> None:
     (_, old), (_, new), (_, huge) = large(2, seed=1), large(3, seed=2), large(6, seed=3)
-    partials = Partials(6 * CHUNK_BYTES)
+    partials = Partials(Limits(held_bytes=6 * CHUNK_BYTES))
     partials.begin(old, 0.0)
     partials.begin(new, 1.0)
     assert not partials.has_room(huge.header.size, STALL_S)
@@ -521,15 +515,15 @@ def test_of_those_who_say_again_and_again_that_all_waits_for_their_line_it_is_he
 
 
 def test_partial_items_are_bounded_in_number() -> None:
-    partials = Partials(1 << 40)
+    partials = Partials(Limits(held_bytes=1 << 40))
     outlines = [large(2, seed)[1] for seed in range(3)]
     fakes = [Outline(outlines[0].header, outlines[0].head, outlines[0].hashes)]
     assert partials.begin(fakes[0], 0.0) == []
-    for number in range(MAX_PARTIALS - 1):
+    for number in range(LIMITS.max_partials - 1):
         partials._partials[name(number)] = partials._partials[fakes[0].id]
     assert partials.begin(outlines[1], STALL_S / 2) is None
     gone = partials.begin(outlines[2], STALL_S)
-    assert gone is not None and len(gone) == 1 and len(partials) == MAX_PARTIALS
+    assert gone is not None and len(gone) == 1 and len(partials) == LIMITS.max_partials
 
 
 def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
