@@ -434,3 +434,15 @@ def test_a_relay_moves_without_a_checkpoint(member: Path, moving: Callable[..., 
     assert moving(swarm_of(tmp_path / "other", ["builtin/sums"])) == 0
     assert settle(None, [], {}, folder=tmp_path / "n1").config.role == "relay"
     assert not (tmp_path / "n1" / "checkpoints").exists()
+
+
+def test_a_founder_from_an_older_backup_goes_on_from_the_revocation_list_of_a_member(tmp_path: Path) -> None:
+    founder, again = tmp_path / "founder", tmp_path / "again"
+    swarm_of(founder, ["builtin/sums"])
+    back_up(founder, tmp_path / "founder.tar")
+    first, second = (Identity.generate().node_id for _ in range(2))
+    assert founding.revoke(founder, [first]).sequence == 1
+    restore(tmp_path / "founder.tar", again)
+    shutil.copy(founder / "revocations.bin", again)  # as a relay has it
+    made = founding.revoke(again, [second])
+    assert (made.sequence, made.revoked) == (2, {first, second})
