@@ -17,7 +17,7 @@ from pathlib import Path
 from node.config import NodeConfig, parse_config
 from node.errors import UserError, for_shell
 from node.operations.backup import scratch_folder
-from node.state_folder import CONFIG_FILE, KEY_FILE, check_free, full_disk_is_clear, recall
+from node.state_folder import CONFIG_FILE, KEY_FILE, check_free, exclusive, full_disk_is_clear, recall
 from node.swarm import founding
 from node.swarm.averaging import STATE_FILE
 from node.swarm.founding import load_manifest, split_of
@@ -63,7 +63,8 @@ def join_from(invite: Invite, config: NodeConfig, old: Path, folder: Path) -> No
     if has_trained and config.policy.model != was:
         raise UserError(f"the checkpoint in {old} is of model {was}: leave out --model, or join without --from")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_is_clear(folder.parent), scratch_folder(folder.parent / f".{folder.name}.joining") as scratch:
+    aside = folder.parent / f".{folder.name}.joining"
+    with exclusive(old), full_disk_is_clear(folder.parent), scratch_folder(aside) as scratch:
         shutil.copy2(old / KEY_FILE, scratch)
         shutil.copy2(old / CONFIG_FILE, scratch)  # the seed is in it
         joined = founding.join(invite, _without_seeds(config, parse_config(memory.settings).network.seeds), scratch)

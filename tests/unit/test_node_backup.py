@@ -344,6 +344,7 @@ def member(tmp_path: Path) -> Path:
     (folder / "manifest.bin").write_bytes((tmp_path / "club" / "manifest.bin").read_bytes())
     for name in ("grant.bin", "peers.json", "pool.sqlite", "address", "evaluations.jsonl"):
         (folder / name).write_bytes(b"of the old swarm")
+    (folder / "lock").touch()
     (folder / "metrics.jsonl").write_text('{"round": 6}\n')
     make_checkpoint(folder, 5)
     newest = make_checkpoint(folder, 6)
