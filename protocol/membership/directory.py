@@ -161,9 +161,18 @@ class Directory:
         setup = self._setup
         return setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
 
-    def sample(self, reader: NodeId, scope: Scope, count: int = MAX_RECORDS) -> Peers:
-        """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones."""
-        chosen = self._book.good_sample(count, self._rng, lambda record: means_something(record, scope))
+    def sample(self, reader: NodeId, scope: Scope, referrals: int = 0) -> Peers:
+        """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones.
+
+        Whom we have no room for gets only so many `referrals`, all of nodes that can be dialled: of a crowd of nodes
+        behind NAT a sample names few of those.
+        """
+        count = referrals or MAX_RECORDS
+
+        def is_of_use(record: PeerRecord) -> bool:
+            return means_something(record, scope) and (bool(record.endpoints) or not referrals)
+
+        chosen = self._book.good_sample(count, self._rng, is_of_use)
         others = [record.encoded for record in chosen if record.node_id != reader]
         return Peers((self.record_for(scope).encoded, *others[: count - 1]))
 

@@ -209,6 +209,10 @@ def test_where_places_are_scarce_each_home_user_has_one_before_others_have_two(l
     assert unmet(*admittance(1, crowd, 180.0, Limits(max_callers=limit))) == []
 
 
+def test_a_home_user_whose_seed_is_full_is_told_of_nodes_that_can_be_dialled() -> None:
+    assert unmet(*admittance(1, Crowd(3, 44), 60.0, Limits(max_callers=24))) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a minute on a core of its own
 def test_ninety_five_home_users_get_in_at_five_public_nodes() -> None:
