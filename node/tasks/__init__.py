@@ -22,7 +22,8 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     judge            another model as a reward function
     reasoning_gym    data sets of reasoning-gym, with scorers of our own
     propositional_logic  does a statement follow from premises
-    verifiers        task sets of verifiers, scored in a process of their own
+    verifiers        task sets of verifiers, scored and played in processes of their own
+    verifiers_episodes  its environments and tools, with the policy as their agent
     third_party      a Python file of yours, and entry points of installed packages
     check            what `gossamer tasks check` tries
     fuzz             what it tries to fool a verifier with

@@ -1,4 +1,4 @@
-"""Task sets of `verifiers` (0.4): its questions, its rewards, without its containers, tools, judges and network.
+"""Task sets of `verifiers` (0.4): questions, rewards, tools and environments, without containers, judges and network.
 
     [[tasks]]
     name = "verifiers/my-taskset"    # an installed package that exports a Taskset
@@ -7,6 +7,9 @@
     low = 0.0                        # rewards are sums without bounds: what counts as nothing,
     high = 1.0                       # and as everything
     config = {}                      # the task set's own configuration
+
+A task set with tools, or with an environment of its own, is played in episodes (`node.tasks.verifiers_episodes`). They
+train their maker, and are not shared. A question of any other is answered by one text, as follows.
 
 A question cannot be made again from a seed alone: a seed stands for a row of what is installed here. So a group
 carries the row's hash, and a receiver whose row has another one sets the group aside (`node.rollouts.screening`).
@@ -26,11 +29,12 @@ import math
 import re
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -39,7 +43,9 @@ from node.errors import UserError
 from node.processes.worker_process import Message, WorkerError, connect, receive, send
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
 from node.tasks.answers import MAX_TEXT
-from node.tasks.verdicts import LOAD_S, Answer, Verdict, Workers, already, score
+from node.tasks.environments import MAX_TURNS, Done, Environment, play_again, step
+from node.tasks.fork_server import ForkServer, fork_episode
+from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Verdict, Workers, already, score
 
 KIND = "verifiers"
 VERSION = 2
@@ -64,11 +70,17 @@ class VerifiersOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class VerifiersTask:
-    """One task set: `items` by row, and the processes that score."""
+    """One task set: `items` by row, the processes that score, and what begins an episode, if it has episodes."""
 
     key: TaskKey
     items: tuple[Item, ...]
     workers: Workers
+    start: ForkServer | None
+
+    @property
+    def unshared(self) -> str:
+        """Why its groups stay at home: episodes do."""
+        return "" if self.start is None else "no peer can play the episodes of its environment again"
 
     @property
     def size(self) -> int:
@@ -79,6 +91,8 @@ class VerifiersTask:
         return self.items[seed % len(self.items)]
 
     def verify(self, item: Item, text: str) -> Verdict:
+        if self.start is not None:
+            return play_again(self.start, item, [text])
         return score([Answer(self, item, text)], LOAD_S)[0]
 
     def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
@@ -111,8 +125,11 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
     if "error" in said:
         raise UserError(f"task {task!r} cannot be used: {said['error']}")
     config = config_hash({"versions": said["versions"], **parsed.model_dump()})
-    items = tuple(Item(question, "", system, content=row) for question, system, row in said["rows"])
-    return VerifiersTask(TaskKey(task, VERSION, config), items, workers)
+    items = tuple(
+        Item(question, "", system, content=row, tools=said["tools"]) for question, system, row in said["rows"]
+    )
+    start = ForkServer(task, workers, SCORE_S, LOAD_S + SCORE_S) if said["plays"] else None
+    return VerifiersTask(TaskKey(task, VERSION, config), items, workers, start)
 
 
 class RefusedError(Exception):
@@ -120,63 +137,125 @@ class RefusedError(Exception):
 
 
 def main() -> None:
-    """Load one task set, then score for the node at the other end of a channel."""
+    """Load one task set, then score or play for the node at the other end of a channel."""
     channel = connect(*map(int, sys.argv[1:3]))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     request = receive(channel)
-    low, high = request["low"], request["high"]
+    scale = partial(_scaled, request["low"], request["high"])
     try:
-        tasks, versions = load_rows(request["id"], request["config"], request["rows"])
+        loaded = load_rows(request["id"], request["config"], request["rows"])
         sys.addaudithook(_no_network)
-        rows = {task.hash: task for task in tasks}
-        score_once = asyncio.run(_score(tasks[0], "rubbish"))
-        if not math.isfinite(score_once):
-            raise RefusedError(f"its reward of rubbish is {score_once}")
+        rows = {task.hash: task for task in loaded.tasks}
+        told = _opened(loaded, scale) if loaded.env is not None else _tried(loaded)
     except Exception as error:  # noqa: BLE001  # a task set may raise anything, and the node is told in one line
         said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
         send(channel, {"error": " ".join(said.split())[:500]})
         return
-    send(channel, {"rows": [[*asked(task.data), task.hash] for task in tasks], "versions": versions})
+    send(channel, {**told, "versions": loaded.versions, "plays": loaded.env is not None})
     while True:
         request = receive(channel)
-        send(channel, _scored(rows[request["row"]], request["text"], low, high))
+        if request["call"] == "start":
+            begin = partial(_begun, loaded.env, rows, request["item"], scale)
+            fork_episode(channel, begin, request["seconds"], confined=True)
+        else:
+            send(channel, _scored(rows[request["row"]], request["text"], scale))
 
 
-def _scored(task: Any, text: str, low: float, high: float) -> Message:
+def _scaled(low: float, high: float, reward: float) -> float:
+    if not math.isfinite(reward):
+        raise ValueError(f"a reward of {reward}")
+    return min(max((reward - low) / (high - low), 0.0), 1.0)
+
+
+def _tried(loaded: "Loaded") -> Message:
+    """Try a reward, and return what to tell the node of rows that are answered by one text."""
+    reward = asyncio.run(_score(loaded.tasks[0], "rubbish"))
+    if not math.isfinite(reward):
+        raise RefusedError(f"its reward of rubbish is {reward}")
+    return {"rows": [[*asked(task.data), task.hash] for task in loaded.tasks], "tools": ""}
+
+
+def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
+    """Try an episode, and return what to tell the node of rows that are played: an environment may ask the question."""
+    from node.tasks.verifiers_episodes import Game, tools_told
+
+    tried = Game(loaded.env, loaded.tasks[0], scale)
+    for _ in range(MAX_TURNS):
+        if isinstance(step(tried, "rubbish"), Done):
+            break
+    rows = []
+    for task in loaded.tasks:
+        if task.data.prompt is not None:
+            question, system = asked(task.data)
+        else:
+            game = Game(loaded.env, task, scale)
+            question, system = game.told or "", task.data.system_prompt or ""
+            game.close()
+            _check_length(question)
+        rows.append([question, system, task.hash])
+    return {"rows": rows, "tools": asyncio.run(tools_told(loaded.env, loaded.tasks[0]))}
+
+
+def _begun(env: Any, rows: Mapping[str, Any], item: Mapping[str, str], scale: Callable[[float], float]) -> Environment:
+    from node.tasks.verifiers_episodes import Game
+
+    task = rows[item["content"]]
+    game = Game(env, task, scale)
+    if task.data.prompt is None and game.told != item["question"]:
+        raise ValueError("its environment opens an episode otherwise than before: let it depend on the row alone")
+    return game
+
+
+def _scored(task: Any, text: str, scale: Callable[[float], float]) -> Message:
     try:
-        reward = asyncio.run(_score(task, text))
+        return {"reward": scale(asyncio.run(_score(task, text)))}
     except Exception as error:  # noqa: BLE001  # a reward may raise anything
         return {"error": f"{type(error).__name__}: {error}"[:500]}
-    if not math.isfinite(reward):
-        return {"error": f"a reward of {reward}"}
-    return {"reward": min(max((reward - low) / (high - low), 0.0), 1.0)}
 
 
-def load_rows(name: str, config: dict[str, Any], rows: int) -> tuple[list[Any], dict[str, str]]:
-    """Return the tasks of a task set and the versions that make it what it is; raise `RefusedError`."""
+class Loaded(NamedTuple):
+    """The tasks of a task set, the versions that make it what it is, and its environment if it is played."""
+
+    tasks: list[Any]
+    versions: dict[str, str]
+    env: Any
+
+
+def load_rows(name: str, config: dict[str, Any], rows: int) -> Loaded:
+    """Load a task set; raise `RefusedError`."""
     from verifiers import v1
     from verifiers.v1.utils import loaders
     from verifiers.v1.utils.generic import concrete_type
 
-    if loaders.environment_class(name) is not v1.SingleAgentEnv:
-        raise RefusedError("it has an environment of its own, not one question and one answer")
     kind = loaders.taskset_class(name)
     settings = (concrete_type(kind, v1.TasksetConfig) or v1.TasksetConfig)(**{**config, "id": name})
     taskset = kind(settings)
-    if kind.toolsets(settings):
-        raise RefusedError("it needs tools")
     tasks = list(islice(taskset, rows))
     if not tasks:
         raise RefusedError("it has no tasks")
+    own = loaders.environment_class(name) is not v1.SingleAgentEnv
+    tooled = bool(kind.toolsets(settings)) or any(task.toolsets(task.config) for task in tasks)
     for task in tasks:
-        _check(task)
-        asked(task.data)
+        _check(task, paid=not own)
+        if task.data.prompt is not None or not own:
+            asked(task.data)
+    env = _environment(name, config, tasks) if own or tooled else None
     module = kind.__module__.partition(".")[0]
     packages = [*importlib.metadata.packages_distributions().get(module, []), "verifiers"]
-    return tasks, {package: importlib.metadata.version(package) for package in packages}
+    return Loaded(tasks, {package: importlib.metadata.version(package) for package in packages}, env)
 
 
-def _check(task: Any) -> None:
+def _environment(name: str, config: dict[str, Any], tasks: Sequence[Any]) -> Any:
+    from node.tasks.verifiers_episodes import environment_of, refuse
+
+    env = environment_of(name, config)
+    why = next(filter(None, (refuse(env, task) for task in tasks)), "")
+    if why:
+        raise RefusedError(why)
+    return env
+
+
+def _check(task: Any, *, paid: bool) -> None:
     from verifiers import v1
 
     if type(task).NEEDS_CONTAINER or task.data.image is not None:
@@ -184,12 +263,10 @@ def _check(task: Any) -> None:
     own = [hook for hook in ("setup", "finalize") if getattr(type(task), hook) is not getattr(v1.Task, hook)]
     if own or task.data.skills:
         raise RefusedError("it prepares a machine for an agent")
-    if type(task).toolsets(task.config):
-        raise RefusedError("it needs tools")
     if task.plugged_judges():
         raise RefusedError("it needs a judge, another model")
     rewards = task.hooks("reward")
-    if not rewards:
+    if paid and not rewards:
         raise RefusedError("it has no rewards")
     for reward in rewards:
         runtime = inspect.signature(reward).parameters.get("runtime")
@@ -209,9 +286,13 @@ def asked(data: Any) -> tuple[str, str]:
         if len(turns) != 1 or turns[0].role != "user" or not isinstance(turns[0].content, str):
             raise RefusedError("it asks otherwise than by one text")
         prompt = turns[0].content
-    if not 0 < len(prompt.encode(errors="replace")) <= MAX_QUESTION_BYTES:
-        raise RefusedError(f"a question of {len(prompt)} characters")
+    _check_length(prompt)
     return prompt, system
+
+
+def _check_length(question: str) -> None:
+    if not 0 < len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES:
+        raise RefusedError(f"a question of {len(question)} characters")
 
 
 async def _score(task: Any, text: str) -> float:

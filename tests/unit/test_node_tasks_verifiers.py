@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import textwrap
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from node.errors import UserError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.swarm.founding import adopt_tasks
+from node.tasks.environments import Done, Observation, step
 from node.tasks.prompting import prompted
-from node.tasks.task_set import TaskSet
+from node.tasks.task_set import TaskSet, unshared
+from node.tasks.tool_schemas import plain_form
 from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.identity import Identity
@@ -43,6 +46,7 @@ class Sums(vf.Taskset[Sum, Config]):
 
 __all__ = ["Sums"]
 """
+TOOLS = "@classmethod\n    def toolsets(cls, config): return [vf.Toolset({})]"
 RIGHT = "return 2.0 * (trace.last_reply.strip() == task.answer)"
 
 
@@ -132,8 +136,8 @@ def test_examples_need_answers_that_can_be_shown(sums: VerifiersTask) -> None:
         ("pictured", {"data": ', image="python:3.11"'}, "needs a container"),
         ("prepared", {"more": "async def setup(self, trace, runtime): pass"}, "prepares a machine"),
         ("finished", {"more": "async def finalize(self, trace, runtime): pass"}, "prepares a machine"),
-        ("tooled", {"more": "@classmethod\n    def toolsets(cls, config): return [1]"}, "needs tools"),
-        ("shared_tools", {"taskset": "@classmethod\n    def toolsets(cls, config): return [1]"}, "needs tools"),
+        ("boxed_tools", {"more": TOOLS.format("vf.ToolsetConfig(runtime=vf.DockerConfig())")}, "need a container"),
+        ("shared_tools", {"taskset": TOOLS.format("vf.ToolsetConfig(url='http://a')")}, "are elsewhere"),
         (
             "running",
             {"more": "@vf.reward\n    async def ran(self, task, runtime): return 1.0"},
@@ -158,7 +162,8 @@ def test_a_prompt_of_messages_is_a_question_with_its_instruction(packages: Path)
     from node.tasks.verifiers import asked
 
     write(packages, "messages", prompt="[vf.SystemMessage(content='Be brief.'), vf.UserMessage(content=f'{n}?')]")
-    tasks, versions = load_rows("messages", {}, 5)
+    tasks, versions, env = load_rows("messages", {}, 5)
+    assert env is None
     assert [asked(task.data) for task in tasks] == [(f"{n}?", "Be brief.\n\nAdd.") for n in range(5)]
     assert set(versions) == {"verifiers"}
 
@@ -178,3 +183,236 @@ def test_a_bad_name_or_option_is_one_clear_line(
     with pytest.raises(UserError, match=complaint) as caught:
         load_verifiers(name, options)
     assert "\n" not in str(caught.value)
+
+
+# The tool set that `vf-init --add-tool` writes, with the two functions filled in that it leaves to be written.
+LOAD = "return [EchoingTask(EchoingData(prompt=f'Echo {n}.'), self.config.task) for n in range(self.config.num_tasks)]"
+REWARD = (
+    "return float(trace.last_reply == 'yes') * sum(m.content == trace.task.data.prompt for m in trace.tool_messages)"
+)
+
+
+@pytest.fixture(scope="module")
+def echoing(packages: Path) -> VerifiersTask:
+    from verifiers.v1.cli.init import scaffold
+    from verifiers.v1.configs.cli.init import InitConfig
+
+    folder = scaffold(InitConfig(name="echoing", path=str(packages / "written"), add_tool=True))
+    file = folder / "echoing" / "taskset.py"
+    written = file.read_text().replace(
+        'raise NotImplementedError("Score the rollout and return a float (e.g. in [0, 1]).")', REWARD
+    )
+    file.write_text(re.sub(r"raise NotImplementedError\(.*?\n        \)", LOAD, written, flags=re.DOTALL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        return load_verifiers("echoing", {"rows": 4, "high": 2.0})
+
+
+def told(task: VerifiersTask, row: int, *texts: str) -> list[Observation | Done]:
+    game = task.start(task.make(row))
+    return [step(game, text) for text in texts]
+
+
+def test_a_tool_set_as_verifiers_itself_writes_one_is_played_in_turns(echoing: VerifiersTask) -> None:
+    item = echoing.make(1)
+    assert (item.question, echoing.size) == ("Echo 1.", 4)
+    [tool] = json.loads(item.tools)
+    assert tool["function"]["name"] == "echoing_echo" and list(tool["function"]["parameters"]["properties"]) == ["text"]
+    assert "echoing_echo(text: string)" in plain_form(item.tools)
+    right = 'echoing_echo(text="Echo 1.")'
+    assert told(echoing, 1, right, "yes") == [Observation("Echo 1."), Done(0.5)]
+    assert told(echoing, 1, f"{right}\n{right}", "yes") == [Observation("Echo 1.\nEcho 1."), Done(1.0)]
+    assert told(echoing, 1, right, "no") == [Observation("Echo 1."), Done(0.0)]
+    assert told(echoing, 2, right, "yes") == [Observation("Echo 1."), Done(0.0)]
+    call = '<tool_call>{"name": "echoing_echo", "arguments": {"text": "Echo 1."}}</tool_call>'
+    assert told(echoing, 1, f"I call.{call}", "yes") == [
+        Observation("<tool_response>\nEcho 1.\n</tool_response>"),
+        Done(0.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("echoing_echo()", "error: echoing_echo takes text"),
+        ("echoing_echo(text=3)", "of another type"),
+        ("_serve()", "there is no such tool"),
+        ("echoing_setup()", "there is no such tool"),
+        ("echoing_echo(text=__import__)", "a value is a JSON value"),
+    ],
+)
+def test_a_call_that_is_none_of_its_tools_is_an_error_that_the_policy_is_told(
+    echoing: VerifiersTask, text: str, error: str
+) -> None:
+    observed, end = told(echoing, 1, text, "yes")
+    assert isinstance(observed, Observation) and error in observed.text and end == Done(0.0)
+
+
+GAME = """
+import os
+import socket
+import verifiers.v1 as vf
+
+class Data(vf.TaskData):
+    number: int
+
+class Counted(vf.State):
+    asked: int = 0
+
+class Hint(vf.Toolset[vf.ToolsetConfig, Counted]):
+    TOOL_PREFIX = None
+
+    async def setup_task(self, task):
+        self.number = task.number
+
+    @vf.tool
+    async def parity(self) -> str:
+        \"\"\"Tell whether the number is even.\"\"\"
+        self.state.asked += 1
+        if self.state.asked == 9:
+            raise ValueError("too often")
+        return "odd" if self.number % 2 else "even"
+
+class Guess(vf.Task[Data, Counted]):
+    @classmethod
+    def toolsets(cls, config):
+        return [Hint(vf.ToolsetConfig())]
+
+    @vf.reward(weight=0.5)
+    async def frugal(self, trace) -> float:
+        return float(trace.state.asked <= 1)
+
+    @vf.stop
+    async def rude(self, trace: vf.Trace) -> bool:
+        return "!" in trace.last_reply
+
+class GameConfig(vf.EnvConfig):
+    player: vf.AgentConfig = vf.AgentConfig(max_turns=6)
+
+class Game(vf.Env[GameConfig]):
+    async def run(self, task, agents):
+        async with agents.player.interaction(task) as interaction:
+            said = await interaction.turn("Guess a number from 0 to 9.")
+            while not said.terminated:
+                if said.last_reply == "hang":
+                    while True:
+                        pass
+                if said.last_reply == "dial":
+                    socket.create_connection(("127.0.0.1", 9))
+                if said.last_reply == str(task.data.number):
+                    interaction.trace.record_reward("found", 0.5)
+                    break
+                said = await interaction.turn("No.")
+        interaction.trace.info["turns"] = interaction.trace.num_turns
+
+    async def finalize(self, task, episode):
+        [trace] = episode.traces
+        assert trace.agent.name == "player" and trace.info["turns"] == trace.num_turns
+
+class Guesses(vf.Taskset[Guess]):
+    def load(self):
+        for n in range(10):
+            yield Guess(Data(prompt=None, number=n, system_prompt="Play."), self.config.task)
+
+__all__ = ["Guesses", "Game"]
+"""
+
+
+@pytest.fixture(scope="module")
+def guesses(packages: Path) -> VerifiersTask:
+    (packages / "guesses.py").write_text(GAME)
+    return load_verifiers("guesses", {})
+
+
+def test_an_environment_with_turns_of_its_own_asks_answers_and_pays(guesses: VerifiersTask) -> None:
+    item = guesses.make(3)
+    assert (item.question, item.system) == ("Guess a number from 0 to 9.", "Play.")
+    assert told(guesses, 3, "5", "3") == [Observation("No."), Done(1.0)]
+    assert told(guesses, 3, "parity()", "3") == [Observation("odd"), Done(1.0)]
+    assert told(guesses, 3, "parity()", "parity()", "3") == [Observation("odd")] * 2 + [Done(0.5)]
+    assert told(guesses, 3, *"111111") == [Observation("No.")] * 5 + [Done(0.5)], "by the agent's limit"
+    assert told(guesses, 3, "No!") == [Done(0.5)], "by the task's stop"
+
+
+def test_a_game_of_verifiers_that_hangs_or_dials_costs_its_own_episode(guesses: VerifiersTask) -> None:
+    hurried = dataclasses.replace(guesses, start=dataclasses.replace(guesses.start, limit=0.3))
+    for task, text, why in [(hurried, "hang", "took too long"), (guesses, "dial", "no network here")]:
+        game = task.start(task.make(3))
+        with pytest.raises(UserError, match=why):
+            step(game, text)
+    assert told(guesses, 3, "3") == [Done(1.0)]
+
+
+def test_episodes_of_verifiers_train_their_maker_and_are_not_shared(guesses: VerifiersTask) -> None:
+    assert "no peer can play the episodes" in unshared(guesses)
+    assert TaskSet([(guesses, 1.0)]).shared(guesses.key) is None
+
+
+MULTI = """
+import verifiers.v1 as vf
+
+class Config(vf.EnvConfig):
+    one: vf.AgentConfig = vf.AgentConfig()
+    {more}
+
+class Own(vf.Env[Config]):
+    async def run(self, task, agents):
+        {run}
+
+    {hooks}
+
+class One(vf.Task):
+    {task}
+
+class Tasks(vf.Taskset[One]):
+    def load(self):
+        yield One(vf.TaskData(prompt="Go."), self.config.task)
+
+__all__ = ["Tasks", "Own"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "complaint"),
+    [
+        ("judged_by_two", {"more": "other: vf.AgentConfig = vf.AgentConfig()"}, "it has several agents"),
+        ("started", {"hooks": "async def start(self): pass"}, "starts something that all episodes share"),
+        (
+            "rewritten",
+            {"task": "@vf.intercept\n    async def see(self, one: vf.Request): pass"},
+            "a model server's requests",
+        ),
+    ],
+)
+def test_an_environment_that_needs_more_than_one_agent_is_refused(
+    packages: Path, name: str, parts: dict[str, str], complaint: str
+) -> None:
+    write_own(packages, name, **parts)
+    with pytest.raises(RefusedError, match=complaint):
+        load_rows(name, {}, 5)
+
+
+def write_own(folder: Path, name: str, **parts: str) -> None:
+    filled = {"more": "", "run": "await agents.one.run(task)", "hooks": "", "task": "pass"} | parts
+    (folder / f"{name}.py").write_text(MULTI.format(**filled))
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "complaint"),
+    [
+        ("twice", "await agents.one.run(task); await agents.one.run(task)", "held 2 conversations"),
+        ("broken", "1 / 0", "division by zero"),
+        ("other_turn", "async with agents.one.interaction(task) as one: await one.turn('Go!')", "a turn has a message"),
+    ],
+)
+def test_an_environment_that_does_something_else_in_an_episode_raises(
+    packages: Path, name: str, run: str, complaint: str
+) -> None:
+    from node.tasks.verifiers_episodes import Game
+
+    write_own(packages, name, run=run)
+    [task], _, env = load_rows(name, {}, 5)
+    with pytest.raises((ValueError, ZeroDivisionError), match=complaint):
+        game = Game(env, task, float)
+        while True:
+            game.step("Gone.")
