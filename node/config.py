@@ -861,9 +861,11 @@ def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            older = {*REMOVED_SETTINGS, *RENAMED_SETTINGS}  # some of them in a table that is gone, too
-            found = [key for key in flatten(tree) if key in older and key.startswith(f"{where}.")]
-            raise UserError(unknown_key(found[0] if found else where)) from None
+            older = [key for key in flatten(tree) if key in REMOVED_SETTINGS or key in RENAMED_SETTINGS]
+            key = next((key for key in older if key.startswith(f"{where}.")), where)  # in a table that is gone
+            others = [one for one in older if one != key]
+            more = f"; of earlier releases are also {', '.join(others)}" if others and key in older else ""
+            raise UserError(unknown_key(key) + more) from None
         if not where:
             raise UserError(f"configuration: {what}") from None
         raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None

@@ -124,6 +124,18 @@ def test_evaluations_of_an_earlier_release_come_as_often(old: tuple[int, bool], 
     assert upgraded({"eval": dict(zip(("every", "ends"), old, strict=True))}) == {"eval": {"every": every}}
 
 
+def test_a_file_of_an_earlier_release_is_told_all_its_older_names_at_once(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text(
+        "rounds = 3\n[trainer]\nepsilon = 0.1\noptim = 'adamw_8bit'\n[journal]\nmax_bytes = 0\n"
+    )
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "old.toml")
+    assert str(error.value) == (
+        "the configuration key 'trainer.epsilon' has another name now: trainer.trl.epsilon; "
+        "of earlier releases are also trainer.optim, journal.max_bytes"
+    )
+
+
 def test_a_record_has_todays_names_and_leaves_out_what_has_its_default() -> None:
     old = {"trainer": {"loss_type": "grpo", "epsilon": 0.2, "off_policy_mask_threshold": None, "save_steps": 3}}
     assert upgraded(old) == {"trainer": {"trl": {"loss_type": "grpo"}, "save_steps": 3}}
