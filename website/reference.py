@@ -3,9 +3,8 @@
 Each function returns a page in Markdown. To add a page, write one and name it in `PAGES`.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer.main
 from pydantic import BaseModel
@@ -93,16 +92,29 @@ def _default(field: Any) -> str:
 
 
 def _type(field: Any) -> str:
-    """Return a field's type in words that TOML knows, with its bounds."""
-    kind = str(getattr(field.annotation, "__name__", field.annotation)) if isinstance(field.annotation, type) else ""
-    text = kind or re.sub(r"typing\.|node\.config\.|<class '(\w+)'>", r"\1", str(field.annotation))
-    text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace(", ", " or "), text).replace(" | None", "")
+    """Return a field's type in words, with its bounds."""
     bounds = []
     for one in field.metadata:
         for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
             if (bound := getattr(one, name, None)) is not None:
                 bounds.append(f"{sign} {bound}")
-    return ", ".join([text, *bounds])
+    return ", ".join([_words(field.annotation), *bounds])
+
+
+def _words(kind: Any) -> str:
+    """Return a type in words; one that may be missing is as one that is there."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is Annotated:
+        return _words(parts[0])
+    if origin is list:
+        return f"list of {_words(parts[0])}"
+    if origin is dict:
+        return "table"
+    if parts:  # a union
+        return " or ".join(_words(part) for part in parts if part is not type(None))
+    return str(getattr(kind, "__name__", kind))
 
 
 def _cell(text: str) -> str:
