@@ -64,7 +64,7 @@ FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives anothe
 FALSE_LIST = "false_list"  # and one whose revocation list is none
 
 
-class State(IntEnum):
+class AskState(IntEnum):
     """See the module's comment; in order of what is lost with a member."""
 
     REFUSED = auto()
@@ -82,12 +82,12 @@ class Name(NamedTuple):
 
 
 @dataclass(slots=True)
-class Member:
+class AskedMember:
     """One that is asked; `since` is when its state began or is to end, `shown` which grant it last saw."""
 
     names: dict[Name, bytes]  # each with the key of the seed that it is charged to; the first is where we dial
     host: str = ""  # the IP address that answered, "" if it is not known
-    state: State = State.WAITING
+    state: AskState = AskState.WAITING
     since: float = 0.0
     said: float = 0.0  # when we last said something
     pauses: int = 0
@@ -117,7 +117,7 @@ class Member:
     @property
     def patience(self) -> float:
         """How long it has now, in seconds: rules 1 and 6."""
-        if self.state is not State.DIALLED:
+        if self.state is not AskState.DIALLED:
             return PATIENCE_S
         addresses = len(self.names)
         return PATIENCE_S * min(1.0, 2.0 ** (self.pauses // addresses) / addresses)
@@ -147,9 +147,9 @@ class Bootstrap:
         self._current = 0  # of the grants
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << RENEWAL_BITS
-        self._members: dict[bytes, Member] = {}
+        self._members: dict[bytes, AskedMember] = {}
         for seed in invite.seeds:
-            self._members.setdefault(seed.key, Member({})).names[Name(seed)] = seed.key
+            self._members.setdefault(seed.key, AskedMember({})).names[Name(seed)] = seed.key
         self.manifest: SwarmManifest | None = None
         self.grant = b""  # with which the manifest was given
         self.revocations = b""  # the swarm's verified revocation list, if that member had one
@@ -162,7 +162,7 @@ class Bootstrap:
     @property
     def is_over(self) -> bool:
         """Rule 4."""
-        return self.manifest is not None or all(member.state is State.REFUSED for member in self._members.values())
+        return self.manifest is not None or all(member.state is AskState.REFUSED for member in self._members.values())
 
     def handle(self, event: NetworkEvent | Tick, now: Instant) -> list[Action]:
         """Advance by one event; what a member sends that makes no sense is dropped."""
@@ -171,7 +171,7 @@ class Bootstrap:
                 return [action for member in self._members.values() for action in self._tick(member, now)]
             case Opened(link, host):
                 member = self._member(link)
-                if member is None or member.state is not State.DIALLED:
+                if member is None or member.state is not AskState.DIALLED:
                     return [HangUp(link)]
                 member.host = host
                 return self._greet(member, now)
@@ -181,36 +181,36 @@ class Bootstrap:
                 return []
             case Closed(link):
                 member = self._member(link)
-                if member is not None and member.state not in (State.WAITING, State.REFUSED):
+                if member is not None and member.state not in (AskState.WAITING, AskState.REFUSED):
                     self._failed(member, now)
                 return []
             case Arrived(link, frame):
                 member = self._member(link)
-                if member is None or member.state not in (State.GREETED, State.ADMITTED):
+                if member is None or member.state not in (AskState.GREETED, AskState.ADMITTED):
                     return []
                 return self._arrived(member, frame, now)
         return []
 
-    def _member(self, link: Link) -> Member | None:
+    def _member(self, link: Link) -> AskedMember | None:
         return self._members.get(link.key) if link.dialled else None
 
-    def _tick(self, member: Member, now: Instant) -> list[Action]:
+    def _tick(self, member: AskedMember, now: Instant) -> list[Action]:
         match member.state:
-            case State.WAITING if now.steady >= member.since:
-                member.state, member.since = State.DIALLED, now.steady
+            case AskState.WAITING if now.steady >= member.since:
+                member.state, member.since = AskState.DIALLED, now.steady
                 return [Dial(*member.name)]
-            case State.WAITING | State.REFUSED:
+            case AskState.WAITING | AskState.REFUSED:
                 return []
         if now.steady >= member.since + member.patience:
             self._failed(member, now)
             return [HangUp(member.link)]
-        if member.state is State.GREETED and now.steady >= member.said + HELLO_RETRY_S:
+        if member.state is AskState.GREETED and now.steady >= member.said + HELLO_RETRY_S:
             return self._greet(member, now)
         return []
 
-    def _greet(self, member: Member, now: Instant) -> list[Action]:
-        if member.state is not State.GREETED:
-            member.state, member.since = State.GREETED, now.steady
+    def _greet(self, member: AskedMember, now: Instant) -> list[Action]:
+        if member.state is not AskState.GREETED:
+            member.state, member.since = AskState.GREETED, now.steady
         member.shown, member.said = self._current, now.steady
         record = make_record(
             self._identity,
@@ -223,7 +223,7 @@ class Bootstrap:
         )
         return [self._send(member, Hello(record.encoded, needy=True), now)]
 
-    def _arrived(self, member: Member, frame: bytes, now: Instant) -> list[Action]:
+    def _arrived(self, member: AskedMember, frame: bytes, now: Instant) -> list[Action]:
         member.frames += 1
         if member.frames > MAX_FRAMES:
             return self._refused(member, "too_many_frames", now)
@@ -240,19 +240,19 @@ class Bootstrap:
         except PeerError:
             return []
 
-    def _message(self, member: Member, envelope: Envelope | Control, now: Instant) -> list[Action]:
+    def _message(self, member: AskedMember, envelope: Envelope | Control, now: Instant) -> list[Action]:
         match envelope.kind:
-            case Kind.HELLO if member.state is State.GREETED:
+            case Kind.HELLO if member.state is AskState.GREETED:
                 hello = Hello.decode(envelope.body)
-                member.state, member.since, member.owes_list = State.ADMITTED, now.steady, hello.revision > 0
+                member.state, member.since, member.owes_list = AskState.ADMITTED, now.steady, hello.revision > 0
                 asks = [self._send(member, AskManifest(), now)]
                 if member.owes_list:
                     asks.append(self._send(member, AskRevocations(0), now))
                 return list(asks)
             case Kind.GOODBYE:
                 reason = Goodbye.decode(envelope.body).reason
-                if reason in NO_ROOM and member.state is State.GREETED:
-                    member.state, member.since = State.ADMITTED, now.steady  # it serves the manifest nevertheless
+                if reason in NO_ROOM and member.state is AskState.GREETED:
+                    member.state, member.since = AskState.ADMITTED, now.steady  # it serves the manifest nevertheless
                     return [self._send(member, AskManifest(), now)]
                 if reason in NO_ROOM:
                     self._pause(member, now)
@@ -260,14 +260,14 @@ class Bootstrap:
                 return self._refused(member, reason, now)
             case Kind.PEERS:
                 return self._hear_of(member, Peers.decode(envelope.body), now)
-            case Kind.MANIFEST if member.state is State.ADMITTED:
+            case Kind.MANIFEST if member.state is AskState.ADMITTED:
                 return self._take(member, Manifest.decode(envelope.body).encoded, now)
-            case Kind.REVOCATIONS if member.state is State.ADMITTED:
+            case Kind.REVOCATIONS if member.state is AskState.ADMITTED:
                 member.revocations = Revocations.decode(envelope.body).encoded
                 return self._finish(member, now)
         return []
 
-    def _take(self, member: Member, encoded: bytes, now: Instant) -> list[Action]:
+    def _take(self, member: AskedMember, encoded: bytes, now: Instant) -> list[Action]:
         try:
             manifest = open_manifest(encoded)
         except PeerError:
@@ -277,7 +277,7 @@ class Bootstrap:
         member.manifest = manifest
         return self._finish(member, now)
 
-    def _finish(self, member: Member, now: Instant) -> list[Action]:
+    def _finish(self, member: AskedMember, now: Instant) -> list[Action]:
         if member.manifest is None or (member.owes_list and not member.revocations):
             return []
         if member.revocations:
@@ -288,30 +288,30 @@ class Bootstrap:
         self.manifest, self.grant, self.revocations = member.manifest, self._grants[member.shown], member.revocations
         return [HangUp(member.link)]
 
-    def _note(self, member: Member, reason: str) -> None:
+    def _note(self, member: AskedMember, reason: str) -> None:
         member.reason, member.refused_at = reason, str(member.name.address.endpoint)
 
-    def _refused(self, member: Member, reason: str, now: Instant) -> list[Action]:
+    def _refused(self, member: AskedMember, reason: str, now: Instant) -> list[Action]:
         self._note(member, reason)
-        member.state, member.since = State.REFUSED, now.steady
+        member.state, member.since = AskState.REFUSED, now.steady
         if reason == "invite_used":  # rule 2
             self._current = max(self._current, min(member.shown + 1, len(self._grants) - 1))
             if member.shown < self._current:
-                member.state, member.since, member.frames = State.WAITING, now.steady, 0
+                member.state, member.since, member.frames = AskState.WAITING, now.steady, 0
         return [HangUp(member.link)]
 
-    def _failed(self, member: Member, now: Instant) -> None:
+    def _failed(self, member: AskedMember, now: Instant) -> None:
         """Its link closed or stayed silent: the next address, rule 6."""
         tried = member.name
         member.names[tried] = member.names.pop(tried)
         self._pause(member, now, among=len(member.names))
 
-    def _pause(self, member: Member, now: Instant, among: int = 1) -> None:
+    def _pause(self, member: AskedMember, now: Instant, among: int = 1) -> None:
         delay = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (member.pauses // among)) / among
         member.pauses = min(member.pauses + 1, MAX_PAUSES)
-        member.state, member.since = State.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
+        member.state, member.since = AskState.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
 
-    def _hear_of(self, teller: Member, peers: Peers, now: Instant) -> list[Action]:
+    def _hear_of(self, teller: AskedMember, peers: Peers, now: Instant) -> list[Action]:
         """Rules 3, 5 and 6."""
         scope = scope_of(teller.host)
         actions: list[Action] = []
@@ -330,7 +330,7 @@ class Bootstrap:
                 continue
             if self._names.total() >= MAX_NAMES:
                 actions += self._make_place(now)
-            self._members.setdefault(key, Member({})).names[name] = teller.seed
+            self._members.setdefault(key, AskedMember({})).names[name] = teller.seed
         return actions
 
     def _has_place(self, seed: bytes) -> bool:
@@ -347,14 +347,14 @@ class Bootstrap:
             if seed == most != key
         ]
         member, name = min(named, key=lambda pair: pair[0].state)
-        link, is_dialled = member.link, member.state is State.DIALLED and name == member.name
+        link, is_dialled = member.link, member.state is AskState.DIALLED and name == member.name
         del member.names[name]
         if not member.names:
             del self._members[link.key]
             return [HangUp(link)]
         if not is_dialled:
             return []
-        member.state, member.since = State.WAITING, now.steady
+        member.state, member.since = AskState.WAITING, now.steady
         return [HangUp(link)]
 
     @property
@@ -362,7 +362,7 @@ class Bootstrap:
         """How many names are charged to each seed. Its own counts once, however many addresses the invite gives it."""
         return Counter(seed for member in self._members.values() for seed in set(member.names.values()))
 
-    def _send(self, member: Member, body: Body, now: Instant) -> SendFrame:
+    def _send(self, member: AskedMember, body: Body, now: Instant) -> SendFrame:
         if not isinstance(body, Hello | Goodbye):  # which say our version; see `protocol.wire.version`
             return SendFrame(member.link, control_frame(body.kind, body.encode()))
         self._sequence += 1

@@ -54,7 +54,7 @@ from protocol.events import (
     PortMapped,
     Publish,
     QueuePlace,
-    Refused,
+    RefusedEarly,
     Report,
     Revoked,
     Send,
@@ -68,7 +68,7 @@ from protocol.events import (
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, Admission, subject_of
+from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, PeerScores, subject_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
@@ -148,7 +148,7 @@ class Core:
         self._identity = setup.identity
         self._swarm = setup.swarm
         self._limits = setup.limits
-        self.admission = Admission(setup.limits)
+        self.admission = PeerScores(setup.limits)
         self._gate = setup.gate
         self._obeyed = 0  # the revision of the revocation list for which gossip let go of what it names
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
@@ -232,12 +232,12 @@ class Core:
             case NetworkRefused(network):
                 self.membership.refusals.offender(network, "offences of its nodes", now)
                 return []
-            case Refused():
+            case RefusedEarly():
                 return self._refused(event, now)
             case Tick():
                 return self._tick(now)
 
-    def _refused(self, event: Refused, now: Instant) -> list[CoreAction]:
+    def _refused(self, event: RefusedEarly, now: Instant) -> list[CoreAction]:
         link = event.link
         node = self.membership.live_node(link) if link is not None else None
         if node is not None and event.reason == QUEUE_FULL:

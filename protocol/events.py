@@ -86,7 +86,7 @@ class Arrived:
 
 
 @value
-class Refused:
+class RefusedEarly:
     """Something came that never reached a link; counted by `reason`. `link` where its key is known."""
 
     reason: str
@@ -456,7 +456,7 @@ class Blame:
     reason: str
 
 
-NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | Refused | NetworkRefused
+NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | RefusedEarly | NetworkRefused
 News = Moved | PortMapped | Neighbour  # of where we are
 MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown

@@ -23,7 +23,7 @@ POLL_S = 0.1
 log = structlog.get_logger()
 
 
-class Fetched(NamedTuple):
+class FetchedManifest(NamedTuple):
     """The swarm's manifest, the grant with which it was given, and the revocation list, empty if there is none."""
 
     manifest: SwarmManifest
@@ -31,7 +31,7 @@ class Fetched(NamedTuple):
     revocations: bytes
 
 
-def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> Fetched:
+def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> FetchedManifest:
     """Ask the invite's seeds, and whom they name, for the manifest that the invite names.
 
     Waits up to `timeout` seconds; all that it opened is closed when this returns.
@@ -47,7 +47,7 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
     finally:
         transport.close()
     if bootstrap.manifest is not None:
-        return Fetched(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
+        return FetchedManifest(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
     raise _why_not(bootstrap, invite, timeout)
 
 

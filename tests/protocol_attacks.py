@@ -22,7 +22,7 @@ import zmq
 from protocol.credentials.records import RENEWAL_BITS, Address, make_record
 from protocol.identity import Identity
 from protocol.wire.envelope import Envelope, ItemId, Kind, seal
-from protocol.wire.messages import MAX_IDS, Entry, Have, Part, Peers, Ping, Want
+from protocol.wire.messages import MAX_IDS, Entry, Have, Peers, Ping, Want, WantedPart
 from tests.protocol_frames import opened
 from tests.protocol_raw import RawPeer
 from tests.withholding import Withholding
@@ -231,7 +231,7 @@ def glutton(target: Target) -> Steps:
                 envelope = opened(frame)
                 wanted = envelope.item_id if isinstance(envelope, Envelope) and envelope.kind == Kind.ITEM else None
             yield
-        while peer.try_send(peer.frame(Kind.WANT, Want((Part(wanted),) * MAX_IDS).encode())):
+        while peer.try_send(peer.frame(Kind.WANT, Want((WantedPart(wanted),) * MAX_IDS).encode())):
             yield
         peer.close()
 

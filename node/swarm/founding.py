@@ -49,7 +49,7 @@ from protocol.credentials.revocations import (
 )
 from protocol.errors import GrantError, JoinError, ManifestError, RevocationError
 from protocol.identity import Identity, NodeId, id_bytes, node_id
-from protocol.joiner import Fetched, fetch_manifest
+from protocol.joiner import FetchedManifest, fetch_manifest
 from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.notices import GRAYLISTED, REMEDIES
 from protocol.storage import load_peers, read_bounded, write_atomically
@@ -364,7 +364,7 @@ def _needs_grant(invite: Invite, folder: Path) -> bool:
     return not (isinstance(held, Ticket) and held.certificate == invite.grant.certificate)
 
 
-def _fetch(identity: Identity, invite: Invite) -> Fetched:
+def _fetch(identity: Identity, invite: Invite) -> FetchedManifest:
     log.info("asking for the manifest", swarm=invite.name, seeds=[str(seed.endpoint) for seed in invite.seeds])
     try:
         return fetch_manifest(identity, invite, _grants(identity, invite), FETCH_TIMEOUT_S)

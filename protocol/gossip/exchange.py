@@ -68,7 +68,7 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.ledger import WHOLE, Ledger, Ours, Row, Said, Theirs, place_of, read_place
+from protocol.gossip.ledger import WHOLE, ItemLedger, LedgerRow, Ours, Statement, Theirs, place_of, read_place
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.wants import Asks, Took, Wants
@@ -169,7 +169,7 @@ class Gossip:
         self._store = Store(own, limits, setup.shelf)
         self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what waits for the shelf, and for whom
         self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
-        self._ledger = Ledger(lambda item_id: item_id in self._wants, limits)
+        self._ledger = ItemLedger(lambda item_id: item_id in self._wants, limits)
         self._wants = Wants(self._ledger, setup.timing, limits, rng)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(now)
@@ -294,7 +294,7 @@ class Gossip:
         if not peer.served:
             peer.waiting_since = now.steady
         peer.gave_at = now.steady
-        row.note(Said.WE_GAVE)
+        row.note(Statement.WE_GAVE)
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return found
 
@@ -391,7 +391,7 @@ class Gossip:
             case IDontWant(ids):
                 for item_id in ids:
                     self._forget_served(peer, item_id)
-                    self._ledger.row(node, item_id).note(Said.THEY_DECLINE)
+                    self._ledger.row(node, item_id).note(Statement.THEY_DECLINE)
                     peer.pending.pop(item_id, None)
             case DontHave(ids):
                 lies = self._wants.lack(node, ids, now.steady)
@@ -407,7 +407,7 @@ class Gossip:
         for item_id in list(peer.pushes):
             if self._forget_served(peer, item_id):
                 row = self._ledger.row(node, item_id)
-                row.note(Said.WE_KEPT)
+                row.note(Statement.WE_KEPT)
                 row.told = False
                 peer.remind(item_id)
 
@@ -427,7 +427,7 @@ class Gossip:
         if not asked and not self._appetite.take_push(now):
             return [Blame(node, "over_demand")]
         if node in self._peers:
-            self._ledger.row(node, item.id).note(Said.THEY_GAVE_ALL)
+            self._ledger.row(node, item.id).note(Statement.THEY_GAVE_ALL)
         self._seen.set(item.id, item.signer)
         self._hold(item, now)
         actions: list[GossipAction] = []
@@ -573,14 +573,14 @@ class Gossip:
         peer.turns += 1
         self._serving += 1
         self._store.serve(item_id)
-        self._ledger.row(node, item_id).note(Said.THEY_WANT)
+        self._ledger.row(node, item_id).note(Statement.THEY_WANT)
         return Serve(node, place, size)
 
     def _cancelled(self, node: NodeId, cancel: Cancel) -> None:
         for item_id, chunks in cancel.parts:
             for part in chunks or (WHOLE,):
                 self._forget_served(self._peers[node], place_of(item_id, part))
-            self._ledger.row(node, item_id).note(Said.THEY_CANCEL)
+            self._ledger.row(node, item_id).note(Statement.THEY_CANCEL)
 
     def _forget_served(self, peer: _Peer, place: bytes) -> bool:
         """Let something wait no longer for a peer's line; False if it did not."""
@@ -601,7 +601,7 @@ class Gossip:
             if not entry.parts:
                 peer.pending.pop(entry.id, None)
             if seen(entry.id) is not None:
-                self._ledger.row(node, entry.id).note(Said.THEY_HAVE)
+                self._ledger.row(node, entry.id).note(Statement.THEY_HAVE)
             elif entry.size <= self._max_item and wants.covers(entry.topic):
                 is_small = entry.size <= self._limits.push_bytes
                 is_pushed = is_small and entry.signer != holder and entry.signer in self._neighbours
@@ -706,7 +706,7 @@ class Gossip:
         for entry in told:
             if not entry.parts:
                 row = self._ledger.row(node, entry.id)
-                row.note(Said.WE_HAVE)
+                row.note(Statement.WE_HAVE)
                 row.told = True
         return [Send(node, Have(tuple(told[i : i + MAX_IDS]))) for i in range(0, len(told), MAX_IDS)]
 
@@ -720,6 +720,6 @@ class Gossip:
         return Entry(item_id, HEAD_BYTES + header.size, topic, hint(partial.outline.signer), partial.parts)
 
 
-def _has_surely(row: Row | None) -> bool:
+def _has_surely(row: LedgerRow | None) -> bool:
     """Tell whether a peer has an item for sure: it sent it to us or announced it."""
     return row is not None and row.has_all

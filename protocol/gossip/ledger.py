@@ -5,7 +5,7 @@ lack the item (`Theirs`), and what we are to the peer (`Ours`). The tables say a
 changes nothing.
 
     Theirs
-    NONE     nothing is known                        HAS      it has the item, or the chunks `Row.parts`
+    NONE     nothing is known                        HAS      it has the item, or the chunks `LedgerRow.parts`
     ASKED    we said WANT                            BUSY     it has the item, and gives nothing for now
     SILENT   it answered nothing in time             LACKS    it said DONT_HAVE
     SENT     it sent us the item: it needs to be told nothing
@@ -66,7 +66,7 @@ class Ours(IntEnum):
     DECLINED = auto()
 
 
-class Said(IntEnum):
+class Statement(IntEnum):
     """A statement about an item, by the peer (they) or by us."""
 
     THEY_HAVE = auto()
@@ -88,36 +88,36 @@ class Said(IntEnum):
 
 _ALL_BUT_SENT = (Theirs.NONE, Theirs.HAS, Theirs.ASKED, Theirs.BUSY, Theirs.SILENT, Theirs.LACKS)
 
-THEIRS: dict[tuple[Theirs, Said], Theirs] = {
-    (Theirs.NONE, Said.THEY_HAVE): Theirs.HAS,
-    (Theirs.LACKS, Said.THEY_HAVE): Theirs.HAS,
-    (Theirs.BUSY, Said.THEY_HAVE): Theirs.HAS,
-    (Theirs.HAS, Said.WE_ASK): Theirs.ASKED,
-    (Theirs.BUSY, Said.WE_ASK): Theirs.ASKED,
-    (Theirs.SILENT, Said.WE_ASK): Theirs.ASKED,
-    (Theirs.ASKED, Said.THEY_GAVE): Theirs.HAS,
-    (Theirs.BUSY, Said.THEY_GAVE): Theirs.HAS,
-    (Theirs.SILENT, Said.THEY_GAVE): Theirs.HAS,
-    (Theirs.ASKED, Said.THEY_ARE_BUSY): Theirs.BUSY,
-    (Theirs.ASKED, Said.WE_CANCEL): Theirs.HAS,
-    (Theirs.ASKED, Said.NOTHING): Theirs.SILENT,
-    **{(state, Said.THEY_LACK): Theirs.LACKS for state in _ALL_BUT_SENT},
-    **{(state, Said.THEY_LIED): Theirs.LIED for state in _ALL_BUT_SENT},
-    **{(state, Said.THEY_GAVE_ALL): Theirs.SENT for state in _ALL_BUT_SENT},
+THEIRS: dict[tuple[Theirs, Statement], Theirs] = {
+    (Theirs.NONE, Statement.THEY_HAVE): Theirs.HAS,
+    (Theirs.LACKS, Statement.THEY_HAVE): Theirs.HAS,
+    (Theirs.BUSY, Statement.THEY_HAVE): Theirs.HAS,
+    (Theirs.HAS, Statement.WE_ASK): Theirs.ASKED,
+    (Theirs.BUSY, Statement.WE_ASK): Theirs.ASKED,
+    (Theirs.SILENT, Statement.WE_ASK): Theirs.ASKED,
+    (Theirs.ASKED, Statement.THEY_GAVE): Theirs.HAS,
+    (Theirs.BUSY, Statement.THEY_GAVE): Theirs.HAS,
+    (Theirs.SILENT, Statement.THEY_GAVE): Theirs.HAS,
+    (Theirs.ASKED, Statement.THEY_ARE_BUSY): Theirs.BUSY,
+    (Theirs.ASKED, Statement.WE_CANCEL): Theirs.HAS,
+    (Theirs.ASKED, Statement.NOTHING): Theirs.SILENT,
+    **{(state, Statement.THEY_LACK): Theirs.LACKS for state in _ALL_BUT_SENT},
+    **{(state, Statement.THEY_LIED): Theirs.LIED for state in _ALL_BUT_SENT},
+    **{(state, Statement.THEY_GAVE_ALL): Theirs.SENT for state in _ALL_BUT_SENT},
 }
 
-OURS: dict[tuple[Ours, Said], Ours] = {
-    (Ours.NONE, Said.WE_HAVE): Ours.TOLD,
-    **{(state, Said.THEY_WANT): Ours.SERVING for state in Ours},
-    (Ours.SERVING, Said.WE_GAVE): Ours.GIVEN,
-    (Ours.SERVING, Said.THEY_CANCEL): Ours.TOLD,
-    (Ours.SERVING, Said.WE_KEPT): Ours.NONE,
-    **{(state, Said.THEY_DECLINE): Ours.DECLINED for state in Ours},
+OURS: dict[tuple[Ours, Statement], Ours] = {
+    (Ours.NONE, Statement.WE_HAVE): Ours.TOLD,
+    **{(state, Statement.THEY_WANT): Ours.SERVING for state in Ours},
+    (Ours.SERVING, Statement.WE_GAVE): Ours.GIVEN,
+    (Ours.SERVING, Statement.THEY_CANCEL): Ours.TOLD,
+    (Ours.SERVING, Statement.WE_KEPT): Ours.NONE,
+    **{(state, Statement.THEY_DECLINE): Ours.DECLINED for state in Ours},
 }
 
 
 @dataclass(slots=True)
-class Row:
+class LedgerRow:
     """What is known of one peer and one item; see the module's comment."""
 
     theirs: Theirs = Theirs.NONE
@@ -130,7 +130,7 @@ class Row:
     silences: int = 0
     told: bool = False  # whether it was told that we have all of the item, or sent it
 
-    def note(self, said: Said) -> None:
+    def note(self, said: Statement) -> None:
         """Change as the tables say."""
         self.theirs = THEIRS.get((self.theirs, said), self.theirs)
         self.ours = OURS.get((self.ours, said), self.ours)
@@ -151,12 +151,12 @@ class Row:
         return not (self.told or self.has_all or self.ours is Ours.DECLINED)
 
 
-class Ledger:
+class ItemLedger:
     """The rows of all live peers. `is_wanted` tells of an item whether its rows must stay."""
 
     def __init__(self, is_wanted: Callable[[ItemId], bool], limits: Limits) -> None:
         self._limits = limits
-        self._rows: dict[NodeId, OrderedDict[ItemId, Row]] = {}
+        self._rows: dict[NodeId, OrderedDict[ItemId, LedgerRow]] = {}
         self._is_wanted = is_wanted
 
     def up(self, node: NodeId) -> None:
@@ -167,17 +167,17 @@ class Ledger:
         """End them."""
         self._rows.pop(node, None)
 
-    def find(self, node: NodeId, item: ItemId) -> Row | None:
+    def find(self, node: NodeId, item: ItemId) -> LedgerRow | None:
         """Return a row, if there is one."""
         rows = self._rows.get(node)
         return rows.get(item) if rows is not None else None
 
-    def row(self, node: NodeId, item: ItemId) -> Row:
+    def row(self, node: NodeId, item: ItemId) -> LedgerRow:
         """Return the row of a live peer, a new one if there is none."""
         rows = self._rows[node]
         row = rows.get(item)
         if row is None:
-            row = rows[item] = Row()
+            row = rows[item] = LedgerRow()
             if len(rows) > self.room:
                 self._make_room(rows)
         return row
@@ -188,7 +188,7 @@ class Ledger:
         limits = self._limits
         return max(limits.least_peer_rows, min(limits.max_peer_rows, limits.max_rows // max(1, len(self._rows))))
 
-    def _make_room(self, rows: OrderedDict[ItemId, Row]) -> None:
+    def _make_room(self, rows: OrderedDict[ItemId, LedgerRow]) -> None:
         for _ in range(len(rows)):
             item = next(iter(rows))
             if not self._is_wanted(item):

@@ -22,7 +22,7 @@ from protocol.wire.messages import Entry, ItemOutline
 OFFER_AGE = 0.8
 
 
-class Place(Enum):
+class FramePlace(Enum):
     """Where an item's frame is."""
 
     MEMORY = auto()
@@ -37,7 +37,7 @@ class _Held:
     entry: Entry
     since: float
     withdrawn: bool = False
-    place: Place = Place.MEMORY
+    place: FramePlace = FramePlace.MEMORY
 
     @property
     def size(self) -> int:
@@ -45,7 +45,7 @@ class _Held:
 
     @property
     def is_in_memory(self) -> bool:
-        return self.place in (Place.MEMORY, Place.BOTH)
+        return self.place in (FramePlace.MEMORY, FramePlace.BOTH)
 
 
 class Store:
@@ -94,8 +94,8 @@ class Store:
     def fetch(self, item_id: ItemId) -> bool:
         """Have an item that is on the shelf brought; False if it is not held. `fetched` is to follow."""
         held = self._held.get(item_id)
-        if held is not None and held.place is Place.SHELF:
-            held.place = Place.FETCHING
+        if held is not None and held.place is FramePlace.SHELF:
+            held.place = FramePlace.FETCHING
             self._to_fetch.append(item_id)
             self._fetch_more()
         return held is not None
@@ -104,7 +104,7 @@ class Store:
         while self._to_fetch and sum(self._coming.values()) < self._limits.max_coming_bytes:
             item_id = self._to_fetch.popleft()
             held = self._held.get(item_id)
-            if held is not None and held.place is Place.FETCHING and item_id not in self._coming:
+            if held is not None and held.place is FramePlace.FETCHING and item_id not in self._coming:
                 self._coming[item_id] = held.size
                 self._shelf.fetch(item_id)
 
@@ -122,7 +122,7 @@ class Store:
             self.pop(item_id)
             return
         held.item = _with_frame(held.item, frame)
-        held.place = Place.BOTH
+        held.place = FramePlace.BOTH
         self._used[item_id] = None
         self.in_memory += held.size
         self._make_room()
@@ -167,7 +167,7 @@ class Store:
         if held.is_in_memory:
             del self._used[item_id]
             self.in_memory -= held.size
-        if held.place is not Place.MEMORY:
+        if held.place is not FramePlace.MEMORY:
             self.on_shelf -= held.size
             self._shelf.drop(item_id)
 
@@ -194,11 +194,11 @@ class Store:
         while self.in_memory > self._limits.held_bytes:
             item_id = next(iter(self._used))
             held = self._held[item_id]
-            if held.place is Place.MEMORY and not self._shelve(item_id, held):
+            if held.place is FramePlace.MEMORY and not self._shelve(item_id, held):
                 self.pop(self._first_to_spare(self._used))
                 continue
             held.item = _with_frame(held.item, held.item.frame[:HEAD_BYTES])
-            held.place = Place.SHELF
+            held.place = FramePlace.SHELF
             del self._used[item_id]
             self.in_memory -= held.size
 

@@ -29,10 +29,10 @@ from itertools import chain, islice, takewhile, zip_longest
 from protocol.config import Limits, Timing
 from protocol.events import Item, Outline
 from protocol.gossip.chunks import Partial, Partials
-from protocol.gossip.ledger import ALL, WHOLE, Ledger, Row, Said, Theirs
+from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
 from protocol.identity import NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
-from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Part, Want
+from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 
 QUICK_S = 1.0  # ten round trips of 100 ms
 BUSY_S = 0.25  # seconds between two BUSY without ids that count of one peer; an honest one says it twice a patience
@@ -107,7 +107,7 @@ class _Holder:
 class Wants:
     """Wanted items, bounded in number and by holder. `now` is steady, in seconds."""
 
-    def __init__(self, ledger: Ledger, timing: Timing, limits: Limits, rng: random.Random) -> None:
+    def __init__(self, ledger: ItemLedger, timing: Timing, limits: Limits, rng: random.Random) -> None:
         self._ledger = ledger
         self._limits = limits
         self._patience = timing.pull_patience + CHUNK_BYTES / SLOW_BYTES_PER_SECOND
@@ -158,7 +158,7 @@ class Wants:
             if delay > 0:
                 self._delayed[entry.id] = now + delay
         row = self._ledger.row(node, entry.id)
-        row.note(Said.THEY_HAVE)
+        row.note(Statement.THEY_HAVE)
         if not row.may_give:
             return new
         parts, partial = int.from_bytes(entry.parts, "little") if entry.parts else ALL, self._partials.get(entry.id)
@@ -192,7 +192,7 @@ class Wants:
         if want is not None:
             self._forget(want, brought_by=node)
         if row is not None:
-            row.note(Said.THEY_GAVE_ALL)
+            row.note(Statement.THEY_GAVE_ALL)
         return asked
 
     def outlined(self, node: NodeId, outline: Outline, now: float) -> bool:
@@ -205,7 +205,7 @@ class Wants:
         else:
             self._unwait(want)
         self._delayed.pop(outline.id, None)
-        row.note(Said.THEY_GAVE)
+        row.note(Statement.THEY_GAVE)
         gone = self._partials.begin(outline, now)
         if gone is None:
             row.until = now + self._patience
@@ -252,7 +252,7 @@ class Wants:
         if not partial.outline.proves(chunk):
             if node in want.holders:
                 self._withdraw(node, chunk.id)
-            row.note(Said.THEY_LIED)
+            row.note(Statement.THEY_LIED)
             return Took.FALSE
         if len(chunk.data) != partial.outline.size_of(index):
             self._forget(want)
@@ -263,7 +263,7 @@ class Wants:
         if asked_of is not None:
             self._settle(want, asked_of, index, late=asked_of != node)
         if not row.asked or row.theirs is not Theirs.ASKED:
-            row.note(Said.THEY_GAVE)
+            row.note(Statement.THEY_GAVE)
         row.silences = 0
         partial.chunks[index] = chunk.data
         partial.missing &= ~(1 << index)
@@ -278,7 +278,7 @@ class Wants:
         item = partial.item()
         self._forget(self._wants[item_id])
         if (row := self._ledger.find(node, item_id)) is not None:
-            row.note(Said.THEY_GAVE_ALL)
+            row.note(Statement.THEY_GAVE_ALL)
         return item
 
     def lack(self, node: NodeId, ids: Iterable[ItemId], now: float) -> int:
@@ -294,7 +294,7 @@ class Wants:
                 self._failed += WHOLE in row.asked
             if item_id in self._wants and node in self._wants[item_id].holders:
                 self._withdraw(node, item_id, late=False)
-            row.note(Said.THEY_LACK)
+            row.note(Statement.THEY_LACK)
         return lies
 
     def busy(self, node: NodeId, ids: Sequence[ItemId], now: float) -> bool:
@@ -315,13 +315,13 @@ class Wants:
             holder.asked[item_id] = holder.asked.pop(item_id, None)
             row.until = now + self._patience
             if ids:
-                row.note(Said.THEY_ARE_BUSY)
+                row.note(Statement.THEY_ARE_BUSY)
                 self._failed += WHOLE in row.asked
                 self._release(want, node, late=False)
                 is_free = True
             elif any(self._is_idle(one, item_id) for one in want.holders if one != node):
                 self._cancels[node].setdefault(item_id, []).extend(row.asked)
-                row.note(Said.THEY_ARE_BUSY)
+                row.note(Statement.THEY_ARE_BUSY)
                 self._release(want, node, late=True)
                 is_free = True
         return is_free
@@ -334,7 +334,7 @@ class Wants:
         for item_id in list(self._holders[node].asked):
             row = self._ledger.row(node, item_id)
             row.until = now + self._patience
-            row.note(Said.THEY_ARE_BUSY)
+            row.note(Statement.THEY_ARE_BUSY)
             self._failed += WHOLE in row.asked
             self._release(self._wants[item_id], node, late=True)
 
@@ -386,7 +386,7 @@ class Wants:
             if not is_silent and row.since + OTHERS * self._patience > now:
                 break
             to_blame = to_blame or holder.spoke > row.since
-            row.note(Said.NOTHING)
+            row.note(Statement.NOTHING)
             row.silences = min(MAX_PAUSE, row.silences + 1)
             row.until = now + self._patience * 2.0**row.silences
             self._failed += WHOLE in row.asked
@@ -515,7 +515,7 @@ class Wants:
             holder.answered = now
         holder.in_flight += want.cost(part)
         holder.asked[want.entry.id] = holder.asked.pop(want.entry.id, None)
-        row.note(Said.WE_ASK)
+        row.note(Statement.WE_ASK)
         row.since, row.asked[part] = now, None
         want.was_asked = True
         if part == WHOLE:
@@ -546,9 +546,9 @@ class Wants:
                 del partial.asked[part]
                 partial.missing |= 1 << part
         if row.theirs is Theirs.ASKED:
-            row.note(Said.WE_CANCEL)
+            row.note(Statement.WE_CANCEL)
 
-    def _gave(self, holder: _Holder, row: Row, size: int, now: float) -> None:
+    def _gave(self, holder: _Holder, row: LedgerRow, size: int, now: float) -> None:
         holder.answered = now
         if now <= row.since + QUICK_S:
             holder.window = min(self._limits.max_window_bytes, holder.window + size)
@@ -600,7 +600,7 @@ class Wants:
             for part in list(row.asked):
                 self._settle(want, node, part, late=node != brought_by or part != WHOLE)
             if row.theirs is Theirs.ASKED:
-                row.note(Said.WE_CANCEL)
+                row.note(Statement.WE_CANCEL)
             self._holders[node].offers.pop(item_id, None)
         want.asked_of = None
         self._partials.pop(item_id)
@@ -614,7 +614,7 @@ class Wants:
 def _messages(kind: type[Want], node: NodeId, items: dict[ItemId, list[int]]) -> Asks:
     """Return what names these chunks, or WHOLE, of these items in messages of their bounded size."""
     named = [
-        Part(item_id, tuple(chunks[i : i + MAX_CHUNKS]))
+        WantedPart(item_id, tuple(chunks[i : i + MAX_CHUNKS]))
         for item_id, parts in items.items()
         for chunks in ([one for one in parts if one != WHOLE],)
         for i in range(0, max(1, len(chunks)), MAX_CHUNKS)
@@ -622,7 +622,7 @@ def _messages(kind: type[Want], node: NodeId, items: dict[ItemId, list[int]]) ->
     return [(node, kind(tuple(named[i : i + MAX_IDS]))) for i in range(0, len(named), MAX_IDS)]
 
 
-def _is_free(row: Row, now: float) -> bool:
+def _is_free(row: LedgerRow, now: float) -> bool:
     """Tell whether a holder may be asked: it has the item, and was not silent or busy just now."""
     return row.theirs in (Theirs.HAS, Theirs.ASKED) or (row.may_give and now >= row.until)
 

@@ -56,7 +56,7 @@ def wire_bytes(part: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ConnectionCut:
     """End the connection with this number; `link` where its key is known. Count it by `reason`."""
 
     number: int
@@ -95,7 +95,7 @@ class Connection:
 class Review:
     """Connections to cut; links that are gone, their last frame read; `ended` are these and those that we cut."""
 
-    cuts: list[Cut] = field(default_factory=list)
+    cuts: list[ConnectionCut] = field(default_factory=list)
     closed: list[Link] = field(default_factory=list)
     ended: list[Link] = field(default_factory=list)
 
@@ -121,7 +121,7 @@ class Connections:
     def __len__(self) -> int:
         return len(self._table)
 
-    def accepted(self, number: int, prefix: str, now: float) -> list[Cut]:
+    def accepted(self, number: int, prefix: str, now: float) -> list[ConnectionCut]:
         """Somebody connected to us; return what is to be cut for it."""
         new = self._table[number] = Connection(number, prefix, prefix)
         self._open[prefix] += 1
@@ -145,7 +145,7 @@ class Connections:
         connection = self._table.get(number)
         return connection is not None and connection.link is None
 
-    def took(self, number: int, link: Link, parts: Iterable[int]) -> tuple[bool, list[Cut]]:
+    def took(self, number: int, link: Link, parts: Iterable[int]) -> tuple[bool, list[ConnectionCut]]:
         """A whole message came, of these part sizes. Return whether it is wanted, and what to cut for it."""
         connection = self._table.get(number)
         if connection is None or (connection.link is not None and connection.link != link):
@@ -186,7 +186,7 @@ class Connections:
         """As `charge`, of a network."""
         return prefix if self._scores.penalise(prefix, points, now) is not None else ""
 
-    def hung_up(self, link: Link) -> list[Cut]:
+    def hung_up(self, link: Link) -> list[ConnectionCut]:
         """We want no more of the link; return what is to be cut, which is no offence of theirs."""
         connection = self._current.get(link)
         return [] if connection is None or connection.cut or connection.gone else [self._cut(connection, "")]
@@ -269,7 +269,7 @@ class Connections:
             if not connection.cut:
                 result.closed.append(connection.link)
 
-    def _judge_prefixes(self, now: float) -> list[Cut]:
+    def _judge_prefixes(self, now: float) -> list[ConnectionCut]:
         # Strangers cost nothing: what they send is counted apart, or their numbers would end the link of a peer.
         crowds: dict[tuple[str, bool], list[Connection]] = {}
         for connection in self._table.values():
@@ -286,23 +286,23 @@ class Connections:
                 connection.messages = 0
         return cuts
 
-    def _judge_backlog(self) -> list[Cut]:
+    def _judge_backlog(self) -> list[ConnectionCut]:
         still = [c for c in self._table.values() if not (c.cut or c.gone)]
         if sum(connection.held for connection in still) <= self._limits.max_backlog_bytes:
             return []
         return [self._cut(max(still, key=lambda connection: connection.held), "backlog")]
 
-    def _make_room(self, new: Connection, prefix: str | None) -> Cut:
+    def _make_room(self, new: Connection, prefix: str | None) -> ConnectionCut:
         for connection in self._table.values():
             crowd = connection.prefix == prefix if prefix is not None else connection.prefix
             if crowd and not (connection.cut or connection.gone or connection.answered):
                 return self._cut(connection, "too_many_connections")
         return self._cut(new, "too_many_connections")
 
-    def _cut(self, connection: Connection, reason: str) -> Cut:
+    def _cut(self, connection: Connection, reason: str) -> ConnectionCut:
         self._close(connection)
         connection.cut = True
-        return Cut(connection.number, reason, connection.link)
+        return ConnectionCut(connection.number, reason, connection.link)
 
     def _close(self, connection: Connection) -> None:
         if not (connection.cut or connection.gone):

@@ -157,7 +157,7 @@ class Charge(NamedTuple):
     refused_for: str | None = None
 
 
-class Admission:
+class PeerScores:
     """Counts every refusal by reason and makes the offender pay for it."""
 
     def __init__(self, limits: Limits) -> None:

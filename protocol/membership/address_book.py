@@ -97,7 +97,7 @@ def saved_scope(record: PeerRecord) -> Scope:
 
 
 @dataclass(slots=True)
-class _Entry:
+class _BookEntry:
     record: PeerRecord
     source: str  # the node itself once we met it, else the network of who told us first
     group: str  # the network where it was seen, "" if that is not known or not public
@@ -156,8 +156,8 @@ class Book:
         self.capacity = limits.max_known_peers
         self.seeds = seeds
         self._seeds = tuple(Contact((seed,)) for seed in seeds)
-        self._entries: dict[NodeId, _Entry] = {}
-        self._candidates: dict[NodeId, _Entry] = {}
+        self._entries: dict[NodeId, _BookEntry] = {}
+        self._candidates: dict[NodeId, _BookEntry] = {}
         self._groups: Counter[str] = Counter()  # entries by network
         self._crowded: set[str] = set()
         self.revision = 0  # grows when there is something new to save
@@ -170,7 +170,7 @@ class Book:
     def __contains__(self, node: object) -> bool:
         return node in self._entries
 
-    def _find(self, node: NodeId) -> _Entry | None:
+    def _find(self, node: NodeId) -> _BookEntry | None:
         return self._entries.get(node) or self._candidates.get(node)
 
     def get(self, node: NodeId) -> PeerRecord | None:
@@ -199,7 +199,7 @@ class Book:
             scope = saved_scope(record)
         entry = self._find(node)
         if entry is None:
-            entry = _Entry(record, node, "", scope)
+            entry = _BookEntry(record, node, "", scope)
         else:
             entry.update(record, 0.0)
         entry.see_from(scope)
@@ -222,7 +222,7 @@ class Book:
             return True
         candidate = self._candidates.get(node)
         if candidate is None:
-            candidate = _Entry(record, teller, "", scope)
+            candidate = _BookEntry(record, teller, "", scope)
             self._candidates[node] = candidate
             candidate.see_from(scope)
             if not_before:
@@ -236,7 +236,7 @@ class Book:
         self._enter(node, candidate, _nowhere(candidate.record))
         return True
 
-    def _enter(self, node: NodeId, entry: _Entry, group: str) -> None:
+    def _enter(self, node: NodeId, entry: _BookEntry, group: str) -> None:
         self._candidates.pop(node, None)
         if self._entries.get(node) is entry:
             self._leave_groups(entry)
@@ -248,7 +248,7 @@ class Book:
                 self._crowded.add(network)
         self.revision += 1
 
-    def _leave_groups(self, entry: _Entry) -> None:
+    def _leave_groups(self, entry: _BookEntry) -> None:
         for network in entry.networks:
             self._groups[network] -= 1
             if not self._groups[network]:
@@ -403,7 +403,7 @@ def _nowhere(record: PeerRecord) -> str:
 
 
 def _worst(
-    table: Iterable[tuple[NodeId, _Entry]], kept: set[NodeId], count: int, rng: random.Random, network: str = ""
+    table: Iterable[tuple[NodeId, _BookEntry]], kept: set[NodeId], count: int, rng: random.Random, network: str = ""
 ) -> list[NodeId]:
     """Return whom to forget first, of those who take a place in `network` if there is one; see the module's comment."""
     entries = list(table)

@@ -29,7 +29,7 @@ from protocol.events import Dial, Link
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.membership.address_book import Acquaintance, Book, Contact, usable
-from protocol.membership.directory import Directory
+from protocol.membership.directory import RecordDirectory
 from protocol.membership.links import Links, distance
 
 # Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
@@ -119,7 +119,7 @@ class Dialing:
         self,
         setup: Setup,
         book: Book,
-        directory: Directory,
+        directory: RecordDirectory,
         links: Links,
         refuses: Refuses,
         rng: random.Random,

@@ -28,7 +28,7 @@ from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
-from protocol.membership.links import Links, Peer
+from protocol.membership.links import Links, LivePeer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
 EXPIRY_INTERVAL_S = 60.0
@@ -39,7 +39,7 @@ HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wai
 LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
 
-class Directory:
+class RecordDirectory:
     """Our own record, and the book as others are told of it."""
 
     def __init__(self, setup: Setup, book: Book, links: Links, rng: random.Random, now: Instant) -> None:
@@ -101,7 +101,7 @@ class Directory:
         host = next(filter(netgroup, hosts), hosts[0])
         return counts_as(netgroup(host), host, key)
 
-    def announce(self, peers: Iterable[Peer]) -> list[MembershipAction]:
+    def announce(self, peers: Iterable[LivePeer]) -> list[MembershipAction]:
         """Show our newest record to live peers."""
         return [Send(peer.link, Peers((self.record_for(peer.scope).encoded,))) for peer in peers]
 

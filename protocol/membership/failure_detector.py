@@ -45,7 +45,7 @@ class Dead:
 DetectorAction = Send | Dead
 
 
-class State(Enum):
+class Liveness(Enum):
     """Of a live peer."""
 
     WELL = auto()
@@ -56,14 +56,14 @@ class State(Enum):
 @dataclass(slots=True)
 class _Subject:
     heard: float
-    state: State = State.WELL
+    state: Liveness = Liveness.WELL
     since: float = 0.0
     pinged: float = 0.0
     token: int = 0
     pings: int = 0
     rtt: float | None = None
 
-    def enter(self, state: State, now: float) -> None:
+    def enter(self, state: Liveness, now: float) -> None:
         self.state, self.since = state, now
 
 
@@ -79,9 +79,9 @@ class Detector:
     @property
     def suspects(self) -> list[NodeId]:
         """The live peers that are suspected."""
-        return [node for node, subject in self._subjects.items() if subject.state is State.SUSPECT]
+        return [node for node, subject in self._subjects.items() if subject.state is Liveness.SUSPECT]
 
-    def state(self, node: NodeId) -> State:
+    def state(self, node: NodeId) -> Liveness:
         """Return the state of a live peer."""
         return self._subjects[node].state
 
@@ -103,10 +103,10 @@ class Detector:
         if subject is None:
             return
         subject.heard = now
-        if subject.state is not State.WELL:
-            if subject.state is State.PINGED and subject.pings == 1:
+        if subject.state is not Liveness.WELL:
+            if subject.state is Liveness.PINGED and subject.pings == 1:
                 self.health = max(0, self.health - 1)
-            subject.state = State.WELL
+            subject.state = Liveness.WELL
 
     def pong(self, node: NodeId, token: int, now: float) -> None:
         """The peer answered a ping."""
@@ -119,7 +119,7 @@ class Detector:
         actions: list[DetectorAction] = []
         fresh = now - self._timing.probe_interval  # most peers, most of the time, were heard since
         for node, subject in list(self._subjects.items()):
-            if subject.state is not State.WELL or subject.heard <= fresh:
+            if subject.state is not Liveness.WELL or subject.heard <= fresh:
                 actions += self._advance(node, subject, now)
         return actions
 
@@ -128,19 +128,19 @@ class Detector:
         patience = timing.probe_timeout * (1 + self.health)
         waited = now - subject.since
         match subject.state:
-            case State.WELL if now - subject.heard >= timing.probe_interval:
-                subject.enter(State.PINGED, now)
+            case Liveness.WELL if now - subject.heard >= timing.probe_interval:
+                subject.enter(Liveness.PINGED, now)
                 subject.pings = 0
                 return [self._ping(node, subject, now)]
-            case State.PINGED if waited >= PINGS * patience:
-                subject.enter(State.SUSPECT, now)
+            case Liveness.PINGED if waited >= PINGS * patience:
+                subject.enter(Liveness.SUSPECT, now)
                 self._doubt_ourselves(node, now - waited)
                 return []
-            case State.PINGED if waited >= subject.pings * patience:
+            case Liveness.PINGED if waited >= subject.pings * patience:
                 return [self._ping(node, subject, now)]
-            case State.SUSPECT if waited >= timing.suspicion:
+            case Liveness.SUSPECT if waited >= timing.suspicion:
                 return [Dead(node)]
-            case State.SUSPECT if now - subject.pinged >= timing.probe_interval:
+            case Liveness.SUSPECT if now - subject.pinged >= timing.probe_interval:
                 return [self._ping(node, subject, now)]
         return []
 

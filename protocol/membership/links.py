@@ -55,7 +55,7 @@ PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see
 
 
 @dataclass(slots=True)
-class Attempt:
+class DialAttempt:
     """A contact that is being dialled."""
 
     contact: Contact
@@ -67,7 +67,7 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Peer:
+class LivePeer:
     """A live peer."""
 
     record: PeerRecord
@@ -109,7 +109,7 @@ def distance(one: str, other: str, unix: float) -> int:
 class Lost:
     """The effect of a link's end: an attempt is over, a peer is gone, or only one of a peer's two links."""
 
-    attempt: Attempt | None = None
+    attempt: DialAttempt | None = None
     peer: NodeId | None = None
     switched: NodeId | None = None
 
@@ -124,8 +124,8 @@ class Links:
         self.is_mesh = True  # whether there may be links with everybody whom we know
         self._settling = settling
         self._small_from = now  # when the swarm may be taken for a small one again
-        self.attempts: dict[Link, Attempt] = {}
-        self.peers: dict[NodeId, Peer] = {}
+        self.attempts: dict[Link, DialAttempt] = {}
+        self.peers: dict[NodeId, LivePeer] = {}
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
         self._proven: Recent[bytes, NodeId] = Recent(limits.max_proven)  # who once was: what strangers fill is bounded
         self._hosts: Recent[Link, str] = Recent(self._limits.max_proven)  # of those who dialled us, until their hello
@@ -278,9 +278,9 @@ class Links:
         """Note that we dial."""
         link = Link(contact.key, dialled=True)
         self._parting.pop(link, None)
-        self.attempts[link] = Attempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
+        self.attempts[link] = DialAttempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
 
-    def answered(self, attempt: Attempt, host: str) -> bool:
+    def answered(self, attempt: DialAttempt, host: str) -> bool:
         """Note from which address a contact answered; False: of its network there are enough without it.
 
         A name says nothing about that, and names cost less than addresses.
@@ -329,7 +329,7 @@ class Links:
         known = self.peers.get(node)
         if known is None:
             told = TokenBucket(self._limits.records_per_second, self._limits.records_burst, now)
-            self.peers[node] = Peer(record, link, told, host, group, port, met=now, needy=needy)
+            self.peers[node] = LivePeer(record, link, told, host, group, port, met=now, needy=needy)
             return True
         known.record, known.host, known.group, known.met = record, host, group, now
         known.port = port or known.port
@@ -395,7 +395,7 @@ class Links:
         """Return what sends `message` to every live peer but one."""
         return [Send(peer.link, message) for node, peer in self.peers.items() if node != but]
 
-    def late(self, now: float) -> list[tuple[Link, Attempt]]:
+    def late(self, now: float) -> list[tuple[Link, DialAttempt]]:
         """Return and forget the attempts whose time is over."""
         over = [(link, attempt) for link, attempt in self.attempts.items() if attempt.deadline <= now]
         for link, _ in over:

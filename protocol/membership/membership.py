@@ -18,7 +18,7 @@ Rules
  5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
-    our key) makes us raise our incarnation above it (see `Directory.outbid`).
+    our key) makes us raise our incarnation above it (see `RecordDirectory.outbid`).
  6. A peer whose hello names a newer revocation list than ours is asked for it. One that we would not admit is asked
     first, once, as the list may say that who signed its grant may; its hello is judged when it comes again. What is
     new is told to all peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
@@ -58,7 +58,7 @@ from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup
 from protocol.membership.address_book import Acquaintance, Book, saved_scope
 from protocol.membership.dialing import Dialing, Refuses
-from protocol.membership.directory import LIST_WAIT_S, Directory, RevocationExchange
+from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
 from protocol.membership.failure_detector import (
     Dead,
     Detector,
@@ -114,7 +114,7 @@ class Membership:
         self.detector = Detector(setup.timing, rng)
         self.reachability = Reachability(self.links, setup.limits, rng, now)
         self.book = book
-        self.directory = Directory(setup, book, self.links, rng, now)
+        self.directory = RecordDirectory(setup, book, self.links, rng, now)
         self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
         self.lists = RevocationExchange(setup.gate, setup.limits)
         self._next_review = now.steady

@@ -17,7 +17,7 @@ import structlog
 from protocol.config import PRESETS
 from protocol.simulator.matrices import MATRICES
 from protocol.simulator.scenarios import SCENARIOS, judge
-from protocol.simulator.trial import LIMITS, Plan, Trial
+from protocol.simulator.trial import LIMITS, SwarmPlan, SwarmTrial
 from protocol.transport.memory import Conditions
 from protocol.wire.envelope import Kind
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _matrix(options)
     scenario = SCENARIOS[options.scenario]
     plan = scenario.adapt(
-        Plan(
+        SwarmPlan(
             nodes=options.nodes,
             seed=options.seed,
             faults_s=60.0 * options.minutes,
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{options.scenario}: {scenario.what}")
     print(f"{plan.nodes} nodes, {plan.faults_s:.0f} s of it, {options.timing} timing, seed {plan.seed}", flush=True)
     gc.disable()  # ten thousand nodes are millions of objects, hardly any in a cycle: to look for these costs a third
-    trial = Trial(plan, _progress)
+    trial = SwarmTrial(plan, _progress)
     failed = 0
     for check in judge(trial, scenario):
         failed += not check.holds

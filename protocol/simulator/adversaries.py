@@ -126,7 +126,7 @@ class Flooder(_Speaker):
 
 
 @dataclass(eq=False)
-class Attack:
+class EclipseAttack:
     """The eclipsers' common plan: whom they surround, and the records with which they fill these nodes' books.
 
     They rent such networks as are near to those of the victims, `networks` (see `links`).
@@ -163,7 +163,7 @@ class Eclipser(Core):
     unanswered.
     """
 
-    def __init__(self, attack: Attack, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
+    def __init__(self, attack: EclipseAttack, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
         super().__init__(setup, book, rng, now)
         self._attack = attack
         self._wiles = rng

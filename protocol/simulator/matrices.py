@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from protocol.config import WAN, Limits
 from protocol.simulator.adversaries import SimulatedIdentity
-from protocol.simulator.scenarios import Check
+from protocol.simulator.scenarios import Invariant
 from protocol.simulator.simulation import Simulation
 from protocol.transport.memory import Conditions
 
@@ -27,7 +27,7 @@ SIZES = (10_000, 100_000, 1_000_000, 5_000_000, 16_000_000)
 ADMITTED_S = 60.0
 
 
-class Row(NamedTuple):
+class ArrivalRow(NamedTuple):
     """A row of the first matrix: nodes, bytes an item, and Mbit/s a line."""
 
     nodes: int
@@ -43,13 +43,13 @@ class Crowd(NamedTuple):
     one_address: bool = False
 
 
-ROWS = [Row(nodes, size, line) for nodes in (2, 8, 16) for size in SIZES for line in LINES] + [
-    Row(64, 100_000, line) for line in LINES
+ROWS = [ArrivalRow(nodes, size, line) for nodes in (2, 8, 16) for size in SIZES for line in LINES] + [
+    ArrivalRow(64, 100_000, line) for line in LINES
 ]
 CROWDS = [Crowd(1, 14), Crowd(1, 30), Crowd(5, 95), Crowd(20, 480), Crowd(1, 8, one_address=True), Crowd(1, 2, True)]
 
 
-def arrival(seed: int, row: Row, publishers: int | None = None) -> Check:
+def arrival(seed: int, row: ArrivalRow, publishers: int | None = None) -> Invariant:
     """Let the first `publishers` nodes (default: all) publish one item each, and see whether all get them in time."""
     conditions = Conditions(CONDITIONS.min_delay, CONDITIONS.max_delay, line=LINES[row.line])
     simulation = Simulation(seed, conditions, timing=WAN, identity=SimulatedIdentity)
@@ -69,14 +69,14 @@ def arrival(seed: int, row: Row, publishers: int | None = None) -> Check:
         simulation.run(min(1.0, began + bound - simulation.network.now))
         got = sum(len(node.ids & items) for node in simulation.nodes.values())
     took = simulation.network.now - began
-    return Check(
+    return Invariant(
         got == due,
         f"{row.nodes} nodes, {len(items)} items of {row.size / 1e6:g} MB, lines of {row.line} Mbit/s:"
         f" {got} of {due} arrived in {took:.0f} s (ideal {ideal:.1f} s, bound {bound:.0f} s)",
     )
 
 
-def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = None) -> Iterator[Check]:
+def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = None) -> Iterator[Invariant]:
     """Let a crowd come, the public nodes first, and see whether everybody is in and hears of everybody."""
     simulation = Simulation(seed, CONDITIONS, limits, timing=WAN, identity=SimulatedIdentity)
     behind = range(crowd.public, crowd.public + crowd.nat)
@@ -94,9 +94,9 @@ def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = 
         simulation.run(ADMITTED_S)
         alone = sum(not node.core.membership.peers for node in simulation.nodes.values())
         if minute == 1:
-            yield Check(alone == 0, f"{text}: {alone} without a peer after a minute")
+            yield Invariant(alone == 0, f"{text}: {alone} without a peer after a minute")
         most = max(most, alone)
-    yield Check(most == 0, f"{text}: {most} without a peer at some minute of {seconds:.0f} s")
+    yield Invariant(most == 0, f"{text}: {most} without a peer at some minute of {seconds:.0f} s")
     items = {simulation.publish(name, b"of %d" % name): name for name in simulation.nodes}
     simulation.run(ADMITTED_S)
     lacking = sum(
@@ -106,7 +106,9 @@ def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = 
         for item, signer in items.items()
         if signer != node.name
     )
-    yield Check(lacking == 0, f"{text}: {lacking} of {len(items) * (len(items) - 1)} copies did not arrive in a minute")
+    yield Invariant(
+        lacking == 0, f"{text}: {lacking} of {len(items) * (len(items) - 1)} copies did not arrive in a minute"
+    )
 
 
 def _address(number: int) -> str:
@@ -118,15 +120,15 @@ class Matrix(NamedTuple):
     """What it tries, in a line, and its checks, given a seed and for how many seconds each crowd is watched."""
 
     what: str
-    checks: Callable[[int, float], Iterator[Check]]
+    checks: Callable[[int, float], Iterator[Invariant]]
 
 
-def everything_arrives(seed: int, seconds: float) -> Iterator[Check]:
+def everything_arrives(seed: int, seconds: float) -> Iterator[Invariant]:
     """Yield a check for each of `ROWS`, which take as long as they take."""
     return (arrival(seed, row) for row in ROWS)
 
 
-def everybody_gets_in(seed: int, seconds: float) -> Iterator[Check]:
+def everybody_gets_in(seed: int, seconds: float) -> Iterator[Invariant]:
     """Yield checks for each of `CROWDS`: after a minute, at each minute, and whether all hear of all."""
     return (check for crowd in CROWDS for check in admittance(seed, crowd, seconds))
 

@@ -13,8 +13,8 @@ from protocol.config import Timing
 from protocol.credentials.records import PeerRecord
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.simulation import MIN_WAIT_S
-from protocol.simulator.trial import Plan, Trial
-from protocol.transport.memory import Conditions, Cut
+from protocol.simulator.trial import SwarmPlan, SwarmTrial
+from protocol.transport.memory import Conditions, NetworkCut
 
 PAUSE_S = 30.0
 RESTART_S = 2  # how long a node that is restarted is away
@@ -31,24 +31,24 @@ MAX_HOSTILE_LINKS = 2 / 3
 STUDENT_T = 2.365  # 7 degrees of freedom
 
 
-def _steady(trial: Trial, seconds: float) -> None:
+def _steady(trial: SwarmTrial, seconds: float) -> None:
     trial.pass_time(seconds)
 
 
-def _flash_crowd(trial: Trial, seconds: float) -> None:
+def _flash_crowd(trial: SwarmTrial, seconds: float) -> None:
     for name in range(trial.plan.nodes):
         if name not in trial.simulation.nodes:
             trial.start(name)
     trial.pass_time(seconds)
 
 
-def _kill(trial: Trial, seconds: float) -> None:
+def _kill(trial: SwarmTrial, seconds: float) -> None:
     for place, name in enumerate(trial.choose(0.3)):
         trial.kill(name, silently=place % 2 == 0)
     trial.pass_time(seconds)
 
 
-def _rolling_restarts(trial: Trial, seconds: float) -> None:
+def _rolling_restarts(trial: SwarmTrial, seconds: float) -> None:
     """Every second some are killed, and those come back, with their peers files, that were killed `RESTART_S` ago."""
     names = trial.choose(1.0)
     batches = max(1, int(seconds) - RESTART_S)
@@ -61,7 +61,7 @@ def _rolling_restarts(trial: Trial, seconds: float) -> None:
         trial.pass_time(1.0)
 
 
-def _loss(trial: Trial, seconds: float) -> None:
+def _loss(trial: SwarmTrial, seconds: float) -> None:
     network = trial.simulation.network
     usual = network.conditions
     network.conditions = replace(usual, loss=0.1)
@@ -69,16 +69,16 @@ def _loss(trial: Trial, seconds: float) -> None:
     network.conditions = usual
 
 
-def _partition(trial: Trial, seconds: float) -> None:
+def _partition(trial: SwarmTrial, seconds: float) -> None:
     """Frames from a third of the nodes to the others vanish; the other way they arrive."""
     simulation = trial.simulation
     sides = {simulation.nodes[name].transport.key: 1 for name in trial.choose(1 / 3)}
-    simulation.network.split(Cut(sides, frozenset({(1, 0)})))
+    simulation.network.split(NetworkCut(sides, frozenset({(1, 0)})))
     trial.pass_time(seconds)
     simulation.network.heal()
 
 
-def _pauses(trial: Trial, seconds: float) -> None:
+def _pauses(trial: SwarmTrial, seconds: float) -> None:
     """A tenth at a time, every other one stopped as by SIGSTOP, the others with a blocked interpreter."""
     left = seconds
     while left > 0:
@@ -91,7 +91,7 @@ def _pauses(trial: Trial, seconds: float) -> None:
         left -= PAUSE_S
 
 
-def _hostile(trial: Trial, seconds: float) -> None:
+def _hostile(trial: SwarmTrial, seconds: float) -> None:
     """The hostile are there from the start, some of the seeds among them; their victims join in their midst."""
     for name in trial.victims:
         trial.start(name)
@@ -102,12 +102,12 @@ def _hostile(trial: Trial, seconds: float) -> None:
     trial.pass_time(seconds)
 
 
-def _hostile_callers(trial: Trial, seconds: float) -> None:
+def _hostile_callers(trial: SwarmTrial, seconds: float) -> None:
     trial.attack.bystanders = trial.addresses(node.name for node in trial.honest)
     _hostile(trial, seconds)
 
 
-def _as_it_is(plan: Plan) -> Plan:
+def _as_it_is(plan: SwarmPlan) -> SwarmPlan:
     return plan
 
 
@@ -116,8 +116,8 @@ class Scenario:
     """A line on what happens; how the plan differs; whether a living node may be thought dead; whether some die."""
 
     what: str
-    faults: Callable[[Trial, float], None]
-    adapt: Callable[[Plan], Plan] = _as_it_is
+    faults: Callable[[SwarmTrial, float], None]
+    adapt: Callable[[SwarmPlan], SwarmPlan] = _as_it_is
     undisturbed: bool = False
     deadly: bool = False
 
@@ -155,7 +155,7 @@ SCENARIOS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Invariant:
     """One invariant: what it says, with the measured value in the text, and whether it holds."""
 
     holds: bool
@@ -192,14 +192,14 @@ def catch_up_bound(timing: Timing) -> float:
     return 3 * 1.25 * timing.sync_interval + timing.pull_patience
 
 
-def judge(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+def judge(trial: SwarmTrial, scenario: Scenario) -> Iterator[Invariant]:
     """Let a swarm settle, put it through the scenario, and yield each check as it is made."""
     trial.settle(SETTLE_S)
     trial.forget_usage()
     yield from suffer(trial, scenario)
 
 
-def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+def suffer(trial: SwarmTrial, scenario: Scenario) -> Iterator[Invariant]:
     """Put a swarm that has settled through the scenario and yield each check as it is made."""
     plan, timing = trial.plan, trial.plan.timing
     patience = 3 * timing.death_bound
@@ -211,7 +211,7 @@ def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     killed = min(trial.dead.values(), default=since)
     trial.pass_time(killed + patience - since, lambda: trial.ghosts() == 0)
     if trial.dead:
-        yield Check(
+        yield Invariant(
             trial.ghosts() == 0,
             f"the {len(trial.dead)} dead are gone from every view"
             f" {trial.last_ghost - min(trial.dead.values()):.0f} s after the kill"
@@ -219,7 +219,7 @@ def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
         )
     trial.pass_time(patience - (trial.simulation.network.now - since), lambda: unreached(trial.graph()) == 0)
     graph = trial.graph()
-    yield Check(
+    yield Invariant(
         unreached(graph) == 0,
         f"the overlay of {len(graph)} honest nodes is connected {trial.simulation.network.now - since:.1f} s after"
         f" the faults (bound {patience:.0f} s), {unreached(graph)} nodes cut off",
@@ -228,7 +228,7 @@ def suffer(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     yield from _bounds(trial, scenario)
 
 
-def _spread(trial: Trial) -> Iterator[Check]:
+def _spread(trial: SwarmTrial) -> Iterator[Invariant]:
     plan, timing = trial.plan, trial.plan.timing
     items = trial.publish_fresh()
     graph = trial.graph()
@@ -239,7 +239,7 @@ def _spread(trial: Trial) -> Iterator[Check]:
     bound = spread_bound(timing, plan.conditions, hops, stalls) + carry
     took = trial.spread_s = trial.pass_time(bound, lambda: trial.lacking(items) == 0, step=SPREAD_STEP_S)
     pairs = len(items) * (len(graph) - 1)
-    yield Check(
+    yield Invariant(
         took is not None,
         f"{len(items)} fresh items reach all {len(graph)} honest nodes"
         + (f" in {took:.2f} s" if took is not None else f", but for {trial.lacking(items)} of {pairs} pairs,")
@@ -248,7 +248,7 @@ def _spread(trial: Trial) -> Iterator[Check]:
     )
     bound = catch_up_bound(timing)
     took = trial.pass_time(bound, lambda: trial.lacking(trial.published) == 0)
-    yield Check(
+    yield Invariant(
         took is not None,
         f"{len(trial.published)} items published meanwhile are everywhere"
         + (f" {took:.2f} s later" if took is not None else f", but for {trial.lacking(trial.published)} pairs,")
@@ -256,19 +256,19 @@ def _spread(trial: Trial) -> Iterator[Check]:
     )
 
 
-def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
+def _bounds(trial: SwarmTrial, scenario: Scenario) -> Iterator[Invariant]:
     limits, extremes, usage = trial.plan.limits, trial.extremes, trial.usage
     links = statistics.fmean(len(node.core.membership.peers) for node in trial.honest)
-    yield Check(
+    yield Invariant(
         extremes.peers <= limits.max_peers,
         f"never more than {extremes.peers} live links a node (bound {limits.max_peers}), {links:.1f} at the end;"
         f" {extremes.connections} connections, handshakes and handovers included",
     )
-    yield Check(
+    yield Invariant(
         extremes.records <= limits.max_known_peers,
         f"never more than {extremes.records} records in a book (bound {limits.max_known_peers})",
     )
-    yield Check(
+    yield Invariant(
         extremes.held <= limits.held_bytes and extremes.wanted <= limits.max_wants,
         f"never more than {extremes.held} bytes of items held and {extremes.wanted} wanted"
         f" (bounds {limits.held_bytes} and {limits.max_wants})",
@@ -279,20 +279,20 @@ def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     least, most = (1000 * count / max(hours, 1e-9) for count in poisson_interval(deaths))
     if not scenario.deadly:
         bound = f"bound {allowed:.2f}" if scenario.undisturbed else "no bound meanwhile"
-        yield Check(
+        yield Invariant(
             deaths <= allowed or not scenario.undisturbed,
             f"{deaths} living nodes thought dead in {hours:.1f} node-hours ({bound}),"
             f" {least:.3g} to {most:.3g} in 1,000 node-hours (95 %)",
         )
     internal = trial.rejected().get("internal", 0)
-    yield Check(internal == 0, f"{internal} events ran into a defect")
+    yield Invariant(internal == 0, f"{internal} events ran into a defect")
     if trial.victims:
         yield from _victims(trial)
     if trial.hostile:
         return  # what hostile nodes send is no measure of the protocol's cost
     frames, size = trial.sent()
     usual = scenario.undisturbed and trial.plan.first is None  # to come back and to join cost more, and end
-    yield Check(
+    yield Invariant(
         not usual or (frames <= MAX_FRAMES_PER_SECOND and size <= MAX_BYTES_PER_SECOND),
         f"a node sends {frames:.2f} messages and {size:.0f} bytes a second beside items"
         + (
@@ -303,18 +303,18 @@ def _bounds(trial: Trial, scenario: Scenario) -> Iterator[Check]:
     )
 
 
-def _victims(trial: Trial) -> Iterator[Check]:
+def _victims(trial: SwarmTrial) -> Iterator[Invariant]:
     graph = trial.graph()
     fewest = min(len(graph[name]) for name in trial.victims)
-    yield Check(fewest > 0, f"each of the {len(trial.victims)} eclipsed nodes has {fewest} honest peers or more")
+    yield Invariant(fewest > 0, f"each of the {len(trial.victims)} eclipsed nodes has {fewest} honest peers or more")
     share, margin = hostile_share(trial)
-    yield Check(
+    yield Invariant(
         share <= MAX_HOSTILE_LINKS,
         f"of their links {share:.2f} +- {margin:.2f} (95 %) lead to hostile nodes (bound {MAX_HOSTILE_LINKS:.2f})",
     )
 
 
-def hostile_share(trial: Trial) -> tuple[float, float]:
+def hostile_share(trial: SwarmTrial) -> tuple[float, float]:
     """Return which share of the eclipsed nodes' links led to hostile ones, and half the width of its 95 % interval."""
     # A victim's links follow each other; the victims are what was drawn.
     return interval([sum(shares) / len(shares) for shares in trial.surrounded.values()])

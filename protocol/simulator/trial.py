@@ -17,8 +17,8 @@ from protocol.credentials.records import Address, PeerRecord
 from protocol.identity import NodeId
 from protocol.limits.networks import netgroup
 from protocol.simulator.adversaries import (
-    Attack,
     Dropper,
+    EclipseAttack,
     Eclipser,
     FalseAnnouncer,
     Flooder,
@@ -42,7 +42,7 @@ STEP_S = 0.25  # the precision to which most times are measured
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SwarmPlan:
     """The plan of a simulation: sizes, and how the network is; `faults_s` is the scenario's part in virtual seconds."""
 
     nodes: int
@@ -78,10 +78,10 @@ class Usage:
     node_seconds: float = 0.0
 
 
-class Trial:
+class SwarmTrial:
     """The swarm and what is known of it; `progress` is told now and then how far it is."""
 
-    def __init__(self, plan: Plan, progress: Callable[[str], None]) -> None:
+    def __init__(self, plan: SwarmPlan, progress: Callable[[str], None]) -> None:
         self.plan = plan
         self.rng = random.Random(plan.seed)
         self.simulation = Simulation(
@@ -92,7 +92,7 @@ class Trial:
         self.victims: tuple[int, ...] = ()
         self.surrounded: dict[int, list[float]] = {}  # victim -> the hostile share of its links, each second
         self.voices: tuple[int, ...] = ()
-        self.attack = Attack()
+        self.attack = EclipseAttack()
         self.dead: dict[NodeId, float] = {}  # killed for good, and when
         self.extremes = Extremes()
         self.usage = Usage()

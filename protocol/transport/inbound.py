@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import zmq
 
 from protocol.credentials.records import Endpoint
-from protocol.events import Arrived, Link, NetworkEvent, Refused
+from protocol.events import Arrived, Link, NetworkEvent, RefusedEarly
 from protocol.lru import Recent
 from protocol.transport.addresses import bindable_host, cannot_listen, own_hosts
 from protocol.transport.sockets import (
@@ -199,7 +199,7 @@ class Inbound:
         if (route is None or route.id != routing_id) and self._watch.carries(number, link):
             self._replaced(link)
             self._routes[link] = _Route(routing_id)
-        self._events.append(Arrived(link, part.bytes) if len(sizes) == 1 else Refused("malformed", link))
+        self._events.append(Arrived(link, part.bytes) if len(sizes) == 1 else RefusedEarly("malformed", link))
 
     def _rest(self) -> Iterator[int]:
         while self._router.rcvmore:

@@ -55,7 +55,7 @@ class Conditions:
 
 
 @dataclass(slots=True)
-class Cut:
+class NetworkCut:
     """Frames from side i to side j vanish if (i, j) is in `ways`; a key that is not in `sides` is on side 0."""
 
     sides: Mapping[bytes, int]
@@ -95,7 +95,7 @@ class MemoryNetwork:
         self._order = 0
         self._pending: list[tuple[float, int, _End, NetworkEvent]] = []
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._cut: Cut | None = None
+        self._cut: NetworkCut | None = None
 
     def attach(self, transport: "MemoryTransport") -> int:
         """Plug a node in and return its region."""
@@ -117,7 +117,7 @@ class MemoryNetwork:
         transport = self._listening.get(str(address.endpoint))
         return transport if transport is not None and transport.key == address.key else None
 
-    def split(self, cut: Cut) -> None:
+    def split(self, cut: NetworkCut) -> None:
         """Begin a partition: connections across it close once their heartbeats time out."""
         self._cut = cut
         self.after(KEEPALIVE_S, lambda: self._close_across(cut))
@@ -126,7 +126,7 @@ class MemoryNetwork:
         """End the partition."""
         self._cut = None
 
-    def _close_across(self, cut: Cut) -> None:
+    def _close_across(self, cut: NetworkCut) -> None:
         if self._cut is not cut:
             return
         for transport in list(self._transports.values()):

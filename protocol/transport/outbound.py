@@ -15,7 +15,7 @@ import zmq
 from zmq.utils import z85
 
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, Refused, TurnedAway
+from protocol.events import Arrived, Closed, Link, NetworkEvent, Opened, RefusedEarly, TurnedAway
 from protocol.limits.networks import Scope, scope_of
 from protocol.transport.addresses import Resolver, is_address, source_towards
 from protocol.transport.sockets import (
@@ -147,7 +147,7 @@ class DialledLinks:
         if dialled.number is not None and not self._watch.took(dialled.number, dialled.link, sizes):
             return
         malformed = len(sizes) > 1
-        self._events.append(Refused("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
+        self._events.append(RefusedEarly("malformed", dialled.link) if malformed else Arrived(dialled.link, part.bytes))
 
     def _take_changes(self, dialled: _Dialled) -> None:
         while (change := dialled.monitor.take()) is not None:

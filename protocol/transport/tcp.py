@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from itertools import count
 
 from protocol.config import Limits
-from protocol.events import Accepted, Closed, Link, NetworkEvent, NetworkRefused, Refused
-from protocol.limits.connections import Connections, Cut
+from protocol.events import Accepted, Closed, Link, NetworkEvent, NetworkRefused, RefusedEarly
+from protocol.limits.connections import ConnectionCut, Connections
 from protocol.limits.networks import prefix_of
 from protocol.limits.peer_scores import PENALTIES
 
@@ -166,7 +166,7 @@ class TcpWatch:
         view = self._views.pop(number, None)
         if view is None:
             if failure:  # it was gone before we looked
-                self._events.append(Refused(failure))
+                self._events.append(RefusedEarly(failure))
             return
         connection = self._connections.gone(number)
         if not connection.cut:
@@ -176,7 +176,7 @@ class TcpWatch:
                 if connection.link is not None and connection.link.dialled:  # of which nothing is known once it ended
                     self._told(self._connections.charge_network(connection.payer, PENALTIES[reason], now))
             if reason:
-                self._events.append(Refused(reason, connection.link))
+                self._events.append(RefusedEarly(reason, connection.link))
         view.close()
 
     def host(self, number: int) -> str:
@@ -253,9 +253,9 @@ class TcpWatch:
         self._views[number] = view
         return number
 
-    def _carry_out(self, cuts: list[Cut]) -> None:
+    def _carry_out(self, cuts: list[ConnectionCut]) -> None:
         for cut in cuts:
             if cut.number in self._views:
                 self._views[cut.number].shut_down()
             if cut.reason:
-                self._events.append(Refused(cut.reason, cut.link))
+                self._events.append(RefusedEarly(cut.reason, cut.link))

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Closed, Lane, Link, NetworkEvent, Refused
+from protocol.events import Closed, Lane, Link, NetworkEvent, RefusedEarly
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
@@ -48,7 +48,7 @@ class ZmqTransport:
         """
         self._make: Make = make_nothing
         self._events: deque[NetworkEvent] = deque()
-        self._sources = Sources(lambda: self._events.append(Refused("internal")))
+        self._sources = Sources(lambda: self._events.append(RefusedEarly("internal")))
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
@@ -104,7 +104,7 @@ class ZmqTransport:
         elif link not in sockets:
             return False
         if not self._queues.put(link, frame):
-            self._events.append(Refused("queue_full", link))
+            self._events.append(RefusedEarly("queue_full", link))
             return False
         self._flush()
         return True
@@ -204,4 +204,4 @@ class ZmqTransport:
         self._dialled.take_resolved()
 
     def _refused(self, key: bytes) -> None:
-        self._events.append(Refused("graylisted"))
+        self._events.append(RefusedEarly("graylisted"))

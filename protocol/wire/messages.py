@@ -254,7 +254,7 @@ class Have:
         return cls(tuple(map(Entry, *columns, parts or [b""] * len(sizes))))
 
 
-class Part(NamedTuple):
+class WantedPart(NamedTuple):
     """What is asked for of an item: these chunks; with none the item itself, or if that has several its outline."""
 
     id: ItemId
@@ -266,7 +266,7 @@ class Want:
     """Items and chunks that the sender asks for. The answer is each of them, or `DontHave`, or `Busy`."""
 
     kind: ClassVar[Kind] = Kind.WANT
-    parts: tuple[Part, ...]
+    parts: tuple[WantedPart, ...]
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
@@ -282,7 +282,7 @@ class Want:
         for indices in chunks:
             _check(isinstance(indices, list) and len(indices) <= MAX_CHUNKS)
             _check(all(is_uint(index, chunk_count(MAX_ITEM_BYTES)) for index in indices))
-        return cls(tuple(map(Part, ids, map(tuple, chunks) if chunks else [()] * len(ids))))
+        return cls(tuple(map(WantedPart, ids, map(tuple, chunks) if chunks else [()] * len(ids))))
 
 
 @value

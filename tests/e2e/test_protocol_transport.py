@@ -17,7 +17,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, NetworkRefused, Opened, Refused
+from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, NetworkRefused, Opened, RefusedEarly
 from protocol.identity import Identity
 from protocol.limits.networks import Scope, read_address
 from protocol.transport import inbound
@@ -198,7 +198,7 @@ def test_a_graylisted_key_is_refused_in_the_handshake() -> None:
         client.seen.clear()
         client.transport.dial(server.address())
         client.wait_for(Closed, server, link=there)
-        server.wait_for(Refused, reason="graylisted")
+        server.wait_for(RefusedEarly, reason="graylisted")
         assert not any(isinstance(event, Opened) for event in client.seen)
 
 
@@ -209,7 +209,7 @@ def test_handshakes_over_the_rate_of_a_prefix_get_nowhere() -> None:
         second.transport.dial(server.address())
         endpoint = server.address().endpoint
         kept = [socket.create_connection((endpoint.host, endpoint.port)) for _ in range(3)]
-        server.wait_for(Refused, second, first, reason="handshake_flood")
+        server.wait_for(RefusedEarly, second, first, reason="handshake_flood")
         for connection in kept:
             connection.close()
         assert first.transport.send(Link(server.identity.curve_key, dialled=True), b"still here")
@@ -224,7 +224,7 @@ def test_who_proves_a_key_and_says_nothing_valid_is_cut() -> None:
         mute.transport.dial(server.address())
         mute.wait_for(Opened, server, guest)
         mute.transport.send(link, b"not a hello")
-        server.wait_for(Refused, guest, mute, reason="no_hello", link=Link(mute.identity.curve_key, dialled=False))
+        server.wait_for(RefusedEarly, guest, mute, reason="no_hello", link=Link(mute.identity.curve_key, dialled=False))
         mute.wait_for(Closed, server, guest, link=link)
         assert not any(isinstance(event, Closed) for event in guest.seen)
 
@@ -307,7 +307,7 @@ def test_a_node_that_we_dialled_is_measured_too(size: int, count: int, reason: s
             assert router.poll(10_000)
             who, _ = router.recv_multipart()
             router.send_multipart([who, *[bytes(size)] * count])
-            client.wait_for(Refused, reason=reason, link=link)
+            client.wait_for(RefusedEarly, reason=reason, link=link)
             if reason != "malformed":
                 client.wait_for(Closed, link=link)
     finally:
@@ -333,7 +333,7 @@ def test_a_service_of_others_that_is_dialled_for_a_node_is_no_offender_and_neith
             with wait_until(come, 20, "the node to dial") as service:
                 service.sendall(banner)
                 node.wait_for(Closed, link=link)
-            assert not [event for event in node.seen if isinstance(event, Refused | NetworkRefused)]
+            assert not [event for event in node.seen if isinstance(event, RefusedEarly | NetworkRefused)]
 
 
 def test_descriptors_are_given_back() -> None:
@@ -368,7 +368,7 @@ def test_a_connection_that_ends_before_we_look_does_not_get_another_socket_of_ou
             for _ in range(20):  # one of them gets the number that libzmq used
                 far = stack.enter_context(socket.create_connection(elsewhere.getsockname(), 10))
                 pairs.append((far, stack.enter_context(elsewhere.accept()[0])))
-            server.wait_for(Refused, reason="handshake_unfinished")
+            server.wait_for(RefusedEarly, reason="handshake_unfinished")
             for far, near in pairs:
                 far.sendall(b"still here")
                 near.settimeout(10)

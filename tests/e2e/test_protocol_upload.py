@@ -10,7 +10,7 @@ import zmq
 from protocol.config import MIB, Limits
 from protocol.identity import Identity
 from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind
-from protocol.wire.messages import Part, Want
+from protocol.wire.messages import Want, WantedPart
 from tests.protocol_hosts import SWARM, collect, running
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
@@ -38,7 +38,7 @@ def test_peers_that_ask_and_do_not_read_cost_a_bounded_number_of_bytes_and_other
                 peer.send(peer.hello())
                 assert peer.receive(10) is not None
                 for item_id in 3 * ids:
-                    parts = Part(item_id), Part(item_id, tuple(range(MIB // CHUNK_BYTES)))
+                    parts = WantedPart(item_id), WantedPart(item_id, tuple(range(MIB // CHUNK_BYTES)))
                     peer.send(peer.frame(Kind.WANT, Want(parts).encode()))
             with running(address) as (reader, _):
                 assert {item.body for item in collect(reader, len(ids), 60)} == set(bodies)
@@ -78,7 +78,7 @@ def test_an_upload_limit_holds_whoever_asks_and_both_get_their_share() -> None:
                 peer.send(peer.hello())
                 assert peer.receive(10) is not None
             for greed, peer in zip((40, 14), peers, strict=True):  # both at once: what one got before is no share
-                peer.send(peer.frame(Kind.WANT, Want(tuple(map(Part, ids[:greed]))).encode()))
+                peer.send(peer.frame(Kind.WANT, Want(tuple(map(WantedPart, ids[:greed]))).encode()))
             wait_until(lambda: min(download.take() for download in downloads) >= 800_000, 60, "a share for both")
             received = sum(download.received for download in downloads)
             assert received <= limit * (time.monotonic() - began + LIMITS.upload_burst_s) + MAX_FRAME_BYTES

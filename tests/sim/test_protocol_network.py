@@ -5,7 +5,7 @@ import random
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Arrived, Closed, Lane, Link, Opened
-from protocol.transport.memory import KEEPALIVE_S, QUEUE_BYTES, Conditions, Cut, MemoryNetwork, MemoryTransport
+from protocol.transport.memory import KEEPALIVE_S, QUEUE_BYTES, Conditions, MemoryNetwork, MemoryTransport, NetworkCut
 
 A, B = b"A" * 32, b"B" * 32
 TO_B, FROM_A = Link(B, dialled=True), Link(A, dialled=False)
@@ -54,7 +54,7 @@ def test_what_was_on_its_way_to_a_closed_connection_is_lost() -> None:
 
 def test_a_cut_stops_one_way_and_both_ends_close_in_time() -> None:
     pair = Pair()
-    pair.network.split(Cut({A: 1}, frozenset({(1, 0)})))
+    pair.network.split(NetworkCut({A: 1}, frozenset({(1, 0)})))
     assert pair.a.send(TO_B, b"vanishes") and pair.b.send(FROM_A, b"arrives")
     pair.pass_time(KEEPALIVE_S - 1)
     assert pair.b.poll(0) == [] and pair.a.poll(0) == [Arrived(TO_B, b"arrives")]
@@ -72,7 +72,7 @@ def test_a_cut_stops_one_way_and_both_ends_close_in_time() -> None:
 
 def test_a_cut_that_heals_in_time_closes_nothing() -> None:
     pair = Pair()
-    pair.network.split(Cut({A: 1}, frozenset({(1, 0), (0, 1)})))
+    pair.network.split(NetworkCut({A: 1}, frozenset({(1, 0), (0, 1)})))
     pair.pass_time(KEEPALIVE_S - 1)
     pair.network.heal()
     pair.pass_time(KEEPALIVE_S)

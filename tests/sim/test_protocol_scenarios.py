@@ -14,9 +14,9 @@ import structlog
 
 from protocol.config import LOCAL, WAN, Limits
 from protocol.simulator.__main__ import main
-from protocol.simulator.matrices import MATRICES, Crowd, Row, admittance, arrival
-from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Check, hostile_share, judge, suffer
-from protocol.simulator.trial import LIMITS, Plan, Trial
+from protocol.simulator.matrices import MATRICES, ArrivalRow, Crowd, admittance, arrival
+from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Invariant, hostile_share, judge, suffer
+from protocol.simulator.trial import LIMITS, SwarmPlan, SwarmTrial
 from protocol.transport.memory import Conditions
 
 ROOT = Path(__file__).parents[2]
@@ -29,17 +29,17 @@ def logs_as_before() -> Iterator[None]:
     structlog.reset_defaults()  # the command logs to the standard error of its own test
 
 
-def failures(scenario: str, plan: Plan) -> list[str]:
+def failures(scenario: str, plan: SwarmPlan) -> list[str]:
     """Put a swarm through a scenario; return the invariants that do not hold."""
     chosen = SCENARIOS[scenario]
-    return [str(check) for check in judge(Trial(chosen.adapt(plan), print), chosen) if not check.holds]
+    return [str(check) for check in judge(SwarmTrial(chosen.adapt(plan), print), chosen) if not check.holds]
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)  # half a minute on a core of its own
 def test_a_thousand_nodes_and_then_seven_hundred() -> None:
     # A small book keeps it affordable: every node fills its own when it joins.
-    plan = Plan(
+    plan = SwarmPlan(
         nodes=1000,
         seed=1,
         faults_s=5.0,
@@ -48,7 +48,7 @@ def test_a_thousand_nodes_and_then_seven_hundred() -> None:
         publishers=20,
         items_during_faults=2,
     )
-    trial = Trial(plan, print)
+    trial = SwarmTrial(plan, print)
     checks = [*judge(trial, SCENARIOS["steady"]), *suffer(trial, SCENARIOS["kill"])]
     assert [str(check) for check in checks if not check.holds] == []
     assert len(trial.simulation.nodes) == 701
@@ -63,7 +63,7 @@ def test_a_thousand_nodes_and_then_seven_hundred() -> None:
     ],
 )
 def test_sixty_nodes(scenario: str, seed: int) -> None:
-    assert failures(scenario, Plan(nodes=60, seed=seed, faults_s=20.0)) == []
+    assert failures(scenario, SwarmPlan(nodes=60, seed=seed, faults_s=20.0)) == []
 
 
 @pytest.mark.slow
@@ -76,9 +76,9 @@ def test_a_fifth_of_sixty_nodes_is_hostile() -> None:
     """
     took = {"steady": 0.0, "hostile": 0.0}
     for seed in range(1, 5):
-        plan = Plan(nodes=60, seed=seed, faults_s=20.0, publishers=40, conditions=Conditions(line=500_000.0))
+        plan = SwarmPlan(nodes=60, seed=seed, faults_s=20.0, publishers=40, conditions=Conditions(line=500_000.0))
         for name in took:
-            trial = Trial(SCENARIOS[name].adapt(plan), print)
+            trial = SwarmTrial(SCENARIOS[name].adapt(plan), print)
             assert [str(check) for check in judge(trial, SCENARIOS[name]) if not check.holds] == []
             assert trial.spread_s is not None
             took[name] += trial.spread_s
@@ -94,7 +94,7 @@ def test_nobody_is_cut_off_by_attackers_who_call_everybody_for_their_places() ->
     """
     failed, shares = [], []
     for seed in range(1, 7):
-        trial = Trial(SCENARIOS["hostile-callers"].adapt(Plan(60, seed, faults_s=30.0, publishers=20)), print)
+        trial = SwarmTrial(SCENARIOS["hostile-callers"].adapt(SwarmPlan(60, seed, faults_s=30.0, publishers=20)), print)
         checks = judge(trial, SCENARIOS["hostile-callers"])
         failed += [str(check) for check in checks if not check.holds and "lead to hostile nodes" not in check.says]
         shares.append(hostile_share(trial)[0])
@@ -120,8 +120,8 @@ def test_a_simulated_node_takes_as_little_memory_as_a_swarm_of_ten_thousand_leav
 def test_who_eclipses_newcomers_may_call_all_others_too() -> None:
     callers: dict[str, int] = {}
     for name in ("hostile", "hostile-callers"):
-        plan = SCENARIOS[name].adapt(Plan(nodes=24, seed=1, faults_s=5.0))
-        trial = Trial(plan, print)
+        plan = SCENARIOS[name].adapt(SwarmPlan(nodes=24, seed=1, faults_s=5.0))
+        trial = SwarmTrial(plan, print)
         trial.settle(20.0)
         SCENARIOS[name].faults(trial, plan.faults_s)
         voices = {trial.simulation.nodes[voice].identity.node_id for voice in trial.voices}
@@ -166,8 +166,8 @@ def test_the_command_lists_its_scenarios(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_swarm_that_stays_cut_in_two_is_found_out() -> None:
     """The checks themselves: a partition that never heals must fail them."""
-    plan = Plan(nodes=30, seed=1, faults_s=20.0, timing=LOCAL, conditions=Conditions())
-    trial = Trial(plan, print)
+    plan = SwarmPlan(nodes=30, seed=1, faults_s=20.0, timing=LOCAL, conditions=Conditions())
+    trial = SwarmTrial(plan, print)
     trial.simulation.network.heal = lambda: None  # type: ignore[method-assign]
     failed = [str(check) for check in judge(trial, SCENARIOS["partition"]) if not check.holds]
     assert any("overlay" in line for line in failed) and any("fresh items" in line for line in failed)
@@ -181,14 +181,20 @@ def test_a_swarm_too_small_for_its_attackers_is_told_how_many_nodes_it_wants(
     assert capsys.readouterr().err == f"error: --scenario {scenario} wants --nodes 24 or more\n"
 
 
-def unmet(*checks: Check) -> list[str]:
+def unmet(*checks: Invariant) -> list[str]:
     return [str(check) for check in checks if not check.holds]
 
 
 @pytest.mark.parametrize(
-    "row", [Row(2, 16_000_000, 100), Row(8, 10_000, 1), Row(8, 1_000_000, 10), Row(8, 5_000_000, 1000)]
+    "row",
+    [
+        ArrivalRow(2, 16_000_000, 100),
+        ArrivalRow(8, 10_000, 1),
+        ArrivalRow(8, 1_000_000, 10),
+        ArrivalRow(8, 5_000_000, 1000),
+    ],
 )
-def test_every_item_arrives_while_the_lines_can_carry_it(row: Row) -> None:
+def test_every_item_arrives_while_the_lines_can_carry_it(row: ArrivalRow) -> None:
     assert unmet(arrival(1, row)) == []
 
 
@@ -196,7 +202,7 @@ def test_every_item_arrives_while_the_lines_can_carry_it(row: Row) -> None:
 @pytest.mark.timeout(600)  # a minute on a core of its own
 @pytest.mark.parametrize("line", [10, 100])
 def test_sixteen_nodes_lose_none_of_their_large_items(line: int) -> None:
-    assert unmet(arrival(1, Row(16, 5_000_000, line))) == []
+    assert unmet(arrival(1, ArrivalRow(16, 5_000_000, line))) == []
 
 
 @pytest.mark.parametrize("crowd", [Crowd(1, 14), Crowd(2, 20), Crowd(1, 8, one_address=True), Crowd(1, 2, True)])

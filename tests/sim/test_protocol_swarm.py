@@ -8,7 +8,7 @@ from protocol.events import Verdict
 from protocol.membership.address_book import BUSY_S
 from protocol.simulator import SimulatedIdentity, Simulation
 from protocol.simulator.overlay import mutual, unreached
-from protocol.transport.memory import Conditions, Cut
+from protocol.transport.memory import Conditions, NetworkCut
 from protocol.wire.envelope import Kind
 
 LARGE = bytes(200_000)
@@ -220,7 +220,7 @@ def test_two_halves_that_were_apart_for_longer_than_a_record_lives_become_one_sw
     simulation.run(20.0)
     nodes = list(simulation.nodes.values())
     halves = nodes[:4], nodes[4:]
-    cut = Cut({node.transport.key: 1 for node in halves[1]}, frozenset({(0, 1), (1, 0)}))
+    cut = NetworkCut({node.transport.key: 1 for node in halves[1]}, frozenset({(0, 1), (1, 0)}))
     simulation.network.split(cut)
     simulation.run(life * 1.1)
     for half in halves:

@@ -33,7 +33,7 @@ from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, m
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
 from protocol.identity import Identity
-from protocol.joiner import Fetched
+from protocol.joiner import FetchedManifest
 from protocol.limits.networks import Scope
 from protocol.storage import save_peers
 
@@ -248,7 +248,7 @@ def test_a_node_that_has_trained_under_one_split_is_in_no_swarm_with_another(
             found(NodeConfig(), folder, "club", Policy.OPEN, [], split)
             return
         swarm = found(NodeConfig(), tmp_path / f"founder {split.salt}", "club", Policy.OPEN, [], split)
-        monkeypatch.setattr(founding, "fetch_manifest", lambda *_: Fetched(swarm, b"", b""))
+        monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
         address = Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)
         with capture_logs():
             join(Invite("club", swarm.hash, (address,)), NodeConfig(), folder)

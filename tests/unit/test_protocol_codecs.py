@@ -73,11 +73,11 @@ from protocol.wire.messages import (
     ItemChunk,
     ItemOutline,
     Manifest,
-    Part,
     Peers,
     Ping,
     Revocations,
     Want,
+    WantedPart,
 )
 from protocol.wire.version import EARLIER, MAJOR, said, spoken_version
 
@@ -92,7 +92,7 @@ eight = st.binary(min_size=8, max_size=8)
 entries = st.builds(
     Entry, ids, st.integers(0, MAX_FRAME_BYTES), eight, st.binary(min_size=4, max_size=4), st.binary(max_size=64)
 )
-parts = st.lists(st.builds(Part, ids, st.lists(st.integers(0, 512), max_size=MAX_CHUNKS).map(tuple)), max_size=20)
+parts = st.lists(st.builds(WantedPart, ids, st.lists(st.integers(0, 512), max_size=MAX_CHUNKS).map(tuple)), max_size=20)
 nodes = st.binary(min_size=20, max_size=20).map(id_of_bytes)
 # Valid MessagePack of every sort, the sorts that the protocol has no use for included.
 values = st.recursive(
@@ -332,14 +332,14 @@ def test_a_body_of_nothing_but_arrays_is_refused_before_it_takes_memory(
 def test_messages_beyond_their_bounds_are_refused() -> None:
     item = bytes(32)
     too_many = Interest((bytes(8),) * (MAX_TOPICS + 1))
-    chunks = Want((Part(item, tuple(range(MAX_CHUNKS + 1))),))
+    chunks = Want((WantedPart(item, tuple(range(MAX_CHUNKS + 1))),))
     for message in (too_many, chunks, DontHave((item,) * (MAX_IDS + 1)), Have((Entry(item, 1),) * (MAX_IDS + 1))):
         with pytest.raises(MessageError):
             type(message).decode(message.encode())
     with pytest.raises(MessageError):
         Peers.decode(Peers((b"",) * (MAX_RECORDS + 1)).encode())
-    assert len(Want.decode(Want((Part(item),) * MAX_IDS).encode()).parts) == MAX_IDS
-    full = Want((Part(item, tuple(range(MAX_CHUNKS))),) * MAX_IDS)
+    assert len(Want.decode(Want((WantedPart(item),) * MAX_IDS).encode()).parts) == MAX_IDS
+    full = Want((WantedPart(item, tuple(range(MAX_CHUNKS))),) * MAX_IDS)
     assert Want.decode(full.encode()) == full
 
 

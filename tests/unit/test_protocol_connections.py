@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from protocol.config import MIB, Limits
 from protocol.events import Link
-from protocol.limits.connections import MAX_WIRE_FRAME_BYTES, Connections, Cut, Review, wire_bytes
+from protocol.limits.connections import MAX_WIRE_FRAME_BYTES, ConnectionCut, Connections, Review, wire_bytes
 
 LIMITS = Limits()
 
@@ -25,7 +25,7 @@ class Table(Connections):
         super().__init__(Limits(**limits))
         self.now = 0.0
 
-    def come(self, number: int, prefix: str = HERE) -> list[Cut]:
+    def come(self, number: int, prefix: str = HERE) -> list[ConnectionCut]:
         return self.accepted(number, prefix, self.now)
 
     def admit(self, number: int, link: Link, prefix: str = HERE) -> None:
@@ -48,7 +48,7 @@ def test_a_message_that_never_ends_is_cut_and_its_sender_named() -> None:
     table.admit(1, inbound(1))
     legal = wire_bytes(100) + MAX_WIRE_FRAME_BYTES + LIMITS.slack_bytes
     assert table.look({1: legal}).cuts == []
-    assert table.look({1: legal + 1}).cuts == [Cut(1, "endless_message", inbound(1))]
+    assert table.look({1: legal + 1}).cuts == [ConnectionCut(1, "endless_message", inbound(1))]
     assert table.took(1, inbound(1), [5]) == (False, [])
     assert table.look().cuts == []
 
@@ -88,10 +88,10 @@ def test_a_stranger_gets_ten_seconds_and_few_bytes() -> None:
     table.come(2)
     table.admit(3, inbound(3))
     assert table.look({2: LIMITS.unanswered_bytes + 1, 3: LIMITS.unanswered_bytes + 1}).cuts == [
-        Cut(2, "no_hello", None)
+        ConnectionCut(2, "no_hello", None)
     ]
     cuts = [cut for _ in range(int(LIMITS.hello_s / STEP) + 1) for cut in table.look().cuts]
-    assert cuts == [Cut(1, "no_hello", None)]
+    assert cuts == [ConnectionCut(1, "no_hello", None)]
 
 
 def test_time_in_which_we_were_blocked_is_not_held_against_a_stranger() -> None:
@@ -107,15 +107,15 @@ def test_the_oldest_stranger_makes_room_and_no_peer_does() -> None:
     table.admit(1, inbound(1))
     table.come(2)
     table.come(3)
-    assert table.come(4) == [Cut(2, "too_many_connections", None)]
+    assert table.come(4) == [ConnectionCut(2, "too_many_connections", None)]
     table.answered(inbound(1))
     for number in (5, 6):
         assert table.come(number, "10.0.0.0/24") == []
-    assert table.come(7, "10.0.1.0/24") == [Cut(3, "too_many_connections", None)]
+    assert table.come(7, "10.0.1.0/24") == [ConnectionCut(3, "too_many_connections", None)]
     for number in (4, 5, 6, 7):
         assert table.took(number, inbound(number), [1]) == (True, [])
         table.answered(inbound(number))
-    assert table.come(8, "10.0.2.0/24") == [Cut(8, "too_many_connections", None)]
+    assert table.come(8, "10.0.2.0/24") == [ConnectionCut(8, "too_many_connections", None)]
     table.gone(4)
     table.look()
     assert table.come(9) == []
@@ -127,7 +127,7 @@ def test_handshakes_are_rationed_by_prefix() -> None:
     assert table.come(9, "10.0.0.0/24") == []
     table.now += 1
     assert table.come(10) == []
-    assert table.come(11) == [Cut(11, "handshake_flood", None)]
+    assert table.come(11) == [ConnectionCut(11, "handshake_flood", None)]
 
 
 def test_the_heaviest_of_a_prefix_pays_for_a_flood_of_it() -> None:
@@ -136,7 +136,7 @@ def test_the_heaviest_of_a_prefix_pays_for_a_flood_of_it() -> None:
         table.admit(number, inbound(number))
     table.admit(3, inbound(3), "10.0.0.0/24")
     review = table.look({1: MIB // 2, 2: 2 * MIB, 3: 2 * MIB}, drained=False)
-    assert review.cuts == [Cut(2, "prefix_flood", inbound(2))]
+    assert review.cuts == [ConnectionCut(2, "prefix_flood", inbound(2))]
 
 
 def test_no_number_of_strangers_ends_the_link_of_a_peer_that_shares_their_prefix() -> None:
@@ -145,15 +145,15 @@ def test_no_number_of_strangers_ends_the_link_of_a_peer_that_shares_their_prefix
     for number in range(2, 20):
         assert table.come(number) == []
 
-    def talk(times: int, *numbers: int) -> list[Cut]:
+    def talk(times: int, *numbers: int) -> list[ConnectionCut]:
         for number in numbers * times:
             table.took(number, inbound(number), [10])
         return table.look().cuts
 
     assert talk(90, 1) == [], "more than any of the strangers"
     for stranger in range(2, 8):
-        assert talk(10, *range(stranger, 20)) == [Cut(stranger, "prefix_flood", inbound(stranger))]
-    assert talk(101, 1) == [Cut(1, "prefix_flood", inbound(1))], "idle strangers do not stand in for it"
+        assert talk(10, *range(stranger, 20)) == [ConnectionCut(stranger, "prefix_flood", inbound(stranger))]
+    assert talk(101, 1) == [ConnectionCut(1, "prefix_flood", inbound(1))], "idle strangers do not stand in for it"
 
 
 def test_many_small_messages_of_a_prefix_are_a_flood_too() -> None:
@@ -167,7 +167,7 @@ def test_many_small_messages_of_a_prefix_are_a_flood_too() -> None:
     for number, count in ((1, 10), (2, 60)):
         for _ in range(count):
             table.took(number, inbound(number), [10])
-    assert table.look().cuts == [Cut(2, "prefix_flood", inbound(2))]
+    assert table.look().cuts == [ConnectionCut(2, "prefix_flood", inbound(2))]
 
 
 def test_the_heaviest_pays_when_all_together_hold_too_much() -> None:
@@ -176,14 +176,14 @@ def test_the_heaviest_pays_when_all_together_hold_too_much() -> None:
         table.admit(number, inbound(number))
     assert table.look({number: MIB + number for number in range(4)}).cuts == []
     review = table.look({0: 2 * MIB, 1: 2 * MIB, 2: 30 * MIB, 3: 2 * MIB}, drained=False)
-    assert review.cuts == [Cut(2, "backlog", inbound(2))]
+    assert review.cuts == [ConnectionCut(2, "backlog", inbound(2))]
 
 
 def test_a_newer_connection_of_a_key_replaces_the_older() -> None:
     table = Table()
     table.admit(1, inbound(7))
     table.come(2)
-    assert table.took(2, inbound(7), [1]) == (True, [Cut(1, "superseded", inbound(7))])
+    assert table.took(2, inbound(7), [1]) == (True, [ConnectionCut(1, "superseded", inbound(7))])
     assert table.took(1, inbound(7), [1]) == (False, [])
     table.gone(1)
     assert [table.look().closed for _ in range(3)] == [[], [], []]
@@ -205,7 +205,7 @@ def test_a_link_is_closed_once_its_last_frames_were_read() -> None:
 def test_who_we_hang_up_on_is_cut_and_not_reported() -> None:
     table = Table()
     table.admit(1, inbound(1))
-    assert table.hung_up(inbound(1)) == [Cut(1, "", inbound(1))]
+    assert table.hung_up(inbound(1)) == [ConnectionCut(1, "", inbound(1))]
     assert table.hung_up(inbound(1)) == []
     table.gone(1)
     review = table.look()
@@ -242,7 +242,7 @@ def test_a_dialled_link_is_measured_too(drained: bool) -> None:
     table.measure(1, 4 * MIB, 0)
     if drained:
         table.drained(link)
-    assert table.review(0.0).cuts == ([Cut(1, "endless_message", link)] if drained else [])
+    assert table.review(0.0).cuts == ([ConnectionCut(1, "endless_message", link)] if drained else [])
 
 
 @given(
@@ -303,4 +303,4 @@ def test_what_a_peer_does_that_we_dialled_is_held_against_its_network_too() -> N
     assert table.come(2) == []
     assert table.charge(link, 9.0, table.now) == HERE, "whoever keeps the log is told once"
     assert table.charge(link, 9.0, table.now) == ""
-    assert table.come(3) == [Cut(3, "prefix_refused", None)] and table.come(4, "10.0.0.0/24") == []
+    assert table.come(3) == [ConnectionCut(3, "prefix_refused", None)] and table.come(4, "10.0.0.0/24") == []

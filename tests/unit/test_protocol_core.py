@@ -25,7 +25,7 @@ from protocol.events import (
     Opened,
     OtherVersion,
     QueuePlace,
-    Refused,
+    RefusedEarly,
     Report,
     SendFrame,
     Subscribe,
@@ -618,8 +618,8 @@ def test_a_caller_for_whom_there_is_no_room_gets_the_manifest_nevertheless_and_a
 
 def test_what_never_became_a_link_is_counted() -> None:
     talk = Talk()
-    talk.core.handle(Refused("handshake"), at(0))
-    talk.core.handle(Refused("malformed", LINK), at(0))
+    talk.core.handle(RefusedEarly("handshake"), at(0))
+    talk.core.handle(RefusedEarly("malformed", LINK), at(0))
     assert talk.rejected == {"handshake": 1, "malformed": 1}
 
 
@@ -729,7 +729,7 @@ def test_a_holder_whose_queue_is_full_is_not_blamed_for_what_it_was_not_told(ful
         said = talk.hear(talk.frame(Kind.HAVE, Have((entry,)).encode()), now=float(second))
         asked += len(pulls([*said, *talk.core.handle(Tick(), at(second + 0.5))]))
         if full:
-            talk.core.handle(Refused(QUEUE_FULL, LINK), at(second + 0.5))
+            talk.core.handle(RefusedEarly(QUEUE_FULL, LINK), at(second + 0.5))
     assert asked and ("unanswered" in talk.rejected) == (not full)
 
 

@@ -13,7 +13,7 @@ from protocol.membership.failure_detector import (
     PINGS,
     Dead,
     Detector,
-    State,
+    Liveness,
 )
 from protocol.wire.messages import Ping
 
@@ -79,7 +79,7 @@ def test_a_peer_whose_first_ping_was_lost_is_not_suspected_and_its_late_answer_i
         detector.heard(B, now)
         actions += detector.tick(now)
     detector.heard(A, now + STEP)
-    assert detector.state(A) is State.WELL and detector.health == 1
+    assert detector.state(A) is Liveness.WELL and detector.health == 1
 
 
 def test_a_pause_shorter_than_the_suspicion_does_not_kill() -> None:
@@ -87,7 +87,7 @@ def test_a_pause_shorter_than_the_suspicion_does_not_kill() -> None:
     run(detector, 0, 20, B)
     assert detector.suspects == [A]
     detector.heard(A, 20)
-    assert detector.state(A) is State.WELL
+    assert detector.state(A) is Liveness.WELL
     assert Dead(A) not in run(detector, 20, 60, A, B)
 
 

@@ -19,7 +19,7 @@ from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import Acquaintance, Book
 from protocol.membership.dialing import FEELER_INTERVAL_S, LAST_S, Feelers
-from protocol.membership.directory import Directory
+from protocol.membership.directory import RecordDirectory
 from protocol.membership.links import Links
 from protocol.simulator import SimulatedIdentity
 
@@ -91,7 +91,7 @@ def test_a_peers_file_tells_records_that_hold_from_those_that_held_once() -> Non
 def test_only_an_answer_to_our_own_new_start_is_taken_for_a_twin(gap: int) -> None:
     """Whatever old records of ourselves come back, in whatever order, none of them answers what we said since."""
     identity = SimulatedIdentity(b"%32d" % 1)
-    directory = Directory(
+    directory = RecordDirectory(
         setup := Setup(identity, SWARM),
         Book((), Limits(max_known_peers=8)),
         Links(identity.node_id, setup.limits, 1.0, START.steady),

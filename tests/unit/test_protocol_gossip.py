@@ -52,8 +52,8 @@ from protocol.wire.messages import (
     Interest,
     ItemChunk,
     ItemOutline,
-    Part,
     Want,
+    WantedPart,
 )
 
 LIMITS = Limits()
@@ -122,7 +122,7 @@ def have(node: NodeId, *entries: Entry) -> Heard:
 
 
 def want(node: NodeId, *ids: ItemId, chunks: tuple[int, ...] = ()) -> Heard:
-    return Heard(node, Want(tuple(Part(one, chunks) for one in ids)))
+    return Heard(node, Want(tuple(WantedPart(one, chunks) for one in ids)))
 
 
 def delivered(actions) -> list[ItemId]:
@@ -317,7 +317,7 @@ def test_what_is_asked_for_again_while_it_waits_waits_once_and_what_is_cancelled
     core.handle(Publish(item(1, LIMITS.push_bytes + 1, ME)), at(0))
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
     assert core.handle(want(A, name(1), name(1)), at(0)) == []
-    core.handle(Heard(A, Cancel((Part(name(1)),))), at(0))
+    core.handle(Heard(A, Cancel((WantedPart(name(1)),))), at(0))
     assert core.serve(A, name(1), at(0)) is None
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
 
@@ -351,7 +351,7 @@ def test_to_cancel_and_ask_again_and_again_lengthens_no_line_beyond_its_bound() 
     for _ in range(LIMITS.max_served + 1):
         actions = core.handle(want(A, name(1)), at(0))
         turns += len(queued(actions))
-        core.handle(Heard(A, Cancel((Part(name(1)),))), at(0))
+        core.handle(Heard(A, Cancel((WantedPart(name(1)),))), at(0))
     assert turns == LIMITS.max_served and said(Busy, actions) == [(A, Busy((name(1),)))]
     assert core.serve(A, name(1), at(0)) is None
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
@@ -820,7 +820,7 @@ ENTRIES = st.lists(
     ),
     max_size=8,
 )
-PARTS = st.lists(st.builds(Part, NUMBERS.map(name), st.sampled_from([(), (0,), (1, 7)])), max_size=4).map(tuple)
+PARTS = st.lists(st.builds(WantedPart, NUMBERS.map(name), st.sampled_from([(), (0,), (1, 7)])), max_size=4).map(tuple)
 LARGE, OUTLINE = large_item(3 * CHUNK_BYTES)
 EVENTS = st.one_of(
     st.builds(PeerUp, PEERS),

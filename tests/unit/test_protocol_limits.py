@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import protocol
 from protocol.config import Instant, Limits
 from protocol.host import Mailbox
-from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, THINNING, Admission, ScoreBoard
+from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, THINNING, PeerScores, ScoreBoard
 from protocol.limits.rate_limits import Allowance, TokenBucket
 from protocol.lru import Expiring, Recent
 from protocol.transport.inbound import _FAILURES
@@ -244,7 +244,8 @@ def test_a_mailbox_loses_nothing_between_threads() -> None:
 
 SOURCES = [path for path in Path(protocol.__file__).parent.rglob("*.py") if "simulator" not in path.parts]
 # What takes the reason as its first argument, and as its second.
-FIRST, SECOND = {"MessageError", "EnvelopeError", "RecordError", "Refused", "offence", "_offence"}, {"Blame", "_cut"}
+FIRST = {"MessageError", "EnvelopeError", "RecordError", "RefusedEarly", "offence", "_offence"}
+SECOND = {"Blame", "_cut"}
 RETURNED_BY = {"_fault", "_item_refusal"}
 
 
@@ -269,7 +270,7 @@ def test_every_reason_has_a_price_or_says_why_it_has_none() -> None:
 
 
 def test_whoever_is_refused_is_refused_for_what_it_paid_most_for() -> None:
-    admission = Admission(Limits())
+    admission = PeerScores(Limits())
     for _ in range(10):
         assert admission.offence("no_hello", "key", Instant(0.0, 0.0)) == (PENALTIES["no_hello"], None)
     told = [admission.offence("forged", "key", Instant(0.0, 0.0)).refused_for for _ in range(8)]
@@ -277,7 +278,7 @@ def test_whoever_is_refused_is_refused_for_what_it_paid_most_for() -> None:
 
 
 def test_what_was_paid_long_ago_is_not_what_somebody_is_refused_for() -> None:
-    admission, day = Admission(Limits()), 24 * 3600.0
+    admission, day = PeerScores(Limits()), 24 * 3600.0
     for number in range(2000):
         admission.offence("flood", "key", Instant(600.0 * number, 0.0))
     told = [admission.offence("forged", "key", Instant(15 * day, 0.0)).refused_for for _ in range(6)]

@@ -10,7 +10,7 @@ import psutil
 import zmq
 
 from protocol.config import Limits
-from protocol.events import Accepted, Link, NetworkRefused, Refused
+from protocol.events import Accepted, Link, NetworkRefused, RefusedEarly
 from protocol.transport.sockets import Change, Monitor, Sources
 from protocol.transport.tcp import TcpWatch
 
@@ -70,7 +70,7 @@ def test_a_frame_for_which_libzmq_ends_a_dialled_connection_costs_its_network_th
         mine.close()  # as libzmq does, of a connection that the other end keeps
         watch.gone(number, None, 0.0)
         watch.forget(number)
-        assert list(events) == [NetworkRefused("127.0.0.1"), Refused("framing", DIALLED)]
+        assert list(events) == [NetworkRefused("127.0.0.1"), RefusedEarly("framing", DIALLED)]
         far.close()
         watch.close()
 

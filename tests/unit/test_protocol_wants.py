@@ -10,11 +10,11 @@ import pytest
 from protocol.config import LAN, Limits
 from protocol.events import Item, Outline
 from protocol.gossip.chunks import STALL_S, Partials
-from protocol.gossip.ledger import ALL, OURS, THEIRS, Ledger, Ours, Row, Said, Theirs
+from protocol.gossip.ledger import ALL, OURS, THEIRS, ItemLedger, LedgerRow, Ours, Statement, Theirs
 from protocol.gossip.wants import BUSY_S, OTHERS, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
-from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Part, Want
+from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Want, WantedPart
 
 LIMITS = Limits()
 
@@ -46,7 +46,7 @@ class Machine(Wants):
     """The machine, with its own ledger, and a way to look at what it asks for."""
 
     def __init__(self, *peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> None:
-        self.ledger = Ledger(lambda item: item in self, LIMITS)
+        self.ledger = ItemLedger(lambda item: item in self, LIMITS)
         super().__init__(self.ledger, LAN, Limits(held_bytes=capacity), random.Random(seed))
         self.patience = self._patience
         for peer in peers:
@@ -82,17 +82,17 @@ def machine(*peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> Machine:
 
 def test_every_state_can_be_reached_and_what_is_in_no_table_changes_nothing() -> None:
     assert {*THEIRS.values()} == {*Theirs} - {Theirs.NONE} and {*OURS.values()} == {*Ours}
-    row = Row()
-    row.note(Said.THEY_ARE_BUSY)
-    row.note(Said.WE_GAVE)
-    assert row == Row()
+    row = LedgerRow()
+    row.note(Statement.THEY_ARE_BUSY)
+    row.note(Statement.WE_GAVE)
+    assert row == LedgerRow()
 
 
 def test_rows_are_bounded_and_those_of_what_is_wanted_stay() -> None:
-    ledger = Ledger(lambda item: item == name(0), LIMITS)
+    ledger = ItemLedger(lambda item: item == name(0), LIMITS)
     ledger.up(A)
     for number in range(LIMITS.max_peer_rows + 10):
-        ledger.row(A, name(number)).note(Said.THEY_HAVE)
+        ledger.row(A, name(number)).note(Statement.THEY_HAVE)
     assert ledger.find(A, name(0)) is not None and ledger.find(A, name(1)) is None
     assert (
         sum(ledger.find(A, name(number)) is not None for number in range(LIMITS.max_peer_rows + 10))
@@ -486,7 +486,7 @@ def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothi
     wants.have(B, two.entry, now)
     assert wants.ask(now) == {B: [two.id]}
     assert wants.outlined(B, of_two, now)
-    assert wants.take_cancels() == [(A, Cancel((Part(one.id, tuple(asked)),)))]
+    assert wants.take_cancels() == [(A, Cancel((WantedPart(one.id, tuple(asked)),)))]
     wants.lost(B)
     assert wants.ask(now) == {A: [one.id]}
     assert wants.outlined(A, of_one, now)
@@ -534,9 +534,9 @@ def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
 
 
 def test_a_row_says_who_has_all_of_an_item() -> None:
-    row = Row()
+    row = LedgerRow()
     assert row.is_news and not row.has_all
-    row.note(Said.THEY_HAVE)
+    row.note(Statement.THEY_HAVE)
     assert row.has_all and not row.is_news
     row.parts = 5
     assert not row.has_all and row.is_news and row.parts != ALL
