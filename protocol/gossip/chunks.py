@@ -40,12 +40,10 @@ class Partial:
 
     @property
     def count(self) -> int:
-        """How many chunks it has in all."""
         return len(self.holders)
 
     @property
     def is_whole(self) -> bool:
-        """Whether all chunks are there."""
         return len(self.chunks) == self.count
 
     @property
@@ -61,12 +59,10 @@ class Partial:
                 self.holders[index] += by
 
     def chunk(self, index: int) -> ItemChunk | None:
-        """Return a chunk that is there."""
         data = self.chunks.get(index)
         return None if data is None else self.outline.chunk(index, data)
 
     def item(self) -> Item:
-        """Return the whole item."""
         return self.outline.fill(self.chunks[index] for index in range(self.count))
 
 
@@ -121,7 +117,6 @@ class Partials:
         return None
 
     def pop(self, item_id: ItemId) -> Partial | None:
-        """Forget an item."""
         partial = self._partials.pop(item_id, None)
         if partial is not None:
             self._size -= partial.outline.header.size

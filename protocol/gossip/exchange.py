@@ -123,7 +123,6 @@ class AnnounceTimer:
         self._fixed = min(self._fixed, due)
 
     def clear(self) -> None:
-        """All has been announced."""
         self._settled = self._fixed = math.inf
 
 
@@ -185,7 +184,6 @@ class Gossip:
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes of items it holds for others."""
         return self._store.in_memory
 
     @property
@@ -565,7 +563,6 @@ class Gossip:
         return HEAD_BYTES + len(partial.outline.hashes) if part == WHOLE else len(partial.chunks.get(part, b""))
 
     def _queue(self, node: NodeId, item_id: ItemId, part: int, size: int, now: Instant) -> Serve:
-        """Let something wait for a peer's line."""
         peer, place = self._peers[node], place_of(item_id, part)
         if not peer.served:
             peer.waiting_since = now.steady

@@ -131,7 +131,6 @@ class LedgerRow:
     told: bool = False  # whether it was told that we have all of the item, or sent it
 
     def note(self, said: Statement) -> None:
-        """Change as the tables say."""
         self.theirs = THEIRS.get((self.theirs, said), self.theirs)
         self.ours = OURS.get((self.ours, said), self.ours)
 
@@ -142,7 +141,6 @@ class LedgerRow:
 
     @property
     def has_all(self) -> bool:
-        """Whether it surely has all of the item."""
         return self.theirs is Theirs.SENT or (self.may_give and self.parts == ALL)
 
     @property
@@ -160,15 +158,12 @@ class ItemLedger:
         self._is_wanted = is_wanted
 
     def up(self, node: NodeId) -> None:
-        """Begin a peer's rows."""
         self._rows[node] = OrderedDict()
 
     def down(self, node: NodeId) -> None:
-        """End them."""
         self._rows.pop(node, None)
 
     def find(self, node: NodeId, item: ItemId) -> LedgerRow | None:
-        """Return a row, if there is one."""
         rows = self._rows.get(node)
         return rows.get(item) if rows is not None else None
 

@@ -71,7 +71,6 @@ class Store:
         return item_id in self._held
 
     def add(self, item: Item, now: Instant) -> None:
-        """Hold an item."""
         self.pop(item.id)  # it was forgotten that it came: a clock that was set back holds it for longer
         self._held[item.id] = _Held(item, item.entry, now.steady)
         self._used[item.id] = None
@@ -128,7 +127,6 @@ class Store:
         self._make_room()
 
     def entry(self, item_id: ItemId) -> Entry | None:
-        """Return what can be announced of an item that is held."""
         held = self._held.get(item_id)
         return held.entry if held is not None else None
 
@@ -150,7 +148,6 @@ class Store:
             del self._in_service[item_id]
 
     def withdraw(self, item_id: ItemId) -> None:
-        """Offer the item to nobody any more, if it is held."""
         if (held := self._held.get(item_id)) is not None:
             held.withdrawn = True
 
@@ -160,7 +157,6 @@ class Store:
             held.withdrawn = held.withdrawn or is_by(held.item.signer)
 
     def pop(self, item_id: ItemId) -> None:
-        """Let go of an item, if it is held."""
         held = self._held.pop(item_id, None)
         if held is None:
             return

@@ -49,12 +49,10 @@ class Filter:
 
     @classmethod
     def of(cls, interest: Interest) -> "Filter":
-        """Return what a node says it wants."""
         return cls(None if interest.topics is None else frozenset(interest.topics), interest.announce_only)
 
     @property
     def interest(self) -> Interest:
-        """Announced to peers."""
         return Interest(None if self.topics is None else tuple(sorted(self.topics)), self.announce_only)
 
     def covers(self, topic: bytes) -> bool:
@@ -72,12 +70,10 @@ class Rate:
         self._began = self._updated = now
 
     def add(self, now: float, events: int = 1) -> None:
-        """Note some events."""
         self._count = self._faded(now) + events
         self._updated = now
 
     def value(self, now: float) -> float:
-        """Return the average as of now."""
         return self._faded(now) / (MEMORY_S * -math.expm1(-max(FIRST_S, now - self._began) / MEMORY_S))
 
     def _faded(self, now: float) -> float:
@@ -141,7 +137,6 @@ class Appetite:
         self._all.spend(count)
 
     def spend_beside(self, count: int) -> None:
-        """Count those of the topics beside the others."""
         self._apart.spend(count)
 
     def has_room(self, now: Instant) -> bool:

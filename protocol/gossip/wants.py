@@ -93,11 +93,9 @@ class _Holder:
         return self.in_flight == 0 or self.in_flight + size <= self.window
 
     def enlist(self, entry: Entry) -> None:
-        """An item waits to be asked for."""
         self.waiting.setdefault(entry.signer, {})[entry.id] = None
 
     def unlist(self, entry: Entry) -> None:
-        """An item waits no more."""
         items = self.waiting.get(entry.signer, {})
         items.pop(entry.id, None)
         if not items:
@@ -133,16 +131,13 @@ class Wants:
 
     @property
     def partials(self) -> int:
-        """How many items are being fetched in chunks."""
         return len(self._partials)
 
     @property
     def delayed(self) -> bool:
-        """Whether an item waits for a push."""
         return bool(self._delayed)
 
     def up(self, node: NodeId) -> None:
-        """A peer came."""
         self._holders[node] = _Holder(self._limits.first_window_bytes)
 
     # What peers say
@@ -239,7 +234,6 @@ class Wants:
         return self._wants[item_id].entry.topic
 
     def chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: float) -> Took:
-        """A chunk came."""
         row, want, partial = self._ledger.find(node, chunk.id), self._wants.get(chunk.id), self._partials.get(chunk.id)
         index = chunk.index
         if row is None or not (index in row.asked or row.due > 0):

@@ -183,7 +183,6 @@ class Connections:
         return self.charge_network(connection.payer, points, now) if connection is not None else ""
 
     def charge_network(self, prefix: str, points: float, now: float) -> str:
-        """As `charge`, of a network."""
         return prefix if self._scores.penalise(prefix, points, now) is not None else ""
 
     def hung_up(self, link: Link) -> list[ConnectionCut]:
@@ -209,11 +208,9 @@ class Connections:
                 del self._current[connection.link]
 
     def numbers(self) -> Iterator[int]:
-        """Return the connections to be measured."""
         return (number for number, connection in self._table.items() if not (connection.cut or connection.gone))
 
     def begin(self) -> None:
-        """The measurements of a review begin."""
         for connection in self._table.values():
             connection.drained = False
             connection.gone_before = connection.gone

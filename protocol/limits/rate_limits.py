@@ -31,7 +31,6 @@ class TokenBucket:
         return True
 
     def level(self, now: float) -> float:
-        """Return how many units are there."""
         self._level = min(self._burst, self._level + max(0.0, now - self._updated) * self._rate)
         self._updated = now
         return self._level

@@ -59,7 +59,6 @@ class Contact:
 
     @property
     def key(self) -> bytes:
-        """The CURVE key that the contact has to prove."""
         return self.addresses[0].key
 
     @property
@@ -68,7 +67,6 @@ class Contact:
         return self.addresses[self.failures % len(self.addresses)]
 
     def failed(self, now: Instant, rng: random.Random) -> None:
-        """Put the next attempt off."""
         delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(self.failures, 16))
         self.failures += 1
         self.not_before = now.steady + delay * rng.uniform(0.5, 1.0)
@@ -79,7 +77,6 @@ class Contact:
         self.not_before = now.steady + BUSY_S * rng.uniform(0.25, 1.0)
 
     def met(self) -> None:
-        """Forget earlier failures."""
         self.failures = 0
         self.not_before = 0.0
 
@@ -108,7 +105,6 @@ class _BookEntry:
 
     @property
     def networks(self) -> frozenset[str]:
-        """Where it takes a place."""
         return self.claimed | {self.group} if self.group else self.claimed
 
     @property
@@ -126,7 +122,6 @@ class _BookEntry:
         return self.contact
 
     def aim(self, not_before: float = 0.0) -> None:
-        """Begin anew to dial it."""
         self.contact = Contact(self.addresses, not_before=not_before, scope=self.scope) if self.addresses else None
 
     def see_from(self, scope: Scope) -> None:
@@ -291,14 +286,12 @@ class Book:
                 self.revision += 1
 
     def expire(self, now: Instant) -> None:
-        """Drop the records whose time is over."""
         limit = now.unix * 1000
         self._remove([node for node, entry in self._entries.items() if entry.record.expiry_ms <= limit])
         for node in [node for node, entry in self._candidates.items() if entry.record.expiry_ms <= limit]:
             del self._candidates[node]
 
     def seeds_due(self, now: Instant) -> list[Contact]:
-        """Return the seeds that may be dialled now."""
         return [seed for seed in self._seeds if seed.not_before <= now.steady]
 
     def meet(self, address: Address) -> None:
@@ -308,7 +301,6 @@ class Book:
             self._neighbours.set(address.key, Contact((address,), scope=scope_of(address.endpoint.host)))
 
     def neighbours_due(self, now: Instant) -> list[Contact]:
-        """Return the neighbours that may be dialled now."""
         return [one for one in self._neighbours.values() if one.not_before <= now.steady]
 
     def contacts_due(
@@ -345,7 +337,6 @@ class Book:
         return [entry.record for entry in self._entries.values() if not entry.has_failed]
 
     def records(self) -> list[PeerRecord]:
-        """Return every record of the book."""
         return [entry.record for entry in self._entries.values()]
 
     def all_records(self) -> list[PeerRecord]:

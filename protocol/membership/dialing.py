@@ -85,7 +85,6 @@ class Feelers:
             self._turns[node] = _Turn(Contact(addresses, scope=scope))
 
     def met(self, node: NodeId) -> None:
-        """The node is in the book again."""
         self._records.pop(node, None)
         self._turns.pop(node, None)
 
@@ -138,7 +137,6 @@ class Dialing:
         self._next_shed = now.steady
 
     def fill(self, now: Instant) -> list[Dial]:
-        """Dial as many as links are wanted."""
         wanted = self._links.wanted
         if wanted == 0:
             return []
@@ -164,7 +162,6 @@ class Dialing:
         return dials
 
     def feel(self, now: Instant) -> list[Dial]:
-        """Dial one more, if it is time for a feeler."""
         contact = self.feelers.next(self._seen_keys, now)
         if contact is None or self._is_ours(contact) or self._is_refused(contact, now):
             return []
@@ -211,7 +208,6 @@ class Dialing:
         return self._links.busy_keys() | {self._own_key}
 
     def _seen_keys(self) -> set[bytes]:
-        """Return the CURVE keys of the swarm that we see."""
         return {record.curve_key for record in self._book.good_records()} | self._busy_keys()
 
 

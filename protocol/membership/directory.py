@@ -60,7 +60,6 @@ class RecordDirectory:
         self.renew(now, int(now.unix * 1000) << RENEWAL_BITS)
 
     def renew(self, now: Instant, incarnation: int) -> None:
-        """Sign a new record of ourselves."""
         self._incarnation = incarnation
         self._expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
         self._variants: dict[tuple[tuple[Endpoint, ...], tuple[Service, ...]], PeerRecord] = {}
@@ -102,7 +101,6 @@ class RecordDirectory:
         return counts_as(netgroup(host), host, key)
 
     def announce(self, peers: Iterable[LivePeer]) -> list[MembershipAction]:
-        """Show our newest record to live peers."""
         return [Send(peer.link, Peers((self.record_for(peer.scope).encoded,))) for peer in peers]
 
     def move(self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant) -> None:
@@ -284,7 +282,6 @@ class RevocationExchange:
         self._budgets: Recent[Link, TokenBucket] = Recent(self._limits.max_proven)
 
     def ask(self, link: Link) -> Send:
-        """Ask for a list newer than ours."""
         return Send(link, AskRevocations(self._gate.revision))
 
     def ask_first(self, link: Link) -> Send:
@@ -297,7 +294,6 @@ class RevocationExchange:
         return link in self._asked
 
     def forget(self, link: Link) -> None:
-        """The link is gone."""
         self._asked.pop(link)
 
     def answer(self, message: Message, now: Instant) -> list[Send]:

@@ -78,11 +78,9 @@ class Detector:
 
     @property
     def suspects(self) -> list[NodeId]:
-        """The live peers that are suspected."""
         return [node for node, subject in self._subjects.items() if subject.state is Liveness.SUSPECT]
 
     def state(self, node: NodeId) -> Liveness:
-        """Return the state of a live peer."""
         return self._subjects[node].state
 
     def rtt(self, node: NodeId) -> float | None:
@@ -90,15 +88,12 @@ class Detector:
         return self._subjects[node].rtt
 
     def up(self, node: NodeId, now: float) -> None:
-        """A peer is live (again)."""
         self._subjects[node] = _Subject(now)
 
     def down(self, node: NodeId) -> None:
-        """A peer is no longer live."""
         self._subjects.pop(node, None)
 
     def heard(self, node: NodeId, now: float) -> None:
-        """Something came from the peer itself."""
         subject = self._subjects.get(node)
         if subject is None:
             return
@@ -109,13 +104,11 @@ class Detector:
             subject.state = Liveness.WELL
 
     def pong(self, node: NodeId, token: int, now: float) -> None:
-        """The peer answered a ping."""
         subject = self._subjects.get(node)
         if subject is not None and subject.token == token:
             subject.rtt = now - subject.pinged
 
     def tick(self, now: float) -> list[DetectorAction]:
-        """Time has passed."""
         actions: list[DetectorAction] = []
         fresh = now - self._timing.probe_interval  # most peers, most of the time, were heard since
         for node, subject in list(self._subjects.items()):

@@ -163,7 +163,6 @@ class Links:
 
     @property
     def target(self) -> int:
-        """How many links we look for."""
         return self.room if self.is_mesh else max(1, self.room * 3 // 4)
 
     @property
@@ -240,7 +239,6 @@ class Links:
 
     @property
     def last_caller(self) -> NodeId | None:
-        """The peer that dialled us last."""
         return next(
             (node for node, peer in reversed(self.peers.items()) if not (peer.link.dialled or peer.is_home)), None
         )
@@ -275,7 +273,6 @@ class Links:
         return {peer.record.curve_key for peer in self.peers.values()} | {link.key for link in self.attempts}
 
     def dial(self, contact: Contact, now: float) -> None:
-        """Note that we dial."""
         link = Link(contact.key, dialled=True)
         self._parting.pop(link, None)
         self.attempts[link] = DialAttempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
@@ -291,7 +288,6 @@ class Links:
         return not is_one_more
 
     def accepted(self, link: Link, host: str) -> None:
-        """Somebody dialled us from `host`."""
         self._hosts.set(link, host)
 
     def host_of(self, link: Link) -> str:
@@ -347,7 +343,6 @@ class Links:
         return link in self._parting
 
     def closed(self, link: Link) -> Lost:
-        """The transport lost a link."""
         self._parting.pop(link, None)
         self._hosts.pop(link)
         attempt = self.attempts.pop(link, None)

@@ -124,7 +124,6 @@ class Membership:
 
     @property
     def record(self) -> PeerRecord:
-        """Our own newest record."""
         return self.directory.record
 
     @property
@@ -147,7 +146,6 @@ class Membership:
         self._dialing.feelers.lapse(Acquaintance(record, saved_scope(record)) for record in expired)
 
     def link_of(self, node: NodeId) -> Link | None:
-        """Return the link to send to a live peer on."""
         peer = self.links.peers.get(node)
         return peer.link if peer else None
 
@@ -157,7 +155,6 @@ class Membership:
         return counts_as(netgroup(host), host, node)
 
     def heard(self, node: NodeId, now: Instant) -> None:
-        """Note that a live peer said something."""
         self.detector.heard(node, now.steady)
 
     def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:  # noqa: C901  # an arm an event

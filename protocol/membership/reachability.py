@@ -91,7 +91,6 @@ class Reachability:
 
     @property
     def standing(self) -> Standing:
-        """What is known now."""
         answers = self._answers.values()
         if not answers:
             return Standing()
