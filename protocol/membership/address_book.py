@@ -202,7 +202,7 @@ class Book:
         self._enter(node, entry, netgroup(host))
 
     def hear(self, record: PeerRecord, teller: str, not_before: float = 0.0, scope: Scope = Scope.PUBLIC) -> bool:
-        """Take in a verified record that somebody of the network `teller` told us; True if it is to be passed on.
+        """Take in a verified record that somebody of the network `teller` told us; True if it is news in the book.
 
         Its endpoints of `scope`, at which the teller was seen, count, and farther ones.
         """
