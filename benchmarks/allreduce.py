@@ -7,11 +7,12 @@ the time is that until the last one has the sum in its buffer; what it has is th
 all implementations alternate, so that a busy machine is busy for each. Ours and gloo share processes.
 
     gossamer                    in shared memory, as ranks of one machine and user have it; not encrypted
+    gossamer-torch              the same by the backend of torch.distributed, which has no agreement for each call
     gossamer-encrypted          the default, over Unix sockets
     gossamer-tcp                over TCP, as between machines, and unauthenticated, as the others are
     gossamer-tcp-authenticated  the same, authenticated
     gossamer-tcp-encrypted      the default, over TCP
-    gloo                        torch.distributed, on loopback
+    gloo                        torch.distributed's own, on loopback
     pccl                        pypccl 1.0.0 under an interpreter of its own, where it can be loaded:
                                 it wants Python 3.12 and NVIDIA's libcuda.so.1, even for host memory
 
@@ -56,7 +57,9 @@ PAPER: dict[str, Callable[[int], float]] = {  # bytes that a rank reads and writ
     "gloo": lambda ranks: 11 * (ranks - 1) / ranks,
     "gossamer-tcp": lambda ranks: 11 * (ranks - 1) / ranks + 2,
     "gossamer": lambda ranks: 5 - 1 / ranks if is_possible() else 11 * (ranks - 1) / ranks + 2,
+    "gossamer-torch": lambda ranks: 5 - 1 / ranks if is_possible() else 11 * (ranks - 1) / ranks,
 }
+BY_TORCH = ("gossamer-torch", "gloo")  # of one process group and another
 
 LINK_MIB, LINK_MBIT = 32, 200.0
 DELAY_MIB, DELAY_S, WINDOW_BYTES = 32, 0.05, 256 << 10
@@ -67,7 +70,7 @@ TIMEOUT_S = 120.0
 def run(  # noqa: PLR0913  # one option each
     *,
     ranks: Sequence[int] = (2, 4, 8),
-    mib: Sequence[int] = (4, 64, 256),
+    mib: Sequence[float] = (4, 64, 256),
     runs: int = 7,
     against: Sequence[str] = ("gloo",),
     protected: bool = False,
@@ -90,15 +93,17 @@ def run(  # noqa: PLR0913  # one option each
         outer: measure outer steps of DiLoCo on a slow one.
     """
     ratios: dict[str, dict[str, float]] = {}
+    problem = ""  # with PCCL, of which one row is enough
     for count in ranks:
-        impls = [*OURS, *(PROTECTED if protected else []), *(["gloo"] if "gloo" in against else [])]
+        impls = [*OURS, *(PROTECTED if protected else []), *(BY_TORCH if "gloo" in against else [])]
         with ExitStack() as stack:
             sides = dict.fromkeys(impls, _ours(stack, count, impls))
-            if "pccl" in against:
+            if "pccl" in against and not problem:
                 try:
                     sides["pccl"] = _pccl(stack, count, pccl_python or sys.executable)
                 except RanksError as error:
-                    yield {"bench": "allreduce", "impl": "pccl", "ranks": count, "median_s": None, "error": str(error)}
+                    problem = str(error)
+                    yield {"bench": "allreduce", "impl": "pccl", "median_s": None, "error": problem}
             for size in mib:
                 medians = {}
                 for row in _in_turns(sides, count, size, runs):
@@ -106,6 +111,7 @@ def run(  # noqa: PLR0913  # one option each
                     yield row
                 for name, ours, theirs in (
                     *((impl, "gossamer", impl) for impl in ("gloo", "pccl")),
+                    ("gloo, torch", "gossamer-torch", "gloo"),
                     *((f"{impl}, tcp", "gossamer-tcp", impl) for impl in ("gloo", "pccl")),
                     ("encrypted over plain", "gossamer-encrypted", "gossamer"),
                     ("authenticated over plain, tcp", "gossamer-tcp-authenticated", "gossamer-tcp"),
@@ -129,7 +135,7 @@ def _ours(stack: ExitStack, count: int, impls: Sequence[str]) -> Ranks:
         if name in impls:
             ranks.found(name, options, TIMEOUT_S)
     if "gloo" in impls:
-        ranks.tell("gloo", {"store": str(Path(folder) / "store"), "ranks": count}, TIMEOUT_S)
+        ranks.tell("torch_groups", {"store": str(Path(folder) / "store"), "ranks": count}, TIMEOUT_S)
     return ranks
 
 
@@ -137,13 +143,16 @@ def _pccl(stack: ExitStack, count: int, python: str) -> Ranks:
     ranks = stack.enter_context(Ranks([[python, "-m", "benchmarks.pccl_rank"]] * count))
     problem = next((answer["problem"] for answer in ranks.tell("load", {}, TIMEOUT_S) if answer["problem"]), "")
     if problem:
-        raise RanksError(f"pypccl cannot be loaded by {python}: {problem}")
+        raise RanksError(
+            f"{python} cannot load pypccl ({problem}): make an environment for it as "
+            "`gossamer bench allreduce --help` says, on a machine with NVIDIA's driver, and give --pccl-python"
+        )
     port = ranks.ask(0, "master", {}, TIMEOUT_S)["port"]
     ranks.tell("join", {"port": port, "ranks": count}, TIMEOUT_S)
     return ranks
 
 
-def _in_turns(sides: dict[str, Ranks], count: int, size: int, runs: int) -> Iterator[Row]:
+def _in_turns(sides: dict[str, Ranks], count: int, size: float, runs: int) -> Iterator[Row]:
     took: dict[str, list[float]] = {impl: [] for impl in sides}
     cpu: dict[str, list[float]] = {impl: [] for impl in sides}
     for side in dict.fromkeys(sides.values()):

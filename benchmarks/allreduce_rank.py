@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 
 import collectives.mesh.addresses
+import collectives.torch_backend
 from benchmarks.rank_commands import PERIOD, serve
 from collectives import Codec, Communicator, Op
 from collectives.mesh.addresses import Address
@@ -54,15 +55,16 @@ class Rank:
         self._groups[name].admit(timeout=TIMEOUT_S)
         return {}
 
-    def gloo(self, store: str, ranks: int, rank: int) -> dict[str, Any]:
-        """Join gloo's group."""
-        torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    def torch_groups(self, store: str, ranks: int, rank: int) -> dict[str, Any]:
+        """Join torch's default process group, ours, and one of gloo beside it."""
+        torch.distributed.init_process_group("gossamer", init_method=f"file://{store}", rank=rank, world_size=ranks)
+        self._gloo = torch.distributed.new_group(backend="gloo")
         return {}
 
-    def prepare(self, mib: int, ranks: int, rank: int) -> dict[str, Any]:
+    def prepare(self, mib: float, ranks: int, rank: int) -> dict[str, Any]:
         """Make the values."""
         self._ranks = ranks
-        self._values = torch.empty(mib << 18)
+        self._values = torch.empty(int(mib * (1 << 18)))
         for part in _parts(self._values):
             torch.mul(PATTERN[: len(part)], rank + 1, out=part)
         self._buffer = torch.empty_like(self._values)
@@ -76,6 +78,8 @@ class Rank:
     def reduce(self, impl: str, codec: str) -> None:
         """Sum up, in place."""
         if impl == "gloo":
+            torch.distributed.all_reduce(self._buffer, group=self._gloo)
+        elif impl == "gossamer-torch":
             torch.distributed.all_reduce(self._buffer)
         else:
             self._groups[impl].all_reduce(self._buffer, op=Op.SUM, codec=Codec(codec), timeout=TIMEOUT_S)

@@ -48,12 +48,12 @@ class Rank:
             time.sleep(POLL_S)
         return {}
 
-    def prepare(self, mib: int, ranks: int, rank: int) -> dict[str, Any]:
+    def prepare(self, mib: float, ranks: int, rank: int) -> dict[str, Any]:
         """Make the values."""
         np = self._numpy
         self._ranks = ranks
         self._pattern = (np.arange(PERIOD << 13) % PERIOD).astype(np.float32)
-        self._values = np.resize(self._pattern, mib << 18)
+        self._values = np.resize(self._pattern, int(mib * (1 << 18)))
         self._values *= np.float32(rank + 1)
         self._buffer = np.empty_like(self._values)
         return {}

@@ -133,10 +133,20 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
     return numbers
 
 
+def _sizes(option: str, text: str) -> list[float]:
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or not all(0.001 <= size <= 4096 for size in sizes):
+        raise UserError(f"{option} wants sizes from 0.001 to 4096, separated by commas; got {text!r}")
+    return [int(size) if size.is_integer() else size for size in sizes]
+
+
 @app.command("allreduce")
 def bench_allreduce(  # noqa: PLR0913  # one option each
     ranks: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "2,4,8",
-    mib: Annotated[str, typer.Option(help="Sizes of the float32 vector in MiB, separated by commas.")] = "4,64,256",
+    mib: Annotated[str, typer.Option(help="Sizes of the float32 vector in MiB, such as 0.0625,4,64.")] = "4,64,256",
     runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; all sides take turns.")] = 7,
     against: Annotated[str, typer.Option(help="gloo, pccl, both with a comma between, or none.")] = "gloo",
     protect: Annotated[bool, typer.Option(help="Also measure what encryption and authentication cost.")] = False,
@@ -153,7 +163,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
 ) -> None:
     """Time an all-reduce on this machine.
 
-    Ours, torch.distributed's gloo, and PCCL, in turns.
+    Ours, also as torch.distributed's backend, torch.distributed's gloo, and PCCL, in turns.
 
     \b
     pypccl wants Python 3.12 and NVIDIA's libcuda.so.1; where it cannot be loaded a row says so:
@@ -172,7 +182,7 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
         from benchmarks.allreduce import run
     for row in run(
         ranks=_numbers("--ranks", ranks, 2),
-        mib=_numbers("--mib", mib, 1),
+        mib=_sizes("--mib", mib),
         runs=runs,
         against=others,
         protected=protect,

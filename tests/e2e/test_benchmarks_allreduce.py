@@ -1,5 +1,7 @@
 """The benchmark of an all-reduce: both sides give the right sum, and the last row has the ratios."""
 
+import sys
+
 import pytest
 
 from benchmarks import allreduce, diloco
@@ -13,12 +15,20 @@ OBSTACLE = why_impossible()
 def test_both_sides_add_up_and_the_last_row_has_the_ratios():
     *rows, last = run(ranks=[3], mib=[1], runs=2)
 
-    assert [row["impl"] for row in rows] == ["gossamer", "gossamer-tcp", "gloo"]
+    assert [row["impl"] for row in rows] == ["gossamer", "gossamer-tcp", "gossamer-torch", "gloo"]
     assert all(row["median_s"] > 0 and row["runs"] == 2 and row["ranks"] == 3 for row in rows)
     assert all(row["cpu_s"] > 0 for row in rows)
-    assert [row["paper_mib"] for row in rows[1:]] == [9.3, 7.3]
-    assert last["ratio"]["gloo"]["ranks=3 mib=1"] == rows[0]["median_s"] / rows[2]["median_s"]
-    assert last["ratio"]["gloo, tcp"]["ranks=3 mib=1"] == rows[1]["median_s"] / rows[2]["median_s"]
+    assert [row["paper_mib"] for row in (rows[1], rows[3])] == [9.3, 7.3]
+    for name, row in {"gloo": rows[0], "gloo, tcp": rows[1], "gloo, torch": rows[2]}.items():
+        assert last["ratio"][name]["ranks=3 mib=1"] == row["median_s"] / rows[3]["median_s"]
+
+
+@pytest.mark.slow
+def test_one_row_says_why_there_is_no_pccl_and_what_to_do():
+    rows = [*run(ranks=[2, 2], mib=[0.25], runs=1, against=["pccl"], pccl_python=sys.executable)]
+    assert {row["impl"] for row in rows[:-1]} == {"gossamer", "gossamer-tcp", "pccl"}
+    (pccl,) = [row for row in rows[:-1] if row["impl"] == "pccl"]
+    assert pccl["median_s"] is None and "cannot load pypccl" in pccl["error"] and "--pccl-python" in pccl["error"]
 
 
 @pytest.mark.slow
