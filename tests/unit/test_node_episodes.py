@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from node.config import TaskConfig, parse_config
+from examples import calculator
+from node.config import TaskConfig, load_config, parse_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import Asked, Episodes, Played, play
 from node.errors import UserError
@@ -42,7 +43,7 @@ from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import Answer, score
 from node.telemetry.metrics import MetricsLog
 from tests.policies import tiny_policy
-from tests.swarms import UNBOUNDED
+from tests.swarms import ROOT, UNBOUNDED
 from tests.waiting import wait_until
 
 SAMPLING = SamplingParams(1.0, 1.0, 8)
@@ -304,6 +305,50 @@ def test_a_turn_that_is_no_number_wins_nothing_in_the_guessing_game(text: str) -
         item = task.make(seed)
         game = task.start(item)
         assert [game.step(text) for _ in range(GUESSES)] == [Observation("?=")] * (GUESSES - 1) + [Done(0.0)]
+
+
+def test_a_calculator_gives_the_product_and_the_answer_wins() -> None:
+    item = calculator.make(5)
+    a, b = (int(word.strip("?")) for word in item.question.split() if word.strip("?").isdigit())
+    exercise = calculator.start(item)
+    assert exercise.step(f"I ask: calc({a} * {b}) now") == Observation(item.answer)
+    assert exercise.step(f"It is {a * b:,}.") == Done(1.0)
+    assert calculator.start(item).step("It is 1.") == Done(0.0)
+    asks = calculator.start(item)
+    told = [asks.step("calc(1+2)") for _ in range(calculator.TURNS)]
+    assert told == [Observation("3"), Observation("3"), Done(0.0)], "whoever only asks has no answer"
+
+
+ESCAPES = [
+    "__import__('os').system('id')",
+    "1**9999",
+    "99999*1",
+    "1+1+1",
+    "-1*2",
+    "1e3*2",
+    "٣*2",
+    "²*2",
+    "(1)*2",
+    "1,2",
+    "{secret}*1",
+    "1*" + "9" * 10**6,
+    "calc(1*2",
+    "\x001*2",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", ESCAPES)
+def test_a_turn_that_tries_to_escape_the_calculators_grammar_is_told_how_to_write(text: str) -> None:
+    item = calculator.make(5)
+    assert calculator.start(item).step(f"calc({text})") == Observation("Write calc(A*B), with two numbers.")
+
+
+def test_the_calculator_is_shown_before_the_question() -> None:
+    [task] = load_tasks(load_config(ROOT / "examples" / "calculator.toml").tasks).tasks
+    assert task.replayable
+    for seed in range(20):
+        assert task.make(seed).examples == (("What is 21 * 43?", "calc(21*43)"), ("903", "903"))
 
 
 def test_two_games_of_one_question_are_the_same_game() -> None:
