@@ -24,6 +24,7 @@ tasks/          what is asked
 state_folder    a node's folder
 config          every setting
 metrics         every metric
+earlier_settings  those of earlier releases
 errors          what a person can act on
 processes/      processes and the operating system
 

@@ -4,7 +4,6 @@ Every key is checked: an unknown key, a wrong type or a value out of range is a
 `UserError` whose line names the key. Trainer options carry TRL's own names.
 """
 
-import copy
 import difflib
 import functools
 import json
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from collectives.types import Codec
+from node.earlier_settings import REMOVED_RULES, REMOVED_SETTINGS, RENAMED_SETTINGS, in_one_list, upgraded
 from node.errors import UserError
 
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
@@ -27,44 +27,6 @@ else:
     CodecName = Literal[tuple(codec.value for codec in Codec)]
 AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
 DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
-
-REMOVED_SETTINGS: Mapping[str, str] = {
-    "sampling.probe": "peers' groups are drawn alike, whoever signed them: leave it out",
-    "sampling.external_negatives": "leave it out; the rule 'positive' pushes no peer's answer down",
-    "trainer.beta": "it could only be 0, as no reference model is kept: leave it out",
-    "trainer.adam_beta1": "it is 0.9: leave it out",
-    "trainer.force_learning_rate": "a rate that is too high for a model is taken, and warned of: leave it out",
-    "network.share": "groups whose rewards are all equal teach nothing and are not sent: leave it out",
-    "network.timing": "it follows from network.listen: leave it out",
-    "weights.encrypt": "what members send each other is always encrypted: leave it out",
-    "engine.vllm.tensor_parallel_size": "vLLM takes all GPUs of engine.placement for one model: leave it out",
-    "engine.vllm.kv_cache_gib": "on a processor vLLM has 1 GiB for it: leave it out",
-    "engine.vllm.max_model_len": "it is the longest prompt and the longest completion together: leave it out",
-    "engine.vllm.enforce_eager": "CUDA graphs are used on a GPU and nowhere else: leave it out",
-    "engine.vllm.start_timeout": "engine.timeout bounds it: leave it out",
-    "engine.vllm.call_timeout": "engine.timeout bounds it: leave it out",
-    "engine.vllm.dtype": "an engine that takes whole weights has them in bfloat16: leave it out",
-    "engine.vllm.logprob_tolerance": "it is 0.1 nats a token: leave it out",
-    "network.max_peers": "a node has 16 links, or 12 in a swarm of more nodes than that: leave it out",
-    "network.store_memory": "it is 256 MiB, or twice the swarm's largest group: leave it out",
-    "network.store_disk": "it is 4 GiB: leave it out",
-    "weights.outer_lr": "it is that of weights.mode ('diloco' 0.7, 'async-diloco' 0.4, 'average' 1): leave it out",
-    "weights.momentum": "it is that of weights.mode ('diloco' 0.9, 'async-diloco' 0.5): leave it out",
-    "weights.seeds": "members find each other by the swarm's records: leave it out",
-    "weights.streams": "it is 1: leave it out",
-    "pool.max_peer_share": "one peer may fill half of the buffer: leave it out",
-    "eval.ends": "set eval.every='ends' instead",
-    "eval.seed": "it is 0, so that all nodes of a swarm ask the same questions: leave it out",
-    "rollout_log.own": "two own groups a round are kept: leave it out",
-    "rollout_log.external": "one group of a peer's is kept a round: leave it out",
-    "rollout_log.max_bytes": "rollouts.jsonl has 8 MiB, and one older file: leave it out",
-    "journal.max_bytes": "rounds.journal has 64 MiB, and one older file: leave it out",
-}
-"""Settings of earlier releases, by dotted key. A node's record drops them; a person who sets one is told what to do."""
-REMOVED_TABLES = ("rollout_log", "journal", "pool")  # none of whose settings has its name of then
-REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct": "positive"}
-"""What `sampling.rule` could be in earlier releases, and what comes nearest today."""
-
 
 COMMON_KEYS = frozenset(
     (
@@ -167,12 +129,6 @@ class VllmConfig(Section):
 PLACES = '"same" for the trainer\'s own device, [1] for a GPU, or "http://HOST:PORT" for a server'
 
 
-def _places(placement: Mapping[str, Any]) -> Any:
-    """Return the list that is meant by { devices = [...], url = [...] } of earlier releases; another table as it is."""
-    devices, url = placement.get("devices") or [], placement.get("url") or []
-    return placement if placement.keys() - {"devices", "url"} or (devices and url) else devices or url
-
-
 class EngineConfig(Section):
     """The engine that generates the rollouts, its place, and how it samples."""
 
@@ -200,7 +156,7 @@ class EngineConfig(Section):
     @classmethod
     def _one_or_several(cls, placement: Any) -> Any:
         if isinstance(placement, Mapping):  # as earlier releases wrote it
-            placement = _places(placement)
+            placement = in_one_list(placement)
         if isinstance(placement, str | int):
             placement = [] if placement == "same" else [placement]
         if not isinstance(placement, list) or {type(one) for one in placement} not in (set(), {int}, {str}):
@@ -659,11 +615,7 @@ class NodeConfig(Section):
         return self
 
 
-RENAMED_SETTINGS: Mapping[str, str] = {
-    **{f"trainer.{name}": f"trainer.trl.{name}" for name in TrlOptions.model_fields},
-    **{f"pool.{name}": f"buffer.{name}" for name in BufferConfig.model_fields},
-}
-"""Settings that have another name than in earlier releases, by dotted key. A node's record is translated."""
+TRL_KEYS = tuple(f"trainer.trl.{name}" for name in TrlOptions.model_fields)
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
@@ -696,63 +648,6 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
         apply_override(tree, override)
     anchor_files(tree, Path())
     return tree
-
-
-TRANSLATED: Mapping[str, Callable[[Any], Any]] = {
-    "sampling.rule": lambda rule: REMOVED_RULES.get(rule, rule) if isinstance(rule, str) else rule,
-    "sampling.max_surprise": lambda bound: 0.0 if bound is None else bound,
-    "engine.placement": lambda placement: _places(placement) if isinstance(placement, dict) else placement,
-}
-"""What the values of a setting in a record mean today, by its dotted key."""
-
-
-def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a node's record of its settings, whichever version wrote it, in today's words and with the same meaning.
-
-    For what a program wrote: a person who writes an old word is told today's.
-    """
-    now = copy.deepcopy(dict(tree))
-    for key, translate in TRANSLATED.items():
-        table, name = _place_of(now, key)
-        if name in table:
-            table[name] = translate(table[name])
-    evaluated, _ = _place_of(now, "eval.every")
-    if evaluated.get("ends") is True and not evaluated.get("every"):
-        evaluated["every"] = "ends"
-    for key in (*REMOVED_SETTINGS, "trainer.gradient_accumulation_steps"):  # now tokens_per_batch splits a round
-        table, name = _place_of(now, key)
-        table.pop(name, None)
-    for key, todays in RENAMED_SETTINGS.items():
-        table, name = _place_of(now, key)
-        value = table.pop(name, None)
-        usual = TrlOptions.model_fields[name].default if todays.startswith("trainer.trl.") else None
-        if value is not None and value != usual:
-            put(now, todays, value)
-    for name in REMOVED_TABLES:
-        if now.get(name) == {}:
-            del now[name]
-    tasks = now.get("tasks")
-    for task in tasks if isinstance(tasks, list) else []:
-        if isinstance(task, dict) and task.get("name") == "jsonl":
-            task["name"] = "dataset"
-    return now
-
-
-def _place_of(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """Return the table in `tree` that dotted `key` is in, or an empty one if it has none, and the key's last part."""
-    *tables, last = key.split(".")
-    table: Any = tree
-    for name in tables:
-        table = table.get(name) if isinstance(table, dict) else None
-    return (table if isinstance(table, dict) else {}), last
-
-
-def gone_settings(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return which settings of a record have no effect any more, by dotted key, and what is said of each."""
-    recorded = flatten(tree)
-    gone = {key: said for key, said in REMOVED_SETTINGS.items() if recorded.get(key) is not None}
-    gone.pop("eval.ends", None)  # which `upgraded` translates
-    return gone
 
 
 def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
@@ -833,7 +728,7 @@ def all_keys(section: type[Section] = NodeConfig, prefix: str = "") -> Iterator[
 
 def is_key(key: str) -> bool:
     """Tell whether there is a setting, or a table, of dotted `key`, or an option of `trainer.trl`."""
-    return key in all_keys() or key in RENAMED_SETTINGS.values()
+    return key in all_keys() or key in TRL_KEYS
 
 
 def unknown_key(key: str) -> str:
@@ -845,7 +740,7 @@ def unknown_key(key: str) -> str:
     table, _, last = key.rpartition(".")
     if table == "trainer" and last in _LEFT_OUT:
         return f"{last} of TRL is left out: {_LEFT_OUT[last]}"
-    known = [*all_keys(), *RENAMED_SETTINGS.values()]
+    known = [*all_keys(), *TRL_KEYS]
     close = difflib.get_close_matches(key, known, n=1)
     close = close or [one for one in known if one.rpartition(".")[2] == last]
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from node.config import NodeConfig, parse_config, upgraded
+from node.config import NodeConfig, parse_config
+from node.earlier_settings import upgraded
 from node.engines import Generated, SamplingParams
 from node.engines.episodes import Episodes, Groups, Played
 from node.errors import UserError

@@ -27,7 +27,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
-from node.config import NodeConfig, gone_settings, read_tree
+from node.config import NodeConfig, read_tree
+from node.earlier_settings import gone_settings
 from node.errors import UserError
 from protocol.storage import write_atomically
 

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.config import NodeConfig, flatten, parse_config, upgraded
+from node.config import NodeConfig, flatten, parse_config
+from node.earlier_settings import upgraded
 from node.errors import UserError
 from node.fleet.child_process import HEAVY, Started, Target, run_real_node, start_child, start_server
 from node.fleet.report import write_report

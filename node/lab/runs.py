@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node.config import flatten, parse_config, upgraded
+from node.config import flatten, parse_config
+from node.earlier_settings import upgraded
 from node.errors import UserError
 from node.lab.plan import Lab, Run
 from node.processes.machine import usable_cores

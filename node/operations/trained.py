@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from node.config import NodeConfig, TaskConfig, fill, load_config, merge, parse_config, upgraded
+from node.earlier_settings import upgraded
 from node.errors import UserError
 from node.operations.given import task_config
 from node.state_folder import of_a_node

@@ -12,6 +12,7 @@ import pytest
 
 from node.cli.app import run
 from node.config import upgraded
+from node.earlier_settings import upgraded
 from node.operations.backup import back_up, restore
 from node.operations.settling import settle
 from node.operations.trained import find_trained

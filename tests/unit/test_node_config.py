@@ -14,12 +14,12 @@ from node.config import (
     RENAMED_SETTINGS,
     NodeConfig,
     SamplingConfig,
-    TrlOptions,
     is_key,
     load_config,
     parse_config,
     upgraded,
 )
+from node.earlier_settings import REMOVED_RULES, REMOVED_SETTINGS, RENAMED_SETTINGS, TRL_OPTIONS, upgraded
 from node.errors import UserError
 from node.rollouts.rules import RULES as RULES_BY_NAME
 from node.state_folder import recall
@@ -64,7 +64,7 @@ def record(rule: str) -> dict[str, Any]:
     tree = NodeConfig(rounds=7).model_dump(mode="json")
     tree["policy"].pop("template")
     del tree["engine"]["placement"], tree["engine"]["timeout"], tree["trainer"]["trl"]
-    tree["trainer"] |= TrlOptions().model_dump()
+    tree["trainer"] |= TRL_OPTIONS
     for key, value in VALUES.items():
         *tables, name = key.split(".")
         functools.reduce(lambda table, part: table.setdefault(part, {}), tables, tree)[name] = value

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from structlog.testing import capture_logs
 
-from node.config import EngineConfig, parse_config, upgraded
+from node.config import EngineConfig, parse_config
+from node.earlier_settings import upgraded
 from node.engines import EngineError, SamplingParams, make_engine
 from node.engines.missing import missing
 from node.engines.server import ServerEngine
