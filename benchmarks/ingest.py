@@ -22,11 +22,11 @@ from benchmarks.sharing import feeder, wait_for_peers
 from node.config import BufferConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
-from node.rollouts.screening import Limits, check
-from node.swarm.sharing import Admission, topic_of
+from node.rollouts.screening import GroupBounds, check
+from node.swarm.sharing import GroupReader, topic_of
 from node.tasks import TaskKey, derive_seed
 from node.tasks.builtin import FAMILIES
-from node.tasks.task_set import Asked, TaskSet
+from node.tasks.task_set import TaskSet, TrainingQuestion
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import make_record
@@ -82,7 +82,7 @@ def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
 def _to_pool(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     now = read_clock()
     core, link, frames = _core_and_frames(now, bodies)
-    admission = Admission(tasks, Limits(COMPLETIONS, MAX_GROUP_BYTES))
+    admission = GroupReader(tasks, GroupBounds(COMPLETIONS, MAX_GROUP_BYTES))
     with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), BufferConfig()) as pool:
         added, began = 0, time.process_time()
         for start in range(0, len(frames), BURST):
@@ -143,7 +143,7 @@ def _sockets(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
         host.stop()
 
 
-def _body(asked: Asked) -> tuple[bytes, bytes]:
+def _body(asked: TrainingQuestion) -> tuple[bytes, bytes]:
     """One group of `BODY_BYTES` under its topic: one right answer, the others of the length that a model rambles."""
     task, seed, item = asked
     ramble = os.urandom(BODY_BYTES // (COMPLETIONS - 1) // 2).hex()

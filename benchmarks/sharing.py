@@ -32,7 +32,7 @@ from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import Shared
 from node.swarm.sharing import NetworkExchange, NoExchange, topic_of
 from node.tasks import derive_seed
-from node.tasks.task_set import Asked, TaskSet
+from node.tasks.task_set import TaskSet, TrainingQuestion
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
@@ -164,7 +164,7 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
     ]
 
 
-def _group(asked: Asked, completions: int) -> Group:
+def _group(asked: TrainingQuestion, completions: int) -> Group:
     """A group of one right answer and wrong ones, most of them the answers to other questions."""
     task, seed, item = asked
     texts = [task.make(derive_seed(seed, at)).answer for at in range(completions - 1)]

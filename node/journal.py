@@ -30,7 +30,7 @@ from node.engines.episodes import Played
 from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
-from node.rollouts.screening import Limits, Refused, Seen
+from node.rollouts.screening import GroupBounds, ReadGroup, RefusedGroup
 from node.tasks.questions import Split
 from node.tasks.verdicts import LATE, MaybeLate
 
@@ -51,12 +51,12 @@ class Start(NamedTuple):
     done: int
     config: Mapping[str, Any]
     seed: int
-    limits: Limits
+    limits: GroupBounds
     split: Split
     pool: Snapshot
 
 
-class Row(NamedTuple):
+class TrainedRow(NamedTuple):
     """A completion that a round trained on: of which group (content id), its place in it, and how."""
 
     group: bytes
@@ -71,14 +71,14 @@ class Round(NamedTuple):
 
     number: int
     played: Sequence[Sequence[Played]]
-    seen: Sequence[Seen]
-    refused: Sequence[Refused]
+    seen: Sequence[ReadGroup]
+    refused: Sequence[RefusedGroup]
     times: Sequence[float]
     measured: Sequence[float]  # how surprising completions were under the policy's weights
     unscorable: Sequence[Sequence[int]]  # of each batch of verdicts: i where number i is None, -1 - i if it is late
     revoked: Sequence[Sequence[str]]  # the revoked signers, each time that the round asked for them
     own: Sequence[bytes]  # the bodies of this node's groups
-    rows: Sequence[Row]
+    rows: Sequence[TrainedRow]
     admitted: bytes  # digests, see `digest_of_verdicts` and `digest_of_draw`
     drawn: bytes
 
@@ -90,11 +90,11 @@ class RoundJournal(Protocol):
         """Return the time, Unix seconds, that this round goes by from here on."""
         ...
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: ReadGroup) -> None:
         """Take note of an item that was read."""
         ...
 
-    def refused(self, one: Refused) -> None:
+    def refused(self, one: RefusedGroup) -> None:
         """Take note of a group that was drawn and is of no use."""
         ...
 
@@ -124,10 +124,10 @@ class NoJournal:
         """Return the time."""
         return time.time()
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: ReadGroup) -> None:
         """Forget it."""
 
-    def refused(self, one: Refused) -> None:
+    def refused(self, one: RefusedGroup) -> None:
         """Forget it."""
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
@@ -160,8 +160,8 @@ class Journal:
         self._path = folder / JOURNAL_FILE
         self._max_bytes = max_bytes
         self._start: Callable[[int], Start] | None = None
-        self._seen: list[Seen] = []
-        self._refused: list[Refused] = []
+        self._seen: list[ReadGroup] = []
+        self._refused: list[RefusedGroup] = []
         self._times: list[float] = []
         self._measured: list[float] = []
         self._unscorable: list[list[int]] = []
@@ -181,11 +181,11 @@ class Journal:
         self._times.append(time.time())
         return self._times[-1]
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: ReadGroup) -> None:
         """Take note of an item that was read."""
         self._seen.append(seen)
 
-    def refused(self, one: Refused) -> None:
+    def refused(self, one: RefusedGroup) -> None:
         """Take note of a group that was drawn and is of no use."""
         self._refused.append(one)
 
@@ -213,7 +213,7 @@ class Journal:
     ) -> None:
         """Write the round."""
         bodies = [encode(one) for one in own]
-        rows = [Row(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
+        rows = [TrainedRow(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
         admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
         outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._revoked)
         size = self._append(Round(number, played, *outside, bodies, rows, admitted, drawn))
@@ -249,12 +249,12 @@ def read_journal(folder: Path) -> Iterator[Start | Round]:
             continue
 
 
-def digest_of_verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> bytes:
+def digest_of_verdicts(seen: Sequence[ReadGroup], refused: Sequence[RefusedGroup]) -> bytes:
     """Return a SHA-256 over the decision on each item, on arrival and once drawn (`verdicts`)."""
     return _digest(verdicts(seen, refused))
 
 
-def verdicts(seen: Sequence[Seen], refused: Sequence[Refused]) -> list[tuple[bytes, str]]:
+def verdicts(seen: Sequence[ReadGroup], refused: Sequence[RefusedGroup]) -> list[tuple[bytes, str]]:
     """Return the decision on each item, first on arrival and then once drawn: a reason, empty if it was taken."""
     return [*((one.id, one.reason) for one in seen), *((one.id, one.reason) for one in refused)]
 
@@ -294,14 +294,14 @@ def _decode(body: bytes) -> Start | Round | None:
             return None
         if kind == _kind(Start):
             done, config, seed, limits, split, pool = fields
-            return Start(done, config, seed, Limits(*limits), Split(*split), Snapshot(*pool))
+            return Start(done, config, seed, GroupBounds(*limits), Split(*split), Snapshot(*pool))
         number, played, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[Played.from_list(one) for one in group] for group in played]
-    judged = [Seen(*one) for one in seen], [Refused(*one) for one in refused]
+    judged = [ReadGroup(*one) for one in seen], [RefusedGroup(*one) for one in refused]
     outside = (*judged, times, measured, unscorable, revoked)
-    return Round(number, made, *outside, own, [Row(*one) for one in rows], admitted, drawn)
+    return Round(number, made, *outside, own, [TrainedRow(*one) for one in rows], admitted, drawn)
 
 
 def _kind(entry: type) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from node.config import EngineConfig, NodeConfig
 from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
-from node.engines.episodes import Asked, Episodes, Played, play
+from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
@@ -224,7 +224,7 @@ class Loop:
 
     def _episodes(self, questions: Sequence[Question], version: int) -> Episodes:
         return Episodes(
-            [Asked(question.task, question.item, question.prompt) for question in questions],
+            [EpisodeQuestion(question.task, question.item, question.prompt) for question in questions],
             self.config.sampling.completions,
             SamplingParams.from_config(self.config.engine),
             derive_seed(self.seed, "generate", version),

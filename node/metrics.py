@@ -2,12 +2,12 @@
 
 A metric is a key in a round's row of `metrics.jsonl`. All that shows metrics goes by this table:
 
-    summary.json                  `Place.SUMMARY`     the report, a small plot each    `Place.REPORT`
-    the dashboard, a curve each   `Place.DASHBOARD`   a swarm's board                  `Place.BOARD`
+    summary.json                  `Display.SUMMARY`     the report, a small plot each    `Display.REPORT`
+    the dashboard, a curve each   `Display.DASHBOARD`   a swarm's board                  `Display.BOARD`
     /metrics for Prometheus, and a panel of examples/grafana.json                      `exported`
     the reference, reference/metrics.md                                                all of them
 
-A board shows what nodes report in a fixed form (node/swarm/reports.py), so `Place.BOARD` needs a field there.
+A board shows what nodes report in a fixed form (node/swarm/reports.py), so `Display.BOARD` needs a field there.
 
 To add a metric: declare it in `DECLARED`, and put its value into the row of a round under its name, as
 `Loop._describe` in node/loop.py does. If it is `exported`, run `python -m website.grafana` as well, which writes
@@ -35,7 +35,7 @@ class Combine(Enum):
     COUNTER = "counter"  # counts up, from 0 again with each process; a run's total is what all processes counted
 
 
-class Place(Flag):
+class Display(Flag):
     """Where a metric is shown, beside Prometheus and the reference."""
 
     NOWHERE = 0
@@ -58,7 +58,7 @@ class Metric:
     unit: str  # "" for a number without one
     meaning: str
     combine: Combine
-    places: Place = Place.NOWHERE
+    places: Display = Display.NOWHERE
     exported: str = ""  # its name for Prometheus, after "gossamer_"; "": it is not exported
     label: str = ""
     beside: str = ""  # the metric in whose plot it is drawn, too
@@ -86,16 +86,18 @@ class Metric:
         return {self.name: value}
 
 
-def _traffic(name: str, title: str, unit: str, meaning: str, beside: str = "", places: Place = Place.NOWHERE) -> Metric:
+def _traffic(
+    name: str, title: str, unit: str, meaning: str, beside: str = "", places: Display = Display.NOWHERE
+) -> Metric:
     return Metric(f"swarm/{name}", title, unit, meaning, Combine.COUNTER, places, exported=name, beside=beside)
 
 
 def _seconds(step: str, part: str, meaning: str) -> Metric:
-    return Metric(f"time/{step}", part, "s", meaning, Combine.SUM, Place.REPORT, part=part)
+    return Metric(f"time/{step}", part, "s", meaning, Combine.SUM, Display.REPORT, part=part)
 
 
 MEAN, SUM, LAST, COUNTER = Combine
-SUMMARY, REPORT, DASHBOARD, BOARD = Place.SUMMARY, Place.REPORT, Place.DASHBOARD, Place.BOARD
+SUMMARY, REPORT, DASHBOARD, BOARD = Display.SUMMARY, Display.REPORT, Display.DASHBOARD, Display.BOARD
 DECLARED = (
     # The round.
     Metric("round", "round", "", "rounds done", LAST, exported="round"),
@@ -383,7 +385,7 @@ def is_declared(key: str) -> bool:
     return key in METRICS or any("*" in name and _pattern(name).fullmatch(key) for name in METRICS)
 
 
-def shown_in(place: Place) -> list[Metric]:
+def shown_in(place: Display) -> list[Metric]:
     """Return the metrics that are shown there, in the table's order."""
     return [metric for metric in DECLARED if place in metric.places]
 

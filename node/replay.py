@@ -22,8 +22,8 @@ from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
-from node.rollouts.screening import Refused, Seen
-from node.swarm.sharing import Admission, NoExchange
+from node.rollouts.screening import ReadGroup, RefusedGroup
+from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import LATE, MaybeLate
@@ -111,8 +111,8 @@ class _Again:
         self.measured: list[float] = []
         self.unscorable: list[Sequence[int]] = []
         self.revoked: list[Sequence[str]] = []
-        self.seen: list[Seen] = []
-        self.refused: list[Refused] = []
+        self.seen: list[ReadGroup] = []
+        self.refused: list[RefusedGroup] = []
         self.digests = (b"", b"")
 
     def now_comes(self, one: Round) -> None:
@@ -167,7 +167,7 @@ class _RecordedExchange(NoExchange):
 
     def __init__(self, again: _Again, tasks: TaskSet, start: Start) -> None:
         self._again = again
-        self._admission = Admission(tasks, start.limits)
+        self._admission = GroupReader(tasks, start.limits)
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read again what came in this round."""
@@ -204,10 +204,10 @@ class _RecordedJournal:
         """Return the signers that were revoked then."""
         return self._again.revoked.pop(0)
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: ReadGroup) -> None:
         """Do nothing: what came is read again."""
 
-    def refused(self, one: Refused) -> None:
+    def refused(self, one: RefusedGroup) -> None:
         """Note a group that is refused this time."""
         self._again.refused.append(one)
 

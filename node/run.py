@@ -28,10 +28,10 @@ from node.loop import Loop, longest_prompt
 from node.operations.presets import rate_warning
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
-from node.processes.signals import GiveUp, Stopping, graceful_stop
+from node.processes.signals import GivenUp, Stopping, graceful_stop
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
-from node.rollouts.screening import Limits
+from node.rollouts.screening import GroupBounds
 from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
 from node.swarm.founding import check_rules, load_manifest, split_of
@@ -96,7 +96,7 @@ def run_node(
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))
             train_node(_start(config, folder, listening, join, stack, given.tasks), stopping, given)
-        except GiveUp:  # before the first round: nothing is lost
+        except GivenUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
 
@@ -171,7 +171,7 @@ class Parts(NamedTuple):
     metrics: MetricsLog
     directory: Host | None = None
     journal: Journal | None = None
-    limits: Limits = Limits(0, 0)  # of a peer's group, as the exchange has them
+    limits: GroupBounds = GroupBounds(0, 0)  # of a peer's group, as the exchange has them
     checkpoint: Checkpoint | None = None  # the one that training goes on from
     ranks: Ranks = Ranks()  # of which this process is number 0
 
@@ -225,7 +225,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         def after_update(number: int) -> dict[str, float]:
             loop.row |= weights.after_round(number)
             if not stopping:  # a node that is to end does it soon, and evaluates when it goes on from here
-                with suppress(GiveUp):  # likewise: the round is whole without its evaluation
+                with suppress(GivenUp):  # likewise: the round is whole without its evaluation
                     loop.row |= evaluations.after_round(number, number if loop.is_last() else config.last_round)
             return loop.figures()
 
@@ -285,7 +285,7 @@ def _evaluated(config: NodeConfig, tasks: TaskSet, given: Mapping[str, Task]) ->
 def _ending_in_order(stopping: Stopping, trainer: SwarmTrainer, config: TrainerConfig, loop: Loop) -> Iterator[None]:
     """Abandon a round that outlasts the grace period; name the round whose numbers are not finite."""
     if stopping:  # before the first round, which the caller reports
-        raise GiveUp
+        raise GivenUp
     try:
         with stopping.patient():
             yield
@@ -293,7 +293,7 @@ def _ending_in_order(stopping: Stopping, trainer: SwarmTrainer, config: TrainerC
         raise DivergedError(
             loop.row.get("round", trainer.rounds_done), "the policy's logits are not finite", config.learning_rate
         ) from None
-    except GiveUp:
+    except GivenUp:
         stopping.finish()
         loop.give_up()
         trainer.save_whole_round()
@@ -318,9 +318,9 @@ def _exchange(
     metrics: MetricsLog,
     listening: Callable[[Network], None],
     journal: RoundJournal,
-) -> Iterator[tuple[Exchange, Limits, Host | None]]:
+) -> Iterator[tuple[Exchange, GroupBounds, Host | None]]:
     if not config.network.enabled:
-        yield NoExchange(), Limits(0, 0), None
+        yield NoExchange(), GroupBounds(0, 0), None
         return
     with open_network(config, folder) as network:
         limits = ManifestLimits(max_completions=4 * config.sampling.completions)
@@ -340,7 +340,7 @@ def _exchange(
                 saw=journal.saw,
             )
             life = item_life(limits.max_item_age_s)
-            yield exchange, Limits(limits.max_completions, limits.max_group_bytes, life), network.host
+            yield exchange, GroupBounds(limits.max_completions, limits.max_group_bytes, life), network.host
 
 
 @contextmanager

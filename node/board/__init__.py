@@ -6,5 +6,5 @@ view       what is shown at one moment; svg draws it, the templates beside them 
 history    what it remembers, on disk
 standing   what others report to have learned from a node, by a rule that made-up identities cannot raise
 
-To show something more: add it to `View` and to a template, and to `View.tree` for those who read JSON.
+To show something more: add it to `BoardView` and to a template, and to `BoardView.tree` for those who read JSON.
 """

@@ -25,7 +25,7 @@ from threading import Lock
 from typing import Any, NamedTuple, Self
 
 from node.board.standing import standing, weighted_median
-from node.swarm.reports import MAX_TEACHERS, Report
+from node.swarm.reports import MAX_TEACHERS, NodeReport
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 24 * 3600
 KEPT_S = {MINUTE_S: HOUR_S, HOUR_S: 7 * DAY_S, DAY_S: 3650 * DAY_S}
@@ -78,7 +78,7 @@ class Remembered(NamedTuple):
     standing: float
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """One point of a curve: the `step` seconds from `at` on, how many nodes reported, and what."""
 
     at: int
@@ -88,7 +88,7 @@ class Point(NamedTuple):
     accuracy: float | None
 
 
-class History:
+class BoardHistory:
     """Open or make the history at `path`; a context manager that closes it.
 
     Args:
@@ -116,7 +116,7 @@ class History:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def add(self, node: str, report: Report, now: float) -> None:
+    def add(self, node: str, report: NodeReport, now: float) -> None:
         """Take a node's report, which is of `now`."""
         with self._lock, self._db:
             self._db.execute("BEGIN")
@@ -163,17 +163,17 @@ class History:
             rows = self._db.execute("SELECT * FROM nodes ORDER BY standing DESC, last DESC, id").fetchall()
         return [Remembered._make((*row[:8], json.loads(row[8]), json.loads(row[9]), row[10])) for row in rows]
 
-    def curve(self, node: str = SWARM) -> list[Point]:
+    def curve(self, node: str = SWARM) -> list[CurvePoint]:
         """Return a node's curve, or the swarm's, oldest first: of each time the points that lie closest."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT at, step, nodes, reward, accuracy FROM points WHERE node = ? ORDER BY step, at", (node,)
             ).fetchall()
-        curve: list[Point] = []
+        curve: list[CurvePoint] = []
         for step in KEPT_S:
             oldest = curve[0].at if curve else float("inf")
             curve = [
-                point for point in map(Point._make, rows) if point.step == step and point.at + step <= oldest
+                point for point in map(CurvePoint._make, rows) if point.step == step and point.at + step <= oldest
             ] + curve
         return curve
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import structlog
 
-from node.board.history import History
+from node.board.history import BoardHistory
 from node.board.site import make_site
-from node.board.view import Rollouts, Swarm, View, lessons_of
+from node.board.view import BoardView, Rollouts, ShownSwarm, lessons_of
 from node.errors import UserError
 from node.relay import Take
 from node.rollouts.group import GroupError, decode
@@ -60,9 +60,9 @@ def open_board(
         raise UserError("a board shows the swarm that it has joined: give it an invite")
     path = folder / HISTORY_FILE
     try:
-        with History(path, HERE * (network.manifest.limits.reports_s or NO_REPORTS_S)) as history:
+        with BoardHistory(path, HERE * (network.manifest.limits.reports_s or NO_REPORTS_S)) as history:
             history.name_seeds(trusted)
-            swarm = Swarm.of(network.manifest, _invite(network.manifest, network.address))
+            swarm = ShownSwarm.of(network.manifest, _invite(network.manifest, network.address))
             board = Board(network.host, network.manifest, swarm, history, seeds)
             app = make_site(board.look, history.curve, lambda: _is_well(network.host))
             with serve_app(app, *place, "choose another --port, or another --host") as (_, link):
@@ -76,10 +76,10 @@ def open_board(
 
 
 class Board:
-    """Takes what comes, and makes a `View` of it now and then. `take` is for one thread, `look` for any."""
+    """Takes what comes, and makes a `BoardView` of it now and then. `take` is for one thread, `look` for any."""
 
     def __init__(
-        self, host: Host, manifest: SwarmManifest, swarm: Swarm, history: History, seeds: Sequence[Address]
+        self, host: Host, manifest: SwarmManifest, swarm: ShownSwarm, history: BoardHistory, seeds: Sequence[Address]
     ) -> None:
         self._host = host
         self._manifest = manifest
@@ -95,7 +95,7 @@ class Board:
         self._next_look = now + LOOK_S
         self._view = self._make_view(now)
 
-    def look(self) -> View:
+    def look(self) -> BoardView:
         """Return what is shown now."""
         return self._view
 
@@ -130,12 +130,12 @@ class Board:
             return
         self._rollouts.add(item.sender, group, now)
 
-    def _make_view(self, now: float) -> View:
+    def _make_view(self, now: float) -> BoardView:
         nodes = [one for one in self._history.nodes() if not self._host.is_revoked(NodeId(one.id))]
         linked = {peer.node_id for peer in self._host.peers()}
         here = frozenset(one.id for one in nodes if one.id in linked or one.last > now - self._history.lately)
         seeds, curve, rollouts = self._all_seeds(), self._history.curve(), self._rollouts.newest(now)
-        return View(self._swarm, now, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
+        return BoardView(self._swarm, now, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
 
     def _all_seeds(self) -> frozenset[str]:
         named = {node for seed in self._seeds if (node := self._host.node_at(seed)) is not None}

@@ -9,7 +9,7 @@
 
 What peers wrote is data: the templates escape all of it, in CSV a cell that a spreadsheet would take for a formula gets
 a quote in front, and the content security policy allows no script at all, nor anything from elsewhere. An answer is
-made once for each `View` and path, and kept; readers may keep it for `FRESH_S`.
+made once for each `BoardView` and path, and kept; readers may keep it for `FRESH_S`.
 """
 
 import csv
@@ -27,9 +27,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from node.board import svg
-from node.board.history import Point, Remembered
+from node.board.history import CurvePoint, Remembered
 from node.board.standing import weighted_median
-from node.board.view import View, ago, day, moment, rewards_by_task
+from node.board.view import BoardView, ago, day, moment, rewards_by_task
 from node.telemetry.names import short_name
 from protocol.lru import Recent
 
@@ -48,8 +48,8 @@ HEADERS = {
 }
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
-Look = Callable[[], View]
-CurveOf = Callable[[str], Sequence[Point]]
+Look = Callable[[], BoardView]
+CurveOf = Callable[[str], Sequence[CurvePoint]]
 
 
 def make_site(look: Look, curve_of: CurveOf, well: Callable[[], bool]) -> Starlette:
@@ -71,10 +71,10 @@ def make_site(look: Look, curve_of: CurveOf, well: Callable[[], bool]) -> Starle
         text = "ok\n" if is_well else "the network failed\n"
         return PlainTextResponse(text, 200 if is_well else 503, {"cache-control": "no-store"})
 
-    def of_swarm(make: Callable[[View], str], kind: str) -> Callable[[Request], Response]:
+    def of_swarm(make: Callable[[BoardView], str], kind: str) -> Callable[[Request], Response]:
         return lambda request: pages.answer(request.url.path, kind, make)
 
-    def of_node(make: Callable[[View, Remembered], str], kind: str) -> Callable[[Request], Response]:
+    def of_node(make: Callable[[BoardView, Remembered], str], kind: str) -> Callable[[Request], Response]:
         def answer(request: Request) -> Response:
             node = request.path_params["node"]
             return pages.answer(request.url.path, kind, lambda view: make(view, _find(view, node)))
@@ -116,7 +116,7 @@ class _Pages:
         self._swarm_page = environment.get_template("swarm.html.j2")
         self._node_page = environment.get_template("node.html.j2")
 
-    def answer(self, path: str, kind: str, make: Callable[[View], str]) -> Response:
+    def answer(self, path: str, kind: str, make: Callable[[BoardView], str]) -> Response:
         """Return what `make` makes of the view of now, or made of it before."""
         view = self._look()
         with self._lock:
@@ -129,7 +129,7 @@ class _Pages:
                 self._kept.set(path, kept)
         return Response(kept[1], media_type=kind, headers=HEADERS)
 
-    def swarm(self, view: View) -> str:
+    def swarm(self, view: BoardView) -> str:
         """Return the swarm's page."""
         here = [one for one in view.nodes if one.id in view.here]
         gone = [one for one in view.nodes if one.id not in view.here]
@@ -160,7 +160,7 @@ class _Pages:
             standing={one.id: one.standing for one in view.nodes},
         )
 
-    def node(self, view: View, one: Remembered) -> str:
+    def node(self, view: BoardView, one: Remembered) -> str:
         """Return one node's page."""
         learned = sorted(one.taught_by.items(), key=lambda pair: -pair[1])
         taught = [(each.learner, each.groups) for each in view.lessons if each.teacher == one.id]
@@ -180,14 +180,14 @@ class _NoSuchNodeError(Exception):
     pass
 
 
-def _find(view: View, node: str) -> Remembered:
+def _find(view: BoardView, node: str) -> Remembered:
     for one in view.nodes:
         if one.id == node:
             return one
     raise _NoSuchNodeError
 
 
-def _plots(curve: Sequence[Point]) -> Mapping[str, str]:
+def _plots(curve: Sequence[CurvePoint]) -> Mapping[str, str]:
     """Return a plot of each figure of a curve that has any."""
     figures = {
         "Reward": [(float(point.at), point.reward) for point in curve if point.reward is not None],
@@ -196,11 +196,11 @@ def _plots(curve: Sequence[Point]) -> Mapping[str, str]:
     return {label: svg.plot(points, label) for label, points in figures.items() if points}
 
 
-def _last(curve: Sequence[Point], key: str) -> float | None:
+def _last(curve: Sequence[CurvePoint], key: str) -> float | None:
     return getattr(curve[-1], key) if curve else None
 
 
-def _badge(view: View, one: Remembered) -> str:
+def _badge(view: BoardView, one: Remembered) -> str:
     return str(svg.badge(short_name(one.id), f"standing {_share(one.standing)} in {view.swarm.name}"))
 
 
@@ -208,7 +208,7 @@ def _json(tree: Mapping[str, Any]) -> str:
     return json.dumps(tree, separators=(",", ":"), allow_nan=False)
 
 
-def _nodes_csv(view: View) -> str:
+def _nodes_csv(view: BoardView) -> str:
     head = "id,name,here,standing,first_report,last_report,says_model,says_agent,says_rounds,says_reward,says_accuracy"
     return _csv(
         head,
@@ -222,15 +222,15 @@ def _nodes_csv(view: View) -> str:
     )
 
 
-def _curve_csv(curve: Sequence[Point]) -> str:
+def _curve_csv(curve: Sequence[CurvePoint]) -> str:
     return _csv("time,seconds,nodes,reward,accuracy", curve)
 
 
-def _taught_csv(view: View) -> str:
+def _taught_csv(view: BoardView) -> str:
     return _csv("teacher,learner,groups,weight", view.lessons)
 
 
-def _rollouts_csv(view: View) -> str:
+def _rollouts_csv(view: BoardView) -> str:
     return _csv(
         "time,node,model,task,question,answer,reward,finished",
         (

@@ -1,4 +1,4 @@
-"""What a board shows at one moment, as plain values: the pages, the JSON and the CSV are all made from a `View`.
+"""What a board shows at one moment, as plain values: the pages, the JSON and the CSV are all made from a `BoardView`.
 
 Rollouts are kept in memory, those of the last minutes: of each signer the newest few. A board loads no task, so right
 and wrong are what their maker says.
@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from node.board.history import Point, Remembered
+from node.board.history import CurvePoint, Remembered
 from node.rollouts.group import Group
 from node.telemetry.names import short_name
 from protocol.credentials.manifest import SwarmManifest
@@ -22,7 +22,7 @@ MAX_TEXT = 600  # characters of a question or an answer
 SOLVED = 1.0 - 1e-6
 
 
-class Answer(NamedTuple):
+class ShownAnswer(NamedTuple):
     """What a model said to a question; its maker says what it earned."""
 
     text: str
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
         return self.reward >= SOLVED
 
 
-class Rollout(NamedTuple):
+class ShownRollout(NamedTuple):
     """A shared group, cut to what a person looks at: its best and its worst answer."""
 
     at: float
@@ -43,7 +43,7 @@ class Rollout(NamedTuple):
     model: str
     task: str
     question: str
-    answers: Sequence[Answer]
+    answers: Sequence[ShownAnswer]
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Lesson(NamedTuple):
     weight: float
 
 
-class Swarm(NamedTuple):
+class ShownSwarm(NamedTuple):
     """What does not change of a swarm: its manifest, and the line by which others join it ("" if that is no secret)."""
 
     name: str
@@ -77,7 +77,7 @@ class Swarm(NamedTuple):
     invite: str
 
     @classmethod
-    def of(cls, manifest: SwarmManifest, invite: str = "") -> "Swarm":
+    def of(cls, manifest: SwarmManifest, invite: str = "") -> "ShownSwarm":
         """Return what a manifest says."""
         return cls(
             manifest.name,
@@ -91,17 +91,17 @@ class Swarm(NamedTuple):
         )
 
 
-class View(NamedTuple):
+class BoardView(NamedTuple):
     """All that is shown: at Unix time `at`, `here` are the ids of nodes that reported lately or are linked with us."""
 
-    swarm: Swarm
+    swarm: ShownSwarm
     at: float
     nodes: Sequence[Remembered]
     here: frozenset[str]
     seeds: frozenset[str]
     lessons: Sequence[Lesson]
-    curve: Sequence[Point]
-    rollouts: Sequence[Rollout]
+    curve: Sequence[CurvePoint]
+    rollouts: Sequence[ShownRollout]
 
     def tree(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
@@ -141,20 +141,20 @@ class Rollouts:
     """The newest groups of each signer, in memory. For one thread."""
 
     def __init__(self) -> None:
-        self._of: OrderedDict[str, deque[Rollout]] = OrderedDict()
+        self._of: OrderedDict[str, deque[ShownRollout]] = OrderedDict()
 
     def add(self, node: str, group: Group, now: float) -> None:
         """Keep a group that `node` signed and that came at `now`, Unix s."""
         ranked = sorted(group.completions, key=lambda one: -one.reward)
         kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
-        answers = [Answer(_cut(one.text), one.reward, one.finished) for one in kept]
-        made = Rollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
+        answers = [ShownAnswer(_cut(one.text), one.reward, one.finished) for one in kept]
+        made = ShownRollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
         self._of.setdefault(node, deque(maxlen=ROLLOUTS_EACH)).append(made)
         self._of.move_to_end(node)
         if len(self._of) > MAX_SIGNERS_SHOWN:
             self._of.popitem(last=False)
 
-    def newest(self, now: float) -> list[Rollout]:
+    def newest(self, now: float) -> list[ShownRollout]:
         """Return rollouts of the last minutes: first the newest of each signer, then their second, and so on."""
         fresh = [
             (place, -one.at, one)

@@ -11,7 +11,7 @@ import typer
 
 from node.cli.options import AccelerateConfig, Debug, Model, Processes, Settings
 from node.errors import UserError
-from node.operations.diagnosis import Check, examine, examine_model, examine_node
+from node.operations.diagnosis import Diagnosis, examine, examine_model, examine_node
 from node.operations.given import read_invite
 from node.state_folder import of_a_node
 
@@ -89,7 +89,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    checks: list[Check] = []
+    checks: list[Diagnosis] = []
     for title, part in parts.items():
         checks += _print(console, title, part)
     bad = [check.name for check in checks if not check.ok and check.needed]
@@ -106,7 +106,7 @@ def _of_model(
     gpu: str | None,
     processes: int | None,
     accelerate: Path | None,
-) -> dict[str, Iterable[Check]]:
+) -> dict[str, Iterable[Diagnosis]]:
     if model is None:
         if settings or gpu or processes or accelerate:
             given = "--set, --gpu, --processes and --accelerate-config"
@@ -121,7 +121,7 @@ def _of_model(
     return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0, sharers))}
 
 
-def _of_swarm(given: str, model: str | None, *, debug: bool) -> dict[str, Iterable[Check]]:
+def _of_swarm(given: str, model: str | None, *, debug: bool) -> dict[str, Iterable[Diagnosis]]:
     if model is not None:
         raise UserError("doctor --swarm looks at a swarm and at no model: leave out --model")
     from node.operations.swarm_diagnosis import examine_swarm
@@ -139,15 +139,15 @@ def _bytes(size: str) -> int:
     return int(float(match[1]) * (1 << 30 if match[2].lower() == "gib" else 10**9))
 
 
-def _is_good(checks: Iterable[Check]) -> bool:
+def _is_good(checks: Iterable[Diagnosis]) -> bool:
     return all(check.ok for check in checks if check.needed)
 
 
-def _print(console: "Console", title: str, checks: Iterable[Check]) -> list[Check]:
+def _print(console: "Console", title: str, checks: Iterable[Diagnosis]) -> list[Diagnosis]:
     """Print a part, each finding when it is there: some wait for others."""
     from rich.text import Text
 
-    printed: list[Check] = []
+    printed: list[Diagnosis] = []
     for check in checks:
         if not printed:
             console.print(Text(title, "bold"))

@@ -16,7 +16,7 @@ from node.operations.trained import find_trained
 from node.telemetry.rollout_log import quoted
 
 if TYPE_CHECKING:
-    from node.training.evaluation import EvalReport, Outcome, Score
+    from node.training.evaluation import EvalReport, Score, ScoredQuestion
 
 Tasks = Annotated[
     list[str] | None,
@@ -117,7 +117,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     _print(reports)
 
 
-def shown(answers: "dict[str, dict[str, list[Outcome]]]", count: int) -> Iterator[str]:
+def shown(answers: "dict[str, dict[str, list[ScoredQuestion]]]", count: int) -> Iterator[str]:
     """Yield lines about `count` questions, as many of each task as of another, with each kind of answers.
 
     Nothing is shown of a kind whose answers to a question could not be scored.

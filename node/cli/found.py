@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REPORTS_S = 300
 
 
-class Policy(StrEnum):
+class PolicyName(StrEnum):
     """The manifest's policies, by their names; spelt out here to keep the protocol out of --help."""
 
     OPEN = "open"
@@ -29,7 +29,9 @@ class Policy(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="The swarm's name: letters, digits, '.', '_' and '-'.", show_default=False)]
-Who = Annotated[Policy, typer.Option("--policy", help="Who may join: everybody, or those who are listed or invited.")]
+Who = Annotated[
+    PolicyName, typer.Option("--policy", help="Who may join: everybody, or those who are listed or invited.")
+]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="NODE_ID", help="Admit this node without an invite; repeatable.")
 ]
@@ -61,7 +63,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     config: Config = None,
     model: Model = None,
     folder: Folder = Path("node-state"),
-    policy: Who = Policy.OPEN,
+    policy: Who = PolicyName.OPEN,
     allow: Allow = None,
     tasks: Tasks = None,
     listen: Listen = None,
@@ -103,7 +105,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     def listening(network: "Network") -> None:
         is_known.append(True)
         print_invite(founding.make_invite(folder, [], own=network.host.addresses))
-        if policy is Policy.ALLOWLIST:
+        if policy is PolicyName.ALLOWLIST:
             who = "only the listed nodes" if allowed else "nobody"
             more = f"gossamer invite {for_shell(folder)} --uses N"
             print(f"note: this line admits {who}: `{more}` admits others", file=sys.stderr)

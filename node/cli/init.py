@@ -30,7 +30,7 @@ SeedPeer = Annotated[
 ]
 
 
-class Question(NamedTuple):
+class SetupQuestion(NamedTuple):
     """What is asked, the answer where nothing is said, and what an answer sets, by dotted key."""
 
     text: str
@@ -39,20 +39,20 @@ class Question(NamedTuple):
 
 
 QUESTIONS = (
-    Question(
+    SetupQuestion(
         "Which model shall it train: builtin, a folder, or a model id?", "builtin", lambda text: {"policy.model": text}
     ),
-    Question(
+    SetupQuestion(
         "What shall it learn: a task of `gossamer tasks list`, or a .py, .jsonl, .csv or .parquet file?",
         "builtin",
         lambda text: {"tasks": [{key: value for key, value in task_config(text).items() if value}]},
     ),
-    Question(
+    SetupQuestion(
         "Where may peers on other machines dial it, e.g. tcp://0.0.0.0:4001? Nothing: nowhere, it dials them.",
         "",
         lambda text: {"network.listen": text} if text else {},
     ),
-    Question(
+    SetupQuestion(
         "By whom does it meet others: the line in the file `address` of a node's folder? "
         "Nothing: by nobody, or by an invite later.",
         "",
@@ -100,7 +100,7 @@ def init(
     print(f"wrote {file}: start a node on it with gossamer node {name}, or several with gossamer swarm {name}")
 
 
-def _answer(question: Question, given: str | None, tree: dict[str, Any]) -> None:
+def _answer(question: SetupQuestion, given: str | None, tree: dict[str, Any]) -> None:
     """Put what `given` sets into `tree`, or what a person says; who is at a terminal is asked until it will do."""
     while True:
         text = _ask(question) if given is None else given.strip()
@@ -116,7 +116,7 @@ def _answer(question: Question, given: str | None, tree: dict[str, Any]) -> None
         return
 
 
-def _ask(question: Question) -> str:
+def _ask(question: SetupQuestion) -> str:
     default = f" [{question.default}]" if question.default else ""
     print(f"{question.text}{default} ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()  # empty at the end of the input: the default holds

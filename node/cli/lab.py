@@ -74,12 +74,12 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     """
     from node.lab.plan import read_lab
     from node.lab.plots import plot
-    from node.lab.results import Result, in_order, read_known, read_runs, tabulate, to_json, to_markdown, with_known
+    from node.lab.results import RunResult, in_order, read_known, read_runs, tabulate, to_json, to_markdown, with_known
     from node.lab.runs import do_missing
 
     folder = out or Path("runs") / file.stem
     lab = read_lab(file, folder, overrides=settings or [], arms=arm or [], bases=base or [])
-    found: list[Result] = []
+    found: list[RunResult] = []
     if known is not None:
         before, found = read_known(known)
         lab = with_known(lab, before, found)

@@ -31,7 +31,7 @@ from node.operations.presets import with_preset
 from node.operations.settling import asked
 
 if TYPE_CHECKING:
-    from node.fleet.local_swarm import Outcome, Plan, Show
+    from node.fleet.local_swarm import RunOutcome, RunPlan, Show
     from node.fleet.on_ray import RaySwarm
     from node.telemetry.summary import Summary
 
@@ -150,12 +150,12 @@ def _cluster(on: str, given: NodeConfig, nodes: int, out: Path, *, debug: bool) 
     return ray_swarm(on, given, nodes, debug=debug)
 
 
-def closing_lines(plan: "Plan", outcome: "Outcome") -> list[str]:
+def closing_lines(plan: "RunPlan", outcome: "RunOutcome") -> list[str]:
     """Return what a person should know at the end: who failed, how far reward went, where the report is."""
     from node.fleet.live_table import describe
-    from node.fleet.supervisor import State
+    from node.fleet.supervisor import NodeState
 
-    lines = [describe(child) for child in outcome.children if child.state is State.FAILED]
+    lines = [describe(child) for child in outcome.children if child.state is NodeState.FAILED]
     swarm = outcome.summary["swarm"]
     lines += reward_lines(outcome.summary)
     lines += evaluation_lines(swarm)
@@ -196,13 +196,13 @@ def _rate(swarm: "Summary", key: str) -> str:
     return f"{swarm[key]:.3f} ({low:.3f} to {high:.3f})"
 
 
-def exit_status(outcome: "Outcome") -> int:
+def exit_status(outcome: "RunOutcome") -> int:
     """Return 128 plus the signal that ended the run, 1 when a node failed for good, else 0."""
-    from node.fleet.supervisor import State
+    from node.fleet.supervisor import NodeState
 
     if outcome.signal:
         return 128 + outcome.signal
-    return 1 if any(child.state is State.FAILED for child in outcome.children) else 0
+    return 1 if any(child.state is NodeState.FAILED for child in outcome.children) else 0
 
 
 def _new_folder() -> Path:

@@ -9,8 +9,8 @@
 
     missing         what has to be installed, set or started before one of them can start
 
-To add an engine: write a module with a `Kind` and a `RolloutEngine`. Give it a line above and in `kind_of`, and its
-name to `EngineConfig.kind` in node/config.py. Where something has to be installed for it, `missing` says so.
+To add an engine: write a module with an `EngineKind` and a `RolloutEngine`. Give it a line above and in `kind_of`, and
+its name to `EngineConfig.kind` in node/config.py. Where something has to be installed for it, `missing` says so.
 
 Presets, doctor, evaluations and the laboratory ask nothing else of an engine.
 """
@@ -25,7 +25,7 @@ from node.config import EngineConfig, NodeConfig
 from node.errors import PassingError
 
 if TYPE_CHECKING:
-    from node.policy.footprint import Machine, ModelSize, Part
+    from node.policy.footprint import Machine, MemoryPart, ModelSize
     from node.policy.load import Policy
 
 BY_PREFERENCE = ("vllm", "hf")  # engines that a preset may choose, the best first
@@ -114,14 +114,14 @@ class Beside(NamedTuple):
     resting: int  # while the policy is trained
 
 
-class Kind(ABC):
+class EngineKind(ABC):
     """An engine before it runs: what presets, doctor and the laboratory ask of it. Each engine's module has one."""
 
     @abstractmethod
     def make(self, config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
         """Return the engine, for a node whose state is in `folder`."""
 
-    def memory(self, size: "ModelSize", config: NodeConfig, width: int, gpu_memory: int) -> "list[Part]":
+    def memory(self, size: "ModelSize", config: NodeConfig, width: int, gpu_memory: int) -> "list[MemoryPart]":
         """Return what it takes of the memory of the device that trains: here nothing.
 
         Args:
@@ -159,11 +159,11 @@ class Kind(ABC):
         return {}
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> EngineKind:
     """Return the engine of this name."""
     from node.engines import hf, server, vllm
 
-    kinds: dict[str, type[Kind]] = {"hf": hf.HfKind, "vllm": vllm.VllmKind, "server": server.ServerKind}
+    kinds: dict[str, type[EngineKind]] = {"hf": hf.HfKind, "vllm": vllm.VllmKind, "server": server.ServerKind}
     return kinds[name]()
 
 

@@ -105,7 +105,7 @@ EncodeObservation = Callable[[str], Sequence[int]]
 """Returns the tokens of what an environment said, up to where the policy's next turn begins."""
 
 
-class Asked(NamedTuple):
+class EpisodeQuestion(NamedTuple):
     """What an episode is on, and the tokens that ask it."""
 
     task: Task
@@ -120,7 +120,7 @@ class Episodes:
     `longest` bounds the tokens of a turn's prompt; `encode` is the policy's.
     """
 
-    asked: Sequence[Asked]
+    asked: Sequence[EpisodeQuestion]
     n: int
     sampling: SamplingParams
     seed: int
@@ -148,7 +148,7 @@ def play(engine: RolloutEngine, episodes: Episodes) -> Groups:
         return engine.play(episodes)
     n, sampling, seed = episodes.n, episodes.sampling, episodes.seed
     made = engine.generate([one.prompt for one in episodes.asked], n, sampling, seed)
-    groups = [[_Game(one, turn) for turn in turns] for one, turns in zip(episodes.asked, made, strict=True)]
+    groups = [[_OngoingEpisode(one, turn) for turn in turns] for one, turns in zip(episodes.asked, made, strict=True)]
     games = [game for group in groups for game in group if game.start is not None]
     for game in games:
         game.ask()
@@ -166,7 +166,7 @@ def play(engine: RolloutEngine, episodes: Episodes) -> Groups:
     return [[game.played() for game in group] for group in groups]
 
 
-def _answered(waiting: Sequence["_Game"]) -> list["_Game"]:
+def _answered(waiting: Sequence["_OngoingEpisode"]) -> list["_OngoingEpisode"]:
     """Wait until an environment has answered, or has had its time; return the games of which this holds."""
     answers = [game.answer for game in waiting if game.answer is not None]
     if not wait_for(answers, GRACE_S).done:
@@ -175,10 +175,10 @@ def _answered(waiting: Sequence["_Game"]) -> list["_Game"]:
     return [game for game in waiting if game.answer is None or game.answer.done() or now > game.deadline]
 
 
-class _Game:
+class _OngoingEpisode:
     """An episode in progress; `answer` is there while it is the environment's turn."""
 
-    def __init__(self, asked: Asked, turn: Generated) -> None:
+    def __init__(self, asked: EpisodeQuestion, turn: Generated) -> None:
         self.start = start_of(asked.task)
         self.so_far = [*asked.prompt, *turn.token_ids]
         self.answer: Future[Observation | Done] | None = None

@@ -24,10 +24,10 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import EngineError, Generated, Kind, SamplingParams
+from node.engines import EngineError, EngineKind, Generated, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
-from node.policy.footprint import Machine, ModelSize, Part, cache_bytes, weight_bytes
+from node.policy.footprint import Machine, MemoryPart, ModelSize, cache_bytes, weight_bytes
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 
@@ -41,7 +41,7 @@ _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 log = structlog.get_logger()
 
 
-class HfKind(Kind):
+class HfKind(EngineKind):
     """transformers, before it generates; it does so with what the trainer has."""
 
     def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
@@ -49,19 +49,19 @@ class HfKind(Kind):
         paged = policy.model.device.type == "cuda" and is_flash_attn_2_available()
         return HfEngine(policy, paged=paged, ahead=config.ahead > 0)
 
-    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
+    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[MemoryPart]:
         """Return the keys and values of a round's completions, and the copy that generates."""
         rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
         row = longest * cache_bytes(size.layers, size.kv_width, width)
         if gpu_memory:
             rows = min(rows, _rows_at_once(row, gpu_memory))
         why = f"{rows} completions of up to {longest} tokens at once"
-        parts = [Part("key-value cache", rows * row, why, when="generation")]
+        parts = [MemoryPart("key-value cache", rows * row, why, when="generation")]
         if config.engine.ahead:
             why = "a copy, as the policy is trained meanwhile"
-            parts.append(Part("weights to generate", weight_bytes(size, config.policy.dtype), why))
+            parts.append(MemoryPart("weights to generate", weight_bytes(size, config.policy.dtype), why))
         elif width == 2 and config.policy.dtype == "float32":
-            parts.append(Part("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
+            parts.append(MemoryPart("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
         return parts
 
     def holds(self, size: ModelSize, machine: Machine, left: int, rows: int, tokens: int) -> bool:

@@ -29,7 +29,7 @@ from typing import Any
 import structlog
 
 from node.config import EngineConfig
-from node.engines import EngineError, Generated, Kind, SamplingParams
+from node.engines import EngineError, EngineKind, Generated, SamplingParams
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -60,7 +60,7 @@ LONGEST_PAUSE = 30  # times what a failure took: a server that always fails cost
 log = structlog.get_logger()
 
 
-class ServerKind(Kind):
+class ServerKind(EngineKind):
     """vLLM's servers, before they are asked; they take nothing of the device that trains."""
 
     def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "ServerEngine":

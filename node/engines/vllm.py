@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import Beside, EngineError, Generated, Kind, SamplingParams
+from node.engines import Beside, EngineError, EngineKind, Generated, SamplingParams
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -31,7 +31,7 @@ from node.engines.hand_over import (
 from node.engines.missing import CANNOT_RUN, NO_VLLM
 from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
-from node.policy.footprint import MARGIN, Machine, ModelSize, Part
+from node.policy.footprint import MARGIN, Machine, MemoryPart, ModelSize
 from node.policy.load import Policy
 from node.processes.machine import free_memory
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
@@ -50,25 +50,25 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class VllmKind(Kind):
+class VllmKind(EngineKind):
     """vLLM, before it starts."""
 
     def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
         """Return the engine."""
         return VllmEngine(policy, config, folder)
 
-    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[Part]:
+    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[MemoryPart]:
         """Return its part of the trainer's device."""
         if config.engine.devices:
             return []
         if not gpu_memory:
             why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
-            return [Part("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
+            return [MemoryPart("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
         share = config.engine.vllm.gpu_memory_utilization
         why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
         why_asleep = "CUDA itself and its graphs, while the policy is trained"
-        asleep = Part("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
-        return [Part("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
+        asleep = MemoryPart("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
+        return [MemoryPart("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
 
     def beside(self, size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
         """Return what it takes beside the trainer; None where it is not installed, or a model is too small for it."""

@@ -35,7 +35,7 @@ def main() -> None:
     channel = connect(*map(int, sys.argv[1:3]))
     if importlib.util.find_spec("vllm") is None:
         sys.exit(EXIT_NO_VLLM)
-    engine = Engine(receive(channel))
+    engine = WorkerEngine(receive(channel))
     send(channel, engine.describe())
     calls = {
         "load": engine.load,
@@ -49,7 +49,7 @@ def main() -> None:
         send(channel, calls[request["call"]](request))
 
 
-class Engine:
+class WorkerEngine:
     """vLLM's engine, in this very process, so that there is no third one to outlive anybody.
 
     With weights of its own the model starts with random ones, which the first `load` replaces.

@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from node.fleet.progress import Progress
-from node.fleet.supervisor import NodeProcess, State
+from node.fleet.progress import NodeProgress
+from node.fleet.supervisor import NodeProcess, NodeState
 from node.rollouts.screening import BLAMELESS
 from node.telemetry.metrics import RECENT, number
 
@@ -29,7 +29,12 @@ REFRESH = 0.5  # seconds
 LINE_EVERY = 10.0  # seconds
 MOST_READ = 4096  # bytes of a log: its last line
 
-STYLES = {State.RUNNING: "green", State.DONE: "bold green", State.FAILED: "bold red", State.RESTARTING: "yellow"}
+STYLES = {
+    NodeState.RUNNING: "green",
+    NodeState.DONE: "bold green",
+    NodeState.FAILED: "bold red",
+    NodeState.RESTARTING: "yellow",
+}
 
 
 @contextmanager
@@ -61,7 +66,7 @@ def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Call
         now = time.monotonic()
         alive = any(child.alive for child in children)  # else the end is near, and says it
         for child in children:
-            worse = child.state is State.RESTARTING or (child.state is State.FAILED and alive)
+            worse = child.state is NodeState.RESTARTING or (child.state is NodeState.FAILED and alive)
             news = describe(child) if worse else ""
             if news and told.get(child.name) != news:
                 console.print(f"{clock(now - began)}  {news}", highlight=False, soft_wrap=True)
@@ -149,7 +154,7 @@ def describe(child: NodeProcess) -> str:
     return f"{what}: {child.error} (see {child.folder / 'log.jsonl'})" if child.error else what
 
 
-def trend(progress: Progress, width: int = TREND_WIDTH) -> str:
+def trend(progress: NodeProgress, width: int = TREND_WIDTH) -> str:
     """Return the rewards so far as `width` blocks, scaled from 0 to their highest, at least to 0.1."""
     points = progress.points
     if not points:
@@ -162,20 +167,20 @@ def trend(progress: Progress, width: int = TREND_WIDTH) -> str:
     return "".join(BLOCKS[max(level, 0)] for level in levels)
 
 
-class Refused(NamedTuple):
+class RefusedCounts(NamedTuple):
     """How many items a node did not take: those that are no fault of their signers, and all others."""
 
     unfit: int
     rejected: int
 
 
-def refused(progress: Progress) -> Refused:
+def refused(progress: NodeProgress) -> RefusedCounts:
     """Return what the node's present process did not take, over all reasons."""
     reasons = progress.last.get("swarm/rejected")
     if not isinstance(reasons, dict):
-        return Refused(0, 0)
+        return RefusedCounts(0, 0)
     unfit = sum(int(number(reasons, reason)) for reason in reasons if reason in BLAMELESS)
-    return Refused(unfit, sum(int(number(reasons, reason)) for reason in reasons) - unfit)
+    return RefusedCounts(unfit, sum(int(number(reasons, reason)) for reason in reasons) - unfit)
 
 
 def clock(seconds: float) -> str:

@@ -25,8 +25,8 @@ from node.fleet.supervisor import (
     RESTART_DELAY,
     Away,
     NodeProcess,
+    NodeState,
     Start,
-    State,
     Supervisor,
     ask_to_save,
     nobody,
@@ -64,7 +64,7 @@ class PlanPart(NamedTuple):
 NO_PARTS: Mapping[str, PlanPart] = {}
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """A run: what swarm.json says, and where it is.
 
     Where not all nodes are alike, it has parts, in their order. `also` is what else its records are to say of it.
@@ -95,7 +95,7 @@ class Machines(NamedTuple):
     restart_delay: float  # seconds before the first restart
 
 
-class Outcome(NamedTuple):
+class RunOutcome(NamedTuple):
     """How a run ended: its summary, the nodes as they were left, the signal that ended it or 0."""
 
     summary: Summary
@@ -109,8 +109,8 @@ def make_plan(
     config: NodeConfig,
     parts: Mapping[str, PlanPart] = NO_PARTS,
     also: Mapping[str, Any] = NOTHING,
-) -> Plan:
-    """Return the run of `config` in `out`: the one that is there already, or a new one. The rest is as in `Plan`.
+) -> RunPlan:
+    """Return the run of `config` in `out`: the one that is there already, or a new one. The rest is as in `RunPlan`.
 
     One that is there goes on with the same settings, but for its end, which may be further off. One of which no
     node has finished a round may be anything: it takes up what it is given now. Nothing is written.
@@ -123,7 +123,7 @@ def make_plan(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is no run of a swarm: choose another --out")
         seed = config.seed if config.seed is not None else secrets.randbits(31)
-        return Plan(out, secrets.token_hex(16), nodes, seed, config.model_copy(update={"seed": seed}), parts, also)
+        return RunPlan(out, secrets.token_hex(16), nodes, seed, config.model_copy(update={"seed": seed}), parts, also)
     try:
         found = json.loads(record.read_text())
         swarm, seed = str(found["swarm"]), int(found["seed"])
@@ -141,7 +141,7 @@ def make_plan(
         raise UserError(
             f"{out} holds a run with other settings ({', '.join(changed)}): repeat them, or choose another --out"
         )
-    return Plan(out, swarm, nodes, resumed.seed or 0, resumed, parts, also)
+    return RunPlan(out, swarm, nodes, resumed.seed or 0, resumed, parts, also)
 
 
 def _in_todays_words(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,12 +155,12 @@ def _more(parts: Mapping[str, PlanPart], also: Mapping[str, Any]) -> dict[str, A
     return {"parts": tree, **also} if tree else dict(also)
 
 
-def node_folders(plan: Plan) -> dict[str, Path]:
+def node_folders(plan: RunPlan) -> dict[str, Path]:
     """Return the nodes' folders by their names."""
     return {f"n{index}": plan.out / "nodes" / f"n{index}" for index in range(plan.nodes)}
 
 
-def make_folders(plan: Plan) -> None:
+def make_folders(plan: RunPlan) -> None:
     """Make the folders of the run and of its nodes; `UserError` where that cannot be."""
     try:
         (plan.out / "nodes").mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def make_folders(plan: Plan) -> None:
         make_folder(folder)
 
 
-def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
+def node_config(plan: RunPlan, index: int, cores: int) -> NodeConfig:
     """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only."""
     config = plan.config_of(index)
     alone = {"listen": LOOPBACK, "advertise": [], "seeds": [], "swarm": plan.swarm}
@@ -188,13 +188,13 @@ def node_config(plan: Plan, index: int, cores: int) -> NodeConfig:
     return config.model_copy(update=changes)
 
 
-def gpu_of(plan: Plan, index: int) -> dict[str, str]:
+def gpu_of(plan: RunPlan, index: int) -> dict[str, str]:
     """Return what in its environment lets node `index` see one GPU of several: nodes take them in turns."""
     gpus = visible_gpus(plan.config_of(index).policy)
     return {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if len(gpus) > 1 else {}
 
 
-def gpus_of(plan: Plan) -> str:
+def gpus_of(plan: RunPlan) -> str:
     """Return a line that says which node trains on which GPU, and how one is shared; empty where none is used."""
     nodes: dict[str, list[str]] = {}
     for index, name in enumerate(node_folders(plan)):
@@ -210,7 +210,7 @@ def gpus_of(plan: Plan) -> str:
 
 
 def run_swarm(  # noqa: PLR0913  # each is one thing that the laboratory, a cluster or tests have otherwise
-    plan: Plan,
+    plan: RunPlan,
     show: Show,
     *,
     started: float,
@@ -220,7 +220,7 @@ def run_swarm(  # noqa: PLR0913  # each is one thing that the laboratory, a clus
     restart_delay: float = RESTART_DELAY,
     machines: Machines | None = None,
     away: Away = nobody,
-) -> Outcome:
+) -> RunOutcome:
     """Run `plan` to its end, or until a signal to stop; leave summary and report. SIGUSR1 is passed on to the nodes.
 
     Args:
@@ -247,7 +247,7 @@ def run_swarm(  # noqa: PLR0913  # each is one thing that the laboratory, a clus
         _raise_common_error(children)
         summary = write_run_summary(plan, started)
         write_report(plan.out)
-        return Outcome(summary, children, received[0] if received else 0)
+        return RunOutcome(summary, children, received[0] if received else 0)
 
 
 def _this_machine(target: Target, preload: Sequence[str], restart_delay: float, *, debug: bool) -> Machines:
@@ -259,7 +259,7 @@ def _this_machine(target: Target, preload: Sequence[str], restart_delay: float, 
     return Machines(usable_cores(), start, restart_delay)
 
 
-def write_run_summary(plan: Plan, started: float, **also: object) -> Summary:
+def write_run_summary(plan: RunPlan, started: float, **also: object) -> Summary:
     """Write `summary.json` of what the nodes of `plan` have left, and return it.
 
     `started` is as in `run_swarm`; `also` is to be said of the run too.
@@ -272,7 +272,7 @@ def write_run_summary(plan: Plan, started: float, **also: object) -> Summary:
     return summary
 
 
-def _run(plan: Plan, started: float) -> dict[str, Any]:
+def _run(plan: RunPlan, started: float) -> dict[str, Any]:
     """Return what ran and when, for those who compare runs: times in UTC, every setting, who made the program."""
     times = {"started": started, "ended": time.time()}
     return {
@@ -296,7 +296,7 @@ def _ends_later(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return all(value is None or (old.get(key) is not None and value >= old[key]) for key, value in new.items())
 
 
-def record_plan(plan: Plan) -> None:
+def record_plan(plan: RunPlan) -> None:
     """Write `swarm.json`."""
     record = {
         "format": FORMAT,
@@ -324,5 +324,5 @@ def _changed(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> l
 def _raise_common_error(children: Sequence[NodeProcess]) -> None:
     """When no node ever ran a round and all give one reason, that reason is what the person needs."""
     reasons = {child.error for child in children}
-    if len(reasons) == 1 and all(child.state is State.FAILED and not child.progress.points for child in children):
+    if len(reasons) == 1 and all(child.state is NodeState.FAILED and not child.progress.points for child in children):
         raise UserError(f"no node could start: {reasons.pop()} (see {children[0].folder / 'log.jsonl'})")

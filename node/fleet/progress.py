@@ -7,7 +7,7 @@ from node.telemetry.metrics import RECENT, Row, number
 from node.training.budget import Spent
 
 
-class Point(NamedTuple):
+class RoundPoint(NamedTuple):
     """One round as a display needs it, with running totals of the groups trained on and of tokens."""
 
     round: int
@@ -17,13 +17,13 @@ class Point(NamedTuple):
     spent: Spent
 
 
-class Progress:
+class NodeProgress:
     """Figures of one node; small, so that a long run does not fill the supervisor's memory."""
 
     def __init__(self, rounds: int | None) -> None:
         """Start before the first of `rounds` rounds; None for a node without a last one."""
         self.rounds = rounds
-        self.points: list[Point] = []
+        self.points: list[RoundPoint] = []
         self.last: Row = {}
 
     @property
@@ -43,7 +43,7 @@ class Progress:
                 self.points.pop()
             local, external = self.points[-1][2:4] if self.points else (0, 0)
             self.points.append(
-                Point(
+                RoundPoint(
                     row["round"],
                     number(row, "reward"),
                     local + int(number(row, "groups_local")),

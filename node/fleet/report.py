@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from node.metrics import Place, shown_in
+from node.metrics import Display, shown_in
 from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
@@ -28,7 +28,7 @@ SAMPLES = 2  # early ones of each task, and as many late ones
 SOLVED = 1.0 - 1e-6
 
 
-class NodeFiles(NamedTuple):
+class NodeRecords(NamedTuple):
     """A node's records: its rows of metrics, evaluations and rollouts."""
 
     metrics: Sequence[Row]
@@ -36,7 +36,7 @@ class NodeFiles(NamedTuple):
     rollouts: Sequence[Row] = ()
 
 
-class Sample(NamedTuple):
+class ShownQuestion(NamedTuple):
     """A model's answers to one question: the best and the worst of its completions."""
 
     node: str
@@ -57,10 +57,10 @@ def write_report(out: Path, alone: Path | None = None) -> Path:
     return path
 
 
-def read_nodes(out: Path) -> dict[str, NodeFiles]:
+def read_nodes(out: Path) -> dict[str, NodeRecords]:
     """Return what the nodes of the run in `out` left, n2 before n10."""
     return {
-        folder.name: NodeFiles(
+        folder.name: NodeRecords(
             read_metrics(folder / "metrics.jsonl"),
             read_metrics(folder / EVALUATIONS_FILE),
             read_with_older(folder / ROLLOUTS_FILE),
@@ -70,7 +70,7 @@ def read_nodes(out: Path) -> dict[str, NodeFiles]:
 
 
 def render_report(
-    title: str, nodes: Mapping[str, NodeFiles], run: Mapping[str, Any], alone: Mapping[str, NodeFiles] | None = None
+    title: str, nodes: Mapping[str, NodeRecords], run: Mapping[str, Any], alone: Mapping[str, NodeRecords] | None = None
 ) -> str:
     """Return the page.
 
@@ -111,16 +111,18 @@ def render_report(
     )
 
 
-def pick_samples(nodes: Mapping[str, NodeFiles]) -> dict[str, tuple[list[Sample], list[Sample]]]:
+def pick_samples(nodes: Mapping[str, NodeRecords]) -> dict[str, tuple[list[ShownQuestion], list[ShownQuestion]]]:
     """Return the earliest and the latest own groups of each task that any node kept; of the tasks kept most often."""
-    found: dict[str, list[Sample]] = {}
+    found: dict[str, list[ShownQuestion]] = {}
     for node, files in nodes.items():
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in files.rollouts:
             if row.get("whose") == OWN:
                 groups.setdefault((row["round"], str(row.get("task")), row.get("seed")), []).append(row)
         for (round_number, task, _), rows in groups.items():
-            found.setdefault(task, []).append(Sample(node, round_number, str(rows[0].get("question")), _shown(rows)))
+            found.setdefault(task, []).append(
+                ShownQuestion(node, round_number, str(rows[0].get("question")), _shown(rows))
+            )
     often = sorted(found, key=lambda task: -len(found[task]))[:MAX_TASKS]
     ordered = {task: sorted(found[task], key=lambda one: one.round) for task in sorted(often)}
     return {task: (samples[:SAMPLES], samples[SAMPLES:][-SAMPLES:]) for task, samples in ordered.items()}
@@ -138,22 +140,22 @@ def _shown(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _summaries(nodes: Mapping[str, NodeFiles]) -> tuple[dict[str, Summary], Summary]:
+def _summaries(nodes: Mapping[str, NodeRecords]) -> tuple[dict[str, Summary], Summary]:
     evaluated = {name: node.evaluations for name, node in nodes.items()}
     each = summarise_nodes({name: node.metrics for name, node in nodes.items()}, evaluated)
     return each, summarise_swarm(list(each.values()), list(evaluated.values()))
 
 
-def _evaluation_plot(nodes: Mapping[str, NodeFiles]) -> str:
+def _evaluation_plot(nodes: Mapping[str, NodeRecords]) -> str:
     files = [(node.metrics, node.evaluations) for node in nodes.values()]
     scores = {
-        one.title: one.name.removeprefix("eval/") for one in shown_in(Place.REPORT) if one.name.startswith("eval/")
+        one.title: one.name.removeprefix("eval/") for one in shown_in(Display.REPORT) if one.name.startswith("eval/")
     }
     curves = {title: curve for title, key in scores.items() if (curve := evaluation_curve(files, key))}
     return Markup(plots.plot_evaluations(curves)) if curves else ""
 
 
-def _comparison_plot(nodes: Mapping[str, NodeFiles], alone: Mapping[str, NodeFiles]) -> str:
+def _comparison_plot(nodes: Mapping[str, NodeRecords], alone: Mapping[str, NodeRecords]) -> str:
     curves = {
         label: evaluation_curve([(node.metrics, node.evaluations) for node in run.values()], "accuracy")
         for label, run in (("this run", nodes), (ALONE, alone))
@@ -161,7 +163,7 @@ def _comparison_plot(nodes: Mapping[str, NodeFiles], alone: Mapping[str, NodeFil
     return Markup(plots.plot_comparison(curves)) if all(curves.values()) else ""
 
 
-def _compared(swarm: Summary, alone: Mapping[str, NodeFiles]) -> dict[str, Summary]:
+def _compared(swarm: Summary, alone: Mapping[str, NodeRecords]) -> dict[str, Summary]:
     return {"this run": swarm, ALONE: _summaries(alone)[1]} if alone else {}
 
 

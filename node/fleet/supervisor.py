@@ -27,7 +27,7 @@ import structlog
 
 from node.config import NodeConfig
 from node.fleet.child_process import EXIT_USER_ERROR, NOTHING_ELSE, Ending, Running
-from node.fleet.progress import Progress
+from node.fleet.progress import NodeProgress
 from node.telemetry.metrics import MetricsTail
 from node.training.budget import is_done
 
@@ -40,7 +40,7 @@ TICK = 0.25  # seconds between looks at the children; a death is noticed at once
 log = structlog.get_logger()
 
 
-class State(StrEnum):
+class NodeState(StrEnum):
     """Where a node is in its life; see the module's diagram."""
 
     WAITING = "waiting"
@@ -60,10 +60,10 @@ class NodeProcess:
     name: str
     folder: Path
     config: NodeConfig
-    progress: Progress
+    progress: NodeProgress
     tail: MetricsTail
     environment: Mapping[str, str] = field(default_factory=dict)
-    state: State = State.WAITING
+    state: NodeState = NodeState.WAITING
     error: str = ""
     restarts: int = 0
     failures: int = 0  # in a row, without a new round between them
@@ -75,7 +75,7 @@ class NodeProcess:
     def create(cls, folder: Path, config: NodeConfig, environment: Mapping[str, str] = NOTHING_ELSE) -> "NodeProcess":
         """Return a node that has not been started; its folder may hold an earlier run's state."""
         tail = MetricsTail(folder / "metrics.jsonl")
-        return cls(folder.name, folder, config, Progress(config.rounds), tail, environment)
+        return cls(folder.name, folder, config, NodeProgress(config.rounds), tail, environment)
 
     @property
     def alive(self) -> bool:
@@ -145,7 +145,7 @@ def supervise(
             for child in children:
                 _come_and_go(child, away=child.name in away)
             show(children)
-            if all(child.state in (State.DONE, State.STOPPED, State.FAILED) for child in children):
+            if all(child.state in (NodeState.DONE, NodeState.STOPPED, NodeState.FAILED) for child in children):
                 return
             for child in children:
                 if child.name not in away and _may_start(child, children):
@@ -172,8 +172,8 @@ def _look(child: NodeProcess, restart_delay: float, *, stopping: bool) -> None:
     child.progress.update(rows)
     if child.started is None:
         return
-    if rows and child.state is State.STARTING:
-        child.state = State.RUNNING
+    if rows and child.state is NodeState.STARTING:
+        child.state = NodeState.RUNNING
     if not alive:
         how = child.started.ending()
         child.started = None
@@ -184,39 +184,39 @@ def _ended(child: NodeProcess, how: Ending, restart_delay: float, *, stopping: b
     progress = child.progress.round
     if stopping or how.code == 0:
         done = is_done(child.config, progress, child.progress.spent)
-        child.state = State.DONE if done else State.STOPPED
+        child.state = NodeState.DONE if done else NodeState.STOPPED
         return
-    if child.state is State.AWAY:
+    if child.state is NodeState.AWAY:
         return
     child.error = how.reason
     child.failures = 1 if progress > child.best_round else child.failures + 1
     child.best_round = max(progress, child.best_round)
     if how.code == EXIT_USER_ERROR or child.failures >= MAX_FAILURES:
-        child.state = State.FAILED
+        child.state = NodeState.FAILED
     else:
-        child.state = State.RESTARTING
+        child.state = NodeState.RESTARTING
         child.start_at = time.monotonic() + restart_delay * 2 ** (child.failures - 1)
 
 
 def _come_and_go(child: NodeProcess, *, away: bool) -> None:
     """Kill a node that is to be away; one that was and is to come back may start again."""
-    if away and child.started is not None and child.state in (State.STARTING, State.RUNNING):
+    if away and child.started is not None and child.state in (NodeState.STARTING, NodeState.RUNNING):
         child.started.signal(signal.SIGKILL)
-        child.state = State.AWAY
-    elif not away and child.started is None and child.state is State.AWAY:
-        child.state, child.start_at = State.RESTARTING, 0.0
+        child.state = NodeState.AWAY
+    elif not away and child.started is None and child.state is NodeState.AWAY:
+        child.state, child.start_at = NodeState.RESTARTING, 0.0
 
 
 def _share_first_error(children: Sequence[NodeProcess]) -> None:
     """A first node that cannot start because of its configuration speaks for all: none has begun."""
     first = children[0]
-    if first.state is State.FAILED and all(child.state is State.WAITING for child in children[1:]):
+    if first.state is NodeState.FAILED and all(child.state is NodeState.WAITING for child in children[1:]):
         for child in children[1:]:
-            child.state, child.error = State.FAILED, first.error
+            child.state, child.error = NodeState.FAILED, first.error
 
 
 def _may_start(child: NodeProcess, children: Sequence[NodeProcess]) -> bool:
-    if child.state not in (State.WAITING, State.RESTARTING) or time.monotonic() < child.start_at:
+    if child.state not in (NodeState.WAITING, NodeState.RESTARTING) or time.monotonic() < child.start_at:
         return False
     others = [other for other in children if other.alive]
     return not others or not child.config.network.enabled or any(other.address for other in others)
@@ -228,15 +228,15 @@ def _start(supervisor: Supervisor, child: NodeProcess, children: Sequence[NodePr
     seeds = [*network.seeds, *addresses[:MAX_SEEDS]]
     config = child.config.model_copy(update={"network": network.model_copy(update={"seeds": seeds})})
     (child.folder / "address").unlink(missing_ok=True)  # of an earlier process, which nobody answers at now
-    if child.state is State.RESTARTING:
+    if child.state is NodeState.RESTARTING:
         child.restarts += 1
     child.started = supervisor.start(config, child.folder, child.environment)
-    child.state = State.STARTING
+    child.state = NodeState.STARTING
 
 
 def _stop(children: Sequence[NodeProcess], *, kill: bool) -> None:
     for child in children:
         if child.started is not None:
             child.started.signal(signal.SIGKILL if kill else signal.SIGTERM)
-        elif child.state in (State.WAITING, State.RESTARTING, State.AWAY):
-            child.state = State.STOPPED
+        elif child.state in (NodeState.WAITING, NodeState.RESTARTING, NodeState.AWAY):
+            child.state = NodeState.STOPPED

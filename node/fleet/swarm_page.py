@@ -13,7 +13,7 @@ from typing import Any
 
 from node.config import ObserveConfig
 from node.errors import UserError
-from node.fleet.supervisor import NodeProcess, State
+from node.fleet.supervisor import NodeProcess, NodeState
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import Served, serve
 from node.telemetry.status_server import ask
@@ -25,7 +25,7 @@ Ask = Callable[[Path, float], dict[str, Any]]
 """Returns the state of the node of a folder within so many seconds; raises `UserError` if it does not answer."""
 
 
-class Board:
+class SwarmPage:
     """What is known of the nodes: their processes, from the supervisor's thread; what they said, from another."""
 
     def __init__(self, title: str, folders: Mapping[str, Path], ask: Ask) -> None:
@@ -45,7 +45,7 @@ class Board:
     def ask_all(self) -> None:
         """Ask every node that runs."""
         for name, folder in self._folders.items():
-            if self._processes.get(name, {}).get("state") in (State.STARTING, State.RUNNING):
+            if self._processes.get(name, {}).get("state") in (NodeState.STARTING, NodeState.RUNNING):
                 try:
                     self._said[name] = self._ask(folder, PATIENCE_S)
                 except UserError:  # it begins, ends or is stopped: what it said last has its time with it
@@ -55,7 +55,7 @@ class Board:
         """Return what the page shows."""
         processes, said = self._processes, dict(self._said)
         nodes = [
-            {"name": name, **processes.get(name, {"state": State.WAITING}), "status": said.get(name)}
+            {"name": name, **processes.get(name, {"state": NodeState.WAITING}), "status": said.get(name)}
             for name in self._folders
         ]
         return {"title": self._title, "time": time.time(), "nodes": nodes}
@@ -70,7 +70,7 @@ def swarm_page(
     Raises:
         UserError: the host or the port cannot be listened on.
     """
-    board = Board(out.resolve().name, folders, ask)
+    board = SwarmPage(out.resolve().name, folders, ask)
     ended = Event()
 
     def keep_asking() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from node.config import NodeConfig, load_config
 from node.errors import NonFiniteError, UserError, one_line
-from node.fleet.local_swarm import Plan, PlanPart, make_plan
+from node.fleet.local_swarm import PlanPart, RunPlan, make_plan
 from node.lab.plan import AttackConfig, ChurnConfig
 from node.operations.presets import with_preset
 
@@ -49,7 +49,7 @@ def main() -> int:
         return 2
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace) -> RunPlan:
     def settled(config: Path) -> NodeConfig:
         return with_preset(load_config(config, [f"seed={options.seed}"]), options.nodes)[0]
 
@@ -59,7 +59,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     return make_plan(options.out, options.nodes, first, parts, also)
 
 
-def _in_memory(plan: Plan, options: argparse.Namespace, began: float) -> int:
+def _in_memory(plan: RunPlan, options: argparse.Namespace, began: float) -> int:
     from node.lab.lockstep import run_in_memory
 
     try:
@@ -69,15 +69,15 @@ def _in_memory(plan: Plan, options: argparse.Namespace, began: float) -> int:
     return 0
 
 
-def _in_processes(plan: Plan, churn: ChurnConfig | None, began: float) -> int:
+def _in_processes(plan: RunPlan, churn: ChurnConfig | None, began: float) -> int:
     from node.fleet.local_swarm import make_folders, run_swarm
-    from node.fleet.supervisor import State, nobody
+    from node.fleet.supervisor import NodeState, nobody
     from node.lab.churn import attendance
 
     make_folders(plan)
     away = attendance(churn, plan.seed, plan.nodes).among if churn else nobody
     outcome = run_swarm(plan, lambda nodes: None, started=began, away=away)
-    failed = [child for child in outcome.children if child.state is State.FAILED]
+    failed = [child for child in outcome.children if child.state is NodeState.FAILED]
     for child in failed:
         sys.stderr.write(f"error: {child.name} failed: {child.error}\n")
     return 128 + outcome.signal if outcome.signal else int(bool(failed))

@@ -54,7 +54,7 @@ class Scene:
     rng: random.Random
 
 
-class Attack(NamedTuple):
+class LabAttack(NamedTuple):
     """What is published, whether a completion shows that it worked, and how many keys a node signs with."""
 
     publish: Callable[[Scene], list[Group]]
@@ -170,14 +170,14 @@ def _never(text: str, item: Item) -> bool:
     return False
 
 
-ATTACKS: Mapping[str, Attack] = {
-    "planted": Attack(made_with(planted), _says_plant),
-    "off_topic": Attack(made_with(off_topic), _says_words),
-    "overlong": Attack(made_with(overlong), _says_it_again),
-    "misread": Attack(made_with(misread), _says_a_difference),
-    "garbage": Attack(garbage, _says_none_of_it),
-    "copies": Attack(copies, _never),
-    "duplicates": Attack(duplicates, _never),
-    "sybils": Attack(made_with(planted), _says_plant, KEYS),
-    "turncoat": Attack(turncoat, _says_plant),
+ATTACKS: Mapping[str, LabAttack] = {
+    "planted": LabAttack(made_with(planted), _says_plant),
+    "off_topic": LabAttack(made_with(off_topic), _says_words),
+    "overlong": LabAttack(made_with(overlong), _says_it_again),
+    "misread": LabAttack(made_with(misread), _says_a_difference),
+    "garbage": LabAttack(garbage, _says_none_of_it),
+    "copies": LabAttack(copies, _never),
+    "duplicates": LabAttack(duplicates, _never),
+    "sybils": LabAttack(made_with(planted), _says_plant, KEYS),
+    "turncoat": LabAttack(turncoat, _says_plant),
 }

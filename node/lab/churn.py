@@ -20,12 +20,12 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from node.fleet.supervisor import NodeProcess, State
+from node.fleet.supervisor import NodeProcess, NodeState
 from node.lab.plan import ChurnConfig
 from node.tasks import derive_seed
 from node.training.budget import is_done
 
-ENDED = (State.DONE, State.STOPPED, State.FAILED)
+ENDED = (NodeState.DONE, NodeState.STOPPED, NodeState.FAILED)
 
 
 class Stretch(NamedTuple):

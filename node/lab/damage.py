@@ -15,7 +15,7 @@ from typing import NamedTuple
 from node.lab.attacks import ATTACKS
 from node.lab.plan import Run
 from node.lab.results import Estimate, estimate, finite, rounded
-from node.lab.trials import Trial, Trials
+from node.lab.trials import AttackTrial, Trials
 from node.rollouts.group import Group
 from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import EVALUATIONS_FILE
@@ -55,7 +55,7 @@ class Witness:
         write_atomically(folder / FILE, (json.dumps(tree) + "\n").encode())
 
 
-class Seen(NamedTuple):
+class WitnessRecord(NamedTuple):
     """The record of a run's witness: the number of honest nodes, completions by round, and those of them with marks."""
 
     honest: int
@@ -68,9 +68,9 @@ class Seen(NamedTuple):
         return sum(self.shown[kind][-last:]) / made if made else 0.0
 
 
-def read_seen(folder: Path) -> Seen:
+def read_seen(folder: Path) -> WitnessRecord:
     """Return what the witness of a run left."""
-    return Seen(**json.loads((folder / FILE).read_text()))
+    return WitnessRecord(**json.loads((folder / FILE).read_text()))
 
 
 class Damage(NamedTuple):
@@ -85,13 +85,13 @@ class Damage(NamedTuple):
     compute: float
 
 
-class Line(NamedTuple):
+class DamageLine(NamedTuple):
     """A row of the table: a trial over its seeds. `unattacked` is the part with the marks in the control.
 
     `loss` is the part of the control's accuracy that is lost, by seed; None in a control's own row.
     """
 
-    trial: Trial
+    trial: AttackTrial
     seeds: int
     success: Estimate | None
     unattacked: Estimate | None
@@ -109,7 +109,7 @@ def read_damage(run: Run, kind: str, last: int) -> Damage:
     return Damage(seen.share(kind, last) if kind else 0.0, statistics.fmean(scores), statistics.fmean(spent))
 
 
-def tabulate(trials: Trials) -> list[Line]:
+def tabulate(trials: Trials) -> list[DamageLine]:
     """Return a line for each trial, in the order of the file; all runs must be done."""
     last = trials.config.last
     lines = []
@@ -117,7 +117,7 @@ def tabulate(trials: Trials) -> list[Line]:
         found = [read_damage(run, trial.attack, last) for run in trials.runs_of(trial)]
         accuracy, compute = (estimate([getattr(one, key) for one in found]) for key in ("accuracy", "compute"))
         if not trial.attack:
-            lines.append(Line(trial, len(found), None, None, accuracy, None, compute))
+            lines.append(DamageLine(trial, len(found), None, None, accuracy, None, compute))
             continue
         controls = [read_damage(run, trial.attack, last) for run in trials.runs_of(trials.control_of(trial))]
         losses = [
@@ -126,7 +126,7 @@ def tabulate(trials: Trials) -> list[Line]:
             if control.accuracy > 0
         ]
         lines.append(
-            Line(
+            DamageLine(
                 trial,
                 len(found),
                 estimate([one.success for one in found]),
@@ -139,7 +139,7 @@ def tabulate(trials: Trials) -> list[Line]:
     return lines
 
 
-def to_markdown(lines: Sequence[Line], trials: Trials) -> str:
+def to_markdown(lines: Sequence[DamageLine], trials: Trials) -> str:
     """Return the table."""
     bases = any(line.trial.base for line in lines)
     titles = ["defence", "attack", "hostile", "seeds", "marked", "marked, control", "accuracy", "lost", "compute"]
@@ -154,13 +154,13 @@ def to_markdown(lines: Sequence[Line], trials: Trials) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def to_json(lines: Sequence[Line], trials: Trials) -> str:
+def to_json(lines: Sequence[DamageLine], trials: Trials) -> str:
     """Return all of it: what was run, and the estimates."""
     tree = {"file": trials.config.model_dump(mode="json"), "trials": [_plain(line) for line in lines]}
     return json.dumps(tree, indent=1) + "\n"
 
 
-def _plain(line: Line) -> dict[str, object]:
+def _plain(line: DamageLine) -> dict[str, object]:
     trial = {key: value for key, value in line.trial._asdict().items() if key != "arm"}
     figures = {key: value for key, value in line._asdict().items() if isinstance(value, Estimate)}
     return trial | {"seeds": line.seeds} | {key: rounded([*map(finite, one)]) for key, one in figures.items()}

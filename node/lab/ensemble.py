@@ -66,7 +66,7 @@ def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
     width = max(len(prompt) for request in requests for prompt in request.prompts)
     ids = torch.tensor([[[pad] * (width - len(p)) + list(p) for p in request.prompts] for request in requests])
     known = torch.tensor([[[0] * (width - len(p)) + [1] * len(p) for p in request.prompts] for request in requests])
-    state = _State(known.bool(), first.n, length)
+    state = _CacheState(known.bool(), first.n, length)
     ends = torch.tensor(first.policy.eos_token_ids)
     streams = [torch.Generator().manual_seed(request.seed) for request in requests]
     logits = model.prefill(state, ids)
@@ -106,7 +106,7 @@ def _completion(policy: Policy, tokens: Sequence[int]) -> Generated:
     return Generated(token_ids=kept, text=policy.decode(kept), finished=end is not None)
 
 
-class _State:
+class _CacheState:
     """Keys and values of all layers, (N, R, H, T, D), which of the T places hold a token, and how many of them."""
 
     def __init__(self, known: torch.Tensor, n: int, length: int) -> None:
@@ -143,7 +143,7 @@ class _Stack:
         angles = torch.arange(config.max_position_embeddings)[:, None] * torch.cat([rates, rates])[None]
         self._cos, self._sin = angles.cos(), angles.sin()
 
-    def prefill(self, state: _State, ids: torch.Tensor) -> torch.Tensor:
+    def prefill(self, state: _CacheState, ids: torch.Tensor) -> torch.Tensor:
         """Compute each prompt once, repeat it for its completions, and return their first logits (N, R, V)."""
         count, questions, width = ids.shape
         positions = (state.known.cumsum(-1) - 1).clamp(min=0)
@@ -162,7 +162,7 @@ class _Stack:
         state.next = known.sum(-1)
         return self._logits(hidden[:, :, -1]).repeat_interleave(state.n, 1)
 
-    def step(self, state: _State, tokens: torch.Tensor) -> torch.Tensor:
+    def step(self, state: _CacheState, tokens: torch.Tensor) -> torch.Tensor:
         """Take one more token of each row, (N, R), and return the logits of the next, (N, R, V)."""
         at = state.filled
         state.mask[:, :, at] = True

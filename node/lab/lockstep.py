@@ -29,8 +29,8 @@ import torch
 from node.config import NodeConfig
 from node.engines import Generated, SamplingParams, in_process
 from node.errors import UserError
-from node.fleet.local_swarm import Plan, make_folders, node_config, node_folders, record_plan, write_run_summary
-from node.lab.attacks import ATTACKS, LOOK_BACK, Attack, Scene
+from node.fleet.local_swarm import RunPlan, make_folders, node_config, node_folders, record_plan, write_run_summary
+from node.lab.attacks import ATTACKS, LOOK_BACK, LabAttack, Scene
 from node.lab.churn import Departures, stretches
 from node.lab.damage import Witness
 from node.lab.ensemble import Request, generate, kind_of
@@ -49,7 +49,7 @@ from protocol.host import Counters
 
 
 def run_in_memory(
-    plan: Plan,
+    plan: RunPlan,
     delay: int,
     *,
     started: float,
@@ -97,7 +97,7 @@ def run_in_memory(
             if departures is not None:
                 exchange.stay_away(departures.due(rounds), partial(turns.skip, index))
 
-        engine = _Engine(turns, index, policy, come_and_go)
+        engine = _LockstepEngine(turns, index, policy, come_and_go)
         metrics = MetricsLog(folder / "metrics.jsonl")
         train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics))
 
@@ -229,7 +229,7 @@ def batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]
     return answers
 
 
-class _Engine:
+class _LockstepEngine:
     """A node's side of the common generation; `begins` is called before each round with the rounds that are done."""
 
     def __init__(self, turns: Turns, index: int, policy: Policy, begins: Callable[[int], None]) -> None:
@@ -370,7 +370,7 @@ class HostileExchange(MailExchange):
 
     def __init__(self, mail: Mail, index: int, attack: AttackConfig, config: NodeConfig) -> None:
         super().__init__(mail, index)
-        self._attack: Attack = ATTACKS[attack.kind]
+        self._attack: LabAttack = ATTACKS[attack.kind]
         self._count = attack.groups
         self._config = config
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from node.config import parse_config
 from node.errors import UserError
 from node.fleet.ray_cluster import connected, memory_of, packed, packed_files, relocated, unpack, unpack_files
-from node.lab.plan import Part, Run
+from node.lab.plan import Run, RunPart
 from node.lab.runs import POLL, PROGRESS, Say, name_of, progress, raise_failure, start, wait_or_kill, write_settings
 from node.operations.presets import with_preset
 
@@ -60,7 +60,7 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
         machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
         for run in runs:
             needs[run.folder] = _fitted(needs_of(runner, run), machines, name_of(run))
-        news = ray.remote(num_cpus=0)(_News).remote()
+        news = ray.remote(num_cpus=0)(_RunLines).remote()
         do = ray.remote(max_retries=RETRIES)(_do_here)
         began = spoke = time.monotonic()
         while waiting or running:
@@ -84,7 +84,7 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
 
 def needs_of(runner: str, run: Run) -> Needs:
     """Return the resources that a run asks for: under "memory" all its nodes share one process."""
-    parts = run.parts or [Part("", 1 if runner == "memory" else run.nodes, run.settings)]
+    parts = run.parts or [RunPart("", 1 if runner == "memory" else run.nodes, run.settings)]
     gpus = memory = 0
     for part in parts:
         config = with_preset(parse_config(part.settings), run.nodes)[0]  # once: it looks at the model
@@ -156,7 +156,7 @@ def _told(ray: Any, news: Any) -> list[str]:
     return lines
 
 
-class _News:
+class _RunLines:
     """How far each run has come that is under way; an actor."""
 
     def __init__(self) -> None:

@@ -130,7 +130,7 @@ class LabConfig(Section):
     arms: dict[str, ArmConfig] = Field(min_length=1)
 
 
-class Part(NamedTuple):
+class RunPart(NamedTuple):
     """Nodes of a run that are alike: how many, with which settings, and the arm that they are held against."""
 
     name: str
@@ -152,7 +152,7 @@ class Run(NamedTuple):
     attack: AttackConfig | None = None
     slow: int = 0
     churn: ChurnConfig | None = None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[RunPart, ...] = ()
 
     @property
     def by_node(self) -> list[Mapping[str, Any]]:
@@ -294,7 +294,7 @@ def _seeds(path: Path, config: LabConfig) -> list[int]:
 def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
     chosen, given = config.arms[arm], as_given(config, base, arm)
     parts = tuple(
-        Part(name, part.nodes, part.settings, chosen.parts[name].baseline) for name, part in given.parts.items()
+        RunPart(name, part.nodes, part.settings, chosen.parts[name].baseline) for name, part in given.parts.items()
     )
     nodes = given.nodes or config.nodes
     folder = arm_folder(out, base, arm) / f"seed{seed}"
@@ -329,7 +329,7 @@ def _parsed(run: Run) -> list[NodeConfig]:
     """Return the configurations that a run's nodes have, one for each part."""
     where = f" on base {run.base!r}" if run.base else ""
     parsed = []
-    for part in run.parts or [Part("", run.nodes, run.settings)]:
+    for part in run.parts or [RunPart("", run.nodes, run.settings)]:
         name = f"arm {run.arm!r}, part {part.name!r}" if run.parts else f"arm {run.arm!r}"
         try:
             parsed.append(parse_config(part.settings))

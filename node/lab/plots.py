@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from node.lab.results import WINDOW, Result, estimate, smooth
+from node.lab.results import WINDOW, RunResult, estimate, smooth
 
 POINTS = 200  # of a line over compute
 
 
-def plot(results: Sequence[Result], folder: Path, name: str) -> list[str]:
+def plot(results: Sequence[RunResult], folder: Path, name: str) -> list[str]:
     """Draw the plots of an experiment called `name` into `folder`; return the names of their files."""
     if any(one.accuracy is not None for one in results):
         plot_accuracy(results, folder / f"{name}.svg")
@@ -26,7 +26,7 @@ def plot(results: Sequence[Result], folder: Path, name: str) -> list[str]:
     return [f"{name}.svg", f"{name}-compute.svg"]
 
 
-def plot_accuracy(results: Sequence[Result], path: Path) -> None:
+def plot_accuracy(results: Sequence[RunResult], path: Path) -> None:
     """Draw held-out accuracy at the end, a panel for each base: a dot for each seed, and the mean with its interval."""
     import matplotlib as mpl
 
@@ -59,18 +59,21 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
         pyplot.close(figure)
 
 
-def plot_rounds(results: Sequence[Result], path: Path) -> None:
+def plot_rounds(results: Sequence[RunResult], path: Path) -> None:
     """Draw smoothed reward over rounds, a panel for each base."""
     _plot(results, path, "round", lambda runs: [list(range(1, min(one.rounds for one in runs) + 1)) for _ in runs])
 
 
-def plot_compute(results: Sequence[Result], path: Path) -> None:
+def plot_compute(results: Sequence[RunResult], path: Path) -> None:
     """Draw smoothed reward over what a node spent: generated tokens + 3 x trained ones."""
     _plot(results, path, "compute: tokens generated + 3 x trained, a node", lambda runs: [one.spent for one in runs])
 
 
 def _plot(
-    results: Sequence[Result], path: Path, label: str, places: Callable[[Sequence[Result]], Sequence[Sequence[float]]]
+    results: Sequence[RunResult],
+    path: Path,
+    label: str,
+    places: Callable[[Sequence[RunResult]], Sequence[Sequence[float]]],
 ) -> None:
     import matplotlib as mpl
 

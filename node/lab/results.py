@@ -45,7 +45,7 @@ PASS_1, RIGHT_ENTROPY = "pass@1", "right_entropy"
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """One run's figures (see the module); None where nothing was measured.
 
     `rewards` and `spent` are by round: its mean reward, and what a node had spent when it was over.
@@ -97,7 +97,7 @@ class Estimate(NamedTuple):
         return " ± ".join(f"{round(one, digits):,.{max(digits, 0)}f}" for one in self)
 
 
-class Line(NamedTuple):
+class ArmLine(NamedTuple):
     """A row of the table: an arm over all seeds, or a part of it, by the names of its figures."""
 
     base: str
@@ -105,10 +105,10 @@ class Line(NamedTuple):
     seeds: int
     figures: Mapping[str, Estimate]
     part: str = ""
-    beside: str = ""  # as in `Result`
+    beside: str = ""  # as in `RunResult`
 
 
-def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] = ()) -> Result:
+def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] = ()) -> RunResult:
     """Read the folder of a finished run.
 
     Args:
@@ -133,7 +133,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
     evaluated = [rows for path in paths if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
     lasts = [rows[-1] for rows in evaluated]
     on_the_way = zip(*(rows[:-1] for rows in evaluated), strict=False)  # nodes that end sooner have fewer
-    return Result(
+    return RunResult(
         base=base,
         arm=arm,
         seed=seed,
@@ -162,7 +162,7 @@ def _sampled(rows: Sequence[Row]) -> dict[str, float]:
     return {key: one for key, one in found.items() if one is not None}
 
 
-def read_runs(runs: Sequence[Run]) -> list[Result]:
+def read_runs(runs: Sequence[Run]) -> list[RunResult]:
     """Read what these runs of an experiment left: of each all nodes together, then each of its parts."""
     results = []
     for run in runs:
@@ -176,7 +176,7 @@ def read_runs(runs: Sequence[Run]) -> list[Result]:
     return results
 
 
-def read_known(path: Path) -> tuple[LabConfig, list[Result]]:
+def read_known(path: Path) -> tuple[LabConfig, list[RunResult]]:
     """Read the file and the runs of a JSON that `to_json` made, whose numbers have four digits.
 
     Raises:
@@ -191,14 +191,14 @@ def read_known(path: Path) -> tuple[LabConfig, list[Result]]:
         raise UserError(f"{path} is no JSON of an experiment: {error!r}") from None
 
 
-def _result(tree: Mapping[str, Any]) -> Result:
+def _result(tree: Mapping[str, Any]) -> RunResult:
     """Return a run of a JSON; the best of its smoothed rewards is that of the rounded ones, so that it is reached."""
     rewards = tuple(tree["rewards"])
     also = {"spent": tuple(tree["spent"]), "held_out": tuple(tree.get("held_out", ()))}
-    return Result(**{**tree, **also, "rewards": rewards, "best": max(smooth(rewards))})
+    return RunResult(**{**tree, **also, "rewards": rewards, "best": max(smooth(rewards))})
 
 
-def with_known(lab: Lab, known: LabConfig, results: Sequence[Result]) -> Lab:
+def with_known(lab: Lab, known: LabConfig, results: Sequence[RunResult]) -> Lab:
     """Return `lab` without the runs that are among `results`, and with the seeds, arms and bases that only those have.
 
     Args:
@@ -222,7 +222,7 @@ def with_known(lab: Lab, known: LabConfig, results: Sequence[Result]) -> Lab:
     return lab._replace(config=config, runs=missing)
 
 
-def in_order(results: Sequence[Result], lab: Lab) -> list[Result]:
+def in_order(results: Sequence[RunResult], lab: Lab) -> list[RunResult]:
     """Return the results base by base and arm by arm, as the file names them, and by seed."""
     bases, arms = list(lab.config.bases), list(lab.config.arms)
     return sorted(results, key=lambda one: (bases.index(one.base), arms.index(one.arm), one.seed))
@@ -237,13 +237,13 @@ def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
     return sums
 
 
-def reach(result: Result, baseline: Result) -> float:
+def reach(result: RunResult, baseline: RunResult) -> float:
     """Return how many times less compute `result` took to the baseline's best smoothed reward; 0 if it never did."""
     theirs, ours = (_spent_until(one, baseline.best) for one in (baseline, result))
     return theirs / ours if theirs and ours else 0.0
 
 
-def at_equal(result: Result, baseline: Result) -> dict[str, float]:
+def at_equal(result: RunResult, baseline: RunResult) -> dict[str, float]:
     """Return pass@k and the entropy of right answers where pass@1 is the baseline's best, less the baseline's.
 
     Empty where the run never got there, or either was not evaluated on the way: of its ends alone nothing follows.
@@ -260,7 +260,7 @@ def at_equal(result: Result, baseline: Result) -> dict[str, float]:
     return {}
 
 
-def by_compute(result: Result, beside: float = 0.0, until: float = math.inf) -> float:
+def by_compute(result: RunResult, beside: float = 0.0, until: float = math.inf) -> float:
     """Return the mean reward, each round's counted by what it cost.
 
     Args:
@@ -277,7 +277,7 @@ def by_compute(result: Result, beside: float = 0.0, until: float = math.inf) -> 
     return total / spent if spent else 0.0
 
 
-def cost_of(result: Result, beside: float) -> float:
+def cost_of(result: RunResult, beside: float) -> float:
     """Return what a run cost, its rounds `beside` tokens of compute each beside what it spent."""
     return result.spent[-1] + beside * result.rounds
 
@@ -290,7 +290,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
-def figures(result: Result) -> dict[str, float]:
+def figures(result: RunResult) -> dict[str, float]:
     """Return the figures of one run that are numbers, by their names."""
     plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
     plain["by_compute"] = by_compute(result)
@@ -300,7 +300,7 @@ def figures(result: Result) -> dict[str, float]:
     return plain | {key: value for key, value in held_out.items() if value is not None}
 
 
-def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
+def tabulate(results: Sequence[RunResult], baseline: str) -> list[ArmLine]:
     """Return a line for each arm on each base, and for each part of it, in the order of their first runs."""
     whole = {(one.base, one.arm, one.seed): one for one in results if not one.part}
     lines = []
@@ -328,7 +328,7 @@ def tabulate(results: Sequence[Result], baseline: str) -> list[Line]:
             gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
             if gains:
                 estimates[name] = estimate(gains)
-        lines.append(Line(base, arm, len(mine), estimates, part, beside))
+        lines.append(ArmLine(base, arm, len(mine), estimates, part, beside))
     return lines
 
 
@@ -358,7 +358,7 @@ TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # fig
 SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to accuracy is in the JSON
 
 
-def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
+def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
     """Return the table; a figure that no arm has, or that is 0 for all, is left out.
 
     If there is accuracy on held-out questions, so are figures of rewards in training and of single sampled answers.
@@ -379,7 +379,7 @@ def to_markdown(lines: Sequence[Line], lab: Lab) -> str:
     return _table(rows)
 
 
-def _note(line: Line, lab: Lab) -> str:
+def _note(line: ArmLine, lab: Lab) -> str:
     """Return what the table says of a line; of a part also what it is held against, if it names an arm for that."""
     arm = lab.config.arms[line.arm]
     if not line.part:
@@ -389,7 +389,7 @@ def _note(line: Line, lab: Lab) -> str:
     return ", ".join(filter(None, [note, beside]))
 
 
-def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
+def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) -> str:
     """Return all of it: what was run, every run's figures and curves, and the estimates."""
     tree = {
         "name": lab.name,
@@ -410,7 +410,7 @@ def to_json(results: Sequence[Result], lines: Sequence[Line], lab: Lab) -> str:
     return json.dumps(tree, separators=(",", ":")) + "\n"
 
 
-def price(results: Sequence[Result], beside: Sequence[float]) -> str:
+def price(results: Sequence[RunResult], beside: Sequence[float]) -> str:
     """Return a table: what comes of each arm if a round costs something beside its compute.
 
     A run's rewards do not depend on what its rounds cost, so none is done again: each is looked at until the cost at
@@ -470,7 +470,7 @@ def _short_names(a: Path, b: Path) -> tuple[str, str]:
     return "/".join(one[shared:]) or a.name, "/".join(two[shared:]) or b.name
 
 
-def _read_side(folder: Path) -> dict[str, Result]:
+def _read_side(folder: Path) -> dict[str, RunResult]:
     """Return the runs in a folder by their seeds' folders, those that have ended; a run's own is one without a seed."""
     if (folder / "nodes").is_dir():
         return {"": read_run(folder, "", str(folder), 0)}
@@ -484,7 +484,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def _spent_until(result: Result, reward: float) -> float | None:
+def _spent_until(result: RunResult, reward: float) -> float | None:
     """Return what a node had spent when the smoothed reward got to `reward`; None if it never did."""
     curve = smooth(result.rewards)
     return next((spent for value, spent in zip(curve, result.spent, strict=True) if value >= reward), None)

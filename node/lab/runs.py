@@ -31,7 +31,7 @@ THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 Say = Callable[[str], object]
 
 
-class _Started(NamedTuple):
+class _StartedRun(NamedTuple):
     run: Run
     process: "subprocess.Popen[bytes]"
 
@@ -57,12 +57,12 @@ def do_missing(lab: Lab, jobs: int, say: Say, on: str = "") -> None:
         return
     most = jobs or _at_once(lab)
     began = spoke = time.monotonic()
-    running: list[_Started] = []
+    running: list[_StartedRun] = []
     try:
         while waiting or running:
             while waiting and len(running) < most:
                 run = waiting.pop(0)
-                running.append(_Started(run, start(lab.config.runner, run)))
+                running.append(_StartedRun(run, start(lab.config.runner, run)))
             time.sleep(POLL)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)

@@ -65,7 +65,7 @@ class TrialsConfig(Section):
     trials: list[TrialConfig] = Field(min_length=1)
 
 
-class Trial(NamedTuple):
+class AttackTrial(NamedTuple):
     """One line of the results: who attacks whom with how many nodes of all (none in a control), and its arm's name."""
 
     base: str
@@ -81,13 +81,13 @@ class Trials(NamedTuple):
 
     config: TrialsConfig
     lab: Lab
-    trials: Sequence[Trial]
+    trials: Sequence[AttackTrial]
 
-    def runs_of(self, trial: Trial) -> list[Run]:
+    def runs_of(self, trial: AttackTrial) -> list[Run]:
         """Return the runs of a trial, a seed each."""
         return [run for run in self.lab.runs if (run.base, run.arm) == (trial.base, trial.arm)]
 
-    def control_of(self, trial: Trial) -> Trial:
+    def control_of(self, trial: AttackTrial) -> AttackTrial:
         """Return the control of a trial: as many honest nodes under the same defence, and no others."""
         return _control(trial.base, trial.defence, trial.hostile, trial.nodes)
 
@@ -99,7 +99,7 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
         UserError: the file, or the settings of one of its runs, are of no use.
     """
     config = read_experiment(path, TrialsConfig, overrides)
-    trials: dict[Trial, ArmConfig] = {}
+    trials: dict[AttackTrial, ArmConfig] = {}
     for one in config.trials:
         for kind, wanted, known in (
             ("attack", one.attacks, ATTACKS),
@@ -121,8 +121,8 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
     return Trials(config, lab, list(trials))
 
 
-def _arms_of(config: TrialsConfig, trial: TrialConfig) -> dict[Trial, ArmConfig]:
-    arms: dict[Trial, ArmConfig] = {}
+def _arms_of(config: TrialsConfig, trial: TrialConfig) -> dict[AttackTrial, ArmConfig]:
+    arms: dict[AttackTrial, ArmConfig] = {}
     nodes = trial.nodes or config.nodes
     for base in trial.bases or config.bases:
         for defence in trial.defences:
@@ -134,9 +134,9 @@ def _arms_of(config: TrialsConfig, trial: TrialConfig) -> dict[Trial, ArmConfig]
                     attack = AttackConfig(kind=kind, nodes=hostile, groups=trial.groups)
                     name = f"{defence}, {hostile} {kind} of {nodes}"
                     arm = ArmConfig(nodes=nodes, attack=attack, settings=settings)
-                    arms[Trial(base, defence, kind, hostile, nodes, name)] = arm
+                    arms[AttackTrial(base, defence, kind, hostile, nodes, name)] = arm
     return arms
 
 
-def _control(base: str, defence: str, hostile: int, nodes: int) -> Trial:
-    return Trial(base, defence, "", hostile, nodes, f"{defence}, {nodes} without {hostile}")
+def _control(base: str, defence: str, hostile: int, nodes: int) -> AttackTrial:
+    return AttackTrial(base, defence, "", hostile, nodes, f"{defence}, {nodes} without {hostile}")

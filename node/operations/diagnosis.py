@@ -1,6 +1,6 @@
 """The checks of `gossamer doctor`: can this machine run a node, and does the node in a folder work?
 
-To add a finding, yield a `Check` from one of the functions here: what is so, whether that will do, and what to do.
+To add a finding, yield a `Diagnosis` from one of the functions here: what is so, whether that will do, and what to do.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ NVIDIA = Path("/proc/driver/nvidia")
 Tree = dict[str, Any]
 
 
-class Check(NamedTuple):
+class Diagnosis(NamedTuple):
     """One finding, and what to do where it is not as it should be; only one that is needed makes the command fail."""
 
     name: str
@@ -53,18 +53,18 @@ class Check(NamedTuple):
     do: str = ""
 
 
-def examine(port: int, folder: Path) -> Iterator[Check]:
+def examine(port: int, folder: Path) -> Iterator[Diagnosis]:
     """Yield what was found of this machine, one thing at a time."""
     python = sys.version_info >= MIN_PYTHON
-    yield Check("python", python, platform.python_version(), do="install Python 3.11 or newer")
+    yield Diagnosis("python", python, platform.python_version(), do="install Python 3.11 or newer")
     yield from _packages()
     yield from _namesakes()
     yield from _torch()
-    yield Check("cores", True, str(usable_cores()))
+    yield Diagnosis("cores", True, str(usable_cores()))
     for line in undefended():
-        yield Check("defences", False, line, needed=False, do="run nodes that meet strangers on Linux")
+        yield Diagnosis("defences", False, line, needed=False, do="run nodes that meet strangers on Linux")
     memory = psutil.virtual_memory()
-    yield Check(
+    yield Diagnosis(
         "memory",
         memory.available >= MIN_MEMORY,
         f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
@@ -75,7 +75,7 @@ def examine(port: int, folder: Path) -> Iterator[Check]:
     yield from _hub_and_clock()
 
 
-def _packages() -> Iterator[Check]:
+def _packages() -> Iterator[Diagnosis]:
     """Compare what is installed with the ranges that this package declares."""
     wrong: list[str] = []
     extras: dict[str, Requirement] = {}
@@ -90,22 +90,24 @@ def _packages() -> Iterator[Check]:
         if found is None or not wanted.specifier.contains(found, prereleases=True):
             wrong.append(f"{wanted.name} {found or 'missing'}, wants {wanted.specifier}")
     remedy = "pip install --upgrade gossamer, or pip install --editable . in a checkout"
-    yield Check("packages", not wrong, "; ".join(wrong) or f"all {count} within their ranges", do=remedy)
+    yield Diagnosis("packages", not wrong, "; ".join(wrong) or f"all {count} within their ranges", do=remedy)
     for extra in EXTRAS:
         found = _version(extra)
         fits = found is not None and (extra not in extras or extras[extra].specifier.contains(found, prereleases=True))
         install = f"pip install 'gossamer[{extra}]'"
         text = "not installed" if found is None else found if fits else f"{found}, wants {extras[extra].specifier}"
-        yield Check(extra, fits, text, needed=False, do=f"only if you want it: {install}")
+        yield Diagnosis(extra, fits, text, needed=False, do=f"only if you want it: {install}")
 
 
-def _namesakes() -> Iterator[Check]:
+def _namesakes() -> Iterator[Diagnosis]:
     """Find others' packages that were installed into our folders: PyPI has some, and pip lets the last one win."""
     owners = importlib.metadata.packages_distributions()
     for name in OWN_PACKAGES:
         for other in sorted(set(owners.get(name, ())) - {"gossamer"}):
             remedy = f"give gossamer an environment of its own (pipx does), or pip uninstall {other} and install anew"
-            yield Check(f"package {name}", False, f"{other} {_version(other)} writes into the same folder", do=remedy)
+            yield Diagnosis(
+                f"package {name}", False, f"{other} {_version(other)} writes into the same folder", do=remedy
+            )
 
 
 def _version(distribution: str) -> str | None:
@@ -115,31 +117,31 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _torch() -> Iterator[Check]:
+def _torch() -> Iterator[Diagnosis]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: one of its libraries cannot be loaded
-        yield Check("torch", False, str(error), do="pip install torch")
+        yield Diagnosis("torch", False, str(error), do="pip install torch")
         return
-    yield Check("torch", True, torch.__version__)
+    yield Diagnosis("torch", True, torch.__version__)
     driver = _driver()
     if driver:
-        yield Check("gpu driver", True, driver)
+        yield Diagnosis("gpu driver", True, driver)
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
     if count:
         which = "; a node trains on the first, those of `gossamer swarm` on each in turn" if count > 1 else ""
-        yield Check("gpu", True, names + which)
+        yield Diagnosis("gpu", True, names + which)
     elif driver and torch.version.cuda is None:
         remedy = "install the CUDA build of torch that its site names for this driver"
-        yield Check("gpu", False, "there is one, but this torch is built for the CPU", needed=False, do=remedy)
+        yield Diagnosis("gpu", False, "there is one, but this torch is built for the CPU", needed=False, do=remedy)
     elif driver:
         remedy = f"update the driver to one that serves CUDA {torch.version.cuda}, or give the container its GPUs"
-        yield Check("gpu", False, "there is a driver, but torch sees no device", needed=False, do=remedy)
+        yield Diagnosis("gpu", False, "there is a driver, but torch sees no device", needed=False, do=remedy)
     elif torch.backends.mps.is_available():
-        yield Check("gpu", True, "Apple's, used with --set policy.device=mps, which nobody has tried yet")
+        yield Diagnosis("gpu", True, "Apple's, used with --set policy.device=mps, which nobody has tried yet")
     else:
-        yield Check("gpu", False, "none that torch sees: the CPU is used", needed=False, do="fine for small models")
+        yield Diagnosis("gpu", False, "none that torch sees: the CPU is used", needed=False, do="fine for small models")
 
 
 def _driver() -> str:
@@ -151,68 +153,68 @@ def _driver() -> str:
     return " ".join(line.removeprefix("NVRM version:").split())
 
 
-def _disk(folder: Path) -> Iterator[Check]:
+def _disk(folder: Path) -> Iterator[Diagnosis]:
     existing = _existing(folder)
     free = shutil.disk_usage(existing).free
     remedy = f"free {MIN_DISK / 1e9:.0f} GB, or choose a folder on another disk with --state"
-    yield Check("disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free at {existing}", do=remedy)
+    yield Diagnosis("disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free at {existing}", do=remedy)
     writable = os.access(existing, os.W_OK | os.X_OK)
     text = f"{existing} is {'' if writable else 'not '}writable"
-    yield Check("state folder", writable, text, do="choose another with --state, or change its owner")
+    yield Diagnosis("state folder", writable, text, do="choose another with --state, or change its owner")
 
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
 
 
-def _port(port: int) -> Check:
+def _port(port: int) -> Diagnosis:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("0.0.0.0", port))  # as a node that others shall reach would
         except OSError as error:
             remedy = "choose another port, or end what listens there (ss -ltnp shows it)"
-            return Check("port", False, f"cannot listen on {port}: {error.strerror}", do=remedy)
-        return Check("port", True, f"{probe.getsockname()[1]} can be bound")
+            return Diagnosis("port", False, f"cannot listen on {port}: {error.strerror}", do=remedy)
+        return Diagnosis("port", True, f"{probe.getsockname()[1]} can be bound")
 
 
-def _hub_and_clock() -> Iterator[Check]:
+def _hub_and_clock() -> Iterator[Diagnosis]:
     """Ask the model hub, which says what time it is, too."""
     from huggingface_hub import constants
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # transformers, too, takes it from there
 
     remedy = "models have to be folders here, or in the hub's cache already; HF_ENDPOINT names a mirror"
     if constants.HF_HUB_OFFLINE:
-        yield Check("model hub", True, "not asked: HF_HUB_OFFLINE is set")
+        yield Diagnosis("model hub", True, "not asked: HF_HUB_OFFLINE is set")
         yield clock(None)
         return
     try:
         date = httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).headers.get("date", "")
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        yield Check("model hub", False, f"{constants.ENDPOINT}: {error}", needed=False, do=remedy)
+        yield Diagnosis("model hub", False, f"{constants.ENDPOINT}: {error}", needed=False, do=remedy)
         yield clock(None)
         return
-    yield Check("model hub", True, f"{constants.ENDPOINT} answers")
+    yield Diagnosis("model hub", True, f"{constants.ENDPOINT} answers")
     try:
         yield clock(time.time() - email.utils.parsedate_to_datetime(date).timestamp())
     except ValueError:  # no date, or none that can be read
         yield clock(None)
 
 
-def clock(ahead: float | None) -> Check:
+def clock(ahead: float | None) -> Diagnosis:
     """Return the finding on this machine's clock, which is `ahead` seconds before another one, if one was asked."""
     remedy = "let chrony or systemd-timesyncd keep it: peers drop what is dated ten minutes ahead"
     if ahead is not None and abs(ahead) > MAX_CLOCK_ERROR_S:
         side = "ahead of" if ahead > 0 else "behind"
-        return Check("clock", False, f"{abs(ahead):.0f} s {side} the model hub's", do=remedy)
+        return Diagnosis("clock", False, f"{abs(ahead):.0f} s {side} the model hub's", do=remedy)
     if ahead is not None:
-        return Check("clock", True, "within a minute of the model hub's")
+        return Diagnosis("clock", True, "within a minute of the model hub's")
     state = _clock_state()
     if state is None:
-        return Check("clock", True, "nobody here to compare it with")
+        return Diagnosis("clock", True, "nobody here to compare it with")
     kept = state != TIME_ERROR
     text = "kept by a time service" if kept else "nobody keeps it, as far as the kernel knows"
-    return Check("clock", kept, text, needed=False, do=remedy)
+    return Diagnosis("clock", kept, text, needed=False, do=remedy)
 
 
 def _clock_state() -> int | None:
@@ -226,7 +228,7 @@ def _clock_state() -> int | None:
 
 def examine_model(
     model: str, folder: Path, settings: Sequence[str] = (), gpu: int = 0, sharers: int = 1
-) -> Iterator[Check]:
+) -> Iterator[Diagnosis]:
     """Yield what a node takes with `model` on each device here, and on the disk that holds `folder`.
 
     Args:
@@ -243,7 +245,7 @@ def examine_model(
 
     asked = load_config(None, [*settings, f"policy.model={json.dumps(model)}"])
     size = BUILTIN_SIZE if model == "builtin" else measure_model(model)
-    yield Check(
+    yield Diagnosis(
         "model", True, f"{size.parameters / 1e6:.4g} M parameters in {size.layers} layers, {size.vocabulary} words"
     )
     yield from _engine(asked)
@@ -268,7 +270,7 @@ def _with_preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> NodeCo
     return fill(asked, {key: choice.value for key, choice in _preset(asked, size, machine).items()})
 
 
-def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Check]:
+def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Diagnosis]:
     device = "gpu" if machine.gpu else "cpu"
     config = _with_preset(asked, size, machine)
     bf16 = machine.bf16 if config.trainer.bf16 == "auto" else config.trainer.bf16
@@ -276,14 +278,14 @@ def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Check
     engine = kind_of(config.engine.kind).memory(size, config, cache_width(config, bf16=bf16), gpu_memory)
     parts = footprint(size, config, engine, bf16=bf16, gpu_memory=gpu_memory, sharers=machine.sharers)
     for part in parts:
-        yield Check(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
+        yield Diagnosis(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
     need = peak(parts)
     what = "adapters" if config.policy.lora.r else "all weights"
     text = f"{need / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} with what is set here"
-    yield Check(f"{device} together", need <= machine.memory, text, needed=False, do=_advice(config))
+    yield Diagnosis(f"{device} together", need <= machine.memory, text, needed=False, do=_advice(config))
     for key, choice in _preset(asked, size, machine).items():
         if not is_set(asked, key):
-            yield Check(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
+            yield Diagnosis(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
 
 
 def _advice(config: NodeConfig) -> str:
@@ -299,7 +301,7 @@ def _advice(config: NodeConfig) -> str:
     )
 
 
-def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Check:
+def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Diagnosis:
     """Return whether checkpoints, and the pool, fit on the disk; while one is written there is one more."""
     from node.policy.footprint import adapter_parameters
 
@@ -311,17 +313,17 @@ def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Check:
     free = shutil.disk_usage(_existing(folder)).free
     text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the pool"
     remedy = "set trainer.trl.save_total_limit=1, or choose another disk with --state"
-    return Check("disk together", need <= free, text, needed=False, do=remedy)
+    return Diagnosis("disk together", need <= free, text, needed=False, do=remedy)
 
 
-def examine_node(folder: Path) -> Iterator[Check]:
+def examine_node(folder: Path) -> Iterator[Diagnosis]:
     """Yield what the node in `folder` needs, and how it does if it runs; nothing where there is none."""
     if not (folder / "config.json").exists():
         return
     try:
         config = load_config(folder / "config.json")
     except UserError as error:
-        yield Check(
+        yield Diagnosis(
             "settings",
             False,
             str(error),
@@ -329,7 +331,7 @@ def examine_node(folder: Path) -> Iterator[Check]:
         )
         return
     if folder.stat().st_mode & 0o077:  # older versions made it so
-        yield Check(
+        yield Diagnosis(
             "privacy", False, f"others can look into {folder}", needed=False, do=f"chmod 700 {for_shell(folder)}"
         )
     yield from _engine(config)
@@ -337,14 +339,14 @@ def examine_node(folder: Path) -> Iterator[Check]:
     yield from _running(folder)
 
 
-def _engine(config: NodeConfig) -> Iterator[Check]:
+def _engine(config: NodeConfig) -> Iterator[Diagnosis]:
     if config.role == "train" and not config.engine.own_weights:
         kind = config.engine.kind
         lacks = missing(kind, config.engine)
-        yield Check(f"engine {kind}", not lacks, lacks or "can start", do=lacks)
+        yield Diagnosis(f"engine {kind}", not lacks, lacks or "can start", do=lacks)
 
 
-def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:
+def _swarm(config: NodeConfig, folder: Path) -> Iterator[Diagnosis]:
     """Compare the swarm's manifest with what is here: the protocol, and the tasks to the bit."""
     from node.swarm.founding import adopt_tasks, load_manifest
     from protocol.wire.version import MAJOR, VERSION, said
@@ -352,26 +354,28 @@ def _swarm(config: NodeConfig, folder: Path) -> Iterator[Check]:
     try:
         manifest = load_manifest(folder)
     except UserError as error:
-        yield Check("swarm", False, str(error), do="join it again with an invite")
+        yield Diagnosis("swarm", False, str(error), do="join it again with an invite")
         return
     if manifest is None:
         return
     same = manifest.protocol_version >> 8 == MAJOR
     text = f"{manifest.name!r}, founded on protocol {said(manifest.protocol_version)}; this is {said(VERSION)}"
     remedy = "nodes that still speak that version do not talk to this one: update them"
-    yield Check("swarm", same, text, needed=False, do=remedy)
+    yield Diagnosis("swarm", same, text, needed=False, do=remedy)
     if config.role == "train":
         try:
             adopted = adopt_tasks(manifest, config.tasks)
         except UserError as error:
-            yield Check("swarm's tasks", False, str(error), do="install what the task needs, in the swarm's version")
+            yield Diagnosis(
+                "swarm's tasks", False, str(error), do="install what the task needs, in the swarm's version"
+            )
         else:
-            yield Check(
+            yield Diagnosis(
                 "swarm's tasks", True, f"{', '.join(task.name for task in adopted)}: as the swarm's, to the bit"
             )
 
 
-def _running(folder: Path) -> Iterator[Check]:
+def _running(folder: Path) -> Iterator[Diagnosis]:
     """Ask the node that runs in `folder`, if one does: only others know whether it can be dialled."""
     from node.swarm.peering import agent
     from node.telemetry.status_server import ask
@@ -379,31 +383,31 @@ def _running(folder: Path) -> Iterator[Check]:
     try:
         tree = ask(folder)
     except UserError as error:
-        yield Check("node", True, str(error), needed=False)
+        yield Diagnosis("node", True, str(error), needed=False)
         return
     if tree["failure"]:
-        yield Check("network", False, tree["failure"], do="start the node again")
+        yield Diagnosis("network", False, tree["failure"], do="start the node again")
     peers = tree["peers"]
     remedy = "check network.seeds or the invite, and that a firewall lets this machine dial out"
-    yield Check("peers", bool(peers), f"{len(peers)} live, {tree['counters']['known_peers']} known", False, remedy)
+    yield Diagnosis("peers", bool(peers), f"{len(peers)} live, {tree['counters']['known_peers']} known", False, remedy)
     if tree["refusal"]:
         remedy = "ask the swarm's owner for an invite, and gossamer join with it"
-        yield Check("admitted", False, f"its peers do not admit it: {tree['refusal']}", do=remedy)
+        yield Diagnosis("admitted", False, f"its peers do not admit it: {tree['refusal']}", do=remedy)
     if tree["twin"]:
-        yield Check(
+        yield Diagnosis(
             "identity", False, f"another process runs with this key, at {printable(tree['twin'])}", do="stop one"
         )
     remedy = "start it with --listen tcp://0.0.0.0:4001, forward that port, open the firewall; it works without"
-    yield Check("reached", bool(tree["dialable"]), reachability(tree), needed=False, do=remedy)
+    yield Diagnosis("reached", bool(tree["dialable"]), reachability(tree), needed=False, do=remedy)
     remedy = "start one more with --listen tcp://0.0.0.0:4001: when the one stops, the others lose each other"
-    yield Check(
+    yield Diagnosis(
         "members", not peers or tree["counters"]["dialable_members"] > 1, members(tree), needed=False, do=remedy
     )
     versions = Counter(peer["agent"] for peer in peers)
     if versions:
         text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
         newer = set(versions) <= {agent()}
-        yield Check("versions", newer, f"peers run {text}; this is {agent()}", False, "update whoever is behind")
+        yield Diagnosis("versions", newer, f"peers run {text}; this is {agent()}", False, "update whoever is behind")
 
 
 def reachability(tree: Tree) -> str:

@@ -9,7 +9,7 @@ from node.errors import UserError
 from node.operations.trained import Trained, find_trained
 
 if TYPE_CHECKING:
-    from node.policy.model_card import History
+    from node.policy.model_card import TrainingHistory
 
 
 def write_model(
@@ -33,8 +33,8 @@ def write_model(
     export_model(policy, out, dtype or ("bfloat16" if of_training == "nf4" else of_training), card)
 
 
-def _history(trained: Trained) -> "History | None":
-    from node.policy.model_card import History
+def _history(trained: Trained) -> "TrainingHistory | None":
+    from node.policy.model_card import TrainingHistory
     from node.swarm.founding import load_manifest
     from node.telemetry.evaluations import EVALUATIONS_FILE
     from node.telemetry.metrics import iter_metrics, iter_with_older, number
@@ -44,7 +44,7 @@ def _history(trained: Trained) -> "History | None":
         return None
     manifest = load_manifest(trained.node)
     rows = [row for row in iter_with_older(trained.node / "metrics.jsonl") if row["round"] <= trained.round]
-    return History(
+    return TrainingHistory(
         trained.round,
         summarise_node(rows),
         int(max((number(row, "swarm/peers") for row in rows), default=0)),

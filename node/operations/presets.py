@@ -18,7 +18,7 @@ import math
 from typing import Any, NamedTuple
 
 from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
-from node.engines import BY_PREFERENCE, Beside, Kind, kind_of
+from node.engines import BY_PREFERENCE, Beside, EngineKind, kind_of
 from node.engines.missing import missing
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.footprint import (
@@ -52,18 +52,18 @@ RATES = (
 )
 
 
-class Choice(NamedTuple):
+class PresetValue(NamedTuple):
     """The value of one setting, and why."""
 
     value: Any
     reason: str
 
 
-Overrides = dict[str, Choice]
+Overrides = dict[str, PresetValue]
 """By dotted key of the configuration."""
 
 
-class Held(NamedTuple):
+class HeldMemory(NamedTuple):
     """What the trainer holds of a model: weights, and where they are trained, their gradients and Adam's moments."""
 
     training: int  # bytes
@@ -139,8 +139,10 @@ def preset(
     adapters = _wants_adapters(parameters, machine, lora)
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
-        return overrides | {"threads": Choice(1, "small matrices: more threads only wait for each other")}
-    overrides["trainer.save_full"] = Choice(1, "an optimiser's state is twice the weights: only the newest needs it")
+        return overrides | {"threads": PresetValue(1, "small matrices: more threads only wait for each other")}
+    overrides["trainer.save_full"] = PresetValue(
+        1, "an optimiser's state is twice the weights: only the newest needs it"
+    )
     held = _held(size, machine, adapters=adapters, dtype=dtype)
     if adapters and lora is None:
         packs = (
@@ -183,16 +185,16 @@ def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: 
     return "hf", Beside(0, 0)
 
 
-def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None = None) -> Held:
+def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None = None) -> HeldMemory:
     if adapters:
         frozen = weight_bytes(size, dtype or "bfloat16")
         frozen += frozen // machine.sharers if machine.sharers > 1 else 0
-        return Held(frozen, frozen, adapters=True)
+        return HeldMemory(frozen, frozen, adapters=True)
     training = int(_training_bytes(machine) * size.parameters)
-    return Held(training, training - 4 * size.parameters // machine.sharers, adapters=False)
+    return HeldMemory(training, training - 4 * size.parameters // machine.sharers, adapters=False)
 
 
-def _trains(size: ModelSize, machine: Machine, held: Held) -> bool:
+def _trains(size: ModelSize, machine: Machine, held: HeldMemory) -> bool:
     """Tell whether the smallest micro-batch fits beside what is held."""
     tokens = FEWEST_TOKENS * activation_bytes(size, 2, checkpointing=size.parameters > HUGE)
     tokens += logits_bytes(size, FEWEST_TOKENS, adapters=held.adapters)
@@ -204,13 +206,13 @@ def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) ->
     if not (machine.gpu and machine.vllm):
         return {}
     if name == "hf":
-        return {"engine.kind": Choice("hf", "another engine's copy of the weights has no room beside training")}
-    chosen = {"engine.kind": Choice(name, "installed here, and several times as fast as transformers")}
+        return {"engine.kind": PresetValue("hf", "another engine's copy of the weights has no room beside training")}
+    chosen = {"engine.kind": PresetValue(name, "installed here, and several times as fast as transformers")}
     own = kind_of(name).settings(machine, config, resident)
-    return chosen | {key: Choice(value, reason) for key, (value, reason) in own.items()}
+    return chosen | {key: PresetValue(value, reason) for key, (value, reason) in own.items()}
 
 
-def _thinking(size: ModelSize, machine: Machine, held: Held, engine: Kind) -> Overrides:
+def _thinking(size: ModelSize, machine: Machine, held: HeldMemory, engine: EngineKind) -> Overrides:
     """Return how long a reasoning model may think; without room in the update or the engine it is asked not to."""
     positions = size.positions or 2048
     prompt = min(1024, positions // 2)
@@ -218,9 +220,9 @@ def _thinking(size: ModelSize, machine: Machine, held: Held, engine: Kind) -> Ov
     trains = _fitting_tokens(size, machine, held) >= prompt + answer
     left, rows = machine.memory - held.training, GPU_QUESTIONS * SamplingConfig().completions
     if not (machine.gpu and trains and engine.holds(size, machine, left, rows, prompt + answer)):
-        return {"policy.template": Choice({"enable_thinking": False}, "its thoughts would be cut off")}
+        return {"policy.template": PresetValue({"enable_thinking": False}, "its thoughts would be cut off")}
     return {
-        "engine.max_completion_length": Choice(answer, "it thinks before it answers"),
+        "engine.max_completion_length": PresetValue(answer, "it thinks before it answers"),
     }
 
 
@@ -230,7 +232,7 @@ def _rate(parameters: int, *, adapters: bool) -> Overrides:
     if rate == TrainerConfig().learning_rate:
         return {}
     return {
-        "trainer.learning_rate": Choice(
+        "trainer.learning_rate": PresetValue(
             rate, f"adapters, ten times what all weights take: {reason}" if adapters else reason
         )
     }
@@ -241,38 +243,42 @@ def _adapters(parameters: int, machine: Machine, *, packs: bool) -> Overrides:
     reason = f"training all weights takes {need:.1f} GB before any activation, of {machine.memory / 1e9:.1f} GB"
     rank = 32 if parameters <= HUGE else 16
     return {
-        "policy.lora.r": Choice(rank, reason),
-        "policy.lora.alpha": Choice(2 * rank, "twice the rank, as is usual"),
-        "policy.dtype": Choice("nf4", f"frozen weights of 16 bits would not fit {machine.memory / 1e9:.1f} GB")
+        "policy.lora.r": PresetValue(rank, reason),
+        "policy.lora.alpha": PresetValue(2 * rank, "twice the rank, as is usual"),
+        "policy.dtype": PresetValue("nf4", f"frozen weights of 16 bits would not fit {machine.memory / 1e9:.1f} GB")
         if packs
-        else Choice("bfloat16", "frozen weights need no more; the adapters stay fp32"),
+        else PresetValue("bfloat16", "frozen weights need no more; the adapters stay fp32"),
     }
 
 
 def _speaking(size: ModelSize, machine: Machine) -> Overrides:
     positions = size.positions or 2048
     overrides = {
-        "engine.max_prompt_length": Choice(min(512, positions // 2), "room for an instruction and solved examples"),
-        "engine.max_completion_length": Choice(
+        "engine.max_prompt_length": PresetValue(
+            min(512, positions // 2), "room for an instruction and solved examples"
+        ),
+        "engine.max_completion_length": PresetValue(
             min(32, positions // 4), "an answer with a few words; on a processor each token is felt"
         ),
     }
     if machine.gpu:
         overrides |= {
-            "sampling.local": Choice(GPU_QUESTIONS, "a GPU answers eight questions in hardly more time than two"),
-            "engine.max_prompt_length": Choice(
+            "sampling.local": PresetValue(GPU_QUESTIONS, "a GPU answers eight questions in hardly more time than two"),
+            "engine.max_prompt_length": PresetValue(
                 min(1024, positions // 2), "room for an instruction and solved examples"
             ),
-            "engine.max_completion_length": Choice(
+            "engine.max_completion_length": PresetValue(
                 min(256, positions // 4), "some lines of reasoning; raise it as answers grow"
             ),
         }
     if machine.gpu and size.parameters > HUGE:
-        overrides["trainer.gradient_checkpointing"] = Choice(True, "a third more time for a fraction of the memory")
+        overrides["trainer.gradient_checkpointing"] = PresetValue(
+            True, "a third more time for a fraction of the memory"
+        )
     return overrides
 
 
-def _fitting_tokens(size: ModelSize, machine: Machine, held: Held) -> int:
+def _fitting_tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> int:
     """Return the tokens of a micro-batch whose activations take half of what weights and logits leave."""
     logits = logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=held.adapters)
     budget = max(0, machine.memory - held.training - logits) // 2
@@ -282,13 +288,15 @@ def _fitting_tokens(size: ModelSize, machine: Machine, held: Held) -> int:
     return max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
 
 
-def _tokens(size: ModelSize, machine: Machine, held: Held) -> Overrides:
+def _tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> Overrides:
     """Return the micro-batch that fits, if the default one does not."""
     tokens = _fitting_tokens(size, machine, held)
     if tokens >= TrainerConfig().tokens_per_batch:
         return {}
     return {
-        "trainer.tokens_per_batch": Choice(tokens, f"activations of more would not fit {machine.memory / 1e9:.1f} GB")
+        "trainer.tokens_per_batch": PresetValue(
+            tokens, f"activations of more would not fit {machine.memory / 1e9:.1f} GB"
+        )
     }
 
 

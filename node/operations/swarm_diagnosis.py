@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
-from node.operations.diagnosis import Check, printable
+from node.operations.diagnosis import Diagnosis, printable
 from node.swarm.peering import agent
 from protocol import bootstrap
 from protocol.config import LOCAL, WAN
@@ -45,7 +45,7 @@ class SeedAnswer(NamedTuple):
     error: str = ""
 
 
-def examine_swarm(invite: Invite, patience: float = PATIENCE_S, quiet: float = QUIET_S) -> Iterator[Check]:
+def examine_swarm(invite: Invite, patience: float = PATIENCE_S, quiet: float = QUIET_S) -> Iterator[Diagnosis]:
     """Yield what is found of the invite's swarm, one thing at a time.
 
     Args:
@@ -63,7 +63,7 @@ def examine_swarm(invite: Invite, patience: float = PATIENCE_S, quiet: float = Q
         yield _manifest(manifest)
         yield from _enter(invite, manifest, patience, quiet)
     elif any(answer.reason == KEPT_OUT for answer in answers):
-        yield Check("stranger", True, "is kept out, as an allowlist has it; a member's gossamer status sees more")
+        yield Diagnosis("stranger", True, "is kept out, as an allowlist has it; a member's gossamer status sees more")
 
 
 def _ask(invite: Invite, seed: Address, patience: float) -> SeedAnswer:
@@ -76,17 +76,17 @@ def _ask(invite: Invite, seed: Address, patience: float) -> SeedAnswer:
     return SeedAnswer(time.monotonic() - began, fetched.manifest)
 
 
-def _seed(seed: Address, answer: SeedAnswer, patience: float) -> Check:
+def _seed(seed: Address, answer: SeedAnswer, patience: float) -> Diagnosis:
     at = str(seed.endpoint).removeprefix("tcp://")
     if answer.manifest is not None or answer.reason == KEPT_OUT:
-        return Check("seed", True, f"{at} answers after {answer.took:.1f} s")
+        return Diagnosis("seed", True, f"{at} answers after {answer.took:.1f} s")
     if answer.reason:
-        return Check("seed", False, f"{at}: {printable(answer.error)}", do="ask whoever runs it, or leave it out")
+        return Diagnosis("seed", False, f"{at}: {printable(answer.error)}", do="ask whoever runs it, or leave it out")
     remedy = "start it again on its folder, or give out an invite without it"
-    return Check("seed", False, f"{at} does not answer within {patience:g} s", do=remedy)
+    return Diagnosis("seed", False, f"{at} does not answer within {patience:g} s", do=remedy)
 
 
-def _right(invite: Invite) -> Iterator[Check]:
+def _right(invite: Invite) -> Iterator[Diagnosis]:
     """Look at the right that the invite brings, if it brings one."""
     if invite.grant is None:
         return
@@ -95,18 +95,20 @@ def _right(invite: Invite) -> Iterator[Check]:
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(certificate.expiry_ms / 1000))
     remedy = "its owner makes another: gossamer invite FOLDER --uses N --expires 30d"
     if left <= 0:
-        yield Check("invite", False, f"expired on {day}", do=remedy)
+        yield Diagnosis("invite", False, f"expired on {day}", do=remedy)
     else:
-        yield Check("invite", left > SOON_S, f"admits until {day}; not tried, so no use is spent", False, remedy)
+        yield Diagnosis("invite", left > SOON_S, f"admits until {day}; not tried, so no use is spent", False, remedy)
 
 
-def _manifest(manifest: SwarmManifest) -> Check:
+def _manifest(manifest: SwarmManifest) -> Diagnosis:
     day = time.strftime("%Y-%m-%d", time.localtime(manifest.created_ms / 1000))
     tasks = "one task" if len(manifest.tasks) == 1 else f"{len(manifest.tasks)} tasks"
-    return Check("manifest", True, f"the invite's: {tasks}, {manifest.policy}, founded on {day}; it does not expire")
+    return Diagnosis(
+        "manifest", True, f"the invite's: {tasks}, {manifest.policy}, founded on {day}; it does not expire"
+    )
 
 
-def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: float) -> Iterator[Check]:
+def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: float) -> Iterator[Diagnosis]:
     """Enter as a stranger; count who is there."""
     near = all(seed.endpoint.is_loopback for seed in invite.seeds)
     host = Host(
@@ -129,9 +131,9 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
         if not host.peers():
             why = f": {printable(host.refusal)}" if host.refusal else ""
             remedy = "are its members full? Start a relay: gossamer node --join INVITE --seed-only"
-            yield Check("stranger", False, f"does not get in within {patience:g} s{why}", do=remedy)
+            yield Diagnosis("stranger", False, f"does not get in within {patience:g} s{why}", do=remedy)
             return
-        yield Check("stranger", True, f"gets in after {took:.1f} s")
+        yield Diagnosis("stranger", True, f"gets in after {took:.1f} s")
         known, changed = _look(host), time.monotonic()
         while time.monotonic() < min(changed + quiet, began + took + LOOK_S):
             time.sleep(POLL_S)
@@ -143,12 +145,14 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
         host.stop()
     heard = "answers" if len(answering) == 1 else "answer"
     text = f"{len(known)} known by their records of the last day, {len(answering)} {heard} this stranger"
-    yield Check("nodes", True, text)
+    yield Diagnosis("nodes", True, text)
     remedy = "start one more with --listen tcp://0.0.0.0:4001: when the one stops, the others lose each other"
-    yield Check("dialable", dialable > 1, f"{dialable} can be dialled", needed=False, do=remedy)
+    yield Diagnosis("dialable", dialable > 1, f"{dialable} can be dialled", needed=False, do=remedy)
     versions = Counter(known.values())
     text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
-    yield Check("versions", set(versions) <= {agent()}, f"{text}; this is {agent()}", False, "update whoever is behind")
+    yield Diagnosis(
+        "versions", set(versions) <= {agent()}, f"{text}; this is {agent()}", False, "update whoever is behind"
+    )
 
 
 def _look(host: Host) -> dict[str, str]:

@@ -58,7 +58,7 @@ class Machine(NamedTuple):
     sharers: int = 1  # processes, each on a device like this, among which FSDP2 shares the weights out
 
 
-class Part(NamedTuple):
+class MemoryPart(NamedTuple):
     """One entry of the sum: its bytes, and how they come about."""
 
     name: str
@@ -81,12 +81,12 @@ def cache_bytes(layers: int, kv_width: int, width: int) -> int:
 def footprint(
     size: ModelSize,
     config: NodeConfig,
-    engine_parts: Sequence[Part],
+    engine_parts: Sequence[MemoryPart],
     *,
     bf16: bool,
     gpu_memory: int = 0,
     sharers: int = 1,
-) -> list[Part]:
+) -> list[MemoryPart]:
     """Return what a node with this configuration takes of the memory of the device that trains.
 
     With FSDP2 it is the device of the node's own process, which keeps a whole copy of the weights beside its part.
@@ -94,7 +94,7 @@ def footprint(
     Args:
         size: of the policy's model.
         config: of the node.
-        engine_parts: what its engine takes of the device, as the engine says (`node.engines.Kind.memory`).
+        engine_parts: what its engine takes of the device, as the engine says (`node.engines.EngineKind.memory`).
         bf16: whether products are computed in bfloat16.
         gpu_memory: of the GPU that trains, whose libraries are in another memory; 0 for a processor.
         sharers: processes among which FSDP2 shares out the weights; 1 without it.
@@ -112,16 +112,18 @@ def footprint(
     moments = int(ADAM_BYTES[config.trainer.options.optim] * trained)
     each = f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"
     parts = [
-        Part("weights", weights // sharers, each + of_all),
-        Part("gradients", 4 * trained // sharers, f"{trained / 1e6:.3g} M trained weights{of_all}", when="update"),
-        Part("Adam", moments // sharers, f"two moments of each trained weight{of_all}"),
-        Part(
+        MemoryPart("weights", weights // sharers, each + of_all),
+        MemoryPart(
+            "gradients", 4 * trained // sharers, f"{trained / 1e6:.3g} M trained weights{of_all}", when="update"
+        ),
+        MemoryPart("Adam", moments // sharers, f"two moments of each trained weight{of_all}"),
+        MemoryPart(
             "activations",
             tokens * activation_bytes(size, cache_width(config, bf16=bf16), checkpointing=checkpointing),
             f"{tokens} tokens at once: trainer.tokens_per_batch",
             when="update",
         ),
-        Part(
+        MemoryPart(
             "logits",
             logits_bytes(size, tokens * answers // group, adapters=lora.r > 0),
             f"{tokens * answers // group} tokens of completions, {size.vocabulary} words; {CHUNK / 1e6:.0f} M at once",
@@ -129,23 +131,23 @@ def footprint(
         ),
     ]
     if bf16 and dtype == "float32":
-        parts.append(Part("bf16 weights", 2 * size.parameters, "cast once a pass", when="update"))
+        parts.append(MemoryPart("bf16 weights", 2 * size.parameters, "cast once a pass", when="update"))
     if sharers > 1:
-        parts.append(Part("whole weights", weights, "to generate, evaluate and save; in the node's own process"))
+        parts.append(MemoryPart("whole weights", weights, "to generate, evaluate and save; in the node's own process"))
         gathered = 2 * (size.parameters // size.layers + size.vocabulary * size.hidden)
         width = weights / size.parameters
         parts.append(
-            Part("layers in work", int(gathered * width), "two layers, embeddings and head, whole", when="update")
+            MemoryPart("layers in work", int(gathered * width), "two layers, embeddings and head, whole", when="update")
         )
     parts += engine_parts
     if not gpu_memory:
-        parts.append(Part("libraries", LIBRARIES, "torch and transformers"))
+        parts.append(MemoryPart("libraries", LIBRARIES, "torch and transformers"))
         if sampling.external:
-            parts.append(Part("replay buffer", config.buffer.max_bytes, "buffer.max_bytes"))
+            parts.append(MemoryPart("replay buffer", config.buffer.max_bytes, "buffer.max_bytes"))
     return parts
 
 
-def peak(parts: list[Part]) -> int:
+def peak(parts: list[MemoryPart]) -> int:
     """Return what `footprint`'s parts take at once: generation, and the update with its gradients, take turns."""
     of = {
         when: sum(part.bytes if part.bound else MARGIN * part.bytes for part in parts if part.when == when)

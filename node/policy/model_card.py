@@ -18,7 +18,7 @@ PACKAGES = ("gossamer", "transformers", "trl", "torch", "peft")
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class TrainingHistory:
     """What is known of the training.
 
     Its rounds, the node's figures in a run's summary, the most peers it had, its evaluations, and the swarm's name,
@@ -32,7 +32,9 @@ class History:
     swarm: str
 
 
-def model_card(base_model: str, config: NodeConfig, name: str, history: History | None, today: datetime.date) -> str:
+def model_card(
+    base_model: str, config: NodeConfig, name: str, history: TrainingHistory | None, today: datetime.date
+) -> str:
     """Return the card as Markdown with the front matter that model hubs read.
 
     Args:
@@ -60,7 +62,7 @@ def model_card(base_model: str, config: NodeConfig, name: str, history: History 
     return "\n".join(lines)
 
 
-def _training(config: NodeConfig, history: History) -> list[str]:
+def _training(config: NodeConfig, history: TrainingHistory) -> list[str]:
     summary = history.summary
     trained = summary["groups_local"] + summary["groups_external"]
     share = summary["groups_external"] / trained if trained else 0.0

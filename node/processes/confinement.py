@@ -38,7 +38,7 @@ IOCTL_DEV = 1 << 15
 SCOPES = 0b11  # since ABI 6: abstract Unix sockets and signals end at this process
 
 
-class _Machine(NamedTuple):
+class _Architecture(NamedTuple):
     """What seccomp calls an architecture, and the numbers of system calls there.
 
     `denied` always fail, `of_a_process` unless their first argument is 0, which stands for the caller itself.
@@ -54,7 +54,7 @@ MACHINES: Final = {
     # socket; chmod, fchmod, chown, fchown, lchown; fchownat, fchmodat; utime, utimes, futimesat, utimensat;
     # setxattr and removexattr, three of each; shmget, semget, msgget; setpriority, ioprio_set.
     # sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr; prlimit64; migrate_pages, move_pages
-    "x86_64": _Machine(
+    "x86_64": _Architecture(
         0xC000003E,
         (
             *(41, 90, 91, 92, 93, 94, 260, 268, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
@@ -63,7 +63,7 @@ MACHINES: Final = {
         (142, 144, 203, 314, 302, 256, 279),
     ),
     # socket; fchmod, fchmodat, fchownat, fchown; utimensat; setxattr and removexattr, three of each; then as above
-    "aarch64": _Machine(
+    "aarch64": _Architecture(
         0xC00000B7,
         (198, 52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 194, 190, 186, 140, 30, *_EVERYWHERE),
         (118, 119, 122, 274, 261, 238, 239),
@@ -122,7 +122,7 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
     _check(libc.capset(header, data), "capset")
 
 
-def _deny_calls(libc: ctypes.CDLL, machine: _Machine) -> None:
+def _deny_calls(libc: ctypes.CDLL, machine: _Architecture) -> None:
     """Let the denied system calls fail with EACCES, and those of another architecture's ABI."""
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq k, jge k, ret k
     allow, deny = 0x7FFF0000, 0x00050000 | errno.EACCES

@@ -6,7 +6,7 @@ last one is ignored, and stays so. SIGUSR1 asks for a checkpoint.
 A process with work in progress stops in this order (`Stopping`):
 
     the first signal    the work may end by itself, for as long as the grace period lasts
-    grace is over       `GiveUp` is raised in the main thread, wherever that is, every few seconds until it is caught
+    grace is over       `GivenUp` is raised in the main thread, wherever that is, every few seconds until it is caught
     10 s later          the main thread is in a call that never returns: its stack is printed, and the process ends
     a second signal     ends the process at once, as if it had never been caught
 """
@@ -21,21 +21,21 @@ from types import FrameType
 
 TWICE_S = 1.0  # `timeout` and a terminal that closes send one request as two signals
 AGAIN_S = 5.0  # an exception that is raised in a destructor is lost; what is left to unwind takes less
-STUCK_S = 10.0  # from `GiveUp` to the end of what does not heed it: some kernels on a GPU take seconds
+STUCK_S = 10.0  # from `GivenUp` to the end of what does not heed it: some kernels on a GPU take seconds
 STDERR = 2
 
 
 Handler = Callable[[int, FrameType | None], object]
 
 
-class GiveUp(BaseException):
+class GivenUp(BaseException):
     """The work in progress is not to be waited for; no `Exception`, so that no library takes it for its own failure."""
 
 
 class Stopping:
     """Requests to stop, and how long the work in progress is waited for; true once a signal came.
 
-    Made by `graceful_stop`. It begins with nothing in progress that is worth waiting for: `GiveUp` comes with the
+    Made by `graceful_stop`. It begins with nothing in progress that is worth waiting for: `GivenUp` comes with the
     signal. All methods are for the main thread, but for the truth, which any thread may ask for.
     """
 
@@ -52,9 +52,9 @@ class Stopping:
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Let the work in the block end by itself within the grace period; raise `GiveUp` if a signal came already."""
+        """Let the work in the block end by itself within the grace period; raise `GivenUp` if a signal came already."""
         if self.received:
-            raise GiveUp
+            raise GivenUp
         self._waits = True
         try:
             yield
@@ -62,7 +62,7 @@ class Stopping:
             self._waits = False
 
     def finish(self) -> None:
-        """Raise `GiveUp` no more: the work has ended or was given up, and what is left to do has to be done."""
+        """Raise `GivenUp` no more: the work has ended or was given up, and what is left to do has to be done."""
         self._over = True
         if self.received:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -90,7 +90,7 @@ class Stopping:
         faulthandler.dump_traceback_later(grace + STUCK_S, exit=True, file=STDERR)
         signal.setitimer(signal.ITIMER_REAL, grace or AGAIN_S, AGAIN_S)
         if not grace:
-            raise GiveUp
+            raise GivenUp
 
     def save(self, number: int, _: FrameType | None) -> None:
         """Take a request for a checkpoint."""
@@ -99,7 +99,7 @@ class Stopping:
     def give_up(self, number: int, _: FrameType | None) -> None:
         """Take the end of the grace period."""
         if not self._over:
-            raise GiveUp
+            raise GivenUp
 
 
 def signals_to_stop() -> frozenset[signal.Signals]:

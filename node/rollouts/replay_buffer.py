@@ -107,7 +107,7 @@ class Snapshot(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Entry:
+class _BufferedGroup:
     candidate: Candidate
     body: bytes
 
@@ -297,7 +297,7 @@ class ReplayBuffer:
         self._load()
 
     def _load(self) -> None:
-        self._entries: dict[bytes, _Entry] = {}  # oldest first
+        self._entries: dict[bytes, _BufferedGroup] = {}  # oldest first
         self._free: dict[bytes, Candidate] = {}  # oldest first: those not buried, and not known to be used up
         self._bytes = 0
         self._peer_count: Counter[str] = Counter()
@@ -320,7 +320,7 @@ class ReplayBuffer:
             self._remember(Candidate(group_id, peer, task, question, texts, received, first_round, unpacked), body)
 
     def _remember(self, candidate: Candidate, body: bytes) -> None:
-        self._entries[candidate.id] = _Entry(candidate, body)
+        self._entries[candidate.id] = _BufferedGroup(candidate, body)
         if candidate.id not in self._buried:
             self._free[candidate.id] = candidate
         self._bytes += len(body)

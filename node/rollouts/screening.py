@@ -71,7 +71,7 @@ Judged = Callable[[Callable[[float], list[MaybeLate]], float], list[MaybeLate]]
 """A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
 
 
-class Seen(NamedTuple):
+class ReadGroup(NamedTuple):
     """An item from a peer as it was read, and when (Unix seconds); `reason` is empty if it was taken."""
 
     id: bytes
@@ -82,7 +82,7 @@ class Seen(NamedTuple):
     reason: str
 
 
-class Refused(NamedTuple):
+class RefusedGroup(NamedTuple):
     """A group that a round drew and refused, its signer, and why."""
 
     id: bytes
@@ -90,7 +90,7 @@ class Refused(NamedTuple):
     reason: str
 
 
-class Limits(NamedTuple):
+class GroupBounds(NamedTuple):
     """The bounds of a peer's group."""
 
     completions: int
@@ -205,7 +205,7 @@ class ScreeningContext:
 
 
 @dataclass(slots=True)
-class _Pending:
+class _PendingGroup:
     """A drawn group whose verdicts are awaited.
 
     The completions at `places` are scored; those of `picks` may be trained on.
@@ -231,11 +231,11 @@ class Screening:
     signers: int  # that have a group in the buffer
     usable: dict[bytes, EncodedGroup] = field(default_factory=dict)  # each with the tokens of its picked completions
     picks: list[Pick] = field(default_factory=list)  # from usable groups
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedGroup] = field(default_factory=list)
     revoked: frozenset[str] = frozenset()  # signers whose groups the round must not use
     left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, counted by reason
     _drawn: dict[bytes, Candidate] = field(default_factory=dict)
-    _pending: list[_Pending] = field(default_factory=list)
+    _pending: list[_PendingGroup] = field(default_factory=list)
     _scoring: Scoring | None = None
     _is_late: bool = False
     _usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
@@ -280,10 +280,10 @@ class Screening:
             try:
                 question = rebuild(group, self.context.tasks, self.context.encode_prompt)
             except GroupError as error:
-                self.refused.append(Refused(key, one.peer, error.reason))
+                self.refused.append(RefusedGroup(key, one.peer, error.reason))
                 continue
             places = sorted({place for pick in of_group[key] for place in pick.rests_on})
-            self._pending.append(_Pending(one, group, question, of_group[key], places))
+            self._pending.append(_PendingGroup(one, group, question, of_group[key], places))
         if any(submit_of(one.question.task) is not None for one in self._pending):
             self._scoring = Scoring(self._answers(), is_own=False)
         return bool(of_group)
@@ -298,14 +298,14 @@ class Screening:
         pending, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
         verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
-        true: list[_Pending] = []
+        true: list[_PendingGroup] = []
         for one in pending:
             found = [next(verdicts) for _ in one.places]
             if one.candidate.peer in self.revoked:
                 continue
             there = [(place, verdict) for place, verdict in zip(one.places, found, strict=True) if verdict != LATE]
             if reason := compare(one.group, there):
-                self.refused.append(Refused(one.candidate.id, one.candidate.peer, reason))
+                self.refused.append(RefusedGroup(one.candidate.id, one.candidate.peer, reason))
             elif LATE in found:
                 self.left_out["late"] += len(one.picks)
                 self._is_late = True
@@ -342,7 +342,7 @@ class Screening:
     def _answers(self) -> list[Answer]:
         return [_answer(one.question, one.group.completions[place]) for one in self._pending for place in one.places]
 
-    def _take(self, true: Sequence[_Pending], own: OwnResults) -> None:
+    def _take(self, true: Sequence[_PendingGroup], own: OwnResults) -> None:
         """Take the picks of true groups that may be trained on; refuse a group whose good picks are all left out.
 
         A group without a good pick is refused if all of its picks are left out. The first pick's reason counts.
@@ -368,14 +368,14 @@ class Screening:
             right = [pick for pick in one.picks if pick.advantage > 0]  # may be none where a large group is cut down
             reasons = [why[pick.id, pick.index] for pick in right or one.picks]
             if all(reasons):
-                self.refused.append(Refused(one.candidate.id, one.candidate.peer, reasons[0]))
+                self.refused.append(RefusedGroup(one.candidate.id, one.candidate.peer, reasons[0]))
                 continue
             key = one.candidate.id
             picked = {pick.index: tokens[pick.id, pick.index] for pick in good}
             self.usable[key] = EncodedGroup(one.group, one.question.prompt, picked, id=key)
             self.picks += good
 
-    def _over_long(self, one: _Pending, encoded: Tokens, bare: bool, own: OwnResults) -> str:
+    def _over_long(self, one: _PendingGroup, encoded: Tokens, bare: bool, own: OwnResults) -> str:
         sampling = self.context.sampling
         if not sampling.max_length_ratio or sampling.source != "peers" or bare:
             return ""

@@ -59,7 +59,7 @@ ADDRESS_FILE = "weights_address"
 JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members do so once in `every` rounds
 
 
-class Directory(Protocol):
+class MemberDirectory(Protocol):
     """The members' knowledge of each other: a `protocol.host.Host`."""
 
     def serve(self, *services: Service) -> None:
@@ -117,7 +117,7 @@ def exchange_weights(
     folder: Path,
     policy: Policy,
     checkpoint: Path | None,
-    directory: Directory | None = None,
+    directory: MemberDirectory | None = None,
 ) -> Iterator[Weights]:
     """Take part in the group for as long as the block lasts, as `config.weights` says.
 
@@ -222,7 +222,7 @@ LISTEN = (
 log = structlog.get_logger()
 
 
-class Member(OuterGroup, Protocol):
+class GroupMembership(OuterGroup, Protocol):
     """A membership in a group: a `Communicator`."""
 
     @property
@@ -236,11 +236,11 @@ class Member(OuterGroup, Protocol):
         """Leave the group; calls under way end with an error."""
 
 
-Connect = Callable[[], Member]
+Connect = Callable[[], GroupMembership]
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
+class _RoundResult:
     """The result of a round of the group, and the weights since which learning does not yet count in it."""
 
     since: torch.Tensor
@@ -280,10 +280,10 @@ class WeightExchange:
         self._momentum = torch.zeros_like(self._base)
         self._revision = 0
         self._jobs: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()  # weights; None: leave
-        self._results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[_RoundResult] = queue.SimpleQueue()
         self._busy = False
         self._stopping = threading.Event()
-        self._member: Member | None = None
+        self._member: GroupMembership | None = None
         self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
 
     def begin(self) -> None:
@@ -390,7 +390,7 @@ class WeightExchange:
             if self._member is not None:
                 self._member.leave()
 
-    def _reach(self) -> Member | None:
+    def _reach(self) -> GroupMembership | None:
         delay = FIRST_RETRY
         while not self._stopping.is_set():
             try:
@@ -403,7 +403,7 @@ class WeightExchange:
             delay = min(2 * delay, LAST_RETRY)
         return None
 
-    def _exchange(self, member: Member) -> None:
+    def _exchange(self, member: GroupMembership) -> None:
         write_atomically(self._address, f"{member.address}\n".encode())
         rounds = OuterRounds(member, self._base, outer_of(self._config), self._stopping)
         rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
@@ -425,7 +425,7 @@ class WeightExchange:
             # Learning since `start` counts the next time, unless the group's state replaced it.
             since = start if joining and not step.joined else given
             joining = False
-            self._results.put(_Result(since, rounds.outer.clone(), rounds.momentum.clone(), step))
+            self._results.put(_RoundResult(since, rounds.outer.clone(), rounds.momentum.clone(), step))
 
 
 def outer_of(config: WeightsConfig) -> Outer:

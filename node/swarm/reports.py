@@ -4,7 +4,7 @@
                           [[task, reward], ...], [[node id (20), groups], ...]]
 
 The groups are those of peers that the node has trained on `since` then, by who signed them. Rewards and accuracies are
-millionths; one that is not known is nil. These are the metrics of `Place.BOARD` (node/metrics.py). All of it is the
+millionths; one that is not known is nil. These are the metrics of `Display.BOARD` (node/metrics.py). All of it is the
 node's own word: what it says of others counts for these (`node.board.standing`), and what it says of itself for
 nothing. A newer version may append fields.
 
@@ -44,7 +44,7 @@ class ReportError(PeerError):
     """A report that is not taken."""
 
 
-class Report(NamedTuple):
+class NodeReport(NamedTuple):
     """What a node says of itself: `taught_by` holds how many groups of whom it has trained on since `since`, Unix s."""
 
     since: int
@@ -57,7 +57,7 @@ class Report(NamedTuple):
     taught_by: Mapping[NodeId, int]
 
 
-def encode(report: Report) -> bytes:
+def encode(report: NodeReport) -> bytes:
     """Return a report as bytes: its first tasks by name, and who taught most; texts are cut and made printable."""
     tasks = sorted(report.rewards.items())[:MAX_TASKS]
     teachers = sorted(report.taught_by.items(), key=lambda one: (-one[1], one[0]))[:MAX_TEACHERS]
@@ -76,7 +76,7 @@ def encode(report: Report) -> bytes:
     )
 
 
-def decode(body: bytes, signer: NodeId) -> Report:
+def decode(body: bytes, signer: NodeId) -> NodeReport:
     """Return the report in `body`, which `signer` has signed.
 
     Raises:
@@ -96,7 +96,7 @@ def decode(body: bytes, signer: NodeId) -> Report:
     _check(len(by_task) == len(rewards) and len(taught) == len(teachers), "a name twice")
     if signer in taught:
         raise ReportError("self_praise", "a node learns nothing from itself")
-    return Report(since, agent, model, rounds, _value(reward), _value(accuracy), by_task, taught)
+    return NodeReport(since, agent, model, rounds, _value(reward), _value(accuracy), by_task, taught)
 
 
 class Desk:
@@ -109,7 +109,7 @@ class Desk:
         for signer, time in last.items():
             self._last.set(signer, time)
 
-    def take(self, body: bytes, signer: NodeId, time: float) -> Report:
+    def take(self, body: bytes, signer: NodeId, time: float) -> NodeReport:
         """Return the report that `signer` signed at `time`, Unix s.
 
         Raises:
@@ -144,7 +144,7 @@ class Reporter:
             return None
         since = int(now if self._since is None else self._since)
         made = (self.agent, model, row["round"], row.get("reward"), self._accuracy)
-        report = encode(Report(since, *made, self._rewards, self._taught_by))
+        report = encode(NodeReport(since, *made, self._rewards, self._taught_by))
         self._since = now
         self._taught_by.clear()
         return report

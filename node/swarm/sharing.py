@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
-from node.rollouts.screening import BLAMELESS, Limits, ReadResult, Seen, read
+from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
 from node.swarm.reports import REPORTS_TOPIC, Desk, Reporter, ReportError
 from node.tasks import TaskKey
 from node.tasks.task_set import TaskSet, unshared
@@ -91,7 +91,7 @@ class NoExchange:
         return Counters(0, 0, 0, 0, 0, 0, 0, {})
 
 
-class Admission:
+class GroupReader:
     """Decides whether what a peer sent may enter the replay buffer; pure.
 
     Args:
@@ -99,7 +99,7 @@ class Admission:
         limits: of a group.
     """
 
-    def __init__(self, tasks: TaskSet, limits: Limits) -> None:
+    def __init__(self, tasks: TaskSet, limits: GroupBounds) -> None:
         self._tasks = tasks
         self._limits = limits
         self.topics = frozenset(topic_of(task.key) for task in tasks.tasks if not unshared(task))
@@ -132,7 +132,7 @@ class NetworkExchange:
         max_bytes: int = MAX_GROUP_BYTES,
         reports_s: int = 0,
         reporter: Reporter | None = None,
-        saw: Callable[[Seen], None] = lambda seen: None,
+        saw: Callable[[ReadGroup], None] = lambda seen: None,
     ) -> None:
         """Share over `host`; ask it for the tasks' groups, as many as a node needs that draws `external` a round.
 
@@ -141,7 +141,7 @@ class NetworkExchange:
         """
         self._host = host
         self._tasks = tasks
-        self._admission = Admission(tasks, Limits(max_completions, max_bytes))
+        self._admission = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
         self._max_bytes = max_bytes
         self._saw = saw
         self._unsent: Counter[str] = Counter()  # by reasons of ours, not the host's
@@ -179,7 +179,7 @@ class NetworkExchange:
                 continue
             now = time.time()
             group, reason = self._admission.read(item.body, item.topic)
-            self._saw(Seen(item.id, item.sender, item.topic, item.body, now, reason))
+            self._saw(ReadGroup(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
                 shared.append(Shared(item.id, item.sender, now, group, item.body))
             else:

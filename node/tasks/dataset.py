@@ -44,7 +44,7 @@ _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 log = structlog.get_logger()
 
 
-class Source(Section):
+class RowsSource(Section):
     """Where rows come from: options of every kind of task that has rows."""
 
     path: Path | None = None
@@ -55,7 +55,7 @@ class Source(Section):
     test_split: str = ""
 
 
-class DatasetOptions(Source):
+class DatasetOptions(RowsSource):
     """The options of the task."""
 
     question: str = Field("question", min_length=1)
@@ -113,7 +113,7 @@ def load_dataset(name: str, options: Mapping[str, object]) -> Dataset:
     return Dataset(key, (*items, *tests), ids)
 
 
-def check_source(name: str, options: Source) -> None:
+def check_source(name: str, options: RowsSource) -> None:
     """Raise `UserError` unless the options name one source, and none of them is for the other source."""
     if (options.path is None) == (not options.hub):
         raise UserError(f"task {name!r}: set either the option 'path' or the option 'hub'")
@@ -143,7 +143,7 @@ def _read(name: str, options: DatasetOptions, path: Path | None, split: str) -> 
     return items, digest.hexdigest()
 
 
-def read_rows(name: str, options: Source, path: Path | None, split: str) -> Iterator[tuple[object, str]]:
+def read_rows(name: str, options: RowsSource, path: Path | None, split: str) -> Iterator[tuple[object, str]]:
     """Yield each row of a file, or without one of a part of a set on the hub, with a name that helps to find it.
 
     Raises:
@@ -180,7 +180,7 @@ def _parse(name: str, line: bytes, where: str) -> object:
         raise UserError(f"task {name!r}: {where} is not a JSON object") from None
 
 
-def _hub_rows(name: str, options: Source, split: str) -> Iterator[tuple[object, str]]:
+def _hub_rows(name: str, options: RowsSource, split: str) -> Iterator[tuple[object, str]]:
     # `datasets` takes a folder of that name, where there is one, for the set: no founder chooses our files.
     if not _HUB.fullmatch(options.hub) or Path(options.hub).exists():
         raise UserError(f"task {name!r}: hub={options.hub!r} is no OWNER/NAME on the hub: use path for what is here")

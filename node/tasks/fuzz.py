@@ -36,26 +36,28 @@ INJECTED = (
 )
 
 
-class Attempt(NamedTuple):
+class FoolingText(NamedTuple):
     """A text that should earn nothing, and what is tried with it."""
 
     what: str
     text: str
 
 
-def attempts(item: Item, answers: Sequence[str]) -> Iterator[Attempt]:
+def attempts(item: Item, answers: Sequence[str]) -> Iterator[FoolingText]:
     """Yield texts that do not answer `item`; `answers` are those of several questions, its own in the middle."""
-    yield from (Attempt("an empty text", text) for text in ("", " ", "\n\n"))
-    yield from (Attempt("the question copied", text) for text in (item.question, f"{item.system}\n\n{item.question}"))
+    yield from (FoolingText("an empty text", text) for text in ("", " ", "\n\n"))
+    yield from (
+        FoolingText("the question copied", text) for text in (item.question, f"{item.system}\n\n{item.question}")
+    )
     for mode in READERS:
-        yield Attempt("the question as its answer", show(item.question, mode))
-        yield Attempt("everything at once", "\n".join(show(one, mode) for one in answers))
-    yield Attempt("everything at once", ", ".join(answers))
-    yield Attempt("everything at once", " ".join(map(str, range(1000))))
-    yield from (Attempt("injected tags", text) for text in INJECTED)
-    yield Attempt("a very long text", "so " * LONG)
-    yield Attempt("a very long text", "9" * LONG)
-    yield Attempt("a very long text", "(" * LONG)
+        yield FoolingText("the question as its answer", show(item.question, mode))
+        yield FoolingText("everything at once", "\n".join(show(one, mode) for one in answers))
+    yield FoolingText("everything at once", ", ".join(answers))
+    yield FoolingText("everything at once", " ".join(map(str, range(1000))))
+    yield from (FoolingText("injected tags", text) for text in INJECTED)
+    yield FoolingText("a very long text", "so " * LONG)
+    yield FoolingText("a very long text", "9" * LONG)
+    yield FoolingText("a very long text", "(" * LONG)
 
 
 def fuzz(task: Task) -> Iterator[Finding]:

@@ -67,7 +67,7 @@ QUESTION_S = 60.0
 Entry = Mapping[str, Any]
 
 
-class Drawn(NamedTuple):
+class GymQuestion(NamedTuple):
     """A question and its ground truth."""
 
     question: str
@@ -248,7 +248,7 @@ class GymTask:
 
     key: TaskKey
     scorer: Scorer
-    draw: Callable[[int], Drawn | None]
+    draw: Callable[[int], GymQuestion | None]
 
     def make(self, seed: int) -> Item:
         """Return the item of `seed`; raise `RuntimeError` if `DRAWS` draws give none that can be answered."""
@@ -299,7 +299,7 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     return task
 
 
-def draw_here(name: str, options: Mapping[str, Any], seed: int) -> Drawn | None:
+def draw_here(name: str, options: Mapping[str, Any], seed: int) -> GymQuestion | None:
     """Return the question that the data set makes of `seed`; None for one that no answer could satisfy."""
     from reasoning_gym.factory import create_dataset
 
@@ -312,7 +312,7 @@ def draw_here(name: str, options: Mapping[str, Any], seed: int) -> Drawn | None:
         except ArithmeticError:
             return None
     answer = scorer.truth(entry)
-    return None if answer is None or len(answer) > MAX_ANSWER else Drawn(entry["question"], answer)
+    return None if answer is None or len(answer) > MAX_ANSWER else GymQuestion(entry["question"], answer)
 
 
 class GymProcess:
@@ -325,7 +325,7 @@ class GymProcess:
         self._request = {"call": "draw", "name": name, "options": dict(options)}
         self._worker: WorkerProcess | None = None
 
-    def draw(self, seed: int) -> Drawn | None:
+    def draw(self, seed: int) -> GymQuestion | None:
         """Return what `draw_here` does there; raise `RuntimeError` if it takes more than `QUESTION_S` seconds."""
         if self._worker is None:
             self._worker = _start_worker()
@@ -335,7 +335,7 @@ class GymProcess:
         except WorkerError as error:
             self._worker = None
             raise RuntimeError(f"its process failed: {error}") from None
-        return None if drawn is None else Drawn(*drawn)
+        return None if drawn is None else GymQuestion(*drawn)
 
 
 def _try(name: str, options: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ from node.errors import UserError, one_line
 from node.processes.worker_process import Message, WorkerError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_text
 from node.tasks.answers import MAX_TEXT
-from node.tasks.dataset import MAX_BYTES, MAX_ROWS, Source, check_source, read_rows
+from node.tasks.dataset import MAX_BYTES, MAX_ROWS, RowsSource, check_source, read_rows
 from node.tasks.judge import RUBRIC
 from node.tasks.questions import question_id
 from node.tasks.reward_functions import (
@@ -71,12 +71,12 @@ WORKER = "node.tasks.reward_functions"
 UNSHARED_HERE = "its functions are of this process alone: functions of a file, FILE.py:NAME, can be shared"
 NONE_HERE: Mapping[str, Callable[..., Any]] = {}
 
-Options = TypeVar("Options", bound=Source)
+Options = TypeVar("Options", bound=RowsSource)
 
 log = structlog.get_logger()
 
 
-class Prompts(Source):
+class Prompts(RowsSource):
     """Where rows with prompts come from."""
 
     prompt: str = Field("prompt", min_length=1)
@@ -154,7 +154,7 @@ class RewardsOptions(Paid):
         return self.range or (0.0, sum(self.weighted))
 
 
-class Row(NamedTuple):
+class PromptRow(NamedTuple):
     """A row: how it asks, and its columns."""
 
     prompt: Prompt
@@ -162,12 +162,12 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _RowsTask:
     """Rows to be asked: `items` by row, `rows` by an item's content, and the `names` of the functions that pay."""
 
     key: TaskKey
     items: tuple[Item, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, PromptRow]
     names: tuple[str, ...]
     unshared: str
     test_ids: frozenset[bytes] | None
@@ -182,7 +182,7 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalRewards(_Rows):
+class LocalRewards(_RowsTask):
     """Rows with functions of this process, such as a notebook's: they are paid here, without a limit on time."""
 
     functions: Functions
@@ -193,7 +193,7 @@ class LocalRewards(_Rows):
 
 
 @dataclass(frozen=True, slots=True)
-class RewardsTask(_Rows):
+class RewardsTask(_RowsTask):
     """Rows with functions that are named: they are paid in worker processes."""
 
     workers: Workers
@@ -246,11 +246,11 @@ def load_rewards(
     return RewardsTask(**found, unshared=_unshared(parsed, said), workers=workers)
 
 
-class Asked(NamedTuple):
+class AskedRows(NamedTuple):
     """What rows ask: items by row, rows by an item's content, and the ids of the test questions, if there are any."""
 
     items: tuple[Item, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, PromptRow]
     test_ids: frozenset[bytes] | None
 
 
@@ -277,7 +277,7 @@ def functions_of(
     ]
 
 
-def read_prompts(name: str, options: Prompts) -> tuple[list[Row], list[Row]]:
+def read_prompts(name: str, options: Prompts) -> tuple[list[PromptRow], list[PromptRow]]:
     """Return the rows to train on and the test rows, all with the same columns.
 
     Raises:
@@ -289,7 +289,9 @@ def read_prompts(name: str, options: Prompts) -> tuple[list[Row], list[Row]]:
     return [_whole(row, columns) for row in rows], [_whole(row, columns) for row in tests]
 
 
-def asked_by(name: str, rows: Sequence[Row], tests: Sequence[Row], ask: Callable[[Row], Item]) -> Asked:
+def asked_by(
+    name: str, rows: Sequence[PromptRow], tests: Sequence[PromptRow], ask: Callable[[PromptRow], Item]
+) -> AskedRows:
     """Return what rows and test rows ask by `ask`.
 
     Raises:
@@ -303,11 +305,11 @@ def asked_by(name: str, rows: Sequence[Row], tests: Sequence[Row], ask: Callable
     if both:
         log.warning("rows that are test questions are not trained on", task=name, rows=both)
     by_content = {item.content: row for item, row in zip((*items, *held), (*rows, *tests), strict=True)}
-    return Asked((*items, *held), by_content, ids if tests else None)
+    return AskedRows((*items, *held), by_content, ids if tests else None)
 
 
 def _load_here(
-    name: str, options: RewardsOptions, rows: Sequence[Row], here: Mapping[str, Callable[..., Any]]
+    name: str, options: RewardsOptions, rows: Sequence[PromptRow], here: Mapping[str, Callable[..., Any]]
 ) -> Functions:
     made = functions_of(name, options.functions, here, options.judging)
     functions = Functions(made, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
@@ -336,7 +338,7 @@ def _warn_of_range(name: str, options: RewardsOptions, rewards: Sequence[Sequenc
         )
 
 
-def _begin(name: str, options: RewardsOptions, rows: Sequence[Row]) -> tuple[Workers, Message]:
+def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tuple[Workers, Message]:
     """Start workers with the functions; return them and what they say: `names`, `code`, `unconfined`, `unlike`.
 
     The functions pay some texts in two processes, of which one stays.
@@ -389,8 +391,8 @@ def _unshared(options: RewardsOptions, said: Message) -> str:
     return ""
 
 
-def _read(name: str, options: Prompts, path: Path | None, split: str) -> list[Row]:
-    rows: list[Row] = []
+def _read(name: str, options: Prompts, path: Path | None, split: str) -> list[PromptRow]:
+    rows: list[PromptRow] = []
     size = 0
     for row, where in read_rows(name, options, path, split):
         rows.append(_row(name, row, options.prompt, where))
@@ -402,7 +404,7 @@ def _read(name: str, options: Prompts, path: Path | None, split: str) -> list[Ro
     return rows
 
 
-def _row(name: str, row: object, column: str, where: str) -> Row:
+def _row(name: str, row: object, column: str, where: str) -> PromptRow:
     if not isinstance(row, dict):
         raise UserError(f"task {name!r}: {where} is not a JSON object")
     prompt: Any = row.get(column)
@@ -413,7 +415,7 @@ def _row(name: str, row: object, column: str, where: str) -> Row:
             f"turn, the last one the user's); its columns are {named}: the option prompt names another"
         )
     columns = {str(key): value for key, value in row.items() if key not in NOT_COLUMNS and key != column}
-    made = Row(prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt], columns)
+    made = PromptRow(prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt], columns)
     try:
         json.dumps(made)
     except (TypeError, ValueError):
@@ -436,7 +438,7 @@ def _is_prompt(prompt: Any) -> bool:
     return len(turns) % 2 == 1 and turns == (["user", "assistant"] * len(turns))[: len(turns)]
 
 
-def item_of(row: Row) -> Item:
+def item_of(row: PromptRow) -> Item:
     """Return a row as a question, with its answer to be shown, and earlier turns as solved examples."""
     content = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16]
     answer = answer_of(row.columns)
@@ -447,9 +449,9 @@ def item_of(row: Row) -> Item:
     return Item(question, answer, system, tuple(zip(before[::2], before[1::2], strict=True)), content=content)
 
 
-def _whole(row: Row, columns: Sequence[str]) -> Row:
+def _whole(row: PromptRow, columns: Sequence[str]) -> PromptRow:
     """Return a row with all of `columns`, None where it has nothing, as `datasets` does."""
-    return Row(row.prompt, {column: row.columns.get(column) for column in columns})
+    return PromptRow(row.prompt, {column: row.columns.get(column) for column in columns})
 
 
 def _digest_of(name: str, file: Path | None) -> str:
@@ -459,7 +461,7 @@ def _digest_of(name: str, file: Path | None) -> str:
         raise UserError(f"task {name!r}: cannot read {file}: {error.strerror}") from None
 
 
-def digest_of(rows: Sequence[Row]) -> str:
+def digest_of(rows: Sequence[PromptRow]) -> str:
     """Return what names rows in their order."""
     digest = hashlib.sha256()
     for row in rows:

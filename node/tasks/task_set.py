@@ -47,7 +47,7 @@ MANY = 192  # different ones among them: a family with fewer has few; one of som
 log = structlog.get_logger()
 
 
-class Asked(NamedTuple):
+class TrainingQuestion(NamedTuple):
     """A question that training may ask: its task, its seed, and what the task makes of it."""
 
     task: Task
@@ -135,7 +135,9 @@ class TaskSet:
         self._told: set[TaskKey] = set()  # tasks of which the log says that other tasks train on their questions
         self._found: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
         self._rows = {
-            task.key: _Rows(task, size, self._held_out) for task in self.tasks if (size := size_of(task)) is not None
+            task.key: _SplitRows(task, size, self._held_out)
+            for task in self.tasks
+            if (size := size_of(task)) is not None
         }
 
     @property
@@ -174,7 +176,7 @@ class TaskSet:
             for task in self.tasks
         )
 
-    def ask(self, seed: int, number: int, fits: Callable[[Item], bool] = lambda item: True) -> Asked | None:
+    def ask(self, seed: int, number: int, fits: Callable[[Item], bool] = lambda item: True) -> TrainingQuestion | None:
         """Return training question `number` (from 0) of the node with this seed; None if none of `TRIES` fits.
 
         The same arguments give the same question. It is never a held-out one.
@@ -189,7 +191,7 @@ class TaskSet:
                 return asked
         return None
 
-    def questions(self, seed: int, count: int) -> Iterator[Asked]:
+    def questions(self, seed: int, count: int) -> Iterator[TrainingQuestion]:
         """Yield the first `count` training questions of the node with this seed.
 
         Raises:
@@ -283,7 +285,7 @@ class TaskSet:
                 yield rng.choice(rows.training)
 
 
-class _Rows:
+class _SplitRows:
     """The rows of a task that has a fixed number of them, split into training and evaluation."""
 
     def __init__(self, task: Task, size: int, held_out: HeldOut) -> None:
@@ -323,7 +325,7 @@ class _Rows:
         return found
 
 
-def _made(task: Task, seeds: Iterable[int]) -> Iterator[Asked]:
+def _made(task: Task, seeds: Iterable[int]) -> Iterator[TrainingQuestion]:
     """Yield what a task makes of each seed, and skip the seeds for which it raises.
 
     Raises:
@@ -341,7 +343,7 @@ def _made(task: Task, seeds: Iterable[int]) -> Iterator[Asked]:
             raised.append(reason)
         else:
             made += 1
-            yield Asked(task, seed, item)
+            yield TrainingQuestion(task, seed, item)
     if raised and not made:
         raise UserError(f"task {task.key.name!r} makes no question, of {len(raised)} seeds tried: {raised[0]}")
 

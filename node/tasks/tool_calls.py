@@ -42,7 +42,7 @@ Schema = Mapping[str, Any]
 """A JSON schema of a tool's parameters, as `node.tasks.tool_schemas` makes it of a function."""
 
 
-class Call(NamedTuple):
+class SaidCall(NamedTuple):
     """A tool's name, as it was said, and its arguments."""
 
     name: str
@@ -53,21 +53,21 @@ class CallError(ValueError):
     """What looks like a call is none; the text is for the policy."""
 
 
-class Said(NamedTuple):
+class SaidCalls(NamedTuple):
     """The calls of a turn in order, an error in the place of each that cannot be read; whether they had tags."""
 
-    calls: Sequence[Call | CallError]
+    calls: Sequence[SaidCall | CallError]
     tagged: bool
 
 
-def read_calls(text: str) -> Said:
+def read_calls(text: str) -> SaidCalls:
     """Return the calls in what a policy said: at most `MAX_CALLS`, and an error in place of all further ones."""
     spoken = text.rpartition("</think>")[2]
     tagged = OPENED in spoken
     found = (
         [part.partition(CLOSED)[0] for part in spoken.split(OPENED, MAX_CALLS + 1)[1:]] if tagged else _lines(spoken)
     )
-    calls: list[Call | CallError] = []
+    calls: list[SaidCall | CallError] = []
     for one in found[:MAX_CALLS]:
         try:
             calls.append(_tagged(one) if tagged else _plain(one))
@@ -75,7 +75,7 @@ def read_calls(text: str) -> Said:
             calls.append(error)
     if len(found) > MAX_CALLS:
         calls.append(CallError(f"a turn has at most {MAX_CALLS} calls"))
-    return Said(calls, tagged)
+    return SaidCalls(calls, tagged)
 
 
 def _lines(text: str) -> list[str]:
@@ -87,7 +87,7 @@ def _lines(text: str) -> list[str]:
     return found
 
 
-def _tagged(text: str) -> Call:
+def _tagged(text: str) -> SaidCall:
     if len(text) > MAX_CALL:
         raise CallError(f"a call has at most {MAX_CALL} characters")
     try:
@@ -99,10 +99,10 @@ def _tagged(text: str) -> Call:
     arguments = value.get("arguments", {})
     if not isinstance(arguments, dict) or not _is_bounded(arguments):
         raise CallError("arguments are a table of plain values")
-    return Call(value["name"], arguments)
+    return SaidCall(value["name"], arguments)
 
 
-def _plain(line: str) -> Call:
+def _plain(line: str) -> SaidCall:
     if len(line) > MAX_CALL:
         raise CallError(f"a call has at most {MAX_CALL} characters")
     found = _LINE.fullmatch(line)
@@ -126,7 +126,7 @@ def _plain(line: str) -> Call:
             raise CallError(f"a call is read as {FORM}")
     if not _is_bounded(arguments):
         raise CallError(f"a value is a JSON value, as in {FORM}")
-    return Call(name, arguments)
+    return SaidCall(name, arguments)
 
 
 def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _is_bounded(value: Any, depth: int = 0) -> bool:
     return value is None or all(_is_bounded(one, depth + 1) for one in value)
 
 
-def check_call(call: Call, tools: Mapping[str, Schema]) -> None:
+def check_call(call: SaidCall, tools: Mapping[str, Schema]) -> None:
     """Raise `CallError` unless `call` is of one of `tools`, with the arguments that its schema wants."""
     if call.name not in tools:
         raise CallError(f"there is no such tool: there are {', '.join(tools)}")

@@ -52,7 +52,7 @@ from node.tasks.rewards import (
     NONE_HERE,
     UNSHARED_HERE,
     Paid,
-    Row,
+    PromptRow,
     asked_by,
     digest_of,
     functions_of,
@@ -61,7 +61,7 @@ from node.tasks.rewards import (
     read_prompts,
 )
 from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
-from node.tasks.tool_calls import Call, CallError, Schema, check_call, read_calls
+from node.tasks.tool_calls import CallError, SaidCall, Schema, check_call, read_calls
 from node.tasks.tool_schemas import schema_of
 
 VERSION = 1
@@ -101,11 +101,11 @@ class EnvironmentOptions(Paid):
 
 
 @dataclass(slots=True)
-class Rollout:
+class ToolEpisode:
     """One episode in progress on `instance`; `tools` are its methods by their names, `schemas` their parameters."""
 
     instance: Any
-    row: Row
+    row: PromptRow
     tools: Mapping[str, Callable[..., Any]]
     schemas: Mapping[str, Schema]
     functions: Functions
@@ -123,7 +123,7 @@ class Rollout:
             results = [f"<tool_response>\n{one}\n</tool_response>" for one in results]
         return Observation("\n".join(results))
 
-    def _result(self, call: Call | CallError) -> str:
+    def _result(self, call: SaidCall | CallError) -> str:
         try:
             if isinstance(call, CallError):
                 raise call
@@ -149,7 +149,7 @@ class EnvironmentTask:
 
     key: TaskKey
     items: tuple[Item, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, PromptRow]
     test_ids: frozenset[bytes] | None
     factory: Callable[[], Any]
     schemas: Mapping[str, Schema]
@@ -167,19 +167,19 @@ class EnvironmentTask:
     def make(self, seed: int) -> Item:
         return self.items[seed % len(self.items)]
 
-    def start(self, item: Item) -> Rollout:
+    def start(self, item: Item) -> ToolEpisode:
         """Begin an episode; `ValueError` if the instance is told otherwise than the question tells."""
         instance, row = self.factory(), self.rows[item.content]
         if question_of(instance, row) != item.question:
             raise ValueError("reset returned another text than before: let it depend on its row alone")
         tools = {name: getattr(instance, name) for name in self.schemas}
-        return Rollout(instance, row, tools, self.schemas, self.functions, self.max_turns)
+        return ToolEpisode(instance, row, tools, self.schemas, self.functions, self.max_turns)
 
     def verify(self, item: Item, text: str) -> float | None:
         return play_again(self.start, item, [text])
 
 
-def question_of(instance: Any, row: Row) -> str:
+def question_of(instance: Any, row: PromptRow) -> str:
     """Reset an environment with a row and return what the policy is asked."""
     told = _awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
     if told is not None and not isinstance(told, str):
@@ -253,7 +253,7 @@ def _factory(name: str, named: str, here: Mapping[str, Callable[..., Any]]) -> t
     return factory, found[3], digest
 
 
-def _ask(instance: Any, row: Row, tools: str) -> Item:
+def _ask(instance: Any, row: PromptRow, tools: str) -> Item:
     return replace(item_of(row), question=question_of(instance, row), tools=tools)
 
 

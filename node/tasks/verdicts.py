@@ -252,14 +252,14 @@ class _Lanes:
         self.module = module
         self.first = first
         self.seconds = seconds
-        self.waiting: queue.PriorityQueue[tuple[int, int, Callable[[_Lane], Any] | None, Future[Any]]] = (
+        self.waiting: queue.PriorityQueue[tuple[int, int, Callable[[_WorkerThread], Any] | None, Future[Any]]] = (
             queue.PriorityQueue()
         )
         self._numbers = itertools.count()
         self._count = 0
         self._lock = threading.Lock()
 
-    def put(self, order: int, job: "Callable[[_Lane], Any] | None", future: "Future[Any]") -> None:
+    def put(self, order: int, job: "Callable[[_WorkerThread], Any] | None", future: "Future[Any]") -> None:
         self.waiting.put((order, next(self._numbers), job, future))
         self.grow(1)
 
@@ -267,7 +267,7 @@ class _Lanes:
         """Add a lane unless there are `most`."""
         with self._lock:
             if self._count < most:
-                threading.Thread(target=_Lane(self).run, name=f"scoring {self.task}", daemon=True).start()
+                threading.Thread(target=_WorkerThread(self).run, name=f"scoring {self.task}", daemon=True).start()
                 self._count += 1
 
     def close(self) -> None:
@@ -275,7 +275,7 @@ class _Lanes:
         self.waiting.put((_CLOSE, next(self._numbers), None, Future()))
 
 
-class _Lane:
+class _WorkerThread:
     """A thread with a worker, which answers one request at a time."""
 
     def __init__(self, lanes: _Lanes) -> None:

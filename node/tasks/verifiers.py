@@ -177,9 +177,9 @@ def _tried(loaded: "Loaded") -> Message:
 
 def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
     """Try an episode, and return what to tell the node of rows that are played: an environment may ask the question."""
-    from node.tasks.verifiers_episodes import Game, tools_told
+    from node.tasks.verifiers_episodes import TaskSetGame, tools_told
 
-    tried = Game(loaded.env, loaded.tasks[0], scale)
+    tried = TaskSetGame(loaded.env, loaded.tasks[0], scale)
     for _ in range(MAX_TURNS):
         if isinstance(step(tried, "rubbish"), Done):
             break
@@ -188,7 +188,7 @@ def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
         if task.data.prompt is not None:
             question, system = asked(task.data)
         else:
-            game = Game(loaded.env, task, scale)
+            game = TaskSetGame(loaded.env, task, scale)
             question, system = game.told or "", task.data.system_prompt or ""
             game.close()
             _check_length(question)
@@ -197,10 +197,10 @@ def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
 
 
 def _begun(env: Any, rows: Mapping[str, Any], item: Mapping[str, str], scale: Callable[[float], float]) -> Environment:
-    from node.tasks.verifiers_episodes import Game
+    from node.tasks.verifiers_episodes import TaskSetGame
 
     task = rows[item["content"]]
-    game = Game(env, task, scale)
+    game = TaskSetGame(env, task, scale)
     if task.data.prompt is None and game.told != item["question"]:
         raise ValueError("its environment opens an episode otherwise than before: let it depend on the row alone")
     return game

@@ -35,10 +35,10 @@ from verifiers.v1.utils.decorators import discover_decorated, invoke
 from verifiers.v1.utils.loaders import load_environment, resolve_env_config
 
 from node.tasks.environments import Done, Observation
-from node.tasks.tool_calls import OPENED, Call, CallError, Said, Schema, check_call, read_calls
+from node.tasks.tool_calls import OPENED, CallError, SaidCall, SaidCalls, Schema, check_call, read_calls
 
 
-class Game:
+class TaskSetGame:
     """One episode of `env` on `task`, in progress; `told` is what its environment has said last, if anything.
 
     `scale` brings a reward into [0, 1]. Raises what the environment raises.
@@ -88,7 +88,7 @@ class Game:
         self._loop.close()
 
 
-async def _run(env: Any, task: Any, game: Game) -> float:
+async def _run(env: Any, task: Any, game: TaskSetGame) -> float:
     """Play one episode as `Env.run_episode` does; return its reward."""
     traces: list[Any] = []
     agents: Any = v1.Agents(env.config, lambda name, config: Agent(env, name, config, game, traces))
@@ -108,7 +108,7 @@ def _named(task: Any) -> Any:
 class Agent:
     """The policy, as an environment sees its agent."""
 
-    def __init__(self, env: Any, name: str, config: Any, game: Game, traces: list[Any]) -> None:
+    def __init__(self, env: Any, name: str, config: Any, game: TaskSetGame, traces: list[Any]) -> None:
         self.name = name
         self.config = config
         self.trainable = True
@@ -139,7 +139,7 @@ class Agent:
 class Conversation:
     """An `Interaction` of verifiers, as far as an environment uses one: `turn` and `trace`."""
 
-    def __init__(self, agent: Agent, task: Any, game: Game, tools: "Tools") -> None:
+    def __init__(self, agent: Agent, task: Any, game: TaskSetGame, tools: "Tools") -> None:
         info = v1.AgentInfo(config=agent.config, name=agent.name)
         self.trace: Any = v1.Trace(task=_named(task), state=state_cls(type(task))(), agent=info)
         self._task = task
@@ -181,20 +181,20 @@ class Conversation:
                     self.trace.stop(stops.__name__)
         return self.trace.stop_condition is not None
 
-    async def _says(self, told: str | None) -> Said:
+    async def _says(self, told: str | None) -> SaidCalls:
         text = await self._game.ask(told)
-        said = read_calls(text) if self._tools.schemas else Said([], tagged=False)
+        said = read_calls(text) if self._tools.schemas else SaidCalls([], tagged=False)
         calls = [
             ToolCall(id=f"call_{self._called + at}", name=one.name, arguments=json.dumps(one.arguments))
-            for at, one in enumerate(call for call in said.calls if isinstance(call, Call))
+            for at, one in enumerate(call for call in said.calls if isinstance(call, SaidCall))
         ]
         content = text.partition(OPENED)[0] if said.tagged else text
         self._add(v1.AssistantMessage(content=content, tool_calls=calls or None), sampled=True)
         return said
 
-    async def _result(self, call: Call | CallError) -> str:
+    async def _result(self, call: SaidCall | CallError) -> str:
         text = await self._tools.call(call)
-        if isinstance(call, Call):
+        if isinstance(call, SaidCall):
             self._add(ToolMessage(tool_call_id=f"call_{self._called}", content=text))
             self._called += 1
         return text
@@ -245,7 +245,7 @@ class Tools:
     async def _pull(self) -> Any:
         return self.state
 
-    async def call(self, call: Call | CallError) -> str:
+    async def call(self, call: SaidCall | CallError) -> str:
         """Return what a call returns, or what is wrong with it."""
         try:
             if isinstance(call, CallError):

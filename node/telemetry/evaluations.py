@@ -60,7 +60,7 @@ def mean_over_nodes(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[float 
     return mean, wilson_interval(mean * questions, questions)
 
 
-class Point(NamedTuple):
+class EvaluationPoint(NamedTuple):
     """A swarm's evaluation after `round` rounds: tokens that its nodes generated until then, mean rate, interval."""
 
     round: int
@@ -70,7 +70,7 @@ class Point(NamedTuple):
     high: float
 
 
-def evaluation_curve(nodes: Sequence[tuple[Sequence[Row], Sequence[Row]]], key: str) -> list[Point]:
+def evaluation_curve(nodes: Sequence[tuple[Sequence[Row], Sequence[Row]]], key: str) -> list[EvaluationPoint]:
     """Return the mean of `key` at each evaluation that at least half of the nodes have done.
 
     Args:
@@ -87,5 +87,5 @@ def evaluation_curve(nodes: Sequence[tuple[Sequence[Row], Sequence[Row]]], key: 
         if rate is not None and interval is not None and 2 * len(rows) >= len(nodes):
             before = [row for metrics, _ in nodes for row in metrics if row["round"] <= done]
             tokens = int(sum(number(row, "tokens_generated") for row in before))
-            curve.append(Point(done, tokens, rate, *interval))
+            curve.append(EvaluationPoint(done, tokens, rate, *interval))
     return curve

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from node.metrics import METRICS, Place, shown_in
+from node.metrics import METRICS, Display, shown_in
 from node.rollouts.screening import BLAMELESS
-from node.telemetry.evaluations import Point
+from node.telemetry.evaluations import EvaluationPoint
 from node.telemetry.metrics import Row, number
 
 Nodes = Mapping[str, Sequence[Row]]
@@ -39,7 +39,7 @@ OTHER = ("other", "#c4c9d2")
 # What is plotted of a round beside its reward, where a node measures it.
 SIGNALS = [
     metric
-    for metric in shown_in(Place.REPORT)
+    for metric in shown_in(Display.REPORT)
     if not (metric.label or metric.part or metric.name == "reward" or metric.name.startswith("eval/"))
 ]
 TASKS = METRICS["rewards/*/mean"]
@@ -85,7 +85,7 @@ def plot_reward(nodes: Nodes) -> str:
         return _svg(figure)
 
 
-def plot_evaluations(curves: Mapping[str, Sequence[Point]]) -> str:
+def plot_evaluations(curves: Mapping[str, Sequence[EvaluationPoint]]) -> str:
     """Draw the swarm's rates on held-out questions over rounds, each with its interval as a band."""
     with _style("evaluations"):
         figure, axes = _figure(3.2)
@@ -100,7 +100,7 @@ def plot_evaluations(curves: Mapping[str, Sequence[Point]]) -> str:
         return _svg(figure)
 
 
-def plot_comparison(curves: Mapping[str, Sequence[Point]]) -> str:
+def plot_comparison(curves: Mapping[str, Sequence[EvaluationPoint]]) -> str:
     """Draw greedy accuracy over generated tokens, a line with its band for each of some runs."""
     with _style("comparison"):
         figure, axes = _figure(3.2)
@@ -202,7 +202,7 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.4)
 
 
-def _band(axes: Axes, at: Sequence[int], curve: Sequence[Point], color: str, label: str) -> None:
+def _band(axes: Axes, at: Sequence[int], curve: Sequence[EvaluationPoint], color: str, label: str) -> None:
     low, high = [point.low for point in curve], [point.high for point in curve]
     axes.fill_between(at, low, high, color=color, alpha=0.16, linewidth=0)
     axes.plot(at, [point.rate for point in curve], color=color, linewidth=1.8, marker="o", markersize=4, label=label)

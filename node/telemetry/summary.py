@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from node.metrics import METRICS, Place, shown_in, total
+from node.metrics import METRICS, Display, shown_in, total
 from node.telemetry.evaluations import first_and_last
 from node.telemetry.metrics import Row, number
 from protocol.storage import write_atomically
@@ -51,7 +51,7 @@ def summarise_nodes(nodes: Mapping[str, Sequence[Row]], evaluated: Evaluated) ->
 
 
 def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summary:
-    """Return one node's figures: rewards, and the totals of all metrics of `Place.SUMMARY`.
+    """Return one node's figures: rewards, and the totals of all metrics of `Display.SUMMARY`.
 
     `seconds` is the time its rounds took, without pauses between runs.
     """
@@ -62,7 +62,7 @@ def summarise_node(rows: Sequence[Row], evaluated: Sequence[Row] = ()) -> Summar
         "reward_cumulative": sum(rewards),
         "reward_first": _mean(rewards[:tenth]),
         "reward_last": _mean(rewards[-tenth:]),
-        **{metric.name.rpartition("/")[2]: _whole(total(metric, rows)) for metric in shown_in(Place.SUMMARY)},
+        **{metric.name.rpartition("/")[2]: _whole(total(metric, rows)) for metric in shown_in(Display.SUMMARY)},
         "seconds": total(METRICS["time/round"], rows),
         **first_and_last([evaluated]),
     }

@@ -23,7 +23,7 @@ import structlog
 
 from node.config import EvalConfig
 from node.engines import RolloutEngine, SamplingParams
-from node.engines.episodes import Asked, Episodes, Played, play
+from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.policy.load import Policy
 from node.tasks import Item, Task, derive_seed
@@ -79,7 +79,7 @@ class EvalReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ScoredQuestion:
     """One question, its completions and the reward of each."""
 
     item: Item
@@ -92,7 +92,7 @@ class Outcome:
         return ["\n".join(text.strip() for text in one.texts[::2]) for one in self.answers]
 
 
-Answers = dict[str, list[Outcome]]  # by task
+Answers = dict[str, list[ScoredQuestion]]  # by task
 
 
 class Evaluations:
@@ -327,13 +327,13 @@ def _ask(
     sampling: SamplingParams,
     completions: int,
     longest: int | None,
-) -> Iterator[Outcome]:
+) -> Iterator[ScoredQuestion]:
     plays = start_of(task) is not None
     encode = policy.observations(chats=plays)
     size = max(ROWS // completions, 1)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
-        asked = [Asked(task, item, policy.encode_prompt(item)) for item in batch]
+        asked = [EpisodeQuestion(task, item, policy.encode_prompt(item)) for item in batch]
         draw = derive_seed("eval-sampling", seed, *task.key, start)
         made = play(engine, Episodes(asked, completions, sampling, draw, longest or sys.maxsize, encode))
         pairs = [] if plays else zip(batch, made, strict=True)
@@ -341,10 +341,10 @@ def _ask(
         for item, answers in zip(batch, made, strict=True):
             rewards = [one.reward if plays else next(verdicts) for one in answers]
             if None not in rewards:
-                yield Outcome(item, answers, [reward for reward in rewards if reward is not None])
+                yield ScoredQuestion(item, answers, [reward for reward in rewards if reward is not None])
 
 
-def _score(name: str, outcomes: Sequence[Outcome]) -> Score:
+def _score(name: str, outcomes: Sequence[ScoredQuestion]) -> Score:
     questions, completions = len(outcomes), len(outcomes[0].rewards)
     solved = [sum(reward >= SOLVED for reward in outcome.rewards) for outcome in outcomes]
     accuracy = sum(solved) / (questions * completions)

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from node.board.site import make_site
-from node.board.view import View
+from node.board.view import BoardView
 from node.telemetry.dashboard.server import serve_app
 from tests.fakes.board import node_of, view
 
@@ -26,7 +26,7 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title=
 
 
 @contextmanager
-def board(shown: View) -> Iterator[str]:
+def board(shown: BoardView) -> Iterator[str]:
     app = make_site(lambda: shown, lambda _: shown.curve, lambda: True)
     with serve_app(app, "127.0.0.1", 0, "") as (_, link):
         yield link

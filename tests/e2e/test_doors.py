@@ -41,11 +41,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from node.config import EngineConfig
-from node.engines import Generated, Kind, SamplingParams
+from node.engines import EngineKind, Generated, SamplingParams
 from node.policy.load import Policy
 
 
-class EchoKind(Kind):
+class EchoKind(EngineKind):
     """The engine before it runs."""
 
     def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "EchoEngine":
@@ -195,7 +195,7 @@ DOORS = {
             Step("kind_of", ENGINES, '"hf": hf.', '"echo": echo.EchoKind, '),
             Step("EngineConfig.kind", "node/config.py", '"hf", "vllm", "server"]', '"echo", '),
         ),
-        frozenset({"Kind", "missing"}),  # its module has one; nothing has to be installed
+        frozenset({"EngineKind", "missing"}),  # its module has one; nothing has to be installed
     ),
     "task": Door(
         TASKS,

@@ -19,8 +19,8 @@ import pytest
 from node.cli.app import run as command
 from node.config import NodeConfig
 from node.errors import UserError
-from node.fleet.local_swarm import NO_PARTS, Outcome, PlanPart, gpu_of, gpus_of, make_plan, run_swarm
-from node.fleet.supervisor import NodeProcess, State, nobody
+from node.fleet.local_swarm import NO_PARTS, PlanPart, RunOutcome, gpu_of, gpus_of, make_plan, run_swarm
+from node.fleet.supervisor import NodeProcess, NodeState, nobody
 from node.telemetry.metrics import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until
@@ -30,7 +30,7 @@ LIMIT = 30.0
 
 def run(
     out: Path, count: int, rounds: int, target=nodes.quick, show=lambda children: None, away=nobody, parts=NO_PARTS
-) -> Outcome:
+) -> RunOutcome:
     plan = make_plan(out, count, NodeConfig(seed=1, rounds=rounds), parts)
     return run_swarm(plan, show, started=time.time(), target=target, preload=(), restart_delay=0.05, away=away)
 
@@ -56,7 +56,7 @@ def supervisor(out: Path, count: int, rounds: int, kind: str) -> Iterator[subpro
 
 def test_every_node_runs_to_its_end_and_leaves_the_run_folder(tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", 3, 20)
-    assert [child.state for child in outcome.children] == [State.DONE] * 3
+    assert [child.state for child in outcome.children] == [NodeState.DONE] * 3
     assert [child.progress.round for child in outcome.children] == [20, 20, 20]
     assert outcome.signal == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == outcome.summary
@@ -105,7 +105,7 @@ def test_a_swarm_says_which_node_has_which_gpu_and_how_one_is_shared(
 def test_the_line_of_gpus_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def end(*_: object, **__: object) -> Outcome:
+    def end(*_: object, **__: object) -> RunOutcome:
         raise UserError("enough")
 
     monkeypatch.setattr("node.fleet.local_swarm.visible_gpus", lambda policy: ["0", "1"])
@@ -133,11 +133,11 @@ def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: 
         if not killed and children[0].progress.round >= 5 and all(child.progress.round for child in children):
             killed.append(pid_of(out, "n0"))
             os.kill(killed[0], signal.SIGKILL)
-        if killed and children[0].state is State.RESTARTING:
+        if killed and children[0].state is NodeState.RESTARTING:
             others.append(children[1].progress.round)
 
     outcome = run(out, 3, 300, show=kill_once)
-    assert [child.state for child in outcome.children] == [State.DONE] * 3
+    assert [child.state for child in outcome.children] == [NodeState.DONE] * 3
     assert [child.restarts for child in outcome.children] == [1, 0, 0]
     assert outcome.children[0].error == "killed by SIGKILL"
     assert rounds_of(out, "n0") == list(range(1, 301))
@@ -151,7 +151,7 @@ def test_a_killed_node_comes_back_with_a_living_seed_and_nobody_waits(tmp_path: 
 def test_a_node_that_is_to_be_away_is_killed_and_comes_back_and_one_may_join_late(tmp_path: Path) -> None:
     out = tmp_path / "run"
     looks = iter(range(8))  # for as many is the second one away, and the third one comes after it
-    life: list[State] = []
+    life: list[NodeState] = []
     asleep: list[int] = []
     late: list[bool] = []
 
@@ -162,18 +162,18 @@ def test_a_node_that_is_to_be_away_is_killed_and_comes_back_and_one_may_join_lat
     def show(children: Sequence[NodeProcess]) -> None:
         if life[-1:] != [children[1].state]:
             life.append(children[1].state)
-        if children[1].state is State.AWAY and not children[1].alive:
+        if children[1].state is NodeState.AWAY and not children[1].alive:
             asleep.append(children[1].progress.round)
-        if State.RESTARTING not in life:
-            late.append(children[2].state is State.WAITING)
+        if NodeState.RESTARTING not in life:
+            late.append(children[2].state is NodeState.WAITING)
 
     outcome = run(out, 3, 200, show=show, away=away)
-    assert [child.state for child in outcome.children] == [State.DONE] * 3
+    assert [child.state for child in outcome.children] == [NodeState.DONE] * 3
     assert [child.restarts for child in outcome.children] == [0, 1, 0]
     assert [child.failures for child in outcome.children] == [0] * 3
-    quick = {State.STARTING, State.RUNNING}  # which may begin and end between two looks
+    quick = {NodeState.STARTING, NodeState.RUNNING}  # which may begin and end between two looks
     lasting = [state for state in life if state not in quick]
-    assert lasting == [State.WAITING, State.AWAY, State.RESTARTING, State.DONE]
+    assert lasting == [NodeState.WAITING, NodeState.AWAY, NodeState.RESTARTING, NodeState.DONE]
     assert len(set(asleep)) == 1 and asleep[0] >= 5
     assert all(late)
     assert [rounds_of(out, f"n{index}") for index in range(3)] == [list(range(1, 201))] * 3
@@ -183,13 +183,13 @@ def test_a_stop_ends_a_run_of_which_nodes_are_away(tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def stop(children: Sequence[NodeProcess]) -> None:
-        if children[1].state is State.AWAY and not children[1].alive:
+        if children[1].state is NodeState.AWAY and not children[1].alive:
             os.kill(os.getpid(), signal.SIGINT)
 
     outcome = run(
         out, 2, 100_000, show=stop, away=lambda children: {"n1"} if children[1].progress.round >= 3 else set()
     )
-    assert [child.state for child in outcome.children] == [State.STOPPED] * 2
+    assert [child.state for child in outcome.children] == [NodeState.STOPPED] * 2
     assert outcome.signal == signal.SIGINT
 
 
@@ -209,7 +209,7 @@ def test_nodes_of_a_part_go_by_its_configuration_and_a_run_goes_on_with_the_same
 
 def test_a_node_that_fails_again_and_again_is_given_up_and_the_others_finish(tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", 3, 60, target=nodes.first_crashes)
-    assert [child.state for child in outcome.children] == [State.FAILED, State.DONE, State.DONE]
+    assert [child.state for child in outcome.children] == [NodeState.FAILED, NodeState.DONE, NodeState.DONE]
     assert outcome.children[0].error == "RuntimeError: shape mismatch"
     assert outcome.children[0].restarts == 3
     log = (tmp_path / "run" / "nodes" / "n0" / "log.jsonl").read_text()
@@ -231,12 +231,12 @@ def test_neither_many_words_nor_a_process_that_is_left_behind_keep_the_others_wa
         outcome = run(tmp_path / "left", 1, 3, nodes.leaves_a_process_behind)
     finally:
         os.kill(int((tmp_path / "left/nodes/n0/left").read_text()), signal.SIGKILL)
-    assert (outcome.children[0].state, outcome.children[0].restarts) == (State.DONE, 1)
+    assert (outcome.children[0].state, outcome.children[0].restarts) == (NodeState.DONE, 1)
 
 
 def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", 2, 3, target=nodes.short_of_memory)
-    assert [(child.state, child.restarts) for child in outcome.children] == [(State.DONE, 1)] * 2
+    assert [(child.state, child.restarts) for child in outcome.children] == [(NodeState.DONE, 1)] * 2
 
 
 def test_a_run_goes_on_as_the_same_swarm(tmp_path: Path) -> None:
@@ -291,13 +291,13 @@ def test_nodes_that_do_not_end_in_time_are_killed(tmp_path: Path, monkeypatch: p
     config = NodeConfig.model_validate({"seed": 1, "rounds": 5, "trainer": {"stop_grace": 0.1}})
 
     def ask_once(children: Sequence[NodeProcess]) -> None:
-        if children[0].progress.round and children[0].state is State.RUNNING and not asked:
+        if children[0].progress.round and children[0].state is NodeState.RUNNING and not asked:
             asked.append(os.kill(os.getpid(), signal.SIGTERM))
 
     asked: list[None] = []
     plan = make_plan(tmp_path / "run", 2, config)
     outcome = run_swarm(plan, ask_once, started=time.time(), target=nodes.stuck, preload=())
-    assert [child.state for child in outcome.children] == [State.STOPPED] * 2
+    assert [child.state for child in outcome.children] == [NodeState.STOPPED] * 2
     assert (tmp_path / "run/nodes/n0/asked").exists()
 
 

@@ -18,7 +18,7 @@ from node.cli.app import run
 from node.config import NodeConfig
 from node.errors import UserError
 from node.operations import swarm_diagnosis
-from node.operations.diagnosis import Check
+from node.operations.diagnosis import Diagnosis
 from node.operations.swarm_diagnosis import examine_swarm
 from node.swarm import founding
 from node.swarm.founding import load_grant, load_manifest
@@ -268,7 +268,7 @@ def test_a_node_started_again_listens_where_its_invites_say(tmp_path: Path) -> N
         assert other.address != addresses[0]
 
 
-def looked(invite: Invite) -> dict[str, Check]:
+def looked(invite: Invite) -> dict[str, Diagnosis]:
     """What is found of a swarm from outside, by name, or by its endpoint for a seed."""
     checks = examine_swarm(invite, patience=1.0, quiet=0.5)
     return {check.text.split()[0].rstrip(":") if check.name == "seed" else check.name: check for check in checks}

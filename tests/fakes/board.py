@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from functools import lru_cache
 
-from node.board.history import Point, Remembered
+from node.board.history import CurvePoint, Remembered
 from node.board.site import make_site
 from node.board.standing import standing
-from node.board.view import Answer, Rollout, Swarm, View, lessons_of
+from node.board.view import BoardView, ShownAnswer, ShownRollout, ShownSwarm, lessons_of
 from node.telemetry.dashboard.server import serve_app
 from protocol.identity import id_of_bytes
 
@@ -26,7 +26,7 @@ def node_of(number: int) -> str:
 
 
 @lru_cache
-def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> View:
+def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> BoardView:
     """Return a swarm of so many nodes that learn, of which the last are liars who praise each other."""
     rng = random.Random(7)
     ids = [node_of(number) for number in range(nodes)]
@@ -54,18 +54,21 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> View:
     ]
     remembered.sort(key=lambda one: -one.standing)
     rollouts = [
-        Rollout(
+        ShownRollout(
             now - 20.0 * place,
             ids[place % 8],
             "Qwen3-0.6B",
             TASKS[place % 3],
             f"What is {place} + {place + 4}?",
-            [Answer(f"{2 * place + 4}", 1.0, True), Answer(f"It is {2 * place + 5}, as everybody knows.", 0.0, True)],
+            [
+                ShownAnswer(f"{2 * place + 4}", 1.0, True),
+                ShownAnswer(f"It is {2 * place + 5}, as everybody knows.", 0.0, True),
+            ],
         )
         for place in range(8)
     ]
-    return View(
-        Swarm(
+    return BoardView(
+        ShownSwarm(
             "riddles",
             "3f" * 16,
             ids[0],
@@ -85,7 +88,7 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> View:
     )
 
 
-def curve(now: float = NOW) -> Sequence[Point]:
+def curve(now: float = NOW) -> Sequence[CurvePoint]:
     """Return three days of learning."""
     rng = random.Random(3)
     points = []
@@ -93,7 +96,7 @@ def curve(now: float = NOW) -> Sequence[Point]:
         done = 1 - math.exp(-hour / 24)
         reward = 0.12 + 0.5 * done + rng.uniform(-0.02, 0.02)
         accuracy = 0.1 + 0.42 * done + rng.uniform(-0.015, 0.015)
-        points.append(Point(int(now - (71 - hour) * 3600), 3600, 15, reward, accuracy))
+        points.append(CurvePoint(int(now - (71 - hour) * 3600), 3600, 15, reward, accuracy))
     return points
 
 

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from node.rollouts.group import Group, encode, one_turn
-from node.swarm.reports import Report
+from node.swarm.reports import NodeReport
 from node.swarm.reports import encode as encode_report
 from node.tasks import TaskKey
 from protocol.credentials.grants import make_certificate, make_pass, make_ticket
@@ -113,7 +113,10 @@ def others() -> list[tuple[int, bytes]]:
         (106, encode(Group(TaskKey("builtin/sums", 1, "00"), 1, "3+4=", completions, "llama", 1))),
         (107, bytes([Kind.HAVE]) + Have((Entry(ItemId(bytes(range(32))), 1000),)).encode()),
         (108, make_own_revocations().encoded),
-        (109, encode_report(Report(int(UNIX), "fuzz", "llama", 7, 0.5, None, {"builtin/sums": 0.5}, {ME.node_id: 3}))),
+        (
+            109,
+            encode_report(NodeReport(int(UNIX), "fuzz", "llama", 7, 0.5, None, {"builtin/sums": 0.5}, {ME.node_id: 3})),
+        ),
     ]
 
 

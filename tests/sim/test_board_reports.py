@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from node.swarm.reports import REPORTS_TOPIC, Report, encode
+from node.swarm.reports import REPORTS_TOPIC, NodeReport, encode
 from node.swarm.sharing import SEED_DEMAND
 from protocol.identity import NodeId, id_of_bytes
 from protocol.simulator import SimulatedIdentity, Simulation
@@ -54,7 +54,7 @@ def measure(nodes: int, seconds: int, *, reports: bool, settle: float = 30.0) ->
             if reports and _is_due(name / nodes * REPORTS_S, REPORTS_S, at):
                 taught = {teacher((name + other) % nodes): 7 for other in range(1, 25)}
                 rewards = dict.fromkeys(("builtin/arithmetic", "builtin/sums", "builtin/weekdays"), 0.5)
-                report = Report(int(at), "gossamer/0.1.0", "Qwen3-0.6B", 7000, 0.5, 0.5, rewards, taught)
+                report = NodeReport(int(at), "gossamer/0.1.0", "Qwen3-0.6B", 7000, 0.5, 0.5, rewards, taught)
                 reported.add(simulation.publish(name, encode(report), REPORTS_TOPIC))
         simulation.run(0.1)
     simulation.run(TAIL_S)

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from node.board.history import DAY_S, HOUR_S, MINUTE_S, History
-from node.swarm.reports import Report
+from node.board.history import DAY_S, HOUR_S, MINUTE_S, BoardHistory
+from node.swarm.reports import NodeReport
 
 START = 1_700_006_400.0  # a day begins
 LATELY = 750.0
 
 
-def report(reward: float | None = 0.5, accuracy: float | None = None, **taught_by: int) -> Report:
-    return Report(0, "gossamer/0.1.0", "builtin", 7, reward, accuracy, {"sums": reward or 0.0}, taught_by)
+def report(reward: float | None = 0.5, accuracy: float | None = None, **taught_by: int) -> NodeReport:
+    return NodeReport(0, "gossamer/0.1.0", "builtin", 7, reward, accuracy, {"sums": reward or 0.0}, taught_by)
 
 
 def test_a_nodes_last_report_is_remembered_and_when_its_first_came(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         history.add("a", report(0.25), START)
         history.add("a", report(0.5, 0.75), START + 300)
         (one,) = history.nodes()
@@ -28,7 +28,7 @@ def test_a_nodes_last_report_is_remembered_and_when_its_first_came(tmp_path: Pat
 
 
 def test_what_was_taught_adds_up_and_fades(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         history.add("a", report(b=8, c=1), START)
         history.add("a", report(b=1), START + DAY_S)
         assert history.nodes()[0].taught_by == {"b": 5.0, "c": 0.5}
@@ -37,7 +37,7 @@ def test_what_was_taught_adds_up_and_fades(tmp_path: Path) -> None:
 
 
 def test_a_node_stands_by_what_others_report(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         history.add("seed", report(a=3), START)
         history.add("a", report(), START)
         history.add("liar", report(liar2=9), START)
@@ -50,7 +50,7 @@ def test_a_node_stands_by_what_others_report(tmp_path: Path) -> None:
 
 
 def test_liars_without_standing_do_not_move_the_swarms_curve(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         history.add("seed", report(0.4, a=3, b=3), START)
         history.add("a", report(0.5, 0.25), START)
         history.add("b", report(0.6), START)
@@ -63,7 +63,7 @@ def test_liars_without_standing_do_not_move_the_swarms_curve(tmp_path: Path) -> 
 
 
 def test_who_is_silent_counts_no_more(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         history.add("a", report(0.5), START)
         history.tick(START + LATELY - 1, [])
         history.tick(START + LATELY + 60, [])
@@ -71,7 +71,7 @@ def test_who_is_silent_counts_no_more(tmp_path: Path) -> None:
 
 
 def test_a_curve_gets_thinner_with_age_and_keeps_its_means(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         for minute in range(3 * 60):
             now = START + 60 * minute
             history.add("a", report(minute / 100), now)
@@ -86,7 +86,7 @@ def test_a_curve_gets_thinner_with_age_and_keeps_its_means(tmp_path: Path) -> No
 
 
 def test_years_take_a_point_a_day(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         for day in range(40):
             history.tick(START + day * DAY_S, [])
         curve = history.curve()
@@ -94,7 +94,7 @@ def test_years_take_a_point_a_day(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_identities_pushes_out_nobody_who_taught(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY, max_nodes=10) as history:
+    with BoardHistory(tmp_path / "h", LATELY, max_nodes=10) as history:
         history.add("seed", report(a=3), START)
         history.add("a", report(seed=1), START)
         history.tick(START, ["seed"])
@@ -106,7 +106,7 @@ def test_a_flood_of_identities_pushes_out_nobody_who_taught(tmp_path: Path) -> N
 
 
 def test_a_flood_of_identities_does_not_push_out_a_seed_whom_nobody_names(tmp_path: Path) -> None:
-    with History(tmp_path / "h", LATELY, max_nodes=10) as history:
+    with BoardHistory(tmp_path / "h", LATELY, max_nodes=10) as history:
         history.add("seed", report(a=3), START)
         history.tick(START, ["seed"])
         for number in range(30):
@@ -116,7 +116,7 @@ def test_a_flood_of_identities_does_not_push_out_a_seed_whom_nobody_names(tmp_pa
 
 
 def _write_for_good(path: Path, ready) -> None:  # type: ignore[no-untyped-def]
-    with History(path, LATELY) as history:
+    with BoardHistory(path, LATELY) as history:
         number = 0
         while True:
             history.add(f"n{number % 50}", report(0.5, n0=1), START + number)
@@ -133,7 +133,7 @@ def test_what_was_written_is_there_after_a_kill(tmp_path: Path) -> None:
     assert ready.wait(60)
     os.kill(child.pid or 0, signal.SIGKILL)
     child.join()
-    with History(tmp_path / "h", LATELY) as history:
+    with BoardHistory(tmp_path / "h", LATELY) as history:
         assert history.nodes()[0].id.startswith("n")
         assert history.curve()
         history.add("after", report(), START)

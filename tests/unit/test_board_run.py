@@ -22,7 +22,7 @@ from node.rollouts.group import Group, one_turn
 from node.rollouts.group import encode as encode_group
 from node.state_folder import HISTORY_FILE
 from node.swarm.peering import Network
-from node.swarm.reports import REPORTS_TOPIC, Report, encode
+from node.swarm.reports import REPORTS_TOPIC, NodeReport, encode
 from node.tasks import TaskKey
 from protocol.credentials.manifest import ManifestLimits, ManifestTask, Policy, make_manifest
 from protocol.credentials.records import Address, Endpoint
@@ -68,7 +68,7 @@ def network(host: Host, policy: Policy = Policy.OPEN, address: Address | None = 
 
 def report(signer: Identity, at: float, reward: float = 0.5, **taught_by: int) -> Received:
     of = {one.node_id: taught_by[key] for key, one in (("a", A), ("b", B), ("liar", LIAR)) if key in taught_by}
-    body = encode(Report(int(at), "gossamer/0.1.0", "builtin", 7, reward, None, {}, of))
+    body = encode(NodeReport(int(at), "gossamer/0.1.0", "builtin", 7, reward, None, {}, of))
     return Received(ItemId(bytes(32)), signer.node_id, body, at, REPORTS_TOPIC)
 
 

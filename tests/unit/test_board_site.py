@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from node.board import svg
 from node.board.site import FRESH_S, make_site
-from node.board.view import Answer, Rollout, Rollouts, View, ago
+from node.board.view import BoardView, Rollouts, ShownAnswer, ShownRollout, ago
 from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.dashboard import server
@@ -32,16 +32,16 @@ DATA = ("/swarm.json", "/nodes.csv", "/history.csv", "/taught.csv", "/rollouts.c
 OF_NODE = (f"/nodes/{node_of(0)}.json", f"/nodes/{node_of(0)}/history.csv", f"/nodes/{node_of(0)}/badge.svg")
 
 
-def client(shown: View) -> TestClient:
+def client(shown: BoardView) -> TestClient:
     return TestClient(make_site(lambda: shown, lambda _: shown.curve, lambda: True))
 
 
-def hostile() -> View:
+def hostile() -> BoardView:
     """A swarm in which every text that a peer chooses is hostile."""
     shown = view()
     nodes = [one._replace(model=HOSTILE, agent=HOSTILE, rewards={HOSTILE: 0.5}) for one in shown.nodes]
-    answers = [Answer(HOSTILE, 1.0, True), Answer("=1+1\x00\x1b[31m\u202e", 0.0, False)]
-    rollouts = [Rollout(NOW, node_of(0), HOSTILE, HOSTILE, HOSTILE, answers)]
+    answers = [ShownAnswer(HOSTILE, 1.0, True), ShownAnswer("=1+1\x00\x1b[31m\u202e", 0.0, False)]
+    rollouts = [ShownRollout(NOW, node_of(0), HOSTILE, HOSTILE, HOSTILE, answers)]
     return shown._replace(nodes=nodes, rollouts=rollouts)
 
 

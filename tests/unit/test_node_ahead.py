@@ -12,7 +12,7 @@ import torch
 from node.config import parse_config
 from node.engines import EngineError, Generated, SamplingParams, make_engine
 from node.engines.ahead import Ahead
-from node.engines.episodes import Asked, Episodes
+from node.engines.episodes import EpisodeQuestion, Episodes
 from node.engines.hf import HfEngine
 from node.rollouts.group import Tokens
 from node.run import run_node
@@ -29,7 +29,7 @@ ALONE = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0}}
 
 def episodes(prompts, n, sampling, seed):
     task = FAMILIES["sums"]()
-    return Episodes([Asked(task, task.make(0), prompt) for prompt in prompts], n, sampling, seed, 100, list)
+    return Episodes([EpisodeQuestion(task, task.make(0), prompt) for prompt in prompts], n, sampling, seed, 100, list)
 
 
 class Slow:

@@ -3,7 +3,7 @@
 import pytest
 
 from node.config import NodeConfig
-from node.fleet.progress import Progress
+from node.fleet.progress import NodeProgress
 from node.training.budget import Spent, is_done, spent_in
 
 
@@ -42,6 +42,6 @@ def test_a_last_round_ends_a_node_within_its_budget() -> None:
 
 
 def test_rounds_that_are_done_again_are_spent_once() -> None:
-    progress = Progress(None)
+    progress = NodeProgress(None)
     progress.update([{"round": number, "tokens_generated": 10, "tokens_trained": 1} for number in (1, 2, 3, 2)])
     assert (progress.round, progress.spent) == (2, Spent(20, 2))

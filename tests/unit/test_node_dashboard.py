@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import ObserveConfig
-from node.metrics import Place, shown_in
+from node.metrics import Display, shown_in
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.feed import MAX_POINTS, Feed, thinned
 from node.telemetry.dashboard.server import Served, serve
@@ -82,7 +82,7 @@ def test_a_feed_says_what_there_is_and_then_what_is_new(tmp_path: Path) -> None:
 
 
 def test_the_page_draws_each_metric_that_is_declared_for_it_and_has_its_values(tmp_path: Path, served: Served) -> None:
-    declared = {one.name: one for one in shown_in(Place.DASHBOARD)}
+    declared = {one.name: one for one in shown_in(Display.DASHBOARD)}
     values = {name: {"ann": 1} if one.label else 0.5 for name, one in declared.items()}
     MetricsLog(tmp_path / "metrics.jsonl").append({"round": 1, **values})
     MetricsLog(tmp_path / EVALUATIONS_FILE).append({"round": 1, **{name.removeprefix("eval/"): 0.5 for name in values}})

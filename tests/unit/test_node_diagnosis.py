@@ -11,12 +11,12 @@ import pytest
 
 from node.cli.app import run
 from node.operations import diagnosis
-from node.operations.diagnosis import Check, examine, examine_node
+from node.operations.diagnosis import Diagnosis, examine, examine_node
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
 from protocol.identity import Identity
 
 
-def found(name: str, checks: object) -> Check:
+def found(name: str, checks: object) -> Diagnosis:
     (one,) = [check for check in checks if check.name == name]  # type: ignore[attr-defined]
     return one
 
@@ -156,9 +156,9 @@ def test_what_has_to_be_mended_makes_it_fail_and_json_says_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     findings = [
-        Check("a", True, "1"),
-        Check("b", False, "2", needed=False, do="maybe"),
-        Check("c", False, "3", do="must"),
+        Diagnosis("a", True, "1"),
+        Diagnosis("b", False, "2", needed=False, do="maybe"),
+        Diagnosis("c", False, "3", do="must"),
     ]
     monkeypatch.setattr("node.cli.doctor.examine", lambda *_: iter(findings))
     arguments = ["doctor", "--state", str(tmp_path)]

@@ -16,7 +16,7 @@ import pytest
 from examples import calculator
 from node.config import TaskConfig, load_config, parse_config
 from node.engines import Generated, SamplingParams, episodes
-from node.engines.episodes import Asked, Episodes, Played, play
+from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.journal import Journal, Round, read_journal
 from node.journal import Start as JournalStart
@@ -26,8 +26,8 @@ from node.replay import replay
 from node.rollouts.group import MAX_BEFORE_BYTES, Episode, Group, Tokens, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.sampling import Sample
-from node.rollouts.screening import Limits, check
-from node.swarm.sharing import Admission, NoExchange
+from node.rollouts.screening import GroupBounds, check
+from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments import (
     MAX_OBSERVATION_BYTES,
@@ -98,7 +98,7 @@ def tokens(text: str) -> list[int]:
 
 
 def asked(task: object, n: int, *seeds: int, longest: int = 1000, seed: int = 7) -> Episodes:
-    questions = [Asked(task, task.make(at), tokens(f"q{at}")) for at in seeds]
+    questions = [EpisodeQuestion(task, task.make(at), tokens(f"q{at}")) for at in seeds]
     return Episodes(questions, n, SAMPLING, seed, longest, tokens)
 
 
@@ -458,8 +458,8 @@ def test_a_task_whose_episodes_nobody_can_play_again_trains_its_own_node_and_is_
     peer = Peer()
     loop, samples = one_round(tmp_path, secret, peer)
     assert len(samples) == 2 and peer.published == []
-    assert Admission(loop.tasks, Limits(8, 1000)).topics == frozenset()
-    assert len(Admission(TaskSet([(Echo(), 1.0)]), Limits(8, 1000)).topics) == 1
+    assert GroupReader(loop.tasks, GroupBounds(8, 1000)).topics == frozenset()
+    assert len(GroupReader(TaskSet([(Echo(), 1.0)]), GroupBounds(8, 1000)).topics) == 1
 
 
 GAME = """
@@ -618,7 +618,7 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
     engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
     with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
         settings = config.model_dump(mode="json")
-        journal.begin(0, lambda at: JournalStart(at, settings, 0, Limits(8, 1000), tasks.split, pool.snapshot()))
+        journal.begin(0, lambda at: JournalStart(at, settings, 0, GroupBounds(8, 1000), tasks.split, pool.snapshot()))
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, engine, tasks, pool, NoExchange(), metrics, journal=journal)
         assert all(rounds for rounds in loop.rounds(0))

@@ -35,7 +35,7 @@ from node.training.evaluation import (
     Answers,
     EvalReport,
     Evaluations,
-    Outcome,
+    ScoredQuestion,
     answer,
     doubts,
     evaluation_row,
@@ -411,7 +411,7 @@ def answered(*questions: Mapping[str, float]) -> Answers:
     """Return what was answered: for each question completions with their rewards."""
     item = Item("?", "")
     made = [[Played((Generated((), text, True),)) for text in one] for one in questions]
-    return {"a task": [Outcome(item, of, list(one.values())) for of, one in zip(made, questions, strict=True)]}
+    return {"a task": [ScoredQuestion(item, of, list(one.values())) for of, one in zip(made, questions, strict=True)]}
 
 
 def test_right_answers_are_as_unlike_as_the_chance_that_two_of_them_are_the_same_says() -> None:

@@ -15,8 +15,8 @@ from node.policy.footprint import (
     CHUNK,
     LOGIT,
     Machine,
+    MemoryPart,
     ModelSize,
-    Part,
     adapter_parameters,
     cache_width,
     footprint,
@@ -28,7 +28,7 @@ from tests.policies import tiny_policy
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
 
 
-def parts_of(tree: dict[str, object], *, bf16: bool = False, gpu_memory: int = 0) -> list[Part]:
+def parts_of(tree: dict[str, object], *, bf16: bool = False, gpu_memory: int = 0) -> list[MemoryPart]:
     config = parse_config(tree)
     width = cache_width(config, bf16=bf16)
     engine = kind_of(config.engine.kind).memory(SMOLLM2, config, width, gpu_memory)

@@ -22,7 +22,7 @@ from node.rollouts.group import MAX_TEXT_BYTES, Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.reasoning_gym import SCORERS
-from node.tasks.task_set import Asked, TaskSet
+from node.tasks.task_set import TaskSet, TrainingQuestion
 
 
 class _Planter:
@@ -92,7 +92,7 @@ def every_task(tmp_path_factory: pytest.TempPathFactory) -> TaskSet:
 
 
 @pytest.fixture(scope="module")
-def questions(every_task: TaskSet) -> list[Asked]:
+def questions(every_task: TaskSet) -> list[TrainingQuestion]:
     """A question of each task that training may ask."""
     return [asked for task in every_task.tasks for asked in TaskSet([(task, 1.0)]).questions(7, 1)]
 
@@ -162,7 +162,7 @@ def test_a_question_of_a_file_is_only_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
-def test_no_field_of_a_group_is_run(every_task: TaskSet, questions: list[Asked], payload: str) -> None:
+def test_no_field_of_a_group_is_run(every_task: TaskSet, questions: list[TrainingQuestion], payload: str) -> None:
     for task, seed, item in questions:
         completions = (one_turn(payload, True, 0.0), one_turn(f"<answer>{payload}</answer>", True, 0.0))
         honest = Group(task.key, seed, item.question, completions, payload, 1)

@@ -26,7 +26,7 @@ from node.lab.plan import (
 from node.lab.plots import plot
 from node.lab.results import (
     Estimate,
-    Result,
+    RunResult,
     at_equal,
     by_compute,
     compare,
@@ -314,11 +314,11 @@ def test_a_run_folder_is_averaged_over_its_nodes(tmp_path: Path) -> None:
     assert (found.accuracy, found.passes, found.entropy) == (1.0, {"pass@1": 0.25, "pass@16": 0.5}, 1.5)
 
 
-def result(arm: str, seed: int, rewards: list[float], cost: float = 1.0) -> Result:
+def result(arm: str, seed: int, rewards: list[float], cost: float = 1.0) -> RunResult:
     spent = tuple(cost * at for at in range(1, len(rewards) + 1))
     best = max(smooth(rewards))
     measured = (len(rewards), sum(rewards), 0.1, 0.4, best, spent[-1], 1, 2, None, {}, None)
-    return Result("", arm, seed, *measured, tuple(rewards), spent)
+    return RunResult("", arm, seed, *measured, tuple(rewards), spent)
 
 
 def test_students_interval_by_hand() -> None:
@@ -340,7 +340,7 @@ def test_reach_is_compute_to_the_baselines_best_and_0_where_it_is_never_reached(
     assert reach(result("x", 1, [0.1, 0.1]), alone) == 0.0
 
 
-def evaluated(arm: str, *held_out: tuple[float, float, float]) -> Result:
+def evaluated(arm: str, *held_out: tuple[float, float, float]) -> RunResult:
     names = ("pass@1", "pass@16", "right_entropy")
     found = tuple(dict(zip(names, values, strict=True)) for values in held_out)
     return dataclasses.replace(result(arm, 1, [0.5]), held_out=found)
@@ -360,7 +360,7 @@ def test_answers_are_compared_where_they_are_right_as_often_as_the_baselines_at_
 
 
 def test_what_some_seeds_have_no_figure_for_is_not_compared_where_they_are_right_as_often() -> None:
-    def run(arm: str, seed: int, *names: str) -> Result:
+    def run(arm: str, seed: int, *names: str) -> RunResult:
         held_out = tuple(dict.fromkeys(("pass@1", *names), value) for value in (0.1, 0.2, 0.4))
         return dataclasses.replace(result(arm, seed, [0.5]), held_out=held_out)
 

@@ -13,7 +13,7 @@ from node.fleet import ray_cluster
 from node.fleet.ray_cluster import packed, packed_files, relocated, unpack, unpack_files
 from node.lab import on_ray
 from node.lab.on_ray import Needs, keep_records, needs_of
-from node.lab.plan import Part, Run
+from node.lab.plan import Run, RunPart
 
 
 def a_run(folder: Path, **settings: object) -> Run:
@@ -96,7 +96,7 @@ def test_a_run_asks_for_what_its_nodes_need(tmp_path: Path) -> None:
     one, two = needs_of("memory", run), needs_of("processes", run)
     assert (one.num_cpus, one.num_gpus, two.num_cpus, two.num_gpus) == (1, 0, 2, 0)
     assert 100e6 < one.memory < two.memory == 2 * one.memory
-    parts = (Part("small", 1, run.settings), Part("large", 2, run.settings))
+    parts = (RunPart("small", 1, run.settings), RunPart("large", 2, run.settings))
     assert needs_of("processes", run._replace(nodes=3, parts=parts)).memory == 3 * one.memory
 
 

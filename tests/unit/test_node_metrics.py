@@ -6,7 +6,7 @@ import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
-from node.fleet.progress import Progress
+from node.fleet.progress import NodeProgress
 from node.metrics import METRICS, is_declared, recent, total
 from node.telemetry.dashboard.feed import Feed
 from node.telemetry.metrics import MetricsLog, MetricsTail, iter_with_older, read_metrics
@@ -82,7 +82,7 @@ def test_tail_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
 
 def test_tail_and_progress_follow_a_rewind(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    log, progress = write(path, 4), Progress(4)
+    log, progress = write(path, 4), NodeProgress(4)
     with closing(MetricsTail(path)) as tail:
         progress.update(tail.poll())
         assert [point.round for point in progress.points] == [1, 2, 3, 4]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from node.config import parse_config
-from node.policy.model_card import History, model_card
+from node.policy.model_card import TrainingHistory, model_card
 from node.telemetry.summary import summarise_node
 from tests.fakes.rows import make_row
 
@@ -27,7 +27,7 @@ def front_of(card: str) -> dict[str, object]:
 
 def test_it_tells_rounds_rewards_peers_and_evaluations() -> None:
     rows = [make_row(0, number) for number in range(1, 21)]
-    history = History(20, summarise_node(rows), 3, [evaluation(0, 0.1), evaluation(20, 0.5)], "club `x`")
+    history = TrainingHistory(20, summarise_node(rows), 3, [evaluation(0, 0.1), evaluation(20, 0.5)], "club `x`")
     card = model_card("acme/small-1b", CONFIG, "llama-1b", history, TODAY)
     for part in (
         "20 rounds of reinforcement learning",
@@ -47,7 +47,7 @@ def test_it_tells_rounds_rewards_peers_and_evaluations() -> None:
 
 @pytest.mark.parametrize("base", ["/data/alice/models/small", "./small", "~/small", "builtin", "../../alice/small"])
 def test_it_names_no_folder(base: str) -> None:
-    card = model_card(base, CONFIG, "llama-1b", History(1, summarise_node([make_row(0, 1)]), 0, [], ""), TODAY)
+    card = model_card(base, CONFIG, "llama-1b", TrainingHistory(1, summarise_node([make_row(0, 1)]), 0, [], ""), TODAY)
     assert "alice" not in card and "/small" not in card and "~" not in card
     assert "base_model" not in front_of(card)
     assert ("`small`" in card) == (base != "builtin")

@@ -13,10 +13,10 @@ from node.cli.app import run as command
 from node.config import NodeConfig, PolicyConfig, parse_config
 from node.errors import UserError
 from node.fleet import child_process, mirror, on_ray
-from node.fleet.local_swarm import Outcome, make_plan, run_swarm
+from node.fleet.local_swarm import RunOutcome, make_plan, run_swarm
 from node.fleet.mirror import CheckpointEnd, MirrorReceiver, MirrorSender, parts_of
 from node.fleet.on_ray import ClusterMachine, NodeShare, able, ray_swarm, share_of, wants_gpu
-from node.fleet.supervisor import NodeProcess, State
+from node.fleet.supervisor import NodeProcess, NodeState
 from node.telemetry.metrics import MetricsLog, MetricsTail, read_metrics
 from node.training.checkpoint import latest_checkpoint, list_checkpoints
 from tests.fakes import nodes
@@ -210,7 +210,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
 
 def run(
     out: Path, show: Callable[[Sequence[NodeProcess]], object] = lambda children: None, count: int = 2, **settings: Any
-) -> Outcome:
+) -> RunOutcome:
     given = parse_config({"seed": 1, "rounds": 20, "observe": {"enabled": False}, **settings})
     with ray_swarm("ray", given, count) as swarm:
         plan = make_plan(out, count, swarm.config)
@@ -252,12 +252,12 @@ def test_a_node_whose_machine_dies_goes_on_elsewhere_without_its_key(ray: FakeRa
             for child in children:
                 (child.folder / "identity.key").touch()
             dies.die()
-        if any(child.restarts for child in children) and {child.state for child in children} == {State.RUNNING}:
+        if any(child.restarts for child in children) and {child.state for child in children} == {NodeState.RUNNING}:
             os.kill(os.getpid(), signal.SIGINT)
 
     tasks = [{"name": "dataset/rows", "options": {"path": str(rows)}}]
     outcome = run(tmp_path / "run", look, rounds=100_000, tasks=tasks)
-    assert [child.state for child in outcome.children] == [State.STOPPED] * 2
+    assert [child.state for child in outcome.children] == [NodeState.STOPPED] * 2
     stayed, came_back = sorted(outcome.children, key=lambda child: child.restarts)
     assert (stayed.restarts, came_back.restarts, len(ray.machines[0].actors)) == (0, 1, 2)
     assert "its machine or its actor died: Its node was terminated." in came_back.error
@@ -279,7 +279,7 @@ def test_a_stop_lets_nodes_on_a_cluster_end_their_round_and_the_same_run_goes_on
 
     outcome = run(tmp_path, stop, rounds=100_000)
     assert outcome.signal == signal.SIGINT
-    assert [child.state for child in outcome.children] == [State.STOPPED] * 2
+    assert [child.state for child in outcome.children] == [NodeState.STOPPED] * 2
     until = 5 + max(child.progress.round for child in outcome.children)
     run(tmp_path, stop, rounds=100_000)
     for child in outcome.children:
@@ -314,7 +314,7 @@ def test_a_node_that_hangs_is_killed_with_its_actor(
             os.kill(os.getpid(), signal.SIGINT)
 
     outcome = run(tmp_path, stop, count=1, trainer={"stop_grace": 0.0})
-    assert outcome.children[0].state is State.STOPPED
+    assert outcome.children[0].state is NodeState.STOPPED
 
 
 def test_what_is_wrong_at_a_machine_is_one_line(

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 
 from node.config import NetworkConfig, parse_config
-from node.fleet.local_swarm import LOOPBACK, Plan, node_config
+from node.fleet.local_swarm import LOOPBACK, RunPlan, node_config
 from node.swarm.peering import item_life, listens_at, open_network, timing_of
 from protocol.config import LOCAL, WAN, Limits
 from protocol.credentials.records import Address
@@ -121,7 +121,7 @@ def test_the_bound_that_a_person_sets_is_the_transports(tmp_path: Path, monkeypa
 
 def test_a_swarm_on_this_machine_listens_on_loopback_whatever_it_is_given(tmp_path: Path) -> None:
     given = parse_config({"network": {"seeds": [AWAY], "listen": ANY, "advertise": [FORWARDED]}})
-    network = node_config(Plan(tmp_path, "ab" * 16, 2, 1, given), 0, 2).network
+    network = node_config(RunPlan(tmp_path, "ab" * 16, 2, 1, given), 0, 2).network
     assert str(listens_at(network)) == LOOPBACK
     assert timing_of(network) is LOCAL
     assert network.seeds == []

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from node.config import LoraConfig, PolicyConfig, parse_config
 from node.errors import UserError
 from node.policy.load import Policy, load_policy
-from node.processes.signals import GiveUp
+from node.processes.signals import GivenUp
 from node.training.checkpoint import latest_checkpoint
 from node.training.ranks import Ranks, is_broken
 from node.training.trainer import make_trainer
@@ -157,7 +157,7 @@ def test_after_an_abandoned_round_number_0_saves_the_round_before_if_it_can_do_s
 
         def rounds(done: int):
             yield mixed_samples(policy)
-            raise GiveUp
+            raise GivenUp
 
         trainer = make_trainer(policy, node_config(rounds=5), tmp_path, rounds, lambda *_: None, ranks=ranks)
         if ranks.number:
@@ -165,7 +165,7 @@ def test_after_an_abandoned_round_number_0_saves_the_round_before_if_it_can_do_s
                 trainer.train()
             assert is_broken(caught.value)
             return
-        with pytest.raises(GiveUp):
+        with pytest.raises(GivenUp):
             trainer.train()
         trainer.save_whole_round()
         newest = latest_checkpoint(tmp_path / "checkpoints")

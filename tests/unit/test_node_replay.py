@@ -23,7 +23,7 @@ from node.policy.load import load_policy
 from node.replay import Compared, replay
 from node.rollouts.group import Group, content_id, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, Snapshot
-from node.rollouts.screening import Limits
+from node.rollouts.screening import GroupBounds
 from node.swarm.sharing import NetworkExchange, topic_of
 from node.tasks import Task, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
@@ -119,7 +119,7 @@ def live(
     with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses) as pool:
         pool.rewind(done)
         settings = config.model_dump(mode="json")
-        journal.begin(done, lambda at: Start(at, settings, 7, Limits(8, 1000), APART, pool.snapshot()))
+        journal.begin(done, lambda at: Start(at, settings, 7, GroupBounds(8, 1000), APART, pool.snapshot()))
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, 7, policy, HfEngine(policy), tasks, pool, exchange, metrics, journal=journal)
         rounds, samples = loop.rounds(done), []
@@ -389,7 +389,7 @@ def start_of(pool_bytes: int) -> Callable[[int], Start]:
 
     def start(done: int) -> Start:
         rows = [(bytes(32), "peer", 0.0, 1, random.Random(7).randbytes(pool_bytes + 500 * done))]
-        return Start(done, {}, 7, Limits(8, 1000), DEFAULT_SPLIT, Snapshot(rows, [], []))
+        return Start(done, {}, 7, GroupBounds(8, 1000), DEFAULT_SPLIT, Snapshot(rows, [], []))
 
     return start
 

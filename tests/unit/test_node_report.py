@@ -12,10 +12,10 @@ from node.cli.app import run
 from node.config import NodeConfig
 from node.fleet.child_process import Started
 from node.fleet.live_table import clock, line, render, size, trend
-from node.fleet.progress import Progress
-from node.fleet.report import NodeFiles, pick_samples, read_nodes, render_report, write_report
-from node.fleet.supervisor import NodeProcess, State
-from node.metrics import Place, shown_in
+from node.fleet.progress import NodeProgress
+from node.fleet.report import NodeRecords, pick_samples, read_nodes, render_report, write_report
+from node.fleet.supervisor import NodeProcess, NodeState
+from node.metrics import Display, shown_in
 from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
@@ -87,16 +87,16 @@ def test_nodes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rejects_says_so() -> None:
-    page = render_report("run", {"n0": NodeFiles([make_row(0, 1), make_row(0, 2)])}, {})
+    page = render_report("run", {"n0": NodeRecords([make_row(0, 1), make_row(0, 2)])}, {})
     assert "No node rejected anything" in page
     assert page.count("<svg") == 4
 
 
 def test_rejects_are_named(tmp_path: Path) -> None:
-    page = render_report("run", {"n1": NodeFiles([make_row(1, number) for number in range(1, 61)])}, {})
+    page = render_report("run", {"n1": NodeRecords([make_row(1, number) for number in range(1, 61)])}, {})
     assert "unknown_task" in page and "false_reward" in page and f"fill: {WARNING}" in page
     unfit = make_row(1, 60) | {"swarm/rejected": {"too_surprising": 9}}
-    page = render_report("run", {"n1": NodeFiles([unfit])}, {})
+    page = render_report("run", {"n1": NodeRecords([unfit])}, {})
     assert "too_surprising" in page and f"fill: {WARNING}" not in page  # nobody's fault
 
 
@@ -115,7 +115,7 @@ def test_a_young_or_damaged_run_still_has_a_report(tmp_path: Path) -> None:
 def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
     settings = {"seed": 1, "swarm": "ab", "config": {"policy": {"model": "<script>alert(1)</script>"}}}
     row = make_row(0, 1) | {"rewards/<b>$x^2$</b>/mean": 0.5}
-    page = render_report("<b>run</b>", {"n0": NodeFiles([row])}, settings)
+    page = render_report("<b>run</b>", {"n0": NodeRecords([row])}, settings)
     assert "<script" not in page and "<b>run" not in page and "<b>$x" not in page
     assert "policy.model" in page and "$x^2$" in page
 
@@ -126,7 +126,7 @@ def test_where_nodes_have_settings_of_their_own_those_are_shown_of_each_part() -
         for name, model in (("small", "builtin"), ("large", "wide"))
     }
     run = {"seed": 1, "swarm": "ab", "config": parts["small"]["config"], "parts": parts}
-    page = render_report("run", {"n0": NodeFiles([make_row(0, 1)])}, run)
+    page = render_report("run", {"n0": NodeRecords([make_row(0, 1)])}, run)
     found = dict(re.findall(r"<dt>([^<]*)</dt>\s*<dd>([^<]*)</dd>", page))
     assert found == {"rounds": "7", "small: policy.model": "&#34;builtin&#34;", "large: policy.model": "&#34;wide&#34;"}
 
@@ -160,7 +160,7 @@ def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> N
     fill(tmp_path / "alone", 1, 60)
     fill_evaluations(tmp_path / "alone", 0.5)
     page = write_report(tmp_path).read_text()
-    assert all(f">{one.title}<" in page for one in shown_in(Place.REPORT) if one.name.startswith("eval/"))
+    assert all(f">{one.title}<" in page for one in shown_in(Display.REPORT) if one.name.startswith("eval/"))
     assert "0.10 &rarr; 0.75" in page and page.count("<svg") == before.count("<svg") + 2
     assert "0.750 <small>(0.598 to 0.858)</small>" in page and "0.500 <small>(0.352 to 0.648)</small>" in page
     elsewhere = tmp_path.parent / f"{tmp_path.name}-control"
@@ -173,7 +173,7 @@ def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> N
 def test_a_factor_is_shown_where_it_is_no_chance() -> None:
     def page(first: float) -> str:
         rows = [make_row(0, number) | {"reward": first if number < 6 else 0.5} for number in range(1, 11)]
-        return render_report("run", {"n0": NodeFiles(rows)}, {})
+        return render_report("run", {"n0": NodeRecords(rows)}, {})
 
     assert "<b>5.0&thinsp;&times;</b><span>last over first</span>" in page(0.1)
     assert "last over first" not in page(0.01)
@@ -191,29 +191,31 @@ def test_a_curve_counts_all_tokens_generated_until_then() -> None:
 
 def test_a_signal_that_only_some_rounds_have_is_drawn_and_one_that_none_has_is_not() -> None:
     rows = [make_row(0, number) | {"swarm/age_rounds": number / 10 if number % 3 else None} for number in range(1, 31)]
-    page = render_report("run", {"n0": NodeFiles(rows)}, {})
+    page = render_report("run", {"n0": NodeRecords(rows)}, {})
     assert "age of external groups, rounds" in page and "entropy" not in page[: page.index("Own and external")]
 
 
 def test_a_signal_that_a_node_has_never_measured_leaves_its_line_out() -> None:
     rows = [make_row(0, number) for number in range(1, 11)]
-    page = render_report("run", {"n0": NodeFiles([row | {"entropy": 1.0} for row in rows]), "n1": NodeFiles(rows)}, {})
+    page = render_report(
+        "run", {"n0": NodeRecords([row | {"entropy": 1.0} for row in rows]), "n1": NodeRecords(rows)}, {}
+    )
     assert "entropy, nats a token" in page
 
 
 def test_a_signal_that_few_nodes_have_in_any_one_round_leaves_its_plot_out() -> None:
     rows = [make_row(0, number) for number in range(1, 6)]
     nodes = {
-        f"n{at}": NodeFiles([row | {"entropy": 1.0 if row["round"] == at + 1 else None} for row in rows])
+        f"n{at}": NodeRecords([row | {"entropy": 1.0 if row["round"] == at + 1 else None} for row in rows])
         for at in range(4)
     }
     page = render_report("run", nodes, {})  # of a run that was stopped at once
     assert "entropy" not in page[: page.index("Own and external")]
-    assert render_report("run", {"n0": NodeFiles([{"round": 1, "reward": 0.0}])}, {})  # none has any
+    assert render_report("run", {"n0": NodeRecords([{"round": 1, "reward": 0.0}])}, {})  # none has any
 
 
 def test_the_report_draws_each_metric_that_is_declared_for_it() -> None:
-    declared = shown_in(Place.REPORT)
+    declared = shown_in(Display.REPORT)
     drawn = plot_signals({"n0": [{"round": 1, **{one.name: 0.5 for one in declared}}]})
     elsewhere = {"reward", "rewards/*/mean", "eval/accuracy", "eval/pass@8"}
     missing = {
@@ -231,7 +233,7 @@ def test_colours_of_the_page_are_the_plots_too(tmp_path: Path) -> None:
         assert plots.count(color) == plots.count(f", {color})"), "a colour that does not follow the page"
 
 
-def child(name: str, rounds: int, state: State = State.RUNNING) -> NodeProcess:
+def child(name: str, rounds: int, state: NodeState = NodeState.RUNNING) -> NodeProcess:
     made = NodeProcess.create(Path("run") / "nodes" / name, NodeConfig(rounds=300))
     made.progress.update(make_row(int(name[1:]), number) for number in range(1, rounds + 1))
     made.state = state
@@ -240,7 +242,7 @@ def child(name: str, rounds: int, state: State = State.RUNNING) -> NodeProcess:
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_table_fits_its_terminal(width: int) -> None:
-    children = [child("n0", 250), child("n1", 300, State.DONE), child("n2", 0, State.WAITING)]
+    children = [child("n0", 250), child("n1", 300, NodeState.DONE), child("n2", 0, NodeState.WAITING)]
     children[0].restarts = 2
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(render(children, 75.0, console.width))
@@ -252,7 +254,7 @@ def test_table_fits_its_terminal(width: int) -> None:
 
 
 def test_a_narrow_terminal_loses_columns_and_no_name_round_or_reward() -> None:
-    children = [child("n0", 250), child("n11", 300, State.DONE), child("n2", 0, State.WAITING)]
+    children = [child("n0", 250), child("n11", 300, NodeState.DONE), child("n2", 0, NodeState.WAITING)]
     shown = []
     for width in (60, 40, 24, 10):
         console = Console(width=max(width, 23), record=True, file=io.StringIO())
@@ -305,7 +307,7 @@ def test_a_swarm_without_a_last_round_is_told_without_one() -> None:
 
 
 def test_progress_follows_a_node_that_goes_back() -> None:
-    progress = Progress(300)
+    progress = NodeProgress(300)
     progress.update(make_row(0, number) for number in range(1, 11))
     progress.update(make_row(0, number) for number in range(1, 8))
     assert (progress.round, progress.points[-1].local) == (7, 28)
@@ -320,7 +322,7 @@ def test_small_displays() -> None:
         "123 kB",
         "20.0 TB",
     ]
-    assert trend(Progress(3)) == ""
-    flat = Progress(3)
+    assert trend(NodeProgress(3)) == ""
+    flat = NodeProgress(3)
     flat.update([{"round": 1, "reward": 0.0}, {"round": 2, "reward": 0.0}])
     assert trend(flat) == "▁▁"

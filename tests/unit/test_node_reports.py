@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.metrics import METRICS, Place
+from node.metrics import METRICS, Display
 from node.swarm.reports import (
     MAX_BYTES,
     MAX_GROUPS,
@@ -12,7 +12,7 @@ from node.swarm.reports import (
     MAX_TEACHERS,
     MAX_TEXT_BYTES,
     Desk,
-    Report,
+    NodeReport,
     Reporter,
     ReportError,
     decode,
@@ -22,12 +22,12 @@ from protocol.identity import id_of_bytes
 from protocol.wire.encoding import pack, unpack
 
 ME, *OTHERS = (id_of_bytes(bytes([n]) * 20) for n in range(100))
-GOOD = Report(1_700_000_000, "gossamer/0.1.0", "builtin", 7, 0.5, 0.25, {"builtin/sums": 0.5}, {OTHERS[0]: 3})
+GOOD = NodeReport(1_700_000_000, "gossamer/0.1.0", "builtin", 7, 0.5, 0.25, {"builtin/sums": 0.5}, {OTHERS[0]: 3})
 
 texts = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=MAX_TEXT_BYTES // 4)
 values = st.integers(-1_000_000_000, 1_000_000_000).map(lambda number: number / 1_000_000)
 reports = st.builds(
-    Report,
+    NodeReport,
     since=st.integers(0, 2**40),
     agent=texts,
     model=texts,
@@ -54,7 +54,7 @@ def reason(body: bytes) -> str:
 
 
 @given(reports)
-def test_a_report_comes_back_as_it_was_said(report: Report) -> None:
+def test_a_report_comes_back_as_it_was_said(report: NodeReport) -> None:
     body = encode(report)
     assert len(body) <= MAX_BYTES
     assert decode(body, ME) == report
@@ -124,7 +124,7 @@ def test_a_node_reports_after_its_first_round_and_then_seldom() -> None:
     made = {n: body for n, row in enumerate(rows) if (body := reporter.after_round(row, "builtin", 1000.0 + 50 * n))}
     assert list(made) == [0, 6, 12]
     first, second, third = (decode(body, ME) for body in made.values())
-    assert first == Report(1000, "gossamer/1", "builtin", 1, 0.0, None, {"sums": 0.0}, {OTHERS[0]: 1})
+    assert first == NodeReport(1000, "gossamer/1", "builtin", 1, 0.0, None, {"sums": 0.0}, {OTHERS[0]: 1})
     assert second.taught_by == {OTHERS[0]: 3, OTHERS[1]: 3}
     assert (second.since, second.accuracy, second.rewards) == (1000, 0.75, {"sums": 0.6})
     assert third.since == 1300
@@ -151,4 +151,4 @@ def test_a_report_tells_the_metrics_that_are_declared_for_the_board_and_no_other
         if one.name != "round"
         and said({one.name: {OTHERS[0]: 3} if one.label and "*" not in one.name else 0.5}) != said({})
     }
-    assert told == {one for one in METRICS.values() if Place.BOARD in one.places}
+    assert told == {one for one in METRICS.values() if Display.BOARD in one.places}

@@ -17,7 +17,15 @@ from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, enco
 from node.rollouts.own_results import OwnResults
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import Candidate, Draw, mean_advantages
-from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT, Refused, Screening, ScreeningContext, check, compare
+from node.rollouts.screening import (
+    BLAMELESS,
+    MAX_DRAWN_PER_SLOT,
+    RefusedGroup,
+    Screening,
+    ScreeningContext,
+    check,
+    compare,
+)
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
@@ -286,7 +294,7 @@ def test_a_late_group_is_left_to_another_round_one_that_took_too_long_is_refused
     assert screening.draw(list(sent.values()))
     screening.fill(one.candidates, one.own, 0.0)
     assert {group.peer for group in screening.used} == {"a", "d"}
-    assert screening.refused == [Refused(sent["b"].id, "b", "unscorable")] and screening.liars == set()
+    assert screening.refused == [RefusedGroup(sent["b"].id, "b", "unscorable")] and screening.liars == set()
     assert screening.left_out == {"late": 1}
     assert one.judging == [0.0], "once a verdict is late nothing more is drawn"
     assert spare.id not in screening.usable
@@ -308,7 +316,7 @@ def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again
     screening = one.screening()
     screening.draw([lie])
     screening.fill([one.send("b", 1, "11", "3")], one.own, 9.0)
-    assert screening.refused == [Refused(lie.id, "a", "false_reward")] and screening.usable == {}
+    assert screening.refused == [RefusedGroup(lie.id, "a", "false_reward")] and screening.usable == {}
 
 
 def test_of_a_signer_that_is_revoked_during_generation_nothing_is_used() -> None:
@@ -373,7 +381,7 @@ def test_a_late_text_hides_neither_a_lie_nor_one_that_took_too_long(
     screening = one.screening()
     screening.draw(one.candidates)
     screening.fill(one.candidates, one.own, 0.0)
-    assert screening.refused == ([Refused(group.id, "peer", reason)] if reason else [])
+    assert screening.refused == ([RefusedGroup(group.id, "peer", reason)] if reason else [])
     assert screening.left_out["late"] == (0 if reason else 3) and screening.usable == {}
 
 

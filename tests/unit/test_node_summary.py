@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli.swarm import evaluation_lines, reward_lines
-from node.metrics import Place, counted, shown_in
+from node.metrics import Display, counted, shown_in
 from node.telemetry.summary import summarise, summarise_node, write_summary
 
 KEYS = {
@@ -36,7 +36,7 @@ KEYS = {
 
 
 def test_a_summary_has_the_total_of_each_metric_that_is_declared_for_it() -> None:
-    declared = shown_in(Place.SUMMARY)
+    declared = shown_in(Display.SUMMARY)
     values = {one.name: {"a": at} if one.label else at for at, one in enumerate(declared, 1)}
     node = summarise_node([{"round": 1, **values}])
     assert [node[one.name.rpartition("/")[2]] for one in declared] == list(values.values())

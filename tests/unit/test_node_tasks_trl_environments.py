@@ -18,7 +18,7 @@ from node import run
 from node.api import Node
 from node.config import PolicyConfig, TaskConfig, load_config
 from node.engines import Generated, SamplingParams
-from node.engines.episodes import Asked, Episodes, Played, play
+from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.grpo_trainer import GRPOTrainer
 from node.operations.given import tasks_given
@@ -32,8 +32,8 @@ from node.tasks.tool_calls import (
     MAX_CALLS,
     MAX_DEPTH,
     MAX_INTEGER,
-    Call,
     CallError,
+    SaidCall,
     check_call,
     fits,
     read_calls,
@@ -143,9 +143,9 @@ def test_a_call_that_is_none_is_answered_by_an_error_and_changes_nothing(tmp_pat
 def test_what_stands_in_a_thought_or_in_prose_is_no_call() -> None:
     for text in ("", "Add (all) of it", "I call increment(step=1) now", "<think>\nincrement(step=1)\n</think>\n5"):
         assert read_calls(text).calls == []
-    assert read_calls("<think>add()</think>\n  look()\t\r").calls == [Call("look", {})]
+    assert read_calls("<think>add()</think>\n  look()\t\r").calls == [SaidCall("look", {})]
     assert read_calls('say(text="a, b=) \\"c\\"", to=["x", {"y": null}])').calls == [
-        Call("say", {"text": 'a, b=) "c"', "to": ["x", {"y": None}]})
+        SaidCall("say", {"text": 'a, b=) "c"', "to": ["x", {"y": None}]})
     ]
 
 
@@ -177,7 +177,7 @@ def test_a_value_that_is_deep_huge_or_no_json_is_refused_in_both_forms(value: st
 def test_a_turn_has_so_many_calls_and_no_more() -> None:
     for one in ("f()\n", '<tool_call>{"name": "f"}</tool_call>'):
         calls = read_calls(one * 10_000).calls
-        assert calls[:-1] == [Call("f", {})] * MAX_CALLS
+        assert calls[:-1] == [SaidCall("f", {})] * MAX_CALLS
         assert isinstance(calls[-1], CallError)
 
 
@@ -198,12 +198,12 @@ def test_any_text_is_read_as_calls_within_bounds(text: str) -> None:
     said = read_calls(text)
     assert len(said.calls) <= MAX_CALLS + 1
     for call in said.calls:
-        if isinstance(call, Call):
+        if isinstance(call, SaidCall):
             json.dumps(call.arguments, allow_nan=False).encode()
             check_nothing_but_f(call)
 
 
-def check_nothing_but_f(call: Call) -> None:
+def check_nothing_but_f(call: SaidCall) -> None:
     try:
         check_call(call, {"f": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}})
     except CallError:
@@ -223,9 +223,9 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(["a", "_b", "C_3"]), VALUES))
 def test_what_json_can_say_comes_through_both_forms(arguments: dict[str, Any]) -> None:
     inside = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
-    assert read_calls(f"f({inside})").calls == [Call("f", arguments)]
+    assert read_calls(f"f({inside})").calls == [SaidCall("f", arguments)]
     tagged = json.dumps({"name": "f", "arguments": arguments})
-    assert read_calls(f"<tool_call>{tagged}</tool_call>").calls == [Call("f", arguments)]
+    assert read_calls(f"<tool_call>{tagged}</tool_call>").calls == [SaidCall("f", arguments)]
 
 
 def test_a_schema_is_held_to_as_far_as_it_says() -> None:
@@ -359,7 +359,7 @@ class Says:
 
 
 def played(task: Any, *texts: str) -> Played:
-    asked = Asked(task, task.make(0), [1])
+    asked = EpisodeQuestion(task, task.make(0), [1])
     [[one]] = play(Says(None, list(texts)), Episodes([asked], 1, SamplingParams(1.0, 1.0, 99), 1, 9999, lambda s: [2]))
     return one
 

@@ -408,11 +408,11 @@ def write_own(folder: Path, name: str, **parts: str) -> None:
 def test_an_environment_that_does_something_else_in_an_episode_raises(
     packages: Path, name: str, run: str, complaint: str
 ) -> None:
-    from node.tasks.verifiers_episodes import Game
+    from node.tasks.verifiers_episodes import TaskSetGame
 
     write_own(packages, name, run=run)
     [task], _, env = load_rows(name, {}, 5)
     with pytest.raises((ValueError, ZeroDivisionError), match=complaint):
-        game = Game(env, task, float)
+        game = TaskSetGame(env, task, float)
         while True:
             game.step("Gone.")

@@ -5,5 +5,5 @@ app       the paths, who may read them, and the stream of events
 server    HTTP in a thread of its own
 static/   the page: no build step, nothing from the internet; uPlot (MIT, its licence beside it) draws the curves
 
-To draw one more metric: give it `Place.DASHBOARD` in node/metrics.py.
+To draw one more metric: give it `Display.DASHBOARD` in node/metrics.py.
 """

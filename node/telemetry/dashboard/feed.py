@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from node.metrics import Place, recent, shown_in
+from node.metrics import Display, recent, shown_in
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsTail, Row, iter_metrics, older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 
 MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels
 MAX_ROLLOUTS = 200  # completions in the first poll, and of a node in a later one
-SHOWN = shown_in(Place.DASHBOARD)
+SHOWN = shown_in(Display.DASHBOARD)
 SCORES = "eval/"  # a metric of this beginning is read from the evaluations, which have one before the first round, too
 KEPT = ("round", *(metric.name for metric in SHOWN))
 

@@ -34,7 +34,7 @@ class Served(NamedTuple):
     link: str
 
 
-class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class when it is imported
+class _PageConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class when it is imported
     """Hangs up if for `IDLE_S` no whole request comes and nothing of an answer is read. To make one may take longer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -90,7 +90,7 @@ def serve_app(app: ASGIApp, host: str, port: int, remedy: str) -> Iterator[tuple
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=_Connection,
+            http=_PageConnection,
             lifespan="off",
             log_config=None,
             log_level="critical",  # a client that went away is no event
