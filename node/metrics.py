@@ -66,8 +66,8 @@ class Metric:
 
     @property
     def caption(self) -> str:
-        """Its title with its unit."""
-        return f"{self.title}, {self.unit}" if self.unit else self.title
+        """Its title with its unit, unless the title says that."""
+        return f"{self.title}, {self.unit}" if self.unit and self.unit not in self.title.split() else self.title
 
     def is_in(self, row: Row) -> bool:
         """Tell whether `row` has a value of it."""

@@ -90,7 +90,8 @@ def test_the_page_draws_each_metric_that_is_declared_for_it_and_has_its_values(t
     assert sorted(key for curve in curves for key in curve["keys"]) == sorted(
         name for name, one in declared.items() if not one.label
     )
-    assert all(declared[key].caption in curve["title"] for curve in curves for key in curve["keys"])
+    assert all(declared[key].caption in curve["title"].lower() for curve in curves for key in curve["keys"])
+    assert "Own groups; dashed: external groups" in [curve["title"] for curve in curves]
     (_, rows), (_, scores) = events(served.port, 2)
     for curve in curves:
         (row,) = (scores if curve["scores"] else rows)["rows"]

@@ -108,7 +108,7 @@ def curves() -> list[dict[str, Any]]:
     drawn = [metric for metric in SHOWN if not metric.label]
     return [
         {
-            "title": "; dashed: ".join(metric.caption for metric in together),
+            "title": _titled("; dashed: ".join(metric.caption for metric in together)),
             "keys": [metric.name for metric in together],
             "scores": first.name.startswith(SCORES),
         }
@@ -116,3 +116,7 @@ def curves() -> list[dict[str, Any]]:
         if not first.beside
         for together in [[first, *(metric for metric in drawn if metric.beside == first.name)]]
     ]
+
+
+def _titled(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
