@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from node.config import EngineConfig, NodeConfig
 from node.engines import RolloutEngine, SamplingParams
@@ -44,19 +43,17 @@ from node.rollouts.sampling import (
     is_informative,
     local_samples,
 )
-from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
-from node.rollouts.screening import Row as ScoredRow
+from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import Exchange, is_shared, traffic_row
 from node.tasks import Item, derive_seed
 from node.tasks.environments import start_of
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
 from node.training.likelihood import surprises
 
-Row = dict[str, Any]
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 

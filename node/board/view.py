@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from node.board.history import CurvePoint, Remembered
 from node.rollouts.group import Group
+from node.rollouts.sampling import is_right
 from node.telemetry.names import short_name
 from protocol.credentials.manifest import SwarmManifest
 
@@ -19,7 +20,6 @@ MAX_ROLLOUTS = 40
 MAX_SIGNERS_SHOWN = 256  # whose rollouts are kept
 ROLLOUTS_EACH = 3
 MAX_TEXT = 600  # characters of a question or an answer
-SOLVED = 1.0 - 1e-6
 
 
 class ShownAnswer(NamedTuple):
@@ -32,7 +32,7 @@ class ShownAnswer(NamedTuple):
     @property
     def is_right(self) -> bool:
         """Whether it earned all there is."""
-        return self.reward >= SOLVED
+        return is_right(self.reward)
 
 
 class ShownRollout(NamedTuple):

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from node.metrics import Display, shown_in
+from node.rollouts.sampling import is_right
 from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older
@@ -25,7 +26,6 @@ from protocol.storage import write_atomically
 ALONE = "alone"  # in a run's folder: a run of one node without peers to compare it with
 MAX_TASKS = 8  # of which samples are shown
 SAMPLES = 2  # early ones of each task, and as many late ones
-SOLVED = 1.0 - 1e-6
 
 
 class NodeRecords(NamedTuple):
@@ -133,7 +133,7 @@ def _shown(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "texts": texts_of(row),
             "reward": number(row, "reward"),
-            "right": number(row, "reward") >= SOLVED,
+            "right": is_right(number(row, "reward")),
             "finished": bool(row.get("finished")),
         }
         for row in rows

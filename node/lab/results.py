@@ -32,14 +32,13 @@ from typing import Any, NamedTuple
 
 from node.errors import UserError
 from node.lab.plan import Lab, LabConfig, Run, as_given
-from node.telemetry.evaluations import EVALUATIONS_FILE
+from node.telemetry.evaluations import EVALUATIONS_FILE, Z_95
 from node.telemetry.metrics import Row, number, read_metrics
 from node.telemetry.summary import LEAST_COMPARED
 from node.training.budget import Spent
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the normal's.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-Z95 = 1.96
 WINDOW = 20  # rounds that a reward is smoothed over
 PASS_1, RIGHT_ENTROPY = "pass@1", "right_entropy"
 
@@ -286,7 +285,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of independent `values` and Student's 95 % interval of it."""
     if len(values) < 2:
         return Estimate(statistics.fmean(values), math.nan)
-    quantile = T95.get(len(values) - 1, Z95)
+    quantile = T95.get(len(values) - 1, Z_95)
     return Estimate(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 

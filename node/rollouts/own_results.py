@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
-from node.rollouts.sampling import RIGHT
+from node.rollouts.sampling import is_right
 
 KEPT = 256  # rounds that are remembered
 RECENT = 32  # groups of a task whose rewards are averaged: older ones say little of a policy that learns
@@ -41,7 +41,7 @@ class OwnResult(NamedTuple):
 
 def own_result(task: str, lengths: Sequence[int], rewards: Sequence[float]) -> OwnResult:
     """Return the result of a group whose completions have these lengths in tokens and these rewards."""
-    right = [length for length, reward in zip(lengths, rewards, strict=True) if reward >= RIGHT]
+    right = [length for length, reward in zip(lengths, rewards, strict=True) if is_right(reward)]
     usual = statistics.median(right) if right else None
     return OwnResult(task, usual, statistics.median(lengths), statistics.fmean(rewards))
 

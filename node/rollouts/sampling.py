@@ -20,7 +20,7 @@ from node.rollouts.group import EncodedGroup
 from protocol.value import value
 
 _EPSILON = 1e-4  # TRL's guard against a zero deviation in group scaling
-RIGHT = 1.0  # the reward of a completion that is wholly right
+RIGHT = 1 - 1e-6  # the least reward of a completion that is wholly right; a mean of parts may miss 1 by rounding
 FLAT = 1e-9  # rewards closer than this are equal: a group in which all are equal has no gradient
 
 
@@ -136,6 +136,11 @@ class Rule:
     own: Callable[[Sequence[float], Draw], Advantages]
     peers: Callable[[Sequence[Candidate], Draw], list[Pick]]
     group_weight: Callable[[int], float]
+
+
+def is_right(reward: float) -> bool:
+    """Whether a completion with this reward is wholly right."""
+    return reward >= RIGHT
 
 
 def is_informative(rewards: Sequence[float]) -> bool:

@@ -35,7 +35,7 @@ from node.config import SamplingConfig
 from node.errors import UserError
 from node.rollouts.group import MAX_GROUP_BYTES, EncodedGroup, Episode, Group, GroupError, Question, Tokens, decode
 from node.rollouts.own_results import OwnResults
-from node.rollouts.sampling import RIGHT, Candidate, Draw, Pick, Place, Rule
+from node.rollouts.sampling import Candidate, Draw, Pick, Place, Rule, is_right
 from node.tasks import Item
 from node.tasks.environments import start_of
 from node.tasks.prompting import takes_more
@@ -65,8 +65,8 @@ EncodePrompt = Callable[[Item], Sequence[int] | None]
 """Returns the tokens that ask an item, or None where the local policy has no room for them."""
 EncodeEpisode = Callable[[Sequence[int], Episode], Tokens | None]
 """Returns the tokens of an episode after a prompt, or None where it is longer than one of this node's may be."""
-Row = tuple[Sequence[int], Tokens]  # the tokens of a prompt, and of an episode
-Surprises = Callable[[Sequence[Row]], list[float]]
+ScoredRow = tuple[Sequence[int], Tokens]  # the tokens of a prompt, and of an episode
+Surprises = Callable[[Sequence[ScoredRow]], list[float]]
 Judged = Callable[[Callable[[float], list[MaybeLate]], float], list[MaybeLate]]
 """A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
 
@@ -349,7 +349,7 @@ class Screening:
         """
         tokens: dict[Place, Tokens] = {}
         why: dict[Place, str] = {}
-        asked: list[tuple[Place, Row]] = []
+        asked: list[tuple[Place, ScoredRow]] = []
         for one in true:
             for pick in one.picks:
                 place = (pick.id, pick.index)
@@ -385,7 +385,7 @@ class Screening:
         usual = self._usual[task]
         return "over_long" if usual and encoded.drawn > sampling.max_length_ratio * usual else ""
 
-    def _bound_surprise(self, asked: Sequence[tuple[Place, Row]], why: dict[Place, str]) -> None:
+    def _bound_surprise(self, asked: Sequence[tuple[Place, ScoredRow]], why: dict[Place, str]) -> None:
         bound = self.context.sampling.max_surprise
         if not bound or self.context.sampling.source != "peers":
             return
@@ -402,7 +402,7 @@ def says_nothing_else(question: Question, made: Episode) -> bool:
 
     Of an episode with an environment nobody knows.
     """
-    if start_of(question.task) is not None or made.reward < RIGHT or made.text != question.item.answer:
+    if start_of(question.task) is not None or not is_right(made.reward) or made.text != question.item.answer:
         return False
     if submit_of(question.task) is not None:  # `takes_more` would score again, in another process
         return False

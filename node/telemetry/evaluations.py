@@ -22,7 +22,7 @@ from node.telemetry.metrics import Row, number
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 PASS = "pass@8"  # the one that summaries speak of
-Z_95 = 1.959964
+Z_95 = statistics.NormalDist().inv_cdf(0.975)  # two-sided, 95 %
 Interval = tuple[float, float]
 
 

@@ -6,7 +6,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
 from node.errors import UserError, for_shell
-from node.metrics import METRICS, Combine, Metric, recent
+from node.metrics import METRICS, Combine, Metric, Row, recent
 from node.state_folder import is_held
 from node.swarm.peering import Network, agent
 from node.swarm.sharing import traffic_row
@@ -36,7 +36,6 @@ OBSERVE_FILE = "observe.json"
 PREFIX = "gossamer_"  # of the metrics' names for Prometheus
 TIMEOUT_S = 10.0  # a node that loads its model holds its interpreter for seconds at a time
 MAX_ANSWER = 8 << 20
-Row = Mapping[str, Any]
 Tree = dict[str, Any]
 
 log = structlog.get_logger()

@@ -26,6 +26,7 @@ from node.engines import RolloutEngine, SamplingParams
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.policy.load import Policy
+from node.rollouts.sampling import is_right
 from node.tasks import Item, Task, derive_seed
 from node.tasks.environments import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
@@ -38,7 +39,6 @@ from node.training.likelihood import entropies
 
 SEED = 0  # chooses the questions: the same at all nodes of a swarm, whose scores are compared
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
-SOLVED = 1.0 - 1e-6
 
 log = structlog.get_logger()
 
@@ -306,7 +306,7 @@ def right_entropy(answers: Answers) -> float | None:
     where no question has two right ones.
     """
     found = [
-        Counter(text for text, reward in zip(outcome.texts, outcome.rewards, strict=True) if reward >= SOLVED)
+        Counter(text for text, reward in zip(outcome.texts, outcome.rewards, strict=True) if is_right(reward))
         for outcomes in answers.values()
         for outcome in outcomes
     ]
@@ -346,7 +346,7 @@ def _ask(
 
 def _score(name: str, outcomes: Sequence[ScoredQuestion]) -> Score:
     questions, completions = len(outcomes), len(outcomes[0].rewards)
-    solved = [sum(reward >= SOLVED for reward in outcome.rewards) for outcome in outcomes]
+    solved = [sum(is_right(reward) for reward in outcome.rewards) for outcome in outcomes]
     accuracy = sum(solved) / (questions * completions)
     low, high = wilson_interval(accuracy * questions, questions)
     ks = sorted({completions, *(2**power for power in range(completions.bit_length()))})

@@ -15,7 +15,7 @@ import torch
 from node.errors import UserError
 from node.policy.load import Policy
 from node.processes.machine import free_memory, is_out_of_memory
-from node.rollouts.screening import Row
+from node.rollouts.screening import ScoredRow
 from node.training.head import only_at
 
 log = structlog.get_logger()
@@ -32,12 +32,14 @@ Of = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Distributions = Callable[[Of], torch.Tensor]  # of a row's T drawn tokens: from that to what it says of all, (T, ...)
 
 
-def of_each_token(policy: Policy, rows: Sequence[Row], of: Of, temperature: float = 1.0) -> Iterator[torch.Tensor]:
+def of_each_token(
+    policy: Policy, rows: Sequence[ScoredRow], of: Of, temperature: float = 1.0
+) -> Iterator[torch.Tensor]:
     """Yield, for each row, what `of` says of the distributions from which its policy drew T tokens."""
     return (distributions(of) for distributions in _distributions(policy, rows, temperature))
 
 
-def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> Iterator[Distributions]:
+def _distributions(policy: Policy, rows: Sequence[ScoredRow], temperature: float) -> Iterator[Distributions]:
     """Yield the distributions from which each row's tokens were drawn, with these tokens."""
     device, vocabulary = policy.model.device, policy.model.config.get_text_config().vocab_size
     slice_of = max(1, PLACES // vocabulary)
@@ -60,7 +62,7 @@ def _distributions(policy: Policy, rows: Sequence[Row], temperature: float) -> I
 
 
 @torch.no_grad()
-def _logits(policy: Policy, rows: Sequence[Row]) -> torch.Tensor | None:
+def _logits(policy: Policy, rows: Sequence[ScoredRow]) -> torch.Tensor | None:
     """Return the logits of the rows' drawn tokens, one after another, (N, V); None without memory for so many rows.
 
     Raises:
@@ -99,9 +101,9 @@ def _by_slices(slices: Sequence[tuple[torch.Tensor, torch.Tensor]], temperature:
     return torch.cat([of((logits.float() / temperature).log_softmax(-1), drawn) for logits, drawn in slices])
 
 
-def _parts(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
+def _parts(rows: Sequence[ScoredRow], vocabulary: int) -> Iterator[list[ScoredRow]]:
     """Cut rows into parts that may go through the model at once."""
-    part: list[Row] = []
+    part: list[ScoredRow] = []
     numbers = 0
     for row in rows:
         of_row = row[1].drawn * vocabulary
@@ -114,17 +116,17 @@ def _parts(rows: Sequence[Row], vocabulary: int) -> Iterator[list[Row]]:
         yield part
 
 
-def mean_logprobs(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> list[float]:
+def mean_logprobs(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[float]:
     """Return the mean log-probability, in nats a token, of each row's completion; each has a token at least."""
     return [float(found.mean()) for found in of_each_token(policy, rows, _drawn, temperature)]
 
 
-def entropies(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> list[torch.Tensor]:
+def entropies(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[torch.Tensor]:
     """Return the entropies (T,), in nats, of the distributions from which each row's completion was drawn."""
     return list(of_each_token(policy, rows, lambda logps, _: -(logps.exp() * logps).sum(-1), temperature))
 
 
-def surprises(policy: Policy, rows: Sequence[Row], temperature: float = 1.0) -> list[float]:
+def surprises(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[float]:
     """Return how surprising each row's completion is under the policy, in nats: see `surprise`."""
     return [surprise(distributions) for distributions in _distributions(policy, rows, temperature)]
 

@@ -11,7 +11,7 @@ from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.policy.load import Policy
 from node.rollouts.group import Tokens
-from node.rollouts.screening import Row
+from node.rollouts.screening import ScoredRow
 from node.training import likelihood
 from node.training.likelihood import entropies, mean_logprobs, of_each_token, surprise, surprises
 from tests.policies import tiny_policy
@@ -43,7 +43,7 @@ def test_what_an_environment_said_is_read_and_not_measured(tmp_path: Path) -> No
     assert torch.allclose(of_turns, of_whole[[0, 1, 4, 5]], atol=1e-5)
 
 
-def distributions(policy: Policy, *rows: Row) -> list[torch.Tensor]:
+def distributions(policy: Policy, *rows: ScoredRow) -> list[torch.Tensor]:
     return list(of_each_token(policy, rows, lambda logps, _: logps))
 
 

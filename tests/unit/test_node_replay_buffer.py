@@ -439,3 +439,7 @@ def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path
             pool.bury([shared(1).id], 2)
             raise ZeroDivisionError
         assert len(other.snapshot().buried) == 0
+
+
+def test_a_reward_that_misses_all_there_is_by_rounding_is_a_right_answers() -> None:
+    assert own_result("sums", [3, 9], [sum([0.1] * 10), 0.5]).right_length == 3

@@ -26,7 +26,7 @@ Source: measured here (docs/results). The asymmetry is that of success-gated tra
 
 from collections.abc import Sequence
 
-from node.rollouts.sampling import FLAT, RIGHT, Advantages, Candidate, Draw, Pick, Rule
+from node.rollouts.sampling import FLAT, Advantages, Candidate, Draw, Pick, Rule, is_right
 
 
 def best_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
@@ -43,7 +43,7 @@ def best_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
 
 def gain(reward: float, own: float) -> float:
     """Return the advantage of a peer's best answer by the module's formula; 0 if it is not taken."""
-    if reward >= RIGHT - FLAT:
+    if is_right(reward):
         return 1.0
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
 
