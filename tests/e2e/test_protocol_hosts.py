@@ -226,7 +226,7 @@ def test_of_a_nodes_addresses_the_first_is_dialled_to_which_there_is_a_route(mon
         running(address, listen=None) as (other, _),
     ):
         wait_until(lambda: both.counters().peers == other.counters().peers == 2, DIAL_TIMEOUT_S, "them to meet")
-        links = other._core.membership._links
+        links = other._core.membership.links
         assert [peer.host for peer in links.peers.values() if peer.link.key == first.key] == [at]
 
 
