@@ -48,7 +48,7 @@ from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineEx
 from collectives.mesh.shared_memory import OFFER_BYTES, Lease, Offer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
-from collectives.reduce.kernels import Scratch, combine, describe, finish, start, work_dtype
+from collectives.reduce.kernels import Reduction, Scratch, combine, describe, finish, start, work_dtype
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
 from collectives.reduce.tensors import memory, publish_pieces
 from collectives.types import WAN, Codec, Op, Protection
@@ -60,6 +60,7 @@ DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
 MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
 LEAST_SHARED_BYTES = 16 << 10  # of a tensor; below, a message is as fast
+BLOCK_FOR_ALL = ("allgather", "all_gather_single", "gather")  # operations in which each rank gives one block
 SHARING_TRIES = 16  # operations that ask whether all ranks can share memory
 NO_RANK = -1
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
@@ -514,9 +515,8 @@ class Group(_TorchGroup):
         values = staged or numbers
         arguments = "allreduce", op.value, str(values.dtype), values.numel()
         with self._port(*arguments) as port:
-            job = describe(self.members, values.dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
-            large = values.nbytes >= LEAST_SHARED_BYTES
-            room = self._room_of(port) if large and shared.fits(job, values.numel()) else None
+            job = self._job(values.dtype, op)
+            room = self._room_of(port, values.nbytes) if shared.fits(job, values.numel()) else None
             if room is not None:
                 pieces = room.all_reduce(port, job, values, _hash(arguments))
                 publish_pieces(pieces.parts, numbers, values)
@@ -528,8 +528,13 @@ class Group(_TorchGroup):
                 staged.landed()
         _land(flat, tensor)
 
-    def _room_of(self, port: SocketPort) -> shared.Room | None:
-        """Return the memory that the ranks share. The first calls ask all of them whether they can."""
+    def _job(self, dtype: torch.dtype, op: Op) -> Reduction:
+        return describe(self.members, dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
+
+    def _room_of(self, port: SocketPort, length: int) -> shared.Room | None:
+        """Return the memory that the ranks share, for `length` bytes. The first calls ask all whether they can."""
+        if length < LEAST_SHARED_BYTES:
+            return None
         if self._room is not None or self._tries >= SHARING_TRIES or self.size() == 1:
             return self._room
         self._tries += 1
@@ -558,12 +563,21 @@ class Group(_TorchGroup):
 
     def _broadcast(self, tensor: torch.Tensor, root: NodeId) -> None:
         flat = _flat(tensor)
-        with self._port("broadcast", root, str(flat.dtype), flat.numel()) as port:
-            result = gather.broadcast(port, self.members, flat.view(torch.uint8), root, self._scratch)
-        if root != self.comm.node_id:
-            flat.view(torch.uint8).copy_(result)
+        data, own = flat.view(torch.uint8), self.comm.node_id
+        arguments = "broadcast", root, str(flat.dtype), flat.numel()
+        with self._port(*arguments) as port:
+            room = self._room_of(port, flat.nbytes) if shared.can_show(self.size(), flat.nbytes) else None
+            if room is not None:
+                lengths = {member: flat.nbytes if member == root else 0 for member in self.members}
+                wanted = {root: data} if root != own else {}
+                room.move(port, data if root == own else data[:0], wanted, lengths, _hash(arguments))
+            else:
+                result = gather.broadcast(port, self.members, data, root, self._scratch)
+                if root != own:
+                    data.copy_(result)
+                self._scratch.give(result)
+        if root != own:
             _land(flat, tensor)
-        self._scratch.give(result)
 
     def _gather_into(self, output: torch.Tensor, tensor: torch.Tensor) -> None:
         flat = output.view(-1) if output.is_contiguous() else output.reshape(-1).clone()
@@ -589,18 +603,32 @@ class Group(_TorchGroup):
         into = {member: _landing(tensor) for member, tensor in outs.items()}
         example = next(iter({**blocks, **into}.values()))
         length = () if is_uneven else (example.numel(),)
-        with self._port(kind, str(example.dtype), *length) as port:
-            tickets = [port.expect(member, 0, memory(where)) for member, where in into.items() if member != own]
-            for member in _after(own, self.members):
-                if member in blocks:
-                    port.send(member, 0, memory(blocks[member]))
+        arguments = kind, str(example.dtype), *length
+        with self._port(*arguments) as port:
+            can_show = kind in BLOCK_FOR_ALL and shared.can_show(self.size(), example.nbytes)
+            room = self._room_of(port, example.nbytes) if can_show else None
+            if room is None:
+                self._send_and_receive(port, blocks, into)
+            else:
+                shown = next(iter(blocks.values())).view(torch.uint8)
+                wanted = {member: where.view(torch.uint8) for member, where in into.items() if member != own}
+                room.move(port, shown, wanted, dict.fromkeys(self.members, example.nbytes), _hash(arguments))
             if own in blocks and own in into:
                 into[own].copy_(blocks[own])
-            for ticket in tickets:
-                port.wait(ticket)
-            port.flush()
         for member, tensor in outs.items():
             _land(into[member], tensor)
+
+    def _send_and_receive(
+        self, port: SocketPort, blocks: Mapping[NodeId, torch.Tensor], into: Mapping[NodeId, torch.Tensor]
+    ) -> None:
+        own = self.comm.node_id
+        tickets = [port.expect(member, 0, memory(where)) for member, where in into.items() if member != own]
+        for member in _after(own, self.members):
+            if member in blocks:
+                port.send(member, 0, memory(blocks[member]))
+        for ticket in tickets:
+            port.wait(ticket)
+        port.flush()
 
     def _reduce_blocks(self, kind: str, given: dict[NodeId, torch.Tensor], op: Op, factor: float) -> torch.Tensor:
         """Send each member its block, and return everybody's blocks for this one, reduced in the ranks' order.
@@ -613,7 +641,14 @@ class Group(_TorchGroup):
         if factor != 1.0:
             blocks = {member: block * factor for member, block in blocks.items()}
         mine = blocks.get(own)
-        with self._port(kind, op.value, str(example.dtype), example.numel()) as port:
+        arguments = kind, op.value, str(example.dtype), example.numel()
+        with self._port(*arguments) as port:
+            if kind == "reduce_scatter" and mine is not None:  # as it is at all ranks
+                job, count = self._job(mine.dtype, op), self.size() * mine.numel()
+                room = self._room_of(port, count * mine.itemsize) if shared.fits(job, count) else None
+                if room is not None:
+                    parts = [blocks[member] for member in self.members]
+                    return _as_before(room.reduce_scatter(port, job, parts, _hash(arguments)), example)
             came = {m: torch.empty_like(mine) for m in self.members if m != own} if mine is not None else {}
             tickets = {member: port.expect(member, 0, memory(where)) for member, where in came.items()}
             for member in _after(own, self.members):

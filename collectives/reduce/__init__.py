@@ -3,7 +3,7 @@
     all_reduce     from values to a result, by the algorithm that fits; few values go with the agreement
     direct         every member owns a slice, and all exchange with all
     ring           two neighbours each
-    shared         the direct exchange in shared memory, between members of one machine and user
+    shared         the direct exchange and what only moves, in shared memory of one machine and user
     gather         everybody's values, and one member's to all
     kernels        the arithmetic, and what the algorithms share: a reduction's description, cuts, scratch memory
     codecs         how values travel in fewer bytes, and the error feedback that makes good what that loses

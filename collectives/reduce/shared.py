@@ -1,4 +1,4 @@
-"""All-reduce in shared memory: the direct exchange, without sending anything.
+"""All-reduce and others in shared memory: the direct exchange, without sending anything.
 
     member i                                          owner j of slice j
       copies chunk k of slice j into its bay    ->      adds it up where it lies, in the members' order
@@ -8,6 +8,9 @@ On commit each member copies the results from the owners' bays into its caller's
 each reads and writes 4.5 S in all: S for the contribution, 1.5 S for the sum, 2 S for the copy. gloo moves 5.5 S,
 and the direct exchange over sockets 7.5 S.
 
+A `Room` has the parts of it too: a reduce-scatter ends at the owners' bays. What only moves lies in its giver's bay, in
+the place of results, until those who want it have copied it.
+
 **Bounded memory without deadlock.** A bay has room for `window` chunks of each slice's contributions, and for all
 results. A member gives chunk k of all slices when their owners have reduced chunk k - window. It reduces chunk r of
 its own slice after it has given chunk r. Let m be a member whose r is least. A member that owes it chunk r has not
@@ -15,7 +18,7 @@ reduced its own chunk r, so it is about to give a chunk k <= r. There is room fo
 r - 1 chunks or more. So m's chunk comes, and some r grows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,14 +51,25 @@ class Plan:
     size: int  # of what is used of a bay, in bytes
 
 
-def plan(job: Reduction, count: int) -> Plan:
-    """Return how `count` values are reduced."""
+def _results_begin(members: int) -> int:
+    """Return where in a bay its member's results begin, in bytes: the same for all operations, see `Room`."""
+    return max(WINDOW_BYTES, (members - 1) * LEAST_WINDOW * CHUNK_BYTES)
+
+
+def can_show(members: int, count: int) -> bool:
+    """Tell whether a bay has room for so many bytes that its member shows the others."""
+    return _results_begin(members) + count <= BAY_BYTES - HEAD_BYTES
+
+
+def plan(job: Reduction, count: int, *, evenly: bool = False) -> Plan:
+    """Return how `count` values are reduced; `evenly`: each member owns as many."""
     members, item = len(job.order), job.dtype.itemsize
-    slices = tuple(cut(count, [1.0] * members))
+    each = count // members
+    slices = tuple((i * each, (i + 1) * each) for i in range(members)) if evenly else tuple(cut(count, [1.0] * members))
     longest = max(end - first for first, end in slices)
     chunk = max(1, -(-min(CHUNK_BYTES // item, longest) // BLOCK)) * BLOCK
     window = min(-(-longest // chunk), max(LEAST_WINDOW, WINDOW_BYTES // (max(1, members - 1) * chunk * item)))
-    results = max(WINDOW_BYTES, (members - 1) * LEAST_WINDOW * CHUNK_BYTES)  # the same for all: see `Room`
+    results = _results_begin(members)
     return Plan(slices, chunk, window, results, results + longest * item)
 
 
@@ -85,15 +99,17 @@ def all_reduce(port: Port, job: Reduction, values: Values, bays: Mapping[NodeId,
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
     """
-    return _Exchange(port, job, values, bays).run()
+    exchange = _Exchange(port, job, values, bays)
+    exchange.run()
+    return exchange.pieces()
 
 
 class Room:
-    """Bays that the members of a group have for one reduction after the other, without an agreement.
+    """Bays that the members of a group have for one operation after the other, without an agreement.
 
-    Counters go on from where the reduction before left them. A member writes no result before all have given values,
+    Counters go on from where the operation before left them. A member writes no result before all have given values,
     and a member gives values when it has copied the results before: so nobody loses what it still reads. A hash of the
-    arguments lies beside the counters, for this reduction and the one before: no member is further ahead of another.
+    arguments lies beside the counters, for this operation and the one before: no member is further ahead of another.
     """
 
     def __init__(self, bays: Mapping[NodeId, Bay]) -> None:
@@ -110,15 +126,129 @@ class Room:
         Raises:
             Aborted, DeadlineExceeded: as `all_reduce`; Aborted if a member asked for something else.
         """
+        exchange = _Exchange(port, job, values, self._bays, self._bases, self._ask(port, asked))
+        exchange.run()
+        self._bases = exchange.reached()
+        return exchange.pieces()
+
+    def reduce_scatter(self, port: Port, job: Reduction, parts: Sequence[torch.Tensor], asked: int) -> torch.Tensor:
+        """Return this member's part of the reduced values; `parts` are its values, equally many for each member.
+
+        As `all_reduce` besides.
+        """
+        asking = self._ask(port, asked)
+        exchange = _Exchange(port, job, _Parts(parts), self._bays, self._bases, asking, evenly=True)
+        exchange.run()
+        self._bases = exchange.reached()
+        return exchange.own_slice()
+
+    def move(
+        self,
+        port: Port,
+        shown: torch.Tensor,
+        wanted: Mapping[NodeId, torch.Tensor],
+        lengths: Mapping[NodeId, int],
+        asked: int,
+    ) -> None:
+        """Show all other members some bytes, and copy those that some of them show. Otherwise as `all_reduce`.
+
+        Args:
+            port: see `all_reduce`.
+            shown: this member's own bytes, 1-D, as many as `can_show` allows.
+            wanted: where the others' go that this member wants.
+            lengths: how many bytes each member shows; the same at all.
+            asked: see `all_reduce`.
+        """
+        move = _Move(port, self._bays, self._bases, self._ask(port, asked))
+        move.run(shown, wanted, lengths)
+        self._bases = move.reached(lengths)
+
+    def _ask(self, port: Port, asked: int) -> tuple[int, int]:
         self._number += 1
         self._bays[port.own].calls[self._number % 2] = asked
-        exchange = _Exchange(port, job, values, self._bays, self._bases, (self._number % 2, asked))
-        pieces = exchange.run()
-        self._bases = exchange.reached()
-        return pieces
+        return self._number % 2, asked
 
 
-class _Exchange:
+class _Parts:
+    """`Values` that lie in equal parts: what is read of them is within one part."""
+
+    def __init__(self, parts: Sequence[torch.Tensor]) -> None:
+        self._parts, self._each = parts, parts[0].numel()
+        self.dtype, self.nbytes = parts[0].dtype, len(parts) * parts[0].nbytes
+
+    def numel(self) -> int:
+        return len(self._parts) * self._each
+
+    def __getitem__(self, span: slice, /) -> torch.Tensor:
+        part, first = divmod(span.start, self._each)
+        return self._parts[part][first : first + span.stop - span.start]
+
+
+class _Turn:
+    """What one operation sees of the bays: data, and counters that go on from where the operation before left them."""
+
+    def __init__(
+        self,
+        port: Port,
+        bays: Mapping[NodeId, Bay],
+        bases: Mapping[tuple[NodeId, str], int] | None = None,
+        asked: tuple[int, int] | None = None,
+    ) -> None:
+        self._port, self._bays = port, bays
+        self._bases, self._asked = bases or {}, asked
+        self._data = {member: torch.from_numpy(bay.data) for member, bay in bays.items()}
+        self._others = [member for member in bays if member != port.own]
+        self._seen: dict[tuple[NodeId, str], int] = {}
+
+    def _count(self, name: str, chunks_done: int) -> None:
+        counter: Counter = getattr(self._bays[self._port.own], name)
+        counter.write(self._bases.get((self._port.own, name), 0) + chunks_done)
+
+    def _has(self, member: NodeId, name: str, least: int) -> bool:
+        """Tell whether a counter of another member has reached `least`."""
+        if self._seen.get((member, name), 0) < least:
+            counter: Counter = getattr(self._bays[member], name)
+            self._seen[member, name] = (counter.read() - self._bases.get((member, name), 0)) % COUNTS
+        return self._seen.get((member, name), 0) >= least
+
+    def _wait(self, member: NodeId, name: str, least: int) -> None:
+        """Wait until it has."""
+        if least <= 0:
+            return  # the member may not have begun
+        while not self._has(member, name, least):
+            self._port.check(member)
+            counter: Counter = getattr(self._bays[member], name)
+            counter.wait(self._seen[member, name] + self._bases.get((member, name), 0), LOOK_S)
+        saw(self._bays[member])
+        if self._asked is not None and int(self._bays[member].calls[self._asked[0]]) != self._asked[1]:
+            raise Aborted(f"member {member} has called another operation, or with other arguments", member)
+
+
+class _Move(_Turn):
+    """Members show bytes in their bays, each where its results lie, and others copy them."""
+
+    def run(self, shown: torch.Tensor, wanted: Mapping[NodeId, torch.Tensor], lengths: Mapping[NodeId, int]) -> None:
+        first = _results_begin(len(self._bays))
+        self._count("given", 1)  # what this member read of others' results before it has copied
+        for member in self._others:
+            self._wait(member, "given", 1)
+        for k, (begin, end) in enumerate(chunks((0, shown.numel()), CHUNK_BYTES)):
+            self._data[self._port.own][first + begin : first + end].copy_(shown[begin:end])
+            self._count("reduced", k + 1)
+        for member in self._others:
+            for k, (begin, end) in enumerate(chunks((0, lengths[member]), CHUNK_BYTES)):
+                self._wait(member, "reduced", k + 1)
+                if member in wanted:
+                    wanted[member][begin:end].copy_(self._data[member][first + begin : first + end])
+
+    def reached(self, lengths: Mapping[NodeId, int]) -> dict[tuple[NodeId, str], int]:
+        """Return where all counters are when all have carried it out."""
+        ends = {(member, "given"): 1 for member in self._bays}
+        ends |= {(member, "reduced"): -(-length // CHUNK_BYTES) for member, length in lengths.items()}
+        return {name: self._bases.get(name, 0) + end for name, end in ends.items()}
+
+
+class _Exchange(_Turn):
     def __init__(
         self,
         port: Port,
@@ -127,18 +257,17 @@ class _Exchange:
         bays: Mapping[NodeId, Bay],
         bases: Mapping[tuple[NodeId, str], int] | None = None,
         asked: tuple[int, int] | None = None,
+        *,
+        evenly: bool = False,
     ) -> None:
-        self._port, self._job, self._values, self._bays = port, job, values, bays
-        self._bases, self._asked = bases or {}, asked
-        self._plan = plan(job, values.numel())
-        self._data = {member: torch.from_numpy(bay.data) for member, bay in bays.items()}
+        super().__init__(port, bays, bases, asked)
+        self._job, self._values = job, values
+        self._plan = plan(job, values.numel(), evenly=evenly)
         slices = dict(zip(job.order, self._plan.slices, strict=True))
         self._spans = {member: list(chunks(span, self._plan.chunk)) for member, span in slices.items()}
-        self._others = [member for member in job.order if member != port.own]
         self._first = {member: span[0] for member, span in slices.items()}
-        self._seen: dict[tuple[NodeId, str], int] = {}
 
-    def run(self) -> Pieces:
+    def run(self) -> None:
         own, gives = self._spans[self._port.own], self._gives(self._port.own)
         given = reduced = 0
         while given < gives or reduced < len(own):
@@ -151,7 +280,6 @@ class _Exchange:
                 reduced += 1
         for member in self._others:
             self._wait(member, "reduced", len(self._spans[member]))
-        return self._pieces()
 
     def reached(self) -> dict[tuple[NodeId, str], int]:
         """Return where all counters are when all have carried it out."""
@@ -163,10 +291,6 @@ class _Exchange:
         """Return how many chunks a member gives to each of the others, at most."""
         others = [len(spans) for member, spans in self._spans.items() if member != giver]
         return max(others) if self._job.weights[giver] else 0
-
-    def _count(self, name: str, chunks_done: int) -> None:
-        counter: Counter = getattr(self._bays[self._port.own], name)
-        counter.write(self._bases.get((self._port.own, name), 0) + chunks_done)
 
     def _is_here(self, k: int) -> bool:
         """Tell whether all have given their values of the own chunk k."""
@@ -220,26 +344,13 @@ class _Exchange:
         first = self._plan.results + (span[0] - self._first[owner]) * item
         return self._data[owner][first : first + (span[1] - span[0]) * item].view(self._job.dtype)
 
-    def _has(self, member: NodeId, name: str, least: int) -> bool:
-        """Tell whether a counter of another member has reached `least`."""
-        if self._seen.get((member, name), 0) < least:
-            counter: Counter = getattr(self._bays[member], name)
-            self._seen[member, name] = (counter.read() - self._bases.get((member, name), 0)) % COUNTS
-        return self._seen.get((member, name), 0) >= least
+    def own_slice(self) -> torch.Tensor:
+        """Return the result of this member's own slice."""
+        own = self._port.own
+        return self._result(own, dict(zip(self._job.order, self._plan.slices, strict=True))[own])
 
-    def _wait(self, member: NodeId, name: str, least: int) -> None:
-        """Wait until it has."""
-        if least <= 0:
-            return  # the member may not have begun
-        while not self._has(member, name, least):
-            self._port.check(member)
-            counter: Counter = getattr(self._bays[member], name)
-            counter.wait(self._seen[member, name] + self._bases.get((member, name), 0), LOOK_S)
-        saw(self._bays[member])
-        if self._asked is not None and int(self._bays[member].calls[self._asked[0]]) != self._asked[1]:
-            raise Aborted(f"member {member} has called another operation, or with other arguments", member)
-
-    def _pieces(self) -> Pieces:
+    def pieces(self) -> Pieces:
+        """Return the whole result."""
         own, item = self._port.own, self._job.dtype.itemsize
         spans = dict(zip(self._job.order, self._plan.slices, strict=True))
         parts = tuple((span, self._result(owner, span)) for owner, span in spans.items() if span[0] < span[1])

@@ -76,7 +76,7 @@ def test_all_reduce_of_every_size_in_place(ranks, count, dtype):
 
 
 @pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
-def test_ranks_of_one_user_reduce_in_shared_memory_and_give_it_back(comms, ranks, monkeypatch):
+def test_ranks_of_one_user_reduce_and_move_in_shared_memory_and_give_it_back(comms, ranks, monkeypatch):
     rooms = []
     reduce = shared.Room.all_reduce
     monkeypatch.setattr(shared.Room, "all_reduce", lambda *a: rooms.append(a[0]) or reduce(*a))
@@ -85,6 +85,22 @@ def test_ranks_of_one_user_reduce_in_shared_memory_and_give_it_back(comms, ranks
         together(*(lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(ranks, given, strict=True)))
         assert all(torch.equal(x, torch.full((100_000,), 6.0)) for x in given)
     assert len(set(rooms)) == SIZE
+    for kind in ("move", "reduce_scatter"):
+        other = getattr(shared.Room, kind)
+        monkeypatch.setattr(shared.Room, kind, lambda *a, kind=kind, other=other: rooms.append(kind) or other(*a))
+
+    def all_of_them(rank, number, opts):
+        own = torch.full((50_000,), 1.0 + number)
+        rank.broadcast([x := own.clone()], opts).wait()
+        rank.all_gather_single(everything := torch.zeros(SIZE * 50_000), own, opts).wait()
+        rank.allgather([outs := [torch.zeros(50_000) for _ in range(SIZE)]], [own], opts).wait()
+        rank.gather([outs] if number == 0 else [], [own], opts).wait()
+        rank.reduce_scatter_single(part := torch.zeros(50_000), everything, opts).wait()
+        assert (x == 1).all() and torch.equal(everything, torch.cat(outs)) and (part == SIZE * own).all()
+        return rank.barrier(opts)
+
+    assert each(ranks, all_of_them) == [[]] * SIZE
+    assert (rooms.count("move"), rooms.count("reduce_scatter")) == (4 * SIZE, SIZE)
     for one in ranks:
         one.shutdown()
     leases = [comm.data_plane.lease_memory(frozenset(comm.members)) for comm in comms for _ in range(BAYS)]

@@ -1,6 +1,7 @@
 """Direct exchange, ring and small messages: one value, the same bits everywhere, within bounds of float64."""
 
 import sys
+from random import Random
 
 import pytest
 import torch
@@ -284,6 +285,40 @@ def test_one_reduction_after_the_other_in_the_same_memory(world):
         for number, (count, found) in enumerate(zip(sizes, sums, strict=True)):
             expected_sum = torch.arange(count, dtype=torch.float64) * world + number * sum(range(world))
             assert torch.equal(found, expected_sum)
+
+
+@needs_shared_memory
+@pytest.mark.parametrize("world", [2, 3])
+def test_operations_of_every_kind_one_after_the_other_in_the_same_memory(world):
+    order = members(world)
+    bays = {member: Arena.make().bays[0] for member in order}
+    rng = Random(world)
+    kinds = [rng.choice(("all_reduce", "reduce_scatter", "all_gather", "broadcast", "gather")) for _ in range(60)]
+    sizes = [rng.choice((8, 264, 3000, 40_000)) for _ in kinds]
+
+    def work(port, i):
+        room, own = shared.Room(bays), order[i]
+        for number, (kind, count) in enumerate(zip(kinds, sizes, strict=True)):
+            values = torch.arange(count, dtype=torch.float64) + i * number
+            base, added = torch.arange(count, dtype=torch.float64), number * sum(range(world))
+            job = describe(order, values.dtype, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
+            if kind == "all_reduce":
+                publish_pieces(room.all_reduce(port, job, values, number).parts, values)
+                assert torch.equal(values, base * world + added)
+            elif kind == "reduce_scatter":
+                part = room.reduce_scatter(port, job, [values + 7 * j for j in range(world)], number)
+                assert torch.equal(part, (base + 7 * i) * world + added)
+            else:
+                givers = order[1:2] if kind == "broadcast" else order
+                takers = order[:1] if kind == "gather" else order
+                lengths = {member: values.nbytes if member in givers else 0 for member in order}
+                outs = {member: torch.empty_like(values) for member in givers if member != own and own in takers}
+                wanted = {member: out.view(torch.uint8) for member, out in outs.items()}
+                room.move(port, values.view(torch.uint8)[: lengths[own]], wanted, lengths, number)
+                for member, out in outs.items():
+                    assert torch.equal(out, base + order.index(member) * number)
+
+    together(order, work)
 
 
 @needs_shared_memory
