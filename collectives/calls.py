@@ -34,7 +34,7 @@ MAX_IN_FLIGHT = 64  # threads; whoever starts more waits for one to end
 FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?
 
 
-class Call:
+class PendingCall:
     """Where the control thread leaves what becomes of the call under `tag`. `deadline` is on the monotonic clock."""
 
     def __init__(self, tag: int, deadline: float) -> None:
@@ -99,13 +99,13 @@ class Committed(Generic[T]):
 class Runner(Protocol):
     """A call's needs of the control thread."""
 
-    def begin(self, begin: Begin) -> Call:
+    def begin(self, begin: Begin) -> PendingCall:
         """Hand a call to the core."""
 
     def done(self, event: Performed) -> None:
         """Say how carrying it out went."""
 
-    def give_up(self, call: Call) -> None:
+    def give_up(self, call: PendingCall) -> None:
         """Say that nobody waits for it any more."""
 
 
@@ -113,7 +113,7 @@ Work = Callable[[Perform, SocketPort], T]
 
 
 @contextmanager
-def waiting(control: Runner, call: Call) -> Iterator[None]:
+def waiting(control: Runner, call: PendingCall) -> Iterator[None]:
     """Give the call up if the block is interrupted (Ctrl-C): its tag is free then, and nobody waits for this member."""
     try:
         yield
@@ -123,7 +123,7 @@ def waiting(control: Runner, call: Call) -> Iterator[None]:
         raise
 
 
-def finish_call(control: Runner, call: Call, settling: float, perform: Work[T]) -> Committed[T]:
+def finish_call(control: Runner, call: PendingCall, settling: float, perform: Work[T]) -> Committed[T]:
     """Carry out a call that was begun, and wait for its verdict.
 
     Raises:
@@ -165,7 +165,7 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
-def last_moment(call: Call, settling: float) -> float:
+def last_moment(call: PendingCall, settling: float) -> float:
     """Return by when a verdict has come: the core may take `settling` seconds after the deadline."""
     return call.deadline + settling + LAST_RESORT_S
 
@@ -241,7 +241,7 @@ class Handle(Generic[T]):
             self._done.set()
 
 
-class InFlight:
+class HandlesInFlight:
     """Starts handles, a bounded number at a time."""
 
     def __init__(self) -> None:

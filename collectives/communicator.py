@@ -30,10 +30,10 @@ from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
 from collectives.calls import (
     FLAGS,
     AgreedPending,
-    Call,
     Committed,
     Handle,
-    InFlight,
+    HandlesInFlight,
+    PendingCall,
     check_timeout,
     error_of,
     finish_call,
@@ -41,7 +41,7 @@ from collectives.calls import (
     wait_for_all,
     waiting,
 )
-from collectives.driver import HAS_LEFT, Driver, Observer, Status
+from collectives.driver import HAS_LEFT, GroupDriver, Observer, Status
 from collectives.errors import CALLED_OFF, Aborted, BadArgument, Closed, DeadlineExceeded
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
@@ -93,14 +93,14 @@ _MANY, _SYNC, _BARRIER, _TOPOLOGY, _STEP = 2**40, 2**33, 2**33 + 1, 2**33 + 2, 2
 class Communicator:
     """One member of a group that reduces, gathers and shares state. Thread-safe; use `connect` to make one."""
 
-    def __init__(self, driver: Driver, identity: Identity, address: str) -> None:
+    def __init__(self, driver: GroupDriver, identity: Identity, address: str) -> None:
         """Wrap a control thread that runs. `connect` does that."""
         self._driver = driver
         self._address = address
         self._node_id = identity.node_id
         self._known = Known(plane=driver.exchange)
         self._estimates = Estimates()
-        self._in_flight = InFlight()
+        self._in_flight = HandlesInFlight()
         self._agreed_pending = AgreedPending()
         self._step_runner: StepRunner[Communicator] = StepRunner()
         # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
@@ -179,7 +179,7 @@ class Communicator:
             partition=policy,
             closed=closed,
         )
-        driver = Driver(agreement, mesh, exchange, timing, observer)
+        driver = GroupDriver(agreement, mesh, exchange, timing, observer)
         driver.start()
         comm = cls(driver, identity, mesh.address)
         try:
@@ -602,7 +602,7 @@ class Communicator:
 
     def _begin(
         self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float
-    ) -> Call:
+    ) -> PendingCall:
         if self._status.closed or not self._finalizer.alive:
             raise Closed(HAS_LEFT)
         if check_timeout(timeout) <= 0:

@@ -1,7 +1,7 @@
 """The one control thread of a member: it owns the mesh and the agreement core, and turns one into the other.
 
     sockets --> Mesh --> events --+                     +--> Send, Dial, Drop --> Mesh
-    callers --> mailbox ----------+--> Agreement.handle +--> Perform, Finished --> the caller's `Call`
+    callers --> mailbox ----------+--> Agreement.handle +--> Perform, Finished --> the caller's `PendingCall`
     clock   --> Tick -------------+                     +--> Install, OutOfGroup --> `status`
 
 Everybody else reads `status`, which is replaced whole, and leaves things in the mailbox. The thread
@@ -41,7 +41,7 @@ from collectives.agreement.events import (
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
-from collectives.calls import Call
+from collectives.calls import PendingCall
 from collectives.errors import BadArgument, Closed, CollectiveError, DeadlineExceeded
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
@@ -76,7 +76,7 @@ class Status:
         return len(self.view.members) if self.view is not None else 0
 
 
-class Driver:
+class GroupDriver:
     """Runs from `start` to `stop`. All but the constructor is thread-safe."""
 
     def __init__(
@@ -89,11 +89,11 @@ class Driver:
         self._agreement = agreement
         self._mesh = mesh
         self._observer = observer
-        self._mailbox: deque[tuple[Event, Call | None]] = deque()
+        self._mailbox: deque[tuple[Event, PendingCall | None]] = deque()
         self._to_meet: deque[Address] = deque()
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, PendingCall] = {}
         self._questions: deque[Future[dict[NodeId, Health]]] = deque()
-        self._over: deque[tuple[Call, Finished]] = deque()
+        self._over: deque[tuple[PendingCall, Finished]] = deque()
         self._stopping = False
         self._next_tick = 0.0
         self._thread = threading.Thread(target=self._run, name="gossamer-control", daemon=True)
@@ -102,9 +102,9 @@ class Driver:
         """Start the thread."""
         self._thread.start()
 
-    def begin(self, begin: Begin) -> Call:
-        """Hand a call to the core; everything that becomes of it is told to the `Call`."""
-        call = Call(begin.tag, time.monotonic() + begin.deadline)
+    def begin(self, begin: Begin) -> PendingCall:
+        """Hand a call to the core; everything that becomes of it is told to the `PendingCall`."""
+        call = PendingCall(begin.tag, time.monotonic() + begin.deadline)
         self._post(begin, call)
         return call
 
@@ -112,7 +112,7 @@ class Driver:
         """Tell the core how carrying out an operation went."""
         self._post(event, None)
 
-    def give_up(self, call: Call) -> None:
+    def give_up(self, call: PendingCall) -> None:
         """Tell the core that nobody waits for a call any more."""
         self._post(GiveUp(call.tag), None)
 
@@ -201,7 +201,7 @@ class Driver:
 
     # --- the thread ----------------------------------------------------------------------------
 
-    def _post(self, event: Event, call: Call | None) -> None:
+    def _post(self, event: Event, call: PendingCall | None) -> None:
         self._mailbox.append((event, call))
         if self.status.closed and call is not None:  # nobody will read it
             call.fail(Closed(HAS_LEFT))
@@ -225,7 +225,7 @@ class Driver:
         self._mesh.close()
         self.exchange.close()
         self._publish(Status(closed=True))
-        waiting: list[Call | None] = [*self._calls.values()]
+        waiting: list[PendingCall | None] = [*self._calls.values()]
         while self._mailbox:  # others may still append: `_post` fails what comes after this
             waiting.append(self._mailbox.popleft()[1])
         for call in filter(None, waiting):
@@ -270,7 +270,7 @@ class Driver:
                     return
                 self._feed(Heard(member, message))
 
-    def _feed(self, event: Event, call: Call | None = None) -> None:
+    def _feed(self, event: Event, call: PendingCall | None = None) -> None:
         """Handle one event. A defect that it runs into is logged; the thread goes on."""
         try:
             self._observe(event)

@@ -25,7 +25,7 @@ from collectives.agreement.views import OpId
 from collectives.errors import Aborted, BadArgument, CollectiveError
 from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.port import Port
-from collectives.mesh.shared_memory import OFFER_BYTES, Bay, Offer
+from collectives.mesh.shared_memory import OFFER_BYTES, Bay, MemoryOffer
 from collectives.reduce import all_reduce as allreduce
 from collectives.reduce import gather, shared
 from collectives.reduce.all_reduce import pack_values, reduce_inline
@@ -167,7 +167,7 @@ class AllReduce:
         offered = {member: share[_HEAD.size :] for member, share in start.shares.items()}
         if self._lease is None or any(len(offer) != OFFER_BYTES for offer in offered.values()):
             return None
-        bays = self._lease.bays({member: Offer.decode(offered[member]) for member in job.order})
+        bays = self._lease.bays({member: MemoryOffer.decode(offered[member]) for member in job.order})
         if bays is None and self._known.plane is not None:
             self._known.plane.hand_over_memory(frozenset(job.order))
         return bays if shared.fits(job, self._values.numel()) else None

@@ -65,7 +65,7 @@ class Claim(NamedTuple):
         return cls(*_CLAIM.unpack(data))
 
 
-class Place(NamedTuple):
+class StepPlace(NamedTuple):
     """Where a group is, or a member of it."""
 
     done: int
@@ -77,11 +77,11 @@ def name_of(end: OpId) -> bytes:
     return _NAME.pack(end.mark, end.n)
 
 
-def locate(claims: Mapping[NodeId, Claim]) -> tuple[Place, dict[NodeId, Place]]:
+def locate(claims: Mapping[NodeId, Claim]) -> tuple[StepPlace, dict[NodeId, StepPlace]]:
     """Return where the group is, and where each member is once its doubt is settled; a pure function."""
     counted = {claim.by for claim in claims.values()} - {NO_STEP}
     places = {
-        member: Place(claim.done + 1, claim.doubt) if claim.doubt in counted else Place(claim.done, claim.by)
+        member: StepPlace(claim.done + 1, claim.doubt) if claim.doubt in counted else StepPlace(claim.done, claim.by)
         for member, claim in claims.items()
     }
     stayed = [places[member] for member, claim in claims.items() if claim.stayed]

@@ -45,7 +45,7 @@ from torch.futures import Future
 from collectives.agreement.views import NOWHERE, OpId
 from collectives.communicator import MAX_TAG, Communicator
 from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
-from collectives.mesh.shared_memory import OFFER_BYTES, Lease, Offer
+from collectives.mesh.shared_memory import OFFER_BYTES, Lease, MemoryOffer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, combine, describe, finish, start, work_dtype
@@ -94,7 +94,7 @@ class Options:
     listen: str = ""
 
 
-class Group(_TorchGroup):
+class ProcessGroupGossamer(_TorchGroup):
     """One rank's part in one process group. Its members do not change."""
 
     def __init__(self, comm: Communicator, name: str, members: Sequence[NodeId], turn: OpId, timeout: float) -> None:
@@ -553,7 +553,7 @@ class Group(_TorchGroup):
         if self._lease is None or not all(into[0] for into in buffers.values()):
             self._tries = SHARING_TRIES  # all ranks know it, and do the same
             return None
-        offers = {member: Offer.decode(bytes(into[1:])) for member, into in buffers.items()}
+        offers = {member: MemoryOffer.decode(bytes(into[1:])) for member, into in buffers.items()}
         bays = self._lease.bays({**offers, self.comm.node_id: self._lease.offer})
         if bays is None:
             plane.hand_over_memory(self._ids)
@@ -851,22 +851,24 @@ _worlds: dict[str, Communicator] = {}  # by the name of its default group: what 
 _entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
 
 
-def _make(made: Any, options: Any) -> Group:
+def _make(made: Any, options: Any) -> ProcessGroupGossamer:
     """Make one of torch's process groups: the world, or a part of it."""
     timeout = _seconds(made.timeout) or DEFAULT_TIMEOUT_S
     ranks = list(made.global_ranks_in_group)
     if ranks:
         world: Any = dist.distributed_c10d._get_default_group()
-        return Group(world.comm, made.group_id, [world.members[rank] for rank in ranks], world.turn, timeout)
+        return ProcessGroupGossamer(
+            world.comm, made.group_id, [world.members[rank] for rank in ranks], world.turn, timeout
+        )
     if _entering:
         comm, members = _entering[-1]
         assert comm.turn is not None
-        return Group(comm, made.group_id, members, comm.turn, timeout)
+        return ProcessGroupGossamer(comm, made.group_id, members, comm.turn, timeout)
     if options is not None and not isinstance(options, Options):
         raise BadArgument("pg_options: give a collectives.torch_backend.Options")
     comm, members = _meet(made.store, made.group_rank, made.group_size, options or Options(), timeout)
     _worlds[made.group_id] = comm
-    return Group(comm, made.group_id, members, MEETING, timeout)
+    return ProcessGroupGossamer(comm, made.group_id, members, MEETING, timeout)
 
 
 def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
@@ -921,9 +923,14 @@ def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
     known = dist.distributed_c10d._get_default_group() if dist.is_initialized() else None
     if comm.turn is None:
         raise BadArgument("enter: call it in a step of comm.run")
-    if isinstance(known, Group) and known.comm is comm and known.turn == comm.turn and known.broken is None:
+    if (
+        isinstance(known, ProcessGroupGossamer)
+        and known.comm is comm
+        and known.turn == comm.turn
+        and known.broken is None
+    ):
         return False
-    own = known.getRank() if isinstance(known, Group) and known.comm is comm else NO_RANK
+    own = known.getRank() if isinstance(known, ProcessGroupGossamer) and known.comm is comm else NO_RANK
     said = comm.all_gather(torch.tensor([own]), tag=MAX_TAG, timeout=timeout)
     members = in_order(dict(zip(said.contributors, said.value.flatten().tolist(), strict=True)))
     if dist.is_initialized():
@@ -957,7 +964,7 @@ def failures_are_called_off() -> Iterator[None]:
         yield
     except RuntimeError as error:
         group = dist.distributed_c10d._get_default_group() if dist.is_initialized() else None
-        if isinstance(group, Group) and group.broken is not None and group.broken is not error:
+        if isinstance(group, ProcessGroupGossamer) and group.broken is not None and group.broken is not error:
             raise group.broken from error
         raise
 

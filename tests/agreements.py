@@ -21,7 +21,7 @@ from collectives.agreement.events import (
     Unlinked,
 )
 from collectives.agreement.views import ADMIT_TAG
-from collectives.simulator.network import Network
+from collectives.simulator.network import SimulatedNetwork
 from collectives.types import LAN, Partition
 from protocol.identity import id_of_bytes
 
@@ -34,7 +34,7 @@ class Group:
 
     def __init__(self, size: int, partition: Partition = Partition.CONTINUE, *, closed: bool = True) -> None:
         self.closed = closed
-        self.network = Network(Random(1), 0.0, self._deliver, self._linked, self._unlinked)
+        self.network = SimulatedNetwork(Random(1), 0.0, self._deliver, self._linked, self._unlinked)
         self.partition = partition
         self.cores: dict[int, Agreement] = {}
         self.finished: dict[int, list[Finished]] = {}

@@ -43,7 +43,7 @@ class AtMost:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutText:
     """A text that is cut to `most` bytes when it is written."""
 
     most: int
@@ -69,5 +69,5 @@ Session = Annotated[bytes, Size(SESSION_BYTES)]
 Count = Annotated[int, AtMost(MAX_COUNT)]
 Tag = Annotated[int, AtMost(UINT64_MAX)]
 Text = Annotated[str, AtMost(MAX_TEXT_BYTES)]
-Reason = Annotated[str, Cut(MAX_TEXT_BYTES)]
+Reason = Annotated[str, CutText(MAX_TEXT_BYTES)]
 MemberIds = Annotated[tuple[NodeId, ...], AtMost(MAX_MEMBERS)]

@@ -36,7 +36,7 @@ class Applicant:
 
 
 @dataclass
-class Admission:
+class Applicants:
     """The applicants outside, as one member of the view knows them."""
 
     own: NodeId

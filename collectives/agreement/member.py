@@ -12,7 +12,7 @@ from collectives.agreement.coordinator import Coordinator
 from collectives.agreement.events import Install, OutOfGroup, Verdict
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES, SESSION_BYTES
-from collectives.agreement.join import Admission
+from collectives.agreement.join import Applicants
 from collectives.agreement.messages import Ruling
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.participant import Operations
@@ -46,7 +46,7 @@ class MemberState:
         self.detector = detector
         self.operations = Operations(timing, out)
         self.change = ViewChange(own.id, timing, policy, rng, out, detector)
-        self.admission = Admission(own.id, timing, rng, out, detector)
+        self.admission = Applicants(own.id, timing, rng, out, detector)
         self.witnesses = Witnesses(own.id, closed)
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
@@ -94,7 +94,7 @@ class MemberState:
         Everybody who is in that view says so: as long as any whom this node was in a view with speaks from one, one of
         those. (Those who are outside as well wait themselves, perhaps for this node to come in.)
         """
-        # Members answer one that asks once a timeout (`Admission.applied`).
+        # Members answer one that asks once a timeout (`Applicants.applied`).
         heard, since = self.detector.heard, now - 2 * self.detector.timing.timeout
         inside = self.witnesses.known.keys() - self.detector.outside
         if not self.witnesses.knows(member) and any(heard.get(name, since) > since for name in inside):

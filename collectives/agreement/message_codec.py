@@ -15,7 +15,7 @@ from operator import attrgetter
 from types import NoneType, UnionType
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
-from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, NotEmpty, Packed, Size
+from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, CutText, NotEmpty, Packed, Size
 from collectives.agreement.messages import MESSAGES, Message
 from protocol.errors import MessageError
 from protocol.identity import NODE_ID_BYTES, NodeId, id_bytes, id_of_bytes
@@ -114,7 +114,7 @@ def _bounded(plain: Any, bounds: list[Any]) -> Form:
             return Form(_strings(0, most), None, _LENGTH_BYTES + most, longest_bytes=most)
         case type() as kind, [AtMost(most)] if kind is str:
             return Form(_texts(most), None, _LENGTH_BYTES + most, longest_text=most)
-        case type() as kind, [Cut(most)] if kind is str:
+        case type() as kind, [CutText(most)] if kind is str:
             return Form(_texts(most), _cut(most), _LENGTH_BYTES + most, longest_text=most)
         case _, [AtMost(most), *rest] if get_origin(plain) is tuple and get_args(plain)[1:] == (...,):
             return _many(form_of(get_args(plain)[0]), most, rest)

@@ -67,7 +67,7 @@ class Proposal:
 
 
 @dataclass
-class Admission:
+class AgreedAdmission:
     """An admission that all have carried out: `op` commits with the entry into a view with the newcomers of `after`."""
 
     op: OpId
@@ -92,7 +92,7 @@ class ViewChange:
         self._left: dict[NodeId, bytes] = {}  # members of the view that left it their votes, and which run of each
         self._accepted: Accept | None = None  # as an acceptor of what follows this view
         self._proposal: Proposal | None = None
-        self._admission: Admission | None = None
+        self._admission: AgreedAdmission | None = None
         self._forced = False
         self._invited: set[NodeId] = set()  # members of a later view, each of whom was asked once: some never answer
         self._needed_since: float | None = None
@@ -140,7 +140,7 @@ class ViewChange:
 
     def admit(self, op: OpId, after: View) -> None:
         """Let `op`, which all have carried out, commit with the newcomers of `after`: `proceed` proposes."""
-        self._admission = Admission(op, after)
+        self._admission = AgreedAdmission(op, after)
 
     def proceed(self, view: View, ledgers: Ledgers, now: float) -> Decide | None:
         """Propose the view that an admission leads to, once. Returns the decision where this member is alone in it."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from collectives.agreement.message_codec import MAX_MESSAGE_BYTES
 from collectives.mesh.addresses import Address
-from collectives.mesh.handshake import Handshake, Peer
+from collectives.mesh.handshake import Handshake, ProvenPeer
 from collectives.mesh.limits import MAX_STRANGER_FRAME_BYTES, MAX_STRANGER_UNSENT_BYTES, STRANGER_READ_BYTES, Pace
 from protocol.errors import PeerError
 from protocol.identity import NodeId
@@ -37,7 +37,7 @@ class Channel:
     def __init__(self, sock: socket.socket, handshake: Handshake) -> None:
         """Take over a connected (or connecting), non-blocking socket."""
         self.socket = sock
-        self.peer: Peer | None = None
+        self.peer: ProvenPeer | None = None
         self.is_member = False  # the group lets it in: set by the mesh
         self._handshake = handshake
         self._in = bytearray()

@@ -17,7 +17,7 @@ import structlog
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
 from collectives.mesh.framing import KEY_BYTES, PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
-from collectives.mesh.handshake import Peer
+from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
 from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, SocketPort
@@ -39,7 +39,7 @@ _TOO_MUCH = "too much came for operations that had not started here: call it aga
 
 
 @dataclass(slots=True)
-class _Lane:
+class _MemberLane:
     """All that is between us and one member."""
 
     outbox: SendQueue = field(default_factory=SendQueue)
@@ -78,7 +78,7 @@ class DataPlane:
     def __init__(self, own: NodeId) -> None:
         self._own = own
         self._lock = threading.Lock()
-        self._lanes: dict[NodeId, _Lane] = {}
+        self._lanes: dict[NodeId, _MemberLane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
         self._unknown: dict[bytes, Inbox] = {}
         self._loose: set[bytes] = set()  # of the ports, those of operations without an agreement
@@ -291,9 +291,9 @@ class DataPlane:
         """There is a way to a member of the view: what is sent to it may wait for a stream, and come from one."""
         with self._lock:
             if not self._closed:
-                self._lanes.setdefault(member, _Lane())
+                self._lanes.setdefault(member, _MemberLane())
 
-    def add_stream(self, peer: Peer, sock: socket.socket, dialled: bool) -> None:
+    def add_stream(self, peer: ProvenPeer, sock: socket.socket, dialled: bool) -> None:
         """Take over a proven data connection with a linked member."""
         with self._lock:
             lane = self._lanes.get(peer.member)

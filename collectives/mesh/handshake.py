@@ -110,7 +110,7 @@ class Party:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class ProvenPeer:
     """The proven member at the other end, and how to speak to it. `leftover` came after the handshake's bytes.
 
     `bare`: a data stream's payload travels without a tag.
@@ -156,7 +156,7 @@ class Handshake:
         self._buffer = bytearray()
         self._keys: _Keys | None = None
         self._transcript = b""
-        self.peer: Peer | None = None
+        self.peer: ProvenPeer | None = None
 
     def start(self) -> bytes:
         """Return what to send before anything has come."""
@@ -245,7 +245,7 @@ class Handshake:
         outgoing, incoming = keys.initiator_records, keys.responder_records
         if not self._initiator:
             outgoing, incoming = incoming, outgoing
-        self.peer = Peer(
+        self.peer = ProvenPeer(
             member,
             session,
             self._purpose,

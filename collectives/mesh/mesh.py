@@ -37,7 +37,7 @@ from collectives.mesh.addresses import (
     prepare,
 )
 from collectives.mesh.connection import Channel, ChannelState, MemberLink
-from collectives.mesh.handshake import Handshake, HandshakeError, Party, Peer, Purpose
+from collectives.mesh.handshake import Handshake, HandshakeError, Party, ProvenPeer, Purpose
 from collectives.mesh.limits import (
     MAX_LINKS_OUTSIDE,
     MAX_STRANGERS,
@@ -126,7 +126,7 @@ class Mesh:
         party: Party,
         listening: Address,
         streams: int,
-        on_stream: Callable[[Peer, socket.socket, bool], None],
+        on_stream: Callable[[ProvenPeer, socket.socket, bool], None],
         open_streams: Callable[[NodeId], Set[int]],
         *,
         closed: bool = False,
@@ -373,7 +373,7 @@ class Mesh:
         if channel in self._connections:
             self._watch(connection)
 
-    def _prove(self, connection: ChannelState, peer: Peer) -> None:
+    def _prove(self, connection: ChannelState, peer: ProvenPeer) -> None:
         """The handshake is over: a control connection introduces itself, a data connection leaves us."""
         if peer.purpose is Purpose.CONTROL:
             connection.channel.send(pack([self.address]))
@@ -388,7 +388,7 @@ class Mesh:
         else:  # it may have entered a view that this node is about to enter
             connection.parked = True
 
-    def _hand_over(self, connection: ChannelState, peer: Peer) -> None:
+    def _hand_over(self, connection: ChannelState, peer: ProvenPeer) -> None:
         """Let a proven data connection go to the streams."""
         self._forget(connection)
         self._on_stream(peer, connection.channel.socket, connection.stream_of is not None)
@@ -412,7 +412,7 @@ class Mesh:
         self._link(connection, peer, str(Address(address.host, address.port)))
         connection.introduced = True  # only now: one that there is no link for is tried again
 
-    def _link(self, connection: ChannelState, peer: Peer, address: str) -> None:
+    def _link(self, connection: ChannelState, peer: ProvenPeer, address: str) -> None:
         link = self._links.get(peer.member)
         if link is not None and link.session != peer.session:
             for old in list(link.channels):

@@ -142,7 +142,7 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class MemoryOffer:
     """A member's part of a call. `held` stands for all members' arenas; without `bay` it can use none."""
 
     serial: bytes = bytes(SERIAL_BYTES)
@@ -155,7 +155,7 @@ class Offer:
         return _OFFER.pack(self.serial, self.held, self.bay, self.use)
 
     @classmethod
-    def decode(cls, data: bytes) -> "Offer":
+    def decode(cls, data: bytes) -> "MemoryOffer":
         """Read another member's. Raises `struct.error`."""
         return cls(*_OFFER.unpack(data))
 
@@ -164,12 +164,12 @@ class Offer:
 class Lease:
     """One operation's part at one member. `bay` is None where it can have none; end it when the operation is over."""
 
-    offer: Offer
+    offer: MemoryOffer
     bay: Bay | None = None
     readers: Sequence[tuple[Bay, int]] = ()  # of those who carry it out too: their bays, and which use that is
     _arenas: Mapping[NodeId, Arena] | None = None
 
-    def bays(self, offers: Mapping[NodeId, Offer]) -> dict[NodeId, Bay] | None:
+    def bays(self, offers: Mapping[NodeId, MemoryOffer]) -> dict[NodeId, Bay] | None:
         """Return all members' bays by what all have said; None, at all of them, if they cannot share memory."""
         held = _held({member: offer.serial for member, offer in offers.items()})
         if any(offer.held != held or offer.bay >= BAYS for offer in offers.values()):
@@ -239,7 +239,7 @@ class SharedMemory:
             others = {member: self._held.get(member) for member in members if member != self._own}
             arenas = {member: arena for member, arena in others.items() if arena is not None}
             if self._arena is None or len(arenas) < len(others):
-                return Lease(Offer())
+                return Lease(MemoryOffer())
             arenas[self._own] = self._arena
             for index, before in enumerate(self._leases):
                 if before is None or _is_over(before):
@@ -247,10 +247,12 @@ class SharedMemory:
                     bay.given.write(0)
                     bay.reduced.write(0)
                     held = _held({member: arena.serial for member, arena in arenas.items()})
-                    offer = Offer(self._arena.serial, held, index, before.offer.use + 1 if before is not None else 1)
+                    offer = MemoryOffer(
+                        self._arena.serial, held, index, before.offer.use + 1 if before is not None else 1
+                    )
                     lease = self._leases[index] = Lease(offer, bay, (), arenas)
                     return lease
-            return Lease(Offer())
+            return Lease(MemoryOffer())
 
 
 def saw(bay: Bay) -> None:

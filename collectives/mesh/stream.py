@@ -22,7 +22,7 @@ import structlog
 
 from collectives.mesh.addresses import is_vouched
 from collectives.mesh.framing import HEADER_BYTES, RECORD_BYTES, Piece, PieceKind, WireError, header, read_header
-from collectives.mesh.handshake import Peer
+from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.sealing import TAG_BYTES
 from protocol.errors import PeerError
 from protocol.identity import NodeId
@@ -125,7 +125,7 @@ class Stream:
 
     def __init__(
         self,
-        peer: Peer,
+        peer: ProvenPeer,
         sock: socket.socket,
         outbox: SendQueue,
         arrivals: Arrivals,

@@ -41,7 +41,7 @@ LOOK_S = 0.05  # between looks whether the operation was called off
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BayLayout:
     """Where everything lies in the bays, the same at all members; lengths are in values, but for `results`."""
 
     slices: tuple[Span, ...]
@@ -61,7 +61,7 @@ def can_show(members: int, count: int) -> bool:
     return _results_begin(members) + count <= BAY_BYTES - HEAD_BYTES
 
 
-def plan(job: Reduction, count: int, *, evenly: bool = False) -> Plan:
+def plan(job: Reduction, count: int, *, evenly: bool = False) -> BayLayout:
     """Return how `count` values are reduced; `evenly`: each member owns as many."""
     members, item = len(job.order), job.dtype.itemsize
     each = count // members
@@ -70,7 +70,7 @@ def plan(job: Reduction, count: int, *, evenly: bool = False) -> Plan:
     chunk = max(1, -(-min(CHUNK_BYTES // item, longest) // BLOCK)) * BLOCK
     window = min(-(-longest // chunk), max(LEAST_WINDOW, WINDOW_BYTES // (max(1, members - 1) * chunk * item)))
     results = _results_begin(members)
-    return Plan(slices, chunk, window, results, results + longest * item)
+    return BayLayout(slices, chunk, window, results, results + longest * item)
 
 
 def fits(job: Reduction, count: int) -> bool:
@@ -99,7 +99,7 @@ def all_reduce(port: Port, job: Reduction, values: Values, bays: Mapping[NodeId,
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
     """
-    exchange = _Exchange(port, job, values, bays)
+    exchange = _SharedExchange(port, job, values, bays)
     exchange.run()
     return exchange.pieces()
 
@@ -126,7 +126,7 @@ class Room:
         Raises:
             Aborted, DeadlineExceeded: as `all_reduce`; Aborted if a member asked for something else.
         """
-        exchange = _Exchange(port, job, values, self._bays, self._bases, self._ask(port, asked))
+        exchange = _SharedExchange(port, job, values, self._bays, self._bases, self._ask(port, asked))
         exchange.run()
         self._bases = exchange.reached()
         return exchange.pieces()
@@ -137,7 +137,7 @@ class Room:
         As `all_reduce` besides.
         """
         asking = self._ask(port, asked)
-        exchange = _Exchange(port, job, _Parts(parts), self._bays, self._bases, asking, evenly=True)
+        exchange = _SharedExchange(port, job, _Parts(parts), self._bays, self._bases, asking, evenly=True)
         exchange.run()
         self._bases = exchange.reached()
         return exchange.own_slice()
@@ -184,7 +184,7 @@ class _Parts:
         return self._parts[part][first : first + span.stop - span.start]
 
 
-class _Turn:
+class _BayTurn:
     """What one operation sees of the bays: data, and counters that go on from where the operation before left them."""
 
     def __init__(
@@ -224,7 +224,7 @@ class _Turn:
             raise Aborted(f"member {member} has called another operation, or with other arguments", member)
 
 
-class _Move(_Turn):
+class _Move(_BayTurn):
     """Members show bytes in their bays, each where its results lie, and others copy them."""
 
     def run(self, shown: torch.Tensor, wanted: Mapping[NodeId, torch.Tensor], lengths: Mapping[NodeId, int]) -> None:
@@ -248,7 +248,7 @@ class _Move(_Turn):
         return {name: self._bases.get(name, 0) + end for name, end in ends.items()}
 
 
-class _Exchange(_Turn):
+class _SharedExchange(_BayTurn):
     def __init__(
         self,
         port: Port,

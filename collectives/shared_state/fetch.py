@@ -28,7 +28,7 @@ MAX_ASKED = 2  # sources asked for one piece at a time
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Piece:
+class WantedAnswer:
     """One answer that is wanted: the question, its length in bytes, and whether an answer is right."""
 
     question: bytes
@@ -43,7 +43,10 @@ class _Asked:
 
 
 def gather(
-    port: Port, sources: Sequence[NodeId], pieces: Sequence[Piece], arrived: Callable[[Piece, torch.Tensor], None]
+    port: Port,
+    sources: Sequence[NodeId],
+    pieces: Sequence[WantedAnswer],
+    arrived: Callable[[WantedAnswer, torch.Tensor], None],
 ) -> Counter[NodeId]:
     """Get every piece from `sources`, and return how many bytes each of them gave.
 
@@ -66,11 +69,13 @@ def gather(
 
 
 class _Gathering:
-    def __init__(self, port: Port, pieces: Sequence[Piece], arrived: Callable[[Piece, torch.Tensor], None]) -> None:
+    def __init__(
+        self, port: Port, pieces: Sequence[WantedAnswer], arrived: Callable[[WantedAnswer, torch.Tensor], None]
+    ) -> None:
         self._port = port
         self._arrived = arrived
         self._todo = deque(pieces)
-        self._asked: dict[Piece, _Asked] = {}
+        self._asked: dict[WantedAnswer, _Asked] = {}
         self._missing = len(pieces)
         self._sources = 0
         self._error: CollectiveError | None = None
@@ -93,7 +98,7 @@ class _Gathering:
             return self._received.copy()
 
     def _work(self, source: NodeId) -> None:
-        window: deque[tuple[Piece, torch.Tensor, PendingReceive]] = deque()
+        window: deque[tuple[WantedAnswer, torch.Tensor, PendingReceive]] = deque()
         try:
             while (piece := self._next(source, block=not window)) or window:
                 if piece:
@@ -113,7 +118,7 @@ class _Gathering:
         finally:
             self._leave(source)
 
-    def _next(self, source: NodeId, *, block: bool) -> Piece | None:
+    def _next(self, source: NodeId, *, block: bool) -> WantedAnswer | None:
         """Take a piece for `source`; None when there is none now and it has others under way, or at the end."""
         with self._changed:
             while self._missing and self._error is None:
@@ -126,14 +131,14 @@ class _Gathering:
                 self._changed.wait(STALL / 4)
             return None
 
-    def _stalled(self, source: NodeId) -> Piece | None:
+    def _stalled(self, source: NodeId) -> WantedAnswer | None:
         now = time.monotonic()
         for piece, asked in self._asked.items():
             if now - asked.since > STALL and source not in asked.sources and len(asked.sources) < MAX_ASKED:
                 return piece
         return None
 
-    def _store(self, piece: Piece, buffer: torch.Tensor, source: NodeId) -> None:
+    def _store(self, piece: WantedAnswer, buffer: torch.Tensor, source: NodeId) -> None:
         with self._changed:
             if self._asked.pop(piece, None) is None:
                 return  # another was faster

@@ -83,7 +83,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class StateChoice:
     """The state that holds, and the members that have it, in the order of their ids."""
 
     revision: int
@@ -91,7 +91,7 @@ class Choice:
     holders: tuple[NodeId, ...]
 
 
-def choose(shares: Mapping[NodeId, Share]) -> Choice:
+def choose(shares: Mapping[NodeId, Share]) -> StateChoice:
     """Return the state that holds among members whose layouts are equal; a pure function.
 
     Raises:
@@ -113,7 +113,7 @@ def choose(shares: Mapping[NodeId, Share]) -> Choice:
     content = max(holders, key=lambda found: (holders[found], found))
     # Any member that has the content may serve it, and one that only receives is none the worse a source.
     having = sorted(member for member, share in shares.items() if share.content == content)
-    return Choice(newest, content, tuple(having))
+    return StateChoice(newest, content, tuple(having))
 
 
 def _check_revisions(shares: Mapping[NodeId, Share]) -> None:

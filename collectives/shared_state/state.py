@@ -71,7 +71,7 @@ class SharedState:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StateEntry:
     """One tensor in a table: what it is and, unless members may differ in it, the hash of what it holds."""
 
     name: str
@@ -90,7 +90,7 @@ class Entry:
 class Contents:
     """A state as it is at one moment: its table, its memory and the hashes of its chunks. Only read."""
 
-    entries: tuple[Entry, ...]  # sorted by name
+    entries: tuple[StateEntry, ...]  # sorted by name
     values: tuple[Bytes, ...]
     chunks: tuple[bytes, ...]  # of each tensor, `HASH_BYTES` for each chunk
     table: bytes
@@ -107,7 +107,7 @@ def contents_of(state: SharedState) -> Contents:
             data = memory(flatten(tensor))
             hashes = b"" if own else b"".join(pool.map(sha256, chunks_of(data)))
             dtype, shape = dtype_name(tensor), tuple(tensor.shape)
-            entries.append(Entry(name, dtype, shape, own, b"" if own else digest_of(name, dtype, shape, hashes)))
+            entries.append(StateEntry(name, dtype, shape, own, b"" if own else digest_of(name, dtype, shape, hashes)))
             values.append(data)
             chunks.append(hashes)
     table = encode_table(entries)
@@ -161,19 +161,19 @@ def chunks_of(data: Bytes) -> list[Bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def encode_table(entries: Iterable[Entry]) -> bytes:
+def encode_table(entries: Iterable[StateEntry]) -> bytes:
     """Return the wire form of a table."""
     return pack([[[one.name, one.dtype, list(one.shape), int(one.own), one.digest] for one in entries]])
 
 
-def root_hashes(entries: Iterable[Entry]) -> tuple[bytes, bytes]:
+def root_hashes(entries: Iterable[StateEntry]) -> tuple[bytes, bytes]:
     """Return the hash of a table's layout, and that of its content."""
     entries = list(entries)
-    layout = sha256(encode_table([Entry(one.name, one.dtype, one.shape, one.own, b"") for one in entries]))
+    layout = sha256(encode_table([StateEntry(one.name, one.dtype, one.shape, one.own, b"") for one in entries]))
     return layout, sha256(layout + b"".join(one.digest for one in entries))
 
 
-def decode_table(data: bytes, share: Share) -> tuple[Entry, ...]:
+def decode_table(data: bytes, share: Share) -> tuple[StateEntry, ...]:
     """Read the table that belongs to a member's `share`.
 
     Raises:
@@ -196,7 +196,7 @@ def decode_table(data: bytes, share: Share) -> tuple[Entry, ...]:
     return entries
 
 
-def _entry(row: Any) -> Entry:
+def _entry(row: Any) -> StateEntry:
     if not isinstance(row, list) or len(row) != 5:
         raise ShareError("malformed", "row")
     name, dtype, shape, own, digest = row
@@ -211,10 +211,10 @@ def _entry(row: Any) -> Entry:
     )
     if not sound:
         raise ShareError("malformed", "row")
-    return Entry(name, dtype, tuple(shape), bool(own), digest)
+    return StateEntry(name, dtype, tuple(shape), bool(own), digest)
 
 
-def check_layout(member: NodeId, theirs: Iterable[Entry], ours: Iterable[Entry]) -> None:
+def check_layout(member: NodeId, theirs: Iterable[StateEntry], ours: Iterable[StateEntry]) -> None:
     """Raise the `Mismatch` that says where `member`'s table of tensors differs from this one's, if it does."""
     other, own = ({entry.name: entry for entry in entries} for entries in (theirs, ours))
     for name in sorted(other.keys() | own.keys()):

@@ -18,12 +18,12 @@ import torch
 from collectives.errors import Aborted, CollectiveError, Mismatch
 from collectives.mesh.port import Port, SourceLost
 from collectives.reduce.tensors import DTYPES, memory, publish
-from collectives.shared_state.fetch import Piece, gather
-from collectives.shared_state.selection import HASH_BYTES, Choice, Share, ShareError, choose, decode_all
+from collectives.shared_state.fetch import WantedAnswer, gather
+from collectives.shared_state.selection import HASH_BYTES, Share, ShareError, StateChoice, choose, decode_all
 from collectives.shared_state.state import (
     Contents,
-    Entry,
     SharedState,
+    StateEntry,
     check_layout,
     chunk_count,
     chunks_of,
@@ -57,7 +57,7 @@ class SyncOutcome:
         self,
         state: SharedState,
         answers: "Answers",
-        choice: Choice,
+        choice: StateChoice,
         fetched: Mapping[int, Sequence[bytes]],
         received: Counter[NodeId],
     ) -> None:
@@ -173,14 +173,14 @@ def _check_layouts(port: Port, own: NodeId, shares: Mapping[NodeId, Share], cont
         check_layout(member, table, contents.entries)
 
 
-def _sources(own: NodeId, choice: Choice) -> list[NodeId]:
+def _sources(own: NodeId, choice: StateChoice) -> list[NodeId]:
     """Return whom to fetch from: different members for different fetchers, where there are many."""
     holders = list(choice.holders)
     Random(f"{own} {choice.content.hex()}").shuffle(holders)
     return holders[:MAX_SOURCES]
 
 
-def _table(port: Port, sources: Sequence[NodeId], shares: Mapping[NodeId, Share]) -> tuple[Entry, ...]:
+def _table(port: Port, sources: Sequence[NodeId], shares: Mapping[NodeId, Share]) -> tuple[StateEntry, ...]:
     """Return the table that `sources` have in common; it can be checked as a whole only, so one gives all of it."""
     for source in sources:
         share = shares[source]
@@ -192,29 +192,29 @@ def _table(port: Port, sources: Sequence[NodeId], shares: Mapping[NodeId, Share]
 def _table_pages(port: Port, source: NodeId, length: int) -> bytes:
     table = torch.empty(length, dtype=torch.uint8)
     starts = {
-        Piece(pack([_TABLE, at, 0]), min(TABLE_PAGE, length - start), lambda _: True): start
+        WantedAnswer(pack([_TABLE, at, 0]), min(TABLE_PAGE, length - start), lambda _: True): start
         for at, start in enumerate(range(0, length, TABLE_PAGE))
     }
 
-    def arrived(piece: Piece, page: torch.Tensor) -> None:
+    def arrived(piece: WantedAnswer, page: torch.Tensor) -> None:
         table[starts[piece] :][: piece.length] = page
 
     gather(port, [source], list(starts), arrived)
     return bytes(memory(table))
 
 
-def _chunk_hashes(port: Port, sources: Sequence[NodeId], entries: Mapping[int, Entry]) -> dict[int, list[bytes]]:
+def _chunk_hashes(port: Port, sources: Sequence[NodeId], entries: Mapping[int, StateEntry]) -> dict[int, list[bytes]]:
     """Return, for each tensor that differs, the hashes of the chunks that it should have."""
     found: dict[int, list[bytes]] = {}
-    asked: dict[Piece, int] = {}
+    asked: dict[WantedAnswer, int] = {}
     for tensor, entry in entries.items():
 
-        def right(answer: memoryview, entry: Entry = entry) -> bool:
+        def right(answer: memoryview, entry: StateEntry = entry) -> bool:
             return digest_of(entry.name, entry.dtype, entry.shape, bytes(answer)) == entry.digest
 
-        asked[Piece(pack([_HASHES, tensor, 0]), HASH_BYTES * chunk_count(entry.nbytes), right)] = tensor
+        asked[WantedAnswer(pack([_HASHES, tensor, 0]), HASH_BYTES * chunk_count(entry.nbytes), right)] = tensor
 
-    def arrived(piece: Piece, answer: torch.Tensor) -> None:
+    def arrived(piece: WantedAnswer, answer: torch.Tensor) -> None:
         data = bytes(memory(answer))
         found[asked[piece]] = [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
 
@@ -230,7 +230,7 @@ def _fetch(
     assert contents is not None
     wanted_here = {wanted for part in hashes.values() for wanted in part}
     state.arrived = {wanted: chunk for wanted, chunk in state.arrived.items() if wanted in wanted_here}
-    pieces: dict[Piece, bytes] = {}
+    pieces: dict[WantedAnswer, bytes] = {}
     for tensor, wanted_chunks in hashes.items():
         before = contents.chunks[tensor]
         for chunk, (wanted, data) in enumerate(zip(wanted_chunks, chunks_of(contents.values[tensor]), strict=True)):
@@ -240,9 +240,9 @@ def _fetch(
             def right(answer: memoryview, wanted: bytes = wanted) -> bool:
                 return sha256(answer) == wanted
 
-            pieces[Piece(pack([_CHUNK, tensor, chunk]), len(data), right)] = wanted
+            pieces[WantedAnswer(pack([_CHUNK, tensor, chunk]), len(data), right)] = wanted
 
-    def arrived(piece: Piece, chunk: torch.Tensor) -> None:
+    def arrived(piece: WantedAnswer, chunk: torch.Tensor) -> None:
         state.arrived[pieces[piece]] = chunk
 
     return gather(port, sources, list(pieces), arrived)

@@ -21,7 +21,7 @@ from collectives.agreement.fields import MAX_MEMBERS
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import Apply, Propose, Welcome
 from collectives.agreement.views import Member, View
-from collectives.simulator.network import Network
+from collectives.simulator.network import SimulatedNetwork
 from collectives.types import LAN, WAN, Partition, Timing
 from protocol.identity import NODE_ID_BYTES, NodeId, id_of_bytes
 
@@ -30,7 +30,7 @@ GROUP = b"the simulated group"
 
 
 @dataclass
-class Node:
+class BusyMember:
     """One member: `inbox` is what it has not come to yet, until `free_at`."""
 
     number: int
@@ -43,7 +43,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Change:
+class MeasuredChange:
     """The outcome; times in seconds, of the proposer from its first Propose to the view that it entered."""
 
     views: frozenset[View | None]
@@ -62,15 +62,15 @@ class LargeView:
     ) -> None:
         self.timing = timing
         self.slowness = slowness
-        self.network = Network(Random("a large view"), 0.0, self._deliver, self._linked, self._unlinked)
+        self.network = SimulatedNetwork(Random("a large view"), 0.0, self._deliver, self._linked, self._unlinked)
         self.ids = tuple(sorted(id_of_bytes(number.to_bytes(NODE_ID_BYTES, "big")) for number in range(1, members + 1)))
         self.numbers = {member: number for number, member in enumerate(self.ids)}
         self.dead: int | None = None
         self.last_install = 0.0
-        self.proposed: tuple[Node, float, float, int] | None = None  # who, when, and what it had spent and heard
+        self.proposed: tuple[BusyMember, float, float, int] | None = None  # who, when, and what it had spent and heard
         self.entered: tuple[float, float, int] | None = None  # the same of its entry into the next view
         self.nodes = [
-            Node(
+            BusyMember(
                 number,
                 Agreement(
                     member, str(number), GROUP, Random(number), 0.0, seeds=["none"], timing=timing, partition=partition
@@ -104,7 +104,7 @@ class LargeView:
         for node in self.nodes:
             self.network.at(self.network.now + phase.uniform(0.0, self.timing.heartbeat / 2), self._tick, node)
 
-    def change(self, dies: int, *, silently: bool) -> Change:
+    def change(self, dies: int, *, silently: bool) -> MeasuredChange:
         """Let one die, and the others find out; `silently`, as when its machine loses power."""
         network = self.network
         settled = SETTLED_BEATS * self.timing.heartbeat
@@ -121,14 +121,14 @@ class LargeView:
         network.run(network.now + self.timing.heartbeat)  # and none is left out afterwards
         views = frozenset(node.core.view for node in live)
         if self.proposed is None or self.entered is None:
-            return Change(views, network.now - died, 0.0, 0.0, 0, steady)
+            return MeasuredChange(views, network.now - died, 0.0, 0.0, 0, steady)
         _, *before = self.proposed
         at, cost, heard = (after - first for after, first in zip(self.entered, before, strict=True))
-        return Change(views, self.last_install - died, at, cost, int(heard), steady)
+        return MeasuredChange(views, self.last_install - died, at, cost, int(heard), steady)
 
     # --- what a member takes its time for ---
 
-    def _take(self, node: Node, what: Event | tuple[NodeId, bytes]) -> None:
+    def _take(self, node: BusyMember, what: Event | tuple[NodeId, bytes]) -> None:
         if node.number == self.dead:
             return
         node.inbox.append(what)
@@ -136,7 +136,7 @@ class LargeView:
             node.working = True
             self.network.at(max(self.network.now, node.free_at), self._work, node)
 
-    def _work(self, node: Node) -> None:
+    def _work(self, node: BusyMember) -> None:
         network = self.network
         while node.inbox and node.number != self.dead:
             what = node.inbox.popleft()
@@ -157,7 +157,7 @@ class LargeView:
                 return
         node.working = False
 
-    def _note(self, node: Node, action: Action) -> None:
+    def _note(self, node: BusyMember, action: Action) -> None:
         match action:
             case Send(_, Propose()) if self.proposed is None:
                 self.proposed = (node, node.free_at, node.spent, node.heard)
@@ -166,12 +166,12 @@ class LargeView:
                 if self.proposed is not None and self.proposed[0] is node:
                     self.entered = (node.free_at, node.spent, node.heard)
 
-    def _carry_out(self, node: Node, actions: list[Action]) -> None:
+    def _carry_out(self, node: BusyMember, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
                 self.network.send(node.number, self.numbers[action.member], encode(action.message))
 
-    def _tick(self, node: Node) -> None:
+    def _tick(self, node: BusyMember) -> None:
         if node.number != self.dead:
             self._take(node, Tick())
             self.network.at(self.network.now + self.timing.heartbeat / 2, self._tick, node)

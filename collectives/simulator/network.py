@@ -19,7 +19,7 @@ NOTICE = 0.1  # an end learns within this that its link closed
 
 
 @dataclass
-class Link:
+class SimulatedLink:
     """Two directions, by the sender's number; `open` until it is cut."""
 
     open: bool = True
@@ -27,7 +27,7 @@ class Link:
     held: dict[int, list[Any]] = field(default_factory=dict)
 
 
-class Network:
+class SimulatedNetwork:
     """Carries messages between numbered nodes; `deliver`, `linked` and `unlinked` are the nodes' ends of it."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Network:
         self._unlinked = unlinked
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = count()
-        self._links: dict[tuple[int, int], Link] = {}
+        self._links: dict[tuple[int, int], SimulatedLink] = {}
         self._blocked: set[tuple[int, int]] = set()
         self._closed_until: dict[tuple[int, int], float] = {}  # no new link before both ends know of the last one's end
 
@@ -68,7 +68,7 @@ class Network:
         blocked = (one, other) in self._blocked or (other, one) in self._blocked
         if pair in self._links or blocked or self.now <= self._closed_until.get(pair, -1.0):
             return
-        link = self._links[pair] = Link()
+        link = self._links[pair] = SimulatedLink()
         for end, far in (pair, pair[::-1]):
             self.at(self._arrival(link, far), self._up, link, end, far)
 
@@ -120,15 +120,15 @@ class Network:
                 for message in link.held.pop(source, ()):
                     self.at(self._arrival(link, source), self._arrive, link, source, to, message)
 
-    def _arrival(self, link: Link, source: int) -> float:
+    def _arrival(self, link: SimulatedLink, source: int) -> float:
         due = max(self.now + self._rng.uniform(MIN_DELAY, MAX_DELAY), link.free_at.get(source, 0.0))
         link.free_at[source] = due
         return due
 
-    def _up(self, link: Link, end: int, far: int) -> None:
+    def _up(self, link: SimulatedLink, end: int, far: int) -> None:
         if link.open:
             self._linked(end, far)
 
-    def _arrive(self, link: Link, source: int, to: int, message: Any) -> None:
+    def _arrive(self, link: SimulatedLink, source: int, to: int, message: Any) -> None:
         if link.open:
             self._deliver(source, to, message)

@@ -60,7 +60,7 @@ def expect(holds: bool, what: str) -> None:
 
 
 @dataclass
-class History:
+class VerdictHistory:
     """The verdicts that all members were told about each operation."""
 
     verdicts: dict[OpId, dict[NodeId, Verdict]] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class Owner:
 
     own: NodeId
     rng: Random
-    history: History
+    history: VerdictHistory
     busy: bool = True
     careful: bool = False  # never odd, never unable
     prompt: bool = False  # no call may wait until its deadline from now on

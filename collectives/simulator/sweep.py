@@ -7,14 +7,14 @@ from functools import partial
 from multiprocessing import get_context
 
 from collectives.simulator.schedule import Schedule, Violated
-from collectives.simulator.trial import Trial
+from collectives.simulator.trial import GroupTrial
 from collectives.types import Partition
 
 CHUNK = 50  # schedules that a process takes at a time: half a second
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ScheduleOutcome:
     """How a schedule went; `violation` is "" if all that must hold does."""
 
     seed: int
@@ -33,9 +33,9 @@ class Outcome:
         return f"seed {self.seed}: {self.violation}\n    {'; '.join(self.struck)}\n    again: {again}"
 
 
-def outcome(seed: int, members: int, partition: Partition | None = None) -> Outcome:
+def outcome(seed: int, members: int, partition: Partition | None = None) -> ScheduleOutcome:
     """Run the schedule of a seed to its end."""
-    trial = Trial(Schedule.draw(seed, members, partition))
+    trial = GroupTrial(Schedule.draw(seed, members, partition))
     violation = ""
     try:
         trial.run()
@@ -43,10 +43,12 @@ def outcome(seed: int, members: int, partition: Partition | None = None) -> Outc
         violation = str(error)
     told = trial.history
     struck = tuple(trial.struck)
-    return Outcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck, partition)
+    return ScheduleOutcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck, partition)
 
 
-def sweep(seeds: range, members: int, processes: int = 1, partition: Partition | None = None) -> Iterator[Outcome]:
+def sweep(
+    seeds: range, members: int, processes: int = 1, partition: Partition | None = None
+) -> Iterator[ScheduleOutcome]:
     """Run many, in the order of their seeds."""
     run = partial(outcome, members=members, partition=partition)
     if processes == 1:

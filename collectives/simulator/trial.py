@@ -30,16 +30,16 @@ from collectives.agreement.events import (
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import ADMIT_TAG, OpId, View
-from collectives.simulator.network import MAX_DELAY, Network
+from collectives.simulator.network import MAX_DELAY, SimulatedNetwork
 from collectives.simulator.schedule import (
     END_TAG,
     TAGS,
     Fault,
-    History,
     Owner,
     Program,
     Schedule,
     Stepper,
+    VerdictHistory,
     expect,
 )
 from collectives.types import LAN, Partition
@@ -54,7 +54,7 @@ IDS = tuple(id_of_bytes(bytes([7 * number + 1]) * NODE_ID_BYTES) for number in r
 NUMBERS = {node: number for number, node in enumerate(IDS)}
 
 
-class Node:
+class SimulatedMember:
     """One process."""
 
     def __init__(self, number: int, core: Agreement, owner: Owner, program: Program) -> None:
@@ -73,7 +73,7 @@ class Node:
         self.stepper = Stepper(owner) if program is Program.STEPS else None
 
 
-class Trial:
+class GroupTrial:
     """One schedule under way."""
 
     replaces_streams = True  # where nothing came in an operation that was late, as `DataPlane.close_port` does
@@ -81,9 +81,9 @@ class Trial:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.rng = Random(f"trial {schedule.seed}")
-        self.network = Network(self.rng, 0.0, self._deliver, self._linked, self._unlinked)
-        self.history = History()
-        self.nodes: dict[int, Node] = {}
+        self.network = SimulatedNetwork(self.rng, 0.0, self._deliver, self._linked, self._unlinked)
+        self.history = VerdictHistory()
+        self.nodes: dict[int, SimulatedMember] = {}
         self.faulty = False
         self.busy = True
         self.struck: list[str] = []
@@ -92,7 +92,7 @@ class Trial:
         self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
         self._primaries: dict[int, View] = {}  # under MAJORITY: the view of each epoch
-        self._sybils: dict[int, Node] = {}
+        self._sybils: dict[int, SimulatedMember] = {}
         self._dead_paths: set[frozenset[int]] = set()  # between which members no tensor passes
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
 
@@ -132,7 +132,7 @@ class Trial:
 
     # --- what must come to hold ---
 
-    def _live(self) -> list[Node]:
+    def _live(self) -> list[SimulatedMember]:
         return [node for node in self.nodes.values() if node.alive]
 
     def _formed(self) -> bool:
@@ -237,8 +237,8 @@ class Trial:
                 self.network.now,
                 seeds=[str(other) for other in numbers if other < number],
             )
-            owner = Owner(IDS[number], Random(f"owner {self.schedule.seed} {number}"), History(), busy=False)
-            self._sybils[number] = Node(number, core, owner, Program.FREE)
+            owner = Owner(IDS[number], Random(f"owner {self.schedule.seed} {number}"), VerdictHistory(), busy=False)
+            self._sybils[number] = SimulatedMember(number, core, owner, Program.FREE)
             self._tick(self._sybils[number])
         self._until(
             lambda: all(s.core.view and len(s.core.view.members) == len(numbers) for s in self._sybils.values()),
@@ -264,10 +264,10 @@ class Trial:
         )
         owner = Owner(IDS[number], rng, self.history, busy=self.busy)
         program = Random(f"program {self.schedule.seed} {number}").choice(self.schedule.programs or (Program.FREE,))
-        node = self.nodes[number] = Node(number, core, owner, program)
+        node = self.nodes[number] = SimulatedMember(number, core, owner, program)
         self._tick(node)
 
-    def _tick(self, node: Node) -> None:
+    def _tick(self, node: SimulatedMember) -> None:
         if not node.alive:
             return
         self._feed(node, Tick())
@@ -277,7 +277,7 @@ class Trial:
                 self._call(node)
         self.network.at(self.network.now + TICK, self._tick, node)
 
-    def _call(self, node: Node) -> None:
+    def _call(self, node: SimulatedMember) -> None:
         owner, view = node.owner, node.core.view
         if self.schedule.programs and self._seen:
             self._call_one(node)
@@ -289,7 +289,7 @@ class Trial:
             if tag not in owner.outstanding and self.rng.random() < 0.5:
                 self._feed(node, owner.begin(tag, self.rng.choice((1.0, 3.0, 3.0)), self.network.now))
 
-    def _call_one(self, node: Node) -> None:
+    def _call_one(self, node: SimulatedMember) -> None:
         owner = node.owner
         if owner.outstanding or (node.core.view is None and not owner.stay) or self.rng.random() < 0.5:
             return
@@ -307,7 +307,7 @@ class Trial:
         elif owner.busy:
             self._feed(node, owner.begin(TAGS[0], SINGLE_DEADLINE, self.network.now))
 
-    def _feed(self, node: Node, event: Event) -> None:
+    def _feed(self, node: SimulatedMember, event: Event) -> None:
         if not node.alive:
             return
         if node.paused:
@@ -317,7 +317,7 @@ class Trial:
         for action in node.core.handle(event, self.network.now):
             self._act(node, action)
 
-    def _act(self, node: Node, action: Action) -> None:
+    def _act(self, node: SimulatedMember, action: Action) -> None:
         match action:
             case Send(member, message):
                 self._send(node, NUMBERS[member], message)
@@ -347,7 +347,7 @@ class Trial:
                     node.alive = False
                     self.network.vanish(node.number, range(len(IDS)), silently=False)
 
-    def _perform(self, node: Node, start: Perform) -> None:
+    def _perform(self, node: SimulatedMember, start: Perform) -> None:
         done = node.owner.start(start)
         members = {NUMBERS[member] for member in start.view.members}
         dead = [path for path in self._dead_paths if node.number in path and members >= path]
@@ -356,7 +356,7 @@ class Trial:
         elif not node.hung:
             self.network.at(self.network.now + self.rng.uniform(0.0, node.slow), self._feed, node, done)
 
-    def _time_out(self, node: Node, op: OpId, dead: list[frozenset[int]]) -> None:
+    def _time_out(self, node: SimulatedMember, op: OpId, dead: list[frozenset[int]]) -> None:
         """Give an operation up in which nothing came; its streams are closed then, and new ones made."""
         if self.replaces_streams:
             self._dead_paths.difference_update(dead)
@@ -368,17 +368,17 @@ class Trial:
         sides = [[NUMBERS[member] for member in one.members] for one in (known, view)]
         expect(known.mark == view.mark, f"two primary views of epoch {view.epoch}: {sides[0]} and {sides[1]}")
 
-    def _connect(self, node: Node, number: int) -> None:
+    def _connect(self, node: SimulatedMember, number: int) -> None:
         other = self.nodes.get(number) or self._sybils.get(number)
         if node.alive and other is not None and other.alive and not other.paused and self._in_reach(node, other):
             self.network.connect(node.number, other.number)
 
-    def _in_reach(self, one: Node, other: Node) -> bool:
+    def _in_reach(self, one: SimulatedMember, other: SimulatedMember) -> bool:
         return all(a.reaches is None or b.number in a.reaches for a, b in ((one, other), (other, one)))
 
     # --- the network's side ---
 
-    def _send(self, node: Node, to: int, message: Any) -> None:
+    def _send(self, node: SimulatedMember, to: int, message: Any) -> None:
         if self.schedule.encoded:
             message = decode(encode(message))
         self.network.send(node.number, to, message)
@@ -398,7 +398,7 @@ class Trial:
     def _unlinked(self, end: int, far: int) -> None:
         self._feed(self._node(end), Unlinked(IDS[far]))
 
-    def _node(self, number: int) -> Node:
+    def _node(self, number: int) -> SimulatedMember:
         return self._sybils.get(number) or self.nodes[number]
 
     # --- faults ---
@@ -433,7 +433,7 @@ class Trial:
             case "join" | "half":
                 self._join(within_reach=0.5 if fault.kind == "half" else 1.0)
 
-    def _interrupt(self, node: Node) -> None:
+    def _interrupt(self, node: SimulatedMember) -> None:
         """Press Ctrl-C at an owner: its calls end at once, but for what it has carried out already."""
         for tag in list(node.owner.outstanding):
             self._feed(node, GiveUp(tag))
@@ -448,7 +448,7 @@ class Trial:
             if within_reach < 1.0:
                 self.nodes[new].reaches = {n for n in range(new) if self.rng.random() < within_reach}
 
-    def _end(self, node: Node, fault: Fault) -> None:
+    def _end(self, node: SimulatedMember, fault: Fault) -> None:
         if len(self._live()) <= 1:
             return
         if fault.kind == "leave":  # what it says last is on its way, and mostly arrives
@@ -466,7 +466,7 @@ class Trial:
         self._restarting -= 1
         self._boot(number)
 
-    def _resume(self, node: Node) -> None:
+    def _resume(self, node: SimulatedMember) -> None:
         if node.alive and node.paused:
             node.paused = False
             node.owner.due = {tag: due + self.network.now - node.paused_at for tag, due in node.owner.due.items()}
@@ -505,8 +505,8 @@ class Trial:
         network.at(network.now + self.rng.uniform(0.3, 1.2) * fault.lasts, self._roll, fault, stages - 1)
 
 
-def run(seed: int, members: int, partition: Partition | None = None) -> Trial:
+def run(seed: int, members: int, partition: Partition | None = None) -> GroupTrial:
     """Run the schedule of a seed and return the trial; raises `Violated`."""
-    trial = Trial(Schedule.draw(seed, members, partition))
+    trial = GroupTrial(Schedule.draw(seed, members, partition))
     trial.run()
     return trial

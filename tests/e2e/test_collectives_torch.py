@@ -18,7 +18,7 @@ from collectives.agreement.views import OpId
 from collectives.errors import BadArgument
 from collectives.mesh.shared_memory import BAYS, is_possible
 from collectives.reduce import shared
-from collectives.torch_backend import MEETING, NO_RANK, BackendError, Group, Options, _read_op, in_order
+from collectives.torch_backend import MEETING, NO_RANK, BackendError, Options, ProcessGroupGossamer, _read_op, in_order
 from tests.groups import group, together
 from tests.late_copies import treat_as_on_a_device
 from tests.torch_ranks import lose, spawn, train
@@ -37,7 +37,7 @@ def comms():
 @pytest.fixture
 def ranks(comms, request):
     members = [comm.node_id for comm in comms]
-    groups = [Group(comm, request.node.name, members, MEETING, TIMEOUT_S) for comm in comms]
+    groups = [ProcessGroupGossamer(comm, request.node.name, members, MEETING, TIMEOUT_S) for comm in comms]
     yield groups
     for one in groups:
         one.shutdown()
@@ -235,7 +235,7 @@ def test_who_does_not_come_is_named_and_the_future_gives_a_runtime_error(ranks):
 def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones():
     with group(3) as comms:
         members = [comm.node_id for comm in comms]
-        ranks = [Group(comm, "0", members, MEETING, TIMEOUT_S) for comm in comms]
+        ranks = [ProcessGroupGossamer(comm, "0", members, MEETING, TIMEOUT_S) for comm in comms]
         waiting = [threading.Thread(target=comms[2].leave)]
         works = [rank.allreduce([torch.ones(5)], None) for rank in ranks[:2]]
         waiting[0].start()
@@ -246,7 +246,7 @@ def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones()
         stay = comms[:2]
         wait_until(lambda: {comm.members for comm in stay} == {tuple(sorted(members[:2]))}, 20, "the next view")
         turn = OpId(stay[0].view.mark, stay[0].epoch, 0, 1)
-        anew = [Group(comm, "0", members[:2], turn, TIMEOUT_S) for comm in stay]
+        anew = [ProcessGroupGossamer(comm, "0", members[:2], turn, TIMEOUT_S) for comm in stay]
         tensors = [torch.ones(5), torch.ones(5)]
         together(*(lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(anew, tensors, strict=True)))
         assert all((x == 2).all() for x in tensors)

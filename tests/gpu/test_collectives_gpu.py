@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from collectives import Op, Protection
-from collectives.torch_backend import MEETING, Group
+from collectives.torch_backend import MEETING, ProcessGroupGossamer
 from tests.groups import group, together
 from tests.torch_ranks import spawn, train
 
@@ -66,7 +66,7 @@ def test_a_communicator_reduces_gathers_and_broadcasts_what_the_device_has_yet_t
 
 def test_process_groups_take_tensors_of_the_device(comms):
     members = [comm.node_id for comm in comms]
-    groups = [Group(comm, "gpu", members, MEETING, 60.0) for comm in comms]
+    groups = [ProcessGroupGossamer(comm, "gpu", members, MEETING, 60.0) for comm in comms]
 
     def work(rank, number):
         opts = SimpleNamespace(reduceOp=dist.ReduceOp.SUM, asyncOp=True, rootRank=0, timeout=timedelta(-1))

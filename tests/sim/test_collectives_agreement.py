@@ -17,13 +17,13 @@ import pytest
 from collectives.agreement.agreement import Agreement
 from collectives.simulator import trial
 from collectives.simulator.schedule import KINDS, LIVENESS_KINDS, MOMENTS, Schedule
-from collectives.simulator.sweep import Outcome, outcome, sweep
+from collectives.simulator.sweep import ScheduleOutcome, outcome, sweep
 from collectives.types import LAN
 
 BATCHES = 4  # so that a failure shows early, and workers could share them
 
 
-def run(seeds: range, members: int, processes: int = 1) -> list[Outcome]:
+def run(seeds: range, members: int, processes: int = 1) -> list[ScheduleOutcome]:
     outcomes = list(sweep(seeds, members, processes))
     failed = [str(one) for one in outcomes if one.violation]
     if failed:
@@ -31,7 +31,7 @@ def run(seeds: range, members: int, processes: int = 1) -> list[Outcome]:
     return outcomes
 
 
-def check_that_much_happened(outcomes: list[Outcome]) -> None:
+def check_that_much_happened(outcomes: list[ScheduleOutcome]) -> None:
     assert sum(one.committed for one in outcomes) > 20 * len(outcomes)
     assert sum(one.aborted for one in outcomes) > len(outcomes)
     assert sum(one.doubtful for one in outcomes) > 0
@@ -111,7 +111,7 @@ def test_schedules_find_a_defect_where_its_mend_is_taken_out(that, core, replace
     seeds = some(that, 4)
     assert all(not outcome(seed, 4).violation for seed in seeds)
     monkeypatch.setattr(trial, "Agreement", lambda *a, **options: Agreement(*a, **{**options, **core}))
-    monkeypatch.setattr(trial.Trial, "replaces_streams", replaces_streams)
+    monkeypatch.setattr(trial.GroupTrial, "replaces_streams", replaces_streams)
     assert any(outcome(seed, 4).violation for seed in seeds)
 
 

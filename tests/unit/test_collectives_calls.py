@@ -10,8 +10,8 @@ import pytest
 from collectives import Aborted, Closed, Communicator, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
 from collectives.agreement.events import Finished, Verdict
 from collectives.agreement.views import OpId, View
-from collectives.calls import Call, error_of, finish_call
-from collectives.driver import Driver, Status
+from collectives.calls import PendingCall, error_of, finish_call
+from collectives.driver import GroupDriver, Status
 from collectives.errors import BadArgument
 from collectives.types import Timing
 from protocol.identity import Identity
@@ -30,7 +30,7 @@ class Answering:
         self.verdict = verdict
 
     def begin(self, begin):
-        call = Call(begin.tag, time.monotonic() + begin.deadline)
+        call = PendingCall(begin.tag, time.monotonic() + begin.deadline)
         late = begin.deadline + self.timing.settling + self.timing.heartbeat
         finished = Finished(OpId(b"the mark", 1, begin.tag, 0), self.verdict)
         threading.Timer(late, call.finish, [finished]).start()
@@ -100,7 +100,7 @@ def test_who_leaves_while_a_view_is_forced_is_told_so():
         def wake(self):
             driver.status = Status(closed=True)
 
-    driver = Driver(None, Leaving(), None, QUICK, None)
+    driver = GroupDriver(None, Leaving(), None, QUICK, None)
     driver.status = Status(View(b"group", 1, b"the mark", ()), stranded=True)
     with pytest.raises(Closed):
         driver.force_view(10.0)
@@ -113,7 +113,7 @@ def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(m
     def interrupted(_):
         raise KeyboardInterrupt
 
-    call = Call(7, time.monotonic() + 30)
+    call = PendingCall(7, time.monotonic() + 30)
     monkeypatch.setattr(call, "wait_start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finish_call(runner, call, 6.0, lambda start, port: None)

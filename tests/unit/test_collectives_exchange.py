@@ -27,7 +27,7 @@ from collectives.mesh.framing import (
     operation_key,
     read_header,
 )
-from collectives.mesh.handshake import Peer, Purpose
+from collectives.mesh.handshake import ProvenPeer, Purpose
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
 from collectives.mesh.sealing import KEY_BYTES, Opener, Sealer
 from collectives.mesh.socket_port import MAX_HELD_BYTES, MAX_UNSENT_ANSWERS, Inbox
@@ -226,7 +226,7 @@ def test_a_stream_that_cannot_go_on_ends_as_a_whole():
             raise MemoryError
 
     here, there = socket.socketpair()
-    peer = Peer(B, bytes(8), Purpose.DATA, 0, Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES)), b"")
+    peer = ProvenPeer(B, bytes(8), Purpose.DATA, 0, Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES)), b"")
     ended = []
     stream = Stream(peer, here, SendQueue(), Full(), lambda _, reason: ended.append(reason))
     stream.start()
@@ -256,7 +256,7 @@ def test_a_stream_keeps_no_memory_of_the_large_pieces_that_it_carried(encrypted)
 
     def stream(own, other, sock, outbox):
         sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
-        peer = Peer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b"", bare=not encrypted)
+        peer = ProvenPeer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b"", bare=not encrypted)
         return Stream(peer, sock, outbox, Places(), lambda *_: None)
 
     into, payload = bytearray(PIECE_BYTES), bytes(PIECE_BYTES)
@@ -330,7 +330,9 @@ def test_a_stream_whose_path_drops_everything_is_closed_by_the_first_operation_t
         sockets[own], far[own] = socket.socketpair()  # nobody carries what is sent, and nobody says so
         planes[own].link(other)
         sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
-        planes[own].add_stream(Peer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b""), sockets[own], own == A)
+        planes[own].add_stream(
+            ProvenPeer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b""), sockets[own], own == A
+        )
     assert planes[A].open_streams(B) == {0}
     for late in (False, True):
         op = OP._replace(n=int(late))

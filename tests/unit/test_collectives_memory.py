@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from collectives.mesh import shared_memory
-from collectives.mesh.shared_memory import ARENA_BYTES, SEALS, Arena, Offer, SharedMemory, is_possible
+from collectives.mesh.shared_memory import ARENA_BYTES, SEALS, Arena, MemoryOffer, SharedMemory, is_possible
 from protocol.identity import NodeId
 
 pytestmark = pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
@@ -30,7 +30,7 @@ def two():
 def lease_of(memories):
     """Begin an operation of both: return their leases, and the bays as each finds them."""
     leases = {member: memory.lease((A, B)) for member, memory in memories.items()}
-    offers = {member: Offer.decode(lease.offer.encode()) for member, lease in leases.items()}
+    offers = {member: MemoryOffer.decode(lease.offer.encode()) for member, lease in leases.items()}
     return leases, {member: lease.bays(offers) for member, lease in leases.items()}
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectives.agreement import messages
-from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, Cut, Packed, Size
+from collectives.agreement.fields import MAX_TEXT_BYTES, Ascending, AtMost, CutText, Packed, Size
 from collectives.agreement.message_codec import decode, encode, form_of
 from collectives.agreement.messages import MAX_SHARE_BYTES, MESSAGES
 from collectives.agreement.views import Ballot, Member, OpId, View
@@ -252,7 +252,7 @@ def test_fields_without_bounds_are_no_message() -> None:
     with pytest.raises(TypeError, match="bounds"):
         form_of(get_type_hints(Unbounded)["text"])
     with pytest.raises(TypeError, match="bounds"):
-        form_of(Annotated[bytes, Cut(3)])
+        form_of(Annotated[bytes, CutText(3)])
 
 
 def test_the_bytes_of_some_messages_stay_what_they_are() -> None:

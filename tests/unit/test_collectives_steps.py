@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from collectives.agreement.views import OpId
 from collectives.errors import CollectiveError
-from collectives.steps import NO_STEP, Claim, Phase, Place, Steps, locate, name_of
+from collectives.steps import NO_STEP, Claim, Phase, StepPlace, Steps, locate, name_of
 from protocol.identity import id_of_bytes
 
 A, B, C = (id_of_bytes(bytes([number]) * 20) for number in (1, 2, 3))
@@ -118,7 +118,7 @@ def test_bytes_that_are_no_claim_are_refused(data: bytes) -> None:
 def test_whatever_is_said_the_group_is_where_one_of_its_members_is(claims: dict) -> None:
     group, places = locate(claims)
     assert group in places.values() and places.keys() == claims.keys()
-    assert all(isinstance(place, Place) for place in places.values())
+    assert all(isinstance(place, StepPlace) for place in places.values())
 
 
 @pytest.mark.parametrize("stays", [(1, 1), (1, 2)])
