@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from node.config import NodeConfig, TaskConfig, fill, load_config, merge, parse_config, upgraded
+from node.config import NodeConfig, TaskConfig, fill, load_config, merge, parse_config
 from node.earlier_settings import upgraded
 from node.errors import UserError
 from node.operations.given import task_config

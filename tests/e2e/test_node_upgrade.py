@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from node.cli.app import run
-from node.config import upgraded
 from node.earlier_settings import upgraded
 from node.operations.backup import back_up, restore
 from node.operations.settling import settle

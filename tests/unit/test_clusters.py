@@ -85,18 +85,52 @@ def test_a_job_starts_a_node_and_goes_on_with_the_one_that_is_there(fresh: bool,
     assert said[said.index("--processes") + 1] == "4"
 
 
+def test_a_job_on_ray_runs_a_command_when_all_machines_are_there_and_passes_the_end_of_its_time_on(
+    tmp_path: Path,
+) -> None:
+    stand_ins = {
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"',
+        "scontrol": "echo first; echo second",
+        "hostname": "echo 10.0.0.1 10.0.0.2",
+        "ray": f'echo "$@" >>{tmp_path}/ray\n[ "$1" = status ] && printf " 1 node_a\\n 1 node_b\\n" || true',
+        "gossamer": f'trap "echo asked to stop; exit 143" TERM\necho "$@" >{tmp_path}/said\n'
+        f"kill -TERM $PPID\nread -r _ <{tmp_path}/ever",
+    }
+    os.mkfifo(tmp_path / "ever")
+    for name, text in stand_ins.items():
+        place(tmp_path / "bin" / name, text)
+    words = ["swarm", "examples/demo.toml", "-n", "8", "--out", "runs/a"]
+    given = {"SLURM_JOB_NODELIST": "first,second", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "16"}
+    done = subprocess.run(
+        ["bash", ROOT / "examples" / "slurm-ray.sh", *words],
+        env=os.environ | given | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (143, "asked to stop\n"), done.stderr
+    said = (tmp_path / "said").read_text().split()
+    assert said == [*words, "--on", "ray=10.0.0.1:6379"]
+    check_command(said)
+    assert any(line.startswith("start --address=10.0.0.1:6379") for line in (tmp_path / "ray").read_text().splitlines())
+
+
+def place(program: Path, text: str) -> None:
+    """Put a stand-in for a program there."""
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/bash\n{text}\n")
+    program.chmod(0o755)
+
+
 def run_job(tmp_path: Path, name: str, *, fresh: bool) -> list[str]:
     """Return the words of the last command of a job, with a stand-in for Slurm's."""
-    stand_in = tmp_path / "bin" / "srun"
-    stand_in.parent.mkdir()
-    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" srun "$@"\n')
-    stand_in.chmod(0o755)
+    place(tmp_path / "bin" / "srun", 'printf "%s\\n" srun "$@"')
     state = tmp_path / "state"
     if not fresh:
         state.mkdir()
         (state / "identity.key").touch()
     given = {"STATE": str(state), "INVITE": "gossamer://a", "SLURM_GPUS_ON_NODE": "4"}
-    environment = os.environ | given | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    environment = os.environ | given | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", ROOT / "examples" / name], env=environment, capture_output=True, text=True, timeout=60, check=True
     )

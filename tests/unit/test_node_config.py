@@ -9,15 +9,11 @@ import pytest
 
 from collectives.types import Codec
 from node.config import (
-    REMOVED_RULES,
-    REMOVED_SETTINGS,
-    RENAMED_SETTINGS,
     NodeConfig,
     SamplingConfig,
     is_key,
     load_config,
     parse_config,
-    upgraded,
 )
 from node.earlier_settings import REMOVED_RULES, REMOVED_SETTINGS, RENAMED_SETTINGS, TRL_OPTIONS, upgraded
 from node.errors import UserError

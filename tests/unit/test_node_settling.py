@@ -9,7 +9,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import REMOVED_SETTINGS, NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
+from node.config import NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
 from node.earlier_settings import REMOVED_SETTINGS
 from node.errors import UserError
 from node.operations.presets import with_preset
