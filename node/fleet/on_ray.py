@@ -59,7 +59,7 @@ from node.telemetry.status_server import ask
 SPARE = 0.1  # of each processor: room for nodes that are started again
 AGAIN = 0.01  # processors that such a one asks for: Ray counts in ten thousandths
 POLL_S = 0.25  # between looks at a node's files that found nothing new
-WAITING_S = 10.0  # for a machine with room, before the log says so
+WAITING_S = 10.0  # for a machine with room, and for Ray to start an actor, before the log says so
 KILL_S = 5.0  # for an actor to end its node, before it is ended itself
 END_S = 10.0  # for all threads, once their actors were ended
 ASK_S = 1.0  # between questions for a node's state
@@ -328,7 +328,7 @@ class RayNode:
             self._pass_signals()
             if time.monotonic() - since > WAITING_S:
                 since = math.inf
-                self._say("waiting for a machine of the cluster with room")
+                self._say("waiting for a place on the cluster")
         where = self._get(answer)
         self._say("placed on a machine of the cluster", machine=where)
 

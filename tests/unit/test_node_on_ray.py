@@ -296,7 +296,7 @@ def test_a_node_waits_for_a_machine_with_room_says_so_and_can_be_stopped_meanwhi
             machine.resources = {"CPU": 0.0}
         node = swarm.machines.start(NodeConfig(), tmp_path / "n0", {})
         log = tmp_path / "n0" / "log.jsonl"
-        while not log.exists() or "waiting for a machine of the cluster with room" not in log.read_text():
+        while not log.exists() or "waiting for a place on the cluster" not in log.read_text():
             assert node.is_alive()
         node.signal(signal.SIGUSR1)  # which asks for a checkpoint
         node.signal(signal.SIGTERM)
