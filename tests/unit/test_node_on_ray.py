@@ -197,8 +197,8 @@ def test_what_came_is_enough_to_go_on_elsewhere_and_is_not_sent_back(pair: tuple
 
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
-    """Two machines of two processors each; nodes are fakes in real processes."""
-    fake = FakeRay(*(Machine(name, CPU=2.0, memory=4.0 * GB) for name in ("a", "b")))
+    """Two machines of one processor each; nodes are fakes in real processes."""
+    fake = FakeRay(*(Machine(name, CPU=1.0, memory=4.0 * GB) for name in ("a", "b")))
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(on_ray, "run_real_node", nodes.afar)
     monkeypatch.setattr(on_ray, "start_server", lambda: child_process.start_server(()))
