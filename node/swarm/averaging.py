@@ -46,7 +46,7 @@ from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
 from node.policy.load import Policy
 from node.swarm.founding import load_manifest
-from node.swarm.peering import listens_at, swarm_id
+from node.swarm.peering import listens_at, may_ask_router, swarm_id
 from protocol.credentials.manifest import Policy as SwarmPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
@@ -54,6 +54,8 @@ from protocol.identity import Identity, NodeId
 from protocol.limits.networks import Scope, scope_of
 from protocol.membership.reachability import Standing
 from protocol.storage import write_atomically
+from protocol.transport.port_mapping import Mapping as RouterSaid
+from protocol.transport.port_mapping import PortMapping
 
 ADDRESS_FILE = "weights_address"
 JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members do so once in `every` rounds
@@ -146,8 +148,7 @@ def exchange_weights(
         raise UserError(str(error)) from error
     group = group_name(weights, swarm_id(config, folder), policy)
 
-    service = group.removeprefix("gossamer/")
-    told: list[Endpoint] = []  # where the swarm was told to dial this member
+    place = _Place(group.removeprefix("gossamer/"), config.network, directory)
 
     def connect() -> Communicator:
         member = Communicator.connect(
@@ -161,33 +162,89 @@ def exchange_weights(
             protection=Protection.ENCRYPTED,
             timeout=JOIN_TIMEOUT,
         )
-        endpoint = Endpoint.parse(member.address)
-        if directory is not None and (not endpoint.is_loopback or _is_on_loopback(config.network)):
-            directory.serve(Service(service, endpoint))
-            told.append(endpoint)
+        place.listens(Endpoint.parse(member.address))
         return member
 
-    def is_out_of_reach() -> bool:
-        if directory is None:
-            return False
-        standing = directory.standing
-        # A router that forwards the port of the network forwards none of the group's.
-        is_behind = scope_of(standing.seen_at) is Scope.PUBLIC and all(scope_of(at.host) < Scope.PUBLIC for at in told)
-        return not told or standing.dialable is False or (bool(standing.seen_at) and is_behind)
-
     def find() -> list[str]:
-        found = directory.offers(service) if directory is not None else []
-        return [f"{endpoint}?id={node}" for node, endpoint in found if node != identity.node_id]
+        place.tell()
+        return [f"{endpoint}?id={node}" for node, endpoint in place.others() if node != identity.node_id]
 
     address = folder / ADDRESS_FILE
     address.unlink(missing_ok=True)  # of an earlier process
-    exchange = WeightExchange(weights, policy, connect, address, find, is_out_of_reach)
+    exchange = WeightExchange(weights, policy, connect, address, find, place.is_out_of_reach)
     if checkpoint is not None:
         exchange.resume(checkpoint)
     try:
         yield exchange
     finally:
         exchange.close()
+        place.close()
+
+
+class _Place:
+    """Where members of the group dial this one, and what the swarm is told of that.
+
+    A node that asks its router to forward the network's port asks it for the group's, too. What the router says is its
+    outer address is told once peers see the node there.
+    """
+
+    def __init__(self, service: str, network: NetworkConfig, directory: Directory | None) -> None:
+        self._service = service
+        self._network = network
+        self._directory = directory
+        self._told: tuple[Endpoint, ...] = ()
+        self._mapping: PortMapping | None = None
+        self._here: Endpoint | None = None  # if somebody elsewhere may dial it
+        self._is_over = False
+
+    def listens(self, endpoint: Endpoint) -> None:
+        """The member listens there from now on."""
+        self._give_back()
+        self._here = endpoint if not endpoint.is_loopback or _is_on_loopback(self._network) else None
+        is_asked = self._directory is not None and may_ask_router(self._network, endpoint)
+        if self._here is not None and is_asked and not self._is_over:
+            self._mapping = PortMapping(endpoint.port, lambda said: _log_mapping(endpoint.port, said))
+            self._mapping.start()
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell the swarm where the member is dialled, if that is news."""
+        if self._directory is None or self._here is None:
+            return
+        told = [self._here]
+        said = self._mapping.said if self._mapping is not None else None
+        if said is not None and not said.failure and said.external == self._directory.standing.seen_at:
+            told.append(Endpoint(said.external, self._here.port))
+        if self._told != tuple(told):
+            self._told = tuple(told)
+            self._directory.serve(*(Service(self._service, endpoint) for endpoint in told))
+
+    def others(self) -> list[tuple[NodeId, Endpoint]]:
+        """Return where the swarm's other members of the group say that they are dialled."""
+        return self._directory.offers(self._service) if self._directory is not None else []
+
+    def is_out_of_reach(self) -> bool:
+        """Tell whether nobody can dial the member, as far as is known."""
+        if self._directory is None:
+            return False
+        standing, told = self._directory.standing, self._told
+        # A router that forwards the port of the network may forward none of the group's.
+        is_behind = scope_of(standing.seen_at) is Scope.PUBLIC and all(scope_of(at.host) < Scope.PUBLIC for at in told)
+        return not told or standing.dialable is False or (bool(standing.seen_at) and is_behind)
+
+    def close(self) -> None:
+        """Give the port back to the router; waits a few seconds for that. One that listens later asks for none."""
+        self._is_over = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._mapping is not None:
+            self._mapping.stop()
+            self._mapping = None
+
+
+def _log_mapping(port: int, said: RouterSaid) -> None:
+    log.info("the router on the port for averaged weights", port=port, at=said.external, reason=said.failure)
 
 
 def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:

@@ -205,6 +205,14 @@ def timing_of(network: NetworkConfig) -> Timing:
     return LOCAL if listen is not None and listen.is_loopback and not network.advertise else WAN
 
 
+def may_ask_router(network: NetworkConfig, endpoint: Endpoint) -> bool:
+    """Tell whether a node that is dialled there asks its router to forward the port: else no router's help is needed.
+
+    Nor is it if a person forwards the port.
+    """
+    return network.local in ("all", "port") and not network.advertise and scope_of(endpoint.host) is Scope.PRIVATE
+
+
 @contextmanager
 def _look_around(
     network: NetworkConfig, host: Host, address: Address | None, swarm: bytes
@@ -221,8 +229,7 @@ def _look_around(
     port = host.port
     with ExitStack() as stack:
         mapping: PortMapping | None = None
-        is_private = any(scope_of(one.endpoint.host) is Scope.PRIVATE for one in host.addresses)
-        if network.local in ("all", "port") and is_private and not network.advertise:
+        if any(may_ask_router(network, one.endpoint) for one in host.addresses):
             mapping = PortMapping(port, lambda said: _tell(host, port, said))
             mapping.start()
             stack.callback(mapping.stop)

@@ -1,6 +1,7 @@
 """Averaging weights in the background of a node: what is taken up and when, checkpoints, who is in a group."""
 
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from node.swarm.peering import swarm_id
 from protocol.credentials.records import Endpoint, Service
 from protocol.identity import Identity
 from protocol.membership.reachability import Standing
+from protocol.transport.port_mapping import Mapping as RouterSaid
 from tests.fakes.groups import FakeCommunicator, Hall
 from tests.policies import tiny_policy
 from tests.waiting import wait_until
@@ -351,11 +353,11 @@ class Board:
     """A swarm's directory."""
 
     def __init__(self, *nodes: str) -> None:
-        self.served: dict[str, Endpoint] = {}
+        self.served: list[Service] = []
         self.nodes = nodes
 
     def serve(self, *services: Service) -> None:
-        self.served = {service.name: service.endpoint for service in services}
+        self.served = list(services)
 
     def offers(self, name: str) -> list[tuple[str, Endpoint]]:
         return [(node, Endpoint("127.0.0.1", 9)) for node in self.nodes]
@@ -383,7 +385,7 @@ def test_the_swarm_is_told_where_the_group_is_if_it_can_be_dialled(policy, tmp_p
         wait_until((tmp_path / ADDRESS_FILE).exists, LIMIT)
         address = (tmp_path / ADDRESS_FILE).read_text().strip()
         name = group_name(config.weights, swarm_id(config, tmp_path), policy).removeprefix("gossamer/")
-        assert board.served == ({name: Endpoint.parse(address)} if told else {})
+        assert board.served == ([Service(name, Endpoint.parse(address))] if told else [])
 
 
 def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
@@ -422,6 +424,54 @@ def test_a_node_that_nobody_can_dial_is_told_once_that_it_knows_of_no_member_to_
             wait_until(lambda: weights.after_round(1), LIMIT)
     warnings = [line["reason"] for line in said if line["event"] == "this node averages weights with nobody"]
     assert warnings == ["nobody can dial it, and no member of its group is known that it could dial"] * warned
+
+
+class Router:
+    """A router's mapping of a port that has answered `word` already."""
+
+    word = RouterSaid("198.41.0.4")
+    forwards: ClassVar[list[int]] = []
+
+    def __init__(self, port: int, tell: object) -> None:
+        self.port, self.said = port, self.word
+
+    def start(self) -> None:
+        self.forwards.append(self.port)
+
+    def stop(self) -> None:
+        self.forwards.remove(self.port)
+
+
+@pytest.mark.parametrize(
+    ("word", "seen_at", "local", "outside"),
+    [
+        (RouterSaid("198.41.0.4"), "198.41.0.4", "all", True),
+        (RouterSaid("198.41.0.4"), "198.41.0.9", "port", False),  # peers see the node elsewhere
+        (RouterSaid("100.64.0.9", "behind another"), "100.64.0.9", "all", False),
+        (RouterSaid("198.41.0.4"), "198.41.0.4", "peers", None),  # the router is not asked
+    ],
+)
+def test_the_router_forwards_the_groups_port_too_and_the_swarm_is_told_where_once_peers_see_the_node_there(
+    policy, tmp_path, monkeypatch, word, seen_at, local, outside
+):
+    monkeypatch.setattr("node.swarm.averaging.PortMapping", Router)
+    monkeypatch.setattr("collectives.mesh.addresses.own_hosts", lambda host: ("192.168.0.7",))
+    monkeypatch.setattr(Router, "word", word)
+    board = Board()
+    network = {"listen": "tcp://0.0.0.0:4001", "local": local}
+    config = parse_config({"weights": {"mode": "average", "every": 1}, "network": network})
+    with exchange_weights(config, tmp_path, policy, None, board) as weights:
+        weights.begin()
+        wait_until((tmp_path / ADDRESS_FILE).exists, LIMIT)
+        wait_until(lambda: weights.after_round(1), LIMIT)
+        here = board.served[0].endpoint
+        assert here.host == "192.168.0.7" and len(board.served) == 1  # nobody has seen the node yet
+        assert Router.forwards == ([] if outside is None else [here.port])
+        board.standing = Standing(seen_at, True, 1)
+        wait_until(lambda: weights.after_round(1), LIMIT)
+        wait_until(lambda: weights.after_round(1), LIMIT)
+        assert [one.endpoint for one in board.served[1:]] == ([Endpoint(seen_at, here.port)] if outside else [])
+    assert Router.forwards == []
 
 
 def test_only_nodes_that_the_swarm_admits_can_be_in_the_group(policy, tmp_path):
