@@ -28,6 +28,7 @@ CONDITIONS = {
     "wan": Conditions(min_delay=0.005, max_delay=0.05, regions=4, far_delay=0.1),
 }
 
+NODES = 1000
 FEWEST = 24  # nodes where a fifth is hostile: of fewer there are not `VICTIMS` to be eclipsed among as many others
 
 
@@ -42,10 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if options.scenario in MATRICES:
         return _matrix(options)
-    scenario = SCENARIOS[options.scenario]
+    scenario, nodes = SCENARIOS[options.scenario], options.nodes or NODES
     plan = scenario.adapt(
         SwarmPlan(
-            nodes=options.nodes,
+            nodes=nodes,
             seed=options.seed,
             faults_s=60.0 * options.minutes,
             timing=PRESETS[options.timing],
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"trace {trial.simulation.trace_hash} at t = {trial.simulation.network.now:.2f} s")
     if failed:
         print(
-            f"{failed} invariants do not hold; once more: python -m protocol.simulator --nodes {options.nodes}"
+            f"{failed} invariants do not hold; once more: python -m protocol.simulator --nodes {nodes}"
             f" --seed {options.seed} --scenario {options.scenario} --minutes {options.minutes}"
             f" --timing {options.timing} --publishers {options.publishers}"
             f" --book {options.book} --line {options.line}"
@@ -82,11 +83,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
+    matrix = MATRICES[options.scenario]
+    rows = [row for row in matrix.rows if options.nodes in (None, row.nodes)]
+    if not rows:
+        sizes = ", ".join(str(size) for size in sorted({row.nodes for row in matrix.rows}))
+        print(
+            f"error: --scenario {options.scenario} has rows of {sizes} nodes, and all without --nodes", file=sys.stderr
+        )
+        return 2
     failed = 0
-    for check in MATRICES[options.scenario].checks(options.seed, 60.0 * options.minutes):
-        failed += not check.holds
-        print(check, flush=True)
-        _progress("")
+    for row in rows:
+        for check in matrix.checks(options.seed, row, 60.0 * options.minutes):
+            failed += not check.holds
+            print(check, flush=True)
+            _progress("")
     return 1 if failed else 0
 
 
@@ -96,7 +106,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Put a simulated swarm through a scenario and check what must hold.",
         epilog="example: python -m protocol.simulator --nodes 1000 --seed 7 --scenario kill",
     )
-    parser.add_argument("--nodes", type=_count, default=1000, help="how many (default 1000)")
+    parser.add_argument(
+        "--nodes", type=_count, help=f"how many (default {NODES}); of a matrix only its rows of so many (default all)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="what all chance is drawn from (default 1)")
     parser.add_argument(
         "--scenario", choices=[*SCENARIOS, *MATRICES], default="steady", help="what happens (default steady)"

@@ -9,8 +9,8 @@ a minute or later, and what each publishes reaches all.
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from protocol.config import WAN, Limits
 from protocol.simulator.adversaries import SimulatedIdentity
@@ -41,6 +41,11 @@ class Crowd(NamedTuple):
     public: int
     nat: int
     one_address: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return self.public + self.nat
 
 
 ROWS = [ArrivalRow(nodes, size, line) for nodes in (2, 8, 16) for size in SIZES for line in LINES] + [
@@ -117,25 +122,18 @@ def _address(number: int) -> str:
 
 
 class Matrix(NamedTuple):
-    """What it tries, in a line, and its checks, given a seed and for how many seconds each crowd is watched."""
+    """What it tries, in a line, its rows, and the checks of a row, given a seed and for how many seconds to watch."""
 
     what: str
-    checks: Callable[[int, float], Iterator[Invariant]]
-
-
-def everything_arrives(seed: int, seconds: float) -> Iterator[Invariant]:
-    """Yield a check for each of `ROWS`, which take as long as they take."""
-    return (arrival(seed, row) for row in ROWS)
-
-
-def everybody_gets_in(seed: int, seconds: float) -> Iterator[Invariant]:
-    """Yield checks for each of `CROWDS`: after a minute, at each minute, and whether all hear of all."""
-    return (check for crowd in CROWDS for check in admittance(seed, crowd, seconds))
+    rows: Sequence[ArrivalRow] | Sequence[Crowd]
+    checks: Callable[[int, Any, float], Iterable[Invariant]]
 
 
 MATRICES = {
     "everything-arrives": Matrix(
-        "2 to 64 nodes publish 10 kB to 16 MB each on lines of 1 to 1000 Mbit/s", everything_arrives
+        "2 to 64 nodes publish 10 kB to 16 MB each on lines of 1 to 1000 Mbit/s",
+        ROWS,
+        lambda seed, row, _: (arrival(seed, row),),  # it takes as long as it takes
     ),
-    "everybody-gets-in": Matrix("1 to 20 public nodes and 2 to 480 behind NAT meet", everybody_gets_in),
+    "everybody-gets-in": Matrix("1 to 20 public nodes and 2 to 480 behind NAT meet", CROWDS, admittance),
 }

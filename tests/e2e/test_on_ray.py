@@ -27,7 +27,7 @@ runner = "memory"
 
 [settings]
 rounds = 60
-eval = {{ ends = true, count = 2, completions = 0 }}
+eval = {{ every = "ends", count = 2, completions = 0 }}
 
 [arms."alone"]
 settings.sampling = {{ local = 4, external = 0 }}

@@ -164,6 +164,15 @@ def test_the_command_lists_its_scenarios(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*SCENARIOS, *MATRICES]
 
 
+def test_the_command_tries_the_rows_of_a_matrix_that_have_so_many_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--scenario", "everybody-gets-in", "--nodes", "3", "--minutes", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all("1 public nodes and 2 behind NAT of one address" in line for line in lines)
+    assert main(["--scenario", "everybody-gets-in", "--nodes", "4"]) == 2
+    said = "error: --scenario everybody-gets-in has rows of 3, 9, 15, 31, 100, 500 nodes, and all without --nodes\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_swarm_that_stays_cut_in_two_is_found_out() -> None:
     """The checks themselves: a partition that never heals must fail them."""
     plan = SwarmPlan(nodes=30, seed=1, faults_s=20.0, timing=LOCAL, conditions=Conditions())
