@@ -255,7 +255,6 @@ DOORS = {
 TRIED = """
 import json, sys
 from pathlib import Path
-from random import Random
 import torch
 from collectives.reduce.codecs import coder_for
 from collectives.types import Codec
@@ -267,14 +266,11 @@ from node.tasks import task_names
 from node.telemetry.dashboard.feed import Feed, curves
 from node.telemetry.metrics import read_metrics
 from node.telemetry.status_server import family
-from protocol.config import Instant, Setup
-from protocol.core import Core
 from protocol.credentials.records import make_record
 from protocol.events import Arrived, Link, SendFrame
-from protocol.membership.address_book import Book
 from protocol.wire.envelope import Kind, read_control
 from protocol.wire.messages import Hello, Pong, Riddle
-from tests.fuzz.targets import ME, PEER, SWARM, UNIX
+from tests.fuzz.targets import NOW, PEER, SWARM, UNIX, new_core
 from tests.protocol_frames import frame_of
 from website.reference import PAGES
 
@@ -296,12 +292,11 @@ values, coder = torch.arange(300.0), coder_for(Codec.INT8_TWIN, torch.float32)
 coder.decode(coder.encode(values), decoded := torch.empty(300))
 assert float((values - decoded).abs().max()) <= 299 / 254 + 1e-3
 
-now = Instant(0.0, UNIX)
-core, link = Core(Setup(ME, SWARM), Book((), 16), Random(1), now), Link(PEER.curve_key, dialled=False)
+core, link = new_core(), Link(PEER.curve_key, dialled=False)
 record = make_record(PEER, SWARM, (), 1 << 16, "", int((UNIX + 3600) * 1000))
 said = [(Kind.HELLO, Hello(record.encoded).encode()), (Kind.RIDDLE, Riddle("four").encode())]
 for sequence, (kind, body) in enumerate(said, 1):
-    done = core.handle(Arrived(link, frame_of(PEER, SWARM, kind, sequence, int(UNIX * 1000), body)), now)
+    done = core.handle(Arrived(link, frame_of(PEER, SWARM, kind, sequence, int(UNIX * 1000), body)), NOW)
 answers = [read_control(one.frame) for one in done if isinstance(one, SendFrame)]
 assert [(one.kind, Pong.decode(one.body).token) for one in answers] == [(Kind.PONG, 4)]
 """

@@ -43,9 +43,14 @@ def believe(key: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
+def new_core() -> Core:
+    """Return a core that has met nobody."""
+    return Core(Setup(ME, SWARM), Book((), Limits(max_known_peers=16)), random.Random(1), NOW)
+
+
 def in_core(data: bytes) -> None:
     """Give a core an authentic message from a live peer: a kind, and the body."""
-    core = Core(Setup(ME, SWARM), Book((), Limits(max_known_peers=16)), random.Random(1), NOW)
+    core = new_core()
     record = make_record(PEER, SWARM, (), 1 << 16, "", int((UNIX + 3600) * 1000))
     frames = [(int(Kind.HELLO), Hello(record.encoded).encode()), (data[0] % (max(Kind) + 2) if data else 0, data[1:])]
     for sequence, (kind, body) in enumerate(frames, 1):
