@@ -1,6 +1,7 @@
 """A policy: a causal language model with its tokenizer, loaded and placed on its device."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,13 @@ from node.policy.completion_text import INCOMPLETE, CompletionText
 from node.policy.detection import check_bits, computes_in_bf16, find_model
 from node.policy.prompt import chat_turns, plain_text, tells_of_calls, with_tools_told
 from node.tasks import Item
+from node.tasks.tool_calls import results_in
 
 BUILTIN = Path(__file__).with_name("builtin")
 """The policy that ships with the node: a tiny Llama-style model over characters, as `transformers` saves it."""
 
-_MARKS = ("THE-ANSWER", "WHAT-IS-TOLD")  # stand for two turns while a template is looked at
+_MARKS = ("THE-ANSWER", "WHAT-IS-TOLD", "WHAT-ELSE-IS-TOLD")  # stand for turns while a template is looked at
+_TOOL_ROLE = re.compile(r"""["']tool["']""")  # in a template that treats this role otherwise than others
 LARGE = 10_000_000  # weights; below, a round is mostly overhead, and neither bfloat16 nor shared prompts save time
 
 
@@ -118,8 +121,10 @@ class Policy:
     def observations(self, *, chats: bool = True) -> Callable[[str], list[int]]:
         """Return what encodes a text that an environment says between two turns of this policy.
 
-        A chat has it as a user's turn, up to where the policy's next one begins; plain text has it as it is. Special
-        tokens that are spelt out in it are encoded letter by letter. What it returns may be called on any thread.
+        A chat has it as a user's turn, up to where the policy's next one begins; plain text has it as it is. What tools
+        return to tagged calls (`node.tasks.tool_calls.told`) stands in turns of the role `tool`, if the template knows
+        it. Special tokens that are spelt out are encoded letter by letter. What this returns may be called on any
+        thread.
 
         Args:
             chats: whether a chat may come; without it the template is not tried.
@@ -127,22 +132,49 @@ class Policy:
         Raises:
             UserError: the template refuses a second turn.
         """
+        encode = self._completion_text.encode
         if not (chats and self._chats):
-            return self._completion_text.encode
-        ask, answer, told = ("What now?", *_MARKS)
-        turns = [("user", ask), ("assistant", answer), ("user", told)]
-        text = self._render([{"role": role, "content": content} for role, content in turns]) or ""
-        _, found, after = text.partition(answer)
-        between, told_found, rest = after.partition(told)
-        if not (found and told_found):
+            return encode
+        asking, returning = self._around("user", 1), None
+        if asking is None:
             raise UserError(
                 "the chat template of policy.model shows no second turn, and a task has several: set policy.prompt to "
                 "'plain'"
             )
+        if _TOOL_ROLE.search(str(self.tokenizer.chat_template)):
+            returning = self._around("tool", 2)
+
+        def encoded(said: str) -> list[int]:
+            results = results_in(said)
+            if returning is None or not results:
+                return [*asking[0], *encode(said), *asking[1]]
+            before, between, behind = returning
+            ids = list(before)
+            for at, result in enumerate(results):
+                ids += [*(between if at else ()), *encode(result)]
+            return [*ids, *behind]
+
+        return encoded
+
+    def _around(self, role: str, count: int) -> list[list[int]] | None:
+        """Return the tokens before, between and behind `count` turns of a role that follow one of the policy.
+
+        None if the template does not show such turns.
+        """
+        answer, *told = _MARKS[: count + 1]
+        turns = [("user", "What now?"), ("assistant", answer), *((role, one) for one in told)]
+        text = self._render([{"role": role, "content": content} for role, content in turns]) or ""
+        _, found, rest = text.partition(answer)
+        parts = []
+        for mark in told:
+            part, again, rest = rest.partition(mark)
+            found = found and again
+            parts.append(part)
+        if not found:
+            return None
         ends = [self.tokenizer.decode([token]) for token in self.eos_token_ids]  # the policy's turn has its own
-        between = between.removeprefix(next(filter(between.startswith, ends), ""))
-        before, behind = (_tokens(self.tokenizer, part, special=False) for part in (between, rest))
-        return lambda said: [*before, *self._completion_text.encode(said), *behind]
+        parts[0] = parts[0].removeprefix(next(filter(parts[0].startswith, ends), ""))
+        return [_tokens(self.tokenizer, part, special=False) for part in (*parts, rest)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a completion's `ids` up to the first end-of-text, without special tokens.

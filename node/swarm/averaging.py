@@ -188,7 +188,7 @@ class _Place:
     outer address is told once peers see the node there.
     """
 
-    def __init__(self, service: str, network: NetworkConfig, directory: Directory | None) -> None:
+    def __init__(self, service: str, network: NetworkConfig, directory: MemberDirectory | None) -> None:
         self._service = service
         self._network = network
         self._directory = directory

@@ -4,7 +4,7 @@
     add(step=5)                                                         a line of its own, for any model
 
 Arguments go by name, and their values are JSON. A turn with a tag is read in the first form alone. What stands before
-the last `</think>` is not read.
+the last `</think>` is not read. A tagged call is answered in tags.
 
 Anybody may have written the text. It becomes names that are looked up in a table, and JSON values within the bounds
 below. Nothing of it is evaluated, and no name becomes an attribute. Reading takes time linear in the text.
@@ -23,6 +23,7 @@ MAX_CALL = 4096  # characters of a call
 MAX_DEPTH = 16  # of lists and tables within an argument
 MAX_INTEGER = 2**63
 OPENED, CLOSED = "<tool_call>", "</tool_call>"
+RESULT, RESULT_END = "<tool_response>\n", "\n</tool_response>"  # as chat templates with such calls show results
 FORM = 'name(number=1, text="two")'
 
 _LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})\((.*)\)")
@@ -76,6 +77,18 @@ def read_calls(text: str) -> SaidCalls:
     if len(found) > MAX_CALLS:
         calls.append(CallError(f"a turn has at most {MAX_CALLS} calls"))
     return SaidCalls(calls, tagged)
+
+
+def told(said: Said, results: Sequence[str]) -> str:
+    """Return what a policy is told of the results of its calls, in the form in which it called."""
+    return "\n".join(f"{RESULT}{one}{RESULT_END}" if said.tagged else one for one in results)
+
+
+def results_in(text: str) -> list[str]:
+    """Return the results of which `told` made a text, if calls had tags; none if it is another text."""
+    if not (text.startswith(RESULT) and text.endswith(RESULT_END) and len(text) >= len(RESULT) + len(RESULT_END)):
+        return []
+    return text[len(RESULT) : -len(RESULT_END)].split(f"{RESULT_END}\n{RESULT}")
 
 
 def _lines(text: str) -> list[str]:

@@ -61,7 +61,7 @@ from node.tasks.rewards import (
     read_prompts,
 )
 from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
-from node.tasks.tool_calls import CallError, SaidCall, Schema, check_call, read_calls
+from node.tasks.tool_calls import CallError, SaidCall, Schema, check_call, read_calls, told
 from node.tasks.tool_schemas import schema_of
 
 VERSION = 1
@@ -119,9 +119,7 @@ class ToolEpisode:
         results = [self._result(call) for call in said.calls]
         if not results or self.turns == self.max_turns:
             return Done(self._reward(text))
-        if said.tagged:  # as chat templates with such calls show results
-            results = [f"<tool_response>\n{one}\n</tool_response>" for one in results]
-        return Observation("\n".join(results))
+        return Observation(told(said, results))
 
     def _result(self, call: SaidCall | CallError) -> str:
         try:
@@ -181,10 +179,10 @@ class EnvironmentTask:
 
 def question_of(instance: Any, row: PromptRow) -> str:
     """Reset an environment with a row and return what the policy is asked."""
-    told = _awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
-    if told is not None and not isinstance(told, str):
-        raise TypeError(f"reset returned a {type(told).__name__}: return a text or None")
-    return item_of(row).question + (told or "")
+    said = _awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
+    if said is not None and not isinstance(said, str):
+        raise TypeError(f"reset returned a {type(said).__name__}: return a text or None")
+    return item_of(row).question + (said or "")
 
 
 def load_environment(
@@ -262,16 +260,16 @@ def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:
     methods = [method for method, _ in inspect.getmembers(type(instance), predicate=inspect.isfunction)]
     if "reset" not in methods:
         raise UserError(f"task {name!r}: {type(instance).__name__} has no method reset(self, **row)")
-    told = []
+    schemas = []
     for method in methods:
         if not method.startswith("_") and method not in NO_TOOLS:
             try:
-                told.append(schema_of(getattr(instance, method)))
+                schemas.append(schema_of(getattr(instance, method)))
             except (ValueError, TypeError, NameError) as error:  # NameError: of a type hint
                 raise UserError(f"task {name!r}: the tool {method} cannot be told: {one_line(error)}") from None
-    if not told:
+    if not schemas:
         raise UserError(f"task {name!r}: {type(instance).__name__} has no public method, which would be a tool")
-    return {one["function"]["name"]: one["function"]["parameters"] for one in told}, json.dumps(told)
+    return {one["function"]["name"]: one["function"]["parameters"] for one in schemas}, json.dumps(schemas)
 
 
 def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list[Function]) -> Functions:

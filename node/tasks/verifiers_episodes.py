@@ -35,7 +35,16 @@ from verifiers.v1.utils.decorators import discover_decorated, invoke
 from verifiers.v1.utils.loaders import load_environment, resolve_env_config
 
 from node.tasks.environments import Done, Observation
-from node.tasks.tool_calls import OPENED, CallError, SaidCall, SaidCalls, Schema, check_call, read_calls
+from node.tasks.tool_calls import (
+    OPENED,
+    CallError,
+    SaidCall,
+    SaidCalls,
+    Schema,
+    check_call,
+    read_calls,
+    told,
+)
 
 
 class TaskSetGame:
@@ -53,9 +62,9 @@ class TaskSetGame:
         self._running = self._loop.create_task(_run(env, task, self))
         self._go_on()
 
-    async def ask(self, told: str | None) -> str:
+    async def ask(self, words: str | None) -> str:
         """Tell the policy something; return what it says."""
-        self.told = told
+        self.told = words
         self._reply = self._loop.create_future()
         self._asked.set()
         return await self._reply
@@ -157,16 +166,15 @@ class Conversation:
         if (message is None) != self._speaks_first:
             raise ValueError("a turn has a message, but for the first one of a task with a prompt")
         self._speaks_first = False
-        told = None if message is None else _text(message)
-        if told is not None:
-            self._add(v1.UserMessage(content=told))
+        words = None if message is None else _text(message)
+        if words is not None:
+            self._add(v1.UserMessage(content=words))
         before = len(self.trace.nodes)
         while not await self._is_over():
-            said = await self._says(told)
+            said = await self._says(words)
             if not said.calls:
                 break
-            results = [await self._result(call) for call in said.calls]
-            told = "\n".join(f"<tool_response>\n{one}\n</tool_response>" if said.tagged else one for one in results)
+            words = told(said, [await self._result(call) for call in said.calls])
         messages = [node.message for node in self.trace.nodes[before:]]
         return Segment(messages=messages, terminated=not messages)
 
@@ -181,8 +189,8 @@ class Conversation:
                     self.trace.stop(stops.__name__)
         return self.trace.stop_condition is not None
 
-    async def _says(self, told: str | None) -> SaidCalls:
-        text = await self._game.ask(told)
+    async def _says(self, words: str | None) -> SaidCalls:
+        text = await self._game.ask(words)
         said = read_calls(text) if self._tools.schemas else SaidCalls([], tagged=False)
         calls = [
             ToolCall(id=f"call_{self._called + at}", name=one.name, arguments=json.dumps(one.arguments))
@@ -306,5 +314,5 @@ def toolsets_of(env: Any, task: Any) -> list[Toolset[Any, Any]]:
 
 async def tools_told(env: Any, task: Any) -> str:
     """Return the tools of a task as `Item.tools` has them; nothing if there are none."""
-    told = (await Tools.of(task.toolsets(task.config), env.taskset.toolsets(env.taskset.config), task)).told
-    return json.dumps(told) if told else ""
+    tools = await Tools.of(task.toolsets(task.config), env.taskset.toolsets(env.taskset.config), task)
+    return json.dumps(tools.told) if tools.told else ""

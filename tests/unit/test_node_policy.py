@@ -129,6 +129,26 @@ def test_what_an_environment_says_stands_in_a_chat_as_a_users_turn(policy, end):
     assert policy.tokenizer.decode(turns) == f"7<eos><user>more?{end}>"
 
 
+TOOLS = TEMPLATE.replace("<{{ m.role }}>", "{% if m.role == 'tool' %}[result]{% else %}<{{ m.role }}>{% endif %}")
+
+
+def test_what_tools_return_stands_in_turns_of_their_role_if_the_template_knows_it(policy):
+    one, two = (f"<tool_response>\n{text}\n</tool_response>" for text in ("7", "<eos>"))
+    shown = {
+        (TOOLS, f"{one}\n{two}"): "[result]7[result]<eos>>",
+        (TOOLS, one): "[result]7>",
+        (TOOLS, "7"): "<user>7>",
+        (TOOLS, f"{one}, and more"): f"<user>{one}, and more>",
+        (TEMPLATE, one): f"<user>{one}>",
+        (TOOLS.replace("[result]", "{{ raise_exception('no') }}"), one): f"<user>{one}>",
+    }
+    for (template, said), text in shown.items():
+        policy.tokenizer.chat_template = template
+        ids = policy.observations()(said)
+        assert policy.tokenizer.decode(ids).replace("<unk>", "\n") == text, "whose tokenizer has no line breaks"
+        assert not {*ids} & {*policy.eos_token_ids, policy.pad_token_id}
+
+
 def test_an_environment_cannot_end_or_begin_a_turn_by_what_it_says(policy):
     for template in (TEMPLATE, None):
         policy.tokenizer.chat_template = template
