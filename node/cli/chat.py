@@ -12,13 +12,17 @@ from node.errors import UserError
 from node.operations.trained import find_trained
 
 if TYPE_CHECKING:
+    from node.engines import RolloutEngine, SamplingParams
     from node.policy.load import Policy
     from node.tasks import Item
+    from node.tasks.task_set import TaskSet
 
 Questions = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[QUESTION]...", help="What to ask; without any, each line of standard input.", show_default=False
+        metavar="[QUESTION]...",
+        help="What to ask; without any, each line of standard input, or an episode of the task's environment.",
+        show_default=False,
     ),
 ]
 Task = Annotated[
@@ -60,9 +64,13 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     It is asked as in training: with the instruction and the solved examples of the node's first task, or of --task.
     An answer that is cut off says so on standard error.
 
+    If that task has an environment, it is played where no question is given: a held-out one, chosen by --seed, with who
+    says what and the reward.
+
     \b
     Example:
       gossamer chat runs/a/nodes/n0 "12+7=" -n 4
+      gossamer chat runs/game/nodes/n0 --seed 3
       gossamer chat my-model --remember --max-tokens 200
     """
     trained = find_trained(model, settings, [task] if task else None)
@@ -71,11 +79,13 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     from node.engines import SamplingParams, in_process
     from node.policy.load import load_policy
     from node.tasks import Item, load_tasks
+    from node.tasks.environments import start_of
     from node.telemetry.logs import setup_logs
 
     setup_logs(debug=debug)
     config = trained.config
-    around = Item("", "") if bare else load_tasks(config.tasks, trained.split()).tasks[0].make(seed)
+    tasks = None if bare else load_tasks(config.tasks, trained.split())
+    around = tasks.tasks[0].make(seed) if tasks else Item("", "")
     policy = load_policy(config.policy, config.trainer.bf16, trained.adapters)
     engine = in_process(policy)
     sampling = SamplingParams.from_config(config.engine)
@@ -83,6 +93,10 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
         sampling = replace(sampling, max_completion_length=max_tokens)
     if temperature is not None or answers == 1:
         sampling = replace(sampling, temperature=temperature or 0.0)
+    if tasks is not None and not questions and start_of(tasks.tasks[0]) is not None:
+        for episode in _played(tasks, policy, engine, sampling, answers, seed):
+            print(episode, flush=True)
+        return
     before: list[tuple[str, str]] = []
     for number, question in enumerate(_asked(questions)):
         item = replace(around, question=question, examples=(*around.examples, *before))
@@ -94,6 +108,24 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
                 print(f"(cut off after {len(one.token_ids)} tokens: --max-tokens)", file=sys.stderr)
         if remember:
             before.append((question, made[0].text))
+
+
+def _played(
+    tasks: "TaskSet", policy: "Policy", engine: "RolloutEngine", sampling: "SamplingParams", count: int, seed: int
+) -> Iterator[str]:
+    """Play `count` episodes on a held-out question of the first task; yield what to show of each."""
+    from node.engines.episodes import Asked, Episodes, play
+
+    task = tasks.tasks[0]
+    item = next(tasks.evaluation(task, seed, 1), None) or task.make(seed)
+    asked = Asked(task, item, _prompt(policy, item, sampling.max_completion_length))
+    room = (policy.positions or sys.maxsize) - sampling.max_completion_length
+    (made,) = play(engine, Episodes([asked], count, sampling, seed, room, policy.observations()))
+    for number, one in enumerate(made):
+        yield "" if number else _shown(item.question)
+        for at, text in enumerate(one.texts):
+            yield f"{'←' if at % 2 else '→'} {_shown(text)}"
+        yield "(no reward: the log says why)" if one.reward is None else f"(reward {one.reward:g})"
 
 
 def _asked(questions: list[str] | None) -> Iterator[str]:

@@ -116,6 +116,18 @@ def test_a_person_asks_as_the_node_was_asked_and_gets_what_it_answers(
     assert printed.err.startswith(f"loading builtin{adapters if policy == 'node' else ' ...'}")
 
 
+def test_a_task_with_an_environment_is_played_where_no_question_is_asked(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["chat", "builtin", "--task", "builtin/guess", "-n", "3", "--seed", "1"], debug=False) == 0
+    question, *lines = capfd.readouterr().out.splitlines()
+    assert re.fullmatch(r"#\d{5}: 10-16=", question)
+    episodes = "\n".join(lines).split("\n\n")
+    assert len(episodes) == 3
+    for one in episodes:
+        assert re.fullmatch(r"→ .*(\n← (higher=|lower=|\?=)\n→ .*){0,2}\n\(reward [01]\)", one), one
+    assert run(["chat", "builtin", "#00001: 10-16=", "--task", "builtin/guess"], debug=False) == 0
+    assert "←" not in capfd.readouterr().out, "a question is asked"
+
+
 def test_answers_are_drawn_bounded_and_remembered(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def chat(*arguments: str) -> list[str]:
         assert run(["chat", "builtin", *arguments], debug=False) == 0
