@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from node.rollouts.group import MAX_GROUP_BYTES, MAX_TEXT_BYTES, Group, encode, one_turn
+from node.config import TaskConfig
+from node.rollouts.group import MAX_GROUP_BYTES, MAX_TEXT_BYTES, Episode, Group, encode, one_turn
 from node.tasks import load_tasks
 from protocol.credentials.records import Address, make_record
 from protocol.events import Link, Opened
@@ -218,3 +219,59 @@ def test_each_attack_is_counted_and_nothing_of_it_is_trained_on(node: Path) -> N
         assert sum(row["groups_external"] for row in rows_of(node)) <= honest + 1
     finally:
         peer.stop()
+
+
+GAMES = load_tasks([TaskConfig(name="builtin/guess")])
+LIES = (
+    Episode(("8", "higher=", "8", "higher=", "8"), True, 1.0),  # so it is told, and it has lost
+    Episode(("8", "you have won=", "8"), True, 1.0),  # so it is not told
+)
+
+
+def forged_game(number: int) -> Group:
+    """A game of which one episode is a lie."""
+    [task] = GAMES.tasks
+    seed = next(one for one in count(1000 * number) if not GAMES.is_held_out(task, task.make(one).question))
+    lost = Episode(("9", "higher=", "9", "higher=", "9"), True, 0.0)
+    return Group(task.key, seed, task.make(seed).question, (LIES[number % 2], *[lost] * 7), "p", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_swarm_learns_a_game_of_turns_while_a_liar_forges_games_which_costs_the_liar(tmp_path: Path) -> None:
+    tables = {
+        "tasks": [{"name": "builtin/guess"}],
+        "sampling": {"local": 8, "external": 16, "completions": 8, **UNBOUNDED},
+        "trainer": {"learning_rate": 5e-4},
+    }
+    folders = [tmp_path / name for name in ("n0", "n1")]
+    network = {"swarm": SWARM.hex(), "listen": "tcp://127.0.0.1:0"}
+    children = [start_node(small_config(1_000_000, network=network, **tables), folders[0])]
+    liar: Host | None = None
+    try:
+        wait_until(lambda: rows_of(folders[0]), 120, "the first round")
+        address = (folders[0] / "address").read_text()
+        second = small_config(1_000_000, network={**network, "seeds": [address]}, **{**tables, "seed": 2})
+        children.append(start_node(second, folders[1]))
+        liar = Host(Identity.generate(), SWARM, None, [Address.parse(address)])
+        liar.start()
+        wait_until(lambda: liar.counters().peers, 60, "the liar's link")
+        numbers = count()
+
+        def is_refused() -> bool:
+            liar.publish(encode(forged_game(next(numbers))))
+            found = rejected(folders[0])
+            return found.get("unscorable", 0) > 0 and found.get("false_reward", 0) > 0 and "graylisted" in found
+
+        wait_until(is_refused, 300, "the refusal of the liar")
+        for folder in folders:
+            wait_until(lambda: len(rows_of(folder)) >= 80, 400, "80 rounds")  # noqa: B023
+            rows = rows_of(folder)
+            assert sum(row["groups_external"] for row in rows) > 0
+            assert sum(row["reward"] for row in rows[-10:]) / 10 > 0.2 > 0.1 > rows[0]["reward"]
+            assert rows[-1]["swarm/peers"] >= 1
+    finally:
+        if liar is not None:
+            liar.stop()
+        for child in children:
+            child.kill()
