@@ -114,11 +114,11 @@ def _played(
     tasks: "TaskSet", policy: "Policy", engine: "RolloutEngine", sampling: "SamplingParams", count: int, seed: int
 ) -> Iterator[str]:
     """Play `count` episodes on a held-out question of the first task; yield what to show of each."""
-    from node.engines.episodes import Asked, Episodes, play
+    from node.engines.episodes import EpisodeQuestion, Episodes, play
 
     task = tasks.tasks[0]
     item = next(tasks.evaluation(task, seed, 1), None) or task.make(seed)
-    asked = Asked(task, item, _prompt(policy, item, sampling.max_completion_length))
+    asked = EpisodeQuestion(task, item, _prompt(policy, item, sampling.max_completion_length))
     room = (policy.positions or sys.maxsize) - sampling.max_completion_length
     (made,) = play(engine, Episodes([asked], count, sampling, seed, room, policy.observations()))
     for number, one in enumerate(made):

@@ -79,7 +79,7 @@ def read_calls(text: str) -> SaidCalls:
     return SaidCalls(calls, tagged)
 
 
-def told(said: Said, results: Sequence[str]) -> str:
+def told(said: SaidCalls, results: Sequence[str]) -> str:
     """Return what a policy is told of the results of its calls, in the form in which it called."""
     return "\n".join(f"{RESULT}{one}{RESULT_END}" if said.tagged else one for one in results)
 
