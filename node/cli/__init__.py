@@ -4,7 +4,8 @@ app      the command's entry, and its last word on an error
 options  options of several verbs
 running  how a node is started
 
-A new verb is a file with a function, and a line in `app`.
+To add a verb: write its file, with a function whose help ends with an `Example:`. Import the file in `app`, and
+register the function there by `app.command`.
 
 Nothing here imports torch, transformers or matplotlib before a verb needs them, so
 that `gossamer --help` answers at once.

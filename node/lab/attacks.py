@@ -15,7 +15,7 @@ likes, under as many keys as it likes.
     sybils       as planted, each node under eight keys
     turncoat     honest for half the run, then as planted
 
-To add one: its function, and a line in `ATTACKS` and here.
+To add an attack: write its function, and give it a line above and in `ATTACKS`.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The built-in tasks: seven families with one right answer, one with many, and natural arithmetic.
 
 A family is one function from a random stream and a difficulty to a question and its right answer; `Family` turns it
-into a `Task`. To add one: write its function, and name it in `FAMILIES`. All are in the standard library only.
+into a `Task`. All are in the standard library only.
 
     sums        whole numbers                            12+37=          49
     bases       a number from one base in another one    3a 16>4=        322
@@ -18,6 +18,9 @@ seven. Two more are not among the seven. `summands` has one more right answer th
 
     summands    two numbers that make another one     12=           5+7
     arithmetic  two or more whole numbers             What is 3 * 4?    12
+
+To add a family: write its function, and give it a line above and in `BY_NAME`. `FAMILIES` are the seven that `builtin`
+asks and that the built-in policy was made from.
 """
 
 import operator

@@ -164,6 +164,24 @@ LOAD_PARITY = """def _load_parity(name: str, options: Options) -> Sequence[Task]
 
 
 """
+TWICE = """def twice(rng: random.Random, difficulty: int) -> tuple[str, str]:
+    number = rng.randrange(10**difficulty, 10 ** (difficulty + 1))
+    return f"{number}:", f"{number}{number}"
+
+
+"""
+HELLO = '''"""`gossamer hello`."""
+
+
+def hello() -> None:
+    """Greet.
+
+    \\b
+    Example:
+      gossamer hello
+    """
+    print("hello")
+'''
 ONES = """    Metric(
         "ones", "answers of one", "share", "own completions that say 1", MEAN, SUMMARY | REPORT | DASHBOARD, "ones"
     ),
@@ -210,6 +228,31 @@ DOORS = {
             Step("docs/tasks.md", "docs/tasks.md", "| anything else |", "| `parity` | is a number odd |\n"),
         ),
         frozenset({"Task", "is_file_task", "node/config.py"}),  # it has no files
+    ),
+    "family": Door(
+        "node/tasks/builtin.py",
+        "To add a family:",
+        (
+            Step("above", "node/tasks/builtin.py", "    arithmetic  two", "    twice       a number twice    3:  33\n"),
+            Step("BY_NAME", "node/tasks/builtin.py", "FAMILIES: Mapping", TWICE),
+            Step(
+                "BY_NAME",
+                "node/tasks/builtin.py",
+                '"summands": partial',
+                '"twice": partial(build, "builtin/twice", twice), ',
+            ),
+        ),
+        frozenset({"FAMILIES", "builtin"}),  # it is none of the seven
+    ),
+    "verb": Door(
+        "node/cli/__init__.py",
+        "To add a verb:",
+        (
+            Step("Example:", "node/cli/hello.py", "", HELLO),
+            Step("app", "node/cli/app.py", "    identity,\n", "    hello,\n"),
+            Step("app.command", "node/cli/app.py", 'app.command("demo")', 'app.command("hello")(hello.hello)\n'),
+        ),
+        frozenset(),
     ),
     "codec": Door(
         "collectives/reduce/__init__.py",
@@ -258,11 +301,12 @@ from pathlib import Path
 import torch
 from collectives.reduce.codecs import coder_for
 from collectives.types import Codec
-from node.config import parse_config
+from node.cli.app import run
+from node.config import TaskConfig, parse_config
 from node.fleet.report import write_report
 from node.telemetry.summary import summarise_node
 from node.metrics import METRICS
-from node.tasks import task_names
+from node.tasks import load_tasks, task_names
 from node.telemetry.dashboard.feed import Feed, curves
 from node.telemetry.metrics import read_metrics
 from node.telemetry.status_server import family
@@ -285,7 +329,10 @@ assert "answers of one, share" in write_report(Path("run")).read_text()
 assert family(METRICS["ones"], 0.5).name == "gossamer_ones"
 assert "gossamer_ones" in Path("examples/grafana.json").read_text() and "`ones`" in PAGES["reference/metrics.md"]()
 
-assert "parity" in task_names()
+assert {"parity", "builtin/twice"} <= set(task_names())
+(task,) = load_tasks([TaskConfig(name="builtin/twice")]).tasks
+assert task.verify(task.make(5), task.make(5).answer) == 1.0
+assert run(["hello"], debug=False) == 0 and "## gossamer hello" in PAGES["reference/commands.md"]()
 
 assert parse_config({"weights": {"codec": "int8-twin"}}).weights.codec == "int8-twin"
 values, coder = torch.arange(300.0), coder_for(Codec.INT8_TWIN, torch.float32)
