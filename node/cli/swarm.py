@@ -78,7 +78,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     every_key: EveryKey = False,
     debug: Debug = False,
 ) -> int:
-    """Run N nodes on this machine, or on a cluster, and leave a report.
+    """Run N nodes here, or on a cluster, and leave a report.
 
     They train until their last round or Ctrl-C. The first Ctrl-C lets every node finish its round and
     save a checkpoint; the
