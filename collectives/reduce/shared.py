@@ -137,7 +137,7 @@ class Room:
         As `all_reduce` besides.
         """
         asking = self._ask(port, asked)
-        exchange = _SharedExchange(port, job, _Parts(parts), self._bays, self._bases, asking, evenly=True)
+        exchange = _SharedExchange(port, job, _RankParts(parts), self._bays, self._bases, asking, evenly=True)
         exchange.run()
         self._bases = exchange.reached()
         return exchange.own_slice()
@@ -169,7 +169,7 @@ class Room:
         return self._number % 2, asked
 
 
-class _Parts:
+class _RankParts:
     """`Values` that lie in equal parts: what is read of them is within one part."""
 
     def __init__(self, parts: Sequence[torch.Tensor]) -> None:
