@@ -333,7 +333,8 @@ class GroupDriver:
         before = self.status.view
         lost = sorted(before.ids - view.ids) if before is not None else []
         self._open_lanes(view.ids, "it was left out of the group")
-        self.exchange.begin_view("the group changed" + (f": {', '.join(lost[:4])} failed" if lost else ""))
+        who = ", ".join(f"member {member}" for member in lost[:4])
+        self.exchange.begin_view(f"the group changed: {who} failed" if lost else "the group changed")
 
     def _open_lanes(self, members: frozenset[NodeId], reason: str) -> None:
         """Let there be data streams with these and nobody else."""

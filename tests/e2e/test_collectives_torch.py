@@ -240,7 +240,7 @@ def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones()
         works = [rank.allreduce([torch.ones(5)], None) for rank in ranks[:2]]
         waiting[0].start()
         for work in works:
-            with pytest.raises(BackendError):
+            with pytest.raises(BackendError, match="rank 2"):
                 work.wait()
         waiting[0].join()
         stay = comms[:2]
