@@ -7,7 +7,8 @@ Rules
  2. Only what is in the book is told, never a candidate (see `protocol.membership.address_book`). A digest counts as
     telling those of its records that are candidates here; while there are any, exchanges follow each other sooner.
  3. Live peers that nobody can dial are told of every newcomer, which cannot dial them. Others need no word of it: a
-    newcomer dials whom it is told of.
+    newcomer dials whom it is told of. Newcomers may have half of what a peer may tell: whoever comes again and again
+    makes us tell nobody too many. Those beyond that are told of by exchanges.
  4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
  5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node
     that is in none, is told only so many in answer to its digests; who lacks more at a time than are left is told by
@@ -52,6 +53,9 @@ class RecordDirectory:
         self._interval = setup.timing.exchange_interval
         self._next_exchange = now.steady + self._interval * rng.uniform(0.25, 1.0)
         self._answers: Recent[str, TokenBucket] = Recent(self._limits.max_voices)  # by voice: keys cost nothing
+        self._introductions = TokenBucket(
+            self._limits.records_per_second / 2, self._limits.records_burst / 2, now.steady
+        )
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
@@ -224,9 +228,9 @@ class RecordDirectory:
                 if live is not None and record.replaces(live.record):
                     live.record = record
 
-    def introduce(self, record: PeerRecord) -> list[MembershipAction]:
+    def introduce(self, record: PeerRecord, now: Instant) -> list[MembershipAction]:
         """Tell of a newcomer. Rule 3."""
-        if not record.endpoints:
+        if not record.endpoints or not self._introductions.take(1, now.steady):
             return []
         told = Peers((record.encoded,))
         return [

@@ -350,7 +350,7 @@ class Membership:
         self.book.add(record, peer.host, peer.scope)
         self.book.trim(self.links.peers, self._rng)
         if is_new:
-            actions += self.directory.introduce(record)
+            actions += self.directory.introduce(record, now)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
             if contact is not None:
                 contact.met()

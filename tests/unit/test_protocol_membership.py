@@ -367,6 +367,18 @@ def test_nodes_that_nobody_can_dial_have_places_of_their_own_and_take_none_of_th
     assert len(core.peers) == 6
 
 
+def test_who_comes_again_and_again_makes_us_tell_nobody_more_newcomers_than_a_peer_may_tell() -> None:
+    core, home = machine(), OTHERS[0]
+    core.handle(hello(home, dialled=False, dialable=False), at(0))
+    to_home = 0
+    for count in range(800):  # 40 a second
+        now, restless = at(count / 40), OTHERS[1 + count % 4]
+        actions = core.handle(hello(restless, dialled=False, start=2 + count), now)
+        to_home += len([link for link in told(actions, Kind.PEERS) if link.key == home.curve_key])
+        core.handle(Closed(Link(restless.curve_key, False)), now)
+    assert 256 <= to_home < LIMITS.records_burst  # what its allowance holds at once, with half of it to spare
+
+
 def test_where_home_places_are_taken_the_network_with_most_gives_one_and_who_has_a_peer_gives_to_who_has_none() -> None:
     core = machine(limits=Limits(max_callers=4))
     for identity in OTHERS[:3]:
