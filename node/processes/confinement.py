@@ -76,23 +76,29 @@ class ConfinementError(Exception):
     """This machine cannot confine a process; the text says what is missing."""
 
 
+def unconfinable() -> str:
+    """Return why no process can be confined here, as far as can be told without doing it; empty where one can."""
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
+        return "a process can be confined on Linux on x86-64 and arm64 only"
+    if ctypes.CDLL(None).syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1) < LEAST_ABI:
+        return "the kernel has no Landlock, or one of before Linux 6.2"
+    return ""
+
+
 def confine() -> None:
     """Confine this process for good. It must have one thread.
 
     Raises:
         ConfinementError: this machine cannot; the process may be confined in part.
     """
-    machine = MACHINES.get(platform.machine())
-    if sys.platform != "linux" or machine is None:
-        raise ConfinementError("a process can be confined on Linux on x86-64 and arm64 only")
+    if reason := unconfinable():
+        raise ConfinementError(reason)
     libc = ctypes.CDLL(None, use_errno=True)
     abi = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
-    if abi < LEAST_ABI:
-        raise ConfinementError("the kernel has no Landlock, or one of before Linux 6.2")
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     _deny_changes(libc, abi)
     _drop_capabilities(libc)
-    _deny_calls(libc, machine)
+    _deny_calls(libc, MACHINES[platform.machine()])
 
 
 def _deny_changes(libc: ctypes.CDLL, abi: int) -> None:

@@ -37,7 +37,7 @@ import structlog
 
 from node.config import TaskConfig
 from node.errors import UserError, one_line
-from node.processes.confinement import ConfinementError, confine
+from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send, yield_memory
 from node.tasks import Item, Task, TaskKey, Wrapper
@@ -400,6 +400,8 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
 
     If it `is_here`, it has a class of this process, which no other has: its episodes are played in this one.
     """
+    if getattr(task, "confine", True) and (reason := unconfinable()):
+        log.warning("its code meets strangers' texts and is not confined here", task=task.key.name, reason=reason)
     described = config.model_dump(mode="json", include={"name", "options"})
     first: Message = {"call": "load", "task": described, "key": list(task.key)}
     scoring, playing = (Workers(task.key.name, "node.tasks.verdicts", first) for _ in range(2))

@@ -15,6 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from node.config import TaskConfig
+from node.processes import confinement
 from node.processes.worker_process import Message, WorkerError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
 from node.tasks.verdicts import LATE, Answer, Scoring, Verdict, Workers, score
@@ -131,6 +132,14 @@ def test_what_is_scored_changes_no_file_unless_its_task_wants_to(more: str, tmp_
     assert (tmp_path / "harm").exists() == bool(more)
     if not more:
         assert "PermissionError" in logs[0]["reason"] and "confine = False" in logs[0]["reason"]
+
+
+def test_a_machine_that_cannot_confine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confinement, "LEAST_ABI", 1_000)
+    for more, lines in (("", 1), ("confine = False\n", 0)):
+        with capture_logs() as logs:
+            load_tasks([hostile(tmp_path, more)])
+        assert ["no Landlock" in one["reason"] for one in logs] == [True] * lines
 
 
 def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
