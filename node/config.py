@@ -270,7 +270,7 @@ class SamplingConfig(Section):
     max_signer_share: float = Field(
         2.0,
         ge=0,
-        description="a round draws of each signer at most so many times external / signers in the pool; 0: no bound",
+        description="a round draws of each signer at most so many times external / signers in the buffer; 0: no bound",
     )
     max_uses: int = Field(1, ge=1, description="how often a peer's group may be trained on")
 

@@ -18,7 +18,7 @@ SNIPPET = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILI
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # two processes for every task that is checked
+@pytest.mark.timeout(600)  # two processes for every task that is checked
 def test_every_snippet_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
