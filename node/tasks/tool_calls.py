@@ -24,6 +24,7 @@ MAX_DEPTH = 16  # of lists and tables within an argument
 MAX_INTEGER = 2**63
 OPENED, CLOSED = "<tool_call>", "</tool_call>"
 RESULT, RESULT_END = "<tool_response>\n", "\n</tool_response>"  # as chat templates with such calls show results
+_RESULT_TAG = re.compile(r"<(/?tool_response)>")
 FORM = 'name(number=1, text="two")'
 
 _LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,63})\((.*)\)")
@@ -80,8 +81,15 @@ def read_calls(text: str) -> SaidCalls:
 
 
 def told(said: SaidCalls, results: Sequence[str]) -> str:
-    """Return what a policy is told of the results of its calls, in the form in which it called."""
-    return "\n".join(f"{RESULT}{one}{RESULT_END}" if said.tagged else one for one in results)
+    """Return what a policy is told of the results of its calls, in the form in which it called.
+
+    A tag of results within one, which may quote anybody, is told as `[tool_response]`: it would begin a result that no
+    tool returned.
+    """
+    if not said.tagged:
+        return "\n".join(results)
+    untagged = (_RESULT_TAG.sub(r"[\1]", one) for one in results)
+    return "\n".join(f"{RESULT}{one}{RESULT_END}" for one in untagged)
 
 
 def results_in(text: str) -> list[str]:
