@@ -88,7 +88,7 @@ class Staged:
             copies: those of the device.
             slices: how many equal parts will be read side by side; the first chunks of all of them come first.
         """
-        self.dtype, self.nbytes = flat.dtype, flat.nbytes
+        self.dtype, self.nbytes, self.device = flat.dtype, flat.nbytes, flat.device
         self.memory = copies.pinned(flat.numel(), flat.dtype)
         self._copies = copies
         self._step = max(1, STAGE_BYTES // flat.itemsize)
@@ -117,10 +117,11 @@ class Staged:
         return self.memory[first:end]
 
     def land(self, first: int, results: torch.Tensor, target: torch.Tensor) -> None:
-        """Queue results on their way to a device: those from value `first` on, to the same place of `target`.
+        """Queue results on their way to the device: those from value `first` on, to the same place of `target`.
 
-        `target` is flat. The results may lie in `memory` already. They take the values' place there, so nobody may
-        need those any more.
+        `target` is flat, and on `device`: copies to another one would run on a stream of that one, which nobody waits
+        for. The results may lie in `memory` already. They take the values' place there, so nobody may need those any
+        more.
         """
         for at in range(0, results.numel(), self._step):
             part = results[at : at + self._step]

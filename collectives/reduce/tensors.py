@@ -136,14 +136,14 @@ def publish_pieces(
 ) -> None:
     """Copy flat results, each with its place (first and end), into `target`, of any layout and device.
 
-    If `values` were staged, their memory is the way to their device.
+    If `values` were staged, their memory is the way to a `target` on their device.
     """
     if not (target.is_contiguous() if isinstance(target, torch.Tensor) else target.flags.c_contiguous):
         publish(torch.cat([part for _, part in parts]), target)
         return
     flat = target if isinstance(target, torch.Tensor) else torch.from_numpy(target)
     with torch.inference_mode(flat.is_inference()), torch.no_grad():
-        if isinstance(values, Staged) and copies_of(flat) is not None:
+        if isinstance(values, Staged) and copies_of(flat) is not None and flat.device == values.device:
             for (first, _), part in parts:
                 values.land(first, part, flat.view(-1))
             values.landed()

@@ -255,6 +255,16 @@ def test_results_go_back_to_a_device_as_they_come(monkeypatch):
         assert on_their_way and sorted(places) == [*range(0, 20_000, SMALL_CHUNK // 4)]
 
 
+def test_results_for_another_device_than_the_values_do_not_go_by_the_copies_of_the_first(monkeypatch):
+    monkeypatch.setattr("collectives.reduce.tensors.copies_of", lambda _: LateCopies())
+    values, results = torch.arange(6.0), torch.ones(6)
+    staged, target = Staged(values, LateCopies()), torch.empty(6)
+    monkeypatch.setattr(staged, "land", lambda *_: pytest.fail("nobody waits for the other device"))
+    staged.device = torch.device("cuda:1")
+    publish_pieces([((0, 6), results)], target, staged)
+    assert target.tolist() == results.tolist()
+
+
 def test_results_take_the_place_of_values_that_nobody_asked_for():
     values, target = torch.zeros(1000), torch.zeros(1000)
     staged = Staged(values, LateCopies())
