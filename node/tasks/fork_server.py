@@ -7,12 +7,15 @@
 A game that hangs, takes too much memory or crashes costs its own episode. An episode's process
 
     is confined          as `node.processes.confinement` does it, where this machine can and the task does not refuse
-    has some seconds     for all its steps together; then the kernel ends it
+    has some seconds     for all its steps together, by the node's clock: an environment may set timers of its own
     has bounded memory   the worker's limit holds for each of its processes
-    ends                 with its episode, when the node closes the channel, and with the worker
+    ends                 with its episode, when the node closes the channel, in the middle of a step, too (SIGIO), and
+                         with the worker
 """
 
+import fcntl
 import os
+import select
 import signal
 import socket
 import sys
@@ -32,7 +35,7 @@ from node.tasks.environments import Done, Environment, Observation, step
 if TYPE_CHECKING:
     from node.tasks.verdicts import Workers
 
-LEAST_S = 1e-3  # a timer of 0 would be none
+LEAST_S = 1e-3  # a timeout of 0 would not wait at all
 ENDED = "the process of an episode ended: its environment took too long, or too much memory"
 
 
@@ -42,18 +45,23 @@ class EpisodeProcess:
     `step` raises `UserError` if the environment raises, or if its process ends before it answers.
     """
 
-    def __init__(self, name: str, workers: "Workers", request: Message) -> None:
+    def __init__(self, name: str, workers: "Workers", request: Message, seconds: float) -> None:
         self._name = name
+        self._left = seconds  # for all steps
         self._channel = workers.open(request)
         weakref.finalize(self, self._channel.close)
 
     def step(self, text: str) -> Observation | Done:
         """Take a turn of the policy."""
+        began = time.monotonic()
         try:
+            self._channel.settimeout(max(self._left, LEAST_S))
             send(self._channel, {"call": "step", "text": text})
-            said = receive(self._channel)
+            said = receive(self._channel, began + self._left)
         except (EOFError, OSError):
+            self._channel.close()
             raise UserError(f"task {self._name!r}: {ENDED}") from None
+        self._left -= time.monotonic() - began
         if "error" in said:
             raise UserError(str(said["error"]))
         return Observation(said["observation"]) if "observation" in said else Done(said["reward"])
@@ -66,7 +74,7 @@ class ForkServer:
     Args:
         name: of the task.
         workers: fork for each episode.
-        limit: seconds after which the kernel ends an episode's process.
+        limit: seconds of all steps, after which an episode's process is ended.
         seconds: after which the node gives an episode up; a worker that has still to load counts, too.
     """
 
@@ -78,20 +86,17 @@ class ForkServer:
     def __call__(self, item: Item) -> EpisodeProcess:
         """Begin an episode; `UserError` if no process can be started."""
         try:
-            return EpisodeProcess(
-                self.name, self.workers, {"call": "start", "item": asdict(item), "seconds": self.limit}
-            )
+            return EpisodeProcess(self.name, self.workers, {"call": "start", "item": asdict(item)}, self.limit)
         except WorkerError as error:
             raise UserError(f"task {self.name!r}: {error}") from None
 
 
-def fork_episode(channel: socket.socket, begin: Callable[[], Environment], seconds: float, *, confined: bool) -> None:
+def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, confined: bool) -> None:
     """Fork a process for the episode that `begin` begins, and send its channel to the node; in the worker.
 
     Args:
         channel: the worker's own.
         begin: called at the first step.
-        seconds: for `begin` and all steps.
         confined: whether the process is confined.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel clears away those that have ended
@@ -106,7 +111,7 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], secon
             channel.close()
             theirs.close()
             _become_episode(confined)
-            _play(ours, begin, seconds)
+            _play(ours, begin)
         finally:
             os._exit(0)  # neither the worker's exit handlers nor its loop
     ours.close()
@@ -133,7 +138,7 @@ def answer_apart(channel: socket.socket, answer: Callable[[], Message], *, confi
 
 def _become_episode(confined: bool) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # which ends a process
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # else all episodes would draw the same; `random` sees to it itself
     if confined:
@@ -141,16 +146,22 @@ def _become_episode(confined: bool) -> None:
             confine()
 
 
-def _play(channel: socket.socket, begin: Callable[[], Environment], seconds: float) -> None:
+def _play(channel: socket.socket, begin: Callable[[], Environment]) -> None:
     """Answer steps until the end of the episode, or of the node's interest in it."""
     environment: Environment | None = None
+    fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(channel, fcntl.F_GETFL)
+    ended = select.poll()
+    ended.register(channel, 0)  # POLLHUP alone
     while True:
         try:
             text = receive(channel)["text"]
         except (EOFError, OSError):
             return
-        began = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, LEAST_S))
+        # During a step nothing comes but the channel's end. From here on the kernel sends SIGIO at that.
+        fcntl.fcntl(channel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if ended.poll(0):
+            return
         try:
             environment = environment or begin()
             answer = step(environment, text)
@@ -161,8 +172,7 @@ def _play(channel: socket.socket, begin: Callable[[], Environment], seconds: flo
             said = {"error": "out of memory"}
         except (Exception, SystemExit) as error:  # noqa: BLE001  # it may raise anything, and exit
             said = {"error": one_line(error) or type(error).__name__}
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        seconds -= time.monotonic() - began
+        fcntl.fcntl(channel, fcntl.F_SETFL, flags)
         send(channel, said)
         if "observation" not in said:
             return

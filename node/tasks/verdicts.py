@@ -441,7 +441,7 @@ def answer_one(channel: socket.socket, task: Task, request: Message) -> None:
     item, start, confined = _item(request["item"]), start_of(task), getattr(task, "confine", True)
     if request["call"] == "start":
         assert start is not None
-        fork_episode(channel, partial(start, item), request["seconds"], confined=confined)
+        fork_episode(channel, partial(start, item), confined=confined)
         return
     answer = Answer(task, item, request["text"], (*request.get("before", ()),))
     if start is None:

@@ -156,7 +156,7 @@ def main() -> None:
         request = receive(channel)
         if request["call"] == "start":
             begin = partial(_begun, loaded.env, rows, request["item"], scale)
-            fork_episode(channel, begin, request["seconds"], confined=True)
+            fork_episode(channel, begin, confined=True)
         else:
             send(channel, _scored(rows[request["row"]], request["text"], scale))
 

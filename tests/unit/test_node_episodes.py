@@ -479,7 +479,7 @@ def start(item):
 
 
 APART = """
-import os, random, socket, sys, time
+import os, random, signal, socket, sys, time
 from pathlib import Path
 
 from node.tasks import Item
@@ -501,6 +501,9 @@ class Game:
         if text == "end":
             return Done(1.0)
         if text == "hang":
+            time.sleep(600)
+        if text == "hang on":
+            signal.alarm(0)  # as whoever has a timeout of their own does at its end
             time.sleep(600)
         if text == "eat":
             self.eaten = bytearray(1 << 34)
@@ -569,6 +572,11 @@ def test_a_game_that_hangs_is_ended_and_holds_up_no_other(apart: Task) -> None:
     hurried = replace(apart, begin=replace(apart.begin, limit=0.2))
     with pytest.raises(UserError, match="took too long"):
         step(hurried.start(apart.make(1)), "hang")
+    game = hurried.start(apart.make(1))
+    pid = int(step(game, "a").text.split()[0])
+    with pytest.raises(UserError, match="took too long"):
+        step(game, "hang on")
+    wait_until(lambda: not psutil.pid_exists(pid), 20, "the end of the process")
     [made] = play(Says(["hang", "end"]), asked(hurried, 2, 1))
     assert made[0].reward is None
     [made] = play(Says(["die", "a", "end"]), asked(apart, 2, 1))
