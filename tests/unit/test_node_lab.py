@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -326,6 +327,12 @@ def test_students_interval_by_hand() -> None:
     assert found.mean == 2.0
     assert found.half == pytest.approx(4.303 / math.sqrt(3))
     assert math.isnan(estimate([5.0]).half)
+
+
+@pytest.mark.parametrize(("values", "quantile"), [(2, 12.706), (10, 2.262), (11, 2.228), (16, 2.131), (61, 2.000)])
+def test_an_interval_is_students_for_any_number_of_seeds(values: int, quantile: float) -> None:
+    made = [float(number) for number in range(values)]
+    assert estimate(made).half == pytest.approx(quantile * statistics.stdev(made) / math.sqrt(values), rel=3e-4)
 
 
 def test_smoothing_looks_back_only() -> None:
