@@ -414,7 +414,7 @@ def _trl_complaint(error: ValidationError) -> str:
         return f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")
     close = difflib.get_close_matches(name, TrlOptions.model_fields, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name!r} is not passed on to TRL: {hint}What is: {', '.join(TrlOptions.model_fields)}"
+    return f"{name!r} is no option of it: {hint}there are {', '.join(TrlOptions.model_fields)}"
 
 
 def _endpoint_to_bind(text: str) -> str:
@@ -747,14 +747,23 @@ def unknown_key(key: str) -> str:
     return f"unknown configuration key {key!r}: {hint}see `gossamer node --dry-run --all` for all keys"
 
 
+def _key_of(place: Sequence[int | str]) -> str:
+    """Return the dotted key of a complaint's place, which ends with a type where the setting has several."""
+    *above, last = map(str, place or ("",))
+    key = ".".join(above)
+    is_value = key in all_keys() and not any(one.startswith(f"{key}.") for one in all_keys())
+    return key if is_value and not last.isdecimal() else ".".join((*above, last))
+
+
 def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
     """Validate a configuration tree; `UserError` names the first bad key."""
     try:
         return NodeConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
+        where = _key_of(first["loc"])
+        said = [one["msg"].removeprefix("Value error, ") for one in error.errors() if _key_of(one["loc"]) == where]
+        what = ", or ".join(dict.fromkeys(said))  # several where the setting has several types
         if first["type"] == "extra_forbidden":
             older = [key for key in flatten(tree) if key in REMOVED_SETTINGS or key in RENAMED_SETTINGS]
             key = next((key for key in older if key.startswith(f"{where}.")), where)  # in a table that is gone

@@ -107,6 +107,22 @@ def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str,
         assert "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        (
+            "eval.every=end",
+            "key 'eval.every': Input should be a valid integer, .*, or Input should be 'ends'",
+        ),
+        ("trainer.bf16=yess", "key 'trainer.bf16': Input should be a valid boolean, .*, or Input should be 'auto'"),
+        ("network.seeds=[3]", "key 'network.seeds.0': Input should be a valid string .got 3"),
+    ],
+)
+def test_a_wrong_value_is_told_all_that_the_setting_may_be(setting: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load_config(None, [setting])
+
+
 @pytest.mark.parametrize("key", RENAMED_SETTINGS)
 def test_a_person_who_writes_an_older_name_is_told_todays(key: str) -> None:
     assert not is_key(key) and is_key(RENAMED_SETTINGS[key])
