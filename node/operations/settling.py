@@ -9,7 +9,6 @@ defaults    of `node.config`
 """
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -194,7 +193,11 @@ def _without(memory: Memory, forget: Sequence[str]) -> Memory:
     settings: dict[str, Any] = copy.deepcopy(dict(memory.settings))
     for key in forget:
         *tables, last = key.split(".")
-        table: dict[str, Any] = functools.reduce(lambda tree, name: tree.get(name, {}), tables, settings)
+        table: Any = settings
+        for name in tables:
+            table = table.get(name) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            table = {}
         if last not in table and not is_key(key):
             raise UserError(f"--forget {key}: {unknown_key(key)}")
         table.pop(last, None)

@@ -149,6 +149,13 @@ def test_forgetting_brings_defaults_back(forget: str, left: dict[str, Any], tmp_
     assert recall(tmp_path).last["seed"] == seed
 
 
+@pytest.mark.parametrize("key", ["rounds.x", "sampling.local.x", "tasks.0"])
+def test_what_is_no_table_has_no_key_to_forget(key: str, tmp_path: Path) -> None:
+    start(tmp_path, "sampling.local=3", rounds=5)
+    with pytest.raises(UserError, match=f"--forget {key}: unknown configuration key"):
+        start(tmp_path, forget=[key])
+
+
 def test_another_model_brings_the_preset_of_its_own_size(tmp_path: Path) -> None:
     start(tmp_path, "sampling.local=3")
     other = start(tmp_path, policy__model="large").config
