@@ -28,13 +28,17 @@ from dataclasses import dataclass, field
 from protocol.config import Limits
 from protocol.events import Lane, Link
 
+FRAME_COST = 128  # bytes of memory that a frame takes beside its own: a peer that pings and never reads has small ones
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
 _LANES = tuple(Lane)
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A waiting entry: a frame, or the name of what becomes one, of about `size` bytes."""
+    """A waiting entry: a frame, or the name of what becomes one, of about `size` bytes.
+
+    What we say counts with `FRAME_COST`.
+    """
 
     frame: bytes
     place: bytes
@@ -79,7 +83,7 @@ class SendQueues:
 
     def put(self, link: Link, frame: bytes) -> bool:
         """Queue what we say; False: there is no room."""
-        queue, size = self._queues.get(link), len(frame)
+        queue, size = self._queues.get(link), len(frame) + FRAME_COST
         if size + (queue.control if queue is not None else 0) > self._limits.control_bytes:
             return False
         self._append(link, Lane.CONTROL, Waiting(frame, b"", size))

@@ -10,9 +10,10 @@ Rules
     newcomer dials whom it is told of. Newcomers may have half of what a peer may tell: whoever comes again and again
     makes us tell nobody too many. Those beyond that are told of by exchanges.
  4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
- 5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node
-    that is in none, is told only so many in answer to its digests; who lacks more at a time than are left is told by
-    others, or later.
+ 5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node that is
+    in none, may tell as many as `max_prefix_peers` peers: who calls again, or under another key, has no allowance of
+    its own, and a signature costs us a tenth of a millisecond. It is told only so many in answer to its digests; who
+    lacks more at a time than are left is told by others, or later.
  6. A revocation list is up to 24 KiB and a signature to check: a link has an allowance of lists that it brings or asks
     for.
 """
@@ -52,7 +53,9 @@ class RecordDirectory:
         self._rng = rng
         self._interval = setup.timing.exchange_interval
         self._next_exchange = now.steady + self._interval * rng.uniform(0.25, 1.0)
-        self._answers: Recent[str, TokenBucket] = Recent(self._limits.max_voices)  # by voice: keys cost nothing
+        # By voice: keys cost nothing.
+        self._answers: Recent[str, TokenBucket] = Recent(self._limits.max_voices)
+        self._told: Recent[str, TokenBucket] = Recent(self._limits.max_voices)
         self._introductions = TokenBucket(
             self._limits.records_per_second / 2, self._limits.records_burst / 2, now.steady
         )
@@ -209,7 +212,13 @@ class RecordDirectory:
             self._book.trim(self._links.peers, self._rng)
 
     def _take_in(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> None:
-        teller = self._links.peers.get(sender)
+        limits, teller = self._limits, self._links.peers.get(sender)
+        network = self._told.get(voice) or TokenBucket(
+            limits.records_per_second * limits.max_prefix_peers,
+            limits.records_burst * limits.max_prefix_peers,
+            now.steady,
+        )
+        self._told.set(voice, network)
         for encoded in peers.records:
             if self._book.holds(node_id(encoded[:KEY_BYTES]), encoded, scope):
                 continue  # as most that is told: the dearest line of a swarm in which thousands join
@@ -217,6 +226,8 @@ class RecordDirectory:
             if record is None:
                 if teller is not None and not teller.told.take(1, now.steady):
                     raise MessageError("too_many_records")
+                if not network.take(1, now.steady):
+                    raise MessageError("prefix_flood")
                 record = self.read(encoded, now)
             if record.node_id == self._own:
                 self.outbid(record, now)

@@ -879,6 +879,27 @@ def test_names_of_many_domains_do_not_make_one_network_many() -> None:
     assert OTHERS[20].node_id not in core.book  # they told of it with one voice
 
 
+def test_who_calls_again_and_again_tells_no_more_records_than_all_peers_of_its_network_may() -> None:
+    core = machine(limits=Limits(records_burst=4, max_prefix_peers=2))
+    news = [record(identity) for identity in OTHERS[10:]]
+    outcomes = []
+    for count in range(3):
+        caller = OTHERS[count]  # a key of its own each time
+        link = Link(caller.curve_key, False)
+        core.handle(Accepted(link, f"198.41.0.{count + 1}"), at(0))
+        join(core, caller)
+        try:
+            core.handle(peers(caller, *news[4 * count :][:4]), at(0))
+            outcomes.append("")
+        except PeerError as error:
+            outcomes.append(error.reason)
+        core.handle(Closed(link), at(0))
+    assert outcomes == ["", "", "prefix_flood"]
+    core.handle(Accepted(Link(HIGH.curve_key, False), "193.0.14.129"), at(0))
+    join(core, HIGH)
+    core.handle(peers(HIGH, *news[8:12]), at(0))  # of another network
+
+
 def test_a_seed_is_greeted_whatever_network_its_name_is_in() -> None:
     core = machine(OTHERS[0], limits=Limits(max_prefix_peers=1))
     join(core, HIGH)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.config import Limits
 from protocol.events import Lane, Link
-from protocol.limits.send_queues import MAX_RETRY_S, RETRY_S, SendQueues
+from protocol.limits.send_queues import FRAME_COST, MAX_RETRY_S, RETRY_S, SendQueues
 
 LIMITS = Limits()
 
@@ -57,14 +58,26 @@ def test_what_waits_by_its_name_becomes_a_frame_in_its_turn_or_is_left_out() -> 
 
 def test_what_we_say_ourselves_has_a_bounded_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    assert [queues.put(A, bytes(LIMITS.control_bytes // 4)) for _ in range(5)] == [True] * 4 + [False]
+    assert [queues.put(A, bytes(LIMITS.control_bytes // 4 - FRAME_COST)) for _ in range(5)] == [True] * 4 + [False]
+
+
+def test_small_frames_take_no_more_memory_than_large_ones() -> None:
+    queues, count = SendQueues(Limits(), 0.0), 0
+    tracemalloc.start()
+    try:
+        while queues.put(A, count.to_bytes(20)):
+            count += 1
+        assert tracemalloc.get_traced_memory()[0] < LIMITS.control_bytes
+        assert count > 1000
+    finally:
+        tracemalloc.stop()
 
 
 def test_links_that_read_nothing_however_many_silence_no_other() -> None:
     queues = SendQueues(Limits(), 0.0)
     silent = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(1, 513)]
     for link in silent:
-        kept = [put(queues, link, bytes(LIMITS.control_bytes // 4)) for _ in range(5)]
+        kept = [put(queues, link, bytes(LIMITS.control_bytes // 4 - FRAME_COST)) for _ in range(5)]
         assert kept == [True] * 4 + [False]
     said = [b"hello" * 1000, *(b"heartbeat %d" % number for number in range(100))]
     assert all(put(queues, A, frame) for frame in said)
@@ -74,9 +87,9 @@ def test_links_that_read_nothing_however_many_silence_no_other() -> None:
 
 def test_what_a_link_that_is_gone_was_to_be_told_takes_no_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    assert put(queues, A, bytes(LIMITS.control_bytes))
+    assert put(queues, A, bytes(LIMITS.control_bytes - FRAME_COST))
     queues.drop(A)
-    assert put(queues, A, bytes(LIMITS.control_bytes))
+    assert put(queues, A, bytes(LIMITS.control_bytes - FRAME_COST))
 
 
 def test_nothing_large_holds_up_anything_small_and_what_we_sign_keeps_its_order() -> None:
