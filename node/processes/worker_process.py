@@ -193,16 +193,21 @@ class WorkerProcess:
         """Send a request and return the channel that the reply comes with, to a process that the child has forked.
 
         Raises:
-            WorkerError: as `call` does; or the child is well and replied with an error instead.
+            WorkerError: as `call` does; or the child is well, and replied with an error instead, or this process has no
+                room for another descriptor.
         """
         reply = self.call(message, timeout)
         if "error" in reply:
             raise WorkerError(str(reply["error"]))
         try:
-            _, (descriptor,), *_ = socket.recv_fds(self._channel, 1, 1)
-        except (OSError, ValueError):  # ValueError: none came, as where this process has too many open
-            raise self._failed(f"no channel in answer to {message['call']!r}", None) from None
-        return socket.socket(fileno=descriptor)
+            said, descriptors, *_ = socket.recv_fds(self._channel, 1, 1)
+        except OSError:
+            said = b""
+        if not said:
+            raise self._failed(f"no channel in answer to {message['call']!r}", None)
+        if not descriptors:  # the kernel has closed it
+            raise WorkerError("no channel to a process: this process has too many files open (see ulimit -n)")
+        return socket.socket(fileno=descriptors[0])
 
     def wait(self) -> str:
         """Wait until the child ends by itself, and return how, with the end of its log; nothing where it ended well.

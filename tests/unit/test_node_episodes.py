@@ -1,6 +1,7 @@
 """Episodes: played turn by turn within bounds, and peers' played again."""
 
 import os
+import resource
 import sys
 import threading
 import time
@@ -597,6 +598,21 @@ def test_a_peers_episode_is_played_again_without_network_or_files_and_may_eat_on
 ) -> None:
     asked = [Answer(apart, apart.make(1), text) for text in ("write", "end", "eat", "die", "end")]
     assert score(asked) == [None, 1.0, None, None, 1.0]
+
+
+def test_where_no_more_files_may_be_open_no_episode_begins_and_those_that_run_go_on(apart: Task) -> None:
+    game = apart.start(apart.make(1))
+    before = step(game, "a")
+    with Path(os.devnull).open() as next_one:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_one.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(UserError, match="too many files open"):
+                apart.start(apart.make(1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert step(game, "b") == Observation(f"{before.text} b")
+    assert step(apart.start(apart.make(1)), "end") == Done(1.0)
 
 
 def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
