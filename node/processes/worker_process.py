@@ -202,7 +202,7 @@ class WorkerProcess:
         try:
             said, descriptors, *_ = socket.recv_fds(self._channel, 1, 1)
         except OSError:
-            said = b""
+            said, descriptors = b"", []
         if not said:
             raise self._failed(f"no channel in answer to {message['call']!r}", None)
         if not descriptors:  # the kernel has closed it
