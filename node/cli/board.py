@@ -28,7 +28,7 @@ Trust = Annotated[
     typer.Option(
         "--trust",
         metavar="NODE_ID",
-        help="A node whose word on who taught it counts from the start, beside the founder's; repeatable, remembered.",
+        help="A node whose reports of who taught it count from the start, as the founder's do; repeatable, remembered.",
     ),
 ]
 

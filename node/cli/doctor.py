@@ -24,7 +24,7 @@ Folder = Annotated[
 ]
 Gpu = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Sum for a GPU of this memory, e.g. 24GB, that is not here.", show_default=False),
+    typer.Option(metavar="SIZE", help="Check for a GPU of this memory, e.g. 24GB, not those here.", show_default=False),
 ]
 Swarm = Annotated[
     str | None,
@@ -59,11 +59,11 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     Where a node has its folder: its swarm's tasks and protocol against what is installed here; and, while it runs, its
     peers, how they see it and whether they can dial it, who does not admit it, and what versions they run.
 
-    With a model: what a node takes with it and with the settings given, by part, whether that fits here, or a GPU that
-    is not here, and what to set. With accelerate's file for FSDP2, what the node's own process takes.
+    With a model: the memory that each part of a node takes, by the settings given; whether that fits this machine, or
+    --gpu; and what to set. With accelerate's file for FSDP2: the memory of the node's own process.
 
     A swarm, from outside: whether each seed of its invite answers, whether a stranger gets in and after how long, how
-    many nodes there are, and what versions they run. No use of the invite is spent.
+    many nodes there are, and what versions they run. It spends no use of the invite.
 
     A finding that has to be mended (✗) makes it exit with 1; a warning (!) does not. Each says what to do.
 

@@ -39,7 +39,7 @@ Tasks = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="The swarm's tasks; default: those of CONFIG. Options come from CONFIG.",
+        help="The swarm's tasks; default: those of CONFIG. Their options come from CONFIG.",
         show_default=False,
     ),
 ]

@@ -28,7 +28,7 @@ Old = Annotated[
         show_default=False,
     ),
 ]
-NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch and verify all, keep it, and stop.")]
+NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch, verify and keep the manifest, and stop.")]
 
 
 def join(  # noqa: PLR0913  # one parameter for each option of the command
@@ -48,8 +48,8 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     """Join a swarm with an invite, and start a node in it.
 
     Its manifest is fetched and verified; the node trains on the swarm's tasks with a model of your own.
-    CONFIG says which model, and everything else but the tasks, of which it may say how your model is
-    asked. Given again with the same folder, the node goes on from its checkpoint.
+    CONFIG has the model and all settings but the tasks; of a task it may set how your model is asked.
+    The same command, given again, goes on from the node's checkpoint.
 
     A swarm with other rules is another swarm. With --from a node moves there: it keeps its key, its settings and its
     newest checkpoint, and leaves the old swarm's peers and their rollouts behind.

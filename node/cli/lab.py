@@ -8,7 +8,7 @@ import typer
 from node.cli.options import Debug
 from node.errors import UserError
 
-app = typer.Typer(help="Run experiments, and hold two runs side by side.", rich_markup_mode=None)
+app = typer.Typer(help="Run experiments, and compare two runs.", rich_markup_mode=None)
 
 Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/rules.toml.")]
 Out = Annotated[

@@ -38,7 +38,7 @@ from node.state_folder import check_free
 SeedPeers = Annotated[
     list[str] | None,
     typer.Option(
-        "--seed-peer", metavar="ADDRESS", help="A node to meet the swarm by: what its `address` file holds; repeatable."
+        "--seed-peer", metavar="ADDRESS", help="A node to enter the swarm by: its `address` file's line; repeatable."
     ),
 ]
 SeedOnly = Annotated[
@@ -80,8 +80,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     """Run one node, or start one again from its folder.
 
     It trains until Ctrl-C, or its last round if it has one; started again, it goes on from its checkpoint.
-    Its folder remembers what it is and what was set: to start it again takes --state alone. What is given
-    then goes before, is remembered from then on, and the node says what changed.
+    Its folder remembers its settings: --state alone starts it again. Options given then override
+    them and are remembered, and the node says what changed.
 
     \b
     Example:

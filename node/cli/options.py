@@ -16,7 +16,7 @@ from node.state_folder import of_a_node
 Folder = Annotated[
     Path,
     typer.Option(
-        "--state", "--out", callback=of_a_node, help="The node's state folder: key, manifest, pool, checkpoints."
+        "--state", "--out", callback=of_a_node, help="The node's folder: key, manifest, replay buffer, checkpoints."
     ),
 ]
 Listen = Annotated[
@@ -32,13 +32,13 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="ID",
-        help="Train this model: 'builtin', a folder, or a model id; it brings the settings of its size.",
+        help="Train this model: 'builtin', a folder, or a model id; settings follow its size.",
         show_default=False,
     ),
 ]
 Rounds = Annotated[
     int | None,
-    typer.Option(min=0, help="Rounds to train for; 0, or at first none: until it is stopped.", show_default=False),
+    typer.Option(min=0, help="Rounds to train for; 0, or unset at the first start: no end.", show_default=False),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
 Forget = Annotated[
@@ -88,7 +88,7 @@ AccelerateConfig = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="How they do it, as `accelerate config` writes it: FSDP2, or data parallel; it may say how many.",
+        help="How they do it: a file of `accelerate config`, FSDP2 or data parallel; it may give their number.",
         show_default=False,
     ),
 ]
