@@ -57,7 +57,7 @@ from node.training.likelihood import surprises
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
-LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising")  # peers' completions that a round left out
+LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising")  # counts of peers' completions
 
 
 def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
@@ -89,10 +89,10 @@ class Loop:
     pool: ReplayBuffer
     exchange: Exchange
     metrics: MetricsLog
-    record: Callable[[Sequence[Row]], None] = lambda rows: None  # takes what is kept of a round's rollouts
+    record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
     journal: RoundJournal = field(default_factory=NoJournal)
     row: Row = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)  # until the end of the round in progress
+    spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _handed_over: float = 0.0
     _longest_text: int = field(init=False)
     _longest_prompt: int = field(init=False)
@@ -139,7 +139,7 @@ class Loop:
             took = time.monotonic() - began
             if isinstance(self.engine, Ahead) and version + 1 < self.config.last_round:
                 ahead = self._questions(version + 1, sampling.questions_per_round)
-                self.engine.begin(self._episodes(ahead, version + 1))  # by the weights that this round trains
+                self.engine.begin(self._episodes(ahead, version + 1))  # with the weights before this round's update
             self._check_held_out(own)
             with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
@@ -173,12 +173,12 @@ class Loop:
             self.engine.wait()
 
     def give_up(self) -> None:
-        """Have `save` wait for nothing: what is not made yet is made again."""
+        """Let `save` not wait: what is not made yet is made again after a restart."""
         if isinstance(self.engine, Ahead):
             self.engine.give_up()
 
     def resume(self, checkpoint: Path | None) -> None:
-        """Take up what `save` added."""
+        """Load what `save` added."""
         if checkpoint is not None and isinstance(self.engine, Ahead):
             self.engine.resume(checkpoint)
 
@@ -234,7 +234,7 @@ class Loop:
     ) -> list[EncodedGroup]:
         """Return the completions as groups, without those that cannot be scored here.
 
-        Environments have scored theirs. A group of which fewer than two are left is left out.
+        An episode in an environment is scored already. A group with fewer than two scored completions is left out.
         """
         answers = [
             Answer(question.task, question.item, one.text)
@@ -311,7 +311,7 @@ class Loop:
         return local + external, drawn
 
     def _refuse(self, screening: Screening, version: int) -> None:
-        """Bury the groups that a round refused and the liars' other groups; report each refused group to the swarm."""
+        """Remove refused groups and the liars' other groups for good; report each refused group to the swarm."""
         buried = [one.id for one in screening.refused]
         if screening.liars:
             buried += [one.id for one in self.pool.of_signers(screening.liars)]
@@ -343,7 +343,7 @@ class Loop:
     def _encode(self, prompt: Sequence[int], made: Episode) -> Tokens | None:
         """Return a peer's episode as tokens; None if a turn, or its prompt, is longer than an own one may be.
 
-        It is not cut: what is left would not be the text that was scored.
+        It is not truncated: that would not be the text that was scored.
         """
         if any(len(text) > self._longest_text for text in made.texts[::2]):
             return None

@@ -167,13 +167,13 @@ class _RecordedExchange(NoExchange):
 
     def __init__(self, again: _Again, tasks: TaskSet, start: Start) -> None:
         self._again = again
-        self._admission = GroupReader(tasks, start.limits)
+        self._reader = GroupReader(tasks, start.limits)
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read again what came in this round."""
         shared = []
         for item in self._again.recorded.seen:
-            group, reason = self._admission.read(item.body, item.topic)
+            group, reason = self._reader.read(item.body, item.topic)
             self._again.seen.append(item._replace(reason=reason))
             if group is not None:
                 shared.append(Shared(item.id, item.sender, item.time, group, item.body))

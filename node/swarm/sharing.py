@@ -1,12 +1,12 @@
-"""Between the loop and the network: groups out, peers' groups in, never waiting.
+"""Sends the loop's groups to the network and returns peers' groups; nothing here waits.
 
 `Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
 the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
 
 Demand: a node asks the swarm for its tasks' topics, and for as many groups a second as it can use.
 
-The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds of a round. The factor goes down
-to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next ones. A node that trains
+The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds of a round. `OVERSAMPLING` falls
+to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next. A node that trains
 on nobody's groups still takes `RELAY_DEMAND` and passes it on: a node that relays nothing wastes its neighbours' links.
 """
 
@@ -49,15 +49,15 @@ class Exchange(Protocol):
         ...
 
     def drew(self, groups: int, left: int) -> None:
-        """Say how many of peers' groups a round drew, and how many it left: what is asked for follows."""
+        """Say how many of peers' groups a round drew, and how many it left: the demand follows."""
         ...
 
     def report(self, group_id: bytes, reason: str) -> None:
-        """Say that a group that was drawn is of no use, and why: one of the reasons of `node.rollouts.screening`."""
+        """Say why a drawn group is of no use: a reason of `node.rollouts.screening`."""
         ...
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
-        """Note that a round of `model` is done, by its row of metrics: the swarm may want reports."""
+        """Note that a round of `model` is done, with its metrics: a report may be due."""
         ...
 
     def traffic(self) -> Counters: ...
@@ -134,26 +134,26 @@ class NetworkExchange:
         reporter: Reporter | None = None,
         saw: Callable[[ReadGroup], None] = lambda seen: None,
     ) -> None:
-        """Share over `host`; ask it for the tasks' groups, as many as a node needs that draws `external` a round.
+        """Share over `host`; ask it for as many of the tasks' groups as a node that draws `external` a round needs.
 
         In a swarm whose nodes report every `reports_s` seconds, it passes on their reports; `reporter` makes this
         node's. `saw` is told of every item that is read as a group.
         """
         self._host = host
         self._tasks = tasks
-        self._admission = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
+        self._reader = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
         self._max_bytes = max_bytes
         self._saw = saw
-        self._unsent: Counter[str] = Counter()  # by reasons of ours, not the host's
+        self._unsent: Counter[str] = Counter()  # own groups, by why they were not sent
         self._demand = Demand(external)
         self._reports = Desk(reports_s) if reports_s else None
         self._reporter = reporter
         self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
-        self._topics = self._admission.topics | self._beside
+        self._topics = self._reader.topics | self._beside
         host.subscribe(self._topics, self._demand.told, self._beside)
 
     def publish(self, groups: Sequence[Group]) -> None:
-        """Hand the round's groups to the network thread, but for those of tasks that are not shared.
+        """Hand the round's groups to the network thread, if `is_shared` says so.
 
         One that is too large is counted, not sent.
         """
@@ -178,7 +178,7 @@ class NetworkExchange:
             if known(item.id):
                 continue
             now = time.time()
-            group, reason = self._admission.read(item.body, item.topic)
+            group, reason = self._reader.read(item.body, item.topic)
             self._saw(ReadGroup(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
                 shared.append(Shared(item.id, item.sender, now, group, item.body))
@@ -187,7 +187,7 @@ class NetworkExchange:
         return shared
 
     def _pass_on(self, reports: Desk, item: Received) -> None:
-        """Leave a report to the host, which offers it to peers, unless it is bad."""
+        """Take a report; unless it is bad the host passes it on."""
         try:
             reports.take(item.body, item.sender, item.time)
         except ReportError as error:
@@ -202,7 +202,7 @@ class NetworkExchange:
         self._demand.drew(groups, left)
 
     def report(self, group_id: bytes, reason: str) -> None:
-        """Tell the host, which counts it by its reason; unless that is nobody's fault it costs the group's signer."""
+        """Tell the host, which counts the reason; if it is somebody's fault, it costs the group's signer."""
         self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
@@ -237,13 +237,13 @@ def traffic_row(traffic: Counters) -> dict[str, object]:
 # Some groups have no advantage, some are too long or too surprising, and some are too old when their turn comes. So a
 # node asks for more than it draws (`OVERSAMPLING`). While every round finds as many as it wants, a few more are enough
 # (`SPARE`): beyond them signatures would be checked, and bytes stored, for groups that nobody draws, and what is drawn
-# would be older. While enough are left for the next round, or for `RESERVE_S` since they come in bursts, the node takes
+# would be older. While enough are left for the next round and for `RESERVE_S` (they come in bursts), the node asks for
 # less than it draws (`LESS`): else what waits would grow, and grow old. A round that finds too few raises it again.
 OVERSAMPLING, SPARE, LESS = 2.0, 1.25, 0.9
 RESERVE_S = 1.0
-EASE = 0.97  # a round: from the first to the last in 27 rounds that are well supplied
+EASE = 0.97  # of the factor, a round: from OVERSAMPLING to LESS in 27 well supplied rounds
 RELAY_DEMAND = 2.0  # items a second: about 20 kB a second of an ordinary node's line
-SEED_DEMAND = 32.0  # of a node that only relays: as much as it remembers for an hour (`Limits.max_seen`)
+SEED_DEMAND = 32.0  # of a node that only relays: in an hour as many as it remembers (`Limits.max_seen`)
 SHORTEST_ROUND_S = 1e-3
 FIRST_ROUNDS = 3  # measured before anything is declined: the first are slow, and a guess could starve the node
 WEIGHT = 0.2  # of the latest round in the average
@@ -273,7 +273,7 @@ class Demand:
         self._factor = OVERSAMPLING
         self._began: float | None = None
         self._seconds = 0.0
-        self.told = math.inf if external else RELAY_DEMAND
+        self.told = math.inf if external else RELAY_DEMAND  # the demand that the host was told last
 
     def drew(self, groups: int, left: int) -> None:
         """Note how many groups a round drew, and how many that it might have drawn are left."""
