@@ -8,13 +8,13 @@ the body. The ledger holds what each peer was told, asked and given of each item
     WANT        give me these items, outlines, chunks             each of them, DONT_HAVE or BUSY
     DONT_HAVE   I do not have these
     BUSY        not now; without ids: what you asked for waits for my line
-    CANCEL      I have these from somebody else
+    CANCEL      I do not need these any more
     IDONTWANT   I have these, or refuse them: do not send or name them
-    INTEREST    I want these topics; nothing that I did not ask for
+    INTEREST    I want these topics, or only their announcements
 
 Rules
  1. A publisher sends an item of at most `push_bytes` to `max_pushes` live peers, drawn by lot from those that are
-    interested and did not ask for announcements only. A larger one, and to all others, is announced.
+    interested and did not ask for announcements only. All else is announced.
  2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that are not known
     to have it. It announces once nothing new has come for `announce_interval`, and at the latest `MAX_HOLD` times that
     after the first, so that a burst is announced once. A node announces chunks in the same way. A peer that asked for
@@ -24,19 +24,20 @@ Rules
     way: then after `pull_delay`. A node that asked for announcements only draws by lot what it asks for, at its ticks.
  4. A peer that comes up is told our interest and announced what we hold, so a node that was
     away catches up: the newest at once, the rest in batches that leave out what it has got
-    meanwhile. Now and then a random peer is announced what is newest, in case something was lost: one that did not ask
-    for announcements only, as that has more on offer than it takes, and for whom nothing waits.
- 5. A peer's want is queued by its id, and becomes a frame when the line is free for it. It is told every half
-    `pull_patience` that what it wants still waits, that it is BUSY beyond `max_served` at a time, and what is not here.
-    So no peer can make us wait or grow, and whoever waits knows for what. What a peer asks for again takes its fair
-    share of the line, as other items would.
+    meanwhile. Now and then the newest items are announced to a random peer, in case something was lost. Peers that
+    asked for announcements only, or for whom something waits, are left out.
+ 5. What a peer wants is queued by its id, and becomes a frame when the line is free for it. The answer is BUSY beyond
+    `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every half
+    `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. What a peer asks for
+    again uses up its own share of the line.
  6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
-    ordinary duplicate. A signer that is our peer and whose push is not here yet is told that we do not want it.
+    ordinary duplicate. If an item comes from another peer before its signer, a peer of ours, pushed it, we tell the
+    signer that we do not want it.
  7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed beyond our demand. That
     costs a little: an honest node pushes no more once it is asked for announcements only.
- 8. A promise is kept. An item found bad is announced to nobody any more, but whoever was told of
-    it may have it, and judges for itself: that costs its signer, not whoever passed it on. An item
-    that will soon be stale is not announced.
+ 8. What was announced is given. An item found bad is announced to nobody any more; peers that were told of it may
+    have it, and judge it themselves. It costs its signer, not those who passed it on. An item that will soon be stale
+    is not announced.
 """
 
 import math
@@ -91,9 +92,9 @@ from protocol.wire.messages import (
     hint,
 )
 
-CATCH_UP_S = 2.0  # seconds between its further batches of `MAX_IDS`, some 12 kB/s; what it pulls leaves the next ones
-DRAWS = 4  # a patience: how often silent peers are looked for, and items to ask for are drawn
-LOOKED_AT = 16  # chunks that wait for one line, for the one that fewest were given
+CATCH_UP_S = 2.0  # seconds between further batches of `MAX_IDS`, some 12 kB/s; the next ones omit what it has pulled
+DRAWS = 4  # in a `pull_patience`: how often silent peers are looked for and items to ask for are drawn
+LOOKED_AT = 16  # so many chunks that wait for a line are compared: the one given to fewest goes first
 SYNC_WINDOW = 4.0  # sync intervals
 MAX_HOLD = 4.0  # announce intervals: what a hop costs at the most while items come all the time
 
@@ -137,10 +138,10 @@ class _Peer:
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
     served: OrderedDict[bytes, int] = field(default_factory=OrderedDict)  # places of what waits for its line, by size
-    turns: int = 0  # that are to come in its line: also those of what it cancelled, which keep their places
+    turns: int = 0  # that its line still has to give, those of cancelled items included
     gave_at: float = float("-inf")  # when something last left for it
     waiting_since: float = 0.0  # for its line, or when it was last told so
-    pushes: set[ItemId] = field(default_factory=set)  # of those, what it did not ask for
+    pushes: set[ItemId] = field(default_factory=set)  # ids in `served` that it did not ask for
     lacking: dict[ItemId, None] = field(default_factory=dict)  # what waited for its line and is not here any more
 
     def remind(self, *ids: ItemId) -> None:
@@ -161,12 +162,12 @@ class Gossip:
         self._rng = rng
         self._peers: dict[NodeId, _Peer] = {}
         self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
-        # Nobody's stamp is further ahead, so whatever is forgotten is refused as stale.
+        # No item's time is further ahead, so what is forgotten here is refused as stale.
         self._seen: Expiring[ItemId, NodeId] = Expiring(
             limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
         )
         self._store = Store(own, limits, setup.shelf)
-        self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what waits for the shelf, and for whom
+        self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what comes from the shelf, the disk, and for whom
         self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
         self._ledger = ItemLedger(lambda item_id: item_id in self._wants, limits)
         self._wants = Wants(self._ledger, setup.timing, limits, rng)
@@ -188,11 +189,11 @@ class Gossip:
 
     @property
     def wanted(self) -> int:
-        """How many items were announced that it lacks and may ask for."""
+        """How many announced items the node lacks and may ask for."""
         return len(self._wants)
 
     def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
-        """Offer nobody any more what somebody signed for whom `is_by` holds, and fetch no more of it."""
+        """Stop offering and fetching items for whose signer `is_by` holds."""
         self._store.withdraw_signed(is_by)
         self._wants.forget_signed(is_by)
 
@@ -209,7 +210,7 @@ class Gossip:
         return min(wait, timing.sync_interval)
 
     def may_rest(self, now: Instant) -> bool:
-        """Tell whether nobody waits for a node that looks at the network a few times a second only.
+        """Tell whether the node may look at the network only a few times a second, as nobody waits for it.
 
         It draws what it asks for at its ticks, has more on offer than it takes, and nothing large comes or goes.
         """
@@ -297,7 +298,7 @@ class Gossip:
         return found
 
     def _fetched(self, item_id: ItemId, frame: bytes, now: Instant) -> list[GossipAction]:
-        """Let what waited for the shelf wait for its line again, and bring our own node what waits for that."""
+        """Queue again what waited for the shelf, and deliver it if our own node waits for it."""
         self._store.fetched(item_id, frame)
         turns = self._bring(item_id) if item_id in self._to_bring else list[GossipAction]()
         for node, part in self._fetching.pop(item_id, ()):
@@ -316,7 +317,7 @@ class Gossip:
         return []
 
     def size(self, item_id: ItemId) -> int:
-        """Return how many bytes the frame of an item has that is here, be it on the shelf; 0 if it is not."""
+        """Return the bytes of an item's frame, in memory or on the shelf; 0 if it is not here."""
         entry = self._store.entry(item_id)
         return entry.size if entry is not None else 0
 
@@ -325,9 +326,9 @@ class Gossip:
         self._wants.unheard(node, now.steady)
 
     def requeue(self, node: NodeId) -> list[GossipAction]:
-        """Let all that waits for a live peer wait for the link that it has: another is gone, and what waited for that.
+        """Queue all that waits for a live peer on the link that it has: another link is gone, with its queue.
 
-        What waited for this one already waits twice, and is given once.
+        What was queued on this link before is queued twice, and given once.
         """
         peer = self._peers.get(node)
         if peer is None:
@@ -336,9 +337,9 @@ class Gossip:
         return [Serve(node, place, size) for place, size in peer.served.items()]
 
     def _least_given(self, peer: _Peer) -> bytes | None:
-        """Return which of the chunks that a peer waits for was given to fewest others, whoever's turn it is.
+        """Return the chunk, of those that a peer waits for, that was given to fewest, whichever has the turn.
 
-        These can give it then, too; and all of them have a turn.
+        So more peers can pass it on. The others have turns too.
         """
         chunks = islice((place for place in peer.served if len(place) == PLACE_BYTES), LOOKED_AT)
         return min(chunks, key=lambda place: self._given.get(place) or 0, default=None)
@@ -350,7 +351,7 @@ class Gossip:
         self._store.expire(now)
         limits = self._limits
         held = self._store.newest(limits.max_pending)
-        # Two nodes that meet again hold much the same: of the two, whose batch is later leaves out the other's.
+        # Two nodes that meet again hold much the same: the later to announce leaves out what the other did.
         due = now.steady + CATCH_UP_S * self._rng.random()
         peer = self._peers[node] = _Peer(Filter(), limits.max_pending, held[: -limits.first_ids], due)
         self._ledger.up(node)
@@ -477,16 +478,16 @@ class Gossip:
 
     def _hold(self, item: Item, now: Instant) -> None:
         self._store.add(item, now)
-        may = float("inf")
+        earliest = float("inf")
         for node, peer in self._peers.items():
             row = self._ledger.find(node, item.id)
             if (row is None or row.is_news) and peer.wants.covers(item.topic):
                 peer.remind(item.id)
-                may = min(may, peer.quiet_until)
-        if may <= now.steady:
+                earliest = min(earliest, peer.quiet_until)
+        if earliest <= now.steady:
             self._timer.news(now.steady)
-        elif may < float("inf"):
-            self._timer.by(may)
+        elif earliest < float("inf"):
+            self._timer.by(earliest)
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
