@@ -10,19 +10,19 @@ Rules
     the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
  2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
     An unanswered hello is repeated every `HELLO_RETRY_S`.
- 3. A graylisted node is refused at the hello by its node id, whatever key it brings, and not dialled.
+ 3. A graylisted node (its score is too low) is refused at the hello by its node id, under any key, and not dialled.
  4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
     that it lacks links of its own choice, a peer that dialled us and is farther from us (see `links`) makes room for
     it, once in `EVICT_INTERVAL_S`. A caller that lies about that gets no more than a near one. A node that nobody can
-    dial says it while it has no peer, and has places of its own (see `links`, rule 3).
+    dial says so while it has no peer; there are separate places for it (see `links`, rule 3).
  5. A hello of a process that started at another time is a restarted peer: it goes down and
     comes up again. One that shows an older record of itself than we have is told the newer one. A
     record of ourselves that is newer than our own (our clock was set back, or another process has
     our key) makes us raise our incarnation above it (see `RecordDirectory.outbid`).
- 6. A peer whose hello names a newer revocation list than ours is asked for it. One that we would not admit is asked
-    first, once, as the list may say that who signed its grant may; its hello is judged when it comes again. What is
-    new is told to all peers, and every exchange asks a peer. Nobody stays linked or in the book whom the list names.
- 7. Where the use of an invite has to be on disk first, a hello is not answered. It comes again (rule 2).
+ 6. A peer whose hello names a newer revocation list than ours is asked for it. If we would not admit it, it is
+    asked first, once: that list may allow the signer of its grant. Its hello is judged when it comes again. A new list
+    is told to all peers, and every exchange asks a peer. A node that the list names loses link and book entry.
+ 7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
 import random
@@ -81,21 +81,21 @@ from protocol.wire.messages import (
 )
 
 EVICT_INTERVAL_S = 1.0
-# A hello makes us tell a peer all over again whom we know and what we hold: twice as often as it has to be repeated.
+# A hello makes us tell a peer again whom we know and what we hold. It may come twice as often as it has to.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
-# The messages of a peer that does not take us in.
+# What a peer that does not take us in may say.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
 
 def refuse_nobody(node: NodeId, now: Instant) -> bool:
-    """The rule where nobody keeps scores."""
+    """Refuse nobody: no scores are kept."""
     return False
 
 
 class Membership:
-    """See the module's comment. Its parts are for reading.
+    """See the module's comment. Read its parts; do not change them.
 
     `book` may be filled before the first event with what was saved. `refuses` tells of a node
     whether it is graylisted just now.
@@ -135,7 +135,7 @@ class Membership:
     def saved_records(self) -> list[PeerRecord]:
         """The records to keep on disk: all of the book, and the expired ones of nodes that we would look for.
 
-        First are the peers that we dialled, and then those who dialled us: a person may be told of these.
+        The peers that we dialled are first, then those who dialled us: a person may be told the first ones.
         """
         ranks = {node: not peer.link.dialled for node, peer in self.links.peers.items()}
         known = sorted(self.book.dialable_records(), key=lambda record: ranks.get(record.node_id, 2))
@@ -150,7 +150,7 @@ class Membership:
         return peer.link if peer else None
 
     def voice_of(self, link: Link, node: NodeId) -> str:
-        """Return as whom a node at the other end of a link counts."""
+        """Return the name under which a node at the other end of a link counts."""
         host = self.links.host_of(link)
         return counts_as(netgroup(host), host, node)
 
@@ -297,7 +297,7 @@ class Membership:
         if reason == NOT_KEPT:
             return []
         may_ask = hello.revision > gate.revision and not self.lists.awaits(link)
-        # To ask is an answer, and whoever was answered keeps its connection: therefore only for so long.
+        # A caller that is answered keeps its connection, and to ask is an answer: so only for `LIST_WAIT_S`.
         if may_ask and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
             return [self.lists.ask_first(link)]
         self.refusals.of(sender, reason, now)
@@ -312,7 +312,7 @@ class Membership:
         actions: list[MembershipAction] = []
         known = self.links.peers.get(sender)
         if known is not None and link in (known.link, known.spare) and now.steady < known.met + LEAST_HELLO_PAUSE_S:
-            raise MessageError("too_many_hellos")  # also of a restarted process, which says it again
+            raise MessageError("too_many_hellos")  # a restarted process says its hello again
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
@@ -372,7 +372,7 @@ class Membership:
     def _room_for(
         self, link: Link, record: PeerRecord, group: str, now: Instant, *, needy: bool
     ) -> list[MembershipAction] | None:
-        """Return what is done so that who dialled us has a place, nothing if it has one; None: it gets none."""
+        """Return the actions that make a place for a caller, none if there is one; None: it gets no place."""
         host = self.links.host_of(link)
         if record.endpoints:
             if self.links.has_room(group):
@@ -467,7 +467,7 @@ class Membership:
                 case Dead(node):
                     self.deaths += 1
                     if not self.links.peers[node].record.endpoints:
-                        self.book.forget([node])  # nobody can try it: if it lives it calls
+                        self.book.forget([node])  # nobody can dial it: if it lives it dials
                     actions += self._lose(node, now)
         return actions
 
@@ -515,7 +515,7 @@ class Membership:
         return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
-        """Part from live peers that are admitted no more: a grant's end is its holder's."""
+        """Part from live peers that are admitted no more, as when their grant has ended."""
         if now.steady < self._next_review:
             return []
         self._next_review = now.steady + self._setup.timing.exchange_interval
