@@ -5,13 +5,13 @@ or could not tell. An unscorable answer is not trained on and not published, and
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers go
-before its peers': what delays them is at most one text of a peer for each worker, `SCORE_S` long, and the start of a
-worker in the place of one that such a text ended.
+before its peers'. In each worker at most one text of a peer delays them, for `SCORE_S`, and the start of another worker
+if that text ended the first.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...};
-"parts" beside a reward are those of several functions, by name. To "start" it replies with the channel of an episode
-(`node.tasks.fork_server`).
+"parts" beside a reward are those of several functions, by name. To a request "start" it replies with the channel of an
+episode (`node.tasks.fork_server`).
 `python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
@@ -100,7 +100,7 @@ def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdic
 
 
 def late_as_none(found: Sequence[MaybeLate]) -> list[Verdict]:
-    """Return verdicts, of which those that were late are unscorable."""
+    """Return verdicts, with None for those that were late."""
     return [None if one == LATE else one for one in found]
 
 
@@ -119,7 +119,7 @@ class Scoring:
     def wait(self, seconds: float) -> list[MaybeLate]:
         """Return the verdict on each answer, after `seconds` at most.
 
-        Then an answer that is being scored is unscorable, and one whose turn did not come is `LATE`: it is not scored.
+        An answer that is being scored then is unscorable. One whose turn did not come is `LATE`: it is not scored.
         """
         deadline = time.monotonic() + seconds
         here = [
@@ -139,7 +139,7 @@ def submit_of(task: Task) -> Submit | None:
 
 
 def played(task: Task) -> "Callable[[Item, Sequence[str], bool], Future[Verdict]]":
-    """Return what plays a task's episodes again in its worker processes, like its `submit`."""
+    """Return the task's `submit_episode`, which queues an episode to be played again in a worker process."""
     return task.submit_episode  # type: ignore[attr-defined]  # every task with a `submit` and a `start` has it
 
 
@@ -179,7 +179,7 @@ def _raised(answer: Answer, error: Exception) -> Verdict:
 
 
 def already(verdict: Verdict) -> "Future[Verdict]":
-    """Return a verdict that is known without a worker as `submit` returns one."""
+    """Return a future of a verdict that is known without a worker."""
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future
@@ -244,7 +244,7 @@ _CLOSE, _OWN, _PEERS = range(3)  # the order in which a lane takes what waits
 class _Lanes:
     """Threads that take requests from one queue, each with a worker of its own.
 
-    The threads hold no reference to `Workers`. A worker dies with the thread that starts it, so they stay.
+    The threads hold no reference to `Workers`. A worker dies with the thread that starts it, so the threads stay.
     """
 
     def __init__(self, task: str, module: str, first: Message, seconds: float) -> None:
@@ -292,12 +292,12 @@ class _WorkerThread:
                 self._lanes.close()
                 break
             if self._worker is None:
-                self._start()  # while it loads, the text is not begun
+                self._start()  # while it loads, the text can still be cancelled
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(job(self))
-            except Exception as error:  # noqa: BLE001  # it is for who waits
+            except Exception as error:  # noqa: BLE001  # for the caller that waits
                 future.set_exception(error)
             if waiting.empty():
                 self._busy = 0.0
@@ -398,7 +398,7 @@ class IsolatedTask(Wrapper):
 def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> IsolatedTask:
     """Return `task`, which `config` names, with its answers scored and its episodes played in worker processes.
 
-    If it `is_here`, it has a class of this process, which no other has: its episodes are played in this one.
+    `is_here` says that its class exists in this process only: then its episodes are played here.
     """
     if getattr(task, "confine", True) and (reason := unconfinable()):
         log.warning("its code meets strangers' texts and is not confined here", task=task.key.name, reason=reason)
@@ -428,7 +428,7 @@ def main() -> None:
         send(channel, {"error": "its code has changed since this node began: start the node again"})
         return
     if start_of(task) is None and getattr(task, "confine", True):
-        tempfile.gettempdir()  # it tries by writing, once
+        tempfile.gettempdir()  # it looks for the folder by writing to it, which `confine` forbids
         with suppress(ConfinementError):
             confine()
     send(channel, {})
