@@ -348,7 +348,8 @@ def _engine(config: NodeConfig) -> Iterator[Diagnosis]:
 
 def _swarm(config: NodeConfig, folder: Path) -> Iterator[Diagnosis]:
     """Compare the swarm's manifest with what is here: the protocol, and the tasks to the bit."""
-    from node.swarm.founding import adopt_tasks, load_manifest
+    from node.swarm.founding import adopt_tasks, earlier_versions, load_manifest
+    from node.tasks import load_tasks
     from protocol.wire.version import MAJOR, VERSION, said
 
     try:
@@ -364,15 +365,21 @@ def _swarm(config: NodeConfig, folder: Path) -> Iterator[Diagnosis]:
     yield Diagnosis("swarm", same, text, needed=False, do=remedy)
     if config.role == "train":
         try:
-            adopted = adopt_tasks(manifest, config.tasks)
+            earlier = earlier_versions(manifest, load_tasks(config.tasks))
+            adopted = [] if earlier else adopt_tasks(manifest, config.tasks)
         except UserError as error:
             yield Diagnosis(
                 "swarm's tasks", False, str(error), do="install what the task needs, in the swarm's version"
             )
         else:
-            yield Diagnosis(
-                "swarm's tasks", True, f"{', '.join(task.name for task in adopted)}: as the swarm's, to the bit"
-            )
+            for key, version in earlier.items():
+                text = f"{key.name} has version {version} in the swarm and {key.version} here"
+                alone = "nodes that still run the founder's release share nothing with this one: update them"
+                yield Diagnosis("swarm's tasks", False, text, needed=False, do=alone)
+            if not earlier:
+                yield Diagnosis(
+                    "swarm's tasks", True, f"{', '.join(task.name for task in adopted)}: as the swarm's, to the bit"
+                )
 
 
 def _running(folder: Path) -> Iterator[Diagnosis]:

@@ -589,6 +589,16 @@ def _check_key(task: ManifestTask, built: TaskSet) -> None:
     )
 
 
+def earlier_versions(manifest: SwarmManifest, tasks: TaskSet) -> dict[TaskKey, int]:
+    """Return the tasks that an earlier release founded the swarm with, as they are here, and their versions then."""
+    return {
+        task.key: then.version
+        for task in tasks.tasks
+        for then in manifest.tasks
+        if then.version < task.key.version and TaskKey(*then[:3]) == task.key._replace(version=then.version)
+    }
+
+
 def check_rules(manifest: SwarmManifest, tasks: TaskSet, completions: int) -> None:
     """Raise `UserError` when no peer would take what the node makes: another task, or too many completions a group."""
     if completions > manifest.limits.max_completions:
@@ -596,14 +606,13 @@ def check_rules(manifest: SwarmManifest, tasks: TaskSet, completions: int) -> No
             f"sampling.completions={completions} is more than swarm {manifest.name!r} allows in a group: "
             f"set it to at most {manifest.limits.max_completions}"
         )
-    known = {TaskKey(*task[:3]) for task in manifest.tasks}
+    known, earlier = {TaskKey(*task[:3]) for task in manifest.tasks}, earlier_versions(manifest, tasks)
     for task in tasks.tasks:
-        older = [key for key in known if key == task.key._replace(version=key.version) and key < task.key]
-        if older:
+        if task.key in earlier:
             log.warning(
                 "the swarm was founded by an earlier release: nodes that still run it share nothing with this one",
                 task=task.key.name,
-                version=older[0].version,
+                version=earlier[task.key],
                 here=task.key.version,
             )
         elif task.key not in known:

@@ -117,10 +117,15 @@ def test_of_several_gpus_it_is_said_which_one_trains(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("version", "ok", "says"), [(0, True, "builtin/sums: as the swarm's"), (9, False, "builtin/sums")]
+    ("version", "ok", "needed", "says"),
+    [
+        (0, True, True, "builtin/sums: as the swarm's"),
+        (9, False, True, "builtin/sums"),
+        (1, False, False, "builtin/sums has version 1 in the swarm and 2 here"),  # its node starts, and warns
+    ],
 )
 def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
-    version: int, ok: bool, says: str, tmp_path: Path
+    version: int, ok: bool, needed: bool, says: str, tmp_path: Path
 ) -> None:
     from node.config import TaskConfig
     from node.swarm.founding import describe_tasks, save_manifest
@@ -132,7 +137,8 @@ def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
     (tmp_path / "config.json").write_text('{"tasks": [{"name": "builtin/sums"}]}')
     checks = list(examine_node(tmp_path))
     assert found("swarm", checks).ok and "'club', founded on protocol 3.0" in found("swarm", checks).text
-    assert found("swarm's tasks", checks).ok == ok and says in found("swarm's tasks", checks).text
+    tasks = found("swarm's tasks", checks)
+    assert (tasks.ok, tasks.needed) == (ok, needed) and says in tasks.text
     assert "no node is running" in found("node", checks).text
 
 
