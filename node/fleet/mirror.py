@@ -111,16 +111,17 @@ class MirrorSender:
     def _grown(self, name: str) -> FilePart | None:
         path = self._folder / name
         try:
-            found, file = path.stat(), self._files.get(name)
+            found, file, before = path.stat(), self._files.get(name), b""
             anew = file is None or os.fstat(file.fileno()).st_ino != found.st_ino or found.st_size < file.tell()
             if file is None or anew:
                 fresh = path.open("rb")
                 if file is not None:
+                    before = file.read() if name in LOGS else b""  # the end of a log that was moved out of the way
                     file.close()
                 self._files[name] = file = fresh
         except FileNotFoundError:
             return None
-        data = file.read()
+        data = before + file.read()
         return FilePart(name, data, anew=anew and name not in LOGS) if data or anew else None
 
     def _next_checkpoint(self) -> Iterator[Part]:

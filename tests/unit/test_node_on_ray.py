@@ -135,6 +135,17 @@ def test_logs_of_all_processes_of_a_node_are_one_and_bounded(
         send(sender := MirrorSender(there, tmp_path / "links"), here)
         sender.close()
     assert (here / "log.jsonl").read_text() == "one\ntwo\n"
+    output = there / "output.log"
+    output.write_text("a")
+    send(sender := MirrorSender(there, tmp_path / "links"), here / "again")
+    with output.open("a") as file:
+        file.write("b")  # and is moved out of the way before it is sent
+    output.rename(there / "output.log.1")
+    output.write_text("c")
+    send(sender, here / "again")
+    sender.close()
+    assert (here / "again" / "output.log").read_text() == "abc"
+    output.unlink()
     monkeypatch.setattr(mirror, "MAX_LOG_BYTES", 4)
     send(sender := MirrorSender(there, tmp_path / "links"), here)
     sender.close()
