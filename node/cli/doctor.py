@@ -36,6 +36,7 @@ Swarm = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+OF_A_MODEL = "--set, --gpu, --processes and --accelerate-config"
 GOOD, WORTH_KNOWING, BAD = ("✓", "green"), ("!", "yellow"), ("✗", "red")
 ASCII = {"✓": "ok", "!": "-", "✗": "FAIL", "→": "->"}  # where the terminal cannot show the others
 
@@ -76,7 +77,9 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer doctor --swarm @invite.txt || mail -s "the swarm is not well" me
     """
     if swarm is not None:
-        parts = _of_swarm(swarm, model, debug=debug)
+        if model or settings or gpu or processes or accelerate_config:
+            raise UserError(f"doctor --swarm looks at a swarm and at no model: leave out --model, {OF_A_MODEL}")
+        parts = _of_swarm(swarm, debug=debug)
     else:  # the model first, for one that is not there is no finding, but something to correct
         of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
         parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
@@ -109,8 +112,7 @@ def _of_model(
 ) -> dict[str, Iterable[Diagnosis]]:
     if model is None:
         if settings or gpu or processes or accelerate:
-            given = "--set, --gpu, --processes and --accelerate-config"
-            raise UserError(f"doctor's {given} are for a sum of memory: name the model with --model")
+            raise UserError(f"doctor's {OF_A_MODEL} are for a sum of memory: name the model with --model")
         return {}
     sharers = 1
     if accelerate is not None:
@@ -121,9 +123,7 @@ def _of_model(
     return {title: list(examine_model(model, folder, settings, _bytes(gpu) if gpu else 0, sharers))}
 
 
-def _of_swarm(given: str, model: str | None, *, debug: bool) -> dict[str, Iterable[Diagnosis]]:
-    if model is not None:
-        raise UserError("doctor --swarm looks at a swarm and at no model: leave out --model")
+def _of_swarm(given: str, *, debug: bool) -> dict[str, Iterable[Diagnosis]]:
     from node.operations.swarm_diagnosis import examine_swarm
     from node.telemetry.logs import setup_logs
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from node.cli.app import run
+from node.cli.doctor import OF_A_MODEL
 from node.operations import diagnosis
 from node.operations.diagnosis import Diagnosis, examine, examine_node
 from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
@@ -184,3 +185,11 @@ def test_what_has_to_be_mended_makes_it_fail_and_json_says_the_same(
     assert not told["ok"] and [check["do"] for check in told["checks"]["This machine"]] == ["", "maybe", "must"]
     findings.pop()
     assert run(arguments, debug=False) == 0
+
+
+@pytest.mark.parametrize(
+    "given", [("--model", "builtin"), ("--set", "rounds=3"), ("--gpu", "24GB"), ("--processes", "2")]
+)
+def test_a_swarm_is_looked_at_alone(given: tuple[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--swarm", "no invite", *given], debug=False) == 2
+    assert f"leave out --model, {OF_A_MODEL}" in capfd.readouterr().err
