@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 HEADER = struct.Struct(">I")
 MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 END_S = 10.0  # seconds from SIGKILL to the end; more takes a process that the kernel waits in for a broken device
 LAUNCHED = frozenset(  # a launcher's of several processes that compute together
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -99,6 +99,12 @@ def die_with_parent() -> None:
     """Let the kernel kill this process when the thread that started it ends; on Linux alone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Let what this process's children have started become its own children when these end; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def yield_memory() -> None:
@@ -251,14 +257,18 @@ class WorkerProcess:
             return None
 
 
-def _started_by(pid: int) -> list[int]:
-    """Return the processes that one has started, and those that these have, as far as /proc tells."""
-    found = []
+def children_of(pid: int) -> list[int]:
+    """Return the processes that one has started, as far as /proc tells."""
+    found: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            for child in map(int, file.read_text().split()):
-                found += [child, *_started_by(child)]
+            found += map(int, file.read_text().split())
     return found
+
+
+def _started_by(pid: int) -> list[int]:
+    """Return the processes that one has started, and those that these have."""
+    return [one for child in children_of(pid) for one in (child, *_started_by(child))]
 
 
 def _outside_any_group() -> dict[str, str]:

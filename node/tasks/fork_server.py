@@ -10,7 +10,7 @@ A game that hangs, takes too much memory or crashes costs its own episode. An ep
     has some seconds     for all its steps together, by the node's clock: an environment may set timers of its own
     has bounded memory   the worker's limit holds for each of its processes
     ends                 with its episode, when the node closes the channel, in the middle of a step, too (SIGIO), and
-                         with the worker
+                         with the worker; what it has started and left behind ends when the next one begins
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
-from node.processes.worker_process import Message, WorkerError, receive, send
+from node.processes.worker_process import Message, WorkerError, adopt_orphans, children_of, receive, send
 from node.tasks import Item
 from node.tasks.environments import Done, Environment, Observation, step
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 LEAST_S = 1e-3  # a timeout of 0 would not wait at all
 ENDED = "the process of an episode ended: its environment took too long, or too much memory"
+
+
+_kept: set[int] = set()  # the worker's children that are no orphans
 
 
 class EpisodeProcess:
@@ -99,6 +102,7 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
         begin: called at the first step.
         confined: whether the process is confined.
     """
+    _end_orphans()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel clears away those that have ended
     try:
         theirs, ours = socket.socketpair()
@@ -114,6 +118,7 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
             _play(ours, begin)
         finally:
             os._exit(0)  # neither the worker's exit handlers nor its loop
+    _kept.add(pid)
     ours.close()
     send(channel, {})
     with theirs:
@@ -122,6 +127,7 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
 
 def answer_apart(channel: socket.socket, answer: Callable[[], Message], *, confined: bool) -> None:
     """Reply with what `answer` returns, found in a forked process; in the worker. Raises `OSError` if there is none."""
+    _end_orphans()
     pid = os.fork()
     if pid == 0:
         failed = 1
@@ -134,6 +140,19 @@ def answer_apart(channel: socket.socket, answer: Callable[[], Message], *, confi
     _, status = os.waitpid(pid, 0)
     if status != 0:
         send(channel, {"error": ENDED})
+
+
+def _end_orphans() -> None:
+    """End what episodes that are over have left behind, such as a program that they ran on the policy's text."""
+    children = children_of(os.getpid())
+    if not _kept:  # the first call: there has been no episode
+        adopt_orphans()
+        _kept.update(children)
+    for orphan in {*children} - _kept:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(orphan, signal.SIGKILL)
+            os.waitpid(orphan, 0)
+    _kept.intersection_update(children)
 
 
 def _become_episode(confined: bool) -> None:

@@ -480,7 +480,7 @@ def start(item):
 
 
 APART = """
-import os, random, signal, socket, sys, time
+import os, random, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 from node.tasks import Item
@@ -518,6 +518,8 @@ class Game:
             socket.socket()
         if text == "write":
             Path(__file__).with_name("written").write_text("")
+        if text == "run":
+            return Observation(str(subprocess.Popen(["sleep", "600"], start_new_session=True).pid))
         if text == "draw":
             return Observation(str(random.random()))
         return Observation(f"{os.getpid()} {' '.join(self.heard)}")
@@ -613,6 +615,18 @@ def test_where_no_more_files_may_be_open_no_episode_begins_and_those_that_run_go
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert step(game, "b") == Observation(f"{before.text} b")
     assert step(apart.start(apart.make(1)), "end") == Done(1.0)
+
+
+def test_what_an_episode_has_left_behind_ends_when_the_next_one_begins(apart: Task) -> None:
+    over, other = apart.start(apart.make(1)), apart.start(apart.make(1))
+    left, kept = (int(step(game, "run").text) for game in (over, other))
+    pid = int(step(over, "a").text.split()[0])
+    assert step(over, "end") == Done(1.0)
+    wait_until(lambda: not psutil.pid_exists(pid), 20, "the end of the episode's process")
+    assert psutil.pid_exists(left)
+    assert step(apart.start(apart.make(1)), "end") == Done(1.0)
+    assert not psutil.pid_exists(left) and psutil.pid_exists(kept)
+    assert step(other, "end") == Done(1.0)
 
 
 def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
