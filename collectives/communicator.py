@@ -7,8 +7,8 @@
         apply(done.value)
     comm.leave()
 
-`run` keeps members in step whatever happens. Without it, `pending` and `admit` let newcomers in, and each call
-says by its error what to do.
+`run` keeps members in step whatever happens. Without it, `pending` tells of newcomers, `admit` lets them in, and the
+error of each call says what to do.
 
 Blocking calls run on the caller's thread; the control thread and the streams' threads do the rest.
 """
@@ -83,10 +83,10 @@ from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
 
-MAX_TAG = 2**32 - 1  # a caller's own; above are those of calls that have no tag
+MAX_TAG = 2**32 - 1  # of a caller's own tags; larger ones are of calls without a tag
 MAX_STEP = 2**63 - 1
 MAX_STREAMS = 128
-PENDING_S = 2.0  # how long after an operation its answer stands: the next step's, of members that are a bit late
+PENDING_S = 2.0  # how long an operation's answer to `pending` stands, for members that are a bit late
 _MANY, _SYNC, _BARRIER, _TOPOLOGY, _STEP = 2**40, 2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3
 
 
@@ -103,7 +103,7 @@ class Communicator:
         self._in_flight = HandlesInFlight()
         self._agreed_pending = AgreedPending()
         self._step_runner: StepRunner[Communicator] = StepRunner()
-        # Also when it is only forgotten, or the program ends: no thread and no socket stays behind.
+        # So that no thread or socket stays when it is dropped without `leave`, or the program ends.
         self._finalizer = weakref.finalize(self, driver.stop, True)
 
     @classmethod
@@ -129,17 +129,17 @@ class Communicator:
         Args:
             group: its name, which is never sent; who does not know it is refused.
             seeds: addresses of any members, `tcp://HOST:PORT`, each with `?id=NODEID` where that is known;
-                none found the group.
+                without seeds it founds the group.
             listen: where others dial this one; port 0 takes a free one.
             identity: the key that this member is known by; a new one each time if None.
             may_join: tells of a node id, which is proven, whether it may be a member; every other node is refused
-                in the handshake, and a member that it turns from is hung up on. Called often, on the control thread:
-                it must be quick, and the same at all members. None: whoever knows the name and the secret.
+                in the handshake, and a member that it admits no more is disconnected. Called often, on the control
+                thread: it must be quick, and the same at all members. None: whoever knows the name and the secret.
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
-            closed: that no stranger can have a key that may join: you chose the keys, or the secret settles it. Then
-                two groups of several members that meet become one, because what more than half of the other's members
-                say is believed. None: whether there is a secret. A predicate that admits whoever asks closes nothing.
+            closed: True says that no stranger may join: you chose the keys, or there is a secret. Then two groups of
+                several members that meet become one, as each believes what more than half of the other's members say.
+                None: whether there is a secret. A predicate that admits all closes nothing.
             protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change
                 it (between processes of one user on one machine the kernel sees to that, and they share memory); or
                 "unauthenticated": tensors can be changed on the way too. All members must want the same.
@@ -228,7 +228,7 @@ class Communicator:
         return self._driver.health(check_timeout(timeout))
 
     def pending(self) -> bool:
-        """Tell whether anybody can be let in who asks to be; asks nobody, so ask as often as you like.
+        """Tell whether a newcomer waits that can be let in. It sends nothing, so call it as often as you like.
 
         Right after an operation every member gets the same answer, so that all admit, or none. One that
         has done nothing for `PENDING_S` is told what is known now.
@@ -251,12 +251,12 @@ class Communicator:
     def meet(self, addresses: Iterable[str]) -> None:
         """Dial others, without waiting: two groups of one name that meet become one, as after a split that heals.
 
-        Members of the one that yields have their calls end with `Evicted`. Raises `BadAddress`, and dials nobody.
+        Members of the one that yields have their calls end with `Evicted`. Raises `BadAddress` before it dials.
         """
         self._driver.meet([Address.parse(address) for address in addresses])
 
     def admit(self, timeout: float = 30.0) -> None:
-        """Let those who wait in. A member that was left out waits to be let in again.
+        """Let in those who wait. A member that was left out waits to be let in again.
 
         Every other member must call it too, or wait in a call that not all have made.
 
@@ -272,8 +272,8 @@ class Communicator:
     def wait_for(self, members: int, timeout: float = 60.0) -> None:
         """Wait until the group has at least so many members, and let in who comes meanwhile.
 
-        All members may call it, or some, while the others wait in another call. It is also what shows that a
-        process founded a group of its own, because it was started without the seeds that it should have had.
+        All members may call it, or some, while the others wait in another call. Its error also shows a
+        process that was started without seeds by mistake, and so founded a group of its own.
 
         Raises:
             BadArgument: no group has so many members.
@@ -351,9 +351,9 @@ class Communicator:
             A step that `run` returns from counts: every member that stays in the group returns from it with
             the same `number` and `members`, in this call of `run` or, if it was cut off at that moment, the next.
             Numbers rise by one, but for a member that was out of the group: it goes on where the others are.
-            The function may run any number of times for a step, also after all its calls have succeeded: so it
-            must compute what it gives to its calls each time, for a buffer that was reduced in place is no
-            gradient any more, change nothing else that outlives it, and let the calls' errors out.
+            The function may run any number of times for a step, also after all its calls have succeeded. So it must
+            compute its calls' arguments each time (a buffer that was reduced in place is no gradient any more),
+            change nothing else that outlives it, and let the calls' errors out.
 
         Args:
             step: what this member does in a step; its result is `value`.
@@ -370,7 +370,7 @@ class Communicator:
             Exception: what `step` raised by itself. The others wait until this member calls `run` again,
                 leaves, or their calls' time is up.
         """
-        return self._step_runner.run(self, self._meet, step, state, timeout)
+        return self._step_runner.run(self, self._come_together, step, state, timeout)
 
     @property
     def stay(self) -> int:
@@ -505,7 +505,7 @@ class Communicator:
         timeout: float = 60.0,
         step: int | None = None,
     ) -> SyncResult:
-        """Bring `state` to the one that holds; every member must call it. Tensors are replaced whole, on commit only.
+        """Replace `state` by the group's, on commit only and each tensor whole; every member must call it.
 
         Raises:
             BadArgument: nothing was sent.
@@ -528,7 +528,7 @@ class Communicator:
 
     @property
     def turn(self) -> OpId | None:
-        """The common terms of the steps since the last rendezvous of `run`, the same at all members; None before it."""
+        """The operation that was the last rendezvous of `run`, the same at all members; None before it."""
         return self._step_runner.turn
 
     @property
@@ -543,7 +543,7 @@ class Communicator:
 
     # --- how an operation runs -----------------------------------------------------------------
 
-    def _meet(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
+    def _come_together(self, job: Rendezvous | EndOfStep, timeout: float) -> ReduceResult:
         return self._run(RENDEZVOUS_TAG if isinstance(job, Rendezvous) else _STEP, job, timeout)()
 
     def _reducing(  # noqa: PLR0913
