@@ -11,14 +11,14 @@ clipping, optimiser, schedule, precision, devices, logging, callbacks) is theirs
                            completions alone, some at a time (`head`)
 
 and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
-and without a model card, and what reads them says in one line what will not do. Weights and
+and without a model card, and the methods that load them report errors in one line. Weights and
 optimiser are copied, and written on a thread while training goes on; one checkpoint at a time.
 
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
 is resumed only when the update of its last round, its log and the copy for its checkpoint are done.
 One round is `num_iterations` optimiser steps.
 
-Several processes may train one node (`ranks`): each runs this trainer, and all but number 0 do as that one says. Only
+Several processes may train one node (`ranks`): each runs this trainer, and number 0 leads. Only
 number 0 draws rounds, logs and saves.
 """
 
@@ -131,7 +131,7 @@ class SwarmTrainer(GRPOTrainer):
         self._nonfinite = 0  # steps in a row
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[None] | None = None
-        self._whole: int | None = None  # rounds done that the weights are of; None between a step and its round's end
+        self._weights_after: int | None = None  # this many rounds; None between a step and its round's end
         self._latest_logps = torch.zeros(0)
         self._rounds = rounds
         self._also_save = also_save
@@ -144,7 +144,7 @@ class SwarmTrainer(GRPOTrainer):
         args.report_to = trackers
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make accelerate's object; by itself that shares weights out among GPUs only, and here among CPUs too."""
+        """Make accelerate's object, and let it shard weights among CPUs too, not among GPUs only."""
         super().create_accelerator_and_postprocess()
         if self._ranks.sharded and not self.is_fsdp_enabled:
             PartialState().distributed_type = DistributedType.FSDP  # from which accelerate's other objects take it
@@ -160,12 +160,12 @@ class SwarmTrainer(GRPOTrainer):
         return self.state.global_step // self.args.num_iterations
 
     def begin_step(self) -> None:
-        """Note that the weights are no round's from now on."""
-        self._whole = None
+        """Note that the weights are of no whole round from now on."""
+        self._weights_after = None
 
     def end_round(self) -> None:
         """Note that the weights are those of `rounds_done` rounds, of which the last one was logged."""
-        self._whole = self.rounds_done
+        self._weights_after = self.rounds_done
 
     def get_train_dataloader(self) -> Any:
         """Return an iterable over steps' micro-batches, without a length; it starts where the trainer's state is."""
@@ -338,8 +338,8 @@ class SwarmTrainer(GRPOTrainer):
     def _choose_pass(self) -> tuple[int | None, bool]:
         """Return how many positions go through the head at once, None for all, and whether prompts are shared.
 
-        They are in a large model, and where padding would be taken for positions. What is wrong is not done: each
-        is tried on a few short rows.
+        Prompts are shared in a large model, and where padding would be taken for positions. Each way is tried on a
+        few short rows, and not used if it is wrong.
         """
 
         def way(chunk: int | None = None, shares: bool = False) -> Pass:
@@ -404,7 +404,7 @@ class SwarmTrainer(GRPOTrainer):
     def micro_batches(self) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of each optimiser step from the next round on."""
         args = self.args
-        self._whole = self.rounds_done
+        self._weights_after = self.rounds_done
         for batches in self._ranks.hand_out(self._drawn()):
             if self._changed_elsewhere and self._ranks.count > 1:
                 self._ranks.scatter(_trained(self.model), _trained(self._whole_model))
@@ -413,7 +413,7 @@ class SwarmTrainer(GRPOTrainer):
                 yield batches
 
     def _with_ratios(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Add what a round's first policy says, where iterations or samplers are compared with it."""
+        """Add the log-probabilities before the round's first step, where iterations or samplers are compared."""
         waiting, done = deque(batches), []
         while waiting:
             batch = waiting.popleft()
@@ -480,7 +480,7 @@ class SwarmTrainer(GRPOTrainer):
             surprise = self._surprise.take(lambda values: self._ranks.total(values, self.args.device))
             logs = logs | dict(self._also_log(self.rounds_done)) | surprise
         super().log(logs, start_time)
-        if "loss" in logs:  # number 0 may have evaluated meanwhile, and knows what the round was worth
+        if "loss" in logs:  # number 0 may have evaluated meanwhile, and decides on stopping and saving
             self._ranks.agree_on(self.control)
 
     def _maybe_log_save_evaluate(self, *args: Any, **named: Any) -> None:
@@ -536,7 +536,7 @@ class SwarmTrainer(GRPOTrainer):
         if self._ranks.sharded:
             return
         newest = latest_checkpoint(self._checkpoints)
-        if self._whole and (newest is None or newest.round != self._whole):
+        if self._weights_after and (newest is None or newest.round != self._weights_after):
             self._save_checkpoint(self.model, None)
             self.wait_for_checkpoint()
 
@@ -576,7 +576,7 @@ class SwarmTrainer(GRPOTrainer):
                 self._check_moments(checkpoint)
             if self._ranks.sharded or not has_optimiser(Path(checkpoint)):  # then transformers loads neither
                 scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
-        # torch keeps rate, decay and betas with the state, and would go on with those: what is set now is to hold.
+        # torch keeps rate, decay and betas with the state, and would go on with those: the settings of now hold.
         scheduler.base_lrs = [setting["initial_lr"] for setting in settings]
         rates = [
             base * of_step(scheduler.last_epoch)
@@ -679,7 +679,7 @@ def _unused_reward(**_: object) -> list[float]:
 class _MicroBatches:
     """The iterable that transformers consumes, a step's micro-batches at a time.
 
-    The start is looked up late: it resumes after asking for this object.
+    The start is looked up late: transformers resumes after asking for this object.
     """
 
     def __init__(self, trainer: SwarmTrainer) -> None:
@@ -690,7 +690,7 @@ class _MicroBatches:
 
 
 class _OnlyWithGradients(torch.optim.lr_scheduler.LambdaLR):
-    """A learning rate that advances with the weights: not in a step that leaves them, for want of gradients."""
+    """A learning rate that advances with the weights: not in a step without gradients."""
 
     def step(self, epoch: int | None = None) -> None:
         if any(weight.grad is not None for group in self.optimizer.param_groups for weight in group["params"]):
@@ -707,7 +707,7 @@ class _RoundCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        state.compute_steps(args, state.max_steps)  # how often to save is set now: a checkpoint brings its own
+        state.compute_steps(args, state.max_steps)  # save as often as is set now, not as the checkpoint says
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
