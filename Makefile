@@ -34,7 +34,7 @@ install: $(STAMP) ## make .venv, with gossamer and what its tests need in it
 demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
 	@$(BIN)/gossamer demo
 
-real: $(STAMP) ## two nodes teach a real model of 135 M weights to reckon, beside one node alone: under 10 minutes on 2 cores
+real: $(STAMP) ## two nodes teach a real model of 135 M weights sums, one node tries alone: under 10 minutes on 2 cores
 	@$(BIN)/python examples/real.py $(ARGS)
 
 test: $(STAMP) ## the tests, without the slow ones, two files at a time
