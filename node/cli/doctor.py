@@ -57,7 +57,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
 
     This machine: Python, packages, torch, GPU and driver, extras, memory, disk, port, model hub, clock.
 
-    Where a node has its folder: its swarm's tasks and protocol against what is installed here; and, while it runs, its
+    In a node's folder: whether its swarm's tasks and protocol are those installed here. While it runs, also its
     peers, how they see it and whether they can dial it, who does not admit it, and what versions they run.
 
     With a model: the memory that each part of a node takes, by the settings given; whether that fits this machine, or

@@ -24,7 +24,7 @@ Old = Annotated[
     typer.Option(
         "--from",
         metavar="OLD",
-        help="Keep key, settings and newest checkpoint of this folder, of a node in another swarm; it stays as it is.",
+        help="Take key, settings and newest checkpoint from this folder of a node in another swarm; it stays as is.",
         show_default=False,
     ),
 ]
