@@ -57,7 +57,7 @@ MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of
 LEAST_BYTES = 2 << 30  # of it, however little memory is free
 MOST_WORKERS = 8
 PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
-HELD = "(it is confined unless it says `confine = False`) "
+CONFINED = "(it is confined unless it says `confine = False`) "
 QUOTED = 200  # characters of a reason in the log
 
 log = structlog.get_logger()
@@ -468,7 +468,7 @@ def _scored(answer: Answer) -> Message:
         return {"error": "out of memory"}
     except Exception as error:  # noqa: BLE001  # it may raise anything
         line = one_line(error) or type(error).__name__
-        return {"error": f"{HELD if 'PermissionError' in line else ''}{line}"}
+        return {"error": f"{CONFINED if 'PermissionError' in line else ''}{line}"}
 
 
 if __name__ == "__main__":
