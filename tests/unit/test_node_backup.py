@@ -34,7 +34,7 @@ from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import Policy, make_manifest
 from protocol.credentials.records import Address
 from protocol.identity import Identity
-from protocol.joiner import Fetched
+from protocol.joiner import FetchedManifest
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -313,10 +313,10 @@ def swarm_of(folder: Path, tasks: Sequence[str], split: Split = DEFAULT_SPLIT) -
 def moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs `gossamer join INVITE --from n0 --state n1` without a network, in which every swarm here admits."""
 
-    def fetch(identity: Identity, invite: Invite, *_: object) -> Fetched:
+    def fetch(identity: Identity, invite: Invite, *_: object) -> FetchedManifest:
         known = founding.load_manifest(tmp_path / invite.name)
         assert known is not None and Identity.load(tmp_path / "n0" / "identity.key").node_id == identity.node_id
-        return Fetched(known, b"a grant", b"")
+        return FetchedManifest(known, b"a grant", b"")
 
     monkeypatch.setattr(founding, "fetch_manifest", fetch)
 
