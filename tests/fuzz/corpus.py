@@ -30,10 +30,10 @@ from protocol.wire.messages import (
     ItemChunk,
     ItemOutline,
     Manifest,
-    Part,
     Peers,
     Revocations,
     Want,
+    WantedPart,
 )
 from tests.fuzz.targets import CLUB, DECLARED, SWARM, UNIX
 
@@ -87,7 +87,7 @@ def further() -> list[Any]:
         Have((Entry(item, 1000), Entry(item, 1 << 20, parts=b"\x05"))),
         Interest((bytes(8),), announce_only=True),
         Manifest(make_own_manifest().encoded),
-        Want((Part(item), Part(item, (0, 7)))),
+        Want((WantedPart(item), WantedPart(item, (0, 7)))),
         ItemOutline(head, bytes(64)),
         DontHave((item,)),
         ItemChunk(item, 3, b"part of a body", bytes(32)),
