@@ -9,7 +9,7 @@ from node.config import NodeConfig, TaskConfig, fill, load_config, merge, parse_
 from node.earlier_settings import upgraded
 from node.errors import UserError
 from node.operations.given import task_config
-from node.state_folder import of_a_node
+from node.state_folder import KEY_FILE, of_a_node
 
 if TYPE_CHECKING:
     from node.tasks.questions import Split
@@ -77,7 +77,7 @@ def _with_lengths(config: NodeConfig) -> NodeConfig:
 def _locate(model: str) -> tuple[Path | None, Path | None]:
     """Return the checkpoint that `model` names and the folder of the node that trained it, as far as there are."""
     path = Path(model)
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or (path / KEY_FILE).is_file():
         from node.training.checkpoint import latest_checkpoint
 
         checkpoint = latest_checkpoint(path / "checkpoints")

@@ -753,6 +753,13 @@ def test_a_model_alone_is_evaluated_at_the_lengths_that_it_would_train_with(monk
     assert config.policy.lora.r == 0
 
 
+def test_a_node_that_has_saved_nothing_yet_is_no_damaged_model(tmp_path: Path) -> None:
+    Identity.generate().save(tmp_path / "identity.key")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="has no complete checkpoint yet: wait for its first"):
+        find_trained(str(tmp_path), None)
+
+
 @pytest.mark.parametrize(
     "asked", [["eval", "--count", "2", "--greedy"], ["chat", "12+7="], ["chat", "12+7=", "-n", "4"]]
 )
