@@ -81,6 +81,7 @@ def obey(line: str, machine: Namespace | None, started: list[subprocess.Popen[st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_first_swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     lines = in_process("first-swarm.md")
@@ -90,6 +91,7 @@ def test_a_first_swarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", ["your-task.md", "your-environment.md", "your-model.md"])
 def test_what_is_your_own(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -135,7 +137,7 @@ def test_a_reward_function_of_your_own(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = os.pathsep.join(map(str, (ROOT, ROOT / "node/public", tmp_path)))
@@ -159,7 +161,7 @@ def test_the_all_reduce_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
 def test_a_private_swarm_over_three_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
