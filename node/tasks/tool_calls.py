@@ -206,7 +206,12 @@ def fits(value: Any, schema: Schema) -> bool:
     return not isinstance(value, list) or all(fits(one, schema.get("items", {})) for one in value)
 
 
-def _is(value: Any, kind: str) -> bool:
+def _is(value: Any, kind: Any) -> bool:
+    """Tell whether a JSON value is of a schema's `type`: a name or a list of names; one that nobody knows fits all."""
+    if isinstance(kind, list):
+        return any(_is(value, one) for one in kind)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return True
     return isinstance(value, _KINDS[kind]) and (not isinstance(value, bool) or kind not in ("integer", "number"))
 
 
@@ -216,4 +221,5 @@ def kind_of(schema: Schema) -> str:
         return " or ".join(map(kind_of, schema["anyOf"]))
     if "enum" in schema:
         return " or ".join(map(json.dumps, schema["enum"]))
-    return str(schema.get("type", "any"))
+    kind = schema.get("type", "any")
+    return " or ".join(map(str, kind)) if isinstance(kind, list) else str(kind)

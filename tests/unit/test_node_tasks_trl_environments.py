@@ -37,6 +37,7 @@ from node.tasks.tool_calls import (
     SaidCalls,
     check_call,
     fits,
+    kind_of,
     read_calls,
     results_in,
 )
@@ -241,6 +242,8 @@ def test_a_result_that_quotes_the_tags_of_results_makes_no_further_result() -> N
 def test_a_schema_is_held_to_as_far_as_it_says() -> None:
     whole = {"type": "integer"}
     assert fits(1, {"type": "number"}) and fits(1, {}) and fits([1], {"type": "array", "items": whole})
+    assert fits(None, {"type": ["integer", "null"]}) and not fits("a", {"type": ["integer", "null"]})
+    assert fits("a", {"type": "unheard-of"}) and kind_of({"type": ["integer", "null"]}) == "integer or null"
     assert fits(None, {**whole, "nullable": True}) and fits("a", {"anyOf": [whole, {"type": "string"}]})
     assert fits("a", {"enum": ["a"]}) and not fits(True, {"enum": [1]})
     assert not fits(1.5, whole) and not fits(True, {"type": "number"}) and not fits(None, whole)
