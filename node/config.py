@@ -303,7 +303,7 @@ _LEFT_OUT = {
 
 
 class TrlOptions(Section):
-    """What `trainer.trl` may hold: options of TRL's `GRPOConfig`, by its names."""
+    """The options that `trainer.trl` may hold: those of TRL's `GRPOConfig`, by its names."""
 
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="rounds")

@@ -79,7 +79,7 @@ def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
 
 @dataclass(slots=True)
 class Loop:
-    """What a round needs, and the metrics row of the round in progress."""
+    """The parts of a round, and the metrics row of the round in progress."""
 
     config: NodeConfig
     seed: int

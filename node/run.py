@@ -63,7 +63,9 @@ log = structlog.get_logger()
 
 
 class Given(NamedTuple):
-    """What a Python program gives a node beside its configuration: tasks by name, and callbacks of transformers."""
+    """Objects that a Python program gives a node beside its configuration: tasks by name, and callbacks of
+    transformers.
+    """
 
     tasks: Mapping[str, Task] = MappingProxyType({})
     callbacks: Sequence[TrainerCallback] = ()

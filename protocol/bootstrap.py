@@ -19,8 +19,8 @@ Rules
     are shown different numbers at a time as long as nobody says so, since each might grant its own.
  3. Of a member that another names count the endpoints that mean something from where that one answered: else
     whoever is asked could make a joiner connect into its own network (see `protocol.membership.address_book`).
- 4. It is over when the manifest is there or all have refused. Whoever is full or starts again may grant yet: how
-    long to wait for those, the caller says.
+ 4. It is over when the manifest is there or all have refused. A seed that is full or starts again may grant later; the
+    caller says how long to wait for it.
  5. A name, a key at an address, is charged to the seed from which it came, by way of others too: of the places for
     names, each seed has an even share. Where none is free, the seed with most names gives the place of one, that of a
     member that refused or else has come least far, to a seed with fewer: else one hostile member could keep out whom

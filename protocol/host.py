@@ -241,7 +241,8 @@ class Host:
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
         )
-        # What came while the inbox was full: the store keeps it. Whether it was asked for again, for the first of them.
+        # Items that came while the inbox was full; the store keeps them. Whether it was asked for again, for the first
+        # of them.
         self._later: OrderedDict[ItemId, bool] = OrderedDict()
         self._wish: Subscribe | None = None  # the last one, set by any thread
         self._told: Subscribe | None = None  # the last one that the core knows, set by the network thread

@@ -22,7 +22,7 @@ Wait = Callable[[], None]
 
 
 class Values(Protocol):
-    """What an algorithm reads a member's own values from: a flat tensor on the CPU, or `Staged`."""
+    """The source of a member's own values: a flat tensor on the CPU, or `Staged`."""
 
     @property
     def dtype(self) -> torch.dtype:

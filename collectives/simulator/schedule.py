@@ -227,7 +227,7 @@ ONE_AT_A_TIME = 0.2  # the part of schedules whose members make one call at a ti
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed
 ROLLING_SECONDS = 24.0  # and within this where partitions roll: one that heals in part and is cut anew, and again
 KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolate", "join", "leave")
-# What owners and half-open networks do: an owner hangs for good while its core lives on, takes seconds to carry
+# Faults of owners and half-open networks: an owner hangs for good while its core lives on, takes seconds to carry
 # operations out, is interrupted in its calls; and somebody asks to be let in whom only some can reach.
 LIVENESS_KINDS = ("hang", "slow", "interrupt", "half")
 LIVENESS = 0.25  # the part of schedules that have these faults besides

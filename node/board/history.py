@@ -1,4 +1,4 @@
-"""What a board remembers: each node's last report, and curves that get thinner with age, in one SQLite file.
+"""A board's memory: each node's last report, and curves that get thinner with age, in one SQLite file.
 
 nodes    a row a node: its last report, when the board first and last heard one, whom it learned from, its standing
 points   a node's curve, or the swarm's under the name "": points a minute, an hour and a day apart

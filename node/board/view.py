@@ -1,4 +1,4 @@
-"""What a board shows at one moment, as plain values: the pages, the JSON and the CSV are all made from a `BoardView`.
+"""A board at one moment, as plain values: the pages, the JSON and the CSV are all made from a `BoardView`.
 
 Rollouts are kept in memory, those of the last minutes: of each signer the newest few. A board loads no task, so right
 and wrong are what their maker says.
@@ -23,7 +23,7 @@ MAX_TEXT = 600  # characters of a question or an answer
 
 
 class ShownAnswer(NamedTuple):
-    """What a model said to a question; its maker says what it earned."""
+    """A model's answer to a question, and the reward that its maker claims."""
 
     text: str
     reward: float
@@ -65,7 +65,7 @@ class Lesson(NamedTuple):
 
 
 class ShownSwarm(NamedTuple):
-    """What does not change of a swarm: its manifest, and the line by which others join it ("" if that is no secret)."""
+    """The constants of a swarm: its manifest, and the line by which others join it ("" if that is no secret)."""
 
     name: str
     id: str

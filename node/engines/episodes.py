@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Observed(NamedTuple):
-    """What an environment said, and its tokens as they stand between two turns."""
+    """An environment's text, and its tokens as they stand between two turns."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -106,7 +106,7 @@ EncodeObservation = Callable[[str], Sequence[int]]
 
 
 class EpisodeQuestion(NamedTuple):
-    """What an episode is on, and the tokens that ask it."""
+    """The item of an episode, and the tokens that ask it."""
 
     task: Task
     item: Item

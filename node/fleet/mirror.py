@@ -38,7 +38,7 @@ KEEP = Keep(total=1, full=1)  # the newest, to go on from; the best is kept besi
 
 
 class FilePart(NamedTuple):
-    """What comes next of a file, by its path in the node's folder; its first part if it begins `anew`."""
+    """The next part of a file, by its path in the node's folder; its first part if it begins `anew`."""
 
     name: str
     data: bytes

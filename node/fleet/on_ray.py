@@ -72,7 +72,7 @@ log = structlog.get_logger()
 
 
 class ClusterMachine(NamedTuple):
-    """What Ray counts of a machine: processors, GPUs, and bytes of memory."""
+    """A machine as Ray counts it: processors, GPUs, and bytes of memory."""
 
     cpus: float
     gpus: float
@@ -80,7 +80,9 @@ class ClusterMachine(NamedTuple):
 
 
 class NodeShare(NamedTuple):
-    """What each node asks Ray for, and how many nodes may come to be beside each other on a GPU, or on a machine."""
+    """The resources that each node asks Ray for, and how many nodes may come to be beside each other on a GPU, or on a
+    machine.
+    """
 
     cpus: float
     gpus: float
@@ -89,7 +91,7 @@ class NodeShare(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What the machine of a node found: a preset by dotted key, its reasons, and the bytes that a node takes."""
+    """The findings of a node's machine: a preset by dotted key, its reasons, and the bytes that a node takes."""
 
     values: Mapping[str, Any]
     reasons: Mapping[str, str]

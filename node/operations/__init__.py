@@ -1,4 +1,4 @@
-"""What starts a node, and what keeps it in good order.
+"""Operations: start a node, and keep it in good order.
 
 settling         a node's settings, of all who have a say
 given            tasks, rewards, rows and invites as a person names them

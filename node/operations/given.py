@@ -1,4 +1,4 @@
-"""What a person names, read: tasks, rewards and rows as tables of the configuration, and invites."""
+"""A person's words, read: tasks, rewards and rows as tables of the configuration, and invites."""
 
 import re
 import sys

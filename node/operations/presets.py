@@ -64,7 +64,9 @@ Overrides = dict[str, PresetValue]
 
 
 class HeldMemory(NamedTuple):
-    """What the trainer holds of a model: weights, and where they are trained, their gradients and Adam's moments."""
+    """The bytes of a model that the trainer holds: weights, and where they are trained, their gradients and Adam's
+    moments.
+    """
 
     training: int  # bytes
     generating: int  # bytes, without gradients

@@ -37,7 +37,7 @@ SOON_S = 3 * 24 * 3600.0  # before an invite's end, time to make another
 
 
 class SeedAnswer(NamedTuple):
-    """What a seed said after `took` seconds: the manifest, or why not; `reason` is empty where it said nothing."""
+    """A seed's answer after `took` seconds: the manifest, or why not; `reason` is empty where it said nothing."""
 
     took: float
     manifest: SwarmManifest | None = None

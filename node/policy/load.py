@@ -121,10 +121,9 @@ class Policy:
     def observations(self, *, chats: bool = True) -> Callable[[str], list[int]]:
         """Return what encodes a text that an environment says between two turns of this policy.
 
-        A chat has it as a user's turn, up to where the policy's next one begins; plain text has it as it is. What tools
-        return to tagged calls (`node.tasks.tool_calls.told`) stands in turns of the role `tool`, if the template knows
-        it. Special tokens that are spelt out are encoded letter by letter. What this returns may be called on any
-        thread.
+        A chat has it as a user's turn, up to where the policy's next one begins; plain text has it as it is. Results of
+        tagged calls (`node.tasks.tool_calls.told`) stand in turns of the role `tool`, if the template knows it. Special
+        tokens that are spelt out are encoded letter by letter. What this returns may be called on any thread.
 
         Args:
             chats: whether a chat may come; without it the template is not tried.

@@ -39,7 +39,7 @@ SCOPES = 0b11  # since ABI 6: abstract Unix sockets and signals end at this proc
 
 
 class _Architecture(NamedTuple):
-    """What seccomp calls an architecture, and the numbers of system calls there.
+    """An architecture's number for seccomp, and the numbers of system calls there.
 
     `denied` always fail, `of_a_process` unless their first argument is 0, which stands for the caller itself.
     """

@@ -44,7 +44,7 @@ class GroupError(ValueError):
 
 
 class Episode(NamedTuple):
-    """What was said to a question: texts of policy and environment in turn, the policy's first and last.
+    """The turns of one answer: texts of policy and environment in turn, the policy's first and last.
 
     `finished` tells whether the last text ended by itself; those before it did.
     """

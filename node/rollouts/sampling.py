@@ -1,4 +1,4 @@
-"""What a round trains on: from groups to weighted completions, by a rule. Pure.
+"""Sampling: from groups to weighted completions, by a rule. Pure.
 
 A rule (`node.rollouts.rules`, one a file) looks at candidates and returns picks: single completions, each with an
 advantage and a weight. So a rule may take whole groups, as the paper does, or choose among completions, and nothing
@@ -59,7 +59,7 @@ class Sample:
 
 @value
 class Candidate:
-    """What a rule may know of a peer's group, as the signer claims it: it is verified once it is drawn.
+    """A peer's group as its signer claims it, for a rule to choose by: it is verified once it is drawn.
 
     Its signer, its task's name, the id of its question (`node.tasks.questions`), the id of its texts
     (`node.rollouts.replay_buffer`), when it came (Unix seconds), the first round that may draw it, its rewards.
@@ -99,7 +99,7 @@ Place = tuple[bytes, int]  # a completion: its group's id, and its place there
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What a rule is asked for: `count` groups, at most `completions` of each, with advantages by `scale`.
+    """A request to a rule: `count` groups, at most `completions` of each, with advantages by `scale`.
 
     `own_reward` returns this node's own reward on the task of that name. At most `per_signer` groups of one signer are
     chosen, less those already `taken` from it; None is no bound.

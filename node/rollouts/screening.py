@@ -184,7 +184,7 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class ScreeningContext:
-    """What the screening of every round needs.
+    """The parts that the screening of every round needs.
 
     Args:
         sampling: the bounds on what a peer may teach, and how many groups a round takes.

@@ -9,7 +9,7 @@ node's own word: what it says of others counts for these (`node.board.standing`)
 nothing. A newer version may append fields.
 
 A report travels as an item under `REPORTS_TOPIC`, so it is signed and dated as any item is. One comes at the node's
-first round, and then one in `ManifestLimits.reports_s` seconds. Who takes reports takes one of each signer in half of
+first round, and then one in `ManifestLimits.reports_s` seconds. A receiver takes one report of each signer in half of
 that time.
 """
 
@@ -45,7 +45,7 @@ class ReportError(PeerError):
 
 
 class NodeReport(NamedTuple):
-    """What a node says of itself: `taught_by` holds how many groups of whom it has trained on since `since`, Unix s."""
+    """A node's report on itself: `taught_by` holds how many groups of whom it has trained on since `since`, Unix s."""
 
     since: int
     agent: str

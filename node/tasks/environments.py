@@ -34,7 +34,7 @@ MAX_OBSERVATION_BYTES = 8 << 10  # of UTF-8; what is longer is cut
 
 
 class Observation(NamedTuple):
-    """What the policy is told before its next turn."""
+    """A text for the policy before its next turn."""
 
     text: str
 

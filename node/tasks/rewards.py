@@ -247,7 +247,9 @@ def load_rewards(
 
 
 class AskedRows(NamedTuple):
-    """What rows ask: items by row, rows by an item's content, and the ids of the test questions, if there are any."""
+    """The questions of rows: items by row, rows by an item's content, and the ids of the test questions, if there are
+    any.
+    """
 
     items: tuple[Item, ...]
     rows: Mapping[str, PromptRow]

@@ -3,8 +3,8 @@
     <tool_call>{"name": "add", "arguments": {"step": 5}}</tool_call>    as chat templates such as Qwen's have it
     add(step=5)                                                         a line of its own, for any model
 
-Arguments go by name, and their values are JSON. A turn with a tag is read in the first form alone. What stands before
-the last `</think>` is not read. A tagged call is answered in tags.
+Arguments go by name, and their values are JSON. A turn with a tag is read in the first form alone. Text before the last
+`</think>` is not read. A tagged call is answered in tags.
 
 Anybody may have written the text. It becomes names that are looked up in a table, and JSON values within the bounds
 below. Nothing of it is evaluated, and no name becomes an attribute. Reading takes time linear in the text.

@@ -88,7 +88,7 @@ class ScoredQuestion:
 
     @property
     def texts(self) -> list[str]:
-        """What the policy said in each completion, without white space around it."""
+        """The policy's text in each completion, without white space around it."""
         return ["\n".join(text.strip() for text in one.texts[::2]) for one in self.answers]
 
 

@@ -26,16 +26,16 @@ Rules
     away catches up: the newest at once, the rest in batches that leave out what it has got
     meanwhile. Now and then the newest items are announced to a random peer, in case something was lost. Peers that
     asked for announcements only, or for whom something waits, are left out.
- 5. What a peer wants is queued by its id, and becomes a frame when the line is free for it. The answer is BUSY beyond
-    `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every half
-    `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. What a peer asks for
-    again uses up its own share of the line.
+ 5. An item that a peer wants is queued by its id, and becomes a frame when the line is free for it. The answer is BUSY
+    beyond `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every
+    half `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. An item that a peer
+    asks for again uses up its own share of the line.
  6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
     ordinary duplicate. If an item comes from another peer before its signer, a peer of ours, pushed it, we tell the
     signer that we do not want it.
  7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed beyond our demand. That
     costs a little: an honest node pushes no more once it is asked for announcements only.
- 8. What was announced is given. An item found bad is announced to nobody any more; peers that were told of it may
+ 8. A node gives what it announced. An item found bad is announced to nobody any more; peers that were told of it may
     have it, and judge it themselves. It costs its signer, not those who passed it on. An item that will soon be stale
     is not announced.
 """
@@ -328,7 +328,7 @@ class Gossip:
     def requeue(self, node: NodeId) -> list[GossipAction]:
         """Queue all that waits for a live peer on the link that it has: another link is gone, with its queue.
 
-        What was queued on this link before is queued twice, and given once.
+        An item that was queued on this link before is queued twice, and given once.
         """
         peer = self._peers.get(node)
         if peer is None:

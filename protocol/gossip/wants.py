@@ -15,7 +15,7 @@ Rules
     then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
     many keys, as keys are free and links are not, and two nodes that cannot take everything take different things. It
     is drawn from all that waits once in `announce_interval`, and between from what is new: announcements are free.
- 6. Of the items that the node wants beside the others the newest are asked for in the same way, apart from these.
+ 6. Items that the node wants beside the others are asked for in the same way, apart from these and the newest first.
  7. Where the demand has a bound, what it did not reach in `UNASKED_S` is forgotten: fresher items replace it.
 """
 

@@ -51,10 +51,10 @@ PENALTIES = {
     # It was asked for what it had announced, and does not have it: at some 4 GiB of others' items an hour, or a lie.
     "false_have": 0.1,
 }
-# What the network pays nothing for: its lines are full together, or its nodes publish together, and the points of a few
-# would close it.
+# Offences that the network does not pay for: its lines are full together, or its nodes publish together, and the points
+# of a few would close it.
 NODE_ALONE = frozenset({"unanswered", "over_demand"})
-# What costs nobody score, and why.
+# Refusals that cost nobody score, and why.
 FREE = {
     "backlog": "the heaviest is cut, and somebody has to be",
     "graylisted": "it is refused already, and pays no longer for more of it",

@@ -37,7 +37,7 @@ _LANES = tuple(Lane)
 class Waiting:
     """A waiting entry: a frame, or the name of what becomes one, of about `size` bytes.
 
-    What we say counts with `FRAME_COST`.
+    Our own frames count with `FRAME_COST`.
     """
 
     frame: bytes

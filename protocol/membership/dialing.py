@@ -11,11 +11,11 @@ Rules
     room, one ends each `SHED_INTERVAL_S`: that of the last caller, or a random one if nobody called.
  4. Feelers (Bitcoin Core's word; Heilman and others 2015, section 8): about once in `FEELER_INTERVAL_S` one more call,
     however many links there are, to a seed or to a node that we met and whose record has gone from the book. For two
-    halves of a swarm that are apart for longer than a record lives know nobody of each other any more. Who answers
-    tells records of its side, and with room becomes a peer. A contact's interval grows from `FIRST_S` to `LAST_S`: a
-    seed that ten thousand nodes have is called three times a second. `max_lapsed` are remembered, over a restart too, a
-    fair sample of all that lapsed (Vitter 1985, algorithm R), so whoever lets many invented nodes lapse gets its share.
-    An expired record proves nothing and is told to nobody.
+    halves of a swarm that are apart for longer than a record lives know nobody of each other any more. A node that
+    answers tells records of its side, and with room becomes a peer. A contact's interval grows from `FIRST_S` to
+    `LAST_S`: a seed that ten thousand nodes have is called three times a second. `max_lapsed` are remembered, over a
+    restart too, a fair sample of all that lapsed (Vitter 1985, algorithm R), so whoever lets many invented nodes lapse
+    gets its share. An expired record proves nothing and is told to nobody.
 """
 
 import random

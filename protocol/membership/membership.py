@@ -84,7 +84,7 @@ EVICT_INTERVAL_S = 1.0
 # A hello makes us tell a peer again whom we know and what we hold. It may come twice as often as it has to.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
-# What a peer that does not take us in may say.
+# The messages of a peer that does not take us in.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 

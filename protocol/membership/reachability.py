@@ -43,7 +43,7 @@ PAUSE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What others say of us: the IP address at which most see us ("": nobody said), and whether we can be dialled.
+    """Others' word on us: the IP address at which most see us ("": nobody said), and whether we can be dialled.
 
     `dialable` is None while nobody tried; `answers` is how many networks see us there.
     """

@@ -25,7 +25,7 @@ Found = tuple[object, list[Endpoint]]
 
 
 def bindable_host(host: str) -> str:
-    """Return what libzmq can bind to: it takes addresses, not names. Of a name with both, the IPv4 address.
+    """Return what libzmq can bind to: it takes addresses, not names. A name with both has its IPv4 address taken.
 
     Raises:
         BadAddress: the name does not resolve.

@@ -30,7 +30,7 @@ NO_LIBRARY = "the router was not asked by UPnP: pip install miniupnpc"
 
 
 class Mapping(NamedTuple):
-    """What a router said: its outer IP address if it forwards the port, and why that is of no use, if it is of none."""
+    """A router's answer: its outer IP address if it forwards the port, and why that is of no use, if it is of none."""
 
     external: str = ""
     failure: str = ""

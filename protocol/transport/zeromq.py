@@ -1,6 +1,6 @@
 """The transport on ZeroMQ: one bound ROUTER, one DEALER for each peer that we dialled.
 
-What libzmq does not do by itself, and is done here and in the parts that this joins:
+Duties that libzmq leaves to this file and to the parts that it joins:
 - CURVE without a ZAP handler lets anybody in: the handler starts before the bind, and
   `ZAP_ENFORCE_DOMAIN` refuses when it is missing (`inbound`).
 - Socket monitors tell when a connection came, finished its handshake, or broke.

@@ -22,7 +22,7 @@ WORTH_RATIO = 0.9
 
 
 class _Contexts(threading.local):
-    """What zstandard works in: for one thread each, and dearer to make than to pack a group of 10 kB with."""
+    """The workspaces of zstandard: for one thread each, and dearer to make than to pack a group of 10 kB with."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
