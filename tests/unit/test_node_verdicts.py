@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,12 @@ def pid_of(task: Task) -> int:
 
 def workers_here() -> list[int]:
     """The worker processes of tasks that this process has started."""
-    return [one.pid for one in psutil.Process().children() if "node.tasks.verdicts" in one.cmdline()]
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            if "node.tasks.verdicts" in one.cmdline():
+                found.append(one.pid)
+    return found
 
 
 def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> None:
