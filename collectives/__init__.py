@@ -20,7 +20,6 @@ A new operation is declared in `operations`, and has a method of `Communicator`.
 `node`, and imports nothing from `node`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from collectives.errors import (
@@ -58,15 +57,19 @@ __all__ = [
     "SyncStrategy",
 ]
 
-# These import torch, which takes seconds; who wants only the words above, as a node's settings do, does without.
-_WITH_TORCH = {
-    "Communicator": "collectives.communicator",
-    "DiLoCo": "collectives.diloco",
-    "SharedState": "collectives.shared_state.state",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _WITH_TORCH:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WITH_TORCH[name]), name)
+    """Import what needs torch, which takes seconds, when it is asked for: a node's settings need the words alone."""
+    if name == "Communicator":
+        from collectives.communicator import Communicator
+
+        return Communicator
+    if name == "DiLoCo":
+        from collectives.diloco import DiLoCo
+
+        return DiLoCo
+    if name == "SharedState":
+        from collectives.shared_state.state import SharedState
+
+        return SharedState
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
