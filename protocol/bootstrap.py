@@ -17,14 +17,14 @@ Rules
     refused in the handshake: that is noted as a refusal, but nobody signed it, and it may not last.
  2. `invite_used` is about one number of the invite: who says it is asked again, with the next one. No two members
     are shown different numbers at a time as long as nobody says so, since each might grant its own.
- 3. Of a member that another names count the endpoints that mean something from where that one answered: else
-    whoever is asked could make a joiner connect into its own network (see `protocol.membership.address_book`).
+ 3. Endpoints that another names for a member count only if they mean something from where that one answered: else it
+    could make a joiner connect into its own network (see `protocol.membership.address_book`).
  4. It is over when the manifest is there or all have refused. A seed that is full or starts again may grant later; the
     caller says how long to wait for it.
  5. A name, a key at an address, is charged to the seed from which it came, by way of others too: of the places for
-    names, each seed has an even share. Where none is free, the seed with most names gives the place of one, that of a
-    member that refused or else has come least far, to a seed with fewer: else one hostile member could keep out whom
-    honest ones name.
+    names, each seed has an even share. If none is free, the seed with most names gives a place to a seed with fewer. It
+    is that of a member that refused, or else has come least far. So no hostile member keeps out those whom honest ones
+    name.
  6. Nobody proves that a key is where it is named: each seed may name a key at one more address, save those of seeds,
     which the invite names, at as many as it likes. They are tried in turn, and share the time and the pauses that one
     address has; with each whole turn an address has twice as long, as lines may be slow.

@@ -136,22 +136,22 @@ class Limits:
     last_refusal_s: float = 24 * 3600.0
     max_allowances: int = 1024  # of keys, whether they are peers or not
 
-    # What a connection may cost before we answered it: an honest stranger sends a hello of 4 KiB and waits, says it
-    # again a few times, and is slower on a slow line or while it loads a model.
+    # The cost of a connection before we answered it: an honest stranger sends a hello of 4 KiB and waits, says it again
+    # a few times, and is slower on a slow line or while it loads a model.
     hello_s: float = 10.0
     unanswered_bytes: int = 1 << 18
     # Received, and no message: the CURVE handshake (about 700 bytes) and heartbeats (about 40 bytes, every 5 s from
     # each end, forgiven whenever a message follows): a day of silence.
     slack_bytes: int = 1 << 20
 
-    # What waits for one link of what we say: announcements and records of minutes. A peer that takes none for so long
+    # Bytes of our own that wait for one link: announcements and records of minutes. A peer that takes none for so long
     # is gone. All 272 live links that there may be by default have 68 MiB.
     control_bytes: int = 256 << 10
     max_idle_links: int = 256  # without frames, whose share of the line is remembered
     upload_burst_s: float = 0.25  # of the upload limit: what a line's own buffers hold
     upload_debt_s: float = 1.0  # that our own messages may run up
 
-    # Membership. What strangers and peers fill is bounded by number; the oldest goes.
+    # Membership. All that strangers and peers fill is bounded by number; the oldest goes.
     max_dials: int = 8  # attempts in progress at a time
     max_proven: int = 1024  # keys and links of which something is remembered though they are not live
     max_parting: int = 256  # links that are closed once a goodbye has arrived; others are closed at once

@@ -10,7 +10,7 @@ from protocol.identity import NodeId
 from protocol.limits.rate_limits import Allowance
 from protocol.lru import Recent
 
-# What takes as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
+# The bytes that take as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
 MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
 # "flood", "no_hello", "unasked_chunk" and "unanswered" in small numbers, and "stale" when clocks differ.

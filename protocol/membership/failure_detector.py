@@ -46,7 +46,7 @@ DetectorAction = Send | Dead
 
 
 class Liveness(Enum):
-    """Of a live peer."""
+    """The state of a live peer."""
 
     WELL = auto()
     PINGED = auto()

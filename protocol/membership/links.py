@@ -22,10 +22,10 @@ Rules
     a peer when it called gives its place to one that has none. So each has one place before others have two.
  4. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
     whoever dials us finds free. Links that it has no room for as it grows end one after the other (see `dialing`).
- 5. Who is near whom (rendezvous hashing, Thaler and Ravishankar 1998): every two nodes are at a distance that anybody
-    can compute and that neither sets. A node dials mostly those that are near, of some that it draws, and where there
-    is no room a near caller takes the place of a far one. So honest nodes find places where they look first, and one
-    that calls everybody is near to few: it gets about as many places in all as an honest one, however often and under
+ 5. Distances (rendezvous hashing, Thaler and Ravishankar 1998): every two nodes are at a distance that anybody can
+    compute and that neither sets. A node dials mostly those that are near, of some that it draws, and where there is no
+    room a near caller takes the place of a far one. So honest nodes find places where they look first, and one that
+    calls everybody is near to few: it gets about as many places in all as an honest one, however often and under
     however many keys it calls. An attacker can rent such networks as are near to its victim. Therefore not all places
     go by distance, nor all dials, and a pair's distance is another after `PERIOD_S`, at a time of its own. A node that
     does not know in which network it is seen (a domain name, NAT) is turned away as often as one that dials at random.

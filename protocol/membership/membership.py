@@ -8,8 +8,8 @@ the passive view. Each part states its rules: `links` has the life of a link,
 Rules
  1. A hello counts only if its record is signed by the hello's signer, names the very key that
     the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
- 2. Who answers: a hello is answered if and only if it came over a link that the peer dialled.
-    An unanswered hello is repeated every `HELLO_RETRY_S`.
+ 2. Answers: a hello is answered if and only if it came over a link that the peer dialled. An unanswered hello is
+    repeated every `HELLO_RETRY_S`.
  3. A graylisted node (its score is too low) is refused at the hello by its node id, under any key, and not dialled.
  4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
     that it lacks links of its own choice, a peer that dialled us and is farther from us (see `links`) makes room for

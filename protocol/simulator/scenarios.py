@@ -25,8 +25,8 @@ SPREAD_STEP_S = 0.02  # the precision to which the time until items are everywhe
 DEATHS_PER_NODE_HOUR = 1 / 1000
 MAX_FRAMES_PER_SECOND = 20.0  # that a node sends beside items, on average
 MAX_BYTES_PER_SECOND = 20_000.0
-# Of a victim's links, on average over the victims: what whoever dials a node may have, if it is all hostile. Of the
-# third that a node chooses itself some are hostile, too, and not all of the others can be taken by attackers.
+# The part of a victim's links, on average over the victims, that those who dial it may have, if all are hostile. Some
+# of the third that a node chooses itself are hostile, too, and not all of the others can be taken by attackers.
 MAX_HOSTILE_LINKS = 2 / 3
 STUDENT_T = 2.365  # 7 degrees of freedom
 
