@@ -642,6 +642,8 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
             raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is no configuration: it holds {tree!r:.20}, not a table")
+    if "arms" in tree:
+        raise UserError(f"{path} is an experiment and no node's configuration: gossamer lab run {path}")
     if path is not None:
         anchor_files(tree, path.parent)
     for override in overrides:

@@ -173,3 +173,11 @@ def test_weights_travel_by_any_codec_that_collectives_have() -> None:
         assert parse_config({"weights": {"codec": codec.value}}).weights.codec == codec.value
     with pytest.raises(UserError, match=r"weights\.codec"):
         parse_config({"weights": {"codec": "int9"}})
+
+
+def test_an_experiment_is_told_from_a_nodes_configuration(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text('nodes = 8\n[arms."8/0"]\n')
+    with pytest.raises(
+        UserError, match=r"is an experiment and no node's configuration: gossamer lab run .*rules\.toml"
+    ):
+        load_config(tmp_path / "rules.toml")
