@@ -183,7 +183,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
 
     Raises:
         DivergedError: logits, losses or weights are not finite.
-        GiveUp: a signal came before the first round.
+        GivenUp: a signal came before the first round.
         UserError: the configuration or the folder needs a person.
     """
     stopping = Stopping() if stopping is None else stopping  # one that nobody has asked to stop is false

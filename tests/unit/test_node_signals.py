@@ -31,7 +31,7 @@ def test_under_nohup_the_terminal_does_not_matter() -> None:
 def run_script(code: str, *, stuck: float = 10) -> subprocess.CompletedProcess[str]:
     prelude = (
         "import os, signal, time\nfrom node.processes import signals\n"
-        f"from node.processes.signals import GiveUp, graceful_stop\nsignals.STUCK_S = {stuck}\n"
+        f"from node.processes.signals import GivenUp, graceful_stop\nsignals.STUCK_S = {stuck}\n"
     )
     return subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, timeout=30)
 
@@ -40,7 +40,7 @@ def test_what_is_not_worth_waiting_for_is_given_up_with_the_signal() -> None:
     done = run_script(
         "with graceful_stop(600) as stopping:\n"
         " try:\n  os.kill(os.getpid(), signal.SIGTERM)\n  time.sleep(60)\n"
-        " except GiveUp:\n  print(stopping.received)\n"
+        " except GivenUp:\n  print(stopping.received)\n"
     )
     assert done.stdout == "[15]\n"
 
@@ -82,7 +82,7 @@ def test_a_worker_that_does_not_answer_is_given_up_and_can_be_killed() -> None:
         " try:\n"
         "  with stopping.patient():\n"
         "   os.kill(os.getpid(), signal.SIGTERM)\n   worker.call({'call': 'generate'}, 600)\n"
-        " except GiveUp:\n  stopping.finish()\n  worker.kill()\n  print('killed')\n"
+        " except GivenUp:\n  stopping.finish()\n  worker.kill()\n  print('killed')\n"
     )
     assert done.stdout == "killed\n"
 
