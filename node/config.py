@@ -302,6 +302,12 @@ _LEFT_OUT = {
 }
 
 
+_OF_UPDATE = {
+    *("lr_scheduler_type", "optim", "adam_beta2", "weight_decay", "max_grad_norm", "loss_type"),
+    *("importance_sampling_level", "epsilon", "epsilon_high", "off_policy_mask_threshold"),
+}
+
+
 class TrlOptions(Section):
     """The options that `trainer.trl` may hold: those of TRL's `GRPOConfig`, by its names."""
 
@@ -343,6 +349,11 @@ class TrlOptions(Section):
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="trackers that each round's metrics go to; what they send where is theirs to say"
     )
+
+    @property
+    def of_update(self) -> dict[str, Any]:
+        """Those that say how a step is computed, in the words and the meaning of `GRPOConfig`."""
+        return self.model_dump(include=_OF_UPDATE)
 
     @model_validator(mode="after")
     def _level_of_the_loss(self) -> "TrlOptions":

@@ -23,6 +23,7 @@ import os
 import platform
 import struct
 import sys
+import tempfile
 from typing import Final, NamedTuple
 
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
@@ -93,6 +94,7 @@ def confine() -> None:
     """
     if reason := unconfinable():
         raise ConfinementError(reason)
+    tempfile.gettempdir()  # it looks for the folder by writing to it, once: torch asks for it when it is imported
     libc = ctypes.CDLL(None, use_errno=True)
     abi = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")

@@ -166,7 +166,7 @@ class Wrapper:
 
     @property
     def confine(self) -> bool:
-        """Whether its episodes get neither network nor files to write, where they have processes of their own."""
+        """Whether `verify` and episodes get neither network nor files to write, in processes of their own."""
         return getattr(self.base, "confine", True)
 
 

@@ -33,7 +33,6 @@ import inspect
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,7 +346,6 @@ def begin(request: Message) -> tuple[Functions, Message]:
 
 
 def _confined() -> str:
-    tempfile.gettempdir()  # it tries by writing, once: torch asks for it when it is imported
     try:
         confine()
     except ConfinementError as error:

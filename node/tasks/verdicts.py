@@ -21,7 +21,6 @@ import queue
 import resource
 import socket
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -136,6 +135,11 @@ class Scoring:
 def submit_of(task: Task) -> Submit | None:
     """Return what queues a task's texts for its worker processes; None if the task scores in this process."""
     return getattr(task, "submit", None)
+
+
+def is_to_be_confined(task: Task) -> bool:
+    """Tell whether a task's code is kept from the network and from writing files, where it meets strangers' texts."""
+    return getattr(task, "confine", True)
 
 
 def played(task: Task) -> "Callable[[Item, Sequence[str], bool], Future[Verdict]]":
@@ -400,15 +404,15 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
 
     `is_here` says that its class exists in this process only: then its episodes are played here.
     """
-    if getattr(task, "confine", True) and (reason := unconfinable()):
+    if is_to_be_confined(task) and (reason := unconfinable()):
         log.warning("its code meets strangers' texts and is not confined here", task=task.key.name, reason=reason)
     described = config.model_dump(mode="json", include={"name", "options"})
     first: Message = {"call": "load", "task": described, "key": list(task.key)}
-    scoring, playing = (Workers(task.key.name, "node.tasks.verdicts", first) for _ in range(2))
     begin = start_of(task)
     if begin is not None and not is_here:
+        playing = Workers(task.key.name, "node.tasks.verdicts", first)  # no episode waits until a text is scored
         begin = ForkServer(task.key.name, playing, SCORE_S, LOAD_S + SCORE_S)
-    return IsolatedTask(task, scoring, begin)
+    return IsolatedTask(task, Workers(task.key.name, "node.tasks.verdicts", first), begin)
 
 
 def main() -> None:
@@ -427,8 +431,7 @@ def main() -> None:
     if list(task.key) != request["key"]:  # peers would take its rewards for lies
         send(channel, {"error": "its code has changed since this node began: start the node again"})
         return
-    if start_of(task) is None and getattr(task, "confine", True):
-        tempfile.gettempdir()  # it looks for the folder by writing to it, which `confine` forbids
+    if start_of(task) is None and is_to_be_confined(task):
         with suppress(ConfinementError):
             confine()
     send(channel, {})
@@ -438,7 +441,7 @@ def main() -> None:
 
 def answer_one(channel: socket.socket, task: Task, request: Message) -> None:
     """Reply to one request of the node; what has an environment is played in a process of its own."""
-    item, start, confined = _item(request["item"]), start_of(task), getattr(task, "confine", True)
+    item, start, confined = _item(request["item"]), start_of(task), is_to_be_confined(task)
     if request["call"] == "start":
         assert start is not None
         fork_episode(channel, partial(start, item), confined=confined)

@@ -789,19 +789,10 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         use_cpu=policy.model.device.type == "cpu",
         # The update.
         learning_rate=trainer.learning_rate,
-        lr_scheduler_type=options.lr_scheduler_type,
+        **options.of_update,
         warmup_steps=options.warmup_steps * trainer.num_iterations,
-        optim=options.optim,
-        adam_beta2=options.adam_beta2,
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        loss_type=options.loss_type,
-        importance_sampling_level=options.importance_sampling_level,
-        epsilon=options.epsilon,
-        epsilon_high=options.epsilon_high,
         beta=0.0,  # no reference model is kept
         num_iterations=trainer.num_iterations,
-        off_policy_mask_threshold=options.off_policy_mask_threshold,
         gradient_accumulation_steps=1,  # a step's micro-batches are added up in `training_step`
         steps_per_generation=1,
         gradient_checkpointing=trainer.gradient_checkpointing or None,  # False, too, makes newer transformers warn
