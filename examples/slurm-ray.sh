@@ -20,7 +20,7 @@ set -euo pipefail
 PORT=${PORT:-6379}
 export RAY_USAGE_STATS_ENABLED=0
 
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1') # awk reads to the last line
 ADDRESS=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$HEAD" hostname --ip-address | awk '{print $1}') # nodes bind it
 CPUS=${SLURM_CPUS_PER_TASK:-1}
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$HEAD" \
