@@ -305,7 +305,7 @@ class EndOfStep:
         self.members: tuple[NodeId, ...] = ()
 
     def perform(self, start: Perform, port: Port) -> OpId:
-        """Note its name: without that this member has not said Done, and it cannot count."""
+        """Note its name: without that this member has not sent OperationDone, and it cannot count."""
         self.op, self.members = start.op, start.view.members
         return start.op
 

@@ -44,9 +44,9 @@ say that were not let in, not against a member that lies.
     Apply, Pending       outside -> members -> coordinator      Welcome
     Welcome              member -> newcomer                     Beat
     ViewNotice           member -> whoever is in another view   ViewNotice, or going out
-    Initiate             member -> coordinator                  Start, once all have; Abort
-    Start                coordinator -> members                 Done
-    Done                 member -> coordinator                  Commit, once all have; Abort
+    Initiate             member -> coordinator                  OperationStart, once all have; Abort
+    OperationStart       coordinator -> members                 OperationDone
+    OperationDone        member -> coordinator                  Commit, once all have; Abort
     Commit               coordinator -> members                 Ack
     Evict                coordinator -> who is left out         Goodbye, and Apply once its owner calls ADMIT
     Propose              proposer -> members                    Report, or Beat with a greater round

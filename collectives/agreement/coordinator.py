@@ -1,9 +1,9 @@
 """The coordinator's part in the operations of its view.
 
-    every member's Initiate -> Start to all -> every member's Done -> Commit to the others
+    every member's Initiate -> OperationStart to all -> every member's OperationDone -> Commit to the others
         -> every other's Ack -> Commit to itself
 
-Until Commit is sent, any Done that says no is an Abort to all who called, and to those who call
+Until Commit is sent, any OperationDone that says no is an Abort to all who called, and to those who call
 later: the n-th operation of a tag has one verdict, whenever a member comes to it.
 
 Admission waits for the operations under way, and those which everybody has called by then wait for it.
@@ -29,7 +29,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from collectives.agreement.messages import MAX_OPEN, Abort, Ack, Commit, Digest, Done, Initiate, Mismatched, Start
+from collectives.agreement.messages import (
+    MAX_OPEN,
+    Abort,
+    Ack,
+    Commit,
+    Digest,
+    Initiate,
+    Mismatched,
+    OperationDone,
+    OperationStart,
+)
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View, first_after
 from collectives.types import Timing
@@ -105,7 +115,7 @@ class Coordinator:
             transaction.calls.setdefault(member, message)
             self.advance(now)
 
-    def done(self, member: NodeId, message: Done, now: float) -> None:
+    def done(self, member: NodeId, message: OperationDone, now: float) -> None:
         """`member` has carried it out, or calls it off."""
         op = message.op
         transaction = self._transactions.get(op)
@@ -222,7 +232,7 @@ class Coordinator:
         transaction.started = True
         shares = tuple(calls[member].share if member in calls else b"" for member in self._view.members)
         for member in self._view.members:
-            self._out.send(member, Start(op, shares))
+            self._out.send(member, OperationStart(op, shares))
 
     def _refuse(self, op: OpId, found: Mismatched, odd: list[NodeId]) -> None:
         """Call off what the members called with different arguments, and leave out the odd ones."""

@@ -89,7 +89,7 @@ class Dispatcher:
         state, op = self._state, message.op
         view = state.view
         if view is None or op.epoch > view.epoch:
-            if isinstance(message, messages.Start | messages.Commit):
+            if isinstance(message, messages.OperationStart | messages.Commit):
                 return  # nothing starts in a view in which this node has called nothing yet; and they may be long
             known = member == state.own or member in state.witnesses.known
             queue = self._held.setdefault(member, deque(maxlen=MAX_HELD if known else MAX_HELD_OF_STRANGER))
@@ -101,7 +101,7 @@ class Dispatcher:
             state.left_out(message.reason, now)  # also when it is fenced: it may leave whenever it likes
         elif state.change.fenced or member not in view.ids:
             return
-        elif isinstance(message, messages.Start | messages.Commit | messages.Abort):
+        elif isinstance(message, messages.OperationStart | messages.Commit | messages.Abort):
             self._verdict(member, message, view, now)
         elif state.coordinator is not None:
             self._coordinate(member, message, state.coordinator, now)
@@ -112,7 +112,7 @@ class Dispatcher:
             case messages.Initiate():
                 self._state.detector.called[member] = now
                 coordinator.initiate(member, message, now)
-            case messages.Done():
+            case messages.OperationDone():
                 coordinator.done(member, message, now)
             case messages.Ack():
                 coordinator.ack(member, message, now)
@@ -123,7 +123,7 @@ class Dispatcher:
             return
         self.insider_heard = now
         match message:
-            case messages.Start():
+            case messages.OperationStart():
                 state.detector.called.update(dict.fromkeys(view.members, now))
                 state.operations.start(message)
             case messages.Abort():

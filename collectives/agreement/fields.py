@@ -23,7 +23,7 @@ from protocol.wire.encoding import UINT64_MAX
 
 MARK_BYTES = 8
 SESSION_BYTES = 8
-MAX_MEMBERS = 256  # a Start carries a share from each: 256 x 64 KiB is what one message may be
+MAX_MEMBERS = 256  # an OperationStart carries a share from each: 256 x 64 KiB is what one message may be
 MAX_TEXT_BYTES = 256
 MAX_COUNT = 2**62  # of an epoch, a round or an operation: one more than any of them can still be sent
 

@@ -105,7 +105,7 @@ class Initiate:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class OperationStart:
     """Everybody called `op`: what each member handed in, in the view's order."""
 
     op: OpId
@@ -113,7 +113,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class OperationDone:
     """The sender carried `op` out (`ok`), or it could not or will not any more, because of `reason`."""
 
     op: OpId
@@ -259,7 +259,7 @@ class Goodbye:
     """The sender is gone for good."""
 
 
-OperationMessage = Initiate | Start | Done | Commit | Ack | Abort | Evict
+OperationMessage = Initiate | OperationStart | OperationDone | Commit | Ack | Abort | Evict
 BallotMessage = Propose | Report | Accept | Accepted | Decide | Proxy
 Message = OperationMessage | BallotMessage | Beat | Apply | ViewNotice | Pending | Welcome | Goodbye
 
@@ -269,8 +269,8 @@ MESSAGES: dict[int, type[Message]] = {
     2: Apply,
     3: ViewNotice,
     4: Initiate,
-    5: Start,
-    6: Done,
+    5: OperationStart,
+    6: OperationDone,
     7: Commit,
     8: Ack,
     9: Abort,

@@ -2,12 +2,12 @@
 
 - A call is told to the coordinator when it is made, and again when a link with the coordinator comes up:
   newcomers are in one view before they reach each other, and what is said without a link is lost.
-- A call that has not said Done may be ended as aborted at any time: without that Done nobody commits.
+- A call may be ended as aborted at any time before its OperationDone is sent: without that nobody commits.
 - One that has waits for Commit or Abort, or for what a view change makes of it. When neither comes
   long after its deadline, it ends in doubt; what is heard of it later is kept for others who ask,
   and never published here.
 - One that was called off before it was called here is over here as well: the next call of its tag is
-  a later operation. Nobody committed it, for this member has not said Done to it and never will.
+  a later operation. Nobody committed it, for this member has not sent OperationDone for it and never will.
 - A member that is told to start an admission which it has not called takes part in it unasked, if it waits
   in a call that has not started: the rules are the same, but nobody is told how it ended. If its owner
   calls for an admission meanwhile, that is the one.
@@ -101,7 +101,7 @@ class Operations:
             self._give_up(call, Verdict.ABORT, event.reason)
         elif not self.closed:
             call.stage = Stage.DONE
-            self._tell(messages.Done(call.op, ok=True))
+            self._tell(messages.OperationDone(call.op, ok=True))
 
     def give_up(self, tag: int) -> None:
         """End a call whose owner waits for it no more, unless it was carried out: then its verdict ends it."""
@@ -119,7 +119,7 @@ class Operations:
                 self._end(call, call.stage, Verdict.DOUBT, "its deadline passed, and nobody says what became of it")
             elif not call.overdue:
                 call.overdue = True
-                self._tell(messages.Done(call.op, ok=False, late=True, reason="its deadline passed"))
+                self._tell(messages.OperationDone(call.op, ok=False, late=True, reason="its deadline passed"))
 
     # --- the coordinator ---
 
@@ -130,13 +130,13 @@ class Operations:
                 if call.stage is Stage.CALLED:
                     self._initiate(call)
 
-    def start(self, message: messages.Start) -> None:
+    def start(self, message: messages.OperationStart) -> None:
         """Everybody called it."""
         if self.view is None:
             return
         call = self._of(message.op) or self._unasked(message.op)
         if call is None:
-            self._tell(messages.Done(message.op, ok=False, reason="its caller gave up"))
+            self._tell(messages.OperationDone(message.op, ok=False, reason="its caller gave up"))
         elif call.stage is Stage.CALLED and len(message.shares) == len(self.view.members):
             call.stage = Stage.STARTED
             self._ended.pop(call.op.tag, None)
@@ -250,7 +250,7 @@ class Operations:
             self._out.send(self.view.coordinator, message)
 
     def _give_up(self, call: OpenCall, verdict: Verdict, reason: str, *, late: bool = False) -> None:
-        self._tell(messages.Done(call.op, ok=False, late=late, reason=reason))
+        self._tell(messages.OperationDone(call.op, ok=False, late=late, reason=reason))
         self._end(call, Stage.ABORTED, verdict, reason)
 
     def _end(

@@ -1,6 +1,6 @@
 """Decides an operation whose view broke up, from the survivors' reports.
 
-The view V has the coordinator C. C sends Commit only once every member of V, C too, said Done; it
+The view V has the coordinator C. C sends Commit only once every member of V, C too, sent OperationDone; it
 sends Abort only before that, and decides once. Any other member publishes when it gets Commit, and
 acknowledges; C itself publishes when all the others have acknowledged. A survivor that reports has
 left V for good: it acts on none of V's messages any more and sends none. Let S be the members of V
@@ -8,7 +8,7 @@ that reported. Then the operation is
 
     committed      if somebody in S knows that it is
     aborted        if somebody in S knows that it is, or
-                   (a) somebody in S has not said Done: it never will, so C never sends Commit; or
+                   (a) somebody in S has not sent OperationDone: it never will, so C never sends Commit; or
                    (b) C is in S and has not sent Commit: it never will; or
                    (c) all of V but C are in S and none has Commit: nobody but C could publish by
                        itself, and C does not without their acknowledgements, which never come
@@ -17,7 +17,7 @@ that reported. Then the operation is
     in doubt       otherwise: those who wait for it end the call, unpublished, without a verdict
 
 Two sides never decide differently. Suppose that one commits. Then C sent Commit, so everybody had
-said Done and (a) holds nowhere; C had sent Commit before it left V, so neither does (b); and either
+sent OperationDone and (a) holds nowhere; C had sent Commit before it left V, so neither does (b); and either
 some p other than C had Commit when it left V, or C published with all acknowledgements, which
 takes such a p again (or V is C alone). If p is in another side's S, that side knows; if it is not,
 (c) fails there. Nothing here depends on how many sides there are, nor on who took part in

@@ -235,8 +235,8 @@ SYBILS = 0.02  # the part in which a view of strangers links with everybody of a
 DEAD_PATHS = 0.03  # the part in which the path of tensors between two members is silently gone, now and then
 MOMENTS = (
     messages.Initiate,
-    messages.Start,
-    messages.Done,
+    messages.OperationStart,
+    messages.OperationDone,
     messages.Commit,
     messages.Ack,
     messages.Abort,

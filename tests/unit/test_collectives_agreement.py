@@ -648,7 +648,9 @@ def test_one_that_admits_while_it_takes_part_in_an_admission_unasked_is_told_how
     group.feed(first, Begin(ADMIT_TAG, ADMIT, 30.0))
     for number in others:
         group.call(number, deadline=30.0)
-    while not any(isinstance(one, Send) and isinstance(one.message, messages.Done) for one in group.actions[2]):
+    while not any(
+        isinstance(one, Send) and isinstance(one.message, messages.OperationDone) for one in group.actions[2]
+    ):
         group.run(0.001)
     group.feed(2, Begin(ADMIT_TAG, ADMIT, 30.0))
     group.run(1.0)
@@ -787,8 +789,8 @@ any_message = st.one_of(
     st.builds(messages.ViewNotice, views),
     st.builds(messages.Pending, rosters.map(tuple)),
     st.builds(messages.Initiate, ops, st.sampled_from(("reduce", ADMIT)), st.just(()), st.just(b"")),
-    st.builds(messages.Start, ops, st.lists(st.just(b""), max_size=3).map(tuple)),
-    st.builds(messages.Done, ops, st.booleans(), st.booleans()),
+    st.builds(messages.OperationStart, ops, st.lists(st.just(b""), max_size=3).map(tuple)),
+    st.builds(messages.OperationDone, ops, st.booleans(), st.booleans()),
     st.builds(messages.Commit, ops, st.none() | views),
     st.builds(messages.Ack, ops),
     st.builds(messages.Abort, ops, st.booleans(), st.just("")),

@@ -261,7 +261,7 @@ def test_the_bytes_of_some_messages_stay_what_they_are() -> None:
         "920a94" + "9201c414" + "00" * 20 + "02" + "91c414" + "00" * 20 + "c408" + "00" * 8
     )
     assert len(encode(messages.Beat(bytes(8), 7, 1, (NODE,)))) == 40
-    assert len(encode(messages.Start(OP, (bytes(MAX_SHARE_BYTES),) * 256))) < 256 * (MAX_SHARE_BYTES + 6)
+    assert len(encode(messages.OperationStart(OP, (bytes(MAX_SHARE_BYTES),) * 256))) < 256 * (MAX_SHARE_BYTES + 6)
 
 
 def test_what_many_reports_say_alike_is_read_once() -> None:
@@ -277,6 +277,6 @@ def test_what_many_reports_say_alike_is_read_once() -> None:
 
 
 def test_a_long_reason_is_cut() -> None:
-    read = decode(encode(messages.Done(OP, ok=False, reason="ü" * 400)))
-    assert isinstance(read, messages.Done)
+    read = decode(encode(messages.OperationDone(OP, ok=False, reason="ü" * 400)))
+    assert isinstance(read, messages.OperationDone)
     assert read.reason == "ü" * 128

@@ -1,7 +1,7 @@
 """The rule on operations whose view broke up: every state that can be reached, and every two sides that can form.
 
-A small model of the protocol (one operation, no view change) is explored whole: each member says
-Done or not, the coordinator sends Commit to each or not, each acknowledges or not, the coordinator
+A small model of the protocol (one operation, no view change) is explored whole: each member sends
+OperationDone or not, the coordinator sends Commit to each or not, each acknowledges or not, the coordinator
 publishes or not. In each state any set of members may leave the view and report.
 """
 

@@ -150,7 +150,7 @@ def test_no_start_or_commit_is_held_of_a_view_in_which_a_member_has_called_nothi
     group = Group(SIZE)
     core, now = group.cores[1], group.network.now
     early = OpId(b"nextmark", core.view.epoch + 1, 0, 0)
-    for message in (messages.Start(early, (bytes(1 << 16),) * SIZE), messages.Commit(early)):
+    for message in (messages.OperationStart(early, (bytes(1 << 16),) * SIZE), messages.Commit(early)):
         core.handle(Heard(IDS[0], message), now)
     assert not core._dispatcher._held
 
@@ -226,8 +226,8 @@ def spoken(view):
         st.builds(messages.ViewNotice, views),
         st.builds(messages.Pending, lines.map(tuple)),
         st.builds(messages.Initiate, ops, st.sampled_from(("reduce", "admit")), st.just(()), st.just(b"")),
-        st.builds(messages.Start, ops, st.lists(st.just(b""), max_size=3).map(tuple)),
-        st.builds(messages.Done, ops, st.booleans(), st.booleans()),
+        st.builds(messages.OperationStart, ops, st.lists(st.just(b""), max_size=3).map(tuple)),
+        st.builds(messages.OperationDone, ops, st.booleans(), st.booleans()),
         st.builds(messages.Commit, ops, st.none() | views),
         st.builds(messages.Ack, ops),
         st.builds(messages.Abort, ops, st.booleans(), st.just("")),

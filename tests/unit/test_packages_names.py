@@ -7,7 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = {  # with protocol/ or collectives/, where both are what people call it
     "Answer",
-    "Done",
     "Exchange",
     "Group",
     "Item",
