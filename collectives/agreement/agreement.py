@@ -30,7 +30,8 @@ group goes on alone. Under `Partition.MAJORITY` the members of each view choose 
 Paxos, admissions included, and nobody enters it before; a side without the majority of its view waits, until it hears
 of a later view or `ForceView` says that the majority is lost.
 
-    a ballot     idle -> proposed (Propose, Report) -> [MAJORITY: asked (Accept, Accepted)] -> decided (Decide)
+    a ballot     idle -> proposed (Propose, BallotReport) -> [MAJORITY: asked (Accept, BallotAccepted)]
+                 -> decided (Decide)
 
 **Joining** (`join`, `member`). One outside applies; an admission is an operation of all members, whose commit
 leads to the view with the newcomers.
@@ -49,8 +50,8 @@ say that were not let in, not against a member that lies.
     OperationDone        member -> coordinator                  Commit, once all have; Abort
     Commit               coordinator -> members                 Ack
     Evict                coordinator -> who is left out         Goodbye, and Apply once its owner calls ADMIT
-    Propose              proposer -> members                    Report, or Beat with a greater round
-    Accept (MAJORITY)    proposer -> members                    Accepted, or Beat with a greater round
+    Propose              proposer -> members                    BallotReport, or Beat with a greater round
+    Accept (MAJORITY)    proposer -> members                    BallotAccepted, or Beat with a greater round
     Decide               proposer, or who is ahead -> members   Beat
     Proxy (MAJORITY)     who leaves -> one member
     Goodbye              who leaves -> all

@@ -142,11 +142,11 @@ class Dispatcher:
         match message:
             case messages.Propose() if view is not None and message.ballot.proposer == member:
                 self._proposed(member, message, view, now)
-            case messages.Report() if state.concerns(message.view, member):
+            case messages.BallotReport() if state.concerns(message.view, member):
                 state.decided(state.change.reported(member, message, now), now)
             case messages.Accept() if self._is_peer(member, view) and message.ballot.proposer == member:
                 self._asked(member, message, now)
-            case messages.Accepted() if self._is_peer(member, view):
+            case messages.BallotAccepted() if self._is_peer(member, view):
                 state.decided(state.change.accepted(member, message), now)
             case messages.Proxy() if view is not None and self._is_peer(member, view):
                 state.change.inherit(message, view)

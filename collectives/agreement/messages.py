@@ -200,7 +200,7 @@ class Accept:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class BallotAccepted:
     """The sender accepted what `ballot` asked for the view with the mark `before`."""
 
     ballot: Ballot
@@ -208,7 +208,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BallotReport:
     """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot.
 
     `accepted` is the last that it accepted for the view after its own.
@@ -260,7 +260,7 @@ class Goodbye:
 
 
 OperationMessage = Initiate | OperationStart | OperationDone | Commit | Ack | Abort | Evict
-BallotMessage = Propose | Report | Accept | Accepted | Decide | Proxy
+BallotMessage = Propose | BallotReport | Accept | BallotAccepted | Decide | Proxy
 Message = OperationMessage | BallotMessage | Beat | Apply | ViewNotice | Pending | Welcome | Goodbye
 
 # Each one's number on the wire. Numbers are only ever appended, never given again.
@@ -275,13 +275,13 @@ MESSAGES: dict[int, type[Message]] = {
     8: Ack,
     9: Abort,
     10: Propose,
-    11: Report,
+    11: BallotReport,
     12: Decide,
     13: Welcome,
     14: Pending,
     15: Goodbye,
     16: Accept,
-    17: Accepted,
+    17: BallotAccepted,
     18: Proxy,
     19: Evict,
 }

@@ -42,7 +42,17 @@ from random import Random
 
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES
-from collectives.agreement.messages import Accept, Accepted, Decide, Ledger, Propose, Proxy, Report, Ruling, Stage
+from collectives.agreement.messages import (
+    Accept,
+    BallotAccepted,
+    BallotReport,
+    Decide,
+    Ledger,
+    Propose,
+    Proxy,
+    Ruling,
+    Stage,
+)
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import rule
 from collectives.agreement.views import NO_BALLOT, NOWHERE, Ballot, Member, OpId, View
@@ -61,7 +71,7 @@ class Proposal:
     members: frozenset[NodeId]
     votes: frozenset[NodeId]  # that this member had when it made its promise
     since: float  # of this phase
-    reports: dict[NodeId, Report] = field(default_factory=dict)
+    reports: dict[NodeId, BallotReport] = field(default_factory=dict)
     asked: Accept | None = None
     accepted: set[NodeId] = field(default_factory=set)
 
@@ -161,7 +171,7 @@ class ViewChange:
             self._proposal.since = float("-inf")  # outbid: try again at the next tick
             self.promised = Ballot(number, self._own)
 
-    def reported(self, member: NodeId, message: Report, now: float) -> Decide | None:
+    def reported(self, member: NodeId, message: BallotReport, now: float) -> Decide | None:
         """Count a report; return the decision once all are in."""
         proposal = self._proposal
         if proposal is None or message.ballot != proposal.ballot or member not in proposal.members:
@@ -171,7 +181,7 @@ class ViewChange:
         proposal.reports[member] = message
         return self._conclude(proposal, now)
 
-    def accepted(self, member: NodeId, message: Accepted) -> Decide | None:
+    def accepted(self, member: NodeId, message: BallotAccepted) -> Decide | None:
         """Count an acceptance; return the decision once a majority has accepted."""
         proposal = self._proposal
         if proposal is None or message.ballot != proposal.ballot or message.before != proposal.view.mark:
@@ -189,7 +199,7 @@ class ViewChange:
             return False
         self._promise(message.ballot, now)
         missing = tuple(sorted(self._detector.missing(view, now)))
-        self._out.send(member, Report(message.ballot, view, missing, ledgers(), self._accepted))
+        self._out.send(member, BallotReport(message.ballot, view, missing, ledgers(), self._accepted))
         return True
 
     def asked(self, member: NodeId, message: Accept, view: View, now: float) -> bool:
@@ -199,7 +209,7 @@ class ViewChange:
             return False
         self._promise(message.ballot, now)
         self._accepted = message
-        self._out.send(member, Accepted(message.ballot, message.before))
+        self._out.send(member, BallotAccepted(message.ballot, message.before))
         return True
 
     def accepts(self, message: Decide) -> bool:
@@ -249,7 +259,7 @@ class ViewChange:
         self.fenced = True
         proposal = self._proposal = Proposal(ballot, view, members, self.votes, now)
         missing = tuple(sorted(self._detector.missing(view, now)))
-        proposal.reports[self._own] = Report(ballot, view, missing, ledgers(), self._accepted)
+        proposal.reports[self._own] = BallotReport(ballot, view, missing, ledgers(), self._accepted)
         for member in sorted(members - {self._own}):
             self._out.send(member, Propose(ballot, view.epoch, tuple(sorted(members)), view.mark))
         return self._conclude(proposal, now)
@@ -317,7 +327,7 @@ class ViewChange:
                 self._out.send(member, decision)
         return decision
 
-    def _roster(self, members: Iterable[NodeId], reports: dict[NodeId, Report]) -> list[Member]:
+    def _roster(self, members: Iterable[NodeId], reports: dict[NodeId, BallotReport]) -> list[Member]:
         """Return each one's own line, from its own view."""
         lines = {member: {line.id: line for line in reports[member].view.roster} for member in members}
         return [lines[member][member] for member in members if member in lines[member]]

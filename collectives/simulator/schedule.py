@@ -241,7 +241,7 @@ MOMENTS = (
     messages.Ack,
     messages.Abort,
     messages.Propose,
-    messages.Report,
+    messages.BallotReport,
     messages.Decide,
     messages.Welcome,
     messages.Apply,
@@ -250,11 +250,11 @@ MOMENTS = (
 ROLLING_MOMENTS = (
     messages.Commit,
     messages.Propose,
-    messages.Report,
+    messages.BallotReport,
     messages.Decide,
     messages.Welcome,
 )
-RARE = (messages.Propose, messages.Report, messages.Decide, messages.Welcome, messages.Apply, messages.ViewNotice)
+RARE = (messages.Propose, messages.BallotReport, messages.Decide, messages.Welcome, messages.Apply, messages.ViewNotice)
 
 
 @dataclass(frozen=True)
@@ -347,7 +347,7 @@ class Schedule:
             for _ in range(rng.randint(1, 2))
         ]
         if rng.random() < 0.5:
-            moment = rng.choice((messages.Accept, messages.Accepted))
+            moment = rng.choice((messages.Accept, messages.BallotAccepted))
             rolls.append(Fault("rolling", moment, rng.randint(1, 6), True, 0.0, rng.choice((1.5, 4.0))))
         return (*joins, *rolls)
 

@@ -795,9 +795,11 @@ any_message = st.one_of(
     st.builds(messages.Ack, ops),
     st.builds(messages.Abort, ops, st.booleans(), st.just("")),
     st.builds(messages.Propose, ballots, small, some, marks),
-    st.builds(messages.Report, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple), st.none() | accepts),
+    st.builds(
+        messages.BallotReport, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple), st.none() | accepts
+    ),
     accepts,
-    st.builds(messages.Accepted, ballots, marks),
+    st.builds(messages.BallotAccepted, ballots, marks),
     st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple), marks),
     st.builds(messages.Proxy, marks, small, st.just(((IDS[0], b"session!"),)), small, st.none() | accepts),
     st.builds(messages.Welcome, marks, views),

@@ -269,7 +269,7 @@ def test_what_many_reports_say_alike_is_read_once() -> None:
         b"group", 2, bytes(8), [Member(id_of_bytes(bytes([n]) * 20), "tcp://h:1", bytes(8)) for n in range(9)]
     )
     ledger = messages.Ledger(bytes(8), view.members, ((OP, messages.Stage.DONE),))
-    reports = [messages.Report(Ballot(1, NODE), view, (member,), (ledger,)) for member in view.members]
+    reports = [messages.BallotReport(Ballot(1, NODE), view, (member,), (ledger,)) for member in view.members]
     read = [decode(encode(report)) for report in reports]
     assert read == reports
     assert len({id(report.view) for report in read}) == 1

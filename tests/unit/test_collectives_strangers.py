@@ -232,7 +232,7 @@ def spoken(view):
         st.builds(messages.Ack, ops),
         st.builds(messages.Abort, ops, st.booleans(), st.just("")),
         st.builds(messages.Propose, ballots, small, some),
-        st.builds(messages.Report, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple)),
+        st.builds(messages.BallotReport, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple)),
         st.builds(
             messages.Decide,
             ballots,
