@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from collectives.agreement.events import Begin, Finished, Perform, Performed, Verdict
+from collectives.agreement.events import Begin, CallVerdict, Finished, Perform, Performed
 from collectives.errors import (
     Aborted,
     BadArgument,
@@ -143,7 +143,7 @@ def finish_call(control: Runner, call: PendingCall, settling: float, perform: Wo
         blames = error.member if isinstance(error, Aborted) else ""
         control.done(Performed(start.op, ok=False, reason=str(error), blames=blames))
         finished = call.wait_finish(last)
-        if isinstance(error, DeadlineExceeded) and finished.verdict is Verdict.ABORT:
+        if isinstance(error, DeadlineExceeded) and finished.verdict is CallVerdict.ABORT:
             raise
         raise error_of(finished) from error
     except BaseException as error:
@@ -153,7 +153,7 @@ def finish_call(control: Runner, call: PendingCall, settling: float, perform: Wo
         raise
     control.done(Performed(start.op))
     finished = call.wait_finish(last)
-    if finished.verdict is not Verdict.COMMIT:
+    if finished.verdict is not CallVerdict.COMMIT:
         raise error_of(finished)
     return Committed(outcome, finished, port.bytes_sent, port.bytes_received)
 
@@ -174,21 +174,21 @@ def error_of(finished: Finished) -> CollectiveError:
     """Return the error that a verdict is told as."""
     reason = finished.reason or "a member failed"
     match finished.verdict:
-        case Verdict.DEADLINE:
+        case CallVerdict.DEADLINE:
             return DeadlineExceeded(f"called off: {reason}; call it again, or allow it more time")
-        case Verdict.MISMATCH if finished.mismatch is not None:
+        case CallVerdict.MISMATCH if finished.mismatch is not None:
             found = finished.mismatch
             return Mismatch(found.member, found.field, found.theirs, found.ours)
-        case Verdict.DOUBT:
+        case CallVerdict.DOUBT:
             return InDoubt(
                 f"what became of this call is unknown here ({reason}): its buffer is as it was; "
                 "call it again, or sync with those who may have the result"
             )
-        case Verdict.MINORITY:
+        case CallVerdict.MINORITY:
             return NotEnoughPeers(f"{reason}: wait for others to join, then admit them")
-        case Verdict.EVICTED:
+        case CallVerdict.EVICTED:
             return Evicted(f"{reason}: admit() waits to be let in again; then sync")
-        case Verdict.CLOSED:
+        case CallVerdict.CLOSED:
             return Closed(f"{reason}: connect again")
         case _:
             return Aborted(f"called off for everybody: {reason}; call it again, with whoever is left")

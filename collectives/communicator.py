@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from collectives.agreement.agreement import Agreement
-from collectives.agreement.events import ADMIT, Begin, Perform, Verdict
+from collectives.agreement.events import ADMIT, Begin, CallVerdict, Perform
 from collectives.agreement.fields import MAX_MEMBERS
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
 from collectives.calls import (
@@ -266,7 +266,7 @@ class Communicator:
         call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout)
         with waiting(self._driver, call):
             finished = call.wait_finish(last_moment(call, self._driver.timing.settling))
-        if finished.verdict is not Verdict.COMMIT:
+        if finished.verdict is not CallVerdict.COMMIT:
             raise error_of(finished)
 
     def wait_for(self, members: int, timeout: float = 60.0) -> None:

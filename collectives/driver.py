@@ -21,6 +21,7 @@ from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     Action,
     Begin,
+    CallVerdict,
     Dial,
     Drop,
     Event,
@@ -37,7 +38,6 @@ from collectives.agreement.events import (
     Send,
     Tick,
     Unlinked,
-    Verdict,
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
@@ -308,7 +308,7 @@ class GroupDriver:
             case Finished(op):
                 call = self._calls.pop(op.tag)
                 if call.port is not None:
-                    late = action.verdict is Verdict.DEADLINE
+                    late = action.verdict is CallVerdict.DEADLINE
                     self.exchange.close_port(call.port, action.reason or "the operation is over", late=late)
                 else:
                     self.exchange.forget(op)

@@ -64,6 +64,7 @@ from collectives.agreement.dispatch import Dispatcher
 from collectives.agreement.events import (
     Action,
     Begin,
+    CallVerdict,
     Dial,
     Event,
     ForceView,
@@ -74,7 +75,6 @@ from collectives.agreement.events import (
     Performed,
     Tick,
     Unlinked,
-    Verdict,
 )
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import SESSION_BYTES
@@ -230,7 +230,7 @@ class Agreement:
         operations = self._state.operations
         operations.begin(event, now)
         if self.view is None:
-            operations.dismiss(Verdict.EVICTED, self._state.why_out)
+            operations.dismiss(CallVerdict.EVICTED, self._state.why_out)
 
     def _linked(self, member: NodeId, address: str, now: float) -> None:
         self._detector.link(member, address, now)
@@ -246,8 +246,8 @@ class Agreement:
 
     def _tick(self, now: float) -> None:
         state, view = self._state, self.view
-        stuck = Verdict.EVICTED if view is None else Verdict.DEADLINE
-        state.operations.tick(now, Verdict.MINORITY if self.stranded else stuck)
+        stuck = CallVerdict.EVICTED if view is None else CallVerdict.DEADLINE
+        state.operations.tick(now, CallVerdict.MINORITY if self.stranded else stuck)
         state.admission.tick(now)
         if view is None:
             self._tick_outside(now)

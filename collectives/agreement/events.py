@@ -14,7 +14,7 @@ from protocol.identity import NodeId
 ADMIT = "admit"  # the kind of operation that lets newcomers in
 
 
-class Verdict(Enum):
+class CallVerdict(Enum):
     """How a call ended."""
 
     COMMIT = "commit"  # publish the result
@@ -135,7 +135,7 @@ class Finished:
     """
 
     op: OpId
-    verdict: Verdict
+    verdict: CallVerdict
     contributors: tuple[NodeId, ...] = ()
     reason: str = ""
     mismatch: Mismatched | None = None

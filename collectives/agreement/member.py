@@ -9,7 +9,7 @@ from random import Random
 
 from collectives.agreement import messages
 from collectives.agreement.coordinator import Coordinator
-from collectives.agreement.events import Install, OutOfGroup, Verdict
+from collectives.agreement.events import CallVerdict, Install, OutOfGroup
 from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.fields import MARK_BYTES, SESSION_BYTES
 from collectives.agreement.join import Applicants
@@ -136,7 +136,7 @@ class MemberState:
         if before is not None:
             lost = ", ".join(sorted(before.ids - view.ids)[:4])
             reason = f"the group changed: {lost} failed" if lost else "the group changed"
-            self.operations.leave({ruling.op: ruling.stage for ruling in rulings}, Verdict.ABORT, reason)
+            self.operations.leave({ruling.op: ruling.stage for ruling in rulings}, CallVerdict.ABORT, reason)
             self.remember(before)
         self.epoch = view.epoch
         self.resting = False
@@ -187,7 +187,7 @@ class MemberState:
 
     def _go_out(self, reason: str, theirs: View | None = None) -> None:
         view, self.why_out = self.view, reason
-        self._end(Verdict.EVICTED, reason)
+        self._end(CallVerdict.EVICTED, reason)
         self._line = self._line._replace(session=self._rng.randbytes(SESSION_BYTES))
         for known in (view, theirs):
             if known is not None:
@@ -199,7 +199,7 @@ class MemberState:
     def depart(self, now: float) -> None:
         """Leave for good."""
         self._say_goodbye(now)
-        self._end(Verdict.CLOSED, "this member left")
+        self._end(CallVerdict.CLOSED, "this member left")
 
     def _say_goodbye(self, now: float) -> None:
         """Tell the others. Under MAJORITY one of those who stay is given this member's vote."""
@@ -210,7 +210,7 @@ class MemberState:
         for member in self.detector.linked:
             self.out.send(member, messages.Goodbye())
 
-    def _end(self, verdict: Verdict, reason: str) -> None:
+    def _end(self, verdict: CallVerdict, reason: str) -> None:
         view = self.view
         if view is not None:
             calls = self.operations.open.values()

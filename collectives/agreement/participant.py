@@ -21,7 +21,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from collectives.agreement import messages
-from collectives.agreement.events import ADMIT, Begin, Finished, Perform, Performed, Verdict
+from collectives.agreement.events import ADMIT, Begin, CallVerdict, Finished, Perform, Performed
 from collectives.agreement.fields import MAX_TEXT_BYTES
 from collectives.agreement.messages import (
     MAX_ENTRIES,
@@ -98,7 +98,7 @@ class Operations:
         if call is None or call.op != event.op or call.stage is not Stage.STARTED:
             return
         if not event.ok:
-            self._give_up(call, Verdict.ABORT, event.reason)
+            self._give_up(call, CallVerdict.ABORT, event.reason)
         elif not self.closed:
             call.stage = Stage.DONE
             self._tell(messages.OperationDone(call.op, ok=True))
@@ -107,16 +107,16 @@ class Operations:
         """End a call whose owner waits for it no more, unless it was carried out: then its verdict ends it."""
         call = self.open.get(tag)
         if call is not None and call.asked and call.stage < Stage.DONE:
-            self._give_up(call, Verdict.ABORT, "its caller was interrupted")
+            self._give_up(call, CallVerdict.ABORT, "its caller was interrupted")
 
-    def tick(self, now: float, stuck: Verdict) -> None:
+    def tick(self, now: float, stuck: CallVerdict) -> None:
         """End what is late; `stuck` is why a call that could not start was not."""
         for call in [call for call in self.open.values() if now >= call.deadline]:
             if call.stage < Stage.DONE:
-                verdict = stuck if call.stage is Stage.CALLED else Verdict.DEADLINE
+                verdict = stuck if call.stage is Stage.CALLED else CallVerdict.DEADLINE
                 self._give_up(call, verdict, "its deadline passed", late=True)
             elif now >= call.deadline + self._timing.settling:
-                self._end(call, call.stage, Verdict.DOUBT, "its deadline passed, and nobody says what became of it")
+                self._end(call, call.stage, CallVerdict.DOUBT, "its deadline passed, and nobody says what became of it")
             elif not call.overdue:
                 call.overdue = True
                 self._tell(messages.OperationDone(call.op, ok=False, late=True, reason="its deadline passed"))
@@ -163,7 +163,7 @@ class Operations:
             self._next = {tag: n for tag, n in self._next.items() if tag >= RENDEZVOUS_TAG or n > self._floor}
         call = self._of(op)
         if call is not None:
-            self._end(call, Stage.COMMITTED, Verdict.COMMIT)
+            self._end(call, Stage.COMMITTED, CallVerdict.COMMIT)
             return
         ended = self._ended.get(op.tag, {})
         if ended.get(op, Stage.ABORTED) < Stage.COMMITTED:  # it ended in doubt
@@ -175,9 +175,9 @@ class Operations:
         if call is None:  # it ended here, or was not called: then the next call is a later one
             self._next[op.tag] = max(self._next.get(op.tag, 0), op.n + 1)
         else:
-            verdict = Verdict.DEADLINE if message.late else Verdict.ABORT
+            verdict = CallVerdict.DEADLINE if message.late else CallVerdict.ABORT
             if message.mismatch is not None:
-                verdict = Verdict.MISMATCH
+                verdict = CallVerdict.MISMATCH
             self._end(call, Stage.ABORTED, verdict, message.reason, message.mismatch)
 
     def holds(self, op: OpId) -> None:
@@ -192,18 +192,18 @@ class Operations:
         """Return what is known of the operations of this view and the last few."""
         return (*self._past, *([self._ledger(self.view)] if self.view is not None else []))
 
-    def leave(self, rulings: dict[OpId, Stage], otherwise: Verdict, reason: str) -> None:
+    def leave(self, rulings: dict[OpId, Stage], otherwise: CallVerdict, reason: str) -> None:
         """End this view: what started ends as ruled, what did not stays open. `otherwise` stands for ABORT."""
         if self.view is None:
             return
         for call in list(self.open.values()):
             stage = stage_of(rulings, call.op, call.stage)
             if stage is Stage.COMMITTED:
-                self._end(call, stage, Verdict.COMMIT)
+                self._end(call, stage, CallVerdict.COMMIT)
             elif stage is Stage.ABORTED:
                 self._end(call, stage, otherwise, reason)
             elif stage is not Stage.CALLED:
-                self._end(call, call.stage, Verdict.DOUBT, f"{reason}, and nobody here knows what became of it")
+                self._end(call, call.stage, CallVerdict.DOUBT, f"{reason}, and nobody here knows what became of it")
         self._past.append(self._ledger(self.view))
         self.view, self.closed = None, True
         self._ended, self._next, self._floor, self._whole = {}, {}, 0, True
@@ -217,16 +217,16 @@ class Operations:
             call.op = self._name(call.begin.tag)
             self._initiate(call)
 
-    def dismiss(self, verdict: Verdict, reason: str) -> None:
+    def dismiss(self, verdict: CallVerdict, reason: str) -> None:
         """End the calls that are left when this member is outside; that to be let in only if it left for good."""
-        for call in [call for call in self.open.values() if verdict is Verdict.CLOSED or call.begin.kind != ADMIT]:
+        for call in [call for call in self.open.values() if verdict is CallVerdict.CLOSED or call.begin.kind != ADMIT]:
             self._end(call, Stage.ABORTED, verdict, reason)
 
     def admitted(self, view: View) -> None:
         """End the call of one that waited outside to be let in, and now is in `view`."""
         call = self.open.pop(ADMIT_TAG, None)
         if call is not None:
-            self._out.do(Finished(call.op, Verdict.COMMIT, view.members))
+            self._out.do(Finished(call.op, CallVerdict.COMMIT, view.members))
 
     # --- within ---
 
@@ -249,7 +249,7 @@ class Operations:
         if self.view is not None and not self.closed:
             self._out.send(self.view.coordinator, message)
 
-    def _give_up(self, call: OpenCall, verdict: Verdict, reason: str, *, late: bool = False) -> None:
+    def _give_up(self, call: OpenCall, verdict: CallVerdict, reason: str, *, late: bool = False) -> None:
         self._tell(messages.OperationDone(call.op, ok=False, late=late, reason=reason))
         self._end(call, Stage.ABORTED, verdict, reason)
 
@@ -257,7 +257,7 @@ class Operations:
         self,
         call: OpenCall,
         stage: Stage,
-        verdict: Verdict,
+        verdict: CallVerdict,
         reason: str = "",
         mismatch: messages.Mismatched | None = None,
     ) -> None:
@@ -269,7 +269,7 @@ class Operations:
             if len(self._ended) > (MAX_ENTRIES - MAX_OPEN) // 2:
                 self._ended.pop(next(iter(self._ended)))
                 self._whole = False
-        contributors = self.view.members if self.view is not None and verdict is Verdict.COMMIT else ()
+        contributors = self.view.members if self.view is not None and verdict is CallVerdict.COMMIT else ()
         if call.asked:
             self._out.do(Finished(call.op, verdict, contributors, reason, mismatch))
 

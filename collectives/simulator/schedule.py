@@ -12,7 +12,7 @@ from enum import Enum
 from random import Random
 
 from collectives.agreement import messages
-from collectives.agreement.events import ADMIT, Begin, Finished, Install, OutOfGroup, Perform, Performed, Verdict
+from collectives.agreement.events import ADMIT, Begin, CallVerdict, Finished, Install, OutOfGroup, Perform, Performed
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
 from collectives.steps import Claim, Phase, Steps
 from collectives.types import LAN, Partition
@@ -35,7 +35,7 @@ class Program(Enum):
 
     def admits_next(self, finished: Finished) -> bool:
         """Tell whether an admission comes after a call that ended so."""
-        admitted, committed = finished.op.tag == ADMIT_TAG, finished.verdict is Verdict.COMMIT
+        admitted, committed = finished.op.tag == ADMIT_TAG, finished.verdict is CallVerdict.COMMIT
         match self:
             case Program.LOOP:
                 return not (admitted and committed)
@@ -63,7 +63,7 @@ def expect(holds: bool, what: str) -> None:
 class VerdictHistory:
     """The verdicts that all members were told about each operation."""
 
-    verdicts: dict[OpId, dict[NodeId, Verdict]] = field(default_factory=dict)
+    verdicts: dict[OpId, dict[NodeId, CallVerdict]] = field(default_factory=dict)
     contributors: dict[OpId, tuple[NodeId, ...]] = field(default_factory=dict)
     shares: dict[OpId, dict[NodeId, bytes]] = field(default_factory=dict)
     committed: int = 0
@@ -81,17 +81,17 @@ class VerdictHistory:
         op, verdict = finished.op, finished.verdict
         others = self.verdicts.setdefault(op, {})
         others[member] = verdict
-        safe = {Verdict.COMMIT, Verdict.DOUBT}
-        if Verdict.COMMIT in others.values() and op.mark:
+        safe = {CallVerdict.COMMIT, CallVerdict.DOUBT}
+        if CallVerdict.COMMIT in others.values() and op.mark:
             expect(set(others.values()) <= safe, f"{op} ended in two ways: {others}")
-            if verdict is Verdict.COMMIT:
+            if verdict is CallVerdict.COMMIT:
                 known = self.contributors.setdefault(op, finished.contributors)
                 expect(known == finished.contributors, f"{op} has different contributors")
-        if verdict is Verdict.ABORT and finished.reason.startswith("the group changed"):
+        if verdict is CallVerdict.ABORT and finished.reason.startswith("the group changed"):
             started = op in self.shares or op.tag == ADMIT_TAG or len(others) > 1
             expect(started, f"{op} had not started, and a view change lost it")
-        self.committed += verdict is Verdict.COMMIT
-        self.doubtful += verdict is Verdict.DOUBT
+        self.committed += verdict is CallVerdict.COMMIT
+        self.doubtful += verdict is CallVerdict.DOUBT
         self.aborted += verdict not in safe
 
 
@@ -152,7 +152,7 @@ class Owner:
         del self.outstanding[finished.op.tag]
         self.in_time.pop(finished.op.tag, None)
         self.history.finished(self.own, finished)
-        if finished.verdict is Verdict.COMMIT and finished.op.tag != ADMIT_TAG:
+        if finished.verdict is CallVerdict.COMMIT and finished.op.tag != ADMIT_TAG:
             expect(self.started.get(finished.op.tag) == finished.op, f"{finished.op} committed and never started")
 
     def install(self, install: Install) -> None:
@@ -191,8 +191,8 @@ class Stepper:
         """Go on from how it ended."""
         steps, op, self.calling = self.steps, finished.op, None
         shares = self.owner.history.shares.get(op, {})
-        if finished.verdict is not Verdict.COMMIT:
-            if op.tag == END_TAG and finished.verdict is Verdict.DOUBT and self.owner.started.get(op.tag) == op:
+        if finished.verdict is not CallVerdict.COMMIT:
+            if op.tag == END_TAG and finished.verdict is CallVerdict.DOUBT and self.owner.started.get(op.tag) == op:
                 steps.doubted(op)
             steps.disturbed(admits=pending or self.owner.view is None)
             self.reduced = 0

@@ -12,6 +12,7 @@ from typing import Any
 from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     Action,
+    CallVerdict,
     Dial,
     Event,
     Finished,
@@ -26,7 +27,6 @@ from collectives.agreement.events import (
     Send,
     Tick,
     Unlinked,
-    Verdict,
 )
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import ADMIT_TAG, OpId, View
@@ -194,7 +194,9 @@ class GroupTrial:
         if Program.FREE not in self.schedule.programs:
             tag = END_TAG if Program.STEPS in self.schedule.programs else TAGS[0]
             new = {op: known for op, known in self.history.verdicts.items() if op.tag == tag and op not in before}
-            whole = [known for known in new.values() if list(known.values()) == [Verdict.COMMIT] * len(self._live())]
+            whole = [
+                known for known in new.values() if list(known.values()) == [CallVerdict.COMMIT] * len(self._live())
+            ]
             expect(bool(whole), "members in a loop never reduce all together")
         self._compare_steps()
 
@@ -220,7 +222,7 @@ class GroupTrial:
                 self._feed(node, node.owner.begin(tag, 10.0, self.network.now))
             self._until(self._idle, "the last operation did not end")
             ended = [known for op, known in self.history.verdicts.items() if op.tag == tag]
-            if [set(known.values()) for known in ended] == [{Verdict.COMMIT}] and len(ended[0]) == len(live):
+            if [set(known.values()) for known in ended] == [{CallVerdict.COMMIT}] and len(ended[0]) == len(live):
                 return
 
     # --- processes ---

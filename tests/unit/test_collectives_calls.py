@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from collectives import Aborted, Closed, Communicator, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
-from collectives.agreement.events import Finished, Verdict
+from collectives.agreement.events import CallVerdict, Finished
 from collectives.agreement.views import OpId, View
 from collectives.calls import PendingCall, error_of, finish_call
 from collectives.driver import GroupDriver, Status
@@ -22,7 +22,7 @@ QUICK = Timing(heartbeat=0.01, timeout=0.05)
 class Answering:
     """A control thread that ends each call with `verdict`, as long after its deadline as the core may take."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: CallVerdict) -> None:
         self.timing = QUICK
         self.exchange = None
         self.status = Status()
@@ -41,7 +41,7 @@ class Answering:
 
 
 def test_admit_waits_for_its_verdict_as_long_as_the_core_may_take():
-    comm = Communicator(Answering(Verdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
+    comm = Communicator(Answering(CallVerdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(InDoubt, match="what became of this call is unknown"):
         comm.admit(timeout=0.05)
 
@@ -49,12 +49,12 @@ def test_admit_waits_for_its_verdict_as_long_as_the_core_may_take():
 @pytest.mark.parametrize(
     ("verdict", "kind"),
     [
-        (Verdict.ABORT, Aborted),
-        (Verdict.DEADLINE, DeadlineExceeded),
-        (Verdict.DOUBT, InDoubt),
-        (Verdict.MINORITY, NotEnoughPeers),
-        (Verdict.EVICTED, Evicted),
-        (Verdict.CLOSED, Closed),
+        (CallVerdict.ABORT, Aborted),
+        (CallVerdict.DEADLINE, DeadlineExceeded),
+        (CallVerdict.DOUBT, InDoubt),
+        (CallVerdict.MINORITY, NotEnoughPeers),
+        (CallVerdict.EVICTED, Evicted),
+        (CallVerdict.CLOSED, Closed),
     ],
 )
 def test_each_verdict_has_an_error_of_its_own(verdict, kind):
@@ -73,7 +73,7 @@ def test_each_verdict_has_an_error_of_its_own(verdict, kind):
     ],
 )
 def test_a_time_that_no_wait_can_be_given_is_refused_before_anything_is_sent(call, timeout):
-    answering = Answering(Verdict.DOUBT)
+    answering = Answering(CallVerdict.DOUBT)
     answering.begin = pytest.fail
     comm = Communicator(answering, Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(BadArgument, match="timeout = "):
@@ -88,7 +88,7 @@ def test_waiting_for_members_ends_in_time_though_somebody_waits_whom_the_others_
         assert len(looks) < 100, "it looks again and again, and its time is up"
         return reached(answering.status)
 
-    answering = Answering(Verdict.DEADLINE)
+    answering = Answering(CallVerdict.DEADLINE)
     answering.status, answering.wait_changed = Status(pending=True), look
     comm = Communicator(answering, Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(DeadlineExceeded, match="0 of 3 members"):
@@ -121,7 +121,7 @@ def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(m
 
 
 def test_what_is_in_doubt_is_not_reduced_again():
-    comm = Communicator(Answering(Verdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
+    comm = Communicator(Answering(CallVerdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(InDoubt):
         comm.all_reduce_many([np.ones(3)], timeout=0.05)
 
