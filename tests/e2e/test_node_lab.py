@@ -46,7 +46,7 @@ def write_experiment(folder: Path, runner: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("runner", ["memory", "processes"])
+@pytest.mark.parametrize("runner", ["memory", pytest.param("processes", marks=pytest.mark.long)])
 def test_a_run_of_two_sizes_that_come_and_go_ends_with_figures_of_each(runner: str, tmp_path: Path) -> None:
     file = write_experiment(tmp_path, runner)
     process = gossamer("lab", "run", file, "--out", tmp_path / "out")

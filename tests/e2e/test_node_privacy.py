@@ -54,7 +54,7 @@ def start(tmp_path: Path, *arguments: str, **told: str) -> Watched:
         pytest.param(
             ["node", "--state", "state", "--model", "./policy", "--set", "policy.lora.r=2"],
             id="adapters on a folder",
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
         ),
         pytest.param(["swarm", "-n", "1", "--out", "run", "--model", "./policy"], id="a swarm", marks=pytest.mark.slow),
     ],

@@ -360,7 +360,7 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("max_uses", [1, 2])
+@pytest.mark.parametrize("max_uses", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_over_a_long_run_with_a_small_buffer_no_group_is_used_more_often_than_it_may(
     max_uses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,8 +126,15 @@ def test_a_head_that_each_process_computes_in_parts_gives_the_weights_of_one(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [0, 4])
-@pytest.mark.parametrize("variables", [{}, FSDP2], ids=["data parallel", "FSDP2"])
+@pytest.mark.parametrize(
+    ("variables", "lora"),
+    [
+        pytest.param({}, 0, id="data parallel"),
+        pytest.param({}, 4, id="data parallel, adapters", marks=pytest.mark.long),
+        pytest.param(FSDP2, 0, id="FSDP2", marks=pytest.mark.long),
+        pytest.param(FSDP2, 4, id="FSDP2, adapters"),
+    ],
+)
 def test_a_checkpoint_of_one_way_is_gone_on_from_in_another(tmp_path, variables, lora):
     write_tiny_policy(tmp_path / "policy")
     options = {"num_iterations": 2, "tokens_per_batch": 60}
