@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from collectives.errors import (
     Aborted,
-    Closed,
     CollectiveError,
+    CommunicatorClosed,
     DeadlineExceeded,
     Evicted,
     InDoubt,
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Aborted",
-    "Closed",
     "Codec",
     "CollectiveError",
     "Communicator",
+    "CommunicatorClosed",
     "DeadlineExceeded",
     "DiLoCo",
     "Evicted",

@@ -14,8 +14,8 @@ from collectives.agreement.events import Begin, CallVerdict, Finished, Perform, 
 from collectives.errors import (
     Aborted,
     BadArgument,
-    Closed,
     CollectiveError,
+    CommunicatorClosed,
     DeadlineExceeded,
     Evicted,
     InDoubt,
@@ -128,7 +128,7 @@ def finish_call(control: Runner, call: PendingCall, settling: float, perform: Wo
 
     Raises:
         Aborted, DeadlineExceeded, Mismatch, NotEnoughPeers, Evicted, InDoubt: as the verdict says.
-        Closed: this member left meanwhile.
+        CommunicatorClosed: this member left meanwhile.
         Exception: what `perform` raised by itself; the operation was called off for everybody.
     """
     last = last_moment(call, settling)
@@ -189,7 +189,7 @@ def error_of(finished: Finished) -> CollectiveError:
         case CallVerdict.EVICTED:
             return Evicted(f"{reason}: admit() waits to be let in again; then sync")
         case CallVerdict.CLOSED:
-            return Closed(f"{reason}: connect again")
+            return CommunicatorClosed(f"{reason}: connect again")
         case _:
             return Aborted(f"called off for everybody: {reason}; call it again, with whoever is left")
 

@@ -42,7 +42,7 @@ from collectives.calls import (
     waiting,
 )
 from collectives.driver import HAS_LEFT, GroupDriver, Observer, Status
-from collectives.errors import CALLED_OFF, Aborted, BadArgument, Closed, DeadlineExceeded
+from collectives.errors import CALLED_OFF, Aborted, BadArgument, CommunicatorClosed, DeadlineExceeded
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.handshake import SESSION_BYTES, Party, anybody, group_id, group_key
@@ -223,7 +223,7 @@ class Communicator:
 
         Raises:
             DeadlineExceeded: this member's own control thread did not answer in time.
-            Closed: this member left.
+            CommunicatorClosed: this member left.
         """
         return self._driver.health(check_timeout(timeout))
 
@@ -278,7 +278,7 @@ class Communicator:
         Raises:
             BadArgument: no group has so many members.
             DeadlineExceeded: they did not come in time.
-            Closed: this member left.
+            CommunicatorClosed: this member left.
         """
         if not 1 <= members <= MAX_MEMBERS:
             raise BadArgument(f"members = {members}: give 1 to {MAX_MEMBERS}")
@@ -315,12 +315,12 @@ class Communicator:
         Raises:
             BadArgument: a majority can be reached, or this member is outside.
             DeadlineExceeded: those who can be reached did not agree in time.
-            Closed: this member left meanwhile.
+            CommunicatorClosed: this member left meanwhile.
         """
         self._driver.force_view(check_timeout(timeout))
 
     def leave(self) -> None:
-        """Leave the group and close everything; the others go on. Calls in flight end with `Closed`."""
+        """Leave the group and close everything; the others go on. Calls in flight end with `CommunicatorClosed`."""
         self._finalizer()
 
     def __enter__(self) -> "Communicator":
@@ -366,7 +366,7 @@ class Communicator:
             Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers: no step has counted within `timeout`;
                 the last reason why. `run` may be called again.
             BadArgument, Mismatch: the members' calls do not fit together.
-            Closed: this member left.
+            CommunicatorClosed: this member left.
             Exception: what `step` raised by itself. The others wait until this member calls `run` again,
                 leaves, or their calls' time is up.
         """
@@ -604,7 +604,7 @@ class Communicator:
         self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float
     ) -> PendingCall:
         if self._status.closed or not self._finalizer.alive:
-            raise Closed(HAS_LEFT)
+            raise CommunicatorClosed(HAS_LEFT)
         if check_timeout(timeout) <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
         return self._driver.begin(Begin(tag, kind, timeout, digest, share))

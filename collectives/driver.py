@@ -42,7 +42,7 @@ from collectives.agreement.events import (
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
 from collectives.calls import PendingCall
-from collectives.errors import BadArgument, Closed, CollectiveError, DeadlineExceeded
+from collectives.errors import BadArgument, CollectiveError, CommunicatorClosed, DeadlineExceeded
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.mesh.data_plane import DataPlane
@@ -117,12 +117,12 @@ class GroupDriver:
         self._post(GiveUp(call.tag), None)
 
     def health(self, timeout: float) -> dict[NodeId, Health]:
-        """Return when each other member last gave a sign. Raises `DeadlineExceeded`, `Closed`."""
+        """Return when each other member last gave a sign. Raises `DeadlineExceeded`, `CommunicatorClosed`."""
         question: Future[dict[NodeId, Health]] = Future()
         self._questions.append(question)
         self._mesh.wake()
         if self.status.closed:
-            raise Closed(HAS_LEFT)
+            raise CommunicatorClosed(HAS_LEFT)
         try:
             return question.result(timeout)
         except (TimeoutError, CancelledError):
@@ -134,7 +134,7 @@ class GroupDriver:
         Raises:
             BadArgument: a majority can be reached.
             DeadlineExceeded: those who can be reached did not agree in time.
-            Closed: this member left meanwhile.
+            CommunicatorClosed: this member left meanwhile.
         """
         before = self.status
         if before.view is None or not before.stranded:
@@ -144,7 +144,7 @@ class GroupDriver:
             if not self.changed.wait_for(lambda: self.status.view != before.view, timeout):
                 raise DeadlineExceeded(f"those who can be reached did not agree in {timeout:g} s: call it again")
         if self.status.closed:
-            raise Closed(HAS_LEFT)
+            raise CommunicatorClosed(HAS_LEFT)
 
     def meet(self, addresses: Iterable[Address]) -> None:
         """See to it that whoever listens at these becomes linked."""
@@ -179,7 +179,7 @@ class GroupDriver:
         with self.changed:
             self.changed.wait_for(lambda: self.status.closed or reached(self.status), timeout)
         if self.status.closed:
-            raise Closed(HAS_LEFT)
+            raise CommunicatorClosed(HAS_LEFT)
         return reached(self.status)
 
     def linked(self) -> int:
@@ -204,7 +204,7 @@ class GroupDriver:
     def _post(self, event: Event, call: PendingCall | None) -> None:
         self._mailbox.append((event, call))
         if self.status.closed and call is not None:  # nobody will read it
-            call.fail(Closed(HAS_LEFT))
+            call.fail(CommunicatorClosed(HAS_LEFT))
         self._mesh.wake()
 
     def _run(self) -> None:
@@ -229,7 +229,7 @@ class GroupDriver:
         while self._mailbox:  # others may still append: `_post` fails what comes after this
             waiting.append(self._mailbox.popleft()[1])
         for call in filter(None, waiting):
-            call.fail(Closed(HAS_LEFT))
+            call.fail(CommunicatorClosed(HAS_LEFT))
 
     def _examine(self) -> dict[NodeId, Health]:
         now = time.monotonic()

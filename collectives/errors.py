@@ -49,7 +49,7 @@ class InDoubt(CollectiveError):  # noqa: N818
     """Whether this call counted is unknown here: the others may have its result. Call it again, or sync."""
 
 
-class Closed(CollectiveError):  # noqa: N818
+class CommunicatorClosed(CollectiveError):  # noqa: N818
     """This member has left the group, by its own doing. Connect again."""
 
 

@@ -13,9 +13,9 @@ import torch
 
 from collectives import (
     Aborted,
-    Closed,
     Codec,
     Communicator,
+    CommunicatorClosed,
     DeadlineExceeded,
     Evicted,
     Mismatch,
@@ -396,9 +396,9 @@ def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
     with group(3) as comms:
         handle = comms[2].all_reduce_async(torch.ones(3))
         comms[2].leave()
-        with pytest.raises(Closed):
+        with pytest.raises(CommunicatorClosed):
             handle.wait(5)
-        with pytest.raises(Closed):
+        with pytest.raises(CommunicatorClosed):
             comms[2].all_reduce(torch.ones(3))
         comms[2].leave()  # twice is as good as once
         results = together(*(lambda c=c: c.all_reduce(torch.ones(3), op=Op.SUM, tag=1) for c in comms[:2]))

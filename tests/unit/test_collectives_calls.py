@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from collectives import Aborted, Closed, Communicator, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
+from collectives import Aborted, Communicator, CommunicatorClosed, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
 from collectives.agreement.events import CallVerdict, Finished
 from collectives.agreement.views import OpId, View
 from collectives.calls import PendingCall, error_of, finish_call
@@ -54,7 +54,7 @@ def test_admit_waits_for_its_verdict_as_long_as_the_core_may_take():
         (CallVerdict.DOUBT, InDoubt),
         (CallVerdict.MINORITY, NotEnoughPeers),
         (CallVerdict.EVICTED, Evicted),
-        (CallVerdict.CLOSED, Closed),
+        (CallVerdict.CLOSED, CommunicatorClosed),
     ],
 )
 def test_each_verdict_has_an_error_of_its_own(verdict, kind):
@@ -102,7 +102,7 @@ def test_who_leaves_while_a_view_is_forced_is_told_so():
 
     driver = GroupDriver(None, Leaving(), None, QUICK, None)
     driver.status = Status(View(b"group", 1, b"the mark", ()), stranded=True)
-    with pytest.raises(Closed):
+    with pytest.raises(CommunicatorClosed):
         driver.force_view(10.0)
 
 
