@@ -69,6 +69,7 @@ from collectives.step_runner import StepRunner
 from collectives.types import (
     LAN,
     Codec,
+    GroupTiming,
     Health,
     Op,
     Partition,
@@ -77,7 +78,6 @@ from collectives.types import (
     StepResult,
     SyncResult,
     SyncStrategy,
-    Timing,
 )
 from protocol.identity import Identity, NodeId
 
@@ -121,7 +121,7 @@ class Communicator:
         streams: int = 1,
         timeout: float = 30.0,
         partition: Partition | str = Partition.CONTINUE,
-        timing: Timing = LAN,
+        timing: GroupTiming = LAN,
         observer: Observer | None = None,
     ) -> "Communicator":
         """Found a group, or join one: then wait until its members let this one in, with `admit`.

@@ -46,7 +46,7 @@ from collectives.errors import BadArgument, CollectiveError, CommunicatorClosed,
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.mesh.data_plane import DataPlane
-from collectives.types import Health, Timing
+from collectives.types import GroupTiming, Health
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
@@ -80,7 +80,12 @@ class GroupDriver:
     """Runs from `start` to `stop`. All but the constructor is thread-safe."""
 
     def __init__(
-        self, agreement: Agreement, mesh: links.Mesh, exchange: DataPlane, timing: Timing, observer: Observer | None
+        self,
+        agreement: Agreement,
+        mesh: links.Mesh,
+        exchange: DataPlane,
+        timing: GroupTiming,
+        observer: Observer | None,
     ) -> None:
         self.exchange = exchange
         self.timing = timing

@@ -46,7 +46,7 @@ Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an
 
 
 # The part of a step's time that one call of the runner's own waits for the others at most. So who hangs has missed
-# enough calls (`Timing.misses`, 3) to be left out before the time is up, and the others take the step.
+# enough calls (`GroupTiming.misses`, 3) to be left out before the time is up, and the others take the step.
 PATIENCE = 1 / 5
 
 

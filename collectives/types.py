@@ -54,7 +54,7 @@ class Protection(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class GroupTiming:
     """How patient the members of a group are; all in seconds.
 
     heartbeat   every member sends every other one something at least this often:
@@ -94,8 +94,8 @@ class Timing:
         return 2 * (self.timeout + self.patience)
 
 
-LAN = Timing(heartbeat=0.25, timeout=1.5)
-WAN = Timing(heartbeat=1.0, timeout=6.0)
+LAN = GroupTiming(heartbeat=0.25, timeout=1.5)
+WAN = GroupTiming(heartbeat=1.0, timeout=6.0)
 
 
 @dataclass(frozen=True, slots=True)

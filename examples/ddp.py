@@ -29,10 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from collectives import Communicator, SharedState, torch_backend
-from collectives.types import Timing
+from collectives.types import GroupTiming
 
 WIDTH, BATCH = 16, 32
-PATIENCE = Timing(heartbeat=0.5, timeout=3.0)
+PATIENCE = GroupTiming(heartbeat=0.5, timeout=3.0)
 CALL_S = 5.0  # that a rank is waited for in a step: it is many times as long as a step
 STEP_S = 60.0  # for a step that counts; a fifth of it, three times, is what it takes to leave out who hangs
 LIMIT_S = 300.0  # that the parent waits for anything

@@ -82,7 +82,7 @@ from collectives.agreement.member import MemberState
 from collectives.agreement.messages import Beat, OperationMessage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import Member, View
-from collectives.types import LAN, Partition, Timing
+from collectives.types import LAN, GroupTiming, Partition
 from protocol.identity import NodeId
 
 
@@ -98,7 +98,7 @@ class Agreement:
         now: float,
         *,
         seeds: Iterable[str] = (),
-        timing: Timing = LAN,
+        timing: GroupTiming = LAN,
         partition: Partition = Partition.CONTINUE,
         closed: bool = False,
     ) -> None:

@@ -14,7 +14,7 @@ members that admit and members that are already in the next operation never wait
 whatever each does when a call of its is called off. An admission that is called off is over for all.
 
 Nobody is waited for for ever. When a call ends at its deadline before all have made it, while at least half of the
-members wait in calls, it is a miss of each one that waits in none. After `Timing.misses` misses in a row a
+members wait in calls, it is a miss of each one that waits in none. After `GroupTiming.misses` misses in a row a
 member is left out. A member whose arguments differ from those that more than half gave is left out at once: the
 others are told to call again, and it is told of its mismatch. So is one whose values the coordinator's own owner could
 not use.
@@ -42,7 +42,7 @@ from collectives.agreement.messages import (
 )
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View, first_after
-from collectives.types import Timing
+from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 SET_APART = (ADMIT_TAG, RENDEZVOUS_TAG)  # nothing starts beside them, and all are told when they are called off
@@ -69,7 +69,7 @@ class Coordinator:
         own: NodeId,
         view: View,
         outbox: Outbox,
-        timing: Timing,
+        timing: GroupTiming,
         *,
         admit: Callable[[], View | None],
         elect: Callable[[OpId, View], None] | None,

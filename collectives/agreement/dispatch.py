@@ -23,7 +23,7 @@ from collectives.agreement.events import Drop
 from collectives.agreement.member import MemberState
 from collectives.agreement.messages import OperationMessage
 from collectives.agreement.views import NOWHERE, View
-from collectives.types import Timing
+from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 # Messages from views yet to come, of one node: a member may have as many calls open; one that was in no view with this
@@ -34,7 +34,7 @@ MAX_HELD, MAX_HELD_OF_STRANGER = 256, 8
 class Dispatcher:
     """Takes messages on behalf of a node that stands somewhere."""
 
-    def __init__(self, state: MemberState, timing: Timing, now: float) -> None:
+    def __init__(self, state: MemberState, timing: GroupTiming, now: float) -> None:
         self.insider_heard = now  # when anybody was last heard who is in a view
         self._state = state
         self._timing = timing

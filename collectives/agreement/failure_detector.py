@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from collectives.agreement.messages import Beat
 from collectives.agreement.views import View
-from collectives.types import Timing
+from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 
@@ -21,7 +21,7 @@ class FailureDetector:
     """What is known of every node with which there is or should be a link."""
 
     own: NodeId
-    timing: Timing
+    timing: GroupTiming
     linked: dict[NodeId, str] = field(default_factory=dict)  # to the address it says it can be dialled at
     heard: dict[NodeId, float] = field(default_factory=dict)
     cut: dict[NodeId, float] = field(default_factory=dict)  # members of the view without a link, and since when

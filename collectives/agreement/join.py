@@ -21,7 +21,7 @@ from collectives.agreement.fields import MARK_BYTES, MAX_MEMBERS
 from collectives.agreement.messages import MAX_PENDING, Apply, Pending, ViewNotice, Welcome
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import Member, View
-from collectives.types import Timing
+from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 
@@ -40,7 +40,7 @@ class Applicants:
     """The applicants outside, as one member of the view knows them."""
 
     own: NodeId
-    timing: Timing
+    timing: GroupTiming
     rng: Random
     outbox: Outbox
     detector: FailureDetector

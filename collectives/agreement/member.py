@@ -21,7 +21,7 @@ from collectives.agreement.view_change import ViewChange
 from collectives.agreement.views import ADMIT_TAG, NOWHERE, Ballot, Member, OpId, View, outranks
 from collectives.agreement.witnesses import Witnesses
 from collectives.errors import BadArgument
-from collectives.types import Partition, Timing
+from collectives.types import GroupTiming, Partition
 from protocol.identity import NodeId
 
 MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of
@@ -37,7 +37,7 @@ class MemberState:
         rng: Random,
         out: Outbox,
         detector: FailureDetector,
-        timing: Timing,
+        timing: GroupTiming,
         policy: Partition,
         closed: bool,
     ) -> None:

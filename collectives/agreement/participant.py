@@ -37,7 +37,7 @@ from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import stage_of
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View, first_after
 from collectives.errors import BadArgument
-from collectives.types import Timing
+from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 
@@ -56,7 +56,7 @@ class OpenCall:
 class Operations:
     """All calls of one member; `view` is None while it is outside of the group."""
 
-    def __init__(self, timing: Timing, outbox: Outbox) -> None:
+    def __init__(self, timing: GroupTiming, outbox: Outbox) -> None:
         self._timing = timing
         self._out = outbox
         self.view: View | None = None

@@ -56,7 +56,7 @@ from collectives.agreement.messages import (
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.recovery import rule
 from collectives.agreement.views import NO_BALLOT, NOWHERE, Ballot, Member, OpId, View
-from collectives.types import Partition, Timing
+from collectives.types import GroupTiming, Partition
 from protocol.identity import NodeId
 
 Ledgers = Callable[[], tuple[Ledger, ...]]
@@ -88,7 +88,13 @@ class ViewChange:
     """One member's part in it. `fenced` from the first promise to the next view."""
 
     def __init__(
-        self, own: NodeId, timing: Timing, partition: Partition, rng: Random, outbox: Outbox, detector: FailureDetector
+        self,
+        own: NodeId,
+        timing: GroupTiming,
+        partition: Partition,
+        rng: Random,
+        outbox: Outbox,
+        detector: FailureDetector,
     ) -> None:
         self._own = own
         self._timing = timing

@@ -22,7 +22,7 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import Apply, Propose, Welcome
 from collectives.agreement.views import Member, View
 from collectives.simulator.network import SimulatedNetwork
-from collectives.types import LAN, WAN, Partition, Timing
+from collectives.types import LAN, WAN, GroupTiming, Partition
 from protocol.identity import NODE_ID_BYTES, NodeId, id_of_bytes
 
 SETTLED_BEATS = 2  # heartbeats go round before the one dies, and as many while the cost of that is measured
@@ -58,7 +58,7 @@ class LargeView:
     """`members` in one view, each with `calls` operations outstanding and `slowness` times as slow as this machine."""
 
     def __init__(
-        self, members: int, partition: Partition, *, timing: Timing = LAN, calls: int = 16, slowness: float = 1.0
+        self, members: int, partition: Partition, *, timing: GroupTiming = LAN, calls: int = 16, slowness: float = 1.0
     ) -> None:
         self.timing = timing
         self.slowness = slowness

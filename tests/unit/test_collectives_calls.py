@@ -13,10 +13,10 @@ from collectives.agreement.views import OpId, View
 from collectives.calls import PendingCall, error_of, finish_call
 from collectives.driver import GroupDriver, Status
 from collectives.errors import BadArgument
-from collectives.types import Timing
+from collectives.types import GroupTiming
 from protocol.identity import Identity
 
-QUICK = Timing(heartbeat=0.01, timeout=0.05)
+QUICK = GroupTiming(heartbeat=0.01, timeout=0.05)
 
 
 class Answering:
