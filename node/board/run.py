@@ -20,7 +20,7 @@ from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC, Desk, ReportError
 from node.telemetry.dashboard.server import serve_app
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import Policy, SwarmManifest
+from protocol.credentials.manifest import JoinPolicy, SwarmManifest
 from protocol.credentials.records import Address
 from protocol.errors import NetworkFailed
 from protocol.host import Host, Received, Verdict
@@ -147,7 +147,7 @@ def _invite(manifest: SwarmManifest, address: Address | None) -> str:
 
     "" where joining takes more, or another machine cannot dial it.
     """
-    if manifest.policy is not Policy.OPEN or address is None or address.endpoint.is_loopback:
+    if manifest.policy is not JoinPolicy.OPEN or address is None or address.endpoint.is_loopback:
         return ""
     return str(Invite(manifest.name, manifest.hash, (address,)))
 

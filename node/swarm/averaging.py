@@ -47,7 +47,7 @@ from node.errors import UserError
 from node.policy.load import Policy
 from node.swarm.founding import load_manifest
 from node.swarm.peering import listens_at, may_ask_router, swarm_id
-from protocol.credentials.manifest import Policy as SwarmPolicy
+from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
@@ -250,7 +250,7 @@ def _log_mapping(port: int, said: RouterSaid) -> None:
 def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:
     """Tell whether nobody can be in the swarm whom its owner, or this machine, did not let in."""
     manifest = load_manifest(folder)
-    return _is_on_loopback(network) or (manifest is not None and manifest.policy is not SwarmPolicy.OPEN)
+    return _is_on_loopback(network) or (manifest is not None and manifest.policy is not JoinPolicy.OPEN)
 
 
 def _listen(network: NetworkConfig) -> str:

@@ -29,10 +29,10 @@ from protocol.credentials.invite import MAX_SEEDS, Invite, SharedInvite, make_sh
 from protocol.credentials.manifest import (
     MAX_NAME_BYTES,
     NAME,
+    JoinPolicy,
     ManifestLimits,
     ManifestSplit,
     ManifestTask,
-    Policy,
     SwarmManifest,
     make_manifest,
     open_manifest,
@@ -66,7 +66,7 @@ def found(
     config: NodeConfig,
     folder: Path,
     name: str,
-    policy: Policy,
+    policy: JoinPolicy,
     allowed: Sequence[NodeId],
     split: Split = DEFAULT_SPLIT,
     *,
@@ -86,7 +86,7 @@ def found(
             f"{name!r:.80} is no name of a swarm: a name begins with a letter or digit, and has no more than "
             f"{MAX_NAME_BYTES} letters without accents, digits, '.', '_' and '-'"
         )
-    if allowed and policy is Policy.OPEN:
+    if allowed and policy is JoinPolicy.OPEN:
         raise UserError("an open swarm admits everybody: leave out --allow, or use --policy allowlist")
     limits = ManifestLimits(
         max_completions=4 * config.sampling.completions,
@@ -152,7 +152,7 @@ def make_invite(
 def check_open(folder: Path) -> None:
     """Raise `UserError` where an invite without a grant admits nobody."""
     manifest = _manifest_of(folder)
-    if manifest.policy is not Policy.OPEN:
+    if manifest.policy is not JoinPolicy.OPEN:
         raise UserError(
             f"swarm {manifest.name!r} has an allowlist, so this invite would admit nobody: add --uses N or "
             "--for NODE_ID as its owner, or --plain if it is for a node that is listed or holds a grant"
@@ -240,7 +240,7 @@ def revoked_in(folder: Path) -> frozenset[NodeId]:
 
 def _granter_of(folder: Path) -> tuple[SwarmManifest, Identity]:
     manifest, owner, _ = _owner_of(folder)
-    if manifest.policy is Policy.OPEN:
+    if manifest.policy is JoinPolicy.OPEN:
         raise UserError(f"swarm {manifest.name!r} is open: an invite needs neither --for nor --uses")
     return manifest, owner
 

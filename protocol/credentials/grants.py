@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from protocol.config import NOT_KEPT, Instant
-from protocol.credentials.manifest import Policy, SwarmManifest
+from protocol.credentials.manifest import JoinPolicy, SwarmManifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord
 from protocol.credentials.revocations import RevocationList, open_revocations
 from protocol.errors import GrantError
@@ -216,7 +216,7 @@ class Gatekeeper:
         """Return "", which of `REFUSALS` keeps the node of the verified `record` out, or `NOT_KEPT`."""
         if self.is_revoked(record.node_id):
             return "revoked"
-        if self._manifest.policy is Policy.OPEN or record.public_key in self.owners:
+        if self._manifest.policy is JoinPolicy.OPEN or record.public_key in self.owners:
             return ""
         if record.node_id in self._manifest.allowed:
             return ""

@@ -46,7 +46,7 @@ _TASK = re.compile(rf"[A-Za-z0-9_](?:[A-Za-z0-9_./-]{{0,{MAX_TASK_BYTES - 1}}})"
 _CONFIG = re.compile(r"[0-9a-f]{1,64}")
 
 
-class Policy(StrEnum):
+class JoinPolicy(StrEnum):
     """Who may join."""
 
     OPEN = "open"
@@ -99,7 +99,7 @@ class SwarmManifest:
     name: str
     protocol_version: int
     created_ms: int
-    policy: Policy
+    policy: JoinPolicy
     allowed: frozenset[NodeId]
     tasks: tuple[ManifestTask, ...]
     limits: ManifestLimits
@@ -131,7 +131,7 @@ def make_manifest(
     founder: Identity,
     name: str,
     created_ms: int,
-    policy: Policy,
+    policy: JoinPolicy,
     tasks: Sequence[ManifestTask],
     allowed: Sequence[NodeId] = (),
     limits: ManifestLimits = DEFAULT_LIMITS,
@@ -175,7 +175,7 @@ def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
     _check(form == FORMAT, "format")
     _check(isinstance(name, str) and NAME.fullmatch(name) is not None, "name")
     _check(is_uint(version, 0xFFFF) and is_uint(created_ms), "integers")
-    _check(policy in (Policy.OPEN.value, Policy.ALLOWLIST.value), "policy")
+    _check(policy in (JoinPolicy.OPEN.value, JoinPolicy.ALLOWLIST.value), "policy")
     _check(isinstance(ids, bytes) and len(ids) % NODE_ID_BYTES == 0, "node ids")
     _check(isinstance(tasks, list) and 0 < len(tasks) <= MAX_TASKS, "tasks")
     allowed = (id_of_bytes(ids[start : start + NODE_ID_BYTES]) for start in range(0, len(ids), NODE_ID_BYTES))
@@ -186,7 +186,7 @@ def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
         name,
         version,
         created_ms,
-        Policy(policy),
+        JoinPolicy(policy),
         frozenset(allowed),
         opened,
         _limits(limits),

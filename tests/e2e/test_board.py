@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from node.swarm import founding
-from protocol.credentials.manifest import Policy
+from protocol.credentials.manifest import JoinPolicy
 from protocol.identity import Identity
 from tests import commands
 from tests.fakes import small_nodes
@@ -128,7 +128,7 @@ def test_in_a_swarm_of_twenty_five_liars_that_praise_each_other_have_no_standing
     names = [f"n{number}" for number in range(NODES)]
     folders = [tmp_path / name for name in names]
     founding.found(
-        small_config(1, tasks=[{"name": "builtin/sums"}]), folders[0], "riddles", Policy.OPEN, [], reports_s=60
+        small_config(1, tasks=[{"name": "builtin/sums"}]), folders[0], "riddles", JoinPolicy.OPEN, [], reports_s=60
     )
     for folder in folders[1:]:
         folder.mkdir(mode=0o700)

@@ -27,7 +27,7 @@ from node.telemetry.status_server import ask
 from protocol.config import Limits
 from protocol.credentials.grants import make_pass
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import Policy
+from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address, Endpoint
 from protocol.errors import JoinError
 from protocol.identity import Identity
@@ -60,7 +60,7 @@ def relay(folder: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.returncode in (0, -9), errors
 
 
-def found(folder: Path, policy: Policy = Policy.OPEN, *, allowed: tuple[Identity, ...] = ()) -> Path:
+def found(folder: Path, policy: JoinPolicy = JoinPolicy.OPEN, *, allowed: tuple[Identity, ...] = ()) -> Path:
     founding.found(config(LOOPBACK), folder, "club", policy, [identity.node_id for identity in allowed])
     return folder
 
@@ -81,7 +81,7 @@ def received(network: Network, body: bytes) -> Callable[[], bool]:
 @pytest.mark.slow
 def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Path) -> None:
     listed = key_of(tmp_path / "listed")
-    club = found(tmp_path / "club", Policy.ALLOWLIST, allowed=(listed,))
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST, allowed=(listed,))
     guest = key_of(tmp_path / "guest")
     with relay(club):
         plain = founding.make_invite(club, [])
@@ -141,7 +141,7 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
 
 
 def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_path: Path) -> None:
-    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with relay(club) as process:
         once = founding.make_invite(club, [], founding.shared_invite(club, 1, DAY))
         join(tmp_path / "first", once)
@@ -154,7 +154,7 @@ def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_pa
 
 
 def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) -> None:
-    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     apart = tmp_path / "apart"  # another member, which never met the first and so does not know what it granted
     key_of(apart)
     (apart / "manifest.bin").write_bytes((club / "manifest.bin").read_bytes())
@@ -171,7 +171,7 @@ def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) ->
 @pytest.mark.slow
 def test_what_the_owner_takes_back_or_hands_over_reaches_every_node_and_their_disks(tmp_path: Path) -> None:
     """Also the recipes of docs/swarms.md: revoke, hand over, and an owner that has nothing left but its key."""
-    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with ExitStack() as stack:
         stack.enter_context(relay(club))
         shared = founding.make_invite(club, [], founding.shared_invite(club, 50, DAY))
@@ -263,7 +263,7 @@ def test_a_node_started_again_listens_where_its_invites_say(tmp_path: Path) -> N
         with open_network(config(LOOPBACK), club) as network:
             addresses.append(network.address)
     assert addresses[0] == addresses[1]
-    founding.found(config(LOOPBACK), tmp_path / "other", "other", Policy.OPEN, [])
+    founding.found(config(LOOPBACK), tmp_path / "other", "other", JoinPolicy.OPEN, [])
     (tmp_path / "other" / "address").write_text(str(addresses[0]))
     with open_network(config(LOOPBACK), club), open_network(config(LOOPBACK), tmp_path / "other") as other:
         assert other.address != addresses[0]
@@ -297,7 +297,7 @@ def test_a_stranger_looks_at_a_swarm_and_sees_its_seeds_its_nodes_and_what_they_
 def test_a_stranger_is_kept_out_by_an_allowlist_and_an_invite_is_looked_at_without_spending_a_use(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with open_network(config(LOOPBACK), club):
         once = founding.make_invite(club, [], founding.shared_invite(club, 1, 30 * DAY))
         assert run(["doctor", "--swarm", str(once)], debug=False) == 0
@@ -392,7 +392,7 @@ def test_a_folder_belongs_to_one_swarm(tmp_path: Path) -> None:
 
 
 def test_only_the_founder_signs(tmp_path: Path) -> None:
-    club = found(tmp_path / "club", Policy.ALLOWLIST)
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "manifest.bin").write_bytes((club / "manifest.bin").read_bytes())
     key_of(tmp_path / "copy")

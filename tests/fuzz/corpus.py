@@ -12,7 +12,7 @@ from node.swarm.reports import encode as encode_report
 from node.tasks import TaskKey
 from protocol.credentials.grants import make_certificate, make_pass, make_ticket
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, PeerRecord, Service, make_record
 from protocol.credentials.revocations import RevocationList, make_handover, make_revocations
 from protocol.errors import MessageError
@@ -130,7 +130,7 @@ def make_own_record() -> PeerRecord:
 def make_own_manifest() -> SwarmManifest:
     """Return a manifest of this node's."""
     task = ManifestTask("builtin/sums", 1, "0123456789abcdef", "{}")
-    return make_manifest(ME, "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [task], [OTHER.node_id])
+    return make_manifest(ME, "fuzz", int(UNIX * 1000), JoinPolicy.ALLOWLIST, [task], [OTHER.node_id])
 
 
 def make_own_revocations() -> RevocationList:

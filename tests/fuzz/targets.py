@@ -15,7 +15,7 @@ from protocol.config import Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.grants import open_grant
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import ManifestTask, Policy, make_manifest, open_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest, open_manifest
 from protocol.credentials.records import Address, make_record, open_record
 from protocol.credentials.revocations import open_revocations
 from protocol.errors import PeerError, ProtocolError
@@ -31,7 +31,7 @@ from tests.protocol_frames import frame_of
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
 CLUB = make_manifest(
-    Identity(bytes(32)), "fuzz", int(UNIX * 1000), Policy.ALLOWLIST, [ManifestTask("builtin/sums", 1, "01", "{}")]
+    Identity(bytes(32)), "fuzz", int(UNIX * 1000), JoinPolicy.ALLOWLIST, [ManifestTask("builtin/sums", 1, "01", "{}")]
 )
 ME, PEER = (SimulatedIdentity(bytes([n]) * 32) for n in range(2))
 LINK = Link(PEER.curve_key, dialled=False)

@@ -2,7 +2,7 @@
 
 from protocol.config import LAN
 from protocol.credentials.grants import Gatekeeper
-from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.credentials.revocations import make_revocations
 from protocol.events import Revoked
 from protocol.identity import Identity
@@ -11,7 +11,7 @@ from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.transport.memory import Conditions
 
 FOUNDER = Identity(bytes(32))
-OPEN = make_manifest(FOUNDER, "open", 1, Policy.OPEN, [ManifestTask("t", 1, "ab", "{}")])
+OPEN = make_manifest(FOUNDER, "open", 1, JoinPolicy.OPEN, [ManifestTask("t", 1, "ab", "{}")])
 NODES, FOE = 20, 7
 
 

@@ -24,7 +24,7 @@ from node.state_folder import HISTORY_FILE
 from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC, NodeReport, encode
 from node.tasks import TaskKey
-from protocol.credentials.manifest import ManifestLimits, ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestLimits, ManifestTask, make_manifest
 from protocol.credentials.records import Address, Endpoint
 from protocol.host import Received, Verdict
 from protocol.identity import Identity, NodeId
@@ -60,7 +60,7 @@ class Host:
         pass
 
 
-def network(host: Host, policy: Policy = Policy.OPEN, address: Address | None = AWAY) -> Network:
+def network(host: Host, policy: JoinPolicy = JoinPolicy.OPEN, address: Address | None = AWAY) -> Network:
     limits = ManifestLimits(reports_s=300)
     manifest = make_manifest(FOUNDER, "riddles", 1_700_000_000_000, policy, [TASK], limits=limits)
     return Network(host, A, manifest.swarm, manifest, address)  # type: ignore[arg-type]
@@ -174,14 +174,14 @@ def test_groups_are_shown_and_what_is_none_is_not(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("policy", "address", "shown"),
     [
-        (Policy.OPEN, AWAY, True),
-        (Policy.OPEN, HOME, False),
-        (Policy.OPEN, None, False),
-        (Policy.ALLOWLIST, AWAY, False),
+        (JoinPolicy.OPEN, AWAY, True),
+        (JoinPolicy.OPEN, HOME, False),
+        (JoinPolicy.OPEN, None, False),
+        (JoinPolicy.ALLOWLIST, AWAY, False),
     ],
 )
 def test_the_page_of_an_open_swarm_tells_how_to_join_at_the_board(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy, address: Address | None, shown: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: JoinPolicy, address: Address | None, shown: bool
 ) -> None:
     host = Host()
     with board(tmp_path, host, monkeypatch, network=network(host, policy, address)) as (_, link):

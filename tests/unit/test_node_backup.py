@@ -31,7 +31,7 @@ from node.swarm import founding
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.training.checkpoint import find_damage
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.credentials.records import Address
 from protocol.identity import Identity
 from protocol.joiner import FetchedManifest
@@ -305,7 +305,7 @@ def test_two_processes_of_one_key_do_not_run_on_one_machine_and_a_killed_one_is_
 def swarm_of(folder: Path, tasks: Sequence[str], split: Split = DEFAULT_SPLIT) -> Invite:
     """Found a swarm; return an invite to it."""
     settings = parse_config({"tasks": [{"name": name} for name in tasks]})
-    manifest = founding.found(settings, folder, folder.name, Policy.OPEN, [], split)
+    manifest = founding.found(settings, folder, folder.name, JoinPolicy.OPEN, [], split)
     return Invite(folder.name, manifest.hash, (SEED,))
 
 
@@ -416,7 +416,7 @@ def test_a_node_that_cannot_move_says_why_in_one_line_and_leaves_no_folder(
         elif change == "unknown task":
             described = founding.describe_tasks([TaskConfig(name="builtin/sums")])
             later = make_manifest(
-                Identity(bytes(32)), "other", 1, Policy.OPEN, [one._replace(version=99) for one in described]
+                Identity(bytes(32)), "other", 1, JoinPolicy.OPEN, [one._replace(version=99) for one in described]
             )
             founding.save_manifest(tmp_path / "other", later)
             other = Invite("other", later.hash, (SEED,))

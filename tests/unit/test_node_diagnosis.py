@@ -13,7 +13,7 @@ from node.cli.app import run
 from node.cli.doctor import OF_A_MODEL
 from node.operations import diagnosis
 from node.operations.diagnosis import Diagnosis, examine, examine_node
-from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.identity import Identity
 
 
@@ -134,7 +134,7 @@ def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
     (described,) = describe_tasks([TaskConfig(name="builtin/sums")])
     if version:
         described = ManifestTask(described.name, version, described.config, described.options)
-    save_manifest(tmp_path, make_manifest(Identity(bytes(32)), "club", 1, Policy.OPEN, [described]))
+    save_manifest(tmp_path, make_manifest(Identity(bytes(32)), "club", 1, JoinPolicy.OPEN, [described]))
     (tmp_path / "config.json").write_text('{"tasks": [{"name": "builtin/sums"}]}')
     checks = list(examine_node(tmp_path))
     assert found("swarm", checks).ok and "'club', founded on protocol 3.0" in found("swarm", checks).text

@@ -29,7 +29,7 @@ from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
 from protocol.identity import Identity
@@ -42,7 +42,7 @@ DAY_MS = 24 * 3600 * 1000
 
 
 def manifest(tasks: list[ManifestTask]) -> SwarmManifest:
-    return make_manifest(FOUNDER, "s", 1, Policy.OPEN, tasks)
+    return make_manifest(FOUNDER, "s", 1, JoinPolicy.OPEN, tasks)
 
 
 def sums(**changes: object) -> ManifestTask:
@@ -191,7 +191,7 @@ def test_a_damaged_manifest_is_one_clear_line(damage: bytes, tmp_path: Path) -> 
 
 def test_an_invite_names_peers_in_the_order_of_the_nodes_links_and_one_of_each_network(tmp_path: Path) -> None:
     """A record says itself how long it holds, up to a week: whoever says so would be in every invite."""
-    manifest = make_manifest(FOUNDER, "club", 1, Policy.OPEN, [ManifestTask("t", 1, "ab", "{}")])
+    manifest = make_manifest(FOUNDER, "club", 1, JoinPolicy.OPEN, [ManifestTask("t", 1, "ab", "{}")])
     save_manifest(tmp_path, manifest)
     now_ms = int(time.time() * 1000)
     hosts = [
@@ -217,7 +217,7 @@ def test_an_invite_names_peers_in_the_order_of_the_nodes_links_and_one_of_each_n
 
 def test_an_invite_names_what_its_node_is_to_advertise_before_the_node_first_starts(tmp_path: Path) -> None:
     config = parse_config({"network": {"advertise": ["tcp://relay:4001"]}})
-    found(config, tmp_path / "club", "club", Policy.OPEN, [])
+    found(config, tmp_path / "club", "club", JoinPolicy.OPEN, [])
     key = Identity.load(tmp_path / "club" / "identity.key").curve_key
     assert make_invite(tmp_path / "club", []).seeds == (Address(Endpoint("relay", 4001), key),)
     (tmp_path / "club" / "address").write_text(f"tcp://192.0.2.7:4001?key={key.hex()}\n")
@@ -230,7 +230,7 @@ def test_an_invite_names_what_its_node_is_to_advertise_before_the_node_first_sta
 
 def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_to_find(tmp_path: Path) -> None:
     split = Split(0.25, 2**32 - 1)
-    made = found(NodeConfig(), tmp_path / "a", "club", Policy.OPEN, [], split)
+    made = found(NodeConfig(), tmp_path / "a", "club", JoinPolicy.OPEN, [], split)
     assert split_of(made) == split_of(load_manifest(tmp_path / "a")) == split
     questions = [f"{number}+1=" for number in range(400)]
     held = {one for one in questions if split_of(made).holds_out("builtin/sums", one)}
@@ -245,9 +245,9 @@ def test_a_node_that_has_trained_under_one_split_is_in_no_swarm_with_another(
 ) -> None:
     def enter(folder: Path, split: Split) -> None:
         if verb == "found":
-            found(NodeConfig(), folder, "club", Policy.OPEN, [], split)
+            found(NodeConfig(), folder, "club", JoinPolicy.OPEN, [], split)
             return
-        swarm = found(NodeConfig(), tmp_path / f"founder {split.salt}", "club", Policy.OPEN, [], split)
+        swarm = found(NodeConfig(), tmp_path / f"founder {split.salt}", "club", JoinPolicy.OPEN, [], split)
         monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
         address = Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)
         with capture_logs():

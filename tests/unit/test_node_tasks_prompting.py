@@ -23,7 +23,7 @@ from node.tasks.questions import DEFAULT_SPLIT
 from node.tasks.reasoning_gym import SCORERS
 from node.tasks.task_set import HeldOut
 from node.tasks.verdicts import Answer, Verdict, already, score, submit_of
-from protocol.credentials.manifest import Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -243,7 +243,7 @@ def test_what_is_scored_elsewhere_is_the_answer_that_is_read_and_a_text_without_
 
 
 def _joined(founder: TaskConfig, *own: TaskConfig) -> list[Task]:
-    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, describe_tasks([founder]))
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, describe_tasks([founder]))
     adopted = load_tasks(adopt_tasks(manifest, own))
     check_rules(manifest, adopted, 8)
     return list(adopted.tasks)
@@ -297,7 +297,7 @@ def test_a_manifest_with_settings_that_cannot_be_is_refused(prompting: object) -
     (task,) = describe_tasks([TaskConfig(name="builtin/sums")])
     hostile = task._replace(options=json.dumps({"prompting": prompting}))
     with pytest.raises(UserError, match="options that cannot be read"):
-        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [hostile]), [])
+        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [hostile]), [])
 
 
 def test_a_manifest_has_no_other_task_built_than_the_one_that_it_names(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_manifest_has_no_other_task_built_than_the_one_that_it_names(tmp_path:
     (task,) = describe_tasks([TaskConfig(name="builtin/sums")])
     hostile = task._replace(options=json.dumps({"prompting": {"name": "file/x"}, "path": str(code)}))
     with pytest.raises(UserError, match="options that cannot be read"):
-        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [hostile]), [])
+        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [hostile]), [])
     assert not ran.exists()
 
 

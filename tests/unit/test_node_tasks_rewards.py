@@ -38,7 +38,7 @@ from node.tasks.reward_functions import (
 )
 from node.tasks.rewards import RewardsTask, load_rewards
 from node.tasks.verdicts import Scored
-from protocol.credentials.manifest import Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 
 WHOLE = Split(0.0)  # nothing is held out
@@ -414,13 +414,13 @@ def test_paths_of_functions_begin_at_the_file_that_says_them_and_stay_at_home(fo
     assert listed.options["functions"] == [f"{folder / 'rewards.py'}:accuracy"]
     (described,) = describe_tasks([listed])
     assert described.options == "{}"
-    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [described])
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [described])
     assert adopt_tasks(manifest, [listed]) == [listed]
     with pytest.raises(UserError, match="needs rows and reward functions of yours"):
         adopt_tasks(manifest, [])
     harm = folder / "harm"
     hostile = json.dumps({"functions": [f"pathlib:Path(path='{harm}')"], "path": str(harm), "confine": False})
-    manifest = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [described._replace(options=hostile)])
+    manifest = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [described._replace(options=hostile)])
     assert adopt_tasks(manifest, [listed]) == [listed]  # a founder's functions are never looked at
 
 

@@ -17,7 +17,7 @@ from node.tasks.prompting import prompted
 from node.tasks.questions import question_id
 from node.tasks.third_party import MAX_FILE_BYTES, TEMPLATE, TaskError, checked, load_file
 from node.tasks.verdicts import isolated
-from protocol.credentials.manifest import Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 
 GOOD = """
@@ -220,7 +220,7 @@ def test_a_joiner_needs_the_same_bytes_and_the_path_stays_at_home(tmp_path: Path
     other = _file(tmp_path, GOOD + "#", "other.py")
     described = describe_tasks([_config(theirs, examples=2)])
     assert described[0].options == '{"prompting":{"examples":2}}'
-    swarm = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, described)
+    swarm = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, described)
     (adopted,) = adopt_tasks(swarm, [_config(other), _config(mine, weight=3.0)])
     assert adopted == _config(mine, weight=3.0, examples=2)
     with pytest.raises(UserError, match="needs a file of yours"):
@@ -229,7 +229,7 @@ def test_a_joiner_needs_the_same_bytes_and_the_path_stays_at_home(tmp_path: Path
         adopt_tasks(swarm, [_config(other)])
     hostile = described[0]._replace(options=json.dumps({"path": str(theirs)}))
     with pytest.raises(UserError, match="needs a file of yours"):
-        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [hostile]), [])
+        adopt_tasks(make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [hostile]), [])
 
 
 def test_a_path_is_relative_to_the_file_that_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,7 @@ from node.tasks.tool_calls import told as told_of_calls
 from node.tasks.tool_schemas import plain_form, schema_of
 from node.tasks.trl_environments import load_environment
 from node.tasks.verdicts import Answer, score
-from protocol.credentials.manifest import Policy as SwarmPolicy
-from protocol.credentials.manifest import make_manifest
+from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 from tests.policies import tiny_policy
 
@@ -426,7 +425,7 @@ def test_no_manifest_says_which_class_runs_here(tmp_path: Path) -> None:
     assert described.options == "{}"
     hostile = described._replace(options=json.dumps({"factory": f"{tmp_path / 'harm.py'}:Harm"}))
     for entry in (described, hostile):
-        manifest = make_manifest(Identity(bytes(32)), "s", 1, SwarmPolicy.OPEN, [entry])
+        manifest = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [entry])
         assert adopt_tasks(manifest, [listed]) == [listed]
         with pytest.raises(UserError, match="needs rows and an environment of yours"):
             adopt_tasks(manifest, [])

@@ -19,7 +19,7 @@ from node.tasks.prompting import prompted
 from node.tasks.task_set import TaskSet, unshared
 from node.tasks.tool_schemas import plain_form
 from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers
-from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.identity import Identity
 
 HEAD = """
@@ -117,7 +117,7 @@ def test_a_group_carries_its_rows_hash_and_another_row_is_nobodys_fault(sums: Ve
 def test_a_joiner_runs_a_task_set_only_if_it_says_so_itself(sums: VerifiersTask) -> None:
     own = TaskConfig(name="verifiers/good-sums", options={"rows": 30, "high": 2.0, "config": {"rows": 35}})
     described = ManifestTask(*sums.key, json.dumps(own.options))
-    swarm = make_manifest(Identity(bytes(32)), "s", 1, Policy.OPEN, [described])
+    swarm = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [described])
     with pytest.raises(UserError, match="runs code of a package: if you trust it, list the task"):
         adopt_tasks(swarm, [])
     (adopted,) = adopt_tasks(swarm, [TaskConfig(name="verifiers/good-sums")])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from protocol.bootstrap import FALSE_MANIFEST, MAX_FRAMES, MAX_NAMES, PATIENCE_S, Bootstrap
 from protocol.config import Instant
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record, open_record
 from protocol.events import Arrived, Closed, Dial, HangUp, Link, Opened, SendFrame, Tick, TurnedAway
 from protocol.identity import Identity
@@ -26,8 +26,8 @@ from tests.protocol_frames import frame_of, opened
 
 UNIX = 1_700_000_000.0
 FOUNDER, ME, *SEEDS = (Identity(bytes([n]) * 32) for n in range(40))
-CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
-OTHER = make_manifest(FOUNDER, "other", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+CLUB = make_manifest(FOUNDER, "club", 1, JoinPolicy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+OTHER = make_manifest(FOUNDER, "other", 1, JoinPolicy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
 
 
 def at(seconds: float) -> Instant:

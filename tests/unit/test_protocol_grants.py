@@ -19,7 +19,7 @@ from protocol.credentials.grants import (
     open_grant,
 )
 from protocol.credentials.invite import SharedInvite, make_shared_invite
-from protocol.credentials.manifest import ManifestTask, Policy, SwarmManifest, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord, make_record
 from protocol.credentials.use_log import ENTRY_BYTES, UseLog
 from protocol.errors import GrantError
@@ -30,8 +30,8 @@ NOW = Instant(1000.0, 1_700_000_000.0)
 HOUR_MS = 3_600_000
 LATER_MS = int(NOW.unix * 1000) + HOUR_MS
 TASKS = [ManifestTask("t", 1, "ab", "{}")]
-CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, TASKS, [LISTED.node_id])
-OTHER = make_manifest(FOUNDER, "other", 1, Policy.ALLOWLIST, TASKS)
+CLUB = make_manifest(FOUNDER, "club", 1, JoinPolicy.ALLOWLIST, TASKS, [LISTED.node_id])
+OTHER = make_manifest(FOUNDER, "other", 1, JoinPolicy.ALLOWLIST, TASKS)
 
 
 def record(identity: Identity, grant: bytes = b"", manifest: SwarmManifest = CLUB) -> PeerRecord:
@@ -51,7 +51,7 @@ def ticket(invite: SharedInvite, number: int, holder: Identity) -> bytes:
 
 
 def test_an_open_swarm_admits_everybody_and_a_closed_one_its_list_and_founder() -> None:
-    in_the_open = make_manifest(FOUNDER, "open", 1, Policy.OPEN, TASKS)
+    in_the_open = make_manifest(FOUNDER, "open", 1, JoinPolicy.OPEN, TASKS)
     assert Gatekeeper(in_the_open).admits(record(STRANGER, manifest=in_the_open), NOW) == ""
     assert [answer(node) for node in (FOUNDER, LISTED, STRANGER)] == ["", "", "not_admitted"]
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from protocol.credentials.grants import make_certificate, make_pass
 from protocol.credentials.invite import MAX_INVITE_CHARS, MAX_SEEDS, Invite, SharedInvite, make_shared_invite
-from protocol.credentials.manifest import ManifestLimits, ManifestSplit, ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestLimits, ManifestSplit, ManifestTask, make_manifest
 from protocol.credentials.records import Address, Endpoint
 from protocol.errors import InviteError
 from protocol.identity import Identity
 
 FOUNDER, GUEST = Identity(bytes(32)), Identity(bytes([1]) * 32)
-CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+CLUB = make_manifest(FOUNDER, "club", 1, JoinPolicy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
 HOSTS = ["127.0.0.1", "::1", "2001:db8::7", "node-1.example.org", "localhost"]
 SEED = Address(Endpoint("192.0.2.7", 4001), bytes(range(32)))
 
@@ -124,7 +124,7 @@ def test_the_documented_vector_holds() -> None:
         founder,
         vector["name"],
         vector["created_ms"],
-        Policy(vector["policy"]),
+        JoinPolicy(vector["policy"]),
         [ManifestTask(*vector["task"])],
         vector["allowed"],
         ManifestLimits(*vector["limits"]),

@@ -10,10 +10,10 @@ from protocol.credentials.manifest import (
     MAX_ALLOWED,
     MAX_GROUP_BYTES,
     MAX_MANIFEST_BYTES,
+    JoinPolicy,
     ManifestLimits,
     ManifestSplit,
     ManifestTask,
-    Policy,
     make_manifest,
     open_manifest,
 )
@@ -38,7 +38,7 @@ tasks = st.builds(
 
 def small(**changes):
     return make_manifest(
-        **{"founder": FOUNDER, "name": "s", "created_ms": 1, "policy": Policy.OPEN, "tasks": [TASK]} | changes
+        **{"founder": FOUNDER, "name": "s", "created_ms": 1, "policy": JoinPolicy.OPEN, "tasks": [TASK]} | changes
     )
 
 
@@ -51,7 +51,7 @@ def reason(data: bytes) -> str:
 @given(
     names,
     st.integers(0, 2**64 - 1),
-    st.sampled_from(Policy),
+    st.sampled_from(JoinPolicy),
     st.lists(st.sampled_from(NODES), max_size=9),
     st.lists(tasks, min_size=1, max_size=5, unique_by=lambda task: task[:3]),
     st.builds(
@@ -180,7 +180,7 @@ def test_its_size_is_checked_before_anything_else() -> None:
 
 
 def test_another_signer_makes_another_swarm() -> None:
-    other = make_manifest(Identity(bytes([1]) * 32), "s", 1, Policy.OPEN, [TASK])
+    other = make_manifest(Identity(bytes([1]) * 32), "s", 1, JoinPolicy.OPEN, [TASK])
     assert other.swarm != small().swarm
     assert reason(other.encoded[:32] + small().encoded[32:]) == "forged"
     assert len(small().encoded) > HEADER_BYTES

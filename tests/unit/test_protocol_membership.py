@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocol.config import LAN, Instant, Limits, OpenGate, Setup
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import make_shared_invite
-from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.credentials.records import (
     RENEWAL_BITS,
     Address,
@@ -556,7 +556,7 @@ def test_a_live_peer_that_greets_again_with_a_record_that_is_not_admitted_is_par
 
 def test_a_hello_is_not_answered_until_its_use_of_an_invite_is_on_disk() -> None:
     founder, link = OTHERS[0], Link(LOW.curve_key, False)
-    club = make_manifest(founder, "club", 1, Policy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
+    club = make_manifest(founder, "club", 1, JoinPolicy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
     invite = make_shared_invite(founder, club, 1, int((UNIX + 3600) * 1000))
     gate = Gatekeeper(club, keeps=True)
     core = Membership(Setup(ME, club.swarm, gate=gate), Book((), Limits(max_known_peers=16)), random.Random(1), at(0))

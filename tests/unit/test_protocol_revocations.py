@@ -11,7 +11,7 @@ from protocol.config import Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper, make_pass, revocable_id
 from protocol.credentials.invite import make_shared_invite
-from protocol.credentials.manifest import ManifestTask, Policy, make_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.credentials.records import PeerRecord, make_record
 from protocol.credentials.revocations import (
     MAX_HANDOVERS,
@@ -61,8 +61,8 @@ FOUNDER, SECOND, THIRD, ME, MEMBER, GUEST, EVIL = (Identity(bytes([n]) * 32) for
 NOW = Instant(1000.0, 1_700_000_000.0)
 LATER_MS = int(NOW.unix * 1000) + 3_600_000
 TASKS = [ManifestTask("t", 1, "ab", "{}")]
-CLUB = make_manifest(FOUNDER, "club", 1, Policy.ALLOWLIST, TASKS, [ME.node_id, MEMBER.node_id])
-OPEN = make_manifest(FOUNDER, "open", 1, Policy.OPEN, TASKS)
+CLUB = make_manifest(FOUNDER, "club", 1, JoinPolicy.ALLOWLIST, TASKS, [ME.node_id, MEMBER.node_id])
+OPEN = make_manifest(FOUNDER, "open", 1, JoinPolicy.OPEN, TASKS)
 
 
 def chain(*owners: Identity) -> tuple[Handover, ...]:
