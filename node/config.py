@@ -12,11 +12,12 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from collectives.types import Codec
-from node.earlier_settings import REMOVED_RULES, REMOVED_SETTINGS, RENAMED_SETTINGS, in_one_list, upgraded
+from node.earlier_settings import REMOVED_RULES, REMOVED_SETTINGS, RENAMED_SETTINGS, upgraded
 from node.errors import UserError
 
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
@@ -126,6 +127,19 @@ class VllmConfig(Section):
     )
 
 
+def _is_address_of_server(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not re.search(r"[\s@]", text)
+        )
+    except ValueError:  # a port that is none
+        return False
+
+
 PLACES = '"same" for the trainer\'s own device, [1] for a GPU, or "http://HOST:PORT" for a server'
 
 
@@ -156,7 +170,7 @@ class EngineConfig(Section):
     @classmethod
     def _one_or_several(cls, placement: Any) -> Any:
         if isinstance(placement, Mapping):  # as earlier releases wrote it
-            placement = in_one_list(placement)
+            raise ValueError(f"it is one value now and no table: write {PLACES}")
         if isinstance(placement, str | int):
             placement = [] if placement == "same" else [placement]
         if not isinstance(placement, list) or {type(one) for one in placement} not in (set(), {int}, {str}):
@@ -166,12 +180,14 @@ class EngineConfig(Section):
     @field_validator("placement")
     @classmethod
     def _places_that_can_be(cls, placement: list[int] | list[str]) -> list[int] | list[str]:
-        if any(isinstance(one, int) and one < 0 for one in placement) or len(set(placement)) < len(placement):
-            raise ValueError("GPUs have different numbers, from 0 on, and servers different addresses")
         for one in placement:
-            if isinstance(one, str) and not re.fullmatch(r"https?://[^\s/]+(/[^\s]*)?", one):
+            if isinstance(one, str) and not _is_address_of_server(one):
                 raise ValueError(f"{one!r} is no address of a server: write {PLACES}")
-        return [one.rstrip("/") if isinstance(one, str) else one for one in placement]  # type: ignore[return-value]
+        # OpenAI's clients want an address with /v1; weights are handed over beside it.
+        found = [one.rstrip("/").removesuffix("/v1") if isinstance(one, str) else one for one in placement]
+        if any(isinstance(one, int) and one < 0 for one in found) or len(set(found)) < len(found):
+            raise ValueError("GPUs have different numbers, from 0 on, and servers different addresses")
+        return found  # type: ignore[return-value]
 
     @model_validator(mode="after")
     def _placement_of_the_kind(self) -> "EngineConfig":

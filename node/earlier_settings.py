@@ -73,7 +73,7 @@ REMOVED_RULES: Mapping[str, str] = {"paper": "sapo", "uniform": "sapo", "correct
 """What `sampling.rule` could be in earlier releases, and what comes nearest today."""
 
 
-def in_one_list(placement: Mapping[str, Any]) -> Any:
+def _in_one_list(placement: Mapping[str, Any]) -> Any:
     """Return the list that is meant by { devices = [...], url = [...] }; another table as it is."""
     devices, url = placement.get("devices") or [], placement.get("url") or []
     return placement if placement.keys() - {"devices", "url"} or (devices and url) else devices or url
@@ -82,7 +82,7 @@ def in_one_list(placement: Mapping[str, Any]) -> Any:
 TRANSLATED: Mapping[str, Callable[[Any], Any]] = {
     "sampling.rule": lambda rule: REMOVED_RULES.get(rule, rule) if isinstance(rule, str) else rule,
     "sampling.max_surprise": lambda bound: 0.0 if bound is None else bound,
-    "engine.placement": lambda placement: in_one_list(placement) if isinstance(placement, dict) else placement,
+    "engine.placement": lambda placement: _in_one_list(placement) if isinstance(placement, dict) else placement,
 }
 """What the values of a setting in a record mean today, by its dotted key."""
 

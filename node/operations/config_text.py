@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from node.config import COMMON_KEYS, is_key
+from node.config import COMMON_KEYS, TrlOptions, is_key
 
 
 def to_toml(
@@ -49,6 +49,8 @@ def _table(
             tables += [(dotted, item, True) for item in value]
         elif not every_key and is_key(dotted) and dotted not in COMMON_KEYS and value == field.default:
             continue
+        elif every_key and dotted == "trainer.trl":
+            yield from _trl_options(value, notes)
         elif value is None:
             yield f"# {key} ={comment}"
         else:
@@ -58,6 +60,18 @@ def _table(
         if repeated or (lines and lines[0]):  # else it has no values of its own
             yield from ("", f"[[{path}]]" if repeated else f"[{path}]")
         yield from lines
+
+
+def _trl_options(given: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each option of `trainer.trl`; those that are not `given` are comments that show what holds."""
+    for name, field in TrlOptions.model_fields.items():
+        value = given.get(name, field.default)
+        meaning = notes.get("trainer.trl", field.description) if name in given else field.description
+        comment = f"  # {meaning}" if meaning else ""
+        if value is None:
+            yield f"# trl.{name} ={comment}"
+        else:
+            yield f"{'' if name in given else '# '}trl.{name} = {toml_value(value)}{comment}"
 
 
 def _is_tables(value: Any) -> bool:

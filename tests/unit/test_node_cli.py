@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli.app import app, explain, run
-from node.config import COMMON_KEYS, NodeConfig, TaskConfig, all_keys, is_key, load_config
+from node.config import COMMON_KEYS, NodeConfig, TaskConfig, TrlOptions, all_keys, is_key, load_config
 from node.engines import EngineError
 from node.errors import UserError
 from node.operations.config_text import to_toml
@@ -476,6 +476,20 @@ def test_every_key_of_a_written_file_holds_as_its_comment_says(
     live = re.sub(r"^# (\w+ = (?=[^ #]))", r"\1", file.read_text(), flags=re.MULTILINE)
     (tmp_path / "live.toml").write_text(live)
     assert load_config(tmp_path / "live.toml").model_dump() | {"threads": 0} == NodeConfig().model_dump()
+
+
+def test_every_key_with_all_includes_each_of_trls_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["node", "--dry-run", "--all", "--set", "trainer.trl.epsilon=0.1"], debug=False) == 0
+    printed = capfd.readouterr().out
+    assert "\ntrl.epsilon = 0.1" in printed
+    (tmp_path / "printed.toml").write_text(printed)
+    assert load_config(tmp_path / "printed.toml").trainer.trl == {"epsilon": 0.1}
+    (tmp_path / "live.toml").write_text(re.sub(r"^# (trl\.\w+ = (?=[^ #]))", r"\1", printed, flags=re.MULTILINE))
+    set_now = load_config(tmp_path / "live.toml").trainer
+    assert set_now.options == TrlOptions(epsilon=0.1)
+    without_default = {name for name, field in TrlOptions.model_fields.items() if field.default is None}
+    assert set_now.trl.keys() == TrlOptions.model_fields.keys() - without_default
+    assert all(f"\n# trl.{name} =  # " in printed for name in without_default)
 
 
 def test_bad_toml_names_file_and_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -283,13 +283,21 @@ def test_a_server_that_is_not_there_is_told_before_anything_is_loaded():
         ({"kind": "vllm", "placement": [1, 1]}, "different numbers"),
         ({"kind": "server", "placement": "box:8000"}, 'no address of a server: write "same"'),
         ({"kind": "vllm", "placement": [1.5]}, 'write "same"'),
-        ({"kind": "vllm", "placement": {"devices": [1], "url": "http://a:1"}}, 'write "same"'),
+        ({"kind": "server", "placement": "http://a:99999"}, "no address of a server"),
+        ({"kind": "server", "placement": "http://me:secret@a:1"}, "no address of a server"),
+        ({"kind": "server", "placement": ["http://a:1", "http://a:1/"]}, "different addresses"),
+        ({"kind": "vllm", "placement": {"devices": [1]}}, 'one value now and no table: write "same"'),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused_in_a_line(engine, complaint):
     with pytest.raises(UserError, match=complaint):
         parse_config({"engine": engine})
     assert parse_config({"engine": {"placement": "same"}}) == parse_config({})
+
+
+def test_a_server_may_be_named_as_openais_clients_name_it():
+    for written in ("http://a:1/v1", "http://a:1/v1/", "http://a:1/", "http://a:1"):
+        assert parse_config({"engine": {"kind": "server", "placement": written}}).engine.servers == ["http://a:1"]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +309,9 @@ def test_a_placement_that_cannot_be_is_refused_in_a_line(engine, complaint):
         ({"devices": [], "url": ["http://a:1", "http://b:1"]}, ["http://a:1", "http://b:1"]),
     ],
 )
-def test_a_placement_of_an_earlier_release_is_todays(old, now):
+def test_a_placement_in_a_record_of_an_earlier_release_is_todays(old, now):
     kind = {str: "server", int: "vllm"}.get(type(next(iter(now), None)), "hf")
-    for engine in ({"kind": kind, "placement": old}, upgraded({"engine": {"kind": kind, "placement": old}})["engine"]):
-        assert parse_config({"engine": engine}).engine.placement == now
+    record = {"engine": {"kind": kind, "placement": old}}
+    assert parse_config(upgraded(record)).engine.placement == now
+    with pytest.raises(UserError, match="one value now and no table"):
+        parse_config(record)
