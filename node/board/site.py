@@ -152,7 +152,7 @@ class _Pages:
             curves=_plots(view.curve),
             reward=_last(view.curve, "reward"),
             accuracy=_last(view.curve, "accuracy"),
-            rounds=sum(one.rounds for one in view.nodes if one.standing > 0 or one.id in view.seeds),
+            rounds=weighted_median([(one.rounds, one.standing) for one in here]),
             lessons=lessons[:LESSONS_SHOWN],
             lesson_count=len(lessons),
             graph=svg.graph([(one.id, short_name(one.id), one.standing) for one in drawn], edges) if edges else "",

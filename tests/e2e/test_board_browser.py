@@ -78,6 +78,15 @@ def test_a_peers_words_stay_words(browser: Chrome) -> None:
             assert browser.find_elements(By.CSS_SELECTOR, "script, img:not([src$='badge.svg'])") == []
 
 
+def test_a_long_name_of_a_task_leaves_room_for_what_it_names(browser: Chrome) -> None:
+    shown = view()
+    nodes = [one._replace(rewards={"x" * 128: 1.0}) for one in shown.nodes]
+    with board(shown._replace(nodes=nodes)) as link:
+        browser.get(f"{link}nodes/{nodes[0].id}")
+        model = browser.find_element(By.CSS_SELECTOR, "dl dd")
+        assert model.size["width"] > browser.execute_script("return innerWidth") / 3
+
+
 def test_pictures_for_the_documents_are_small(browser: Chrome, tmp_path: Path) -> None:
     path = Path(os.environ.get("PICTURES", tmp_path)) / "board.png"
     with board(view()) as link:

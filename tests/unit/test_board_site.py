@@ -101,6 +101,15 @@ def test_no_text_of_a_peer_becomes_markup(path: str) -> None:
     assert "{{ 7 * 7 }}" in text
 
 
+def test_a_node_of_some_standing_cannot_claim_the_swarms_rounds() -> None:
+    shown = view()
+    liar = shown.nodes[3]._replace(rounds=2**48)
+    text = client(shown._replace(nodes=[*shown.nodes[:3], liar, *shown.nodes[4:]])).get("/").text
+    tile = re.search(r"<b>([0-9,]+)</b> rounds", text)
+    assert tile is not None
+    assert int(tile[1].replace(",", "")) in {one.rounds for one in shown.nodes}
+
+
 def test_what_a_node_says_of_itself_is_marked_as_its_claim() -> None:
     shown = view()
     text = client(hostile()).get("/").text
