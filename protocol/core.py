@@ -69,7 +69,7 @@ from protocol.events import (
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
 from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, PeerScores, subject_of
-from protocol.limits.rate_limits import TokenBucket
+from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
@@ -158,7 +158,7 @@ class Core:
         self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # whose last words may yet come: nobody's fault
         self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
-        self._manifest_asks: Recent[bytes, TokenBucket] = Recent(MAX_LINKS)
+        self._manifest_asks: TokenBuckets[bytes] = TokenBuckets(1 / MANIFEST_ASK_S, MANIFEST_ASKS, MAX_LINKS)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = self._items_ticked = now.steady - TICK_S  # the first tick is due at once
@@ -425,9 +425,7 @@ class Core:
     def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
         if not self.manifest:
             return []
-        asks = self._manifest_asks.get(link.key) or TokenBucket(1 / MANIFEST_ASK_S, MANIFEST_ASKS, now.steady)
-        self._manifest_asks.set(link.key, asks)
-        if not asks.take(1, now.steady):
+        if not self._manifest_asks.take(link.key, 1, now.steady):
             raise MessageError("too_many_asks", "for the manifest")
         return [self._send(link, Manifest(self.manifest), now)]
 

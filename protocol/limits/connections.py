@@ -1,40 +1,36 @@
 """Which TCP connections are cut, and why: what libzmq does not defend by itself. Pure, no sockets.
 
-libzmq bounds its queues in whole messages. The parts of a message that never ends pile up
-without a bound, so each connection is measured twice: the bytes that the kernel received for
-it, less those still unread in the kernel, and the bytes that came out in whole messages. The
-difference is what libzmq holds. The rules, in the order of a connection's life:
+libzmq bounds its queues in whole messages, and not the parts of a message that never ends. So each connection is
+measured twice: the bytes that the kernel received for it, less those still unread in the kernel, and the bytes that
+came out in whole messages. libzmq holds the difference. The rules, in the order of a connection's life:
 
-    what peers of the prefix did is more than it may, lately   -> "prefix_refused"
-    over the prefix's rate of handshakes                      -> "handshake_flood"
-    over the cap of connections, of a prefix or in all: the oldest one that we never
-      answered makes room, or the new one goes                -> "too_many_connections"
-    a key has a newer inbound connection                      -> "superseded"
-    not answered for hello_s, or sent unanswered_bytes unanswered: only a valid
-      hello gets an answer                                    -> "no_hello"
-    the socket was read until it was empty, and libzmq still
-      holds more than one frame of this connection            -> "endless_message"
-    the connections of a prefix that we answered, or those
-      that we never did, are over its rate of messages or
-      bytes: the heaviest of these                            -> "prefix_flood"
-    all together hold too much: the heaviest                  -> "backlog"
+    the peers of its prefix did more than they may, lately   -> "prefix_refused"
+    its prefix began more handshakes than it may             -> "handshake_flood"
+    there are too many connections of a prefix, or in all    -> "too_many_connections": the oldest that we never
+                                                                answered, or else the new one
+    its key has a newer inbound connection                   -> "superseded"
+    we did not answer it for `hello_s`, or until it sent     -> "no_hello": we answer nothing but a valid hello
+      `unanswered_bytes`
+    its socket was read until it was empty, and libzmq       -> "endless_message"
+      still holds more than one frame of it
+    its prefix sends more messages or bytes than it may      -> "prefix_flood": the heaviest of those that we answered,
+                                                                or of those that we did not: each count apart
+    libzmq holds too much of all together                    -> "backlog": the heaviest
 
-The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`),
-then asks (`review`). In that order a message that was complete when we measured has been
-delivered when we judge, however slow the machine is.
-
-A cut connection stays in the table until its end was seen (`gone`) and once more until the
-next review, because frames of it may still be queued: they are not delivered.
+The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`), then asks (`review`). In
+that order a message that was complete when we measured has been delivered when we judge, however slow the machine is.
+A cut connection stays in the table until its end was seen (`gone`) and once more until the next review: frames of it
+may still be queued, and are not delivered.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from protocol.config import Limits
 from protocol.events import Link
 from protocol.limits.peer_scores import ScoreBoard
-from protocol.limits.rate_limits import Prefixes
+from protocol.limits.rate_limits import TokenBuckets
 from protocol.wire.envelope import MAX_FRAME_BYTES
 
 # Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.
@@ -66,11 +62,10 @@ class ConnectionCut:
 
 @dataclass(slots=True)
 class Connection:
-    """One TCP connection. `prefix` is empty for one that we dialled: no cap applies to it. `payer` is its network."""
+    """One TCP connection, with somebody of the network `prefix`. No cap applies to one that we dialled."""
 
     number: int
     prefix: str
-    payer: str
     link: Link | None = None
     answered: bool = False
     received: int = 0  # by the kernel, at the last measurement
@@ -84,6 +79,14 @@ class Connection:
     cut: bool = False
     gone: bool = False
     gone_before: bool = False  # at the last measurement already
+
+    @property
+    def is_inbound(self) -> bool:
+        return self.link is None or not self.link.dialled
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.cut or self.gone)
 
     @property
     def held(self) -> int:
@@ -105,7 +108,17 @@ class Connections:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._prefixes = Prefixes(limits)
+        most = limits.max_prefixes
+        self._handshakes: TokenBuckets[str] = TokenBuckets(
+            limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, most
+        )
+        # By prefix, and by whether we answered the connections.
+        self._messages: TokenBuckets[tuple[str, bool]] = TokenBuckets(
+            limits.prefix_messages_per_second, limits.prefix_messages_burst, 2 * most
+        )
+        self._bytes: TokenBuckets[tuple[str, bool]] = TokenBuckets(
+            limits.prefix_bytes_per_second, limits.prefix_bytes_burst, 2 * most
+        )
         self._scores = ScoreBoard(
             limits.prefix_graylist_score,
             limits.score_half_life_s,
@@ -115,7 +128,6 @@ class Connections:
         )
         self._table: dict[int, Connection] = {}  # oldest first
         self._current: dict[Link, Connection] = {}  # the newest of each link
-        self._open: Counter[str] = Counter()  # neither cut nor gone, by prefix
         self._reviewed: float | None = None
 
     def __len__(self) -> int:
@@ -123,22 +135,23 @@ class Connections:
 
     def accepted(self, number: int, prefix: str, now: float) -> list[ConnectionCut]:
         """Somebody connected to us; return what is to be cut for it."""
-        new = self._table[number] = Connection(number, prefix, prefix)
-        self._open[prefix] += 1
+        new = self._table[number] = Connection(number, prefix)
         if self._scores.is_refused(prefix, now):
             return [self._cut(new, "prefix_refused")]
-        if not self._prefixes.may_connect(prefix, now):
+        if not self._handshakes.take(prefix, 1, now):
             return [self._cut(new, "handshake_flood")]
-        if self._open[prefix] > self._limits.max_prefix_connections:
-            return [self._make_room(new, prefix)]
-        if self._open.total() - self._open[""] > self._limits.max_connections:
-            return [self._make_room(new, None)]
+        inbound = [connection for connection in self._table.values() if connection.is_inbound and connection.is_open]
+        of_prefix = [connection for connection in inbound if connection.prefix == prefix]
+        limits = self._limits
+        for crowd, most in ((of_prefix, limits.max_prefix_connections), (inbound, limits.max_connections)):
+            if len(crowd) > most:  # the new one is the last of those that we did not answer
+                oldest = next(connection for connection in crowd if not connection.answered)
+                return [self._cut(oldest, "too_many_connections")]
         return []
 
     def connected(self, number: int, link: Link, prefix: str) -> None:
         """We are connected to a node that we dialled, in the network `prefix`."""
-        self._table[number] = self._current[link] = Connection(number, "", prefix, link, answered=True)
-        self._open[""] += 1
+        self._table[number] = self._current[link] = Connection(number, prefix, link, answered=True)
 
     def is_anonymous(self, number: int) -> bool:
         """Tell whether an inbound connection has not sent a message yet."""
@@ -160,9 +173,7 @@ class Connections:
         connection.link = link
         older = self._current.get(link)
         self._current[link] = connection
-        if older is None or older.cut or older.gone:
-            return True, []
-        return True, [self._cut(older, "superseded")]
+        return True, [self._cut(older, "superseded")] if older is not None and older.is_open else []
 
     def carries(self, number: int, link: Link) -> bool:
         """Tell whether this connection is the link's newest."""
@@ -180,7 +191,7 @@ class Connections:
         Return the prefix if it is refused from now on, else nothing.
         """
         connection = self._current.get(link)
-        return self.charge_network(connection.payer, points, now) if connection is not None else ""
+        return self.charge_network(connection.prefix, points, now) if connection is not None else ""
 
     def charge_network(self, prefix: str, points: float, now: float) -> str:
         return prefix if self._scores.penalise(prefix, points, now) is not None else ""
@@ -188,12 +199,11 @@ class Connections:
     def hung_up(self, link: Link) -> list[ConnectionCut]:
         """We want no more of the link; return what is to be cut, which is no offence of theirs."""
         connection = self._current.get(link)
-        return [] if connection is None or connection.cut or connection.gone else [self._cut(connection, "")]
+        return [self._cut(connection, "")] if connection is not None and connection.is_open else []
 
     def gone(self, number: int) -> Connection:
         """A connection ended; return what was known of it."""
         connection = self._table[number]
-        self._close(connection)
         connection.gone = True
         if connection.link is None:
             del self._table[number]
@@ -202,13 +212,14 @@ class Connections:
     def forget(self, number: int) -> None:
         """Remove a connection from the table, whatever became of it."""
         connection = self._table.pop(number, None)
-        if connection is not None:
-            self._close(connection)
-            if connection.link is not None and self._current.get(connection.link) is connection:
-                del self._current[connection.link]
+        if connection is not None and connection.link is not None and self._is_current(connection):
+            del self._current[connection.link]
+
+    def _is_current(self, connection: Connection) -> bool:
+        return connection.link is not None and self._current.get(connection.link) is connection
 
     def numbers(self) -> Iterator[int]:
-        return (number for number, connection in self._table.items() if not (connection.cut or connection.gone))
+        return (number for number, connection in self._table.items() if connection.is_open)
 
     def begin(self) -> None:
         for connection in self._table.values():
@@ -225,9 +236,9 @@ class Connections:
 
     def drained(self, link: Link | None) -> None:
         """A socket was read until it was empty: that of a dialled link, or the one of all inbound links."""
-        inbound = (connection for connection in self._table.values() if connection.prefix)
-        for connection in inbound if link is None else filter(None, [self._current.get(link)]):
-            connection.drained = True
+        for connection in self._table.values():
+            if connection.is_inbound if link is None else self._current.get(link) is connection:
+                connection.drained = True
 
     def review(self, now: float) -> Review:
         """Judge every connection; see the module's comment."""
@@ -257,25 +268,26 @@ class Connections:
         return ""
 
     def _sweep(self, connection: Connection, result: Review) -> None:
-        if not (connection.gone_before and (connection.drained or not connection.prefix)):
+        if not (connection.gone_before and (connection.drained or not connection.is_inbound)):
             return
-        current = connection.link is not None and self._current.get(connection.link) is connection
+        is_current = self._is_current(connection)
         self.forget(connection.number)
-        if current and connection.link is not None:
+        if is_current and connection.link is not None:
             result.ended.append(connection.link)
             if not connection.cut:
                 result.closed.append(connection.link)
 
     def _judge_prefixes(self, now: float) -> list[ConnectionCut]:
-        # Strangers cost nothing: what they send is counted apart, or their numbers would end the link of a peer.
-        crowds: dict[tuple[str, bool], list[Connection]] = {}
+        # Strangers cost nothing: what they send counts apart, or their numbers would end the link of a peer.
+        crowds: defaultdict[tuple[str, bool], list[Connection]] = defaultdict(list)
         for connection in self._table.values():
-            if connection.prefix and not (connection.cut or connection.gone):
-                crowds.setdefault((connection.prefix, connection.answered), []).append(connection)
+            if connection.is_inbound and connection.is_open:
+                crowds[connection.prefix, connection.answered].append(connection)
         cuts = []
-        for (prefix, answered), crowd in crowds.items():
+        for whose, crowd in crowds.items():
             messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
-            if not self._prefixes.may_send(prefix, messages, size, now, answered=answered):
+            is_few = self._messages.take(whose, messages, now)
+            if not (self._bytes.take(whose, size, now) and is_few):
                 # The larger of its two shares of what they all sent.
                 heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
                 cuts.append(self._cut(heaviest, "prefix_flood"))
@@ -284,25 +296,11 @@ class Connections:
         return cuts
 
     def _judge_backlog(self) -> list[ConnectionCut]:
-        still = [c for c in self._table.values() if not (c.cut or c.gone)]
+        still = [connection for connection in self._table.values() if connection.is_open]
         if sum(connection.held for connection in still) <= self._limits.max_backlog_bytes:
             return []
         return [self._cut(max(still, key=lambda connection: connection.held), "backlog")]
 
-    def _make_room(self, new: Connection, prefix: str | None) -> ConnectionCut:
-        for connection in self._table.values():
-            crowd = connection.prefix == prefix if prefix is not None else connection.prefix
-            if crowd and not (connection.cut or connection.gone or connection.answered):
-                return self._cut(connection, "too_many_connections")
-        return self._cut(new, "too_many_connections")
-
     def _cut(self, connection: Connection, reason: str) -> ConnectionCut:
-        self._close(connection)
         connection.cut = True
         return ConnectionCut(connection.number, reason, connection.link)
-
-    def _close(self, connection: Connection) -> None:
-        if not (connection.cut or connection.gone):
-            self._open[connection.prefix] -= 1
-            if not self._open[connection.prefix]:
-                del self._open[connection.prefix]

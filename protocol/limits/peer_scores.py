@@ -1,13 +1,13 @@
 """Peer scores: a score for each peer's behaviour, its allowance, and the counts of what was refused."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from protocol.config import Instant, Limits
 from protocol.events import Link
 from protocol.identity import NodeId
-from protocol.limits.rate_limits import Allowance
+from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 
 # The bytes that take as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
@@ -74,74 +74,65 @@ FREE = {
     "too_many_connections": "the oldest that was never answered makes room",
 }
 REJECT_PENALTY = 1.0
-THINNING = 8  # the part of a full board that is forgotten at a time
 
 
 @dataclass(slots=True)
 class _Standing:
     score: float
     updated: float
-    points: dict[str, float] = field(default_factory=dict)  # by reason, since it was last refused; fading as well
+    points: defaultdict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # by reason, since it was last refused; fading as well
     refusals: int = 0
     refused_until: float = float("-inf")
 
 
-@dataclass(slots=True)
 class ScoreBoard:
     """Scores of subjects (node ids, CURVE keys in hex of strangers; network prefixes), 0 at best.
 
-    A score is halved every half-life. It belongs to the subject and not to a connection: hanging up
-    does not clear it. A subject whose score falls below `limit` is refused for `first_refusal_s`, and
-    each further time for twice as long as the last, up to `last_refusal_s`; as long as that without a
-    refusal takes one doubling back, so that a bad hour of an honest peer does not follow it for months. Only
-    offenders take up memory, at most `capacity`; beyond that the mildest eighth is forgotten, who is refused last, and
-    of those whose refusal ends first: a score fades within hours, and a refusal lasts for up to a day. So whoever wants
-    to be forgotten needs seven eighths of `capacity` others that are refused for longer.
-    To find them is to look at all, and keys cost nothing: whoever has many must not make us do that each time.
+    A score is halved every half-life. It belongs to the subject and not to a connection: hanging up does not clear it.
+    A subject whose score falls below `limit` is refused for `first_refusal_s`, and each further time for twice as long,
+    up to `last_refusal_s`. As long as that without a refusal takes one doubling back, so that a bad hour of an honest
+    peer does not follow it for months. Of more than `capacity` offenders, the one that offended longest ago is
+    forgotten: with so many keys, nobody needs an old one.
     """
 
-    limit: float
-    half_life_s: float
-    capacity: int
-    first_refusal_s: float
-    last_refusal_s: float
-    _standings: dict[str, _Standing] = field(default_factory=dict)
+    def __init__(
+        self, limit: float, half_life_s: float, capacity: int, first_refusal_s: float, last_refusal_s: float
+    ) -> None:
+        self._limit = limit
+        self._half_life_s = half_life_s
+        self._first_refusal_s = first_refusal_s
+        self._last_refusal_s = last_refusal_s
+        self._standings: Recent[str, _Standing] = Recent(capacity)
 
     def score(self, subject: str, now: float) -> float:
         """Return the subject's score as of now, 0 for one without offences."""
         standing = self._standings.get(subject)
-        if standing is None:
-            return 0.0
-        age = max(0.0, now - standing.updated)
-        return float(standing.score * 0.5 ** (age / self.half_life_s))
+        return standing.score * self._left(standing, now) if standing is not None else 0.0
+
+    def _left(self, standing: _Standing, now: float) -> float:
+        return float(0.5 ** (max(0.0, now - standing.updated) / self._half_life_s))
 
     def penalise(self, subject: str, points: float, now: float, reason: str = "") -> str | None:
         """Take `points` off the subject's score; return what most were for if it is refused from now on, else None."""
-        before = self.score(subject, now)
-        score = before - points
-        standing = self._standings.setdefault(subject, _Standing(score, now))
-        left = before / standing.score if before else 0.0
-        standing.points = {one: paid * left for one, paid in standing.points.items()}
-        standing.score, standing.updated = score, now
-        standing.points[reason] = standing.points.get(reason, 0.0) + points
-        worst = None
-        if score < self.limit and now >= standing.refused_until:
-            worst = max(standing.points, key=standing.points.__getitem__)
-            standing.points.clear()
-            if standing.refusals:
-                atoned = int((now - standing.refused_until) / self.last_refusal_s)
-                standing.refusals = max(0, standing.refusals - atoned)
-            delay = min(self.last_refusal_s, self.first_refusal_s * 2.0 ** min(standing.refusals, 32))
-            standing.refusals += 1
-            standing.refused_until = now + delay
-        if len(self._standings) > self.capacity:
-            kept = self.capacity - self.capacity // THINNING
-            by_harm = sorted(
-                self._standings,
-                key=lambda name: (-max(now, self._standings[name].refused_until), self.score(name, now)),
-            )
-            for mild in by_harm[kept:]:
-                del self._standings[mild]
+        standing = self._standings.get(subject) or _Standing(0.0, now)
+        self._standings.set(subject, standing)
+        left = self._left(standing, now)
+        standing.score, standing.updated = standing.score * left - points, now
+        for one in standing.points:
+            standing.points[one] *= left
+        standing.points[reason] += points
+        if standing.score >= self._limit or now < standing.refused_until:
+            return None
+        if standing.refusals:
+            atoned = int((now - standing.refused_until) / self._last_refusal_s)
+            standing.refusals = max(0, standing.refusals - atoned)
+        delay = min(self._last_refusal_s, self._first_refusal_s * 2.0 ** min(standing.refusals, 32))
+        standing.refusals += 1
+        standing.refused_until = now + delay
+        worst = max(standing.points, key=standing.points.__getitem__)
+        standing.points.clear()
         return worst
 
     def is_refused(self, subject: str, now: float) -> bool:
@@ -158,10 +149,9 @@ class Charge(NamedTuple):
 
 
 class PeerScores:
-    """Counts every refusal by reason and makes the offender pay for it."""
+    """Counts every refusal by reason, and makes the offender pay for it."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
         self._scores = ScoreBoard(
             limits.graylist_score,
             limits.score_half_life_s,
@@ -169,7 +159,12 @@ class PeerScores:
             limits.first_refusal_s,
             limits.last_refusal_s,
         )
-        self._allowances: Recent[bytes, Allowance] = Recent(self._limits.max_allowances)
+        self._messages: TokenBuckets[bytes] = TokenBuckets(
+            limits.messages_per_second, limits.messages_burst, limits.max_allowances
+        )
+        self._bytes: TokenBuckets[bytes] = TokenBuckets(
+            limits.bytes_per_second, limits.bytes_burst, limits.max_allowances
+        )
         self.rejected: Counter[str] = Counter()
 
     def may_send(self, link: Link, size: int, now: Instant, *, is_content: bool = False) -> bool:
@@ -177,11 +172,8 @@ class PeerScores:
 
         One that is no item's content counts as a message for each begun `MESSAGE_BYTES`.
         """
-        allowance = self._allowances.get(link.key)
-        if allowance is None:
-            allowance = Allowance(self._limits, now.steady)
-            self._allowances.set(link.key, allowance)
-        return allowance.take(size, now.steady, 1 if is_content else 1 + size // MESSAGE_BYTES)
+        messages = 1 if is_content else 1 + size // MESSAGE_BYTES
+        return self._messages.take(link.key, messages, now.steady) and self._bytes.take(link.key, size, now.steady)
 
     def score(self, subject: str, now: Instant) -> float:
         """Return the subject's score: 0 at best, refused for a while once it is below `Limits.graylist_score`."""

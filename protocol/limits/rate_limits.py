@@ -1,12 +1,8 @@
-"""Token buckets: what a peer, and the network prefix that it speaks from, may cost us.
-
-The table of prefixes is bounded; the one that was silent for longest is forgotten first.
-"""
+"""Token buckets: one by itself, or one for each of many subjects."""
 
 from collections.abc import Hashable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from protocol.config import Limits
 from protocol.lru import Recent
 
 K = TypeVar("K", bound=Hashable)
@@ -40,53 +36,18 @@ class TokenBucket:
         self._level = min(self._burst, self._level - amount)
 
 
-class Allowance:
-    """The rate of one subject: messages and bytes."""
+class TokenBuckets(Generic[K]):
+    """A token bucket for each subject. Of more than `capacity`, the one that was asked for longest ago is forgotten."""
 
-    __slots__ = ("_bytes", "_messages")
+    def __init__(self, rate: float, burst: float, capacity: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._buckets: Recent[K, TokenBucket] = Recent(capacity)
 
-    def __init__(self, limits: Limits, now: float) -> None:
-        self._messages = TokenBucket(limits.messages_per_second, limits.messages_burst, now)
-        self._bytes = TokenBucket(limits.bytes_per_second, limits.bytes_burst, now)
-
-    def take(self, size: int, now: float, messages: int = 1) -> bool:
-        """Account for `size` bytes that count as so many messages; False: it is too much."""
-        return self._messages.take(messages, now) and self._bytes.take(size, now)
-
-
-class Prefixes:
-    """Token buckets of each prefix. `now` is a steady clock in seconds."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._handshakes: Recent[str, TokenBucket] = Recent(self._limits.max_prefixes)
-        self._messages: Recent[tuple[str, bool], TokenBucket] = Recent(2 * self._limits.max_prefixes)
-        self._bytes: Recent[tuple[str, bool], TokenBucket] = Recent(2 * self._limits.max_prefixes)
-
-    def may_connect(self, prefix: str, now: float) -> bool:
-        """Account for one handshake; False: there are too many of them."""
-        limits = self._limits
-        return self._take(
-            self._handshakes, prefix, limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, 1, now
-        )
-
-    def may_send(self, prefix: str, messages: int, size: int, now: float, *, answered: bool) -> bool:
-        """Account for `messages` messages and `size` bytes from the prefix; False: that is too much.
-
-        Connections that we `answered` are counted apart from the others.
-        """
-        limits, whose = self._limits, (prefix, answered)
-        few = self._take(
-            self._messages, whose, limits.prefix_messages_per_second, limits.prefix_messages_burst, messages, now
-        )
-        small = self._take(self._bytes, whose, limits.prefix_bytes_per_second, limits.prefix_bytes_burst, size, now)
-        return few and small
-
-    def _take(
-        self, table: Recent[K, TokenBucket], whose: K, rate: float, burst: float, amount: float, now: float
-    ) -> bool:
-        bucket = table.get(whose)
+    def take(self, subject: K, amount: float, now: float) -> bool:
+        """Take `amount` units of the subject's; False: they are not there, and none is taken."""
+        bucket = self._buckets.get(subject)
         if bucket is None:
-            bucket = TokenBucket(rate, burst, now)
-        table.set(whose, bucket)
+            bucket = TokenBucket(self._rate, self._burst, now)
+        self._buckets.set(subject, bucket)
         return bucket.take(amount, now)

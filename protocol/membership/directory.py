@@ -27,7 +27,7 @@ from protocol.errors import MessageError
 from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
-from protocol.limits.rate_limits import TokenBucket
+from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.links import Links, LivePeer
@@ -292,9 +292,8 @@ class RevocationExchange:
 
     def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
-        self._limits = limits
-        self._asked: Recent[Link, None] = Recent(self._limits.max_proven)  # before they were taken in
-        self._budgets: Recent[Link, TokenBucket] = Recent(self._limits.max_proven)
+        self._asked: Recent[Link, None] = Recent(limits.max_proven)  # before they were taken in
+        self._budgets: TokenBuckets[Link] = TokenBuckets(limits.lists_per_second, limits.lists_burst, limits.max_proven)
 
     def ask(self, link: Link) -> Send:
         return Send(link, AskRevocations(self._gate.revision))
@@ -331,10 +330,7 @@ class RevocationExchange:
         return encoded
 
     def _spend(self, link: Link, now: Instant) -> None:
-        limits = self._limits
-        budget = self._budgets.get(link) or TokenBucket(limits.lists_per_second, limits.lists_burst, now.steady)
-        self._budgets.set(link, budget)
-        if not budget.take(1, now.steady):
+        if not self._budgets.take(link, 1, now.steady):
             raise MessageError("too_many_lists")
 
 

@@ -174,7 +174,7 @@ class TcpWatch:
             if reason is None and view.was_ended_by_us():
                 reason = "framing"
                 if connection.link is not None and connection.link.dialled:  # of which nothing is known once it ended
-                    self._told(self._connections.charge_network(connection.payer, PENALTIES[reason], now))
+                    self._told(self._connections.charge_network(connection.prefix, PENALTIES[reason], now))
             if reason:
                 self._events.append(RefusedEarly(reason, connection.link))
         view.close()

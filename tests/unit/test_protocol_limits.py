@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 import protocol
 from protocol.config import Instant, Limits
+from protocol.events import Link
 from protocol.host import Mailbox
-from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, THINNING, PeerScores, ScoreBoard
-from protocol.limits.rate_limits import Allowance, TokenBucket
+from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, PeerScores, ScoreBoard
+from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Expiring, Recent
 from protocol.transport.inbound import _FAILURES
 from tests.waiting import wait_until
@@ -46,11 +47,32 @@ def test_a_clock_that_steps_back_gives_nothing_away() -> None:
 
 
 def test_an_honest_swarms_traffic_over_one_link_is_never_throttled() -> None:
-    allowance = Allowance(Limits(), 0.0)
+    admission, link = PeerScores(Limits()), Link(bytes(32), dialled=False)
     for second in range(600):
-        for _ in range(8 * 16):
-            assert allowance.take(10_000, float(second))  # the items of 8 nodes x 16 groups a second, relayed
-            assert allowance.take(17_000, float(second))  # and an announcement of the largest size for each
+        now = Instant(float(second), 0.0)
+        for _ in range(8 * 16):  # the items of 8 nodes x 16 groups a second, relayed, and a short message for each
+            assert admission.may_send(link, 10_000, now, is_content=True)
+            assert admission.may_send(link, 1_000, now)
+
+
+def test_each_subject_has_a_bucket_and_who_goes_on_is_remembered_among_any_number_of_others() -> None:
+    buckets: TokenBuckets[str] = TokenBuckets(1.0, 2.0, capacity=8)
+    assert [buckets.take("a", 1, 0.0) for _ in range(3)] == [True, True, False]
+    assert buckets.take("b", 2, 0.0) and buckets.take("a", 1, 1.0)
+    for other in range(100):
+        buckets.take(str(other), 1, 1.0)
+        if other % 4 == 0:
+            assert not buckets.take("a", 1, 1.0)
+    assert buckets.take("b", 2, 1.0), "it was silent for longest"
+
+
+def test_the_score_board_remembers_the_last_offenders() -> None:
+    board = scores(capacity=10)
+    for number in range(100):
+        board.penalise(f"key {number}", 1.0, 0.0)
+        board.penalise("who goes on", 1.0, 0.0)
+    assert board.is_refused("who goes on", 0.0)
+    assert sum(board.score(f"key {number}", 0.0) < 0 for number in range(100)) == 9
 
 
 def test_the_default_patience_for_lies_is_as_documented() -> None:
@@ -96,41 +118,6 @@ def test_a_day_without_a_refusal_takes_one_doubling_back(days: float, doublings:
     board.penalise("node", 40.0, now)
     delay = LIMITS.first_refusal_s * 2**doublings
     assert held(board, now + delay - 1) and not held(board, now + delay)
-
-
-def test_the_score_board_is_bounded_and_forgets_the_mildest() -> None:
-    board = scores(capacity=10)
-    board.penalise("worst", 1000.0, 0.0)
-    for number in range(100):
-        board.penalise(f"key {number}", 1.0, 0.0)
-    assert board.is_refused("worst", 0.0)
-    assert 8 <= sum(board.score(f"key {number}", 0.0) < 0 for number in range(100)) <= 9
-
-
-def test_of_the_refused_whose_refusal_lasts_longest_is_forgotten_last_however_old_its_score() -> None:
-    board, now = scores(capacity=8), 0.0
-    for refusals in range(8):
-        board.penalise("persistent", 30.0, now)
-        now += LIMITS.first_refusal_s * 2**refusals
-    now -= 3600.0
-    assert board.is_refused("persistent", now) and board.score("persistent", now) > -0.1
-    for number in range(100):
-        board.penalise(f"key {number}", 30.0, now)
-    assert board.is_refused("persistent", now)
-
-
-def test_new_offenders_on_a_full_board_cost_a_bounded_number_of_looks_each() -> None:
-    class Counted(ScoreBoard):
-        looks = 0
-
-        def score(self, subject: str, now: float) -> float:
-            Counted.looks += 1
-            return super().score(subject, now)
-
-    board = Counted(*BOARD, 256, LIMITS.first_refusal_s, LIMITS.last_refusal_s)
-    for number in range(10 * 256):
-        board.penalise(f"key {number}", 1.0, float(number))
-    assert Counted.looks <= 10 * 256 * (1 + 2 * THINNING)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(1, 5))

@@ -1,12 +1,8 @@
-"""What counts as one network, and what one network may do."""
+"""What counts as one network, and how far an address reaches."""
 
 import pytest
 
-from protocol.config import Limits
 from protocol.limits.networks import Scope, netgroup, prefix_of, scope_of
-from protocol.limits.rate_limits import Prefixes
-
-LIMITS = Limits()
 
 
 @pytest.mark.parametrize(
@@ -24,26 +20,6 @@ LIMITS = Limits()
 )
 def test_the_prefix_of_an_address(address: str, prefix: str) -> None:
     assert prefix_of(address) == prefix
-
-
-def test_each_prefix_has_its_own_buckets() -> None:
-    prefixes = Prefixes(Limits(prefix_handshakes_burst=2, prefix_handshakes_per_second=1, prefix_bytes_burst=10))
-    assert [prefixes.may_connect("a", 0.0) for _ in range(3)] == [True, True, False]
-    assert prefixes.may_connect("b", 0.0)
-    assert prefixes.may_connect("a", 1.0)
-    assert prefixes.may_send("a", 1, 10, 0.0, answered=False)
-    assert not prefixes.may_send("a", 1, 1, 0.0, answered=False)
-    assert prefixes.may_send("a", 1, 10, 0.0, answered=True)
-    assert not prefixes.may_send("a", 1, 1, 0.0, answered=True)
-
-
-def test_a_prefix_that_goes_on_is_remembered_among_any_number_of_others() -> None:
-    prefixes = Prefixes(Limits(prefix_handshakes_burst=1, prefix_handshakes_per_second=0))
-    assert prefixes.may_connect("a", 0.0)
-    for other in range(2 * LIMITS.max_prefixes):
-        prefixes.may_connect(str(other), 0.0)
-        if other % 1000 == 0:
-            assert not prefixes.may_connect("a", 0.0)
 
 
 @pytest.mark.parametrize(
