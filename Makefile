@@ -34,7 +34,7 @@ install: $(STAMP) ## make .venv, with gossamer and what its tests need in it
 demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
 	@$(BIN)/gossamer demo
 
-real: $(STAMP) ## two nodes teach a real model of 135 M weights sums, one node tries alone: under 10 minutes on 2 cores
+real: $(STAMP) ## SmolLM2-135M learns sums, in a swarm of two and alone: under 10 minutes on 2 cores
 	@$(BIN)/python examples/real.py $(ARGS)
 
 test: $(STAMP) ## the tests, without the slow ones, two files at a time
@@ -73,10 +73,10 @@ sbom: $(STAMP) ## sbom.json: all that a node needs, with versions and licences; 
 	@[ -d .venv-sbom/cyclonedx_py ] || $(BIN)/python -m pip install --quiet --target .venv-sbom 'cyclonedx-bom>=7,<8'
 	@PYTHONPATH=.venv-sbom $(BIN)/python .ci/sbom.py
 
-fuzz: $(STAMP) ## fuzz whatever reads bytes from strangers, for FUZZ_SECONDS (60)
+fuzz: $(STAMP) ## fuzz all code that reads bytes from strangers, for FUZZ_SECONDS (60)
 	@$(BIN)/python -m tests.fuzz.run --seconds $${FUZZ_SECONDS:-60}
 
-soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINUTES (60): nothing may grow
+soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINUTES (60): memory and files must not grow
 	@$(BIN)/python -m tests.soak.run --minutes $${MINUTES:-60} $(ARGS)
 
 experiment: $(STAMP) ## does sharing pay at equal compute? alone, the paper's rule, self-replay, the default; hours (ARGS=... is passed on)

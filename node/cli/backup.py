@@ -13,11 +13,11 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, a
 
 
 def backup(folder: Source, file: File, debug: Debug = False) -> None:
-    """Write what a node needs to live on into one file.
+    """Write all that a node needs into one file.
 
-    Its key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, pool, a board's history
-    and the record that `gossamer replay` does again (at most 128 MiB). The node may be running. The file holds the key:
-    keep it as you keep a password.
+    The file has the key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, replay
+    buffer, a board's history and the record for `gossamer replay` (at most 128 MiB). The node may be running. Keep the
+    file as you keep a password.
 
     \b
     Example:

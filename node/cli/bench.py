@@ -23,23 +23,23 @@ def bench_round(  # noqa: PLR0913  # one option each
     questions: Annotated[int, typer.Option(min=1, help="Questions a round.")] = 4,
     completions: Annotated[int, typer.Option(min=2, help="Completions a question.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds timed in each block.")] = 20,
-    warm_rounds: Annotated[int, typer.Option(min=1, help="Rounds before those, where sharing is timed.")] = 100,
-    blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, taken in turns.")] = 6,
+    warm_rounds: Annotated[int, typer.Option(min=1, help="Rounds before those, if sharing is timed.")] = 100,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, in turns.")] = 6,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
     compare: Annotated[Compare, typer.Option(help="Which comparison to make.")] = "both",
     examples: Annotated[int, typer.Option(min=0, help="Solved examples before each question, for real models.")] = 0,
     engine: Annotated[
         Literal["generate", "paged", "vllm"],
-        typer.Option(help="Of both sides: transformers' generate, its continuous batching, or vLLM on the same GPU."),
+        typer.Option(help="Both sides generate by transformers, its continuous batching, or vLLM on the same GPU."),
     ] = "generate",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="As policy.device.")] = "cpu",
     lengths: Annotated[str, typer.Option(help="Longest prompt and completion in tokens, such as 256,128.")] = "",
     debug: Debug = False,
 ) -> None:
-    """Time a round against TRL's, and with sharing.
+    """Time a round against TRL's, or with sharing.
 
-    TRL's own trainer does the same work; sharing on is held against off, with nothing beside it and beside as many
-    peers of others.
+    `trl` times the same work in TRL's own trainer. `sharing` times a node with peers against the same node alone, on an
+    idle machine and beside an unrelated swarm.
 
     \b
     Example:
@@ -82,23 +82,23 @@ def bench_gossip(  # noqa: PLR0913  # one option each
     kib: Annotated[str, typer.Option(help="Sizes of a rollout in KiB, separated by commas.")] = "10,100,1000",
     runs: Annotated[int, typer.Option(min=1, help="Rounds of each kind; the two sides take turns.")] = 5,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a round has failed.")] = 30.0,
-    against: Annotated[Literal["none", "hivemind"], typer.Option(help="Measure another network as well.")] = "none",
+    against: Annotated[Literal["none", "hivemind"], typer.Option(help="Measure another library, too.")] = "none",
     hivemind_python: Annotated[
-        str, typer.Option(help="An interpreter that has hivemind, in a virtual environment of its own.")
+        str, typer.Option(help="An interpreter with hivemind, in its own virtual environment.")
     ] = ".venv-hivemind/bin/python",
     ingest: Annotated[
-        bool, typer.Option(help="Also measure how many groups a second one core verifies, and what 1 MB costs it.")
+        bool, typer.Option(help="Also measure the groups a second that one core verifies, and its time for 1 MB.")
     ] = True,
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines; there is no other output.")] = True,
     debug: Debug = False,
 ) -> None:
-    """Time until all nodes hold all rollouts.
+    """Time the spread of rollouts to all nodes.
 
-    And bytes sent for each byte delivered, and processor time. Nodes are real hosts on loopback, several
-    in a process where there are more than eight.
+    Also measures bytes sent for each byte delivered, and processor time. Nodes are real hosts on loopback; more than
+    eight share processes.
 
     \b
-    For --against hivemind, which wants other versions of our dependencies:
+    For --against hivemind, which needs other versions of our dependencies:
       python3 -m venv .venv-hivemind && .venv-hivemind/bin/pip install hivemind==1.1.12
 
     \b
@@ -148,11 +148,9 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
     ranks: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "2,4,8",
     mib: Annotated[str, typer.Option(help="Sizes of the float32 vector in MiB, such as 0.0625,4,64.")] = "4,64,256",
     runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; all sides take turns.")] = 7,
-    against: Annotated[str, typer.Option(help="gloo, pccl, both with a comma between, or none.")] = "gloo",
+    against: Annotated[str, typer.Option(help="gloo, pccl, gloo,pccl or none.")] = "gloo",
     protect: Annotated[bool, typer.Option(help="Also measure what encryption and authentication cost.")] = False,
-    pccl_python: Annotated[
-        str, typer.Option(help="An interpreter (Python 3.12) that has pypccl; if empty, this one.")
-    ] = "",
+    pccl_python: Annotated[str, typer.Option(help="A Python 3.12 interpreter with pypccl; if empty, this one.")] = "",
     link: Annotated[bool, typer.Option(help="Also int8 against float32 at 200 Mbit/s, in namespaces (root).")] = False,
     delay: Annotated[bool, typer.Option(help="Also 8 streams against 1 with 50 ms of delay.")] = False,
     diloco: Annotated[
@@ -163,10 +161,10 @@ def bench_allreduce(  # noqa: PLR0913  # one option each
 ) -> None:
     """Time an all-reduce on this machine.
 
-    Ours, also as torch.distributed's backend, torch.distributed's gloo, and PCCL, in turns.
+    Times a Communicator, the same as a backend of torch.distributed, gloo and PCCL, in turns.
 
     \b
-    pypccl wants Python 3.12 and NVIDIA's libcuda.so.1; where it cannot be loaded a row says so:
+    pypccl needs Python 3.12 and NVIDIA's libcuda.so.1. If it cannot be loaded, a row says so:
       python3.12 -m venv .venv-pccl && .venv-pccl/bin/pip install pypccl==1.0.0 numpy cffi
 
     \b

@@ -21,14 +21,14 @@ Uri = Annotated[
         show_default=False,
     ),
 ]
-Host = Annotated[str, typer.Option("--host", help="Where the page is served; 0.0.0.0 for everybody.")]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Its port; 0: any free one.")]
+Host = Annotated[str, typer.Option("--host", help="Serve the page here; 0.0.0.0 for everybody.")]
+Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0: any free one.")]
 Trust = Annotated[
     list[str] | None,
     typer.Option(
         "--trust",
         metavar="NODE_ID",
-        help="A node whose reports of who taught it count from the start, as the founder's do; repeatable, remembered.",
+        help="Trust this node's reports of its teachers, as the founder's; repeatable, remembered.",
     ),
 ]
 
@@ -46,8 +46,8 @@ def board(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Serve a public page of a swarm, as a relay in it.
 
-    The page shows what the swarm has learned, who is in it, and who taught whom, if it was founded with --reports.
-    Started again, the board goes on from its folder.
+    The page shows what the swarm has learned, its nodes, and who taught whom, if it was founded with --reports. Without
+    INVITE, the board resumes from its folder.
 
     \b
     Example:

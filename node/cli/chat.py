@@ -21,29 +21,32 @@ Questions = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[QUESTION]...",
-        help="What to ask; without any, each line of standard input, or an episode of the task's environment.",
+        help="What to ask. Without any: each line of standard input, or an episode.",
         show_default=False,
     ),
 ]
 Task = Annotated[
     str | None,
     typer.Option(
-        "--task", metavar="TASK", help="Ask as this task does.  [default: the node's first one]", show_default=False
+        "--task",
+        metavar="TASK",
+        help="Use this task's instruction and examples.  [default: the node's first task]",
+        show_default=False,
     ),
 ]
-Bare = Annotated[bool, typer.Option("--bare", help="The question alone: no instruction, no solved examples.")]
+Bare = Annotated[bool, typer.Option("--bare", help="Ask without instruction and solved examples.")]
 Answers = Annotated[int, typer.Option("-n", "--answers", min=1, max=128, help="Answers to each question.")]
 Temperature = Annotated[
     float | None,
     typer.Option(
-        min=0, max=10, help="0: the likeliest words.  [default: 0 for one answer, else the node's]", show_default=False
+        min=0, max=10, help="Of sampling; 0: greedy.  [default: 0 for one answer, else the node's]", show_default=False
     ),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, help="Of an answer.  [default: the node's own limit]", show_default=False)
+    int | None, typer.Option(min=1, help="Tokens of an answer.  [default: the node's limit]", show_default=False)
 ]
-Remember = Annotated[bool, typer.Option("--remember", help="Ask each question after those before it, as in a talk.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn.")]
+Remember = Annotated[bool, typer.Option("--remember", help="Keep earlier questions and answers in the prompt.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling, and of the held-out question.")]
 
 
 def chat(  # noqa: PLR0913  # one parameter for each option of the command
@@ -59,13 +62,12 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Ask a trained policy questions of yours.
+    """Ask a trained policy your own questions.
 
-    It is asked as in training: with the instruction and the solved examples of the node's first task, or of --task.
-    An answer that is cut off says so on standard error.
+    It is asked as in training, with the instruction and the solved examples of the node's first task or of --task. A
+    note on standard error marks an answer that is cut off.
 
-    If that task has an environment, it is played where no question is given: a held-out one, chosen by --seed, with who
-    says what and the reward.
+    If the task has an environment and no question is given, the policy plays an episode on a held-out question.
 
     \b
     Example:

@@ -20,8 +20,8 @@ def demo(  # one parameter for each option of the command
 ) -> int:
     """Let four nodes learn on this machine, in under 3 minutes.
 
-    Two cores will do. Nothing is downloaded, and nobody outside this machine is spoken to. It is `gossamer swarm` on a
-    configuration that comes with the package, with a live table, a page for a browser and a report.
+    Two cores suffice. It downloads nothing, and contacts no other machine. It is `gossamer swarm` on a configuration of
+    the package.
 
     \b
     Example:

@@ -18,19 +18,21 @@ from node.state_folder import of_a_node
 if TYPE_CHECKING:
     from rich.console import Console
 
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port that a node should listen on; 0 tries any.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port for a node to listen on; 0 tries any.")]
 Folder = Annotated[
-    Path, typer.Option("--folder", "--state", callback=of_a_node, help="Where the node's state is, or would go.")
+    Path, typer.Option("--folder", "--state", callback=of_a_node, help="The node's state folder, or its place.")
 ]
 Gpu = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Check for a GPU of this memory, e.g. 24GB, not those here.", show_default=False),
+    typer.Option(
+        metavar="SIZE", help="Check for a GPU with this memory, e.g. 24GB, instead of those here.", show_default=False
+    ),
 ]
 Swarm = Annotated[
     str | None,
     typer.Option(
         metavar="INVITE",
-        help="Look at this swarm from outside, and at nothing else; - reads standard input, @FILE a file.",
+        help="Check only this swarm, from outside; - reads standard input, @FILE a file.",
         show_default=False,
     ),
 ]
@@ -53,20 +55,20 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Check this machine, a node, and what a model needs.
+    """Check this machine, a node, a model or a swarm.
 
     This machine: Python, packages, torch, GPU and driver, extras, memory, disk, port, model hub, clock.
 
-    In a node's folder: whether its swarm's tasks and protocol are those installed here. While it runs, also its
-    peers, how they see it and whether they can dial it, who does not admit it, and what versions they run.
+    A node, by --state: whether its swarm's tasks and protocol match the installed ones. If it runs, also its peers,
+    their versions, whether they can dial it, and who does not admit it.
 
-    With a model: the memory that each part of a node takes, by the settings given; whether that fits this machine, or
-    --gpu; and what to set. With accelerate's file for FSDP2: the memory of the node's own process.
+    A model, by --model: the memory of each part of a node, whether it fits this machine or --gpu, and what to set. With
+    a file for FSDP2: the memory of the node's own process.
 
-    A swarm, from outside: whether each seed of its invite answers, whether a stranger gets in and after how long, how
-    many nodes there are, and what versions they run. It spends no use of the invite.
+    A swarm, by --swarm: whether each seed answers, whether a stranger gets in and how fast, the number of nodes, and
+    their versions. It spends no use of the invite.
 
-    A finding that has to be mended (✗) makes it exit with 1; a warning (!) does not. Each says what to do.
+    Each finding says what to do. An error (✗) makes it exit with 1, a warning (!) does not.
 
     \b
     Example:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", "--tasks", metavar="TASK", help="A task by name, or a file; may be repeated.  [default: the node's]"
+        "--task", "--tasks", metavar="TASK", help="A task's name, or a file; may be repeated.  [default: the node's]"
     ),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Questions for each task.")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Only the likeliest answer to each question; none sampled.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Greedy answers only, without sampling.")]
 SAMPLED = 8
 WIDE = 160  # columns where it is not a terminal that shows the table
 Completions = Annotated[
@@ -34,10 +34,10 @@ Completions = Annotated[
         min=0, help=f"Answers to sample for each question, for pass@k.  [default: {SAMPLED}]", show_default=False
     ),
 ]
-Show = Annotated[int, typer.Option(min=0, metavar="N", help="Print N of the questions, what was answered and rewards.")]
+Show = Annotated[int, typer.Option(min=0, metavar="N", help="Print N of the questions, with answers and rewards.")]
 Seed = Annotated[
     int | None,
-    typer.Option(min=0, help="Chooses the questions.  [default: those that a node asks]", show_default=False),
+    typer.Option(min=0, help="Seed of the choice of questions.  [default: a node's]", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -56,8 +56,8 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> None:
     """Score a policy on held-out questions.
 
-    Prints greedy accuracy and sampled pass@k by task, with 95 % intervals. A note on standard error says
-    why the policy may have been trained on such questions, if that is so.
+    Prints greedy accuracy and sampled pass@k by task, with 95 % intervals. If the policy may have been trained on such
+    questions, a note on standard error says why.
 
     \b
     Example:

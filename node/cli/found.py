@@ -29,9 +29,7 @@ class PolicyName(StrEnum):
 
 
 Name = Annotated[str, typer.Argument(help="The swarm's name: letters, digits, '.', '_' and '-'.", show_default=False)]
-Who = Annotated[
-    PolicyName, typer.Option("--policy", help="Who may join: everybody, or those who are listed or invited.")
-]
+Who = Annotated[PolicyName, typer.Option("--policy", help="Who may join: everybody, or only listed and invited nodes.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="NODE_ID", help="Admit this node without an invite; repeatable.")
 ]
@@ -39,23 +37,25 @@ Tasks = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="The swarm's tasks; default: those of CONFIG. Their options come from CONFIG.",
+        help="The swarm's tasks, with options from CONFIG; default: those of CONFIG.",
         show_default=False,
     ),
 ]
 HeldOut = Annotated[
     float,
-    typer.Option(min=1e-6, max=0.5, metavar="SHARE", help="The share of all questions held out for evaluation."),
+    typer.Option(min=1e-6, max=0.5, metavar="SHARE", help="Share of questions held out for evaluation."),
 ]
-Salt = Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Decides which questions these are.")]
+Salt = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Salt of the hash that chooses these questions.")
+]
 Reports = Annotated[
     bool,
     typer.Option(
         "--reports/--no-reports",
-        help="Have each node report its rewards, and whom it learned from, every five minutes: for `gossamer board`.",
+        help="Nodes report rewards and teachers every five minutes, for `gossamer board`.",
     ),
 ]
-NoStart = Annotated[bool, typer.Option("--no-start", help="Only write the manifest and the configuration.")]
+NoStart = Annotated[bool, typer.Option("--no-start", help="Write the manifest and the configuration, and stop.")]
 
 
 def found(  # noqa: PLR0913  # one parameter for each option of the command
@@ -78,9 +78,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Found a swarm, print an invite, and start its first node.
 
-    The manifest, which is signed here, holds the tasks with their versions, which questions are held
-    out for evaluation, the limits and who may join; it never changes.
-    `gossamer node --state FOLDER` starts the node again.
+    The manifest is signed here and never changes. It has the tasks with their versions, the choice of held-out
+    questions, the limits and the rule of admission. `gossamer node --state FOLDER` starts the node again.
 
     \b
     Example:

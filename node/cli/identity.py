@@ -39,7 +39,7 @@ def show(folder: Folder = STATE, debug: Debug = False) -> None:
 def export(folder: Folder = STATE, debug: Debug = False) -> None:
     """Print the private key as PEM.
 
-    Its holder is this node: keep it as you keep a password.
+    Anybody who has it can act as this node: keep it as you keep a password.
 
     \b
     Example:
@@ -58,7 +58,7 @@ def import_(
 ) -> None:
     """Give a state folder the key in FILE.
 
-    A key that is already there is never replaced.
+    A key that is already there is not replaced.
 
     \b
     Example:
@@ -80,10 +80,10 @@ def hand_over(
     folder: Folder = STATE,
     debug: Debug = False,
 ) -> None:
-    """Hand the swarm over to another key, for good.
+    """Hand the swarm over to another key. It cannot be undone.
 
-    It has to be this key's swarm; invites and revocations are the other key's to sign then. Earlier grants go on to
-    count. The node in the folder tells the swarm while it runs.
+    The folder must belong to the swarm's owner. From then on the other key signs invites and revocations. Earlier
+    grants stay valid. The node in the folder tells the swarm while it runs.
 
     \b
     Example:

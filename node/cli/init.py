@@ -18,15 +18,27 @@ from node.state_folder import check_parent
 from protocol.storage import write_atomically
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file to write.")]
-Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
-Model = Annotated[str | None, typer.Option(metavar="ID", help="Answer to the first question.", show_default=False)]
-Task = Annotated[str | None, typer.Option(metavar="TASK", help="Answer to the second one.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
+Model = Annotated[
+    str | None, typer.Option(metavar="ID", help="The model; answers the first question.", show_default=False)
+]
+Task = Annotated[
+    str | None, typer.Option(metavar="TASK", help="The task; answers the second question.", show_default=False)
+]
 Listen = Annotated[
-    str | None, typer.Option(metavar="ENDPOINT", help="Answer to the third one; '' for nowhere.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="ENDPOINT", help="Where to listen, '' for nowhere; answers the third question.", show_default=False
+    ),
 ]
 SeedPeer = Annotated[
     str | None,
-    typer.Option("--seed-peer", metavar="ADDRESS", help="Answer to the fourth one; '' for none.", show_default=False),
+    typer.Option(
+        "--seed-peer",
+        metavar="ADDRESS",
+        help="A node to dial, '' for none; answers the fourth question.",
+        show_default=False,
+    ),
 ]
 
 
@@ -72,8 +84,8 @@ def init(
 ) -> None:
     """Ask four questions, and write a node's settings to a file.
 
-    What is answered by an option is not asked; where nobody answers (no terminal), the defaults hold. The file holds
-    the other settings that people set, too, as comments: what each means, and its value for this model on this machine.
+    An option answers its question. Without a terminal, the defaults are taken. The file also has other common settings
+    as comments, each with its meaning and its value for this model and machine.
 
     \b
     Example:

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 Place = Annotated[Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder.")]
 GroupId = Annotated[str | None, typer.Option("--group", metavar="ID", help="Show this group; the id's start will do.")]
 Last = Annotated[int, typer.Option(min=0, help="How many of the newest groups to list.")]
-Own = Annotated[bool, typer.Option("--own", help="Show what the node's own model said, of some questions a round.")]
-RoundNumber = Annotated[
-    int | None, typer.Option("--round", metavar="N", min=1, help="Show what round N judged and trained on.")
+Own = Annotated[
+    bool, typer.Option("--own", help="Show answers of the node's own model, to some questions of each round.")
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Go on showing rollouts, own and peers', as the node trains.")]
+RoundNumber = Annotated[
+    int | None, typer.Option("--round", metavar="N", min=1, help="Show what round N refused and trained on.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Show new rollouts, own and peers', while the node trains.")]
 ID_DIGITS = 12
 POLL = 0.3  # seconds
 
@@ -41,9 +43,9 @@ def inspect(  # one parameter for each option of the command
     last: Last = 5,
     debug: Debug = False,
 ) -> None:
-    """Look at peers' groups, and at what a node's model says.
+    """Show peers' groups, or what a node's model says.
 
-    Texts are quoted: a peer's words cannot act on your terminal. The node may be running.
+    Texts are quoted, so they cannot control your terminal. The node may be running.
 
     \b
     Example:

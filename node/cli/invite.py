@@ -23,7 +23,7 @@ Folder = Annotated[
 Seeds = Annotated[
     list[str] | None,
     typer.Option(
-        "--seed", metavar="ADDRESS", help="Whom to dial, tcp://HOST:PORT?key=HEX; default: this node. Repeatable."
+        "--seed", metavar="ADDRESS", help="A node to dial, tcp://HOST:PORT?key=HEX; default: this node. Repeatable."
     ),
 ]
 For = Annotated[
@@ -31,11 +31,9 @@ For = Annotated[
 ]
 Uses = Annotated[int | None, typer.Option(help="Admit this many nodes (founder only).", show_default=False)]
 Expires = Annotated[
-    str | None, typer.Option(metavar="TIME", help="How long --for or --uses admit: 30m, 12h; 7d if left out.")
+    str | None, typer.Option(metavar="TIME", help="How long --for or --uses is valid: 30m, 12h.  [default: 7d]")
 ]
-Plain = Annotated[
-    bool, typer.Option("--plain", help="Admit nobody: for nodes that are listed, or hold a grant already.")
-]
+Plain = Annotated[bool, typer.Option("--plain", help="Add no right: for nodes that are listed, or have one already.")]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_LIFETIME_S = 3660 * 86400
@@ -52,10 +50,9 @@ def invite(
 ) -> None:
     """Print an invite to the swarm of a node.
 
-    It holds the node's address, those of peers it knows, and the manifest's hash. In a swarm with an
-    allowlist its owner adds who may enter: one node by its id, or whoever
-    has the line, a number of times. The right ends at its expiry, for those inside as well.
-    Without either the line admits nobody, which takes --plain to be printed.
+    It holds the node's address, addresses of peers, and the manifest's hash. In a swarm with an allowlist, the owner
+    adds a right to enter: for one node by --for, or for a number of nodes by --uses. When the right expires, those who
+    used it leave the swarm. An invite without a right admits nobody; --plain prints one.
 
     \b
     Example:

@@ -24,11 +24,11 @@ Old = Annotated[
     typer.Option(
         "--from",
         metavar="OLD",
-        help="Take key, settings and newest checkpoint from this folder of a node in another swarm; it stays as is.",
+        help="Copy key, settings and newest checkpoint from this folder of a node in another swarm.",
         show_default=False,
     ),
 ]
-NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch, verify and keep the manifest, and stop.")]
+NoStart = Annotated[bool, typer.Option("--no-start", help="Fetch, verify and store the manifest, and stop.")]
 
 
 def join(  # noqa: PLR0913  # one parameter for each option of the command
@@ -47,12 +47,12 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Join a swarm with an invite, and start a node in it.
 
-    Its manifest is fetched and verified; the node trains on the swarm's tasks with a model of your own.
-    CONFIG has the model and all settings but the tasks; of a task it may set how your model is asked.
-    The same command, given again, goes on from the node's checkpoint.
+    The node fetches and verifies the manifest. It trains your own model on the swarm's tasks. CONFIG has the model and
+    all settings but the tasks; of a task it may set how your model is asked. The same command resumes from the node's
+    checkpoint.
 
-    A swarm with other rules is another swarm. With --from a node moves there: it keeps its key, its settings and its
-    newest checkpoint, and leaves the old swarm's peers and their rollouts behind.
+    With --from, a node moves to another swarm. It keeps its key, settings and newest checkpoint, and leaves peers and
+    rollouts behind.
 
     \b
     Example:

@@ -14,11 +14,11 @@ Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment,
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Where the runs go; those that are there are not done again.  [default: runs/FILE]", show_default=False
+        help="Folder of the runs; those that it has are not repeated.  [default: runs/FILE]", show_default=False
     ),
 ]
 Results = Annotated[
-    Path | None, typer.Option(help="Where table, JSON and plots go.  [default: --out]", show_default=False)
+    Path | None, typer.Option(help="Folder of table, JSON and plots.  [default: --out]", show_default=False)
 ]
 Arms = Annotated[list[str] | None, typer.Option("--arm", metavar="ARM", help="Only this arm; may be repeated.")]
 Bases = Annotated[list[str] | None, typer.Option("--base", metavar="BASE", help="Only this base; may be repeated.")]
@@ -33,7 +33,7 @@ On = Annotated[
     str | None,
     typer.Option(
         metavar="ray[=ADDRESS]",
-        help="Do the runs on a Ray cluster: the one that this machine belongs to, or the one at ADDRESS.",
+        help="Do the runs on this machine's Ray cluster, or on the one at ADDRESS.",
         show_default=False,
     ),
 ]
@@ -41,11 +41,11 @@ Known = Annotated[
     Path | None,
     typer.Option(
         metavar="JSON",
-        help="An earlier JSON of the experiment: runs that it has are not done again. All are in the table; "
-        "in the plots are the arms that were asked for.",
+        help="An earlier JSON of the experiment; its runs are not repeated. The table shows all of them, "
+        "the plots only the arms asked for.",
     ),
 ]
-Side = Annotated[Path, typer.Argument(help="A run's folder, or an arm's with one for each seed.")]
+Side = Annotated[Path, typer.Argument(help="Folder of a run, or of an arm with a run for each seed.")]
 
 
 @app.command()
@@ -61,9 +61,9 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     on: On = None,
     debug: Debug = False,
 ) -> None:
-    """Do the missing runs of an experiment, and sum all up.
+    """Do an experiment's missing runs, and summarise all.
 
-    It may be killed at any moment: the same command goes on.
+    It may be killed at any moment: the same command resumes.
 
     \b
     Example:
@@ -103,9 +103,9 @@ def attack(
     on: On = None,
     debug: Debug = False,
 ) -> None:
-    """Set hostile nodes on honest ones, under each defence.
+    """Try hostile nodes against honest ones.
 
-    It may be killed at any moment: the same command goes on.
+    It may be killed at any moment: the same command resumes.
 
     \b
     Example:
@@ -128,9 +128,7 @@ def attack(
 
 @app.command()
 def price(
-    file: Annotated[
-        Path, typer.Argument(metavar="JSON", help="What an experiment left, e.g. docs/results/rules.json.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="JSON", help="JSON of an experiment, e.g. docs/results/rules.json.")],
     cost: Annotated[
         list[float] | None,
         typer.Option("--cost", min=0, help="Tokens of compute that a round costs; may be repeated.  [default: 0]"),
@@ -139,11 +137,11 @@ def price(
     base: Bases = None,
     debug: Debug = False,
 ) -> None:
-    """Compare arms if a round costs something beside its compute.
+    """Compare arms at an extra cost for each round.
 
-    A line has the mean reward of each arm over both, until the same cost. Compute counts tokens; a round also has an
-    update of all weights, a draw and traffic, whatever it trains on, and an arm of many small rounds pays them more
-    often.
+    Compute counts tokens. A round also has costs that do not depend on its tokens: an update of all weights, a draw,
+    traffic. Arms with many small rounds pay them more often. A line of the table is for one such cost of a round. It
+    has each arm's mean reward up to the same total cost.
 
     \b
     Example:
@@ -160,10 +158,10 @@ def price(
 
 @app.command()
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
-    """Hold two runs, or two arms over their common seeds, side by side.
+    """Compare two runs, or two arms over their common seeds.
 
-    Compute is tokens generated, and three times those trained on. Groups and KiB are those of a round; tenths are of
-    rewards. The last row is what A spent until its best reward over what B spent until as much.
+    Compute is tokens generated or scored, plus three times those trained on. Groups and KiB are for a round. The last
+    row is A's compute until its best reward, divided by B's until the same reward.
 
     \b
     Example:

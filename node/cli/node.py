@@ -38,12 +38,12 @@ from node.state_folder import check_free
 SeedPeers = Annotated[
     list[str] | None,
     typer.Option(
-        "--seed-peer", metavar="ADDRESS", help="A node to enter the swarm by: its `address` file's line; repeatable."
+        "--seed-peer", metavar="ADDRESS", help="A node to dial first: the line in its `address` file; repeatable."
     ),
 ]
 SeedOnly = Annotated[
     bool,
-    typer.Option("--seed-only", help="Introduce peers, relay and serve the manifest; load no model, train nothing."),
+    typer.Option("--seed-only", help="Only introduce peers, relay and serve the manifest; load no model."),
 ]
 Join = Annotated[
     str | None,
@@ -79,9 +79,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Run one node, or start one again from its folder.
 
-    It trains until Ctrl-C, or its last round if it has one; started again, it goes on from its checkpoint.
-    Its folder remembers its settings: --state alone starts it again. Options given then override
-    them and are remembered, and the node says what changed.
+    It trains until Ctrl-C or its last round. Its folder has its settings and checkpoints, so --state alone resumes it.
+    Options given then override the settings and are remembered; the node says what changed.
 
     \b
     Example:

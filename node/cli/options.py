@@ -21,38 +21,38 @@ Folder = Annotated[
 ]
 Listen = Annotated[
     str | None,
-    typer.Option(metavar="ENDPOINT", help="Where peers may dial, e.g. tcp://0.0.0.0:4001.", show_default=False),
+    typer.Option(metavar="ENDPOINT", help="Listen for peers here, e.g. tcp://0.0.0.0:4001.", show_default=False),
 ]
 Config = Annotated[Path | None, typer.Argument(help="TOML file; without one, the defaults.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. sampling.local=4; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, e.g. sampling.local=4; may be repeated."),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
         metavar="ID",
-        help="Train this model: 'builtin', a folder, or a model id; settings follow its size.",
+        help="The model: 'builtin', a folder, or a model id. Presets follow its size.",
         show_default=False,
     ),
 ]
 Rounds = Annotated[
     int | None,
-    typer.Option(min=0, help="Rounds to train for; 0, or unset at the first start: no end.", show_default=False),
+    typer.Option(
+        min=0, help="Rounds to train for; 0: no end.  [default: the folder's, else no end]", show_default=False
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
 Forget = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="KEY", help="Forget what the folder remembers of this key or table, or of 'all'; may be repeated."
-    ),
+    typer.Option(metavar="KEY", help="Drop the folder's value of this setting or table, or 'all'; may be repeated."),
 ]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
         metavar="TASK",
-        help="A task by name, a .py, .jsonl, .csv or .parquet file, or FILE.py:CLASS with --data; may be repeated.",
+        help="A task's name, a .py, .jsonl, .csv or .parquet file, or FILE.py:CLASS with --data; may be repeated.",
     ),
 ]
 Rewards = Annotated[
@@ -80,7 +80,7 @@ Processes = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Train in N processes of this machine, each on a GPU of its own where there are GPUs.  [default: 1]",
+        help="Train in N processes of this machine, each on its own GPU if there are any.  [default: 1]",
         show_default=False,
     ),
 ]
@@ -88,17 +88,17 @@ AccelerateConfig = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="How they do it: a file of `accelerate config`, FSDP2 or data parallel; it may give their number.",
+        help="How the processes share the work: a file of `accelerate config`, FSDP2 or data parallel; it may set N.",
         show_default=False,
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more, and show tracebacks.")]
 Preset = Annotated[
     Literal["paper"] | None,
-    typer.Option(help="Settings that go together; 'paper': SAPO as published, 4 own and 4 external groups, no bounds."),
+    typer.Option(help="A set of settings. 'paper': SAPO as published, 4 own and 4 external groups, no bounds."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resulting configuration as TOML, and stop.")]
-EveryKey = Annotated[bool, typer.Option("--all", help="With --dry-run: also the settings that few people set.")]
+EveryKey = Annotated[bool, typer.Option("--all", help="With --dry-run: also rarely used settings.")]
 
 
 def command_began() -> float:

@@ -15,12 +15,10 @@ EVERY = 1000  # rounds between two lines on how far it is, where no line can be 
 
 
 def replay(folder: Place, debug: Debug = False) -> int:
-    """Make a node's decisions again, and compare.
+    """Repeat a node's decisions, and compare.
 
-    What it admitted and refused, what it drew, and with which weight.
-
-    From the folder's record alone; the node may be running. Exits with 1 where a round comes out otherwise,
-    and names it.
+    Reads the recorded rounds in FOLDER, and repeats what the node admitted, refused, drew and weighted. Names each
+    round that differs, and then exits with 1. The node may be running.
 
     \b
     Example:

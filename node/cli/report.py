@@ -22,8 +22,8 @@ Alone = Annotated[
 def report(run: Run, alone: Alone = None, debug: Debug = False) -> None:
     """Write a run's report again, or compare it with another run.
 
-    If there is a run of one node alone, report.html compares the two. The run may still be going on. What is compared
-    is held-out accuracy over the tokens generated, so both need `eval`.
+    The run may still be going on. With a run of one node alone, report.html compares held-out accuracy over the tokens
+    generated; both runs need `eval`.
 
     \b
     Example:

@@ -17,8 +17,8 @@ Folder = Annotated[Path, typer.Option("--folder", "--state", help="The folder to
 def restore(file: File, folder: Folder = Path("node-state"), debug: Debug = False) -> None:
     """Make a node's folder from a backup.
 
-    The folder is made whole, or not at all; one with something in it is never written to. A node whose key is in use on
-    this machine is not restored: two processes of one key push each other out of the swarm.
+    The folder must be empty or new. A node whose key is in use on this machine is not restored: two processes of one
+    key push each other out of the swarm.
 
     \b
     Example:

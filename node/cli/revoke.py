@@ -20,15 +20,15 @@ What = Annotated[
     list[str] | None,
     typer.Argument(metavar="WHAT...", help="Node ids, invites (the whole lines), or the ids that `invite` printed."),
 ]
-Undo = Annotated[bool, typer.Option("--undo", help="Let it count again.")]
+Undo = Annotated[bool, typer.Option("--undo", help="Take WHAT off the list.")]
 
 
 def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug = False) -> None:
-    """Take back a node, an invite or a pass for good.
+    """Revoke a node, an invite or a pass.
 
-    Nothing that they sign or admit counts any more. The list is signed here; the node that runs in FOLDER, or its next
-    start, tells the swarm. Nodes that hear of it part from the node, and take nothing that it signed. Without WHAT,
-    print what is on the list.
+    The node in FOLDER sends the signed list to the swarm while it runs, or at its next start. Other nodes then
+    disconnect a revoked node, and take nothing that it signed. A revoked invite admits nobody. Without WHAT, the list
+    is printed.
 
     \b
     Example:

@@ -17,11 +17,11 @@ from node.processes.signals import interrupting_signals
 NAME = "policy"  # by which requests ask for what a node has trained
 TRANSFORMERS = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
 
-Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Where it listens; anybody who reaches it may ask.")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Of TCP.")]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Listen here; anybody who reaches it may ask.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")]
 Server = Annotated[
     Literal["transformers", "vllm"] | None,
-    typer.Option(help="Whose server.  [default: vllm where it is installed]", show_default=False),
+    typer.Option(help="The server.  [default: vllm if it is installed]", show_default=False),
 ]
 
 
@@ -33,10 +33,9 @@ def serve(
     settings: Settings = None,
     debug: Debug = False,
 ) -> int:
-    """Answer OpenAI-style requests by a policy.
+    """Serve a policy by an OpenAI-compatible API.
 
-    The server is vLLM's, or that of transformers. A checkpoint is exported first, to a temporary folder.
-    Ctrl-C ends it.
+    It runs the server of vLLM or of transformers, until Ctrl-C. A checkpoint is exported to a temporary folder first.
 
     \b
     Example:

@@ -26,10 +26,10 @@ ID_SHOWN = 12  # of a node's id, as inspect and the dashboard do; --json has all
 
 
 def status(folder: Folder, as_json: Json = False, debug: Debug = False) -> None:
-    """Ask a running node how it is.
+    """Print the state of a running node.
 
-    Its swarm, its progress, its peers, and what it refused for which reason.
-    Prometheus reads the same numbers at /metrics of the address in FOLDER/observe.json.
+    Prints its swarm, its progress, its peers, and what it refused for which reason. Prometheus reads the same numbers
+    at /metrics of the address in FOLDER/observe.json.
 
     \b
     Example:

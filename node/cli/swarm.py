@@ -41,19 +41,19 @@ DEFAULT_ROUNDS = 300  # a run ends, and leaves its report
 Rounds = Annotated[
     int | None,
     typer.Option(
-        help=f"Rounds to train for.  [default: CONFIG's, or {DEFAULT_ROUNDS} where no budget is set]",
+        help=f"Rounds to train for.  [default: CONFIG's, or {DEFAULT_ROUNDS} without a budget]",
         show_default=False,
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Run folder; one that holds the same run goes on.  [default: runs/TIME]", show_default=False),
+    typer.Option(help="Run folder; a run that it holds is resumed.  [default: runs/TIME]", show_default=False),
 ]
 On = Annotated[
     str | None,
     typer.Option(
         metavar="ray[=ADDRESS]",
-        help="Run the nodes on a Ray cluster: the one that this machine belongs to, or the one at ADDRESS.",
+        help="Run the nodes on this machine's Ray cluster, or on the one at ADDRESS.",
         show_default=False,
     ),
 ]
@@ -78,11 +78,10 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     every_key: EveryKey = False,
     debug: Debug = False,
 ) -> int:
-    """Run N nodes here, or on a cluster, and leave a report.
+    """Run N nodes here, or on a cluster, and write a report.
 
-    They train until their last round or Ctrl-C. The first Ctrl-C lets every node finish its round and
-    save a checkpoint; the
-    same command then goes on from there. The second kills them.
+    They train until their last round or Ctrl-C. The first Ctrl-C lets each node finish its round and save a checkpoint;
+    the same command with --out then resumes. The second kills them.
 
     \b
     Example:

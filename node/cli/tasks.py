@@ -34,7 +34,7 @@ Options = Annotated[
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the task, e.g. digits=2; may be repeated."),
 ]
 Examples = Annotated[int, typer.Option(min=0, max=16, help="Solved examples before each question.")]
-Answer = Annotated[str | None, typer.Option(help="Where the answer is read: tags, boxed, ...", show_default=False)]
+Answer = Annotated[str | None, typer.Option(help="The form of the answer: tags, boxed, ...", show_default=False)]
 
 Policy = Annotated[
     str | None,
@@ -49,7 +49,7 @@ Fuzz = Annotated[bool, typer.Option("--fuzz", help="Try to fool the verifier wit
 
 @app.command("list")
 def list_(debug: Debug = False) -> None:
-    """Print the names of all tasks that can be asked here.
+    """Print the names of all installed tasks.
 
     \b
     Example:
@@ -73,9 +73,9 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
     fuzz: Fuzz = False,
     debug: Debug = False,
 ) -> int:
-    """Try a task, and what a swarm relies on.
+    """Test a task.
 
-    Shows some questions; exits with 1 if something does not hold.
+    Shows some questions, and tests what a swarm needs of the task. Exits with 1 if a test fails.
 
     \b
     Example:
@@ -120,7 +120,7 @@ def template(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The Python file to write, e.g. riddles.py.")],
     debug: Debug = False,
 ) -> None:
-    """Write a small task that works, to be changed into yours.
+    """Write a small task that works, for you to change.
 
     \b
     Example:
