@@ -22,11 +22,11 @@ from protocol.events import (
     CoreEvent,
     Deliver,
     Dial,
+    FillLink,
     Item,
     Link,
     Offer,
     Opened,
-    QueuePlace,
     SendFrame,
     Tick,
 )
@@ -104,10 +104,10 @@ class Cores:
             at, event = self._events.popleft()
             for action in self._cores[at].handle(event, self._now):
                 match action:
-                    case QueuePlace(link, place):
+                    case FillLink(link):
                         there = Link(self._keys[at], dialled=not link.dialled)
-                        frame = self._cores[at].make_frame(link, place, self._now)
-                        self._events.append((self._keys.index(link.key), Arrived(there, frame)))
+                        while frame := self._cores[at].make_frame(link, self._now):
+                            self._events.append((self._keys.index(link.key), Arrived(there, frame)))
                     case Dial(address):
                         self._events.append((at, Opened(Link(address.key, dialled=True))))
                         self._events.append((0, Accepted(Link(self._keys[at], dialled=False), "10.0.0.2")))

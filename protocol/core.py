@@ -32,6 +32,7 @@ from protocol.events import (
     Discard,
     Expel,
     Fetched,
+    FillLink,
     GossipAction,
     Got,
     HangUp,
@@ -53,7 +54,6 @@ from protocol.events import (
     PeerUp,
     PortMapped,
     Publish,
-    QueuePlace,
     RefusedEarly,
     Report,
     Revoked,
@@ -179,10 +179,10 @@ class Core:
         """Count a frame that the transport took."""
         self._count(self.membership.live_node(action.link), sent=len(action.frame))
 
-    def make_frame(self, link: Link, place: bytes, now: Instant) -> bytes:
-        """Return the frame of what waited for a link that is free now; empty if nobody waits for it any more."""
+    def make_frame(self, link: Link, now: Instant) -> bytes:
+        """Return the frame of the next item that waits for a link, which is free now; empty if none does."""
         node = self.membership.live_node(link)
-        served = self.gossip.serve(node, place, now) if node is not None else None
+        served = self.gossip.serve(node, now) if node is not None else None
         match served:
             case None:
                 return b""
@@ -222,7 +222,7 @@ class Core:
             case Closed(link):
                 self._ended.set(link, None)
                 actions = self._members(self.membership.handle(event, now), now)
-                return [*actions, *self._requeue(link, now)]
+                return [*actions, *self._refill(link)]
             case Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
@@ -244,11 +244,11 @@ class Core:
             self.gossip.unheard(node, now)
         return self._offence(event.reason, link, self._subject(link) if link is not None else None, now)
 
-    def _requeue(self, link: Link, now: Instant) -> list[CoreAction]:
+    def _refill(self, link: Link) -> list[CoreAction]:
         """Where a peer's second link ends, let what waited for that wait for the other."""
         node = self.membership.live_node(link)
         other = self.membership.link_of(node) if node is not None else None
-        return self._items(self.gossip.requeue(node), now) if node is not None and other not in (None, link) else []
+        return [FillLink(other)] if other not in (None, link) else []
 
     def _revoked(self, event: Revoked, now: Instant) -> list[CoreAction]:
         try:
@@ -477,7 +477,7 @@ class Core:
                     actions.append(action)
                 case HangUp(link):
                     self._ended.set(link, None)
-                    actions += [action, *self._requeue(link, now)]
+                    actions += [action, *self._refill(link)]
                 case PeerUp(node) | PeerDown(node):
                     if isinstance(action, PeerDown):
                         self.traffic.pop(node, None)
@@ -503,7 +503,7 @@ class Core:
             if link is None:
                 continue
             if isinstance(action, Serve):
-                actions.append(QueuePlace(link, action.place, action.size))
+                actions.append(FillLink(link))
             else:
                 actions.append(self._send(link, action.message, now))
         return actions

@@ -11,11 +11,11 @@ from protocol.events import (
     CoreEvent,
     Deliver,
     Dial,
+    FillLink,
     HangUp,
     Item,
     Link,
     OtherVersion,
-    QueuePlace,
     SendFrame,
     Tick,
 )
@@ -61,11 +61,11 @@ class Driver:
             wait = self.wait()
         return wait
 
-    def _make(self, link: Link, place: bytes) -> bytes:
-        """Return the frame of what waited for a link. A defect is as in `feed`."""
+    def _make(self, link: Link) -> bytes:
+        """Return the frame of the next item that waits for a link. A defect is as in `feed`."""
         now = self.now()
         try:
-            return self._core.make_frame(link, place, now)
+            return self._core.make_frame(link, now)
         except Exception:  # as below
             log.exception("internal error", event_type="make_frame")
             self._core.admission.offence("internal", None, now)
@@ -83,8 +83,8 @@ class Driver:
                     case SendFrame(link, frame):
                         if self._transport.send(link, frame):
                             self._core.note_sent(action)
-                    case QueuePlace(link, place, size):
-                        self._transport.queue(link, place, action.lane, size)
+                    case FillLink(link):
+                        self._transport.fill(link)
                     case Deliver(item):
                         self._deliver(item)
                     case Dial(address, scope):

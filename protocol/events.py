@@ -9,7 +9,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 
 from collections.abc import Iterable
 from dataclasses import field
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any, NamedTuple
 
 from protocol.credentials.records import Address, Endpoint, Service
@@ -359,17 +359,6 @@ class Discard:
 # What the cores ask for
 
 
-SMALL_ITEM_BYTES = 64 << 10  # half a second of a line of 1 Mbit/s: what may go before
-
-
-class Lane(IntEnum):
-    """How urgent a frame is: on one link, what waits in a lower lane is sent first."""
-
-    CONTROL = 0  # what we sign ourselves, which is valid in its order only
-    SMALL = 1
-    LARGE = 2
-
-
 @value
 class Dial:
     """Open a link; a name counts only for those of its addresses that are at least of that scope."""
@@ -395,11 +384,9 @@ class Send:
 
 @value
 class Serve:
-    """Let an item, an outline or a chunk of `size` bytes wait for a peer's line; see `Gossip.serve`."""
+    """Something waits for a peer's line: let that ask `Gossip.serve` for it."""
 
     to: NodeId
-    place: bytes
-    size: int
 
 
 @value
@@ -411,17 +398,10 @@ class SendFrame:
 
 
 @value
-class QueuePlace:
-    """Let what a peer wants wait for its link; it becomes a frame when that is free (`Core.make_frame`)."""
+class FillLink:
+    """Let a link that is free ask for what waits for it (`Core.make_frame`), until nothing does."""
 
     link: Link
-    place: bytes
-    size: int
-
-    @property
-    def lane(self) -> Lane:
-        """How urgent it is."""
-        return Lane.SMALL if self.size <= SMALL_ITEM_BYTES else Lane.LARGE
 
 
 @value
@@ -465,4 +445,4 @@ GossipEvent = (
 )
 GossipAction = Deliver | Send | Serve | Blame
 CoreEvent = NetworkEvent | Fetched | Bring | News | Revoked | Stored | Offer | Subscribe | Report | Tick
-CoreAction = Dial | HangUp | SendFrame | QueuePlace | Deliver | ChargePrefix | OtherVersion
+CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix | OtherVersion

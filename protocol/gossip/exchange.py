@@ -42,7 +42,7 @@ Rules
 
 import math
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -69,13 +69,13 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.ledger import WHOLE, ItemLedger, LedgerRow, Ours, Statement, Theirs, place_of, read_place
+from protocol.gossip.ledger import WHOLE, ItemLedger, LedgerRow, Ours, Place, Statement, Theirs
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.wants import Asks, Took, Wants
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
-from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, PLACE_BYTES, ItemId, chunk_count
+from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     MAX_IDS,
@@ -137,12 +137,11 @@ class _Peer:
     backlog_due: float
     pending: dict[ItemId, None] = field(default_factory=dict)
     quiet_until: float = 0.0
-    served: OrderedDict[bytes, int] = field(default_factory=OrderedDict)  # places of what waits for its line, by size
-    turns: int = 0  # that its line still has to give, those of cancelled items included
+    # What waits for its line, small items first: whether it is pushed, and was not asked for.
+    small: dict[Place, bool] = field(default_factory=dict)
+    large: dict[Place, bool] = field(default_factory=dict)
     gave_at: float = float("-inf")  # when something last left for it
     waiting_since: float = 0.0  # for its line, or when it was last told so
-    pushes: set[ItemId] = field(default_factory=set)  # ids in `served` that it did not ask for
-    lacking: dict[ItemId, None] = field(default_factory=dict)  # what waited for its line and is not here any more
 
     def remind(self, *ids: ItemId) -> None:
         """Let ids be announced at the next tick; beyond the bound the oldest are dropped."""
@@ -150,6 +149,14 @@ class _Peer:
             self.pending[item_id] = None
         while len(self.pending) > self.bound:
             del self.pending[next(iter(self.pending))]
+
+    @property
+    def waiting(self) -> int:
+        """How much waits for its line."""
+        return len(self.small) + len(self.large)
+
+    def waits_for(self, place: Place) -> bool:
+        return place in self.small or place in self.large
 
 
 class Gossip:
@@ -167,7 +174,6 @@ class Gossip:
             limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
         )
         self._store = Store(own, limits, setup.shelf)
-        self._fetching: dict[ItemId, list[tuple[NodeId, int]]] = {}  # what comes from the shelf, the disk, and for whom
         self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
         self._ledger = ItemLedger(lambda item_id: item_id in self._wants, limits)
         self._wants = Wants(self._ledger, setup.timing, limits, rng)
@@ -176,7 +182,7 @@ class Gossip:
         self._next_sync = now.steady + setup.timing.sync_interval
         self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
         self._ticked = now.steady
-        self._given: Recent[bytes, int] = Recent(limits.max_given)  # how often each chunk was given
+        self._given: Recent[Place, int] = Recent(limits.max_given)  # how often each chunk was given
         self._serving = 0  # how much waits for peers' lines
         self._catching_up = False  # whether a peer is yet to be announced what we held when it came
         self._timer = AnnounceTimer(setup.timing.announce_interval)
@@ -258,7 +264,7 @@ class Gossip:
                 is_news = self._appetite.subscribe(topics, demand, now, beside)
                 return self._tell_interest(self._peers) if is_news else []
             case Fetched(item_id, frame):
-                return self._fetched(item_id, frame, now)
+                return self._fetched(item_id, frame)
             case Bring(item_id):
                 return self._bring(item_id)
             case Discard(item_id):
@@ -267,46 +273,31 @@ class Gossip:
                 return self._tick(now)
         return []
 
-    def serve(self, node: NodeId, place: bytes, now: Instant) -> Item | ItemOutline | ItemChunk | None:
-        """Return what a line that is free is to carry: the item, outline or chunk that waited for it.
-
-        None: it is not wanted any more, or not here.
-        """
+    def serve(self, node: NodeId, now: Instant) -> Item | ItemOutline | ItemChunk | DontHave | None:
+        """Return what a peer's line, which is free, carries next; None: nothing that waits for it is here yet."""
         peer = self._peers.get(node)
         if peer is None:
             return None
-        peer.turns = max(0, peer.turns - 1)
-        if len(place) == PLACE_BYTES:
-            place = self._least_given(peer) or place
-        item_id, part = read_place(place)
-        found = self._find(item_id, part)
-        if found is None and place in peer.served and self._store.fetch(item_id):
-            self._fetching.setdefault(item_id, []).append((node, part))
-            return None
-        if not self._forget_served(peer, place):
-            return None
-        row = self._ledger.row(node, item_id)
-        if found is None:
-            peer.lacking[item_id] = None
-            self._timer.by(now.steady)
-            return None
-        if not peer.served:
-            peer.waiting_since = now.steady
-        peer.gave_at = now.steady
-        row.note(Statement.WE_GAVE)
-        self._given.set(place, 1 + (self._given.get(place) or 0))
-        return found
+        # The chunk that was given to fewest goes first, so more peers can pass it on.
+        large = sorted(islice(peer.large, LOOKED_AT), key=lambda place: self._given.get(place) or 0)
+        for place in (*islice(peer.small, LOOKED_AT), *large):
+            found = self._find(*place)
+            if found is None and self._store.fetch(place.item):
+                continue  # it comes from the shelf
+            self._forget_served(peer, place)
+            if found is None:
+                return DontHave((place.item,))
+            peer.gave_at = now.steady
+            self._ledger.row(node, place.item).note(Statement.WE_GAVE)
+            self._given.set(place, 1 + (self._given.get(place) or 0))
+            return found
+        return None
 
-    def _fetched(self, item_id: ItemId, frame: bytes, now: Instant) -> list[GossipAction]:
-        """Queue again what waited for the shelf, and deliver it if our own node waits for it."""
+    def _fetched(self, item_id: ItemId, frame: bytes) -> list[GossipAction]:
+        """Give what waited for the shelf, and deliver it if our own node waits for it."""
         self._store.fetched(item_id, frame)
-        turns = self._bring(item_id) if item_id in self._to_bring else list[GossipAction]()
-        for node, part in self._fetching.pop(item_id, ()):
-            peer, place = self._peers.get(node), place_of(item_id, part)
-            if peer is not None and place in peer.served:
-                peer.turns += 1
-                turns.append(Serve(node, place, peer.served[place]))
-        return turns
+        brought = self._bring(item_id) if item_id in self._to_bring else list[GossipAction]()
+        return brought + [Serve(node) for node, peer in self._peers.items() if peer.waiting]
 
     def _bring(self, item_id: ItemId) -> list[GossipAction]:
         self._to_bring.discard(item_id)
@@ -324,25 +315,6 @@ class Gossip:
     def unheard(self, node: NodeId, now: Instant) -> None:
         """Note that something said to a live peer had no room in its queue; what is to be asked is at the next tick."""
         self._wants.unheard(node, now.steady)
-
-    def requeue(self, node: NodeId) -> list[GossipAction]:
-        """Queue all that waits for a live peer on the link that it has: another link is gone, with its queue.
-
-        An item that was queued on this link before is queued twice, and given once.
-        """
-        peer = self._peers.get(node)
-        if peer is None:
-            return []
-        peer.turns = len(peer.served)
-        return [Serve(node, place, size) for place, size in peer.served.items()]
-
-    def _least_given(self, peer: _Peer) -> bytes | None:
-        """Return the chunk, of those that a peer waits for, that was given to fewest, whichever has the turn.
-
-        So more peers can pass it on. The others have turns too.
-        """
-        chunks = islice((place for place in peer.served if len(place) == PLACE_BYTES), LOOKED_AT)
-        return min(chunks, key=lambda place: self._given.get(place) or 0, default=None)
 
     # Peers
 
@@ -368,7 +340,7 @@ class Gossip:
         if peer is None:
             return
         self._neighbours -= Counter([hint(node)])
-        for place in list(peer.served):
+        for place in (*peer.small, *peer.large):
             self._forget_served(peer, place)
         self._wants.lost(node)
         self._ledger.down(node)
@@ -389,7 +361,7 @@ class Gossip:
                 return self._ask_all(now) if self._wants.busy(node, ids, now.steady) else []
             case IDontWant(ids):
                 for item_id in ids:
-                    self._forget_served(peer, item_id)
+                    self._forget_served(peer, Place(item_id, WHOLE))
                     self._ledger.row(node, item_id).note(Statement.THEY_DECLINE)
                     peer.pending.pop(item_id, None)
             case DontHave(ids):
@@ -403,12 +375,12 @@ class Gossip:
 
     def _keep_pushes(self, node: NodeId, peer: _Peer) -> None:
         """Let go of what waits to be pushed to a peer that asked for announcements only, and announce it."""
-        for item_id in list(peer.pushes):
-            if self._forget_served(peer, item_id):
-                row = self._ledger.row(node, item_id)
-                row.note(Statement.WE_KEPT)
-                row.told = False
-                peer.remind(item_id)
+        for place in [place for place, is_push in peer.small.items() if is_push]:
+            self._forget_served(peer, place)
+            row = self._ledger.row(node, place.item)
+            row.note(Statement.WE_KEPT)
+            row.told = False
+            peer.remind(place.item)
 
     # What comes
 
@@ -501,9 +473,8 @@ class Gossip:
                 if not peer.wants.announce_only and peer.wants.covers(item.topic)
             ]
             for node in self._rng.sample(eager, most) if len(eager) > (most := self._limits.max_pushes) else eager:
-                if self._peers[node].turns < self._limits.max_served:
-                    actions.append(self._queue(node, item.id, WHOLE, len(item.frame), now))
-                    self._peers[node].pushes.add(item.id)
+                if self._peers[node].waiting < self._limits.max_served:
+                    actions.append(self._queue(node, Place(item.id, WHOLE), len(item.frame), now, is_push=True))
                     self._ledger.row(node, item.id).told = True
         self._hold(item, now)
         if len(item.frame) > self._limits.push_bytes:
@@ -534,15 +505,16 @@ class Gossip:
             was_offered = row.ours is not Ours.NONE or self._store.offered(item_id, now) is not None
             is_held = item_id in self._store
             for part in chunks or (WHOLE,):
-                if place_of(item_id, part) in peer.served:
-                    continue  # it waits for its line already
+                place = Place(item_id, part)
+                if peer.waits_for(place):
+                    continue
                 size = self._size_of(item_id, part) if was_offered or not is_held else 0
                 if not size:
                     lacking[item_id] = None
-                elif peer.turns >= self._limits.max_served:
+                elif peer.waiting >= self._limits.max_served:
                     busy[item_id] = None
                 else:
-                    actions.append(self._queue(node, item_id, part, size, now))
+                    actions = [self._queue(node, place, size, now)]
         if any(part.chunks for part in want.parts):
             self._uploads_until = now.steady + self._timing.pull_patience
         if lacking:
@@ -563,32 +535,28 @@ class Gossip:
             return 0
         return HEAD_BYTES + len(partial.outline.hashes) if part == WHOLE else len(partial.chunks.get(part, b""))
 
-    def _queue(self, node: NodeId, item_id: ItemId, part: int, size: int, now: Instant) -> Serve:
-        peer, place = self._peers[node], place_of(item_id, part)
-        if not peer.served:
+    def _queue(self, node: NodeId, place: Place, size: int, now: Instant, *, is_push: bool = False) -> Serve:
+        peer = self._peers[node]
+        if not peer.waiting:
             peer.waiting_since = now.steady
-        peer.served[place] = size
-        peer.turns += 1
+        (peer.small if size <= self._limits.push_bytes else peer.large)[place] = is_push
         self._serving += 1
-        self._store.serve(item_id)
-        self._ledger.row(node, item_id).note(Statement.THEY_WANT)
-        return Serve(node, place, size)
+        self._store.serve(place.item)
+        self._ledger.row(node, place.item).note(Statement.THEY_WANT)
+        return Serve(node)
 
     def _cancelled(self, node: NodeId, cancel: Cancel) -> None:
         for item_id, chunks in cancel.parts:
             for part in chunks or (WHOLE,):
-                self._forget_served(self._peers[node], place_of(item_id, part))
+                self._forget_served(self._peers[node], Place(item_id, part))
             self._ledger.row(node, item_id).note(Statement.THEY_CANCEL)
 
-    def _forget_served(self, peer: _Peer, place: bytes) -> bool:
-        """Let something wait no longer for a peer's line; False if it did not."""
-        if peer.served.pop(place, None) is None:
-            return False
-        item_id, _ = read_place(place)
-        self._serving -= 1
-        self._store.served(item_id)
-        peer.pushes.discard(item_id)
-        return True
+    def _forget_served(self, peer: _Peer, place: Place) -> None:
+        """Let something wait no longer for a peer's line, if it did."""
+        if peer.waits_for(place):
+            del (peer.small if place in peer.small else peer.large)[place]
+            self._serving -= 1
+            self._store.served(place.item)
 
     # What we ask for
 
@@ -663,15 +631,11 @@ class Gossip:
         return actions
 
     def _answer(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
-        """Tell a peer that what it wants still waits, and what it waits for in vain."""
-        actions: list[GossipAction] = []
-        if peer.lacking:
-            actions.append(Send(node, DontHave(tuple(peer.lacking)[:MAX_IDS])))
-            peer.lacking.clear()
-        if peer.served and now.steady >= peer.waiting_since + self._timing.pull_patience / 2:
+        """Tell a peer that what it wants still waits."""
+        if peer.waiting and now.steady >= peer.waiting_since + self._timing.pull_patience / 2:
             peer.waiting_since = now.steady
-            actions.append(Send(node, Busy(())))
-        return actions
+            return [Send(node, Busy(()))]
+        return []
 
     def _is_news(self, node: NodeId, item_id: ItemId) -> bool:
         row = self._ledger.find(node, item_id)
@@ -679,7 +643,7 @@ class Gossip:
 
     def _may_lack(self, peer: _Peer, now: Instant) -> bool:
         """Tell whether a peer may be reminded: it takes everything, and nothing that it lacks is on its way."""
-        is_served = peer.served or now.steady < peer.gave_at + self._timing.pull_patience
+        is_served = peer.waiting or now.steady < peer.gave_at + self._timing.pull_patience
         return not (peer.wants.announce_only or is_served)
 
     def _remind(self, node: NodeId, now: Instant) -> list[GossipAction]:

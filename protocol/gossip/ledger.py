@@ -24,23 +24,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, auto
+from typing import NamedTuple
 
 from protocol.config import Limits
 from protocol.identity import NodeId
-from protocol.wire.envelope import HASH_BYTES, PLACE_BYTES, ItemId
+from protocol.wire.envelope import ItemId
 
 ALL = -1  # as a set of chunks, a bit each
 WHOLE = -1  # among the chunks that are asked for: the item itself, or its outline
 
 
-def place_of(item: ItemId, part: int) -> bytes:
-    """Return the name of a chunk of an item, or of the item itself: what waits for a line is known by it."""
-    return item if part == WHOLE else item + part.to_bytes(PLACE_BYTES - HASH_BYTES)
+class Place(NamedTuple):
+    """A chunk of an item; or WHOLE, the item itself or its outline."""
 
-
-def read_place(place: bytes) -> tuple[ItemId, int]:
-    """Return which item, and which chunk of it or WHOLE, a place is."""
-    return ItemId(place[:HASH_BYTES]), int.from_bytes(place[HASH_BYTES:]) if len(place) > HASH_BYTES else WHOLE
+    item: ItemId
+    part: int
 
 
 class Theirs(IntEnum):

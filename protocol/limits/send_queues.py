@@ -4,16 +4,15 @@ libzmq's high-water mark counts messages, and 128 of 1 MiB are 128 MiB for each 
 read. So its sockets are handed little at a time, and everything else waits here.
 
 Rules
- 1. Of one link's frames, what we say goes first, in its order; then small items; then
-    large ones. Nothing large holds up anything small.
- 2. Items and chunks wait by their names, and become frames when it is their turn: so they take no memory, and what is
-    not wanted any more is left out. The caller bounds their number. Control messages have `control_bytes` a link of
-    its own, so that a peer that takes our items slowly still hears that we live, and one that reads nothing, however
-    many do, silences no other.
+ 1. On one link, what we say goes first, in its order, and then items.
+ 2. Items and chunks wait with gossip. `make` asks it for the next one of a link when it is that link's turn, so they
+    take no memory here, and what is not wanted any more is never made. What we say has `control_bytes` a link of its
+    own, so that a peer that takes our items slowly still hears that we live, and one that reads nothing, however many
+    do, silences no other.
  3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
     rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
-    present virtual time: it is owed nothing for its silence.
- 4. Under an upload limit, items wait for tokens. Our own items do not wait, but are paid for, up to `upload_debt_s`
+    present virtual time: it is owed nothing for its silence. Once all are idle, all begin anew.
+ 4. Under an upload limit, items wait for tokens. Our own messages do not wait, but are paid for, up to `upload_debt_s`
     ahead. Otherwise a peer that makes us talk more than the line carries would stop our items for long after it has
     gone. An item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
  5. While nothing waits for anybody, and there is no upload limit, frames pass by the queues: there is no turn to take.
@@ -23,42 +22,25 @@ Rules
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocol.config import Limits
-from protocol.events import Lane, Link
+from protocol.events import Link
 
 FRAME_COST = 128  # bytes of memory that a frame takes beside its own: a peer that pings and never reads has small ones
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
-_LANES = tuple(Lane)
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A waiting entry: a frame, or the name of what becomes one, of about `size` bytes.
-
-    Our own frames count with `FRAME_COST`.
-    """
-
-    frame: bytes
-    place: bytes
-    size: int
 
 
 @dataclass(slots=True)
 class _Queue:
     virtual: float
-    lanes: tuple[deque[Waiting], ...] = field(default_factory=lambda: tuple(deque() for _ in Lane))
-    control: int = 0  # bytes
+    control: deque[bytes] = field(default_factory=deque)
+    control_bytes: int = 0
+    has_items: bool = False
+    item: bytes = b""  # the frame that was made, until the socket takes it
     blocked_until: float = -math.inf
     pause: float = RETRY_S
-
-    @property
-    def head(self) -> Lane | None:
-        for lane, waiting in zip(_LANES, self.lanes, strict=True):
-            if waiting:
-                return lane
-        return None
 
 
 class SendQueues:
@@ -68,13 +50,12 @@ class SendQueues:
         self._limits = limits
         self._rate = limits.upload_bytes_per_second
         self._queues: dict[Link, _Queue] = {}
-        self._busy: dict[Link, _Queue] = {}  # those with frames
+        self._busy: dict[Link, _Queue] = {}  # those for which something waits
         self._virtual = 0.0
         self._tokens = self._rate * self._limits.upload_burst_s
         self._filled = now
-
-    def __len__(self) -> int:
-        return sum(len(lane) for queue in self._busy.values() for lane in queue.lanes)
+        # Return the frame of the link's next item, empty if none waits: see `Gossip.serve`.
+        self.make: Callable[[Link], bytes] = lambda link: b""
 
     @property
     def is_open(self) -> bool:
@@ -84,72 +65,64 @@ class SendQueues:
     def put(self, link: Link, frame: bytes) -> bool:
         """Queue what we say; False: there is no room."""
         queue, size = self._queues.get(link), len(frame) + FRAME_COST
-        if size + (queue.control if queue is not None else 0) > self._limits.control_bytes:
+        if size + (queue.control_bytes if queue is not None else 0) > self._limits.control_bytes:
             return False
-        self._append(link, Lane.CONTROL, Waiting(frame, b"", size))
+        queue = self._begin(link)
+        queue.control.append(frame)
+        queue.control_bytes += size
         return True
 
-    def queue(self, link: Link, place: bytes, lane: Lane, size: int, frame: bytes = b"") -> None:
-        """Queue what becomes a frame of about `size` bytes when its turn comes, or did already."""
-        self._append(link, lane, Waiting(frame, place, size))
+    def fill(self, link: Link) -> None:
+        """Let `make` make items for the link in its turns, until it has none."""
+        self._begin(link).has_items = True
 
-    def _append(self, link: Link, lane: Lane, waiting: Waiting) -> None:
-        queue = self._queues.get(link)
-        if queue is None:
-            self._forget_idle()
-            queue = self._queues[link] = _Queue(self._virtual)
+    def _begin(self, link: Link) -> _Queue:
+        queue = self._queues.setdefault(link, _Queue(self._virtual))
         if link not in self._busy:
             queue.virtual = max(queue.virtual, self._virtual)
             self._busy[link] = queue
-        queue.lanes[lane].append(waiting)
-        if lane is Lane.CONTROL:
-            queue.control += waiting.size
+        return queue
 
-    def next(self, now: float) -> tuple[Link, Waiting] | None:
-        """Return what is to be handed over now, and to whom; say with `sent`, `skip` or `full` what came of it.
-
-        It has a frame, or only a place: then set the frame.
-        """
-        if not self._busy:
-            return None
+    def next(self, now: float) -> tuple[Link, bytes] | None:
+        """Return the frame to be handed over now, and to whom; say with `sent` or `full` what came of it."""
         self._refill(now)
+        while (link := self._turn(now)) is not None:
+            queue = self._busy[link]
+            if queue.control:
+                return link, queue.control[0]
+            queue.item = queue.item or self.make(link)
+            if queue.item:
+                return link, queue.item
+            queue.has_items = False
+            self._rest(link, queue)
+        return None
+
+    def _turn(self, now: float) -> Link | None:
         best: tuple[bool, float] | None = None
-        turn: tuple[Link, Waiting] | None = None
+        turn: Link | None = None
         for link, queue in self._busy.items():
-            lane = queue.head
-            if lane is None or now < queue.blocked_until or not (lane is Lane.CONTROL or self._may_upload):
-                continue
-            rank = (lane is not Lane.CONTROL, queue.virtual)
-            if best is None or rank < best:
-                best, turn = rank, (link, queue.lanes[lane][0])
+            if now >= queue.blocked_until and (queue.control or self._may_upload):
+                rank = (not queue.control, queue.virtual)
+                if best is None or rank < best:
+                    best, turn = rank, link
         return turn
 
     def sent(self, link: Link) -> None:
         """The frame that was next went out."""
         queue = self._busy[link]
-        lane = queue.head
-        assert lane is not None
-        left = queue.lanes[lane].popleft()
-        size = len(left.frame)
-        if lane is Lane.CONTROL:
-            queue.control -= left.size
+        least = -math.inf
+        if queue.control:
+            size = len(queue.control.popleft())
+            queue.control_bytes -= size + FRAME_COST
+            least = min(self._tokens, -self._rate * self._limits.upload_debt_s)
+        else:
+            size, queue.item = len(queue.item), b""
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
         queue.pause = RETRY_S
-        least = -math.inf if lane is not Lane.CONTROL else min(self._tokens, -self._rate * self._limits.upload_debt_s)
         if self._rate:
             self._tokens = max(least, self._tokens - size)
-        if queue.head is None:
-            del self._busy[link]
-
-    def skip(self, link: Link) -> None:
-        """The next entry is not wanted any more."""
-        queue = self._busy[link]
-        lane = queue.head
-        assert lane is not None
-        queue.lanes[lane].popleft()
-        if queue.head is None:
-            del self._busy[link]
+        self._rest(link, queue)
 
     def full(self, link: Link, now: float) -> None:
         """The link's socket takes no more for now."""
@@ -162,16 +135,19 @@ class SendQueues:
         self._queues.pop(link, None)
         self._busy.pop(link, None)
 
+    def _rest(self, link: Link, queue: _Queue) -> None:
+        if not (queue.control or queue.has_items):
+            del self._busy[link]
+        if not self._busy:
+            self._queues.clear()
+
     def wait(self, now: float) -> float:
         """Return in how many seconds `next` may have something; infinity while nothing waits."""
         if not self._busy:
             return math.inf
         self._refill(now)
-        due = math.inf
         tokens_at = now if self._may_upload else now - self._tokens / self._rate
-        for queue in self._busy.values():
-            at = queue.blocked_until if queue.head is Lane.CONTROL else max(queue.blocked_until, tokens_at)
-            due = min(due, at)
+        due = min(max(queue.blocked_until, now if queue.control else tokens_at) for queue in self._busy.values())
         return max(0.0, due - now)
 
     @property
@@ -183,7 +159,3 @@ class SendQueues:
             burst = self._rate * self._limits.upload_burst_s
             self._tokens = min(burst, self._tokens + max(0.0, now - self._filled) * self._rate)
             self._filled = now
-
-    def _forget_idle(self) -> None:
-        if len(self._queues) - len(self._busy) >= self._limits.max_idle_links:
-            self._queues = dict(self._busy)

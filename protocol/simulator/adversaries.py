@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.records import RECORD_LIFE_S, Address, Endpoint, PeerRecord, make_record
-from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, Link, Opened, QueuePlace, SendFrame, Tick
+from protocol.events import Arrived, Closed, CoreAction, CoreEvent, Dial, FillLink, Link, Opened, SendFrame, Tick
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, Verify, node_id
 from protocol.limits.networks import netgroup
 from protocol.membership.address_book import Book
@@ -71,7 +71,7 @@ class Dropper(Core):
 
 
 def _passes_on(action: CoreAction) -> bool:
-    return isinstance(action, QueuePlace) or (isinstance(action, SendFrame) and kind_of(action.frame) == Kind.HAVE)
+    return isinstance(action, FillLink) or (isinstance(action, SendFrame) and kind_of(action.frame) == Kind.HAVE)
 
 
 class _Speaker(Core):

@@ -19,15 +19,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from protocol.credentials.records import Address
-from protocol.events import Lane, Link, NetworkEvent
+from protocol.events import Link, NetworkEvent
 from protocol.limits.networks import Scope
 
-Make = Callable[[Link, bytes], bytes]  # the frame of a place; empty if it is not wanted any more
-
-
-def make_nothing(link: Link, place: bytes) -> bytes:
-    """The rule where nobody serves anything."""
-    return b""
+Make = Callable[[Link], bytes]  # the frame of the next item that waits for a link; empty if none does
 
 
 class Transport(Protocol):
@@ -45,18 +40,18 @@ class Transport(Protocol):
         ...
 
     def serve(self, make: Make) -> None:
-        """Let `make` make the frames of what waits for a link."""
+        """Let `make` make the frames of items that wait for a link."""
         ...
 
     def send(self, link: Link, frame: bytes) -> bool:
         """Queue a frame that says something; False if the link is gone or its queue is full. Never blocks.
 
-        Frames keep their order, and overtake what waits by `queue`.
+        Frames keep their order, and overtake items.
         """
         ...
 
-    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
-        """Let something of about `size` bytes wait for a link: `make` makes a frame of it once that is free."""
+    def fill(self, link: Link) -> None:
+        """Send the items that wait for a link: `make` makes each frame once the link is free, until none is left."""
         ...
 
     def charge(self, link: Link, points: float) -> None:

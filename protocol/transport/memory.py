@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 
 from protocol.config import Limits
 from protocol.credentials.records import Address
-from protocol.events import Accepted, Arrived, Closed, Lane, Link, NetworkEvent, Opened
+from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, Opened
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
-from protocol.transport import Make, make_nothing
+from protocol.transport import Make
 
 KEEPALIVE_S = 15.0  # as the ZeroMQ transport's sockets have it
 QUEUE_BYTES = 4 << 20  # as kernels and libzmq keep for a process that reads nothing
@@ -203,7 +203,6 @@ class MemoryTransport:
     _events: deque[NetworkEvent] = field(default_factory=deque)
     _silences: int = 0  # that ended
     _queues: SendQueues = field(default_factory=lambda: SendQueues(Limits(), 0.0))
-    _make: Make = make_nothing
     _transmitting: bool = False  # whether our line carries a frame just now
     _received_by: float = 0.0  # and all that has come to it
 
@@ -267,7 +266,7 @@ class MemoryTransport:
 
     def serve(self, make: Make) -> None:
         """See `Transport.serve`."""
-        self._make = make
+        self._queues.make = make
 
     def send(self, link: Link, frame: bytes) -> bool:
         """See `Transport.send`."""
@@ -279,16 +278,18 @@ class MemoryTransport:
             return True
         return self._queues.put(link, frame) and self._begin()
 
-    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
-        """See `Transport.queue`."""
+    def fill(self, link: Link) -> None:
+        """See `Transport.fill`."""
         end = self._ends.get(link)
         if end is None or end.other is None:
             return
         if self.network.conditions.line < math.inf:
-            self._queues.queue(link, place, lane, size)
+            self._queues.fill(link)
             self._begin()
-        elif (frame := self._make(link, place)) and self._reads(end.other, len(frame)):
-            self.network.carry(end.other, Arrived(end.other.link, frame), self.network.now)
+            return
+        while frame := self._queues.make(link):
+            if self._reads(end.other, len(frame)):
+                self.network.carry(end.other, Arrived(end.other.link, frame), self.network.now)
 
     def _reads(self, other: _End, size: int) -> bool:
         """Tell whether the other end, or its queues, can take so many bytes."""
@@ -306,16 +307,12 @@ class MemoryTransport:
     def _transmit(self) -> None:
         """Hand our line, which is free, the frame whose turn it is, and so on until none waits."""
         self._transmitting = True
-        while turn := None if self.closed else self._queues.next(self.network.now):
-            link, waiting = turn
-            waiting.frame = waiting.frame or self._make(link, waiting.place)
-            if not waiting.frame:
-                self._queues.skip(link)
-                continue
+        if turn := None if self.closed else self._queues.next(self.network.now):
+            link, frame = turn
             self._queues.sent(link)
-            took = len(waiting.frame) / self.network.conditions.line
+            took = len(frame) / self.network.conditions.line
             if (other := self._ends[link].other) is not None:
-                self.network.carry(other, Arrived(other.link, waiting.frame), self.network.now + took)
+                self.network.carry(other, Arrived(other.link, frame), self.network.now + took)
             self.network.after(took, self._transmit)
             return
         self._transmitting = False

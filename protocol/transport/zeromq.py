@@ -15,11 +15,11 @@ from contextlib import suppress
 
 from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Closed, Lane, Link, NetworkEvent, RefusedEarly
+from protocol.events import Closed, Link, NetworkEvent, RefusedEarly
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
-from protocol.transport import Make, make_nothing
+from protocol.transport import Make
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
 from protocol.transport.outbound import DialledLinks
@@ -46,7 +46,6 @@ class ZmqTransport:
             PortInUse: somebody listens there.
             BadAddress: this machine has no such address.
         """
-        self._make: Make = make_nothing
         self._events: deque[NetworkEvent] = deque()
         self._sources = Sources(lambda: self._events.append(RefusedEarly("internal")))
         self._wake_out, self._wake_in = socket.socketpair()
@@ -90,7 +89,7 @@ class ZmqTransport:
 
     def serve(self, make: Make) -> None:
         """See `Transport.serve`."""
-        self._make = make
+        self._queues.make = make
 
     def send(self, link: Link, frame: bytes) -> bool:
         """See `Transport.send`."""
@@ -109,11 +108,11 @@ class ZmqTransport:
         self._flush()
         return True
 
-    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
-        """See `Transport.queue`."""
+    def fill(self, link: Link) -> None:
+        """See `Transport.fill`."""
         sockets = self._sockets(link)
         if sockets is not None and link in sockets:
-            self._queues.queue(link, place, lane, size)
+            self._queues.fill(link)
             self._flush()
 
     @property
@@ -173,13 +172,9 @@ class ZmqTransport:
         """Hand the sockets what they take of what waits."""
         now = time.monotonic()
         while (turn := self._queues.next(now)) is not None:
-            link, waiting = turn
+            link, frame = turn
             sockets = self._sockets(link)
-            waiting.frame = waiting.frame or self._make(link, waiting.place)
-            if not waiting.frame:
-                self._queues.skip(link)
-                continue
-            match sockets.send(link, waiting.frame) if sockets is not None else Taken.GONE:
+            match sockets.send(link, frame) if sockets is not None else Taken.GONE:
                 case Taken.YES:
                     self._queues.sent(link)
                 case Taken.FULL:

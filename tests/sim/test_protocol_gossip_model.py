@@ -105,9 +105,8 @@ class Model:
             match action:
                 case Deliver(item):
                     self.delivered[node][item.id] += 1
-                case Serve(to, place):
-                    item = self.nodes[node].serve(to, place, self.clock())
-                    if isinstance(item, Item):
+                case Serve(to):
+                    while isinstance(item := self.nodes[node].serve(to, self.clock()), Item):
                         self._send("items", len(item.frame), to, Got(node, item))
                 case Send(to, message):
                     self.announced[to] += len(message.items) if isinstance(message, Have) else 0

@@ -18,13 +18,13 @@ from protocol.events import (
     Closed,
     Deliver,
     Dial,
+    FillLink,
     HangUp,
     Item,
     Link,
     Offer,
     Opened,
     OtherVersion,
-    QueuePlace,
     RefusedEarly,
     Report,
     SendFrame,
@@ -626,8 +626,8 @@ def test_what_never_became_a_link_is_counted() -> None:
 def test_a_published_frame_is_signed_and_pushed_as_it_will_be_relayed() -> None:
     talk = Talk()
     (action,) = talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
-    assert isinstance(action, QueuePlace)
-    envelope = open_frame(talk.core.make_frame(LINK, action.place, at(0)))
+    assert action == FillLink(LINK)
+    envelope = open_frame(talk.core.make_frame(LINK, at(0)))
     assert (envelope.public_key, envelope.body, envelope.kind) == (ME.public_key, NO_TOPIC + b"mine", Kind.ITEM)
     assert talk.core.handle(Offer(NO_TOPIC + b"mine"), at(1)) == []
 
@@ -689,13 +689,11 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
 
 def test_what_waits_for_a_link_is_made_a_frame_of_and_counted_when_it_leaves() -> None:
     talk = Talk()
-    (action,) = talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
+    talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
     assert talk.core.items_sent == talk.core.bytes_sent == 0
-    frame = talk.core.make_frame(LINK, action.place, at(1))
+    frame = talk.core.make_frame(LINK, at(1))
     assert frame and (talk.core.items_sent, talk.core.bytes_sent) == (1, len(frame))
-    assert (
-        talk.core.make_frame(LINK, action.place, at(1)) == talk.core.make_frame(OTHER_LINK, action.place, at(1)) == b""
-    )
+    assert talk.core.make_frame(LINK, at(1)) == talk.core.make_frame(OTHER_LINK, at(1)) == b""
 
 
 def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other() -> None:
@@ -707,18 +705,15 @@ def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other()
     greeting = frame_of(them, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
     assert Dial(address) in core.handle(Tick(), at(0))
     core.handle(Arrived(called, greeting), at(0))
-    (turn,) = [one for one in core.handle(Offer(NO_TOPIC + b"body"), at(0)) if isinstance(one, QueuePlace)]
+    (turn,) = [one for one in core.handle(Offer(NO_TOPIC + b"body"), at(0)) if isinstance(one, FillLink)]
     core.handle(Opened(dialled, "192.0.2.1"), at(0))
     core.handle(Arrived(dialled, greeting), at(0))
     assert turn.link == called and core.membership.link_of(them.node_id) == dialled
     ended = core.handle(Tick(), at(GRACE_S))
-    assert [one for one in ended if isinstance(one, HangUp | QueuePlace)] == [
-        HangUp(called),
-        QueuePlace(dialled, turn.place, turn.size),
-    ]
+    assert [one for one in ended if isinstance(one, HangUp | FillLink)] == [HangUp(called), FillLink(dialled)]
     again = core.handle(Closed(called), at(GRACE_S))
-    assert [one.link for one in again if isinstance(one, QueuePlace)] == [dialled]
-    assert core.make_frame(dialled, turn.place, at(3)) and not core.make_frame(dialled, turn.place, at(3))
+    assert [one.link for one in again if isinstance(one, FillLink)] == [dialled]
+    assert core.make_frame(dialled, at(3)) and not core.make_frame(dialled, at(3))
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -3,19 +3,33 @@
 import math
 import random
 import tracemalloc
+from collections import defaultdict, deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Limits
-from protocol.events import Lane, Link
+from protocol.events import Link
 from protocol.limits.send_queues import FRAME_COST, MAX_RETRY_S, RETRY_S, SendQueues
 
 LIMITS = Limits()
 
 LINKS = [Link(bytes([number]) * 32, dialled=number % 2 == 0) for number in range(4)]
 A, B, C, D = LINKS
+
+
+class Lines(SendQueues):
+    """Send queues, and the items that wait for each link."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        super().__init__(limits, now)
+        self.items: defaultdict[Link, deque[bytes]] = defaultdict(deque)
+        self.make = lambda link: self.items[link].popleft() if self.items[link] else b""
+
+    def offer(self, link: Link, frame: bytes) -> None:
+        self.items[link].append(frame)
+        self.fill(link)
 
 
 def drain(queues: SendQueues, now: float, *blocked: Link) -> list[tuple[Link, bytes]]:
@@ -26,34 +40,20 @@ def drain(queues: SendQueues, now: float, *blocked: Link) -> list[tuple[Link, by
             queues.full(turn[0], now)
         else:
             queues.sent(turn[0])
-            sent.append((turn[0], turn[1].frame))
+            sent.append(turn)
     return sent
 
 
-def put(queues: SendQueues, link: Link, frame: bytes, lane: Lane = Lane.CONTROL) -> bool:
-    """Queue a frame that says something, or the name of what becomes one."""
-    if lane is Lane.CONTROL:
-        return queues.put(link, frame)
-    queues.queue(link, b"of " + frame[:8], lane, len(frame), frame)
-    return True
-
-
-def test_what_waits_by_its_name_becomes_a_frame_in_its_turn_or_is_left_out() -> None:
-    queues = SendQueues(Limits(), 0.0)
-    for name in (b"one", b"gone", b"two"):
-        queues.queue(A, name, Lane.LARGE, 100)
-    sent = []
-    while (turn := queues.next(0.0)) is not None:
-        link, waiting = turn
-        assert waiting.frame == b""
-        if waiting.place == b"gone":
-            queues.skip(link)
-        else:
-            waiting.frame = waiting.place + b" as a frame"
-            queues.sent(link)
-            sent.append(waiting.frame)
-    assert sent == [b"one as a frame", b"two as a frame"]
-    assert len(queues) == 0 and queues.is_open and queues.wait(0.0) == math.inf
+def test_an_item_becomes_a_frame_when_its_link_has_its_turn_and_stays_one_until_the_socket_takes_it() -> None:
+    queues = Lines(Limits(), 0.0)
+    for frame in (b"one", b"gone", b"two"):
+        queues.offer(A, frame)
+    assert queues.next(0.0) == (A, b"one")
+    queues.full(A, 0.0)
+    assert queues.next(0.0) is None and list(queues.items[A]) == [b"gone", b"two"]
+    queues.items[A].remove(b"gone")
+    assert drain(queues, 1.0) == [(A, b"one"), (A, b"two")]
+    assert queues.is_open and queues.wait(1.0) == math.inf
 
 
 def test_what_we_say_ourselves_has_a_bounded_room() -> None:
@@ -77,32 +77,32 @@ def test_links_that_read_nothing_however_many_silence_no_other() -> None:
     queues = SendQueues(Limits(), 0.0)
     silent = [Link(number.to_bytes(32, "big"), dialled=False) for number in range(1, 513)]
     for link in silent:
-        kept = [put(queues, link, bytes(LIMITS.control_bytes // 4 - FRAME_COST)) for _ in range(5)]
+        kept = [queues.put(link, bytes(LIMITS.control_bytes // 4 - FRAME_COST)) for _ in range(5)]
         assert kept == [True] * 4 + [False]
     said = [b"hello" * 1000, *(b"heartbeat %d" % number for number in range(100))]
-    assert all(put(queues, A, frame) for frame in said)
+    assert all(queues.put(A, frame) for frame in said)
     assert drain(queues, 0.0, *silent) == [(A, frame) for frame in said]
     assert len(drain(queues, 1.0)) == 4 * len(silent) and queues.wait(1.0) == math.inf
 
 
 def test_what_a_link_that_is_gone_was_to_be_told_takes_no_room() -> None:
     queues = SendQueues(Limits(), 0.0)
-    assert put(queues, A, bytes(LIMITS.control_bytes - FRAME_COST))
+    assert queues.put(A, bytes(LIMITS.control_bytes - FRAME_COST))
     queues.drop(A)
-    assert put(queues, A, bytes(LIMITS.control_bytes - FRAME_COST))
+    assert queues.put(A, bytes(LIMITS.control_bytes - FRAME_COST))
 
 
-def test_nothing_large_holds_up_anything_small_and_what_we_sign_keeps_its_order() -> None:
-    queues = SendQueues(Limits(), 0.0)
-    for frame, lane in ((b"large", Lane.LARGE), (b"small", Lane.SMALL), (b"one", Lane.CONTROL), (b"two", Lane.CONTROL)):
-        put(queues, A, frame, lane)
-    assert [frame for _, frame in drain(queues, 0.0)] == [b"one", b"two", b"small", b"large"]
+def test_no_item_holds_up_what_we_say_which_keeps_its_order() -> None:
+    queues = Lines(Limits(), 0.0)
+    queues.offer(A, b"item")
+    assert queues.put(A, b"one") and queues.put(A, b"two")
+    assert [frame for _, frame in drain(queues, 0.0)] == [b"one", b"two", b"item"]
 
 
 def test_a_peer_that_does_not_read_holds_up_no_other_and_is_tried_less_and_less_often() -> None:
-    queues = SendQueues(Limits(), 0.0)
-    put(queues, A, b"for a", Lane.CONTROL)
-    put(queues, B, b"for b", Lane.LARGE)
+    queues = Lines(Limits(), 0.0)
+    queues.put(A, b"for a")
+    queues.offer(B, b"for b")
     assert drain(queues, 0.0, A) == [(B, b"for b")]
     now, tries = 0.0, 0
     while now < 10.0:
@@ -118,14 +118,14 @@ def test_a_peer_that_does_not_read_holds_up_no_other_and_is_tried_less_and_less_
 
 def upload(rate: float, seconds: float, sizes: dict[Link, int], demand: dict[Link, float]) -> dict[Link, int]:
     """Offer each link frames of one size, as many bytes a second as it demands; return the bytes that each got."""
-    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
+    queues = Lines(Limits(upload_bytes_per_second=rate), 0.0)
     offered, got = dict.fromkeys(sizes, 0.0), dict.fromkeys(sizes, 0)
     now = 0.0
     while now < seconds:
         for link, size in sizes.items():
-            while offered[link] + size <= demand[link] * now and put(queues, link, bytes(size), Lane.LARGE):
+            while offered[link] + size <= demand[link] * now:
                 offered[link] += size
-            offered[link] = max(offered[link], demand[link] * now - 2 * size)  # what did not fit is asked for anew
+                queues.offer(link, bytes(size))
         for link, frame in drain(queues, now):
             got[link] += len(frame)
         now += 0.01
@@ -149,16 +149,16 @@ def test_a_lone_peer_gets_the_whole_limit() -> None:
 
 def test_a_peer_that_was_silent_is_owed_nothing_for_it() -> None:
     rate = 1e6
-    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
+    queues = Lines(Limits(upload_bytes_per_second=rate), 0.0)
     now = 0.0
     while now < 20.0:  # B alone
-        put(queues, B, bytes(10_000), Lane.SMALL)
+        queues.offer(B, bytes(10_000))
         drain(queues, now)
         now += 0.01
     got = {A: 0, B: 0}
     while now < 22.0:
         for link in got:
-            put(queues, link, bytes(10_000), Lane.SMALL)
+            queues.offer(link, bytes(10_000))
         for link, frame in drain(queues, now):
             got[link] += len(frame)
         now += 0.01
@@ -166,11 +166,11 @@ def test_a_peer_that_was_silent_is_owed_nothing_for_it() -> None:
 
 
 def test_a_limit_holds_back_items_and_not_what_we_say_but_counts_both() -> None:
-    queues = SendQueues(Limits(upload_bytes_per_second=1000.0), 0.0)
-    put(queues, A, bytes(5000), Lane.LARGE)
+    queues = Lines(Limits(upload_bytes_per_second=1000.0), 0.0)
+    queues.offer(A, bytes(5000))
     assert len(drain(queues, 0.0)) == 1  # into debt
-    put(queues, A, b"item", Lane.SMALL)
-    put(queues, A, b"ping", Lane.CONTROL)
+    queues.offer(A, b"item")
+    queues.put(A, b"ping")
     assert [frame for _, frame in drain(queues, 0.1)] == [b"ping"]
     wait = queues.wait(0.1)
     assert 4.5 < wait < 5.0
@@ -178,45 +178,47 @@ def test_a_limit_holds_back_items_and_not_what_we_say_but_counts_both() -> None:
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 3000.0]))
-def test_no_history_breaks_a_bound_loses_a_frame_or_swaps_two_of_a_lane(seed: int, rate: float) -> None:
+def test_no_history_loses_a_frame_or_swaps_two(seed: int, rate: float) -> None:
     rng = random.Random(seed)
-    queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
-    waiting: dict[Link, dict[Lane, list[bytes]]] = {link: {lane: [] for lane in Lane} for link in LINKS}
+    queues = Lines(Limits(upload_bytes_per_second=rate), 0.0)
+    said: dict[Link, list[bytes]] = {link: [] for link in LINKS}
+    items: dict[Link, list[bytes]] = {link: [] for link in LINKS}
     now = 0.0
     for number in range(200):
         now += rng.choice([0.0, 0.001, 0.2])
         link = rng.choice(LINKS)
         action = rng.randrange(10)
         if action < 6:
-            lane, frame = rng.choice(list(Lane)), b"%06d" % number * rng.randrange(1, 100)
-            if put(queues, link, frame, lane):
-                waiting[link][lane].append(frame)
+            frame = b"%06d" % number * rng.randrange(1, 100)
+            if rng.random() < 0.5:
+                queues.offer(link, frame)
+                items[link].append(frame)
+            elif queues.put(link, frame):
+                said[link].append(frame)
         elif action < 9:
             turn = queues.next(now)
             if turn is not None and rng.random() < 0.2:
                 queues.full(turn[0], now)
             elif turn is not None:
-                lane = next(lane for lane in Lane if waiting[turn[0]][lane])
-                assert waiting[turn[0]][lane].pop(0) == turn[1].frame
+                assert (said[turn[0]] or items[turn[0]]).pop(0) == turn[1]
                 queues.sent(turn[0])
         else:
             queues.drop(link)
-            waiting[link] = {lane: [] for lane in Lane}
-        assert len(queues) == sum(len(lane) for lanes in waiting.values() for lane in lanes.values())
-        assert queues.wait(now) < math.inf or len(queues) == 0
-    later = now + 1e4
-    while len(queues):
-        assert queues.next(later) is not None
-        queues.sent(queues.next(later)[0])
-        later += 1e4
+            queues.items[link].clear()
+            said[link], items[link] = [], []
+        assert queues.wait(now) < math.inf or not any((*said.values(), *items.values()))
+    while (turn := queues.next(now := now + 1e4)) is not None:
+        assert (said[turn[0]] or items[turn[0]]).pop(0) == turn[1]
+        queues.sent(turn[0])
+    assert not any((*said.values(), *items.values())) and queues.wait(now) == math.inf
 
 
 def test_whoever_makes_us_talk_beyond_the_limit_does_not_hold_back_items_once_that_ends() -> None:
-    queues = SendQueues(Limits(upload_bytes_per_second=1000.0), 0.0)
+    queues = Lines(Limits(upload_bytes_per_second=1000.0), 0.0)
     for second in range(600):
-        put(queues, A, bytes(1500), Lane.CONTROL)
+        queues.put(A, bytes(1500))
         assert len(drain(queues, float(second))) == 1
-    put(queues, B, bytes(100), Lane.SMALL)
+    queues.offer(B, bytes(100))
     assert drain(queues, 599.0) == [] and queues.wait(599.0) < 2.0
     assert len(drain(queues, 601.0)) == 1
 
@@ -226,6 +228,6 @@ def test_a_link_that_comes_and_goes_leaves_nothing_behind(rate: float) -> None:
     queues = SendQueues(Limits(upload_bytes_per_second=rate), 0.0)
     for number in range(5000):
         link = Link(number.to_bytes(32, "big"), dialled=False)
-        put(queues, link, b"goodbye", Lane.CONTROL)
+        queues.put(link, b"goodbye")
         drain(queues, 0.0)
-    assert len(queues._queues) <= 300
+    assert not queues._queues

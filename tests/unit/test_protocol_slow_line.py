@@ -9,11 +9,11 @@ from protocol.config import LAN, Instant, Limits, Setup
 from protocol.core import Core
 from protocol.credentials.records import make_record
 from protocol.driver import Driver
-from protocol.events import Accepted, Arrived, Item, Lane, Link, Offer, Subscribe, Tick
+from protocol.events import Accepted, Arrived, Item, Link, Offer, Subscribe, Tick
 from protocol.identity import Identity
 from protocol.limits.send_queues import SendQueues
 from protocol.membership.address_book import Book
-from protocol.transport import Make, make_nothing
+from protocol.transport import Make
 from protocol.wire.envelope import Kind, chunk_count, kind_of, seal
 from protocol.wire.messages import Hello
 
@@ -34,7 +34,6 @@ class End:
             moment(0.0),
         )
         self.queues = SendQueues(Limits(), 0.0)
-        self.make = make_nothing
         self.now = 0.0
         self.driver = Driver(self.core, self, lambda: moment(self.now), self._take)
         self.line, self.free = line, 0.0
@@ -43,13 +42,13 @@ class End:
         self.left: Counter[int] = Counter()  # frames, by kind
 
     def serve(self, make: Make) -> None:
-        self.make = make
+        self.queues.make = make
 
     def send(self, link: Link, frame: bytes) -> bool:
         return self.queues.put(link, frame)
 
-    def queue(self, link: Link, place: bytes, lane: Lane, size: int) -> None:
-        self.queues.queue(link, place, lane, size)
+    def fill(self, link: Link) -> None:
+        self.queues.fill(link)
 
     def charge(self, link: Link, points: float) -> None:
         """Nobody dials."""
@@ -73,15 +72,11 @@ class End:
         """The frames that leave by now, each with when it is there."""
         sent = []
         while self.free <= now and (turn := self.queues.next(now)) is not None:
-            link, waiting = turn
-            waiting.frame = waiting.frame or self.make(link, waiting.place)
-            if not waiting.frame:
-                self.queues.skip(link)
-                continue
+            link, frame = turn
             self.queues.sent(link)
-            self.left[kind_of(waiting.frame)] += 1
-            self.free = max(now, self.free) + len(waiting.frame) / self.line
-            sent.append((self.free + DELAY_S, waiting.frame))
+            self.left[kind_of(frame)] += 1
+            self.free = max(now, self.free) + len(frame) / self.line
+            sent.append((self.free + DELAY_S, frame))
         return sent
 
 
