@@ -83,7 +83,7 @@ from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
 
-MAX_TAG = 2**32 - 1  # of a caller's own tags; larger ones are of calls without a tag
+MAX_TAG = 2**32 - 1  # of a caller's own tags; calls without a tag have larger ones
 MAX_STEP = 2**63 - 1
 MAX_STREAMS = 128
 PENDING_S = 2.0  # how long an operation's answer to `pending` stands, for members that are a bit late

@@ -45,7 +45,7 @@ class Stepping(Protocol):
 Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an operation within a time (s)
 
 
-# The part of a step's time that one call of the runner's own waits for the others at most. So who hangs has missed
+# One call of the runner waits for the others at most this part of a step's time. So a member that hangs has missed
 # enough calls (`GroupTiming.misses`, 3) to be left out before the time is up, and the others take the step.
 PATIENCE = 1 / 5
 

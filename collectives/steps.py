@@ -12,12 +12,12 @@ knows that it counted says so. If nobody does, nobody who is left has counted it
 
 At a rendezvous each member tells a `Claim`, and all compute from the claims alike which step comes next and who is
 behind: `locate`. A step is named by the END under which it counted, so two that have one number and come from two sides
-of a split group are not taken for the same. A member that was out of the group since it was last told where all are
-does not count, as long as there is another one: its group may have been another.
+of a split group are not taken for the same. A member that was out of the group since its last rendezvous does not count
+if another one stayed: it may come from another group.
 
 A member that calls for a rendezvous draws all others to it, whatever they wait in (see `coordinator`). So
-nothing here depends on members seeing the same errors, or in the same order. As in torch elastic, where
-workers meet again in a rendezvous after each change; but there it is a store's, here the members' own.
+nothing here depends on members seeing the same errors, or in the same order. Torch elastic's workers, too, meet in a
+rendezvous after each change; there a store runs it, here the members do.
 """
 
 import struct
@@ -51,7 +51,7 @@ class Claim(NamedTuple):
     stayed: bool  # in the group since the last one
     done: int  # the steps that count
     by: bytes  # the name of the END of the last of them
-    doubt: bytes  # that of the step after, of which this member does not know whether it counts
+    doubt: bytes  # that of the step after, if this member does not know whether it counts
 
     def encode(self) -> bytes:
         """Return the wire form: 41 bytes."""
@@ -73,7 +73,7 @@ class StepPlace(NamedTuple):
 
 
 def name_of(end: OpId) -> bytes:
-    """Return what a step is known by."""
+    """Return the name of a step: that of the END under which it counts."""
     return _NAME.pack(end.mark, end.n)
 
 

@@ -6,8 +6,8 @@
     comm.run(step, state)                                # a world that changes, where `step` begins with
     if torch_backend.enter(comm): ...                    # True: the ranks are others, so wrap the model anew
 
-**An operation has no agreement of its own.** It is a port of the members' data streams, and has a name that all ranks
-know: the view, the turn (what they last met for), the group, and how many operations the group had before. So it costs
+**An operation has no agreement of its own.** It uses a port of the members' data streams, under a name that all ranks
+know: the view, the turn (their last rendezvous), the group, and how many operations the group had before. So it costs
 its bytes and no message besides, and on an error its buffer is undefined, as gloo's is. The verdict comes once a step,
 by the end of a step of `Communicator.run`.
 

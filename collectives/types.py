@@ -65,9 +65,9 @@ class GroupTiming:
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more do not wait longer for who is quick to return
     patience    how long a proposer waits for a member's report, and a member for the decision
-    misses      who lets so many of the others' calls end at their deadline, one after the other, and makes
-                none itself, is left out: its process lives, and its owner hangs. Calls that wait less
-                than `timeout` do not count
+    misses      a member that lets so many of the others' calls in a row end at their deadline, and makes none
+                itself, is left out: its process lives, but its owner hangs. Calls that wait less than `timeout`
+                do not count
 
     a dead member is out of the view within
         timeout (or grace, where its socket closed) + heartbeat (others are told) + 2 round trips

@@ -13,8 +13,8 @@ called again in the next one.
     a call at a member     CALLED -> STARTED -> DONE -> COMMITTED, or ABORTED from any of the first three
     at the coordinator     CALLED -> STARTED -> DONE -> HOLDS (it sent Commit) -> COMMITTED
 
-**Failures** (`failure_detector`): silence, closed links, and what the others say. They only ever cause a view
-change; that a live member is taken for dead costs it its place, and costs nobody a result.
+**Failures** (`failure_detector`): silence, closed links, and what the others say. They only ever cause a view change. A
+live member that is taken for dead loses its place; nobody loses a result.
 
 **View change** (`view_change`). A member that promises a ballot is fenced: it takes no further part in its view, and
 reports what it knows. From the reports follows what became of the operations (`recovery`), by a rule that no two sides
@@ -24,21 +24,21 @@ of a split group can apply with different results, whatever they know.
                  outside -Welcome-> inside      inside -Propose, Accept-> fenced
                  fenced -Decide-> inside        inside, fenced -a view that outranks its own-> outside
 
-Under `Partition.CONTINUE` whoever decides a ballot enters at once: each side of a split group goes on, and when they
-meet the lesser goes out of the group as a whole. If nobody is found in any view for long, a node that was once in the
-group goes on alone. Under `Partition.MAJORITY` the members of each view choose its one successor by single-decree
+Under `Partition.CONTINUE` the member that decides a ballot enters at once: each side of a split group goes on, and when
+they meet the lesser goes out of the group as a whole. If nobody is found in any view for long, a node that was once in
+the group goes on alone. Under `Partition.MAJORITY` the members of each view choose its one successor by single-decree
 Paxos, admissions included, and nobody enters it before; a side without the majority of its view waits, until it hears
 of a later view or `ForceView` says that the majority is lost.
 
     a ballot     idle -> proposed (Propose, BallotReport) -> [MAJORITY: asked (Accept, BallotAccepted)]
                  -> decided (Decide)
 
-**Joining** (`join`, `member`). One outside applies; an admission is an operation of all members, whose commit
-leads to the view with the newcomers.
+**Joining** (`join`, `member`). A node outside applies; an admission is an operation of all members, whose commit leads
+to the view with the newcomers.
 
-**Whose word counts** (`dispatch`, `witnesses`). Peers are known by their keys and are members because members
-let them in: all this guards against crashes, pauses, loss, messages that are nonsense, and whatever nodes
-say that were not let in, not against a member that lies.
+**Whose word counts** (`dispatch`, `witnesses`). Peers are known by their keys and are members because members let them
+in. This guards against crashes, pauses, loss, malformed messages and nodes that were not let in. It does not guard
+against a member that lies.
 
     message              from -> to                             answered by
     Beat                 member -> members                      a ViewNotice or Decide, if it is from an earlier view

@@ -6,12 +6,11 @@
 Until Commit is sent, any OperationDone that says no is an Abort to all who called, and to those who call
 later: the n-th operation of a tag has one verdict, whenever a member comes to it.
 
-Admission waits for the operations under way, and those which everybody has called by then wait for it.
-It does not need to be called by everybody: where nothing is under way and nothing can start, because
-some members ask for an admission and each other one waits in a call that not all have made, those who
-wait take part in it unasked (see participant) and go on waiting, in the view that it leads to. So
-members that admit and members that are already in the next operation never wait for each other,
-whatever each does when a call of its is called off. An admission that is called off is over for all.
+An admission waits for the operations under way, and those that everybody has called by then wait for it. Not everybody
+has to call it. Suppose that nothing is under way and nothing can start: some members call for an admission, and every
+other one waits in a call that not all have made. Then those that wait take part in the admission unasked (see
+participant), and go on waiting in the view that it leads to. So members that admit and members already in the next
+operation never wait for each other. An admission that is called off is over for all.
 
 Nobody is waited for for ever. When a call ends at its deadline before all have made it, while at least half of the
 members wait in calls, it is a miss of each one that waits in none. After `GroupTiming.misses` misses in a row a
@@ -19,10 +18,10 @@ member is left out. A member whose arguments differ from those that more than ha
 others are told to call again, and it is told of its mismatch. So is one whose values the coordinator's own owner could
 not use.
 
-At a rendezvous members that have lost each other begin anew. It needs the calls of all, and any other call
-that lacks a member which waits in it is called off at once, for that member will not make it: so all
-come. When it commits, whatever had not started is called off, and the next operation of every tag has a
-number that is the same for all, however many calls each of them has made before.
+At a rendezvous members that have lost each other begin anew. It needs the calls of all. A member that waits in it makes
+no other call, so each call that lacks this member is called off at once: so all come. When the rendezvous commits, all
+that had not started is called off, and the next operation of every tag has the same number at all, however many calls
+each has made before.
 """
 
 from collections import Counter
@@ -46,7 +45,7 @@ from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 SET_APART = (ADMIT_TAG, RENDEZVOUS_TAG)  # nothing starts beside them, and all are told when they are called off
-MAX_AHEAD = 4  # operations of a tag that a message which overtook others may be ahead
+MAX_AHEAD = 4  # operations of a tag by which a message may have overtaken others
 
 
 @dataclass
@@ -94,7 +93,7 @@ class Coordinator:
         self._transactions: dict[OpId, Transaction] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
-        self._floor = 0  # what callers' operations before this one had not started by the last rendezvous
+        self._floor = 0  # callers' operations below this number were called off by the last rendezvous
 
     def initiate(self, member: NodeId, message: Initiate, now: float) -> None:
         """`member` called it."""

@@ -4,11 +4,10 @@ A message about an operation counts only in the view that it names, and only bet
 coordinator and its members. One from a view that this node has yet to enter is held until it does, if it can
 have been sent before.
 
-Sides of a split group that meet show each other their views (ViewNotice), which count if they are proven
-(see `witnesses`); the one that does not outrank
-the other goes out of the group as a whole, and its nodes apply to be let in again. So does a
-member that was left out while it was stopped: those that show it a later view without it count as
-gone from its own, and against what is left of that the later view is the larger.
+Sides of a split group that meet show each other their views (ViewNotice), which count if they are proven (see
+`witnesses`). The side that is outranked goes out of the group as a whole, and its nodes apply to be let in again. So
+does a member that was left out while it was stopped: members that show it a later view without it count as gone from
+its own view, and the later view is larger than the rest of that.
 
 Under `MAJORITY` there is one chain of views, and epochs rise along it: the later view outranks the
 other, whatever their sizes. A member that speaks from an earlier view is told which one came next, if it
@@ -26,13 +25,13 @@ from collectives.agreement.views import NOWHERE, View
 from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
-# Messages from views yet to come, of one node: a member may have as many calls open; one that was in no view with this
-# node has called once what it was let in for, and its messages are held only until its link closes.
+# Messages of one node that are held for views yet to come. A member may have as many calls open. A stranger, which was
+# in no view with this node, makes few calls before it is in; its messages are held only until its link closes.
 MAX_HELD, MAX_HELD_OF_STRANGER = 256, 8
 
 
 class Dispatcher:
-    """Takes messages on behalf of a node that stands somewhere."""
+    """Takes a node's messages to the parts of its `MemberState`."""
 
     def __init__(self, state: MemberState, timing: GroupTiming, now: float) -> None:
         self.insider_heard = now  # when anybody was last heard who is in a view
@@ -252,7 +251,7 @@ class Dispatcher:
         if view is None:
             if (
                 state.witnesses.knows(member) or state.witnesses.closed
-            ):  # others could fill it with names that are nobody's
+            ):  # else a stranger could fill it with made-up names
                 state.remember(theirs)
             return
         if theirs.mark == view.mark or state.own in theirs.ids:

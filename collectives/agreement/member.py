@@ -91,8 +91,8 @@ class MemberState:
     def welcomed(self, member: NodeId, message: messages.Welcome, now: float) -> bool:
         """Come in, if this is the answer to what this node asked. Returns whether it is.
 
-        Everybody who is in that view says so: as long as any whom this node was in a view with speaks from one, one of
-        those. (Those who are outside as well wait themselves, perhaps for this node to come in.)
+        Anybody in that view may welcome it. But as long as members that this node was in a view with speak from one,
+        only they may. (Those that are outside do not count: they may wait for this node to come in.)
         """
         # Members answer one that asks once a timeout (`Applicants.applied`).
         heard, since = self.detector.heard, now - 2 * self.detector.timing.timeout
@@ -106,7 +106,7 @@ class MemberState:
         return mine
 
     def decided(self, decision: messages.Decide | None, now: float) -> None:
-        """Go on as a ballot decided, if it did: without this node, where it asked for what others had drawn up."""
+        """Go on as a ballot decided, if it did. The view may lack this node, if others drew it up."""
         if decision is not None and self.named_in(decision.view):
             self.enter(decision.view, now, decision.rulings)
         elif decision is not None:
@@ -120,7 +120,7 @@ class MemberState:
         return decision is not None
 
     def force(self, now: float) -> None:
-        """Go on with whoever can be reached. Raises BadArgument unless the majority cannot be."""
+        """Go on with the members that can be reached. Raises BadArgument if they are a majority."""
         view = self.view
         if view is None or not self.change.stranded:
             raise BadArgument("force_view: this member reaches a majority of its group, or is in none")

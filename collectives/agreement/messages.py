@@ -201,7 +201,7 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class BallotAccepted:
-    """The sender accepted what `ballot` asked for the view with the mark `before`."""
+    """The sender accepted what `ballot` asked for the view with the mark `before` (Paxos: phase 2b)."""
 
     ballot: Ballot
     before: Mark
@@ -209,7 +209,7 @@ class BallotAccepted:
 
 @dataclass(frozen=True, slots=True)
 class BallotReport:
-    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot.
+    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot (Paxos: 1b).
 
     `accepted` is the last that it accepted for the view after its own.
     """

@@ -3,11 +3,10 @@
 - A call is told to the coordinator when it is made, and again when a link with the coordinator comes up:
   newcomers are in one view before they reach each other, and what is said without a link is lost.
 - A call may be ended as aborted at any time before its OperationDone is sent: without that nobody commits.
-- One that has waits for Commit or Abort, or for what a view change makes of it. When neither comes
-  long after its deadline, it ends in doubt; what is heard of it later is kept for others who ask,
-  and never published here.
-- One that was called off before it was called here is over here as well: the next call of its tag is
-  a later operation. Nobody committed it, for this member has not sent OperationDone for it and never will.
+- After that it waits for Commit or Abort, or for what a view change makes of it. When neither comes long after its
+  deadline, it ends in doubt; what is heard of it later is kept for others who ask, and never published here.
+- An operation that was called off before this member called it is over here as well: the next call of its tag is a
+  later operation. Nobody committed it, for this member has not sent OperationDone for it and never will.
 - A member that is told to start an admission which it has not called takes part in it unasked, if it waits
   in a call that has not started: the rules are the same, but nobody is told how it ended. If its owner
   calls for an admission meanwhile, that is the one.
@@ -43,7 +42,7 @@ from protocol.identity import NodeId
 
 @dataclass
 class OpenCall:
-    """One that is not yet ended."""
+    """A call that has not ended."""
 
     op: OpId
     begin: Begin
@@ -64,7 +63,7 @@ class Operations:
         self.open: dict[int, OpenCall] = {}
         self._ended: dict[int, dict[OpId, Stage]] = {}  # by tag: at most one that had started, and the last
         self._next: dict[int, int] = {}
-        self._floor = 0  # of the numbers of the owner's operations, since the last rendezvous
+        self._floor = 0  # the least number of the owner's operations since the last rendezvous
         self._whole = True
         self._past: deque[Ledger] = deque(maxlen=MAX_LEDGERS - 1)
 
@@ -218,7 +217,7 @@ class Operations:
             self._initiate(call)
 
     def dismiss(self, verdict: CallVerdict, reason: str) -> None:
-        """End the calls that are left when this member is outside; that to be let in only if it left for good."""
+        """End the calls that are left when this member is outside; one to be let in ends only if it left for good."""
         for call in [call for call in self.open.values() if verdict is CallVerdict.CLOSED or call.begin.kind != ADMIT]:
             self._end(call, Stage.ABORTED, verdict, reason)
 

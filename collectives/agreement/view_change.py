@@ -16,14 +16,14 @@ make a view. A report from a later view than the proposer's brings in the member
 
 Under `MAJORITY` each view has one successor, which its own members choose: an instance of Paxos whose acceptors are the
 members of that view (an id and a session: a process that was started anew forgot what it promised, and is another
-member). Its value is the next view with the rulings on the operations. (1) A ballot is proposed by who reaches a
-majority of the view, and whoever reports to it promises to accept nothing of a smaller one, and tells what it has
-accepted. (2) The proposer asks for what was accepted under the greatest ballot, if anything was, else for what it draws
-up. A view that a majority accepted is *chosen*: any later majority has a member in common with it, so every greater
-ballot asks for the same. Nobody enters a view that is not chosen, the proposer neither: so there is one view an epoch,
-and a side that cannot reach a majority of its view waits. An admission under way when the newcomers are ready is a
-ballot of the coordinator's, with the newcomers in its view and its commit among the rulings. Members that are behind
-are told of later views by those who entered them (see dispatch).
+member). Its value is the next view with the rulings on the operations. (1) A member that reaches a majority of the view
+proposes a ballot. Each that reports to it promises to accept nothing of a smaller one, and tells what it has accepted.
+(2) The proposer asks for what was accepted under the greatest ballot, if anything was, else for what it draws up. A
+view that a majority accepted is *chosen*: any later majority has a member in common with it, so every greater ballot
+asks for the same. Nobody enters a view that is not chosen, the proposer neither: so there is one view an epoch, and a
+side that cannot reach a majority of its view waits. An admission under way when the newcomers are ready is a ballot of
+the coordinator's, with the newcomers in its view and its commit among the rulings. Members that are behind are told of
+later views by those who entered them (see dispatch).
 
 A member that leaves on purpose leaves its vote to one that stays (Proxy). The acceptor moves there, with what it
 promised and accepted, and never speaks from two places. The proxy merges these bonds with its own: a promise may always

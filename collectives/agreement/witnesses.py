@@ -1,8 +1,8 @@
 """Proof of other views (witnesses): whose word counts about a view that this node is not in.
 
-A node goes out of its view, and its calls end, when another view outranks it (see `dispatch`). So a
-notice of one must not be for anybody to make up. Every notice comes over a link whose handshake proved
-who speaks; nobody can show a view on behalf of somebody else. What it proves:
+A node goes out of its view, and its calls end, when another view outranks it (see `dispatch`). So nobody may be able to
+make up such a notice. Every notice comes over a link whose handshake proved who speaks; nobody can show a view on
+behalf of somebody else. What it proves:
 
 1. *One that this node was in a view with* is believed: members let it in, and members do not lie.
 2. *A node that was in no view with anybody* believes whoever speaks: it has no group to lose, and if the
@@ -18,8 +18,9 @@ costs: groups of several members each that never had a member in common become o
 group. An alternative not taken is a certificate, signatures of its members that travel with each view: it
 would let one witness speak for many, and proves no more.
 
-Also a ballot counts only from one that is, or was, in a view with this node; and who was in the group and asks
-is in again when such a node says so, as long as any of them speaks from a view: no stranger welcomes it to another one.
+A ballot, too, counts only from a node that is, or was, in a view with this one. A node that was in the group and
+applies again is welcomed only by such a node, as long as any of them speaks from a view: no stranger welcomes it to
+another group.
 """
 
 from dataclasses import dataclass, field

@@ -40,7 +40,7 @@ _TOO_MUCH = "too much came for operations that had not started here: call it aga
 
 @dataclass(slots=True)
 class _MemberLane:
-    """All that is between us and one member."""
+    """The streams between this process and one member, and what waits on them."""
 
     outbox: SendQueue = field(default_factory=SendQueue)
     streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
@@ -51,7 +51,7 @@ class _MemberLane:
 
 @dataclass(frozen=True, slots=True)
 class _Last:
-    """Whose piece it is when an operation is called off: it is sent though its port has ended."""
+    """The sender of the piece that calls an operation off: it is sent though the port has ended."""
 
     key: bytes
     wanted: bool = True
@@ -62,7 +62,7 @@ class _Last:
 
 @dataclass(frozen=True, slots=True)
 class _Handing:
-    """Whose piece an arena's descriptor is, which stays open until the piece has left."""
+    """The sender of the piece with an arena's descriptor, which stays open until the piece has left."""
 
     arena: Arena
     key: bytes = bytes(KEY_BYTES)
@@ -81,7 +81,7 @@ class DataPlane:
         self._lanes: dict[NodeId, _MemberLane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
         self._unknown: dict[bytes, Inbox] = {}
-        self._loose: set[bytes] = set()  # of the ports, those of operations without an agreement
+        self._loose: set[bytes] = set()  # keys of the ports of operations without an agreement
         self._ended: OrderedDict[bytes, str] = OrderedDict()  # and why
         self._closed = False
         self._memory = SharedMemory(own)

@@ -1,12 +1,12 @@
 """Limits on strangers: handshakes and links by address prefix, frames by link.
 
-    not proven      a slot among MAX_UNPROVEN and MAX_UNPROVEN_OF_PREFIX, for at most `HANDSHAKE_S`; who comes when they
-                    are taken takes the oldest one's of the prefix that holds most, so idle connections keep nobody out
+    not proven      a slot among MAX_UNPROVEN and MAX_UNPROVEN_OF_PREFIX, for at most `HANDSHAKE_S`; if all are taken, a
+                    newcomer takes the oldest of the prefix that holds most, so idle connections keep nobody out
     proven          a link among MAX_STRANGERS and MAX_STRANGERS_OF_PREFIX, which it keeps for STRANGER_S at least;
                     small frames, read at the pace of `Pace`; no data stream, and so no thread and no buffer for pieces
     a member        frames of any size that a message may have, data streams, and its own budget for early pieces
 
-A prefix is what one attacker rents at least (`protocol.limits`). Handshakes cost a key exchange and two
+A prefix is the least that an attacker can rent (`protocol.limits`). Handshakes cost a key exchange and two
 signatures, about 0.3 ms: their rate is bounded before any of that, and so is that of accepting what is then
 closed. What is read too fast is not refused but read later, and TCP makes its sender wait.
 """
@@ -28,8 +28,8 @@ STRANGER_S = 30.0  # a link's turn: until then an admission may be under way
 # core. Members on this machine dial all their streams at once, over Unix sockets that nobody else reaches.
 PREFIX_HANDSHAKES_PER_S, PREFIX_HANDSHAKES_AT_ONCE, LOCAL_HANDSHAKES_AT_ONCE = 16.0, 64.0, 512.0
 HANDSHAKES_PER_S, HANDSHAKES_AT_ONCE = 64.0, 1024.0
-# A prefix's first few are not of that budget: many prefixes that each keep below their own limit use it up, and who
-# comes anew still gets in. Each has so many, and one more a minute; all together have a budget of the same size.
+# A prefix's first few handshakes have another budget: if many prefixes below their own limits use up the first one, a
+# newcomer still gets in. Each prefix has so many, and one more a minute; all together have as much again.
 FIRST_HANDSHAKES, FIRST_HANDSHAKES_PER_S = 8.0, 1 / 60
 # Accepting only to close costs 0.1 ms: after a few, nothing is accepted for a while, and all wait in the backlog.
 REFUSED_AT_ONCE, REFUSED_PAUSE_S = 4, 0.05

@@ -22,7 +22,7 @@ from protocol.identity import NodeId
 
 MAX_HELD_BYTES = 64 << 20  # of one member: what comes before it is expected
 MAX_HELD_PIECES = 4096
-LOOK_S = 0.05  # between looks whether another operation gave back what this member had held there
+LOOK_S = 0.05  # between checks whether another operation gave back room that it held of this member
 MAX_REQUESTS = 1024  # that wait for an answer
 MAX_UNSENT_ANSWERS = 1024  # pieces that have yet to leave; those who ask have four requests under way each
 

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Sender(Protocol):
-    """Whose piece it is."""
+    """The owner of a piece."""
 
     @property
     def key(self) -> bytes:

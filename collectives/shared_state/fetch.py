@@ -1,4 +1,4 @@
-"""Asking several members for the pieces of one thing: whoever is fast gives more, who fails is left.
+"""Asks several members for the pieces of one thing: a fast source gives more, one that fails is left.
 
     todo -> asked of a source -> checked -> here
               |                    |

@@ -37,7 +37,7 @@ from protocol.wire.encoding import is_uint, pack, unpack
 
 MAX_SOURCES = 8  # one fetches from; more would spread the same bytes thinner, with a thread each
 TABLE_PAGE = 1 << 20
-MOST_TIMES, MOST_MORE = 4, 1 << 20  # as long as ours, and bytes: of a longer table nobody wants to know what differs
+MOST_TIMES, MOST_MORE = 4, 1 << 20  # a table longer by this factor and these bytes is not fetched to say what differs
 
 _TABLE, _HASHES, _CHUNK = range(3)  # what a question is about
 

@@ -283,7 +283,7 @@ class Schedule:
     faults: tuple[Fault, ...]
     seconds: float = FAULT_SECONDS  # how long faults may happen
     sybils: int = 0  # strangers in a view of their own
-    closed: bool = False  # what members take the group for
+    closed: bool = False  # whether members take the group for a closed one
 
     @classmethod
     def draw(cls, seed: int, members: int, partition: Partition | None = None) -> "Schedule":
