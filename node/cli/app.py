@@ -1,6 +1,6 @@
-"""The command's entry: its verbs, and how it ends when one of them fails.
+"""The entry of the command: its verbs, and its exit status and last line when one of them fails.
 
-Which failures a person can correct, and the one line that says how.
+`explain` decides which failures a person can correct, and says how in one line.
 """
 
 import errno
@@ -110,9 +110,9 @@ def run(arguments: Sequence[str], *, debug: bool) -> int:
         try:
             return app(list(arguments), prog_name="gossamer", standalone_mode=False) or 0
         finally:
-            flush_logs()  # before the last word
+            flush_logs()  # so that the error below is the last line
     except (typer.Abort, KeyboardInterrupt) as error:
-        if isinstance(error.__cause__, EOFError):  # typer takes any for the end of a person's input; here none is read
+        if isinstance(error.__cause__, EOFError):  # typer turns any EOFError into Abort; this one is a defect
             traceback.print_exception(error.__cause__)
             return EXIT_DEFECT
         return EXIT_INTERRUPTED

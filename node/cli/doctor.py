@@ -82,7 +82,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
         if model or settings or gpu or processes or accelerate_config:
             raise UserError(f"doctor --swarm looks at a swarm and at no model: leave out --model, {OF_A_MODEL}")
         parts = _of_swarm(swarm, debug=debug)
-    else:  # the model first, for one that is not there is no finding, but something to correct
+    else:  # first: a model that is not there ends the command, and is no finding
         of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
         parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:

@@ -1,4 +1,4 @@
-"""`gossamer init`: four questions to a settings file that says of every key what it means."""
+"""`gossamer init`: asks four questions, and writes a settings file that explains its keys."""
 
 import sys
 from collections.abc import Callable
@@ -43,7 +43,7 @@ SeedPeer = Annotated[
 
 
 class SetupQuestion(NamedTuple):
-    """What is asked, the answer where nothing is said, and what an answer sets, by dotted key."""
+    """A question, its default answer, and what an answer sets, by dotted key."""
 
     text: str
     default: str
@@ -113,7 +113,7 @@ def init(
 
 
 def _answer(question: SetupQuestion, given: str | None, tree: dict[str, Any]) -> None:
-    """Put what `given` sets into `tree`, or what a person says; who is at a terminal is asked until it will do."""
+    """Put what an answer sets into `tree`: `given`, or what a person types, asked again until it is valid."""
     while True:
         text = _ask(question) if given is None else given.strip()
         try:

@@ -92,7 +92,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
     """
     if processes or accelerate_config or "RANK" in os.environ:
-        # torch, not imported yet, would warn in each process of how thoroughly it looks for weights without gradients
+        # Read when torch is imported: it would warn in each process that it looks for weights without gradients.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if int(os.environ.get("RANK", "0")):
         return _follow()

@@ -107,7 +107,7 @@ def command_began() -> float:
 
 
 def warn(config: NodeConfig) -> None:
-    """Print what has no effect, where there is no log."""
+    """Print which settings have no effect, for a command without a log."""
     for line in idle_settings(config):
         print(f"note: {line}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from node.state_folder import of_a_node
 Place = Annotated[
     Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder, or a copy of it.")
 ]
-EVERY = 1000  # rounds between two lines on how far it is, where no line can be rewritten
+EVERY = 1000  # rounds between two lines of progress, if the output is no terminal
 
 
 def replay(folder: Place, debug: Debug = False) -> int:

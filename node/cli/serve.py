@@ -49,7 +49,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="gossamer-serve-") as made:
         folder = _folder(model, Path(made), settings)
         print(f"serving {model} as {folder.name!r} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
-        # A server calls a model by the path that it is given: so this is one word, from the folder above.
+        # A server names a model by the path that it is given. So the path is one word, relative to the folder above.
         words = command(chosen, folder.name, host, port)
         with interrupting_signals(), subprocess.Popen(words, cwd=folder.parent) as child:
             try:

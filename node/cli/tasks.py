@@ -140,7 +140,7 @@ def template(
 
 
 def _asking(model: str) -> "Callable[[Item, int], str]":
-    """Return what lets a policy answer an item, with a seed."""
+    """Return a function by which a policy answers an item under a seed."""
     from node.engines import SamplingParams, in_process
     from node.operations.trained import find_trained
     from node.policy.load import load_policy

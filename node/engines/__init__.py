@@ -69,7 +69,7 @@ class Generated:
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> "Generated":
-        """Return the completion of which `as_list` was written and read again."""
+        """Return the completion that `as_list` made a list of."""
         token_ids, text, finished, logprobs = values
         return cls(tuple(token_ids), text, finished, None if logprobs is None else tuple(logprobs))
 

@@ -51,9 +51,9 @@ class Ahead:
             self._begun = None
 
     def save(self, checkpoint: Path) -> None:
-        """Write the batch that was begun, once it is done, into a checkpoint: the weights that made it are in none.
+        """Write the batch that was begun into a checkpoint, once it is done: none has the weights that made it.
 
-        Nothing where it failed: that is raised where it is asked for.
+        A batch that failed is not written: `play` raises its error.
         """
         if self._begun is not None and self._begun[1].exception() is None:
             request, future = self._begun
@@ -70,9 +70,9 @@ class Ahead:
         self._begun = saved["request"], done
 
     def play(self, episodes: Episodes) -> Groups:
-        """Return the batch that was begun by these very words, or play it.
+        """Return the batch that was begun if it is this one, or play it.
 
-        A batch in a checkpoint may be of tasks or settings that have changed since, or of another release.
+        The batch of a checkpoint may be another: tasks or settings have changed since, or the release.
         """
         if self._begun is not None and self._begun[0] == episodes.request():
             (_, future), self._begun = self._begun, None
@@ -93,7 +93,7 @@ class Ahead:
         """Do nothing: this generates while the policy is trained."""
 
     def close(self) -> None:
-        """Close the engine at once, though a batch be in work."""
+        """Close the engine at once, even while it works on a batch."""
         self._engine.close()
 
     def _submit(self, call: Callable[[], T]) -> "Future[T]":

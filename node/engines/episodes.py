@@ -89,7 +89,7 @@ class Played:
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> "Played":
-        """Return the episode of which `as_list` was written and read again."""
+        """Return the episode that `as_list` made a list of."""
         turns, observed, reward = values
         seen = tuple(Observed(text, tuple(ids)) for text, ids in observed)
         return cls(tuple(map(Generated.from_list, turns)), seen, reward)
@@ -167,7 +167,7 @@ def play(engine: RolloutEngine, episodes: Episodes) -> Groups:
 
 
 def _answered(waiting: Sequence["_OngoingEpisode"]) -> list["_OngoingEpisode"]:
-    """Wait until an environment has answered, or has had its time; return the games of which this holds."""
+    """Wait until an environment has answered or its time is up; return the episodes that can go on or end."""
     answers = [game.answer for game in waiting if game.answer is not None]
     if not wait_for(answers, GRACE_S).done:
         wait_for(answers, max(0.0, min(game.deadline for game in waiting) - time.monotonic()), FIRST_COMPLETED)

@@ -30,7 +30,7 @@ PROBE = (
     "The quick brown fox jumps over the lazy dog. What is 17 + 25? The answer is 42, since 17 + 25 = 42. "
     "On Monday morning she wrote: 'three quarters of 0.8 is 0.6', and closed the book."
 )
-MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  # in a container it may be small, so its room is asked
+MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  # in a container it may be small: `_has_room` asks
 DTYPE = "bfloat16"  # of whole weights in an engine: what models are published in, and half of what float32 moves
 TOLERANCE = 0.1  # nats a token: more than rounding to `DTYPE` costs, and less than weights that did not arrive
 ALIGNMENT = 64  # bytes at whose multiples tensors begin

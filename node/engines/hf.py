@@ -1,10 +1,10 @@
 """Rollouts by transformers, in the trainer's process.
 
-By `generate`, with the very model that is being trained. On a GPU with FlashAttention by continuous batching
-(`generate_batch`): keys and values in pages, CUDA graphs, and the next row begins as soon as one ends. Without
-FlashAttention each row would look at the pages of all others. Continuous batching computes in the precision of the
-weights. Where the policy's weights are float32 and its products bfloat16, a copy of the weights in bfloat16 generates.
-It takes 2 bytes a weight and is brought up to date before each round.
+It calls `generate` of the very model that is being trained. On a GPU with FlashAttention it uses continuous batching
+(`generate_batch`): keys and values in pages, CUDA graphs, and a next row as soon as one ends. Without FlashAttention
+each row would look at the pages of all others. Continuous batching computes in the precision of the weights. Where the
+policy's weights are float32 and its products bfloat16, a copy of the weights in bfloat16 generates. It takes 2 bytes a
+weight and is brought up to date before each round.
 """
 
 import copy
@@ -76,8 +76,8 @@ class HfEngine:
 
     On a CPU the completions are a function of (weights, prompts, n, sampling, seed). The
     batch takes part in that: prompts are padded to the longest, and one stream of random
-    numbers serves all rows. Where the memory does not suffice for all rows at once, it is
-    halved, for this engine's life.
+    numbers serves all rows. If memory does not suffice for all rows at once, half as many are generated at once, for
+    this engine's life.
 
     Args:
         policy: the model, its tokenizer and its end-of-text tokens.
@@ -166,7 +166,7 @@ class HfEngine:
         return [first + second]
 
     def _by_pages(self, rows: Sequence[Sequence[int]], sampling: SamplingParams, seed: int) -> list[Generated]:
-        """Return a completion for each row by continuous batching; nothing where the model cannot, from then on.
+        """Return a completion for each row by continuous batching; an empty list if the model cannot, now and later.
 
         Each row is a request of its own: children of one request (`num_return_sequences`) begin with the same tokens in
         transformers 5.24, so they are not drawn apart.
@@ -268,7 +268,7 @@ def _token_bytes(model: Any, width: int) -> int:
 class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Sees the logits (B, V) of each step before they are sampled from.
 
-    It refuses logits of which a row makes no distribution: the likeliest token of such a row is a wrong one. With
+    It refuses logits with a NaN or infinite row, whose likeliest token would be a wrong one. With
     `logprobs` it notes how likely each sampled token was, one step later, when the token is known. It ends the batch of
     an engine that is closed.
     """

@@ -88,7 +88,7 @@ class VllmKind(EngineKind):
 
 
 class VllmEngine:
-    """Generates with vLLM. A child that dies is replaced, once in a row, by one with the same weights.
+    """Generates with vLLM. A child that dies is replaced by one with the same weights, but not twice in a row.
 
     Generation is deterministic in (weights, prompts, n, sampling, seed) as far as vLLM is:
     on a CPU, yes. `load` and `generate` raise `EngineError`, `NonFiniteError` and `WeightMismatchError`.

@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the interpreter may know no node
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the interpreter may not have `node` installed
 from node.processes.worker_process import Message, connect, receive, send
 
-del sys.path[0]  # and is to import nothing else from there
+del sys.path[0]  # nothing else is imported from there
 
 EXIT_NO_VLLM = 3
 CPU_CACHE_BYTES = 1 << 30  # of keys and values, on a processor
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 class WorkerEngine:
-    """vLLM's engine, in this very process, so that there is no third one to outlive anybody.
+    """vLLM's engine, in this very process: a third process might outlive the others.
 
     With weights of its own the model starts with random ones, which the first `load` replaces.
     """
@@ -67,8 +67,8 @@ class WorkerEngine:
         self._adapters: Any = None
         own: dict[str, Any] = {}
         if on_cpu:
-            # A prompt split between two steps ends vLLM 0.31 there: it takes back a draw from the request's
-            # generator, which generators on a CPU cannot do.
+            # On a CPU vLLM 0.31 fails at a prompt split between two steps: it rewinds the request's generator, and
+            # those of a CPU cannot be rewound.
             own |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
         else:
             own |= {"gpu_memory_utilization": request["gpu_memory_utilization"], "enable_sleep_mode": self._sleeps}
@@ -120,7 +120,7 @@ class WorkerEngine:
         return {}
 
     def rest(self, request: Message) -> Message:
-        """Give the device's memory back: the cache, and the weights, which come again unless adapters alone do."""
+        """Give the device's memory back: the cache, and the weights, which come again unless only adapters do."""
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1 if self._keeps_weights else 2)
             self._asleep = True

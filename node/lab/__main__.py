@@ -1,8 +1,8 @@
 """One run in a process of its own: `python -m node.lab RUNNER CONFIG -n N --seed S --out FOLDER`.
 
-Where not all nodes are alike, `--part NAME NODES CONFIG` says so for each part, and CONFIG and N for none.
+If nodes differ, each kind has a `--part NAME NODES CONFIG`, in place of CONFIG and N.
 
-It ends when its standard input does, which is the laboratory's end of a pipe, so that kill -9 leaves nothing behind.
+It ends when its standard input does. That is a pipe from the laboratory, so kill -9 there leaves nothing behind.
 """
 
 import argparse

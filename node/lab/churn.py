@@ -7,12 +7,11 @@ geometric:
 
     away       r rounds in the mean, which the others do meanwhile
     present    r (1 - a) / a rounds of its own in the mean, so that it is away for the part a of the time
-    at first   away with probability a, so that a run begins as it goes on: who is away then joins late
+    at first   away with probability a, as at any other moment: such a node joins late
 
 Both runners follow one schedule. In memory a node leaves after the very round; a process is killed when its supervisor
-sees that the round is done, some rounds later where they are short, and goes on from its newest checkpoint. What it
-does again counts once in what it has spent. The seconds that a process takes to start, in which the others go on, come
-on top of its absence.
+sees that the round is done, some rounds later where they are short, and goes on from its newest checkpoint. Rounds that
+it does again count once in what it has spent. A process also takes seconds to start, in which the others go on.
 """
 
 import math
@@ -29,7 +28,7 @@ ENDED = (NodeState.DONE, NodeState.STOPPED, NodeState.FAILED)
 
 
 class Stretch(NamedTuple):
-    """Rounds of its own that a node is there for, 0 only for one that joins late, and rounds that it is then away."""
+    """How many of its own rounds a node stays, 0 only if it joins late, and how many rounds it is then away."""
 
     present: int
     away: int
@@ -45,7 +44,7 @@ def stretches(churn: ChurnConfig, seed: int, index: int) -> Iterator[Stretch]:
 
 
 def _geometric(rng: random.Random, mean: float) -> int:
-    """Return a whole number from 1 on, of this mean, that forgets how long it has lasted."""
+    """Return a draw from the geometric distribution on 1, 2, ... with this mean, which is memoryless."""
     return 1 if mean <= 1 else 1 + int(math.log(1 - rng.random()) / math.log(1 - 1 / mean))
 
 

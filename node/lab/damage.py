@@ -74,7 +74,7 @@ def read_seen(folder: Path) -> WitnessRecord:
 
 
 class Damage(NamedTuple):
-    """One run's figures: the part of honest nodes' completions with an attack's marks, and what those nodes came to.
+    """One run's figures: the part of honest nodes' completions with an attack's marks, their accuracy and compute.
 
     Accuracy is held out, at the end; compute is what a node spent (`node.training.budget`). Both are means over honest
     nodes.
@@ -101,7 +101,7 @@ class DamageLine(NamedTuple):
 
 
 def read_damage(run: Run, kind: str, last: int) -> Damage:
-    """Return what a run has left; `kind` is whose marks are counted, in the `last` rounds."""
+    """Return a finished run's figures; marks of the attack `kind` are counted in its `last` rounds."""
     seen = read_seen(run.folder)
     nodes = [run.folder / "nodes" / f"n{index}" for index in range(seen.honest)]
     scores = [read_metrics(node / EVALUATIONS_FILE)[-1]["accuracy"] for node in nodes]

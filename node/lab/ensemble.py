@@ -1,9 +1,9 @@
 """Generation for many small policies at once: equal shapes, different weights, one batch.
 
 A small model's round is mostly the cost of starting its operations, and N models that take turns pay it N times. Here
-their weights are stacked, and each operation is done once for all. Only what the built-in policy is, is written down:
-Llama (arXiv 2302.13971) with tied embeddings, full attention and plain rotary positions. A large model gains nothing by
-it: that, and any of another kind, is left to its own engine.
+their weights are stacked, and each operation is done once for all. Only the built-in policy's architecture is
+implemented: Llama (arXiv 2302.13971) with tied embeddings, full attention and plain rotary positions. A large model
+would gain nothing: it, and any other architecture, is left to its own engine.
 
 Completions are those of `node.engines.hf`: each node's random stream is that of its call's seed, a row's draw does not
 depend on other rows, and so the tokens are the same wherever rounding does not decide between two.

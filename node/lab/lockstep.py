@@ -11,7 +11,7 @@ all, and lies in the buffer of every other node `delay` rounds after it was made
 The last `slow` nodes take two rounds of the others for each of theirs. Under churn a node that is away sits out
 rounds of the others; when it is back it gets what was posted meanwhile, as a real one is announced what its peers hold.
 Under an attack the last nodes are hostile: they live as the others do, and what they publish is the attack's.
-What is not done again after a kill: a run that was cut off begins anew.
+After a kill a run is not resumed: it begins anew.
 """
 
 import random
@@ -118,7 +118,7 @@ def _check(config: NodeConfig) -> None:
 
 
 def _tasks_of(configs: Sequence[NodeConfig]) -> list[TaskSet]:
-    """Return the tasks of each node: of one key under all, and each asks them in its own way."""
+    """Return the tasks of each node: their keys are the same at all, and each asks them in its own way."""
     sets: list[TaskSet] = []
     for index, config in enumerate(configs):
         alike = index > 0 and config.tasks == configs[index - 1].tasks
@@ -355,7 +355,7 @@ class MailExchange:
         """Ask nobody: all that is posted comes."""
 
     def report(self, group_id: bytes, reason: str) -> None:
-        """Tell nobody: what was posted was checked, but for the room that a question has here."""
+        """Tell nobody: `post` has checked the group, and a question too long for this node is nobody's fault."""
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """Tell nobody."""

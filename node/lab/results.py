@@ -68,8 +68,8 @@ class RunResult:
     spent: tuple[float, ...]
     held_out: tuple[Mapping[str, float], ...] = ()  # by evaluation: what was sampled
     graded: float | None = None
-    part: str = ""  # of the run, whose nodes alone are meant; all of them are
-    beside: str = ""  # the arm that it is held against; the file's baseline
+    part: str = ""  # the part of the run that is measured; empty: all of it
+    beside: str = ""  # the arm that it is compared with; empty: the file's baseline
 
     @property
     def name(self) -> str:
@@ -112,7 +112,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
 
     Args:
         folder: the run's.
-        base: what the result is to say.
+        base: as the result names it.
         arm: likewise.
         seed: likewise.
         only: the names of the nodes that are looked at; default: all.
@@ -191,7 +191,7 @@ def read_known(path: Path) -> tuple[LabConfig, list[RunResult]]:
 
 
 def _result(tree: Mapping[str, Any]) -> RunResult:
-    """Return a run of a JSON; the best of its smoothed rewards is that of the rounded ones, so that it is reached."""
+    """Return a run of a JSON; its best reward is that of the rounded rewards, so that `reach` finds it."""
     rewards = tuple(tree["rewards"])
     also = {"spent": tuple(tree["spent"]), "held_out": tuple(tree.get("held_out", ()))}
     return RunResult(**{**tree, **also, "rewards": rewards, "best": max(smooth(rewards))})
@@ -277,7 +277,7 @@ def by_compute(result: RunResult, beside: float = 0.0, until: float = math.inf) 
 
 
 def cost_of(result: RunResult, beside: float) -> float:
-    """Return what a run cost, its rounds `beside` tokens of compute each beside what it spent."""
+    """Return what a run cost: what it spent, and `beside` tokens of compute more for each round."""
     return result.spent[-1] + beside * result.rounds
 
 
@@ -376,7 +376,7 @@ SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to a
 def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
     """Return the table; a figure that no arm has, or that is 0 for all, is left out.
 
-    If there is accuracy on held-out questions, so are figures of rewards in training and of single sampled answers.
+    If held-out accuracy is known, figures of training rewards and of single sampled answers are left out, too.
     """
     known = list(dict.fromkeys(key for line in lines for key, one in line.figures.items() if one != (0.0, 0.0)))
     if "accuracy" in known:
@@ -428,8 +428,8 @@ def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) ->
 def price(results: Sequence[RunResult], beside: Sequence[float]) -> str:
     """Return a table: what comes of each arm if a round costs something beside its compute.
 
-    A run's rewards do not depend on what its rounds cost, so none is done again: each is looked at until the cost at
-    which the first of all runs on its base ended.
+    A run's rewards do not depend on what its rounds cost, so none is done again: all runs on a base are compared up to
+    the cost at which the first of them ended.
 
     Args:
         results: of an experiment.

@@ -173,7 +173,7 @@ def start(runner: str, run: Run) -> "subprocess.Popen[bytes]":
 
 
 def _at_once(lab: Lab) -> int:
-    """One run of real nodes for each of their number of cores; one of the runner "memory" for each core."""
+    """Return how many runs go at once: a core for each under "memory", else a core for each of its nodes."""
     cores = usable_cores()
     largest = max((run.nodes for run in lab.runs), default=1)
     return cores if lab.config.runner == "memory" else max(1, cores // largest)

@@ -19,7 +19,7 @@
     bases = ["sparse"]              # default: all
     nodes = 32                      # default: the file's
 
-Beside the runs of a trial there is the control of each: the same honest nodes, and nobody else.
+Each trial has a control: runs of the same honest nodes, and nobody else.
 """
 
 from collections.abc import Sequence

@@ -4,11 +4,10 @@ A rule (`node.rollouts.rules`, one a file) looks at candidates and returns picks
 advantage and a weight. So a rule may take whole groups, as the paper does, or choose among completions, and nothing
 downstream can tell.
 
-**A group counts as a group**, however many completions its maker put in it: of one that has
-more than a round uses, as many are drawn, and a whole group's picks share the weight 1. The
-drawn keep the advantages that they have in the whole group, so their sum is no longer zero,
-but their mean is that of the whole group in expectation, and so is the gradient. (Advantages
-of the drawn alone would sum to zero, and lose groups whose one right answer is not drawn.)
+**A group counts as a group**, however many completions its maker put in it. If it has more than a round uses, only as
+many are drawn, and a whole group's picks share the weight 1. The drawn keep the advantages that they have in the whole
+group, so their sum is no longer zero, but their mean is that of the whole group in expectation, and so is the gradient.
+(Advantages of the drawn alone would sum to zero, and lose groups whose one right answer is not drawn.)
 """
 
 import random
@@ -128,9 +127,9 @@ class Rule:
     """How own groups are trained on, and what is drawn from those of peers.
 
     `own(rewards, draw)` returns the completions of an own group that teach, each with its advantage;
-    `peers(candidates, draw)` the picks from peers' groups. Neither looks at anything else, and all chance
-    is the draw's, so a round that is done again draws the same. `group_weight(completions)` is the weight of all picks
-    from one peer's group together, if a round uses so many completions of a group.
+    `peers(candidates, draw)` the picks from peers' groups. Neither looks at anything else, and all randomness is the
+    draw's, so a round that is done again draws the same. `group_weight(completions)` is the weight of all picks from
+    one peer's group together, if a round uses so many completions of a group.
     """
 
     own: Callable[[Sequence[float], Draw], Advantages]

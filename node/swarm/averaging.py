@@ -1,4 +1,4 @@
-"""A node's group for weights: which one it is, and how the node comes to take part.
+"""Averages weights with peers of the same architecture, in the background of a node.
 
     average        the mean of the members' weights: outer learning rate 1, no momentum
     diloco         an outer Nesterov step on their mean change (arXiv 2311.08105), taken up once it is there
@@ -7,9 +7,7 @@
 A group is nodes of one swarm with one architecture, the same trained parameters and the same way of
 stepping; its name is a hash of these. Each says in its peer record under that name where it can be
 reached, and dials those who say so. A node founds the group by itself, and groups that meet become
-one. Where members dial a running node, it writes to `weights_address` in its folder.
-
-Averaging weights with peers of the same architecture, in the background of a node.
+one. A running node writes the address that members dial to `weights_address` in its folder.
 
 Once in `weights.every` rounds the trainer's thread leaves a copy of the weights for this module's thread, which takes
 part in one round of the group (`collectives.outer_optimizer`) and leaves the result. The trainer never waits: it takes
@@ -184,8 +182,8 @@ def exchange_weights(
 class _Place:
     """Where members of the group dial this one, and what the swarm is told of that.
 
-    A node that asks its router to forward the network's port asks it for the group's, too. What the router says is its
-    outer address is told once peers see the node there.
+    A node that asks its router to forward the network's port asks it for the group's, too. The swarm is told the outer
+    address that the router names once peers see the node there.
     """
 
     def __init__(self, service: str, network: NetworkConfig, directory: MemberDirectory | None) -> None:
@@ -248,13 +246,13 @@ def _log_mapping(port: int, said: RouterSaid) -> None:
 
 
 def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:
-    """Tell whether nobody can be in the swarm whom its owner, or this machine, did not let in."""
+    """Tell whether only nodes that its owner admits, or that run on this machine, can be in the swarm."""
     manifest = load_manifest(folder)
     return _is_on_loopback(network) or (manifest is not None and manifest.policy is not JoinPolicy.OPEN)
 
 
 def _listen(network: NetworkConfig) -> str:
-    """Where members dial a node that does not say: on the host where its peers do, at any port."""
+    """Return where to listen without `weights.listen`: on the host where peers dial the node, at any port."""
     listen = listens_at(network)
     return "tcp://127.0.0.1:0" if listen is None else str(replace(listen, port=0))
 
@@ -270,7 +268,7 @@ FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the gro
 # Members come to an exchange as fast as their machines are: who is an hour late is taken to hang.
 INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
-NOBODY_LISTENS = "nobody can dial it, and no member of its group is known that it could dial"
+NOBODY_LISTENS = "nobody can dial it, and it knows no member of its group to dial"
 LISTEN = (
     "let one node with the same model run with --listen tcp://0.0.0.0:4001 on a machine with a public address, "
     "or in the network of the others"
@@ -464,7 +462,7 @@ class WeightExchange:
         write_atomically(self._address, f"{member.address}\n".encode())
         rounds = OuterRounds(member, self._base, outer_of(self._config), self._stopping)
         rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
-        joining = True  # the first round is to be brought up to date: it contributes nothing
+        joining = True  # the first round brings this node up to date: it contributes nothing
         is_told = False
         while (given := self._jobs.get()) is not None and not self._stopping.is_set():
             others = [*self._find()]

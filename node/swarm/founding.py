@@ -160,7 +160,7 @@ def check_open(folder: Path) -> None:
 
 
 def reach(invite: Invite) -> Scope:
-    """Return from how far a seed of the invite can be dialled, by its address."""
+    """Return how far away a seed of the invite can be dialled from, by its address."""
     return max(scope_of(seed.endpoint.host) for seed in invite.seeds)
 
 
@@ -291,9 +291,9 @@ def _own_address(folder: Path) -> list[Address]:
 
 
 def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
-    """Return where to dial peers that the node in `folder` knows, of each public network one, its links first.
+    """Return where to dial peers that the node in `folder` knows: one of each public network, its links first.
 
-    Not those first whose records were renewed last: how long its record holds each says itself.
+    The newest record does not come first: each peer says itself how long its record holds.
     """
     gate = load_gate(folder, manifest)
     addresses: dict[str, Address] = {}
@@ -341,7 +341,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
 
 
 def _names_our_key(error: BaseException) -> bool:
-    """Tell whether the failure is a refusal for which a person is told to have this very node admitted."""
+    """Tell whether the failure is a refusal that names this node's key, for a person to have it admitted."""
     return isinstance(error, JoinError) and not REFUSALS.isdisjoint(error.refusals.values())
 
 
@@ -430,12 +430,12 @@ def save_manifest(folder: Path, manifest: SwarmManifest) -> None:
 
 
 def load_grant(folder: Path) -> bytes:
-    """Return the node's grant, empty if it has none; whether it is any good its peers decide."""
+    """Return the node's grant, empty if it has none; its peers decide whether it counts."""
     return _read(folder / GRANT_FILE, MAX_GRANT_BYTES) or b""
 
 
 def save_grant(folder: Path, grant: bytes) -> None:
-    """Keep what admits the node; an empty grant replaces none."""
+    """Keep what admits the node; an empty grant never replaces another."""
     if grant:
         write_atomically(folder / GRANT_FILE, grant)
 
@@ -476,7 +476,7 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
             options = {} if has_own_code(name) else dict(config.options)
             if is_file_task(name):
                 for option in FILE_OPTIONS:
-                    options.pop(option, None)  # where a file is on this machine concerns nobody else
+                    options.pop(option, None)  # paths of this machine concern nobody else
             if PROMPTING in options:
                 raise UserError(f"task {name!r}: an option of a swarm's task cannot be called {PROMPTING!r}")
             if config.prompting:
@@ -547,7 +547,7 @@ def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
         ours = "path" in mine.options
         for option in (*FILE_OPTIONS, *(HUB_OPTIONS if ours else ())):
             options.pop(option, None)  # no founder chooses our files
-        if ours:  # and what is in them, and in which columns, is for us to say
+        if ours:  # our files: we say what they hold, and in which columns
             options |= mine.options
     asked = mine.model_dump(include={"examples", "instruction"}, exclude_unset=True)
     try:  # a founder who sets another field too, such as whose code to run, makes this a TypeError
@@ -590,7 +590,7 @@ def _check_key(task: ManifestTask, built: TaskSet) -> None:
 
 
 def earlier_versions(manifest: SwarmManifest, tasks: TaskSet) -> dict[TaskKey, int]:
-    """Return the tasks that an earlier release founded the swarm with, as they are here, and their versions then."""
+    """Return those tasks here that the swarm has in an earlier version, and that version."""
     return {
         task.key: then.version
         for task in tasks.tasks

@@ -43,8 +43,8 @@ log = structlog.get_logger()
 
 
 class Network(NamedTuple):
-    """A running host, who it is, the manifest of its swarm if that has one, where it is dialled, if it can be,
-    when its grant ends (Unix seconds), if it has one, and what its router is asked, if it is.
+    """A running host, its identity and its swarm's manifest; the address that peers dial, the Unix time when its grant
+    ends, and the port mapping asked of its router. The last four may be missing.
     """
 
     host: Host
@@ -101,7 +101,7 @@ def swarm_id(config: NodeConfig, folder: Path) -> bytes:
 
 
 def item_life(max_age_s: float) -> float:
-    """Return for how many seconds an item can come, from when it is signed, by a clock that is ahead if it may be.
+    """Return for how many seconds after its signing an item may come, its signer's clock being ahead.
 
     `max_age_s` is the age up to which nodes of the swarm take an item.
     """
@@ -175,7 +175,7 @@ def _start(
 
 
 def _last_endpoint(network: NetworkConfig, folder: Path) -> Endpoint | None:
-    """Where "any port" ended up at the last start: invites that were given out name it."""
+    """Return the port that "any port" was at the last start: invites that were given out name it."""
     asked = listens_at(network)
     if asked is None or asked.port != 0:
         return None
@@ -189,8 +189,8 @@ def _last_endpoint(network: NetworkConfig, folder: Path) -> Endpoint | None:
 def listens_at(network: NetworkConfig) -> Endpoint | None:
     """Return where a node listens; None for one that nobody could dial.
 
-    That is one which listens on loopback, by default or by choice, and has a seed on another machine: its peers
-    are there, and an endpoint on loopback, told to them, would be each peer's own machine.
+    Nobody can dial one that listens on loopback and has a seed on another machine: an endpoint on loopback, told to a
+    peer there, would be the peer's own machine.
     """
     if not network.listen:
         return None
@@ -200,15 +200,15 @@ def listens_at(network: NetworkConfig) -> Endpoint | None:
 
 
 def timing_of(network: NetworkConfig) -> Timing:
-    """Return how patient a node is with peers: one that listens on loopback only has them there."""
+    """Return how patient a node is with peers: if it listens on loopback only, they are on this machine."""
     listen = listens_at(network)
     return LOCAL if listen is not None and listen.is_loopback and not network.advertise else WAN
 
 
 def may_ask_router(network: NetworkConfig, endpoint: Endpoint) -> bool:
-    """Tell whether a node that is dialled there asks its router to forward the port: else no router's help is needed.
+    """Tell whether a node that is dialled there asks its router to forward the port. A public address needs no router.
 
-    Nor is it if a person forwards the port.
+    Neither does a port that a person forwards.
     """
     return network.local in ("all", "port") and not network.advertise and scope_of(endpoint.host) is Scope.PRIVATE
 

@@ -5,7 +5,7 @@
 
 The groups are those of peers that the node has trained on `since` then, by who signed them. Rewards and accuracies are
 millionths; one that is not known is nil. These are the metrics of `Display.BOARD` (node/metrics.py). All of it is the
-node's own word: what it says of others counts for these (`node.board.standing`), and what it says of itself for
+node's own word: what it says of others counts for them (`node.board.standing`), and what it says of itself counts for
 nothing. A newer version may append fields.
 
 A report travels as an item under `REPORTS_TOPIC`, so it is signed and dated as any item is. One comes at the node's
@@ -100,10 +100,10 @@ def decode(body: bytes, signer: NodeId) -> NodeReport:
 
 
 class Desk:
-    """Takes reports as they come: one of each signer in half of `every` seconds, by the time that it signed."""
+    """Takes incoming reports: one of each signer in half of `every` seconds, by the times that it signed."""
 
     def __init__(self, every: float, last: Mapping[NodeId, float] = MappingProxyType({})) -> None:
-        """Begin after reports that each signer signed `last`, Unix s, as far as is known."""
+        """Begin where `last` says when each signer last signed a report, Unix s."""
         self._gap = every / 2
         self._last: Recent[NodeId, float] = Recent(MAX_SIGNERS)
         for signer, time in last.items():
@@ -151,7 +151,7 @@ class Reporter:
 
 
 def reporter_of(reports_s: int, enabled: bool | str, agent: str) -> Reporter | None:
-    """Return what reports for a node; None where its swarm has no reports, or its `observe.enabled` keeps it from them.
+    """Return a node's reporter; None if its swarm has no reports, or `observe.enabled` forbids them.
 
     `reports_s` are the seconds between two reports of the swarm's manifest, 0 for none.
     """

@@ -6,8 +6,8 @@ the protocol's host; `NoExchange` is a node alone, for which the loop is plain G
 Demand: a node asks the swarm for its tasks' topics, and for as many groups a second as it can use.
 
 The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds of a round. `OVERSAMPLING` falls
-to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next. A node that trains
-on nobody's groups still takes `RELAY_DEMAND` and passes it on: a node that relays nothing wastes its neighbours' links.
+to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next. A node that trains on
+no peer's groups still takes `RELAY_DEMAND` and passes it on: a node that relays nothing wastes its neighbours' links.
 """
 
 import hashlib
@@ -120,7 +120,7 @@ class GroupReader:
 
 
 class NetworkExchange:
-    """Shares through a running `Host`, which relays, deduplicates and keeps its own counts."""
+    """Shares through a running `Host`, which relays, deduplicates and counts."""
 
     def __init__(
         self,

@@ -28,8 +28,8 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     check            what `gossamer tasks check` tries
     fuzz             what it tries to fool a verifier with
 
-`load_tasks` goes from the `tasks` table of a configuration to the tasks themselves, by `KINDS`. A name of no
-kind is that of an entry point in the group `gossamer.tasks`, which is called with the options.
+`load_tasks` goes from the `tasks` table of a configuration to the tasks themselves, by `KINDS`. Any other name is an
+entry point in the group `gossamer.tasks`, which is called with the options.
 
 To add a kind of task: write its file with a `load_...` that returns a `Task`. Give the file a line above, and the kind
 one in `KINDS` and in the table of docs/tasks.md. If its options name files of this machine, name it in `is_file_task`
@@ -71,7 +71,7 @@ class Item:
     should give it; both are how this node asks its own model, and no verifier goes by them.
     `answer` is the ground truth, private to the verifier; `solution` is a right
     answer where `answer` is not one itself. `content` names all that the verifier goes by, where
-    a seed does not: it travels with a group, and who has another is not asked the same.
+    a seed does not: it travels with a group, and a node with other content has another question.
     `tools` are those that the policy may call, as a JSON list of schemas that a chat template takes.
     """
 
@@ -130,7 +130,7 @@ def is_text(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Wrapper:
-    """A task around another one; unless it says otherwise, it says of itself what the inner one does."""
+    """A task around another one, whose attributes it has unless it defines them anew."""
 
     base: Task
 
@@ -241,10 +241,10 @@ Options = Mapping[str, Any]
 
 
 class TaskKind(NamedTuple):
-    """A kind of task: that of all names that are its own up to the first stroke.
+    """A kind of task. Its own name is what a task's name begins with, up to the first "/".
 
-    `load` takes a task's name and options. It returns the task, or several for a name that stands for several, or none
-    where nothing of the kind has that name. `names` are those that `gossamer tasks list` shows.
+    `load` takes a task's name and options. It returns the task, several for a name that stands for several, or none for
+    an unknown name. `names` are those that `gossamer tasks list` shows.
     """
 
     load: Callable[[str, Options], Sequence[Task]]

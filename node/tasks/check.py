@@ -44,7 +44,7 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     yield Finding(same, f"and in other processes, with PYTHONHASHSEED {' and '.join(HASH_SEEDS)}")
     start = start_of(task)
     yield _right_answers(task, items) if start is None else _plays_again(start, items)
-    # What is right by chance is wrong where another answer is right.
+    # A text may be right by chance for one item, and not for all.
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
     rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]  # in the first turn
     fine = all(0 <= reward < 1 for reward in rewards)

@@ -80,7 +80,7 @@ def _is_reward(value: object) -> bool:
 
 
 def play_again(start: Start, item: Item, texts: Sequence[str]) -> float | None:
-    """Return what an episode earns; None where the environment here answers otherwise than in it.
+    """Return what an episode earns; None if the environment here answers otherwise than the episode says.
 
     Args:
         start: of the task.

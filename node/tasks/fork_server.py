@@ -72,13 +72,13 @@ class EpisodeProcess:
 
 @dataclass(frozen=True, slots=True)
 class ForkServer:
-    """Begins episodes of the task `name` in processes of `workers`: a task's `start`.
+    """A task's `start`: begins episodes of the task `name` in processes that `workers` fork.
 
     Args:
         name: of the task.
         workers: fork for each episode.
         limit: seconds of all steps, after which an episode's process is ended.
-        seconds: after which the node gives an episode up; a worker that has still to load counts, too.
+        seconds: after which the node gives an episode up, loading of the worker included.
     """
 
     name: str

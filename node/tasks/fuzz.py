@@ -1,7 +1,7 @@
 """The texts that `gossamer tasks check --fuzz` tries: texts that should earn nothing, and might fool a verifier.
 
 The verifier is the hole in learning from rewards: a policy finds what pays. No text here answers its question. So none
-should earn more than a plain wrong answer to it does, which is the answer to another question.
+should earn more than a plain wrong answer, which is the answer to another question.
 """
 
 from collections.abc import Iterator, Sequence

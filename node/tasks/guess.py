@@ -5,8 +5,8 @@
                         then              13      and has won
 
 The question names the game: its secret number comes of the task's key and the game's by a hash, so that nothing but
-play tells it. Three guesses that stick to a plan find 3 of the 7 numbers; three that heed what they are told find all
-(binary search). A guess that is no number is told `?=`, and counts.
+play tells it. Three fixed guesses find 3 of the 7 numbers; three that use the replies find all (binary search). A guess
+that is no number is told `?=`, and counts.
 """
 
 import random

@@ -4,9 +4,9 @@ The examples of a question are questions of the same task whose seeds are derive
 so they are the same whenever it is asked. None of them is held out for evaluation. How they are laid out, as turns of
 a chat or as plain text, is the policy's matter (`node.policy.prompt`).
 
-How a node asks its own model, examples and instruction, is its own affair: the same text earns the same, so who asks
-otherwise has the same task, and trains a peer's completion as an answer to its own prompt. Where the answer is read
-decides what a text earns: it is part of the configuration hash.
+Examples and instruction are each node's own choice. They do not change what a text earns, so nodes that ask differently
+have the same task, and train a peer's completion as an answer to their own prompt. Where the answer is read decides
+what a text earns: it is part of the configuration hash.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from node.tasks.verdicts import Submit, Verdict, already, played, submit_of
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
 TRIALS = 4  # questions on which a task is tried when it is loaded
-MORE = "So it is."  # what a task is tried with that may take more than an answer
+MORE = "So it is."  # text around an answer, to try whether a task takes more than the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def _check(task: Prompted, item: Item) -> None:
 
 
 def takes_more(task: Task, item: Item) -> bool:
-    """Tell whether a task pays the right answer also where something stands before or after it, in whatever form.
+    """Tell whether a task also pays the right answer with text before or after it.
 
     It is tried, as a task that names no mode, such as a data set, may read answers in several.
     """

@@ -18,9 +18,10 @@
 The configuration hash covers the rows, the bytes of each function's file and what it is made with, weights, range and
 tokenizer. It covers neither paths nor formats, nor modules that a file imports.
 
-Groups of a task stay at home (`Task.unshared`) if a function pays the same text otherwise in another process or another
-time, if one is a judge, or if its workers are not confined: a stranger's text might do harm where a function runs it.
-What is paid otherwise is found when the task is loaded, by paying a few texts twice in each of two processes.
+Groups of a task stay at home (`Task.unshared`) if a function pays the same text differently in another process or at
+another time, if one is a judge, or if its workers are not confined: a stranger's text might do harm where a function
+runs it. Functions that pay differently are found when the task is loaded: a few texts are paid twice in each of two
+processes.
 
 Messages become the node's own form: an instruction, earlier turns of user and assistant as examples, the question.
 """
@@ -65,7 +66,7 @@ from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, alread
 
 VERSION = 1
 TRIAL_ROWS = 2
-NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a row, which TRL hands over otherwise
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL itself passes these: no columns of a row
 WORKER = "node.tasks.reward_functions"
 
 UNSHARED_HERE = "its functions are of this process alone: functions of a file, FILE.py:NAME, can be shared"

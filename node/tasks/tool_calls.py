@@ -83,8 +83,8 @@ def read_calls(text: str) -> SaidCalls:
 def told(said: SaidCalls, results: Sequence[str]) -> str:
     """Return what a policy is told of the results of its calls, in the form in which it called.
 
-    A tag of results within one, which may quote anybody, is told as `[tool_response]`: it would begin a result that no
-    tool returned.
+    A result may quote anybody, so a result tag inside it is written as `[tool_response]`: else it would begin a result
+    that no tool returned.
     """
     if not said.tagged:
         return "\n".join(results)
@@ -207,7 +207,7 @@ def fits(value: Any, schema: Schema) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Tell whether a JSON value is of a schema's `type`: a name or a list of names; one that nobody knows fits all."""
+    """Tell whether a JSON value is of a schema's `type`: a name or a list of names; an unknown name fits all."""
     if isinstance(kind, list):
         return any(_is(value, one) for one in kind)
     if not isinstance(kind, str) or kind not in _KINDS:

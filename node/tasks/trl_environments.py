@@ -18,8 +18,8 @@ What TRL 1.16 does with the class:
     public methods      are tools, by their signatures and docstrings; what one raises is told as an error
     get_reward()        ends it, with weight 1 beside the functions'. A method may be async
 
-Otherwise than in TRL, each episode has an instance of its own. `reset` is called for each row when the task is loaded,
-and has to return the same text again in the episode. The sum of rewards is brought into [0, 1] as
+Unlike in TRL, each episode has an instance of its own, and `reset` is called for each row when the task is loaded: it
+has to return the same text again in the episode. The sum of rewards is brought into [0, 1] as
 `node.tasks.reward_functions` does.
 
 A turn that calls tools (`node.tasks.tool_calls`) is answered by what they return, a turn without a call ends the
@@ -166,7 +166,7 @@ class EnvironmentTask:
         return self.items[seed % len(self.items)]
 
     def start(self, item: Item) -> ToolEpisode:
-        """Begin an episode; `ValueError` if the instance is told otherwise than the question tells."""
+        """Begin an episode; `ValueError` if `reset` returns another text than the question has."""
         instance, row = self.factory(), self.rows[item.content]
         if question_of(instance, row) != item.question:
             raise ValueError("reset returned another text than before: let it depend on its row alone")

@@ -5,8 +5,8 @@ or could not tell. An unscorable answer is not trained on and not published, and
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers go
-before its peers'. In each worker at most one text of a peer delays them, for `SCORE_S`, and the start of another worker
-if that text ended the first.
+before its peers'. In each worker at most one text of a peer delays them, for `SCORE_S`, and for the start of a new
+worker if that text ended the old one.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...};
@@ -246,7 +246,7 @@ _CLOSE, _OWN, _PEERS = range(3)  # the order in which a lane takes what waits
 
 
 class _Lanes:
-    """Threads that take requests from one queue, each with a worker of its own.
+    """Threads that take requests from one queue; each has its own worker process.
 
     The threads hold no reference to `Workers`. A worker dies with the thread that starts it, so the threads stay.
     """
@@ -275,7 +275,7 @@ class _Lanes:
                 self._count += 1
 
     def close(self) -> None:
-        """End the lanes, each after what it is at: each passes this on to the next."""
+        """End the lanes, each after its current request; each passes this on to the next."""
         self.waiting.put((_CLOSE, next(self._numbers), None, Future()))
 
 

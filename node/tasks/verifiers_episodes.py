@@ -48,7 +48,7 @@ from node.tasks.tool_calls import (
 
 
 class TaskSetGame:
-    """One episode of `env` on `task`, in progress; `told` is what its environment has said last, if anything.
+    """One episode of `env` on `task`, in progress; `told` is what its environment last said, if anything.
 
     `scale` brings a reward into [0, 1]. Raises what the environment raises.
     """

@@ -12,12 +12,11 @@ that are configured (`node.rollouts.rules.configured_weight`),
     luspo                       1/W  sum over rows  w_r  (sum of l over the row's tokens)
     dapo, cispo, bnpo, vespo    1/W  sum over sides w_s  (mean of l over the side's tokens)
 
-where a row's tokens are those that a policy drew: what an environment said in between is read, and not trained on
-(TRL's `tool_mask`). The rows of all own groups together are one side, as DAPO has it, and those of each external
-group are a side of their own; w_s is the sum of the w of a side's rows. So a row pulls as hard in
-a round that has few others as in a full one. A full round of own groups alone, whose rows weigh
-the same, has TRL's own loss. Each of these losses scales with its advantages (by any positive
-factor): so a row's weight is multiplied into its advantage.
+where a row's tokens are those that a policy drew: an environment's tokens in between are not trained on (TRL's
+`tool_mask`). The rows of all own groups together are one side, as DAPO has it, and those of each external group are a
+side of their own; w_s is the sum of the w of a side's rows. So a row pulls as hard in a round that has few others as in
+a full one. A full round of own groups alone, whose rows weigh the same, has TRL's own loss. Each of these losses scales
+with its advantages (by any positive factor): so a row's weight is multiplied into its advantage.
 
 A row whose advantage is zero adds nothing to the gradient (there is no KL term), so it
 is counted in the loss's denominator but not sent through the model. The entropy and

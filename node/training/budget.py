@@ -7,9 +7,9 @@
 
 A token passes forward through the model to be generated or scored, and forward and backward to be trained on; the
 backward pass costs two forward ones (Kaplan et al., arXiv 2001.08361, section 2.1). Prompts and evaluations
-are left out, and what `trainer.trl.mask_truncated_completions` takes out of an update is counted as if it were in it.
+are left out, and completions that `trainer.trl.mask_truncated_completions` takes out of an update count all the same.
 
-A node ends with the round that reaches its budget, which is therefore passed by up to one round. What it has spent is
+A node ends with the round that reaches its budget, so it may spend up to one round more. What it has spent is
 the sum over the rows of its metrics.jsonl, which a restart cuts back to the checkpoint: the rounds that are done again
 count once, and a run that was killed ends with the same round as one that was not.
 """

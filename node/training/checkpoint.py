@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 class Keep(NamedTuple):
-    """How many of the newest checkpoints are kept at all, and how many of those with the optimiser's state.
+    """How many of the newest checkpoints are kept, and how many of those with the optimiser's state.
 
     The best one by evaluation is kept beside them.
     """

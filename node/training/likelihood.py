@@ -1,7 +1,7 @@
 """How likely completions are under a policy, without a gradient: for rules and bounds that ask, and for evaluations.
 
-A distribution has as many numbers as the vocabulary, and a completion has one at each place: no more of them are in
-memory than `LOGITS` says, or than one completion has. Prompts have none: the head runs over completions alone.
+A completion has a distribution at each place, with as many numbers as the vocabulary. At most `LOGITS` of these numbers
+are in memory, or those of one completion. Prompts need none: the head runs over completions alone.
 """
 
 import math
@@ -35,7 +35,7 @@ Distributions = Callable[[Of], torch.Tensor]  # of a row's T drawn tokens: from 
 def of_each_token(
     policy: Policy, rows: Sequence[ScoredRow], of: Of, temperature: float = 1.0
 ) -> Iterator[torch.Tensor]:
-    """Yield, for each row, what `of` says of the distributions from which its policy drew T tokens."""
+    """Yield `of`, for each row, of the distributions from which its policy drew T tokens."""
     return (distributions(of) for distributions in _distributions(policy, rows, temperature))
 
 

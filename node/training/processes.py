@@ -41,7 +41,8 @@ def several(
 ) -> Iterator[Callable[[], Ranks]]:
     """Let the node of `folder` train in several processes for as long as the block lasts.
 
-    They start at once. Yields what waits for them and returns this one's place among them, to be called once.
+    They start at once. Yields a function, to be called once, that waits for them and returns this one's place among
+    them.
 
     Args:
         config: of the node.
@@ -134,7 +135,7 @@ def _join(config: NodeConfig) -> Ranks:
 
 @contextmanager
 def _broken_group_is_clear(reason: Callable[[], str]) -> Iterator[None]:
-    """Say in one line that another process is gone, which is found out by an exchange that it takes no part in."""
+    """Say in one line that another process is gone, when an exchange with it fails."""
     try:
         yield
     except RuntimeError as error:

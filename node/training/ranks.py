@@ -11,8 +11,8 @@ same trainer on their parts of each round. Number 0 tells them, in this order,
     step     that it is done with this optimiser step: logged, and its checkpoint begun
 
 and may tell them at any time that there is nothing more to do. What it says goes over the CPU by gloo, without a limit
-in time: a round may take hours. Gradients go as accelerate has it, by NCCL among GPUs, and every rank has as many of
-these exchanges, or all would wait.
+in time: a round may take hours. Gradients go as accelerate has it, by NCCL among GPUs. Every rank has the same number
+of these exchanges, or all would wait.
 
 The weights are whole on every rank (data parallel) or each rank has a part of each (FSDP2). With parts, number 0 also
 keeps a whole copy, for the engine, evaluations, peers and checkpoints: `gather` brings it up to date, `scatter` the
@@ -81,7 +81,7 @@ class Ranks:
         return cls(state.process_index, state.num_processes, is_sharded(), group)
 
     def share(self, said: bytes = b"") -> bytes:
-        """Return what number 0 says, on every rank; of the others `said` is nothing.
+        """Return on every rank what number 0 says; the others leave `said` empty.
 
         Raises:
             Dismissed: number 0 has dismissed the others.
@@ -97,7 +97,7 @@ class Ranks:
         return data.numpy().tobytes()
 
     def dismiss(self) -> None:
-        """Tell the others that there is nothing more to do; of number 0 alone, and its last word."""
+        """Tell the others that there is nothing more to do; number 0 calls it, last of all."""
         if self.count > 1:
             torch.distributed.broadcast(torch.tensor(len(_DISMISSED)), 0, group=self._group)
 

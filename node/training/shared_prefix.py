@@ -176,7 +176,7 @@ def attention_window(config: Any) -> float:
 
 
 Pass = Callable[[dict[str, torch.Tensor]], torch.Tensor]
-"""A way to the log-probabilities of a micro-batch, (B, C) or those of its tokens."""
+"""A way to compute a micro-batch's log-probabilities, (B, C) or those of its tokens."""
 
 
 def takes_our_mask(model: Any) -> bool:
@@ -201,13 +201,13 @@ def disagreement(model: Any, right: Pass, tried: Pass, precision: torch.dtype) -
 
     Args:
         model: any causal language model of `transformers`.
-        right: what is known to be so.
-        tried: what may fail.
+        right: the way that is known to be correct.
+        tried: the way to check.
         precision: in which both compute.
     """
     batch = _small_batch(model.config.get_text_config().vocab_size, model.device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    first_and_last = [weights[0], weights[-1]]  # what lies between cannot be wrong alone, and takes much memory
+    first_and_last = [weights[0], weights[-1]]  # an error between shows in these, too; all would take much memory
     expected = _with_gradients(right(batch), first_and_last)
     try:
         found = _with_gradients(tried(batch), first_and_last)

@@ -10,9 +10,9 @@ clipping, optimiser, schedule, precision, devices, logging, callbacks) is theirs
     _get_per_token_logps_and_entropies   computes a group's prompt once (`shared_prefix`), and the logits of
                            completions alone, some at a time (`head`)
 
-and some at the edges: `_save_checkpoint` writes the same files as theirs, but atomically
-and without a model card, and the methods that load them report errors in one line. Weights and
-optimiser are copied, and written on a thread while training goes on; one checkpoint at a time.
+A few more are overridden at the edges: `_save_checkpoint` writes the same files as theirs, but atomically and without a
+model card, and the methods that load them report errors in one line. Weights and optimiser are copied, and written on a
+thread while training goes on; one checkpoint at a time.
 
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
 is resumed only when the update of its last round, its log and the copy for its checkpoint are done.
@@ -160,7 +160,7 @@ class SwarmTrainer(GRPOTrainer):
         return self.state.global_step // self.args.num_iterations
 
     def begin_step(self) -> None:
-        """Note that the weights are of no whole round from now on."""
+        """Note that from now on the weights are between two rounds."""
         self._weights_after = None
 
     def end_round(self) -> None:
@@ -179,7 +179,7 @@ class SwarmTrainer(GRPOTrainer):
     ) -> torch.Tensor:
         """Add up the gradients of a step's micro-batches, if there are any, and return the sum of their losses.
 
-        Where the memory does not suffice for one, all are done again, with half as many tokens at once.
+        If memory does not suffice for one, all are done again, with half as many tokens at once.
 
         Raises:
             DivergedError: loss or gradients were not finite in too many steps in a row.
@@ -475,7 +475,7 @@ class SwarmTrainer(GRPOTrainer):
         return batch | {"advantages": batch["advantages"][:, None] * weights}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log a round with what the loop knows of it, for whoever `report_to` names; other logs as they are."""
+        """Log a round with the loop's figures, to the trackers that `report_to` names; other logs as they are."""
         if "loss" in logs:
             surprise = self._surprise.take(lambda values: self._ranks.total(values, self.args.device))
             logs = logs | dict(self._also_log(self.rounds_done)) | surprise
@@ -603,7 +603,7 @@ class SwarmTrainer(GRPOTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def _write_small(self, folder: Path) -> None:
-        """Write what changes with the next round and takes no time, and what another thread must not touch."""
+        """Write what is small and changes with the next round, and what another thread must not touch."""
         path = str(folder)
         self.processing_class.save_pretrained(path)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
@@ -616,7 +616,7 @@ class SwarmTrainer(GRPOTrainer):
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _large_state(self, moments: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """Return the weights, of which only adapters are saved where there are some, and the optimiser's state.
+        """Return the weights, or only the adapters if there are some, and the optimiser's state.
 
         `moments` is that state where its parts were put together.
         """
