@@ -60,7 +60,8 @@ Rewards = Annotated[
     typer.Option(
         "--reward",
         metavar="FUNCTION",
-        help="A reward function in TRL's form, for the rows of --data: FILE.py:NAME, trl:NAME; may be repeated.",
+        help="A reward function in TRL's form, for the rows of --data: FILE.py:NAME, trl:NAME; with a weight "
+        "FILE.py:NAME=0.5; may be repeated.",
     ),
 ]
 Rows = Annotated[

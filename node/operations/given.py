@@ -1,5 +1,6 @@
 """A person's words, read: tasks, rewards and rows as tables of the configuration, and invites."""
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from node.errors import UserError
 
 if TYPE_CHECKING:
     from protocol.credentials.invite import Invite
+
+WEIGHTED = re.compile(
+    r"(?!judge:)(.+:\w+(?:\(.*\))?)=([^=)]*)", re.DOTALL
+)  # a reward function, with what it is made with, and its weight
 
 
 def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -38,7 +43,8 @@ def tasks_given(
     """Return the `[[tasks]]` tables of --task, --reward and --data; `options` are for each of them.
 
     Raises:
-        UserError: --reward without --data, or --data without --reward and without an environment.
+        UserError: --reward without --data, or --data without --reward and without an environment; a weight
+            that is no number.
     """
     made = [task_config(one, options) for one in tasks or []]
     environments = [one for one in made if "factory" in one["options"]]
@@ -52,11 +58,29 @@ def tasks_given(
         anchored_tasks(one)
     if rewards and rows:
         name = f"rewards/{_label(label)}"
-        table: dict[str, Any] = {"name": name, "options": {source: rows, "functions": list(rewards)}}
+        functions, weights = zip(*map(_weighted, rewards), strict=True)
+        table: dict[str, Any] = {"name": name, "options": {source: rows, "functions": list(functions)}}
+        if any(weight is not None for weight in weights):
+            table["options"]["weights"] = [1.0 if weight is None else weight for weight in weights]
         for option in options:
             apply_override(table["options"], option, "--option")
         made.append(anchored_tasks(table))
     return made
+
+
+def _weighted(reward: str) -> tuple[str, float | None]:
+    """Return the function that is given by its name, or by NAME=WEIGHT, and its weight."""
+    found = WEIGHTED.fullmatch(reward)
+    if found is None:
+        return reward, None
+    function, text = found.groups()
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise UserError(f"--reward wants a number after NAME=, got {text!r}")
+    return function, weight
 
 
 def anchored_tasks(table: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""A call on a thread of its own that the end of the process does not wait for."""
+"""A call on a thread of its own that the end of the process does not wait for, and a wait for async functions."""
 
+import asyncio
+import inspect
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,3 +23,22 @@ def on_daemon(call: Callable[[], T], name: str) -> "Future[T]":
     future: Future[T] = Future()
     threading.Thread(target=settle, args=(future, call), name=name, daemon=True).start()
     return future
+
+
+def awaited(value: Any) -> Any:
+    """Return `value`, or what it gives where it is awaitable; raise what it raises.
+
+    This also works in a notebook, whose main thread has a loop that runs: then another thread waits for it.
+    """
+    if not inspect.isawaitable(value):
+        return value
+
+    async def given() -> Any:
+        return await value
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(given())
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, given()).result()

@@ -127,6 +127,10 @@ class WorkerError(Exception):
         self.status = status
 
 
+class WorkerTimeoutError(WorkerError):
+    """The worker did not answer in time."""
+
+
 class WorkerProcess:
     """A running worker process, until `kill` or the end of this one.
 
@@ -180,7 +184,8 @@ class WorkerProcess:
         """Send a request and return the reply to it.
 
         Raises:
-            WorkerError: no good reply within `timeout` seconds; the child has been killed.
+            WorkerTimeoutError: no reply within `timeout` seconds; the child has been killed.
+            WorkerError: no good reply; the child has been killed.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -188,7 +193,8 @@ class WorkerProcess:
             send(self._channel, message)
             return receive(self._channel, deadline)
         except TimeoutError:
-            raise self._failed(f"no answer to {message['call']!r} in {timeout:g} s", None) from None
+            late = self._failed(f"no answer to {message['call']!r} in {timeout:g} s", None)
+            raise WorkerTimeoutError(str(late)) from None
         except ValueError as error:
             raise self._failed(f"a malformed answer to {message['call']!r} ({error})", None) from None
         except (EOFError, OSError):

@@ -25,7 +25,6 @@ itself before it loads anything of somebody's (`node.processes.confinement`).
 """
 
 import ast
-import asyncio
 import hashlib
 import importlib
 import importlib.metadata
@@ -41,6 +40,7 @@ from typing import Any, NamedTuple, NoReturn
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
+from node.processes.threads import awaited
 from node.processes.worker_process import Message, connect, receive, send, yield_memory
 from node.tasks.judge import Judge
 from node.tasks.third_party import described, run_file
@@ -107,7 +107,7 @@ class Function:
         """Return its rewards of `answers`, none of them NaN; raise `RewardError` for what is no list of them."""
         columns = {name: [one.columns[name] for one in answers] for name in answers[0].columns}
         try:
-            paid = self.call(
+            called = self.call(
                 prompts=[one.prompt for one in answers],
                 completions=[completion(one) for one in answers],
                 completion_ids=[tokens(one.text) for one in answers],
@@ -116,8 +116,7 @@ class Function:
                 log_extra=_log_nothing,
                 log_metric=_log_nothing,
             )
-            if inspect.isawaitable(paid):
-                paid = asyncio.run(_awaited(paid))
+            paid = awaited(called)
             rewards = [None if one is None or math.isnan(one) else float(one) for one in paid]
         except Exception as error:  # it may raise anything
             raise RewardError(f"{self.name} {described(error)}") from error
@@ -140,10 +139,6 @@ class _NoState:
 
 
 def _log_nothing(*_: object) -> None: ...
-
-
-async def _awaited(paid: Any) -> Any:
-    return await paid
 
 
 def completion(answered: Answered) -> str | list[dict[str, str]]:
@@ -305,44 +300,32 @@ def main() -> None:
     request = receive(channel)
     try:
         functions, said = begin(request)
-    except (UserError, RewardError) as error:
-        send(
-            channel, {"error": f"{one_line(error)}{HELD if request['confine'] and 'Permission' in str(error) else ''}"}
-        )
+    except UserError as error:
+        send(channel, _refused(request, error))
         return
     send(channel, said)
     while True:
         asked = receive(channel)
-        send(channel, _scored(functions, Answered(asked["prompt"], asked["columns"], asked["text"])))
+        if asked["call"] == "trial":
+            send(channel, _tried(functions, request, asked["rows"]))
+        else:
+            send(channel, _scored(functions, Answered(asked["prompt"], asked["columns"], asked["text"])))
 
 
 def begin(request: Message) -> tuple[Functions, Message]:
-    """Confine this process if the first message says so, load its functions and try them; return what to reply.
+    """Confine this process if the first message says so, and load its functions; return what to reply.
 
     Raises:
         UserError: a function is not there, its code has changed, or this machine does not confine as it did.
-        RewardError: a function raises, or pays no numbers.
     """
     unconfined = _confined() if request["confine"] else ""
-    if unconfined and not request.get("trial"):
+    if unconfined and "code" in request:
         raise UserError(unconfined)  # it was confined when the node began
     functions = load_functions(request)
     code = code_of(functions)
     if request.get("code", code) != code:  # peers would take its rewards for lies
         raise UserError("its code has changed since this node began: start the node again")
-    answers = [
-        Answered(prompt, columns, text)
-        for prompt, columns in request.get("trial", ())
-        for text in trial_texts(prompt, columns)
-    ]
-    rewards, unlike = functions.trial(answers) if answers else ([], "")
-    return functions, {
-        "code": code,
-        "names": functions.names,
-        "unconfined": unconfined,
-        "trial": rewards,
-        "unlike": unlike,
-    }
+    return functions, {"code": code, "names": functions.names, "unconfined": unconfined}
 
 
 def _confined() -> str:
@@ -351,6 +334,20 @@ def _confined() -> str:
     except ConfinementError as error:
         return str(error)
     return ""
+
+
+def _tried(functions: Functions, first: Message, rows: Sequence[tuple[Prompt, Mapping[str, object]]]) -> Message:
+    answers = [Answered(*row, text) for row in rows for text in trial_texts(*row)]
+    try:
+        rewards, unlike = functions.trial(answers)
+    except RewardError as error:
+        return _refused(first, error)
+    return {"trial": rewards, "unlike": unlike}
+
+
+def _refused(first: Message, error: Exception) -> Message:
+    line = one_line(error)
+    return {"error": f"{line}{HELD}" if first["confine"] and "Permission" in line else line}
 
 
 def _scored(functions: Functions, answered: Answered) -> Message:

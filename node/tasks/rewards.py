@@ -40,7 +40,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from node.config import option_complaint
 from node.errors import UserError, one_line
-from node.processes.worker_process import Message, WorkerError
+from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_text
 from node.tasks.answers import MAX_TEXT
 from node.tasks.dataset import MAX_BYTES, MAX_ROWS, RowsSource, check_source, read_rows
@@ -66,6 +66,7 @@ from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, alread
 
 VERSION = 1
 TRIAL_ROWS = 2
+FIRST_CALLS_S = 60.0  # beside each text's own time: a busy machine may need it for what functions import when called
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL itself passes these: no columns of a row
 WORKER = "node.tasks.reward_functions"
 
@@ -345,6 +346,9 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tup
     """Start workers with the functions; return them and what they say: `names`, `code`, `unconfined`, `unlike`.
 
     The functions pay some texts in two processes, of which one stays.
+
+    Raises:
+        UserError: a function is not there, raises, pays no numbers, or takes too long.
     """
     first: Message = {
         "call": "load",
@@ -357,12 +361,23 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tup
     }
     if options.judged:
         first["judge"] = options.judging
-    tried = {**first, "trial": rows[:TRIAL_ROWS]}
     seconds = options.seconds + 1.0 if options.judged else options.seconds  # a judge's own wait ends first
-    both = [Workers(name, WORKER, tried, seconds) for _ in range(2)]
+    texts = sum(len(trial_texts(*row)) for row in rows[:TRIAL_ROWS])
+    limit = FIRST_CALLS_S + seconds * texts
+
+    def tried(workers: Workers) -> Message:
+        said = workers.begin()
+        return said if "error" in said else said | workers.ask({"call": "trial", "rows": rows[:TRIAL_ROWS]}, limit)
+
+    both = [Workers(name, WORKER, first, seconds) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         try:
-            said, other = pool.map(Workers.begin, both)
+            said, other = pool.map(tried, both)
+        except WorkerTimeoutError:
+            raise UserError(
+                f"task {name!r}: its functions did not pay {texts} texts, each a few times, in {limit:g} s: "
+                f"make them faster, or set the option seconds, which a text may take"
+            ) from None
         except (WorkerError, TypeError) as error:
             raise UserError(f"task {name!r} cannot be loaded: {one_line(error)}") from None
     if "error" in said:

@@ -33,10 +33,9 @@ configuration hash covers the bytes of the class's and functions' files, the row
 `confine`.
 """
 
-import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ from pydantic import Field, field_validator, model_validator
 
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
+from node.processes.threads import awaited
 from node.tasks import Item, TaskKey, config_hash, is_text
 from node.tasks.environments import MAX_TURNS, Done, Observation, play_again
 from node.tasks.reward_functions import HERE, JUDGE, Answered, Function, Functions, parse_spec, tokens_of
@@ -126,7 +126,7 @@ class ToolEpisode:
             if isinstance(call, CallError):
                 raise call
             check_call(call, self.schemas)
-            text = str(_awaited(self.tools[call.name](**call.arguments)))
+            text = str(awaited(self.tools[call.name](**call.arguments)))
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # a tool may raise anything, and its policy is told so, as in TRL
@@ -179,7 +179,7 @@ class EnvironmentTask:
 
 def question_of(instance: Any, row: PromptRow) -> str:
     """Reset an environment with a row and return what the policy is asked."""
-    said = _awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
+    said = awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
     if said is not None and not isinstance(said, str):
         raise TypeError(f"reset returned a {type(said).__name__}: return a text or None")
     return item_of(row).question + (said or "")
@@ -289,12 +289,4 @@ def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list
 
 
 def _own_reward(environments: list[Any], **_: object) -> list[Any]:
-    return [_awaited(one.get_reward()) for one in environments]
-
-
-def _awaited(value: Any) -> Any:
-    return asyncio.run(_result_of(value)) if inspect.isawaitable(value) else value
-
-
-async def _result_of(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+    return [awaited(one.get_reward()) for one in environments]

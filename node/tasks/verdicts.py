@@ -221,6 +221,16 @@ class Workers:
         self._lanes.put(_OWN, lambda lane: lane.first_reply(), future)
         return future.result()
 
+    def ask(self, request: Message, seconds: float) -> Message:
+        """Return a worker's reply to a request of the node's own.
+
+        Raises:
+            WorkerError: there is no worker, it ended, or it did not reply within `seconds` once its turn came.
+        """
+        future: Future[Message] = Future()
+        self._lanes.put(_OWN, lambda lane: lane.reply(request, seconds), future)
+        return future.result()
+
     def restart_with(self, first: Message) -> None:
         """Let workers that are started from now on get this first message."""
         self._lanes.first = first
@@ -332,15 +342,26 @@ class _WorkerThread:
             raise self._said
         return self._said
 
-    def opened(self, request: Message) -> socket.socket:
-        if self._worker is None:
-            raise WorkerError(str(self._said if isinstance(self._said, Exception) else self._said["error"]))
+    def reply(self, request: Message, seconds: float) -> Message:
         try:
-            return self._worker.call_for_channel(request, self._lanes.seconds)
+            return self._there().call(request, seconds)
         except WorkerError:
-            if self._worker.killed:
+            self._end()
+            raise
+
+    def opened(self, request: Message) -> socket.socket:
+        worker = self._there()
+        try:
+            return worker.call_for_channel(request, self._lanes.seconds)
+        except WorkerError:
+            if worker.killed:
                 self._end()
             raise
+
+    def _there(self) -> WorkerProcess:
+        if self._worker is None:
+            raise WorkerError(str(self._said if isinstance(self._said, Exception) else self._said["error"]))
+        return self._worker
 
     def verdict(self, request: Message) -> Verdict:
         said = self._asked(request)

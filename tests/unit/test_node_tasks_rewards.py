@@ -1,5 +1,6 @@
 """Reward functions in TRL's form: called as TRL calls them, tried when they are loaded, and kept from doing harm."""
 
+import asyncio
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
+from node.operations.given import tasks_given
 from node.processes.confinement import ConfinementError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import check
@@ -91,6 +93,9 @@ def slow(completions, **kwargs):
         return [float(len(bytearray(9 << 30)) > 0)]
     return [0.5 for _ in completions]
 
+def stuck(completions, **kwargs):
+    time.sleep(600)
+
 def temporary(completions, **kwargs):
     return [float(tempfile.gettempdir() != "") for _ in completions]  # torch asks for it when it is imported
 
@@ -160,6 +165,17 @@ def test_a_function_gets_what_trl_hands_over() -> None:
         "source": [None],
     }
     assert (chat["prompts"], chat["completions"]) == ([CHAT.prompt], [[{"role": "assistant", "content": "2"}]])
+
+
+def test_an_async_function_is_awaited_in_a_notebook_too_whose_loop_runs() -> None:
+    async def take(**_: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return [0.5]
+
+    async def cell() -> list[float | None]:
+        return pay(take, ONE)
+
+    assert pay(take, ONE) == asyncio.run(cell()) == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -317,10 +333,10 @@ def test_where_a_machine_cannot_confine_the_functions_run_and_nothing_is_shared(
         "tokenizer": "",
         "confine": True,
     }
-    _, said = reward_functions.begin({**request, "trial": [["1+1=", {"answer": 2}]]})
+    _, said = reward_functions.begin(request)
     assert said["unconfined"] == "no Landlock"
     with pytest.raises(UserError, match="no Landlock"):  # one that was confined when the node began
-        reward_functions.begin(request)
+        reward_functions.begin({**request, "code": said["code"]})
 
 
 def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: Path) -> None:
@@ -341,6 +357,12 @@ def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_t
     assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [0.75, 0.25, None, None, 0.75]
     alone = load_rewards("rewards", options(folder, "unsure"))
     assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
+
+
+def test_a_function_that_hangs_is_told_when_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.tasks.rewards.FIRST_CALLS_S", 0.2)
+    with pytest.raises(UserError, match=r"did not pay 8 texts, each a few times, in 0.28 s: .*option seconds"):
+        load_rewards("rewards", options(folder, "stuck", seconds=0.01))
 
 
 @pytest.mark.slow
@@ -491,6 +513,35 @@ def test_functions_and_rows_are_given_on_the_command_line(folder: Path, capsys, 
     assert f'functions = ["{folder}/rewards.py:accuracy", "{folder}/rewards.py:brevity"]' in shown
     assert run([*asked[:3], "--dry-run"], debug=False) == 2
     assert "--reward and --data go together" in capsys.readouterr().err
+    weighted = ["--reward", "./rewards.py:accuracy=2", "--reward", "./rewards.py:brevity", "--data", "rows.jsonl"]
+    assert run(["node", *weighted, "--dry-run"], debug=False) == 0
+    shown = capsys.readouterr().out
+    assert f'functions = ["{folder}/rewards.py:accuracy", "{folder}/rewards.py:brevity"]' in shown
+    assert "weights = [2.0, 1.0]" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "function", "weight"),
+    [
+        ("/a.py:f", "/a.py:f", None),
+        ("/a=1.py:f=0.5", "/a=1.py:f", 0.5),
+        ("/a=1.py:f", "/a=1.py:f", None),
+        ("trl:get_soft(limit=3)", "trl:get_soft(limit=3)", None),
+        ("trl:get_soft(limit=3)=1e-1", "trl:get_soft(limit=3)", 0.1),
+        ("judge:http://a:1/v1?q=1", "judge:http://a:1/v1?q=1", None),
+        ("m:f=-1", "m:f", -1.0),
+    ],
+)
+def test_a_weight_follows_a_functions_name(given: str, function: str, weight: float | None) -> None:
+    (table,) = tasks_given(None, [given], "OWNER/NAME")
+    assert table["options"]["functions"] == [function]
+    assert table["options"].get("weights") == (None if weight is None else [weight])
+
+
+def test_a_weight_that_is_none_is_one_clear_line() -> None:
+    for weight in ("two", "nan", "inf"):
+        with pytest.raises(UserError, match=rf"--reward wants a number after NAME=, got {weight!r}"):
+            tasks_given(None, [f"a.py:f={weight}"], "OWNER/NAME")
 
 
 @pytest.mark.slow
