@@ -14,9 +14,10 @@ train their maker, and are not shared. A question of any other is answered by on
 A question cannot be made again from a seed alone: a seed stands for a row of what is installed here. So a group
 carries the row's hash, and a receiver whose row has another one sets the group aside (`node.rollouts.screening`).
 
-The task set is other people's code. A worker process loads it and computes rewards, with limits on time and memory, and
-without network once it is loaded. A joiner loads a task set only if its own configuration lists it. A completion whose
-reward fails or takes too long is unscorable (`node.tasks.verdicts`).
+The task set is other people's code. A worker process loads it and computes rewards, with limits on time and memory.
+Once it is loaded, it is confined (`node.processes.confinement`); where a machine cannot do that, Python's own network
+is denied. A joiner loads a task set only if its own configuration lists it. A completion whose reward fails or takes
+too long is unscorable (`node.tasks.verdicts`).
 
 `python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """
@@ -31,6 +32,7 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -40,6 +42,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
 from node.errors import UserError
+from node.processes.confinement import ConfinementError, confine
 from node.processes.worker_process import Message, WorkerError, connect, receive, send
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
 from node.tasks.answers import MAX_TEXT
@@ -151,6 +154,9 @@ def main() -> None:
         said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
         send(channel, {"error": " ".join(said.split())[:500]})
         return
+    if loaded.env is None:  # else each episode is
+        with suppress(ConfinementError):
+            confine()
     send(channel, {**told, "versions": loaded.versions, "plays": loaded.env is not None})
     while True:
         request = receive(channel)

@@ -11,6 +11,7 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
+from node.processes.confinement import unconfinable
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.swarm.founding import adopt_tasks
@@ -70,7 +71,11 @@ def sums(packages: Path) -> VerifiersTask:
         "if text == 'nan': return float('nan')\n"
         "if text == 'net':\n"
         "    import socket\n"
-        "    socket.create_connection(('127.0.0.1', 9))\n" + RIGHT,
+        "    socket.create_connection(('127.0.0.1', 9))\n"
+        "if text == 'program':\n"
+        "    import subprocess, sys\n"
+        "    subprocess.run([sys.executable, '-S', '-c', 'import socket; socket.socket()'], check=True)\n"
+        "if text.startswith('write '): open(text[6:], 'w')\n" + RIGHT,
         " " * 8,
     )
     write(packages, "good_sums", reward=hostile)
@@ -90,6 +95,14 @@ def test_rewards_are_the_task_sets_own_scaled_to_one(sums: VerifiersTask) -> Non
 def test_a_reward_that_fails_is_unscorable_and_gets_no_network(sums: VerifiersTask) -> None:
     item = sums.make(1)
     assert [sums.verify(item, text) for text in ("boom", "nan", "net", "x" * 10**6)] == [None, None, None, 0.0]
+    assert sums.verify(item, str(2 * int(item.question.split("+")[0]))) == 1.0
+
+
+@pytest.mark.skipif(bool(unconfinable()), reason=unconfinable())
+def test_a_reward_writes_no_file_and_what_it_starts_gets_no_network(sums: VerifiersTask, tmp_path: Path) -> None:
+    item = sums.make(1)
+    assert [sums.verify(item, text) for text in ("program", f"write {tmp_path / 'file'}")] == [None, None]
+    assert not (tmp_path / "file").exists()
     assert sums.verify(item, str(2 * int(item.question.split("+")[0]))) == 1.0
 
 
