@@ -212,9 +212,12 @@ class Loop:
             asked = self.tasks.ask(self.seed, number, self._fits)
             prompt = None if asked is None else self._encode_prompt(asked.item)
             if asked is None or prompt is None:
+                has_tools = any(task.make(0).tools for task in self.tasks.tasks)
                 raise UserError(
                     f"no question to train on is found: too many exceed {self._longest_prompt} tokens (raise "
-                    "engine.max_prompt_length if the policy has room), or all are held out for evaluation"
+                    "engine.max_prompt_length if the policy has room"
+                    + ("; an environment's option tell = false leaves its tools out" if has_tools else "")
+                    + "), or all are held out for evaluation"
                 )
             questions.append(Question(asked.task, asked.seed, asked.item, prompt))
         return questions

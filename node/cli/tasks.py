@@ -25,7 +25,7 @@ Target = Annotated[
     str | None,
     typer.Argument(
         metavar="[TASK]",
-        help="A name such as builtin/sums, a .py, .jsonl, .csv or .parquet file, or a CONFIG.",
+        help="A name such as builtin/sums, a .py, .jsonl, .csv or .parquet file, FILE.py:CLASS, or a CONFIG.",
         show_default=False,
     ),
 ]
@@ -82,6 +82,7 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer tasks check ./riddles.py
       gossamer tasks check builtin/arithmetic -o digits=2 --examples 3 --answer first_line
       gossamer tasks check --reward ./rewards.py:accuracy --data rows.jsonl --policy builtin --fuzz
+      gossamer tasks check ./env.py:CounterEnv --data rows.jsonl
     """
     from node.config import load_config, parse_config
     from node.tasks import load_tasks
@@ -89,9 +90,11 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
     from node.tasks.fuzz import fuzz as fooled
     from node.tasks.task_set import unshared
 
-    if (task is None) == (not reward and not data):
+    if (task is None) != bool(reward):
         raise UserError("give either TASK, or --reward with --data")
     if task is not None and task.endswith(".toml"):
+        if data:
+            raise UserError(f"{task} names the rows of its tasks itself: leave --data out")
         configs = load_config(Path(task)).tasks
     else:
         tables = tasks_given([task] if task else [], reward, data, option or [])

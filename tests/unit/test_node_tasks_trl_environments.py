@@ -16,6 +16,7 @@ from trl import GRPOConfig
 
 from node import run
 from node.api import Node
+from node.cli.app import run as command
 from node.config import PolicyConfig, TaskConfig, load_config
 from node.engines import Generated, SamplingParams
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
@@ -506,6 +507,13 @@ def test_the_built_in_policy_trains_on_calls_that_earned_something(
     assert after > before + 10  # of some -240 nats
 
 
+def test_tools_that_a_policy_has_no_room_for_are_told_to_be_left_out(tmp_path: Path) -> None:
+    alone = {"network": {"enabled": False}, "policy": {"device": "cpu"}}
+    node = Node("builtin", [{"name": "environment", "options": write(tmp_path)}], folder=tmp_path / "node", **alone)
+    with pytest.raises(UserError, match="tell = false leaves its tools out"):
+        node.train(1)
+
+
 def test_the_python_interface_takes_an_environment_of_the_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -577,3 +585,15 @@ def test_a_class_and_its_rows_are_given_on_the_command_line(tmp_path: Path, monk
     assert load_environment(table["name"], table["options"]).size == 8
     with pytest.raises(UserError, match="--reward and --data go together"):
         tasks_given(["env.py"], None, "rows.jsonl")
+
+
+def test_the_check_takes_a_class_and_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("node.tasks.check.check", lambda config, task: [])
+    assert command(["tasks", "check", "env.py:IncrementEnv", "--data", "rows.jsonl"], debug=False) == 0
+    assert "environment/env  version 1" in capsys.readouterr().out
+    for other in ("env.py", "mixture.toml"):
+        assert command(["tasks", "check", other, "--data", "rows.jsonl"], debug=False) == 2
