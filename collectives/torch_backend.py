@@ -16,12 +16,13 @@ the time is up, an operation raises `BackendError`, which names the rank. The gr
 operations raise the same, here and, because this is told to them, at its other ranks. `enter` begins anew.
 
 **Order.** Collectives of one group run one after the other on a thread of the group, or on the caller's own if it
-waits for the result and nothing is under way. Sends and receives are begun where they are called.
+waits for the result and nothing is under way. A callback of a future runs on the group's thread, and the collectives
+that it calls run there and then, before those that are queued: so it may wait for them, as DDP's PowerSGD hook does.
+Sends and receives are begun where they are called. A receive from any source is begun by whoever waits for it, after
+those with its tag that were called before.
 
 **CUDA tensors** are staged through pinned memory (`reduce.staging`). A work is over when its tensors are filled on the
 device, so `wait` blocks the caller and leaves nothing to wait for on a stream.
-
-Left out: what gloo does not have either on the CPU (uneven reduce-scatter).
 """
 
 import hashlib
@@ -50,7 +51,7 @@ from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, combine, describe, finish, start, work_dtype
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
-from collectives.reduce.tensors import memory, publish_pieces
+from collectives.reduce.tensors import DTYPES, memory, publish_pieces, set_apart
 from collectives.types import WAN, Codec, Op, Protection
 from protocol.identity import NodeId
 
@@ -107,10 +108,11 @@ class ProcessGroupGossamer(_TorchGroup):
         view = comm.view
         self._mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
         self._name = name
-        self._timeout = timeout
+        self._timeout = self._time_left = timeout  # of the operations; of the collective that is under way
         self._ids = frozenset(members)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._from_anybody: dict[int, Work] = {}  # by tag: the last receive from any source
         self._ports: set[SocketPort] = set()
         self._waiting: SimpleQueue[tuple[Work, Callable[[], None]] | None] = SimpleQueue()
         self._under_way = 0
@@ -145,6 +147,14 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def _set_group_name(self, name: str) -> None:
         self._name = name
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """The devices that it takes tensors of; torch's checkpoints and collectives of objects ask for them."""
+        return [torch.device(kind) for kind in DEVICES if kind == "cpu" or torch.cuda.is_available()]
+
+    def _get_backend(self, device: torch.device) -> "ProcessGroupGossamer":
+        return self
 
     # --- collectives ---------------------------------------------------------------------------
 
@@ -237,13 +247,13 @@ class ProcessGroupGossamer(_TorchGroup):
         return self._run(outputs, opts, work, inputs)
 
     def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> "Work":
-        """Fill each rank's tensor with its place of the lists, reduced."""
+        """Fill each rank's tensor with its place of the lists, reduced, whatever the lengths."""
         op, factor = _read_op(opts)
 
         def work() -> None:
             for output, blocks in zip(outputs, inputs, strict=True):
                 given = dict(zip(self.members, blocks, strict=True))
-                output.copy_(self._reduce_blocks("reduce_scatter", given, op, factor))
+                _land(self._reduce_blocks("reduce_scatter", given, op, factor).view(-1), output)
 
         return self._run(outputs, opts, work, inputs)
 
@@ -310,51 +320,71 @@ class ProcessGroupGossamer(_TorchGroup):
         """Send to a rank. Over once it is handed to the kernel."""
         receiver = self.members[to]
         values = _flat(tensors[0])
-        port = self._begin(self._channel(self.comm.node_id, receiver, tag), {receiver}, ())
+        port = self._begin(self._channel(self.comm.node_id, receiver, tag), {receiver}, (), self._timeout)
         port.send(receiver, 0, memory(values))
-        return self._point(tensors, port, port.flush, keep=values)
+
+        def finish() -> None:
+            with self._until_over(port):
+                port.flush()
+
+        return self._point(tensors, finish, keep=values)
 
     def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> "Work":
         """Receive from a rank."""
-        return self._receive(tensors[0], self.members[source], tag)
+        return self._point(tensors, self._receive(tensors[0], self.members[source], tag))
 
     def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> "Work":
         """Receive from whoever sends first."""
         until = time.monotonic() + self._timeout
+        earlier = self._from_anybody.get(tag)
+
+        def finish() -> None:
+            if earlier is not None:
+                earlier.wait()
+            source = self._await_sender(tag, until)
+            over.source = self.members.index(source)
+            self._receive(tensors[0], source, tag)()
+            if self._from_anybody.get(tag) is over:
+                del self._from_anybody[tag]
+
+        over = self._from_anybody[tag] = self._point(tensors, finish)
+        return over
+
+    def _await_sender(self, tag: int, until: float) -> NodeId:
+        """Return a member that has sent something that nobody has received yet."""
         others = [member for member in self.members if member != self.comm.node_id]
         while True:
             self._check()
             for member in others:
                 channel = self._channel(member, self.comm.node_id, tag)
                 if self.comm.data_plane.has_early(self._op(channel, self._counts[channel])):
-                    work = self._receive(tensors[0], member, tag)
-                    work.source = self.members.index(member)
-                    return work
+                    return member
             if time.monotonic() >= until:
                 raise self._break(DeadlineExceeded("no rank sent anything in time"))
             time.sleep(LOOK_S)
 
-    def _receive(self, tensor: torch.Tensor, source: NodeId, tag: int) -> "Work":
+    def _receive(self, tensor: torch.Tensor, source: NodeId, tag: int) -> Callable[[], None]:
+        """Begin to receive from a rank; what is returned waits for it."""
         into = _landing(tensor)
-        port = self._begin(self._channel(source, self.comm.node_id, tag), {source}, ())
+        port = self._begin(self._channel(source, self.comm.node_id, tag), {source}, (), self._timeout)
         ticket = port.expect(source, 0, memory(into))
 
         def finish() -> None:
-            port.wait(ticket)
+            with self._until_over(port):
+                port.wait(ticket)
             _land(into, tensor)
 
-        return self._point([tensor], port, finish, keep=into)
+        return finish
 
     def _channel(self, source: NodeId, to: NodeId, tag: int) -> str:
         return f"{source} {to} {tag}"
 
-    def _point(self, tensors: list[torch.Tensor], port: SocketPort, finish: Callable[[], None], keep: Any) -> "Work":
+    def _point(self, tensors: list[torch.Tensor], finish: Callable[[], None], keep: Any = None) -> "Work":
         made = queued(tensors)
 
         def work() -> None:
             made()
-            with self._until_over(port):
-                finish()
+            finish()
 
         over = Work(tensors, work, keep)
         if self._coalesced is not None:
@@ -366,9 +396,10 @@ class ProcessGroupGossamer(_TorchGroup):
     def _run(
         self, tensors: Any, opts: Any, work: Callable[[], Any], inputs: Any = (), *, on_a_thread: bool = False
     ) -> "Work":
-        """Carry an operation out: now, if its caller waits for it anyway and nothing is under way, else in its turn.
+        """Carry an operation out: in its turn, or now if its caller waits for it anyway and nothing is under way.
 
-        `tensors` are what the work gives; `inputs` are what it reads besides.
+        A callback's operation is carried out now, too. `tensors` are what the work gives; `inputs` are what it reads
+        besides.
         """
         self._check()
         timeout = getattr(opts, "timeout", None)
@@ -382,10 +413,11 @@ class ProcessGroupGossamer(_TorchGroup):
             work()
             queued(tensors)()
 
+        is_callback = threading.current_thread() is self._thread
         with self._lock:
             alone = self._under_way == 0
             self._under_way += 1
-            if not alone or on_a_thread or getattr(opts, "asyncOp", True):
+            if not is_callback and (not alone or on_a_thread or getattr(opts, "asyncOp", True)):
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="gossamer-torch", daemon=True)
                     self._thread.start()
@@ -409,11 +441,10 @@ class ProcessGroupGossamer(_TorchGroup):
         except BaseException as failed:  # noqa: BLE001  # it belongs to whoever waits
             error = failed
             self._break(Aborted(f"{type(failed).__name__} at this rank: {failed}"))
-        finally:
-            with self._lock:
-                self._under_way -= 1
-            self._release()
-            over.end(error)
+        over.end(error)  # its callbacks run in this call, and so do the operations that they call
+        with self._lock:
+            self._under_way -= 1
+        self._release()
 
     def _op(self, channel: str, n: int = 0) -> OpId:
         """Return the name of the n-th operation of a channel of this group."""
@@ -421,14 +452,14 @@ class ProcessGroupGossamer(_TorchGroup):
         tag = FIRST_TAG + (int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big") >> 2)
         return OpId(self._mark, self._epoch, tag, n)
 
-    def _begin(self, channel: str, with_whom: set[NodeId], arguments: tuple[Any, ...]) -> SocketPort:
+    def _begin(self, channel: str, with_whom: set[NodeId], arguments: tuple[Any, ...], timeout: float) -> SocketPort:
         """Open the port of the channel's next operation; its slots say what the arguments are."""
         self._check()
         with self._lock:
             n = self._counts[channel]
             self._counts[channel] += 1
         salt = _hash(arguments) % (MAX_SALT + 1)
-        deadline = time.monotonic() + getattr(self, "_time_left", self._timeout)
+        deadline = time.monotonic() + timeout
         members = with_whom | {self.comm.node_id}
         port = self.comm.data_plane.open(self._op(channel, n), members, deadline, self._called_off, salt)
         with self._lock:
@@ -450,8 +481,8 @@ class ProcessGroupGossamer(_TorchGroup):
             self.comm.data_plane.close_port(port)
 
     @contextmanager
-    def _port(self, kind: str, *arguments: Any) -> Iterator[SocketPort]:
-        port = self._begin("", set(self.members), (kind, *arguments))
+    def _port(self, *arguments: Any) -> Iterator[SocketPort]:
+        port = self._begin("", set(self.members), arguments, self._time_left)
         with self._until_over(port):
             yield port
 
@@ -635,15 +666,17 @@ class ProcessGroupGossamer(_TorchGroup):
 
         One that gives itself no block has nothing to reduce, and what is returned is of no use.
         """
-        own, example = self.comm.node_id, next(iter(given.values()))
+        own = self.comm.node_id
+        example = given.get(own, next(iter(given.values())))
         op = _as_numbers(_in_a_row(example), op)[1]
         blocks = {member: _as_numbers(_flat(tensor), op)[0] for member, tensor in given.items()}
         if factor != 1.0:
             blocks = {member: block * factor for member, block in blocks.items()}
         mine = blocks.get(own)
-        arguments = kind, op.value, str(example.dtype), example.numel()
+        lengths = [block.numel() for block in given.values()]
+        arguments = kind, op.value, str(example.dtype), *lengths
         with self._port(*arguments) as port:
-            if kind == "reduce_scatter" and mine is not None:  # as it is at all ranks
+            if kind == "reduce_scatter" and mine is not None and len(set(lengths)) == 1:  # as it is at all ranks
                 job, count = self._job(mine.dtype, op), self.size() * mine.numel()
                 room = self._room_of(port, count * mine.itemsize) if shared.fits(job, count) else None
                 if room is not None:
@@ -765,7 +798,8 @@ def _in_a_row(tensor: torch.Tensor) -> torch.Tensor:
         raise BadArgument(
             f"a {tensor.layout} tensor on {tensor.device}: the backend takes dense tensors on {' or '.join(DEVICES)}"
         )
-    return tensor.detach().contiguous().resolve_conj().resolve_neg().view(-1)
+    flat = tensor.detach().contiguous().resolve_conj().resolve_neg().view(-1)
+    return set_apart(flat) if flat.is_cpu else flat
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -799,6 +833,8 @@ def _as_numbers(flat: torch.Tensor, op: Op) -> tuple[torch.Tensor, Op]:
         if op not in (Op.SUM, Op.AVG):
             raise BadArgument(f"all_reduce does not support {op.value} on complex tensors")
         return torch.view_as_real(flat).view(-1), op
+    if flat.dtype not in DTYPES.values():
+        raise BadArgument(f"{flat.dtype} cannot be reduced: convert it to one of {', '.join(DTYPES)}")
     return flat, op
 
 
@@ -835,7 +871,8 @@ def _read_op(opts: Any) -> tuple[Op, float]:
     if asked == dist.ReduceOp.PREMUL_SUM:
         state: Any = asked.__getstate__()
         return Op.SUM, float(state[1])
-    raise BadArgument(f"{asked}: the backend has SUM, AVG, PRODUCT, MIN, MAX and PREMUL_SUM")
+    name = next((name for name, op in dist.ReduceOp.RedOpType.__members__.items() if asked == op), str(asked))
+    raise BadArgument(f"ReduceOp.{name}: the backend has SUM, AVG, PRODUCT, MIN, MAX and PREMUL_SUM")
 
 
 def _seconds(timeout: timedelta | None) -> float | None:

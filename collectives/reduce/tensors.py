@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # its stub exports one of them
 
 from collectives.errors import BadArgument
 from collectives.reduce.staging import Staged, Values, copies_of
@@ -82,7 +83,7 @@ def stage(x: TensorLike, slices: int) -> Values:
     # A tensor's lazy negation is not in its memory yet.
     flat = x.detach().reshape(-1).contiguous().resolve_neg()
     copies = copies_of(flat)
-    return flat.cpu() if copies is None else Staged(flat, copies, slices)
+    return set_apart(flat.cpu()) if copies is None else Staged(flat, copies, slices)
 
 
 def check_target(x: TensorLike, out: TensorLike | None) -> TensorLike:
@@ -157,6 +158,16 @@ def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:
     if isinstance(like, torch.Tensor):
         return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
     return np.empty(tuple(shape), dtype=like.dtype)
+
+
+def set_apart(x: torch.Tensor) -> torch.Tensor:
+    """Return the same memory as another tensor on the CPU, with a storage object of its own.
+
+    `Tensor.numpy` marks a storage as one that can never be resized. FSDP resizes its parameters', so do no harm to a
+    caller's.
+    """
+    alias: torch.Tensor = from_dlpack(to_dlpack(x))
+    return alias
 
 
 def memory(flat: torch.Tensor) -> memoryview:

@@ -198,6 +198,19 @@ def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_
     assert each(ranks, work) == [[]] * SIZE
 
 
+def test_receives_from_any_source_wait_for_nobody_when_they_are_called_and_are_filled_in_their_order(ranks):
+    got = [torch.zeros(1), torch.zeros(1)]
+    first, second = (ranks[0].recv_anysource([one], 3) for one in got)  # nobody has sent anything
+    ranks[1].send([torch.ones(1)], 0, 3).wait()
+    both = threading.Thread(target=second.wait)
+    both.start()
+    assert first.wait()  # the thread may have waited for it already
+    ranks[2].send([torch.full((1,), 2.0)], 0, 3).wait()
+    both.join(TIMEOUT_S)
+    assert [one.item() for one in got] == [1.0, 2.0]
+    assert (first.source_rank(), second.source_rank()) == (1, 2)
+
+
 def test_works_are_carried_out_in_their_order_and_their_futures_give_the_tensors(ranks):
     def work(rank, number, opts):
         opts.asyncOp = True
@@ -207,6 +220,70 @@ def test_works_are_carried_out_in_their_order_and_their_futures_give_the_tensors
         return rank.barrier(opts)
 
     assert each(ranks, work) == [[]] * SIZE
+
+
+def test_a_callback_of_a_future_may_wait_for_collectives_that_it_calls(ranks):
+    def chain(rank):
+        def call_again(future):
+            rank.allreduce([second := torch.full((9,), future.value()[0][0].item())], None).get_future().wait()
+            rank.allreduce([second], options()).wait()
+            return second[0].item()
+
+        return rank.allreduce([torch.ones(9)], None).get_future().then(call_again)
+
+    # All but the last one's callbacks are there before the first sum is: so they run on the groups' threads.
+    chains = [chain(rank) for rank in ranks[:2]]
+    queued = [rank.allreduce([torch.zeros(1)], None) for rank in ranks[:2]]
+    last = threading.Thread(target=lambda: chains.append(chain(ranks[2])), daemon=True)
+    last.start()
+    last.join(TIMEOUT_S)
+    wait_until(lambda: len(chains) == SIZE and all(one.done() for one in chains), TIMEOUT_S, "the callbacks")
+    assert [one.value() for one in chains] == [27.0] * SIZE
+    assert all(one.wait() for one in (*queued, ranks[2].allreduce([torch.zeros(1)], None)))
+
+
+def test_blocks_of_a_reduce_scatter_may_be_of_any_lengths(ranks):
+    def work(rank, number, opts):
+        blocks = [torch.full((2 + other,), float(number + other)) for other in range(SIZE)]
+        rank.reduce_scatter([own := torch.zeros(2 + number)], [blocks], opts).wait()
+        assert own.tolist() == [3.0 + 3 * number] * (2 + number)
+        return rank.barrier(opts)
+
+    assert each(ranks, work) == [[]] * SIZE
+
+
+def test_a_tensor_can_be_resized_afterwards_as_fsdp_does(ranks):
+    def work(rank, number, opts):
+        for count in (100, 100_000):
+            own, everything = torch.ones(count), torch.zeros(SIZE * count)
+            rank.allreduce([own], opts).wait()
+            rank.all_gather_single(everything, own, opts).wait()
+            rank.reduce_scatter_single(own, everything, opts).wait()
+            for tensor in (own, everything):
+                tensor.untyped_storage().resize_(0)
+        return rank.barrier(opts)
+
+    assert each(ranks, work) == [[]] * SIZE
+
+
+def test_torch_is_told_the_devices_of_a_group_and_its_backend(ranks):
+    assert ranks[0]._device_types[0] == torch.device("cpu")
+    assert ranks[0]._get_backend(torch.device("cpu")) is ranks[0]
+
+
+def test_the_time_out_of_one_collective_is_not_that_of_the_receives_after_it(ranks, comms, monkeypatch):
+    def work(rank, number, opts):
+        opts.timeout = timedelta(seconds=5)
+        return rank.barrier(opts)
+
+    assert each(ranks, work) == [[]] * SIZE
+    left = []
+    opening = comms[0].data_plane.open
+    monkeypatch.setattr(
+        comms[0].data_plane, "open", lambda *given: left.append(given[2] - time.monotonic()) or opening(*given)
+    )
+    ranks[0].recv([torch.zeros(1)], 1, 0)
+    assert left[0] > 5
 
 
 def test_a_rank_that_calls_something_else_breaks_the_group_for_all_at_once(ranks):
@@ -255,12 +332,23 @@ def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones()
 
 
 def test_what_it_cannot_do_is_said(ranks):
-    with pytest.raises(BadArgument, match="BAND"):
+    with pytest.raises(BadArgument, match=r"ReduceOp\.BAND: the backend has"):
         _read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
     with pytest.raises(BadArgument, match="times as long"):
         ranks[0].reduce_scatter_single(torch.zeros(2), torch.zeros(5))
-    with pytest.raises(BackendError, match="on meta: the backend takes dense tensors on cpu or cuda"):
-        ranks[0].allreduce([torch.zeros(2, device="meta")]).wait()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.zeros(2, device="meta"), "on meta: the backend takes dense tensors on cpu or cuda"),
+        (torch.zeros(2).to(torch.float8_e5m2), r"torch.float8_e5m2 cannot be reduced: convert it to one of float16, "),
+    ],
+    ids=["meta", "float8"],
+)
+def test_a_tensor_that_cannot_be_reduced_is_refused(ranks, tensor, said):
+    with pytest.raises(BackendError, match=said):
+        ranks[0].allreduce([tensor]).wait()
 
 
 @pytest.mark.slow
