@@ -100,8 +100,13 @@ def _right_answers(task: Task, items: list[Item]) -> Finding:
     if not solved:
         return Finding(True, "its questions come without an answer: only its own verify can tell what is right")
     if has_own_code(task.key.name):  # whose functions may pay for more than the answer
-        earned = [_reward(task, item, solution(item)) for item in solved]
-        return Finding(True, f"the rows' bare answers earn {min(earned):.3g} to {max(earned):.3g}")
+        verdicts = [task.verify(item, solution(item)) for item in solved]
+        earned = [verdict for verdict in verdicts if verdict is not None]
+        if not earned:
+            return Finding(False, "none of the rows' bare answers can be scored")
+        unscored = len(verdicts) - len(earned)
+        but = f", but {unscored} of {len(verdicts)} cannot be scored" if unscored else ""
+        return Finding(True, f"the rows' bare answers earn {min(earned):.3g} to {max(earned):.3g}{but}")
     wrong = [item for item in solved if task.verify(item, show(solution(item), own_mode(task))) != 1.0]
     if wrong:
         return Finding(False, f"the answer {solution(wrong[0])!r} to {wrong[0].question!r} does not earn 1")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,7 +24,9 @@ from node.processes.confinement import ConfinementError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import check
 from node.swarm.founding import adopt_tasks, describe_tasks
-from node.tasks import load_tasks, reward_functions
+from node.tasks import Item, TaskKey, load_tasks, reward_functions
+from node.tasks.check import Finding
+from node.tasks.check import check as tried
 from node.tasks.judge import JudgeError, paid_by
 from node.tasks.prompting import prompted
 from node.tasks.questions import Split
@@ -542,6 +545,22 @@ def test_a_weight_that_is_none_is_one_clear_line() -> None:
     for weight in ("two", "nan", "inf"):
         with pytest.raises(UserError, match=rf"--reward wants a number after NAME=, got {weight!r}"):
             tasks_given(None, [f"a.py:f={weight}"], "OWNER/NAME")
+
+
+def test_the_check_says_what_cannot_be_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("digest", "digest_elsewhere"):
+        monkeypatch.setattr(f"node.tasks.check.{name}", lambda *_: "")
+
+    def found(verify: Any) -> list[Finding]:
+        task = SimpleNamespace(
+            key=TaskKey("rewards/sums", 1, ""), make=lambda seed: Item(f"{seed}?", str(seed % 2)), verify=verify
+        )
+        findings = tried(TaskConfig(name="rewards/sums"), task)  # type: ignore[arg-type]
+        return [one for one in findings if "bare answers" in one.line]
+
+    assert found(lambda *_: None) == [(False, "none of the rows' bare answers can be scored")]
+    ((holds, line),) = found(lambda item, text: None if item.answer == "1" else float(text == item.answer))
+    assert holds and re.fullmatch(r"the rows' bare answers earn 1 to 1, but \d\d of 64 cannot be scored", line)
 
 
 @pytest.mark.slow
