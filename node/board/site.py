@@ -232,9 +232,12 @@ def _taught_csv(view: BoardView) -> str:
 
 def _rollouts_csv(view: BoardView) -> str:
     return _csv(
-        "time,node,model,task,question,answer,reward,finished",
+        "time,node,model,task,question,before,answer,reward,finished",
         (
-            (one.at, one.node, one.model, one.task, one.question, answer.text, answer.reward, int(answer.finished))
+            (
+                *(one.at, one.node, one.model, one.task, one.question),
+                *("\n".join(answer.before), answer.text, answer.reward, int(answer.finished)),
+            )
             for one in view.rollouts
             for answer in one.answers
         ),

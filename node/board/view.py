@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from node.board.history import CurvePoint, Remembered
-from node.rollouts.group import Group
+from node.rollouts.group import Episode, Group
 from node.rollouts.sampling import is_right
 from node.telemetry.names import short_name
 from protocol.credentials.manifest import SwarmManifest
@@ -19,15 +19,24 @@ ROLLOUTS_S = 15 * 60  # how long a rollout is shown
 MAX_ROLLOUTS = 40
 MAX_SIGNERS_SHOWN = 256  # whose rollouts are kept
 ROLLOUTS_EACH = 3
-MAX_TEXT = 600  # characters of a question or an answer
+MAX_TEXT = 600  # characters of a question, or of an answer's texts together
 
 
 class ShownAnswer(NamedTuple):
-    """A model's answer to a question, and the reward that its maker claims."""
+    """A model's answer to a question, and the reward that its maker claims.
+
+    In an episode of several turns, `before` are the policy's and its environment's texts before the last one.
+    """
 
     text: str
     reward: float
     finished: bool
+    before: Sequence[str] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts in turn, the policy's first and last."""
+        return [*self.before, self.text]
 
     @property
     def is_right(self) -> bool:
@@ -138,31 +147,39 @@ class BoardView(NamedTuple):
 
 
 class Rollouts:
-    """The newest groups of each signer, in memory. For one thread."""
+    """The newest groups of each signer, in memory. For one thread.
+
+    Identities that somebody makes up push out nobody of `trusted`: nodes of some standing, and seeds.
+    """
 
     def __init__(self) -> None:
+        self.trusted: frozenset[str] = frozenset()
         self._of: OrderedDict[str, deque[ShownRollout]] = OrderedDict()
 
     def add(self, node: str, group: Group, now: float) -> None:
         """Keep a group that `node` signed and that came at `now`, Unix s."""
         ranked = sorted(group.completions, key=lambda one: -one.reward)
         kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
-        answers = [ShownAnswer(_cut(one.text), one.reward, one.finished) for one in kept]
+        answers = [_answer(one) for one in kept]
         made = ShownRollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
         self._of.setdefault(node, deque(maxlen=ROLLOUTS_EACH)).append(made)
         self._of.move_to_end(node)
         if len(self._of) > MAX_SIGNERS_SHOWN:
-            self._of.popitem(last=False)
+            oldest = next((one for one in self._of if one not in self.trusted), next(iter(self._of)))
+            del self._of[oldest]
 
     def newest(self, now: float) -> list[ShownRollout]:
-        """Return rollouts of the last minutes: first the newest of each signer, then their second, and so on."""
+        """Return rollouts of the last minutes: first the newest of each signer, then their second, and so on.
+
+        Those of trusted signers come before all others.
+        """
         fresh = [
-            (place, -one.at, one)
+            (one.node not in self.trusted, place, -one.at, one)
             for kept in self._of.values()
             for place, one in enumerate(reversed(kept))
             if one.at > now - ROLLOUTS_S
         ]
-        return [one for _, _, one in sorted(fresh, key=lambda found: found[:2])[:MAX_ROLLOUTS]]
+        return [one for *_, one in sorted(fresh, key=lambda found: found[:3])[:MAX_ROLLOUTS]]
 
 
 def lessons_of(nodes: Sequence[Remembered], seeds: Collection[str]) -> list[Lesson]:
@@ -204,5 +221,10 @@ def ago(seconds: float) -> str:
     return "just now"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+def _answer(made: Episode) -> ShownAnswer:
+    *before, text = (_cut(one, MAX_TEXT // len(made.texts)) for one in made.texts)
+    return ShownAnswer(text, made.reward, made.finished, before)
+
+
+def _cut(text: str, most: int = MAX_TEXT) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

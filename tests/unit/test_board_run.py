@@ -111,6 +111,15 @@ def test_reports_become_nodes_with_standing(tmp_path: Path, monkeypatch: pytest.
     assert host.reports == []
 
 
+def test_rollouts_of_nodes_with_standing_are_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = (one_turn("4", True, 1.0), one_turn("5", True, 0.0))
+    body = encode_group(Group(TaskKey("builtin/sums", 2, "0123"), 1, "2+2=", made, "builtin", 3))
+    items = [Received(ItemId(bytes(32)), one.node_id, body, time.time(), b"a topic!") for one in (LIAR, A)]
+    with board(tmp_path, Host(), monkeypatch) as (take, link):
+        take([report(FOUNDER, time.time(), a=3), report(A, time.time()), *items])
+        assert [one["node"] for one in tree(link)["rollouts"]] == [A.node_id, LIAR.node_id]
+
+
 def test_a_report_counts_once_also_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = Host(), time.time()
     for _ in range(2):

@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 
 from node.board import svg
 from node.board.site import FRESH_S, make_site
-from node.board.view import BoardView, Rollouts, ShownAnswer, ShownRollout, ago
-from node.rollouts.group import Group, one_turn
+from node.board.view import MAX_SIGNERS_SHOWN, BoardView, Rollouts, ShownAnswer, ShownRollout, ago
+from node.rollouts.group import Episode, Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.dashboard import server
 from node.telemetry.names import short_name
@@ -255,6 +255,29 @@ def test_the_newest_rollouts_of_each_signer_are_kept_for_some_minutes() -> None:
     assert [answer.reward for answer in found[0].answers] == [1.0, 0.0]
     assert len(found[0].answers[0].text) == 601
     assert kept.newest(NOW + 3600) == []
+
+
+def test_an_episode_is_shown_turn_by_turn() -> None:
+    kept = Rollouts()
+    won = Episode(("10", "too low", "13"), True, 1.0)
+    long = Episode(("1" * 700, "2" * 700, "3" * 700), True, 0.0)
+    kept.add("a", Group(TaskKey("builtin/guess", 1, ""), 1, "#7: 10-16=", (won, long), "model", 0), NOW)
+    found = kept.newest(NOW)
+    assert [len(text) for text in found[0].answers[1].texts] == [201] * 3
+    site = client(view()._replace(rollouts=found))
+    assert "</b> 10 <i>too low</i> 13</pre>" in site.get("/").text
+    (row, _) = csv.DictReader(io.StringIO(site.get("/rollouts.csv").text))
+    assert (row["before"], row["answer"]) == ("10\ntoo low", "13")
+    assert site.get("/swarm.json").json()["rollouts"][0]["answers"][0]["before"] == ["10", "too low"]
+
+
+def test_rollouts_of_made_up_identities_push_out_none_of_a_node_with_standing() -> None:
+    kept = Rollouts()
+    kept.trusted = frozenset({"honest"})
+    made = Group(TaskKey("builtin/sums", 2, ""), 1, "1+1=", (one_turn("2", True, 1.0),) * 2, "model", 0)
+    for number, node in enumerate(["honest", *(f"liar{n}" for n in range(2 * MAX_SIGNERS_SHOWN))]):
+        kept.add(node, made, NOW + number / 10)
+    assert [one.node for one in kept.newest(NOW + 60)][:2] == ["honest", f"liar{2 * MAX_SIGNERS_SHOWN - 1}"]
 
 
 @pytest.mark.parametrize(("value", "top"), [(0.03, 0.04), (1.0, 1.0), (1.01, 2.0), (0.62, 0.8), (900.0, 1000.0)])
