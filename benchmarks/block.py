@@ -47,12 +47,12 @@ def time_gossamer(
 ) -> Block:
     """Run the node's loop and trainer; every round but the first `warm` is timed."""
     forget_peak()
-    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.buffer) as pool:
+    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.buffer) as buffer:
         folder = Path(name)
         policy = load_policy(config.policy, config.trainer.bf16)
         metrics = MetricsLog(folder / "metrics.jsonl")
         engine = _Listening(_engine(config, policy, folder, engine_name))
-        loop = Loop(config, SEED, policy, engine, tasks, pool, exchange, metrics)
+        loop = Loop(config, SEED, policy, engine, tasks, buffer, exchange, metrics)
         stamps: list[Stamp] = []
 
         def on_update(number: int, logs: Any) -> None:

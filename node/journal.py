@@ -53,7 +53,7 @@ class Start(NamedTuple):
     seed: int
     limits: GroupBounds
     split: Split
-    pool: Snapshot
+    buffer: Snapshot
 
 
 class TrainedRow(NamedTuple):
@@ -293,8 +293,8 @@ def _decode(body: bytes) -> Start | Round | None:
         if kind not in (_kind(Start), _kind(Round)):
             return None
         if kind == _kind(Start):
-            done, config, seed, limits, split, pool = fields
-            return Start(done, config, seed, GroupBounds(*limits), Split(*split), Snapshot(*pool))
+            done, config, seed, limits, split, buffer = fields
+            return Start(done, config, seed, GroupBounds(*limits), Split(*split), Snapshot(*buffer))
         number, played, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None

@@ -86,7 +86,7 @@ class Loop:
     policy: Policy
     engine: RolloutEngine
     tasks: TaskSet
-    pool: ReplayBuffer
+    buffer: ReplayBuffer
     exchange: Exchange
     metrics: MetricsLog
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
@@ -108,7 +108,7 @@ class Loop:
         self._screen = ScreeningContext(
             self.config.sampling,
             self.tasks,
-            self.pool.read,
+            self.buffer.read,
             self._encode_prompt,
             self._encode,
             self._surprises,
@@ -141,15 +141,15 @@ class Loop:
                 ahead = self._questions(version + 1, sampling.questions_per_round)
                 self.engine.begin(self._episodes(ahead, version + 1))  # with the weights before this round's update
             self._check_held_out(own)
-            with self.pool.transaction():  # one a round: each commit costs a tenth of a millisecond
+            with self.buffer.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
                     self.exchange.publish([one.group for one in own if self.tasks.shared(one.group.task) is not None])
-                    received = self.exchange.receive(self.pool.__contains__)
+                    received = self.exchange.receive(self.buffer.__contains__)
                     now = self.journal.now()
                     if sampling.source == "self":
-                        self.pool.add(self._own_shared(own, now), now, first_round=version + 2)
+                        self.buffer.add(self._own_shared(own, now), now, first_round=version + 2)
                     elif sampling.external:
-                        self.pool.add(received, now, first_round=version + 1)
+                        self.buffer.add(received, now, first_round=version + 1)
                 with self._timed("draw"):
                     samples, drawn = self._draw(own, version, screening, max(took, PEERS_S))
             self._check_held_out(screening.usable.values())
@@ -195,7 +195,7 @@ class Loop:
         self.row["time/train"] = time.perf_counter() - self._handed_over - self.row.get("time/eval", 0.0)
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
-        self.row |= {"swarm/pool": len(self.pool), **traffic_row(self.exchange.traffic())}
+        self.row |= {"swarm/buffer": len(self.buffer), **traffic_row(self.exchange.traffic())}
         self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
         self.exchange.finished(self.row, self.policy.name)
 
@@ -272,35 +272,35 @@ class Loop:
     def _screening(self, version: int) -> Screening:
         sampling = self.config.sampling
         rng = random.Random(derive_seed(self.seed, "draw", version))
-        own = self.pool.own_results
+        own = self.buffer.own_results
         asked = Draw(
             sampling.external, sampling.completions, SCALES[self.config.trainer.options.scale_rewards], rng, own.reward
         )
-        return Screening(self._screen, RULES[sampling.rule], asked, len(self.pool.signers))
+        return Screening(self._screen, RULES[sampling.rule], asked, len(self.buffer.signers))
 
     def _candidates(self, version: int, screening: Screening) -> list[Candidate]:
         """Return peers' groups that the round may draw, and tell the screening whom the swarm's owner has revoked."""
         if not self.config.sampling.external:
             return []
-        signers = {*self.pool.signers, *screening.signers_drawn}
+        signers = {*self.buffer.signers, *screening.signers_drawn}
         screening.revoked = frozenset(self.journal.revoked(lambda: self.exchange.revoked(signers)))
-        return self.pool.candidates(self.journal.now(), version + 1)
+        return self.buffer.candidates(self.journal.now(), version + 1)
 
     def _draw(
         self, own: Sequence[EncodedGroup], version: int, screening: Screening, seconds: float
     ) -> tuple[list[Sample], list[Drawn]]:
         sampling = self.config.sampling
-        results = self.pool.record_own_results(version + 1, list(map(_own_result, own)))
+        results = self.buffer.record_own_results(version + 1, list(map(_own_result, own)))
         local = local_samples(own, sampling.local, screening.rule, screening.asked)
         if sampling.external == 0:
             return local, []
-        screening.signers = len(self.pool.signers)
+        screening.signers = len(self.buffer.signers)
         candidates = self._candidates(version, screening)
         screening.fill(candidates, results, seconds)
         now = self.journal.now()
         self._refuse(screening, version)
         groups, used = screening.usable, screening.used
-        self.pool.use(used, version + 1, now)
+        self.buffer.use(used, version + 1, now)
         self.exchange.drew(len(groups), len(screening.left(candidates)))
         external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
@@ -317,9 +317,9 @@ class Loop:
         """Remove refused groups and the liars' other groups for good; report each refused group to the swarm."""
         buried = [one.id for one in screening.refused]
         if screening.liars:
-            buried += [one.id for one in self.pool.of_signers(screening.liars)]
+            buried += [one.id for one in self.buffer.of_signers(screening.liars)]
         if buried:
-            self.pool.bury(buried, version + 1)
+            self.buffer.bury(buried, version + 1)
         for one in screening.refused:
             self.exchange.report(one.id, one.reason)
             self.journal.refused(one)

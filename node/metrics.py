@@ -282,7 +282,12 @@ DECLARED = (
         SUM,
     ),
     Metric(
-        "swarm/pool", "peers' groups kept", "groups", "peers' groups in the replay buffer", LAST, exported="pool_groups"
+        "swarm/buffer",
+        "peers' groups kept",
+        "groups",
+        "peers' groups in the replay buffer",
+        LAST,
+        exported="buffer_groups",
     ),
     # The network.
     Metric("swarm/peers", "live peers", "", "live peers", LAST, exported="peers"),

@@ -80,10 +80,10 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
     tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:
         uses, life = config.sampling.max_uses, start.limits.life
-        pool = stack.enter_context(ReplayBuffer(Path(":memory:"), config.buffer, uses, life))
-        pool.restore(start.pool)
+        buffer = stack.enter_context(ReplayBuffer(Path(":memory:"), config.buffer, uses, life))
+        buffer.restore(start.buffer)
         again = _Again()
-        done = _loop(config, start, policy, tasks, pool, again).rounds(start.done)
+        done = _loop(config, start, policy, tasks, buffer, again).rounds(start.done)
         for one in rounds:
             again.now_comes(one)
             try:
@@ -95,11 +95,11 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
 
 
 def _loop(
-    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, pool: ReplayBuffer, again: "_Again"
+    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, buffer: ReplayBuffer, again: "_Again"
 ) -> Loop:
     unwritten = MetricsLog(Path("/nonexistent"))  # rows are written by the trainer's end of a round alone
     exchange, journal = _RecordedExchange(again, tasks, start), _RecordedJournal(again)
-    return Loop(config, start.seed, policy, _RecordedEngine(again), tasks, pool, exchange, unwritten, journal=journal)
+    return Loop(config, start.seed, policy, _RecordedEngine(again), tasks, buffer, exchange, unwritten, journal=journal)
 
 
 class _Again:

@@ -189,7 +189,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
     stopping = Stopping() if stopping is None else stopping  # one that nobody has asked to stop is false
     config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
     with ExitStack() as stack:
-        pool = stack.enter_context(_pool(config, folder, node.limits.life))
+        buffer = stack.enter_context(_buffer(config, folder, node.limits.life))
         rollouts = MetricsLog(folder / ROLLOUTS_FILE, MAX_ROLLOUTS_BYTES)
         loop = Loop(
             config,
@@ -197,7 +197,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             policy,
             engine,
             node.tasks,
-            pool,
+            buffer,
             node.exchange,
             metrics,
             record=lambda rows: rollouts.append(*rows),
@@ -254,7 +254,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             *given.callbacks,
         )
         done = checkpoint.round if checkpoint else 0
-        for kept in (pool, metrics, scores, rollouts):
+        for kept in (buffer, metrics, scores, rollouts):
             kept.rewind(done)
         loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
         if _has_ended(config, done, loop.spent):
@@ -264,10 +264,10 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             settings = config.model_dump(mode="json")
             node.journal.begin(
                 done,
-                lambda at: Start(at, settings, node.seed, node.limits, node.tasks.split, pool.snapshot()),
+                lambda at: Start(at, settings, node.seed, node.limits, node.tasks.split, buffer.snapshot()),
             )
         said = RoundLog(time.monotonic())
-        log.info("training", round=done, rounds=config.rounds, policy=policy.name, pool=len(pool))
+        log.info("training", round=done, rounds=config.rounds, policy=policy.name, buffer=len(buffer))
         with _ending_in_order(stopping, trainer, config.trainer, loop):
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
         log.info("finished", round=metrics.last.get("round", done))
@@ -346,10 +346,10 @@ def _exchange(
 
 
 @contextmanager
-def _pool(config: NodeConfig, folder: Path, item_life: float) -> Iterator[ReplayBuffer]:
+def _buffer(config: NodeConfig, folder: Path, item_life: float) -> Iterator[ReplayBuffer]:
     try:
-        with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses, item_life) as pool:
-            yield pool
+        with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses, item_life) as buffer:
+            yield buffer
     except sqlite3.OperationalError as error:
         raise UserError(
             f"cannot write {folder / 'pool.sqlite'}: {error}; free disk space or fix its permissions"

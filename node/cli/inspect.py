@@ -1,4 +1,4 @@
-"""`gossamer inspect`: what a node's pool holds, and what its model says."""
+"""`gossamer inspect`: what a node's replay buffer holds, and what its model says."""
 
 import sqlite3
 import time
@@ -131,7 +131,7 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
     try:
         for entry in read_journal(folder):
             if not isinstance(entry, Round):
-                known = {key: (peer, at, first, body) for key, peer, at, first, body in entry.pool.groups}
+                known = {key: (peer, at, first, body) for key, peer, at, first, body in entry.buffer.groups}
                 continue
             known |= {one.id: (one.sender, one.time, entry.number, one.body) for one in entry.seen if not one.reason}
             known |= {content_id(body): (OWN, entry.times[0], entry.number, body) for body in entry.own}

@@ -9,8 +9,8 @@ A backup is a tar archive, readable by its owner alone, as it holds the node's k
 **While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of their
 own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are never
 behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and a record's rounds stand there
-twice. The pool and a board's history are copied by SQLite itself. The uses of invites come last: what was granted later
-the restored node does not know, though the peers do that admitted it.
+twice. SQLite itself copies the replay buffer and a board's history. The uses of invites come last: the restored node
+does not know those granted later, but the peers that admitted them do.
 
 **After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. The leftovers of
 a killed backup or restore begin with a dot, and the next one removes them.

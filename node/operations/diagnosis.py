@@ -302,7 +302,7 @@ def _advice(config: NodeConfig) -> str:
 
 
 def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Diagnosis:
-    """Return whether checkpoints, and the pool, fit on the disk; while one is written there is one more."""
+    """Return whether checkpoints and the replay buffer fit on the disk; while one is written there is one more."""
     from node.policy.footprint import adapter_parameters
 
     trainer, rank = config.trainer, config.policy.lora.r
@@ -311,7 +311,7 @@ def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Diagnosis
     full = min(trainer.save_full, most)
     need = trained * (FULL * (full + 1) + WEIGHTS * (most - full)) + config.buffer.max_bytes
     free = shutil.disk_usage(_existing(folder)).free
-    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the pool"
+    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the replay buffer"
     remedy = "set trainer.trl.save_total_limit=1, or choose another disk with --state"
     return Diagnosis("disk together", need <= free, text, needed=False, do=remedy)
 

@@ -2,9 +2,9 @@
 
 A swarm with other rules is another swarm, and a folder belongs to one. The old folder stays as it was.
 
-Taken along are the key, what was set and what ran, the rows of past rounds and the newest whole checkpoint. Left behind
-is what belongs to the old swarm: manifest, grant, revocations, uses of invites, peers, pool, seeds, a group's weights
-and the scores of evaluations, which were of other questions.
+The new folder takes the key, what was set and what ran, the rows of past rounds and the newest whole checkpoint. It
+leaves what belongs to the old swarm: manifest, grant, revocations, uses of invites, peers, replay buffer, seeds, a
+group's weights and the scores of evaluations, which were of other questions.
 
 The new folder is filled aside and renamed, so that a kill leaves all of it or nothing.
 """

@@ -76,7 +76,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "reward": metrics["reward"],
         "rewards": metrics["rewards/*/mean"] or {},
         "round_s": metrics["time/round"],
-        "pool": metrics["swarm/pool"],
+        "buffer": metrics["swarm/buffer"],
         "weights": {key: row[f"weights/{key}"] for key in ("members", "revision") if f"weights/{key}" in row},
         "memory_bytes": memory,
         "uptime_s": uptime,

@@ -140,7 +140,7 @@ def test_the_others_never_pause_and_the_victim_returns_as_itself(
     assert starts[0]["node"] == starts[1]["node"]
     resumed = events_of(victim, "training")[1]["round"]
     assert resumed in (KILL_AT - KILL_AT % 5, KILL_AT - KILL_AT % 5 + 5)  # the newest whole checkpoint
-    assert events_of(victim, "training")[1]["pool"] > 0
+    assert events_of(victim, "training")[1]["buffer"] > 0
 
     rows = rows_of(victim)
     assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))

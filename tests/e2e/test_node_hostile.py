@@ -215,7 +215,7 @@ def test_each_attack_is_counted_and_nothing_of_it_is_trained_on(node: Path) -> N
         finally:
             stranger.transport.close()
         peer.publish(encode(honest_group(honest)))
-        wait_until(lambda: rows_of(node)[-1]["swarm/pool"] == honest + 1, 20, "the last honest group")
+        wait_until(lambda: rows_of(node)[-1]["swarm/buffer"] == honest + 1, 20, "the last honest group")
         assert sum(row["groups_external"] for row in rows_of(node)) <= honest + 1
     finally:
         peer.stop()

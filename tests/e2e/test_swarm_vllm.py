@@ -30,7 +30,7 @@ def test_two_nodes_train_a_real_model_with_vllm(tmp_path: Path) -> None:
         folder = out / "nodes" / name
         rows = rows_of(folder)
         assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
-        assert rows[-1]["swarm/pool"] > 0, "it has the other node's groups"
+        assert rows[-1]["swarm/buffer"] > 0, "it has the other node's groups"
         assert rows[-1]["swarm/rejected"] == {}
         probes = {event["version"]: event["error"] for event in events_of(folder, "vllm probed")}
         assert set(probes) == {0, *(row["round"] for row in rows[:-1] if row["trained"])}, (

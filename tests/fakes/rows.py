@@ -23,7 +23,7 @@ def make_row(node: int, number: int, began: float = 1_800_000_000.0) -> dict[str
         "tokens_trained": 100,
         "loss": rng.gauss(0, 0.01),
         "swarm/peers": 3,
-        "swarm/pool": 12 * number,
+        "swarm/buffer": 12 * number,
         "swarm/bytes_sent": 5_000 * number,
         "swarm/bytes_received": 14_000 * number,
         "swarm/rejected": {"unknown_task": number // 3, "false_reward": number // 50} if node % 2 else {},

@@ -19,8 +19,7 @@ from node.config import TaskConfig, load_config, parse_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
-from node.journal import Journal, Round, read_journal
-from node.journal import Start as JournalStart
+from node.journal import Journal, Round, Start, read_journal
 from node.loop import Loop
 from node.policy.load import Policy
 from node.replay import replay
@@ -415,8 +414,8 @@ def one_round(folder: Path, task: Echo, peer: Peer, **engine: int) -> tuple[Loop
     )
     asked = Speaks(policy, [["go on", "!0"], ["!1"]])
     tasks = TaskSet([(task, 1.0)], Split(0.0))
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
-        loop = Loop(config, 0, policy, asked, tasks, pool, peer, MetricsLog(folder / "metrics.jsonl"))
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+        loop = Loop(config, 0, policy, asked, tasks, buffer, peer, MetricsLog(folder / "metrics.jsonl"))
         return loop, list(next(loop.rounds(0)))
 
 
@@ -654,11 +653,11 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
     tasks = load_tasks(config.tasks)
     journal = Journal(tmp_path, 1 << 20)
     engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         settings = config.model_dump(mode="json")
-        journal.begin(0, lambda at: JournalStart(at, settings, 0, GroupBounds(8, 1000), tasks.split, pool.snapshot()))
+        journal.begin(0, lambda at: Start(at, settings, 0, GroupBounds(8, 1000), tasks.split, buffer.snapshot()))
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        loop = Loop(config, 0, policy, engine, tasks, pool, NoExchange(), metrics, journal=journal)
+        loop = Loop(config, 0, policy, engine, tasks, buffer, NoExchange(), metrics, journal=journal)
         assert all(rounds for rounds in loop.rounds(0))
     recorded = [one for one in read_journal(tmp_path) if isinstance(one, Round)]
     assert [[one.texts for one in made] for round_ in recorded for made in round_.played] == [

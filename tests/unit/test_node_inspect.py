@@ -1,4 +1,4 @@
-"""`gossamer inspect` on a pool as a node leaves it."""
+"""`gossamer inspect` on a replay buffer as a node leaves it."""
 
 import sqlite3
 from contextlib import closing
@@ -14,17 +14,17 @@ from node.tasks import TaskKey
 
 
 def fill(folder: Path) -> None:
-    with ReplayBuffer(folder / "pool.sqlite", BufferConfig()) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", BufferConfig()) as buffer:
         for index, text in enumerate(["7", "8\x1b[2J\nfake line"]):
             group = Group(
                 TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (one_turn(text, True, 1.0 - index),), "llama", 5
             )
-            pool.add(
+            buffer.add(
                 [Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))],
                 now=1001.0,
                 first_round=1,
             )
-        pool.use([one for one in pool.candidates(1001.0, 1) if one.id == bytes(32)], 1, 1001.0)
+        buffer.use([one for one in buffer.candidates(1001.0, 1) if one.id == bytes(32)], 1, 1001.0)
 
 
 def test_overview_counts_by_task_and_peer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_an_id_that_names_no_group(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("asked", [[], ["--group", "01"]])
-def test_a_pool_of_another_release_is_one_line(
+def test_a_buffer_of_another_release_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: list[str]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "pool.sqlite")) as db:
@@ -62,7 +62,7 @@ def test_a_pool_of_another_release_is_one_line(
     assert "is of another release" in line and "start it" in line
 
 
-def test_a_damaged_pool_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_buffer_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pool.sqlite").write_bytes(b"not a database" * 100)
     assert run(["inspect", str(tmp_path)], debug=False) == 2
     assert len(capfd.readouterr().err.splitlines()) == 1

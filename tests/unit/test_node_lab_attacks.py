@@ -100,10 +100,10 @@ def test_who_copies_or_repeats_groups_has_none_drawn_beside_what_it_repeats(kind
     found = ATTACKS[kind].publish(scene)
     originals = [*scene.seen, *scene.own]
     assert len(set(found)) == len(found) and not set(found) & set(originals)
-    with ReplayBuffer(tmp_path / "pool.sqlite", NodeConfig().buffer) as pool:
-        pool.add([own_shared(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
-        pool.add([own_shared(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
-        drawn = Counter(one.peer for one in pool.candidates(2.0, 1))
+    with ReplayBuffer(tmp_path / "pool.sqlite", NodeConfig().buffer) as buffer:
+        buffer.add([own_shared(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
+        buffer.add([own_shared(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
+        drawn = Counter(one.peer for one in buffer.candidates(2.0, 1))
     assert drawn == {"honest": len(originals)}
 
 

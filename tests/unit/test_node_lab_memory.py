@@ -378,7 +378,7 @@ def test_over_a_long_run_with_a_small_buffer_no_group_is_used_more_often_than_it
     for folder in node_folders(plan).values():
         rows = read_metrics(folder / "metrics.jsonl")
         trained, received = sum(row["groups_external"] for row in rows), rows[-1]["swarm/items_received"]
-        assert rows[-1]["swarm/pool"] <= 12 < received
+        assert rows[-1]["swarm/buffer"] <= 12 < received
         assert 100 < trained <= max_uses * received
 
 

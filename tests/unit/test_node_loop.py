@@ -109,17 +109,17 @@ def share(group: Group, number: int) -> Shared:
 
 
 def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Group) -> tuple[list[dict], list[bytes]]:
-    """Run two rounds over a pool that holds the groups of `before`; return the metrics and what is in the pool then."""
+    """Run two rounds over a buffer that holds the groups of `before`; return the metrics and what it holds then."""
     config = node_config()
     folder.mkdir(exist_ok=True)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
-        pool.add([share(group, 100 + number) for number, group in enumerate(before)], time.time(), 1)
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, peer, metrics)
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+        buffer.add([share(group, 100 + number) for number, group in enumerate(before)], time.time(), 1)
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [key for row in rows for key in row if not is_declared(key)] == []
-        held = pool.snapshot()
+        held = buffer.snapshot()
         buried = {key for key, _ in held.buried}
         return rows, [key for key, *_ in held.groups if key not in buried]
 
@@ -135,7 +135,7 @@ def test_a_question_without_room_in_the_policy_is_drawn_in_vain_once(
     assert [row["groups_external"] for row in rows] == [1, 0]
 
 
-def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
+def test_one_that_is_in_the_buffer_is_dropped_and_counted(policy: Policy, tasks: TaskSet, tmp_path: Path) -> None:
     (task,) = tasks.tasks
     elsewhere = task.key._replace(config="0" * 16)  # the node ran another task then
     gone = replace(group_of(task, SHORT), task=elsewhere, question="2+2=")
@@ -145,8 +145,8 @@ def test_one_that_is_in_the_pool_already_is_dropped_and_counted(policy: Policy, 
 
 def first_round(policy: Policy, tasks: TaskSet, folder: Path, exchange: NoExchange, engine: HfEngine) -> list[Sample]:
     config = node_config()
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
-        loop = Loop(config, 0, policy, engine, tasks, pool, exchange, MetricsLog(folder / "metrics.jsonl"))
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+        loop = Loop(config, 0, policy, engine, tasks, buffer, exchange, MetricsLog(folder / "metrics.jsonl"))
         return list(next(loop.rounds(0)))
 
 
@@ -236,9 +236,9 @@ def test_own_completions_whose_text_stands_for_other_tokens_are_counted(
             return [[Generated(tuple(ids), "22", True) for ids in (plain, [plain[0], policy.pad_token_id, *plain[1:]])]]
 
     config = node_config()
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        loop = Loop(config, 0, policy, Scripted(policy), tasks, pool, NoExchange(), metrics)
+        loop = Loop(config, 0, policy, Scripted(policy), tasks, buffer, NoExchange(), metrics)
         next(loop.rounds(0))
     assert loop.row["completions/retokenized"] == 0.5
 
@@ -280,10 +280,10 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
     path = tmp_path / "pool.sqlite"
 
     def rounds(first: int, exchange: Peer) -> list[dict[str, Any]]:
-        with ReplayBuffer(path, config.buffer) as pool:
-            pool.rewind(first)
+        with ReplayBuffer(path, config.buffer) as buffer:
+            buffer.rewind(first)
             metrics = MetricsLog(tmp_path / "metrics.jsonl")
-            loop = Loop(config, 0, policy, HfEngine(policy), alone(task), pool, exchange, metrics)
+            loop = Loop(config, 0, policy, HfEngine(policy), alone(task), buffer, exchange, metrics)
             return [dict(loop.row) for _ in loop.rounds(first)]
 
     rows = rounds(0, peer)
@@ -318,9 +318,9 @@ def test_trained_tokens_count_once_for_each_iteration(policy: Policy, tasks: Tas
 
     trainer = node_config().trainer.model_copy(update={"num_iterations": 3})
     config = node_config().model_copy(update={"trainer": trainer})
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        loop = Loop(config, 0, policy, Scripted(policy), tasks, pool, NoExchange(), metrics)
+        loop = Loop(config, 0, policy, Scripted(policy), tasks, buffer, NoExchange(), metrics)
         next(loop.rounds(0))
     assert loop.spent == (6, 18, 0)  # two tokens and four, of which each update takes all
 
@@ -335,10 +335,10 @@ def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[S
         }
     )
     tasks = alone(Guess())
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
-        pool.rewind(done)
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+        buffer.rewind(done)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, NoExchange(), metrics)
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, NoExchange(), metrics)
         return [list(samples) for samples in loop.rounds(done)]
 
 
@@ -396,8 +396,8 @@ def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
             }
         )
         metrics = MetricsLog(tmp_path_factory.mktemp("node") / "metrics.jsonl")
-        with ReplayBuffer(Path(":memory:"), config.buffer) as pool:
-            loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
+        with ReplayBuffer(Path(":memory:"), config.buffer) as buffer:
+            loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, Peer(*groups), metrics)
             return list(next(loop.rounds(0)))
 
     return run
@@ -421,8 +421,8 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
     ]
     tasks = alone(task)
     metrics = MetricsLog(tmp_path / "metrics.jsonl")
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as pool:
-        loop = Loop(config, 0, policy, HfEngine(policy), tasks, pool, Peer(*groups), metrics)
+    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
+        loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, Peer(*groups), metrics)
         rows = [dict(loop.row) for _ in loop.rounds(0)]
     assert [row["swarm/age_rounds"] for row in rows] == [row["swarm/age_rounds_max"] for row in rows] == [0, 1, 2]
     assert all(0 <= row["swarm/age_seconds"] <= row["swarm/age_seconds_max"] < 600 for row in rows)
@@ -525,11 +525,11 @@ def drawn_by(
     config = parse_config({"rounds": 1, "engine": {"max_completion_length": LONGEST}, "sampling": settings})
     peer = Peer()
     now = time.time()
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as pool:
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         everyone = [(name, group) for name, mine in groups.items() for group in mine]
-        pool.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
+        buffer.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        loop = Loop(config, 0, policy, Says(policy, *own), alone(task), pool, peer, metrics)
+        loop = Loop(config, 0, policy, Says(policy, *own), alone(task), buffer, peer, metrics)
         samples = next(loop.rounds(0))
     return loop.row, [policy.decode(one.completion) for one in samples if one.external], peer.reasons
 
@@ -654,8 +654,8 @@ def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
         sampling = {"local": 1, "external": 1, "completions": len(own), **UNBOUNDED, **tables.pop("sampling", {})}
         engine = {"max_completion_length": LONGEST}
         config = parse_config({"rounds": rounds, "engine": engine, "sampling": sampling, **tables})
-        pool = ReplayBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
-        return Loop(config, seed, policy, Says(policy, *own), tasks, pool, swarm, MetricsLog(tmp_path / "metrics"))
+        buffer = ReplayBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
+        return Loop(config, seed, policy, Says(policy, *own), tasks, buffer, swarm, MetricsLog(tmp_path / "metrics"))
 
     return make
 
@@ -795,10 +795,10 @@ def test_a_liar_loses_its_other_groups_and_nobody_else_does(policy: Policy, node
     waiting = [sent(seed, "22", "2", peer=peer) for seed, peer in [(1, "liar"), (2, "liar"), (3, "honest")]]
     swarm = Swarm([lie])
     loop = node_of(swarm, alone(Guess()), sampling={"external": 4})
-    loop.pool.add([share(one, 90 + at) for at, one in enumerate(waiting)], time.time(), 2)  # for the next round
+    loop.buffer.add([share(one, 90 + at) for at, one in enumerate(waiting)], time.time(), 2)  # for the next round
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == [] and swarm.reasons == ["false_reward"]
-    assert [one.peer for one in loop.pool.of_signers({"liar", "honest"})] == ["honest"]
+    assert [one.peer for one in loop.buffer.of_signers({"liar", "honest"})] == ["honest"]
     assert peers(policy, next(rounds)) == ["22"] and loop.row["swarm/taught_by"] == {"honest": 1}
     assert swarm.reasons == ["false_reward"]  # once for the lie, and not for the groups that nobody verified
 
@@ -812,7 +812,7 @@ def test_of_a_signer_that_was_put_out_nothing_is_drawn_any_more_though_it_lies_h
     assert peers(policy, next(rounds)) == ["22"]
     swarm.out.add("out")
     assert [peers(policy, samples) for samples in rounds] == [[], ["44"], [], [], []]
-    assert len(loop.pool.of_signers({"out"})) == 7 and swarm.reasons == []
+    assert len(loop.buffer.of_signers({"out"})) == 7 and swarm.reasons == []
 
 
 @pytest.mark.parametrize("max_uses", [1, 3])
@@ -832,7 +832,7 @@ def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_
     trained = Counter[tuple[int, ...]]()
     for samples in loop.rounds(0):
         trained.update(tuple(one.prompt) for one in samples if one.external)
-        assert len(loop.pool) <= 8
+        assert len(loop.buffer) <= 8
     assert swarm.came == 6 * rounds
     assert set(trained.values()) == {max_uses} and len(trained) == distinct
 
@@ -863,7 +863,7 @@ def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itse
     loop = node_of(swarm, alone(task), own, sampling={"external": 3, "external_weight": 2})
     taken = [one for one in next(loop.rounds(0)) if one.external]
     if advantage is None:
-        assert taken == [] and swarm.reasons == [] and len(loop.pool) == 1
+        assert taken == [] and swarm.reasons == [] and len(loop.buffer) == 1
         return
     (one,) = taken
     assert (policy.decode(one.completion), one.advantage, one.weight) == (best, pytest.approx(advantage), 2 / 3)
@@ -886,9 +886,9 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     tables = {"sampling": {"external": 2}, "buffer": {"max_groups": 2}}
     loop = node_of(swarm, alone(Beside()), rounds=3, **tables)
     early = [share(old, 100), share(lie, 101)]
-    loop.pool.add(early, time.time(), 1)
+    loop.buffer.add(early, time.time(), 1)
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == ["22", "44"] and swarm.reasons == ["false_reward"]
-    assert not any(one.id in loop.pool for one in early) and len(loop.pool) == 2
-    assert texts_id(old) in {texts for texts, *_ in loop.pool.snapshot().uses}
+    assert not any(one.id in loop.buffer for one in early) and len(loop.buffer) == 2
+    assert texts_id(old) in {texts for texts, *_ in loop.buffer.snapshot().uses}
     assert [peers(policy, samples) for samples in rounds] == [["44"], []]

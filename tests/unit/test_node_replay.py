@@ -116,12 +116,12 @@ def live(
     host = Host(tasks.tasks[0])
     host.sent = 3 * done
     exchange = NetworkExchange(host, tasks, max_completions=8, external=2, max_bytes=1000, saw=journal.saw)
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses) as pool:
-        pool.rewind(done)
+    with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses) as buffer:
+        buffer.rewind(done)
         settings = config.model_dump(mode="json")
-        journal.begin(done, lambda at: Start(at, settings, 7, GroupBounds(8, 1000), APART, pool.snapshot()))
+        journal.begin(done, lambda at: Start(at, settings, 7, GroupBounds(8, 1000), APART, buffer.snapshot()))
         metrics = MetricsLog(folder / "metrics.jsonl")
-        loop = Loop(config, 7, policy, HfEngine(policy), tasks, pool, exchange, metrics, journal=journal)
+        loop = Loop(config, 7, policy, HfEngine(policy), tasks, buffer, exchange, metrics, journal=journal)
         rounds, samples = loop.rounds(done), []
         for number in range(done, last):
             before(host, number + 1)
@@ -384,11 +384,11 @@ def test_a_built_in_policy_of_an_earlier_release_is_that_of_the_nodes_checkpoint
     assert [(one.number, one.difference) for one in replay(folder)] == [(1, ""), (2, "")]
 
 
-def start_of(pool_bytes: int) -> Callable[[int], Start]:
+def start_of(buffer_bytes: int) -> Callable[[int], Start]:
     """What makes a `Start` with so many bytes in the replay buffer, and more after each round."""
 
     def start(done: int) -> Start:
-        rows = [(bytes(32), "peer", 0.0, 1, random.Random(7).randbytes(pool_bytes + 500 * done))]
+        rows = [(bytes(32), "peer", 0.0, 1, random.Random(7).randbytes(buffer_bytes + 500 * done))]
         return Start(done, {}, 7, GroupBounds(8, 1000), DEFAULT_SPLIT, Snapshot(rows, [], []))
 
     return start

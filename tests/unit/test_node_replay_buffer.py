@@ -1,4 +1,4 @@
-"""The pool: bounded by every bound, durable through a kill, forgetful when rewound."""
+"""The buffer: bounded by every bound, durable through a kill, forgetful when rewound."""
 
 import os
 import signal
@@ -41,58 +41,58 @@ def number_of(one: Candidate) -> int:
     return int.from_bytes(one.id, "big")
 
 
-def ids(pool: ReplayBuffer, now: float = 0.0, round_number: int = 1) -> set[int]:
-    return set(map(number_of, pool.candidates(now, round_number)))
+def ids(buffer: ReplayBuffer, now: float = 0.0, round_number: int = 1) -> set[int]:
+    return set(map(number_of, buffer.candidates(now, round_number)))
 
 
-def use(pool: ReplayBuffer, number: int, round_number: int, now: float = 0.0) -> None:
+def use(buffer: ReplayBuffer, number: int, round_number: int, now: float = 0.0) -> None:
     """Use a group as a round does: of those that it may draw."""
-    drawn = [one for one in pool.candidates(now, round_number) if number_of(one) == number]
+    drawn = [one for one in buffer.candidates(now, round_number) if number_of(one) == number]
     assert drawn, f"{number} may not be drawn"
-    pool.use(drawn, round_number, now)
+    buffer.use(drawn, round_number, now)
 
 
 def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert pool.add([shared(1), shared(1), shared(2)], now=0, first_round=1) == 2
-        assert pool.add([shared(2)], now=0, first_round=1) == 0
-        (one, _) = pool.candidates(5.0, 1)
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert buffer.add([shared(1), shared(1), shared(2)], now=0, first_round=1) == 2
+        assert buffer.add([shared(2)], now=0, first_round=1) == 0
+        (one, _) = buffer.candidates(5.0, 1)
         assert (one.peer, one.received, one.rewards) == ("a", 0.0, (1.0, 0.0))
-        assert pool.read([one.id, one.id]) == {one.id: shared(1).group}
+        assert buffer.read([one.id, one.id]) == {one.id: shared(1).group}
 
 
 def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.add([shared(1), shared(2)], now=0, first_round=1)
-        use(pool, 1, 1)
-        assert ids(pool) == {2}
-    with ReplayBuffer(path, BufferConfig(), max_uses=2) as pool:
-        assert ids(pool) == {1, 2}
-        use(pool, 1, 2)
-        assert ids(pool) == {2}
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.add([shared(1), shared(2)], now=0, first_round=1)
+        use(buffer, 1, 1)
+        assert ids(buffer) == {2}
+    with ReplayBuffer(path, BufferConfig(), max_uses=2) as buffer:
+        assert ids(buffer) == {1, 2}
+        use(buffer, 1, 2)
+        assert ids(buffer) == {2}
 
 
 def test_a_group_sent_again_under_other_ids_and_names_gains_no_further_use(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
+    with ReplayBuffer(path, BufferConfig()) as buffer:
         again = [shared(1, text="7"), shared(2, "b", 1.0, question=1, text="7"), shared(3)]
-        pool.add(again, now=1, first_round=1)
-        assert ids(pool) == {1, 3}  # of one question, the first to come
-        use(pool, 1, 1)
-        assert ids(pool) == {3}
-        assert pool.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
-        assert ids(pool, round_number=2) == {3}
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert ids(pool, round_number=2) == {3}
-        assert pool.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
+        buffer.add(again, now=1, first_round=1)
+        assert ids(buffer) == {1, 3}  # of one question, the first to come
+        use(buffer, 1, 1)
+        assert ids(buffer) == {3}
+        assert buffer.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
+        assert ids(buffer, round_number=2) == {3}
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert ids(buffer, round_number=2) == {3}
+        assert buffer.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
 
 
 def test_other_groups_of_a_question_follow_in_later_rounds_each_once(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.add([shared(number, received=number, question=7) for number in (1, 2, 3)], now=3, first_round=1)
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.add([shared(number, received=number, question=7) for number in (1, 2, 3)], now=3, first_round=1)
         for number in (1, 2, 3):
-            assert ids(pool, 3) == {number}
-            use(pool, number, number, 3)
-        assert ids(pool, 3) == set()
+            assert ids(buffer, 3) == {number}
+            use(buffer, number, number, 3)
+        assert ids(buffer, 3) == set()
 
 
 def test_a_groups_texts_are_the_same_in_whatever_order_and_whatever_is_said_of_them() -> None:
@@ -113,108 +113,108 @@ def test_a_groups_texts_are_the_same_in_whatever_order_and_whatever_is_said_of_t
 
 def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(path: Path) -> None:
     bounds = BufferConfig(max_groups=1, max_age=10)
-    with ReplayBuffer(path, bounds) as pool:
-        pool.add([shared(1)], now=0, first_round=1)
-        use(pool, 1, 1)
-        pool.add([shared(2, received=5)], now=5, first_round=1)
-        assert shared(1).id not in pool
-        assert pool.add([shared(3, "b", 10, question=1, text="1")], now=10, first_round=1) == 0
-        pool.use([], 2, now=10.5)
-        assert pool.add([shared(3, "b", 11, question=1, text="1")], now=11, first_round=1) == 1
-        assert ids(pool, now=11) == {3}
+    with ReplayBuffer(path, bounds) as buffer:
+        buffer.add([shared(1)], now=0, first_round=1)
+        use(buffer, 1, 1)
+        buffer.add([shared(2, received=5)], now=5, first_round=1)
+        assert shared(1).id not in buffer
+        assert buffer.add([shared(3, "b", 10, question=1, text="1")], now=10, first_round=1) == 0
+        buffer.use([], 2, now=10.5)
+        assert buffer.add([shared(3, "b", 11, question=1, text="1")], now=11, first_round=1) == 1
+        assert ids(buffer, now=11) == {3}
 
 
 @pytest.mark.parametrize("max_uses", [1, 2])
 def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path: Path, max_uses: int) -> None:
     uses = []
-    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses, item_life=30) as pool:
+    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses, item_life=30) as buffer:
         for now in range(100):
             if now <= 30:  # the life of an item that was signed when the group was made
-                pool.add([shared(now, received=now, question=1, text="1")], now=now, first_round=1)
-            if drawn := pool.candidates(now, 1):
-                pool.use(drawn, 1, now)
+                buffer.add([shared(now, received=now, question=1, text="1")], now=now, first_round=1)
+            if drawn := buffer.candidates(now, 1):
+                buffer.use(drawn, 1, now)
                 uses.append(now)
             else:
-                pool.use([], 1, now)
+                buffer.use([], 1, now)
     assert len(uses) == max_uses
 
 
 def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as pool:
-        pool.add([shared(1)], now=0, first_round=1)
-        use(pool, 1, 1, now=0)
-        pool.add([shared(2, received=5, question=1, text="1")], now=5, first_round=1)
-        use(pool, 1, 2, now=5)
-        assert ids(pool, now=9) == set()
-        pool.use([], 3, now=11)  # the first use is forgotten, and the first group gone
-        assert ids(pool, now=11) == {2}
-    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as pool:
-        assert ids(pool, now=11) == {2}
+    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
+        buffer.add([shared(1)], now=0, first_round=1)
+        use(buffer, 1, 1, now=0)
+        buffer.add([shared(2, received=5, question=1, text="1")], now=5, first_round=1)
+        use(buffer, 1, 2, now=5)
+        assert ids(buffer, now=9) == set()
+        buffer.use([], 3, now=11)  # the first use is forgotten, and the first group gone
+        assert ids(buffer, now=11) == {2}
+    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
+        assert ids(buffer, now=11) == {2}
 
 
 def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_groups=1)) as pool:
-        pool.add([shared(1)], now=0, first_round=1)
-        drawn = pool.candidates(0, 1)
-        pool.add([shared(2, received=1)], now=1, first_round=1)
-        pool.bury([shared(1).id], 1)
-        pool.use(drawn, 1, now=1)
-        assert (len(pool), pool.read([shared(1).id])) == (1, {})
-        assert pool.add([shared(3, received=1, question=1, text="1")], now=1, first_round=2) == 0
-    with ReplayBuffer(path, BufferConfig(max_groups=1)) as pool:
-        assert len(pool) == 1
+    with ReplayBuffer(path, BufferConfig(max_groups=1)) as buffer:
+        buffer.add([shared(1)], now=0, first_round=1)
+        drawn = buffer.candidates(0, 1)
+        buffer.add([shared(2, received=1)], now=1, first_round=1)
+        buffer.bury([shared(1).id], 1)
+        buffer.use(drawn, 1, now=1)
+        assert (len(buffer), buffer.read([shared(1).id])) == (1, {})
+        assert buffer.add([shared(3, received=1, question=1, text="1")], now=1, first_round=2) == 0
+    with ReplayBuffer(path, BufferConfig(max_groups=1)) as buffer:
+        assert len(buffer) == 1
 
 
 def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
-        pool.add([shared(1), shared(2, received=9)], now=9, first_round=1)
-        pool.add([shared(3, received=12)], now=1, first_round=1)  # the clock was set back while it came
-        assert ids(pool, now=1) == {2, 3}
-        pool.add([shared(4, received=1)], now=1, first_round=1)
-        assert [(number_of(one), one.received) for one in pool.candidates(1, 1)] == [(2, 9), (3, 12), (4, 12)]
-        use(pool, 2, 1, now=1)
-        pool.use([], 2, now=20)
-        assert shared(2).id not in pool
-        assert pool.add([shared(5, received=20, question=2, text="2")], now=20, first_round=1) == 0  # used at 12
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+        buffer.add([shared(1), shared(2, received=9)], now=9, first_round=1)
+        buffer.add([shared(3, received=12)], now=1, first_round=1)  # the clock was set back while it came
+        assert ids(buffer, now=1) == {2, 3}
+        buffer.add([shared(4, received=1)], now=1, first_round=1)
+        assert [(number_of(one), one.received) for one in buffer.candidates(1, 1)] == [(2, 9), (3, 12), (4, 12)]
+        use(buffer, 2, 1, now=1)
+        buffer.use([], 2, now=20)
+        assert shared(2).id not in buffer
+        assert buffer.add([shared(5, received=20, question=2, text="2")], now=20, first_round=1) == 0  # used at 12
 
 
 def test_a_group_waits_for_its_first_round(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.add([shared(1)], now=0, first_round=3)
-        pool.add([shared(2)], now=0, first_round=2)
-        assert ids(pool, round_number=1) == set()
-        assert ids(pool, round_number=2) == {2}
-        pool.rewind(1)
-        assert ids(pool, round_number=2) == {2}
-        assert ids(pool, round_number=3) == {1, 2}
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.add([shared(1)], now=0, first_round=3)
+        buffer.add([shared(2)], now=0, first_round=2)
+        assert ids(buffer, round_number=1) == set()
+        assert ids(buffer, round_number=2) == {2}
+        buffer.rewind(1)
+        assert ids(buffer, round_number=2) == {2}
+        assert ids(buffer, round_number=3) == {1, 2}
 
 
 def test_a_group_that_has_waited_too_many_rounds_is_not_drawn(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age_rounds=2)) as pool:
-        pool.add([shared(1)], now=0, first_round=3)
-        pool.add([shared(2)], now=0, first_round=4)
-        assert [ids(pool, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
+    with ReplayBuffer(path, BufferConfig(max_age_rounds=2)) as buffer:
+        buffer.add([shared(1)], now=0, first_round=3)
+        buffer.add([shared(2)], now=0, first_round=4)
+        assert [ids(buffer, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
 
 
 def test_groups_have_the_order_of_their_coming_when_they_are_read_again(path: Path, tmp_path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.add([shared(number, received=5) for number in (3, 4)], now=5, first_round=1)
-        pool.add([shared(number, received=1) for number in (2, 1)], now=5, first_round=1)
-        before = pool.candidates(5, 1)
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.add([shared(number, received=5) for number in (3, 4)], now=5, first_round=1)
+        buffer.add([shared(number, received=1) for number in (2, 1)], now=5, first_round=1)
+        before = buffer.candidates(5, 1)
         assert list(map(number_of, before)) == [3, 4, 1, 2]
-        snapshot = pool.snapshot()
-    with ReplayBuffer(path, BufferConfig()) as pool, ReplayBuffer(tmp_path / "other", BufferConfig()) as other:
-        assert pool.candidates(5, 1) == before
+        snapshot = buffer.snapshot()
+    with ReplayBuffer(path, BufferConfig()) as buffer, ReplayBuffer(tmp_path / "other", BufferConfig()) as other:
+        assert buffer.candidates(5, 1) == before
         other.restore(snapshot)
         assert other.candidates(5, 1) == before
 
 
 def test_all_that_a_peer_has_here_is_found_but_for_what_is_buried(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.add([shared(1, "a"), shared(2, "b", question=1), shared(3, "c"), shared(4, "b")], now=0, first_round=1)
-        assert set(pool.signers) == {"a", "b", "c"}
-        pool.bury([shared(4).id], 1)
-        assert list(map(number_of, pool.of_signers({"a", "b"}))) == [1, 2]
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.add([shared(1, "a"), shared(2, "b", question=1), shared(3, "c"), shared(4, "b")], now=0, first_round=1)
+        assert set(buffer.signers) == {"a", "b", "c"}
+        buffer.bury([shared(4).id], 1)
+        assert list(map(number_of, buffer.of_signers({"a", "b"}))) == [1, 2]
 
 
 @settings(deadline=None, max_examples=60)
@@ -236,28 +236,28 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
     """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
     bounds = BufferConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4)
     now, number, made = 0.0, 1, 0
-    with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as pool:
+    with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as buffer:
         for step, which, ahead in steps:
-            may = pool.candidates(now, number)
+            may = buffer.candidates(now, number)
             now += ahead / 2
             match step:
                 case "add":
                     made += 1
-                    pool.add([shared(made, received=now, question=which // 2, text=str(which))], now, number + ahead)
+                    buffer.add([shared(made, received=now, question=which // 2, text=str(which))], now, number + ahead)
                 case "draw":
                     number += ahead
                 case "use" if may:
-                    pool.use([may[which % len(may)]], number, now)
+                    buffer.use([may[which % len(may)]], number, now)
                 case "bury" if may:
-                    pool.bury([may[which % len(may)].id], number)
+                    buffer.bury([may[which % len(may)].id], number)
                 case "rewind":
                     number = max(1, number - ahead)
-                    pool.rewind(number)
+                    buffer.rewind(number)
                 case "set the clock back":
                     now = max(0.0, now - which * ahead)
             with ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as fresh:
-                assert pool.candidates(now, number) == fresh.candidates(now, number)
-                assert (len(pool), set(pool.signers)) == (len(fresh), set(fresh.signers))
+                assert buffer.candidates(now, number) == fresh.candidates(now, number)
+                assert (len(buffer), set(buffer.signers)) == (len(fresh), set(fresh.signers))
 
 
 @pytest.mark.parametrize("version", [1, 2, 9])
@@ -269,13 +269,13 @@ def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: in
         db.execute("CREATE TABLE probes (round INTEGER, score REAL)")
         db.execute(f"PRAGMA user_version = {version}")
         db.commit()
-    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as pool:
-        assert len(pool) == 0
-        assert pool.add([shared(1)], now=0, first_round=1) == 1
-        use(pool, 1, 1)
+    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as buffer:
+        assert len(buffer) == 0
+        assert buffer.add([shared(1)], now=0, first_round=1) == 1
+        use(buffer, 1, 1)
     assert [one["event"] for one in said] == ["the replay buffer of an earlier release is emptied"]
-    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as pool:
-        assert len(pool) == 1 and ids(pool) == set()
+    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as buffer:
+        assert len(buffer) == 1 and ids(buffer) == set()
     with ReplayBuffer(path.with_name("new.sqlite"), BufferConfig()):
         assert said == []
     with closing(sqlite3.connect(path)) as db:
@@ -283,43 +283,43 @@ def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: in
 
 
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.add([shared(1), shared(2)], now=0, first_round=1)
-        use(pool, 1, 3)
-        use(pool, 2, 4)
-        pool.rewind(3)
-        assert ids(pool) == {2}
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.add([shared(1), shared(2)], now=0, first_round=1)
+        use(buffer, 1, 3)
+        use(buffer, 2, 4)
+        buffer.rewind(3)
+        assert ids(buffer) == {2}
 
 
 def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
-        pool.add([shared(1, question=7), shared(2, question=7), shared(3)], now=0, first_round=1)
-        pool.bury([shared(1).id, shared(9).id], 4)
-        assert ids(pool) == {2, 3} and len(pool) == 2  # another group of its question may be drawn now
-        assert shared(1).id in pool and pool.add([shared(1)], now=0, first_round=5) == 0
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
-        assert ids(pool) == {2, 3} and len(pool) == 2
-        pool.rewind(3)
-        assert ids(pool) == {1, 3}  # the round that is done again draws the same, and finds out the same
-        pool.bury([shared(1).id], 4)
-        pool.add([], now=11, first_round=5)
-        assert len(pool) == 0 and shared(1).id not in pool
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+        buffer.add([shared(1, question=7), shared(2, question=7), shared(3)], now=0, first_round=1)
+        buffer.bury([shared(1).id, shared(9).id], 4)
+        assert ids(buffer) == {2, 3} and len(buffer) == 2  # another group of its question may be drawn now
+        assert shared(1).id in buffer and buffer.add([shared(1)], now=0, first_round=5) == 0
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+        assert ids(buffer) == {2, 3} and len(buffer) == 2
+        buffer.rewind(3)
+        assert ids(buffer) == {1, 3}  # the round that is done again draws the same, and finds out the same
+        buffer.bury([shared(1).id], 4)
+        buffer.add([], now=11, first_round=5)
+        assert len(buffer) == 0 and shared(1).id not in buffer
 
 
 def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as pool:
-        pool.add([shared(1, received=0), shared(2, received=8)], now=8, first_round=1)
-        assert ids(pool, now=11) == {2}
-        pool.add([], now=11, first_round=1)
-        assert len(pool) == 1
+    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+        buffer.add([shared(1, received=0), shared(2, received=8)], now=8, first_round=1)
+        assert ids(buffer, now=11) == {2}
+        buffer.add([], now=11, first_round=1)
+        assert len(buffer) == 1
 
 
-def test_one_peer_cannot_fill_the_pool(path: Path) -> None:
+def test_one_peer_cannot_fill_the_buffer(path: Path) -> None:
     bounds = BufferConfig(max_groups=10)
-    with ReplayBuffer(path, bounds) as pool:
-        pool.add([shared(n, "honest", received=n) for n in range(3)], now=0, first_round=1)
-        pool.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0, first_round=1)
-        assert ids(pool) == {0, 1, 2} | {145, 146, 147, 148, 149}
+    with ReplayBuffer(path, bounds) as buffer:
+        buffer.add([shared(n, "honest", received=n) for n in range(3)], now=0, first_round=1)
+        buffer.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0, first_round=1)
+        assert ids(buffer) == {0, 1, 2} | {145, 146, 147, 148, 149}
 
 
 items = st.lists(
@@ -332,11 +332,11 @@ items = st.lists(
 def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, str, int, int]]], most: int) -> None:
     bounds = BufferConfig(max_groups=most, max_bytes=1 << 16, max_age=60)
     path = Path(":memory:")
-    with ReplayBuffer(path, bounds) as pool:
+    with ReplayBuffer(path, bounds) as buffer:
         for batch in batches:
-            pool.add([shared(n, peer, received, size) for n, peer, received, size in batch], now=100, first_round=1)
-            rows = list(pool._db.execute("SELECT id, peer, length(body), received FROM groups"))
-            assert len(rows) == len(pool) <= most
+            buffer.add([shared(n, peer, received, size) for n, peer, received, size in batch], now=100, first_round=1)
+            rows = list(buffer._db.execute("SELECT id, peer, length(body), received FROM groups"))
+            assert len(rows) == len(buffer) <= most
             assert sum(size for _, _, size, _ in rows) <= bounds.max_bytes
             assert all(received >= 40 for *_, received in rows)
             for peer in "abc":
@@ -351,39 +351,39 @@ from pathlib import Path
 from node.config import BufferConfig
 from node.rollouts.replay_buffer import ReplayBuffer
 from tests.unit.test_node_replay_buffer import shared, use
-pool = ReplayBuffer(Path({str(path)!r}), BufferConfig())
-pool.add([shared(n) for n in range(5)], now=0, first_round=1)
-use(pool, 3, 7)
+buffer = ReplayBuffer(Path({str(path)!r}), BufferConfig())
+buffer.add([shared(n) for n in range(5)], now=0, first_round=1)
+use(buffer, 3, 7)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     root = Path(__file__).parents[2]
     ended = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=60, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert ids(pool) == {0, 1, 2, 4}
-        pool.rewind(6)
-        assert ids(pool) == {0, 1, 2, 3, 4}
-        assert pool.read([shared(4).id]) == {shared(4).id: shared(4).group}
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert ids(buffer) == {0, 1, 2, 4}
+        buffer.rewind(6)
+        assert ids(buffer) == {0, 1, 2, 3, 4}
+        assert buffer.read([shared(4).id]) == {shared(4).id: shared(4).group}
 
 
 def test_own_results_survive_a_restart_and_a_restore_and_those_of_rounds_that_are_done_again_are_forgotten(
     path: Path, tmp_path: Path
 ) -> None:
     first, second = OwnResult("sums", None, 4.5, 0.25), OwnResult("bases", 3.0, 4.0, 1.0)
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert [*pool.record_own_results(1, [first])] == [first]
-        assert [*pool.record_own_results(2, [second])] == [*pool.record_own_results(2, [second])] == [first, second]
-        snapshot = pool.snapshot()
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        pool.rewind(1)
-        assert [*pool.record_own_results(2, [])] == [first]
-        assert [*pool.record_own_results(1 + KEPT, [second])] == [second]
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert [*pool.record_own_results(2 + KEPT, [])] == [second]
-    with ReplayBuffer(tmp_path / "other.sqlite", BufferConfig()) as pool:
-        pool.restore(snapshot)
-        assert [*pool.record_own_results(3, [])] == [first, second]
-        assert pool.own_results.reward("sums") == 0.25
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert [*buffer.record_own_results(1, [first])] == [first]
+        assert [*buffer.record_own_results(2, [second])] == [*buffer.record_own_results(2, [second])] == [first, second]
+        snapshot = buffer.snapshot()
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        buffer.rewind(1)
+        assert [*buffer.record_own_results(2, [])] == [first]
+        assert [*buffer.record_own_results(1 + KEPT, [second])] == [second]
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert [*buffer.record_own_results(2 + KEPT, [])] == [second]
+    with ReplayBuffer(tmp_path / "other.sqlite", BufferConfig()) as buffer:
+        buffer.restore(snapshot)
+        assert [*buffer.record_own_results(3, [])] == [first, second]
+        assert buffer.own_results.reward("sums") == 0.25
 
 
 def test_an_answers_usual_length_is_that_of_own_right_ones_then_of_own_ones_then_of_other_tasks() -> None:
@@ -410,33 +410,33 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
     def result(reward: float, task: str = "sums") -> OwnResult:
         return OwnResult(task, None, 1.0, reward)
 
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert pool.own_results.reward("sums") == 0
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert buffer.own_results.reward("sums") == 0
         for number in range(1, RECENT):
-            pool.record_own_results(number, [result(1.0), result(0.5), result(0.0, "bases")])
-        assert (pool.own_results.reward("sums"), pool.own_results.reward("bases")) == (0.75, 0)
-        pool.record_own_results(RECENT, [result(0.0)] * RECENT)
-        pool.record_own_results(RECENT, [result(0.25)] * RECENT)  # in place of what the round had
-        assert pool.own_results.reward("sums") == 0.25
-        pool.record_own_results(RECENT + KEPT - 1, [result(0.5)] * 2)
-        assert pool.own_results.reward("sums") == pytest.approx((0.25 * (RECENT - 2) + 0.5 * 2) / RECENT)
-        pool.record_own_results(
+            buffer.record_own_results(number, [result(1.0), result(0.5), result(0.0, "bases")])
+        assert (buffer.own_results.reward("sums"), buffer.own_results.reward("bases")) == (0.75, 0)
+        buffer.record_own_results(RECENT, [result(0.0)] * RECENT)
+        buffer.record_own_results(RECENT, [result(0.25)] * RECENT)  # in place of what the round had
+        assert buffer.own_results.reward("sums") == 0.25
+        buffer.record_own_results(RECENT + KEPT - 1, [result(0.5)] * 2)
+        assert buffer.own_results.reward("sums") == pytest.approx((0.25 * (RECENT - 2) + 0.5 * 2) / RECENT)
+        buffer.record_own_results(
             RECENT + KEPT, []
         )  # results over `KEPT` rounds old are forgotten, even if there are few since
-        assert pool.own_results.reward("sums") == 0.5
-    with ReplayBuffer(path, BufferConfig()) as pool:
-        assert pool.own_results.reward("sums") == 0.5
+        assert buffer.own_results.reward("sums") == 0.5
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert buffer.own_results.reward("sums") == 0.5
 
 
 def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as pool, ReplayBuffer(path, BufferConfig()) as other:
-        with pool.transaction():
-            pool.add([shared(1)], 0.0, 1)
-            use(pool, 1, 1)
+    with ReplayBuffer(path, BufferConfig()) as buffer, ReplayBuffer(path, BufferConfig()) as other:
+        with buffer.transaction():
+            buffer.add([shared(1)], 0.0, 1)
+            use(buffer, 1, 1)
             assert not other.snapshot().groups
         assert [len(other.snapshot().groups), len(other.snapshot().uses)] == [1, 1]
-        with suppress(ZeroDivisionError), pool.transaction():
-            pool.bury([shared(1).id], 2)
+        with suppress(ZeroDivisionError), buffer.transaction():
+            buffer.bury([shared(1).id], 2)
             raise ZeroDivisionError
         assert len(other.snapshot().buried) == 0
 

@@ -93,15 +93,15 @@ class Buffer(RuleBasedStateMachine):
         self.max_uses = max_uses
         replay_buffer.MAX_PEER_SHARE = share
         self.bounds = BufferConfig(max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES)
-        self.pool = self.opened(self.folder / "pool.sqlite")
+        self.buffer = self.opened(self.folder / "pool.sqlite")
 
     def opened(self, path: Path) -> ReplayBuffer:
         return ReplayBuffer(path, self.bounds, self.max_uses)
 
     def teardown(self) -> None:
         replay_buffer.MAX_PEER_SHARE = PEER_SHARE
-        if hasattr(self, "pool"):
-            self.pool.close()
+        if hasattr(self, "buffer"):
+            self.buffer.close()
         shutil.rmtree(self.folder)
 
     @property
@@ -127,7 +127,7 @@ class Buffer(RuleBasedStateMachine):
 
     def drawn(self, round_number: int) -> list[Candidate]:
         """What the buffer lets the round draw: as the books say, and no question twice."""
-        found = self.pool.candidates(self.now, round_number)
+        found = self.buffer.candidates(self.now, round_number)
         assert [one.id for one in found] == [one.id for one in self.expected(round_number)]
         assert len({one.question for one in found}) == len(found)
         return found
@@ -165,7 +165,7 @@ class Buffer(RuleBasedStateMachine):
         for one in repeated:
             group = group_of(one.text, "again")
             shared.append(Shared(one.id, "a", self.now, group, encode(group)))
-        assert self.pool.add(shared, self.now, self.round + later) == len(new)
+        assert self.buffer.add(shared, self.now, self.round + later) == len(new)
         for one, (text, peer) in zip(shared, batch, strict=False):
             if one in new and one.id not in held:
                 self.came.append(Held(one.id, text, peer, self.time, self.round + later, len(one.body)))
@@ -174,7 +174,7 @@ class Buffer(RuleBasedStateMachine):
     def see_what_was_dropped(self) -> None:
         """Note which groups are gone: none may be, unless a bound or a quota was full. Check that all bounds hold."""
         fits = self.fits(self.came) and all(one.received >= self.time - MAX_AGE for one in self.came)
-        gone = {one.id for one in self.came if one.id not in self.pool}
+        gone = {one.id for one in self.came if one.id not in self.buffer}
         assert not (fits and gone)
         self.came = [one for one in self.came if one.id not in gone]
         self.buried = {key: number for key, number in self.buried.items() if key not in gone}
@@ -192,13 +192,13 @@ class Buffer(RuleBasedStateMachine):
         )
 
     def bury(self, ids: list[bytes]) -> None:
-        self.pool.bury(ids, self.round)
+        self.buffer.bury(ids, self.round)
         self.buried |= dict.fromkeys(ids, self.round)
 
     def use(self, drawn: list[Candidate]) -> None:
         """Use these groups, and check that none is used more often than it may be."""
         time, known = self.time, {one.id: one.text for one in self.came}
-        self.pool.use(drawn, self.round, self.now)
+        self.buffer.use(drawn, self.round, self.now)
         for one in drawn:
             text = known[one.id]
             assert sum(used == text for used, *_ in self.used) < self.max_uses, "it is used once too often"
@@ -211,29 +211,29 @@ class Buffer(RuleBasedStateMachine):
     @rule(peer=st.sampled_from(PEERS))
     def put_a_signer_out(self, peer: str) -> None:
         """Bury all groups of a liar, as found out by the round that was done last."""
-        self.bury([one.id for one in self.pool.of_signers({peer})])
+        self.bury([one.id for one in self.buffer.of_signers({peer})])
         assert not [one for one in self.drawn(self.round + 1) if one.peer == peer]
 
     @precondition(lambda self: self.came)
     @rule(back=st.integers(0, 3))
     def go_on_from_an_older_checkpoint(self, back: int) -> None:
         self.round = max(0, self.round - back)
-        self.pool.rewind(self.round)
+        self.buffer.rewind(self.round)
         self.uses, self.used = ([one for one in uses if one[1] <= self.round] for uses in (self.uses, self.used))
         self.buried = {key: number for key, number in self.buried.items() if number <= self.round}
 
     @precondition(lambda self: self.came)
     @rule()
     def restart(self) -> None:
-        self.pool.close()
-        self.pool = self.opened(self.folder / "pool.sqlite")
+        self.buffer.close()
+        self.buffer = self.opened(self.folder / "pool.sqlite")
 
     @precondition(lambda self: self.came)
     @rule()
     def replay_from_a_snapshot(self) -> None:
         with self.opened(Path(":memory:")) as other:
-            other.restore(self.pool.snapshot())
-            assert other.candidates(self.now, self.round + 1) == self.pool.candidates(self.now, self.round + 1)
+            other.restore(self.buffer.snapshot())
+            assert other.candidates(self.now, self.round + 1) == self.buffer.candidates(self.now, self.round + 1)
 
     @precondition(lambda self: self.came)
     @rule(seconds=st.sampled_from([0.5, 3.0, MAX_AGE]))
@@ -251,10 +251,10 @@ class Buffer(RuleBasedStateMachine):
 
     @invariant()
     def what_may_be_drawn_is_what_the_books_say(self) -> None:
-        if hasattr(self, "pool"):
+        if hasattr(self, "buffer"):
             self.drawn(self.round + 1)
-            assert len(self.pool) == len(self.came) - len(self.buried)
-            assert set(self.pool.signers) == {one.peer for one in self.came}
+            assert len(self.buffer) == len(self.came) - len(self.buried)
+            assert set(self.buffer.signers) == {one.peer for one in self.came}
 
 
 def test_it_keeps_what_it_promises_whatever_comes_and_whenever_it_is_opened_again() -> None:

@@ -51,7 +51,7 @@ NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-
 EACH = {one.name: 1.0 for one in METRICS.values() if one.exported and not one.label}
 ROWS = [
     {"round": 6, "reward": 0.0, "time/round": 1.0},
-    EACH | {"round": 7, "reward": 0.5, "time/round": 2.0, "swarm/pool": 11, "rewards/builtin/sums/mean": 0.75},
+    EACH | {"round": 7, "reward": 0.5, "time/round": 2.0, "swarm/buffer": 11, "rewards/builtin/sums/mean": 0.75},
 ]
 
 
@@ -105,7 +105,7 @@ def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
     assert samples["gossamer_duplicates_total", None] == 5
     assert (samples["gossamer_peers", None], samples["gossamer_known_peers", None]) == (1, 9)
     assert (samples["gossamer_round", None], samples["gossamer_reward", None]) == (7, 0.25)
-    assert (samples["gossamer_round_seconds", None], samples["gossamer_pool_groups", None]) == (1.5, 11)
+    assert (samples["gossamer_round_seconds", None], samples["gossamer_buffer_groups", None]) == (1.5, 11)
     assert samples["gossamer_resident_memory_bytes", None] > 1e6
     assert samples["gossamer_uptime_seconds", None] > 0
 
