@@ -48,7 +48,7 @@ from node.config import AnswerMode, TaskConfig
 from node.tasks.questions import DEFAULT_SPLIT, Split
 
 if TYPE_CHECKING:
-    from node.tasks.environments import Start
+    from node.tasks.environments import StartEpisode
     from node.tasks.task_set import TaskSet
 
 MAX_QUESTION_BYTES = 64 << 10
@@ -155,8 +155,8 @@ class Wrapper:
         return getattr(self.base, "unshared", "")
 
     @property
-    def start(self) -> "Start | None":
-        """What begins an episode; None if the task has no environment."""
+    def start(self) -> "StartEpisode | None":
+        """Begins an episode; None if the task has no environment."""
         return getattr(self.base, "start", None)
 
     @property

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from node.config import TaskConfig
 from node.tasks import Item, Task, derive_seed, has_own_code, load_tasks
 from node.tasks.answers import MAX_TEXT, show
-from node.tasks.environments import Done, Observation, Start, start_of, step
+from node.tasks.environments import Done, Observation, StartEpisode, start_of, step
 from node.tasks.prompting import own_mode, solution
 
 SEEDS = 64
@@ -80,13 +80,13 @@ def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-def _plays_again(start: Start, items: list[Item]) -> Finding:
+def _plays_again(start: StartEpisode, items: list[Item]) -> Finding:
     """Play rubbish twice: what is told and paid must be the same."""
     same = all(_told(start, item) == _told(start, item) for item in items[:8])
     return Finding(same, "the same turns are answered alike again")
 
 
-def _told(start: Start, item: Item) -> list[Observation | Done]:
+def _told(start: StartEpisode, item: Item) -> list[Observation | Done]:
     environment, told = start(item), []
     for text in RUBBISH:
         told.append(step(environment, text))

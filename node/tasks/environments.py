@@ -53,10 +53,10 @@ class Environment(Protocol):
         ...
 
 
-Start = Callable[[Item], Environment]
+StartEpisode = Callable[[Item], Environment]
 
 
-def start_of(task: Task) -> Start | None:
+def start_of(task: Task) -> StartEpisode | None:
     """Return what begins an episode of `task`; None if it is one text that `verify` scores."""
     return getattr(task, "start", None)
 
@@ -79,7 +79,7 @@ def _is_reward(value: object) -> bool:
     return isinstance(value, Real) and 0 <= float(value) <= 1
 
 
-def play_again(start: Start, item: Item, texts: Sequence[str]) -> float | None:
+def play_again(start: StartEpisode, item: Item, texts: Sequence[str]) -> float | None:
     """Return what an episode earns; None if the environment here answers otherwise than the episode says.
 
     Args:

@@ -39,7 +39,7 @@ from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, derive_seed, is_text, task_names
 from node.tasks.answers import READERS, same_output
-from node.tasks.environments import Environment, Start, play_again, start_of
+from node.tasks.environments import Environment, StartEpisode, play_again, start_of
 
 VERSION = 1
 ENTRY_POINTS = "gossamer.tasks"
@@ -116,8 +116,8 @@ class ThirdPartyTask(Wrapper):
         return number
 
     @property
-    def start(self) -> Start | None:
-        """What begins an episode; None if the task has no environment."""
+    def start(self) -> StartEpisode | None:
+        """Begins an episode; None if the task has no environment."""
         return None if start_of(self.base) is None else self._start
 
     def _start(self, item: Item) -> Environment:
@@ -185,7 +185,7 @@ class FileTask:
     maker: Callable[[int], Item]
     verifier: Callable[[Item, str], float | None]
     answer_mode: AnswerMode = "whole"
-    start: Start | None = None
+    start: StartEpisode | None = None
     replayable: bool = False
     unshared: str = ""
     confine: bool = True
@@ -220,7 +220,7 @@ def _exact(item: Item, text: str) -> float:
     return float(same_output(text, item.answer))
 
 
-def _played(start: Start, item: Item, text: str) -> float | None:
+def _played(start: StartEpisode, item: Item, text: str) -> float | None:
     return play_again(start, item, [text])
 
 

@@ -40,7 +40,7 @@ from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send, yield_memory
 from node.tasks import Item, Task, TaskKey, Wrapper
-from node.tasks.environments import Start, play_again, start_of
+from node.tasks.environments import StartEpisode, play_again, start_of
 from node.tasks.fork_server import ForkServer, answer_apart, fork_episode
 
 Verdict = float | None
@@ -393,15 +393,15 @@ class IsolatedTask(Wrapper):
     """
 
     workers: Workers
-    begin: Start | None
+    begin: StartEpisode | None
 
     @property
     def key(self) -> TaskKey:
         return self.base.key
 
     @property
-    def start(self) -> Start | None:
-        """What begins an episode; None if the task has no environment."""
+    def start(self) -> StartEpisode | None:
+        """Begins an episode; None if the task has no environment."""
         return self.begin
 
     def make(self, seed: int) -> Item:
