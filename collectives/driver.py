@@ -169,7 +169,7 @@ class GroupDriver:
         if found and self.status.unreached:
             raise DeadlineExceeded(
                 f"no connection with {', '.join(self.status.unreached[:4])} in {timeout:g} s, in either direction: "
-                "let this one dial all members, or all members this one (listen=)"
+                "let this one dial all others, or all others dial it (listen=)"
             )
         if found:
             raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")

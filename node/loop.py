@@ -329,7 +329,7 @@ class Loop:
         for one in groups:
             task = self.tasks.get(one.group.task)
             if task is None or self.tasks.is_held_out(task, one.group.question):
-                raise AssertionError(f"a question of the evaluation's part in training: {one.group.question!r:.200}")
+                raise AssertionError(f"a held-out question in training: {one.group.question!r:.200}")
 
     def _surprises(self, rows: Sequence[ScoredRow]) -> list[float]:
         """Return how surprising completions are under the policy, and count their tokens as spent."""

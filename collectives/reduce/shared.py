@@ -8,8 +8,8 @@ On commit each member copies the results from the owners' bays into its caller's
 each reads and writes 4.5 S in all: S for the contribution, 1.5 S for the sum, 2 S for the copy. gloo moves 5.5 S,
 and the direct exchange over sockets 7.5 S.
 
-A `Room` has the parts of it too: a reduce-scatter ends at the owners' bays. What only moves lies in its giver's bay, in
-the place of results, until those who want it have copied it.
+A `Room` has the parts of it too: a reduce-scatter ends at the owners' bays. Bytes that only move lie in their giver's
+bay, in the place of results, until those who want them have copied them.
 
 **Bounded memory without deadlock.** A bay has room for `window` chunks of each slice's contributions, and for all
 results. A member gives chunk k of all slices when their owners have reduced chunk k - window. It reduces chunk r of
@@ -185,7 +185,7 @@ class _RankParts:
 
 
 class _BayTurn:
-    """What one operation sees of the bays: data, and counters that go on from where the operation before left them."""
+    """One operation's view of the bays: data, and counters that go on from where the operation before left them."""
 
     def __init__(
         self,

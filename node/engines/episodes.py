@@ -149,30 +149,30 @@ def play(engine: RolloutEngine, episodes: Episodes) -> Groups:
     n, sampling, seed = episodes.n, episodes.sampling, episodes.seed
     made = engine.generate([one.prompt for one in episodes.asked], n, sampling, seed)
     groups = [[_OngoingEpisode(one, turn) for turn in turns] for one, turns in zip(episodes.asked, made, strict=True)]
-    games = [game for group in groups for game in group if game.start is not None]
-    for game in games:
-        game.ask()
+    in_environments = [episode for group in groups for episode in group if episode.start is not None]
+    for episode in in_environments:
+        episode.ask()
     call = 0
-    while waiting := [game for game in games if game.answer is not None]:
-        going_on = [game for game in _answered(waiting) if game.goes_on(episodes)]
+    while waiting := [episode for episode in in_environments if episode.answer is not None]:
+        going_on = [episode for episode in _answered(waiting) if episode.goes_on(episodes)]
         if not going_on:
             continue
         call += 1
-        prompts = [game.so_far for game in going_on]
+        prompts = [episode.so_far for episode in going_on]
         turns = engine.generate(prompts, 1, sampling, derive_seed(seed, "turn", call))
-        for game, (turn,) in zip(going_on, turns, strict=True):
-            game.take(turn)
-            game.ask()
-    return [[game.played() for game in group] for group in groups]
+        for episode, (turn,) in zip(going_on, turns, strict=True):
+            episode.take(turn)
+            episode.ask()
+    return [[episode.played() for episode in group] for group in groups]
 
 
 def _answered(waiting: Sequence["_OngoingEpisode"]) -> list["_OngoingEpisode"]:
     """Wait until an environment has answered or its time is up; return the episodes that can go on or end."""
-    answers = [game.answer for game in waiting if game.answer is not None]
+    answers = [episode.answer for episode in waiting if episode.answer is not None]
     if not wait_for(answers, GRACE_S).done:
-        wait_for(answers, max(0.0, min(game.deadline for game in waiting) - time.monotonic()), FIRST_COMPLETED)
+        wait_for(answers, max(0.0, min(episode.deadline for episode in waiting) - time.monotonic()), FIRST_COMPLETED)
     now = time.monotonic()
-    return [game for game in waiting if game.answer is None or game.answer.done() or now > game.deadline]
+    return [episode for episode in waiting if episode.answer is None or episode.answer.done() or now > episode.deadline]
 
 
 class _OngoingEpisode:

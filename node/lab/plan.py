@@ -92,7 +92,7 @@ class ChurnConfig(Section):
     def _is_there_for_a_round(self) -> Self:
         if self.present < 1 and not math.isclose(self.present, 1):  # 4 x 0.2 / 0.8 is a little less
             least = self.away / (1 - self.away)
-            raise ValueError(f"a node that is there for a round at least is away for longer: rounds wants {least:.3g}")
+            raise ValueError(f"a node would stay for less than a round: set rounds to {least:.3g} or more")
         return self
 
 
@@ -360,8 +360,8 @@ def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> N
             raise UserError(f"{name}: under the runner 'memory' all parts have the same sampling.completions")
         if any(one.tasks != first.tasks and _task_keys(one) != _task_keys(first) for one in parsed):
             raise UserError(
-                f"{name}: under the runner 'memory' all parts have the same tasks, each asked as its part says by "
-                "examples and instruction"
+                f"{name}: under the runner 'memory' all parts have the same tasks; only their examples and "
+                "instruction may differ"
             )
 
 

@@ -491,7 +491,7 @@ def _read_side(folder: Path) -> dict[str, RunResult]:
         return {"": read_run(folder, "", str(folder), 0)}
     found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "summary.json").exists()}
     if not found:
-        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment of which a run has ended")
+        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment with a finished run")
     return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
 
 

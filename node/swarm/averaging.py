@@ -428,12 +428,9 @@ class WeightExchange:
                 try:
                     self._exchange(member)
                     break
-                except (
-                    Mismatch
-                ) as error:  # of some member, perhaps of an older version: it must not end this one's part
-                    log.warning(
-                        "a member of the group of weights does not fit", reason=str(error), again_in_s=LAST_RETRY
-                    )
+                except Mismatch as error:  # one other member, perhaps of an older version, must not end this one's part
+                    said = "a member of the group of weights has other parameters or settings"
+                    log.warning(said, reason=str(error), again_in_s=LAST_RETRY)
                     member.leave()
                     self._stopping.wait(LAST_RETRY)
         except CollectiveError as error:

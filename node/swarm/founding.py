@@ -105,7 +105,7 @@ def found(
             apart = ManifestSplit(round(split.share * 1e6), split.salt)
             manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits, apart)
         except ManifestError as error:
-            raise UserError(f"this makes no manifest ({error}): tasks are few, with short names and options") from None
+            raise UserError(f"cannot make a manifest ({error}): use fewer tasks, or shorter options") from None
         _check_split(folder, manifest)
         keep_config(config, resolve_seed(config, folder), folder)
         save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
@@ -274,8 +274,8 @@ def _sign_list(
         made = make_revocations(owner, manifest, revoked, sequence, handovers)
     except RevocationError as error:
         raise UserError(
-            f"this makes no revocation list ({error}): it has room for {MAX_REVOKED} ids, of which --undo takes some "
-            f"out, and for {MAX_HANDOVERS} owners after the founder"
+            f"cannot make a revocation list ({error}): it holds at most {MAX_REVOKED} ids (--undo removes some) and "
+            f"{MAX_HANDOVERS} owners after the founder"
         ) from None
     save_revocations(folder, made.encoded)
     return made

@@ -248,4 +248,4 @@ def _tell(host: Host, port: int, said: Mapping) -> None:
     if said.failure:
         log.info("the router does not forward the port", port=port, reason=said.failure)
     else:
-        log.info("the router says that it forwards the port: peers will tell", port=port, at=said.external)
+        log.info("the router says that it forwards the port; peers will try it", port=port, at=said.external)

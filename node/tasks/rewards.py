@@ -137,7 +137,7 @@ class RewardsOptions(Paid):
 
     @property
     def judging(self) -> dict[str, Any]:
-        """What a judge is made with, beside its URL."""
+        """The arguments of a judge, beside its URL."""
         return {"model": self.model, "rubric": self.rubric, "seconds": self.seconds}
 
     @property

@@ -52,7 +52,7 @@ class SaidCall(NamedTuple):
 
 
 class CallError(ValueError):
-    """What looks like a call is none; the text is for the policy."""
+    """A call cannot be read or carried out; the text is for the policy."""
 
 
 class SaidCalls(NamedTuple):

@@ -177,7 +177,7 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
             "all parts have the same tasks",
         ),
         (FILE.replace("nodes = 2", "churn = { away = 1 }"), "arms.1/1 slow.churn.away: Input should be less than 1"),
-        (FILE.replace("nodes = 2", "churn = { away = 0.9, rounds = 5 }"), "away for longer: rounds wants 9"),
+        (FILE.replace("nodes = 2", "churn = { away = 0.9, rounds = 5 }"), "less than a round: set rounds to 9"),
         (
             FILE.replace("nodes = 2", "churn = { away = 0.5, rounds = 9 }"),
             "killed after 9 rounds in the mean, and has a",

@@ -704,7 +704,7 @@ def test_a_node_ends_rather_than_train_on_what_is_held_out(
     assert {one.external for one in samples} == ({False} if whose == "peer" else {False, True})
     monkeypatch.setattr(TaskSet, "is_held_out", leaks)
     swarm = Swarm([sent(OF_PART[whose == "peer"], "22", "2")])
-    with pytest.raises(AssertionError, match="a question of the evaluation's part in training"):
+    with pytest.raises(AssertionError, match="a held-out question in training"):
         next(node_of(swarm, tasks, seed=seed).rounds(0))
     assert len(swarm.published) == (whose == "peer")
 
