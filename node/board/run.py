@@ -17,7 +17,7 @@ from node.rollouts.group import GroupError, decode
 from node.rollouts.screening import BLAMELESS
 from node.state_folder import HISTORY_FILE
 from node.swarm.peering import Network
-from node.swarm.reports import REPORTS_TOPIC, Desk, ReportError
+from node.swarm.reports import REPORTS_TOPIC, ReportError, ReportIntake
 from node.telemetry.dashboard.server import serve_app
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, SwarmManifest
@@ -86,7 +86,7 @@ class Board:
         self._swarm = swarm
         self._history = history
         self._seeds = seeds
-        self._desk = Desk(
+        self._intake = ReportIntake(
             manifest.limits.reports_s or NO_REPORTS_S, {NodeId(one.id): one.last for one in history.nodes()}
         )
         self._rollouts = Rollouts()
@@ -116,7 +116,7 @@ class Board:
 
     def _take_report(self, item: Received, now: float) -> None:
         try:
-            report = self._desk.take(item.body, item.sender, item.time)
+            report = self._intake.take(item.body, item.sender, item.time)
         except ReportError as error:
             verdict = Verdict.IGNORE if error.reason in BLAMELESS else Verdict.REJECT
             self._host.report(item.id, verdict, error.reason)

@@ -99,7 +99,7 @@ def decode(body: bytes, signer: NodeId) -> NodeReport:
     return NodeReport(since, agent, model, rounds, _value(reward), _value(accuracy), by_task, taught)
 
 
-class Desk:
+class ReportIntake:
     """Takes incoming reports: one of each signer in half of `every` seconds, by the times that it signed."""
 
     def __init__(self, every: float, last: Mapping[NodeId, float] = MappingProxyType({})) -> None:

@@ -22,7 +22,7 @@ from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, enco
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
-from node.swarm.reports import REPORTS_TOPIC, Desk, Reporter, ReportError
+from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey
 from node.tasks.task_set import TaskSet, unshared
 from protocol.host import Counters, Host, Received, Verdict
@@ -146,7 +146,7 @@ class NetworkExchange:
         self._saw = saw
         self._unsent: Counter[str] = Counter()  # own groups, by why they were not sent
         self._demand = Demand(external)
-        self._reports = Desk(reports_s) if reports_s else None
+        self._reports = ReportIntake(reports_s) if reports_s else None
         self._reporter = reporter
         self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
         self._topics = self._reader.topics | self._beside
@@ -186,7 +186,7 @@ class NetworkExchange:
                 self.report(item.id, reason)
         return shared
 
-    def _pass_on(self, reports: Desk, item: Received) -> None:
+    def _pass_on(self, reports: ReportIntake, item: Received) -> None:
         """Take a report; unless it is bad the host passes it on."""
         try:
             reports.take(item.body, item.sender, item.time)

@@ -11,10 +11,10 @@ from node.swarm.reports import (
     MAX_TASKS,
     MAX_TEACHERS,
     MAX_TEXT_BYTES,
-    Desk,
     NodeReport,
     Reporter,
     ReportError,
+    ReportIntake,
     decode,
     encode,
 )
@@ -131,14 +131,14 @@ def test_a_node_reports_after_its_first_round_and_then_seldom() -> None:
 
 
 def test_one_report_of_each_signer_is_taken_in_half_of_the_time() -> None:
-    desk = Desk(300)
+    intake = ReportIntake(300)
     body = encode(GOOD)
-    desk.take(body, ME, 1000.0)
+    intake.take(body, ME, 1000.0)
     for early in (1000.0, 1149.0, 900.0):
         with pytest.raises(ReportError, match="early_report"):
-            desk.take(body, ME, early)
-    assert desk.take(body, OTHERS[5], 1001.0) == GOOD
-    assert desk.take(body, ME, 1150.0) == GOOD
+            intake.take(body, ME, early)
+    assert intake.take(body, OTHERS[5], 1001.0) == GOOD
+    assert intake.take(body, ME, 1150.0) == GOOD
 
 
 def test_a_report_tells_the_metrics_that_are_declared_for_the_board_and_no_others() -> None:
