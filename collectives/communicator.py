@@ -444,7 +444,7 @@ class Communicator:
         timeout: float = 30.0,
         step: int | None = None,
     ) -> list[ReduceResult]:
-        """Reduce each tensor in place, several at a time; every member must give as many, in the same order.
+        """Reduce each tensor in place, several at a time; every member must give the same number, in the same order.
 
         With `retry` a tensor whose reduction was called off because a member failed is reduced again with
         those who are left, until all are done; a member that is left alone has only its own values to combine.

@@ -22,7 +22,7 @@ MAX_UNPROVEN, MAX_UNPROVEN_OF_PREFIX = 256, 128  # a group's streams may all be 
 # anybody: each link costs a notice and an answer a second or two, and, as it asks to be let in, tries to dial it.
 MAX_STRANGERS, MAX_STRANGERS_OF_PREFIX = 64, 16
 MAX_STRANGERS_WHO_MAY_JOIN = 256  # and of those whom an open group dials, because one that applied gave an address
-MAX_LINKS_OUTSIDE = 512  # of one in no view: a view's worth of members, who dial it, and as many strangers
+MAX_LINKS_OUTSIDE = 512  # of a node in no view: the members of a full view, who dial it, and equally many strangers
 STRANGER_S = 30.0  # a link's turn: until then an admission may be under way
 # A group that comes from one place dials at once; one and what follows it costs about 1 ms, so 16 a second are 2 % of a
 # core. Members on this machine dial all their streams at once, over Unix sockets that nobody else reaches.

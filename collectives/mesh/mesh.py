@@ -202,9 +202,9 @@ class Mesh:
             return False
 
     def enter(self, members: Set[NodeId]) -> None:
-        """The view is of these: they, and nobody else, have data streams.
+        """Take the members of the view: they, and nobody else, have data streams.
 
-        Those of the view before may yet have something long to say about how it ended.
+        Members of the view before may still send long messages about how it ended.
         """
         self._former, self._members = self._members, members
         self._look_at_streams = 0.0

@@ -41,7 +41,7 @@ import torch
 from collectives.errors import BadArgument
 from collectives.types import Codec, Op
 
-BLOCK = 256  # a float32 scale adds 1.6 % to as many codes; a row of weights is seldom shorter
+BLOCK = 256  # values: a float32 scale adds 1.6 % to their codes; a row of weights is seldom shorter
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -55,7 +55,7 @@ class Coder(Protocol):
         """Return the encoding, as uint8."""
 
     def decode(self, data: torch.Tensor, into: torch.Tensor) -> None:
-        """Fill `into` with the values of an encoding of as many."""
+        """Fill `into` with the values of their encoding."""
 
 
 def coder_for(codec: Codec, dtype: torch.dtype) -> Coder | None:

@@ -54,8 +54,8 @@ def all_reduce(
         scratch: where the result's memory comes from.
         capacity: bytes a second of each member in order, agreed by all; empty: equal. Slices follow it.
         feedback: collects what the codec loses of this member's contribution.
-        into: like the values, or these themselves, for a caller that can do without them if this fails: a result
-            comes to where a value was once its owner has that value.
+        into: where the results go, like the values. It may be the values themselves, if the caller can lose them on
+            failure: a result replaces a value once its owner has that value.
         landed: called with each part of the result that will not change any more, and the place of its first value.
 
     Raises:

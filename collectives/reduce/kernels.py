@@ -169,7 +169,7 @@ def _numpy(values: torch.Tensor) -> "np.ndarray[Any, Any]":
     return values.float().numpy() if values.dtype in _HALVES else values.numpy()
 
 
-# Of values in one payload. Large enough that a payload's fixed cost (some 50 us on both sides)
+# Bytes of values in one payload: large enough that a payload's fixed cost (some 50 us on both sides)
 # does not show, small enough that receiving, adding and sending overlap and stay in cache.
 CHUNK_BYTES = 1 << 20
 Span = tuple[int, int]

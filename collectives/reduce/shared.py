@@ -32,8 +32,8 @@ from collectives.reduce.staging import Values
 from protocol.identity import NodeId
 
 LEAST_BYTES = 256 << 10  # below, waiting for each other costs what sending does
-# Stays in the cache of a core until it is added up. Smaller chunks of small slices wake the others more often than that
-# saves: of 8 ranks with 4 MiB, chunks of an eighth of a slice took twice as long.
+# A chunk stays in the cache of a core until it is added up. Smaller chunks of small slices wake the others more often
+# than that saves: of 8 ranks with 4 MiB, chunks of an eighth of a slice took twice as long.
 CHUNK_BYTES = 256 << 10
 LEAST_WINDOW = 4
 WINDOW_BYTES = 8 << 20
@@ -62,7 +62,7 @@ def can_show(members: int, count: int) -> bool:
 
 
 def plan(job: Reduction, count: int, *, evenly: bool = False) -> BayLayout:
-    """Return how `count` values are reduced; `evenly`: each member owns as many."""
+    """Return how `count` values are reduced; `evenly`: all members own equally many."""
     members, item = len(job.order), job.dtype.itemsize
     each = count // members
     slices = tuple((i * each, (i + 1) * each) for i in range(members)) if evenly else tuple(cut(count, [1.0] * members))
@@ -109,7 +109,8 @@ class Room:
 
     Counters go on from where the operation before left them. A member writes no result before all have given values,
     and a member gives values when it has copied the results before: so nobody loses what it still reads. A hash of the
-    arguments lies beside the counters, for this operation and the one before: no member is further ahead of another.
+    arguments lies beside the counters, for this operation and the one before: no member is more than one operation
+    ahead of another.
     """
 
     def __init__(self, bays: Mapping[NodeId, Bay]) -> None:

@@ -71,7 +71,7 @@ def planted(item: Item, scene: Scene) -> str:
 
 
 def off_topic(item: Item, scene: Scene) -> str:
-    """Return the right answer after words of no matter, other ones each time."""
+    """Return the right answer after irrelevant words, other ones each time."""
     return scene.rng.choice(OFF_TOPIC) + item.answer
 
 
@@ -131,7 +131,7 @@ def copies(scene: Scene) -> list[Group]:
 
 
 def duplicates(scene: Scene) -> list[Group]:
-    """Return one informative group of its own, or of its own making, under as many ids."""
+    """Return one informative group, of its own or made up, again and again under other ids."""
     mine = [group for group in scene.own if is_informative(group.rewards)]
     mine += made_with(lambda item, scene: item.answer)(replace(scene, count=1))
     return [replace(mine[0], policy_version=mine[0].policy_version + 1 + at) for at in range(scene.count)]

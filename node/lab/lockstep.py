@@ -129,9 +129,9 @@ def _tasks_of(configs: Sequence[NodeConfig]) -> list[TaskSet]:
 class Turns:
     """Threads of which one runs at a time, in their order, and whose calls are answered together.
 
-    `answer` gets the requests of all that wait, by thread, when nobody else can run, and returns as many answers; a
-    thread that skips waits as long, and asks nothing. Rounds may have unlike numbers of requests (episodes have turns):
-    a thread that has begun a later round than another waits for that one.
+    When no thread can run, `answer` gets the requests of all that wait, by thread, and returns an answer to each. A
+    thread that skips waits with them and asks nothing. Rounds may have different numbers of requests (episodes have
+    turns): a thread that has begun a later round than another waits for that one.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ The figures of a run, each a mean over its nodes:
                   alone, and its gain is over the arm that it is compared with
 
 An interval is Student's at 95 % over seeds. A ratio or a difference is of runs of one seed. Cumulative rewards are put
-in a ratio only if both runs have as many rounds.
+in a ratio only if both runs have equally many rounds.
 """
 
 import itertools

@@ -88,7 +88,7 @@ class Trials(NamedTuple):
         return [run for run in self.lab.runs if (run.base, run.arm) == (trial.base, trial.arm)]
 
     def control_of(self, trial: AttackTrial) -> AttackTrial:
-        """Return the control of a trial: as many honest nodes under the same defence, and no others."""
+        """Return the control of a trial: the same number of honest nodes under the same defence, and no others."""
         return _control(trial.base, trial.defence, trial.hostile, trial.nodes)
 
 

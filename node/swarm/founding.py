@@ -193,7 +193,7 @@ def _manifest_of(folder: Path) -> SwarmManifest:
 
 
 def revoke(folder: Path, ids: Iterable[NodeId], *, undo: bool = False) -> RevocationList:
-    """Take back what has these ids, nodes, invites and passes, or with `undo` let it count again; return the new list.
+    """Revoke nodes, invites and passes by their ids, or with `undo` let them count again; return the new list.
 
     Raises:
         UserError: the folder is not that of the swarm's owner, or the list would be too long.
@@ -208,7 +208,7 @@ def revoke(folder: Path, ids: Iterable[NodeId], *, undo: bool = False) -> Revoca
 
 
 def revocable(invite: Invite) -> NodeId | None:
-    """Return the id by which what the invite grants is taken back; None if it grants nothing."""
+    """Return the id that revokes what the invite grants; None if it grants nothing."""
     match invite.grant:
         case None:
             return None
@@ -256,7 +256,7 @@ def _owner_of(folder: Path) -> tuple[SwarmManifest, Identity, Gatekeeper]:
 
 
 def _list_of(gate: Gatekeeper, manifest: SwarmManifest) -> RevocationList:
-    """Return the list that `gate` obeys, an unsigned one without anything if there is none."""
+    """Return the list that `gate` obeys, or an empty unsigned one."""
     if gate.revocations:
         return open_revocations(gate.revocations, manifest)
     return RevocationList(0, (), frozenset(), b"")

@@ -200,7 +200,7 @@ def same_close(answer: str, truth: str, relative: Decimal) -> bool:
 
 
 def same_numbers(answer: str, truth: str, tolerance: Decimal, *, ordered: bool) -> bool:
-    """Whether both texts are as many numbers, each within `tolerance`; parentheses and a degree sign do not count."""
+    """Whether both texts are equally many numbers, all within `tolerance`; ( ) and degree signs are ignored."""
     left, right = _numbers(answer), _numbers(truth)
     if left is None or right is None or len(left) != len(right):
         return False

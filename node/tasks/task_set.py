@@ -42,7 +42,7 @@ from node.tasks.verdicts import submit_of
 TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
 SAMPLE = 256  # questions made to find out whether a family has few different ones
 SAMPLE_S = 2.0  # seconds that making them may take
-MANY = 192  # different ones among them: a family with fewer has few; one of some 350 questions has so many
+MANY = 192  # a family with fewer different ones among them has few questions; one of some 350 has this many
 
 log = structlog.get_logger()
 

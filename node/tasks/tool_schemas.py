@@ -84,7 +84,7 @@ def _described(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def plain_form(tools: str) -> str:
-    """Return how the tools, schemas as `Item.tools` has them, are told to a model whose template tells none."""
+    """Return the text that tells the tools, schemas as in `Item.tools`, to a model whose template tells none."""
     lines = [
         f"To use a tool, say its call in a line of its own, as in {FORM}. Then you are told what it returns. Tools:"
     ]

@@ -68,7 +68,8 @@ def make_batches(
         pad_token_id: fills unused, masked places.
         shared_prefixes: a prompt is computed once for all its rows in a micro-batch (`shared_prefix`).
         ranks: that compute at once. Their gradients are averaged, so each part counts `ranks` times, as TRL has it for
-            the losses over tokens. Each rank has as many micro-batches, and those of one step have as many rows.
+            the losses over tokens. All ranks have equally many micro-batches, and those of one step have equally many
+            rows.
 
     Returns:
         Dicts of `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask`, `tool_mask` (B, C),
@@ -144,7 +145,7 @@ def _split(rows: Sequence[Sample], budget: int, cost: Callable[[Sequence[Sample]
 
 
 def _deal(parts: list[list[Sample]], ranks: int, cost: Callable[[Sequence[Sample]], int]) -> list[list[Sample]]:
-    """Make the parts a multiple of `ranks`, so that those of one step cost about the same and have as many rows.
+    """Make the parts a multiple of `ranks`; those of one step cost about the same and have equally many rows.
 
     The costliest are halved. Rows without a token, which train nothing, fill up the rest.
     """
@@ -163,7 +164,7 @@ def _deal(parts: list[list[Sample]], ranks: int, cost: Callable[[Sequence[Sample
 
 
 def _halves(part: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Cut a part of several rows where both sides have nearly as many tokens."""
+    """Cut a part of several rows in two, with about equally many tokens each."""
     ends = list(accumulate(len(row.prompt) + len(row.completion) for row in part))
     cut = min(range(1, len(part)), key=lambda cut: abs(2 * ends[cut - 1] - ends[-1]))
     return part[:cut], part[cut:]

@@ -300,10 +300,10 @@ def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
 def right_entropy(answers: Answers) -> float | None:
     """Return how unlike the right answers to a question are: their collision entropy, in nats (Renyi's, of order 2).
 
-    It is -ln of the chance that two of them are the same, whose mean over questions the pairs of right completions
-    estimate without bias, however many there are: 0 where a question has one right answer, ln k where k are equally
-    likely. Where no two are the same it is what one such pair would give of the question with the most right ones. None
-    where no question has two right ones.
+    It is -ln of the chance that two right completions are the same, in the mean over questions, which their pairs
+    estimate without bias. It is 0 if each question has one right answer, ln k if each has k that are equally likely. If
+    no pair is the same, it is computed as if one were, of the question with the most pairs. None if no question has a
+    pair.
     """
     found = [
         Counter(text for text, reward in zip(outcome.texts, outcome.rewards, strict=True) if is_right(reward))

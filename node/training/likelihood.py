@@ -136,11 +136,11 @@ def surprise(distributions: Distributions) -> float:
 
         n = sum over its places of the probability there of all tokens that are no likelier than p
 
-    which is how many tokens as unlikely as that one the policy would say in such a completion: so it is large where
-    a token stands out, however many rare ones there are beside it at its place, and sure tokens around it hide
-    nothing, as they do in a mean. It is 0 where p is at least `COMMON`, or n at least 1. Of completions that the policy
-    drew itself a part of exp(-s) at most is more surprising than s, where what is said at one place does not change
-    what is likely at the others; of models that were measured about that part is, without the first exception.
+    n is how many tokens as unlikely as that one the policy would draw in such a completion. So the surprise is large
+    where a token stands out, however many other rare tokens its place has, and sure tokens around it hide nothing, as
+    they do in a mean. It is 0 if p is at least `COMMON`, or n at least 1. If places were independent, a part of at most
+    exp(-s) of the policy's own completions would be more surprising than s; of measured models about that part is,
+    without the exception for `COMMON`.
 
     Others who go by the least likely tokens of a text: ONION (arXiv 2011.10369) against planted triggers, Min-K% Prob
     (arXiv 2310.16789) to tell what a model was trained on.

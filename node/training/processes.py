@@ -52,7 +52,7 @@ def several(
 
     Raises:
         PassingError: one of the others has died.
-        UserError: there are not as many GPUs, or the file is of no use.
+        UserError: there are fewer GPUs than processes, or the file is of no use.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if launched and (processes or accelerate):
@@ -152,7 +152,7 @@ def _environment(config: NodeConfig, processes: int | None, accelerate: Path | N
     count, settings = _settings_of(accelerate, processes) if accelerate else (processes or 1, {})
     if device == "cuda" and count > torch.cuda.device_count():
         raise UserError(
-            f"{count} processes want as many GPUs, and {torch.cuda.device_count()} can be seen: start fewer"
+            f"{count} processes need {count} GPUs, and {torch.cuda.device_count()} can be seen: start fewer"
         )
     threads = config.threads or max(1, usable_cores() // count)
     return {

@@ -6,7 +6,7 @@ same trainer on their parts of each round. Number 0 tells them, in this order,
     start    the configuration, and the checkpoint that training goes on from
     pass     how logits and prompts are computed (`node.training.head`, `node.training.shared_prefix`)
     begin    that training begins
-    round    its micro-batches, as many for each rank; or that there is no further round
+    round    its micro-batches, equally many for each rank; or that there is no further round
     log      whether to stop and to save after a round that it has logged
     step     that it is done with this optimiser step: logged, and its checkpoint begun
 

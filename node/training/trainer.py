@@ -234,7 +234,7 @@ class SwarmTrainer(GRPOTrainer):
                 "trainer.gradient_checkpointing=true, train adapters (policy.lora.r=16), or bound texts by "
                 "engine.max_prompt_length and engine.max_completion_length"
             ) from error
-        if self._ranks.count > 1:  # each has as many exchanges: none can take more micro-batches alone
+        if self._ranks.count > 1:  # all take equally many micro-batches: none can split its own
             raise UserError(
                 f"out of memory in the update, with {tokens} tokens at once in one of several processes: set "
                 f"trainer.tokens_per_batch={min(self._budget, tokens) // 2}"
