@@ -123,11 +123,11 @@ class ServerEngine:
     ) -> None:
         self._policy = policy
         self._config = config
-        self._folder = folder
+        self._folder = folder.absolute()  # a server begins a relative path at its own folder
         self._clock = clock
         remove_leftovers(folder, WEIGHTS)  # of a process that was killed
         self._servers = [Server(url) for url in config.servers]
-        self._adapters = AdapterFolder(folder, in_memory=False) if adapters_of(policy) else None
+        self._adapters = AdapterFolder(self._folder, in_memory=False) if adapters_of(policy) else None
         self._probe_ids = probe_tokens(policy, config.longest)
         self._probe_body = {"prompt": self._probe_ids, "max_tokens": 1, "prompt_logprobs": 0}
         self._expected: list[float] = []  # what a server with the weights should say of the probe

@@ -30,7 +30,7 @@ class StandIn(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.calls, self.fault, self.model = [], "", None
+        self.calls, self.paths, self.fault, self.model = [], [], "", None
         self.ended = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -57,7 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.fault == "odd" and "prompt" in body:
             self.reply({"choices": [{"index": 0}]})
             return
+        if self.path == "/v1/load_lora_adapter":
+            self.server.paths.append(body["lora_path"])
         if self.path == "/collective_rpc":
+            self.server.paths.append(body["kwargs"]["weights_path"])
             weights = load_file(next(Path(body["kwargs"]["weights_path"]).glob("*.safetensors")))
             if self.server.fault != "stale":
                 self.server.model.model.load_state_dict(weights, strict=False)
@@ -247,6 +250,15 @@ def test_adapters_lie_in_the_nodes_folder_and_what_a_killed_node_left_there_goes
         engine.load(0)
         [folder] = node.iterdir()
         assert (folder / "adapter_config.json").exists()
+
+
+def test_a_server_that_runs_in_another_folder_is_told_whole_paths(servers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "node").mkdir()
+    config = EngineConfig(kind="server", placement=servers[0].url, timeout=20, max_completion_length=6)
+    for lora in (0, 2):  # weights, then adapters
+        make_engine(config, tiny_policy(tmp_path / "policy", lora=lora), Path("node")).load(0)
+    assert [Path(path).parent for path in servers[0].paths] == [tmp_path / "node"] * 2
 
 
 def test_the_end_of_a_process_does_not_wait_for_a_server(engine):
