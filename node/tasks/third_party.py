@@ -39,11 +39,14 @@ from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, derive_seed, is_text, task_names
 from node.tasks.answers import READERS, same_output
-from node.tasks.environments import Environment, StartEpisode, play_again, start_of
+from node.tasks.environments import Environment, Start, StartEpisode, play_again, start_of
+from node.tasks.questions import question_id
 
 VERSION = 1
 ENTRY_POINTS = "gossamer.tasks"
 MAX_FILE_BYTES = 1 << 20
+SEEDS_COMPARED, ROWS_COMPARED = 16, 1000  # whether two of their games ask the same question
+UNNAMED = "two of its games ask the same question: let the question's text name the game"
 QUOTED = 60  # characters of a text in an error
 
 TEMPLATE = '''"""A task: `gossamer tasks check ./FILE` tries it, and `gossamer node --task ./FILE` trains on it."""
@@ -79,6 +82,12 @@ class ThirdPartyTask(Wrapper):
 
     key: TaskKey
     held_out: Callable[[str, str], bool] = lambda name, question: False  # such questions are no examples
+    names_games: bool = True  # whether no two games ask the same question, as far as was seen
+
+    @property
+    def unshared(self) -> str:
+        """Why its groups are not shared with peers; empty if they are."""
+        return getattr(self.base, "unshared", "") or ("" if self.names_games else UNNAMED)
 
     def make(self, seed: int) -> Item:
         try:
@@ -168,7 +177,18 @@ def checked(name: str, task: object) -> ThirdPartyTask:
         raise TaskError(
             f"task {name!r}: verify of '' and of the answer returned None: a reward is a number from 0 to 1"
         )
-    return wrapped
+    return replace(wrapped, names_games=wrapped.start is None or _names_games(wrapped))
+
+
+def _names_games(task: ThirdPartyTask) -> bool:
+    """Tell whether games that ask one question are one game, so that the question can stand for it."""
+    seeds = range(SEEDS_COMPARED if task.size is None else min(task.size, ROWS_COMPARED))
+    games: dict[bytes, Item] = {}
+    for seed in seeds:
+        item = replace(task.make(seed), system="", examples=())
+        if games.setdefault(question_id(task.key.name, item.question), item) != item:
+            return False
+    return True
 
 
 class FileOptions(Section):

@@ -587,6 +587,14 @@ def test_a_class_and_its_rows_are_given_on_the_command_line(tmp_path: Path, monk
         tasks_given(["env.py"], None, "rows.jsonl")
 
 
+def test_rows_that_ask_the_same_question_are_not_shared(tmp_path: Path) -> None:
+    options = write(tmp_path, COUNTER.replace("class IncrementEnv:", "class IncrementEnv:\n    replayable = True"))
+    assert unshared(load_environment("environment", options)) == ""
+    rows = [{"prompt": "Count.", "target": target} for target in range(3)]
+    Path(options["path"]).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert unshared(load_environment("environment", options)).startswith("two of its games ask the same question")
+
+
 def test_the_check_takes_a_class_and_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
