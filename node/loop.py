@@ -414,7 +414,7 @@ def _own_result(own: EncodedGroup) -> OwnResult:
 
 
 def _rewards_by_name(own: Sequence[EncodedGroup]) -> Row:
-    """Return the mean reward of each task that was asked, and of each reward function of a task that has several.
+    """Return mean and spread of the rewards of each task that was asked, and of each of a task's reward functions.
 
     The names are as TRL's for a reward function.
     """
@@ -424,7 +424,10 @@ def _rewards_by_name(own: Sequence[EncodedGroup]) -> Row:
         for reward in one.group.rewards:
             for function, part in reward.parts.items() if isinstance(reward, Scored) else ():
                 rewards.setdefault(function, []).append(part)
-    return {f"rewards/{name}/mean": statistics.fmean(values) for name, values in rewards.items()}
+    row: Row = {}
+    for name, values in rewards.items():
+        row |= {f"rewards/{name}/mean": statistics.fmean(values), f"rewards/{name}/std": statistics.pstdev(values)}
+    return row
 
 
 def _staleness(

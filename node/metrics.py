@@ -120,6 +120,14 @@ DECLARED = (
         label="task",
     ),
     Metric(
+        "rewards/*/std",
+        "spread by task",
+        "",
+        "standard deviation of the rewards that are in its mean",
+        MEAN,
+        label="task",
+    ),
+    Metric(
         "eval/accuracy",
         "held-out accuracy",
         "",

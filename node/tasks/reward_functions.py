@@ -135,7 +135,9 @@ class _NoState:
     """Stands for the trainer's state, which no receiver of a group can know."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"rewards here know no trainer_state.{name}: whoever checks a reward has another state")
+        raise AttributeError(
+            f"rewards here know no trainer_state.{name}, since peers that check a reward have another state"
+        )
 
 
 def _log_nothing(*_: object) -> None: ...

@@ -751,7 +751,7 @@ class InParts(Guess):
         )
 
 
-def test_each_functions_mean_is_in_the_metrics_under_its_name_and_groups_carry_the_reward_alone(
+def test_each_functions_mean_and_spread_are_in_the_metrics_under_its_name_and_groups_carry_the_reward_alone(
     node_of: Callable[..., Loop],
 ) -> None:
     swarm = Swarm()
@@ -759,8 +759,11 @@ def test_each_functions_mean_is_in_the_metrics_under_its_name_and_groups_carry_t
     next(loop.rounds(0))
     assert {key: value for key, value in loop.row.items() if key.startswith("rewards/")} == {
         "rewards/guess/mean": 0.5,
+        "rewards/guess/std": 0.5,
         "rewards/brevity/mean": 0.75,
+        "rewards/brevity/std": 0.25,
         "rewards/unsure/mean": 2.0,
+        "rewards/unsure/std": 0.0,
     }
     assert decode(encode(swarm.published[0])).rewards == (1.0, 0.0)
 
