@@ -4,7 +4,8 @@
     {"call": "step", "text": ...}    on that channel, to the episode's process
     {"observation": text}, {"reward": number} or {"error": why}    its reply
 
-A game that hangs, takes too much memory or crashes costs its own episode. An episode's process
+A game that hangs, takes too much memory or crashes costs its own episode. So does a process that hangs as it is forked,
+which the worker ends. An episode's process
 
     is confined          as `node.processes.confinement` does it, where this machine can and the task does not refuse
     has some seconds     for all its steps together, by the node's clock: an environment may set timers of its own
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from node.tasks.verdicts import Workers
 
 LEAST_S = 1e-3  # a timeout of 0 would not wait at all
+BEGIN_S = 10.0  # for a process to be forked and confined, which takes some milliseconds
+BEGUN = b"\0"  # its first byte
 ENDED = "the process of an episode ended: its environment took too long, or too much memory"
 
 
@@ -115,14 +118,31 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
             channel.close()
             theirs.close()
             _become_episode(confined)
+            ours.send(BEGUN)
             _play(ours, begin)
         finally:
             os._exit(0)  # neither the worker's exit handlers nor its loop
     _kept.add(pid)
     ours.close()
-    send(channel, {})
     with theirs:
+        if not _has_begun(theirs):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            send(channel, {"error": "the process of an episode hung as it began: a lock was held when it was forked"})
+            return
+        send(channel, {})
         socket.send_fds(channel, [b"\0"], [theirs.fileno()])
+
+
+def _has_begun(channel: socket.socket) -> bool:
+    """Wait until a forked process is itself; False if it hangs, as where another thread held a lock, or has ended."""
+    channel.settimeout(BEGIN_S)
+    try:
+        return channel.recv(len(BEGUN)) == BEGUN
+    except OSError:
+        return False
+    finally:
+        channel.settimeout(None)
 
 
 def answer_apart(channel: socket.socket, answer: Callable[[], Message], *, confined: bool) -> None:

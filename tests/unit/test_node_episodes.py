@@ -2,6 +2,7 @@
 
 import os
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -626,6 +627,29 @@ def test_what_an_episode_has_left_behind_ends_when_the_next_one_begins(apart: Ta
     assert step(apart.start(apart.make(1)), "end") == Done(1.0)
     assert not psutil.pid_exists(left) and psutil.pid_exists(kept)
     assert step(other, "end") == Done(1.0)
+
+
+HANGS = """
+import os, socket, time
+from node.processes.worker_process import receive
+from node.tasks import fork_server
+
+fork_server.BEGIN_S = 0.1
+os.register_at_fork(after_in_child=lambda: time.sleep(600))  # as a lock that another thread held
+channel, node = socket.socketpair()
+fork_server.fork_episode(channel, lambda: None, confined=False)
+print(receive(node)["error"])
+try:
+    os.wait()
+except ChildProcessError:
+    print("no child is left")
+"""
+
+
+def test_a_process_that_hangs_as_it_is_forked_is_ended_and_told() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60, check=True)
+    hung, left = done.stdout.splitlines()
+    assert hung.startswith("the process of an episode hung as it began") and left == "no child is left"
 
 
 def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
