@@ -159,8 +159,8 @@ class Limits:
     max_near_links: int = 4  # that we dial there: as many as with one public network
     max_lapsed: int = 64  # old acquaintances that are called now and then: at an hour each, one call a minute
     max_referrals: int = 8  # records for a caller without room here: it hears of all others once it is in
-    # Records that a peer may tell us: two full exchanges at once, and the news of a swarm of 512 in which everybody
-    # renews its record once in 12 hours, many times over.
+    # Records new to us that one network may tell us: a whole directory at once, and the news of a swarm of 512 in which
+    # everybody renews its record once in 12 hours, many times over.
     records_per_second: float = 16.0
     records_burst: float = 512.0
     # Records that one network is told in answer to digests: whole directories at once, and then what changes in a swarm

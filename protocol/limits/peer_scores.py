@@ -66,7 +66,7 @@ FREE = {
     "no_room": "its large item waits until others are there",
     "other_version": "it is told so once, and is no offender",
     "outbox_full": "our own owner says too much",
-    "prefix_flood": "the heaviest is cut, or a record is not read, for what its neighbours do as well",
+    "prefix_flood": "the heaviest is cut, for what its neighbours do as well",
     "prefix_refused": "it is refused already, and pays no longer for more of it",
     "queue_full": "it reads too slowly, and hears less",
     "revoked": "it is refused for as long as the list says so",

@@ -1,25 +1,20 @@
 """Records about the members: our own, reading others', and how they travel; and how the revocation list does.
 
 Rules
- 1. Peers exchange records on going live, a random sample, and every `exchange_interval` with a
-    random peer: while the book is not full by digest, so that everybody comes to know everybody
-    (512 at most), else again a random sample.
+ 1. Peers exchange records on going live, a random sample, and every `exchange_interval` with a random peer: while the
+    book is not full by digest, so that everybody comes to know everybody (512 at most), else again a random sample.
  2. Only what is in the book is told, never a candidate (see `protocol.membership.address_book`). A digest counts as
     telling those of its records that are candidates here; while there are any, exchanges follow each other sooner.
- 3. Live peers that nobody can dial are told of every newcomer, which cannot dial them. Others need no word of it: a
-    newcomer dials whom it is told of. Newcomers may have half of what a peer may tell: whoever comes again and again
-    makes us tell nobody too many. Those beyond that are told of by exchanges.
- 4. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
- 5. A peer may tell only so many records; what it tells beyond that is dropped. One public network, or one node that is
-    in none, may tell as many as `max_prefix_peers` peers: who calls again, or under another key, has no allowance of
-    its own, and a signature costs us a tenth of a millisecond. It is told only so many in answer to its digests; who
-    lacks more at a time than are left is told by others, or later.
- 6. A revocation list is up to 24 KiB and a signature to check: a link has an allowance of lists that it brings or asks
+ 3. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
+ 4. One voice (see `counts_as`) may tell only so many records that are new to us: nobody has a new allowance under
+    another key, and a signature costs us a tenth of a millisecond. It is told only so many in answer to its digests. A
+    node that lacks more at a time than are left is told by others, or later.
+ 5. A revocation list is up to 24 KiB and a signature to check: a link has an allowance of lists that it brings or asks
     for.
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from protocol.config import NOT_KEPT, Gate, Instant, Limits, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
@@ -27,16 +22,13 @@ from protocol.errors import MessageError
 from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
-from protocol.limits.rate_limits import TokenBucket, TokenBuckets
+from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.links import Links, LivePeer
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
 EXPIRY_INTERVAL_S = 60.0
-DIAL_YIELD_S = 1.0  # two ends that hear of each other would both dial: the larger id waits
-# A digest that comes sooner after the last than this part of an exchange_interval is not answered.
-LEAST_PAUSE = 1 / 8
 HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
 LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
@@ -53,11 +45,10 @@ class RecordDirectory:
         self._rng = rng
         self._interval = setup.timing.exchange_interval
         self._next_exchange = now.steady + self._interval * rng.uniform(0.25, 1.0)
-        # By voice: keys cost nothing.
-        self._answers: Recent[str, TokenBucket] = Recent(self._limits.max_voices)
-        self._told: Recent[str, TokenBucket] = Recent(self._limits.max_voices)
-        self._introductions = TokenBucket(
-            self._limits.records_per_second / 2, self._limits.records_burst / 2, now.steady
+        limits = setup.limits
+        self._told: TokenBuckets[str] = TokenBuckets(limits.records_per_second, limits.records_burst, limits.max_voices)
+        self._answers: TokenBuckets[str] = TokenBuckets(
+            limits.network_records_per_second, limits.network_records_burst, limits.max_voices
         )
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
@@ -147,11 +138,10 @@ class RecordDirectory:
             self.renew(now, self.record.incarnation)
         if now.steady >= self._next_expiry:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S
-            self._book.expire(now)
+            self._book.expire(now, self._rng)
 
-    def _known(self, encoded: bytes) -> PeerRecord | None:
+    def _known(self, author: NodeId, encoded: bytes) -> PeerRecord | None:
         """Return the newest record of its author if these are its bytes: no signature need be checked again."""
-        author = node_id(encoded[:KEY_BYTES])
         if author == self._own:
             return next((record for record in self._variants.values() if record.encoded == encoded), None)
         record = self._book.get(author)
@@ -186,90 +176,65 @@ class RecordDirectory:
         known = [self.record_for(scope), *self._book.good_records(), *self._book.candidates(voice)][:MAX_DIGEST]
         return Digest(tuple(record.summary for record in known))
 
-    def _lacking(self, digest: Digest, reader: NodeId, scope: Scope) -> Iterator[Peers]:
-        """Yield peer exchanges with what is not in the digest of a reader of that scope."""
+    def _lacking(self, digest: Digest, reader: NodeId, scope: Scope) -> list[bytes]:
+        """Return the records that are not in the digest of a reader of that scope."""
         theirs = dict(digest.entries)
-        lacking = [
+        return [
             record.encoded
-            for record in (self.record_for(scope), *meant_for(scope, self._book.good_records()))
-            if record.node_id != reader and theirs.get(record.summary[0]) != record.summary[1]
+            for record in (self.record_for(scope), *self._book.good_records())
+            if means_something(record, scope)
+            and record.node_id != reader
+            and theirs.get(record.summary[0]) != record.summary[1]
         ][: self._limits.max_answers * MAX_RECORDS]
-        for start in range(0, len(lacking), MAX_RECORDS):
-            yield Peers(tuple(lacking[start : start + MAX_RECORDS]))
 
     # What travels
 
-    def learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> None:
+    def learn(self, voice: str, scope: Scope, peers: Peers, now: Instant) -> None:
         """Take in what a node tells, who counts as `voice`, from that scope.
 
         Raises:
             RecordError: a record is malformed, forged or another swarm's; those before it were taken in.
-            MessageError: the peer tells too many.
+            MessageError: the voice tells too many.
         """
         try:
-            self._take_in(sender, voice, scope, peers, now)
+            for encoded in peers.records:
+                self._take_in(voice, scope, encoded, now)
         finally:  # those before a bad one were taken in
             self._book.trim(self._links.peers, self._rng)
 
-    def _take_in(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> None:
-        limits, teller = self._limits, self._links.peers.get(sender)
-        network = self._told.get(voice) or TokenBucket(
-            limits.records_per_second * limits.max_prefix_peers,
-            limits.records_burst * limits.max_prefix_peers,
-            now.steady,
-        )
-        self._told.set(voice, network)
-        for encoded in peers.records:
-            if self._book.holds(node_id(encoded[:KEY_BYTES]), encoded, scope):
-                continue  # as most that is told: the dearest line of a swarm in which thousands join
-            record = self._known(encoded)
-            if record is None:
-                if teller is not None and not teller.told.take(1, now.steady):
-                    raise MessageError("too_many_records")
-                if not network.take(1, now.steady):
-                    raise MessageError("prefix_flood")
-                record = self.read(encoded, now)
-            if record.node_id == self._own:
-                self.outbid(record, now)
-            elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
-                first = self._own < record.node_id
-                not_before = now.steady + (0.0 if first else DIAL_YIELD_S)
-                self._book.hear(record, voice, not_before, scope)
-                live = self._links.peers.get(record.node_id)
-                if live is not None and record.replaces(live.record):
-                    live.record = record
-
-    def introduce(self, record: PeerRecord, now: Instant) -> list[MembershipAction]:
-        """Tell of a newcomer. Rule 3."""
-        if not record.endpoints or not self._introductions.take(1, now.steady):
-            return []
-        told = Peers((record.encoded,))
-        return [
-            Send(peer.link, told)
-            for node, peer in self._links.peers.items()
-            if node != record.node_id and not peer.record.endpoints and meant_for(peer.scope, [record])
-        ]
+    def _take_in(self, voice: str, scope: Scope, encoded: bytes, now: Instant) -> None:
+        author = node_id(encoded[:KEY_BYTES])
+        if self._book.holds(author, encoded, scope):
+            return  # as most that is told: the dearest line of a swarm in which thousands join
+        record = self._known(author, encoded)
+        if record is None:
+            if not self._told.take(voice, 1, now.steady):
+                raise MessageError("too_many_records")
+            record = self.read(encoded, now)
+        if record.node_id == self._own:
+            self.outbid(record, now)
+        elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
+            self._book.hear(record, voice, scope)
+            live = self._links.peers.get(record.node_id)
+            if live is not None and record.replaces(live.record):
+                live.record = record
 
     def answer(self, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
         """Tell a live peer what its digest lacks.
 
         Raises:
-            MessageError: it sent another one just now.
+            MessageError: its voice sends too many, or lacked too much.
         """
         peer = self._links.peers[sender]
-        if now.steady < peer.digested + LEAST_PAUSE * self._interval:
+        if not self._answers.take(peer.voice, 1, now.steady):
             raise MessageError("too_many_digests")
-        peer.digested = now.steady
         self._book.vouch(dict(digest.entries), peer.voice, peer.scope)
         self._book.trim(self._links.peers, self._rng)
-        lacking = [*self._lacking(digest, sender, peer.scope)]
-        limits = self._limits
-        answers = self._answers.get(peer.voice) or TokenBucket(
-            limits.network_records_per_second, limits.network_records_burst, now.steady
-        )
-        self._answers.set(peer.voice, answers)
-        may_tell = answers.take(sum(len(told.records) for told in lacking), now.steady)
-        return [Send(peer.link, told) for told in lacking] if may_tell else []
+        lacking = self._lacking(digest, sender, peer.scope)
+        if not self._answers.take(peer.voice, len(lacking), now.steady):
+            return []
+        starts = range(0, len(lacking), MAX_RECORDS)
+        return [Send(peer.link, Peers(tuple(lacking[start : start + MAX_RECORDS]))) for start in starts]
 
     def exchange(self, now: Instant) -> list[MembershipAction]:
         """Begin an exchange, if it is time."""
@@ -288,7 +253,7 @@ class RecordDirectory:
 
 
 class RevocationExchange:
-    """Rule 6. The list itself, and what it means, is the gate's."""
+    """Rule 5. The list itself, and what it means, is the gate's."""
 
     def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
@@ -332,11 +297,6 @@ class RevocationExchange:
     def _spend(self, link: Link, now: Instant) -> None:
         if not self._budgets.take(link, 1, now.steady):
             raise MessageError("too_many_lists")
-
-
-def meant_for(scope: Scope, records: Iterable[PeerRecord]) -> list[PeerRecord]:
-    """Return the records that mean something to a reader of that scope."""
-    return [record for record in records if means_something(record, scope)]
 
 
 def means_something(record: PeerRecord, scope: Scope) -> bool:

@@ -1,4 +1,4 @@
-"""Failure detector: which live peers still answer. A pure state machine after SWIM and Lifeguard, on links that exist.
+"""Failure detector: which live peers still answer. A pure state machine after SWIM, on links that exist.
 
     WELL     heard within probe_interval
       | silent for probe_interval: ping it                                    any frame from it --> WELL
@@ -8,18 +8,15 @@
       | silent for the suspicion time
     (dead)   dropped by us
 
-Rules
- 1. When nobody else was heard either since the subject was first pinged, the fault is probably ours:
-    our health score rises, and with it every probe's time, up to `MAX_HEALTH` + 1 times. It falls
-    with each probe that is answered in time.
- 2. The time during which we were not run ourselves is nobody's silence: `now` stands still in it
-    (see `protocol.config.AwakeClock`).
+The time during which we were not run ourselves is nobody's silence: `now` stands still in it (see
+`protocol.config.AwakeClock`).
 
 Left out: SWIM's ping-req, which asks others to probe the subject, and its rumours, which tell them. A node has a link
 to 12 of its swarm, so beyond some tens of nodes hardly anybody who could be asked or told has one to the subject
 (docs/results/protocol.md has the figures); a link's own connection and heartbeats tell more than a stranger can, and
 who has no link finds out when it dials. The question would be open again if links were chosen so that neighbours share
-neighbours.
+neighbours. Left out, too: Lifeguard's local health, which makes a node more patient while it hears nobody at all. The
+suspicion time is several times as long as the probes that it would lengthen, and to be dropped costs a handshake.
 """
 
 import random
@@ -32,7 +29,6 @@ from protocol.identity import NodeId
 from protocol.wire.messages import Ping
 
 PINGS = 2  # before a suspicion: with one message in ten lost, both go unanswered once in 28 times
-MAX_HEALTH = 4  # S of Lifeguard: a probe may take 5 times its usual time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +53,11 @@ class Liveness(Enum):
 class _Subject:
     heard: float
     state: Liveness = Liveness.WELL
-    since: float = 0.0
+    since: float = 0.0  # when it entered the state
     pinged: float = 0.0
     token: int = 0
-    pings: int = 0
+    pings: int = 0  # since it was last heard
     rtt: float | None = None
-
-    def enter(self, state: Liveness, now: float) -> None:
-        self.state, self.since = state, now
 
 
 class Detector:
@@ -74,7 +67,6 @@ class Detector:
         self._timing = timing
         self._rng = rng
         self._subjects: dict[NodeId, _Subject] = {}
-        self.health = 0  # 0 is best
 
     @property
     def suspects(self) -> list[NodeId]:
@@ -95,12 +87,8 @@ class Detector:
 
     def heard(self, node: NodeId, now: float) -> None:
         subject = self._subjects.get(node)
-        if subject is None:
-            return
-        subject.heard = now
-        if subject.state is not Liveness.WELL:
-            if subject.state is Liveness.PINGED and subject.pings == 1:
-                self.health = max(0, self.health - 1)
+        if subject is not None:
+            subject.heard = now
             subject.state = Liveness.WELL
 
     def pong(self, node: NodeId, token: int, now: float) -> None:
@@ -118,18 +106,14 @@ class Detector:
 
     def _advance(self, node: NodeId, subject: _Subject, now: float) -> list[DetectorAction]:
         timing = self._timing
-        patience = timing.probe_timeout * (1 + self.health)
         waited = now - subject.since
         match subject.state:
-            case Liveness.WELL if now - subject.heard >= timing.probe_interval:
-                subject.enter(Liveness.PINGED, now)
-                subject.pings = 0
+            case Liveness.WELL:
+                subject.state, subject.since, subject.pings = Liveness.PINGED, now, 0
                 return [self._ping(node, subject, now)]
-            case Liveness.PINGED if waited >= PINGS * patience:
-                subject.enter(Liveness.SUSPECT, now)
-                self._doubt_ourselves(node, now - waited)
-                return []
-            case Liveness.PINGED if waited >= subject.pings * patience:
+            case Liveness.PINGED if waited >= PINGS * timing.probe_timeout:
+                subject.state, subject.since = Liveness.SUSPECT, now
+            case Liveness.PINGED if waited >= subject.pings * timing.probe_timeout:
                 return [self._ping(node, subject, now)]
             case Liveness.SUSPECT if waited >= timing.suspicion:
                 return [Dead(node)]
@@ -142,8 +126,3 @@ class Detector:
         subject.pings += 1
         subject.token = self._rng.getrandbits(32)
         return Send(node, Ping(subject.token))
-
-    def _doubt_ourselves(self, node: NodeId, since: float) -> None:
-        others = [subject for other, subject in self._subjects.items() if other != node]
-        if others and all(subject.heard < since for subject in others):
-            self.health = min(MAX_HEALTH, self.health + 1)

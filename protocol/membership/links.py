@@ -5,29 +5,26 @@ Links, by the CURVE key that the other end proved
     GREETED   we sent a hello and wait for theirs       -- their hello --> LIVE
     (none)    somebody dialled us                       -- their hello --> LIVE, we answer with ours
     LIVE      the peer's signed record is bound to the link's key
-    PARTING   a goodbye was said; closed `GRACE_S` later, so that it arrives
+    PARTING   a goodbye was said, or there is a better link; closed `GRACE_S` later, so that what was said arrives
 
 Rules
- 1. One link a pair. When both dialled, the one dialled by the smaller node id is used for
-    sending. The other stays open `GRACE_S` for what is still on the way in it; then whoever
-    dialled it hangs up. If the used link closes meanwhile, the spare takes over.
- 2. A small swarm, where those whom we could dial are at most `max_peers`, is linked wholly, or but for a pair in fifty
-    where it is full: then everybody has everything from its signer. In a larger one there is room for three quarters as
-    many, attempts included, and now and then for one attempt more (a feeler). At most `max_prefix_peers` are of one
-    public network. A third of the room is kept for links that we chose ourselves: whoever dials us can take the rest
-    only, so nobody can surround a node by dialling it. Links that we dialled are never given up for somebody who asks
-    for room.
- 3. Nodes that nobody can dial, home nodes, have `max_callers` places of their own at whom they dial, which count for
-    nothing else. If all are taken, the network that has most gives one to a network that has two fewer. A node that had
-    a peer when it called gives its place to one that has none. So each has one place before others have two.
- 4. In a larger swarm we dial while there are fewer than three quarters of what there is room for: a quarter is what
-    whoever dials us finds free. Links that it has no room for as it grows end one after the other (see `dialing`).
+ 1. One link a pair. When both dialled, the one that the smaller node id dialled stays, and the other one parts.
+ 2. There are at most `max_peers` links, attempts included, beside those of rule 4. In a small swarm, where we could
+    dial so many nodes or fewer, a node dials all of them: then everybody has everything from its signer. In a larger
+    one there is room for three quarters as many, and a node dials while it has fewer than three quarters of that:
+    callers find the others free. Links beyond that end by turns (see `dialing`, rule 3).
+ 3. A third of the room is kept for links that we chose ourselves: callers can take the rest only, so nobody can
+    surround a node by dialling it. At most `max_prefix_peers` links are of one public network. A link that we dialled
+    is never given up for a caller.
+ 4. Nodes that nobody can dial, home nodes, have `max_callers` places of their own where they call. If all are taken,
+    the network that has most gives one to a network that has two fewer, and a node that had a peer when it called gives
+    its place to one that had none. So each has one place before others have two.
  5. Distances (rendezvous hashing, Thaler and Ravishankar 1998): every two nodes are at a distance that anybody can
     compute and that neither sets. A node dials mostly those that are near, of some that it draws, and where there is no
     room a near caller takes the place of a far one. So honest nodes find places where they look first, and one that
     calls everybody is near to few: it gets about as many places in all as an honest one, however often and under
-    however many keys it calls. An attacker can rent such networks as are near to its victim. Therefore not all places
-    go by distance, nor all dials, and a pair's distance is another after `PERIOD_S`, at a time of its own. A node that
+    however many keys it calls. An attacker can rent networks that are near to its victim. Therefore not all places go
+    by distance, nor all dials, and a pair's distance is another after `PERIOD_S`, at a time of its own. A node that
     does not know in which network it is seen (a domain name, NAT) is turned away as often as one that dials at random.
 """
 
@@ -42,7 +39,6 @@ from protocol.credentials.records import PeerRecord
 from protocol.events import Link, MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
-from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
 from protocol.wire.messages import Body
@@ -50,7 +46,7 @@ from protocol.wire.messages import Body
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
 HELLO_RETRY_S = 2.0
 GRACE_S = 2.0
-FEW_PEERS = 8  # of so few none is kept for small swarms: a sparser overlay falls to pieces
+FEW_PEERS = 8  # of so few there is room for all in any swarm: a sparser overlay falls to pieces
 PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see `Timing.rotate_interval`)
 
 
@@ -72,20 +68,21 @@ class LivePeer:
 
     record: PeerRecord
     link: Link
-    told: TokenBucket  # records that it may tell us
     host: str = ""  # the IP address at the other end of its last hello's link, if it is known
     group: str = ""  # the public network that it is in, if it is in any
     port: int = 0  # where we dialled it, if we did
-    spare: Link | None = None
-    spare_until: float = 0.0
     met: float = 0.0  # when its last hello came
-    digested: float = float("-inf")  # when we last answered its digest
     needy: bool = False  # whether it lacked links when it called
 
     @property
     def is_home(self) -> bool:
-        """Whether it dialled us and nobody can dial it. Rule 3."""
+        """Whether it called us and nobody can dial it. Rule 4."""
         return not self.link.dialled and not self.record.endpoints
+
+    @property
+    def is_caller(self) -> bool:
+        """Whether it called us and takes one of the places of rule 3."""
+        return not self.link.dialled and not self.is_home
 
     @property
     def scope(self) -> Scope:
@@ -105,35 +102,29 @@ def distance(one: str, other: str, unix: float) -> int:
     return int.from_bytes(hashlib.blake2b(pair + b"|%d" % (unix / PERIOD_S + phase), digest_size=8).digest())
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The effect of a link's end: an attempt is over, a peer is gone, or only one of a peer's two links."""
-
-    attempt: DialAttempt | None = None
-    peer: NodeId | None = None
-    switched: NodeId | None = None
-
-
 class Links:
     """See the module's comment."""
 
-    def __init__(self, own: NodeId, limits: Limits, settling: float, now: float) -> None:
-        """Have none yet; `settling` is for how many seconds a swarm has to be small until it counts as that again."""
+    def __init__(self, own: NodeId, limits: Limits) -> None:
         self._own = own
         self._limits = limits
-        self.is_mesh = True  # whether there may be links with everybody whom we know
-        self._settling = settling
-        self._small_from = now  # when the swarm may be taken for a small one again
+        self.is_small = True  # whether we could dial no more nodes than there may be links
         self.attempts: dict[Link, DialAttempt] = {}
-        self.peers: dict[NodeId, LivePeer] = {}
+        self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
         self._proven: Recent[bytes, NodeId] = Recent(limits.max_proven)  # who once was: what strangers fill is bounded
-        self._hosts: Recent[Link, str] = Recent(self._limits.max_proven)  # of those who dialled us, until their hello
+        self._hosts: Recent[Link, str] = Recent(limits.max_proven)  # of those who dialled us, until their hello
         self._parting: dict[Link, float] = {}
+
+    # Who is at the other end
 
     def live_node(self, link: Link) -> NodeId | None:
         """Return the live peer that holds the link's key: what it sends on either link of the pair is good."""
         return self._holders.get(link.key)
+
+    def link_of(self, node: NodeId) -> Link | None:
+        peer = self.peers.get(node)
+        return peer.link if peer is not None else None
 
     def proven_node(self, link: Link) -> NodeId | None:
         """Return who once bound the link's key to its id by a signed record, live or not."""
@@ -142,150 +133,6 @@ class Links:
     def prove(self, link: Link, node: NodeId) -> None:
         """Remember who bound the link's key to its id by a signed record."""
         self._proven.set(link.key, node)
-
-    def swarm_found(self, now: float, *, is_large: bool) -> None:
-        """Note whether more nodes could be dialled than there may be links: large at once, small only after a while.
-
-        Otherwise, where a swarm is at the limit, links would come and go with each node that does, or that somebody
-        invents.
-        """
-        if is_large:
-            self.is_mesh = False
-            self._small_from = now + self._settling
-        elif now >= self._small_from:
-            self.is_mesh = True
-
-    @property
-    def room(self) -> int:
-        """How many links there may be, but for those of our own choice that are lacking."""
-        most = self._limits.max_peers
-        return most if self.is_mesh else max(min(most, FEW_PEERS), most * 3 // 4)
-
-    @property
-    def target(self) -> int:
-        return self.room if self.is_mesh else max(1, self.room * 3 // 4)
-
-    @property
-    def wanted(self) -> int:
-        """How many more contacts to dial now."""
-        live, busy = self._overlay, len(self.attempts)
-        missing = max(self.target - live, self._reserve - self._chosen) - busy
-        return max(0, min(missing, self._room_to_dial - live - busy, self._limits.max_dials - busy))
-
-    @property
-    def lacks_chosen(self) -> bool:
-        """Whether fewer links than the reserve are of our own choice: we ask for room where there is none."""
-        return self._chosen < self._reserve
-
-    @property
-    def _reserve(self) -> int:
-        return max(1, self.room // 3)
-
-    @property
-    def _room_to_dial(self) -> int:
-        return self._limits.max_peers if self.lacks_chosen else self.room
-
-    @property
-    def _chosen(self) -> int:
-        return sum(peer.link.dialled for peer in self.peers.values())
-
-    @property
-    def _overlay(self) -> int:
-        """How many peers there are but for home nodes."""
-        return len(self.peers) - self._homes
-
-    @property
-    def _homes(self) -> int:
-        return sum(peer.is_home for peer in self.peers.values())
-
-    def has_room(self, group: str) -> bool:
-        """Tell whether somebody of that network (see `netgroup`) who dialled us and can be dialled can be taken in."""
-        came = sum(not (peer.link.dialled or peer.is_home) for peer in self.peers.values())
-        if came >= self.room - self._reserve or self._overlay + len(self.attempts) >= self.room:
-            return False
-        return not self.is_full_of(group)
-
-    def has_room_for_a_home(self) -> bool:
-        """Tell whether a home node can be taken in."""
-        return self._homes < self._limits.max_callers
-
-    def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
-        """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 3."""
-        homes = {node: peer for node, peer in reversed(self.peers.items()) if peer.is_home}
-        counts = Counter(peer.voice for peer in homes.values())
-        most = max(counts.values(), default=0)
-        if most >= counts[voice] + 2:
-            return next(node for node, peer in homes.items() if counts[peer.voice] == most)
-        return next((node for node, peer in homes.items() if not peer.needy), None) if needy else None
-
-    def is_full_of(self, group: str) -> bool:
-        """Tell whether there are as many links as there may be with that network."""
-        if not group:
-            return False
-        live = sum(peer.group == group and not peer.is_home for peer in self.peers.values())
-        return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._limits.max_prefix_peers
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there are as many peers as there may be where one more is of our choice."""
-        return self._overlay >= self._room_to_dial
-
-    def replaceable(self, rng: random.Random) -> NodeId:
-        """Return a random peer of those that we dialled, or of all."""
-        return rng.choice(
-            [node for node, peer in self.peers.items() if peer.link.dialled]
-            or [node for node, peer in self.peers.items() if not peer.is_home]
-        )
-
-    @property
-    def last_caller(self) -> NodeId | None:
-        return next(
-            (node for node, peer in reversed(self.peers.items()) if not (peer.link.dialled or peer.is_home)), None
-        )
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether there are more links than there is room for."""
-        return self._overlay > self.room
-
-    def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
-        """Return the farthest of the younger half of those who dialled us, if `caller` is nearer to us, who are `here`.
-
-        Were the older ones not safe, whoever has many networks would replace every honest peer.
-        """
-        came = [(node, peer) for node, peer in self.peers.items() if not (peer.link.dialled or peer.is_home)]
-        distances = {
-            node: distance(here, counts_as(peer.group, peer.host, peer.link.key.hex()), now.unix)
-            for node, peer in came[len(came) // 2 :]
-        }
-        farthest = max(distances, key=distances.__getitem__, default=None)
-        return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None
-
-    @property
-    def near(self) -> int:
-        """How many links into our own network we dialled, or dial."""
-        linked = (peer.host for peer in self.peers.values() if peer.link.dialled)
-        dialled = (attempt.contact.address.endpoint.host for attempt in self.attempts.values())
-        return sum(scope_of(host) is Scope.PRIVATE for host in chain(linked, dialled))
-
-    def busy_keys(self) -> set[bytes]:
-        """Return the CURVE keys that need no dialling."""
-        return {peer.record.curve_key for peer in self.peers.values()} | {link.key for link in self.attempts}
-
-    def dial(self, contact: Contact, now: float) -> None:
-        link = Link(contact.key, dialled=True)
-        self._parting.pop(link, None)
-        self.attempts[link] = DialAttempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
-
-    def answered(self, attempt: DialAttempt, host: str) -> bool:
-        """Note from which address a contact answered; False: of its network there are enough without it.
-
-        A name says nothing about that, and names cost less than addresses.
-        """
-        group = netgroup(host)
-        is_one_more = group != attempt.group and self.is_full_of(group)
-        attempt.host, attempt.group = host, group
-        return not is_one_more
 
     def accepted(self, link: Link, host: str) -> None:
         self._hosts.set(link, host)
@@ -307,14 +154,135 @@ class Links:
             host = record.endpoints[0].host
         return netgroup(host)
 
+    # How many there may be
+
+    @property
+    def room(self) -> int:
+        """How many links there may be, but for those of our own choice that are lacking. Rule 2."""
+        most = self._limits.max_peers
+        return most if self.is_small else max(min(most, FEW_PEERS), most * 3 // 4)
+
+    @property
+    def target(self) -> int:
+        return self.room if self.is_small else max(1, self.room * 3 // 4)
+
+    @property
+    def _reserve(self) -> int:
+        return max(1, self.room // 3)
+
+    @property
+    def wanted(self) -> int:
+        """How many more contacts to dial now."""
+        live, busy = self._overlay, len(self.attempts)
+        missing = max(self.target - live, self._reserve - self._chosen) - busy
+        return max(0, min(missing, self._limits.max_peers - live - busy, self._limits.max_dials - busy))
+
+    @property
+    def lacks_chosen(self) -> bool:
+        """Whether fewer links than the reserve are of our own choice: we ask for room where there is none."""
+        return self._chosen < self._reserve
+
+    @property
+    def _chosen(self) -> int:
+        return sum(peer.link.dialled for peer in self.peers.values())
+
+    @property
+    def _overlay(self) -> int:
+        """How many links count for rule 2."""
+        return sum(not peer.is_home for peer in self.peers.values())
+
+    @property
+    def is_crowded(self) -> bool:
+        return self._overlay > self.room
+
+    @property
+    def is_full(self) -> bool:
+        return self._overlay >= self._limits.max_peers
+
+    def has_room(self, link: Link, group: str) -> bool:
+        """Tell whether a caller of that network (see `netgroup`), whom somebody can dial, can be taken in."""
+        came = sum(peer.is_caller for peer in self.peers.values())
+        busy = sum(attempt.key != link.key for attempt in self.attempts)  # if we dial it, too, it has its place already
+        return came < self.room - self._reserve and self._overlay + busy < self.room and not self.is_full_of(group)
+
+    def is_full_of(self, group: str) -> bool:
+        """Tell whether there are as many links as there may be with that network."""
+        if not group:
+            return False
+        live = sum(peer.group == group and not peer.is_home for peer in self.peers.values())
+        return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._limits.max_prefix_peers
+
+    def has_room_for_a_home(self) -> bool:
+        return sum(peer.is_home for peer in self.peers.values()) < self._limits.max_callers
+
+    def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
+        """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 4."""
+        homes = {node: peer for node, peer in reversed(self.peers.items()) if peer.is_home}
+        counts = Counter(peer.voice for peer in homes.values())
+        most = max(counts.values(), default=0)
+        if most >= counts[voice] + 2:
+            return next(node for node, peer in homes.items() if counts[peer.voice] == most)
+        return next((node for node, peer in homes.items() if not peer.needy), None) if needy else None
+
+    def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
+        """Return the farthest of the younger half of the callers, if `caller` is nearer to us, who are `here`.
+
+        Were the older ones not safe, an attacker that has many networks would replace every honest peer.
+        """
+        callers = [(node, peer) for node, peer in self.peers.items() if peer.is_caller]
+        distances = {
+            node: distance(here, counts_as(peer.group, peer.host, peer.link.key.hex()), now.unix)
+            for node, peer in callers[len(callers) // 2 :]
+        }
+        farthest = max(distances, key=distances.__getitem__, default=None)
+        return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None
+
+    def replaceable(self, rng: random.Random) -> NodeId:
+        """Return a random peer of those that we dialled, or of all but home nodes."""
+        return rng.choice(
+            [node for node, peer in self.peers.items() if peer.link.dialled]
+            or [node for node, peer in self.peers.items() if not peer.is_home]
+        )
+
+    @property
+    def near(self) -> int:
+        """How many links into our own network we dialled, or dial."""
+        linked = (peer.host for peer in self.peers.values() if peer.link.dialled)
+        dialled = (attempt.contact.address.endpoint.host for attempt in self.attempts.values())
+        return sum(scope_of(host) is Scope.PRIVATE for host in chain(linked, dialled))
+
+    # From the dial to the end
+
+    def dial(self, contact: Contact, now: float) -> None:
+        link = Link(contact.key, dialled=True)
+        self._parting.pop(link, None)
+        self.attempts[link] = DialAttempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
+
+    def busy_keys(self) -> set[bytes]:
+        """Return the CURVE keys that need no dialling."""
+        return {peer.record.curve_key for peer in self.peers.values()} | {link.key for link in self.attempts}
+
+    def answered(self, attempt: DialAttempt, host: str) -> bool:
+        """Note from which address a contact answered; False: of its network there are enough without it.
+
+        A name says nothing about that, and names cost less than addresses.
+        """
+        group = netgroup(host)
+        is_one_more = group != attempt.group and self.is_full_of(group)
+        attempt.host, attempt.group = host, group
+        return not is_one_more
+
     def expects(self, link: Link) -> bool:
         """Tell whether a hello over this link is to be taken: we did not give it up meanwhile."""
-        node = self.live_node(link)
-        peer = self.peers[node] if node is not None else None
-        return not link.dialled or link in self.attempts or (peer is not None and link in (peer.link, peer.spare))
+        return not link.dialled or link in self.attempts or self.is_of_peer(link)
 
-    def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float, *, needy: bool = False) -> bool:
-        """Make the link live; True unless it only gave a live peer its second link."""
+    def is_of_peer(self, link: Link) -> bool:
+        """Tell whether it is a live peer's link, or its second one that is still open. Rule 1."""
+        node = self.live_node(link)
+        return node is not None and (self.peers[node].link == link or link in self._parting)
+
+    def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float, *, needy: bool = False) -> Link | None:
+        """Make the link live; return the one of the pair's two that is to part, if there are two. Rule 1."""
         host, group = self.host_of(link), self.group_of(link, record)
         attempt = self.attempts.pop(link, None)
         port = attempt.contact.address.endpoint.port if attempt is not None else 0
@@ -324,46 +292,20 @@ class Links:
         self.prove(link, node)
         known = self.peers.get(node)
         if known is None:
-            told = TokenBucket(self._limits.records_per_second, self._limits.records_burst, now)
-            self.peers[node] = LivePeer(record, link, told, host, group, port, met=now, needy=needy)
-            return True
+            self.peers[node] = LivePeer(record, link, host, group, port, met=now, needy=needy)
+            return None
         known.record, known.host, known.group, known.met = record, host, group, now
         known.port = port or known.port
         if known.link == link:
-            return True
-        if link.dialled == (self._own < node):
-            known.link, known.spare = link, known.link
-        else:
-            known.spare = link
-        known.spare_until = now + GRACE_S
-        return False
+            return None
+        if link.dialled != (self._own < node):
+            return link
+        surplus, known.link = known.link, link
+        return surplus
 
     def is_parting(self, link: Link) -> bool:
         """Tell whether a goodbye was said: what still comes is nobody's fault."""
         return link in self._parting
-
-    def closed(self, link: Link) -> Lost:
-        self._parting.pop(link, None)
-        self._hosts.pop(link)
-        attempt = self.attempts.pop(link, None)
-        node = self.live_node(link)
-        peer = self.peers[node] if node is not None else None
-        if peer is None:
-            return Lost(attempt)
-        if peer.spare == link:
-            peer.spare = None
-        elif peer.link == link and peer.spare is not None:
-            peer.link, peer.spare = peer.spare, None
-            return Lost(attempt, switched=node)
-        elif peer.link == link:
-            return Lost(attempt, peer=node)
-        return Lost(attempt)
-
-    def drop(self, node: NodeId) -> list[Link]:
-        """Forget a live peer; return its links."""
-        peer = self.peers.pop(node)
-        del self._holders[peer.link.key]
-        return [peer.link] if peer.spare is None else [peer.link, peer.spare]
 
     def part(self, link: Link, now: float, after: float = GRACE_S) -> bool:
         """Close the link `after` some seconds, however often that is said, unless it is live by then.
@@ -376,19 +318,11 @@ class Links:
         return True
 
     def due(self, now: float) -> list[Link]:
-        """Return the links to hang up now: partings and spares whose time is over."""
+        """Return and forget the links to hang up now: those that parted long enough ago."""
         over = [link for link, until in self._parting.items() if until <= now]
         for link in over:
             del self._parting[link]
-        for peer in self.peers.values():
-            if peer.spare is not None and peer.spare_until <= now:
-                over.append(peer.spare)
-                peer.spare = None
         return over
-
-    def tell_all(self, message: Body, but: NodeId | None = None) -> list[MembershipAction]:
-        """Return what sends `message` to every live peer but one."""
-        return [Send(peer.link, message) for node, peer in self.peers.items() if node != but]
 
     def late(self, now: float) -> list[tuple[Link, DialAttempt]]:
         """Return and forget the attempts whose time is over."""
@@ -396,3 +330,21 @@ class Links:
         for link, _ in over:
             del self.attempts[link]
         return over
+
+    def closed(self, link: Link) -> NodeId | None:
+        """Forget a link that ended; return the live peer whose link it was."""
+        self._parting.pop(link, None)
+        self._hosts.pop(link)
+        self.attempts.pop(link, None)
+        node = self.live_node(link)
+        return node if node is not None and self.peers[node].link == link else None
+
+    def drop(self, node: NodeId) -> Link:
+        """Forget a live peer; return its link."""
+        peer = self.peers.pop(node)
+        del self._holders[peer.link.key]
+        return peer.link
+
+    def tell_all(self, message: Body, but: NodeId | None = None) -> list[MembershipAction]:
+        """Return what sends `message` to every live peer but one."""
+        return [Send(peer.link, message) for node, peer in self.peers.items() if node != but]

@@ -1,27 +1,27 @@
 """Who is here. A pure state machine: `handle(event, now) -> actions`.
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the address book as
-the passive view. Each part states its rules: `links` has the life of a link,
-`failure_detector` whether its other end still answers. `directory` spreads records and the revocation list,
-`dialing` chooses whom to dial, and `reachability` finds out whether we can be dialled.
+the passive view. Each part states its rules: `links` the life of a link, `failure_detector` whether its other end still
+answers, `directory` how records and the revocation list spread, `dialing` whom to dial, and `reachability` whether we
+can be dialled.
 
 Rules
- 1. A hello counts only if its record is signed by the hello's signer, names the very key that
-    the link proved, and is admitted to the swarm. Anything else gets no answer but a goodbye.
- 2. Answers: a hello is answered if and only if it came over a link that the peer dialled. An unanswered hello is
-    repeated every `HELLO_RETRY_S`.
+ 1. A hello counts only if its record is signed by the hello's signer, names the very key that the link proved, and is
+    admitted to the swarm. Anything else gets no answer but a goodbye.
+ 2. A hello is answered if and only if it came over a link that the peer dialled. An unanswered hello is repeated every
+    `HELLO_RETRY_S`.
  3. A graylisted node (its score is too low) is refused at the hello by its node id, under any key, and not dialled.
  4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
-    that it lacks links of its own choice, a peer that dialled us and is farther from us (see `links`) makes room for
-    it, once in `EVICT_INTERVAL_S`. A caller that lies about that gets no more than a near one. A node that nobody can
-    dial says so while it has no peer; there are separate places for it (see `links`, rule 3).
- 5. A hello of a process that started at another time is a restarted peer: it goes down and
-    comes up again. One that shows an older record of itself than we have is told the newer one. A
-    record of ourselves that is newer than our own (our clock was set back, or another process has
-    our key) makes us raise our incarnation above it (see `RecordDirectory.outbid`).
- 6. A peer whose hello names a newer revocation list than ours is asked for it. If we would not admit it, it is
-    asked first, once: that list may allow the signer of its grant. Its hello is judged when it comes again. A new list
-    is told to all peers, and every exchange asks a peer. A node that the list names loses link and book entry.
+    that it lacks links of its own choice, a peer that called us and is farther from us (see `links`) makes room for it,
+    once in `EVICT_INTERVAL_S`. A caller that lies about that gets no more than a near one. A home node says so while it
+    has no peer (see `links`, rule 4).
+ 5. A hello of a process that started at another time is a restarted peer: it goes down and comes up again. A peer that
+    shows an older record of itself than we have is told the newer one. A record of ourselves that is newer than our own
+    (our clock was set back, or another process has our key) makes us raise our incarnation above it (see
+    `RecordDirectory.outbid`).
+ 6. A peer whose hello names a newer revocation list than ours is asked for it. If we would not admit it, it is asked
+    first, once: that list may allow the signer of its grant. Its hello is judged when it comes again. A new list is
+    told to all peers, and every exchange asks a peer. A node that the list names loses link and book entry.
  7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
@@ -56,7 +56,7 @@ from protocol.events import (
 )
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup
-from protocol.membership.address_book import Acquaintance, Book, saved_scope
+from protocol.membership.address_book import Book
 from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
 from protocol.membership.failure_detector import (
@@ -108,7 +108,7 @@ class Membership:
         self._refuses = refuses
         self._own = setup.identity.node_id
         self._rng = rng
-        self.links = Links(self._own, setup.limits, setup.timing.rotate_interval, now.steady)
+        self.links = Links(self._own, setup.limits)
         # The live peer that holds a link's key, or None: asked for each frame that comes or goes.
         self.live_node: Callable[[Link], NodeId | None] = self.links.live_node
         self.detector = Detector(setup.timing, rng)
@@ -139,15 +139,14 @@ class Membership:
         """
         ranks = {node: not peer.link.dialled for node, peer in self.links.peers.items()}
         known = sorted(self.book.dialable_records(), key=lambda record: ranks.get(record.node_id, 2))
-        return [*known, *self._dialing.feelers.records]
+        return [*known, *self.book.lapsed_records()]
 
     def restore(self, expired: Iterable[PeerRecord]) -> None:
         """Take in, before the first event, those of the saved records that have expired since."""
-        self._dialing.feelers.lapse(Acquaintance(record, saved_scope(record)) for record in expired)
+        self.book.restore(expired, self._rng)
 
     def link_of(self, node: NodeId) -> Link | None:
-        peer = self.links.peers.get(node)
-        return peer.link if peer else None
+        return self.links.link_of(node)
 
     def voice_of(self, link: Link, node: NodeId) -> str:
         """Return the name under which a node at the other end of a link counts."""
@@ -264,12 +263,10 @@ class Membership:
         if (answer := self.reachability.closed(link)) is not None:
             return answer
         self.lists.forget(link)
-        lost = self.links.closed(link)
-        if lost.attempt is not None:
-            lost.attempt.contact.failed(now, self._rng)
-        if lost.switched is not None:
-            return [PeerUp(lost.switched)]
-        return self._lose(lost.peer, now) if lost.peer is not None else []
+        attempt, node = self.links.attempts.get(link), self.links.closed(link)
+        if attempt is not None:
+            attempt.contact.failed(now, self._rng)
+        return self._lose(node, now) if node is not None else []
 
     def _hello(self, message: Message, now: Instant) -> list[MembershipAction]:
         """Judge a hello.
@@ -301,9 +298,8 @@ class Membership:
         if may_ask and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
             return [self.lists.ask_first(link)]
         self.refusals.of(sender, reason, now)
-        peer = self.links.peers.get(sender)
-        left = self._leave(sender, reason, now) if peer is not None else []
-        is_told = peer is not None and link in (peer.link, peer.spare)
+        is_told = self.links.link_of(sender) == link
+        left = self._leave(sender, reason, now) if sender in self.links.peers else []
         return left if is_told else [*left, *self._refuse(link, reason, now)]
 
     def _take_in(self, link: Link, record: PeerRecord, hello: Hello, now: Instant) -> list[MembershipAction]:
@@ -311,7 +307,7 @@ class Membership:
         sender = record.node_id
         actions: list[MembershipAction] = []
         known = self.links.peers.get(sender)
-        if known is not None and link in (known.link, known.spare) and now.steady < known.met + LEAST_HELLO_PAUSE_S:
+        if known is not None and self.links.is_of_peer(link) and now.steady < known.met + LEAST_HELLO_PAUSE_S:
             raise MessageError("too_many_hellos")  # a restarted process says its hello again
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
@@ -339,18 +335,16 @@ class Membership:
         actions: list[MembershipAction] = []
         if not link.dialled:
             actions.append(Send(link, self._greeting(link)))
-        is_new = node not in self.links.peers
-        self._dialing.feelers.met(node)
         attempt = self.links.attempts.get(link)
-        is_up = self.links.settle(node, record, link, now.steady, needy=needy)
+        surplus = self.links.settle(node, record, link, now.steady, needy=needy)
         peer = self.links.peers[node]
-        if is_up:
+        if surplus is not None:
+            actions += self._part(surplus, now)
+        else:
             self.detector.up(node, now.steady)
             actions += [PeerUp(node), Send(link, self.directory.sample(node, peer.scope))]
-        self.book.add(record, peer.host, peer.scope)
+        self.book.add(record, peer.host)
         self.book.trim(self.links.peers, self._rng)
-        if is_new:
-            actions += self.directory.introduce(record, now)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
             if contact is not None:
                 contact.met()
@@ -366,8 +360,10 @@ class Membership:
         attempt = self.links.attempts.pop(link, None)
         if attempt is not None:
             attempt.contact.busy(now, self._rng)
-        goodbye = Send(link, Goodbye(reason))
-        return [goodbye] if self.links.part(link, now.steady) else [goodbye, HangUp(link)]
+        return [Send(link, Goodbye(reason)), *self._part(link, now)]
+
+    def _part(self, link: Link, now: Instant) -> list[MembershipAction]:
+        return [] if self.links.part(link, now.steady) else [HangUp(link)]
 
     def _room_for(
         self, link: Link, record: PeerRecord, group: str, now: Instant, *, needy: bool
@@ -375,7 +371,7 @@ class Membership:
         """Return the actions that make a place for a caller, none if there is one; None: it gets no place."""
         host = self.links.host_of(link)
         if record.endpoints:
-            if self.links.has_room(group):
+            if self.links.has_room(link, group):
                 return []
             makes_room = needy and not self.links.is_full_of(group)
             return self._make_room(counts_as(group, host, link.key.hex()), now) if makes_room else None
@@ -401,12 +397,10 @@ class Membership:
             contact.busy(now, self._rng)
         self.detector.down(node)
         actions = self.reachability.gone(node)
-        links = self.links.drop(node)
+        link = self.links.drop(node)
         if reason in NO_ROOM:
-            actions.append(Send(links[0], sample))
-        for link in links:
-            actions += self._refuse(link, reason, now)
-        return [*actions, PeerDown(node)]
+            actions.append(Send(link, sample))
+        return [*actions, *self._refuse(link, reason, now), PeerDown(node)]
 
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
         attempt = self.links.attempts.pop(link, None)
@@ -436,7 +430,7 @@ class Membership:
 
     def _drop(self, node: NodeId) -> list[MembershipAction]:
         self.detector.down(node)
-        return [*self.reachability.gone(node), *(HangUp(link) for link in self.links.drop(node)), PeerDown(node)]
+        return [*self.reachability.gone(node), HangUp(self.links.drop(node)), PeerDown(node)]
 
     # Records
 
@@ -449,12 +443,9 @@ class Membership:
                 raise MessageError("too_many_records")
             attempt.told = True
             voice = counts_as(attempt.group, attempt.host, sender)
-            return self._learn(sender, voice, self.links.scope_of(link), peers, now)
-        peer = self.links.peers[sender]
-        return self._learn(sender, peer.voice, peer.scope, peers, now)
-
-    def _learn(self, sender: NodeId, voice: str, scope: Scope, peers: Peers, now: Instant) -> list[MembershipAction]:
-        self.directory.learn(sender, voice, scope, peers, now)
+        else:
+            voice = self.links.peers[sender].voice
+        self.directory.learn(voice, self.links.scope_of(link), peers, now)
         return [*self._dialing.fill(now)]
 
     def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
@@ -494,8 +485,7 @@ class Membership:
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
-        is_large = self.book.has_more_prospects_than(self._setup.limits.max_peers)
-        self.links.swarm_found(now.steady, is_large=is_large)
+        self.links.is_small = not self.book.has_more_prospects_than(self._setup.limits.max_peers)
         actions: list[MembershipAction] = [HangUp(link) for link in self.links.due(now.steady)]
         for link, attempt in self.links.late(now.steady):
             attempt.contact.failed(now, self._rng)
@@ -508,7 +498,6 @@ class Membership:
         actions += self.reachability.tick(self.directory.given, now)
         if self.directory.correct(self.reachability.reachable(self.directory.given), now):
             actions += self.directory.announce(self.links.peers.values())
-        self._dialing.feelers.lapse(self.book.take_lapsed())
         actions += self.directory.exchange(now)
         if (node := self._dialing.replaceable(now)) is not None:
             actions += self._leave(node, "rotated", now)

@@ -1,20 +1,19 @@
 """Reachability: how we are seen from outside, and whether we can be dialled there (dial-back, as libp2p's AutoNAT).
 
 Asking
- 1. A node asks live peers on other machines, one after the other and then now and then again: at which
-    address do you see me, and can you dial me there, at the port where I listen?
+ 1. A node asks live peers on other machines, one after the other and then now and then again: at which address do you
+    see me, and can you dial me there, at the port where I listen?
  2. Each network counts once. For a public address, all nodes seen at private addresses count as one; for a private
     address, each address counts as one (see `counts_as`). The address that most say is ours.
- 3. The record changes only when `DOUBT` networks say the same address, of which our router may be one. If it is
-    public, one of them could dial us there and we have told no public endpoint of its family (IPv4 or IPv6), we tell
-    it, too: on the word of one peer, all others would dial whomever it names. If none could, we take the endpoint there
-    back: peers then tell us of every newcomer, which we dial (see `directory`).
+ 3. The record changes only when `DOUBT` networks say the same address, of which our router may be one. If it is public,
+    one of them could dial us there and we have told no public endpoint of its family (IPv4 or IPv6), we tell it, too:
+    on the word of one peer, all others would dial whomever it names. If none could, we take the endpoint there back.
 
 Answering
- 4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it
-    proved, and hung up once the handshake is done. So nobody can make us dial a third party.
- 5. Each asker is served once in `PAUSE_S`, all of them `dial_backs_per_second`, and `max_dial_backs` at a time; who
-    comes too often pays, who comes when others do gets no answer and asks somebody else.
+ 4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it proved, and
+    hung up once the handshake is done. So nobody can make us dial a third party.
+ 5. Each asker is served once in `PAUSE_S`, all of them `dial_backs_per_second`, and `max_dial_backs` at a time. Who
+    comes too often pays. Who comes when others do gets no answer, and asks somebody else.
 """
 
 import random
@@ -27,7 +26,7 @@ from protocol.errors import MessageError
 from protocol.events import Dial, HangUp, Link, MembershipAction, Send
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, read_address, scope_of
-from protocol.limits.rate_limits import TokenBucket
+from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.links import DIAL_TIMEOUT_S, Links
 from protocol.wire.messages import DialBack, DialledBack
@@ -36,9 +35,8 @@ FIRST_ASK_S = 2.0  # after the start; links are young before
 NEXT_ASK_S = 10.0
 AGAIN_S = 600.0  # a router's lease ends, a firewall is opened
 ENOUGH = 3  # answers to know for a while
-PATIENCE_S = DIAL_TIMEOUT_S + 5.0
 DOUBT = 2  # networks that have to say where we are seen, before we tell or take back anything for it
-PAUSE_S = 30.0
+PAUSE_S = 30.0  # between two questions of one node to another
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +66,6 @@ class _Check:
     deadline: float
 
 
-def _is_ipv6(host: str) -> bool:
-    return ":" in host
-
-
 class Reachability:
     """See the module's comment."""
 
@@ -81,13 +75,13 @@ class Reachability:
         self._rng = rng
         self._port = 0
         self._next_ask = now.steady + FIRST_ASK_S
-        self._asked: dict[NodeId, float] = {}  # live peers that did not answer yet, and until when we wait
-        self._last_asked: Recent[NodeId, float] = Recent(self._limits.max_askers)
-        self._answers: Recent[str, _Answer] = Recent(self._limits.max_dial_back_answers)  # the newest, by voice
+        self._awaited: set[NodeId] = set()  # live peers that did not answer yet
+        self._asked: Recent[NodeId, float] = Recent(limits.max_askers)  # when
+        self._answers: Recent[str, _Answer] = Recent(limits.max_dial_back_answers)  # the newest, by voice
         self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
-        self._served: Recent[str, float] = Recent(self._limits.max_askers)
-        self._budget = TokenBucket(self._limits.dial_backs_per_second, self._limits.dial_backs_burst, now.steady)
+        self._questions: TokenBuckets[NodeId] = TokenBuckets(1 / PAUSE_S, 1, limits.max_askers)
+        self._budget = TokenBucket(limits.dial_backs_per_second, limits.dial_backs_burst, now.steady)
 
     @property
     def standing(self) -> Standing:
@@ -108,11 +102,9 @@ class Reachability:
             return told
         if not standing.dialable:
             return tuple(one for one in told if read_address(one.host) != read_address(standing.seen_at))
-        family = _is_ipv6(standing.seen_at)
-        is_new = not any(scope_of(one.host) is Scope.PUBLIC and _is_ipv6(one.host) == family for one in told)
-        if is_new and scope_of(standing.seen_at) is Scope.PUBLIC and self._port:
-            return (*told, Endpoint(standing.seen_at, self._port))[:MAX_ENDPOINTS]
-        return told
+        seen = Endpoint(standing.seen_at, self._port)
+        is_new = not any(scope_of(one.host) is Scope.PUBLIC and one.is_ipv6 == seen.is_ipv6 for one in told)
+        return (*told, seen)[:MAX_ENDPOINTS] if is_new and scope_of(seen.host) is Scope.PUBLIC and self._port else told
 
     def mapped(self, external: str, now: Instant) -> None:
         """Take note that our router forwards our port from that address: what was tried before says nothing now."""
@@ -129,32 +121,32 @@ class Reachability:
             self._port, self._answers = port, Recent(self._limits.max_dial_back_answers)
         late = [link for link, check in self._checks.items() if check.deadline <= now.steady]
         actions = [action for link in late for action in (HangUp(link), *self._tell(link, reached=False))]
-        self._asked = {node: until for node, until in self._asked.items() if until > now.steady}
         if now.steady >= self._next_ask:
             actions += self._ask(now)
         return actions
 
     def _able(self, now: Instant) -> tuple[list[NodeId], list[NodeId]]:
         """Return the peers on other machines that may be asked: those of networks that did not answer yet, and all."""
+        peers = self._links.peers
+        latest = now.steady - PAUSE_S - DIAL_TIMEOUT_S
         able = [
             node
-            for node, peer in self._links.peers.items()
-            if peer.host
-            and peer.scope is not Scope.LOOPBACK
-            and now.steady > (self._last_asked.get(node) or float("-inf")) + PAUSE_S + DIAL_TIMEOUT_S
+            for node, peer in peers.items()
+            if peer.host and peer.scope is not Scope.LOOPBACK and (self._asked.get(node) or float("-inf")) < latest
         ]
-        return [node for node in able if self._links.peers[node].voice not in self._answers], able
+        return [node for node in able if peers[node].voice not in self._answers], able
 
     def _ask(self, now: Instant) -> list[MembershipAction]:
         self._next_ask = now.steady + NEXT_ASK_S * self._rng.uniform(0.75, 1.25)
-        able = next(filter(None, self._able(now)), None)
-        if able is None:
+        fresh, able = self._able(now)
+        if not able:
             return []
         # A node that we dialled sees the address that our router gives us; one that dialled us, the address that it
         # knew.
-        node = self._rng.choice([node for node in able if self._links.peers[node].link.dialled] or able)
-        self._asked[node] = now.steady + PATIENCE_S
-        self._last_asked.set(node, now.steady)
+        chosen = fresh or able
+        node = self._rng.choice([node for node in chosen if self._links.peers[node].link.dialled] or chosen)
+        self._awaited.add(node)
+        self._asked.set(node, now.steady)
         return [Send(self._links.peers[node].link, DialBack(self._port))]
 
     def answered(self, sender: NodeId, answer: DialledBack, now: Instant) -> None:
@@ -163,8 +155,9 @@ class Reachability:
         Raises:
             MessageError: we did not ask it.
         """
-        if self._asked.pop(sender, None) is None:
+        if sender not in self._awaited:
             raise MessageError("unasked_answer", "to a dial-back")
+        self._awaited.remove(sender)
         host = read_address(answer.host)
         if host is None:
             raise MessageError("malformed", "address")
@@ -185,18 +178,16 @@ class Reachability:
             MessageError: it asked just now.
         """
         peer = self._links.peers[sender]
-        last = self._served.get(sender)
-        if last is not None and now.steady < last + PAUSE_S:
+        if not self._questions.take(sender, 1, now.steady):
             raise MessageError("too_many_asks", "to be dialled back")
         host = read_address(peer.host)
         if host is None:
             return []
-        self._served.set(sender, now.steady)
         port = question.port
         if port == 0 or port == peer.port:  # it does not listen; or we dialled it there
             return [Send(peer.link, DialledBack(str(host), port, reached=port != 0))]
         link = Link(peer.link.key, dialled=True)
-        in_use = link in (peer.link, peer.spare) or self._links.is_parting(link)
+        in_use = link == peer.link or self._links.is_parting(link)
         if in_use or len(self._checks) >= self._limits.max_dial_backs or not self._budget.take(1, now.steady):
             return []
         self._checks[link] = _Check(sender, str(host), port, now.steady + DIAL_TIMEOUT_S)
@@ -216,7 +207,7 @@ class Reachability:
 
     def gone(self, node: NodeId) -> list[MembershipAction]:
         """A peer is live no more: what it asked and what it was asked is void."""
-        self._asked.pop(node, None)
+        self._awaited.discard(node)
         void = [link for link, check in self._checks.items() if check.asker == node]
         for link in void:
             del self._checks[link]

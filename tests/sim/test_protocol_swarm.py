@@ -44,7 +44,7 @@ def test_thirty_nodes_from_one_seed_know_each_other_and_share_everything_over_fe
     simulation = Simulation(seed=1)
     simulation.start_many(30)
     simulation.run(60.0)
-    assert all(8 <= len(node.core.membership.peers) <= 12 for node in simulation.nodes.values())
+    assert all(8 <= len(node.core.membership.peers) <= 16 for node in simulation.nodes.values())
     run_until_spread(simulation, spread(simulation, 1000), 4)
     simulation.run(3 * LAN.exchange_interval)  # nobody is known by the word of one, and whom one asks is drawn
     assert {len(node.core.membership.book) for node in simulation.nodes.values()} == {29}
@@ -52,11 +52,10 @@ def test_thirty_nodes_from_one_seed_know_each_other_and_share_everything_over_fe
 
 
 def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_from_its_signers() -> None:
-    """As many as whoever dials a node can take; of 17 nodes, one pair in fifty may stay apart (eight seeds)."""
     simulation = Simulation(seed=1)
-    simulation.start_many(12)
+    simulation.start_many(17)
     simulation.run(2 * BUSY_S)
-    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {11}
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {16}
     asked = simulation.frames_sent[Kind.WANT]
     for _ in range(5):
         run_until_spread(simulation, spread(simulation, 1000), 1)
@@ -148,10 +147,10 @@ def test_nodes_that_cannot_be_dialled_give_and_get() -> None:
     simulation.start_many(3)
     for name in (3, 4):
         simulation.start(name, dialable=False)
-    simulation.run(5.0)
+    simulation.run(2 * LAN.exchange_interval)
     assert len(simulation.nodes[3].core.membership.peers) == 3  # all but the other that cannot be dialled
     simulation.start(5)
-    simulation.run(5.0)
+    simulation.run(2 * LAN.exchange_interval)
     assert len(simulation.nodes[3].core.membership.peers) == 4  # told of the newcomer, which could not find it
     run_until_spread(simulation, spread(simulation, 1000, 100_000), 10)
 

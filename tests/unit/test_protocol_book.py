@@ -166,7 +166,7 @@ def test_callers_of_many_networks_fill_no_more_places_with_endpoints_of_one_than
     book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
     for number in range(20):
         hosts = [host.format(number) for host in (*own, "198.41.0.{}")]
-        book.add(at_hosts(number, *hosts), f"93.184.{number}.1", Scope.PUBLIC)
+        book.add(at_hosts(number, *hosts), f"93.184.{number}.1")
         book.trim((), random.Random(1))
     assert len(book) == 4
 
@@ -176,12 +176,12 @@ def test_who_is_seen_elsewhere_takes_no_place_from_who_is_where_it_says(is_met: 
     book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
     for number in range(3):
         if is_met:
-            book.add(at_hosts(number, f"198.41.0.{number}"), f"198.41.0.{number}", Scope.PUBLIC)
+            book.add(at_hosts(number, f"198.41.0.{number}"), f"198.41.0.{number}")
         else:
             book.hear(at_hosts(number, f"198.41.0.{number}"), "a")
             book.hear(at_hosts(number, f"198.41.0.{number}"), "b")
     for number in range(3, 23):
-        book.add(at_hosts(number, "198.41.0.99"), f"93.184.{number}.1", Scope.PUBLIC)
+        book.add(at_hosts(number, "198.41.0.99"), f"93.184.{number}.1")
         book.trim((), random.Random(number))
     assert ids(0, 1, 2) <= kept(book) and len(book) == 4
 
@@ -264,7 +264,7 @@ def test_expired_records_are_forgotten() -> None:
     book = Book((), Limits(max_known_peers=9))
     book.add(record(0, life=10))
     book.add(record(1, life=100))
-    book.expire(at(50))
+    book.expire(at(50), random.Random(1))
     assert kept(book) == ids(1)
 
 
@@ -281,17 +281,19 @@ def targets(book: Book) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("seen_from", "hosts"),
+    ("host", "seen_from", "hosts"),
     [
-        (Scope.PUBLIC, ["198.41.0.4"]),
-        (Scope.PRIVATE, ["10.0.0.1", "198.41.0.4"]),
-        (Scope.LOOPBACK, ["10.0.0.1", "127.0.0.1", "198.41.0.4"]),
+        ("198.41.0.9", Scope.PUBLIC, ["198.41.0.4"]),
+        ("10.0.0.9", Scope.PRIVATE, ["10.0.0.1", "198.41.0.4"]),
+        ("127.0.0.9", Scope.LOOPBACK, ["10.0.0.1", "127.0.0.1", "198.41.0.4"]),
     ],
 )
-def test_private_endpoints_count_only_from_whom_they_mean_something_to(seen_from: Scope, hosts: list[str]) -> None:
+def test_private_endpoints_count_only_from_whom_they_mean_something_to(
+    host: str, seen_from: Scope, hosts: list[str]
+) -> None:
     everywhere = "127.0.0.1", "10.0.0.1", "198.41.0.4"
     met, told = Book((), Limits(max_known_peers=20)), Book((), Limits(max_known_peers=20))
-    met.add(at_hosts(0, *everywhere), "host", seen_from)
+    met.add(at_hosts(0, *everywhere), host)
     told.hear(at_hosts(0, *everywhere), "a", scope=seen_from)
     assert targets(met) == targets(told) == hosts
 
@@ -314,9 +316,9 @@ def test_what_a_name_may_mean_follows_whoever_told_of_it() -> None:
 
 def test_what_is_saved_can_be_dialled_and_is_dialled_again() -> None:
     book = Book((), Limits(max_known_peers=20))
-    book.add(at_hosts(0, "10.0.0.1"), "10.0.0.1", Scope.PRIVATE)
-    book.add(at_hosts(1, "10.0.0.2"), "198.41.0.4", Scope.PUBLIC)
-    book.add(at_hosts(2, "10.0.0.3", "198.41.0.5"), "198.41.0.5", Scope.PUBLIC)
+    book.add(at_hosts(0, "10.0.0.1"), "10.0.0.1")
+    book.add(at_hosts(1, "10.0.0.2"), "198.41.0.4")
+    book.add(at_hosts(2, "10.0.0.3", "198.41.0.5"), "198.41.0.5")
     again = Book((), Limits(max_known_peers=20))
     for saved in book.dialable_records():
         again.add(saved)
@@ -326,5 +328,5 @@ def test_what_is_saved_can_be_dialled_and_is_dialled_again() -> None:
 def test_a_service_in_our_own_network_is_no_strangers_to_offer() -> None:
     book = Book((), Limits(max_known_peers=20))
     near, far = Service("weights", Endpoint("192.168.0.1", 5)), Service("state", Endpoint("198.41.0.4", 5))
-    book.add(at_hosts(0, "198.41.0.4", services=(near, far)), "198.41.0.4", Scope.PUBLIC)
+    book.add(at_hosts(0, "198.41.0.4", services=(near, far)), "198.41.0.4")
     assert book.services() == [(PEOPLE[0].node_id, far)]

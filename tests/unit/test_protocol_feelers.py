@@ -15,10 +15,10 @@ from protocol.credentials.records import (
     make_record,
     usable_records,
 )
+from protocol.events import Link
 from protocol.identity import Identity
-from protocol.limits.networks import Scope
-from protocol.membership.address_book import Acquaintance, Book
-from protocol.membership.dialing import FEELER_INTERVAL_S, LAST_S, Feelers
+from protocol.membership.address_book import Book
+from protocol.membership.dialing import FEELER_S, LAST_FEELER_S, Dialing
 from protocol.membership.directory import RecordDirectory
 from protocol.membership.links import Links
 from protocol.simulator import SimulatedIdentity
@@ -34,45 +34,63 @@ def record(number: int, *, dialable: bool = True) -> PeerRecord:
     return make_record(SimulatedIdentity(b"%32d" % number), SWARM, endpoints, 1, "", 1)
 
 
-def met(number: int, *, dialable: bool = True) -> Acquaintance:
-    return Acquaintance(record(number, dialable=dialable), Scope.PUBLIC)
+class Caller:
+    """A node that has all the links that it wants, and calls whom it has lost sight of."""
 
+    def __init__(self, *seeds: Address) -> None:
+        identity = SimulatedIdentity(b"%32d" % 0)
+        setup = Setup(identity, SWARM)
+        self.rng = random.Random(1)
+        self.book = Book(seeds, LIMITS)
+        links = Links(identity.node_id, LIMITS)
+        directory = RecordDirectory(setup, self.book, links, self.rng, START)
+        self.links = links
+        self.dialing = Dialing(setup, self.book, directory, links, lambda node, now: False, self.rng, START)
 
-def feel(feelers: Feelers, seconds: float, known: frozenset[bytes] = frozenset()) -> list[tuple[float, Address]]:
-    """Return whom it calls and when, asked twice a second as a node's tick does."""
-    found = []
-    for half_seconds in range(int(2 * seconds)):
-        now = Instant(half_seconds / 2, START.unix)
-        contact = feelers.next(lambda: set(known), now)
-        if contact is not None:
-            found.append((now.steady, contact.address))
-    return found
+    def feel(self, seconds: float) -> list[tuple[float, Address]]:
+        """Return whom it calls and when, asked twice a second as a node's tick does."""
+        found = []
+        for half_seconds in range(int(2 * seconds)):
+            now = Instant(half_seconds / 2, START.unix)
+            for dial in self.dialing.feel(now):
+                found.append((now.steady, dial.address))
+                self.links.closed(Link(dial.address.key, dialled=True))  # nobody there
+        return found
 
 
 def test_a_seed_is_tried_for_good_at_an_interval_that_grows_to_an_hour() -> None:
     seed = Address(Endpoint("seed.invalid", 1), bytes(32))
-    calls = feel(Feelers((seed,), LIMITS, random.Random(1)), 8 * LAST_S)
+    calls = Caller(seed).feel(16 * LAST_FEELER_S)
     gaps = [after - before for (before, _), (after, _) in pairwise(calls)]
     assert {address for _, address in calls} == {seed}
-    assert gaps[0] <= 2.5 * FEELER_INTERVAL_S and LAST_S / 2 <= gaps[-1] <= LAST_S + 1.5 * FEELER_INTERVAL_S
+    assert gaps[0] <= 3 * FEELER_S and all(LAST_FEELER_S / 2 <= gap <= 1.5 * LAST_FEELER_S for gap in gaps[-4:])
 
 
 def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
-    feelers = Feelers((), LIMITS, random.Random(1))
-    feelers.lapse([met(1), met(2), met(3, dialable=False)])
-    calls = feel(feelers, 2 * LAST_S, frozenset({record(1).curve_key}))
-    assert {address.key for _, address in calls} == {record(2).curve_key}
-    feelers.met(record(2).node_id)
-    assert feelers.records == [record(1)]
+    caller = Caller()
+    caller.book.restore([record(1), record(2), record(3, dialable=False)], caller.rng)
+    caller.book.add(record(1))
+    assert {address.key for _, address in caller.feel(2 * LAST_FEELER_S)} == {record(2).curve_key}
+    caller.book.add(record(2))
+    assert caller.book.lapsed_records() == [] and caller.feel(4 * LAST_FEELER_S) == []
 
 
 def test_those_who_lapsed_are_a_fair_sample_of_bounded_size_called_at_most_once_a_minute() -> None:
-    feelers = Feelers((), LIMITS, random.Random(1))
-    feelers.lapse(met(number) for number in range(100))
-    feelers.lapse(met(number) for number in range(100, 1000))
-    early = sum(int(lapsed.endpoints[0].host[1:].partition(".")[0]) < 100 for lapsed in feelers.records)
-    assert len(feelers.records) == LIMITS.max_lapsed and 1 <= early <= 20
-    assert len(feel(feelers, LAST_S)) <= 1.3 * LAST_S / FEELER_INTERVAL_S
+    caller = Caller()
+    caller.book.restore(map(record, range(1, 1001)), caller.rng)
+    sample = caller.book.lapsed_records()
+    early = sum(int(lapsed.endpoints[0].host[1:].partition(".")[0]) <= 100 for lapsed in sample)
+    assert len(sample) == LIMITS.max_lapsed and 1 <= early <= 20
+    assert 0.7 <= len(caller.feel(LAST_FEELER_S)) * FEELER_S / LAST_FEELER_S <= 1.3
+
+
+def test_who_was_met_and_expires_is_remembered_and_who_was_only_told_of_is_not() -> None:
+    book = Book((), LIMITS)
+    book.add(record(1))
+    for teller in ("a", "b"):
+        book.hear(record(2), teller)
+    book.expire(START, random.Random(1))
+    assert len(book) == 0 and book.lapsed_records() == [record(1)]
 
 
 def test_a_peers_file_tells_records_that_hold_from_those_that_held_once() -> None:
@@ -94,7 +112,7 @@ def test_only_an_answer_to_our_own_new_start_is_taken_for_a_twin(gap: int) -> No
     directory = RecordDirectory(
         setup := Setup(identity, SWARM),
         Book((), Limits(max_known_peers=8)),
-        Links(identity.node_id, setup.limits, 1.0, START.steady),
+        Links(identity.node_id, setup.limits),
         random.Random(1),
         START,
     )
