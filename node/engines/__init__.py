@@ -107,7 +107,7 @@ class RolloutEngine(Protocol):
         ...
 
 
-class Beside(NamedTuple):
+class DeviceShare(NamedTuple):
     """An engine's share of the device that trains, in bytes."""
 
     generating: int  # while it generates
@@ -132,9 +132,9 @@ class EngineKind(ABC):
         """
         return []
 
-    def beside(self, size: "ModelSize", machine: "Machine", config: EngineConfig) -> Beside | None:
+    def device_share(self, size: "ModelSize", machine: "Machine", config: EngineConfig) -> DeviceShare | None:
         """Return what it takes beside the trainer on this machine: here nothing. None where it is of no use there."""
-        return Beside(0, 0)
+        return DeviceShare(0, 0)
 
     def holds(self, size: "ModelSize", machine: "Machine", left: int, rows: int, tokens: int) -> bool:
         """Tell whether it gets through `rows` completions of so many `tokens` each, prompts included: here yes.

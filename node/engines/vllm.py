@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import Beside, EngineError, EngineKind, Generated, SamplingParams
+from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -70,13 +70,13 @@ class VllmKind(EngineKind):
         asleep = MemoryPart("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
         return [MemoryPart("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
 
-    def beside(self, size: ModelSize, machine: Machine, config: EngineConfig) -> Beside | None:
+    def device_share(self, size: ModelSize, machine: Machine, config: EngineConfig) -> DeviceShare | None:
         """Return what it takes beside the trainer; None where it is not installed, or a model is too small for it."""
         if not (machine.gpu and machine.vllm and size.parameters > WORTHWHILE):
             return None
         if config.devices:
-            return Beside(0, 0)
-        return Beside(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
+            return DeviceShare(0, 0)
+        return DeviceShare(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
 
     def settings(self, machine: Machine, config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
         """Return how much of the GPU it has."""

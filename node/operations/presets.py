@@ -18,7 +18,7 @@ import math
 from typing import Any, NamedTuple
 
 from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
-from node.engines import BY_PREFERENCE, Beside, EngineKind, kind_of
+from node.engines import BY_PREFERENCE, DeviceShare, EngineKind, kind_of
 from node.engines.missing import missing
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.footprint import (
@@ -136,8 +136,8 @@ def preset(
     """
     parameters, whole, engine = size.parameters, machine, engine or EngineConfig()
     chooses = parameters > SPEAKING and dtype != "nf4"  # which transformers alone generates with
-    name, beside = _choose_engine(size, machine, lora, engine) if chooses else ("hf", Beside(0, 0))
-    machine = machine._replace(memory=machine.memory - beside.resting)  # what it keeps is not there for training
+    name, share = _choose_engine(size, machine, lora, engine) if chooses else ("hf", DeviceShare(0, 0))
+    machine = machine._replace(memory=machine.memory - share.resting)  # what it keeps is not there for training
     adapters = _wants_adapters(parameters, machine, lora)
     overrides = _rate(parameters, adapters=adapters)
     if parameters <= SMALL:
@@ -173,18 +173,20 @@ def _training_bytes(machine: Machine) -> float:
     return TRAINING_BYTES if machine.sharers == 1 else TRAINING_BYTES / machine.sharers + 4
 
 
-def _choose_engine(size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig) -> tuple[str, Beside]:
+def _choose_engine(
+    size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig
+) -> tuple[str, DeviceShare]:
     """Return the best engine that fits beside the trainer, and what it takes there."""
     for name in BY_PREFERENCE:
-        beside = kind_of(name).beside(size, machine, config)
-        if beside is None:
+        share = kind_of(name).device_share(size, machine, config)
+        if share is None:
             continue
-        left = machine._replace(memory=machine.memory - beside.resting)
+        left = machine._replace(memory=machine.memory - share.resting)
         held = _held(size, left, adapters=_wants_adapters(size.parameters, left, lora))
-        generates = held.generating + beside.generating <= MOST_GENERATING * machine.memory
+        generates = held.generating + share.generating <= MOST_GENERATING * machine.memory
         if generates and _trains(size, left, held):
-            return name, beside
-    return "hf", Beside(0, 0)
+            return name, share
+    return "hf", DeviceShare(0, 0)
 
 
 def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None = None) -> HeldMemory:
