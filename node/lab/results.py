@@ -259,26 +259,26 @@ def at_equal(result: RunResult, baseline: RunResult) -> dict[str, float]:
     return {}
 
 
-def by_compute(result: RunResult, beside: float = 0.0, until: float = math.inf) -> float:
+def by_compute(result: RunResult, overhead: float = 0.0, until: float = math.inf) -> float:
     """Return the mean reward, each round's counted by what it cost.
 
     Args:
         result: a run.
-        beside: what a round costs that its compute does not count, such as the update itself, in tokens of compute.
+        overhead: what a round costs that its compute does not count, such as the update itself, in tokens of compute.
         until: the cost of all rounds that are looked at; the last of them counts in part.
     """
-    total, left = 0.0, min(until, cost_of(result, beside))
+    total, left = 0.0, min(until, cost_of(result, overhead))
     spent = left
     for reward, (before, after) in zip(result.rewards, pairwise((0.0, *result.spent)), strict=True):
-        part = min(after - before + beside, left)
+        part = min(after - before + overhead, left)
         total += reward * part
         left -= part
     return total / spent if spent else 0.0
 
 
-def cost_of(result: RunResult, beside: float) -> float:
-    """Return what a run cost: what it spent, and `beside` tokens of compute more for each round."""
-    return result.spent[-1] + beside * result.rounds
+def cost_of(result: RunResult, overhead: float) -> float:
+    """Return what a run cost: what it spent, and `overhead` tokens of compute more for each round."""
+    return result.spent[-1] + overhead * result.rounds
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -425,7 +425,7 @@ def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) ->
     return json.dumps(tree, separators=(",", ":")) + "\n"
 
 
-def price(results: Sequence[RunResult], beside: Sequence[float]) -> str:
+def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:
     """Return a table: what comes of each arm if a round costs something beside its compute.
 
     A run's rewards do not depend on what its rounds cost, so none is done again: all runs on a base are compared up to
@@ -433,11 +433,11 @@ def price(results: Sequence[RunResult], beside: Sequence[float]) -> str:
 
     Args:
         results: of an experiment.
-        beside: what a round costs, in tokens of compute; a line on each base for each.
+        overhead: what a round costs, in tokens of compute; a line on each base for each.
     """
     arms = list(dict.fromkeys(one.name for one in results))
     rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
-    for base, cost in itertools.product(dict.fromkeys(one.base for one in results), beside):
+    for base, cost in itertools.product(dict.fromkeys(one.base for one in results), overhead):
         here = [one for one in results if one.base == base]
         until = min(cost_of(one, cost) for one in here)
         found = [[by_compute(one, cost, until) for one in here if one.name == arm] for arm in arms]

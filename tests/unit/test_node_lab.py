@@ -388,8 +388,8 @@ def test_what_a_round_costs_beside_its_compute_counts_against_small_rounds() -> 
     small = result("1/16", 1, [0.0, 0.5, 1.0, 1.0], cost=1.0)
     large = result("2/16", 1, [0.0, 1.0], cost=2.0)
     assert (by_compute(small), by_compute(large)) == (0.625, 0.5)
-    assert by_compute(small, beside=1.0, until=6.0) == (0.5 + 1.0) * 2 / 6  # three of its four rounds, of 2 each
-    assert by_compute(small, beside=1.0, until=5.0) == (0.5 * 2 + 1.0) / 5  # half of the third
+    assert by_compute(small, overhead=1.0, until=6.0) == (0.5 + 1.0) * 2 / 6  # three of its four rounds, of 2 each
+    assert by_compute(small, overhead=1.0, until=5.0) == (0.5 * 2 + 1.0) / 5  # half of the third
     table = price([small, large], [0.0, 1.0]).splitlines()
     assert table[2:] == ["|  | 0 | 0.625 | 0.5 |", "|  | 1 | 0.5 | 0.5 |"]
     other = dataclasses.replace(large, base="dense")
