@@ -146,7 +146,7 @@ def exchange_weights(
         raise UserError(str(error)) from error
     group = group_name(weights, swarm_id(config, folder), policy)
 
-    place = _Place(group.removeprefix("gossamer/"), config.network, directory)
+    place = _MemberEndpoint(group.removeprefix("gossamer/"), config.network, directory)
 
     def connect() -> Communicator:
         member = Communicator.connect(
@@ -179,7 +179,7 @@ def exchange_weights(
         place.close()
 
 
-class _Place:
+class _MemberEndpoint:
     """Where members of the group dial this one, and what the swarm is told of that.
 
     A node that asks its router to forward the network's port asks it for the group's, too. The swarm is told the outer
