@@ -664,7 +664,7 @@ class ProcessGroupGossamer(_TorchGroup):
     def _reduce_blocks(self, kind: str, given: dict[NodeId, torch.Tensor], op: Op, factor: float) -> torch.Tensor:
         """Send each member its block, and return everybody's blocks for this one, reduced in the ranks' order.
 
-        One that gives itself no block has nothing to reduce, and what is returned is of no use.
+        A member that gives itself no block has nothing to reduce: what is returned means nothing.
         """
         own = self.comm.node_id
         example = given.get(own, next(iter(given.values())))

@@ -472,7 +472,7 @@ class Mesh:
             link = self._links.get(connection.stream_of)
             if link is not None:
                 link.dialling.discard(connection.stream)
-                link.is_local = False  # if that was it, it is of no use
+                link.is_local = False  # if this was the Unix socket, it does not work
         elif connection.introduced and connection.channel.peer is not None:
             member = connection.channel.peer.member
             link = self._links.get(member)

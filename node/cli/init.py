@@ -140,7 +140,7 @@ def _ask(question: SetupQuestion) -> str:
 
 
 def _check(settings: dict[str, Any]) -> NodeConfig:
-    """Return the configuration of these settings alone; `UserError` for what is of no use here."""
+    """Return the configuration of these settings alone; raise `UserError` if they cannot be used here."""
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         put(tree, key, value)

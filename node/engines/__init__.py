@@ -133,7 +133,7 @@ class EngineKind(ABC):
         return []
 
     def device_share(self, size: "ModelSize", machine: "Machine", config: EngineConfig) -> DeviceShare | None:
-        """Return what it takes beside the trainer on this machine: here nothing. None where it is of no use there."""
+        """Return what it takes beside the trainer on this machine: here nothing. None if it is not worth it there."""
         return DeviceShare(0, 0)
 
     def holds(self, size: "ModelSize", machine: "Machine", left: int, rows: int, tokens: int) -> bool:

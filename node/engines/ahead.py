@@ -32,7 +32,7 @@ class Ahead:
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine = engine
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self._begun: tuple[list[Any], Future[list[Any]]] | None = None  # what was asked for, and what comes of it
+        self._begun: tuple[list[Any], Future[list[Any]]] | None = None  # the request, and its result
         # A daemon: a node that gives up a round does not wait for it.
         threading.Thread(target=self._work, name="generation", daemon=True).start()
 

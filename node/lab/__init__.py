@@ -1,4 +1,4 @@
-"""The laboratory: one file names arms, bases, seeds and budgets; what comes of them is a table, plots and one JSON.
+"""The laboratory: one file names arms, bases, seeds and budgets; the results are a table, plots and one JSON.
 
     plan        the file: which runs there are, and what each is given
     runs        do what is missing, as many at once as the cores allow
@@ -8,7 +8,7 @@
     churn       when nodes leave and come back
     attacks     what hostile nodes of a run publish
     trials      a file of attacks: which attack meets which defence
-    damage      how often honest nodes came to do what an attack wanted, and what they lost
+    damage      how often honest nodes do what an attack wanted, and what they lose
     results     from run folders to figures with intervals: the table, the JSON, the comparison of two
     plots       reward over rounds and over compute
 

@@ -1,7 +1,7 @@
-"""The damage of an attack: how often honest nodes came to do what it wanted, and what they lost by it.
+"""The damage of an attack: how often honest nodes do what it wanted, and what they lose by it.
 
 While a run goes on, `Witness` looks at every completion that an honest node makes, and counts which attack's marks it
-shows; a run without an attack has these counts too. An attack is held against its control: the same honest nodes,
+shows; a run without an attack has these counts too. An attack is compared with its control: the same honest nodes,
 under the same settings, and nobody else.
 """
 

@@ -68,7 +68,7 @@ def run_in_memory(
         churn: of all nodes; None: they are there from the first round to the last.
 
     Raises:
-        UserError: the settings are of no use, or ask for what only a real node has.
+        UserError: the settings cannot be used, or ask for what only a real node has.
     """
     make_folders(plan)
     record_plan(plan)

@@ -3,7 +3,7 @@
     nodes = 8
     seeds = 5                      # 1 to 5; or a list
     runner = "memory"              # or "processes": real nodes on loopback, one run after another
-    baseline = "8/0"               # what arms are held against; default: the first
+    baseline = "8/0"               # what arms are compared with; default: the first
 
     [settings]                     # of every node, as in any CONFIG
     rounds = 300
@@ -24,7 +24,7 @@
 
     [arms.mixed.parts.small]       # an arm of different nodes: so many for each part, in the order of the file, with
     nodes = 4                      # settings over the arm's
-    baseline = "8/0"               # what this part is held against; default: what all are
+    baseline = "8/0"               # what this part is compared with; default: the file's
 
     [arms.mixed.parts.large]
     nodes = 4
@@ -101,12 +101,12 @@ class PartConfig(Section):
 
     note: str = ""
     nodes: int = Field(ge=1, le=1024)
-    baseline: str = Field("", description="arm that these nodes are held against; default: the file's")
+    baseline: str = Field("", description="arm that these nodes are compared with; default: the file's")
     settings: dict[str, Any] = Field({})
 
 
 class ArmConfig(Section):
-    """One way to share, or whatever else a node's settings can say."""
+    """One set of a node's settings, such as a way to share."""
 
     note: str = ""
     nodes: int | None = Field(None, ge=1, le=1024, description="default: the file's")
@@ -131,7 +131,7 @@ class LabConfig(Section):
 
 
 class RunPart(NamedTuple):
-    """Nodes of a run that are alike: how many, with which settings, and the arm that they are held against."""
+    """Nodes of a run that are alike: how many, with which settings, and the arm that they are compared with."""
 
     name: str
     nodes: int
@@ -161,7 +161,7 @@ class Run(NamedTuple):
 
 
 class Lab(NamedTuple):
-    """An experiment: its name, its file as read, and its runs, seed by seed, so that a part of them is of use."""
+    """An experiment: its name, its file as read, and its runs, seed by seed: the first ones have all arms."""
 
     name: str
     config: LabConfig
@@ -169,7 +169,7 @@ class Lab(NamedTuple):
 
     @property
     def baseline(self) -> str:
-        """The arm that the others are held against."""
+        """The arm that the others are compared with."""
         return self.config.baseline
 
 
@@ -191,7 +191,7 @@ def read_lab(
         bases: likewise.
 
     Raises:
-        UserError: the file, or the settings of one of its runs, are of no use.
+        UserError: the file, or the settings of one of its runs, cannot be used.
     """
     config = read_experiment(path, LabConfig, overrides)
     config = config.model_copy(update={"baseline": config.baseline or next(iter(config.arms))})
@@ -209,7 +209,7 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
     """Return the experiment of `config`, read from `path`: the runs of these (base, arm), seed by seed.
 
     Raises:
-        UserError: the settings of one of its runs are of no use.
+        UserError: the settings of one of its runs cannot be used.
     """
     seeds = _seeds(path, config)
     runs = [_run(config, base, arm, seed, out) for seed in seeds for base, arm in wanted]

@@ -395,7 +395,7 @@ def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
 
 
 def _note(line: ArmLine, lab: Lab) -> str:
-    """Return what the table says of a line; of a part also what it is held against, if it names an arm for that."""
+    """Return what the table says of a line; of a part also the arm that it is compared with, if it names one."""
     arm = lab.config.arms[line.arm]
     if not line.part:
         return arm.note
@@ -426,7 +426,7 @@ def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) ->
 
 
 def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:
-    """Return a table: what comes of each arm if a round costs something beside its compute.
+    """Return a table of each arm's mean reward if a round costs something beside its compute.
 
     A run's rewards do not depend on what its rounds cost, so none is done again: all runs on a base are compared up to
     the cost at which the first of them ended.

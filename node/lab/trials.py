@@ -96,7 +96,7 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
     """Read a file of attacks whose runs go to `out`, with `key=value` changes of the file.
 
     Raises:
-        UserError: the file, or the settings of one of its runs, are of no use.
+        UserError: the file, or the settings of one of its runs, cannot be used.
     """
     config = read_experiment(path, TrialsConfig, overrides)
     trials: dict[AttackTrial, ArmConfig] = {}

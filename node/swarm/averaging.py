@@ -129,7 +129,7 @@ def exchange_weights(
         directory: of the swarm, if the node is in one.
 
     Raises:
-        UserError: the configuration or the checkpoint is of no use.
+        UserError: the configuration or the checkpoint cannot be used.
     """
     weights = config.weights
     if weights.mode == "off":
@@ -265,7 +265,7 @@ def _is_on_loopback(network: NetworkConfig) -> bool:
 STATE_FILE = "weights.safetensors"  # in a checkpoint
 CALL_TIMEOUT = 60.0  # seconds for one collective call; a round that times out is simply begun again
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the group, doubling
-# Members come to an exchange as fast as their machines are: who is an hour late is taken to hang.
+# Members come to an exchange as fast as their machines are: one that is an hour late is taken to hang.
 INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
 NOBODY_LISTENS = "nobody can dial it, and it knows no member of its group to dial"

@@ -63,7 +63,7 @@ def open_network(config: NodeConfig, folder: Path, *, relays: bool = False) -> I
     A node that only `relays` has room for more nodes that nobody can dial.
 
     Raises:
-        UserError: the key, the manifest, a seed or the endpoint to listen on is of no use, or the key's node runs here.
+        UserError: the key, manifest, a seed or the endpoint to listen on cannot be used, or the key's node runs here.
     """
     manifest = load_manifest(folder)
     swarm = _swarm(config.network, manifest)
@@ -89,7 +89,7 @@ def check_endpoint(network: NetworkConfig) -> None:
     """Try where a node is to listen: what is wrong with it shows before a model is loaded, or a folder made.
 
     Raises:
-        ProtocolError: the endpoint or a seed is of no use.
+        ProtocolError: the endpoint or a seed cannot be used.
     """
     if network.enabled and (listen := listens_at(network)) is not None:
         check_bindable(listen)

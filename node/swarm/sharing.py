@@ -53,7 +53,7 @@ class Exchange(Protocol):
         ...
 
     def report(self, group_id: bytes, reason: str) -> None:
-        """Say why a drawn group is of no use: a reason of `node.rollouts.screening`."""
+        """Say why a drawn group cannot be used: a reason of `node.rollouts.screening`."""
         ...
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:

@@ -88,7 +88,7 @@ def play_again(start: StartEpisode, item: Item, texts: Sequence[str]) -> float |
         texts: the policy's and the environment's in turn, the policy's first and last.
 
     Raises:
-        ValueError: the environment answers nothing of use.
+        ValueError: as `step`.
     """
     environment = start(item)
     for said, observed in zip(texts[0:-1:2], texts[1::2], strict=True):

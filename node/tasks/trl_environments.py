@@ -113,7 +113,7 @@ class ToolEpisode:
     turns: int = 0
 
     def step(self, text: str) -> Observation | Done:
-        """Do what the policy calls and return what comes of it; without a call, or at the last turn, end."""
+        """Carry out the policy's calls and return their results; without a call, or at the last turn, end."""
         self.turns += 1
         said = read_calls(text)
         results = [self._result(call) for call in said.calls]

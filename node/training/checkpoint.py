@@ -85,12 +85,12 @@ def best_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def write_score(path: Path, row: Mapping[str, Any]) -> None:
-    """Add to the checkpoint in `path` what an evaluation of its policy came to: a row of `evaluations.jsonl`."""
+    """Add the result of an evaluation to the checkpoint in `path`: a row of `evaluations.jsonl`."""
     (path / EVALUATION_FILE).write_text(json.dumps({key: row[key] for key in ("accuracy", "reward")}))
 
 
 def is_better(row: Mapping[str, Any], folder: Path) -> bool:
-    """Tell whether an evaluation came to more than that of any complete checkpoint in `folder`."""
+    """Tell whether an evaluation has a higher score than any complete checkpoint in `folder`."""
     best = best_checkpoint(folder)
     found = None if best is None else _score(best.path)
     return found is None or (row["accuracy"], row["reward"]) > found
@@ -182,7 +182,7 @@ def begin_checkpoint(folder: Path, round_number: int, write: Callable[[Path], No
     """Let `write` begin to fill a new folder for `round_number`, which `end_checkpoint` makes a checkpoint.
 
     Raises:
-        UserError: the disk is full. What was there before is as it was.
+        UserError: the disk is full. All that was there before is unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".writing-{round_number}"
@@ -200,7 +200,7 @@ def end_checkpoint(aside: Path, write: Callable[[Path], None], keep: Keep) -> No
     damaged, or the node would have gone on from there, and are deleted.
 
     Raises:
-        UserError: the disk is full. What was there before is as it was.
+        UserError: the disk is full. All that was there before is unchanged.
     """
     folder, number = aside.parent, aside.name.removeprefix(".writing-")
     with _full_disk_is_clear(aside):

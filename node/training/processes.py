@@ -52,7 +52,7 @@ def several(
 
     Raises:
         PassingError: one of the others has died.
-        UserError: there are fewer GPUs than processes, or the file is of no use.
+        UserError: there are fewer GPUs than processes, or the file cannot be used.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if launched and (processes or accelerate):
@@ -106,7 +106,7 @@ def sharers_of(processes: int | None, accelerate: Path | None) -> int:
         accelerate: accelerate's file of settings.
 
     Raises:
-        UserError: the file is of no use.
+        UserError: the file cannot be used.
     """
     if accelerate is None:
         return int(os.environ.get("WORLD_SIZE", "1")) if is_sharded() else 1
@@ -195,7 +195,7 @@ def _settings_of(file: Path, processes: int | None) -> tuple[int, dict[str, str]
             raise ValueError("this node trains on one machine, data parallel or by FSDP2")
         variables = prepare_multi_gpu_env(arguments)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{file} is of no use: {one_line(error)}") from None
+        raise UserError(f"{file} cannot be used: {one_line(error)}") from None
     variables.pop("ACCELERATE_MIXED_PRECISION", None)
     return int(arguments.num_processes), {
         name: value for name, value in variables.items() if os.environ.get(name) != value

@@ -79,6 +79,6 @@ def test_several_processes_that_cannot_train_together(tmp_path: Path) -> None:
     (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(missing))
     assert f"there is no file {missing}" in line
     (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(other))
-    assert f"{other} is of no use: this node trains on one machine, data parallel or by FSDP2" in line
+    assert f"{other} cannot be used: this node trains on one machine, data parallel or by FSDP2" in line
     (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(old))
     assert "set fsdp_version: 2" in line
