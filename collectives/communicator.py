@@ -127,14 +127,15 @@ class Communicator:
         """Found a group, or join one: then wait until its members let this one in, with `admit`.
 
         Args:
-            group: its name, which is never sent; who does not know it is refused.
+            group: its name, which is never sent; a node that does not know it is refused.
             seeds: addresses of any members, `tcp://HOST:PORT`, each with `?id=NODEID` where that is known;
                 without seeds it founds the group.
             listen: where others dial this one; port 0 takes a free one.
             identity: the key that this member is known by; a new one each time if None.
             may_join: tells of a node id, which is proven, whether it may be a member; every other node is refused
                 in the handshake, and a member that it admits no more is disconnected. Called often, on the control
-                thread: it must be quick, and the same at all members. None: whoever knows the name and the secret.
+                thread: it must be quick, and the same at all members. None: any node that knows the name and the
+                secret.
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
             closed: True says that no stranger may join: you chose the keys, or there is a secret. Then two groups of
@@ -270,7 +271,7 @@ class Communicator:
             raise error_of(finished)
 
     def wait_for(self, members: int, timeout: float = 60.0) -> None:
-        """Wait until the group has at least so many members, and let in who comes meanwhile.
+        """Wait until the group has at least so many members, and let in those that come meanwhile.
 
         All members may call it, or some, while the others wait in another call. Its error also shows a
         process that was started without seeds by mistake, and so founded a group of its own.

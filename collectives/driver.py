@@ -152,7 +152,7 @@ class GroupDriver:
             raise CommunicatorClosed(HAS_LEFT)
 
     def meet(self, addresses: Iterable[Address]) -> None:
-        """See to it that whoever listens at these becomes linked."""
+        """See to it that the nodes at these addresses are linked."""
         self._to_meet.extend(addresses)
         self._mesh.wake()
 

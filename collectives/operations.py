@@ -293,7 +293,7 @@ def _read_claim(member: NodeId, share: bytes) -> Claim:
 
 
 class EndOfStep:
-    """All have come to the end of a step; `op` is what it is known by, and `members` who take it, once all called."""
+    """All have come to the end of a step; once all called, `op` names it, and `members` take it."""
 
     kind = "step"
     share = b""
@@ -408,7 +408,7 @@ def _send_one(port: Port, target: NodeId, slot: int, size: int) -> float:
 
 
 def _give_receipts(port: Port, order: Sequence[NodeId], own: int) -> None:
-    with suppress(CollectiveError):  # who probes sees it too
+    with suppress(CollectiveError):  # the prober sees the error, too
         for distance in range(1, len(order)):
             source = order[own - distance]
             for i, size in enumerate(_SIZES):

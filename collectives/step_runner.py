@@ -36,7 +36,7 @@ class Stepping(Protocol):
         """Tell whether anybody waits to be let in, the same to all right after an operation."""
 
     def admit(self, timeout: float) -> None:
-        """Let in who waits."""
+        """Let in those that wait."""
 
     def sync_state(self, state: SharedState, strategy: SyncStrategy, timeout: float) -> SyncResult:
         """Bring `state` to the one that holds."""

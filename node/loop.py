@@ -279,7 +279,7 @@ class Loop:
         return Screening(self._screen, RULES[sampling.rule], asked, len(self.buffer.signers))
 
     def _candidates(self, version: int, screening: Screening) -> list[Candidate]:
-        """Return peers' groups that the round may draw, and tell the screening whom the swarm's owner has revoked."""
+        """Return peers' groups that the round may draw, and tell the screening which nodes the owner has revoked."""
         if not self.config.sampling.external:
             return []
         signers = {*self.buffer.signers, *screening.signers_drawn}

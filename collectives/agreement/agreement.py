@@ -44,17 +44,17 @@ against a member that lies.
     Beat                 member -> members                      a ViewNotice or Decide, if it is from an earlier view
     Apply, Pending       outside -> members -> coordinator      Welcome
     Welcome              member -> newcomer                     Beat
-    ViewNotice           member -> whoever is in another view   ViewNotice, or going out
+    ViewNotice           member -> node in another view         ViewNotice, or going out
     Initiate             member -> coordinator                  OperationStart, once all have; Abort
     OperationStart       coordinator -> members                 OperationDone
     OperationDone        member -> coordinator                  Commit, once all have; Abort
     Commit               coordinator -> members                 Ack
-    Evict                coordinator -> who is left out         Goodbye, and Apply once its owner calls ADMIT
+    Evict                coordinator -> member left out         Goodbye, and Apply once its owner calls ADMIT
     Propose              proposer -> members                    BallotReport, or Beat with a greater round
     Accept (MAJORITY)    proposer -> members                    BallotAccepted, or Beat with a greater round
-    Decide               proposer, or who is ahead -> members   Beat
-    Proxy (MAJORITY)     who leaves -> one member
-    Goodbye              who leaves -> all
+    Decide               proposer, or member ahead -> members   Beat
+    Proxy (MAJORITY)     member that leaves -> another
+    Goodbye              member that leaves -> all
 """
 
 from collections.abc import Iterable
@@ -142,7 +142,7 @@ class Agreement:
 
     @property
     def votes(self) -> frozenset[NodeId]:
-        """Whose votes on the next view this member has, under `MAJORITY`: its own, and those of who left them to it."""
+        """The members whose votes this one casts under `MAJORITY`: itself, and those that left their votes to it."""
         return self._state.change.votes
 
     @property
@@ -206,7 +206,7 @@ class Agreement:
         return self._out.take()
 
     def _settle(self, event: Event, now: float) -> None:
-        """Handle what this member said to itself, and tell the others at once when there is news of who is here."""
+        """Handle this member's messages to itself, and tell the others at once if the set of members has changed."""
         while self._out.inward or self._dispatcher.release(now) or self._state.proceed(now):
             if self._out.inward:
                 self._dispatcher.operation(self.own, self._out.inward.popleft(), now)
@@ -289,7 +289,7 @@ class Agreement:
         return now - self._out.spoken_to.get(member, float("-inf")) >= self._timing.heartbeat
 
     def _dial(self, wanted: dict[NodeId, str], interval: float, now: float) -> None:
-        """Dial whoever there is no link with; of two, the one with the lesser id dials first."""
+        """Dial the nodes without a link; of two, the one with the lesser id dials first."""
         for member, address in wanted.items():
             if member == self.own or member in self._detector.linked or not address:
                 continue

@@ -145,7 +145,7 @@ class Coordinator:
             self.advance(now)
 
     def advance(self, now: float) -> None:
-        """Start what everybody called and nothing holds up; call off what waits for who is at the rendezvous."""
+        """Start what everybody called and nothing holds up; call off what waits for members at the rendezvous."""
         self._send_to_rendezvous()
         waiting = {op: transaction for op, transaction in self._transactions.items() if not transaction.started}
         admissions = {op: transaction for op, transaction in waiting.items() if op.tag == ADMIT_TAG}
@@ -167,7 +167,7 @@ class Coordinator:
                 self._start(op, waiting[op])
 
     def _send_to_rendezvous(self) -> None:
-        """Call off the calls that lack somebody who waits in a rendezvous."""
+        """Call off the calls that lack a member that waits in a rendezvous."""
         there = {
             member
             for op, transaction in self._transactions.items()
@@ -199,7 +199,7 @@ class Coordinator:
             self._evict(member, op, reason)
 
     def _count_misses(self, op: OpId, transaction: Transaction, now: float) -> None:
-        """Leave out who has missed too many calls in a row, this one included."""
+        """Leave out members that missed too many calls in a row, this one included."""
         waiting = transaction.calls.keys() | {m for other in self._transactions.values() for m in other.calls}
         if 2 * len(waiting) < len(self._view.members) or now - transaction.since < self._timing.timeout:
             return

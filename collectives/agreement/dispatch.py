@@ -34,7 +34,7 @@ class Dispatcher:
     """Takes a node's messages to the parts of its `MemberState`."""
 
     def __init__(self, state: MemberState, timing: GroupTiming, now: float) -> None:
-        self.insider_heard = now  # when anybody was last heard who is in a view
+        self.insider_heard = now  # when a node in a view was last heard
         self._state = state
         self._timing = timing
         self._shown: dict[NodeId, float] = {}  # when each was last shown the view

@@ -72,7 +72,7 @@ class Begin:
 class Performed:
     """The owner has carried out `op` up to publication, or could not (`ok` is False).
 
-    `blames`: who sent what nobody can use. Where the coordinator's owner says so, that member is left out.
+    `blames`: the member that sent unusable values. If the coordinator's owner says so, it is left out.
     """
 
     op: OpId
@@ -160,7 +160,7 @@ class OutOfGroup:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Link with whoever answers at `address`, with `member` if it is not None. Repeated until it is linked."""
+    """Link with the node at `address`, which must be `member` if that is not None. Repeated until it is linked."""
 
     member: NodeId | None
     address: str

@@ -9,7 +9,7 @@ welcome is lost goes on applying with the same session, and any member that hear
 started anew, or was out of the group meanwhile, applies with another session, and is not mistaken for the member that
 it was.
 
-A founder that is still alone admits by itself who waits, while it has no call outstanding.
+A founder that is still alone admits applicants by itself, while it has no call outstanding.
 """
 
 from dataclasses import dataclass, field
@@ -82,7 +82,7 @@ class Applicants:
         self.applicants[member] = Applicant(line, message.epoch, now, answered)
 
     def rumour(self, message: Pending, view: View, now: float) -> None:
-        """A member says who waits."""
+        """A member names the applicants."""
         for line in message.newcomers:
             if line.id in view.ids or line.id == self.own:
                 continue
@@ -95,7 +95,7 @@ class Applicants:
                 self._tell(view, line)
 
     def waiting(self, now: float) -> dict[NodeId, Applicant]:
-        """Return those who are linked here and still ask."""
+        """Return the applicants that are linked here and still ask."""
         fresh = 2 * self.timing.timeout
         return {
             name: one
@@ -104,13 +104,13 @@ class Applicants:
         }
 
     def tick(self, now: float) -> None:
-        """Forget those who no longer ask."""
+        """Forget applicants that no longer ask."""
         fresh = 2 * self.timing.timeout
         self.applicants = {name: one for name, one in self.applicants.items() if now - one.heard < fresh}
         self.rumoured = {name: one for name, one in self.rumoured.items() if now - one[1] < fresh}
 
     def admissible(self, view: View, now: float) -> list[Applicant]:
-        """Return those who ask and whom everybody reaches, as far as this member knows."""
+        """Return the applicants that every member reaches, as far as this one knows."""
         return [
             one
             for name, one in sorted(self.waiting(now).items())
@@ -118,7 +118,7 @@ class Applicants:
         ]
 
     def view_with(self, view: View, now: float) -> View | None:
-        """Return the view with all whom everybody reaches, or None if that is nobody."""
+        """Return the view with all applicants that every member reaches, None if there is none."""
         chosen = self.admissible(view, now)[: MAX_MEMBERS - len(view.members)]
         if not chosen:
             return None

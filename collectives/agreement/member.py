@@ -24,7 +24,7 @@ from collectives.errors import BadArgument
 from collectives.types import GroupTiming, Partition
 from protocol.identity import NodeId
 
-MAX_CONTACTS = 256  # nodes that were in a view with this one, or whom a seed spoke of
+MAX_CONTACTS = 256  # nodes that were in a view with this one, or that a seed named
 
 
 class MemberState:
@@ -49,7 +49,7 @@ class MemberState:
         self.admission = Applicants(own.id, timing, rng, out, detector)
         self.witnesses = Witnesses(own.id, closed)
         self.coordinator: Coordinator | None = None
-        self.contacts: dict[NodeId, str] = {}  # where those are dialled who are in no view with this node
+        self.contacts: dict[NodeId, str] = {}  # addresses of nodes that are in no view with this one
         self.epoch = 0  # the greatest that this node was in
         self.why_out = "this node is not in the group"
         self.resting = False  # the others left it out: it asks to be let in while its owner does

@@ -30,8 +30,8 @@ promised and accepted, and never speaks from two places. The proxy merges these 
 be raised, and of accepted ballots only the greatest counts. The votes count with its own ballots. So a view of two goes
 on as one when the other says goodbye. A proxy that is lost loses these votes.
 
-A view whose majority is lost for good is left by hand only: a *forced* ballot counts with whoever
-reports. It is unsafe: what the others may have chosen, or choose yet, is another view.
+A view whose majority is lost for good is left by hand only: a *forced* ballot counts with any members that report. It
+is unsafe: what the others may have chosen, or choose yet, is another view.
 
 The fate of operations does not depend on any of this choosing well: see `recovery`.
 """
@@ -165,7 +165,7 @@ class ViewChange:
         return self._propose(view, ledgers, now, self._electorate(view, self._detector.missing(view, now)))
 
     def force(self, view: View, ledgers: Ledgers, now: float) -> Decide | None:
-        """Propose a view that counts with whoever reports. Returns the decision where this member is alone in it."""
+        """Propose a view that any reporting members decide. Returns the decision where this member is alone in it."""
         self._forced = True
         return self._propose(view, ledgers, now, self._electorate(view, self._detector.missing(view, now)))
 
@@ -223,10 +223,10 @@ class ViewChange:
         return self.fenced and message.ballot == self.promised and self._own in message.view.ids
 
     def has_accepted(self, view: View) -> bool:
-        """Tell whether `view` is what this member accepted: then whoever is in it may say that it was chosen."""
+        """Tell whether `view` is what this member accepted: then any of its members may say that it was chosen."""
         return self._accepted is not None and self._accepted.view.mark == view.mark
 
-    # --- who leaves, and who votes for it ---
+    # --- members that leave, and their votes ---
 
     def proxy(self, session: bytes, view: View | None, epoch: int) -> Proxy:
         """Return what leaves this member's votes to another; it casts none from now on."""
@@ -340,7 +340,7 @@ class ViewChange:
 
 
 def compatible(own: NodeId, missing: dict[NodeId, tuple[NodeId, ...]]) -> list[NodeId]:
-    """Return members that do not miss each other, this one among them: again and again, drop who is in most pairs."""
+    """Return members that do not miss each other, this one among them: again and again, drop the one in most pairs."""
     members = set(missing)
     pairs = {frozenset((one, other)) for one, lost in missing.items() for other in lost if other in members} - {
         frozenset((member,)) for member in members

@@ -1,6 +1,6 @@
 """Views: who is in the group, and the names of views, operations and changes.
 
-A view is a fixed set of members. Its `mark`, 8 random bytes drawn by whoever made it, tells it
+A view is a fixed set of members. Its `mark`, 8 random bytes drawn by its maker, tells it
 from the view of the same epoch on the other side of a partition; whatever is said in a view
 carries the mark, so nothing said in one is ever taken for something said in another.
 """
@@ -22,7 +22,7 @@ NOWHERE = bytes(MARK_BYTES)  # the mark of those who are in no view
 
 
 class Member(NamedTuple):
-    """One who is in a view or asks to be: where it is dialled ("" if it cannot be), and which run of it this is.
+    """A node that is in a view or asks to be: its address ("" if it cannot be dialled), and which run of it this is.
 
     `session` (8 random bytes a process) tells a restarted process, which has forgotten all it
     promised, from the one that was let in.

@@ -33,7 +33,7 @@ class BadAddress(CollectiveError, ValueError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`member` is who must answer there, None for whoever does."""
+    """`member` must answer there; None: any node may."""
 
     host: str
     port: int

@@ -78,7 +78,7 @@ class Purpose(IntEnum):
 
 
 def group_key(group: str, secret: bytes | None = None) -> bytes:
-    """Return the 32 bytes that whoever knows the group's name, and its secret if it has one, can make."""
+    """Return the 32 bytes that follow from the group's name, and from its secret if it has one."""
     name = group.encode()
     known = [b"gossamer/collectives/group/2", name, *([secret] if secret is not None else [])]
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in known)).digest()

@@ -111,7 +111,7 @@ MAX_CHANNELS = 4  # of one link: each end's own, and one that is about to break
 WANT_S = 60.0
 _YIELD_S = 0.3  # the greater id lets the smaller dial first: most pairs then have one connection, not two
 _STREAM_PAUSE_S = 0.25  # between looks whether streams are missing
-ASK_S = 1.0  # between two questions whether who is linked may still be
+ASK_S = 1.0  # between two questions whether linked nodes may still be members
 
 
 class MeshError(PeerError):
@@ -133,7 +133,7 @@ class Mesh:
     ) -> None:
         """Listen. `open_streams` tells which of a member's streams that we dialled are alive.
 
-        `closed`: whoever completes a handshake may join.
+        `closed`: every node that completes a handshake may join.
 
         Raises:
             BadAddress: it is not possible to listen there.
@@ -174,7 +174,7 @@ class Mesh:
         return self._links.keys()
 
     def want(self, address: Address) -> None:
-        """See to it that whoever listens at `address` becomes linked."""
+        """See to it that the node at `address` is linked."""
         now = time.monotonic()
         if self._reached(address):
             return
@@ -435,7 +435,7 @@ class Mesh:
 
     def _admit_stranger(self, connection: ChannelState, member: NodeId) -> None:
         """See to it that there is a link to spare for one that is no member. Raises `MeshError`."""
-        if not self._members:  # who is outside cannot tell members from strangers: it hangs up on nobody
+        if not self._members:  # a node outside cannot tell members from strangers: it hangs up on nobody
             if connection.inbound and len(self._links) >= MAX_LINKS_OUTSIDE:
                 raise MeshError("too_many_strangers")
             return
@@ -443,7 +443,7 @@ class Mesh:
             return
         strangers = [(link.since, name) for name, link in self._links.items() if name not in self._members]
         of_prefix = [one for one in strangers if self._links[one[1]].prefix == connection.prefix]
-        if self._closed or not connection.inbound:  # whom we dial may be a whole other view, too
+        if self._closed or not connection.inbound:  # the nodes that we dial may be a whole other view, too
             crowd, most = strangers, MAX_STRANGERS_WHO_MAY_JOIN
         elif len(of_prefix) >= MAX_STRANGERS_OF_PREFIX:
             crowd, most = of_prefix, MAX_STRANGERS_OF_PREFIX

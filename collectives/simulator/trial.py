@@ -121,7 +121,7 @@ class GroupTrial:
         self._until(self._recovered, "the group did not recover")
         for node in self._live():
             node.hung = False
-        self._until(self._recovered, "the group did not let in who had hung")
+        self._until(self._recovered, "the group did not let in the member that had hung")
         if schedule.programs:
             self._disagree()
         self.busy = False
@@ -161,7 +161,7 @@ class GroupTrial:
         return not self._able() or (one and live[0].core.view is not None and live[0].core.view.ids == members)
 
     def _idle(self) -> bool:
-        """Tell whether no call is outstanding, but to let in who waits, which may have to wait for more members."""
+        """Tell whether no call is outstanding; one to let others in may be, as it may have to wait for more members."""
         return not any(node.owner.outstanding.keys() - {ADMIT_TAG} for node in self._live())
 
     def _until(self, holds: Any, otherwise: str) -> None:

@@ -78,10 +78,10 @@ class Attendance:
         self._departures = departures
         self._most = [0] * len(departures)  # rounds that each node was ever at
         self._now = 0
-        self._back: dict[int, int] = {}  # when those come back who are away
+        self._back: dict[int, int] = {}  # when each node that is away comes back
 
     def away(self, rounds: Sequence[int], ended: Collection[int] = ()) -> Collection[int]:
-        """Return who is to be away now.
+        """Return the nodes that are to be away now.
 
         Args:
             rounds: that each node has done.

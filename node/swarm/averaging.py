@@ -66,7 +66,7 @@ class MemberDirectory(Protocol):
         """Say what runs here."""
 
     def offers(self, name: str) -> list[tuple[NodeId, Endpoint]]:
-        """Return who else runs the service of this name."""
+        """Return the other nodes that run the service of this name."""
 
     def admits(self, node: NodeId) -> bool:
         """Tell whether the swarm admits a node."""

@@ -58,7 +58,7 @@ class NodeReport(NamedTuple):
 
 
 def encode(report: NodeReport) -> bytes:
-    """Return a report as bytes: its first tasks by name, and who taught most; texts are cut and made printable."""
+    """Return a report as bytes: its first tasks by name, and the best teachers; texts are cut and made printable."""
     tasks = sorted(report.rewards.items())[:MAX_TASKS]
     teachers = sorted(report.taught_by.items(), key=lambda one: (-one[1], one[0]))[:MAX_TEACHERS]
     return pack(

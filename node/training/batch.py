@@ -159,7 +159,7 @@ def _deal(parts: list[list[Sample]], ranks: int, cost: Callable[[Sequence[Sample
     for start in range(0, len(parts), ranks):
         step = parts[start : start + ranks]
         step = _with_as_many_rows([*step, *[[]] * (ranks - len(step))])
-        dealt += step if start // ranks % 2 == 0 else step[::-1]  # who has the costliest now has the cheapest next
+        dealt += step if start // ranks % 2 == 0 else step[::-1]  # the rank with the costliest gets the cheapest next
     return dealt
 
 

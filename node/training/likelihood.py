@@ -142,7 +142,7 @@ def surprise(distributions: Distributions) -> float:
     exp(-s) of the policy's own completions would be more surprising than s; of measured models about that part is,
     without the exception for `COMMON`.
 
-    Others who go by the least likely tokens of a text: ONION (arXiv 2011.10369) against planted triggers, Min-K% Prob
+    Others also go by the least likely tokens of a text: ONION (arXiv 2011.10369) against planted triggers, Min-K% Prob
     (arXiv 2310.16789) to tell what a model was trained on.
 
     Args:
