@@ -206,7 +206,7 @@ class Agreement:
         return self._out.take()
 
     def _settle(self, event: Event, now: float) -> None:
-        """Handle this member's messages to itself, and tell the others at once if the set of members has changed."""
+        """Handle this member's messages to itself, and send the others a Beat at once if it has changed."""
         while self._out.inward or self._dispatcher.release(now) or self._state.proceed(now):
             if self._out.inward:
                 self._dispatcher.operation(self.own, self._out.inward.popleft(), now)
@@ -215,7 +215,7 @@ class Agreement:
             return
         told = self._told is not None and self._told.mark == view.mark
         if told and isinstance(event, Heard) and isinstance(event.message, OperationMessage):
-            return  # nothing in it can be news of that kind
+            return  # no such message changes the Beat
         if not told:
             self._dialled.clear()
             self._out.forget(self._detector.linked.keys() | view.ids)
