@@ -1,8 +1,8 @@
-"""What shared groups of 10 kB cost one core: from a frame, and from a socket, to a group to train on; and to the pool.
+"""What shared groups of 10 kB cost one core: from a frame, or from a socket, to a group to train on; or to the buffer.
 
 - `frames`: a node's protocol core is handed signed frames: allowance, replay check, signature, layout,
   gossip; then the body is decoded, its question rebuilt and each completion scored, as a round does it.
-- `pool`: up to the replay buffer on disk, a burst at a time: read, and not verified, as most are never drawn.
+- `buffer`: up to the replay buffer on disk, a burst at a time: read, and not verified, as most are never drawn.
 - `sockets`: the work of `frames` behind a real host, with CURVE and the transport; peers in a child process publish.
 
 All count the seconds of CPU that this process spent, so that a busy machine does not matter, and all
@@ -48,7 +48,7 @@ def run(runs: int, groups: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each of the paths, of `runs` times `groups`; `median_s` is CPU seconds a group."""
     tasks = TaskSet([(family(), 1.0) for family in FAMILIES.values()])
     bodies = [_body(one) for one in tasks.questions(derive_seed("ingest"), groups)]
-    for path, measure in (("frames", _frames), ("pool", _to_pool), ("sockets", _sockets)):
+    for path, measure in (("frames", _frames), ("buffer", _to_buffer), ("sockets", _sockets)):
         seconds = [measure(tasks, bodies) / groups for _ in range(runs)]
         median = statistics.median(seconds)
         yield {
@@ -79,11 +79,11 @@ def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     return took
 
 
-def _to_pool(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
+def _to_buffer(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     now = read_clock()
     core, link, frames = _core_and_frames(now, bodies)
     admission = GroupReader(tasks, GroupBounds(COMPLETIONS, MAX_GROUP_BYTES))
-    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), BufferConfig()) as pool:
+    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), BufferConfig()) as buffer:
         added, began = 0, time.process_time()
         for start in range(0, len(frames), BURST):
             shared = []
@@ -94,10 +94,10 @@ def _to_pool(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
                         group, _ = admission.read(body, item.topic)
                         if group is not None:
                             shared.append(Shared(item.id, item.signer, now.unix, group, body))
-            added += pool.add(shared, now.unix, 1)
+            added += buffer.add(shared, now.unix, 1)
         took = time.process_time() - began
     if added != len(bodies):
-        raise RuntimeError(f"{added} of {len(bodies)} groups came to the pool: {dict(core.admission.rejected)}")
+        raise RuntimeError(f"{added} of {len(bodies)} groups came to the buffer: {dict(core.admission.rejected)}")
     return took
 
 

@@ -22,7 +22,7 @@ def test_everybody_holds_everything_at_little_more_than_its_own_bytes() -> None:
         assert (row["impl"], row["failed"], row["held"], row["processes"]) == ("gossamer", 0, 1.0, 4)
         assert row["median_s"] > 0 and row["cpu_s"] >= 0
     assert large["sent_per_delivered"] <= 1.5
-    assert [row["path"] for row in ingest] == ["frames", "pool", "sockets"]
+    assert [row["path"] for row in ingest] == ["frames", "buffer", "sockets"]
     assert all(row["bytes"] >= 10_000 and row["groups_per_cpu_s"] > 0 for row in ingest)
     assert [(row["part"], row["body"]) for row in (noise, text)] == [("large", "random"), ("large", "text")]
     assert noise["median_s"] > 0 and text["median_s"] > 0
