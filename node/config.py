@@ -552,7 +552,7 @@ class BudgetConfig(Section):
     compute: int | None = Field(
         None,
         ge=1,
-        description="likewise, tokens generated plus three times those trained on; default: no bound",
+        description="likewise, tokens generated or scored, plus three times those trained on; default: no bound",
     )
 
 
