@@ -39,7 +39,7 @@ from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, derive_seed, is_text, task_names
 from node.tasks.answers import READERS, same_output
-from node.tasks.environments import Environment, Start, StartEpisode, play_again, start_of
+from node.tasks.environments import Environment, StartEpisode, play_again, start_of
 from node.tasks.questions import question_id
 
 VERSION = 1
