@@ -72,7 +72,7 @@ class Limits:
     # who dial.
     max_peers: int = 16
     # Beside those, nodes that nobody can dial and that dialled us: one costs two descriptors, some 50 kB in libzmq, and
-    # what is announced to it. Where 5 % of the nodes can be dialled, each has 19 others to serve, in nine places each.
+    # what is announced to it. Where 5 % of the nodes can be dialled, each has 19 others to serve, in eight places each.
     max_callers: int = 256
     max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
     # Of one public network (a /24, a /48, a domain): links, and places in the book. Raise both for a swarm whose

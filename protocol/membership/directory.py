@@ -14,7 +14,6 @@ Rules
 """
 
 import random
-from collections.abc import Iterable
 
 from protocol.config import NOT_KEPT, Gate, Instant, Limits, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
@@ -25,11 +24,13 @@ from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
-from protocol.membership.links import Links, LivePeer
+from protocol.membership.links import Links
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
 EXPIRY_INTERVAL_S = 60.0
-HURRY = 1 / 4  # of an exchange_interval, between exchanges while candidates wait for a second word
+# Of an exchange_interval: until the first exchange, as others may have come while we did, and between exchanges while
+# candidates wait for a second word.
+HURRY = 1 / 4
 LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
 
@@ -38,14 +39,13 @@ class RecordDirectory:
 
     def __init__(self, setup: Setup, book: Book, links: Links, rng: random.Random, now: Instant) -> None:
         self._setup = setup
-        self._limits = setup.limits
+        self._limits = limits = setup.limits
         self._own = setup.identity.node_id
         self._book = book
         self._links = links
         self._rng = rng
         self._interval = setup.timing.exchange_interval
-        self._next_exchange = now.steady + self._interval * rng.uniform(0.25, 1.0)
-        limits = setup.limits
+        self._next_exchange = now.steady + self._interval * rng.uniform(HURRY / 4, HURRY)
         self._told: TokenBuckets[str] = TokenBuckets(limits.records_per_second, limits.records_burst, limits.max_voices)
         self._answers: TokenBuckets[str] = TokenBuckets(
             limits.network_records_per_second, limits.network_records_burst, limits.max_voices
@@ -60,7 +60,7 @@ class RecordDirectory:
     def renew(self, now: Instant, incarnation: int) -> None:
         self._incarnation = incarnation
         self._expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
-        self._variants: dict[tuple[tuple[Endpoint, ...], tuple[Service, ...]], PeerRecord] = {}
+        self._variants: dict[Scope, PeerRecord] = {}
         self.record = self.record_for(Scope.LOOPBACK)
 
     def record_for(self, scope: Scope) -> PeerRecord:
@@ -68,12 +68,11 @@ class RecordDirectory:
 
         Of two records of one renewal the one with more endpoints holds, wherever both come.
         """
-        endpoints = tuple(endpoint for endpoint in self._endpoints if scope_of(endpoint.host) >= scope)
-        services = tuple(service for service in self._services if scope_of(service.endpoint.host) >= scope)
-        variant = endpoints, services
-        if variant not in self._variants:
+        if scope not in self._variants:
+            endpoints = tuple(endpoint for endpoint in self._endpoints if scope_of(endpoint.host) >= scope)
+            services = tuple(service for service in self._services if scope_of(service.endpoint.host) >= scope)
             setup = self._setup
-            self._variants[variant] = make_record(
+            self._variants[scope] = make_record(
                 setup.identity,
                 setup.swarm,
                 endpoints,
@@ -83,7 +82,7 @@ class RecordDirectory:
                 setup.grant,
                 services,
             )
-        return self._variants[variant]
+        return self._variants[scope]
 
     def here(self, scope: Scope) -> str:
         """Return as whom we are near to nodes of that scope (see `links`).
@@ -91,29 +90,26 @@ class RecordDirectory:
         A node that cannot be dialled from there does not know as whom it is seen: were all such the same, all would
         look for room with the same others.
         """
-        key = self._setup.identity.curve_key.hex()
-        hosts = [endpoint.host for endpoint in self.record_for(scope).endpoints]
-        if not hosts:
-            return key
+        hosts = [endpoint.host for endpoint in self.record_for(scope).endpoints] or [""]
         host = next(filter(netgroup, hosts), hosts[0])
-        return counts_as(netgroup(host), host, key)
+        return counts_as(netgroup(host), host, self._setup.identity.curve_key.hex())
 
-    def announce(self, peers: Iterable[LivePeer]) -> list[MembershipAction]:
-        return [Send(peer.link, Peers((self.record_for(peer.scope).encoded,))) for peer in peers]
-
-    def move(self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant) -> None:
+    def move(
+        self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant
+    ) -> list[MembershipAction]:
         """Say from now on that we can be dialled there, and these services."""
-        self._endpoints, self._services = endpoints, services
-        self.given = endpoints
-        self.renew(now, self.record.incarnation + 1)
+        self.given, self._services = endpoints, services
+        return self._announce(endpoints, now)
 
-    def correct(self, endpoints: tuple[Endpoint, ...], now: Instant) -> bool:
-        """Tell these endpoints instead of those that were `given`; False if we do already."""
-        if endpoints == self._endpoints:
-            return False
+    def correct(self, endpoints: tuple[Endpoint, ...], now: Instant) -> list[MembershipAction]:
+        """Say these endpoints instead of those that were `given`, unless we do already."""
+        return self._announce(endpoints, now) if endpoints != self._endpoints else []
+
+    def _announce(self, endpoints: tuple[Endpoint, ...], now: Instant) -> list[MembershipAction]:
         self._endpoints = endpoints
         self.renew(now, self.record.incarnation + 1)
-        return True
+        peers = self._links.peers.values()
+        return [Send(peer.link, Peers((self.record_for(peer.scope).encoded,))) for peer in peers]
 
     def outbid(self, record: PeerRecord, now: Instant) -> None:
         """Take note of a record of ourselves: ours must be the newer one.
@@ -153,8 +149,7 @@ class RecordDirectory:
         Raises:
             RecordError: as `open_record`.
         """
-        setup = self._setup
-        return setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
+        return self._setup.reader.open(encoded, self._setup.swarm, now.unix, self._setup.identity.verify)
 
     def sample(self, reader: NodeId, scope: Scope, referrals: int = 0) -> Peers:
         """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones.

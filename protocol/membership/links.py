@@ -12,7 +12,8 @@ Rules
  2. There are at most `max_peers` links, attempts included, beside those of rule 4. In a small swarm, where we could
     dial so many nodes or fewer, a node dials all of them: then everybody has everything from its signer. In a larger
     one there is room for three quarters as many, and a node dials while it has fewer than three quarters of that:
-    callers find the others free. Links beyond that end by turns (see `dialing`, rule 3).
+    callers find the others free. Links beyond that end by turns (see `dialing`, rule 3). A node that nobody can dial
+    has eight in any swarm, as the places for it are scarce.
  3. A third of the room is kept for links that we chose ourselves: callers can take the rest only, so nobody can
     surround a node by dialling it. At most `max_prefix_peers` links are of one public network. A link that we dialled
     is never given up for a caller.
@@ -36,12 +37,11 @@ from itertools import chain
 
 from protocol.config import Instant, Limits
 from protocol.credentials.records import PeerRecord
-from protocol.events import Link, MembershipAction, Send
+from protocol.events import Link
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
-from protocol.wire.messages import Body
 
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
 HELLO_RETRY_S = 2.0
@@ -109,6 +109,7 @@ class Links:
         self._own = own
         self._limits = limits
         self.is_small = True  # whether we could dial no more nodes than there may be links
+        self.is_home = False  # whether nobody can dial us
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
@@ -159,12 +160,14 @@ class Links:
     @property
     def room(self) -> int:
         """How many links there may be, but for those of our own choice that are lacking. Rule 2."""
-        most = self._limits.max_peers
-        return most if self.is_small else max(min(most, FEW_PEERS), most * 3 // 4)
+        most, few = self._limits.max_peers, min(self._limits.max_peers, FEW_PEERS)
+        if self.is_home:
+            return few
+        return most if self.is_small else max(few, most * 3 // 4)
 
     @property
     def target(self) -> int:
-        return self.room if self.is_small else max(1, self.room * 3 // 4)
+        return self.room if self.is_small or self.is_home else max(1, self.room * 3 // 4)
 
     @property
     def _reserve(self) -> int:
@@ -344,7 +347,3 @@ class Links:
         peer = self.peers.pop(node)
         del self._holders[peer.link.key]
         return peer.link
-
-    def tell_all(self, message: Body, but: NodeId | None = None) -> list[MembershipAction]:
-        """Return what sends `message` to every live peer but one."""
-        return [Send(peer.link, message) for node, peer in self.peers.items() if node != but]

@@ -109,8 +109,9 @@ class Membership:
         self._own = setup.identity.node_id
         self._rng = rng
         self.links = Links(self._own, setup.limits)
-        # The live peer that holds a link's key, or None: asked for each frame that comes or goes.
+        # Asked for each frame that comes or goes.
         self.live_node: Callable[[Link], NodeId | None] = self.links.live_node
+        self.link_of: Callable[[NodeId], Link | None] = self.links.link_of
         self.detector = Detector(setup.timing, rng)
         self.reachability = Reachability(self.links, setup.limits, rng, now)
         self.book = book
@@ -145,9 +146,6 @@ class Membership:
         """Take in, before the first event, those of the saved records that have expired since."""
         self.book.restore(expired, self._rng)
 
-    def link_of(self, node: NodeId) -> Link | None:
-        return self.links.link_of(node)
-
     def voice_of(self, link: Link, node: NodeId) -> str:
         """Return the name under which a node at the other end of a link counts."""
         host = self.links.host_of(link)
@@ -156,7 +154,7 @@ class Membership:
     def heard(self, node: NodeId, now: Instant) -> None:
         self.detector.heard(node, now.steady)
 
-    def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:  # noqa: C901  # an arm an event
+    def handle(self, event: MembershipEvent, now: Instant) -> list[MembershipAction]:  # noqa: C901, PLR0912  # an arm an event
         """Advance by one event.
 
         Raises:
@@ -179,8 +177,10 @@ class Membership:
                 return []
             case Expel(node):
                 return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
-            case Misfit():
-                return self._misfit(event, now)
+            case Misfit(link, theirs, reason):
+                if link.dialled:
+                    self.refusals.latest = f"it speaks protocol {theirs}"
+                return self._refuse(link, reason, now)
             case Moved() | PortMapped() | Neighbour():
                 return self._news(event, now)
             case Revoked(encoded):
@@ -194,8 +194,7 @@ class Membership:
     def _news(self, event: News, now: Instant) -> list[MembershipAction]:
         match event:
             case Moved(endpoints, services):
-                self.directory.move(endpoints, services, now)
-                return self.directory.announce(self.links.peers.values())
+                return self.directory.move(endpoints, services, now)
             case PortMapped(external):
                 self.reachability.mapped(external, now)
                 return []
@@ -203,10 +202,9 @@ class Membership:
                 self.book.meet(address)
                 return [*self._dialing.fill(now)]
 
-    def _message(self, message: Message, now: Instant) -> list[MembershipAction]:
+    def _message(self, message: Message, now: Instant) -> list[MembershipAction]:  # an arm a message
         link, sender, body = message.link, message.sender, message.body
-        if not self._may_say(message):
-            return []
+        is_peer = sender in self.links.peers
         match message.kind:
             case Kind.HELLO:
                 return self._hello(message, now)
@@ -216,29 +214,19 @@ class Membership:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.ASK_REVOCATIONS:
                 return [*self.lists.answer(message, now)]
-            case Kind.REVOCATIONS:
-                return self._list_brought(message, now)
-        return self._peers_message(link, sender, message.kind, body, now) if sender in self.links.peers else []
-
-    def _peers_message(
-        self, link: Link, sender: NodeId, kind: int, body: bytes, now: Instant
-    ) -> list[MembershipAction]:
-        match kind:
-            case Kind.PING:
+            case Kind.REVOCATIONS if is_peer or self.lists.awaits(link):
+                return self._obey(self.lists.take(message, now), sender, now)
+            case Kind.PING if is_peer:
                 return [Send(link, Pong(Ping.decode(body).token))]
-            case Kind.PONG:
+            case Kind.PONG if is_peer:
                 self.detector.pong(sender, Ping.decode(body).token, now.steady)
-            case Kind.DIAL_BACK:
+            case Kind.DIAL_BACK if is_peer:
                 return self.reachability.asked(sender, DialBack.decode(body), now)
-            case Kind.DIALLED_BACK:
+            case Kind.DIALLED_BACK if is_peer:
                 self.reachability.answered(sender, DialledBack.decode(body), now)
-            case Kind.DIGEST:
+            case Kind.DIGEST if is_peer:
                 return self.directory.answer(sender, Digest.decode(body), now)
         return []
-
-    def _may_say(self, message: Message) -> bool:
-        is_awaited = message.kind == Kind.REVOCATIONS and self.lists.awaits(message.link)
-        return is_awaited or message.kind in BEFORE_HELLO or message.sender in self.links.peers
 
     # Links
 
@@ -350,11 +338,6 @@ class Membership:
                 contact.met()
         return actions
 
-    def _misfit(self, event: Misfit, now: Instant) -> list[MembershipAction]:
-        if event.link.dialled:
-            self.refusals.latest = f"it speaks protocol {event.theirs}"
-        return self._refuse(event.link, event.reason, now)
-
     def _refuse(self, link: Link, reason: str, now: Instant) -> list[MembershipAction]:
         """Say why the link is of no use, and close it once that has arrived."""
         attempt = self.links.attempts.pop(link, None)
@@ -369,25 +352,17 @@ class Membership:
         self, link: Link, record: PeerRecord, group: str, now: Instant, *, needy: bool
     ) -> list[MembershipAction] | None:
         """Return the actions that make a place for a caller, none if there is one; None: it gets no place."""
-        host = self.links.host_of(link)
-        if record.endpoints:
-            if self.links.has_room(link, group):
-                return []
-            makes_room = needy and not self.links.is_full_of(group)
-            return self._make_room(counts_as(group, host, link.key.hex()), now) if makes_room else None
-        if self.links.has_room_for_a_home():
+        host, node = self.links.host_of(link), None
+        if self.links.has_room(link, group) if record.endpoints else self.links.has_room_for_a_home():
             return []
-        node = self.links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
+        if not record.endpoints:
+            node = self.links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
+        elif needy and not self.links.is_full_of(group) and now.steady >= self._next_eviction:
+            caller = counts_as(group, host, link.key.hex())
+            node = self.links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
+            if node is not None:
+                self._next_eviction = now.steady + EVICT_INTERVAL_S
         return self._leave(node, "evicted", now) if node is not None else None
-
-    def _make_room(self, caller: str, now: Instant) -> list[MembershipAction] | None:
-        if now.steady < self._next_eviction:
-            return None
-        node = self.links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
-        if node is None:
-            return None
-        self._next_eviction = now.steady + EVICT_INTERVAL_S
-        return self._leave(node, "evicted", now)
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
         """End a good link with a goodbye, and with records of others to turn to unless it is its own fault."""
@@ -403,24 +378,18 @@ class Membership:
         return [*actions, *self._refuse(link, reason, now), PeerDown(node)]
 
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
-        attempt = self.links.attempts.pop(link, None)
-        node = self.links.live_node(link)
-        if goodbye.reason == "full" and attempt is not None:
-            self.refusals.full = str(attempt.contact.address.endpoint)
-        if goodbye.reason not in NO_ROOM:
-            if node is not None:
-                self.refusals.by(node, goodbye.reason, now)
-            elif attempt is not None:
-                self.refusals.by(str(attempt.contact.address.endpoint), goodbye.reason, now)
-        if attempt is not None:
-            attempt.contact.busy(now, self._rng)
-        if node is not None:
-            contact = self.book.contact(node)
-            actions = self._drop(node)
+        attempt, node = self.links.attempts.pop(link, None), self.links.live_node(link)
+        dialled = attempt.contact if attempt is not None else None
+        where = str(dialled.address.endpoint) if dialled is not None else ""
+        if goodbye.reason not in NO_ROOM and (who := node or where):
+            self.refusals.by(who, goodbye.reason, now)
+        if goodbye.reason == "full" and where:
+            self.refusals.full = where
+        for contact in (dialled, self.book.contact(node) if node is not None else None):
             if contact is not None:
                 contact.busy(now, self._rng)
-            return [*actions, *self._dialing.fill(now)]
-        return [HangUp(link), *self._dialing.fill(now)]
+        actions = self._drop(node) if node is not None else [HangUp(link)]
+        return [*actions, *self._dialing.fill(now)]
 
     def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:
         contact = self.book.contact(node)
@@ -464,27 +433,20 @@ class Membership:
 
     # The revocation list
 
-    def _list_brought(self, message: Message, now: Instant) -> list[MembershipAction]:
-        encoded = self.lists.take(message, now)
-        return self._obey(encoded, message.sender, now) if encoded else []
-
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
-        if not self._setup.gate.obey(encoded):
+        """Take in a revocation list, "" for ours, and tell it to everybody but its teller."""
+        if not (encoded and self._setup.gate.obey(encoded)):
             return []
-        actions = self.links.tell_all(Revocations(encoded), but=teller)
-        actions += self._review(now)
-        is_out = [
-            record.node_id
-            for record in self.book.all_records()
-            if self._setup.gate.admits(record, now) not in ("", NOT_KEPT)
-        ]
-        self.book.forget(is_out)
-        return actions
+        tell = [Send(peer.link, Revocations(encoded)) for node, peer in self.links.peers.items() if node != teller]
+        left = self._dismiss(now)
+        self.book.forget([record.node_id for record in self.book.all_records() if self._keeps_out(record, now)])
+        return [*tell, *left]
 
     # Time
 
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
+        self.links.is_home = not self.directory.record.endpoints
         self.links.is_small = not self.book.has_more_prospects_than(self._setup.limits.max_peers)
         actions: list[MembershipAction] = [HangUp(link) for link in self.links.due(now.steady)]
         for link, attempt in self.links.late(now.steady):
@@ -494,10 +456,11 @@ class Membership:
             if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
                 actions += self._opened(link, now)
         actions += self._carry_out(self.detector.tick(now.steady), now)
-        actions += self._dismiss(now)
+        if now.steady >= self._next_review:
+            self._next_review = now.steady + self._setup.timing.exchange_interval
+            actions += self._dismiss(now)
         actions += self.reachability.tick(self.directory.given, now)
-        if self.directory.correct(self.reachability.reachable(self.directory.given), now):
-            actions += self.directory.announce(self.links.peers.values())
+        actions += self.directory.correct(self.reachability.reachable(self.directory.given), now)
         actions += self.directory.exchange(now)
         if (node := self._dialing.replaceable(now)) is not None:
             actions += self._leave(node, "rotated", now)
@@ -505,16 +468,14 @@ class Membership:
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
         """Part from live peers that are admitted no more, as when their grant has ended."""
-        if now.steady < self._next_review:
-            return []
-        self._next_review = now.steady + self._setup.timing.exchange_interval
-        return self._review(now)
-
-    def _review(self, now: Instant) -> list[MembershipAction]:
         actions: list[MembershipAction] = []
         for node, peer in list(self.links.peers.items()):
-            reason = self._setup.gate.admits(peer.record, now)
-            if reason not in ("", NOT_KEPT):
+            if reason := self._keeps_out(peer.record, now):
                 self.refusals.of(node, reason, now)
                 actions += self._leave(node, reason, now)
         return actions
+
+    def _keeps_out(self, record: PeerRecord, now: Instant) -> str:
+        """Return why the swarm does not admit a node, "" if it does or that is being written to disk."""
+        reason = self._setup.gate.admits(record, now)
+        return "" if reason == NOT_KEPT else reason

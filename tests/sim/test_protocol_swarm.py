@@ -147,7 +147,7 @@ def test_nodes_that_cannot_be_dialled_give_and_get() -> None:
     simulation.start_many(3)
     for name in (3, 4):
         simulation.start(name, dialable=False)
-    simulation.run(2 * LAN.exchange_interval)
+    simulation.run(LAN.exchange_interval / 2)
     assert len(simulation.nodes[3].core.membership.peers) == 3  # all but the other that cannot be dialled
     simulation.start(5)
     simulation.run(2 * LAN.exchange_interval)

@@ -414,6 +414,19 @@ def test_every_other_of_those_that_are_dialled_is_random() -> None:
     assert len(found) > 8
 
 
+def test_a_node_that_nobody_can_dial_takes_eight_places_of_others_and_no_more() -> None:
+    core = Membership(Setup(ME, SWARM), Book((), LIMITS), random.Random(1), at(0))
+    by_key = {identity.curve_key: identity for identity in OTHERS[:16]}
+    for identity in by_key.values():
+        core.book.add(record(identity))
+    dialled = [action.address.key for action in core.handle(Tick(), at(0)) if isinstance(action, Dial)]
+    for key in dialled:
+        core.handle(Opened(Link(key, True)), at(0))
+        core.handle(hello(by_key[key], dialled=True), at(0))
+    assert len(core.peers) == 8
+    assert not [action for action in run(core, TICK_S, 3) if isinstance(action, Dial)]
+
+
 def test_who_finds_no_room_is_told_of_a_few_others_and_who_comes_in_of_all() -> None:
     core = machine(limits=Limits(max_peers=3))
     for identity in OTHERS[:20]:
