@@ -189,6 +189,11 @@ def ask(folder: Path, timeout: float = TIMEOUT_S) -> Tree:
         found = json.loads(place.read_text())
         host, port, token = str(found["host"]), int(found["port"]), str(found.get("token", ""))
     except FileNotFoundError:
+        if is_held(folder):
+            raise UserError(
+                f"the node in {folder} is starting: ask again in a moment "
+                "(with observe.enabled = false it never answers)"
+            ) from None
         raise down from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{place} cannot be read: start the node again") from None

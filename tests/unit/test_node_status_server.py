@@ -167,6 +167,11 @@ def test_it_can_be_left_out(tmp_path: Path) -> None:
         ask(tmp_path)
 
 
+def test_a_node_that_starts_is_not_said_to_be_down(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(UserError, match="is starting: ask again"):
+        ask(tmp_path)
+
+
 def test_a_node_that_was_killed_is_not_running(folder: Path, tmp_path: Path) -> None:
     place = json.loads((folder / "observe.json").read_text())
     (folder / "observe.json").write_text(json.dumps(place | {"pid": place["pid"] + 1}))
