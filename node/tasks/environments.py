@@ -15,7 +15,8 @@ the next one had no room, or there were `MAX_TURNS`.
     the same observations                                   the reward is the one found here
 
 An environment may call itself replayable if it holds to this list:
-- `start` and `step` depend on the item and on the texts alone: not on time, chance, files or the network.
+- `start` and `step` depend on the item and on the texts alone: not on time, chance, files, the network, or the version
+  of a package that the task's configuration hash does not cover.
 - Nothing that a policy writes becomes code, a file's name, a pattern or a request. It is read by a grammar of the
   environment's own, of bounded length.
 - A step takes little time and memory, whatever the text.
