@@ -706,7 +706,10 @@ class ProcessGroupGossamer(_TorchGroup):
 
 
 class Work(_TorchWork):
-    """One operation under way. `finish`, if there is one, is carried out by whoever waits."""
+    """One operation under way. `finish`, if there is one, is carried out by whoever waits without a time-out.
+
+    For those who wait otherwise (a time-out, a future, a look whether it is over) a thread carries it out.
+    """
 
     def __init__(self, tensors: Any, finish: Callable[[], None] | None, keep: Any) -> None:
         super().__init__()
@@ -714,6 +717,7 @@ class Work(_TorchWork):
         self._tensors = tensors
         self._finish = finish
         self._keep = keep  # memory that is sent from, or received to
+        self._has_thread = False
         self._over = threading.Event()
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -729,9 +733,12 @@ class Work(_TorchWork):
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Wait until it is over. Raises `BackendError`, or TimeoutError if `timeout` passed before."""
-        if self._finish is not None:
+        seconds = _seconds(timeout)
+        if seconds is None:
             self._carry_out()
-        if not self._over.wait(_seconds(timeout)):
+        else:
+            self._carry_out_on_a_thread()
+        if not self._over.wait(seconds):
             raise TimeoutError("it is not over: wait for it again")
         if self._error is not None:
             raise self._error
@@ -741,6 +748,7 @@ class Work(_TorchWork):
 
     def is_completed(self) -> bool:
         """Tell whether `wait` would return at once."""
+        self._carry_out_on_a_thread()
         return self._over.is_set()
 
     def is_success(self) -> bool:
@@ -763,9 +771,13 @@ class Work(_TorchWork):
 
     def get_future(self) -> Any:
         """Return a future of the tensors."""
-        if self._finish is not None:
-            threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True).start()
+        self._carry_out_on_a_thread()
         return self._future
+
+    def _carry_out_on_a_thread(self) -> None:
+        if self._finish is not None and not self._has_thread:
+            self._has_thread = True
+            threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True).start()
 
     def _carry_out(self) -> None:
         with self._lock:

@@ -87,13 +87,21 @@ def train(rank, size, device="cpu"):
     return ddp, run(sharded)
 
 
-def lose(rank, size, how):
-    """Train while rank 1 is killed, stopped or hangs; return the errors of DDP and the next call, and the seconds."""
+def lose(rank, size, kind, how):
+    """Train while rank 1 is killed, stopped or hangs; return the errors of a step and the next call, and the seconds.
+
+    `kind` of a model: "DDP" or "FSDP2".
+    """
     import torch
     import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
 
-    model = DistributedDataParallel(torch.nn.Linear(500, 500))
+    model = torch.nn.Linear(500, 500)
+    if kind == "DDP":
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    else:
+        from torch.distributed.fsdp import fully_shard  # which takes seconds to import
+
+        fully_shard(model)
     model(torch.ones(2, 500)).sum().backward()
     if rank == 1:
         if how == "hangs":  # as an owner does: the process's other threads live

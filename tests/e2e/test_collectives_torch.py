@@ -211,6 +211,17 @@ def test_receives_from_any_source_wait_for_nobody_when_they_are_called_and_are_f
     assert (first.source_rank(), second.source_rank()) == (1, 2)
 
 
+def test_a_receive_that_is_looked_at_or_waited_for_with_a_time_out_goes_on_meanwhile(ranks):
+    looked_at, waited_for = (ranks[0].recv([torch.zeros(1)], 1, tag) for tag in (0, 1))
+    assert not looked_at.is_completed()
+    with pytest.raises(TimeoutError, match="it is not over"):
+        waited_for.wait(timedelta(seconds=0.01))
+    for tag in (0, 1):
+        ranks[1].send([torch.ones(1)], 0, tag).wait()
+    wait_until(lambda: looked_at.is_completed() and waited_for.is_completed(), TIMEOUT_S, "the values")
+    assert [work.result()[0].item() for work in (looked_at, waited_for)] == [1.0, 1.0]
+
+
 def test_works_are_carried_out_in_their_order_and_their_futures_give_the_tensors(ranks):
     def work(rank, number, opts):
         opts.asyncOp = True
@@ -363,9 +374,12 @@ def test_ddp_and_fsdp_train_to_the_loss_of_gloo_bit_by_bit(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", ["is killed", "is stopped", "hangs"])
-def test_under_ddp_a_lost_rank_makes_the_others_calls_raise_in_time_and_is_named(tmp_path, how):
-    told = spawn(lose, "gossamer", 3, tmp_path, how)
+@pytest.mark.parametrize(
+    ("model", "how"),
+    [("DDP", "is killed"), ("DDP", "is stopped"), ("DDP", "hangs"), ("FSDP2", "is killed")],
+)
+def test_under_ddp_and_fsdp_a_lost_rank_makes_the_others_calls_raise_in_time_and_is_named(tmp_path, model, how):
+    told = spawn(lose, "gossamer", 3, tmp_path, model, how)
     assert told.keys() == {0, 2}
     for errors, seconds in told.values():
         assert len(errors) == 2 and all("rank 1" in error for error in errors), errors
