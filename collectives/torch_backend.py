@@ -98,6 +98,9 @@ class Options:
 class ProcessGroupGossamer(_TorchGroup):
     """One rank's part in one process group. Its members do not change."""
 
+    # torch asks a group's backend for these before it uses them, also where another group is of NCCL.
+    supports_splitting = supports_shrinking = supports_time_estimate = False
+
     def __init__(self, comm: Communicator, name: str, members: Sequence[NodeId], turn: OpId, timeout: float) -> None:
         """`members` are in the order of their ranks; `turn` and `name` are the same at all of them."""
         self.members = tuple(members)

@@ -277,9 +277,11 @@ def test_a_tensor_can_be_resized_afterwards_as_fsdp_does(ranks):
     assert each(ranks, work) == [[]] * SIZE
 
 
-def test_torch_is_told_the_devices_of_a_group_and_its_backend(ranks):
+def test_torch_is_told_the_devices_of_a_group_and_its_backend(ranks, monkeypatch):
     assert ranks[0]._device_types[0] == torch.device("cpu")
     assert ranks[0]._get_backend(torch.device("cpu")) is ranks[0]
+    monkeypatch.setattr(dist.distributed_c10d._world, "default_pg", ranks[0])
+    assert dist.distributed_c10d._get_split_source(ranks[0]) is None  # NCCL's groups would be split from another one
 
 
 def test_the_time_out_of_one_collective_is_not_that_of_the_receives_after_it(ranks, comms, monkeypatch):
