@@ -255,13 +255,11 @@ class RevocationExchange:
         self._asked: Recent[Link, None] = Recent(limits.max_proven)  # before they were taken in
         self._budgets: TokenBuckets[Link] = TokenBuckets(limits.lists_per_second, limits.lists_burst, limits.max_proven)
 
-    def ask(self, link: Link) -> Send:
+    def ask(self, link: Link, *, is_first: bool = False) -> Send:
+        """Ask for a list; first, where ours does not admit who is asked."""
+        if is_first:
+            self._asked.set(link, None)
         return Send(link, AskRevocations(self._gate.revision))
-
-    def ask_first(self, link: Link) -> Send:
-        """As `ask`, of somebody who is not admitted by ours."""
-        self._asked.set(link, None)
-        return self.ask(link)
 
     def awaits(self, link: Link) -> bool:
         """Tell whether who is not yet a peer was asked for a list over this link."""

@@ -22,23 +22,20 @@ suspicion time is several times as long as the probes that it would lengthen, an
 import random
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from protocol.config import Timing
-from protocol.events import Send
 from protocol.identity import NodeId
 from protocol.wire.messages import Ping
 
 PINGS = 2  # before a suspicion: with one message in ten lost, both go unanswered once in 28 times
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """The peer was silent for all of its suspicion time."""
+class ProbeRound(NamedTuple):
+    """Whom to ping, and who was silent for all of its suspicion time."""
 
-    node: NodeId
-
-
-DetectorAction = Send | Dead
+    pings: dict[NodeId, Ping]
+    dead: list[NodeId]
 
 
 class Liveness(Enum):
@@ -96,33 +93,32 @@ class Detector:
         if subject is not None and subject.token == token:
             subject.rtt = now - subject.pinged
 
-    def tick(self, now: float) -> list[DetectorAction]:
-        actions: list[DetectorAction] = []
+    def tick(self, now: float) -> ProbeRound:
+        result = ProbeRound({}, [])
         fresh = now - self._timing.probe_interval  # most peers, most of the time, were heard since
-        for node, subject in list(self._subjects.items()):
+        for node, subject in self._subjects.items():
             if subject.state is not Liveness.WELL or subject.heard <= fresh:
-                actions += self._advance(node, subject, now)
-        return actions
+                self._advance(node, subject, now, result)
+        return result
 
-    def _advance(self, node: NodeId, subject: _Subject, now: float) -> list[DetectorAction]:
+    def _advance(self, node: NodeId, subject: _Subject, now: float, result: ProbeRound) -> None:
         timing = self._timing
         waited = now - subject.since
         match subject.state:
             case Liveness.WELL:
                 subject.state, subject.since, subject.pings = Liveness.PINGED, now, 0
-                return [self._ping(node, subject, now)]
+                result.pings[node] = self._ping(subject, now)
             case Liveness.PINGED if waited >= PINGS * timing.probe_timeout:
                 subject.state, subject.since = Liveness.SUSPECT, now
             case Liveness.PINGED if waited >= subject.pings * timing.probe_timeout:
-                return [self._ping(node, subject, now)]
+                result.pings[node] = self._ping(subject, now)
             case Liveness.SUSPECT if waited >= timing.suspicion:
-                return [Dead(node)]
+                result.dead.append(node)
             case Liveness.SUSPECT if now - subject.pinged >= timing.probe_interval:
-                return [self._ping(node, subject, now)]
-        return []
+                result.pings[node] = self._ping(subject, now)
 
-    def _ping(self, node: NodeId, subject: _Subject, now: float) -> Send:
+    def _ping(self, subject: _Subject, now: float) -> Ping:
         subject.pinged = now
         subject.pings += 1
         subject.token = self._rng.getrandbits(32)
-        return Send(node, Ping(subject.token))
+        return Ping(subject.token)

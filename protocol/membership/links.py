@@ -202,8 +202,10 @@ class Links:
     def is_full(self) -> bool:
         return self._overlay >= self._limits.max_peers
 
-    def has_room(self, link: Link, group: str) -> bool:
-        """Tell whether a caller of that network (see `netgroup`), whom somebody can dial, can be taken in."""
+    def has_room(self, link: Link, record: PeerRecord, group: str) -> bool:
+        """Tell whether a caller of that network (see `netgroup`) can be taken in. Rules 2 to 4."""
+        if not record.endpoints:
+            return sum(peer.is_home for peer in self.peers.values()) < self._limits.max_callers
         came = sum(peer.is_caller for peer in self.peers.values())
         busy = sum(attempt.key != link.key for attempt in self.attempts)  # if we dial it, too, it has its place already
         return came < self.room - self._reserve and self._overlay + busy < self.room and not self.is_full_of(group)
@@ -214,9 +216,6 @@ class Links:
             return False
         live = sum(peer.group == group and not peer.is_home for peer in self.peers.values())
         return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._limits.max_prefix_peers
-
-    def has_room_for_a_home(self) -> bool:
-        return sum(peer.is_home for peer in self.peers.values()) < self._limits.max_callers
 
     def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
         """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 4."""

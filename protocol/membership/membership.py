@@ -59,11 +59,7 @@ from protocol.limits.networks import Scope, counts_as, netgroup
 from protocol.membership.address_book import Book
 from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
-from protocol.membership.failure_detector import (
-    Dead,
-    Detector,
-    DetectorAction,
-)
+from protocol.membership.failure_detector import Detector
 from protocol.membership.links import HELLO_RETRY_S, Links
 from protocol.membership.reachability import Reachability
 from protocol.notices import GRAYLISTED, Refusals
@@ -284,7 +280,7 @@ class Membership:
         may_ask = hello.revision > gate.revision and not self.lists.awaits(link)
         # A caller that is answered keeps its connection, and to ask is an answer: so only for `LIST_WAIT_S`.
         if may_ask and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
-            return [self.lists.ask_first(link)]
+            return [self.lists.ask(link, is_first=True)]
         self.refusals.of(sender, reason, now)
         is_told = self.links.link_of(sender) == link
         left = self._leave(sender, reason, now) if sender in self.links.peers else []
@@ -353,7 +349,7 @@ class Membership:
     ) -> list[MembershipAction] | None:
         """Return the actions that make a place for a caller, none if there is one; None: it gets no place."""
         host, node = self.links.host_of(link), None
-        if self.links.has_room(link, group) if record.endpoints else self.links.has_room_for_a_home():
+        if self.links.has_room(link, record, group):
             return []
         if not record.endpoints:
             node = self.links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
@@ -417,20 +413,6 @@ class Membership:
         self.directory.learn(voice, self.links.scope_of(link), peers, now)
         return [*self._dialing.fill(now)]
 
-    def _carry_out(self, wanted: list[DetectorAction], now: Instant) -> list[MembershipAction]:
-        actions: list[MembershipAction] = []
-        for action in wanted:
-            match action:
-                case Send(node, message):
-                    assert isinstance(node, str)
-                    actions.append(Send(self.links.peers[node].link, message))
-                case Dead(node):
-                    self.deaths += 1
-                    if not self.links.peers[node].record.endpoints:
-                        self.book.forget([node])  # nobody can dial it: if it lives it dials
-                    actions += self._lose(node, now)
-        return actions
-
     # The revocation list
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
@@ -455,7 +437,13 @@ class Membership:
         for link, attempt in list(self.links.attempts.items()):
             if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:
                 actions += self._opened(link, now)
-        actions += self._carry_out(self.detector.tick(now.steady), now)
+        probes = self.detector.tick(now.steady)
+        actions += [Send(self.links.peers[node].link, ping) for node, ping in probes.pings.items()]
+        for node in probes.dead:
+            self.deaths += 1
+            if not self.links.peers[node].record.endpoints:
+                self.book.forget([node])  # nobody can dial it: if it lives it dials
+            actions += self._lose(node, now)
         if now.steady >= self._next_review:
             self._next_review = now.steady + self._setup.timing.exchange_interval
             actions += self._dismiss(now)
