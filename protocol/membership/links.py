@@ -59,7 +59,6 @@ class DialAttempt:
     group: str  # the network that it is said to be in, and then that of who answered
     host: str = ""  # the IP address that answered
     greeted: float | None = None
-    told: bool = False  # whether it sent records, which it may once before its hello
 
 
 @dataclass(slots=True)

@@ -12,9 +12,9 @@ Rules
     `HELLO_RETRY_S`.
  3. A graylisted node (its score is too low) is refused at the hello by its node id, under any key, and not dialled.
  4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
-    that it lacks links of its own choice, a peer that called us and is farther from us (see `links`) makes room for it,
-    once in `EVICT_INTERVAL_S`. A caller that lies about that gets no more than a near one. A home node says so while it
-    has no peer (see `links`, rule 4).
+    that it lacks links of its own choice, a peer that called us and is farther from us (see `links`) makes room for it.
+    A caller that lies about that gets no more than a near one. A home node says so while it has no peer (see `links`,
+    rule 4).
  5. A hello of a process that started at another time is a restarted peer: it goes down and comes up again. A peer that
     shows an older record of itself than we have is told the newer one. A record of ourselves that is newer than our own
     (our clock was set back, or another process has our key) makes us raise our incarnation above it (see
@@ -76,7 +76,6 @@ from protocol.wire.messages import (
     Revocations,
 )
 
-EVICT_INTERVAL_S = 1.0
 # A hello makes us tell a peer again whom we know and what we hold. It may come twice as often as it has to.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
@@ -115,7 +114,6 @@ class Membership:
         self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
         self.lists = RevocationExchange(setup.gate, setup.limits)
         self._next_review = now.steady
-        self._next_eviction = now.steady
         self.deaths = 0  # peers dropped for silence
         self.refusals = Refusals(now)
 
@@ -353,11 +351,9 @@ class Membership:
             return []
         if not record.endpoints:
             node = self.links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
-        elif needy and not self.links.is_full_of(group) and now.steady >= self._next_eviction:
+        elif needy and not self.links.is_full_of(group):
             caller = counts_as(group, host, link.key.hex())
             node = self.links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
-            if node is not None:
-                self._next_eviction = now.steady + EVICT_INTERVAL_S
         return self._leave(node, "evicted", now) if node is not None else None
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
@@ -400,16 +396,12 @@ class Membership:
     # Records
 
     def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
-        if sender not in self.links.peers:
-            if self.links.is_parting(link):
-                return []  # both left at once: what still comes is nobody's fault
-            attempt = self.links.attempts.get(link)
-            if attempt is None or attempt.told:
-                raise MessageError("too_many_records")
-            attempt.told = True
+        if sender in self.links.peers:
+            voice = self.links.peers[sender].voice
+        elif (attempt := self.links.attempts.get(link)) is not None:
             voice = counts_as(attempt.group, attempt.host, sender)
         else:
-            voice = self.links.peers[sender].voice
+            return []  # both left at once: what still comes is nobody's fault
         self.directory.learn(voice, self.links.scope_of(link), peers, now)
         return [*self._dialing.fill(now)]
 

@@ -44,7 +44,7 @@ from protocol.identity import Identity
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dialing import DRAWN, SHED_S
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, distance
-from protocol.membership.membership import EVICT_INTERVAL_S, TICK_S, Membership
+from protocol.membership.membership import TICK_S, Membership
 from protocol.notices import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, Peers, Ping, Pong
@@ -303,8 +303,7 @@ def test_without_room_a_caller_is_sent_on_and_a_near_one_that_lacks_links_displa
     taken = core.handle(hello(middle, dialled=False, needy=True), at(1))
     assert PeerUp(middle.node_id) in taken and PeerDown(farther.node_id) in taken
     assert core.peers == [old.node_id, middle.node_id]
-    assert PeerUp(near.node_id) not in core.handle(hello(near, dialled=False, needy=True), at(1))
-    again = core.handle(hello(near, dialled=False, needy=True), at(1 + EVICT_INTERVAL_S))
+    again = core.handle(hello(near, dialled=False, needy=True), at(1))
     assert PeerUp(near.node_id) in again and PeerDown(middle.node_id) in again  # the older half is safe: `old` stays
 
 
@@ -314,7 +313,7 @@ def test_however_many_near_ones_call_the_older_half_of_the_callers_stays() -> No
     for identity in callers[:8]:  # the farthest, from afar
         join(core, identity)
     for number, identity in enumerate(callers[8:]):
-        core.handle(hello(identity, dialled=False, needy=True), at(EVICT_INTERVAL_S * (1 + number)))
+        core.handle(hello(identity, dialled=False, needy=True), at(1 + number))
     assert core.peers[:4] == [identity.node_id for identity in callers[:4]] and len(core.peers) == 8
     assert not {identity.node_id for identity in callers[4:8]} & set(core.peers)
 
@@ -324,7 +323,7 @@ def test_of_those_who_are_seen_at_one_private_address_no_key_is_nearer_than_anot
 
     def call(identity: Identity) -> list:
         core.handle(Accepted(Link(identity.curve_key, False), "192.168.0.1"), at(0))  # as a gateway may show all
-        return core.handle(hello(identity, dialled=False, needy=True), at(EVICT_INTERVAL_S))
+        return core.handle(hello(identity, dialled=False, needy=True), at(1))
 
     first = [identity.node_id for identity in OTHERS[:2] if call(identity)]
     assert core.peers == first
@@ -463,17 +462,6 @@ def test_a_goodbye_frees_the_link_is_no_failure_and_its_records_are_tried() -> N
     assert HangUp(link) in actions and core.refusals.latest == ""
     dialled = actions + run(core, 0, 1)
     assert OTHERS[0].curve_key in {action.address.key for action in dialled if isinstance(action, Dial)}
-
-
-def test_who_has_no_room_may_tell_its_records_once() -> None:
-    core = machine(HIGH)
-    link = Link(HIGH.curve_key, True)
-    core.handle(Tick(), at(0))
-    core.handle(Opened(link), at(0))
-    message = Message(link, HIGH.node_id, Kind.PEERS, Peers((record(OTHERS[0]).encoded,)).encode())
-    core.handle(message, at(0))
-    with pytest.raises(PeerError, match="too_many_records"):
-        core.handle(message, at(0))
 
 
 def test_a_peer_that_greets_again_and_again_is_not_told_everything_each_time() -> None:
