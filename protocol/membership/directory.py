@@ -128,18 +128,15 @@ class RecordDirectory:
     def tick(self, now: Instant) -> None:
         """Renew our record in good time, and let go of expired ones."""
         left = self.record.expiry_ms / 1000 - now.unix
-        if left > 2 * RECORD_LIFE_S:  # our clock was set back: to others it may hold for too long to be one
+        # More is left where our clock was set back: to others it may hold for too long to be one.
+        if not RECORD_LIFE_S / 2 <= left <= 2 * RECORD_LIFE_S:
             self.renew(now, self.record.incarnation + 1)
-        elif left < RECORD_LIFE_S / 2:
-            self.renew(now, self.record.incarnation)
         if now.steady >= self._next_expiry:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S
             self._book.expire(now, self._rng)
 
     def _known(self, author: NodeId, encoded: bytes) -> PeerRecord | None:
         """Return the newest record of its author if these are its bytes: no signature need be checked again."""
-        if author == self._own:
-            return next((record for record in self._variants.values() if record.encoded == encoded), None)
         record = self._book.get(author)
         return record if record is not None and record.encoded == encoded else None
 
