@@ -185,7 +185,6 @@ class Limits:
     max_pushes: int = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
     beside_bytes: int = 8 << 10  # of an item that does not wait for its lot
     max_seen: int = 1 << 17  # items known again: at 32 a second, the hour after which they are stale anyway
-    first_ids: int = 64  # announced at once to a peer that comes up: about 3 kB, whatever it turns out to want
     max_pending: int = 8192  # ids that wait to be announced to one peer
     max_given: int = 1 << 14  # chunks of which it is known how often they were given: 2 GiB
     max_served: int = 2048  # items and chunks that one peer may wait for
@@ -201,7 +200,6 @@ class Limits:
     max_offers: int = 2048  # wanted items of one holder: four can fill the table, one cannot
     max_holders: int = 32  # remembered of one item: more are not needed to try
     max_looks: int = 256  # wants looked at each time: bounds the work where all holders are busy
-    max_beside: int = 32  # of one holder, wanted beside the others; the rest may come by lot
     # On their way from one holder: 20 MB/s at a round trip of 50 ms.
     first_window_bytes: int = 384 << 10
     max_window_bytes: int = 1 << 20
@@ -231,7 +229,7 @@ class Timing:
     rotate_interval: float  # between two replacements of one link by a random other: what keeps the overlay random
     announce_interval: float  # ids wait this long for company; it bounds a node's announcements a second
     pull_delay: float  # an announced small item is probably on its way as a push: a one-way delay, and then some
-    pull_patience: float  # before a second holder is asked, beside the time that the bytes themselves take
+    pull_patience: float  # a holder that says nothing for so long is silent, beside the time that a chunk itself takes
     sync_interval: float  # between two announcements of what is newest to a random peer, in case one was lost
 
     @property

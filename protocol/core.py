@@ -105,7 +105,6 @@ from protocol.wire.messages import (
     Goodbye,
     Have,
     Hello,
-    IDontWant,
     Interest,
     ItemChunk,
     ItemOutline,
@@ -131,7 +130,7 @@ class Traffic:
 
 
 GOSSIP: dict[int, Callable[[bytes], Have | Want | DontHave | Interest]] = {
-    message.kind: message.decode for message in (Have, Want, Cancel, DontHave, Busy, IDontWant, Interest)
+    message.kind: message.decode for message in (Have, Want, Cancel, DontHave, Busy, Interest)
 }
 
 
@@ -161,7 +160,7 @@ class Core:
         self._manifest_asks: TokenBuckets[bytes] = TokenBuckets(1 / MANIFEST_ASK_S, MANIFEST_ASKS, MAX_LINKS)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
-        self._members_ticked = self._items_ticked = now.steady - TICK_S  # the first tick is due at once
+        self._members_ticked = now.steady - TICK_S  # the first tick is due at once
         self.traffic: dict[NodeId, Traffic] = {}  # of the live peers
         self.bytes_received = 0
         self.bytes_sent = 0
@@ -171,9 +170,7 @@ class Core:
 
     def wait(self, now: Instant) -> float:
         """Return how many seconds may pass before the next `Tick`."""
-        members = self._members_ticked + TICK_S
-        items = self._items_ticked + self.gossip.wait()
-        return max(0.0, min(members, items) - now.steady)
+        return max(0.0, min(self._members_ticked + TICK_S, self.gossip.due) - now.steady)
 
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
@@ -458,8 +455,7 @@ class Core:
         if now.steady >= self._members_ticked + TICK_S:
             self._members_ticked = now.steady
             actions += self._members(self.membership.handle(Tick(), now), now)
-        if now.steady >= self._items_ticked + self.gossip.wait():
-            self._items_ticked = now.steady
+        if now.steady >= self.gossip.due:
             actions += self._items(self.gossip.handle(Tick(), now), now)
         return actions
 

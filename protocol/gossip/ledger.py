@@ -1,23 +1,13 @@
 """The ledger: one row for a peer and an item, with all that the two nodes said to each other of it.
 
-A row has two phases, as both ends may hold chunks of an item that the other lacks: what the peer is to us, who may
-lack the item (`Theirs`), and what we are to the peer (`Ours`). The tables say all that can change; what is in neither
-changes nothing.
+    Theirs    the peer's part in an item that we may lack
+    NONE      nothing is known, or it said DONT_HAVE
+    HAS       it has the item, or the chunks `LedgerRow.parts`, and may be asked from `until` on
+    SENT      it sent us the item: it needs to be told nothing
+    LIED      it gave a chunk that is none of the item's: it is asked no more for this one
 
-    Theirs
-    NONE     nothing is known                        HAS      it has the item, or the chunks `LedgerRow.parts`
-    ASKED    we said WANT                            BUSY     it has the item, and gives nothing for now
-    SILENT   it answered nothing in time             LACKS    it said DONT_HAVE
-    SENT     it sent us the item: it needs to be told nothing
-    LIED     it gave a chunk that is none of the item's: it is asked no more for this one
-
-    Ours
-    NONE     nothing was said                        TOLD     we said HAVE
-    SERVING  what it wants waits for its line        GIVEN    what it wanted was handed to its line
-    DECLINED it said IDONTWANT
-
-Rows are bounded, for each peer and in all; the one that changed longest ago goes first, but for those of what is
-wanted.
+`THEIRS` says all that can change; what is not in it changes nothing. Rows are bounded, for each peer and in all; the
+one that changed longest ago goes first, but for those of what is wanted.
 """
 
 from collections import OrderedDict
@@ -42,109 +32,55 @@ class Place(NamedTuple):
 
 
 class Theirs(IntEnum):
-    """The peer's part in an item that we may lack."""
+    """The peer's part in an item; see the module's comment."""
 
     NONE = auto()
     HAS = auto()
-    ASKED = auto()
-    BUSY = auto()
-    SILENT = auto()
-    LACKS = auto()
     SENT = auto()
     LIED = auto()
 
 
-class Ours(IntEnum):
-    """Our part in an item that the peer may lack."""
-
-    NONE = auto()
-    TOLD = auto()
-    SERVING = auto()
-    GIVEN = auto()
-    DECLINED = auto()
-
-
 class Statement(IntEnum):
-    """A statement about an item, by the peer (they) or by us."""
+    """What a peer did about an item."""
 
-    THEY_HAVE = auto()
-    THEY_GAVE = auto()  # the item, or the last chunk that we asked it for
-    THEY_GAVE_ALL = auto()
-    THEY_LACK = auto()
-    THEY_LIED = auto()
-    THEY_ARE_BUSY = auto()
-    THEY_WANT = auto()
-    THEY_CANCEL = auto()
-    THEY_DECLINE = auto()
-    WE_ASK = auto()
-    WE_CANCEL = auto()
-    NOTHING = auto()  # in time
-    WE_HAVE = auto()
-    WE_GAVE = auto()
-    WE_KEPT = auto()  # what was to be pushed, as it asked for announcements only
+    HAVE = auto()
+    GAVE_ALL = auto()
+    LACK = auto()
+    LIED = auto()
 
-
-_ALL_BUT_SENT = (Theirs.NONE, Theirs.HAS, Theirs.ASKED, Theirs.BUSY, Theirs.SILENT, Theirs.LACKS)
 
 THEIRS: dict[tuple[Theirs, Statement], Theirs] = {
-    (Theirs.NONE, Statement.THEY_HAVE): Theirs.HAS,
-    (Theirs.LACKS, Statement.THEY_HAVE): Theirs.HAS,
-    (Theirs.BUSY, Statement.THEY_HAVE): Theirs.HAS,
-    (Theirs.HAS, Statement.WE_ASK): Theirs.ASKED,
-    (Theirs.BUSY, Statement.WE_ASK): Theirs.ASKED,
-    (Theirs.SILENT, Statement.WE_ASK): Theirs.ASKED,
-    (Theirs.ASKED, Statement.THEY_GAVE): Theirs.HAS,
-    (Theirs.BUSY, Statement.THEY_GAVE): Theirs.HAS,
-    (Theirs.SILENT, Statement.THEY_GAVE): Theirs.HAS,
-    (Theirs.ASKED, Statement.THEY_ARE_BUSY): Theirs.BUSY,
-    (Theirs.ASKED, Statement.WE_CANCEL): Theirs.HAS,
-    (Theirs.ASKED, Statement.NOTHING): Theirs.SILENT,
-    **{(state, Statement.THEY_LACK): Theirs.LACKS for state in _ALL_BUT_SENT},
-    **{(state, Statement.THEY_LIED): Theirs.LIED for state in _ALL_BUT_SENT},
-    **{(state, Statement.THEY_GAVE_ALL): Theirs.SENT for state in _ALL_BUT_SENT},
-}
-
-OURS: dict[tuple[Ours, Statement], Ours] = {
-    (Ours.NONE, Statement.WE_HAVE): Ours.TOLD,
-    **{(state, Statement.THEY_WANT): Ours.SERVING for state in Ours},
-    (Ours.SERVING, Statement.WE_GAVE): Ours.GIVEN,
-    (Ours.SERVING, Statement.THEY_CANCEL): Ours.TOLD,
-    (Ours.SERVING, Statement.WE_KEPT): Ours.NONE,
-    **{(state, Statement.THEY_DECLINE): Ours.DECLINED for state in Ours},
+    (Theirs.NONE, Statement.HAVE): Theirs.HAS,
+    (Theirs.NONE, Statement.GAVE_ALL): Theirs.SENT,
+    (Theirs.NONE, Statement.LIED): Theirs.LIED,
+    (Theirs.HAS, Statement.GAVE_ALL): Theirs.SENT,
+    (Theirs.HAS, Statement.LACK): Theirs.NONE,
+    (Theirs.HAS, Statement.LIED): Theirs.LIED,
 }
 
 
 @dataclass(slots=True)
 class LedgerRow:
-    """What is known of one peer and one item; see the module's comment."""
+    """What is known of one peer and one item."""
 
     theirs: Theirs = Theirs.NONE
-    ours: Ours = Ours.NONE
     parts: int = ALL  # the chunks that it has, where it has any
     asked: dict[int, None] = field(default_factory=dict)  # the chunks, or WHOLE, that we wait for
-    due: int = 0  # answers to what we asked and gave up, or asked of another, which may come yet
+    due: int = 0  # answers that may come: as many as it was asked for, less those that came
     since: float = 0.0  # when it was asked, or last said that it is busy
     until: float = 0.0  # when it may be asked again, if it was silent or busy
     silences: int = 0
-    told: bool = False  # whether it was told that we have all of the item, or sent it
+    told: bool = False  # whether it was told that we have all of the item, or is sent it
 
     def note(self, said: Statement) -> None:
         self.theirs = THEIRS.get((self.theirs, said), self.theirs)
-        self.ours = OURS.get((self.ours, said), self.ours)
 
-    @property
-    def may_give(self) -> bool:
-        """Whether it has the item, or some chunks of it, as far as we know."""
-        return self.theirs in (Theirs.HAS, Theirs.ASKED, Theirs.BUSY, Theirs.SILENT)
+    def may_be_asked(self, now: float) -> bool:
+        return self.theirs is Theirs.HAS and now >= self.until
 
     @property
     def has_all(self) -> bool:
-        return self.theirs is Theirs.SENT or (self.may_give and self.parts == ALL)
-
-    @property
-    def is_news(self) -> bool:
-        """Whether the peer is yet to be told of the item."""
-        return not (self.told or self.has_all or self.ours is Ours.DECLINED)
+        return self.theirs is Theirs.SENT or (self.theirs is Theirs.HAS and self.parts == ALL)
 
 
 class ItemLedger:
@@ -174,6 +110,16 @@ class ItemLedger:
             if len(rows) > self.room:
                 self._make_room(rows)
         return row
+
+    def lacks(self, node: NodeId, item: ItemId) -> bool:
+        """Tell whether a peer may lack some of the item, as far as we know."""
+        row = self.find(node, item)
+        return row is None or not row.has_all
+
+    def is_news(self, node: NodeId, item: ItemId) -> bool:
+        """Tell whether a peer is yet to be told of the item, or of all of it."""
+        row = self.find(node, item)
+        return row is None or not (row.told or row.has_all)
 
     @property
     def room(self) -> int:

@@ -77,7 +77,6 @@ class Kind(IntEnum):
     REVOCATIONS = 17
     OUTLINE = 18
     CHUNK = 19
-    IDONTWANT = 20
     DIAL_BACK = 21
     DIALLED_BACK = 22
 

@@ -320,13 +320,6 @@ class Busy(DontHave):
     kind: ClassVar[Kind] = Kind.BUSY
 
 
-@value
-class IDontWant(DontHave):
-    """The sender has these items, or refuses them: they need neither be sent nor be told of."""
-
-    kind: ClassVar[Kind] = Kind.IDONTWANT
-
-
 def _ids(joined: object) -> tuple[ItemId, ...]:
     _check(isinstance(joined, bytes) and len(joined) % ID_BYTES == 0)
     assert isinstance(joined, bytes)

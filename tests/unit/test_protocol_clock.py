@@ -54,7 +54,8 @@ def blamed_after_a_stop(clock, raw: Clock, timing: Timing, stop: float) -> list[
     """A holder is asked for 32 items and delivers, but we are stopped: of what waits we read its next words first."""
     gossip = Gossip(ME.node_id, Setup(ME, b"s" * 16, timing=timing), random.Random(1), clock())
     gossip.handle(PeerUp(HOLDER.node_id), clock())
-    assert gossip.handle(Heard(HOLDER.node_id, Have(entries(32))), clock())
+    gossip.handle(Heard(HOLDER.node_id, Have(entries(32))), clock())
+    assert gossip.handle(Tick(), clock())
     raw.time += stop
     gossip.handle(Heard(HOLDER.node_id, Have(entries(1))), clock())
     return [action for action in gossip.handle(Tick(), clock()) if isinstance(action, Blame)]

@@ -68,7 +68,6 @@ from protocol.wire.messages import (
     Goodbye,
     Have,
     Hello,
-    IDontWant,
     Interest,
     ItemChunk,
     ItemOutline,
@@ -257,7 +256,7 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(AskRevocations, uint64)
     | st.builds(Revocations, st.binary(max_size=300))
     | st.sampled_from([Want, Cancel]).flatmap(lambda kind: parts.map(tuple).map(kind))
-    | st.sampled_from([DontHave, Busy, IDontWant]).flatmap(lambda kind: st.lists(ids, max_size=20).map(tuple).map(kind))
+    | st.sampled_from([DontHave, Busy]).flatmap(lambda kind: st.lists(ids, max_size=20).map(tuple).map(kind))
     | st.builds(ItemOutline, st.binary(min_size=HEAD_BYTES, max_size=HEAD_BYTES), ids)
 )
 def test_messages_come_back(message) -> None:

@@ -8,13 +8,13 @@ from itertools import chain
 import pytest
 
 from protocol.config import LAN, Limits
-from protocol.events import Item, Outline
-from protocol.gossip.chunks import STALL_S, Partials
-from protocol.gossip.ledger import ALL, OURS, THEIRS, ItemLedger, LedgerRow, Ours, Statement, Theirs
-from protocol.gossip.wants import BUSY_S, OTHERS, UNASKED_S, Took, Wants
+from protocol.events import Item, Link, Outline, Send
+from protocol.gossip.chunks import Partial
+from protocol.gossip.ledger import ALL, THEIRS, ItemLedger, LedgerRow, Statement, Theirs
+from protocol.gossip.wants import STALL_S, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
-from protocol.wire.messages import NO_TOPIC, Cancel, Entry, ItemChunk, Want, WantedPart
+from protocol.wire.messages import NO_TOPIC, Body, Cancel, Entry, ItemChunk, Want, WantedPart
 
 LIMITS = Limits()
 
@@ -42,6 +42,10 @@ def large(chunks: int, seed: int = 0) -> tuple[Item, Outline]:
     )
 
 
+def said(sends: list[Send]) -> list[tuple[Link | NodeId, Body]]:
+    return [(send.to, send.message) for send in sends]
+
+
 class Machine(Wants):
     """The machine, with its own ledger, and a way to look at what it asks for."""
 
@@ -53,10 +57,10 @@ class Machine(Wants):
             self.ledger.up(peer)
             self.up(peer)
 
-    def ask(self, now: float, allowance: float = EVERYTHING) -> dict[NodeId, list[ItemId]]:
+    def ask(self, now: float, allowance: float = EVERYTHING, beside: float = 0.0) -> dict[NodeId, list[ItemId]]:
         """Return what is asked for, but chunks."""
         found: dict[NodeId, list[ItemId]] = {}
-        for node, want in self.due(now, allowance):
+        for node, want in said(self.draw(now, allowance, beside)):
             if not isinstance(want, Cancel):
                 found.setdefault(node, []).extend(part.id for part in want.parts)
         return found
@@ -64,7 +68,7 @@ class Machine(Wants):
     def chunks(self, now: float, *nodes: NodeId) -> dict[NodeId, list[int]]:
         """Return which chunks the nodes, or all, are asked for."""
         asks = [ask for node in nodes for ask in self.fill(node, now)] if nodes else self.fill_all(now)
-        return {node: [chunk for part in want.parts for chunk in part.chunks] for node, want in asks}
+        return {node: [chunk for part in want.parts for chunk in part.chunks] for node, want in said(asks)}
 
     def begin(self, item: Item, outline: Outline, *holders: NodeId, now: float = 0.0) -> None:
         for node in holders:
@@ -81,10 +85,9 @@ def machine(*peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> Machine:
 
 
 def test_every_state_can_be_reached_and_what_is_in_no_table_changes_nothing() -> None:
-    assert {*THEIRS.values()} == {*Theirs} - {Theirs.NONE} and {*OURS.values()} == {*Ours}
+    assert {*THEIRS.values()} == {*Theirs}
     row = LedgerRow()
-    row.note(Statement.THEY_ARE_BUSY)
-    row.note(Statement.WE_GAVE)
+    row.note(Statement.LACK)
     assert row == LedgerRow()
 
 
@@ -92,7 +95,7 @@ def test_rows_are_bounded_and_those_of_what_is_wanted_stay() -> None:
     ledger = ItemLedger(lambda item: item == name(0), LIMITS)
     ledger.up(A)
     for number in range(LIMITS.max_peer_rows + 10):
-        ledger.row(A, name(number)).note(Statement.THEY_HAVE)
+        ledger.row(A, name(number)).note(Statement.HAVE)
     assert ledger.find(A, name(0)) is not None and ledger.find(A, name(1)) is None
     assert (
         sum(ledger.find(A, name(number)) is not None for number in range(LIMITS.max_peer_rows + 10))
@@ -110,9 +113,12 @@ def test_no_more_than_the_allowance_is_asked_for() -> None:
     wants = machine()
     for number in range(100):
         wants.have(A, entry(number), 0.0)
-    assert sum(map(len, wants.ask(0.0, 10).values())) == 10
-    assert wants.ask(1.0, 0.9) == {}
-    assert len(wants) == 100
+    (asked,) = wants.ask(0.0, 10).values()
+    assert len(asked) == 10
+    assert wants.ask(1.0, 10.9) == {}
+    assert wants.arrived(asked[0], A, 1.0) and sum(map(len, wants.ask(1.0, 10).values())) == 1
+    assert wants.lack(A, asked[1:]) == 9 and sum(map(len, wants.ask(1.0, 10).values())) == 9
+    assert len(wants) == 90
 
 
 def test_signers_take_turns_whatever_they_publish() -> None:
@@ -154,6 +160,7 @@ def test_what_a_second_holder_says_of_the_signer_changes_nothing() -> None:
         for node, ids in wants.ask(now, 1).items():
             assert all(wants.arrived(item, node, now) for item in ids)
     assert len(wants) == 0 and wants.ask(42.0) == {}
+    assert {holder.offers for holder in wants._holders.values()} == {0}
 
 
 def test_two_nodes_that_cannot_take_everything_take_different_things() -> None:
@@ -218,11 +225,11 @@ def test_an_item_is_asked_of_one_holder_at_a_time_and_of_another_when_that_says_
         wants.have(node, entry(1), 0.0)
     ((first, _),) = wants.ask(0.0).items()
     assert wants.ask(0.1) == {}
-    assert wants.lack(first, [name(1)], 0.2) == 1
+    assert wants.lack(first, [name(1)]) == 1
     ((second, _),) = wants.ask(0.3).items()
     wants.lost(second)
     ((third, _),) = wants.ask(0.4).items()
-    assert wants.check(0.4 + wants.patience, bounded=False) == [] and wants.take_failed() == 3
+    assert wants.check(0.4 + wants.patience, bounded=False) == []
     ((fourth, _),) = wants.ask(10.0).items()
     assert {first, second, third, fourth} == {A, B, C, D}
     assert wants.arrived(name(1), fourth, 10.1) and len(wants) == 0
@@ -231,10 +238,10 @@ def test_an_item_is_asked_of_one_holder_at_a_time_and_of_another_when_that_says_
 def test_who_says_that_it_does_not_have_what_it_announced_is_told_apart_from_who_was_not_asked() -> None:
     wants = machine()
     wants.have(A, entry(1), 0.0)
-    assert wants.lack(A, [name(1), name(2)], 0.0) == 0  # nobody asked it yet, and it takes it back
+    assert wants.lack(A, [name(1), name(2)]) == 0  # nobody asked it yet, and it takes it back
     wants.have(A, entry(1), 0.0)
     wants.ask(0.0)
-    assert wants.lack(A, [name(1)], 0.1) == 1 and len(wants) == 0
+    assert wants.lack(A, [name(1)]) == 1 and len(wants) == 0
 
 
 def test_a_holder_that_was_silent_is_asked_last_and_pays_if_it_went_on_announcing() -> None:
@@ -254,7 +261,7 @@ def test_a_process_that_is_blocked_and_says_nothing_does_not_pay() -> None:
     for number in range(20):
         wants.have(A, entry(number), 0.0)
     wants.ask(0.0)
-    assert wants.check(30.0, bounded=False) == [] and wants.take_failed() == 20
+    assert wants.check(30.0, bounded=False) == []
 
 
 def test_a_holder_that_could_not_be_told_what_is_asked_of_it_is_asked_later_and_not_blamed() -> None:
@@ -265,7 +272,7 @@ def test_a_holder_that_could_not_be_told_what_is_asked_of_it_is_asked_later_and_
     wants.have(A, entry(2), 1.0)  # it speaks all the time
     wants.have(B, entry(1), 1.0)
     assert name(1) in wants.ask(1.0)[B]
-    assert wants.lack(B, [name(1)], 1.5) == 1
+    assert wants.lack(B, [name(1)]) == 1
     assert name(1) in wants.ask(wants.patience)[A]
     wants.unheard(A, wants.patience)
     assert wants.check(1.9 * wants.patience, bounded=False) == []
@@ -288,12 +295,25 @@ def test_what_a_busy_holder_was_asked_for_is_asked_of_one_that_has_nothing_to_do
     wants.ask(0.0)
     wants.have(B, entry(1), 0.5)
     wants.busy(A, [], 1.0)
-    asks = wants.due(1.0, EVERYTHING)
-    assert {(node, type(want)) for node, want in asks} == {(A, Cancel), (B, Want)}
+    asks = said(wants.draw(1.0, EVERYTHING))
+    assert [(node, type(want)) for node, want in asks] == [(A, Cancel), (B, Want)]
     assert wants.arrived(name(1), A, 1.1), "it had left"
-    assert [(node, type(want)) for node, want in wants.due(1.1, EVERYTHING)] == [(B, Cancel)]
+    assert [(node, type(want)) for node, want in said(wants.draw(1.1, EVERYTHING))] == [(B, Cancel)]
     assert wants.arrived(name(1), B, 1.2), "as well"
     assert not wants.arrived(name(1), B, 1.3)
+
+
+def test_what_is_cancelled_and_asked_of_the_same_holder_again_is_cancelled_first() -> None:
+    item, outline = large(2)
+    wants = machine(A, B)
+    wants.begin(item, outline, A)
+    first, second = wants.chunks(0.0)[A]
+    wants.have(B, item.entry, 0.5)
+    wants.busy(A, [], 1.0)
+    assert wants.chunk_arrived(A, item.chunk(first), 1.1) is Took.TAKEN
+    (_, cancel), (_, want) = said(wants.fill(A, 1.1))
+    assert isinstance(cancel, Cancel) and not isinstance(want, Cancel)
+    assert want == Want((WantedPart(item.id, (second,)),))
 
 
 def test_who_refuses_for_now_is_asked_again_later() -> None:
@@ -310,7 +330,7 @@ def test_who_answers_others_and_not_one_is_asked_for_that_no_more_after_a_while(
     wants.have(A, entry(0), 0.0)
     wants.ask(0.0)
     now, number, blamed = 0.0, 1, []
-    while now < OTHERS * wants.patience:
+    while now < wants.patience:
         now += 0.5
         wants.have(A, entry(number), now)
         for item in wants.ask(now).get(A, []):
@@ -373,11 +393,7 @@ def test_who_has_a_part_gives_it_and_the_rarest_chunk_goes_first() -> None:
     wants.begin(item, outline, A)
     wants.have(B, item.entry._replace(parts=b"\x1d"), 0.0)
     assert wants.chunks(0.0, A)[A][0] == 1
-    chunks = wants.partial(item.id)
-    assert chunks is not None and chunks.holders == [2, 1, 2, 2, 2]
     assert set(wants.chunks(0.0, B)[B]) < {0, 2, 3, 4}
-    wants.have(B, item.entry._replace(parts=b"\x1f"), 0.1)
-    assert chunks.holders == [2, 2, 2, 2, 2]
 
 
 def test_a_chunk_that_a_silent_holder_was_asked_for_is_asked_of_another_and_what_came_stays() -> None:
@@ -416,7 +432,7 @@ def test_a_false_chunk_that_comes_late_of_who_said_that_it_has_none_is_found_fal
     index, *_ = wants.chunks(0.0)[A]
     wants.check(wants.patience, bounded=False)
     wants.have(B, item.entry, wants.patience)
-    wants.lack(A, [item.id], wants.patience)
+    wants.lack(A, [item.id])
     false = ItemChunk(item.id, index, b"false", hashlib.sha256(b"false").digest())
     assert wants.chunk_arrived(A, false, wants.patience) is Took.FALSE
 
@@ -428,7 +444,7 @@ def test_an_outline_that_comes_late_ends_the_wait_for_a_push() -> None:
     assert wants.ask(0.0) == {A: [item.id]}
     now = wants.patience
     wants.check(now, bounded=False)
-    wants.lack(A, [item.id], now)
+    wants.lack(A, [item.id])
     wants.have(B, item.entry._replace(size=100), now, delay=1.0)
     assert wants.was_asked(item.id, A) and wants.outlined(A, outline, now)
     assert wants.ask(now + 1.0) == {} and sorted(wants.chunks(now + 1.0)[B]) == [0, 1]
@@ -457,73 +473,56 @@ def test_a_holder_that_leaves_takes_nothing_with_it_that_came() -> None:
     assert sorted(chain(*wants.chunks(1.0).values())) == sorted({0, 1, 2} - {first})
 
 
-def test_what_is_begun_has_a_bounded_room_and_what_got_nothing_for_longest_gives_way() -> None:
+def test_what_is_begun_has_a_bounded_room_and_what_stalls_gives_way() -> None:
     one, of_one = large(4, seed=1)
     two, of_two = large(4, seed=2)
     wants = machine(A, B, capacity=6 * CHUNK_BYTES)
     wants.begin(one, of_one, A)
     wants.have(B, two.entry, 1.0)
     assert wants.ask(1.0) == {}  # an outline would be of no use
-    assert wants.ask(STALL_S + 1.0) == {B: [two.id]}
+    wants.check(STALL_S - 1.0, bounded=False)
+    assert wants.partials == 1
+    wants.check(STALL_S + 1.0, bounded=False)
+    assert wants.ask(STALL_S + 1.0)[B] == [two.id]
     assert wants.outlined(B, of_two, STALL_S + 1.0)
     assert wants.partials == 1 and one.id in wants and two.id in wants
     for index in range(4):
         wants.chunks(STALL_S + 2.0)
         wants.chunk_arrived(B, two.chunk(index), STALL_S + 2.0)
-    assert wants.finish(two.id, B) == two
-    assert wants.ask(STALL_S + 20.0) == {A: [one.id]}
+    assert wants.finish(two.id, B) == two and wants.partials == 0
 
 
 def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothing_had_come() -> None:
     one, of_one = large(4, seed=1)
-    two, of_two = large(4, seed=2)
     wants = machine(A, B, capacity=6 * CHUNK_BYTES)
     wants.begin(one, of_one, A)
-    asked, now = wants.chunks(0.0)[A], STALL_S + 1.0
-    for second in range(int(now)):
+    asked, now = wants.chunks(0.0)[A], STALL_S
+    for second in range(int(now) + 1):
         wants.busy(A, (), second)
         assert wants.check(second, bounded=False) == []
-    wants.have(B, two.entry, now)
-    assert wants.ask(now) == {B: [two.id]}
-    assert wants.outlined(B, of_two, now)
-    assert wants.take_cancels() == [(A, Cancel((WantedPart(one.id, tuple(asked)),)))]
-    wants.lost(B)
-    assert wants.ask(now) == {A: [one.id]}
+    cancel, want = said(wants.draw(now, EVERYTHING))
+    assert cancel == (A, Cancel((WantedPart(one.id, tuple(asked)),))) and want == (A, Want((WantedPart(one.id),)))
     assert wants.outlined(A, of_one, now)
     wants.lost(A)
     assert len(wants) == 0
 
 
-def test_nothing_gives_way_where_that_would_not_be_enough() -> None:
-    (_, old), (_, new), (_, huge) = large(2, seed=1), large(3, seed=2), large(6, seed=3)
-    partials = Partials(Limits(held_bytes=6 * CHUNK_BYTES))
-    partials.begin(old, 0.0)
-    partials.begin(new, 1.0)
-    assert not partials.has_room(huge.header.size, STALL_S)
-    assert partials.begin(huge, STALL_S) is None and len(partials) == 2
-    assert partials.begin(huge, STALL_S + 1.0) == [old.id, new.id] and len(partials) == 1
-
-
-def test_of_those_who_say_again_and_again_that_all_waits_for_their_line_it_is_heard_now_and_then() -> None:
-    wants = machine(A, B)
-    wants.have(A, entry(1), 0.0)
-    assert wants.ask(0.0) == {A: [name(1)]}
-    assert not wants.busy(A, (), 1.0)
-    wants.have(B, entry(1), 1.0)
-    assert not wants.busy(A, (), 1.0 + BUSY_S / 2)
-    assert wants.busy(A, (), 1.0 + BUSY_S)
+def test_where_half_of_the_room_is_free_nothing_gives_way() -> None:
+    item, outline = large(2)
+    wants = machine(A, capacity=8 * CHUNK_BYTES)
+    wants.begin(item, outline, A)
+    wants.check(10 * STALL_S, bounded=False)
+    assert wants.partials == 1
 
 
 def test_partial_items_are_bounded_in_number() -> None:
-    partials = Partials(Limits(held_bytes=1 << 40))
-    outlines = [large(2, seed)[1] for seed in range(3)]
-    fakes = [Outline(outlines[0].header, outlines[0].head, outlines[0].hashes)]
-    assert partials.begin(fakes[0], 0.0) == []
-    for number in range(LIMITS.max_partials - 1):
-        partials._partials[name(number)] = partials._partials[fakes[0].id]
-    assert partials.begin(outlines[1], STALL_S / 2) is None
-    gone = partials.begin(outlines[2], STALL_S)
-    assert gone is not None and len(gone) == 1 and len(partials) == LIMITS.max_partials
+    item, outline = large(2)
+    wants = machine(A, capacity=1 << 40)
+    wants.have(A, item.entry, 0.0)
+    assert wants.ask(0.0) == {A: [item.id]}
+    for number in range(LIMITS.max_partials):
+        wants._partials[name(number)] = Partial.begin(outline, 0.0)
+    assert not wants.outlined(A, outline, 0.0)
 
 
 def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
@@ -534,30 +533,35 @@ def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
 
 
 def test_a_row_says_who_has_all_of_an_item() -> None:
-    row = LedgerRow()
-    assert row.is_news and not row.has_all
-    row.note(Statement.THEY_HAVE)
-    assert row.has_all and not row.is_news
+    ledger = ItemLedger(lambda item: False, LIMITS)
+    ledger.up(A)
+    assert ledger.is_news(A, name(1)) and ledger.lacks(A, name(1))
+    row = ledger.row(A, name(1))
+    assert not row.has_all
+    row.note(Statement.HAVE)
+    assert row.has_all and not ledger.is_news(A, name(1)) and not ledger.lacks(A, name(1))
     row.parts = 5
-    assert not row.has_all and row.is_news and row.parts != ALL
+    assert not row.has_all and ledger.is_news(A, name(1)) and row.parts != ALL
+    row.told = True
+    assert not ledger.is_news(A, name(1)) and ledger.lacks(A, name(1))
 
 
 def test_what_is_fetched_in_chunks_is_not_asked_for_again_as_one_beside_the_others() -> None:
     item, outline = large(3)
     wants = machine(A, B)
-    wants.begin(item, outline, A)
-    wants.have(B, item.entry, 0.0)
-    wants.have_beside(B, item.id)  # a hostile peer calls it small, and of such a topic
-    assert wants.due_beside(0.1, EVERYTHING) == []
+    wants.have(B, item.entry._replace(size=100), 0.0, is_beside=True)  # a hostile peer calls it small
+    assert wants.ask(0.0, 0.0, EVERYTHING) == {B: [item.id]}
+    assert wants.outlined(B, outline, 0.0)
+    wants.have(A, item.entry, 0.0)
+    assert wants.ask(0.1, EVERYTHING, EVERYTHING) == {}
 
 
 def test_a_flood_of_one_holder_does_not_push_out_what_another_has_beside() -> None:
     wants = machine(A, B)
     for number in range(1000):
         node = A if number == 0 else B
-        wants.have(node, entry(number, signer=number), 0.0)
-        wants.have_beside(node, name(number))
-    asked = {node: [part.id for part in want.parts] for node, want in wants.due_beside(0.1, 2)}
+        wants.have(node, entry(number, signer=number), 0.0, is_beside=True)
+    asked = wants.ask(0.1, 0.0, 2)
     assert asked[A] == [name(0)] and len(asked[B]) == 1
     wants.lost(B)
-    assert wants.due_beside(1.0, EVERYTHING) == []
+    assert wants.ask(1.0, 0.0, EVERYTHING) == {} and len(wants) == 1
