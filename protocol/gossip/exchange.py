@@ -71,7 +71,7 @@ from protocol.gossip.subscriptions import Appetite, Filter
 from protocol.gossip.wants import Took, Wants
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
-from protocol.wire.envelope import CHUNK_BYTES, HASH_BYTES, HEAD_BYTES, ItemId, chunk_count
+from protocol.wire.envelope import HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     MAX_IDS,
@@ -102,21 +102,21 @@ class _Peer:
     wants: Filter = field(default_factory=Filter)
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced
-    # What waits for its line, small items first: whether it is pushed, and was not asked for.
-    small: dict[Place, bool] = field(default_factory=dict)
-    large: dict[Place, bool] = field(default_factory=dict)
+    # What waits for its line, items and outlines first: whether it is pushed, and was not asked for.
+    items: dict[Place, bool] = field(default_factory=dict)
+    chunks: dict[Place, bool] = field(default_factory=dict)
     busy_at: float = NEVER  # when it is told that what it wants still waits
     gave_at: float = float("-inf")  # when something last left for it
 
     @property
     def waiting(self) -> int:
         """How much waits for its line."""
-        return len(self.small) + len(self.large)
+        return len(self.items) + len(self.chunks)
 
     def drop(self, place: Place) -> None:
         """Let something wait no longer for its line, if it did."""
-        self.small.pop(place, None)
-        self.large.pop(place, None)
+        self.items.pop(place, None)
+        self.chunks.pop(place, None)
 
 
 class Gossip:
@@ -270,7 +270,7 @@ class Gossip:
         """Note what a peer wants. What waits to be pushed is announced to one that asks for announcements only."""
         peer = self._peers[node]
         peer.wants = wants
-        for place in [place for place, is_push in peer.small.items() if is_push and wants.announce_only]:
+        for place in [place for place, is_push in peer.items.items() if is_push and wants.announce_only]:
             peer.drop(place)
             self._ledger.row(node, place.item).told = False
             self._remind(peer, [place.item], now.steady + self._pace(wants))
@@ -297,15 +297,15 @@ class Gossip:
 
     def _outlined(self, event: Outlined, now: Instant) -> list[GossipAction]:
         node, outline = event.node, event.outline
-        if not self._wants.was_asked(outline.id, node):
-            return [Blame(node, "unasked")]
-        if outline.id not in self._wants or self._wants.partial(outline.id) is not None:
-            self._wants.late(outline.id, node)
-            return []
-        if not self._wants.outlined(node, outline, now.steady):
-            return [Blame(node, "no_room")]
-        self._appetite.took(now)
-        return [*self._wants.fill_all(now.steady)]
+        match self._wants.outlined(node, outline, now.steady):
+            case Took.UNASKED:
+                return [Blame(node, "unasked")]
+            case Took.NO_ROOM:
+                return [Blame(node, "no_room")]
+            case Took.TAKEN:
+                self._appetite.took(now)
+                return [*self._wants.fill_all(now.steady)]
+        return []
 
     def _chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
         partial = self._wants.partial(chunk.id)
@@ -354,7 +354,7 @@ class Gossip:
             ]
             for node in self._rng.sample(eager, min(len(eager), self._limits.max_pushes)):
                 if self._peers[node].waiting < self._limits.max_served:
-                    actions.append(self._queue(node, Place(item.id, WHOLE), len(item.frame), now, is_push=True))
+                    actions.append(self._queue(node, Place(item.id, WHOLE), now, is_push=True))
                     self._ledger.row(node, item.id).told = True
         self._hold(item, now)
         return actions
@@ -364,40 +364,35 @@ class Gossip:
         lacking, busy = dict[ItemId, None](), dict[ItemId, None]()
         queued: list[GossipAction] = []
         for place in _places(want):
-            size = self._size_of(place)
-            if not size:
+            if not self._has(place):
                 lacking[place.item] = None
-            elif place in peer.small or place in peer.large:
+            elif place in peer.items or place in peer.chunks:
                 pass
             elif peer.waiting >= self._limits.max_served:
                 busy[place.item] = None
             else:
-                queued = [self._queue(node, place, size, now)]
+                queued = [self._queue(node, place, now)]
         if any(part.chunks for part in want.parts):
             self._uploads_until = now.steady + self._timing.pull_patience
         answers = [message for message in (DontHave(tuple(lacking)), Busy(tuple(busy))) if message.ids]
         return queued + [Send(node, message) for message in answers]
 
-    def _queue(self, node: NodeId, place: Place, size: int, now: Instant, *, is_push: bool = False) -> Serve:
+    def _queue(self, node: NodeId, place: Place, now: Instant, *, is_push: bool = False) -> Serve:
         peer = self._peers[node]
-        (peer.small if size <= self._limits.push_bytes else peer.large)[place] = is_push
+        (peer.items if place.part == WHOLE else peer.chunks)[place] = is_push
         if peer.busy_at == NEVER:
             peer.busy_at = now.steady + self._timing.pull_patience / 2
             self.due = min(self.due, peer.busy_at)
         return Serve(node)
 
-    def _size_of(self, place: Place) -> int:
-        """Return how many bytes a WANT is answered with, 0 if it is not here."""
+    def _has(self, place: Place) -> bool:
+        """Tell whether a WANT can be answered with what it names, from memory or from the shelf."""
         item_id, part = place
         entry, partial = self._store.entry(item_id), self._wants.partial(item_id)
         if entry is not None:
-            body = entry.size - HEAD_BYTES
-            if part == WHOLE:
-                return HEAD_BYTES + HASH_BYTES * chunk_count(body) if body > CHUNK_BYTES else entry.size
-            return min(CHUNK_BYTES, max(0, body - part * CHUNK_BYTES)) if body > CHUNK_BYTES else 0
-        if partial is None:
-            return 0
-        return HEAD_BYTES + len(partial.outline.hashes) if part == WHOLE else len(partial.chunks.get(part, b""))
+            count = chunk_count(entry.size - HEAD_BYTES)
+            return part == WHOLE or (count > 1 and part < count)
+        return partial is not None and (part == WHOLE or part in partial.chunks)
 
     def serve(self, node: NodeId, now: Instant) -> Item | ItemOutline | ItemChunk | DontHave | None:
         """Return what a peer's line, which is free, carries next; None: nothing that waits for it is here yet."""
@@ -405,8 +400,8 @@ class Gossip:
         if peer is None:
             return None
         # The chunk that was given to fewest goes first, so more peers can pass it on.
-        large = sorted(islice(peer.large, LOOKED_AT), key=lambda place: self._given.get(place) or 0)
-        for place in (*islice(peer.small, LOOKED_AT), *large):
+        chunks = sorted(islice(peer.chunks, LOOKED_AT), key=lambda place: self._given.get(place) or 0)
+        for place in (*islice(peer.items, LOOKED_AT), *chunks):
             found = self._find(place)
             if found is None and self._store.fetch(place.item):
                 continue  # it comes from the shelf

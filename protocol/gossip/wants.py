@@ -49,11 +49,12 @@ _BySigner = dict[bytes, dict[ItemId, None]]
 
 
 class Took(Enum):
-    """The outcome of a chunk that came."""
+    """The outcome of a chunk, or an outline, that came."""
 
     TAKEN = "taken"
     LATE = "late"  # it was asked for, and is of no use any more
     UNASKED = "unasked"
+    NO_ROOM = "no room"
     FALSE = "false"
     MISSIZED = "missized"  # it is proven, and its signer stated another size: the item is wanted no more
 
@@ -181,15 +182,10 @@ class Wants:
             oldest = next(iter(self._wants.values()))
             self._forget(next((want for want in self._wants.values() if not want.was_asked), oldest))
 
-    def was_asked(self, item_id: ItemId, node: NodeId) -> bool:
-        """Tell whether `node` was asked for something of the item, and may answer yet."""
-        row = self._ledger.find(node, item_id)
-        return row is not None and row.due > 0
-
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
-        want = self._wants.get(item_id)
-        return (want is not None and want.asked_of is not None) or self.was_asked(item_id, node)
+        want, row = self._wants.get(item_id), self._ledger.find(node, item_id)
+        return (want is not None and want.asked_of is not None) or (row is not None and row.due > 0)
 
     def arrived(self, item_id: ItemId, node: NodeId, now: float) -> bool:
         """The item itself came from `node`; True if it answers a WANT, be that some time ago or of another peer."""
@@ -202,23 +198,22 @@ class Wants:
         row.note(Statement.GAVE_ALL)
         return is_asked
 
-    def late(self, item_id: ItemId, node: NodeId) -> None:
-        """An answer came that was asked for, and is of no use any more."""
-        self._ledger.row(node, item_id).due -= 1
-
-    def outlined(self, node: NodeId, outline: Outline, now: float) -> bool:
-        """The outline of an item came that we asked for; False if there is no room to fetch it."""
-        want, row = self._wants[outline.id], self._ledger.row(node, outline.id)
+    def outlined(self, node: NodeId, outline: Outline, now: float) -> Took:
+        row, want = self._ledger.find(node, outline.id), self._wants.get(outline.id)
+        if row is None or row.due == 0:
+            return Took.UNASKED
         row.due -= 1
         self._gave(node, row, LEAST_COST, now)
+        if want is None or outline.id in self._partials:
+            return Took.LATE
         if want.asked_of is not None:
             self._settle(want, want.asked_of, WHOLE)
         if not self._has_room(outline.header.size):
             row.until = now + self._patience
-            return False
+            return Took.NO_ROOM
         self._partials[outline.id] = Partial.begin(outline, now)
         self._partial_bytes += outline.header.size
-        return True
+        return Took.TAKEN
 
     def chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: float) -> Took:
         row, want, partial = self._ledger.find(node, chunk.id), self._wants.get(chunk.id), self._partials.get(chunk.id)

@@ -308,12 +308,14 @@ def test_what_is_asked_for_again_while_it_waits_waits_once_and_what_is_cancelled
     assert len(queued(core.handle(want(A, name(1)), at(0)))) == 1
 
 
-def test_nothing_large_holds_up_anything_small() -> None:
+def test_no_chunk_holds_up_an_item_or_an_outline() -> None:
+    large, outline = large_item()
     core = machine(A)
-    for number, size in ((1, LIMITS.push_bytes + 1), (2, 100), (3, 100)):
-        core.handle(Got(A, item(number, size)), at(0))
-    core.handle(want(A, name(1), name(2), name(3)), at(0))
-    assert [one.id for one in all_given(core, A, 0)] == [name(2), name(3), name(1)]
+    core.handle(Publish(large), at(0))
+    core.handle(Got(A, item(1)), at(0))
+    core.handle(want(A, large.id, chunks=(1,)), at(0))
+    core.handle(want(A, large.id, name(1)), at(0))
+    assert all_given(core, A, 0) == [ItemOutline(outline.head, outline.hashes), item(1), large.chunk(1)]
 
 
 def test_what_one_peer_may_wait_for_is_bounded_and_beyond_that_we_are_busy() -> None:

@@ -74,7 +74,7 @@ class Machine(Wants):
         for node in holders:
             self.have(node, item.entry, now)
         (asked,) = self.ask(now)
-        assert self.outlined(asked, outline, now)
+        assert self.outlined(asked, outline, now) is Took.TAKEN
 
 
 def machine(*peers: NodeId, seed: int = 1, capacity: int = 1 << 24) -> Machine:
@@ -446,7 +446,7 @@ def test_an_outline_that_comes_late_ends_the_wait_for_a_push() -> None:
     wants.check(now, bounded=False)
     wants.lack(A, [item.id])
     wants.have(B, item.entry._replace(size=100), now, delay=1.0)
-    assert wants.was_asked(item.id, A) and wants.outlined(A, outline, now)
+    assert wants.outlined(A, outline, now) is Took.TAKEN
     assert wants.ask(now + 1.0) == {} and sorted(wants.chunks(now + 1.0)[B]) == [0, 1]
 
 
@@ -484,7 +484,7 @@ def test_what_is_begun_has_a_bounded_room_and_what_stalls_gives_way() -> None:
     assert wants.partials == 1
     wants.check(STALL_S + 1.0, bounded=False)
     assert wants.ask(STALL_S + 1.0)[B] == [two.id]
-    assert wants.outlined(B, of_two, STALL_S + 1.0)
+    assert wants.outlined(B, of_two, STALL_S + 1.0) is Took.TAKEN
     assert wants.partials == 1 and one.id in wants and two.id in wants
     for index in range(4):
         wants.chunks(STALL_S + 2.0)
@@ -502,7 +502,7 @@ def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothi
         assert wants.check(second, bounded=False) == []
     cancel, want = said(wants.draw(now, EVERYTHING))
     assert cancel == (A, Cancel((WantedPart(one.id, tuple(asked)),))) and want == (A, Want((WantedPart(one.id),)))
-    assert wants.outlined(A, of_one, now)
+    assert wants.outlined(A, of_one, now) is Took.TAKEN
     wants.lost(A)
     assert len(wants) == 0
 
@@ -522,7 +522,7 @@ def test_partial_items_are_bounded_in_number() -> None:
     assert wants.ask(0.0) == {A: [item.id]}
     for number in range(LIMITS.max_partials):
         wants._partials[name(number)] = Partial.begin(outline, 0.0)
-    assert not wants.outlined(A, outline, 0.0)
+    assert wants.outlined(A, outline, 0.0) is Took.NO_ROOM
 
 
 def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
@@ -551,7 +551,7 @@ def test_what_is_fetched_in_chunks_is_not_asked_for_again_as_one_beside_the_othe
     wants = machine(A, B)
     wants.have(B, item.entry._replace(size=100), 0.0, is_beside=True)  # a hostile peer calls it small
     assert wants.ask(0.0, 0.0, EVERYTHING) == {B: [item.id]}
-    assert wants.outlined(B, outline, 0.0)
+    assert wants.outlined(B, outline, 0.0) is Took.TAKEN
     wants.have(A, item.entry, 0.0)
     assert wants.ask(0.1, EVERYTHING, EVERYTHING) == {}
 
