@@ -6,7 +6,7 @@
 To add a rule: write its file, which opens with its formula and its source and ends with a `RULE`. Give it a line above
 and in `RULES`, and its name to `SamplingConfig.rule` in node/config.py.
 
-Others were measured, were not ahead, and are gone: see docs/sharing.md.
+Others were measured and were not ahead: see docs/learning.md, "Staleness".
 """
 
 from collections.abc import Mapping
