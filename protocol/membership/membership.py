@@ -442,8 +442,8 @@ class Membership:
         actions += self.reachability.tick(self.directory.given, now)
         actions += self.directory.correct(self.reachability.reachable(self.directory.given), now)
         actions += self.directory.exchange(now)
-        if (node := self._dialing.replaceable(now)) is not None:
-            actions += self._leave(node, "rotated", now)
+        if (rotated := self._dialing.replaceable(now)) is not None:
+            actions += self._leave(rotated, "rotated", now)
         return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
