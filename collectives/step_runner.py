@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from collectives.agreement.views import OpId
-from collectives.errors import CALLED_OFF, BadArgument, InDoubt
+from collectives.errors import CALLED_OFF, BadArgument, DeadlineExceeded, InDoubt
 from collectives.operations import EndOfStep, Rendezvous
 from collectives.shared_state.state import SharedState
 from collectives.steps import Phase, Steps
@@ -75,7 +75,7 @@ class StepRunner(Generic[C]):
             if self._steps is None:
                 self._steps = Steps(state.revision if state is not None else 0)
             self._patience = timeout * PATIENCE
-            done = self._until_it_counts(comm, meet, self._steps, step, state, time.monotonic() + timeout)
+            done = self._until_it_counts(comm, meet, self._steps, step, state, timeout)
         finally:
             self._one_at_a_time.release()
         if state is not None:
@@ -83,8 +83,9 @@ class StepRunner(Generic[C]):
         return done
 
     def _until_it_counts(
-        self, comm: C, meet: Meet, steps: Steps, step: Callable[[C], T], state: SharedState | None, until: float
+        self, comm: C, meet: Meet, steps: Steps, step: Callable[[C], T], state: SharedState | None, timeout: float
     ) -> StepResult[T]:
+        until = time.monotonic() + timeout
         attempts = 0
         while True:
             try:
@@ -93,6 +94,8 @@ class StepRunner(Generic[C]):
                     return earlier
                 attempts += 1
                 value = step(comm)
+                if time.monotonic() >= until:
+                    raise DeadlineExceeded(f"the step came to its end after its time-out of {timeout:g} s: allow more")
                 steps.stepped()
                 return self._end(comm, meet, steps, value, attempts, until)
             except BaseException as error:

@@ -51,6 +51,8 @@ def questions(seed: int, step: int, rank: int) -> torch.Tensor:
 
 def work(options: argparse.Namespace) -> None:
     """Be one worker: train until the group has taken all steps."""
+    import torch._dynamo  # DDP imports it when it is first made, which takes seconds: do that before the first step
+
     torch.set_num_threads(1)
     seeds = [options.seed_address] if options.seed_address else []
     comm = Communicator.connect("ddp", seeds, secret=os.environ["DDP_SECRET"], timing=PATIENCE, timeout=LIMIT_S)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,17 @@ def test_a_step_in_which_one_member_loses_a_call_is_taken_again_by_all(reduction
             assert [(result.number, result.value.tolist()) for result in results] == [(number, [3.0] * 3)] * 3
             assert [result.attempts for result in results] == [3 - number] * 3
         assert time.monotonic() - began < LIMIT_S / 2  # nobody waited until a call's deadline
+
+
+def test_a_step_that_takes_longer_than_its_time_out_is_told_so_and_the_next_one_counts(monkeypatch):
+    passed = [0.0]
+    monkeypatch.setattr(
+        "collectives.step_runner.time", SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    )
+    with group(1) as (comm,):
+        with pytest.raises(DeadlineExceeded, match="came to its end after its time-out of 30 s: allow more"):
+            comm.run(lambda _: passed.append(100.0), timeout=LIMIT_S)
+        assert comm.run(summed).number == 1
 
 
 def test_one_that_raises_comes_back_in_step():
