@@ -8,7 +8,7 @@ Rules
     already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
  3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
     so the overlay stays random, and a node that hostile peers surround finds others. Of more links than there is
-    room for, as a small swarm grows, one ends each `SHED_S` from then on.
+    room for, as a small swarm grows, one ends each `SHED_S` from then on, a caller's where callers have too many.
  4. Feelers (Bitcoin Core's word; Heilman and others 2015, section 8): now and then one more call, however many links
     there are, to a seed or a node that lapsed (see `address_book`), of those whom we do not see. For two halves of a
     swarm that are apart for longer than a record lives know nobody of each other any more. A node that answers tells
@@ -104,6 +104,8 @@ class Dialing:
             return None
         is_crowded = self._links.is_crowded
         self._next_rotation = now.steady + (SHED_S if is_crowded else self._interval) * self._rng.uniform(0.75, 1.25)
+        if is_crowded and (caller := self._links.surplus_caller) is not None:
+            return caller
         peers = self._links.peers
         chosen = [node for node, peer in peers.items() if peer.link.dialled]
         if not chosen or len(peers) < self._links.target:

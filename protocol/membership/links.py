@@ -198,6 +198,12 @@ class Links:
         return self._overlay > self.room
 
     @property
+    def surplus_caller(self) -> NodeId | None:
+        """The last caller, where callers have more than their places, as once a swarm has grown. Rule 3."""
+        callers = [node for node, peer in self.peers.items() if peer.is_caller]
+        return callers[-1] if len(callers) > self.room - self._reserve else None
+
+    @property
     def is_full(self) -> bool:
         return self._overlay >= self._limits.max_peers
 

@@ -587,6 +587,28 @@ def test_of_a_swarm_that_outgrows_its_links_chosen_ones_end_one_after_the_other(
     assert {identity.node_id for identity in OTHERS[8:16]} <= set(core.peers)  # the callers stay
 
 
+def test_callers_that_came_to_a_small_swarm_do_not_keep_a_grown_one_from_choosing_its_links() -> None:
+    """A node that shed only links of its own choice dialled others at once, which made it shed again, without end."""
+    core = machine()
+    for identity in OTHERS[:11]:
+        join(core, identity)
+    for identity in OTHERS[11:]:
+        core.book.add(record(identity))
+    dialled, now = list[Dial](), 0.0
+    while now < LAN.rotate_interval + 10 * SHED_S:
+        now += TICK_S
+        for node in core.peers:
+            core.heard(node, at(now))
+        dials = [action for action in core.handle(Tick(), at(now)) if isinstance(action, Dial)]
+        for dial in dials:
+            identity = next(one for one in OTHERS if one.curve_key == dial.address.key)
+            core.handle(Opened(Link(identity.curve_key, True)), at(now))
+            core.handle(hello(identity, dialled=True), at(now))
+        dialled += dials
+    chosen = [peer.link.dialled for peer in core.links.peers.values()]
+    assert len(chosen) <= 12 and sum(chosen) >= 4 and len(dialled) <= 8
+
+
 def test_a_dead_node_that_nobody_can_dial_is_forgotten_and_one_that_can_be_dialled_is_tried_again() -> None:
     core = machine()
     core.handle(hello(LOW, dialled=False, dialable=False), at(0))
