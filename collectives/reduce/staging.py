@@ -149,7 +149,8 @@ def queued(tensors: Any) -> Wait:
 
 def devices_of(tensors: Any) -> list[Any]:
     """Return the devices of CUDA of these tensors."""
-    if not torch.cuda.is_initialized():  # then no tensor is on one, and the look at each costs a tenth of a small call
+    # Before that no tensor is on one, and to look at each is a tenth of what a small call costs.
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return []
     return sorted({tensor.device for tensor in _each(tensors) if tensor.is_cuda}, key=str)
 
