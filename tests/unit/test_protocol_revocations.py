@@ -362,6 +362,9 @@ def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revo
     item = Item(header_of(frame).item_id, EVIL.node_id, NOW.unix, NO_TOPIC, frame, hashes)
     hear(Kind.HELLO, Hello(record(MEMBER).encoded).encode())
     hear(Kind.HAVE, Have((item.entry,)).encode())
+    due = NOW._replace(steady=NOW.steady + core.wait(NOW))
+    asked = [opened(a.frame).kind for a in core.handle(Tick(), due) if isinstance(a, SendFrame)]
+    assert Kind.WANT in asked
     hear(Kind.OUTLINE, item.outline.encode())
     core.handle(Revoked(signed(*revoked).encoded), NOW)
     came = [action for index in (0, 1) for action in hear(Kind.CHUNK, item.chunk(index).encode())]
