@@ -429,7 +429,9 @@ class Gossip:
         """Give what waited for the shelf, and deliver it if our own node waits for it."""
         self._store.fetched(item_id, frame)
         brought = [action for one in list(self._to_bring) for action in self._bring(one)]
-        return brought + [Serve(node) for node, peer in self._peers.items() if peer.waiting]
+        # By lot: the first that is told so has the room that there is to bring more.
+        waiting = [node for node, peer in self._peers.items() if peer.waiting]
+        return brought + [Serve(node) for node in self._rng.sample(waiting, len(waiting))]
 
     def _bring(self, item_id: ItemId) -> list[GossipAction]:
         self._to_bring.discard(item_id)

@@ -534,6 +534,25 @@ def test_the_node_is_brought_what_came_before_it_had_room_from_memory_or_from_th
     assert core.size(name(3)) == 0 and core.handle(Bring(name(3)), at(1)) == []
 
 
+def test_who_asks_for_much_of_what_is_on_the_shelf_does_not_keep_it_from_others() -> None:
+    """The peer that had come first was always the first to be brought something, whatever others waited for."""
+    shelf, limits = Shelf(), Limits(held_bytes=9000, max_coming_bytes=5000)
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
+    for peer in (A, B):
+        core.handle(PeerUp(peer), at(0))
+        core.handle(Heard(peer, Interest(None, announce_only=True)), at(0))
+    for number in range(60):
+        core.handle(Publish(item(number, 5000, ME)), at(0))
+    actions = core.handle(want(A, *map(name, range(50))), at(0)) + core.handle(want(B, name(50)), at(0))
+    given = list[NodeId]()
+    while B not in given:
+        for node in queued(actions):
+            given += [node for _ in all_given(core, node, 1)]
+        brought = shelf.asked[-1]
+        actions = core.handle(Fetched(brought, shelf.frames[brought]), at(1))
+    assert len(given) < 10
+
+
 def test_an_item_that_the_shelf_lost_is_held_no_more_and_a_full_shelf_is_none() -> None:
     held = store(100, 1000, Shelf())
     held.add(item(1), at(0))
