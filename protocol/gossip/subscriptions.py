@@ -6,7 +6,7 @@ cost would grow with the swarm; its sampler, though, uses so many items a round 
 Rules
  1. Topics. A node asks for the topics it subscribed to and is not told of others.
  2. Demand. It takes `demand` items a second on average: a token bucket, from which each item that comes takes one.
-    What was asked for and has not come counts as taken meanwhile. What the node wants above that is forgotten
+    What was asked for just now and has not come counts as taken meanwhile. What the node wants above that is forgotten
     after a while, and that is nobody's offence. Peers announce what they hold, so a node that
     has k links to others of the same demand hears of k x demand ids a second at most, however
     large the swarm.

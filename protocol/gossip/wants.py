@@ -17,13 +17,13 @@ Rules
     Each draw looks at `max_looks` wants at most: announcements are free.
  6. Items that the node wants beside the others have a lot and an allowance of their own, beside their part in this one.
  7. Where the demand has a bound, what it did not reach in `UNASKED_S` is forgotten: fresher items replace it.
- 8. Partial items have `held_bytes`, by what their signers say of their sizes, and `max_partials` places. While half of
-    either is taken, one that got nothing for `STALL_S` gives way: its chunks are dropped, and it is wanted as if
-    nothing of it had come.
+ 8. Partial items have `held_bytes`, by what their signers say of their sizes, and `max_partials` places. Where another
+    has no room, the one that got nothing for longest gives way, if that is `STALL_S`: its chunks are dropped, and it is
+    wanted as if nothing of it had come.
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -67,6 +67,7 @@ class _Wanted:
     is_beside: bool
     holders: dict[NodeId, LedgerRow] = field(default_factory=dict)
     asked_of: NodeId | None = None  # for the whole, or the outline
+    asked_at: float = 0.0
     asked_beside: bool = False  # by the lot of what is wanted beside the others
     was_asked: bool = False
 
@@ -120,8 +121,8 @@ class Wants:
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
+        self._lacks_room = False  # for another
         self._holders: dict[NodeId, _Holder] = {}
-        self._in_flight = {True: 0, False: 0}  # items that were asked for as a whole, by `asked_beside`
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self.partial: Callable[[ItemId], Partial | None] = self._partials.get
 
@@ -294,9 +295,10 @@ class Wants:
         for want in list(takewhile(lambda want: want.since + first <= now, self._wants.values())):
             if want.since + life <= now or not want.was_asked:
                 self._forget(want)
-        for item_id, partial in list(self._partials.items()):
-            if partial.touched + STALL_S <= now and not self._has_room(self._limits.held_bytes // 2, 2):
-                self._let_go(self._wants[item_id])
+        if self._lacks_room and self._partials:
+            stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
+            if self._partials[stalled].touched + STALL_S <= now:
+                self._let_go(self._wants[stalled])
         return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, now)]
 
     def _expect_no_more(self, node: NodeId, holder: _Holder, now: float) -> bool:
@@ -319,13 +321,19 @@ class Wants:
     def draw(self, now: float, allowance: float, beside: float = 0.0) -> list[Send]:
         """Cancel what need not be given any more; ask for some of what holders offer, by lot.
 
-        At most `allowance` items are on their way then, and beside them `beside` of those that have a lot of their own.
+        At most `allowance` items that were asked for within `patience` are on their way then, and beside them `beside`
+        of those that have a lot of their own. Were those counted that a holder says it is busy with, one could stop us.
         """
         sends = [send for node in list(self._cancels) for send in self._take_cancels(node)]
         asks: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         free = [holder for holder in self._holders.values() if holder.has_room()]
+        self._lacks_room = False
+        wants = (self._wants[item_id] for holder in self._holders.values() for item_id in holder.asked)
+        under_way = Counter(
+            want.asked_beside for want in wants if want.asked_of is not None and now < want.asked_at + self._patience
+        )
         for is_beside, most in ((True, beside), (False, allowance)):
-            room = most - self._in_flight[is_beside]
+            room = most - under_way[is_beside]
             lots = [holder.beside if is_beside else holder.everything for holder in free] if room >= 1 else []
             for item_id in self._look([lot for lot in lots if lot]):
                 want = self._wants[item_id]
@@ -396,10 +404,12 @@ class Wants:
             mask = mask & ~row.parts or mask
         return self._rng.choice([index for index in range(mask.bit_length()) if mask >> index & 1])
 
-    def _has_room(self, size: int, places: int = 1) -> bool:
-        """Tell whether so many bytes, and as many items, can be begun."""
+    def _has_room(self, size: int) -> bool:
+        """Tell whether an item of so many bytes can be begun; if not, one may give way to it at the next `check`."""
         limits = self._limits
-        return self._partial_bytes + size <= limits.held_bytes and places * len(self._partials) < limits.max_partials
+        is_room = self._partial_bytes + size <= limits.held_bytes and len(self._partials) < limits.max_partials
+        self._lacks_room = self._lacks_room or not is_room
+        return is_room
 
     # The life of a want
 
@@ -412,8 +422,7 @@ class Wants:
         row.since = now
         want.was_asked = True
         if part == WHOLE:
-            want.asked_of = node
-            self._in_flight[want.asked_beside] += 1
+            want.asked_of, want.asked_at = node, now
         else:
             self._partials[want.entry.id].ask(part, node)
 
@@ -426,7 +435,6 @@ class Wants:
             del holder.asked[want.entry.id]
         if part == WHOLE:
             want.asked_of = None
-            self._in_flight[want.asked_beside] -= 1
         else:
             self._partials[want.entry.id].unask(part)
 

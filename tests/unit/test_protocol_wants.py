@@ -121,6 +121,19 @@ def test_no_more_than_the_allowance_is_asked_for() -> None:
     assert len(wants) == 90
 
 
+def test_a_holder_that_is_always_busy_does_not_take_the_allowance_for_good() -> None:
+    """One peer that made up 32 items and said that it was busy kept a node from asking anybody for anything."""
+    wants = machine()
+    for number in range(200):
+        wants.have(A, entry(number), 0.0)
+    assert {node: len(asked) for node, asked in wants.ask(0.0, 10).items()} == {A: 10}
+    for number in range(200, 400):
+        wants.have(B, entry(number), 0.0)
+    wants.busy(A, (), wants.patience / 2)
+    assert wants.ask(wants.patience / 2, 10) == {}
+    assert {node: len(asked) for node, asked in wants.ask(wants.patience, 10).items()} == {A: 5, B: 5}
+
+
 def test_signers_take_turns_whatever_they_publish() -> None:
     counts: Counter[bool] = Counter()
     for seed in range(20):
@@ -493,24 +506,30 @@ def test_what_is_begun_has_a_bounded_room_and_what_stalls_gives_way() -> None:
 
 
 def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothing_had_come() -> None:
-    one, of_one = large(4, seed=1)
+    (one, of_one), (two, _) = large(4, seed=1), large(4, seed=2)
     wants = machine(A, B, capacity=6 * CHUNK_BYTES)
     wants.begin(one, of_one, A)
     asked, now = wants.chunks(0.0)[A], STALL_S
+    wants.have(B, two.entry, 0.0)
+    assert wants.ask(0.0) == {}
     for second in range(int(now) + 1):
         wants.busy(A, (), second)
         assert wants.check(second, bounded=False) == []
-    cancel, want = said(wants.draw(now, EVERYTHING))
-    assert cancel == (A, Cancel((WantedPart(one.id, tuple(asked)),))) and want == (A, Want((WantedPart(one.id),)))
+    cancel, *asks = said(wants.draw(now, EVERYTHING))
+    assert cancel == (A, Cancel((WantedPart(one.id, tuple(asked)),)))
+    assert dict(asks) == {A: Want((WantedPart(one.id),)), B: Want((WantedPart(two.id),))}
     assert wants.outlined(A, of_one, now) is Took.TAKEN
     wants.lost(A)
-    assert len(wants) == 0
+    assert one.id not in wants and wants.partials == 0
 
 
-def test_where_half_of_the_room_is_free_nothing_gives_way() -> None:
-    item, outline = large(2)
-    wants = machine(A, capacity=8 * CHUNK_BYTES)
+def test_what_stalls_gives_way_to_nothing_where_nothing_else_lacks_room() -> None:
+    """Twelve items of 2 MB took four times as long on a line of 1 Mbit/s, which is busy with one for over 10 s."""
+    item, outline = large(4)
+    wants = machine(A, B, capacity=5 * CHUNK_BYTES)
     wants.begin(item, outline, A)
+    wants.have(B, entry(1), 0.0)
+    assert wants.ask(10 * STALL_S) == {B: [name(1)]}
     wants.check(10 * STALL_S, bounded=False)
     assert wants.partials == 1
 
