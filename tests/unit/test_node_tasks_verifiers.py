@@ -11,7 +11,6 @@ import pytest
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.processes.confinement import unconfinable
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.swarm.founding import adopt_tasks
@@ -98,7 +97,6 @@ def test_a_reward_that_fails_is_unscorable_and_gets_no_network(sums: VerifiersTa
     assert sums.verify(item, str(2 * int(item.question.split("+")[0]))) == 1.0
 
 
-@pytest.mark.skipif(bool(unconfinable()), reason=unconfinable())
 def test_a_reward_writes_no_file_and_what_it_starts_gets_no_network(sums: VerifiersTask, tmp_path: Path) -> None:
     item = sums.make(1)
     assert [sums.verify(item, text) for text in ("program", f"write {tmp_path / 'file'}")] == [None, None]
