@@ -59,17 +59,15 @@ class AwakeClock:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of a node, on memory, bandwidth or patience: each of those in gossip, limits and membership is here.
+    """The bounds of a node, on memory, bandwidth or patience.
 
-    The defaults are far above what an honest node sends (8 nodes x 16 groups of 10 kB a second,
-    all relayed over one link, are 128 messages and 1.3 MB a second) and exist to stop a broken
-    or hostile one, whom nobody knows.
+    The defaults exist to stop a broken or hostile node. They are far above what an honest one sends: 8 nodes that
+    publish 16 groups of 10 kB a second each, all relayed over one link, are 128 messages and 1.3 MB a second.
     """
 
-    # Live links: in a swarm that fits into so many a node is linked with everybody, and in a larger one it has at
-    # most three quarters as many, or 8. A random overlay of degree 8 stays whole when 30 % of its nodes die at once,
-    # and has a diameter of about log(n)/log(7): 5 at 10,000. A node looks for one more, and the rest is room for those
-    # who dial.
+    # Live links. In a swarm that fits into so many, a node is linked with everybody. In a larger one it has at most
+    # three quarters as many (12), dials until it has 9, and leaves the rest to callers. A random overlay of degree 8
+    # stays whole when 30 % of its nodes die at once. Its diameter is about log(n)/log(7): 5 at 10,000.
     max_peers: int = 16
     # Beside those, nodes that nobody can dial and that dialled us: one costs two descriptors, some 50 kB in libzmq, and
     # what is announced to it. Where 5 % of the nodes can be dialled, each has 19 others to serve, in eight places each.
@@ -89,9 +87,9 @@ class Limits:
     # 32 completions of 16 thousand tokens are some 2 MiB of text; eight times that is in nobody's way, as chunks.
     max_item_bytes: int = 16 * MIB
 
-    # Four times the traffic above in messages: at 0.2 ms each they cost a tenth of a core, twice
-    # that with a reply to each. In bytes, enough to answer a newcomer's pulls of 1 MiB items. The
-    # bursts cover a peer that was blocked for 8 s.
+    # What one peer may send. In messages, four times the traffic above: at 0.2 ms each they cost a tenth of a core,
+    # twice that with a reply to each. In bytes, enough for a newcomer that pulls 1 MiB items. The bursts cover a peer
+    # that was blocked for 8 s.
     messages_per_second: float = 500.0
     messages_burst: float = 4000.0
     bytes_per_second: float = 64.0 * MIB
@@ -113,8 +111,8 @@ class Limits:
     prefix_messages_burst: float = 16000.0
     prefix_bytes_per_second: float = 256.0 * MIB
     prefix_bytes_burst: float = 2048.0 * MIB
-    # Received and not yet read, over all connections: half as much again as 16 links bring at
-    # the most of 8 MiB each that we asked them for. The socket queues are bounded in messages only.
+    # Received and not yet read, over all connections: what 192 links bring of a full window (`max_window_bytes`) each.
+    # The socket queues are bounded in messages only.
     max_backlog_bytes: int = 192 * MIB
 
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
@@ -140,14 +138,14 @@ class Limits:
     # a few times, and is slower on a slow line or while it loads a model.
     hello_s: float = 10.0
     unanswered_bytes: int = 1 << 18
-    # Received, and no message: the CURVE handshake (about 700 bytes) and heartbeats (about 40 bytes, every 5 s from
-    # each end, forgiven whenever a message follows): a day of silence.
+    # Bytes that came beside whole messages: the CURVE handshake (about 700), another implementation's heartbeats, and
+    # the beginning of a message. Each message that follows clears the count.
     slack_bytes: int = 1 << 20
 
     # Bytes of our own that wait for one link: announcements and records of minutes. A peer that takes none for so long
     # is gone. All 272 live links that there may be by default have 68 MiB.
     control_bytes: int = 256 << 10
-    max_idle_links: int = 256  # without frames, whose share of the line is remembered
+
     upload_burst_s: float = 0.25  # of the upload limit: what a line's own buffers hold
     upload_debt_s: float = 1.0  # that our own messages may run up
 

@@ -113,9 +113,9 @@ from protocol.wire.messages import (
 )
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
-QUEUE_FULL = "queue_full"  # as which a transport tells that something said had no room
+QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
 MAX_LINKS = 1024  # of which something is remembered
-# A manifest has up to 64 KiB. A node that lacks it asks once whenever a peer comes up.
+# A manifest has up to 32 KiB. A node that lacks it asks whenever a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # lines in our log about peers of other versions: keys, and so such peers, are free
 
@@ -302,9 +302,10 @@ class Core:
         return self.membership.links.is_parting(link) or link in self._ended
 
     def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Tell whether bytes that claim to be this item are one that we have or decline, and counted as such.
+        """Tell whether we have the item that these bytes claim to be; then count a duplicate, unchecked.
 
-        Only items that passed every check are remembered, so what claims to be one needs none.
+        Raises:
+            MessageError: we decline the item, or the same peer sent it before.
         """
         if self.gossip.signer(item) is None:
             if self.gossip.declines(node, item, now):

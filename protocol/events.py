@@ -4,7 +4,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 
     transport --> NetworkEvent --> core --> MembershipEvent --> membership --> MembershipAction --+
     owner ------> Offer, ... ----> core --> GossipEvent ------> gossip ------> GossipAction ------+
-    transport <-- CoreAction <------------------------- core seals what they `Send` -------------+
+    transport <-- CoreAction <------------------------- core makes frames of what they `Send` ----+
 """
 
 from collections.abc import Iterable
@@ -180,7 +180,7 @@ class Stored:
 
 @value
 class Message:
-    """An authentic control message that came over `link`, signed by `sender`."""
+    """A message about peers that came over `link`. CURVE proved that `sender` said it; a hello is signed as well."""
 
     link: Link
     sender: NodeId
@@ -231,11 +231,6 @@ class Item:
     topic: bytes
     frame: bytes
     hashes: bytes = b""
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it has more than one chunk."""
-        return len(self.frame) > HEAD_BYTES + CHUNK_BYTES
 
     @property
     def outline(self) -> ItemOutline:
@@ -391,7 +386,7 @@ class Serve:
 
 @value
 class SendFrame:
-    """Send a sealed frame on a link."""
+    """Send a frame on a link."""
 
     link: Link
     frame: bytes
@@ -430,7 +425,7 @@ class OtherVersion:
 
 @value
 class Blame:
-    """A peer did what has a price (see `limits.PENALTIES`), or only a name to be counted by."""
+    """A peer did what is counted as `reason`; it pays if that has a price (see `peer_scores.PENALTIES`)."""
 
     node: NodeId
     reason: str

@@ -42,10 +42,6 @@ class Recent(Generic[K, V]):
         """Return all entries, the one that was set longest ago first."""
         return list(self._entries.values())
 
-    def items(self) -> list[tuple[K, V]]:
-        """Return all entries with their keys, the one that was set longest ago first."""
-        return list(self._entries.items())
-
     def pop(self, key: K) -> V | None:
         """Forget an entry and return it, or None."""
         return self._entries.pop(key, None)

@@ -1,23 +1,24 @@
-"""Membership of a swarm with an allowlist: grants that the founder signed, and their check.
+"""Membership of a swarm with an allowlist: grants that an owner signed, and their check.
 
-A grant is part of its holder's record, so every node can check it without asking anybody.
+The owners are the founder and those to whom the swarm was handed over (see `revocations`). A grant is part of its
+holder's record, so every node can check it without asking anybody.
 
     pass    MessagePack [1, [expiry in ms, signature]]
-            the founder's signature over: domain | swarm (16) | node id (20) | expiry (8)
+            the owner's signature over: domain | swarm (16) | node id (20) | expiry (8)
     ticket  MessagePack [2, [invite key (32), uses, expiry in ms, signature, number, signature by the invite key]]
-            the founder's signature, the certificate: domain | swarm | invite key | uses (4) | expiry (8)
+            the owner's signature, the certificate: domain | swarm | invite key | uses (4) | expiry (8)
             the invite key's signature: domain | swarm | number (4) | holder's public key (32)
 
-A pass is for one node. An invite for several holds the invite key's private half and its
-certificate; whoever has it writes a ticket with a number below `uses` for the own public key.
-Neither is of use under another key. Both end at their expiry, and the membership with them.
+A pass is for one node. An invite for several nodes holds the invite key's private half and its certificate. A node that
+has the invite writes a ticket for its own public key, with a number below `uses`. Neither is of use under another key.
+The membership ends when the pass or ticket expires.
 
-A number belongs to the node that was seen with it first. No node sees everything first: when two
-use one number in different parts of a swarm, each part keeps its own until the ticket expires.
-So N uses admit at most N nodes at any one node, and could admit more in the swarm as a whole.
+A number belongs to the node that was seen with it first. If two nodes use one number in different parts of a swarm,
+each part keeps the one that it saw first, until the ticket expires. So at any one node N uses admit at most N nodes;
+in the swarm as a whole they could admit more.
 
-A use lives as long as its ticket and longer than this process: it is on disk before its holder is
-admitted. This machine does no I/O, so a use goes through
+A use lives as long as its ticket, and longer than this process: it is on disk before its holder is admitted. This
+machine does no I/O, so a use goes through
 
     (none)     a genuine ticket, whose number is free    -- `admits` -->  NOT KEPT, handed out by `take_fresh`
     NOT KEPT   `admits` says `NOT_KEPT`: not yet         -- `kept` -->    KEPT
@@ -39,7 +40,7 @@ from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import SWARM_BYTES
 
-# The answers of a `Gatekeeper`; the last one means that more uses are in force than it remembers.
+# Why a `Gatekeeper` admits a node not. `too_many_uses`: more uses are in force than it can remember.
 REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses", "revoked", "invite_revoked"})
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each
@@ -65,7 +66,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The founder's word that the holder of `key`'s private half may admit `uses` nodes."""
+    """An owner's word that the holder of `key`'s private half may admit `uses` nodes."""
 
     key: bytes
     uses: int
@@ -98,7 +99,7 @@ class Use(NamedTuple):
 
 
 def make_pass(founder: Identity, swarm: bytes, node: NodeId, expiry_ms: int) -> Pass:
-    """Sign a pass for `node`; only the founder's signature is of any use."""
+    """Sign a pass for `node`. `founder` is an owner of the swarm: no other signature counts."""
     return Pass(expiry_ms, founder.sign(_pass_text(swarm, node, expiry_ms)))
 
 

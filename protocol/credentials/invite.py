@@ -44,7 +44,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class SharedInvite:
-    """An invite for several uses: its private seed (32 bytes), and the founder's certificate of its public key."""
+    """An invite for several uses: its private seed (32 bytes), and an owner's certificate of its public key."""
 
     secret: bytes
     certificate: Certificate

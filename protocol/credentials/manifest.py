@@ -91,8 +91,8 @@ DEFAULT_SPLIT = ManifestSplit()
 class SwarmManifest:
     """The manifest; `encoded` holds the exact bytes that its hash and the swarm's id are made from.
 
-    `allowed` lists the nodes that an allowlist swarm admits without a grant. The founder,
-    who signed, is always admitted.
+    `allowed` lists the nodes that a swarm with an allowlist admits without a grant. The founder, who signed, needs no
+    place in it.
     """
 
     founder_key: bytes

@@ -4,8 +4,8 @@
     payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms, grant,
                            [[service's name, endpoint], ...]]
 
-The incarnation is the time of the node's start in ms, times 2^16, plus the number of times
-that it signed another since, as it moved: a larger start is a restart.
+The incarnation is the time of the node's start in ms, times 2^16, plus the number of records that it signed since.
+A record with a later start comes from a restarted node.
 
 An endpoint becomes a ZeroMQ connect string, so its grammar is checked here and is
 narrower than ZeroMQ's: TCP only, one host, one port, no source address, no wildcard.
@@ -138,9 +138,8 @@ class Service:
 class PeerRecord:
     """A node's signed statement about itself; `encoded` holds the exact bytes to pass on.
 
-    `incarnation` grows with every start of the node and every move, `expiry_ms` with
-    every renewal. No endpoint means that nobody can dial the node. `grant` is what admits it
-    to a swarm that is not open. `services` are what else it runs.
+    `incarnation` grows with every start of the node and every new record. Without an endpoint, nobody can dial the
+    node. `grant` is what admits it to a swarm that is not open. `services` are what else it runs.
     """
 
     public_key: bytes
@@ -168,11 +167,6 @@ class PeerRecord:
     def addresses(self) -> tuple[Address, ...]:
         """Where to dial the node."""
         return tuple(Address(endpoint, self.curve_key) for endpoint in self.endpoints)
-
-    @property
-    def address(self) -> Address | None:
-        """Where to dial the node, if anybody can."""
-        return self.addresses[0] if self.addresses else None
 
     @cached_property
     def nearest(self) -> Scope:

@@ -1,7 +1,7 @@
 """Revocation list (as a CRL, RFC 5280) of a swarm: what its owner has taken back, and to whom it was handed over.
 
     list     = public key (32) | signature (64) | payload
-    payload  = MessagePack [1, swarm id (16), sequence, [handover, ...], ids, joined]
+    payload  = MessagePack [1, swarm id (16), sequence, [handover, ...], ids (20 each, joined)]
     handover = [next owner's public key (32), signature (64) of the owner before it]
                over: domain | swarm (16) | place in the chain (4) | next owner's public key
 

@@ -17,10 +17,10 @@ came out in whole messages. libzmq holds the difference. The rules, in the order
                                                                 or of those that we did not: each count apart
     libzmq holds too much of all together                    -> "backlog": the heaviest
 
-The driver measures every connection (`measure`), then reads the sockets (`took`, `drained`), then asks (`review`). In
-that order a message that was complete when we measured has been delivered when we judge, however slow the machine is.
-A cut connection stays in the table until its end was seen (`gone`) and once more until the next review: frames of it
-may still be queued, and are not delivered.
+The transport measures every connection (`measure`), then reads the sockets (`took`, `drained`), then asks for a verdict
+(`review`). In that order, a message that was complete at the measurement has been read at the verdict, however slow the
+machine is. A connection that was cut stays in the table until its end was seen (`gone`), and then until the next
+review: frames of it may still be queued, and are not delivered.
 """
 
 from collections import defaultdict
@@ -263,7 +263,7 @@ class Connections:
         if connection.drained and connection.held > MAX_WIRE_FRAME_BYTES + limits.slack_bytes:
             return "endless_message"
         if connection.drained and connection.heard and connection.held <= limits.slack_bytes:
-            connection.delivered += connection.held  # heartbeats, or the beginning of a next message
+            connection.delivered += connection.held  # a handshake, a heartbeat, or the beginning of a next message
             connection.heard = False
         return ""
 

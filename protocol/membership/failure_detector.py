@@ -8,15 +8,14 @@
       | silent for the suspicion time
     (dead)   dropped by us
 
-The time during which we were not run ourselves is nobody's silence: `now` stands still in it (see
-`protocol.config.AwakeClock`).
+While this process does not run, `now` stands still (see `protocol.config.AwakeClock`): nobody is silent in that time.
 
-Left out: SWIM's ping-req, which asks others to probe the subject, and its rumours, which tell them. A node has a link
-to 12 of its swarm, so beyond some tens of nodes hardly anybody who could be asked or told has one to the subject
-(docs/results/protocol.md has the figures); a link's own connection and heartbeats tell more than a stranger can, and
-who has no link finds out when it dials. The question would be open again if links were chosen so that neighbours share
-neighbours. Left out, too: Lifeguard's local health, which makes a node more patient while it hears nobody at all. The
-suspicion time is several times as long as the probes that it would lengthen, and to be dropped costs a handshake.
+Left out: SWIM's ping-req, which asks others to probe the subject, and its rumours, which tell them. A node has links to
+12 others, so beyond some tens of nodes hardly any of its peers has a link to the subject (docs/results/protocol.md has
+the figures). A link's own connection tells more than a stranger can, and a node without a link finds out when it dials.
+This would change if links were chosen so that neighbours share neighbours. Left out, too: Lifeguard's local health,
+which makes a node more patient while it hears nobody. The suspicion time is already several times as long as the
+probes, and a node that is dropped by mistake loses one handshake.
 """
 
 import random

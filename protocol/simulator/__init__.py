@@ -1,12 +1,12 @@
 """The cores that the host runs, by the hundred or ten thousand, under a seed and a virtual clock.
 
-simulation    the driver: nodes, their timers, the virtual clock     trial        one swarm, and what is measured of it
+simulation    many nodes, their timers, the virtual clock            trial        one swarm, and what is measured of it
 scenarios     what can happen, and what must hold nevertheless       overlay      the graph of live links
 adversaries   hostile cores, and keys that cost nothing              __main__     `python -m protocol.simulator`
 matrices      does everything arrive, does everybody get in
 
 A new scenario is a function of a trial and an entry of `scenarios.SCENARIOS`; a new adversary is a core and a place in
-`Trial._assign_hostile`; a new size, line or crowd is a row of `matrices`.
+`SwarmTrial._assign_hostile`; a new size, line or crowd is a row of `matrices`.
 """
 
 from protocol.simulator.adversaries import SimulatedIdentity

@@ -78,7 +78,7 @@ class Simulation:
         self.timing = timing
         self.limits = limits or Limits()
         self.network = MemoryNetwork(conditions or Conditions(), random.Random(self._rng.getrandbits(64)), self._sent)
-        self.frames_sent: Counter[int] = Counter()  # by the envelope's kind
+        self.frames_sent: Counter[int] = Counter()  # by the frame's kind
         self.bytes_sent: Counter[int] = Counter()
         self.nodes: dict[int, SimulatedNode] = {}
         self.seeds: tuple[Address, ...] = ()

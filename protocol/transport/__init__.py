@@ -29,9 +29,9 @@ class Transport(Protocol):
     """A network as seen from one node. All methods but `wake` belong to one thread."""
 
     def dial(self, address: Address, scope: Scope = Scope.LOOPBACK) -> None:
-        """Begin to open a link to `address`; `Opened` follows, or nothing. Dialling twice is dialling once.
+        """Begin to open a link to `address`; `Opened` follows, or `Closed`, or nothing. To dial twice is to dial once.
 
-        A host name is dialled at those of its addresses that are at least of `scope`: a name can mean anything.
+        Of a host name, only addresses that are at least of `scope` are dialled: a name can mean anything.
         """
         ...
 

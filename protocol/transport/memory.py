@@ -118,7 +118,7 @@ class MemoryNetwork:
         return transport if transport is not None and transport.key == address.key else None
 
     def split(self, cut: NetworkCut) -> None:
-        """Begin a partition: connections across it close once their heartbeats time out."""
+        """Begin a partition: connections across it close after `KEEPALIVE_S`."""
         self._cut = cut
         self.after(KEEPALIVE_S, lambda: self._close_across(cut))
 

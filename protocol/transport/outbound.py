@@ -1,7 +1,7 @@
 """The DEALERs with which we dial, one a peer. A broken one is closed; when to dial again is membership's decision.
 
-A host name is resolved first (see `resolver`). Of its addresses one is tried after the other
-until one answers, in the order the system prefers (RFC 6724).
+A host name is resolved first (see `addresses.Resolver`). Its addresses are tried one after the other until one answers,
+in the order that the system prefers (RFC 6724).
 """
 
 import time

@@ -1,7 +1,7 @@
 """MessagePack under limits: arrays, integers, text and bytes, and nothing else.
 
-A peer's bytes are unpacked with every length bounded beforehand. Maps, floats' NaN,
-extension types and time stamps have no use here and are refused.
+Every length is bounded before a peer's bytes are unpacked. Maps and extension types, time stamps among them, are
+refused.
 """
 
 from collections.abc import Callable

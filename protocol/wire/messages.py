@@ -46,7 +46,7 @@ NO_HINT = bytes(HINT_BYTES)
 
 
 class Body(Protocol):
-    """The base of every message below: the kind of its envelope, and the body's bytes."""
+    """The base of every message below: the kind that its frame names, and the body's bytes."""
 
     kind: ClassVar[Kind]
 

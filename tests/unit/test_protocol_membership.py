@@ -83,9 +83,7 @@ def at_host(identity: Identity, host: str) -> PeerRecord:
 
 
 def address(identity: Identity) -> Address:
-    made = record(identity).address
-    assert made is not None
-    return made
+    return record(identity).addresses[0]
 
 
 def machine(*seeds: Identity, limits: Limits | None = None, chance: int = 1) -> Membership:

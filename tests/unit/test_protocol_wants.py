@@ -546,7 +546,7 @@ def test_partial_items_are_bounded_in_number() -> None:
 
 def test_an_item_has_as_many_chunks_as_its_size_says() -> None:
     item, outline = large(4)
-    assert item.is_large and chunk_count(len(item.frame) - HEAD_BYTES) == 4
+    assert chunk_count(len(item.frame) - HEAD_BYTES) == 4
     assert item.chunk(4).data == b""
     assert outline.fill(item.chunk(index).data for index in range(4)) == item
 
