@@ -2,7 +2,7 @@
 
 Top layer first: a folder imports only what stands below it. A `layers` contract in pyproject.toml checks that.
 
-cli/            a verb a file
+cli/            the `gossamer` command, one file for each verb
 grpo_trainer    a node that takes the arguments of TRL's trainer
 api             a node for a notebook: `from gossamer import Node` (the package in public/)
 lab/            experiments: arms x seeds, attacks, churn
@@ -14,7 +14,7 @@ replay          a node's rounds again, from its journal
 loop            the algorithm
 operations/     settings settled, presets, diagnosis, export, backup
 training/       the update
-telemetry/      what is told of it all
+telemetry/      logs, metrics, plots, status and dashboard
 journal         a record of each round
 swarm/          a node among its peers
 engines/        what generates
@@ -24,13 +24,12 @@ tasks/          what is asked
 state_folder    a node's folder
 config          every setting
 metrics         every metric
-earlier_settings  those of earlier releases
+earlier_settings  reads settings of earlier releases
 errors          what a person can act on
 processes/      processes and the operating system
 
-Libraries beneath it report their use unless they are told not to, and they look when they are imported. This is
-imported before them in every process of a node, and what it says its child processes inherit. A variable that was set
-keeps its value.
+Some libraries report their use unless a variable forbids it. They read the variable when they are imported, so it is
+set here, before that. Child processes inherit it. A value that was set before stays.
 """
 
 import logging
@@ -39,5 +38,5 @@ import os
 for _variable in ("HF_HUB_DISABLE_TELEMETRY", "VLLM_NO_USAGE_STATS"):
     os.environ.setdefault(_variable, "1")
 
-# It warns at each import on a processor that a faster kernel, which it would fetch, is not there.
+# On a CPU it warns at each import that a faster kernel, which it would download, is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

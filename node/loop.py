@@ -173,7 +173,7 @@ class Loop:
             self.engine.wait()
 
     def give_up(self) -> None:
-        """Let `save` not wait: what is not made yet is made again after a restart."""
+        """Drop rollouts that are not made yet, so that `save` does not wait for them: a restart makes them."""
         if isinstance(self.engine, Ahead):
             self.engine.give_up()
 

@@ -55,8 +55,8 @@ from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
 
 MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 35000 rounds; one older file is kept beside it
-MAX_JOURNAL_BYTES = 64 << 20  # what is done again is among the newest; one older file is kept beside it
-MAX_ROLLOUTS_BYTES = 8 << 20  # what a person looks at is among the newest; one older file is kept beside it
+MAX_JOURNAL_BYTES = 64 << 20  # a round that is done again is among the newest; one older file is kept beside it
+MAX_ROLLOUTS_BYTES = 8 << 20  # people look at the newest; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 
 log = structlog.get_logger()
@@ -84,9 +84,9 @@ def run_node(
 ) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
-    `listening` is called once, when the node can be dialled; training begins after it. `processes` train it, as
-    accelerate's file of settings has it, if there is one (`node.training.processes`). `given` comes from a program that
-    has this process (`node.api`).
+    `listening` is called once the network is up, before training. `processes` is how many train the node, and
+    `accelerate` is accelerate's file of settings (`node.training.processes`). `given` comes from the Python program
+    that runs this node (`node.api`).
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -226,7 +226,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
 
         def after_update(number: int) -> dict[str, float]:
             loop.row |= weights.after_round(number)
-            if not stopping:  # a node that is to end does it soon, and evaluates when it goes on from here
+            if not stopping:  # a node that is to end skips its evaluation, and makes it up at its next start
                 with suppress(GivenUp):  # likewise: the round is whole without its evaluation
                     loop.row |= evaluations.after_round(number, number if loop.is_last() else config.last_round)
             return loop.figures()

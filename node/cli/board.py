@@ -74,7 +74,7 @@ def board(  # noqa: PLR0913  # one parameter for each option of the command
         raise UserError(f"{folder} belongs to no swarm: `gossamer board INVITE --state {for_shell(folder)}` joins one")
     setup_logs(folder, debug=debug)
     settled.say(None)
-    # The first seed is chosen by whoever made the invite; the others are peers that it happened to know.
+    # The invite's maker chose the first seed; the others are peers that its node happened to know.
     seeds = [Address.parse(text) for text in joined.network.seeds[:1]]
     opened = partial(
         open_board,

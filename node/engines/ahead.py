@@ -1,7 +1,7 @@
 """The next round is generated while this one trains: an engine on a thread of its own.
 
-Each call to the engine below is made on that thread, one after another, so that new weights wait for the batch that the
-old ones generate. A batch that was begun is asked for like any other, by the same prompts, sampling and seed. Episodes
+Each call to the engine beneath is made on that thread, one after another. So new weights wait until the batch of the
+old ones is done. A batch that was begun is asked for like any other, by the same prompts, sampling and seed. Episodes
 of several turns are played on that thread to their end.
 """
 

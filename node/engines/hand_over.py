@@ -60,7 +60,7 @@ class SharedWeights:
         self._memory: mmap.mmap | None = None
 
     def write(self, policy: Policy) -> dict[str, Any]:
-        """Copy the weights of today; return where they are, as `vllm_worker` reads it.
+        """Copy the current weights; return where they are, as `vllm_worker` reads it.
 
         A weight that is tied to another is left out. There are no adapters in `policy`.
         """
@@ -94,9 +94,9 @@ class SharedWeights:
 
 
 class AdapterFolder:
-    """The folder in which a policy's adapters of the moment lie.
+    """The folder of a policy's current adapters.
 
-    Files that an earlier process of the node left, as a killed one does, are removed.
+    It removes the folders that an earlier, killed process of the node left.
 
     Args:
         node: the node's folder, in which it is made.
@@ -112,7 +112,7 @@ class AdapterFolder:
             remove_leftovers(parent, self._prefix)
 
     def write(self, policy: Policy) -> Path:
-        """Write the adapters of today to a new folder, and remove the one before."""
+        """Write the current adapters to a new folder, and remove the one before."""
         model: Any = policy.model
         size = sum(weight.nbytes for name, weight in model.named_parameters() if ".lora_" in name)
         parent = MEMORY_FOLDER if self._in_memory and _has_room(MEMORY_FOLDER, 4 * size) else self._parent

@@ -7,9 +7,9 @@ A round's questions are divided among the servers that answer. New weights are w
 server has to see under the same path, and loaded by its `/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each
 batch is preceded by a probe (`hand_over`): a server that was started again has lost the weights, and does not say so.
 A server that fails, or lacks the weights, is left out until the next round. Its questions go to the others. If it fails
-again it is left out for longer each time, in proportion to what the failure took, so that one that hangs costs little.
-Before it is used again it has to complete a short text within `QUICK_S`: a server whose engine hangs still says what it
-serves. If all are left out, all are tried.
+again, it is left out for longer each time, in proportion to the seconds that the failure took: a server that hangs
+costs little. Before it is used again it has to complete a short text within `QUICK_S`: a server whose engine hangs
+still says what it serves. If all are left out, all are tried.
 """
 
 import json
@@ -45,7 +45,7 @@ from node.policy.export import export_weights
 from node.policy.load import Policy
 from node.processes.threads import on_daemon
 
-WEIGHTS = "weights-"  # how the folders begin in which weights are handed over
+WEIGHTS = "weights-"  # how the names of folders with handed over weights begin
 ADAPTERS = "gossamer"  # what a server calls them
 NO_DEFAULTS = {  # a server takes what a request leaves out from the model's generation_config.json
     "top_k": 0,
@@ -135,7 +135,7 @@ class ServerEngine:
         self._wanted: tuple[float, ...] = ()
 
     def load(self, version: int) -> None:
-        """Give every server the trainer's weights, those too that failed before and are due again."""
+        """Give the trainer's weights to every server that lacks them, also to one that failed and is due again."""
         self._version, now = version, digest(self._policy)
         if now != self._wanted:
             self._expected = expected_probe(self._policy, self._probe_ids)

@@ -40,10 +40,10 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 WORTHWHILE = 50_000_000  # parameters: a smaller model is done before vLLM has begun
 WEIGHT_BYTES = 2.2  # that it needs for each weight: bfloat16, and a tenth for what it packs anew
 LEAST_CACHE = 3_000_000_000  # bytes beside its weights: a small key-value cache, and scratch space
-ASLEEP = 2_000_000_000  # bytes of a GPU that it keeps while it sleeps: CUDA itself, and its graphs
+ASLEEP = 2_000_000_000  # bytes of a GPU that it keeps while it sleeps: CUDA's own, and CUDA graphs
 MOST = 0.9  # of a GPU
-SPARE = 0.05  # of a GPU, that nobody has
-LESS = 0.8  # of the part of a GPU before, where it did not start for want of memory
+SPARE = 0.05  # of a GPU, which stays free
+LESS = 0.8  # of its last part of a GPU, if it did not start for want of memory
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "is less than desired gpu memory utilization")
 
 log = structlog.get_logger()
@@ -119,7 +119,7 @@ class VllmEngine:
         self._weights = None if self._adapters else SharedWeights(DTYPE)
         self._hand_overs = 0
         self._version = 0
-        self._wanted: tuple[float, ...] = ()  # digest of the weights that are to generate, and that lie ready
+        self._wanted: tuple[float, ...] = ()  # digest of the weights to generate with, which lie ready
         self._ready_message: Message = {}  # which tells a child where they lie
         self._expected: list[float] = []  # what it should say of the probe
         self._given: tuple[float, ...] = ()  # digest of the weights that the child has

@@ -120,7 +120,10 @@ class WorkerEngine:
         return {}
 
     def rest(self, request: Message) -> Message:
-        """Give the device's memory back: the cache, and the weights, which come again unless only adapters do."""
+        """Give the device's memory back: the cache, and the weights.
+
+        Weights that only adapters change are kept in main memory. Others come with the next `load`.
+        """
         if self._sleeps and not self._asleep:
             self._llm.sleep(level=1 if self._keeps_weights else 2)
             self._asleep = True

@@ -10,9 +10,9 @@ a MessagePack array with a fixed layout:
     [2, task name, task version, task config hash, seed, question,
      [[[text, ...], finished, reward in [0, 1]], ...], policy name, policy version]
 
-with the hash of what the question's verifier goes by after it, where the seed does not stand for that (`Item.content`).
+A last field follows if the seed alone does not say what the verifier goes by: its hash (`Item.content`).
 `decode` bounds every size before it looks at a value and raises `GroupError` with a
-reason fit for a counter. How large a group may be is its swarm's to say; the protocol compresses it.
+reason fit for a counter. The swarm's manifest bounds a group's size. The protocol compresses groups.
 """
 
 import hashlib
@@ -181,7 +181,7 @@ def _group(fields: object) -> Group:
 
 def _episode(fields: object) -> Episode:
     match fields:
-        # Rewards are drawn by before they are verified: their sums and squares must be numbers.
+        # Rules draw by rewards before these are verified: their sums and squares must be numbers.
         case [list() as texts, bool() as finished, float() as reward] if 0 <= reward <= 1:
             _check(len(texts) % 2 == 1 and len(texts) <= MAX_TEXTS, "turns")
             _check(all(isinstance(text, str) for text in texts), "texts")

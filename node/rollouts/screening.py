@@ -15,7 +15,7 @@ A drawn group goes through these states, and no other:
 
     drawn -> pending -> usable        its rewards are true, and one of its completions may be trained on
                      -> refused       it is a lie, or of no use here: it is not drawn again
-                     -> late          its texts' turn did not come in time: it may be drawn in another round
+                     -> late          its verdicts did not come in time: it may be drawn in another round
           -> refused                  its question is not the one it claims, or of no use here
 
 Invariants of a round, which has a slot for each group that it may use:
@@ -343,9 +343,9 @@ class Screening:
         return [_answer(one.question, one.group.completions[place]) for one in self._pending for place in one.places]
 
     def _take(self, true: Sequence[_PendingGroup], own: OwnResults) -> None:
-        """Take the picks of true groups that may be trained on; refuse a group whose good picks are all left out.
+        """Take the picks of true groups that may be trained on; refuse a group of which none is left.
 
-        A group without a good pick is refused if all of its picks are left out. The first pick's reason counts.
+        If a group has picks with a positive advantage, one of these must be left. The first of them gives the reason.
         """
         tokens: dict[Place, Tokens] = {}
         why: dict[Place, str] = {}

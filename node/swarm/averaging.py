@@ -56,7 +56,7 @@ from protocol.transport.port_mapping import Mapping as RouterSaid
 from protocol.transport.port_mapping import PortMapping
 
 ADDRESS_FILE = "weights_address"
-JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members do so once in `every` rounds
+JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members let others in once in `every` rounds
 
 
 class MemberDirectory(Protocol):
@@ -231,7 +231,7 @@ class _MemberEndpoint:
         return not told or standing.dialable is False or (bool(standing.seen_at) and is_behind)
 
     def close(self) -> None:
-        """Give the port back to the router; waits a few seconds for that. One that listens later asks for none."""
+        """Give the port back to the router, which takes a few seconds; a member that listens later asks for none."""
         self._is_over = True
         self._give_back()
 
@@ -242,7 +242,9 @@ class _MemberEndpoint:
 
 
 def _log_mapping(port: int, said: RouterSaid) -> None:
-    log.info("the router on the port for averaged weights", port=port, at=said.external, reason=said.failure)
+    log.info(
+        "the router answered about the port for weights", port=port, at=said.external, reason=said.failure
+    )
 
 
 def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:
@@ -401,7 +403,7 @@ class WeightExchange:
         save_file(state, folder / STATE_FILE)
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint, before `start`; one without this state is as good as a first start.
+        """Go on from a checkpoint, before `begin`; without this state in it, begin as at a first start.
 
         Raises:
             UserError: the file is of another model or damaged.

@@ -4,7 +4,7 @@ A node's folder holds the swarm that it founded or joined.
 
 manifest.bin   the swarm's signed manifest
 grant.bin      what admits this node to it; missing in open swarms and for nodes that are listed
-revocations.bin  what the swarm's owner has taken back, and to whom it was handed over; missing where nothing was
+revocations.bin  what the swarm's owner has revoked, and to whom the swarm was handed over; missing if neither
 uses.bin       which numbers of which invites are used, as far as this node admitted or met their holders
 """
 
@@ -74,7 +74,8 @@ def found(
 ) -> SwarmManifest:
     """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
 
-    `split` says which questions every node holds out for evaluation. With `reports_s` each node reports so often.
+    `split` says which questions every node holds out for evaluation. Each node reports every `reports_s` seconds; 0:
+    never.
 
     Raises:
         UserError: the folder belongs to a swarm already, its node has trained under another split, or what was asked
@@ -136,8 +137,8 @@ def make_invite(
 ) -> Invite:
     """Return an invite to the swarm of `folder`.
 
-    `seeds` come first; without any the node's own addresses do: `own`, where it runs and says them, else where it was
-    dialled last. Up to three of the peers that it knows follow. Raises `UserError` when nobody can be dialled.
+    `seeds` come first. Without seeds the node's own addresses do: `own` if there are any, else the one where it was
+    dialled last. Up to three peers that it knows follow. Raises `UserError` when nobody can be dialled.
     """
     manifest = _manifest_of(folder)
     known = dict.fromkeys([*(seeds or own or _own_address(folder)), *_peers(folder, manifest)[:MAX_INVITE_PEERS]])
@@ -233,7 +234,7 @@ def hand_over(folder: Path, successor: bytes) -> RevocationList:
 
 
 def revoked_in(folder: Path) -> frozenset[NodeId]:
-    """Return what the swarm's owner has taken back, as far as the node in `folder` knows."""
+    """Return the ids that the swarm's owner has revoked, as far as the node in `folder` knows."""
     manifest = _manifest_of(folder)
     return _list_of(load_gate(folder, manifest), manifest).revoked
 

@@ -36,7 +36,7 @@ HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
 ITEMS_FOLDER = "items"  # what other nodes may still ask for; of this run only
-# Nodes that nobody can dial, at one that only relays: so many connections take a twelfth of a core to measure.
+# Connections that a node that only relays keeps to nodes that nobody can dial: so many take a twelfth of a core.
 RELAY_CALLERS = 2048
 
 log = structlog.get_logger()

@@ -81,7 +81,7 @@ def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
 
 
 def _plays_again(start: StartEpisode, items: list[Item]) -> Finding:
-    """Play rubbish twice: what is told and paid must be the same."""
+    """Play rubbish twice: observations and rewards must be the same."""
     same = all(_told(start, item) == _told(start, item) for item in items[:8])
     return Finding(same, "the same turns are answered alike again")
 

@@ -106,7 +106,7 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
         confined: whether the process is confined.
     """
     _end_orphans()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel clears away those that have ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes children that have ended
     try:
         theirs, ours = socket.socketpair()
         pid = os.fork()
@@ -135,7 +135,7 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
 
 
 def _has_begun(channel: socket.socket) -> bool:
-    """Wait until a forked process is itself; False if it hangs, as where another thread held a lock, or has ended."""
+    """Wait for a forked process's first byte; False if it hangs (another thread held a lock) or has ended."""
     channel.settimeout(BEGIN_S)
     try:
         return channel.recv(len(BEGUN)) == BEGUN
@@ -186,7 +186,7 @@ def _become_episode(confined: bool) -> None:
 
 
 def _play(channel: socket.socket, begin: Callable[[], Environment]) -> None:
-    """Answer steps until the end of the episode, or of the node's interest in it."""
+    """Answer steps until the episode ends or the node closes the channel."""
     environment: Environment | None = None
     fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(channel, fcntl.F_GETFL)

@@ -1,6 +1,6 @@
 """The texts that `gossamer tasks check --fuzz` tries: texts that should earn nothing, and might fool a verifier.
 
-The verifier is the hole in learning from rewards: a policy finds what pays. No text here answers its question. So none
+A policy that learns from rewards finds whatever its verifier pays for. No text here answers its question. So none
 should earn more than a plain wrong answer, which is the answer to another question.
 """
 
@@ -14,7 +14,7 @@ from node.tasks.check import Finding
 from node.tasks.prompting import own_mode, solution
 from node.tasks.verdicts import Answer, Scoring, late_as_none
 
-QUESTIONS = 4  # that are fuzzed, of those with an answer if there are such
+QUESTIONS = 4  # questions to fuzz, of those with an answer if there are any
 ANSWERS = 24  # given at once
 LONG = 20_000  # words of a very long text
 SECONDS = 300.0  # for all texts together

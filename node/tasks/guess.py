@@ -4,9 +4,9 @@
                         then              14      and is told   lower=
                         then              13      and has won
 
-The question names the game: its secret number comes of the task's key and the game's by a hash, so that nothing but
-play tells it. Three fixed guesses find 3 of the 7 numbers; three that use the replies find all (binary search). A guess
-that is no number is told `?=`, and counts.
+The question names the game. A hash of the task's key and the game's number gives the secret number, so only play tells
+it. Three fixed guesses find 3 of the 7 numbers; three that use the replies find all (binary search). A guess that is no
+number is told `?=`, and counts.
 """
 
 import random

@@ -35,7 +35,7 @@ class Judge:
     seconds: float
 
     def __call__(self, prompts: list[Any], completions: list[Any], **_: object) -> list[float]:
-        """Return what the judge pays for each completion; raise `JudgeError` if it cannot be known."""
+        """Return what the judge pays for each completion; raise `JudgeError` if it does not say."""
         return [self._paid(_text(asked), _text(made)) for asked, made in zip(prompts, completions, strict=True)]
 
     def _paid(self, asked: str, made: str) -> float:

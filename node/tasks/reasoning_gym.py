@@ -120,8 +120,8 @@ _SIGNS = str.maketrans("<>∨∧", "    ")
 
 
 def _refuse_arithmetic(options: Mapping[str, Any]) -> str | None:
-    # The data set finds divisors by trial up to the root of a product of max_terms - 1 numbers: under its own
-    # defaults, six terms of four digits, up to 10**10 trials. Such seeds are rare, but a peer may look for one.
+    # The data set finds divisors by trial up to the root of a product of max_terms - 1 numbers. Under its own defaults,
+    # six terms of four digits, these are up to 10**10 trials. Such seeds are rare, but a peer may look for one.
     terms, digits = options.get("max_terms", 6), options["max_digits"]
     if terms > 6 or (terms - 1) * digits > 12:
         return "max_terms must be at most 6 and (max_terms - 1) * max_digits at most 12, or a question may take hours"
@@ -376,7 +376,7 @@ def main() -> None:
 
 
 def _trial(name: str, options: Mapping[str, Any], cpu_s: int) -> Message:
-    from reasoning_gym import factory  # noqa: F401  # its seconds are not the questions'
+    from reasoning_gym import factory  # noqa: F401  # so that its import is not counted as the questions' time
 
     used = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + cpu_s, used + cpu_s + 1))

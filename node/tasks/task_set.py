@@ -132,7 +132,7 @@ class TaskSet:
             self._by_key[task.key] = task
         total = sum(weight for _, weight in tasks)
         self._weights = [weight / total for _, weight in tasks]
-        self._told: set[TaskKey] = set()  # tasks of which the log says that other tasks train on their questions
+        self._told: set[TaskKey] = set()  # tasks for which the log has said that another task trains on their questions
         self._found: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
         self._rows = {
             task.key: _SplitRows(task, size, self._held_out)

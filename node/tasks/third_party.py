@@ -199,7 +199,7 @@ class FileOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class FileTask:
-    """A task whose two functions come from a file."""
+    """A task whose functions come from a file."""
 
     key: TaskKey
     maker: Callable[[int], Item]

@@ -44,7 +44,7 @@ from node.tasks.environments import StartEpisode, play_again, start_of
 from node.tasks.fork_server import ForkServer, answer_apart, fork_episode
 
 Verdict = float | None
-LATE: Final = "late"  # in place of a verdict: the text's turn did not come in time
+LATE: Final = "late"  # in place of a verdict: the text had to wait too long to be scored
 MaybeLate = Verdict | Literal["late"]
 Submit = Callable[[Item, str, bool], "Future[Verdict]"]
 """A task's `submit`: it queues a text for a worker process, before peers' texts if the third argument is true."""
@@ -322,7 +322,7 @@ class _WorkerThread:
         self._end()
 
     def _start(self) -> None:
-        """Start a worker; the lane keeps it unless it replies {"error": why not}."""
+        """Start a worker; this thread keeps it unless it replies {"error": why not}."""
         path = os.pathsep.join(filter(None, sys.path))
         try:
             self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], {"PYTHONPATH": path})

@@ -136,7 +136,7 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
 
 
 class RefusedError(Exception):
-    """The needs of a task set that are not met here."""
+    """A task set needs what this node does not offer; the text says what."""
 
 
 def main() -> None:

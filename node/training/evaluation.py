@@ -272,7 +272,7 @@ def doubts(folder: Path | None, model: str, split: Split) -> Iterator[str]:
         split: which questions are held out.
     """
     first = next(iter_with_older(folder / "metrics.jsonl"), None) if folder else None
-    if first is not None and "unscorable" not in first:  # in every row since questions are held out
+    if first is not None and "unscorable" not in first:  # every row has it since the release that holds questions out
         yield "this node began under an earlier release, which trained on the questions that are held out now"
     if model == "builtin" and split != DEFAULT_SPLIT:
         yield (

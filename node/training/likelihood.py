@@ -1,4 +1,4 @@
-"""How likely completions are under a policy, without a gradient: for rules and bounds that ask, and for evaluations.
+"""How likely completions are under a policy, without a gradient: for the bound on surprise, and for evaluations.
 
 A completion has a distribution at each place, with as many numbers as the vocabulary. At most `LOGITS` of these numbers
 are in memory, or those of one completion. Prompts need none: the head runs over completions alone.

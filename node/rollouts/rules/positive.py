@@ -15,7 +15,7 @@ that runs here paid it. This is supervised learning on verified text, and no est
 A > 0 and q of A < 0, these are trained on:
 
     each of the p                                    with A
-    k = min(p, q) of the q, drawn uniformly          with A times (the sum of all q) / (the sum of the k drawn)
+    k = min(p, q) of the q, drawn uniformly          with A times (the sum of A over the q) / (that over the k)
 
 So the advantages sum to zero, as those of the whole group do, and what is left out costs no training. If rewards are 0
 or 1, n of L are right, and m = n / L, a right answer has 1 - m and a wrong one -m (L - n) / k. A group whose rewards
