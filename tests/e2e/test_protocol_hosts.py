@@ -162,6 +162,8 @@ def test_a_wish_is_not_pushed_out_by_what_a_node_publishes_before_the_network_th
             two.publish(b"%d" % number)
         looks.set()
         wait_until(lambda: two.counters().rejected.get("outbox_full"), 20, "items that were dropped")
+        (peer,) = one._core.gossip._peers.values()
+        wait_until(lambda: not peer.wants.covers(other), 20, "what two wants to reach one")
         one.publish(b"unwanted", other)
         one.publish(b"wanted", topic)
         assert [item.body for item in collect(two, 1)] == [b"wanted"]

@@ -120,13 +120,20 @@ def test_another_failure_is_not_dressed_up_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def three(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of rounds 1 to 3 as the trainer writes them."""
-    policy = tiny_policy(tmp_path / "policy")
+    folder = tmp_path_factory.mktemp("run")
+    policy = tiny_policy(folder / "policy")
     config = node_config(rounds=3, save_steps=1, save_total_limit=3)
-    trainer_of(policy, config, tmp_path, fixed_rounds(*[mixed_samples(policy)] * 3)).train()
-    return tmp_path / "checkpoints"
+    trainer_of(policy, config, folder, fixed_rounds(*[mixed_samples(policy)] * 3)).train()
+    return folder / "checkpoints"
+
+
+@pytest.fixture
+def three(written: Path, tmp_path: Path) -> Path:
+    """A copy of them, to be damaged."""
+    return shutil.copytree(written, tmp_path / "checkpoints")
 
 
 def cut(path: Path) -> None:

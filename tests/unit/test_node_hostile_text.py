@@ -190,6 +190,10 @@ def test_no_name_or_option_is_run(payload: str) -> None:
             load_tasks([TaskConfig(name=name, options={payload: payload})])
     with pytest.raises(UserError):
         load_tasks([TaskConfig(name="builtin/sums", options={"difficulty": payload})])
+
+
+@pytest.mark.parametrize("payload", [EVALUATED[0], "$(touch planted)", PICKLE], ids=["Python", "a shell", "a pickle"])
+def test_no_value_that_another_package_reads_is_run(payload: str) -> None:
     with pytest.raises(UserError):
         load_tasks([TaskConfig(name="reasoning-gym/gcd", options={"max_value": payload})])
 
