@@ -2,12 +2,14 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    who is it -> graylisted? -> within its allowance? -> membership or gossip (what is said to us only)
-    an item or a hello: seen before, or beyond our demand? -> version -> signature -> digest -> swarm
+    every frame      who sent it -> graylisted? -> within its allowance?
+    a message to us  -> membership or gossip
+    an item          -> seen before, or beyond our demand? -> version -> signature -> digest -> swarm -> gossip
+    a hello          -> version -> signature -> digest -> swarm -> membership
 
-What is said over a link is its holder's: CURVE proved the key that the holder's record binds to its node id. An item
-may come from any live peer, whoever signed it. The first failing check
-drops the frame, counts it by reason, and costs whoever is to blame.
+CURVE proves the key at the other end of a link, and that key's record binds it to a node id: so a message over a link
+is its holder's. An item may come from any live peer, whoever signed it. The first check that fails drops the frame and
+counts it by reason; whoever is to blame pays.
 """
 
 import hashlib
@@ -114,10 +116,10 @@ from protocol.wire.messages import (
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
-MAX_LINKS = 1024  # of which something is remembered
+MAX_LINKS = 1024  # how many links or keys each table below remembers
 # A manifest has up to 32 KiB. A node that lacks it asks whenever a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
-NOTICE_S, NOTICES = 60.0, 16  # lines in our log about peers of other versions: keys, and so such peers, are free
+NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
 
 @dataclass(slots=True)
@@ -149,12 +151,12 @@ class Core:
         self._limits = setup.limits
         self.admission = PeerScores(setup.limits)
         self._gate = setup.gate
-        self._obeyed = 0  # the revision of the revocation list for which gossip let go of what it names
+        self._obeyed = 0  # the revision of the revocation list that gossip was last told of
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
         self.clocks = PeerClocks()
-        self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # whose last words may yet come: nobody's fault
+        self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # links whose last frames may still come: nobody's fault
         self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
         self._manifest_asks: TokenBuckets[bytes] = TokenBuckets(1 / MANIFEST_ASK_S, MANIFEST_ASKS, MAX_LINKS)
@@ -177,7 +179,7 @@ class Core:
         self._count(self.membership.live_node(action.link), sent=len(action.frame))
 
     def make_frame(self, link: Link, now: Instant) -> bytes:
-        """Return the frame of the next item that waits for a link, which is free now; empty if none does."""
+        """Return the frame of the next item that waits for a link, now that the link is free; empty if none waits."""
         node = self.membership.live_node(link)
         served = self.gossip.serve(node, now) if node is not None else None
         match served:
@@ -201,7 +203,7 @@ class Core:
             traffic.sent += sent
 
     def refuses(self, key: bytes, now: Instant) -> bool:
-        """Tell whether the holder of a CURVE key is graylisted, under its node id if it ever proved one."""
+        """Tell whether the holder of a CURVE key is graylisted: by its node id if it proved one, else by the key."""
         return self.admission.is_refused(self._subject(Link(key, dialled=False)), now)
 
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:  # an arm an event
@@ -242,7 +244,7 @@ class Core:
         return self._offence(event.reason, link, self._subject(link) if link is not None else None, now)
 
     def _refill(self, link: Link) -> list[CoreAction]:
-        """Where a peer's second link ends, let what waited for that wait for the other."""
+        """When one of a peer's two links ends, let what waited for it wait for the other."""
         node = self.membership.live_node(link)
         other = self.membership.link_of(node) if node is not None else None
         return [FillLink(other)] if other not in (None, link) else []
@@ -260,7 +262,7 @@ class Core:
     def _offence(
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
     ) -> list[CoreAction]:
-        """Count one refusal; `subject` pays, and, but for `NODE_ALONE`, the network at the other end of `link`."""
+        """Count one refusal. `subject` pays, and so does its network unless the reason is one of `NODE_ALONE`."""
         paid, refused_for = self.admission.offence(reason, subject, now, points)
         if subject is not None and refused_for is not None:
             self.membership.refusals.offender(subject, refused_for, now)
@@ -285,7 +287,7 @@ class Core:
                 return self._greeted(link, frame, now)
             if node is None and not (link.dialled and control.kind in BEFORE_HELLO):
                 if control.kind == Kind.ASK_MANIFEST and self.membership.links.proven_node(link) is not None:
-                    return self._answer_manifest(link, now)  # it is admitted, and had no room
+                    return self._answer_manifest(link, now)  # an admitted node that we had no room for
                 if not (control.kind == Kind.REVOCATIONS and self.membership.lists.awaits(link)):
                     if self._is_parting(link):
                         return []
@@ -294,11 +296,11 @@ class Core:
         except PeerError as error:
             if error.reason == OTHER_VERSION and node is None:
                 return self._other_version(link, frame, now)
-            # Nobody changes version in the middle of a talk.
+            # No live peer changes its version.
             return self._offence("forged" if error.reason == OTHER_VERSION else error.reason, link, subject, now)
 
     def _is_parting(self, link: Link) -> bool:
-        """Tell whether what still comes over the link, without a hello, is nobody's fault."""
+        """Tell whether the link is ending, so that frames without a hello are nobody's fault."""
         return self.membership.links.is_parting(link) or link in self._ended
 
     def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
@@ -317,7 +319,7 @@ class Core:
         return True
 
     def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        """Part from whoever speaks another major version; its operator and ours are told once."""
+        """Part from a node of another major version. Its operator and ours are told once."""
         theirs = spoken_version(frame)
         self.admission.offence(OTHER_VERSION, None, now)
         if theirs is None or self.membership.links.is_parting(link):
@@ -356,7 +358,7 @@ class Core:
         return "graylisted" if signer != node and self.admission.is_refused(signer, now) else ""
 
     def _refuse_item(self, refusal: str, node: NodeId, signer: NodeId, item: ItemId, now: Instant) -> list[CoreAction]:
-        # The stamp is its signer's. The peer that passed it on kept a promise, and its clock may differ from ours.
+        # The time stamp is its signer's. A peer that only passed the item on is not to blame.
         self.gossip.duplicate(node, item, now)
         blamed = node if node == signer and refusal == "stale" else None
         return self._offence(refusal, self.membership.link_of(node), blamed, now)
@@ -378,7 +380,7 @@ class Core:
         return self._items(self.gossip.handle(Outlined(node, Outline(header, message.head, message.hashes)), now), now)
 
     def _greeted(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        """Hear a hello, which alone is sealed beside items."""
+        """Handle a sealed frame that is no item: it must be a hello."""
         envelope = self._open(frame)
         if envelope.kind != Kind.HELLO:
             if self._is_parting(link):
@@ -429,7 +431,7 @@ class Core:
 
     def _take_manifest(self, encoded: bytes) -> None:
         if self.manifest != b"":
-            return  # there is none, or we have it
+            return  # the swarm has no manifest, or we have it
         if hashlib.sha256(encoded).digest()[: len(self._swarm)] != self._swarm:
             raise MessageError("false_manifest", "its hash is not the swarm's id")
         self.manifest = encoded

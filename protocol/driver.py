@@ -28,7 +28,7 @@ log = structlog.get_logger()
 class Driver:
     """Feeds events to a core and carries out what it asks for.
 
-    `now` is the clock of all that belongs to the core: `clock`, less the time in which nobody called it.
+    `now` is the core's clock: `clock`, less the time in which this process did not run.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Driver:
         return wait
 
     def _make(self, link: Link) -> bytes:
-        """Return the frame of the next item that waits for a link. A defect is as in `feed`."""
+        """Return the frame of the next item that waits for a link. A defect in it is logged and counted."""
         now = self.now()
         try:
             return self._core.make_frame(link, now)
-        except Exception:  # as below
+        except Exception:  # one item must not end the only network thread
             log.exception("internal error", event_type="make_frame")
             self._core.admission.offence("internal", None, now)
             return b""

@@ -242,9 +242,7 @@ class _MemberEndpoint:
 
 
 def _log_mapping(port: int, said: RouterSaid) -> None:
-    log.info(
-        "the router answered about the port for weights", port=port, at=said.external, reason=said.failure
-    )
+    log.info("the router answered about the port for weights", port=port, at=said.external, reason=said.failure)
 
 
 def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:

@@ -1,8 +1,8 @@
-"""Partial items: those larger than one chunk, of which some chunks are there, each proven as it came.
+"""Partial items: larger than one chunk, with some chunks here. Each chunk is checked as it comes.
 
 Such an item is never sent whole. A WANT of it is answered with its **outline**: the header that its signer signed, and
-the hashes of its chunks, which the header's digest proves (see `protocol.wire.envelope`). Its chunks come from all who
-have them, the rarest first, and who has a chunk gives it.
+the hashes of its chunks, which the header's digest proves (see `protocol.wire.envelope`). Chunks are fetched from all
+peers that have them, the rarest first. A node gives each chunk that it has.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Partial:
 
     @classmethod
     def begin(cls, outline: Outline, now: float) -> "Partial":
-        """Return one of which nothing is there."""
+        """Return a partial item without chunks."""
         return cls(outline, now, (1 << chunk_count(outline.header.size)) - 1)
 
     @property

@@ -7,34 +7,35 @@ the body. The ledger holds what each peer was told, asked and given of each item
     HAVE        I hold these items, or these chunks of them       WANT, or nothing
     WANT        give me these items, outlines, chunks             each of them, DONT_HAVE or BUSY
     DONT_HAVE   I do not have these
-    BUSY        not now; without ids: what you asked for waits for my line
+    BUSY        not these now; without ids: all that you asked for waits for my line
     CANCEL      I do not need these any more
     INTEREST    I want these topics, or only their announcements
 
 Rules
  1. A publisher sends an item of at most `push_bytes` to `max_pushes` live peers, drawn by lot from those that are
     interested and did not ask for announcements only. All else is announced.
- 2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that are not known
-    to have it, and so it does, less often, with chunks. What is to be announced waits for `announce_interval`, so that
-    a burst is announced once; to a peer that asked for announcements only, and draws from them, for as long as it takes
-    between two draws. A peer gets `MAX_IDS` at a time, the newest first, and the next after `CATCH_UP_S`.
- 3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see
-    `subscriptions`), at the next tick: within `announce_interval`, and where we asked for announcements only, a few
-    times a `pull_patience`. A small item whose signer is a live peer of ours is probably on its way as a push, so it
-    is asked for after `pull_delay`.
- 4. A peer that comes up is told our interest and announced what we hold, so a node that was
-    away catches up. Now and then the newest items are announced to a random peer, in case something was lost. Peers
-    that asked for announcements only, or for whom something waits, are left out.
+ 2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that may lack it.
+    Chunks are announced, too, less often. An announcement waits for `announce_interval`, so that a burst is announced
+    once. A peer that asked for announcements only draws from them a few times a `pull_patience`; announcements to it
+    wait for as long. A peer is told of `MAX_IDS` items at a time, the newest first, and of the next after
+    `CATCH_UP_S`.
+ 3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see `subscriptions`),
+    at the next tick. That comes within `announce_interval`, or, if we asked for announcements only, a few times a
+    `pull_patience`. A small item whose signer is a live peer of ours is probably on its way as a push, so it is asked
+    for after `pull_delay`.
+ 4. A peer that comes up is told our interest and what we hold, so a node that was away catches up. Every
+    `sync_interval` the newest items are announced to a random peer, in case something was lost. Peers that asked for
+    announcements only, and peers for which something waits, are left out.
  5. An item that a peer wants waits for its line, and becomes a frame when the line is free for it. The answer is BUSY
     beyond `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every
-    half `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. An item that a peer
-    asks for again uses up its own share of the line.
- 6. Bytes that a peer sends twice, and was not asked for again, are a replay; an item that two peers send is an
-    ordinary duplicate. A peer that announces an item needs no push of it.
- 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed beyond our demand. That
-    costs a little: an honest node pushes no more once it is asked for announcements only.
- 8. An item found bad is announced to nobody any more; peers that were told of it may have it, and judge it
-    themselves. It costs its signer, not those who passed it on. An item that will soon be stale is not announced.
+    half `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. A peer that asks for an
+    item twice spends its own share of the line.
+ 6. Bytes that a peer sends twice without being asked again are a replay. An item that two peers send is an ordinary
+    duplicate. An item is not pushed to a peer that announced it.
+ 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed beyond our demand. Each
+    costs its sender a little: an honest node stops pushing once it is asked for announcements only.
+ 8. An item that our node rejects is announced no more. Peers that were told of it judge it themselves. The signer
+    pays, not those who passed it on. An item that will soon be stale is not announced.
 """
 
 import random
@@ -87,11 +88,11 @@ from protocol.wire.messages import (
     hint,
 )
 
-CATCH_UP_S = 2.0  # seconds between further batches of `MAX_IDS`, some 12 kB/s; the next ones omit what it has pulled
+CATCH_UP_S = 2.0  # between two batches of `MAX_IDS`: some 12 kB/s
 DRAWS = 4  # in a `pull_patience`: how often silent peers are looked for and items to ask for are drawn
-LOOKED_AT = 16  # so many chunks that wait for a line are compared: the one given to fewest goes first
-SYNC_WINDOW = 4.0  # sync intervals
-PARTS_PACE = 4.0  # times as long as an item a chunk waits to be announced: its peers have chunks to ask for meanwhile
+LOOKED_AT = 16  # how many chunks that wait for a line are compared: the one given to fewest peers goes first
+SYNC_WINDOW = 4.0  # how many sync intervals back a sync goes
+PARTS_PACE = 4.0  # a chunk waits so many times as long as an item to be announced: peers have others to ask for
 NEVER = float("inf")
 
 
@@ -102,7 +103,7 @@ class _Peer:
     wants: Filter = field(default_factory=Filter)
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced
-    # What waits for its line, items and outlines first: whether it is pushed, and was not asked for.
+    # What waits for its line, items and outlines before chunks. True: it is a push, which the peer did not ask for.
     items: dict[Place, bool] = field(default_factory=dict)
     chunks: dict[Place, bool] = field(default_factory=dict)
     busy_at: float = NEVER  # when it is told that what it wants still waits
@@ -120,7 +121,7 @@ class _Peer:
 
 
 class Gossip:
-    """See the module's comment. `due` is the steady time from which on a tick is of use."""
+    """See the module's comment. `due` is when the next tick is needed, by the steady clock."""
 
     def __init__(self, own: NodeId, setup: Setup, rng: random.Random, now: Instant) -> None:
         self._own = own
@@ -134,16 +135,16 @@ class Gossip:
             limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
         )
         self._store = Store(own, limits, setup.shelf)
-        self._to_bring: set[ItemId] = set()  # what waits for the shelf, and for our own node: one at a time
+        self._to_bring: set[ItemId] = set()  # what our own node waits for and the shelf has
         self._ledger = ItemLedger(lambda item_id: item_id in self._wants, limits)
         self._wants = Wants(self._ledger, setup.timing, limits, rng)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
         self._appetite = Appetite(now)
         self.due = now.steady
         self._next_sync = now.steady + setup.timing.sync_interval
-        self._uploads_until = now.steady  # when nobody fetches chunks of ours any more
+        self._uploads_until = now.steady  # until then a peer is fetching chunks of ours
         self._given: Recent[Place, int] = Recent(limits.max_given)  # how often each chunk was given
-        # Return the signer of an accepted item, None if that is not remembered; asked for each that comes.
+        # Returns the signer of an accepted item, None if it is not remembered. Called for each item that comes.
         self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
 
     @property
@@ -161,9 +162,9 @@ class Gossip:
         return entry.size if entry is not None else 0
 
     def may_rest(self, now: Instant) -> bool:
-        """Tell whether the node may look at the network only a few times a second, as nobody waits for it.
+        """Tell whether nobody waits for this node, so that it may look at the network only a few times a second.
 
-        It draws what it asks for at its ticks, has more on offer than it takes, and nothing large comes or goes.
+        So it is while more is on offer than the node takes, and nothing large comes or goes.
         """
         is_idle = not self._wants.partials and now.steady >= self._uploads_until
         return self._appetite.filter.announce_only and is_idle
@@ -186,7 +187,7 @@ class Gossip:
         return not self._wants.arrived(item, node, now.steady) and had_sent
 
     def unheard(self, node: NodeId, now: Instant) -> None:
-        """Note that something said to a live peer had no room in its queue; what is to be asked is at the next tick."""
+        """Note that a message to a live peer had no room in its send queue."""
         self._wants.unheard(node, now.steady)
 
     def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
@@ -233,7 +234,7 @@ class Gossip:
         self._ledger.up(node)
         self._wants.up(node)
         self._neighbours[hint(node)] += 1
-        # Two nodes that meet again hold much the same: the later to announce leaves out what the other did.
+        # Two nodes that meet again hold much the same. The later to announce leaves out what the other announced.
         self._remind(peer, self._store.newest(self._limits.max_pending), now.steady + CATCH_UP_S * self._rng.random())
         return self._tell_interest([node]) if self._appetite.told else []
 
@@ -329,7 +330,8 @@ class Gossip:
         elif self._appetite.filter.covers(item.topic):
             return [*self._accept(item, now), *asks]
         else:
-            # The peer that gave the last chunk did not lie about its topic. It is not fetched once more.
+            # We do not want its topic after all. Whoever gave the last chunk need not be who lied about the topic. The
+            # item is remembered, so that it is not fetched again.
             self._seen.set(item.id, item.signer)
         return [*asks]
 
@@ -395,7 +397,7 @@ class Gossip:
         return partial is not None and (part == WHOLE or part in partial.chunks)
 
     def serve(self, node: NodeId, now: Instant) -> Item | ItemOutline | ItemChunk | DontHave | None:
-        """Return what a peer's line, which is free, carries next; None: nothing that waits for it is here yet."""
+        """Return what a peer's free line carries next; None if nothing waits for it, or all of that is on the shelf."""
         peer = self._peers.get(node)
         if peer is None:
             return None
@@ -429,7 +431,7 @@ class Gossip:
         """Give what waited for the shelf, and deliver it if our own node waits for it."""
         self._store.fetched(item_id, frame)
         brought = [action for one in list(self._to_bring) for action in self._bring(one)]
-        # By lot: the first that is told so has the room that there is to bring more.
+        # By lot: the first one takes the room that there is to bring more from the shelf.
         waiting = [node for node, peer in self._peers.items() if peer.waiting]
         return brought + [Serve(node) for node in self._rng.sample(waiting, len(waiting))]
 
@@ -467,11 +469,11 @@ class Gossip:
     # Time
 
     def _pace(self, wants: Filter) -> float:
-        """Return how long what is to be announced to a node that wants this waits for company."""
+        """Return how long an id waits to be announced together with others, to a node that wants this."""
         return self._timing.pull_patience / DRAWS if wants.announce_only else self._timing.announce_interval
 
     def _soon(self, now: Instant) -> None:
-        """Let there be a tick soon, as what may be asked for has changed, or what is on offer."""
+        """Let a tick come soon, as what we may ask for has changed."""
         self.due = min(self.due, now.steady + self._pace(self._appetite.filter))
 
     def _remind(self, peer: _Peer, ids: list[ItemId], by: float) -> None:
@@ -509,7 +511,7 @@ class Gossip:
         return actions
 
     def _sync(self, now: Instant) -> list[GossipAction]:
-        """Announce the newest once more to a peer that takes everything, if nothing is on its way to it."""
+        """Announce the newest items once more, to a random peer that takes pushes and has nothing on its way."""
         quiet = [
             node
             for node, peer in self._peers.items()
@@ -522,7 +524,7 @@ class Gossip:
         return self._tell(node, [one for one in newest if self._ledger.lacks(node, one)], now)
 
     def _announce(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
-        """Announce the newest of what waits for that."""
+        """Announce the newest of what waits to be announced."""
         batch: list[ItemId] = []
         while peer.pending and len(batch) < MAX_IDS:
             item_id, _ = peer.pending.popitem()
@@ -532,7 +534,7 @@ class Gossip:
         return self._tell(node, batch, now)
 
     def _tell(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
-        """Announce those that are held, or chunks of them, and that the peer is interested in."""
+        """Announce those items that interest the peer and that we hold, or hold chunks of."""
         wants = self._peers[node].wants
         told = [entry for one in ids if (entry := self._entry(one, now)) and wants.covers(entry.topic)]
         for entry in told:

@@ -2,12 +2,12 @@
 
     Theirs    the peer's part in an item that we may lack
     NONE      nothing is known, or it said DONT_HAVE
-    HAS       it has the item, or the chunks `LedgerRow.parts`, and may be asked from `until` on
-    SENT      it sent us the item: it needs to be told nothing
-    LIED      it gave a chunk that is none of the item's: it is asked no more for this one
+    HAS       it has the item, or the chunks `LedgerRow.parts`; we may ask it once `LedgerRow.until` has passed
+    SENT      it sent us the item: we announce the item to it no more
+    LIED      it gave a chunk that is none of the item's: we ask it no more for this item
 
-`THEIRS` says all that can change; what is not in it changes nothing. Rows are bounded, for each peer and in all; the
-one that changed longest ago goes first, but for those of what is wanted.
+The table `THEIRS` has every change of this part; what is not in the table changes nothing. The number of rows is
+bounded, for each peer and in all. The oldest row of a peer goes first; rows of wanted items stay.
 """
 
 from collections import OrderedDict
@@ -20,8 +20,8 @@ from protocol.config import Limits
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 
-ALL = -1  # as a set of chunks, a bit each
-WHOLE = -1  # among the chunks that are asked for: the item itself, or its outline
+ALL = -1  # all chunks, in a set that has a bit for each
+WHOLE = -1  # in place of a chunk's number: the item itself, or its outline
 
 
 class Place(NamedTuple):
@@ -65,8 +65,8 @@ class LedgerRow:
 
     theirs: Theirs = Theirs.NONE
     parts: int = ALL  # the chunks that it has, where it has any
-    asked: dict[int, None] = field(default_factory=dict)  # the chunks, or WHOLE, that we wait for
-    due: int = 0  # answers that may come: as many as it was asked for, less those that came
+    asked: dict[int, None] = field(default_factory=dict)  # what we wait for: chunks, or WHOLE
+    due: int = 0  # how many answers it still owes us, those included that we wait for no longer
     since: float = 0.0  # when it was asked, or last said that it is busy
     until: float = 0.0  # when it may be asked again, if it was silent or busy
     silences: int = 0

@@ -1,9 +1,9 @@
 """The items that a node holds for others: bounded in bytes in memory and on disk, in number and in age.
 
-Where the memory's bound is reached, the item that was not used for longest moves to the `Shelf`, the disk, and the
-oldest there goes for good where that is full. If the disk takes none, the oldest in memory goes for good. One that we
-signed stays until it is stale, while there is another, as nobody else may have it yet. What is on the shelf is fetched
-before it is given, but for an outline: so much at a time that `max_coming_bytes` are on their way.
+When memory is full, the least recently used item moves to the `Shelf`, on disk. When the shelf is full, its oldest item
+is deleted. If the shelf takes nothing, the oldest item in memory is deleted. Our own items are deleted last, as nobody
+else may have them yet. An item on the shelf is fetched before it is given; an outline needs no fetch. At most about
+`max_coming_bytes` are on their way from the shelf at a time.
 """
 
 from collections import OrderedDict
@@ -31,7 +31,7 @@ class FramePlace(Enum):
 
 @dataclass(slots=True)
 class _Held:
-    item: Item  # of its frame only the head while that is on the shelf only
+    item: Item  # while it is on the shelf only, with the head of its frame only
     entry: Entry
     since: float
     withdrawn: bool = False
@@ -43,7 +43,7 @@ class _Held:
 
 
 class Store:
-    """Items in the order they were added, of at most so many bytes in memory and on the shelf; see above."""
+    """Items in the order they were added; see the module's comment."""
 
     def __init__(self, own: NodeId, limits: Limits, shelf: Shelf) -> None:
         self._own = own
@@ -63,7 +63,7 @@ class Store:
         return item_id in self._held
 
     def add(self, item: Item, now: Instant) -> None:
-        self.pop(item.id)  # it was forgotten that it came: a clock that was set back holds it for longer
+        self.pop(item.id)  # held already if our clock was set back: then it is held for longer than it is remembered
         self._held[item.id] = _Held(item, item.entry, now.steady)
         self._used[item.id] = None
         self.in_memory += len(item.frame)
@@ -82,7 +82,7 @@ class Store:
         return held.item.outline if held is not None and held.size > HEAD_BYTES + CHUNK_BYTES else None
 
     def fetch(self, item_id: ItemId) -> bool:
-        """Have an item brought that is on the shelf: at once, or when it is said again. False: it is not held."""
+        """Begin to bring an item from the shelf, unless too much is on its way; False if the item is not held."""
         held = self._held.get(item_id)
         is_away = held is not None and held.place is FramePlace.SHELF and item_id not in self._coming
         if held is not None and is_away and sum(self._coming.values()) < self._limits.max_coming_bytes:
@@ -91,7 +91,7 @@ class Store:
         return held is not None
 
     def fetched(self, item_id: ItemId, frame: bytes) -> None:
-        """A frame came from the shelf; an empty one: it is lost there."""
+        """Take a frame that came from the shelf. An empty one says that it was lost there."""
         self._coming.pop(item_id, None)
         held = self._held.get(item_id)
         if held is None or held.place is not FramePlace.SHELF:
@@ -121,7 +121,7 @@ class Store:
             held.withdrawn = True
 
     def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
-        """Offer nobody any more what somebody signed for whom `is_by` holds."""
+        """Stop offering items for whose signer `is_by` holds."""
         for held in self._held.values():
             held.withdrawn = held.withdrawn or is_by(held.item.signer)
 
@@ -173,7 +173,7 @@ class Store:
             self._spare(FramePlace.SHELF, FramePlace.BOTH)
 
     def _spare(self, *places: FramePlace) -> None:
-        """Let go for good of the oldest item in one of these places, of our own only if there is no other."""
+        """Delete the oldest item in one of these places; one of our own only if there is no other."""
         oldest: ItemId | None = None
         for item_id, held in self._held.items():
             if held.place in places:

@@ -1,25 +1,22 @@
 """How much a node takes of what its peers hold: topics, and a demand.
 
-A node has a dozen links into a swarm of any size. Were everything to reach everybody, its
-cost would grow with the swarm; its sampler, though, uses so many items a round and no more.
+A node has a dozen links into a swarm of any size. If every item reached every node, a node's cost would grow with the
+swarm. But a node's training uses only so many items a round.
 
 Rules
  1. Topics. A node asks for the topics it subscribed to and is not told of others.
- 2. Demand. It takes `demand` items a second on average: a token bucket, from which each item that comes takes one.
-    What was asked for just now and has not come counts as taken meanwhile. What the node wants above that is forgotten
-    after a while, and that is nobody's offence. Peers announce what they hold, so a node that
-    has k links to others of the same demand hears of k x demand ids a second at most, however
-    large the swarm.
- 3. A small item that its signer pushes counts as well, but takes only what pulls leave over: whoever
-    pushes must not be able to starve a node of what it asks for. What is pushed beyond that is
-    dropped before its signature is checked; any holder may announce it yet. From then on, until the bucket is fairly
-    full again, the node asks its peers to announce only, and draws what it asks for by lot. Only what came counts,
-    never what was only announced: nothing proves that there is such an item.
- 4. Small items of a topic that the node wants `beside` the others have an allowance of their own, `BESIDE` of the
-    demand. So a rare kind of item spreads where there is far more of another than anybody takes.
+ 2. Demand. A node takes `demand` items a second on average. Each item that comes takes one token from a bucket. What
+    was asked for just now and has not come counts as taken meanwhile. Wanted items that the demand does not reach are forgotten
+    after a while; nobody is to blame for these. Peers announce only what they hold, so a node with k links to others
+    of the same demand hears of k x demand ids a second at most, however large the swarm.
+ 3. Pushes. A small item that its signer pushes takes a token, too, but only what pulls leave over: pushes must not
+    starve a node of what it asks for. A push beyond that is dropped before its signature is checked; holders may still
+    announce the item. Then, until the bucket is three quarters full again, the node asks its peers for announcements
+    only, and draws by lot what it asks for. Only items that came count. An announced item may not exist.
+ 4. Small items of the topics `beside` the others have an allowance of their own, `BESIDE` of the demand. So a rare kind
+    of item spreads even where there is too much of another kind.
 
-What is traded away. Beyond its demand a node holds a random part of what there is, and an item
-spreads as far as demand carries it and not to everybody.
+The price: beyond its demand a node holds a random part of what there is, and an item reaches only a part of the swarm.
 """
 
 from dataclasses import dataclass, replace
@@ -31,16 +28,16 @@ from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 BURST_S = 1.0  # of demand at once; what comes faster waits its turn in the want list
 MIN_BURST = 32.0  # items: a round of eight nodes of four groups comes in one burst
 RESERVE = 0.25  # of the burst, which pushes leave to what is asked for
-# Of a thousand nodes of two groups a second, each takes one report in 13 of them all: of twelve links one has it with a
-# probability of 60 %. They are a twentieth of the traffic at most.
+# Where a thousand nodes want two groups a second, each takes one of 13 reports: one of its twelve links has a given
+# report with a probability of 60 %. Reports are a twentieth of the traffic at most.
 BESIDE = 1 / 8
-BESIDE_BURST = 8.0  # items: a few that came while nobody had room for them
+BESIDE_BURST = 8.0  # items at once
 NO_BOUND = 1e9  # items a second: more than there can be
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The interest of one node; by default in everything, as of a peer that has not said."""
+    """The interest of one node. A peer that has not told us its interest wants everything."""
 
     topics: frozenset[bytes] | None = None
     announce_only: bool = False
@@ -63,7 +60,7 @@ class Appetite:
 
     def __init__(self, now: Instant) -> None:
         self.filter = Filter()
-        self.told = False  # whether peers were ever told: without a word from us they offer everything
+        self.told = False  # whether peers were ever told: before that they offer everything
         self.beside: frozenset[bytes] = frozenset()
         self._set_demand(NO_BOUND, now, NO_BOUND, BESIDE_BURST)
 
@@ -77,13 +74,13 @@ class Appetite:
 
     @property
     def bounded(self) -> bool:
-        """Whether there can be more than is wanted."""
+        """Whether this node's demand has a bound."""
         return self._demand < NO_BOUND
 
     def subscribe(
         self, topics: frozenset[bytes] | None, demand: float, now: Instant, beside: frozenset[bytes] = frozenset()
     ) -> bool:
-        """Take the node's wish (more topics than a message holds are all topics); True if peers are to be told."""
+        """Take the node's wish; True if peers are to be told. More topics than a message holds count as all topics."""
         self.beside = beside
         before = self.filter
         if topics is not None and len(topics) > MAX_TOPICS:

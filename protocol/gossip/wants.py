@@ -1,25 +1,26 @@
 """Which items to ask for, of whom, and when to ask somebody else. `ledger` defines the rows.
 
 Rules
- 1. A want lives until its item comes or is stale, whoever fails. A small item, and the outline of a large one, is
-    asked of one holder at a time; the chunks of a large one of all that have them, the rarest first (see `chunks`).
- 2. A holder has a window of bytes on their way. It grows with what comes within `QUICK_S`, halves with what takes
-    longer, down to three chunks, and further when the holder is silent. So a line that many use is asked for little,
-    and what they ask for may come from each other meanwhile; a liar is asked for next to nothing.
- 3. Every WANT has an answer: the item, DONT_HAVE, or BUSY, again and again until the item comes. A holder that says
-    nothing of a want for `patience` is silent: then another is asked, and the silent one last, after
-    a pause that doubles. It pays if it went on announcing meanwhile; a process that is blocked says nothing at all. A
+ 1. A want lives until its item comes or is stale, whichever holders fail. A small item, or the outline of a large one,
+    is asked of one holder at a time. Chunks are asked of all holders that have them, the rarest first (see `chunks`).
+ 2. A holder has a window: how many bytes may be on their way from it. The window grows with what comes within
+    `QUICK_S`. It halves with what takes longer, down to three chunks, and further when the holder is silent. So a
+    crowded line is asked for little, and its peers fetch from each other meanwhile.
+ 3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
+    does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
+    pause that doubles. A silent holder pays if it announced something meanwhile: a process that is blocked cannot. A
     holder that announced what it does not have pays, too.
- 4. A busy holder is waited for, unless another has nothing to do.
- 5. Which items are asked for first is drawn by lot among the holders, then among the signers that one announced, and
-    then among the signer's items: nobody is starved by whoever publishes most or by a link that brings the items of
-    many keys, as keys are free and links are not, and two nodes that cannot take everything take different things.
-    Each draw looks at `max_looks` wants at most: announcements are free.
- 6. Items that the node wants beside the others have a lot and an allowance of their own, beside their part in this one.
- 7. Where the demand has a bound, what it did not reach in `UNASKED_S` is forgotten: fresher items replace it.
- 8. Partial items have `held_bytes`, by what their signers say of their sizes, and `max_partials` places. Where another
-    has no room, the one that got nothing for longest gives way, if that is `STALL_S`: its chunks are dropped, and it is
-    wanted as if nothing of it had come.
+ 4. A busy holder is waited for, unless another holder is idle.
+ 5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
+    then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
+    starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
+    Announcements are free, so each draw looks at `max_looks` wants at most.
+ 6. Items that the node wants beside the others have a second lot, and an allowance of their own for it.
+ 7. Where the demand has a bound, a want that was not asked for within `UNASKED_S` is forgotten: fresher items replace
+    it.
+ 8. Partial items have `max_partials` places and `held_bytes`, counted by the sizes that their signers state. Where
+    another has no room, the one that got nothing for longest gives way, if that is `STALL_S`: its chunks are dropped,
+    and it is wanted anew.
 """
 
 import random
@@ -38,11 +39,11 @@ from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 
 QUICK_S = 1.0  # ten round trips of 100 ms
-LEAST_COST = 1 << 10  # what a small item counts for in a window: as many as it holds are asked for at once
-SLOW_BYTES_PER_SECOND = 64 << 10  # a chunk takes two seconds more on half a line of 1 Mbit/s
+LEAST_COST = 1 << 10  # bytes that a smaller item takes of a window
+SLOW_BYTES_PER_SECOND = 64 << 10  # half a line of 1 Mbit/s: a chunk takes two seconds, which add to the patience
 MAX_PAUSE = 5  # doublings of the pause after a silence
-UNASKED_S = 60.0  # a round of most nodes
-SLACK = 2  # times its even share is looked at of each holder, as some offer less, or the same
+UNASKED_S = 60.0  # about one round
+SLACK = 2  # a draw looks at twice the even share of each holder, as some offer less, or the same
 STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
 
 _BySigner = dict[bytes, dict[ItemId, None]]
@@ -63,12 +64,12 @@ class Took(Enum):
 class _Wanted:
     entry: Entry
     since: float
-    ready: float  # until then its push may come
+    ready: float  # when it may be asked for: a push may come before
     is_beside: bool
     holders: dict[NodeId, LedgerRow] = field(default_factory=dict)
     asked_of: NodeId | None = None  # for the whole, or the outline
     asked_at: float = 0.0
-    asked_beside: bool = False  # by the lot of what is wanted beside the others
+    asked_beside: bool = False  # whether the second lot drew it: rule 6
     was_asked: bool = False
 
     @property
@@ -86,12 +87,12 @@ class _Wanted:
 class _Holder:
     window: int  # bytes
     everything: _BySigner = field(default_factory=dict)
-    beside: _BySigner = field(default_factory=dict)  # of it, what is wanted beside the others
-    offers: int = 0  # how many
+    beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
+    offers: int = 0  # how many items are in `everything`
     asked: dict[ItemId, None] = field(default_factory=dict)
     in_flight: int = 0  # bytes
     spoke: float = float("-inf")  # when it last announced something
-    paid: float = float("-inf")  # when it last paid for its silence: one silence may take many wants
+    paid: float = float("-inf")  # when it last paid for a silence: one silence is paid once, however many wants it had
 
     def has_room(self, size: int = LEAST_COST) -> bool:
         """Tell whether it may be asked for so many bytes more."""
@@ -144,7 +145,7 @@ class Wants:
         self._holders[node] = _Holder(self._limits.first_window_bytes)
 
     def lost(self, node: NodeId) -> None:
-        """A peer is gone, and with it what it was asked for."""
+        """Forget a peer that is gone, and what it was asked for."""
         holder = self._holders.get(node)
         if holder is None:
             return
@@ -250,7 +251,7 @@ class Wants:
         return partial.item()
 
     def lack(self, node: NodeId, ids: Iterable[ItemId]) -> int:
-        """A peer does not have these; return how many of them it had announced and was asked for."""
+        """Note that a peer does not have these; return how many of them we were waiting for, which it had announced."""
         lies = 0
         for item_id in ids:
             row, want = self._ledger.find(node, item_id), self._wants.get(item_id)
@@ -263,7 +264,10 @@ class Wants:
         return lies
 
     def busy(self, node: NodeId, ids: Sequence[ItemId], now: float) -> None:
-        """A peer gives nothing of these for now, or without any: all that it was asked for waits for its line."""
+        """Note that a peer gives none of these items for now; another may be asked.
+
+        Without ids, all that it was asked for waits for its line: an item is asked of another only if one is idle.
+        """
         for item_id in list(ids or self._holders[node].asked):
             row = self._ledger.find(node, item_id)
             if row is None or not row.asked:
@@ -275,21 +279,21 @@ class Wants:
                 self._release(want, node, says_so=not ids)
 
     def unheard(self, node: NodeId, now: float) -> None:
-        """What is said to a peer has no room: it may not hear what it was asked for, and is as if it were busy."""
+        """Treat a peer as busy: our messages to it have no room, so it may not hear what it is asked for."""
         self.busy(node, tuple(self._holders[node].asked), now)
 
     def _is_idle(self, node: NodeId, row: LedgerRow, now: float) -> bool:
         return self._holders[node].in_flight == 0 and row.may_be_asked(now)
 
     def forget_signed(self, is_by: Callable[[NodeId], bool]) -> None:
-        """Fetch nothing more that somebody signed for whom `is_by` holds."""
+        """Stop fetching items for whose signer `is_by` holds."""
         for item_id in [one for one, partial in self._partials.items() if is_by(partial.outline.signer)]:
             self._forget(self._wants[item_id])
 
     # What time brings
 
     def check(self, now: float, *, bounded: bool) -> list[NodeId]:
-        """Give up waiting for who is silent, and what is stale or stalls; return who is to blame."""
+        """Give up wants that are stale or stall, and stop waiting for silent holders; return those to blame."""
         life = self._limits.max_item_age_s
         first = UNASKED_S if bounded else life
         for want in list(takewhile(lambda want: want.since + first <= now, self._wants.values())):
@@ -302,7 +306,7 @@ class Wants:
         return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, now)]
 
     def _expect_no_more(self, node: NodeId, holder: _Holder, now: float) -> bool:
-        """Give up what a holder does not answer; True if it pays for it, as it went on announcing meanwhile."""
+        """Stop waiting for what a holder does not answer; True if it pays, as it announced something meanwhile."""
         to_blame = False
         for item_id in list(holder.asked):
             want = self._wants[item_id]
@@ -321,8 +325,8 @@ class Wants:
     def draw(self, now: float, allowance: float, beside: float = 0.0) -> list[Send]:
         """Cancel what need not be given any more; ask for some of what holders offer, by lot.
 
-        At most `allowance` items that were asked for within `patience` are on their way then, and beside them `beside`
-        of those that have a lot of their own. Were those counted that a holder says it is busy with, one could stop us.
+        Then at most `allowance` items that were asked for within `patience` are on their way, and at most `beside` more
+        that the second lot drew. If items that a holder is busy with counted, one holder could stop us.
         """
         sends = [send for node in list(self._cancels) for send in self._take_cancels(node)]
         asks: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
@@ -348,7 +352,7 @@ class Wants:
         return sends + [send for node, items in asks.items() for send in _messages(Want, node, items)]
 
     def _take_cancels(self, node: NodeId) -> list[Send]:
-        """Return what a holder need not give any more; to be sent before it is asked again."""
+        """Return the messages that cancel what a holder need not give; send them before it is asked again."""
         return _messages(Cancel, node, self._cancels.pop(node, {}))
 
     def _look(self, lots: Sequence[_BySigner]) -> Iterable[ItemId]:
@@ -427,7 +431,7 @@ class Wants:
             self._partials[want.entry.id].ask(part, node)
 
     def _settle(self, want: _Wanted, node: NodeId, part: int) -> None:
-        """Wait no longer for an answer, which may come yet."""
+        """Wait no longer for an answer. It may still come."""
         holder, row = self._holders[node], want.holders[node]
         holder.in_flight -= want.cost(part)
         del row.asked[part]
@@ -439,7 +443,7 @@ class Wants:
             self._partials[want.entry.id].unask(part)
 
     def _release(self, want: _Wanted, node: NodeId, *, says_so: bool = False) -> None:
-        """Let all that a holder was asked for of an item be asked of others; cancel it there if it `says_so`."""
+        """Let what a holder was asked for of an item be asked of others; if it `says_so`, cancel it at the holder."""
         parts = list(want.holders[node].asked)
         if says_so and parts:
             self._cancels[node].setdefault(want.entry.id, []).extend(part for part in parts if part != WHOLE)
@@ -455,7 +459,7 @@ class Wants:
             holder.window = max(self._limits.first_window_bytes, holder.window // 2)
 
     def _withdraw(self, want: _Wanted, node: NodeId) -> None:
-        """One holder less; without any, the item is forgotten unless some of it is there."""
+        """Remove a holder of an item. Without any other, the item is forgotten unless some chunks are here."""
         self._release(want, node)
         del want.holders[node]
         self._holders[node].remove(want)
@@ -464,7 +468,7 @@ class Wants:
             self._forget(want)
 
     def _let_go(self, want: _Wanted, brought_by: NodeId | None = None) -> None:
-        """Nothing of an item is asked of anybody, and what came of it is dropped."""
+        """Stop asking for an item, and drop the chunks of it that came."""
         for node in want.holders:
             self._release(want, node, says_so=node != brought_by)
         if (partial := self._partials.pop(want.entry.id, None)) is not None:
@@ -478,7 +482,7 @@ class Wants:
 
 
 def _messages(kind: type[Want], node: NodeId, items: dict[ItemId, list[int]]) -> list[Send]:
-    """Return what names these chunks, or without any the item, in messages of their bounded size."""
+    """Return as many messages as it takes to name these chunks, or the item itself where none are given."""
     named = [
         WantedPart(item_id, tuple(chunks[i : i + MAX_CHUNKS]))
         for item_id, chunks in items.items()
