@@ -1,25 +1,27 @@
 """The address book: everybody we know of, which is the passive view of HyParView (Leitao 2007).
 
 Rules
- 1. The seeds, which a person gave, are never forgotten. A node enters when we meet it, which is when it is admitted,
-    whoever dialled, or when two voices (see `counts_as`) told of it. A node that one voice told of is a *candidate*: it
-    is dialled as others are, and passed on to nobody. So no peer alone makes us speak of nodes that it invented
-    (compare the new and the tried table of Bitcoin's addrman).
- 2. Beside it are the last `max_neighbours` addresses that were called out in our own network. They are dialled, and
-    enter the book once they are admitted.
- 3. A contact is tried at once when it is new, then after 0.5, 1, 2, ... up to 60 s, each drawn from the upper half of
-    its interval so that nodes do not dial in step. One that failed is dialled after the others, and passed on to nobody
-    until it is met again or shows a record with another address.
- 4. When the book is full, those that failed go first, then entries of the source that has the most: no peer can push
-    out what others told us. Those that we met go last.
- 5. Keys cost nothing and addresses do: one network (see `netgroup`) has `max_prefix_records` places. A node takes one
-    where it was seen, and one in each network where it says that it can be dialled: else callers from a few networks
-    make us, and all whom we tell, dial into another. In a network that has too many, those seen elsewhere go first.
- 6. Endpoints count from whom they mean something to: a private or a loopback one only if the node, or somebody who told
-    of it, was itself seen at such an address. So nobody out there can make us connect into our own network (see
-    `Scope`; where a gateway hides the address of who dials in, all who come through it look local).
- 7. Of the nodes that we met and whose records are gone, `max_lapsed` are remembered: a fair sample of all that lapsed
-    (Vitter 1985, algorithm R), so that inventing many nodes gains no more than a share. See `dialing`, rule 4.
+ 1. The seeds, which a person gave, are never forgotten. A node enters the book when we meet it (it is admitted, whoever
+    dialled) or when two voices (see `counts_as`) have told of it. A node that only one voice told of is a *candidate*:
+    we dial it, and tell nobody of it. So no single peer makes us spread nodes that it invented (compare the new and the
+    tried table of Bitcoin's addrman).
+ 2. Beside the book are the last `max_neighbours` addresses that were announced in our own network. They are dialled,
+    and enter the book once they are admitted.
+ 3. A new contact is tried at once, then after 0.5, 1, 2, ... up to 60 s. Each pause is drawn from the upper half of its
+    interval, so that nodes do not dial in step. A contact that failed is dialled after the others. Nobody is told of it
+    until we meet it again or its record names another address.
+ 4. When the book is full, entries that failed go first, then those of the source that has the most: no peer can push
+    out what others told us. Nodes that we met go last.
+ 5. Keys cost nothing, addresses do: one network (see `netgroup`) has `max_prefix_records` places. A node takes one
+    where it was seen, and one in each network where it says that it can be dialled. Otherwise callers from a few
+    networks could make us, and all whom we tell, dial into another network. If a network has too many, those that were
+    seen elsewhere go first.
+ 6. A private or loopback endpoint counts only if the node, or somebody who told of it, was itself seen at such an
+    address. So nobody outside can make us connect into our own network (see `Scope`). Where a gateway hides the
+    addresses of callers, all who come through it look local.
+ 7. Of the nodes that we met and whose records left the book, `max_lapsed` are remembered: a fair sample of all that
+    lapsed (Vitter 1985, algorithm R). So an attacker that invents many nodes gets only its share. See `dialing`,
+    rule 4.
 """
 
 import random
@@ -37,12 +39,12 @@ from protocol.lru import Recent
 
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 60.0  # a dead peer costs one connection attempt a minute until its record expires
-BUSY_S = 60.0  # a peer that had no room is asked again after this at the latest
-CANDIDATES = 2  # the part of the capacity that candidates may have, beside it
-# The part of the candidates that goes at a time: whom to forget is found by looking at all, and every message brings
-# more of them, so a node in a swarm of thousands would look at all at every message.
+BUSY_S = 60.0  # a peer that had no room is asked again within this time
+CANDIDATES = 2  # the book's capacity divided by this is how many candidates there may be
+# When there are more, an eighth goes at a time. To find whom to forget, a node looks at all of them; in a large swarm
+# every message brings more, so it would look at all at every message.
 THINNING = 8
-NOWHERE = "nowhere"  # the network of nodes that were only told of and that nobody can dial
+NOWHERE = "nowhere"  # the network of nodes that nobody can dial and that we did not meet
 
 V = TypeVar("V")
 
@@ -52,7 +54,7 @@ class Contact:
     """Somebody to dial: under one CURVE key, at one or more endpoints, tried in turn."""
 
     addresses: tuple[Address, ...]
-    scope: Scope = Scope.LOOPBACK  # of the nearest address that its host names may mean
+    scope: Scope = Scope.LOOPBACK  # of the nearest address that its host name may be resolved to
     failures: int = 0
     not_before: float = 0.0
 
@@ -78,7 +80,7 @@ class Contact:
         self.not_before = now.steady + delay * rng.uniform(0.5, 1.0)
 
     def busy(self, now: Instant, rng: random.Random) -> None:
-        """It answered, and has no room: that is no failure."""
+        """Note that it answered and has no room, which is no failure."""
         self.failures = 0
         self.not_before = now.steady + BUSY_S * rng.uniform(0.25, 1.0)
 
@@ -107,7 +109,7 @@ class BookEntry(Contact):
         return self.record.networks | {self.group} if self.group else self.record.networks
 
     def see_from(self, scope: Scope) -> None:
-        """Let endpoints of that scope count, and nearer ones not."""
+        """Let endpoints of that scope and farther count."""
         self.scope = scope
         before, self.addresses = self.addresses, usable(self.record, scope)
         if self.addresses != before:
@@ -153,7 +155,7 @@ class Book:
         return entry.record if entry else None
 
     def holds(self, node: NodeId, encoded: bytes, scope: Scope) -> bool:
-        """Tell whether the book has this very record of `node`, and no teller of that scope can add to it."""
+        """Tell whether the book has this very record of `node`, and a teller of that scope adds nothing to it."""
         entry = self._entries.get(node)
         return entry is not None and entry.scope <= scope and entry.record.encoded == encoded
 
@@ -197,7 +199,7 @@ class Book:
         self.revision += 1
 
     def trim(self, live: Iterable[NodeId], rng: random.Random) -> None:
-        """Forget what is over the capacity, or over the places of a network, nobody of `live`."""
+        """Forget entries beyond the capacity, and beyond the places of a network; those of `live` stay."""
         if self._has_grown:
             self._has_grown = False
             kept = set(live)
@@ -255,7 +257,7 @@ class Book:
         return [seed for seed in self._seeds if seed.is_due(now)]
 
     def meet(self, address: Address) -> None:
-        """Take note of a neighbour: an address in our own network at which a node of our swarm is said to be."""
+        """Take in a neighbour: an address in our own network at which a node of our swarm is said to be."""
         known = self._neighbours.get(address.key)
         if known is None or known.address != address:
             self._neighbours.set(address.key, Contact((address,), scope_of(address.endpoint.host)))
@@ -264,7 +266,7 @@ class Book:
         return [one for one in self._neighbours.values() if one.is_due(now)]
 
     def contacts_due(self, now: Instant, rng: random.Random) -> Iterator[Contact]:
-        """Yield what else may be dialled now, in random order: of book and candidates in turn, those that failed last.
+        """Yield contacts to dial now, from book and candidates in turn, in random order, those that failed last.
 
         The book may not change meanwhile.
         """
@@ -287,7 +289,7 @@ class Book:
         return list(islice(good, count))
 
     def has_more_prospects_than(self, count: int) -> bool:
-        """Tell whether more nodes than `count`, be they candidates, may be dialled and did not fail."""
+        """Tell whether more than `count` nodes, candidates included, can be dialled and did not fail."""
         known = chain(self._entries.values(), self._candidates.values())
         prospects = (entry for entry in known if entry.addresses and not entry.has_failed)
         return next(islice(prospects, count, None), None) is not None
@@ -328,7 +330,7 @@ class Book:
 
     @property
     def has_candidates(self) -> bool:
-        """Whether there is somebody whom one more teller would bring into the book."""
+        """Whether there are candidates: one more teller brings each into the book."""
         return bool(self._candidates)
 
     def vouch(self, summaries: dict[bytes, bytes], teller: str, scope: Scope = Scope.PUBLIC) -> list[PeerRecord]:
@@ -353,7 +355,7 @@ def usable(record: PeerRecord, scope: Scope) -> tuple[Address, ...]:
 
 
 def _saved_scope(record: PeerRecord) -> Scope:
-    """Return from where the endpoints of a saved record count: all if none is public, else the public ones."""
+    """Return the scope from which endpoints of a saved record count: only public ones, or all if none is public."""
     return Scope.PUBLIC if usable(record, Scope.PUBLIC) else Scope.LOOPBACK
 
 

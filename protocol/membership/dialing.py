@@ -1,18 +1,19 @@
 """Whom a node dials, and when: while it has too few links, in place of a link that it chose, and as a feeler.
 
 Rules
- 1. While there are too few links (`Links.wanted`), neighbours, `max_near_links` at most; random contacts, and by turns
-    the nearest of those drawn (see `links`), where there is likelier to be room; the seeds when we have no peer or
-    nobody else to dial.
- 2. Nobody at an endpoint of our own, as private ones occur twice; nobody who is graylisted, or whose key has a link
-    already; of one public network no more than may have links. Seeds, a person's choice, are not bounded by network.
- 3. Now and then (`rotate_interval`) a link that we chose is due to be replaced by a random other, if there is one:
-    so the overlay stays random, and a node that hostile peers surround finds others. Of more links than there is
-    room for, as a small swarm grows, one ends each `SHED_S` from then on, a caller's where callers have too many.
- 4. Feelers (Bitcoin Core's word; Heilman and others 2015, section 8): now and then one more call, however many links
-    there are, to a seed or a node that lapsed (see `address_book`), of those whom we do not see. For two halves of a
-    swarm that are apart for longer than a record lives know nobody of each other any more. A node that answers tells
-    records of its side, and with room becomes a peer. The pause grows from `FEELER_S` until each is called once in
+ 1. While there are too few links (`Links.wanted`), a node dials: first neighbours in its own network, `max_near_links`
+    at most; then contacts, a random one and the nearest of those drawn in turn (see `links`: near ones are likelier to
+    have room); and the seeds, last if it has a peer, else before the contacts.
+ 2. It does not dial an endpoint of its own (two networks may use the same private one), a graylisted node, or a key
+    that has a link already. It dials no more nodes of one public network than may have links. Seeds, a person's choice,
+    are not bounded by network.
+ 3. Every `rotate_interval` a link that we chose ends if there is another node to dial in its place: so the overlay
+    stays random, and a node that hostile peers surround finds others. When a small swarm grows and there are more links
+    than room, one ends each `SHED_S`: a caller's if callers have too many.
+ 4. Feelers (Bitcoin Core's word; Heilman and others 2015, section 8): now and then a node calls a seed, or a node that
+    lapsed (see `address_book`), that it has lost sight of, however many links it has. This joins two halves of a swarm
+    that were apart for longer than a record lives and know nobody of each other. A node that answers tells us records
+    of its side, and becomes a peer if there is room. The pause grows from `FEELER_S` until each is called once in
     `LAST_FEELER_S`: a seed that ten thousand nodes have is called three times a second.
 """
 
@@ -28,10 +29,10 @@ from protocol.membership.address_book import Book, Contact
 from protocol.membership.directory import RecordDirectory
 from protocol.membership.links import Links, distance
 
-# Contacts that are drawn for each that is dialled: the nearest of eight is on average nearer than eight of nine who
-# call everybody, and to find more that are due a node would look through its whole book.
+# Contacts that are drawn for each that is dialled. The nearest of eight is on average nearer than eight of nine random
+# callers. To draw more, a node would look through its whole book.
 DRAWN = 8
-SHED_S = 10.0  # so that a node that is sent away finds room elsewhere before the next
+SHED_S = 10.0  # time for a node that is sent away to find room elsewhere before the next is
 FEELER_S, LAST_FEELER_S = 60.0, 3600.0
 
 
@@ -41,7 +42,7 @@ Refuses = Callable[[NodeId, Instant], bool]  # whether a node is graylisted just
 class Dialing:
     """See the module's comment."""
 
-    def __init__(  # what it looks at, each of which has another owner
+    def __init__(  # each of these belongs to somebody else, and is only read
         self,
         setup: Setup,
         book: Book,
@@ -120,9 +121,9 @@ class Dialing:
         return Dial(contact.address, contact.scope)
 
     def _near_and_random(self, contacts: Iterator[Contact], wanted: int, now: Instant) -> Iterator[Contact]:
-        """Return contacts of which every other is the nearest that is left of some, twice those that are both.
+        """Return contacts, by turns the nearest of those drawn and a random one; some come twice.
 
-        Were none random, whoever invents nodes in near networks would have us dial these only.
+        If none were random, an attacker that invents nodes in near networks would have us dial only these.
         """
         here = {scope: self._directory.here(scope) for scope in Scope}
 
@@ -135,7 +136,7 @@ class Dialing:
 
     def _may_dial(self, contact: Contact, now: Instant) -> bool:
         if contact.address.endpoint in self._directory.record.endpoints:
-            contact.failed(now, self._rng)  # the next of its endpoints may be another
+            contact.failed(now, self._rng)  # so that its next endpoint has its turn
             return False
         holder = self._links.proven_node(Link(contact.key, dialled=True))
         return holder is None or not self._refuses(holder, now)

@@ -1,16 +1,19 @@
-"""Records about the members: our own, reading others', and how they travel; and how the revocation list does.
+"""Our own record and those of others: how they are made, read and told. And how the revocation list is told.
 
 Rules
- 1. Peers exchange records on going live, a random sample, and every `exchange_interval` with a random peer: while the
-    book is not full by digest, so that everybody comes to know everybody (512 at most), else again a random sample.
- 2. Only what is in the book is told, never a candidate (see `protocol.membership.address_book`). A digest counts as
-    telling those of its records that are candidates here; while there are any, exchanges follow each other sooner.
- 3. Private endpoints are told to peers that are seen at private addresses, loopback ones on the machine.
- 4. One voice (see `counts_as`) may tell only so many records that are new to us: nobody has a new allowance under
-    another key, and a signature costs us a tenth of a millisecond. It is told only so many in answer to its digests. A
-    node that lacks more at a time than are left is told by others, or later.
- 5. A revocation list is up to 24 KiB and a signature to check: a link has an allowance of lists that it brings or asks
-    for.
+ 1. Two peers exchange a random sample of records when they go live. Every `exchange_interval` a node starts an exchange
+    with a random peer: by digest while its book is not full, so that everybody comes to know everybody in a swarm of up
+    to 512; else by a random sample again.
+ 2. Only records in the book are told, never candidates (see `protocol.membership.address_book`). A record in a peer's
+    digest that is a candidate here counts as told by that peer. While there are candidates, exchanges are more
+    frequent.
+ 3. Private endpoints are told only to peers that are seen at private addresses; loopback ones only to peers on this
+    machine.
+ 4. One voice (see `counts_as`) has an allowance of records that are new to us, since each costs us a tenth of a
+    millisecond for its signature. Another key gets no new allowance. A voice has an allowance of records that it is
+    told in answer to its digests, too. A node that lacks more is told by others, or later.
+ 5. A revocation list has up to 24 KiB and a signature to check: each link has an allowance of lists that it brings or
+    asks for.
 """
 
 import random
@@ -28,8 +31,7 @@ from protocol.membership.links import Links
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
 EXPIRY_INTERVAL_S = 60.0
-# Of an exchange_interval: until the first exchange, as others may have come while we did, and between exchanges while
-# candidates wait for a second word.
+# The part of an exchange_interval until the first exchange, and between exchanges while there are candidates.
 HURRY = 1 / 4
 LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
@@ -50,13 +52,13 @@ class RecordDirectory:
         self._answers: TokenBuckets[str] = TokenBuckets(
             limits.network_records_per_second, limits.network_records_burst, limits.max_voices
         )
-        # By node, as many of them may be behind one address: twice as often as a node that hurries sends one.
+        # By node, as many nodes may be behind one address. The rate is twice that of a node that hurries.
         self._digests: TokenBuckets[NodeId] = TokenBuckets(2 / (HURRY * self._interval), 4, limits.max_voices)
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
         self._raised = False
-        self.twin: PeerRecord | None = None  # of another process that runs with our key
+        self.twin: PeerRecord | None = None  # the record of another process that runs with our key
         self.renew(now, int(now.unix * 1000) << RENEWAL_BITS)
 
     def renew(self, now: Instant, incarnation: int) -> None:
@@ -66,9 +68,9 @@ class RecordDirectory:
         self.record = self.record_for(Scope.LOOPBACK)
 
     def record_for(self, scope: Scope) -> PeerRecord:
-        """Return our record for readers of that scope: what is nearer is nobody's business, and no use, out there.
+        """Return our record for readers of that scope; nearer endpoints are left out.
 
-        Of two records of one renewal the one with more endpoints holds, wherever both come.
+        Where two records of one renewal meet, the one with more endpoints replaces the other: it expires later.
         """
         if scope not in self._variants:
             endpoints = tuple(endpoint for endpoint in self._endpoints if scope_of(endpoint.host) >= scope)
@@ -87,10 +89,10 @@ class RecordDirectory:
         return self._variants[scope]
 
     def here(self, scope: Scope) -> str:
-        """Return as whom we are near to nodes of that scope (see `links`).
+        """Return the name by which our distance to nodes of that scope is computed (see `links`, `counts_as`).
 
-        A node that cannot be dialled from there does not know as whom it is seen: were all such the same, all would
-        look for room with the same others.
+        A node that cannot be dialled from there does not know its network. It goes by its key: if all such nodes had
+        one name, all would look for room at the same others.
         """
         hosts = [endpoint.host for endpoint in self.record_for(scope).endpoints] or [""]
         host = next(filter(netgroup, hosts), hosts[0])
@@ -99,12 +101,12 @@ class RecordDirectory:
     def move(
         self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant
     ) -> list[MembershipAction]:
-        """Say from now on that we can be dialled there, and these services."""
+        """Tell from now on these endpoints and these services."""
         self.given, self._services = endpoints, services
         return self._announce(endpoints, now)
 
     def correct(self, endpoints: tuple[Endpoint, ...], now: Instant) -> list[MembershipAction]:
-        """Say these endpoints instead of those that were `given`, unless we do already."""
+        """Tell these endpoints instead of those that were `given`, unless we do already."""
         return self._announce(endpoints, now) if endpoints != self._endpoints else []
 
     def _announce(self, endpoints: tuple[Endpoint, ...], now: Instant) -> list[MembershipAction]:
@@ -114,11 +116,11 @@ class RecordDirectory:
         return [Send(peer.link, Peers((self.record_for(peer.scope).encoded,))) for peer in peers]
 
     def outbid(self, record: PeerRecord, now: Instant) -> None:
-        """Take note of a record of ourselves: ours must be the newer one.
+        """Make our record newer than this one, which names ourselves.
 
-        One that is newer was made with our key by another process: an earlier one of ours, before our clock was set
-        back, or one that runs now. We raise our start above it. Only a process that runs now answers that by raising
-        its own to the next one, so nobody can make us see a twin who does not have our key.
+        If it is newer than ours, another process made it with our key: an earlier one of ours, before our clock was set
+        back, or a twin that runs now. We raise our start above it. A twin answers by raising its own to the next
+        number: only a holder of our key can do that.
         """
         if not record.replaces(self.record):
             return
@@ -130,7 +132,7 @@ class RecordDirectory:
     def tick(self, now: Instant) -> None:
         """Renew our record in good time, and let go of expired ones."""
         left = self.record.expiry_ms / 1000 - now.unix
-        # More is left where our clock was set back: to others it may hold for too long to be one.
+        # If more is left, our clock was set back: others may refuse a record that expires so late.
         if not RECORD_LIFE_S / 2 <= left <= 2 * RECORD_LIFE_S:
             self.renew(now, self.record.incarnation + 1)
         if now.steady >= self._next_expiry:
@@ -138,7 +140,7 @@ class RecordDirectory:
             self._book.expire(now, self._rng)
 
     def _known(self, author: NodeId, encoded: bytes) -> PeerRecord | None:
-        """Return the newest record of its author if these are its bytes: no signature need be checked again."""
+        """Return the newest record of `author` if these are its bytes, so that no signature is checked again."""
         record = self._book.get(author)
         return record if record is not None and record.encoded == encoded else None
 
@@ -153,8 +155,7 @@ class RecordDirectory:
     def sample(self, reader: NodeId, scope: Scope, referrals: int = 0) -> Peers:
         """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones.
 
-        Whom we have no room for gets only so many `referrals`, all of nodes that can be dialled: of a crowd of nodes
-        behind NAT a sample names few of those.
+        A caller that we have no room for gets only so many `referrals`, all of nodes that can be dialled.
         """
         count = referrals or MAX_RECORDS
 
@@ -166,7 +167,7 @@ class RecordDirectory:
         return Peers((self.record_for(scope).encoded, *others[: count - 1]))
 
     def _digest(self, voice: str, scope: Scope) -> Digest:
-        """Return what we know, in short, and what the reader, who counts as `voice`, told us itself."""
+        """Return a digest of what we know, and of the candidates that the reader, who counts as `voice`, told us of."""
         known = [self.record_for(scope), *self._book.good_records(), *self._book.candidates(voice)][:MAX_DIGEST]
         return Digest(tuple(record.summary for record in known))
 
@@ -199,7 +200,7 @@ class RecordDirectory:
     def _take_in(self, voice: str, scope: Scope, encoded: bytes, now: Instant) -> None:
         author = node_id(encoded[:KEY_BYTES])
         if self._book.holds(author, encoded, scope):
-            return  # as most that is told: the dearest line of a swarm in which thousands join
+            return  # so it is with most records: without this line, much time goes here when thousands join
         record = self._known(author, encoded)
         if record is None:
             if not self._told.take(voice, 1, now.steady):
@@ -247,7 +248,7 @@ class RecordDirectory:
 
 
 class RevocationExchange:
-    """Rule 5. The list itself, and what it means, is the gate's."""
+    """How revocation lists are asked for and told: rule 5. The gate holds the list and applies it."""
 
     def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
@@ -255,20 +256,20 @@ class RevocationExchange:
         self._budgets: TokenBuckets[Link] = TokenBuckets(limits.lists_per_second, limits.lists_burst, limits.max_proven)
 
     def ask(self, link: Link, *, is_first: bool = False) -> Send:
-        """Ask for a list; first, where ours does not admit who is asked."""
+        """Ask for a list; `is_first` if the other end is no live peer yet."""
         if is_first:
             self._asked.set(link, None)
         return Send(link, AskRevocations(self._gate.revision))
 
     def awaits(self, link: Link) -> bool:
-        """Tell whether who is not yet a peer was asked for a list over this link."""
+        """Tell whether a node that is no live peer yet was asked for a list over this link."""
         return link in self._asked
 
     def forget(self, link: Link) -> None:
         self._asked.pop(link)
 
     def answer(self, message: Message, now: Instant) -> list[Send]:
-        """Send our list to who asks, if it is newer than theirs.
+        """Send our list to the node that asks, if it is newer than theirs.
 
         Raises:
             MessageError: the body is malformed, or the link asks too often.
@@ -294,6 +295,6 @@ class RevocationExchange:
 def means_something(record: PeerRecord, scope: Scope) -> bool:
     """Tell whether a record is for readers of that scope.
 
-    One that names anything nearer is not, be there other endpoints beside: its node signs another for those out there.
+    A record that names anything nearer is not: its node signs another one for such readers.
     """
     return record.nearest >= scope

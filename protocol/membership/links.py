@@ -8,25 +8,25 @@ Links, by the CURVE key that the other end proved
     PARTING   a goodbye was said, or there is a better link; closed `GRACE_S` later, so that what was said arrives
 
 Rules
- 1. One link a pair. When both dialled, the one that the smaller node id dialled stays, and the other one parts.
- 2. There are at most `max_peers` links, attempts included, beside those of rule 4. In a small swarm, where we could
-    dial so many nodes or fewer, a node dials all of them: then everybody has everything from its signer. In a larger
-    one there is room for three quarters as many, and a node dials while it has fewer than three quarters of that:
-    callers find the others free. Links beyond that end by turns (see `dialing`, rule 3). A node that nobody can dial
-    has eight in any swarm, as the places for it are scarce.
- 3. A third of the room is kept for links that we chose ourselves: callers can take the rest only, so nobody can
-    surround a node by dialling it. At most `max_prefix_peers` links are of one public network. A link that we dialled
-    is never given up for a caller.
- 4. Nodes that nobody can dial, home nodes, have `max_callers` places of their own where they call. If all are taken,
-    the network that has most gives one to a network that has two fewer, and a node that had a peer when it called gives
-    its place to one that had none. So each has one place before others have two.
- 5. Distances (rendezvous hashing, Thaler and Ravishankar 1998): every two nodes are at a distance that anybody can
-    compute and that neither sets. A node dials mostly those that are near, of some that it draws, and where there is no
-    room a near caller takes the place of a far one. So honest nodes find places where they look first, and one that
-    calls everybody is near to few: it gets about as many places in all as an honest one, however often and under
-    however many keys it calls. An attacker can rent networks that are near to its victim. Therefore not all places go
-    by distance, nor all dials, and a pair's distance is another after `PERIOD_S`, at a time of its own. A node that
-    does not know in which network it is seen (a domain name, NAT) is turned away as often as one that dials at random.
+ 1. One link a pair. If both dialled, the link that the smaller node id dialled stays, and the other one parts.
+ 2. There are at most `max_peers` links, attempts included, beside those of rule 4. A swarm is small while we know no
+    more nodes to dial than that. In a small swarm a node dials all others, so that everybody gets each item from its
+    signer. In a larger one the room is three quarters of `max_peers`. A node dials until three quarters of that room
+    are taken, and leaves the rest to callers. Links beyond the room end one after the other (see `dialing`, rule 3).
+    A home node, which nobody can dial, has eight links in any swarm, as the places for it are scarce.
+ 3. A third of the room is kept for links that we chose ourselves. Callers get only the rest, so nobody can surround a
+    node by dialling it. At most `max_prefix_peers` links are of one public network. A link that we dialled is never
+    given up for a caller.
+ 4. A node that can be dialled has `max_callers` more places for home nodes that call it. If all are taken, the network
+    with the most places gives one to a network with at least two fewer; or a home node that had a peer when it called
+    gives its place to one that had none. So each has one place before others have two.
+ 5. Distances (rendezvous hashing, Thaler and Ravishankar 1998): any two nodes are at a distance that anybody can
+    compute and neither can choose. Of the nodes that it draws, a node dials mostly the nearest. Where there is no room,
+    a near caller takes the place of a far one. So honest nodes soon find places. A node that calls everybody is near to
+    few: it gets about as many places as an honest one, however often it calls and with however many keys. But an
+    attacker can rent networks that are near to its victim. So some places and some dials do not go by distance, and
+    each pair's distance changes every `PERIOD_S`. A node that does not know its own network (a domain name, NAT) is
+    turned away as often as one that dials at random.
 """
 
 import hashlib
@@ -46,8 +46,8 @@ from protocol.membership.address_book import Contact
 DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine busy with loading models
 HELLO_RETRY_S = 2.0
 GRACE_S = 2.0
-FEW_PEERS = 8  # of so few there is room for all in any swarm: a sparser overlay falls to pieces
-PERIOD_S = 3600.0  # longer than most links last that are replaced by turns (see `Timing.rotate_interval`)
+FEW_PEERS = 8  # the least room for links in any swarm: a sparser overlay falls apart
+PERIOD_S = 3600.0  # longer than most links that are rotated last (see `Timing.rotate_interval`)
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class DialAttempt:
 
     contact: Contact
     deadline: float
-    group: str  # the network that it is said to be in, and then that of who answered
+    group: str  # the public network that it is said to be in, and once it answered, that of its address
     host: str = ""  # the IP address that answered
     greeted: float | None = None
 
@@ -85,12 +85,12 @@ class LivePeer:
 
     @property
     def scope(self) -> Scope:
-        """From how far it speaks: endpoints of that scope and farther mean something to it, and count from it."""
+        """The scope of its address. We tell it endpoints of that scope and farther, and take such from it."""
         return scope_of(self.host)
 
     @property
     def voice(self) -> str:
-        """As whom it counts when it tells of others."""
+        """As whom it counts when it tells of others; see `counts_as`."""
         return counts_as(self.group, self.host, self.record.node_id)
 
 
@@ -111,9 +111,9 @@ class Links:
         self.is_home = False  # whether nobody can dial us
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
-        self._holders: dict[bytes, NodeId] = {}  # of live peers' keys: as many as there are peers
-        self._proven: Recent[bytes, NodeId] = Recent(limits.max_proven)  # who once was: what strangers fill is bounded
-        self._hosts: Recent[Link, str] = Recent(limits.max_proven)  # of those who dialled us, until their hello
+        self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
+        self._proven: Recent[bytes, NodeId] = Recent(limits.max_proven)  # holders of keys, live or not
+        self._hosts: Recent[Link, str] = Recent(limits.max_proven)  # addresses of callers, until their hello
         self._parting: dict[Link, float] = {}
 
     # Who is at the other end
@@ -144,7 +144,7 @@ class Links:
         return known or (self.peers[node].host if node is not None else "")
 
     def scope_of(self, link: Link) -> Scope:
-        """Return from how far the other end of a link speaks."""
+        """Return the scope of the address at the other end of a link."""
         return scope_of(self.host_of(link))
 
     def group_of(self, link: Link, record: PeerRecord) -> str:
@@ -158,7 +158,7 @@ class Links:
 
     @property
     def room(self) -> int:
-        """How many links there may be, but for those of our own choice that are lacking. Rule 2."""
+        """How many links there may be. Links of our own choice that are lacking may exceed this. Rule 2."""
         most, few = self._limits.max_peers, min(self._limits.max_peers, FEW_PEERS)
         if self.is_home:
             return few
@@ -181,7 +181,7 @@ class Links:
 
     @property
     def lacks_chosen(self) -> bool:
-        """Whether fewer links than the reserve are of our own choice: we ask for room where there is none."""
+        """Whether fewer links than the reserve are of our own choice, so that we are needy where we call. Rule 3."""
         return self._chosen < self._reserve
 
     @property
@@ -199,7 +199,7 @@ class Links:
 
     @property
     def surplus_caller(self) -> NodeId | None:
-        """The last caller, where callers have more than their places, as once a swarm has grown. Rule 3."""
+        """The last caller, if callers have more than their places, as after a swarm has grown. Rule 3."""
         callers = [node for node, peer in self.peers.items() if peer.is_caller]
         return callers[-1] if len(callers) > self.room - self._reserve else None
 
@@ -212,7 +212,7 @@ class Links:
         if not record.endpoints:
             return sum(peer.is_home for peer in self.peers.values()) < self._limits.max_callers
         came = sum(peer.is_caller for peer in self.peers.values())
-        busy = sum(attempt.key != link.key for attempt in self.attempts)  # if we dial it, too, it has its place already
+        busy = sum(attempt.key != link.key for attempt in self.attempts)  # a caller that we dial has its place already
         return came < self.room - self._reserve and self._overlay + busy < self.room and not self.is_full_of(group)
 
     def is_full_of(self, group: str) -> bool:
@@ -232,9 +232,9 @@ class Links:
         return next((node for node, peer in homes.items() if not peer.needy), None) if needy else None
 
     def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
-        """Return the farthest of the younger half of the callers, if `caller` is nearer to us, who are `here`.
+        """Return the farthest of the younger half of the callers, if `caller` is nearer to us; we are at `here`.
 
-        Were the older ones not safe, an attacker that has many networks would replace every honest peer.
+        The older half is safe, or an attacker with many networks would replace every honest peer.
         """
         callers = [(node, peer) for node, peer in self.peers.items() if peer.is_caller]
         distances = {
@@ -253,7 +253,7 @@ class Links:
 
     @property
     def near(self) -> int:
-        """How many links into our own network we dialled, or dial."""
+        """How many links into our own network we dialled or are dialling. This `near` is no distance of rule 5."""
         linked = (peer.host for peer in self.peers.values() if peer.link.dialled)
         dialled = (attempt.contact.address.endpoint.host for attempt in self.attempts.values())
         return sum(scope_of(host) is Scope.PRIVATE for host in chain(linked, dialled))
@@ -266,13 +266,13 @@ class Links:
         self.attempts[link] = DialAttempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
 
     def busy_keys(self) -> set[bytes]:
-        """Return the CURVE keys that need no dialling."""
+        """Return the CURVE keys of live peers and of those that are being dialled."""
         return {peer.record.curve_key for peer in self.peers.values()} | {link.key for link in self.attempts}
 
     def answered(self, attempt: DialAttempt, host: str) -> bool:
-        """Note from which address a contact answered; False: of its network there are enough without it.
+        """Note from which address a contact answered; False if its network has all its links already.
 
-        A name says nothing about that, and names cost less than addresses.
+        The name that we dialled does not tell the network, and names cost less than addresses.
         """
         group = netgroup(host)
         is_one_more = group != attempt.group and self.is_full_of(group)
@@ -280,7 +280,7 @@ class Links:
         return not is_one_more
 
     def expects(self, link: Link) -> bool:
-        """Tell whether a hello over this link is to be taken: we did not give it up meanwhile."""
+        """Tell whether a hello over this link counts: somebody dialled us, or we have not given the link up."""
         return not link.dialled or link in self.attempts or self.is_of_peer(link)
 
     def is_of_peer(self, link: Link) -> bool:
@@ -289,7 +289,7 @@ class Links:
         return node is not None and (self.peers[node].link == link or link in self._parting)
 
     def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float, *, needy: bool = False) -> Link | None:
-        """Make the link live; return the one of the pair's two that is to part, if there are two. Rule 1."""
+        """Make the link live. If the pair has two links now, return the one that is to part. Rule 1."""
         host, group = self.host_of(link), self.group_of(link, record)
         attempt = self.attempts.pop(link, None)
         port = attempt.contact.address.endpoint.port if attempt is not None else 0
@@ -311,13 +311,13 @@ class Links:
         return surplus
 
     def is_parting(self, link: Link) -> bool:
-        """Tell whether a goodbye was said: what still comes is nobody's fault."""
+        """Tell whether the link is parting: what still comes is nobody's fault."""
         return link in self._parting
 
     def part(self, link: Link, now: float, after: float = GRACE_S) -> bool:
-        """Close the link `after` some seconds, however often that is said, unless it is live by then.
+        """Close the link `after` so many seconds, counted from the first call, unless it becomes live meanwhile.
 
-        False: so many are that it is to be closed now.
+        False: too many links are parting, so close it now.
         """
         if len(self._parting) >= self._limits.max_parting:
             return False

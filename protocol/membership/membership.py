@@ -10,18 +10,19 @@ Rules
     admitted to the swarm. Anything else gets no answer but a goodbye.
  2. A hello is answered if and only if it came over a link that the peer dialled. An unanswered hello is repeated every
     `HELLO_RETRY_S`.
- 3. A graylisted node (its score is too low) is refused at the hello by its node id, under any key, and not dialled.
- 4. Without room, the caller gets records of a few others, a goodbye, and the manifest if it asks at once. If it says
-    that it lacks links of its own choice, a peer that called us and is farther from us (see `links`) makes room for it.
-    A caller that lies about that gets no more than a near one. A home node says so while it has no peer (see `links`,
-    rule 4).
- 5. A hello of a process that started at another time is a restarted peer: it goes down and comes up again. A peer that
-    shows an older record of itself than we have is told the newer one. A record of ourselves that is newer than our own
-    (our clock was set back, or another process has our key) makes us raise our incarnation above it (see
+ 3. A graylisted node (its score is too low) is refused at the hello by its node id, whatever its key, and not dialled.
+ 4. A caller without room gets records of a few others and a goodbye, and the manifest if it asks at once. A needy
+    caller says that it lacks links of its own choice: then a peer that called us and is farther from us (see `links`)
+    makes room for it. A caller that lies gains little: it has to be near. A home node is needy while it has no peer
+    (see `links`, rule 4).
+ 5. A hello of a process that started at another time comes from a restarted peer: it goes down and comes up again. A
+    peer that shows an older record of itself than we have is told the newer one. If a record of ourselves is newer than
+    our own, our clock was set back or another process has our key: we raise our incarnation above it (see
     `RecordDirectory.outbid`).
- 6. A peer whose hello names a newer revocation list than ours is asked for it. If we would not admit it, it is asked
-    first, once: that list may allow the signer of its grant. Its hello is judged when it comes again. A new list is
-    told to all peers, and every exchange asks a peer. A node that the list names loses link and book entry.
+ 6. A peer whose hello names a newer revocation list than ours is asked for that list. If we would not admit the peer,
+    we ask once before we judge: the list may name a new owner, who signed its grant. The hello is judged when it comes
+    again. A new list is told to all peers, and each exchange asks one peer. A node that the list revokes loses its link
+    and its place in the book.
  7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
@@ -76,10 +77,10 @@ from protocol.wire.messages import (
     Revocations,
 )
 
-# A hello makes us tell a peer again whom we know and what we hold. It may come twice as often as it has to.
+# The least time between two hellos of a peer: half of the time after which it has to repeat one.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
-# The messages of a peer that does not take us in.
+# What the other end of a link that we dialled may say before it is a live peer.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
@@ -90,10 +91,9 @@ def refuse_nobody(node: NodeId, now: Instant) -> bool:
 
 
 class Membership:
-    """See the module's comment. Read its parts; do not change them.
+    """See the module's comment. The attributes are for reading.
 
-    `book` may be filled before the first event with what was saved. `refuses` tells of a node
-    whether it is graylisted just now.
+    `book` may be filled before the first event. `refuses` tells whether a node is graylisted just now.
     """
 
     def __init__(
@@ -128,9 +128,9 @@ class Membership:
 
     @property
     def saved_records(self) -> list[PeerRecord]:
-        """The records to keep on disk: all of the book, and the expired ones of nodes that we would look for.
+        """The records to keep on disk: those of the book that can be dialled, and expired ones of nodes to look for.
 
-        The peers that we dialled are first, then those who dialled us: a person may be told the first ones.
+        The peers that we dialled come first, then those that dialled us: a person may be shown the first ones.
         """
         ranks = {node: not peer.link.dialled for node, peer in self.links.peers.items()}
         known = sorted(self.book.dialable_records(), key=lambda record: ranks.get(record.node_id, 2))
@@ -141,7 +141,7 @@ class Membership:
         self.book.restore(expired, self._rng)
 
     def voice_of(self, link: Link, node: NodeId) -> str:
-        """Return the name under which a node at the other end of a link counts."""
+        """Return as whom a node at the other end of a link counts; see `counts_as`."""
         host = self.links.host_of(link)
         return counts_as(netgroup(host), host, node)
 
@@ -266,7 +266,7 @@ class Membership:
         if sender == self._own or not self.links.expects(link):
             return [HangUp(link), *self._closed(link, now)]
         if self._refuses(sender, now):
-            self.links.prove(link, sender)  # so that this key, too, is refused in the handshake from now on
+            self.links.prove(link, sender)  # so that this key is refused in the handshake from now on
             self.refusals.of(sender, GRAYLISTED, now)
             dropped = self._drop(sender) if sender in self.links.peers else []
             return [*dropped, *self._refuse(link, GRAYLISTED, now)]
@@ -276,7 +276,7 @@ class Membership:
         if reason == NOT_KEPT:
             return []
         may_ask = hello.revision > gate.revision and not self.lists.awaits(link)
-        # A caller that is answered keeps its connection, and to ask is an answer: so only for `LIST_WAIT_S`.
+        # We answer the caller by asking, so its connection would stay: it is closed after `LIST_WAIT_S`.
         if may_ask and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
             return [self.lists.ask(link, is_first=True)]
         self.refusals.of(sender, reason, now)
@@ -290,7 +290,7 @@ class Membership:
         actions: list[MembershipAction] = []
         known = self.links.peers.get(sender)
         if known is not None and self.links.is_of_peer(link) and now.steady < known.met + LEAST_HELLO_PAUSE_S:
-            raise MessageError("too_many_hellos")  # a restarted process says its hello again
+            raise MessageError("too_many_hellos")  # also of a process that restarted just now: it repeats its hello
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
@@ -357,7 +357,7 @@ class Membership:
         return self._leave(node, "evicted", now) if node is not None else None
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
-        """End a good link with a goodbye, and with records of others to turn to unless it is its own fault."""
+        """End a live peer's link with a goodbye. A peer that is not to blame gets records of others to turn to."""
         sample = self.directory.sample(node, self.links.peers[node].scope)
         contact = self.book.contact(node)
         if contact is not None:
@@ -401,14 +401,14 @@ class Membership:
         elif (attempt := self.links.attempts.get(link)) is not None:
             voice = counts_as(attempt.group, attempt.host, sender)
         else:
-            return []  # both left at once: what still comes is nobody's fault
+            return []  # the link is ending at both sides: what still comes is nobody's fault
         self.directory.learn(voice, self.links.scope_of(link), peers, now)
         return [*self._dialing.fill(now)]
 
     # The revocation list
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
-        """Take in a revocation list, "" for ours, and tell it to everybody but its teller."""
+        """Take in a revocation list if it is new, and tell it to all peers but its teller. An empty one is ignored."""
         if not (encoded and self._setup.gate.obey(encoded)):
             return []
         tell = [Send(peer.link, Revocations(encoded)) for node, peer in self.links.peers.items() if node != teller]
@@ -434,7 +434,7 @@ class Membership:
         for node in probes.dead:
             self.deaths += 1
             if not self.links.peers[node].record.endpoints:
-                self.book.forget([node])  # nobody can dial it: if it lives it dials
+                self.book.forget([node])  # nobody can dial it; if it lives, it will dial
             actions += self._lose(node, now)
         if now.steady >= self._next_review:
             self._next_review = now.steady + self._setup.timing.exchange_interval
@@ -447,7 +447,7 @@ class Membership:
         return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
-        """Part from live peers that are admitted no more, as when their grant has ended."""
+        """Part from live peers that are no longer admitted: their grant has ended, or they are revoked."""
         actions: list[MembershipAction] = []
         for node, peer in list(self.links.peers.items()):
             if reason := self._keeps_out(peer.record, now):
@@ -456,6 +456,6 @@ class Membership:
         return actions
 
     def _keeps_out(self, record: PeerRecord, now: Instant) -> str:
-        """Return why the swarm does not admit a node, "" if it does or that is being written to disk."""
+        """Return why the swarm does not admit a node; "" if it does, or if the use of its invite is not on disk yet."""
         reason = self._setup.gate.admits(record, now)
         return "" if reason == NOT_KEPT else reason

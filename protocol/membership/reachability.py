@@ -4,16 +4,17 @@ Asking
  1. A node asks live peers on other machines, one after the other and then now and then again: at which address do you
     see me, and can you dial me there, at the port where I listen?
  2. Each network counts once. For a public address, all nodes seen at private addresses count as one; for a private
-    address, each address counts as one (see `counts_as`). The address that most say is ours.
- 3. The record changes only when `DOUBT` networks say the same address, of which our router may be one. If it is public,
-    one of them could dial us there and we have told no public endpoint of its family (IPv4 or IPv6), we tell it, too:
-    on the word of one peer, all others would dial whomever it names. If none could, we take the endpoint there back.
+    address, each address counts as one (see `counts_as`). The address that most of them name is ours.
+ 3. Our record changes only when `DOUBT` networks name the same address; our router may be one of them. On the word of
+    one peer, all others would dial whomever it names. If one of them could dial us at that address, we add it to the
+    record, if it is public and we tell no public endpoint of its family (IPv4 or IPv6) yet. If none could, we take the
+    endpoint at that address back.
 
 Answering
- 4. A fresh connection is dialled to the address from which the asker's link comes, under the key that it proved, and
-    hung up once the handshake is done. So nobody can make us dial a third party.
- 5. Each asker is served once in `PAUSE_S`, all of them `dial_backs_per_second`, and `max_dial_backs` at a time. Who
-    comes too often pays. Who comes when others do gets no answer, and asks somebody else.
+ 4. We dial the address from which the asker's link comes, expect the key that it proved, and hang up once the handshake
+    is done. So nobody can make us dial a third party.
+ 5. Each asker is served once in `PAUSE_S`, all together `dial_backs_per_second`, and `max_dial_backs` at a time. An
+    asker that comes too often pays. One that comes while others are served gets no answer, and asks another node.
 """
 
 import random
@@ -31,11 +32,11 @@ from protocol.lru import Recent
 from protocol.membership.links import DIAL_TIMEOUT_S, Links
 from protocol.wire.messages import DialBack, DialledBack
 
-FIRST_ASK_S = 2.0  # after the start; links are young before
+FIRST_ASK_S = 2.0  # after the start
 NEXT_ASK_S = 10.0
-AGAIN_S = 600.0  # a router's lease ends, a firewall is opened
-ENOUGH = 3  # answers to know for a while
-DOUBT = 2  # networks that have to say where we are seen, before we tell or take back anything for it
+AGAIN_S = 600.0  # once it is known: a router's lease may end, a firewall may be opened
+ENOUGH = 3  # answers after which we ask only every `AGAIN_S`
+DOUBT = 2  # networks that have to name an address before we change our record for it
 PAUSE_S = 30.0  # between two questions of one node to another
 
 
@@ -107,7 +108,7 @@ class Reachability:
         return (*told, seen)[:MAX_ENDPOINTS] if is_new and scope_of(seen.host) is Scope.PUBLIC and self._port else told
 
     def mapped(self, external: str, now: Instant) -> None:
-        """Take note that our router forwards our port from that address: what was tried before says nothing now."""
+        """Note that our router forwards our port from that address. Earlier answers no longer count."""
         if external != self._router:
             self._router, self._answers = external, Recent(self._limits.max_dial_back_answers)
             self._next_ask = now.steady
@@ -141,8 +142,7 @@ class Reachability:
         fresh, able = self._able(now)
         if not able:
             return []
-        # A node that we dialled sees the address that our router gives us; one that dialled us, the address that it
-        # knew.
+        # A node that we dialled sees our router's outer address; we prefer to ask it.
         chosen = fresh or able
         node = self._rng.choice([node for node in chosen if self._links.peers[node].link.dialled] or chosen)
         self._awaited.add(node)
@@ -150,7 +150,7 @@ class Reachability:
         return [Send(self._links.peers[node].link, DialBack(self._port))]
 
     def answered(self, sender: NodeId, answer: DialledBack, now: Instant) -> None:
-        """A live peer answered.
+        """Take a live peer's answer.
 
         Raises:
             MessageError: we did not ask it.
@@ -172,7 +172,7 @@ class Reachability:
     # Answering
 
     def asked(self, sender: NodeId, question: DialBack, now: Instant) -> list[MembershipAction]:
-        """A live peer asks.
+        """Serve a live peer that asks.
 
         Raises:
             MessageError: it asked just now.
@@ -206,7 +206,7 @@ class Reachability:
         return [Send(self._links.peers[check.asker].link, DialledBack(check.host, check.port, reached))]
 
     def gone(self, node: NodeId) -> list[MembershipAction]:
-        """A peer is live no more: what it asked and what it was asked is void."""
+        """Drop what a peer that is no longer live asked, and what it was asked."""
         self._awaited.discard(node)
         void = [link for link, check in self._checks.items() if check.asker == node]
         for link in void:
