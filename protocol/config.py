@@ -31,20 +31,19 @@ def read_clock() -> Instant:
     return Instant(time.clock_gettime(_STEADY), time.time())
 
 
-# A node that runs reads its clock at least every half second, at its tick. In any time beyond this it could neither
-# hear nor answer anybody.
+# A node that runs reads its clock every half second, at its tick. If more than this has passed, it did not run.
 MAX_STEP_S = 1.0
 
 
 class AwakeClock:
-    """A clock whose steady side stands still while its process does: stopped, blocked, or asleep with its machine.
+    """A clock whose steady side stands still while this process is stopped, blocked, or asleep with its machine.
 
-    Nobody's patience runs out in such a time, ours with others included, whatever timer it is: those whose
-    answers wait in our sockets are heard before they are judged. `unix` goes on, as stamps and expiries do.
+    So no timer runs out in such a time: answers that wait in our sockets are read before peers are judged. `unix` goes
+    on, as time stamps and expiries do.
     """
 
     def __init__(self, read: Callable[[], Instant]) -> None:
-        """Stand over `read`, which never steps back."""
+        """Wrap the clock `read`, which never steps back."""
         self._read = read
         self._last = read().steady
         self.asleep = 0.0  # seconds, in all
@@ -78,13 +77,13 @@ class Limits:
     max_prefix_peers: int = 4
     max_prefix_records: int = 32
 
-    inbox_items: int = 4096  # received and not yet fetched by the node
+    inbox_items: int = 4096  # received and not yet taken by the node
     inbox_bytes: int = 64 * MIB  # beyond them an item waits in the store
-    # Items kept for peers that still lack them, and as much again of items on their way. 16 nodes that publish 5 MB
-    # each are 80 MB. What is beyond that waits on disk, where there is one.
+    # Items kept for peers that still lack them, and as much again of items that are being fetched. 16 nodes that
+    # publish 5 MB each are 80 MB. What is beyond that waits on the shelf, if there is one.
     held_bytes: int = 256 * MIB
     shelf_bytes: int = 4096 * MIB
-    # 32 completions of 16 thousand tokens are some 2 MiB of text; eight times that is in nobody's way, as chunks.
+    # 32 completions of 16 thousand tokens are some 2 MiB of text. This is eight times as much.
     max_item_bytes: int = 16 * MIB
 
     # What one peer may send. In messages, four times the traffic above: at 0.2 ms each they cost a tenth of a core,
@@ -95,11 +94,11 @@ class Limits:
     bytes_per_second: float = 64.0 * MIB
     bytes_burst: float = 512.0 * MIB
 
-    upload_bytes_per_second: float = 0.0  # what the owner's line may be taken for; 0: all it has
+    upload_bytes_per_second: float = 0.0  # 0: no limit
 
-    # TCP connections, inbound: a live link each, and strangers that ask, probe or leave. One costs
-    # two file descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: 64 nodes
-    # on one machine, or in one building behind one address, each with a link and its replacement.
+    # Inbound TCP connections: those of live links, and of strangers that ask, probe or leave. One costs two file
+    # descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: enough for 64 nodes on one machine, or
+    # behind one address, each with a link and its replacement.
     max_connections: int = 512
     max_prefix_connections: int = 128
     # A CURVE handshake costs about half a millisecond of CPU: 32 a second are under 2 % of a core.
@@ -118,8 +117,8 @@ class Limits:
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
     max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes
 
-    # A subject whose score falls below this is refused for a while. At one point a lie (see PENALTIES) and a half-life
-    # of 10 minutes, 20 lies at once or 1.4 lies a minute for good get a node refused.
+    # A subject whose score falls below this is refused for a while. With a half-life of 10 minutes, 20 points at once
+    # or 1.4 points a minute get a node refused (see PENALTIES).
     graylist_score: float = -20.0
     score_half_life_s: float = 600.0
     max_subjects: int = 4096
@@ -128,42 +127,42 @@ class Limits:
     prefix_graylist_score: float = -100.0
     prefix_first_wait_s: float = 10.0
     prefix_last_wait_s: float = 600.0
-    max_prefixes: int = 4096  # of which something is remembered; who was silent for longest is forgotten
-    # About the time in which a score that just fell below its limit is good again; each next refusal is twice as long.
+    max_prefixes: int = 4096  # that are remembered
+    # The first refusal, and the longest; each is twice as long as the one before.
     first_refusal_s: float = 120.0
     last_refusal_s: float = 24 * 3600.0
     max_allowances: int = 1024  # of keys, whether they are peers or not
 
-    # The cost of a connection before we answered it: an honest stranger sends a hello of 4 KiB and waits, says it again
-    # a few times, and is slower on a slow line or while it loads a model.
+    # What a connection may take before we answer it. An honest stranger sends a hello of 4 KiB, waits, and repeats it a
+    # few times. It is slower on a slow line, or while it loads a model.
     hello_s: float = 10.0
     unanswered_bytes: int = 1 << 18
     # Bytes that came beside whole messages: the CURVE handshake (about 700), another implementation's heartbeats, and
     # the beginning of a message. Each message that follows clears the count.
     slack_bytes: int = 1 << 20
 
-    # Bytes of our own that wait for one link: announcements and records of minutes. A peer that takes none for so long
-    # is gone. All 272 live links that there may be by default have 68 MiB.
+    # Our own messages that wait for one link: announcements and records of minutes. A peer that takes none for so long
+    # is gone. On all 272 live links that there may be by default, these are 68 MiB.
     control_bytes: int = 256 << 10
 
     upload_burst_s: float = 0.25  # of the upload limit: what a line's own buffers hold
-    upload_debt_s: float = 1.0  # that our own messages may run up
+    upload_debt_s: float = 1.0  # of the upload limit: the debt that our own messages may run up
 
     # Membership. All that strangers and peers fill is bounded by number; the oldest goes.
     max_dials: int = 8  # attempts in progress at a time
-    max_proven: int = 1024  # keys and links of which something is remembered though they are not live
+    max_proven: int = 1024  # keys and links that are remembered though they are not live
     max_parting: int = 256  # links that are closed once a goodbye has arrived; others are closed at once
-    max_neighbours: int = 16  # whoever is in our network can invent them: so many dials a minute, into that network
-    max_near_links: int = 4  # that we dial there: as many as with one public network
-    max_lapsed: int = 64  # old acquaintances that are called now and then: at an hour each, one call a minute
+    max_neighbours: int = 16  # in our own network; anybody there can invent some, and make us dial so many a minute
+    max_near_links: int = 4  # that we dial in our own network: as many as with one public network
+    max_lapsed: int = 64  # lapsed nodes that are called now and then: at one call an hour each, one call a minute
     max_referrals: int = 8  # records for a caller without room here: it hears of all others once it is in
     # Records new to us that one network may tell us: a whole directory at once, and the news of a swarm of 512 in which
     # everybody renews its record once in 12 hours, many times over.
     records_per_second: float = 16.0
     records_burst: float = 512.0
-    # Records that one network is told in answer to digests: whole directories at once, and then what changes in a swarm
-    # of 512 of whom one restarts every second. A digest that lacks everything is small, its answer a thousand times
-    # that: four messages, half of the largest directory.
+    # Records that one network is told in answer to digests: two whole directories at once, and then what changes in a
+    # swarm of 512 of which one node restarts every second. A digest that lacks everything is small and its answer is a
+    # thousand times as large, so an answer has `max_answers` messages at most: half of the largest directory.
     max_answers: int = 4
     network_records_per_second: float = 2.0
     network_records_burst: float = 1024.0
@@ -177,27 +176,27 @@ class Limits:
     max_askers: int = 256  # whose last question is remembered
     max_dial_back_answers: int = 8  # the newest count, one of each network
 
-    # Gossip. Below `push_bytes` a push costs less than the announcement and the pull that it saves cost in time: at
-    # 64 KiB a transfer takes about one round trip on a line of 10 Mbit/s and 50 ms.
+    # Gossip. Up to `push_bytes`, a push saves more time (an announcement and a pull) than it takes: 64 KiB take about
+    # one round trip on a line of 10 Mbit/s and 50 ms.
     push_bytes: int = 64 << 10
     max_pushes: int = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
-    beside_bytes: int = 8 << 10  # of an item that does not wait for its lot
-    max_seen: int = 1 << 17  # items known again: at 32 a second, the hour after which they are stale anyway
+    beside_bytes: int = 8 << 10  # the largest item of a topic `beside` the others that has the allowance of these
+    max_seen: int = 1 << 17  # items that are remembered: at 32 a second, for the hour after which they are stale
     max_pending: int = 8192  # ids that wait to be announced to one peer
-    max_given: int = 1 << 14  # chunks of which it is known how often they were given: 2 GiB
+    max_given: int = 1 << 14  # chunks (2 GiB) whose counts of gifts are remembered
     max_served: int = 2048  # items and chunks that one peer may wait for
-    # One takes some 700 bytes beside its frame, so bytes alone would let a peer with the smallest items have five times
-    # as many. It is also below `max_seen`: what is held does not come twice.
+    # Items held. One takes some 700 bytes beside its frame, so `held_bytes` does not bound the smallest items well. It
+    # is below `max_seen`, so that what is held does not come twice.
     max_held: int = 1 << 15
-    max_coming_bytes: int = 32 * MIB  # from disk: two of the largest items; 100 MB/s keep a line of 1 Gbit/s busy
+    max_coming_bytes: int = 32 * MIB  # on their way from the shelf: two of the largest items
     max_partials: int = 256  # large items begun, each with an outline of 4 KiB for 16 MiB
     max_rows: int = 1 << 20  # of the ledger, of all peers: some 200 MB
     max_peer_rows: int = 4096
     least_peer_rows: int = 256
     max_wants: int = 8192
     max_offers: int = 2048  # wanted items of one holder: four can fill the table, one cannot
-    max_holders: int = 32  # remembered of one item: more are not needed to try
-    max_looks: int = 256  # wants looked at each time: bounds the work where all holders are busy
+    max_holders: int = 32  # remembered of one item
+    max_looks: int = 256  # wants looked at in a draw: bounds the work while all holders are busy
     # On their way from one holder: 20 MB/s at a round trip of 50 ms.
     first_window_bytes: int = 384 << 10
     max_window_bytes: int = 1 << 20
@@ -225,9 +224,9 @@ class Timing:
     suspicion: float
     exchange_interval: float  # between two exchanges of records with a random peer
     rotate_interval: float  # between two replacements of one link by a random other: what keeps the overlay random
-    announce_interval: float  # ids wait this long for company; it bounds a node's announcements a second
-    pull_delay: float  # an announced small item is probably on its way as a push: a one-way delay, and then some
-    pull_patience: float  # a holder that says nothing for so long is silent, beside the time that a chunk itself takes
+    announce_interval: float  # an id waits so long to be announced together with others
+    pull_delay: float  # before a small item is asked for that is probably coming as a push: more than a one-way delay
+    pull_patience: float  # a holder that says nothing for so long, and the time that a chunk takes, is silent
     sync_interval: float  # between two announcements of what is newest to a random peer, in case one was lost
 
     @property
@@ -271,7 +270,7 @@ WAN = Timing(
 )
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
-NOT_KEPT = "use_not_kept"  # what a gate answers for now: it waits for a disk
+NOT_KEPT = "use_not_kept"  # a gate's answer while the use of an invite is not on disk yet
 
 
 class Gate(Protocol):
@@ -288,7 +287,7 @@ class Gate(Protocol):
 
     @property
     def revision(self) -> int:
-        """That of the revocation list that is obeyed, 0 for none."""
+        """The revision of the revocation list that is obeyed, 0 for none."""
         ...
 
     @property
@@ -309,15 +308,15 @@ class Gate(Protocol):
         ...
 
     def take_fresh(self) -> Sequence[Any]:
-        """Return what is to be written down before somebody is admitted, each once."""
+        """Return the uses of invites to write to disk before their holders are admitted, each once."""
         ...
 
     def kept(self, uses: Iterable[Any]) -> None:
-        """Note that this is on disk."""
+        """Note that these uses are on disk."""
         ...
 
     def lost(self, uses: Iterable[Any]) -> None:
-        """Note that this could not be written."""
+        """Note that these uses could not be written."""
         ...
 
 

@@ -3,8 +3,8 @@
 networks       prefixes, network groups, and from how far an address can be reached
 rate_limits    token buckets: of a peer, and of the network prefix that it speaks from
 peer_scores    what each peer did: offences, refusals, and how long these last
-send_queues    what waits to be sent: bounded in bytes, shared fairly, under the owner's upload limit
+send_queues    what waits to be sent: bounded in bytes, shared fairly, under the upload limit
 connections    which TCP connections are cut: what libzmq does not defend by itself
 
-A new offence is a reason with a price in `peer_scores`, or with the reason why it has none.
+To add an offence, give it a price in `peer_scores.PENALTIES`, or say in `peer_scores.FREE` why it has none.
 """

@@ -4,7 +4,7 @@ libzmq bounds its queues in whole messages, and not the parts of a message that 
 measured twice: the bytes that the kernel received for it, less those still unread in the kernel, and the bytes that
 came out in whole messages. libzmq holds the difference. The rules, in the order of a connection's life:
 
-    the peers of its prefix did more than they may, lately   -> "prefix_refused"
+    its prefix is refused for offences of its nodes          -> "prefix_refused"
     its prefix began more handshakes than it may             -> "handshake_flood"
     there are too many connections of a prefix, or in all    -> "too_many_connections": the oldest that we never
                                                                 answered, or else the new one
@@ -36,7 +36,7 @@ from protocol.wire.envelope import MAX_FRAME_BYTES
 # Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.
 MAX_WIRE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 
-# Time in which we did not look is not held against anybody: a blocked process wakes up to old hellos.
+# The most that a connection's age grows between two reviews: if we were blocked, its hello may wait unread.
 MAX_STEP_S = 1.0
 
 # ZMTP 3.1 with CURVE (RFC 26): each part is a command "\x07MESSAGE", a nonce (8), and a box of the
@@ -62,7 +62,7 @@ class ConnectionCut:
 
 @dataclass(slots=True)
 class Connection:
-    """One TCP connection, with somebody of the network `prefix`. No cap applies to one that we dialled."""
+    """One TCP connection, with a node in the network `prefix`. Caps apply only to those that we did not dial."""
 
     number: int
     prefix: str
@@ -74,7 +74,7 @@ class Connection:
     growth: int = 0  # received between the last two measurements
     messages: int = 0  # that came since the last review
     age: float = 0.0
-    heard: bool = False  # a message came since what libzmq holds was last found small
+    heard: bool = False  # a message came since `delivered` was last corrected (`_fault`)
     drained: bool = False  # its socket was empty once since the last measurement
     cut: bool = False
     gone: bool = False
@@ -96,7 +96,10 @@ class Connection:
 
 @dataclass(slots=True)
 class Review:
-    """Connections to cut; links that are gone, their last frame read; `ended` are these and those that we cut."""
+    """The verdict: connections to cut, and links whose last frame was read.
+
+    `closed` are links that ended by themselves; `ended` includes those that we cut.
+    """
 
     cuts: list[ConnectionCut] = field(default_factory=list)
     closed: list[Link] = field(default_factory=list)
@@ -134,7 +137,7 @@ class Connections:
         return len(self._table)
 
     def accepted(self, number: int, prefix: str, now: float) -> list[ConnectionCut]:
-        """Somebody connected to us; return what is to be cut for it."""
+        """Add a connection that came in; return which connections to cut for it."""
         new = self._table[number] = Connection(number, prefix)
         if self._scores.is_refused(prefix, now):
             return [self._cut(new, "prefix_refused")]
@@ -150,7 +153,7 @@ class Connections:
         return []
 
     def connected(self, number: int, link: Link, prefix: str) -> None:
-        """We are connected to a node that we dialled, in the network `prefix`."""
+        """Add a connection to a node that we dialled, in the network `prefix`."""
         self._table[number] = self._current[link] = Connection(number, prefix, link, answered=True)
 
     def is_anonymous(self, number: int) -> bool:
@@ -159,7 +162,7 @@ class Connections:
         return connection is not None and connection.link is None
 
     def took(self, number: int, link: Link, parts: Iterable[int]) -> tuple[bool, list[ConnectionCut]]:
-        """A whole message came, of these part sizes. Return whether it is wanted, and what to cut for it."""
+        """Count a whole message with these part sizes. Return whether it is to be delivered, and what to cut for it."""
         connection = self._table.get(number)
         if connection is None or (connection.link is not None and connection.link != link):
             return True, []  # the last words of another connection that had the same file descriptor
@@ -181,15 +184,12 @@ class Connections:
         return connection is not None and connection.number == number
 
     def answered(self, link: Link) -> None:
-        """We sent a frame over the link."""
+        """Note that we sent a frame over the link."""
         if (connection := self._current.get(link)) is not None:
             connection.answered = True
 
     def charge(self, link: Link, points: float, now: float) -> str:
-        """The holder of a link broke the rules, for so many points: its prefix pays.
-
-        Return the prefix if it is refused from now on, else nothing.
-        """
+        """Charge the prefix of a link's holder for an offence; return it if it is refused from now on, else ""."""
         connection = self._current.get(link)
         return self.charge_network(connection.prefix, points, now) if connection is not None else ""
 
@@ -197,12 +197,12 @@ class Connections:
         return prefix if self._scores.penalise(prefix, points, now) is not None else ""
 
     def hung_up(self, link: Link) -> list[ConnectionCut]:
-        """We want no more of the link; return what is to be cut, which is no offence of theirs."""
+        """Return what to cut for a link that we hang up. It is no offence of the other end."""
         connection = self._current.get(link)
         return [self._cut(connection, "")] if connection is not None and connection.is_open else []
 
     def gone(self, number: int) -> Connection:
-        """A connection ended; return what was known of it."""
+        """Note that a connection ended; return what was known of it."""
         connection = self._table[number]
         connection.gone = True
         if connection.link is None:
@@ -210,7 +210,7 @@ class Connections:
         return connection
 
     def forget(self, number: int) -> None:
-        """Remove a connection from the table, whatever became of it."""
+        """Remove a connection from the table."""
         connection = self._table.pop(number, None)
         if connection is not None and connection.link is not None and self._is_current(connection):
             del self._current[connection.link]
@@ -227,15 +227,15 @@ class Connections:
             connection.gone_before = connection.gone
 
     def measure(self, number: int, received: int, unread: int) -> None:
-        """The kernel received `received` bytes so far, of which `unread` wait in its buffer."""
+        """Note that the kernel received `received` bytes so far, of which `unread` wait in its buffer."""
         connection = self._table[number]
         connection.growth = received - connection.received
         connection.received, connection.unread = received, unread
-        # All that was delivered had been received; a larger count means that frames of a predecessor were counted here.
+        # No more can be delivered than was received. If the count is larger, it has frames of an earlier connection.
         connection.delivered = min(connection.delivered, received)
 
     def drained(self, link: Link | None) -> None:
-        """A socket was read until it was empty: that of a dialled link, or the one of all inbound links."""
+        """Note that a socket was read until it was empty: that of a dialled link, or (None) of all inbound links."""
         for connection in self._table.values():
             if connection.is_inbound if link is None else self._current.get(link) is connection:
                 connection.drained = True
@@ -278,7 +278,7 @@ class Connections:
                 result.closed.append(connection.link)
 
     def _judge_prefixes(self, now: float) -> list[ConnectionCut]:
-        # Strangers cost nothing: what they send counts apart, or their numbers would end the link of a peer.
+        # What strangers send counts apart, or their numbers would end the link of a peer.
         crowds: defaultdict[tuple[str, bool], list[Connection]] = defaultdict(list)
         for connection in self._table.values():
             if connection.is_inbound and connection.is_open:
@@ -288,7 +288,7 @@ class Connections:
             messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
             is_few = self._messages.take(whose, messages, now)
             if not (self._bytes.take(whose, size, now) and is_few):
-                # The larger of its two shares of what they all sent.
+                # By the larger of its shares of all their messages and of all their bytes.
                 heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
                 cuts.append(self._cut(heaviest, "prefix_flood"))
             for connection in crowd:

@@ -1,8 +1,7 @@
-"""Networks: what an IP address says about who else may stand behind it, and about who can reach it.
+"""Networks: which addresses one attacker may hold together, and from how far an address can be reached.
 
-Keys cost nothing, addresses do: a /24 of IPv4, or the /56 that an IPv6 customer commonly
-gets (RFC 6177), is about the smallest thing that one attacker rents. An address inside a
-machine (loopback) is a prefix of its own.
+Keys cost nothing, addresses do. The smallest network that an attacker rents is about a /24 of IPv4, or the /56 that an
+IPv6 customer commonly gets (RFC 6177). A loopback address is a prefix of its own.
 """
 
 import ipaddress
@@ -12,7 +11,7 @@ from functools import lru_cache
 IPV4_PREFIX_BITS = 24
 IPV6_PREFIX_BITS = 56
 IPV6_SITE_BITS = 48  # what a hosting company gives a customer who asks (RFC 6177), and nobody gets more easily
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # as which a machine without IPv4 sees all of it (RFC 6052)
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how a machine without IPv4 sees IPv4 addresses (RFC 6052)
 MAX_CACHED = 4096
 
 
@@ -51,8 +50,7 @@ def prefix_of(address: str) -> str:
 def netgroup(host: str) -> str:
     """Return the network that a public host shares with whoever rents its neighbours, "" for any other address.
 
-    A /24 of IPv4, a /48 of IPv6, the last two labels of a name. Loopback and private addresses are
-    those of a laboratory: its nodes are not told apart by them.
+    It is a /24 of IPv4, a /48 of IPv6, or the last two labels of a name.
     """
     parsed = read_address(host)
     if parsed is None:
@@ -66,9 +64,9 @@ def netgroup(host: str) -> str:
 def counts_as(group: str, host: str, own: str) -> str:
     """Return as whom a node at `host` counts: its public network (`netgroup`), else its private address, else `own`.
 
-    So it tells of others, and so it is near or far. A key costs nothing, so whoever is in our own network, or behind a
-    gateway that hides who calls, counts by its address. On this machine there is nobody to keep out, and nothing but
-    `own`, its id or key, to tell nodes apart by; nor is there where the address is not known.
+    This name is the voice with which it tells of others, and its place for distances. Keys cost nothing, so a node in
+    our own network, or behind a gateway that hides its address, counts by the address that we see. `own`, its id or
+    key, counts only on this machine, or where the address is not known.
     """
     return group or (str(read_address(host)) if scope_of(host) is Scope.PRIVATE else own)
 

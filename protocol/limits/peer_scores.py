@@ -10,7 +10,7 @@ from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 
-# The bytes that take as long to read and to act on as any message: 512 announced ids are 24 kB, and 5 ms.
+# So many bytes count as one message: 512 announced ids are 24 kB, and take 5 ms to handle.
 MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
 # "flood", "no_hello", "unasked_chunk" and "unanswered" in small numbers, and "stale" when clocks differ.
@@ -22,23 +22,23 @@ PENALTIES = {
     "wrong_swarm": 2.0,
     "replayed": 0.2,
     "flood": 0.02,
-    # A signature is checked before it is known that nobody there said hello. A link that was just lost may bring a few.
+    # Each costs us the check of a signature. A link that was just lost may bring a few.
     "no_hello": 0.02,
     "stale": 0.1,
     "false_chunk": 2.0,
-    # As large as a message gets. An answer that comes too late to be of use is no offence.
+    # A chunk is the largest message. An answer that comes too late to be of use is no offence.
     "unasked_chunk": 0.01,
     # Items of topics that it was told we do not want: some may be on the way when we say so.
     "unwanted": 0.05,
     "unasked": 0.05,
-    # Pushed beyond our demand. A burst brings a hundred of honest peers, until they are asked for announcements only.
+    # Pushed beyond our demand. Honest peers may push a hundred in a burst, until they are asked for announcements only.
     "over_demand": 0.005,
     # libzmq ends a connection for what breaks ZMTP or CURVE, and for a frame of twice the largest that there is.
     "framing": 2.0,
     "endless_message": 2.0,
     "false_manifest": 2.0,
-    # More than its allowance of one thing, or later than it was asked: as a flood. A node that starts again and
-    # again, or a swarm in which thousands do at once, gets there in small numbers.
+    # More of one thing than its allowance, or an answer that nobody waits for: as a flood. A node that restarts again
+    # and again gets there in small numbers, as do nodes of a swarm in which thousands start at once.
     "too_many_asks": 0.02,
     "too_many_digests": 0.02,
     "too_many_hellos": 0.02,
@@ -48,11 +48,12 @@ PENALTIES = {
     # It was asked for what it had announced, and talked on without an answer for seconds. A node whose line is full
     # says that it is busy; one that is blocked says nothing at all.
     "unanswered": 4.0,
-    # It was asked for what it had announced, and does not have it: at some 4 GiB of others' items an hour, or a lie.
+    # It was asked for what it had announced, and does not have it. It lies, or deletes items soon: it gets more than
+    # some 4 GiB an hour.
     "false_have": 0.1,
 }
-# Offences that the network does not pay for: its lines are full together, or its nodes publish together, and the points
-# of a few would close it.
+# Offences that only the node pays for, and not its network: nodes of one network have full lines, or publish, at the
+# same time, and the points of a few would shut out all.
 NODE_ALONE = frozenset({"unanswered", "over_demand"})
 # Refusals that cost nobody score, and why.
 FREE = {
@@ -61,11 +62,11 @@ FREE = {
     "handshake_flood": "no key was proven, and a network has a rate of handshakes",
     "handshake_malformed": "no key was proven, and a network has a rate of handshakes",
     "handshake_unfinished": "no key was proven, and a network has a rate of handshakes",
-    "inbox_full": "our own owner does not take what came",
+    "inbox_full": "our own node does not take what came",
     "internal": "a defect of ours",
     "no_room": "its large item waits until others are there",
     "other_version": "it is told so once, and is no offender",
-    "outbox_full": "our own owner says too much",
+    "outbox_full": "our own node sends too much",
     "prefix_flood": "the heaviest is cut, for what its neighbours do as well",
     "prefix_refused": "it is refused already, and pays no longer for more of it",
     "queue_full": "it reads too slowly, and hears less",
@@ -92,9 +93,9 @@ class ScoreBoard:
 
     A score is halved every half-life. It belongs to the subject and not to a connection: hanging up does not clear it.
     A subject whose score falls below `limit` is refused for `first_refusal_s`, and each further time for twice as long,
-    up to `last_refusal_s`. As long as that without a refusal takes one doubling back, so that a bad hour of an honest
-    peer does not follow it for months. Of more than `capacity` offenders, the one that offended longest ago is
-    forgotten: with so many keys, nobody needs an old one.
+    up to `last_refusal_s`. Each `last_refusal_s` without a refusal takes one doubling back, so that a bad hour of an
+    honest peer does not follow it for months. Of more than `capacity` offenders, the one that offended longest ago is
+    forgotten: an attacker with so many keys needs no old one.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class PeerScores:
     def may_send(self, link: Link, size: int, now: Instant, *, is_content: bool = False) -> bool:
         """Account for a frame of `size` bytes on the link; False: its holder sends too much.
 
-        One that is no item's content counts as a message for each begun `MESSAGE_BYTES`.
+        A frame that is not an item or a chunk counts as one message for each `MESSAGE_BYTES` that it begins.
         """
         messages = 1 if is_content else 1 + size // MESSAGE_BYTES
         return self._messages.take(link.key, messages, now.steady) and self._bytes.take(link.key, size, now.steady)

@@ -32,7 +32,7 @@ class TokenBucket:
         return self._level
 
     def spend(self, amount: float) -> None:
-        """Take units, also such as are not there yet; less than 0 gives some back."""
+        """Take units, even if they are not there yet. A negative amount gives units back."""
         self._level = min(self._burst, self._level - amount)
 
 
@@ -45,7 +45,7 @@ class TokenBuckets(Generic[K]):
         self._buckets: Recent[K, TokenBucket] = Recent(capacity)
 
     def take(self, subject: K, amount: float, now: float) -> bool:
-        """Take `amount` units of the subject's; False: they are not there, and none is taken."""
+        """Take `amount` units of the subject's if they are there; otherwise take none and return False."""
         bucket = self._buckets.get(subject)
         if bucket is None:
             bucket = TokenBucket(self._rate, self._burst, now)

@@ -4,18 +4,17 @@ libzmq's high-water mark counts messages, and 128 of 1 MiB are 128 MiB for each 
 read. So its sockets are handed little at a time, and everything else waits here.
 
 Rules
- 1. On one link, what we say goes first, in its order, and then items.
- 2. Items and chunks wait with gossip. `make` asks it for the next one of a link when it is that link's turn, so they
-    take no memory here, and what is not wanted any more is never made. What we say has `control_bytes` a link of its
-    own, so that a peer that takes our items slowly still hears that we live, and one that reads nothing, however many
-    do, silences no other.
- 3. Whose turn it is: start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which
-    rises by the bytes that it is sent; the link with the smallest goes next. One that was idle begins at the
-    present virtual time: it is owed nothing for its silence. Once all are idle, all begin anew.
- 4. Under an upload limit, items wait for tokens. Our own messages do not wait, but are paid for, up to `upload_debt_s`
-    ahead. Otherwise a peer that makes us talk more than the line carries would stop our items for long after it has
-    gone. An item may leave the bucket in debt by a frame, which is how one larger than its burst gets out.
- 5. While nothing waits for anybody, and there is no upload limit, frames pass by the queues: there is no turn to take.
+ 1. On one link, messages go first, in their order, and then items.
+ 2. Items and chunks wait in gossip. `make` asks for the next one of a link when it is the link's turn. So they take no
+    memory here, and what is not wanted any more is never made. Messages have `control_bytes` of each link. So a peer
+    that takes our items slowly still hears that we live, and peers that read nothing silence no other.
+ 3. Turns follow start-time fair queueing (Goyal, Vin, Cheng 1996). Each link has a virtual time, which rises by the
+    bytes that it is sent; the link with the smallest goes next. One that was idle begins at the present virtual time:
+    it is owed nothing for its silence. Once all are idle, all begin anew.
+ 4. Under an upload limit, items wait for tokens. Messages do not wait, but take tokens, up to a debt of
+    `upload_debt_s`. Without that bound, a peer that makes us talk more than the line carries would stop our items for
+    long after it has gone. An item may leave the bucket in debt by one frame, so that large items get out.
+ 5. While nothing waits on any link, and there is no upload limit, frames bypass the queues.
  6. A link whose socket takes no more is tried again after `RETRY_S`, twice that the next time, and so on up to
     `MAX_RETRY_S`: a ROUTER cannot be polled for one of its peers.
 """
@@ -28,8 +27,8 @@ from dataclasses import dataclass, field
 from protocol.config import Limits
 from protocol.events import Link
 
-FRAME_COST = 128  # bytes of memory that a frame takes beside its own: a peer that pings and never reads has small ones
-RETRY_S, MAX_RETRY_S = 0.001, 0.064  # on a line of 100 Mbit/s, 800 kB: libzmq is not emptied meanwhile
+FRAME_COST = 128  # bytes of memory that a frame takes beside its own: a peer may make us queue many small ones
+RETRY_S, MAX_RETRY_S = 0.001, 0.064  # a line of 100 Mbit/s sends 800 kB in that time, less than libzmq holds of a link
 
 
 @dataclass(slots=True)
@@ -63,7 +62,7 @@ class SendQueues:
         return not self._busy and not self._rate
 
     def put(self, link: Link, frame: bytes) -> bool:
-        """Queue what we say; False: there is no room."""
+        """Queue a message; False if there is no room."""
         queue, size = self._queues.get(link), len(frame) + FRAME_COST
         if size + (queue.control_bytes if queue is not None else 0) > self._limits.control_bytes:
             return False
@@ -73,7 +72,7 @@ class SendQueues:
         return True
 
     def fill(self, link: Link) -> None:
-        """Let `make` make items for the link in its turns, until it has none."""
+        """Let `make` make items for the link whenever it has its turn, until `make` has none."""
         self._begin(link).has_items = True
 
     def _begin(self, link: Link) -> _Queue:
@@ -84,7 +83,7 @@ class SendQueues:
         return queue
 
     def next(self, now: float) -> tuple[Link, bytes] | None:
-        """Return the frame to be handed over now, and to whom; say with `sent` or `full` what came of it."""
+        """Return the link whose turn it is, and its frame. The caller answers with `sent` or `full`."""
         self._refill(now)
         while (link := self._turn(now)) is not None:
             queue = self._busy[link]
@@ -108,7 +107,7 @@ class SendQueues:
         return turn
 
     def sent(self, link: Link) -> None:
-        """The frame that was next went out."""
+        """Note that the frame that `next` returned was taken by the link's socket."""
         queue = self._busy[link]
         least = -math.inf
         if queue.control:
@@ -125,13 +124,13 @@ class SendQueues:
         self._rest(link, queue)
 
     def full(self, link: Link, now: float) -> None:
-        """The link's socket takes no more for now."""
+        """Note that the link's socket takes no more for now."""
         queue = self._busy[link]
         queue.blocked_until = now + queue.pause
         queue.pause = min(MAX_RETRY_S, 2 * queue.pause)
 
     def drop(self, link: Link) -> None:
-        """The link is gone, and what waited for it."""
+        """Drop a link that is gone, and what waited for it."""
         self._queues.pop(link, None)
         self._busy.pop(link, None)
 

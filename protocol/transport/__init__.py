@@ -1,7 +1,7 @@
-"""The host's view of a network: links to other keys, frames over them, and events.
+"""The host's view of a network: links, frames over them, and events.
 
-A link is one direction of dialling between us and one CURVE key that was proven in the
-handshake. Frames on a link arrive in order or the link closes.
+A link is a connection with the holder of one CURVE key, which the handshake proved; one that we dialled and one that
+the other end dialled are two links. Frames on a link arrive in order, or the link closes.
 
 zeromq     `Transport` on ZeroMQ, of:   inbound    the ROUTER that peers dial, and who may (ZAP)
                                         outbound   the DEALERs with which we dial
@@ -12,7 +12,7 @@ port_mapping     asks the router to forward the port, by `upnp` in a process of 
 local_discovery  finds nodes of the swarm in one's own network
 memory     `Transport` on a network in memory, under a virtual clock: for the simulator
 
-A third one implements `Transport`, and is given to a `Driver`.
+To add a transport, implement `Transport` and give it to a `Driver`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from protocol.credentials.records import Address
 from protocol.events import Link, NetworkEvent
 from protocol.limits.networks import Scope
 
-Make = Callable[[Link], bytes]  # the frame of the next item that waits for a link; empty if none does
+Make = Callable[[Link], bytes]  # returns the frame of the next item that waits for a link, empty if none waits
 
 
 class Transport(Protocol):
@@ -36,7 +36,7 @@ class Transport(Protocol):
         ...
 
     def hang_up(self, link: Link) -> None:
-        """Close a link, without waiting for what was sent. A link that is not there is no error."""
+        """Close a link without waiting for what was sent. Nothing happens if there is no such link."""
         ...
 
     def serve(self, make: Make) -> None:
@@ -44,18 +44,18 @@ class Transport(Protocol):
         ...
 
     def send(self, link: Link, frame: bytes) -> bool:
-        """Queue a frame that says something; False if the link is gone or its queue is full. Never blocks.
+        """Queue a message's frame; False if the link is gone or its queue is full. Never blocks.
 
-        Frames keep their order, and overtake items.
+        Messages keep their order, and overtake items.
         """
         ...
 
     def fill(self, link: Link) -> None:
-        """Send the items that wait for a link: `make` makes each frame once the link is free, until none is left."""
+        """Send the items that wait for a link, until none is left: `make` makes each frame when the link is free."""
         ...
 
     def charge(self, link: Link, points: float) -> None:
-        """Hold `points` of misbehaviour against the network at the other end of a link, if that is known."""
+        """Charge the network at the other end of a link, if it is known, with `points` for an offence."""
         ...
 
     def poll(self, timeout: float) -> list[NetworkEvent]:

@@ -1,7 +1,7 @@
-"""Names and addresses: of this machine, what to bind to and to tell peers; of others, looked up on other threads.
+"""Names and addresses: this machine's, to bind to and to tell peers, and others', which are looked up on other threads.
 
-A name server may take many seconds. libzmq would resolve a name on its only I/O thread, and take
-one family of addresses or the other, whether or not anybody listens there.
+A name server may take many seconds. libzmq would look a name up on its only I/O thread, and would use one family of
+addresses only.
 """
 
 import errno
@@ -25,7 +25,7 @@ Found = tuple[object, list[Endpoint]]
 
 
 def bindable_host(host: str) -> str:
-    """Return what libzmq can bind to: it takes addresses, not names. A name with both has its IPv4 address taken.
+    """Return an address to bind to, as libzmq takes no names. Of a name with both families it is the IPv4 address.
 
     Raises:
         BadAddress: the name does not resolve.
@@ -71,10 +71,10 @@ def check_bindable(listen: Endpoint) -> None:
 
 
 def own_hosts(host: str) -> tuple[str, ...]:
-    """Return the hosts to tell peers who listens at `host`: for a wildcard, addresses of this machine.
+    """Return the hosts to tell peers for a node that listens at `host`: for a wildcard, addresses of this machine.
 
-    That for IPv6, which listens for both families, is one of each, IPv6 first. Of a family it is the address on the
-    default route; on a network without such a route those of the interfaces, `MAX_OWN` at most; else loopback's.
+    The wildcard "::" listens for both families, so it gives addresses of both, IPv6 first. Of a family it gives the
+    address on the default route; without such a route those of the interfaces, `MAX_OWN` at most; else loopback's.
     """
     if host not in {"*", "0.0.0.0", "::"}:
         return (host,)
@@ -97,13 +97,13 @@ def _addresses_of(family: socket.AddressFamily) -> Iterable[str]:
 
 
 def _is_for_neighbours_only(address: str) -> bool:
-    """Tell whether an address means nothing without the name of an interface, or nothing to others at all."""
+    """Tell whether an address is a loopback one, or an IPv6 link-local one, which needs the name of an interface."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     return parsed.is_loopback or (parsed.version == 6 and parsed.is_link_local)
 
 
 def source_towards(address: str) -> str | None:
-    """Return this machine's address on its route to another, None without a route. Nothing is sent to learn it."""
+    """Return this machine's address on its route to `address`, None without a route. Nothing is sent."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))

@@ -1,9 +1,9 @@
 """The ROUTER that peers dial: who may connect, who is on a connection, what came over it, and how to answer.
 
-A routing id is chosen by nobody we trust: an inbound link is the `User-Id` that ZAP (ZeroMQ RFC 27) attached to the
-frame, which is the CURVE key that the other end proved. Without a ZAP handler CURVE encrypts but lets anybody in,
-silently. Ours answers on our own thread: CURVE only, any key that is not graylisted. The signed record in its hello
-settles one step later to whom the key belongs.
+A peer chooses its routing id, so we do not trust that. The `User-Id` that ZAP (ZeroMQ RFC 27) attached to a frame tells
+its link: it is the CURVE key that the other end proved. Without a ZAP handler, CURVE encrypts but lets anybody in. Our
+handler answers on our own thread, and lets in CURVE only, with any key that is not graylisted. Later, the signed record
+in the hello tells to which node the key belongs.
 """
 
 import time
@@ -35,7 +35,7 @@ _ENDPOINT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 _REFUSED = b"refused"
 
-MAX_KEYS = 1024  # whose link is not made again for each frame, least recently heard forgotten first
+MAX_KEYS = 1024  # keys whose `Link` is kept, so that it is not made again for each frame
 
 # A refusal by ZAP (EVENT_HANDSHAKE_FAILED_AUTH) was counted where it was decided.
 _FAILURES: dict[int, str] = {
@@ -58,7 +58,7 @@ class ZapHandler:
     def __init__(
         self, context: "zmq.Context[zmq.Socket[bytes]]", refuses: Refuses, refused: Callable[[bytes], None]
     ) -> None:
-        """Keys (32 bytes) that `refuses` says yes to are kept out; `refused` hears of each."""
+        """Keep out the keys (32 bytes) for which `refuses` is true; `refused` is called with each."""
         self.socket = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind(_ENDPOINT)
@@ -83,7 +83,7 @@ def decide(request: list[bytes], refuses: Refuses) -> list[bytes]:
     if domain != DOMAIN or mechanism != b"CURVE" or len(key) != 32:
         return [_VERSION, request_id, b"400", b"CURVE only", b"", b""]
     if refuses(key):
-        return [_VERSION, request_id, b"400", _REFUSED, b"", b""]  # libzmq takes a status of its own for nonsense
+        return [_VERSION, request_id, b"400", _REFUSED, b"", b""]  # libzmq would reject a status of our own
     return [_VERSION, request_id, b"200", b"OK", key.hex().encode(), b""]
 
 
@@ -96,7 +96,7 @@ class _Route:
 
 
 class Inbound:
-    """Binds, and then turns what comes into `events`."""
+    """Binds, and turns what comes into `events`."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Inbound:
         events: deque[NetworkEvent],
         replaced: Callable[[Link], None],
     ) -> None:
-        """Bind to `listen`; `replaced` hears of each link that has a newer connection from now on.
+        """Bind to `listen`; `replaced` is called with each link that gets a newer connection.
 
         Raises:
             PortInUse: somebody listens there.
@@ -117,7 +117,7 @@ class Inbound:
         self._watch = watch
         self._events = events
         self._replaced = replaced
-        self._routes: dict[Link, _Route] = {}  # of the newest connections, each for as long as that lasts
+        self._routes: dict[Link, _Route] = {}  # to the newest connection of each link, while that lasts
         self._links: Recent[str, Link] = Recent(MAX_KEYS)  # by user id
         self._failure: str | None = None  # of the handshake whose connection ends next
         self._router = maker.make(zmq.ROUTER, ipv6=bound.is_ipv6)
@@ -146,7 +146,7 @@ class Inbound:
             return Taken.GONE
         taken = route.in_flight.send(self._router, frame, route.id)
         if taken is Taken.GONE:
-            del self._routes[link]  # that it is closed is told by a review, once what it said is read
+            del self._routes[link]  # a review reports that it closed, once its last frame is read
         elif taken is Taken.YES:
             self._watch.answered(link)
         return taken
@@ -157,7 +157,7 @@ class Inbound:
         self._watch.hang_up(link)
 
     def ended(self, link: Link) -> None:
-        """The link's newest connection ended."""
+        """Forget the route of a link whose newest connection ended."""
         self._routes.pop(link, None)
 
     def take_changes(self) -> None:
@@ -175,7 +175,7 @@ class Inbound:
 
     def take_frames(self, budget: int, *, is_ready: bool = False) -> bool:
         """Read up to `budget` frames; True if there are no more."""
-        self.take_changes()  # a frame counts for its connection only when that is known
+        self.take_changes()  # first, so that the connection of each frame is known
         return take_messages(self._router, self._take, budget, is_ready=is_ready)
 
     def close(self) -> None:
@@ -195,7 +195,7 @@ class Inbound:
         if not self._watch.took(number, link, sizes):
             return
         route = self._routes.get(link)
-        # The last words of a connection that is gone lead nowhere: nobody would tell us when to forget its route.
+        # A connection that is gone gets no route: nothing would tell us when to forget it.
         if (route is None or route.id != routing_id) and self._watch.carries(number, link):
             self._replaced(link)
             self._routes[link] = _Route(routing_id)

@@ -5,12 +5,11 @@ A node that can be dialled at a private address announces one service:
     HASH-KEY._gossamer._tcp.local.    HASH 16 hex digits of a hash of the swarm's id, KEY the first 12 of the CURVE key
     its private IPv4 addresses and its port;  key=HEX, the CURVE key in full
 
-So whoever listens there learns that a node is here and, only if he knows the swarm's id, of which swarm. What is heard
-is hostile input: an address counts if it is on the network of one of our interfaces, and whoever answers there has to
-prove the key and show a record that the swarm admits, as everybody has to.
+So anybody in the network learns that a node is here. Only those who know the swarm's id learn of which swarm. What is
+heard is hostile input: an address counts only if it is on the network of one of our interfaces, and the node there has
+to prove the key and show a record that the swarm admits, as every node has to.
 
-All is done on threads of its own: zeroconf's, and one that starts and ends it and begins anew when this machine's
-addresses change.
+All this runs on threads of its own: zeroconf's, and one that starts zeroconf anew when this machine's addresses change.
 """
 
 import hashlib
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
 
 TYPE = "_gossamer._tcp.local."
 LOOK_S = 30.0  # between two looks at this machine's addresses
-STOP_S = 5.0  # to say goodbye to the network takes less than one
-ANSWER_MS = 1000  # which a node that is announced may take to say where
+STOP_S = 5.0  # to take the announcement back takes less than a second
+ANSWER_MS = 1000  # how long a node that was announced may take to say where it is
 MAX_HEARD = 64  # names that are followed up between two looks at this machine's addresses
 MAX_REASON = 200
-NO_LIBRARY = "no look for nodes of this network: pip install zeroconf"
+NO_LIBRARY = "cannot look for nodes of this network: pip install zeroconf"
 _KEY = re.compile(rb"[0-9a-f]{64}")
 
 log = structlog.get_logger()
@@ -56,14 +55,14 @@ def private_interfaces() -> list[ipaddress.IPv4Interface]:
 
 
 def swarm_label(swarm: bytes) -> str:
-    """Return as what a swarm is announced: the swarm's id cannot be computed from it."""
+    """Return the name under which a swarm is announced. The swarm's id cannot be computed from it."""
     return hashlib.sha256(b"gossamer: a swarm in this network" + swarm).hexdigest()[:16]
 
 
 def told_address(
     port: int | None, hosts: Iterable[str], key: bytes | None, own: Iterable[ipaddress.IPv4Interface]
 ) -> Address | None:
-    """Return where a node that was announced so can be dialled; None if nowhere on a network of ours."""
+    """Return where an announced node can be dialled; None if it is not on a network of ours, or makes no sense."""
     if port is None or not 0 < port < 1 << 16 or key is None or not _KEY.fullmatch(key):
         return None
     networks = [interface.network for interface in own]
@@ -167,7 +166,7 @@ class LocalDiscovery:
 
         try:
             info = zeroconf.get_service_info(service_type, name, timeout=ANSWER_MS)
-        except Error:  # the name is of another type of service, or none; zeroconf's thread would end
+        except Error:  # the name is no name of a service; the error would end zeroconf's thread
             return
         if info is None:
             return

@@ -1,16 +1,16 @@
 """A network in memory under a virtual clock, with every fault that a scenario needs, from one random source.
 
-What is true of TCP and ZeroMQ is true here, as far as a core can tell:
+To a core, this network behaves like TCP and ZeroMQ:
 - Frames on a connection arrive in order or not at all. Both ends learn that it closed, also when a process is killed. A
   node that redials replaces the older connection at the other end.
-- Across a cut, and to a machine that vanished, nothing passes and nothing says so. The
-  kernel finds out: a connection with one dead direction closes at both ends after `KEEPALIVE_S`.
-- A node has one line, of `Conditions.line` bytes a second each way, for all its connections. What is to leave waits in
-  the queues of the ZeroMQ transport (`protocol.limits.send_queues`); what comes is received first come, first served,
-  and waits at its receiver, where TCP would leave it with those who send.
-- A paused process takes nothing. Its queues fill up to `QUEUE_BYTES` a connection, then `send` returns False. The
-  kernel of a stopped one (SIGSTOP) takes no more once its buffers are full, and peers' kernels give the connections up.
-  If only the interpreter is blocked, ZeroMQ's own thread reads on for a while.
+- Across a cut, and to a machine that vanished, frames are lost without a sign. Then the kernel acts: a connection with
+  one dead direction closes at both ends after `KEEPALIVE_S`.
+- A node has one line, of `Conditions.line` bytes a second each way, for all its connections. What it sends waits in the
+  queues of the ZeroMQ transport (`protocol.limits.send_queues`). What comes is received first come, first served. It
+  waits at the receiver; with TCP it would wait at the senders.
+- A paused process reads nothing. Up to `QUEUE_BYTES` wait on each of its connections, then a peer's `send` returns
+  False. If the process is stopped (SIGSTOP), its connections close after `KEEPALIVE_S`. If only its interpreter is
+  blocked, its kernel still acknowledges what comes, and they stay.
 """
 
 import heapq
@@ -68,7 +68,7 @@ class NetworkCut:
 
 @dataclass(slots=True, eq=False)
 class _End:
-    """One end of a connection, as its owner sees it; once closed it lets go of the other, so that both are freed."""
+    """One end of a connection. Once it is closed, it drops its reference to the other, so that both are freed."""
 
     owner: "MemoryTransport"
     link: Link
@@ -201,10 +201,10 @@ class MemoryTransport:
     region: int = 0
     _ends: dict[Link, _End] = field(default_factory=dict)
     _events: deque[NetworkEvent] = field(default_factory=deque)
-    _silences: int = 0  # that ended
+    _silences: int = 0  # how many pauses have ended
     _queues: SendQueues = field(default_factory=lambda: SendQueues(Limits(), 0.0))
     _transmitting: bool = False  # whether our line carries a frame just now
-    _received_by: float = 0.0  # and all that has come to it
+    _received_by: float = 0.0  # when our line has received all that came to it
 
     def __post_init__(self) -> None:
         self.region = self.network.attach(self)
@@ -259,7 +259,7 @@ class MemoryTransport:
             self.network.post(other, Closed(other.link))
 
     def close_links(self, which: Callable[[_End], bool]) -> None:
-        """Let those of our links close at this end, as nothing was acknowledged."""
+        """Close those of our links at this end, as the kernel does when nothing is acknowledged."""
         for end in self._ends.values():
             if which(end):
                 self.network.post(end, Closed(end.link))
@@ -369,14 +369,14 @@ class MemoryTransport:
             end.waiting = 0
 
     def close(self) -> None:
-        """See `Transport.close`: what a process that is killed leaves to its peers."""
+        """See `Transport.close`. A process that is killed closes its links, too."""
         for link in list(self._ends):
             self.hang_up(link)
         self.closed = True
         self.network.detach(self, refuses=True)
 
     def vanish(self) -> None:
-        """Be gone without a word, as a machine without power: peers find out in time."""
+        """Stop without a sign, as a machine that loses power. Links close at the peers after `KEEPALIVE_S`."""
         self.closed = True
         self._fall_silent()
         self.network.detach(self, refuses=False)

@@ -5,8 +5,8 @@
     for the address    0  0
     its answer         0  128  result (2)  router's clock (4)  the router's outer IPv4 address (4)
 
-The router is the default gateway, which Linux tells. The socket is connected to it: nobody else's answer comes in.
-Routers that speak PCP (RFC 6887) mostly answer this, too. PyPI's libraries for either were last released in 2023.
+The router is the default gateway, which Linux tells. The socket is connected to it, so no other machine's answer comes
+in. Most routers that speak PCP (RFC 6887) answer this, too. PyPI's libraries for either were last released in 2023.
 """
 
 import socket
@@ -43,7 +43,7 @@ def act(verb: str, port: int, gateway: str | None = None) -> dict[str, str]:
             return {"external": socket.inet_ntoa(_ask(sock, bytes([0, ADDRESS]), 12)[8:])}
         except PermissionError as error:
             return {"failure": str(error)}
-        except OSError:  # silence, or the kernel's word that nobody is there
+        except OSError:  # no answer, or nothing listens there
             return {"failure": SILENT}
 
 

@@ -44,7 +44,7 @@ class _Dialled:
     scope: Scope
     addresses: deque[Endpoint] = field(default_factory=deque)  # to try, the present one first
     number: int | None = None  # its TCP connection
-    is_open: bool = False  # whether the holder of the key is at its other end
+    is_open: bool = False  # whether the other end has proved the key
     in_flight: InFlight = field(default_factory=InFlight)
 
 
@@ -113,18 +113,18 @@ class DialledLinks:
 
     def _connect(self, dialled: _Dialled, endpoints: list[Endpoint]) -> None:
         try:
-            # Without a route, as for IPv6 where there is none, libzmq would try again and again.
+            # Without a route to an address, libzmq would try again and again.
             endpoints = [one for one in endpoints if source_towards(one.host) is not None]
             if endpoints:
                 dialled.addresses.extend(endpoints)
                 dialled.socket.connect(str(endpoints[0]))
-        except zmq.ZMQError:  # libzmq refuses the endpoint; to its caller that is one more peer that is not there
+        except zmq.ZMQError:  # libzmq refuses the endpoint: we treat it as a peer that does not answer
             endpoints = []
         if not endpoints:
             self._drop(dialled)
 
     def _try_next(self, dialled: _Dialled) -> None:
-        """The present address does not answer. With others to try, libzmq shall not go on trying this one."""
+        """Try the next address, if there is one, as the present one does not answer."""
         if len(dialled.addresses) < 2:
             return
         with suppress(zmq.ZMQError):  # libzmq gave it up by itself
@@ -163,13 +163,13 @@ class DialledLinks:
                 case zmq.EVENT_DISCONNECTED:
                     self._take_frames(dialled, RECEIVE_QUEUE_MESSAGES)  # what came before the break is still good
                     if dialled.number is not None:
-                        # Another service that a record named may be at fault for nothing: no key was proven there.
+                        # Without a proven key nobody is charged: a record may have named somebody else's service.
                         self._watch.gone(dialled.number, None if dialled.is_open else "", time.monotonic())
                     self._drop(dialled)
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     self._events.append(TurnedAway(dialled.link))
                     self._drop(dialled)
-                case _:  # whoever listens there does not hold the key
+                case _:  # the handshake failed: the other end does not hold the key
                     self._drop(dialled)
 
     def _drop(self, dialled: _Dialled) -> None:

@@ -1,10 +1,10 @@
 """Port mapping: a node at home asks its router to forward its port, by UPnP or NAT-PMP, so others can dial it.
 
-The router's word is never believed alone. Its outer address, as it says, counts as one voice, beside those of peers
-(see `membership.reachability`): a node tells others to dial it there once a peer has seen it there and dialled it back.
+The router's word alone is not believed. The outer address that it names counts as one voice, beside those of peers
+(see `membership.reachability`): a node tells others of it once a peer has seen the node there and dialled it back.
 
-Everything here happens on a thread of its own, and each talk by UPnP in a process of its own (`upnp`): what a router
-answers is hostile input. NAT-PMP (`nat_pmp`) is 16 bytes, and is asked where UPnP got no port.
+All this runs on a thread of its own. UPnP runs in a process of its own (`upnp`), as a router's answer is hostile input.
+NAT-PMP (`nat_pmp`), with answers of 16 bytes, is tried if UPnP got no port.
 """
 
 import json
@@ -21,8 +21,8 @@ from protocol.transport import nat_pmp
 
 RENEWAL_S = 1200.0  # a third of the lease
 RETRY_S = 600.0  # a router may be switched on, or its UPnP
-ANSWER_S = 20.0  # which the child's own limits are within
-STOP_S = 6.0  # to find the router again takes two or three
+ANSWER_S = 20.0  # more than the child's own limit
+STOP_S = 6.0  # to find the router again takes two or three seconds
 MAX_ANSWER = 4096
 PROGRAM = Path(__file__).with_name("upnp.py")
 MAX_REASON = 200
@@ -30,7 +30,7 @@ NO_LIBRARY = "the router was not asked by UPnP: pip install miniupnpc"
 
 
 class Mapping(NamedTuple):
-    """A router's answer: its outer IP address if it forwards the port, and why that is of no use, if it is of none."""
+    """A router's answer: its outer IP address if it forwards the port, and why that failed or is of no use, if so."""
 
     external: str = ""
     failure: str = ""
@@ -58,7 +58,7 @@ def ask_by_upnp(verb: str, port: int) -> Mapping:
 
 
 def read_answer(answer: bytes) -> Mapping:
-    """Read what `upnp` printed, which a router may have had a hand in."""
+    """Read what `upnp` printed. Parts of it come from the router."""
     try:
         said = json.loads(answer)
     except (ValueError, RecursionError):
@@ -92,7 +92,7 @@ WAYS: tuple[Way, ...] = (ask_by_upnp, ask_by_nat_pmp)
 class PortMapping:
     """Keeps `port` forwarded from `start` to `stop`; `tell` is called from its thread with each news.
 
-    The first of `ways` that gets the port is it. It is given back in the same way.
+    The `ways` are tried in order until one gets the port. The port is given back in the same way.
     """
 
     def __init__(self, port: int, tell: Callable[[Mapping], None], ways: Sequence[Way] = WAYS) -> None:

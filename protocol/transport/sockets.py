@@ -20,23 +20,23 @@ Socket = zmq.Socket[bytes]
 
 log = structlog.get_logger()
 
-# libzmq's queues are bounded in messages and not in bytes, so little is left to them. What is to be sent waits in
-# `protocol.limits.send_queues`, what is received in the kernel. A link is handed so many frames below
-# `TRACKED_BYTES` at a time, 1 MiB of them, and of larger ones `IN_FLIGHT_BYTES`, which libzmq sends without a copy
-# and whose end it reports.
+# libzmq's queues are bounded in messages and not in bytes, so we keep them short. What is to be sent waits in
+# `protocol.limits.send_queues`, what is received in the kernel. Of frames below `TRACKED_BYTES`, libzmq is handed
+# `SEND_QUEUE_MESSAGES` a link at a time (1 MiB). Of larger ones it is handed `IN_FLIGHT_BYTES`: it sends these without
+# a copy, and reports when it is done.
 SEND_QUEUE_MESSAGES = 64
 RECEIVE_QUEUE_MESSAGES = 32
 TRACKED_BYTES = 16 << 10
 IN_FLIGHT_BYTES = 1 << 20
-SOCKET_BUDGET = 32  # frames taken from one socket before the others get their turn
-POLL_BUDGET = 128  # frames taken in one poll, so that timers and publications are never starved
+SOCKET_BUDGET = 32  # frames read from one socket before the others have their turn
+POLL_BUDGET = 128  # frames read in one poll, so that timers and publications are never starved
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-# Plain numbers: an operation on members of an enumeration takes half as long as the call that it is for.
+# Plain numbers, as an operation on enumeration members takes half as long as the call that needs it.
 _POLLIN = int(zmq.POLLIN)
 _PART = int(zmq.DONTWAIT | zmq.SNDMORE)
-# Descriptors: two a connection, three sockets a dialled link, and what the rest of the process opens.
+# A connection takes two descriptors, a dialled link three sockets; the rest of the process opens files, too.
 MAX_DESCRIPTORS = 1 << 16
 MAX_SOCKETS = 4096
 
@@ -56,21 +56,21 @@ _OPTIONS = {
     zmq.TCP_KEEPALIVE_IDLE: 5,
     zmq.TCP_KEEPALIVE_INTVL: 5,
     zmq.TCP_KEEPALIVE_CNT: 2,
-    zmq.TCP_MAXRT: 15_000,  # also of one whose receive window stays shut
+    zmq.TCP_MAXRT: 15_000,  # also ends a connection whose receive window stays shut
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 2_000,
 }
 
 
 def has_message(socket: Socket) -> bool:
-    """Tell whether a socket has something to receive: cheaper than to try, and to raise that it has not."""
+    """Tell whether a socket has something to receive. This is cheaper than an attempt that raises."""
     return int(socket.getsockopt(zmq.EVENTS)) & _POLLIN != 0
 
 
 def take_messages(socket: Socket, take: Callable[[], None], budget: int, *, is_ready: bool = False) -> bool:
-    """Call `take`, which receives one message without a wait, for up to `budget`; True if there are no more.
+    """Call `take`, which receives one message without waiting, up to `budget` times; True if no more are left.
 
-    `is_ready` says that a poll found one just now: to ask again takes as long as to receive it.
+    `is_ready` says that a poll found a message just now, so that nothing is asked before the first call.
     """
     try:
         for _ in range(budget):
@@ -84,7 +84,7 @@ def take_messages(socket: Socket, take: Callable[[], None], budget: int, *, is_r
 
 
 def allow_many_descriptors() -> None:
-    """Raise the soft limit of open files to the hard one: many systems start a process with 1024 of far more."""
+    """Raise the soft limit of open files to the hard one. Many systems start a process with a soft limit of 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -100,7 +100,7 @@ class Taken(Enum):
 
 
 class InFlight:
-    """The larger frames that libzmq was handed for one link and did not yet encrypt: bounded in bytes."""
+    """The large frames of one link that libzmq was handed and has not encrypted yet: bounded in bytes."""
 
     def __init__(self) -> None:
         self._frames: deque[tuple[zmq.MessageTracker, int]] = deque()
@@ -113,7 +113,7 @@ class InFlight:
         return self._size < IN_FLIGHT_BYTES
 
     def send(self, socket: Socket, frame: bytes, *route: bytes) -> Taken:
-        """Hand a frame to a socket, which `route` comes before."""
+        """Hand a frame to a socket, after the parts of `route`."""
         if len(frame) >= TRACKED_BYTES and not self.has_room():
             return Taken.FULL
         try:
@@ -157,7 +157,7 @@ class SocketMaker:
         return made
 
     def watch(self, watched: Socket, events: int) -> "Monitor":
-        """Return what tells the events of `watched`."""
+        """Return a monitor of the `events` of `watched`."""
         name = f"inproc://monitor-{next(self._names)}"
         watched.monitor(name, events)
         socket = self.context.socket(zmq.PAIR)
@@ -181,10 +181,10 @@ class Monitor:
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self._changes: deque[Change] = deque()
-        self._ended: Counter[int] = Counter()  # descriptors of the connections whose end is among the changes
+        self._ended: Counter[int] = Counter()  # by descriptor: how many ends of connections are among the changes
 
     def take(self) -> Change | None:
-        """Return what happened next, None if that is all until now."""
+        """Return the next change, None if there is none yet."""
         if not self._changes:
             self._read()
         if not self._changes:
@@ -195,9 +195,9 @@ class Monitor:
         return change
 
     def has_ended(self, descriptor: int) -> bool:
-        """Tell whether the connection that was last told of with this descriptor has ended by now.
+        """Tell whether the newest connection with this descriptor has ended by now.
 
-        Asked for each that comes, and thousands may have come meanwhile: so nothing is searched.
+        This is called for each connection, and thousands may come at once: so it searches nothing.
         """
         self._read()
         return self._ended[descriptor] > 0
@@ -221,7 +221,7 @@ class Sources:
     """The sockets and file descriptors that a poll waits for, each with the function to call when it is ready."""
 
     def __init__(self, failed: Callable[[], None]) -> None:
-        """Have none yet; `failed` is called when a handler runs into a defect."""
+        """Begin without any; `failed` is called when a handler runs into a defect."""
         self._failed = failed
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[], None]] = {}
@@ -244,7 +244,7 @@ class Sources:
                 self.guard(handler)
 
     def guard(self, act: Callable[[], None]) -> None:
-        """Do something. A defect that it runs into is logged and told; the only network thread goes on."""
+        """Call `act`. A defect in it is logged and reported to `failed`; the only network thread goes on."""
         try:
             act()
         except Exception:  # whatever is wrong with us, and with what is at the other end

@@ -1,24 +1,23 @@
 """A second descriptor of a TCP connection that libzmq owns: to measure it and to end it.
 
-All that is done below libzmq's interface is done here.
+No other file goes below libzmq's interface.
 
-Why: libzmq says neither how many bytes of a connection it holds nor from which address one came, and it
-cannot be told to end one connection of a ROUTER. Without that, a message that never ends, or 512 strangers of
-one network, take what memory and what connections there are. `protocol.limits.connections` has the rules.
+Why: libzmq says neither how many bytes of a connection it holds nor from which address the connection came, and cannot
+be told to end one connection of a ROUTER. So a message that never ends could take all memory, and 512 strangers of one
+network all connections. `protocol.limits.connections` has the rules.
 
-What is done: of each connection that libzmq names, by its file descriptor, we hold a duplicate. The kernel tells
-by it the other end's address and how much came, and `shutdown` ends the connection, which libzmq
-takes for the peer's doing. Duplicated, the descriptor stays ours after libzmq closed its own, which tells who ended a
-connection, and no later connection that gets the same number is mistaken for it.
+How: libzmq names each connection by its file descriptor, and we hold a duplicate of that. Through it the kernel tells
+the other end's address and how much came, and `shutdown` ends the connection; libzmq takes that for the peer's doing.
+The duplicate stays open after libzmq closed its own descriptor. So we can still ask who ended the connection, and do
+not mistake a later connection with the same number for it.
 
-Why the duplicate is of the connection that is meant, and of no other socket of this process:
-libzmq (4.3.5, one I/O thread) reports that a connection begins before it can end, and that it ended
-before it closes the descriptor. Had the number been given to somebody else by the time of our `dup`, the end would have
-been reported by then: so we ask for it after the `dup`, and keep no duplicate of what has ended (`_look`).
+Why the duplicate cannot be of another socket of this process: libzmq (4.3.5, one I/O thread) reports the beginning of
+a connection before its end, and the end before it closes the descriptor. If the number had been given to another
+socket before our `dup`, the end would have been reported by then. So we look for the end after the `dup`, and keep no
+duplicate of what has ended (`_look`).
 
-Where the system gives no such information (TCP_INFO is read in Linux's layout only) connections are
-counted and cut, but not measured. All of this would be unnecessary, were there an option of libzmq that bounds
-the bytes of an unfinished message over all its parts, and a way to end one peer of a ROUTER.
+Where TCP_INFO is not in Linux's layout, connections are counted and cut, but not measured. This file would be
+unnecessary if libzmq could bound the bytes of an unfinished message over all its parts, and end one peer of a ROUTER.
 """
 
 import os
@@ -86,9 +85,9 @@ class TcpView:
         return Measured(struct.unpack_from("=Q", info, _RECEIVED_AT)[0], self._unread())
 
     def was_ended_by_us(self) -> bool:
-        """Tell, after libzmq closed its descriptor, whether it was libzmq that ended a lively connection.
+        """Tell, after libzmq closed its descriptor, whether libzmq itself ended the connection.
 
-        It does so for one reason: what came breaks ZMTP or CURVE, or is over MAXMSGSIZE.
+        It does so only if what came breaks ZMTP or CURVE, or is over MAXMSGSIZE.
         """
         info = self._info()
         return (
@@ -126,9 +125,9 @@ class TcpView:
 class TcpWatch:
     """Every TCP connection that we accepted or dialled; what is refused goes to `events`.
 
-    libzmq names them by file descriptor, and descriptors are given again. We know them by a number that is not.
-    libzmq's events of inbound connections come in order, so they mean the last one with a descriptor (`inbound`). Those
-    of a dialled one come elsewhere, so its number is kept there.
+    libzmq names connections by file descriptor, and descriptors are used again. We name them by numbers that are not.
+    libzmq's events of inbound connections come in order, so each means the newest connection with its descriptor
+    (`inbound`). The number of a dialled connection is kept in `outbound`.
     """
 
     def __init__(self, limits: Limits, events: deque[NetworkEvent]) -> None:
@@ -143,7 +142,7 @@ class TcpWatch:
         return len(self._views)
 
     def accepted(self, descriptor: int, has_ended: Callable[[int], bool], now: float) -> None:
-        """A connection came in; `has_ended` tells whether that of this descriptor has ended by the time of the call."""
+        """Watch a connection that came in; `has_ended` tells whether a descriptor's newest one has ended by now."""
         self._inbound.pop(descriptor, None)
         if (number := self._look(descriptor, has_ended)) is not None:
             self._inbound[descriptor] = number
@@ -154,7 +153,7 @@ class TcpWatch:
         return self._inbound.get(descriptor, -1)
 
     def connected(self, descriptor: int, has_ended: Callable[[int], bool], link: Link) -> int:
-        """A connection that we dialled is there, before its handshake; return its number, -1 if it is gone already."""
+        """Watch a connection that we dialled, before its handshake; return its number, -1 if it is gone already."""
         number = self._look(descriptor, has_ended)
         if number is None:
             return -1
@@ -162,7 +161,7 @@ class TcpWatch:
         return number
 
     def gone(self, number: int, failure: str | None, now: float) -> None:
-        """A connection ended; `failure` is what to count if its handshake failed, None if it did not."""
+        """Note that a connection ended; `failure` is what to count if its handshake failed, None if it did not fail."""
         view = self._views.pop(number, None)
         if view is None:
             if failure:  # it was gone before we looked
@@ -173,7 +172,7 @@ class TcpWatch:
             reason = failure
             if reason is None and view.was_ended_by_us():
                 reason = "framing"
-                if connection.link is not None and connection.link.dialled:  # of which nothing is known once it ended
+                if connection.link is not None and connection.link.dialled:  # forgotten now, so its network pays here
                     self._told(self._connections.charge_network(connection.prefix, PENALTIES[reason], now))
             if reason:
                 self._events.append(RefusedEarly(reason, connection.link))
@@ -185,13 +184,13 @@ class TcpWatch:
         return view.peer if view is not None else ""
 
     def forget(self, number: int) -> None:
-        """A connection that we dialled is none of ours any more."""
+        """Stop watching a connection that we dialled."""
         self._connections.forget(number)
         if (view := self._views.pop(number, None)) is not None:
             view.close()
 
     def took(self, number: int, link: Link, parts: Iterable[int]) -> bool:
-        """Account for a whole message; return whether it is wanted."""
+        """Count a whole message; return whether it is to be delivered."""
         is_first = self._connections.is_anonymous(number)
         wanted, cuts = self._connections.took(number, link, parts)
         if cuts:
@@ -201,11 +200,11 @@ class TcpWatch:
         return wanted
 
     def carries(self, number: int, link: Link) -> bool:
-        """Tell whether this connection is the link's newest, of whose end `review` will tell."""
+        """Tell whether this connection is the link's newest, so that `review` will return the link when it ends."""
         return self._connections.carries(number, link)
 
     def charge(self, link: Link, points: float, now: float) -> None:
-        """The holder of the link broke the rules."""
+        """Charge the network of a link's holder for an offence."""
         self._told(self._connections.charge(link, points, now))
 
     def hang_up(self, link: Link) -> None:
@@ -221,11 +220,11 @@ class TcpWatch:
                 self._connections.measure(number, measured.received, measured.unread)
 
     def drained(self, link: Link | None) -> None:
-        """The socket of a dialled link, or of all inbound ones, was read until it was empty."""
+        """Note that the socket of a dialled link, or (None) of all inbound ones, was read until it was empty."""
         self._connections.drained(link)
 
     def review(self, now: float) -> list[Link]:
-        """End a review: cut what breaks the rules; return the links whose newest connection is no more."""
+        """End a review: cut what breaks the rules; return the links whose newest connection has ended."""
         review = self._connections.review(now)
         self._carry_out(review.cuts)
         self._events.extend(Closed(link) for link in review.closed)

@@ -1,7 +1,7 @@
 """Asks the router for a port by UPnP, as a program: python upnp.py map|unmap PORT prints one line of JSON.
 
-A router's answer is parsed in C (miniupnpc). A router that makes that crash, hang or grow ends this process and nothing
-else. It imports nothing of ours, so it starts in a tenth of a second.
+A router's answer is parsed in C (miniupnpc). An answer that makes it crash, hang or grow ends this process only. This
+file imports nothing of ours, so it starts in a tenth of a second.
 """
 
 import json

@@ -1,11 +1,11 @@
 """The transport on ZeroMQ: one bound ROUTER, one DEALER for each peer that we dialled.
 
-Duties that libzmq leaves to this file and to the parts that it joins:
+What libzmq leaves to this file and its parts:
 - CURVE without a ZAP handler lets anybody in: the handler starts before the bind, and
   `ZAP_ENFORCE_DOMAIN` refuses when it is missing (`inbound`).
 - Socket monitors tell when a connection came, finished its handshake, or broke.
-- High-water marks count whole messages, not bytes. What is received is measured below libzmq, and
-  whoever makes it hold too much is cut (`connections`); what is sent waits in `send_queues`.
+- High-water marks count whole messages, not bytes. What is received is measured below libzmq, and connections that make
+  it hold too much are cut (`connections`). What is sent waits in `send_queues`.
 """
 
 import socket
@@ -26,7 +26,7 @@ from protocol.transport.outbound import DialledLinks
 from protocol.transport.sockets import POLL_BUDGET, SocketMaker, Sources, Taken
 from protocol.transport.tcp import TcpWatch
 
-# How long whoever floods us stays unnoticed: on a line of 1 Gbit/s, 31 MB. A review of 100 connections takes 1 ms.
+# A flood is noticed within this time: 31 MB on a line of 1 Gbit/s. A review of 100 connections takes 1 ms.
 REVIEW_INTERVAL_S = 0.25
 
 
@@ -80,7 +80,7 @@ class ZmqTransport:
         self._dialled.dial(address, scope)
 
     def hang_up(self, link: Link) -> None:
-        """See `Transport.hang_up`. All that could be sent at once was sent: a goodbye is on its way."""
+        """See `Transport.hang_up`. What libzmq has taken, such as a goodbye, is on its way."""
         self._queues.drop(link)
         if link.dialled:
             self._dialled.hang_up(link)
@@ -117,12 +117,12 @@ class ZmqTransport:
 
     @property
     def is_clear(self) -> bool:
-        """Whether nothing that was read waits to be handled, and nothing to be sent."""
+        """Whether no event waits to be handled, and no frame to be sent."""
         return not self._events and self._queues.is_open
 
     @property
     def until_review(self) -> float:
-        """Seconds for which nothing need be read: who floods us is noticed no later for it."""
+        """Seconds until the next review. Nothing need be read before: floods are noticed at reviews."""
         return max(0.0, self._next_review - time.monotonic())
 
     def charge(self, link: Link, points: float) -> None:
@@ -146,12 +146,12 @@ class ZmqTransport:
         events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
         for event in events:
             if isinstance(event, Closed):
-                self._queues.drop(event.link)  # a next connection with the same key begins with a hello
+                self._queues.drop(event.link)  # the next connection with this key has to begin with a hello
         return events
 
     def wake(self) -> None:
         """See `Transport.wake`."""
-        with suppress(BlockingIOError, OSError):  # full: a wake-up is pending anyway; closed: nobody waits
+        with suppress(BlockingIOError, OSError):  # full: a wake-up waits already; closed: nobody waits for one
             self._wake_out.send(b"\0")
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class ZmqTransport:
         return self._dialled if link.dialled else self._inbound
 
     def _flush(self) -> None:
-        """Hand the sockets what they take of what waits."""
+        """Hand waiting frames to the sockets, until these take no more."""
         now = time.monotonic()
         while (turn := self._queues.next(now)) is not None:
             link, frame = turn
@@ -195,7 +195,7 @@ class ZmqTransport:
                 self._inbound.ended(link)
 
     def _woken(self) -> None:
-        self._wake_in.recv(4096)  # ready, or we would not be here; what it leaves wakes the next poll
+        self._wake_in.recv(4096)  # does not block, as a poll found it ready; what is left wakes the next poll
         self._dialled.take_resolved()
 
     def _refused(self, key: bytes) -> None:
