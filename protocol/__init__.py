@@ -7,14 +7,14 @@ on real sockets in one network thread, `joiner` for a node that is yet to join, 
 core         one node's whole machine             bootstrap  asking for a swarm's manifest, before there is a node
 driver       its step, on any transport           joiner     bootstrap on real sockets
 host         the network thread, and the way to it
-events       what the cores take and ask for      config     limits, timing, clocks
+events       the cores' events and actions        config     limits, timing, clocks
 notices      what a person is told in the log     identity   keys and node ids
-value, lru   what is made once; what is bounded   storage    files that a crash leaves whole
-shelf        items that wait on disk
+value        immutable values                     lru        bounded mappings
+storage      files that survive a crash           shelf      items that wait on disk
 errors       what is raised
 
-wire/        what is said, as bytes               gossip/     getting items around
-credentials/ what is signed and kept              limits/     what others may cost us
-membership/  who is here                          transport/  links, frames, sockets
+wire/        messages as bytes                    gossip/     getting items around
+credentials/ what is signed and kept              limits/     bounds on what others do to us
+membership/  links and nodes                      transport/  links, frames, sockets
 simulator/   many nodes under a virtual clock
 """

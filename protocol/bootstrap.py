@@ -1,8 +1,7 @@
 """Bootstrap: asking a swarm's members for its manifest, the first thing that a joiner does.
 
-No host, no gossip, no thread: one exchange with each member that is asked, over links of its own. A joiner
-knows the invite's seeds, and members without room name others. One that refuses ends nothing: it may be
-hostile, or not know yet what the others know.
+It is one exchange with each member that is asked, over links of its own. A joiner knows the invite's seeds; members
+without room name others. If one refuses, the others are still asked: it may be hostile, or not know yet what they know.
 
 Members, by the key that they have to prove
     WAITING    to be dialled, at once or after a pause that doubles     -- time -->     DIALLED
@@ -13,21 +12,21 @@ Members, by the key that they have to prove
     REFUSED    it said why, or gave another manifest, or speaks another version of the protocol: asked no more
 
 Rules
- 1. A link that closes or stays silent for `PATIENCE_S`, and a member without room: WAITING. So, too, where our key is
-    refused in the handshake: that is noted as a refusal, but nobody signed it, and it may not last.
- 2. `invite_used` is about one number of the invite: who says it is asked again, with the next one. No two members
-    are shown different numbers at a time as long as nobody says so, since each might grant its own.
- 3. Endpoints that another names for a member count only if they mean something from where that one answered: else it
-    could make a joiner connect into its own network (see `protocol.membership.address_book`).
- 4. It is over when the manifest is there or all have refused. A seed that is full or starts again may grant later; the
+ 1. If a link closes or stays silent for `PATIENCE_S`, or the member has no room, the member is WAITING again. So it is
+    if our key is refused in the handshake. That is noted as a refusal, but nobody signed it and it may not last.
+ 2. `invite_used` is about one number of the invite. A member that says it is asked again with the next number. While
+    nobody says it, all members are shown the same number: else each might use up another.
+ 3. Private and loopback endpoints that one member names for another count only if the namer answered from such an
+    address. Else it could make a joiner connect into the joiner's own network (see
+    `protocol.membership.address_book`).
+ 4. It is over when the manifest is there or all have refused. A seed that is full or restarts may grant later; the
     caller says how long to wait for it.
- 5. A name, a key at an address, is charged to the seed from which it came, by way of others too: of the places for
-    names, each seed has an even share. If none is free, the seed with most names gives a place to a seed with fewer. It
-    is that of a member that refused, or else has come least far. So no hostile member keeps out those whom honest ones
-    name.
- 6. Nobody proves that a key is where it is named: each seed may name a key at one more address, save those of seeds,
-    which the invite names, at as many as it likes. They are tried in turn, and share the time and the pauses that one
-    address has; with each whole turn an address has twice as long, as lines may be slow.
+ 5. A name is a key at an address. It is charged to the seed through which it came, also by way of others. The seeds
+    share the places for names evenly: if none is free, the seed with most names gives one to a seed with fewer, that of
+    a member that refused or else has come least far. So no hostile member keeps out those whom honest ones name.
+ 6. Nothing proves that a key is where it is named, so each seed may name one more address for a key. The keys of seeds
+    have the addresses that the invite names, and no others. The addresses of a key are tried in turn, and share the
+    time and the pauses of one. With each whole turn an address gets twice as long, as lines may be slow.
 """
 
 import random
@@ -57,15 +56,15 @@ from protocol.wire.version import MAJOR, goodbye_reason, spoken_version
 AGENT = "gossamer/joining"
 MAX_NAMES = 16  # of members that are asked: an invite's eight seeds, and as many that those name
 MAX_FRAMES = 256  # that a member may send us: its hello, some records, the manifest and what it sends every peer
-MAX_PAUSES = 128  # that are counted: those of as many addresses as a key may have, until long after the longest
+MAX_PAUSES = 128  # where the count stops: the pause has long been the longest, for all addresses that a key may have
 PATIENCE_S = 10.0  # for a link, a hello and an answer, as long as membership has
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
-FALSE_MANIFEST = "false_manifest"  # what we count a member as that gives another one than the invite's
-FALSE_LIST = "false_list"  # and one whose revocation list is none
+FALSE_MANIFEST = "false_manifest"  # our reason for a member that gives another manifest than the invite's
+FALSE_LIST = "false_list"  # and for one whose revocation list is not valid
 
 
 class AskState(IntEnum):
-    """See the module's comment; in order of what is lost with a member."""
+    """See the module's comment. The later ones have come farther."""
 
     REFUSED = auto()
     WAITING = auto()
@@ -75,7 +74,7 @@ class AskState(IntEnum):
 
 
 class Name(NamedTuple):
-    """Where a member is said to be; `scope` is that of the nearest address that its host name may mean."""
+    """Where a member is said to be; `scope` is of the nearest address that its host name may be resolved to."""
 
     address: Address
     scope: Scope = Scope.LOOPBACK
@@ -83,7 +82,7 @@ class Name(NamedTuple):
 
 @dataclass(slots=True)
 class AskedMember:
-    """One that is asked; `since` is when its state began or is to end, `shown` which grant it last saw."""
+    """A member that is asked; `since` is when its state began, or ends if it is WAITING. `shown` numbers its grant."""
 
     names: dict[Name, bytes]  # each with the key of the seed that it is charged to; the first is where we dial
     host: str = ""  # the IP address that answered, "" if it is not known
@@ -94,7 +93,7 @@ class AskedMember:
     shown: int = -1
     frames: int = 0
     reason: str = ""  # why it refused, or refused our key
-    refused_at: str = ""  # the endpoint of who did
+    refused_at: str = ""  # the endpoint at which it refused
     owes_list: bool = False
     manifest: SwarmManifest | None = None  # the invite's, if it gave it
     revocations: bytes = b""  # not yet checked
@@ -134,7 +133,7 @@ Action = Dial | HangUp | SendFrame
 class Bootstrap:
     """The machine of the module's comment, without I/O: `handle(event, now) -> actions`.
 
-    `grants` are what to show, one after the other where an invite has many numbers; at least one, and b"" for none.
+    `grants` are shown one after the other, if the invite has many numbers. There is at least one; b"" stands for none.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class Bootstrap:
         self._invite = invite
         self._grants = grants
         self._rng = rng
-        self._current = 0  # of the grants
+        self._current = 0  # the number of the grant to show
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << RENEWAL_BITS
         self._members: dict[bytes, AskedMember] = {}
@@ -156,7 +155,7 @@ class Bootstrap:
 
     @property
     def refusals(self) -> Mapping[str, str]:
-        """Why each member that refused us or our key did, by its endpoint."""
+        """The reasons of the members that refused us or our key, by endpoint."""
         return {member.refused_at: member.reason for member in self._members.values() if member.reason}
 
     @property
@@ -252,7 +251,7 @@ class Bootstrap:
             case Kind.GOODBYE:
                 reason = Goodbye.decode(envelope.body).reason
                 if reason in NO_ROOM and member.state is AskState.GREETED:
-                    member.state, member.since = AskState.ADMITTED, now.steady  # it serves the manifest nevertheless
+                    member.state, member.since = AskState.ADMITTED, now.steady  # without room, it serves the manifest
                     return [self._send(member, AskManifest(), now)]
                 if reason in NO_ROOM:
                     self._pause(member, now)
@@ -301,7 +300,7 @@ class Bootstrap:
         return [HangUp(member.link)]
 
     def _failed(self, member: AskedMember, now: Instant) -> None:
-        """Its link closed or stayed silent: the next address, rule 6."""
+        """Turn to the member's next address, as its link closed or stayed silent. Rules 1 and 6."""
         tried = member.name
         member.names[tried] = member.names.pop(tried)
         self._pause(member, now, among=len(member.names))
@@ -312,7 +311,7 @@ class Bootstrap:
         member.state, member.since = AskState.WAITING, now.steady + delay * self._rng.uniform(0.5, 1.0)
 
     def _hear_of(self, teller: AskedMember, peers: Peers, now: Instant) -> list[Action]:
-        """Rules 3, 5 and 6."""
+        """Take in the names that a member gives. Rules 3, 5 and 6."""
         scope = scope_of(teller.host)
         actions: list[Action] = []
         for encoded in peers.records:
@@ -338,7 +337,7 @@ class Bootstrap:
         return names.total() < MAX_NAMES or names[seed] + 1 < max(names.values())
 
     def _make_place(self, now: Instant) -> list[HangUp]:
-        """Let go of a name of the seed with most, the last of those of whom least has come."""
+        """Drop a name of the seed with most names: the last of a member that has come least far. Rule 5."""
         (most, _), *_ = self._names.most_common(1)
         named = [
             (member, name)
@@ -359,7 +358,7 @@ class Bootstrap:
 
     @property
     def _names(self) -> Counter[bytes]:
-        """How many names are charged to each seed. Its own counts once, however many addresses the invite gives it."""
+        """How many names are charged to each seed. All addresses of one key count once for a seed."""
         return Counter(seed for member in self._members.values() for seed in set(member.names.values()))
 
     def _send(self, member: AskedMember, body: Body, now: Instant) -> SendFrame:

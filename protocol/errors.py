@@ -25,7 +25,7 @@ class PortInUse(ProtocolError):  # noqa: N818
 
 
 class NetworkFailed(ProtocolError):  # noqa: N818
-    """The network thread ran into what it cannot go on from: this host is of no more use."""
+    """The network thread ended by an error: this host can do nothing more."""
 
 
 class PeerError(ProtocolError):
@@ -49,7 +49,7 @@ class MessageError(PeerError):
 
 
 class UnpackError(MessageError):
-    """Content that states `size` bytes, and turned out to be something else when it was unpacked."""
+    """Content that claims to unpack to `size` bytes, and does not."""
 
     def __init__(self, detail: str, size: int) -> None:
         super().__init__("malformed", detail)
@@ -75,7 +75,7 @@ class InviteError(ProtocolError):
 class JoinError(ProtocolError):
     """A swarm that an invite does not open; the message says why.
 
-    `reason` is what most of those that refused said, or "", and `refusals` what each did, by its endpoint.
+    `reason` is what most of those that refused said, or ""; `refusals` is what each said, by its endpoint.
     """
 
     def __init__(self, message: str, reason: str = "", refusals: Mapping[str, str] = MappingProxyType({})) -> None:

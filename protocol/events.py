@@ -3,7 +3,7 @@
 A core is told events and answers with actions: `handle(event, now) -> actions`.
 
     transport --> NetworkEvent --> core --> MembershipEvent --> membership --> MembershipAction --+
-    owner ------> Offer, ... ----> core --> GossipEvent ------> gossip ------> GossipAction ------+
+    node -------> Offer, ... ----> core --> GossipEvent ------> gossip ------> GossipAction ------+
     transport <-- CoreAction <------------------------- core makes frames of what they `Send` ----+
 """
 
@@ -30,11 +30,11 @@ from protocol.wire.messages import (
     hint,
 )
 
-# Links, as every transport has them
+# What transports say of links
 
 
 class Link(NamedTuple):
-    """A connection with the holder of the CURVE key `key` (32 bytes); `dialled` by us or by them."""
+    """A connection with the holder of the CURVE key `key` (32 bytes); `dialled` if we dialled it."""
 
     key: bytes
     dialled: bool
@@ -65,14 +65,14 @@ class Closed:
 
 @value
 class TurnedAway:
-    """The other end of a link that we dialled refuses our key; that it is closed follows."""
+    """The other end of a link that we dialled refuses our key; `Closed` follows."""
 
     link: Link
 
 
 @value
 class NetworkRefused:
-    """Nobody of the network `prefix` may connect for a while, for what its nodes did."""
+    """The network `prefix` may not connect for a while, for offences of its nodes."""
 
     prefix: str
 
@@ -87,7 +87,7 @@ class Arrived:
 
 @value
 class RefusedEarly:
-    """Something came that never reached a link; counted by `reason`. `link` where its key is known."""
+    """The transport refused something; it is counted by `reason`. `link` is None if its key is not known."""
 
     reason: str
     link: Link | None = None
@@ -98,7 +98,7 @@ class Tick:
     """Time has passed."""
 
 
-# What a node's owner says
+# What our own node says: the program that runs these cores
 
 
 class Verdict(Enum):
@@ -140,7 +140,7 @@ class Subscribe:
 
 @value
 class Moved:
-    """Where we and what else we run can be dialled is different now."""
+    """The endpoints of this node, or of what else it runs, have changed."""
 
     endpoints: tuple[Endpoint, ...]
     services: tuple[Service, ...] = ()
@@ -148,14 +148,14 @@ class Moved:
 
 @value
 class PortMapped:
-    """Our router says that it forwards our port from this outer IP address of its own; "": no longer."""
+    """Our router says that it forwards our port from this outer IP address; "": it no longer does."""
 
     external: str
 
 
 @value
 class Neighbour:
-    """Somebody in our own network says there, where everybody can say anything, that a node of our swarm is here."""
+    """Somebody in our own network says, without proof, that a node of our swarm is at `address`."""
 
     address: Address
 
@@ -165,7 +165,7 @@ class Neighbour:
 
 @value
 class Revoked:
-    """Here is a revocation list as bytes, from a person on this machine."""
+    """A person on this machine brings a revocation list, as bytes."""
 
     encoded: bytes
 
@@ -190,14 +190,14 @@ class Message:
 
 @value
 class Expel:
-    """The node is no longer welcome: drop it and do not dial it for a while."""
+    """The peer is graylisted: end its link, and do not dial it for a while."""
 
     node: NodeId
 
 
 @value
 class Misfit:
-    """The other end speaks version `theirs`, another major one; `reason` is for the goodbye."""
+    """The other end speaks another major version, `theirs`; `reason` is for the goodbye."""
 
     link: Link
     theirs: str
@@ -206,7 +206,7 @@ class Misfit:
 
 @value
 class PeerUp:
-    """A peer can be talked to; again if it is a new connection or a restart, and it may have missed things."""
+    """A peer is live. It comes again after a restart or on a new connection: then the peer may have missed things."""
 
     node: NodeId
 
@@ -220,7 +220,7 @@ class PeerDown:
 
 @value
 class Item:
-    """A verified item: who signed it, the unix time they gave, its topic, its frame, and its chunks' hashes.
+    """A verified item: its signer, the unix time (s) that the signer gave, its topic, frame, and chunks' hashes.
 
     An item of a single chunk needs no hashes.
     """
@@ -255,7 +255,7 @@ class Item:
 
 @value
 class Outline:
-    """A large item without its body: its verified header, the same as bytes, and its chunks' hashes, joined."""
+    """A large item without its body: its verified header, the frame's head as bytes, and its chunks' hashes, joined."""
 
     header: Header
     head: bytes
@@ -272,7 +272,7 @@ class Outline:
         return node_id(self.header.public_key)
 
     def proves(self, chunk: ItemChunk) -> bool:
-        """Tell whether the data of a chunk is what belongs in its place."""
+        """Tell whether the data of a chunk is the item's."""
         return chunk.hash == hash_in(self.hashes, chunk.index)
 
     def size_of(self, index: int) -> int:
@@ -323,7 +323,7 @@ class Got:
 
 @value
 class Heard:
-    """A peer says something of items, or of what it wants to be offered."""
+    """A peer sent a message about items, or its interest."""
 
     node: NodeId
     message: Have | Want | DontHave | Interest
@@ -331,7 +331,7 @@ class Heard:
 
 @value
 class Fetched:
-    """The frame of an item came from the shelf; an empty one: it is lost there."""
+    """The frame of an item came from the shelf. An empty one says that it was lost there."""
 
     id: ItemId
     frame: bytes
@@ -339,7 +339,7 @@ class Fetched:
 
 @value
 class Bring:
-    """The node has room for an item that came when it had none: it follows, unless it is not held any more."""
+    """The node has room now for an item that came when it had none. `Deliver` follows if the item is still held."""
 
     id: ItemId
 
@@ -356,7 +356,7 @@ class Discard:
 
 @value
 class Dial:
-    """Open a link; a name counts only for those of its addresses that are at least of that scope."""
+    """Open a link. A host name is dialled only at addresses that are at least of that scope."""
 
     address: Address
     scope: Scope = Scope.LOOPBACK
@@ -379,7 +379,7 @@ class Send:
 
 @value
 class Serve:
-    """Something waits for a peer's line: let that ask `Gossip.serve` for it."""
+    """Something waits for a peer's line, which is to ask `Gossip.serve` for it."""
 
     to: NodeId
 
@@ -394,7 +394,7 @@ class SendFrame:
 
 @value
 class FillLink:
-    """Let a link that is free ask for what waits for it (`Core.make_frame`), until nothing does."""
+    """Let a link ask for what waits for it (`Core.make_frame`) whenever it is free, until nothing waits."""
 
     link: Link
 
@@ -409,7 +409,7 @@ class Deliver:
 
 @value
 class ChargePrefix:
-    """The holder of a link broke the rules, for so many points: the network at its other end pays, too."""
+    """The holder of a link committed an offence: the network at its other end pays so many points, too."""
 
     link: Link
     points: float

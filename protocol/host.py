@@ -1,8 +1,7 @@
-"""A node's place in a swarm: the one network thread, and the thread-safe way to it.
+"""The host: a node's one network thread, and the thread-safe way to it.
 
-The thread owns every socket and every core. The rest of the process hands it bodies and
-verdicts through one bounded mailbox and takes items from another; no method waits for the
-network.
+The thread owns every socket and every core. The rest of the process hands it bodies and verdicts through one bounded
+mailbox, and takes items from another. No method but `receive`, which has a time limit, waits for the network.
 """
 
 import random
@@ -61,13 +60,13 @@ from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
 
 __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 
-# Timers are met to this precision. It also bounds how often the thread can wake up for nothing.
+# The precision of timers. It also bounds how often the thread can wake up for nothing.
 MIN_WAIT_S = 0.01
 SAVE_INTERVAL_S = 5.0
 DESCRIBE_INTERVAL_S = 0.5
 MAX_ADMITTED = 1024  # nodes that `admits` knows of: four groups of the largest size
-ADDRESS_INTERVAL_S = 10.0  # a laptop that changed networks says so this soon; looking sends nothing
-LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # a person who takes something back waits; reading a small file does not
+ADDRESS_INTERVAL_S = 10.0  # between two looks at this machine's addresses, which send nothing
+LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # short, as a person who revokes something waits for it
 COMMANDS_PER_STEP = 256
 
 Command = Offer | Report | PortMapped | Neighbour
@@ -78,7 +77,7 @@ log = structlog.get_logger()
 
 
 class Mailbox(Generic[T]):
-    """A queue between two threads. Beyond its bounds the oldest go, counted; to put never waits."""
+    """A queue between two threads. Beyond its bounds the oldest items are dropped and counted. `put` never waits."""
 
     def __init__(self, max_items: int, max_bytes: int, size_of: Callable[[T], int]) -> None:
         self._max_items = max_items
@@ -88,14 +87,14 @@ class Mailbox(Generic[T]):
         self._filled = threading.Condition(self._lock)
         self._items: deque[T] = deque()
         self._bytes = 0
-        self._awaited = 1  # items for which somebody waits
+        self._awaited = 1  # how many items end a wait
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, item: T) -> bool:
-        """Append an item; True if it is the only one, so that whoever takes may have to be woken."""
+        """Append an item; True if it is the only one, so that the taking thread may have to be woken."""
         with self._lock:
             is_first = not self._items
             self._items.append(item)
@@ -109,12 +108,12 @@ class Mailbox(Generic[T]):
             return is_first
 
     def has_room(self, size: int) -> bool:
-        """Tell whether one more of so many bytes, or any where there is none, makes no other go for its bytes."""
+        """Tell whether an item of so many bytes fits without dropping another. An empty mailbox takes any item."""
         with self._lock:
             return not self._items or self._bytes + size <= self._max_bytes
 
     def drop_oldest(self) -> None:
-        """Let the oldest go, counted, or count one that is not in it."""
+        """Drop the oldest item and count it. If there is none, count one that never got in."""
         with self._lock:
             self.dropped += 1
             if self._items:
@@ -123,7 +122,7 @@ class Mailbox(Generic[T]):
     def take(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[T]:
         """Remove and return up to `limit` items, oldest first. For one thread.
 
-        It waits up to `timeout` seconds until there are `least`, or one had to go for another.
+        It waits up to `timeout` seconds until there are `least`, or until an item was dropped.
         """
         if not self._items and timeout <= 0:
             return []
@@ -149,10 +148,10 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """A live peer: `state` is the detector's word for it, `rtt_s` its last round trip, if one was measured.
+    """A live peer: `state` is the failure detector's, `rtt_s` the last round trip, if one was measured.
 
-    It is live for `age_s`, and so many bytes of frames went either way since. Its `score` is 0 at best; once it is
-    below `Limits.graylist_score`, the peer is refused for a while.
+    It has been live for `age_s` seconds; the bytes of frames are counted since. Its `score` is 0 at best; below
+    `Limits.graylist_score` the peer is refused for a while.
     """
 
     node_id: NodeId
@@ -168,9 +167,9 @@ class PeerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Cumulative counts since the start; how many peers are live (`peers`) and known (`known`) now.
+    """Counts since the start; how many peers are live (`peers`) and known (`known`) now.
 
-    `dialable` is how many members others can dial, as far as is known here, with this one.
+    `dialable` is how many members others can dial, this one included, as far as is known here.
     """
 
     bytes_sent: int
@@ -208,13 +207,11 @@ class Host:
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
-        `swarm` is the swarm's id (16 bytes): nodes with another id are strangers. `listen` is
-        "tcp://HOST:PORT" (port 0: any), or None for a node that nobody can dial; `advertise` are the
-        endpoints to tell peers instead, for a node behind a port that is forwarded. `agent` says
-        in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`;
-        `shelf` is the folder for items that the memory has no room for;
-        `uses` is where the gate's uses of invites are kept, if they are, and
-        `revocations` the file of the list that it obeys: what a person puts there is told to the swarm.
+        `swarm` is the swarm's id (16 bytes). `listen` is "tcp://HOST:PORT" (port 0: any), or None for a node that
+        nobody can dial. `advertise` are the endpoints to tell peers instead, for a node behind a forwarded port.
+        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`. `shelf` is
+        the folder for items that memory has no room for. `uses` keeps the gate's uses of invites on disk, if given.
+        `revocations` is the file of the revocation list: a list that a person puts there is told to the swarm.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -241,11 +238,10 @@ class Host:
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
         )
-        # Items that came while the inbox was full; the store keeps them. Whether it was asked for again, for the first
-        # of them.
+        # Items that came while the inbox was full; the store keeps them. True for the first if it was asked for again.
         self._later: OrderedDict[ItemId, bool] = OrderedDict()
-        self._wish: Subscribe | None = None  # the last one, set by any thread
-        self._told: Subscribe | None = None  # the last one that the core knows, set by the network thread
+        self._wish: Subscribe | None = None  # the newest wish, set by any thread
+        self._told: Subscribe | None = None  # the newest wish that the core knows, set by the network thread
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
@@ -318,16 +314,16 @@ class Host:
     def subscribe(self, topics: frozenset[bytes] | None, demand: float, beside: frozenset[bytes] = frozenset()) -> None:
         """Ask for items of these topics only (8 bytes each; None: all), `demand` of them a second at most.
 
-        For small items of the topics in `beside` there is an allowance of their own, an eighth of that.
+        Small items of the topics in `beside` have an allowance of their own, an eighth of that.
         """
-        self._wish = Subscribe(topics, demand, beside)  # the last one counts, and no flood of items pushes it out
+        self._wish = Subscribe(topics, demand, beside)  # only the newest counts, so it needs no place in the mailbox
         self._wake()
 
     def receive(self, limit: int, timeout: float = 0.0, least: int = 1) -> list[Received]:
         """Return up to `limit` items that came since the last call, oldest first. Raises as `check`.
 
-        It waits up to `timeout` seconds until `least` came, of which one unpacks. It returns fewer where they unpack to
-        more than `inbox_bytes`, or claim to.
+        It waits up to `timeout` seconds until `least` came and one of them can be unpacked. It returns fewer if they
+        unpack, or claim to unpack, to more than `inbox_bytes`.
         """
         self.check()
         items: list[Received] = []
@@ -335,7 +331,7 @@ class Host:
         largest = self._limits.max_item_bytes
         deadline = time.monotonic() + timeout
         while len(items) < limit and room > 0:
-            fit = 1 + room // (largest + 1)  # whatever they unpack to, before the last there is room
+            fit = 1 + room // (largest + 1)  # so many that all but the last have room, whatever they unpack to
             wait = 0.0 if items else deadline - time.monotonic()
             taken = self._inbox.take(min(limit - len(items), fit), wait, min(least, limit))
             if self._later:
@@ -354,16 +350,16 @@ class Host:
         return items
 
     def check(self) -> None:
-        """Do nothing while the network thread is well.
+        """Check that the network thread runs.
 
         Raises:
-            NetworkFailed: it ended, for a reason that the log has in full.
+            NetworkFailed: it ended by an error, which is in the log.
         """
         if self._failure is not None:
             raise NetworkFailed(f"the network failed ({self._failure}): start the node again") from self._failure
 
     def report(self, id: ItemId, verdict: Verdict, reason: str) -> None:  # noqa: A002  # the domain's word
-        """Say what an item was worth. `reason` is what it is counted under unless it was accepted."""
+        """Tell the node's verdict on an item. Unless it was accepted, it is counted by `reason`."""
         if verdict is not Verdict.ACCEPT:
             self._command(Report(id, verdict, reason))
 
@@ -406,20 +402,20 @@ class Host:
     def records(self) -> list[PeerRecord]:
         """Return the records of all nodes that we have heard of, as of at most `DESCRIBE_INTERVAL_S` ago.
 
-        Those, too, that one peer alone told us of: it may have made them up.
+        They include nodes that only one peer told us of, which it may have made up.
         """
         return list(self._records)
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where this node can be dialled as of now, as far as is known here: what its record says, farthest first."""
+        """Where this node can be dialled, by its own record: public addresses first, then private, then loopback."""
         endpoints = self._core.membership.record.endpoints if self._core is not None else ()
         farthest_first = sorted(endpoints, key=lambda endpoint: -scope_of(endpoint.host))
         return tuple(Address(endpoint, self._setup.identity.curve_key) for endpoint in farthest_first)
 
     @property
     def port(self) -> int:
-        """At which port of this machine it listens, 0 where it does not; another may be advertised."""
+        """The port of this machine at which it listens, 0 if it does not; another may be advertised."""
         endpoint = self._transport.endpoint if self._transport is not None else None
         return endpoint.port if endpoint is not None else 0
 
@@ -429,32 +425,32 @@ class Host:
         return self._standing
 
     def serve(self, *services: Service) -> None:
-        """Let the swarm know what else runs here, instead of what was said before; at most `MAX_SERVICES`."""
+        """Tell the swarm what else runs here, at most `MAX_SERVICES`. This replaces what was told before."""
         self._services = services[:MAX_SERVICES]
         if self._transport is not None:
             self._transport.wake()
 
     def offers(self, name: str) -> list[tuple[NodeId, Endpoint]]:
-        """Return who else of the swarm runs the service of this name, and where, as far as is known here.
+        """Return the other nodes that say they run the service of this name, and where.
 
-        A node's own word: whoever answers there has yet to prove that it is that node.
+        Nothing proves it: check that the node at that endpoint is the one named.
         """
         return [(node, service.endpoint) for node, service in self._offers if service.name == name]
 
     def admits(self, node: NodeId) -> bool:
-        """Tell whether the swarm admits `node`, as far as is known here: its record came, and is in order.
+        """Tell whether the swarm admits `node`: whether we have its valid record.
 
-        As of at most `DESCRIBE_INTERVAL_S` ago. A record whose node is out of reach, or that had to make room in
-        the book, still counts, as one of the last `MAX_ADMITTED`; one that is admitted no more does not.
+        This is as of at most `DESCRIBE_INTERVAL_S` ago. One of the last `MAX_ADMITTED` records counts even if its node
+        is out of reach, or it has left the book; a record that is no longer admitted does not count.
         """
         return node in self._admitted
 
     def mapped(self, external: str) -> None:
-        """Hear from our router that it forwards our port from that IP address, or, if it is empty, does no longer."""
+        """Note that our router says it forwards our port from that IP address; "": it no longer does."""
         self._command(PortMapped(external))
 
     def neighbour(self, address: Address) -> None:
-        """Hear, from whoever is in our own network, that a node of our swarm is there."""
+        """Note that somebody in our own network says that a node of our swarm is at `address`."""
         self._command(Neighbour(address))
 
     def node_at(self, address: Address) -> NodeId | None:
@@ -478,7 +474,7 @@ class Host:
         self._disk.shutdown()
 
     def _endpoints(self, transport: ZmqTransport) -> tuple[Endpoint, ...]:
-        """Return where we can be dialled as of now: a wildcard means whatever address this machine has."""
+        """Return where we can be dialled now. For a wildcard these are this machine's present addresses."""
         if self._listen is None or transport.endpoint is None:
             return ()
         return self._advertise or tuple(
@@ -512,7 +508,7 @@ class Host:
                         driver.feed(command)
                     wait = driver.wait()
                 if core.gossip.may_rest(now) and transport.is_clear and not len(self._commands):
-                    # One wake-up for all that comes meanwhile: each takes the interpreter from whoever trains.
+                    # One wake-up for all that comes meanwhile: each takes the interpreter from the training.
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
                 self._take_fetched(driver)
@@ -557,7 +553,7 @@ class Host:
         self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
 
     def _receive(self, item: Item) -> None:
-        """Put an item into the inbox; where it has no room, or others wait for it, the store is asked for it later."""
+        """Put an item into the inbox. If there is no room, or others wait for room, ask the store for it later."""
         is_awaited = self._later.pop(item.id, False)
         if is_awaited or (not self._later and self._inbox.has_room(len(item.frame))):
             self._inbox.put(item)
@@ -567,7 +563,7 @@ class Host:
                 self._inbox.drop_oldest()
 
     def _take_later(self, core: Core, driver: Driver) -> None:
-        """Ask the store for what waits for the inbox, one after the other, while that has room."""
+        """Ask the store for items that wait for the inbox, one after the other, while there is room."""
         while self._later:
             first, is_asked = next(iter(self._later.items()))
             size = core.gossip.size(first)
@@ -599,7 +595,7 @@ class Host:
             future, uses = self._writing
             self._writing = None
             failure = future.exception()
-            if failure is not None:  # nobody is let in meanwhile; they ask again
+            if failure is not None:  # their holders are not let in, and ask again
                 log.warning("cannot keep uses of invites, so they are not granted", error=str(failure))
             driver.feed(Stored(uses, ok=failure is None))
         if self._writing is None and (fresh := tuple(self._setup.gate.take_fresh())):
@@ -608,7 +604,7 @@ class Host:
             future.add_done_callback(lambda _: self._wake())
 
     def _keep_list(self, driver: Driver, now: Instant) -> None:
-        """Now and then, on the disk's thread: keep the revocation list that is obeyed, or hear of a person's newer."""
+        """Now and then, on the disk's thread, write our revocation list, or read a person's newer one."""
         if self._revocations is None:
             return
         ours = self._setup.gate.revocations
@@ -637,7 +633,7 @@ class Host:
 def _try_to_save(path: Path, records: Sequence[bytes]) -> None:
     try:
         save_peers(path, records)
-    except OSError as error:  # they are still in memory; a full disk has worse to report
+    except OSError as error:  # no harm: they are still in memory
         log.warning("cannot write the peers file", path=str(path), error=str(error))
 
 

@@ -3,8 +3,8 @@
     seed (32 bytes) -> Ed25519 key pair -> node id: base32 of SHA-256(public key)[:20]
                     -> HKDF-SHA256 (RFC 5869) -> X25519 key pair for CURVE
 
-The CURVE key is derived, so one file holds all that a node must keep. The binding of the
-two public keys is stated by a signed `PeerRecord`; it cannot be checked from outside.
+The CURVE key is derived, so one file holds all that a node must keep. Others cannot check that the two public keys
+belong together; a signed `PeerRecord` states it.
 """
 
 import base64
@@ -51,7 +51,7 @@ def id_bytes(node: NodeId) -> bytes:
 
 
 def id_of_bytes(data: bytes) -> NodeId:
-    """Return the node id that 20 bytes stand for."""
+    """Return the node id of these 20 bytes."""
     return NodeId(base64.b32encode(data).decode().lower())
 
 
@@ -64,9 +64,9 @@ def node_id(public_key: bytes) -> NodeId:
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
     """Tell whether `signature` (64 bytes) over `message` was made by the key's holder.
 
-    By libsodium, in three fifths of OpenSSL's time. It also refuses the keys of small order, as which anybody can sign.
+    libsodium takes three fifths of OpenSSL's time. It also refuses keys of small order, with which anybody can sign.
     """
-    if len(public_key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:  # the binding asks for neither
+    if len(public_key) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:  # the library checks neither
         return False
     try:
         crypto_sign_open(signature + message, public_key)
@@ -78,7 +78,7 @@ def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
 class Identity:
     """A node's private key: it signs, and it derives the keys of the encrypted transport.
 
-    `verify` checks others' signatures; a simulated identity brings a cheaper pair of the two.
+    `verify` checks others' signatures. A simulated identity replaces `sign` and `verify` by cheaper ones.
     """
 
     verify: Verify = staticmethod(verify)
@@ -106,7 +106,7 @@ class Identity:
         return cls(Ed25519PrivateKey.generate().private_bytes_raw())
 
     def export(self) -> str:
-        """Return the private key as PEM text (PKCS #8, not encrypted): whoever holds it is this node."""
+        """Return the private key as PEM text (PKCS #8, not encrypted). Anybody who has it can act as this node."""
         key = Ed25519PrivateKey.from_private_bytes(self._key.encode())
         return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 

@@ -1,4 +1,4 @@
-"""The joiner: drives `bootstrap` on real sockets and a real clock, on the thread of whoever calls it."""
+"""The joiner: drives `bootstrap` on real sockets and a real clock, on its caller's thread."""
 
 import random
 from collections import Counter
@@ -34,11 +34,10 @@ class FetchedManifest(NamedTuple):
 def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> FetchedManifest:
     """Ask the invite's seeds, and whom they name, for the manifest that the invite names.
 
-    Waits up to `timeout` seconds; all that it opened is closed when this returns.
+    Waits up to `timeout` seconds. All sockets are closed when it returns.
 
     Raises:
-        JoinError: no member answered, or those that did keep this node out; `reason` says for what, and
-            `refusals` who said what.
+        JoinError: no member answered, or those that did refuse this node; `reason` and `refusals` say why.
     """
     bootstrap = Bootstrap(identity, invite, grants, random.Random(), read_clock())
     transport = ZmqTransport(identity, None, Limits())
@@ -52,9 +51,9 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
 
 
 def drive(bootstrap: Bootstrap, transport: Transport, clock: Callable[[], Instant], timeout: float) -> None:
-    """Let `bootstrap` talk over `transport` until it is over, or for `timeout` seconds of `clock` in which we ran.
+    """Let `bootstrap` talk over `transport` until it is over, at most for `timeout` seconds in which this process ran.
 
-    The log names a member that refuses while others are still waited for.
+    A member that refuses is logged while others are still asked.
     """
     awake = AwakeClock(clock)
     deadline = awake().steady + timeout

@@ -16,7 +16,7 @@ class Recent(Generic[K, V]):
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._entries: OrderedDict[K, V] = OrderedDict()
-        self.get: Callable[[K], V | None] = self._entries.get  # the entry, or None: without a call of ours between
+        self.get: Callable[[K], V | None] = self._entries.get  # returns the entry or None; bound here for speed
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries
@@ -48,9 +48,9 @@ class Recent(Generic[K, V]):
 
 
 class Expiring(Recent[K, V]):
-    """A `Recent` that also forgets, at `expire`, what was set `life` seconds ago, or an eighth of that more.
+    """A `Recent` that also forgets, at `expire`, what was set `life` seconds ago or earlier, up to an eighth late.
 
-    It notes the time once in that eighth, and not with each entry, which would take as much as a small entry itself.
+    It notes the time once in that eighth, and not with each entry, which would double the memory of small entries.
     """
 
     __slots__ = ("_life", "_marks", "_times_set")

@@ -1,11 +1,10 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
-They say who was refused by whom and why, that this node's own right to be here has ended, that nobody answers, that the
-swarm hangs on one node, and that this machine's clock is off. Decided here without I/O, in a bounded number of lines;
-the host writes them into its log.
+They say who was refused by whom and why, that this node's grant has ended, that nobody answers, that the swarm depends
+on one node, and that this machine's clock is off. They are decided here without I/O; the host writes them to its log.
 
-Keys cost nothing, so whoever wants to be refused can be, again and again: the same words about the same node come once
-in `SAME_S`, and lines in all at the pace of a token bucket. Lines left out are counted.
+Keys cost nothing, so an attacker can be refused again and again. So the number of lines is bounded: the same words
+about the same node come once in `SAME_S`, and a token bucket bounds all lines. Lines that are left out are counted.
 """
 
 import statistics
@@ -20,21 +19,21 @@ from protocol.credentials.records import Address
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 
-GRAYLISTED = "graylisted"  # what who is refused for what it did is told
+GRAYLISTED = "graylisted"  # the reason that a node is told if it is refused for its offences
 SAME_S = 3600.0
 LINES_PER_SECOND, LINES_BURST = 1 / 60, 10.0
 MAX_SAID = 256
-MAX_WAITING = 32  # lines that nobody took yet
+MAX_WAITING = 32  # lines that the host has not taken yet
 
-ALONE_S = 60.0  # a seed that is there answers within seconds; a machine that loads models may take tens of them
+ALONE_S = 60.0  # a seed that is up answers within seconds, or tens of them while its machine loads models
 AGAIN_S = 1800.0
 DOWN = "are they up, and in this swarm? Where one member alone listens (--listen), the others need it to be up"
 MAX_CLOCKS = 64
-CLOCK_OFF_S = 300.0  # half of what an item's stamp may be ahead
-FEW_AGAIN_S = 24 * 3600.0  # it may be as its people want it
+CLOCK_OFF_S = 300.0  # half of `max_clock_ahead_s`
+FEW_AGAIN_S = 24 * 3600.0  # seldom, as people may want it so
 SOON_S = 24 * 3600.0  # before a grant's end: time to ask for another
 SOON_PART = (
-    0.25  # of what was left at the start, where that is less: a grant for a day is not about to end when it begins
+    0.25  # of what was left at the start, if that is less: a grant for one day does not end soon at its beginning
 )
 REMEDIES = {
     "not_admitted": "ask the swarm's owner for an invite and `gossamer join` with it",
@@ -49,9 +48,9 @@ REMEDIES = {
 class Case(Enum):
     """Who refused whom."""
 
-    NOT_ADMITTED = auto()  # we somebody, at the hello
-    OFFENDER = auto()  # we a node, a key or a network, for what it did
-    BY_THEM = auto()  # somebody us
+    NOT_ADMITTED = auto()  # we did not admit a node, at its hello
+    OFFENDER = auto()  # we refuse a node, a key or a network for its offences
+    BY_THEM = auto()  # a node did not admit us
 
 
 class Refusal(NamedTuple):
@@ -81,7 +80,7 @@ class Refusals:
         self._note(Case.NOT_ADMITTED, who, reason, now)
 
     def offender(self, who: str, reason: str, now: Instant) -> None:
-        """Note that we take nothing more from `who` for now, most of all for `reason`."""
+        """Note that we refuse `who` for now; most of its points were for `reason`."""
         self._note(Case.OFFENDER, who, reason, now)
 
     def by(self, who: str, reason: str, now: Instant) -> None:
@@ -113,7 +112,7 @@ class PeerClocks:
         self._ahead: Recent[str, float] = Recent(MAX_CLOCKS)  # of our steady clock, in seconds, by network
 
     def said(self, network: str, unix: float, now: Instant) -> None:
-        """Note that a node of that network, or one that counts for itself, gives this Unix time."""
+        """Note that a node of that network gives this Unix time. A node may count as a network of its own."""
         self._ahead.set(network, unix - now.steady)
 
     def off(self, now: Instant) -> float:
@@ -134,7 +133,7 @@ class Notice(NamedTuple):
 
 
 class Notices:
-    """Notes what was said. `seeds` are the node's, `grant` what admits it, empty for nothing."""
+    """Decides which lines are due. `seeds` are the node's; `grant` is what admits it, empty if nothing has to."""
 
     def __init__(self, seeds: Sequence[Address], grant: bytes, now: Instant) -> None:
         self._seeds = [str(seed.endpoint) for seed in seeds]

@@ -1,9 +1,9 @@
 """The shelf on disk: items that the memory has no room for, a file each, written and read on the disk's thread.
 
-The files are of this run only: they are removed at its end, and what one that was killed left at the next start.
-Nothing else in the folder is touched. A frame stays in memory until it is written, up to `MAX_WRITING_BYTES` in all;
-beyond that there is no room. A frame that cannot be written or read is lost, and the store is told so when it asks for
-it. A full disk ends nothing, and is tried again after `RETRY_S`.
+The files are of this run only: they are removed at its end; those of a killed process are removed at the next start.
+Other files in the folder stay. A frame stays in memory until it is written; beyond `MAX_WRITING_BYTES` in all there is
+no room. A frame that cannot be written or read is lost, and the store hears so when it asks for the frame. After a
+failed write, as on a full disk, nothing is written for `RETRY_S`.
 """
 
 import time
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class DiskShelf:
-    """Implements `Shelf`; see the module's comment. For the network thread; `wake` is called by the disk's."""
+    """Implements `Shelf`; see the module's comment. The network thread calls it; the disk's thread calls `wake`."""
 
     def __init__(self, folder: Path, disk: Executor, wake: Callable[[], None]) -> None:
         self._folder = folder
@@ -38,7 +38,7 @@ class DiskShelf:
         disk.submit(self._clear)
 
     def end(self) -> None:
-        """Keep nothing any more. It is not used after that."""
+        """Remove all files. Nothing else may be called after that."""
         self._disk.submit(self._clear)
 
     def put(self, item: bytes, frame: bytes) -> bool:
@@ -69,7 +69,7 @@ class DiskShelf:
     # On the disk's thread
 
     def _clear(self) -> None:
-        with suppress(OSError):  # the first write says so
+        with suppress(OSError):  # the first write will log it
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.iterdir():
                 if len(path.name) == 2 * HASH_BYTES:

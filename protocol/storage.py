@@ -1,7 +1,7 @@
 """A node's files: whole after a crash, and bounded when they are read.
 
 A file is written aside, fsynced and renamed, so that it holds its old content or the new, never half of it.
-A disk may take seconds for that: whoever must not wait has a thread for it (`protocol.host`).
+A disk may take seconds for that, so the network thread leaves it to a thread of the disk (`protocol.host`).
 
 peers.json holds the records of known peers, so that a node that comes back needs no seed:
 
@@ -38,15 +38,15 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 @contextmanager
 def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
-    """Write `aside`, which becomes `path` at the end of the block if nothing was raised, and is gone if something was.
+    """Write `aside`. At the end of the block it replaces `path`, or is removed if the block raised.
 
-    First, a file that a killed process left at `aside` is removed.
+    A file that a killed process left at `aside` is removed first.
     """
     try:
         aside.unlink(missing_ok=True)
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # nobody asked for the one aside
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the caller knows `path` only
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
@@ -61,16 +61,16 @@ def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
 
 
 def append_durably(path: Path, size: int, data: bytes, mode: int) -> None:
-    """Write `data` behind the first `size` bytes of `path`, which is made with `mode` if it is not there, and fsync.
+    """Write `data` behind the first `size` bytes of `path`, and fsync. A new file is made with `mode`.
 
-    Bytes that a failed append left behind those are overwritten or cut off.
+    Bytes behind the first `size`, which a failed append left, are cut off.
 
     Raises:
         OSError: the disk is full, the folder is missing or read-only.
     """
     is_new = not path.exists()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
-    with os.fdopen(descriptor, "wb") as file:  # does not truncate: that is for `open`
+    with os.fdopen(descriptor, "wb") as file:  # does not truncate, as `open` would
         file.truncate(size)
         file.seek(size)
         file.write(data)
@@ -116,7 +116,7 @@ def exchange_bytes(path: Path, known: bytes, ours: bytes, limit: int) -> bytes:
 
 
 def load_peers(path: Path) -> list[bytes]:
-    """Return the records in `path`, unchecked; none for a missing or damaged file, since seeds do as well."""
+    """Return the records in `path`, unchecked; none if it is missing or damaged, as the node has its seeds."""
     try:
         if path.stat().st_size > _MAX_PEERS_BYTES:
             raise ValueError("too large")

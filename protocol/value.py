@@ -1,4 +1,4 @@
-"""Values: what is made once and never changed, such as an event, a header, an action. A frame makes a dozen of them."""
+"""Values: objects that never change, such as events, headers and actions. Each frame makes a dozen of them."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
@@ -8,8 +8,8 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value(cls: type[T]) -> type[T]:
-    """Make a class a dataclass with slots, equal and hashed by its fields, which the type checker does not let change.
+    """Make a class a dataclass with slots, equal and hashed by its fields. The type checker lets no field change.
 
-    One that is frozen at run time, too, sets each field by a call: in a round of 8 nodes that was a twentieth of all.
+    It is not frozen at run time: that sets each field by a call, which took a twentieth of a round of 8 nodes.
     """
     return dataclass(slots=True, unsafe_hash=True)(cls)

@@ -5,8 +5,7 @@ An item's content is one byte that says how the rest is written, and the rest:
     0   as it is
     1   one Zstandard frame that states its content's size and needs no dictionary
 
-A few hundred bytes may claim to unpack to gigabytes: the claim is read before anything is unpacked, and
-the unpacked bytes are counted against it.
+A few hundred bytes may claim to unpack to gigabytes. So the claim is checked first, and no more than that is unpacked.
 """
 
 import threading
@@ -17,12 +16,12 @@ from protocol.errors import MessageError, UnpackError
 
 PLAIN, ZSTD = b"\x00", b"\x01"
 LEVEL = 3  # the library's own default: text shrinks to a third at some 200 MB/s
-WORTH_BYTES = 4 << 10  # below that a message's envelope, and its signature's check, cost more than the bytes
+WORTH_BYTES = 4 << 10  # the least size worth it: for less, the envelope and its signature cost more than the bytes
 WORTH_RATIO = 0.9
 
 
 class _Contexts(threading.local):
-    """The workspaces of zstandard: for one thread each, and dearer to make than to pack a group of 10 kB with."""
+    """The workspaces of zstandard, one for each thread. To make one takes longer than to pack a group of 10 kB."""
 
     def __init__(self) -> None:
         self.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
@@ -45,8 +44,8 @@ def unpack_content(content: bytes | memoryview, max_bytes: int) -> bytes:
     """Return the body in an item's content.
 
     Raises:
-        MessageError: reason "oversized" (it has, or claims, more than `max_bytes`) or "malformed"; an `UnpackError`
-            where that took as long as to unpack what it claims.
+        MessageError: reason "oversized" (it has, or claims, more than `max_bytes`) or "malformed".
+        UnpackError: it is malformed, which showed only while it was unpacked.
     """
     form, rest = content[:1], memoryview(content)[1:]
     if form == PLAIN:
@@ -63,7 +62,7 @@ def unpack_content(content: bytes | memoryview, max_bytes: int) -> bytes:
         raise MessageError("malformed", "content without a size, or with a dictionary")
     _bound(claim.content_size, max_bytes)
     try:
-        # The output is allocated by the claim, and never grows beyond it.
+        # The output has the claimed size, and never grows beyond it.
         body = _contexts.decompressor.decompress(rest, read_across_frames=False, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise UnpackError(type(error).__name__, claim.content_size) from None

@@ -12,9 +12,9 @@ import msgpack
 from protocol.errors import PeerError
 
 UINT64_MAX = 2**64 - 1
-MAX_NEWER_FIELDS = 8  # that a newer minor version may append to any array; what they say is ignored here
+MAX_NEWER_FIELDS = 8  # that a newer minor version may append to any array; they are ignored here
 MAX_ARRAYS = 1024  # in one message: 64 entries have one each, and a newer version may append 8 to each of those
-MAX_NEWER_BYTES = 64  # of a string or byte string in one of them, where no larger one is allowed anyway
+MAX_NEWER_BYTES = 64  # of a text or byte string in a newer field, at least
 
 
 def pack(fields: list[Any]) -> bytes:
@@ -61,7 +61,7 @@ def unpack(
 
 
 def at_most(count: int) -> Callable[[list[Any]], list[Any]]:
-    """Return what takes `count` arrays: an empty one is one byte of a frame, and takes 56 and 2 us here."""
+    """Return a hook that refuses more than `count` arrays: an empty one is one byte on the wire, and 56 bytes here."""
     left = count
 
     def took(array: list[Any]) -> list[Any]:

@@ -1,30 +1,29 @@
 """Frames: the two forms in which anything crosses the network.
 
-What is relayed, an item, and a hello, the first frame of either end, are sealed in an envelope, as is a goodbye to
-whoever speaks another version:
+Three things are sealed in an envelope: an item, which is relayed; a hello, the first frame of either end; and a goodbye
+to a node of another version:
 
     frame  = public key (32) | signature (64) | header (72) | body
     header = version (2) | kind (2) | swarm id (16) | sequence (8) | time in ms (8) | body's size (4) | digest (32)
 
-Integers are big-endian. The signature is Ed25519 over a domain separator and the header, and the
-header holds a digest of the body: so a body is hashed once, by whoever sends and whoever receives
-it, and the same digest names it (`item_id`).
+Integers are big-endian. The signature is Ed25519 over a domain separator and the header. The header holds a digest of
+the body, which also names an item (`item_id`): so sender and receiver hash a body once each.
 
     digest = SHA-256(SHA-256(chunk 0) | SHA-256(chunk 1) | ...), chunks of `CHUNK_BYTES`, the last one shorter
 
-All else is said to one peer only. CURVE has proven that peer's key, which the record in its hello binds to its node
-id, and lets nobody change, repeat or reorder what is said. So it carries no signature:
+All else is said to one peer only and carries no signature. CURVE has proven the sender's key, which the record in its
+hello binds to its node id, and lets nobody change, repeat or reorder frames:
 
     frame  = "gossamer" (8) | kind (2) | body
 
-No key begins like that but by a chance of one in 2**64. An item of more than one chunk never travels as one frame: its
-chunks do, each of which proves itself by the list of their hashes (see `protocol.gossip.chunks`).
+A public key begins like that with a chance of one in 2**64. An item of several chunks never travels as one frame. Its
+chunks travel by themselves, each checked by the list of their hashes (see `protocol.gossip.chunks`).
 
-`version` is major x 256 + minor. A newer minor version may append fields to the arrays in bodies and
-add kinds, which older nodes skip; another major version is refused (see `protocol.wire.version`).
+`version` is major x 256 + minor. A newer minor version may append fields to the arrays in bodies, and add kinds, which
+older nodes skip. Another major version is refused (see `protocol.wire.version`).
 
-A receiver checks in this order: size, version, signature, digest. Nothing of a body is parsed before
-they hold, and an envelope is relayed as the very bytes that came.
+The receiver of an envelope checks, in this order: size, version, signature, digest. It parses nothing of the body
+before, and relays the very bytes that came.
 """
 
 import hashlib
@@ -41,15 +40,15 @@ ItemId = NewType("ItemId", bytes)
 
 SWARM_BYTES = 16
 HASH_BYTES = 32
-HEADER_BYTES = KEY_BYTES + SIGNATURE_BYTES  # before whatever is signed, here and in records and manifests
+HEADER_BYTES = KEY_BYTES + SIGNATURE_BYTES  # key and signature, before the signed part of envelopes, records, manifests
 _HEADER = struct.Struct(">HH16sQQI32s")
-HEAD_BYTES = HEADER_BYTES + _HEADER.size  # before an envelope's body
+HEAD_BYTES = HEADER_BYTES + _HEADER.size  # key, signature and header, before an envelope's body
 PLACE_BYTES = HASH_BYTES + 2  # before a chunk's data: which chunk it is
 CONTROL = b"gossamer"
 CONTROL_BYTES = len(CONTROL) + 2  # before the body of what is not sealed
-# At 1 MB/s a chunk holds a link up for an eighth of a second, and its proof is a 4096th of its size.
+# At 1 MB/s a chunk holds a link up for an eighth of a second. Its hash is a 4096th of its size.
 CHUNK_BYTES = 128 << 10
-MAX_BODY_BYTES = 192 << 10  # the largest messages: 64 records of 2,688 bytes, and a chunk
+MAX_BODY_BYTES = 192 << 10  # room for the largest message, 64 records of 2,688 bytes
 MAX_ITEM_BYTES = 64 << 20  # what a swarm may allow: the hashes of its chunks fill 16 KiB
 MAX_FRAME_BYTES = HEAD_BYTES + MAX_BODY_BYTES
 _DOMAIN = b"gossamer/envelope/3\x00"
@@ -111,7 +110,7 @@ class Envelope(Header):
 
     @property
     def body(self) -> bytes:
-        """The body that the header is about; a copy, which who only passes the frame on does not need."""
+        """A copy of the body. To pass the frame on needs none."""
         return self.frame[HEAD_BYTES:]
 
 
@@ -152,19 +151,19 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
 
 @value
 class Control:
-    """A message to us only: its kind, and its body."""
+    """A message to one peer only, without a seal: its kind and its body."""
 
     kind: int
     body: bytes
 
 
 def control_frame(kind: int, body: bytes) -> bytes:
-    """Return the frame of what is said to one peer only."""
+    """Return the frame of a message to one peer."""
     return b"".join((CONTROL, int(kind).to_bytes(2), body))
 
 
 def read_control(frame: bytes) -> Control | None:
-    """Return what is said in a frame, None in one that is sealed or nonsense.
+    """Return the message in a frame, None if the frame is sealed or makes no sense.
 
     Raises:
         EnvelopeError: reason "oversized".
@@ -200,7 +199,7 @@ def header_of(frame: bytes) -> Header:
 
 
 def kind_of(frame: bytes) -> int | None:
-    """Return the kind that a frame of this major version says it has, whoever sent it; None for any other."""
+    """Return the kind that a frame of this major version claims, unchecked; None for any other frame."""
     if frame.startswith(CONTROL):
         return int.from_bytes(frame[len(CONTROL) : CONTROL_BYTES])
     if not HEAD_BYTES <= len(frame) <= MAX_FRAME_BYTES or frame[HEADER_BYTES] != MAJOR:
@@ -209,7 +208,7 @@ def kind_of(frame: bytes) -> int | None:
 
 
 def claimed_id(frame: bytes) -> ItemId:
-    """Return the id that an item's frame of this version claims: enough to know it again, nothing to believe."""
+    """Return the id that an item's frame claims, unchecked: enough to recognise an item that we know."""
     return item_id(frame[:KEY_BYTES], frame[HEAD_BYTES - HASH_BYTES : HEAD_BYTES])
 
 
@@ -229,12 +228,12 @@ def chunk_hashes(body: bytes | memoryview) -> bytes:
 
 
 def hash_in(hashes: bytes, index: int) -> bytes:
-    """Return that of chunk `index` among joined hashes, empty beyond the end."""
+    """Return the hash of chunk `index` among joined hashes, empty beyond the end."""
     return hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
 
 def digest(body: bytes | memoryview) -> bytes:
-    """Return the digest (32 bytes) that an item's header holds of its body."""
+    """Return the digest (32 bytes) of a body, which its header holds."""
     return digest_of_hashes(chunk_hashes(body))
 
 

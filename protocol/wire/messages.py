@@ -65,8 +65,8 @@ def hint(node: NodeId) -> bytes:
 class Hello:
     """First on every connection, from both ends: the sender's own record, not yet verified.
 
-    `needy` says that the sender lacks links of its own choice: it may be let in even where there is no room. `revision`
-    is that of the revocation list that it obeys, 0 for none.
+    `needy` says that the sender lacks links of its own choice, so that room may be made for it. `revision` is that of
+    the revocation list that it obeys, 0 for none.
     """
 
     kind: ClassVar[Kind] = Kind.HELLO
@@ -173,7 +173,7 @@ class DialledBack:
 
 @value
 class Goodbye:
-    """The sender is about to close this link, or will not take it; `reason` is a short name."""
+    """The sender will close this link; `reason` is a short name."""
 
     kind: ClassVar[Kind] = Kind.GOODBYE
     reason: str
@@ -192,7 +192,7 @@ class Goodbye:
 
 @value
 class Digest:
-    """The directory in short: for each record 8 bytes of its node's id and 8 bytes that change with the record."""
+    """The sender's records in short: for each 8 bytes of its node's id, and 8 bytes that change with the record."""
 
     kind: ClassVar[Kind] = Kind.DIGEST
     entries: tuple[tuple[bytes, bytes], ...]
@@ -213,9 +213,9 @@ class Digest:
 class Entry(NamedTuple):
     """An item that somebody holds: its id, the size of its frame in bytes, and its topic (8 bytes).
 
-    `signer` is the beginning of its signer's node id. Nothing proves it before the item is
-    there: it decides when and in which turn to ask, never what to believe. `parts` says which chunks of it are there,
-    a bit each, the first one lowest in the first byte; empty: all.
+    `signer` is the beginning of its signer's node id. Nothing proves it before the item comes: it only decides when to
+    ask for the item. `parts` says which chunks the sender has, a bit each, the first chunk lowest in the first byte;
+    empty: all.
     """
 
     id: ItemId
@@ -244,7 +244,7 @@ class Have:
         fields = unpack(body, 5, error=MessageError, max_bytes=ID_BYTES * MAX_IDS, max_array=MAX_IDS)
         ids, sizes, topics, signers, parts = fields
         _check(isinstance(sizes, list) and len(sizes) <= MAX_IDS)
-        # One look at all, as there are hundreds: a boolean is no `int` here.
+        # All at once, as there are hundreds. By their types, as a boolean would count as an integer.
         _check({*map(type, sizes)} <= {int} and (not sizes or 0 <= min(sizes) <= max(sizes) <= MAX_ITEM_FRAME_BYTES))
         for joined, width in ((ids, ID_BYTES), (topics, TOPIC_BYTES), (signers, HINT_BYTES)):
             _check(is_bytes(joined, width * len(sizes)))
@@ -255,7 +255,7 @@ class Have:
 
 
 class WantedPart(NamedTuple):
-    """What is asked for of an item: these chunks; with none the item itself, or if that has several its outline."""
+    """What is asked for of an item: these chunks. Without any, the item itself, or the outline of a large item."""
 
     id: ItemId
     chunks: tuple[int, ...] = ()
@@ -287,14 +287,14 @@ class Want:
 
 @value
 class Cancel(Want):
-    """The sender no longer asks for these: somebody else gives them. Data that has left comes nevertheless."""
+    """The sender no longer asks for these. What is on its way still comes."""
 
     kind: ClassVar[Kind] = Kind.CANCEL
 
 
 @value
 class DontHave:
-    """The sender was asked for these items, or chunks of them, and does not have them (any more)."""
+    """The sender was asked for these items, or chunks of them, and does not have them."""
 
     kind: ClassVar[Kind] = Kind.DONT_HAVE
     ids: tuple[ItemId, ...]
@@ -314,7 +314,7 @@ class DontHave:
 class Busy(DontHave):
     """The sender gives nothing of these items for now, and may be asked again.
 
-    Without any: all that it was asked for waits for its line, and comes.
+    Without ids: all that it was asked for waits for its line, and will come.
     """
 
     kind: ClassVar[Kind] = Kind.BUSY
@@ -348,7 +348,7 @@ class ItemOutline:
 
 @value
 class ItemChunk:
-    """Chunk `index` of an item: its data, and SHA-256 of that, which is not sent."""
+    """Chunk `index` of an item: its data, and the SHA-256 of the data, which is not sent."""
 
     kind: ClassVar[Kind] = Kind.CHUNK
     id: ItemId
@@ -358,7 +358,7 @@ class ItemChunk:
 
     @property
     def place(self) -> bytes:
-        """Which chunk it is, as the body begins."""
+        """The beginning of the body: the item's id, and which chunk it is."""
         return self.id + self.index.to_bytes(PLACE_BYTES - ID_BYTES, "big")
 
     def encode(self) -> bytes:
@@ -450,7 +450,7 @@ class AskRevocations:
 
 @value
 class Revocations:
-    """The swarm's signed revocation list as bytes: in answer to who asked, and to all peers when it is new."""
+    """The swarm's signed revocation list as bytes: the answer to `AskRevocations`, and told to all peers when new."""
 
     kind: ClassVar[Kind] = Kind.REVOCATIONS
     encoded: bytes

@@ -1,11 +1,10 @@
 """Protocol versions: how two nodes of different major versions find out, and what each tells its person.
 
-A version is major x 256 + minor. The first frame that either end of a connection sends, a hello, says its version in
-the same place in every major version since 2: the two bytes after the key and the signature. A node of version 2 that
-meets us logs ours, and a node of ours logs theirs. A peer of another major version gets a goodbye and is hung up on.
-The goodbye is sealed as a hello is, so that it says our version in that place, too. Version 1 had a MessagePack array
-in that place; version 2 answered those that it could not read in the form of version 1, so what begins like that is of
-either.
+A version is major x 256 + minor. The first frame of either end, a hello, has its version in the same place in every
+major version since 2: the two bytes after the key and the signature. So each node logs the other's version. A peer of
+another major version gets a goodbye, and is hung up on. The goodbye is sealed as a hello is, so it has our version in
+that place, too. Version 1 had a MessagePack array there, and version 2 used version 1's form to answer frames that it
+could not read. So a frame with an array there is of either version.
 """
 
 import re
