@@ -30,7 +30,7 @@ R = TypeVar("R")
 # Verdicts come from the core, which has deadlines of its own; this is for a core that failed.
 LAST_RESORT_S = 5.0
 MAX_TIMEOUT_S = 366 * 86_400.0  # every wait has an end, and one that a thread can be told
-MAX_IN_FLIGHT = 64  # threads; whoever starts more waits for one to end
+MAX_IN_FLIGHT = 64  # threads; a caller that starts more waits for one to end
 FLAGS = {False: b"\0", True: b"\1"}  # before each share: does its sender know of anybody who waits?
 
 
@@ -291,7 +291,7 @@ def wait_for_all(
 
 @dataclass(frozen=True, slots=True)
 class AgreedPending:
-    """The applicants by the last operation that counted, the same at all members of its view."""
+    """Whether applicants wait, by the last operation that counted: the same at all members of its view."""
 
     mark: bytes = b""
     pending: bool = False

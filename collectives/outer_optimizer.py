@@ -253,7 +253,7 @@ class OuterRounds:
         self.outer.copy_(saved["outer"])
         self.momentum.copy_(saved["momentum"])
         self.state.revision = saved["revision"]
-        self.state.synced = None  # whoever comes back has no say in which history goes on
+        self.state.synced = None  # a member that comes back has no say in which history goes on
         if self._feedback:
             self._feedback.residual = saved["residual"]
 

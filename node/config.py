@@ -351,8 +351,8 @@ class TrlOptions(Section):
     scale_rewards: Literal["none", "group"] = "none"
     vllm_importance_sampling_correction: bool = Field(
         True,
-        description="weight tokens that others than the trainer's weights of today sampled, by the trainer's "
-        "probability over theirs: vLLM's, whose rounding differs, and those of engine.ahead",
+        description="weight each token by the trainer's probability over its sampler's, if the sampler has other "
+        "weights or rounding: vLLM, or engine.ahead",
     )
     vllm_importance_sampling_mode: ImportanceMode = Field(
         "token_truncate", description="of a token or of its whole completion; a larger weight is cut, or made 0"
@@ -363,7 +363,7 @@ class TrlOptions(Section):
     )
     save_total_limit: int = Field(2, ge=1, description="checkpoints to keep, beside the best by evaluation")
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        [], description="trackers that each round's metrics go to; what they send where is theirs to say"
+        [], description="trackers that each round's metrics go to; each decides what it sends where"
     )
 
     @property

@@ -2,7 +2,7 @@
 
     identity.key   the node's key (0600)
     config.json    what it last ran               settings.json what was set for it, by a person
-    peers.json     whom it has met                pool.sqlite   peers' verified groups
+    peers.json     whom it has met                pool.sqlite   peers' groups
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
     address        where peers dial it now        log.jsonl     structured events
     board.sqlite   what a board has seen
@@ -182,7 +182,7 @@ def recall(folder: Path) -> Memory:
     """
     last = _read(folder / CONFIG_FILE)
     settings = _read(folder / SETTINGS_FILE)
-    if settings is None:  # all was set, before there was the second file
+    if settings is None:  # an earlier release had one file: all of it counts as set
         return Memory(last or {}, last or {})
     return Memory(settings, last or {}, gone_settings(json.loads((folder / SETTINGS_FILE).read_text())))
 

@@ -7,7 +7,7 @@ form as bytes, and the size that it may have, from nothing else. The tests itera
     Annotated[int, AtMost(n)]                0 to n
     Annotated[bytes | str, Size(n)]          exactly n bytes (of a text: in UTF-8)
     Annotated[bytes | str, AtMost(n)]        at most n bytes
-    Annotated[str, Cut(n)]                   at most n bytes; a longer one is cut when it is written
+    Annotated[str, CutText(n)]               at most n bytes; a longer one is cut when it is written
     Annotated[tuple[T, ...], AtMost(n)]      at most n items; with NotEmpty() or Ascending() besides
     tuple[A, B], a dataclass, a named tuple  one after the other
     Annotated[T, Packed()]                   bytes of its own, read once however often they come

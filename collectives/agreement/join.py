@@ -4,7 +4,7 @@ A node outside sends Apply to every member it has a link with, each heartbeat. M
 view, so that it can link with all, and tell the coordinator, which tells all, so that either end dials.
 Only an applicant that every member reaches can be let in, and is *pending*; any other waits, and slows nobody. When
 every member has called ADMIT, the commit of that operation carries the view with those whom everybody reaches (they
-need not reach each other yet: see operations), and everybody who enters that view welcomes them. A newcomer whose
+need not reach each other yet: see participant), and everybody who enters that view welcomes them. A newcomer whose
 welcome is lost goes on applying with the same session, and any member that hears it welcomes it again. One that was
 started anew, or was out of the group meanwhile, applies with another session, and is not mistaken for the member that
 it was.

@@ -4,7 +4,7 @@ A frame is a length (4 bytes, big endian) and a record. The length is checked be
 bytes are bounded too: a peer that does not read is hung up on. Both bounds are small until the peer is a member
 (`limits`), and so is what is read of it in a turn.
 
-Also what a mesh knows of each connection, and of each member that it is linked with.
+`ChannelState` and `MemberLink` hold what a mesh knows of a connection and of a linked member.
 """
 
 import socket

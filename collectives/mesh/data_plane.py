@@ -89,7 +89,7 @@ class DataPlane:
     # --- memory of one machine -----------------------------------------------------------------
 
     def lease_memory(self, members: Set[NodeId]) -> Lease | None:
-        """Return what an operation of these has of shared memory; None: they could not share any. End it afterwards."""
+        """Return the shared memory of an operation of these members, or None if they cannot share any. End it."""
         return self._memory.lease(members) if self._are_here(members) else None
 
     def hand_over_memory(self, members: Set[NodeId]) -> None:

@@ -220,7 +220,7 @@ class Mesh:
                 self._watch(connection)
 
     def drop(self, member: NodeId, reason: str) -> None:
-        """Hang up on a member; whoever wants it again may dial it again."""
+        """Hang up on a member; it may be dialled again."""
         link = self._links.get(member)
         for connection in list(link.channels) if link is not None else []:
             self._end(connection, reason)

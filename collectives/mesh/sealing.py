@@ -5,9 +5,9 @@
 
 The nonce is a counter (NIST SP 800-38D). Each direction of each connection has a key of its own, used for this
 connection only, so counters never repeat under a key, and a record that is changed, repeated, dropped, moved or made up
-by somebody on the way fails to open, whether or not anybody may read it. Two payloads travel without: those between
-processes of one user on one machine, for which their kernel vouches, and those of a group which calls itself
-unauthenticated (see `handshake`).
+by somebody on the way fails to open, whether or not anybody may read it. Two kinds of payload travel without a tag:
+those between processes of one user on one machine, for which their kernel vouches, and those of a group which calls
+itself unauthenticated (see `handshake`).
 
 Buffers are worked on in place of copies: a record is sealed from, and opened to, where it belongs, and the
 plain text of one that is only authenticated is sent from, and received to, there. On one core of the reference

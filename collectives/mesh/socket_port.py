@@ -5,7 +5,7 @@ they send then is held until this member starts it too. What is held of one memb
 operations; when the bound is reached the readers of its streams wait, which in the end makes it wait, and
 no other member.
 
-Locks: one a box, held for bookkeeping only. Payload bytes are received without it, straight into the
+Each inbox has a lock, held for bookkeeping only. Payload bytes are received without it, straight into the
 ticket's buffer.
 """
 
@@ -256,7 +256,7 @@ class Inbox:
 
 
 class SocketPort:
-    """A `Port` over the streams of an exchange."""
+    """A `Port` over the streams of a `DataPlane`."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ def reduce(
 
     Args:
         port: the way to the other members.
-        job: from `reduction.describe`, the same at every member.
+        job: from `kernels.describe`, the same at every member.
         flat: this member's own values, from `tensors.stage`; they are only read.
         scratch: where the result's memory comes from; give the result back once it is published.
         topology: what the members agreed about their links.

@@ -33,10 +33,10 @@ COARSER = {
     MINUTE_S: HOUR_S,
     HOUR_S: DAY_S,
     DAY_S: DAY_S,
-}  # points go by whole steps of these, which then stand for them
+}  # old points are deleted by whole steps of these, whose coarser point stays
 MAX_NODES = 2048
 HALF_LIFE_S = DAY_S
-LEAST_GROUPS = 0.01  # less has faded
+LEAST_GROUPS = 0.01  # fewer are forgotten
 SWARM = ""  # the swarm's own curve
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nodes (

@@ -27,7 +27,7 @@ Tasks = Annotated[
 Count = Annotated[int, typer.Option(min=1, help="Questions for each task.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Greedy answers only, without sampling.")]
 SAMPLED = 8
-WIDE = 160  # columns where it is not a terminal that shows the table
+WIDE = 160  # columns of the table if stdout is no terminal
 Completions = Annotated[
     int | None,
     typer.Option(

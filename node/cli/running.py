@@ -1,4 +1,4 @@
-"""How the verbs that start a node start it: logs first, then whatever it needs, then the node to its end."""
+"""How the verbs that start a node run it to its end."""
 
 import sys
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def run(
         log.warning(line)
     try:
         with interrupting_signals():  # while it still starts; later the node ends its round first
-            with exclusive(folder):  # who starts another one here while it loads is told at once
+            with exclusive(folder):  # another start in this folder fails at once, while this one still loads
                 run_it: Callable[..., None]
                 if config.role == "relay":
                     from node.relay import run_relay

@@ -14,7 +14,7 @@ from node.errors import UserError
 from node.operations.trained import find_trained
 from node.processes.signals import interrupting_signals
 
-NAME = "policy"  # by which requests ask for what a node has trained
+NAME = "policy"  # requests ask for a node's policy by this name
 TRANSFORMERS = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
 
 Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Listen here; anybody who reaches it may ask.")]
@@ -54,7 +54,7 @@ def serve(
         with interrupting_signals(), subprocess.Popen(words, cwd=folder.parent) as child:
             try:
                 return child.wait()
-            except KeyboardInterrupt:  # asked to end: so is the server
+            except KeyboardInterrupt:  # a signal to end: the server gets it too
                 child.terminate()
                 child.wait()
                 return 0

@@ -1,4 +1,4 @@
-"""`gossamer tasks`: what can be asked, a try of one, and a file to begin with."""
+"""`gossamer tasks`: list tasks, test one, write a file to begin with."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -53,7 +53,7 @@ class Ending(NamedTuple):
 
 
 class Running(Protocol):
-    """A node's process, on this machine or another. No method waits but `ending`; none minds that it has ended."""
+    """A node's process, on this machine or another. Only `ending` waits. All may be called after its end."""
 
     @property
     def sentinel(self) -> int:

@@ -150,7 +150,7 @@ def _in_todays_words(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _more(parts: Mapping[str, PlanPart], also: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what swarm.json says that most runs have nothing of."""
+    """Return the fields of swarm.json that most runs lack: parts, and what `also` says."""
     tree = {name: {"nodes": part.nodes, "config": part.config.model_dump(mode="json")} for name, part in parts.items()}
     return {"parts": tree, **also} if tree else dict(also)
 

@@ -12,5 +12,5 @@
     results     from run folders to figures with intervals: the table, the JSON, the comparison of two
     plots       reward over rounds and over compute
 
-Arms differ in settings of a node alone, so whatever a node can do is an experiment.
+Arms differ in a node's settings, and in delay, attack, slow nodes, churn and parts (`plan`).
 """

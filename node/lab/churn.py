@@ -9,7 +9,7 @@ geometric:
     present    r (1 - a) / a rounds of its own in the mean, so that it is away for the part a of the time
     at first   away with probability a, as at any other moment: such a node joins late
 
-Both runners follow one schedule. In memory a node leaves after the very round; a process is killed when its supervisor
+Both runners follow one schedule. In memory a node leaves right after the round; a process is killed when its supervisor
 sees that the round is done, some rounds later where they are short, and goes on from its newest checkpoint. Rounds that
 it does again count once in what it has spent. A process also takes seconds to start, in which the others go on.
 """

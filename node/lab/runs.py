@@ -24,7 +24,8 @@ from node.training.budget import is_done, spent_by
 from protocol.storage import write_atomically
 
 POLL = 0.2  # seconds between looks at the processes
-PATIENCE_S = 300.0  # for the end of a run that was asked to stop: its nodes have half a minute, and two to save
+# For the end of a run that was asked to stop: its nodes have half a minute to stop, and two minutes to save.
+PATIENCE_S = 300.0
 PROGRESS = 30.0  # seconds between two lines that say how far runs have come
 THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -80,7 +81,7 @@ def do_missing(lab: Lab, jobs: int, say: Say, on: str = "") -> None:
 
 
 def wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
-    """Wait for a run that was asked to stop, longer than that waits for its own nodes, and kill it."""
+    """Wait for a run that was asked to stop, longer than it waits for its own nodes; then kill it."""
     try:
         process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:

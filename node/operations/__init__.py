@@ -1,6 +1,6 @@
 """Operations: start a node, and keep it in good order.
 
-settling         a node's settings, of all who have a say
+settling         a node's settings, from all their sources
 given            tasks, rewards, rows and invites as a person names them
 config_text      a configuration as TOML
 presets          settings that fit a model's size and the machine

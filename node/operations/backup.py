@@ -8,9 +8,9 @@ A backup is a tar archive, readable by its owner alone, as it holds the node's k
 
 **While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of their
 own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are never
-behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and a record's rounds stand there
-twice. SQLite itself copies the replay buffer and a board's history. The uses of invites come last: the restored node
-does not know those granted later, but the peers that admitted them do.
+behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and the record may have a round twice.
+SQLite itself copies the replay buffer and a board's history. The uses of invites come last: the restored node does not
+know those granted later, but the peers that admitted them do.
 
 **After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. The leftovers of
 a killed backup or restore begin with a dot, and the next one removes them.
@@ -58,7 +58,7 @@ FILES = (KEY_FILE, CONFIG_FILE, SETTINGS_FILE, MANIFEST_FILE, GRANT_FILE, REVOCA
 HEAD, SUMS = "backup.json", "SHA256SUMS"
 FORMAT = 1
 MAX_TEXT_BYTES = 1 << 20  # of the head, and of the sums: a line of about 120 bytes for each file
-ROTATIONS = 8  # newest checkpoints that may go while they are being linked, before it is a defect
+ROTATIONS = 8  # how often the newest checkpoint may be removed while it is being linked
 BLOCK = 1 << 20
 _CHECKPOINT_FILE = re.compile(r"checkpoints/checkpoint-\d{1,12}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 

@@ -32,7 +32,7 @@ LOOK_S = 20.0  # at most, where names go on coming
 POLL_S = 0.1
 LOOKER = "gossamer/doctor"
 KEPT_OUT = "not_admitted"
-NO_NODES = frozenset({LOOKER, bootstrap.AGENT})  # what those run that look, or ask for the manifest
+NO_NODES = frozenset({LOOKER, bootstrap.AGENT})  # agents of those that only look, or only ask for the manifest
 SOON_S = 3 * 24 * 3600.0  # before an invite's end, time to make another
 
 

@@ -1,7 +1,7 @@
 """Looks at a model and at this machine; reads no weights.
 
-A model that is not there is found out at once: what looks like a path is no matter for a hub, and a hub that does
-not answer is asked once.
+A missing model is reported at once: what looks like a path is asked of no hub, and a hub that does not answer is asked
+once.
 """
 
 import json

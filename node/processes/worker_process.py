@@ -30,8 +30,8 @@ from typing import Any, BinaryIO
 HEADER = struct.Struct(">I")
 MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-END_S = 10.0  # seconds from SIGKILL to the end; more takes a process that the kernel waits in for a broken device
-LAUNCHED = frozenset(  # a launcher's of several processes that compute together
+END_S = 10.0  # seconds from SIGKILL to the end; a process that the kernel holds for a broken device takes longer
+LAUNCHED = frozenset(  # variables of a launcher that starts several processes
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 )
 LAST_LINES = 3  # of the log, quoted in an error

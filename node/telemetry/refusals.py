@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
-        # Peers' groups, once a round drew them.
+        # Peers' groups and reports, on arrival or once a round drew them.
         "false_reward": "a group's reward is not what its text earns here: a lie, or another version of the task",
         "false_question": "a group's question is not the one that its seed makes here",
         "other_content": "a group of another edition of the same data set; nobody's fault",
@@ -32,7 +32,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "over_demand": "items pushed beyond what this node can use; it takes the rest by asking",
         "unwanted": "items of topics that this node does not want; some may be on their way when it says so",
         "unasked": "outlines of large items that this node had not asked for",
-        "unanswered": "items announced and asked for, without an answer of either kind",
+        "unanswered": "items announced and asked for, and not answered",
         "false_have": "items announced and asked for, of a peer that does not have them",
         "no_room": "a large item while all room for downloads is taken",
         "false_chunk": "a part of a large item that is not what its outline says",
@@ -74,8 +74,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "not_admitted": "a node that is neither listed nor invited",
         "invite_used": "an invite that was used as often as it may be",
         "invite_expired": "an invite whose time is over",
-        "invite_revoked": "an invite that was taken back",
-        "revoked": "a node that was taken back",
+        "invite_revoked": "an invite that the owner revoked",
+        "revoked": "a node that the owner revoked",
         "too_many_uses": "more uses of invites than this node remembers",
         "use_not_kept": "a use of an invite that the disk has not kept yet; the peer tries again",
         # This node.

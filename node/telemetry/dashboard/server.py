@@ -18,7 +18,7 @@ from node.config import ObserveConfig
 from node.errors import UserError
 from node.telemetry.dashboard.app import Site, make_app
 
-MAX_CONNECTIONS = 256  # a reader that says nothing holds one of them, and nobody up
+MAX_CONNECTIONS = 256  # a silent reader holds one of them, and blocks nobody
 IDLE_S = 15.0  # for a request, or a part of an answer: a browser that lost its network leaves its connections open
 STOP_S = 2  # for streams that are open when the node ends; each looks twice a second whether it does
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
