@@ -9,7 +9,7 @@ Completions are those of `node.engines.hf`: each node's random stream is that of
 depend on other rows, and so the tokens are the same wherever rounding does not decide between two.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,6 @@ from torch.nn import functional
 from node.engines import Generated, SamplingParams
 from node.errors import NonFiniteError
 from node.policy.load import Policy
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 class Request(NamedTuple):

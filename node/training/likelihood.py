@@ -116,11 +116,6 @@ def _parts(rows: Sequence[ScoredRow], vocabulary: int) -> Iterator[list[ScoredRo
         yield part
 
 
-def mean_logprobs(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[float]:
-    """Return the mean log-probability, in nats a token, of each row's completion; each has a token at least."""
-    return [float(found.mean()) for found in of_each_token(policy, rows, _drawn, temperature)]
-
-
 def entropies(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[torch.Tensor]:
     """Return the entropies (T,), in nats, of the distributions from which each row's completion was drawn."""
     return list(of_each_token(policy, rows, lambda logps, _: -(logps.exp() * logps).sum(-1), temperature))

@@ -13,8 +13,15 @@ from node.policy.load import Policy
 from node.rollouts.group import Tokens
 from node.rollouts.screening import ScoredRow
 from node.training import likelihood
-from node.training.likelihood import entropies, mean_logprobs, of_each_token, surprise, surprises
+from node.training.likelihood import entropies, of_each_token, surprise, surprises
 from tests.policies import tiny_policy
+
+
+def mean_logprobs(policy: Policy, rows: list[ScoredRow], temperature: float = 1.0) -> list[float]:
+    def of_drawn(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return logps.gather(-1, tokens[:, None]).squeeze(-1)
+
+    return [float(found.mean()) for found in of_each_token(policy, rows, of_drawn, temperature)]
 
 
 def test_it_is_that_of_a_sequence_alone_however_rows_are_padded(tmp_path: Path) -> None:
