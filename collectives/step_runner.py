@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Stepping(Protocol):
-    """The means of steps: a `Communicator`."""
+    """What steps need of a `Communicator`."""
 
     @property
     def node_id(self) -> NodeId:
@@ -68,7 +68,7 @@ class StepRunner(Generic[C]):
     def run(
         self, comm: C, meet: Meet, step: Callable[[C], T], state: SharedState | None, timeout: float
     ) -> StepResult[T]:
-        """Take one; `meet` is what it adds to the calls of `step`. See `Communicator.run`."""
+        """Take a step; `meet` carries out the runner's own calls. See `Communicator.run`."""
         if not self._one_at_a_time.acquire(blocking=False):
             raise BadArgument("a step is under way: call run() from one thread at a time")
         try:
@@ -106,7 +106,7 @@ class StepRunner(Generic[C]):
     def _come_together(
         self, comm: C, meet: Meet, steps: Steps, state: SharedState | None, until: float
     ) -> StepResult[Any] | None:
-        """Do what comes before a step; return the one before if it is found that it counts."""
+        """Do what comes before a step; return the last step if it turns out to count."""
         while steps.phase is not Phase.STEP:
             left = until - time.monotonic()
             if steps.phase is Phase.ADMIT:
@@ -142,7 +142,7 @@ class StepRunner(Generic[C]):
 
 
 def _bring_up_to_date(comm: Stepping, state: SharedState, steps: Steps, timeout: float) -> None:
-    """Give those who are behind the state of those who are not, of whom each has the right one."""
+    """Give those who are behind the state of the others, who all have the right one."""
     state.revision, state.synced = (steps.done if steps.offers else 0), None
     strategy = SyncStrategy.ENFORCE_POPULAR if steps.offers else SyncStrategy.RECEIVE_ONLY
     comm.sync_state(state, strategy, timeout)

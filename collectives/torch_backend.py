@@ -8,7 +8,7 @@
 
 **An operation has no agreement of its own.** It uses a port of the members' data streams, under a name that all ranks
 know: the view, the turn (their last rendezvous), the group, and how many operations the group had before. So it costs
-its bytes and no message besides, and on an error its buffer is undefined, as gloo's is. The verdict comes once a step,
+its bytes and no further message, and on an error its buffer is undefined, as gloo's is. The verdict comes once a step,
 by the end of a step of `Communicator.run`.
 
 **Errors.** When a member is lost, or calls something else (a hash of the arguments is in each payload's slot), or
@@ -728,7 +728,7 @@ class Work(_TorchWork):
         self._future = self._root.then(self._conclude)
 
     def end(self, error: BaseException | None) -> None:
-        """It is over."""
+        """Note that it is over, and what it failed with."""
         self._error = error
         self._finish = self._keep = None
         self._over.set()
@@ -854,7 +854,7 @@ def _as_numbers(flat: torch.Tensor, op: Op) -> tuple[torch.Tensor, Op]:
 
 
 def _as_before(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return numbers that were made of the kind of `tensor`, as that kind and in its shape."""
+    """Undo `_as_numbers`: return the numbers in the type and shape of `tensor`."""
     if tensor.is_complex():
         numbers = torch.view_as_complex(numbers.view(-1, 2))
     return numbers.view(torch.bool if tensor.dtype is torch.bool else numbers.dtype).view(tensor.shape)
@@ -899,7 +899,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 
 # --- worlds ---
 
-_worlds: dict[str, Communicator] = {}  # by the name of its default group: what `destroy_process_group` leaves
+_worlds: dict[str, Communicator] = {}  # by the name of its default group: those that leave on `destroy_process_group`
 _entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
 
 
@@ -1008,9 +1008,9 @@ def in_order(ranks: Mapping[NodeId, int]) -> list[NodeId]:
 
 @contextmanager
 def failures_are_called_off() -> Iterator[None]:
-    """Around what a step does with torch: raise `BackendError`, which `run` takes a step again for, where DDP hides it.
+    """Put this around what a step does with torch: it raises the `BackendError` that DDP hides.
 
-    Errors reach DDP's caller as a RuntimeError with the text only.
+    DDP raises a RuntimeError with its text only, for which `run` would not take the step again.
     """
     try:
         yield

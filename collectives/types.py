@@ -33,7 +33,7 @@ class Codec(Enum):
 class SyncStrategy(Enum):
     """Whose shared state holds."""
 
-    ENFORCE_POPULAR = "enforce-popular"  # that of the newest revision which most members have
+    ENFORCE_POPULAR = "enforce-popular"  # of the newest revision, the state that most members have
     RECEIVE_ONLY = "receive-only"  # ours counts for nothing: take the others'
     SEND_ONLY = "send-only"  # ours is not replaced: it is what others may take
 
@@ -42,7 +42,7 @@ class Partition(Enum):
     """The behaviour of the two sides of a split group."""
 
     CONTINUE = "continue"  # each goes on; when they meet again, the popular state wins
-    MAJORITY = "majority"  # one goes on at most: the one with more than half of the last view's members
+    MAJORITY = "majority"  # at most one goes on: the one with more than half of the last view's members
 
 
 class Protection(Enum):
@@ -63,7 +63,7 @@ class GroupTiming:
                 forgiven. A member that is stopped (SIGSTOP), or whose process holds its interpreter
                 for longer, is left out and has to be let in again
     grace       a link that closed has this long to come back before its end is missed, and calls
-                that nobody carries out any more do not wait longer for who is quick to return
+                that nobody carries out any more wait no longer than this for it
     patience    how long a proposer waits for a member's report, and a member for the decision
     misses      a member that lets so many of the others' calls in a row end at their deadline, and makes none
                 itself, is left out: its process lives, but its owner hangs. Calls that wait less than `timeout`
@@ -90,7 +90,7 @@ class GroupTiming:
 
     @property
     def settling(self) -> float:
-        """How long after its deadline a call waits for what became of it: a view change with one dead proposer."""
+        """How long after its deadline a call waits for its verdict: a view change with one dead proposer."""
         return 2 * (self.timeout + self.patience)
 
 
@@ -115,7 +115,7 @@ class Health:
 class ReduceResult:
     """The result of a committed operation; `contributors` are the same, in the same order, at every member.
 
-    `value` is the caller's own buffer, or `out`, and a new one for what has none to fill.
+    `value` is the caller's own buffer, or `out`, or a new one if the operation has none to fill.
     Bytes are those of the payload that this member sent and received.
     """
 

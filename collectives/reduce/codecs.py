@@ -81,7 +81,7 @@ def _powers_of_two(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Half:
-    """An int16 exponent for each block; then the values, divided by two to it, in a type of 16 bits."""
+    """An int16 exponent for each block; then the values, divided by 2 to that power, in a type of 16 bits."""
 
     def __init__(self, half: torch.dtype) -> None:
         self._half = half
@@ -303,7 +303,7 @@ class Feedback:
         self._next: torch.Tensor | None = None
 
     def check(self, count: int, op: Op) -> None:
-        """Raise `BadArgument` if there is no such thing for this operation, or the tensor had another size before."""
+        """Raise `BadArgument` if the operation has no error feedback, or the tensor had another size before."""
         if op not in (Op.SUM, Op.AVG):
             raise BadArgument(f"error feedback with {op.name}: it is for SUM and AVG only")
         if self.residual is not None and self.residual.numel() != count:

@@ -31,7 +31,7 @@ from protocol.identity import NodeId
 # four chunks, so that one is reduced while others come, also among many members.
 WINDOW_BYTES = 64 << 20
 MIN_WINDOW = 4
-MOST_BYTES = 256 << 20  # of that room: from 64 members on chunks are smaller, for four of each are much
+MOST_BYTES = 256 << 20  # of that room: from 64 members on chunks are smaller, so that four of each fit
 
 
 def all_reduce(

@@ -179,7 +179,7 @@ Span = tuple[int, int]
 class Reduction:
     """What is reduced, in which order, how it travels.
 
-    `weights` are those of `kernels.scaled_weights`; `coder` is None where values travel as they are.
+    `weights` are those of `scaled_weights`; `coder` is None where values travel as they are.
     """
 
     order: tuple[NodeId, ...]

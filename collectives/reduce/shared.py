@@ -8,8 +8,8 @@ On commit each member copies the results from the owners' bays into its caller's
 each reads and writes 4.5 S in all: S for the contribution, 1.5 S for the sum, 2 S for the copy. gloo moves 5.5 S,
 and the direct exchange over sockets 7.5 S.
 
-A `Room` has the parts of it too: a reduce-scatter ends at the owners' bays. Bytes that only move lie in their giver's
-bay, in the place of results, until those who want them have copied them.
+A `Room` does parts of it too. A reduce-scatter leaves the results in the owners' bays. Bytes that only move lie in
+their giver's bay, in the place of results, until all who want them have copied them.
 
 **Bounded memory without deadlock.** A bay has room for `window` chunks of each slice's contributions, and for all
 results. A member gives chunk k of all slices when their owners have reduced chunk k - window. It reduces chunk r of
@@ -57,7 +57,7 @@ def _results_begin(members: int) -> int:
 
 
 def can_show(members: int, count: int) -> bool:
-    """Tell whether a bay has room for so many bytes that its member shows the others."""
+    """Tell whether a member's bay has room for `count` bytes that it shows the others."""
     return _results_begin(members) + count <= BAY_BYTES - HEAD_BYTES
 
 
@@ -105,11 +105,11 @@ def all_reduce(port: Port, job: Reduction, values: Values, bays: Mapping[NodeId,
 
 
 class Room:
-    """Bays that the members of a group have for one operation after the other, without an agreement.
+    """Bays that a group uses for one operation after the other, without an agreement on each.
 
     Counters go on from where the operation before left them. A member writes no result before all have given values,
-    and a member gives values when it has copied the results before: so nobody loses what it still reads. A hash of the
-    arguments lies beside the counters, for this operation and the one before: no member is more than one operation
+    and a member gives values only after it has copied the last results: so nobody loses what it still reads. A hash of
+    the arguments lies beside the counters, for this operation and the one before: no member is more than one operation
     ahead of another.
     """
 
@@ -213,7 +213,7 @@ class _BayTurn:
         return self._seen.get((member, name), 0) >= least
 
     def _wait(self, member: NodeId, name: str, least: int) -> None:
-        """Wait until it has."""
+        """Wait until a counter of another member has reached `least`."""
         if least <= 0:
             return  # the member may not have begun
         while not self._has(member, name, least):
@@ -230,7 +230,7 @@ class _Move(_BayTurn):
 
     def run(self, shown: torch.Tensor, wanted: Mapping[NodeId, torch.Tensor], lengths: Mapping[NodeId, int]) -> None:
         first = _results_begin(len(self._bays))
-        self._count("given", 1)  # what this member read of others' results before it has copied
+        self._count("given", 1)  # this member has copied what it read of the last results
         for member in self._others:
             self._wait(member, "given", 1)
         for k, (begin, end) in enumerate(chunks((0, shown.numel()), CHUNK_BYTES)):

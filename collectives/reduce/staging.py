@@ -50,7 +50,7 @@ class Copies(Protocol):
 
 
 class CudaCopies:
-    """See `Copies`. They begin when what this thread has queued on its current stream is done."""
+    """See `Copies`. They begin once all that this thread queued on its current stream is done."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ class CudaCopies:
             into.copy_(source, non_blocking=True)
         for one in (source, into):
             if one.is_cuda:
-                one.record_stream(self._stream)  # its memory is not given to another tensor before
+                one.record_stream(self._stream)  # its memory goes to no other tensor before the copy is done
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event.synchronize
@@ -148,8 +148,8 @@ def queued(tensors: Any) -> Wait:
 
 
 def devices_of(tensors: Any) -> list[Any]:
-    """Return the devices of CUDA of these tensors."""
-    # Before that no tensor is on one, and to look at each is a tenth of what a small call costs.
+    """Return the CUDA devices of these tensors."""
+    # Before CUDA starts no tensor is on a device, and a look at each takes a tenth of a small call's time.
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return []
     return sorted({tensor.device for tensor in _each(tensors) if tensor.is_cuda}, key=str)

@@ -137,7 +137,7 @@ def publish_pieces(
 ) -> None:
     """Copy flat results, each with its place (first and end), into `target`, of any layout and device.
 
-    If `values` were staged, their memory is the way to a `target` on their device.
+    Results go through the pinned memory of staged `values` to a `target` on the same device.
     """
     if not (target.is_contiguous() if isinstance(target, torch.Tensor) else target.flags.c_contiguous):
         publish(torch.cat([part for _, part in parts]), target)
@@ -163,8 +163,8 @@ def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:
 def set_apart(x: torch.Tensor) -> torch.Tensor:
     """Return the same memory as another tensor on the CPU, with a storage object of its own.
 
-    `Tensor.numpy` marks a storage as one that can never be resized. FSDP resizes its parameters', so do no harm to a
-    caller's.
+    `Tensor.numpy` marks a storage as one that can never be resized. FSDP resizes its parameters' storages, so the
+    caller's must stay unmarked.
     """
     alias: torch.Tensor = from_dlpack(to_dlpack(x))
     return alias

@@ -15,8 +15,8 @@ threshold accepting from a fixed seed, so that equal measurements give the same 
     direct    every member owns a slice: see `direct`
     ring      two neighbours each: see `ring`
 
-`goes_inline` is asked before an operation starts, so it knows sizes only. `choose` compares what the
-two others would take by the links as they were last measured, agreed in `optimize_topology`:
+`goes_inline` is asked before an operation starts, so it knows sizes only. `choose` compares the times of the last two,
+by the links as last agreed in `optimize_topology`:
 
     direct    max over links of (slice_j + slice_i) / bandwidth(i -> j), and over members of what they
               send and receive / their fastest link; plus 2 delays of the slowest link
@@ -24,7 +24,7 @@ two others would take by the links as they were last measured, agreed in `optimi
 
 Where nothing was measured, the links count as equal and fast, and what is left is the processors' work:
 the ring moves large values with less of it, because a member serves two streams and not 2 (n - 1).
-Values that a codec makes inexact, or that the ring would widen (16-bit floats), go direct all the same.
+Values that a codec makes inexact, or that the ring would widen (16-bit floats), then still go direct.
 """
 
 import struct
@@ -86,8 +86,8 @@ def choose(
 ) -> Algorithm:
     """Return the algorithm that should end first; `tour` is the ring's order.
 
-    `links` must be the same at all members; a pair that is missing from it counts as unknown, and
-    then so does everything. `is_exact`: partial sums may travel as they are, in the tensor's own type.
+    `links` must be the same at all members. If a pair is missing, all links count as unknown. `is_exact`: partial sums
+    may travel as they are, in the tensor's own type.
     """
     if len(order) < 3:
         return "direct"  # with two members a ring is the same exchange, a step later
@@ -159,7 +159,7 @@ class Estimates:
         self._delay: dict[NodeId, _Average] = {}
 
     def carried(self, to: NodeId, nbytes: int, seconds: float, now: float) -> None:
-        """Note that a link took `seconds` of being busy for so many bytes."""
+        """Note that a link was busy for `seconds` with `nbytes`."""
         if nbytes >= LEAST_BYTES and seconds > 0:
             _observe(self._bandwidth, to, nbytes / seconds, now, nbytes / PROBE_BYTES)
 
@@ -191,7 +191,7 @@ def matrix(order: Sequence[NodeId], rows: Mapping[NodeId, bytes]) -> dict[tuple[
 
 
 def _observe(averages: dict[NodeId, _Average], to: NodeId, value: float, now: float, weight: float) -> None:
-    """Weigh what was known by how old it is, and the new value by how much it rests on."""
+    """Average the new value, by its `weight`, with the known one, by its weight and age."""
     known = averages.get(to)
     if known is None:
         averages[to] = _Average(value, now, weight)

@@ -29,7 +29,7 @@ MAX_ASKED = 2  # sources asked for one piece at a time
 
 @dataclass(frozen=True, eq=False, slots=True)
 class WantedAnswer:
-    """One answer that is wanted: the question, its length in bytes, and whether an answer is right."""
+    """One answer that is wanted: the question, the answer's length in bytes, and the check of an answer."""
 
     question: bytes
     length: int

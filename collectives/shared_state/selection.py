@@ -137,7 +137,7 @@ def _check_senders(senders: Mapping[NodeId, Share]) -> None:
 
 
 def _of_this_history(offers: Mapping[NodeId, Share], shares: Mapping[NodeId, Share]) -> dict[NodeId, Share]:
-    """Leave out what is more than one revision ahead of what most members share; the last resort is all."""
+    """Leave out offers more than one revision ahead of what most members share; if none is left, keep all."""
     synced = Counter(share.synced for share in shares.values() if share.synced is not None)
     if not synced:
         return dict(offers)

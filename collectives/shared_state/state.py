@@ -99,7 +99,7 @@ class Contents:
 
 
 def contents_of(state: SharedState) -> Contents:
-    """Hash `state`; at about 1.5 GB/s and core where the processor has instructions for it."""
+    """Hash `state`; at about 1.5 GB/s on each core where the processor has instructions for it."""
     entries, values, chunks = [], [], []
     with ThreadPoolExecutor(HASHING_THREADS, "hashing") as pool:
         for name, tensor in sorted(state.tensors.items()):

@@ -35,7 +35,7 @@ from collectives.types import SyncStrategy
 from protocol.identity import NodeId
 from protocol.wire.encoding import is_uint, pack, unpack
 
-MAX_SOURCES = 8  # one fetches from; more would spread the same bytes thinner, with a thread each
+MAX_SOURCES = 8  # that one member fetches from; more would spread the same bytes thinner, with a thread each
 TABLE_PAGE = 1 << 20
 MOST_TIMES, MOST_MORE = 4, 1 << 20  # a table longer by this factor and these bytes is not fetched to say what differs
 
@@ -158,7 +158,7 @@ def sync(
 
 
 def _check_layouts(port: Port, own: NodeId, shares: Mapping[NodeId, Share], contents: Contents) -> None:
-    """Name the first member whose tensors are others than ours, and what differs."""
+    """Raise the `Mismatch` of the first member whose tensors are not ours, with what differs."""
     for member in sorted(shares):
         share = shares[member]
         if member == own or (share.layout == contents.layout and share.table_bytes == len(contents.table)):
@@ -168,7 +168,7 @@ def _check_layouts(port: Port, own: NodeId, shares: Mapping[NodeId, Share], cont
         try:
             table = _table(port, [member], shares)
         except Aborted:
-            # The others knew sooner and called it off: we know as much, only not which tensor it is.
+            # The others knew sooner and called it off: layouts differ, but in which tensor is unknown.
             raise Mismatch(member, "layout", share.layout.hex()[:12], contents.layout.hex()[:12]) from None
         check_layout(member, table, contents.entries)
 

@@ -19,12 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="example: python -m collectives.simulator --schedules 20000 --seed 1 --members 5 --processes 2",
     )
     parser.add_argument("--schedules", type=int, default=2000, help="how many (default 2000)")
-    parser.add_argument("--seed", type=int, default=1, help="of the first; each next has the next one (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the first schedule; each later one adds 1 (default 1)")
     parser.add_argument("--members", type=int, default=4, help="at most so many at first, and at least 2 (default 4)")
     parser.add_argument(
         "--partition",
         choices=[mode.value for mode in Partition],
-        help="that all groups have this mode; those of majority have rolling partitions besides (default: as drawn)",
+        help="give all groups this mode; majority adds rolling partitions (default: as drawn)",
     )
     parser.add_argument("--processes", type=int, default=1, help="how many run schedules (default 1)")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
 """`python -m collectives.simulator.large_view`: one view change among as many members as a view may have, at its cost.
 
-Every member is a whole core that hears and says bytes, and takes time for it: what decoding, handling and encoding
-cost in processor time passes for that member in virtual time, as if it had a core to itself, and what comes meanwhile
-waits. (The records' encryption and the sockets are not in it.) Then one dies: do the time-outs hold?
+Every member is a whole agreement core that hears and says bytes. The processor time of decoding, handling and encoding
+passes for that member in virtual time, as if it had a processor to itself, and what comes meanwhile waits. (The
+records' encryption and the sockets are not in it.) Then one dies: do the time-outs hold?
 
 Exit status 1: the others are not in one view without it, and nobody else was left out, in time.
 """
@@ -25,7 +25,7 @@ from collectives.simulator.network import SimulatedNetwork
 from collectives.types import LAN, WAN, GroupTiming, Partition
 from protocol.identity import NODE_ID_BYTES, NodeId, id_of_bytes
 
-SETTLED_BEATS = 2  # heartbeats go round before the one dies, and as many while the cost of that is measured
+SETTLED_BEATS = 2  # heartbeats before the one dies, and again while their cost is measured
 GROUP = b"the simulated group"
 
 
@@ -51,7 +51,7 @@ class MeasuredChange:
     proposer_took: float
     proposer_spent: float
     proposer_heard: int  # bytes
-    steady: float  # the part of a core that a member takes when nothing happens
+    steady: float  # the part of a processor that a member takes when nothing happens
 
 
 class LargeView:
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=16, help="operations that each has called and that wait (16)")
     parser.add_argument("--partition", choices=[mode.value for mode in Partition], default="majority")
     parser.add_argument("--timing", choices=["lan", "wan"], default="lan", help="which time-outs (lan)")
-    parser.add_argument("--slowness", type=float, default=1.0, help="how many times slower than here members are (1)")
+    parser.add_argument("--slowness", type=float, default=1.0, help="how many times as slow as this machine (1)")
     parser.add_argument("--silently", action="store_true", help="as at a power failure: its links do not close")
     options = parser.parse_args(arguments)
     if not 3 <= options.members <= MAX_MEMBERS or not 0 <= options.calls <= MAX_MEMBERS:
@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     change = group.change(0, silently=options.silently)  # the coordinator
     whole = [view for view in change.views if view is not None and len(view.members) == options.members - 1]
-    print(f"{options.members} members, {options.calls} calls outstanding; each takes {change.steady:.1%} of a core")
+    print(f"{options.members} members, {options.calls} calls outstanding; each uses {change.steady:.1%} of a processor")
     print(f"in one view without the dead one after {change.took:.2f} s (time-out {timing.timeout:g} s)")
     print(
         f"its proposer: {change.proposer_took:.2f} s from Propose to the next view, {change.proposer_spent:.2f} s of "

@@ -63,7 +63,7 @@ class SimulatedNetwork:
         self.now = until
 
     def connect(self, one: int, other: int) -> None:
-        """Link two nodes, unless they are or cannot be."""
+        """Link two nodes, unless they are linked or one direction is blocked."""
         pair = (min(one, other), max(one, other))
         blocked = (one, other) in self._blocked or (other, one) in self._blocked
         if pair in self._links or blocked or self.now <= self._closed_until.get(pair, -1.0):

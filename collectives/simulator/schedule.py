@@ -25,7 +25,7 @@ ODD = 0.02  # the chance that a member calls with another argument than the othe
 
 
 class Program(Enum):
-    """The next call of a member that makes one at a time: to admit and to reduce in turn, but for FREE."""
+    """How a member that makes one call at a time goes on: it admits and reduces in turn, but for FREE."""
 
     FREE = "free"  # to admit if anybody waits, or now and then, else to reduce
     LOOP = "loop"  # from the beginning after each failure
@@ -232,7 +232,7 @@ KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolat
 LIVENESS_KINDS = ("hang", "slow", "interrupt", "half")
 LIVENESS = 0.25  # the part of schedules that have these faults besides
 SYBILS = 0.02  # the part in which a view of strangers links with everybody of an open group, beside such faults only
-DEAD_PATHS = 0.03  # the part in which the path of tensors between two members is silently gone, now and then
+DEAD_PATHS = 0.03  # the part in which the path of tensors between two members silently dies, up to three times
 MOMENTS = (
     messages.Initiate,
     messages.OperationStart,
@@ -289,7 +289,7 @@ class Schedule:
     def draw(cls, seed: int, members: int, partition: Partition | None = None) -> "Schedule":
         """Return the schedule of a seed, for a group of up to `members`; with `partition`, all have that mode.
 
-        Those of which `MAJORITY` is asked have rolling partitions besides, and newcomers that come meanwhile.
+        If that is `MAJORITY`, they have rolling partitions besides, and newcomers that come meanwhile.
         """
         rng = Random(f"schedule {seed}")
         faults = tuple(cls._fault(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))

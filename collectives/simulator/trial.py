@@ -76,7 +76,7 @@ class SimulatedMember:
 class GroupTrial:
     """One schedule under way."""
 
-    replaces_streams = True  # where nothing came in an operation that was late, as `DataPlane.close_port` does
+    replaces_streams = True  # of an operation that timed out with nothing received, as `DataPlane.close_port` does
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -359,13 +359,13 @@ class GroupTrial:
             self.network.at(self.network.now + self.rng.uniform(0.0, node.slow), self._feed, node, done)
 
     def _time_out(self, node: SimulatedMember, op: OpId, dead: list[frozenset[int]]) -> None:
-        """Give an operation up in which nothing came; its streams are closed then, and new ones made."""
+        """Give up an operation in which nothing came; its streams are then closed, and new ones made."""
         if self.replaces_streams:
             self._dead_paths.difference_update(dead)
         self._feed(node, Performed(op, ok=False, reason="too little came in time"))
 
     def _primary(self, view: View) -> None:
-        """Nobody enters another view of an epoch than those who entered one of it before."""
+        """All who enter a view of one epoch enter the same view."""
         known = self._primaries.setdefault(view.epoch, view)
         sides = [[NUMBERS[member] for member in one.members] for one in (known, view)]
         expect(known.mark == view.mark, f"two primary views of epoch {view.epoch}: {sides[0]} and {sides[1]}")

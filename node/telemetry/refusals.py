@@ -74,8 +74,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "not_admitted": "a node that is neither listed nor invited",
         "invite_used": "an invite that was used as often as it may be",
         "invite_expired": "an invite whose time is over",
-        "invite_revoked": "an invite that the owner revoked",
-        "revoked": "a node that the owner revoked",
+        "invite_revoked": "an invite that the swarm's owner revoked",
+        "revoked": "a node that the swarm's owner revoked",
         "too_many_uses": "more uses of invites than this node remembers",
         "use_not_kept": "a use of an invite that the disk has not kept yet; the peer tries again",
         # This node.

@@ -22,9 +22,7 @@ log = structlog.get_logger()
 
 ROWS = 32  # sequences that go through the model at once, at most
 COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers have them, planted text hardly ever
-LOGITS = (
-    1 << 27
-)  # numbers that it may return of them, 512 MiB as float32: of a large vocabulary that is few completions
+LOGITS = 1 << 27  # that one pass may return, 512 MiB as float32: few completions, if the vocabulary is large
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
 
 # From log-probabilities (t, V), in nats, and the tokens (t,) that were drawn there, to something of each (t, ...).

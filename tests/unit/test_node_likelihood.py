@@ -1,6 +1,7 @@
 """Likelihood without a gradient, against a sequence at a time."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from node.training.likelihood import entropies, of_each_token, surprise, surpris
 from tests.policies import tiny_policy
 
 
-def mean_logprobs(policy: Policy, rows: list[ScoredRow], temperature: float = 1.0) -> list[float]:
+def mean_logprobs(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[float]:
     def of_drawn(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         return logps.gather(-1, tokens[:, None]).squeeze(-1)
 
