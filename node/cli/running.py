@@ -28,9 +28,7 @@ def run(
 ) -> int:
     """Run the node in `folder` until a signal to stop or its last round; return the exit status.
 
-    `more` is what else `run_node` takes, or `run_relay`.
-
-    The caller has set the logs up: the libraries of a node that trains log while they load.
+    `more` goes to `run_node` or `run_relay`. The caller has set the logs up, since libraries log while they load.
     """
     check_first(config, folder)
     check_size(config)

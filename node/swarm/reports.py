@@ -1,5 +1,4 @@
-"""Reports: what a node tells its swarm of itself, where the manifest asks for it. A pure codec, and
-when reports are due.
+"""Reports: what a node tells its swarm of itself, where the manifest asks for it. A codec, and when one is due.
 
     report = MessagePack [1, since (Unix s), agent, model, rounds, reward, held-out accuracy,
                           [[task, reward], ...], [[node id (20), groups], ...]]
