@@ -46,7 +46,7 @@ def run_relay(
 ) -> None:
     """Relay until a signal to stop; `listening` is called once, when the node can be dialled.
 
-    `looking` opens what takes the items that came. It is called twice a second, also without items.
+    `looking` opens a function that takes the items that came: it is called twice a second, also without items.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
