@@ -288,11 +288,13 @@ class Book:
         good = (e.record for e in shuffled(self._entries.values(), rng) if not e.has_failed and suits(e.record))
         return list(islice(good, count))
 
-    def has_more_prospects_than(self, count: int) -> bool:
-        """Tell whether more than `count` nodes, candidates included, can be dialled and did not fail."""
+    def has_more_than(self, count: int) -> bool:
+        """Tell whether more than `count` nodes, candidates included, said where they can be dialled.
+
+        Those that we failed to reach count: otherwise links would swing with each node that goes and comes.
+        """
         known = chain(self._entries.values(), self._candidates.values())
-        prospects = (entry for entry in known if entry.addresses and not entry.has_failed)
-        return next(islice(prospects, count, None), None) is not None
+        return next(islice((entry for entry in known if entry.addresses), count, None), None) is not None
 
     def good_records(self) -> list[PeerRecord]:
         """Return the records of nodes that we did not fail to reach."""

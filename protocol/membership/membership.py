@@ -421,7 +421,7 @@ class Membership:
     def _tick(self, now: Instant) -> list[MembershipAction]:
         self.directory.tick(now)
         self.links.is_home = not self.directory.record.endpoints
-        self.links.is_small = not self.book.has_more_prospects_than(self._setup.limits.max_peers)
+        self.links.is_small = not self.book.has_more_than(self._setup.limits.max_peers)
         actions: list[MembershipAction] = [HangUp(link) for link in self.links.due(now.steady)]
         for link, attempt in self.links.late(now.steady):
             attempt.contact.failed(now, self._rng)

@@ -267,7 +267,7 @@ def test_two_nodes_of_one_identity_both_notice_and_a_restart_is_none() -> None:
     simulation.run(60.0)
     for one, other in ((first, second), (second, first)):
         twin = one.core.membership.directory.twin
-        assert twin is not None and twin.address == other.address
+        assert twin is not None and twin.addresses == (other.address,)
     assert all(simulation.nodes[name].core.membership.directory.twin is None for name in range(3))
 
 

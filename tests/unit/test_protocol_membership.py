@@ -633,6 +633,17 @@ def test_nodes_that_cannot_be_dialled_make_a_swarm_neither_small_nor_large() -> 
     assert not core.links.is_small and core.links.room == 12
 
 
+def test_a_node_that_goes_and_comes_changes_nobodys_room_for_links() -> None:
+    core = machine()
+    for identity in OTHERS[:17]:
+        core.book.add(record(identity))
+    core.handle(Tick(), at(0))
+    assert not core.links.is_small
+    core.book.contact(OTHERS[0].node_id).failed(at(0), random.Random(1))
+    core.handle(Tick(), at(TICK_S))
+    assert not core.links.is_small
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 8, 16])
 def test_however_few_links_a_node_may_have_it_takes_somebody_in_and_looks_for_somebody(most: int) -> None:
     core = machine(limits=Limits(max_peers=most))
