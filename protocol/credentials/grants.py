@@ -23,7 +23,7 @@ machine does no I/O, so a use goes through
     (none)     a genuine ticket, whose number is free    -- `admits` -->  NOT KEPT, handed out by `take_fresh`
     NOT KEPT   `admits` says `NOT_KEPT`: not yet         -- `kept` -->    KEPT
                                                          -- `lost` -->    (none), the disk failed: try again
-    KEPT       `admits` says yes to its holder, `invite_used` to others, until the ticket expires
+    KEPT       `admits` admits its holder and says `invite_used` to others, until the ticket expires
 """
 
 from collections.abc import Iterable
@@ -40,12 +40,12 @@ from protocol.lru import Recent
 from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import SWARM_BYTES
 
-# Why a `Gatekeeper` admits a node not. `too_many_uses`: more uses are in force than it can remember.
+# Why a `Gatekeeper` refuses a node. `too_many_uses`: more uses are in force than it can remember.
 REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses", "revoked", "invite_revoked"})
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each
 MAX_NUMBERS = 1 << 16  # uses that are remembered: sixteen of the largest invites
-MAX_FIELDS = 16  # six of today, and what a newer minor version may append
+MAX_FIELDS = 16  # six today; a newer minor version may append some
 _PASS, _TICKET = 1, 2
 _PASS_DOMAIN = b"gossamer/pass/1\x00"
 _INVITE_DOMAIN = b"gossamer/invite/1\x00"
@@ -90,7 +90,7 @@ class Ticket:
 
 
 class Use(NamedTuple):
-    """A number of an invite (by its public key, 32 bytes) and the node that has it until the invite expires."""
+    """A number of an invite and the node that has it until the invite expires; `key` is the invite's public key."""
 
     key: bytes
     number: int
@@ -141,7 +141,7 @@ def open_grant(data: bytes) -> Pass | Ticket:
 
 
 def grant_expiry(data: bytes) -> float | None:
-    """Return when a grant ends, Unix seconds; None for what is none, such as nothing at all."""
+    """Return when a grant ends, in Unix seconds; None if `data` is no grant."""
     try:
         grant = open_grant(data)
     except GrantError:
@@ -169,7 +169,7 @@ def read_certificate(key: object, uses: object, expiry_ms: object, signature: ob
 
 
 def is_genuine(grant: Pass | Ticket, holder: bytes, owner: bytes, swarm: bytes, check: Verify = verify) -> bool:
-    """Tell whether the holder of the key `owner`, directly or through an invite, admits that of the key `holder`."""
+    """Tell whether the owner with the key `owner` admits the node with the key `holder`, directly or by an invite."""
     if isinstance(grant, Pass):
         return check(owner, grant.signature, _pass_text(swarm, node_id(holder), grant.expiry_ms))
     invite = grant.certificate
@@ -193,8 +193,9 @@ def revocable_id(grant: Pass | Ticket | Certificate) -> NodeId:
 class Gatekeeper:
     """Decides whose records are admitted to the swarm of `manifest`; no I/O, bounded state.
 
-    `uses` are those of earlier processes. With `keeps`, somebody takes new ones from `take_fresh`, writes them
-    down and says so; without, a use counts at once and is forgotten with this process. `check` verifies signatures.
+    `uses` are those of earlier processes. If it `keeps` them, the caller takes new ones from `take_fresh`, writes them
+    to disk, and calls `kept` or `lost`. If not, a use counts at once, and only in this process. `check` verifies
+    signatures.
     """
 
     is_owned = True
@@ -214,7 +215,7 @@ class Gatekeeper:
         self._fresh: list[Use] = []
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
-        """Return "", which of `REFUSALS` keeps the node of the verified `record` out, or `NOT_KEPT`."""
+        """Return "" if the node of a verified record is admitted; else one of `REFUSALS`, or `NOT_KEPT`."""
         if self.is_revoked(record.node_id):
             return "revoked"
         if self._manifest.policy is JoinPolicy.OPEN or record.public_key in self.owners:
@@ -235,13 +236,13 @@ class Gatekeeper:
 
     @property
     def owners(self) -> tuple[bytes, ...]:
-        """The public keys that may sign grants: the founder's, and of those to whom it was handed over, newest last."""
+        """The public keys that may sign grants: the founder's, then those of later owners, the newest last."""
         handovers = self._list.handovers if self._list else ()
         return (self._manifest.founder_key, *(handover.owner for handover in handovers))
 
     @property
     def revision(self) -> int:
-        """That of the newest list that was obeyed, 0 for none."""
+        """The revision of the newest list that was obeyed, 0 for none."""
         return self._list.revision if self._list else 0
 
     @property

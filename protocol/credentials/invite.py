@@ -3,10 +3,9 @@
     gossamer://NAME/MANIFEST/SEED[,SEED...][/GRANT]
     SEED = KEY@HOST:PORT, up to 8 of them
 
-MANIFEST is the hash of the swarm's manifest, KEY the CURVE key that a seed proves, GRANT what lets
-the bearer into a swarm with an allowlist. All three are base64url without padding. The name is
-for people; the manifest's own counts. No character needs quoting in a shell but an IPv6
-address's brackets.
+MANIFEST is the hash of the swarm's manifest, KEY the CURVE key that a seed proves, GRANT what lets the bearer into a
+swarm with an allowlist. All three are base64url without padding. The name is for people; the name in the manifest
+counts. Only the brackets of an IPv6 address need quoting in a shell.
 
     GRANT = MessagePack [1, [expiry in ms, signature]]                              a pass, for one node
           | MessagePack [3, [private seed (32), uses, expiry in ms, signature]]     an invite, for several
@@ -54,7 +53,7 @@ class SharedInvite:
         return make_ticket(self.certificate, Identity(self.secret), swarm, number, holder)
 
     def numbers(self, rng: random.Random) -> list[int]:
-        """Return every number there is, in the random order in which to try them."""
+        """Return all numbers of the invite, in a random order in which to try them."""
         return rng.sample(range(self.certificate.uses), self.certificate.uses)
 
     def encode(self) -> bytes:
@@ -101,7 +100,7 @@ class Invite:
             raise InviteError("the invite is not complete: paste the whole line that `gossamer invite` printed")
         name, manifest, seeds, *grant = parts
         if not NAME.fullmatch(name):
-            raise InviteError("the invite's name is not one: paste the whole line that `gossamer invite` printed")
+            raise InviteError("the invite's name is damaged: paste the whole line that `gossamer invite` printed")
         addresses = tuple(map(_seed, seeds.split(",", MAX_SEEDS)))
         if len(set(addresses)) != len(addresses) or len(addresses) > MAX_SEEDS:
             raise InviteError(f"the invite has more than {MAX_SEEDS} seeds, or one of them twice: ask for another")
@@ -143,7 +142,7 @@ def _text(data: bytes) -> str:
 
 
 def _binary(text: str, size: int | None = None) -> bytes:
-    """Decode base64url; one value has one form, so that a line that was cut or altered is noticed."""
+    """Decode base64url. Each value has one form only, so that a line that was cut or altered is noticed."""
     if _BASE64.fullmatch(text) and len(text) % 4 != 1:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         if _text(data) == text and size in (None, len(data)):

@@ -6,11 +6,11 @@
                             [group bytes, completions, item age in s, seconds between two reports of a node],
                             [millionths of all questions that are held out for evaluation, salt of that choice]]
 
-A manifest of an earlier release lacks the last element, which means the default. One of a swarm without reports lacks
-their seconds, which means 0.
+A manifest of an earlier release lacks the last element; then the default counts. A manifest of a swarm without reports
+lacks their seconds; then they are 0.
 
-A swarm's id is a hash of the whole, so a manifest certifies itself: whoever knows the id, or
-the hash in an invite, can take it from anybody. Nothing in it can change afterwards.
+A swarm's id is a hash of the whole manifest. So a node that knows the id, or the hash in an invite, can take the
+manifest from anybody, and nothing in it can change afterwards.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ MAX_OPTIONS_BYTES = 2048
 MAX_GROUP_BYTES = MAX_ITEM_BYTES
 MAX_COMPLETIONS = 1024
 MAX_ITEM_AGE_S = 24 * 3600
-MIN_REPORTS_S, MAX_REPORTS_S = 60, 24 * 3600  # of a swarm that has any
+MIN_REPORTS_S, MAX_REPORTS_S = 60, 24 * 3600  # of a swarm that has reports
 MAX_MILLIONTHS = 500_000  # half of all questions
 _DOMAIN = b"gossamer/manifest/1\x00"
 # A name is shown, written into invites and used for nothing else.
@@ -54,7 +54,7 @@ class JoinPolicy(StrEnum):
 
 
 class ManifestTask(NamedTuple):
-    """A task of the swarm: its name, version and config hash are its key, `options` (JSON) build it."""
+    """A task of the swarm. Its name, version and config hash identify it; `options` (JSON) build it."""
 
     name: str
     version: int
@@ -65,7 +65,7 @@ class ManifestTask(NamedTuple):
 class ManifestLimits(NamedTuple):
     """The bounds of a shared group: its size, its number of completions, and its age.
 
-    Each node reports what it does once in `reports_s` seconds, if that is not 0.
+    Each node sends a report once in `reports_s` seconds, unless that is 0.
     """
 
     max_group_bytes: int = 16 << 20  # as `Limits.max_item_bytes`

@@ -1,4 +1,4 @@
-"""Where a node is: addresses, and the signed record that a node spreads about itself.
+"""Addresses, and the signed record that a node spreads about itself.
 
     record = public key (32) | signature (64) | payload
     payload = MessagePack [1, swarm id (16), CURVE key (32), [endpoint, ...], incarnation, agent, expiry in ms, grant,
@@ -27,7 +27,7 @@ from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
 
 VERSION = 1
-MAX_RECORD_BYTES = 2688  # all of the following at their largest
+MAX_RECORD_BYTES = 2688  # holds all of the following at their largest
 MAX_ENDPOINTS = 4
 MAX_ENDPOINT_BYTES = 280  # a host name has at most 253 characters
 MAX_AGENT_BYTES = 128
@@ -38,7 +38,7 @@ RENEWAL_BITS = 16
 # Long enough that a node which was away for a night still finds somebody in its peers file.
 RECORD_LIFE_S = 24 * 3600.0
 MAX_RECORD_LIFE_S = 7 * 24 * 3600.0
-READER_CAPACITY = 1024  # about 1 kB each; twice the directory
+READER_CAPACITY = 1024  # records of about 1 kB; twice as many as in a book
 _DOMAIN = b"gossamer/record/1\x00"
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _SERVICE = re.compile(rf"[a-z0-9._/-]{{1,{MAX_SERVICE_BYTES}}}")
@@ -119,7 +119,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Something else that a node runs, for peers who know it by `name`, and where it is reached."""
+    """Something else that a node runs: the `name` by which peers know it, and its endpoint."""
 
     name: str
     endpoint: Endpoint
@@ -170,7 +170,7 @@ class PeerRecord:
 
     @cached_property
     def nearest(self) -> Scope:
-        """The scope of its nearest endpoint, services' included; without one as if it were public."""
+        """The scope of its nearest endpoint, services' included; public if there is none."""
         endpoints = (*self.endpoints, *(service.endpoint for service in self.services))
         return min((scope_of(endpoint.host) for endpoint in endpoints), default=Scope.PUBLIC)
 
@@ -271,7 +271,7 @@ def _decode(data: bytes, swarm: bytes, check: Verify) -> PeerRecord:
 
 
 def usable_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
-    """Return those of some saved records that still hold: most others have expired."""
+    """Return those of some saved records that are still valid."""
     records = []
     for data in encoded:
         with contextlib.suppress(RecordError):
@@ -280,7 +280,7 @@ def usable_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> l
 
 
 def expired_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
-    """Return those of some saved records that held once: where to look for their nodes, and no more."""
+    """Return those of some saved records that have expired: they tell where to look for their nodes."""
     records = []
     for data in encoded:
         with contextlib.suppress(RecordError):
@@ -297,16 +297,16 @@ def check_expiry(record: PeerRecord, now_unix: float) -> None:
 
 
 class RecordReader:
-    """Reads peers' records, each signature checked once, as the same bytes come again and again.
+    """Reads peers' records. The same bytes come again and again, so it checks each signature once.
 
-    Remembers the newest records that it found good, by a hash of their bytes.
+    It remembers the newest records that it found good, by a hash of their bytes.
     """
 
     def __init__(self, capacity: int = READER_CAPACITY) -> None:
         self._known: Recent[bytes, PeerRecord] = Recent(capacity)
 
     def open(self, data: bytes, swarm: bytes, now_unix: float, check: Verify) -> PeerRecord:
-        """As `open_record`, which see for the errors."""
+        """Verify and decode a record; see `open_record`, also for the errors."""
         digest = hashlib.sha256(data).digest()
         record = self._known.get(digest)
         if record is None or record.swarm != swarm:

@@ -1,21 +1,22 @@
-"""Revocation list (as a CRL, RFC 5280) of a swarm: what its owner has taken back, and to whom it was handed over.
+"""A swarm's revocation list (like a CRL, RFC 5280): what its owner took back, and to whom the swarm was handed over.
 
     list     = public key (32) | signature (64) | payload
     payload  = MessagePack [1, swarm id (16), sequence, [handover, ...], ids (20 each, joined)]
     handover = [next owner's public key (32), signature (64) of the owner before it]
                over: domain | swarm (16) | place in the chain (4) | next owner's public key
 
-An id is 20 bytes, made as a node's is: of a node's key, of an invite's key, or of a pass's signature. What is
-listed counts for nothing: no node, no ticket of that invite, that pass; an owner's key signs nothing any more.
+An id is 20 bytes, made as a node id is: of a node's key, of an invite's key, or of a pass's signature. A listed node is
+not admitted; a listed pass, and the tickets of a listed invite, do not count; nor does anything that a listed owner's
+key signed.
 
-A manifest never changes, so who owns the swarm after its founder is said here. The chain of handovers begins
-with the founder's, each is signed by the owner before it, and the list is signed by the last: it proves itself
-to everybody who has the manifest. Lists of one owner are numbered from 1; number 0 is the one with which the
-swarm is handed over, and signed by who does that.
+A manifest never changes, so the owners after the founder are named here. The chain of handovers begins with the
+founder's. Each handover is signed by the owner before it, and the list by the last owner. So anybody who has the
+manifest can verify it. The lists of one owner are numbered from 1. Number 0 hands the swarm over, and is signed by the
+owner who does that.
 
-Of two lists the one with the longer chain counts, then the larger sequence, if its chain goes on from the
-other's: who signed the swarm away can sign neither a list nor another handover for those who have heard of
-the first. For those who have not, whoever has the founder's key is the founder.
+Of two lists the one with the longer chain counts, then the one with the larger sequence, but only if its chain goes on
+from the other's. So for nodes that have heard of a handover, the earlier owner can sign neither a list nor another
+handover. For nodes that have not, the holder of the founder's key is still the owner.
 """
 
 from collections.abc import Iterable
@@ -48,7 +49,7 @@ _HANDOVER_DOMAIN = b"gossamer/handover/1\x00"
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """The word of an owner, or of the founder, that the swarm is `owner`'s (a public key) from now on."""
+    """The signed word of the owner before, that `owner` (a public key) owns the swarm from now on."""
 
     owner: bytes
     signature: bytes
@@ -83,10 +84,10 @@ def make_revocations(
     sequence: int,
     handovers: tuple[Handover, ...] = (),
 ) -> RevocationList:
-    """Sign a list as the last owner of the chain `handovers`, or number 0 as the one before it.
+    """Sign a list as the last owner of the chain `handovers`; list number 0 as the owner before the last.
 
     Raises:
-        RevocationError: too many ids, or `owner` is not who may sign this.
+        RevocationError: there are too many ids, or `owner` may not sign this list.
     """
     ids = b"".join(sorted({id_bytes(node) for node in revoked}))
     chain = [[handover.owner, handover.signature] for handover in handovers]

@@ -1,12 +1,11 @@
-"""Write-ahead log of invites' uses: on disk before anybody is admitted with one, and there after a crash.
+"""The write-ahead log of uses of invites: a use is on disk before its holder is admitted, and is there after a crash.
 
     file = entry (68 bytes), ...
     entry = invite key (32) | number (4) | node id (20) | expiry in ms (8) | CRC-32 of these (4)
 
-Entries are appended and synced. A process that dies in between leaves a part of an entry, or one whose sum is wrong:
+Entries are appended and synced. A process that dies meanwhile leaves a part of an entry, or an entry with a wrong sum:
 reading stops there, and the next start writes the file anew without it. An expired use is dropped only to make room, so
-a clock that is ahead for once makes no used invite good again. So the file holds what the machine in `grants` may hold,
-and what one process appended.
+that a clock that was ahead for a while makes no used invite good again.
 """
 
 import zlib
@@ -32,9 +31,9 @@ class UseLog:
         self._size = 0
 
     def load(self, now_ms: float) -> Sequence[Use]:
-        """Return the uses that are on disk; of too many, those that hold at `now_ms`, Unix time.
+        """Return the uses on disk; if there are too many, only those that have not expired at `now_ms`, Unix time.
 
-        Of two for one number it is the first, or the first that holds.
+        Of two uses of one number it returns the first that has not expired, or else the first.
 
         Raises:
             OSError: the file is there and cannot be read, or not be written anew.

@@ -1,4 +1,4 @@
-"""The cores that the host runs, by the hundred or ten thousand, under a seed and a virtual clock.
+"""The simulator: up to ten thousand nodes with the host's cores, under a seed and a virtual clock.
 
 simulation    many nodes, their timers, the virtual clock            trial        one swarm, and what is measured of it
 scenarios     what can happen, and what must hold nevertheless       overlay      the graph of live links

@@ -29,7 +29,7 @@ CONDITIONS = {
 }
 
 NODES = 1000
-FEWEST = 24  # nodes where a fifth is hostile: of fewer there are not `VICTIMS` to be eclipsed among as many others
+FEWEST = 24  # nodes where a fifth is hostile: fewer do not have `VICTIMS` victims and as many others
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(f"{options.scenario}: {scenario.what}")
     print(f"{plan.nodes} nodes, {plan.faults_s:.0f} s of it, {options.timing} timing, seed {plan.seed}", flush=True)
-    gc.disable()  # ten thousand nodes are millions of objects, hardly any in a cycle: to look for these costs a third
+    gc.disable()  # of millions of objects hardly any is in a cycle; to look for these takes a third of the time
     trial = SwarmTrial(plan, _progress)
     failed = 0
     for check in judge(trial, scenario):

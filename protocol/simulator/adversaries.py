@@ -1,4 +1,4 @@
-"""Adversaries: real cores that misbehave in one way each, a scripted voice in a core's place, and their cheap keys."""
+"""Adversaries: cores that misbehave in one way each, eclipsers that play a script, and keys that cost nothing."""
 
 import hashlib
 import random
@@ -41,10 +41,9 @@ def _sign(public_key: bytes, message: bytes) -> bytes:
 
 
 class SimulatedIdentity(Identity):
-    """Signs with a hash that is keyed by the *public* key: whoever knows a node can forge its signature.
+    """Signs with a hash that is keyed by the *public* key, so anybody could forge it; simulated attackers do not.
 
-    Simulated attackers do not, but for those that try with a wrong signature. Everything
-    else about an identity, its sizes included, is as for a real one.
+    Everything else about it, its sizes included, is as for a real identity.
     """
 
     verify: Verify = staticmethod(_verify)
@@ -62,10 +61,10 @@ class SimulatedIdentity(Identity):
 
 
 class Dropper(Core):
-    """Takes part in everything and passes on nothing: no item, no announcement."""
+    """Takes part in everything, but passes on no item and no announcement."""
 
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
-        """As an honest core, less what it should relay."""
+        """Act as an honest core, without items and announcements."""
         actions = super().handle(event, now)
         return [action for action in actions if not _passes_on(action)]
 
@@ -85,7 +84,7 @@ class _Speaker(Core):
         self._spoke = now.steady
 
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
-        """As an honest core, and then some."""
+        """Act as an honest core, and say its own things, too."""
         actions = super().handle(event, now)
         if isinstance(event, Tick) and now.steady >= self._spoke + self.interval:
             self._spoke = now.steady
@@ -127,11 +126,10 @@ class Flooder(_Speaker):
 
 @dataclass(eq=False)
 class EclipseAttack:
-    """The eclipsers' common plan: whom they surround, and the records with which they fill these nodes' books.
+    """The eclipsers' common plan: whom they surround, and the records with which they fill their victims' books.
 
-    They rent such networks as are near to those of the victims, `networks` (see `links`).
-
-    They call the `bystanders`, too, if there are any: with all their places taken, none is left for the victims.
+    They rent networks that are near to those of the victims, `networks` (see `links`). They also call the
+    `bystanders`, if there are any, so that these have no place left for the victims.
     """
 
     networks: tuple[str, ...] = ()
@@ -141,7 +139,7 @@ class EclipseAttack:
     records: list[PeerRecord] = field(default_factory=list)
 
     def rent(self, number: int, now: Instant) -> str:
-        """Return a host in one of `RENTABLE` networks: in that which is nearest to a victim, to each by turns."""
+        """Return a host in the one of `RENTABLE` networks that is nearest to a victim; each victim has its turn."""
         victim = self.networks[number % len(self.networks)]
         hosts = (f"rented{number}-{place}.invalid" for place in range(RENTABLE))
         return min(hosts, key=lambda host: distance(netgroup(host), victim, now.unix))
@@ -157,10 +155,9 @@ class EclipseAttack:
 
 
 class Eclipser(Core):
-    """A voice, not a node: it keeps a link to each victim, tells it of accomplices only, and passes on nothing.
+    """Keeps a link to each victim, tells it of accomplices only, and passes on nothing.
 
-    It greets whoever dials it, says that it is alone so that it is let in, answers pings, and leaves everything else
-    unanswered.
+    It greets every caller, says that it is needy so that it is let in, answers pings, and ignores all else.
     """
 
     def __init__(self, attack: EclipseAttack, setup: Setup, book: Book, rng: random.Random, now: Instant) -> None:
@@ -174,7 +171,7 @@ class Eclipser(Core):
         attack.records.append(self.membership.record)
 
     def wait(self, now: Instant) -> float:
-        """Return when it wants to speak next."""
+        """Return how many seconds may pass before it speaks next."""
         return max(0.0, self._spoke + LIE_INTERVAL_S - now.steady)
 
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:
@@ -211,6 +208,6 @@ class Eclipser(Core):
         called = (*self._attack.victims, *self._wiles.sample(others, min(CALLED_AT_A_TIME, len(others))))
         actions: list[CoreAction] = [*map(Dial, called)]  # dialling twice is dialling once
         told = [link for link in self._greetings if link.key in self._attack.keys]
-        # Of eight victims, two a second: as many records as a victim takes of one teller.
+        # Two of eight victims each second: as many records as a victim takes from one voice.
         chosen_links = self._wiles.sample(told, min(TOLD_AT_A_TIME, len(told)))
         return [*actions, *(SendFrame(link, control_frame(Kind.PEERS, body)) for link in chosen_links)]

@@ -1,10 +1,10 @@
-"""Matrices: the two plain things that a swarm is for, over every size, line and crowd that people bring.
+"""Matrices: two checks of what a swarm is for, over many sizes, lines and crowds.
 
-Everything arrives: each node publishes one item, and every other node gets it before it is stale, in at most
-`ALL_TO_ALL` times the time in which the narrowest line carries the bytes.
+Everything arrives: each node publishes one item, and every other node gets it before it is stale. This takes at most
+`ALL_TO_ALL` times as long as a line takes for the bytes, and `SLACK_S`.
 
-Everybody gets in: of public nodes and nodes behind NAT, which can dial and not be dialled, none is without a peer after
-a minute or later, and what each publishes reaches all.
+Everybody gets in: public nodes meet nodes behind NAT, which can dial and cannot be dialled. From the first minute on
+none is without a peer, and what each publishes reaches all.
 """
 
 import math
@@ -18,8 +18,8 @@ from protocol.simulator.scenarios import Invariant
 from protocol.simulator.simulation import Simulation
 from protocol.transport.memory import Conditions
 
-ALL_TO_ALL, ONE_TO_ALL = 1.5, 2.0  # times what the narrowest line takes for the bytes
-SLACK_S = 10.0  # round trips, and the first announcements
+ALL_TO_ALL, ONE_TO_ALL = 1.5, 2.0  # times what a line takes for the bytes
+SLACK_S = 10.0  # for round trips, and the first announcements
 SETTLE_S = 20.0
 CONDITIONS = Conditions(0.02, 0.05)
 LINES = {1: 125e3, 10: 1.25e6, 100: 12.5e6, 1000: 125e6}  # Mbit/s: bytes a second
@@ -122,7 +122,7 @@ def _address(number: int) -> str:
 
 
 class Matrix(NamedTuple):
-    """What it tries, in a line, its rows, and the checks of a row, given a seed and for how many seconds to watch."""
+    """A line on what it tries, its rows, and the checks of a row, given a seed and how many seconds to watch."""
 
     what: str
     rows: Sequence[ArrivalRow] | Sequence[Crowd]

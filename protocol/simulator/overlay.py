@@ -1,4 +1,4 @@
-"""The graph that live links make: is it whole, and how far across."""
+"""The graph that live links make: whether it is connected, and how far apart its nodes are."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ Graph = Mapping[int, Sequence[int]]  # node -> neighbours, both ways
 
 
 def mutual(views: Mapping[int, Iterable[int]]) -> dict[int, list[int]]:
-    """Return the graph of those pairs that both have each other in view."""
+    """Return the graph of the pairs that have each other in view."""
     members = {node: set(view) for node, view in views.items()}
     return {node: [other for other in view if node in members.get(other, ())] for node, view in views.items()}
 

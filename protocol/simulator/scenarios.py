@@ -1,6 +1,6 @@
-"""Scenarios and invariants: what can happen to a swarm, and what must hold nevertheless, with what was measured.
+"""Scenarios and invariants: what can happen to a swarm, and what must hold nevertheless.
 
-Each scenario is a few lines that say what it does while its time lasts; `judge` puts a swarm through one.
+Each scenario is a function that lets its faults happen; `judge` puts a swarm through one and checks the invariants.
 """
 
 import math
@@ -20,13 +20,13 @@ PAUSE_S = 30.0
 RESTART_S = 2  # how long a node that is restarted is away
 CROWD = 20  # one node in so many is there before the crowd
 
-SETTLE_S = 20.0  # from the seed to a settled overlay
-SPREAD_STEP_S = 0.02  # the precision to which the time until items are everywhere is measured
-DEATHS_PER_NODE_HOUR = 1 / 1000
+SETTLE_S = 20.0  # from the first start to a settled overlay
+SPREAD_STEP_S = 0.02  # the precision of the time until items are everywhere
+DEATHS_PER_NODE_HOUR = 1 / 1000  # living nodes that may be thought dead
 MAX_FRAMES_PER_SECOND = 20.0  # that a node sends beside items, on average
 MAX_BYTES_PER_SECOND = 20_000.0
-# The part of a victim's links, on average over the victims, that those who dial it may have, if all are hostile. Some
-# of the third that a node chooses itself are hostile, too, and not all of the others can be taken by attackers.
+# The hostile share of a victim's links, on average over the victims: the part that callers may have. Of the third that
+# a node chooses itself some are hostile, too, but attackers cannot take all of the others.
 MAX_HOSTILE_LINKS = 2 / 3
 STUDENT_T = 2.365  # 7 degrees of freedom
 
@@ -49,7 +49,7 @@ def _kill(trial: SwarmTrial, seconds: float) -> None:
 
 
 def _rolling_restarts(trial: SwarmTrial, seconds: float) -> None:
-    """Every second some are killed, and those come back, with their peers files, that were killed `RESTART_S` ago."""
+    """Every second kill some nodes, and start those that were killed `RESTART_S` ago, with their peers files."""
     names = trial.choose(1.0)
     batches = max(1, int(seconds) - RESTART_S)
     away: deque[dict[int, tuple[PeerRecord, ...]]] = deque()
@@ -79,7 +79,7 @@ def _partition(trial: SwarmTrial, seconds: float) -> None:
 
 
 def _pauses(trial: SwarmTrial, seconds: float) -> None:
-    """A tenth at a time, every other one stopped as by SIGSTOP, the others with a blocked interpreter."""
+    """Pause a tenth at a time: one half as by SIGSTOP, the other with a blocked interpreter."""
     left = seconds
     while left > 0:
         names = trial.choose(0.1)
@@ -92,7 +92,7 @@ def _pauses(trial: SwarmTrial, seconds: float) -> None:
 
 
 def _hostile(trial: SwarmTrial, seconds: float) -> None:
-    """The hostile are there from the start, some of the seeds among them; their victims join in their midst."""
+    """Hostile nodes, some seeds among them, are there from the start. Then their victims join."""
     for name in trial.victims:
         trial.start(name)
     trial.attack.victims = trial.addresses(trial.victims)
@@ -113,7 +113,10 @@ def _as_it_is(plan: SwarmPlan) -> SwarmPlan:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A line on what happens; how the plan differs; whether a living node may be thought dead; whether some die."""
+    """A line on what happens, the faults, and how the plan differs.
+
+    `undisturbed`: hardly any living node may be thought dead. `deadly`: some nodes die.
+    """
 
     what: str
     faults: Callable[[SwarmTrial, float], None]
@@ -156,7 +159,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """One invariant: what it says, with the measured value in the text, and whether it holds."""
+    """An invariant that was checked: whether it holds, and a text with the measured value."""
 
     holds: bool
     says: str
@@ -168,7 +171,7 @@ class Invariant:
 def hop_bound(timing: Timing, conditions: Conditions) -> float:
     """Return in how many seconds an item crosses one link at the latest, if nothing is lost.
 
-    It waits to be announced, is announced, may be on its way as a push, is pulled, and comes.
+    It waits to be announced, is announced, waits for a push that may come, is pulled, and comes.
     """
     return timing.announce_interval + timing.pull_delay + 3 * (conditions.longest_delay + MIN_WAIT_S)
 
@@ -188,7 +191,7 @@ def carry_bound(conditions: Conditions, size: int) -> float:
 
 
 def catch_up_bound(timing: Timing) -> float:
-    """Return in how many seconds an item comes whose every announcement to a node was lost: by the next syncs."""
+    """Return in how many seconds a sync brings an item to a node that lost every announcement of it."""
     return 3 * 1.25 * timing.sync_interval + timing.pull_patience
 
 
@@ -233,7 +236,7 @@ def _spread(trial: SwarmTrial) -> Iterator[Invariant]:
     items = trial.publish_fresh()
     graph = trial.graph()
     hops = farthest(graph, items.values())
-    # A hostile neighbour may announce what it never gives, once a link on the way.
+    # On each link of the way, a hostile neighbour may announce what it never gives.
     stalls = 1 + (hops if trial.hostile else 0)
     carry = carry_bound(plan.conditions, trial.fresh_bytes)
     bound = spread_bound(timing, plan.conditions, hops, stalls) + carry
@@ -291,7 +294,7 @@ def _bounds(trial: SwarmTrial, scenario: Scenario) -> Iterator[Invariant]:
     if trial.hostile:
         return  # what hostile nodes send is no measure of the protocol's cost
     frames, size = trial.sent()
-    usual = scenario.undisturbed and trial.plan.first is None  # to come back and to join cost more, and end
+    usual = scenario.undisturbed and trial.plan.first is None  # nodes that come back or join send more for a while
     yield Invariant(
         not usual or (frames <= MAX_FRAMES_PER_SECOND and size <= MAX_BYTES_PER_SECOND),
         f"a node sends {frames:.2f} messages and {size:.0f} bytes a second beside items"

@@ -28,7 +28,7 @@ from protocol.wire.messages import NO_TOPIC
 
 SWARM = b"simulated swarm!"
 EPOCH = 1_700_000_000.0  # the unix time at which every simulation begins
-MIN_WAIT_S = 0.001  # a driver that asks for less would stop the clock
+MIN_WAIT_S = 0.001  # between two steps of a node: with less the clock would stand still
 # One reader serves all nodes, so that a record exists once however many know it. Enough for
 # ten thousand nodes with some renewals and restarts each.
 SHARED_RECORDS = 1 << 16
@@ -82,8 +82,8 @@ class Simulation:
         self.bytes_sent: Counter[int] = Counter()
         self.nodes: dict[int, SimulatedNode] = {}
         self.seeds: tuple[Address, ...] = ()
-        self.hosts: dict[int, str] = {}  # of nodes that are not in the network that `host_of` gives them
-        self.seen_at: dict[int, str] = {}  # IP addresses that the nodes' peers see; of others they see none
+        self.hosts: dict[int, str] = {}  # of nodes for which `host_of` is to return another host
+        self.seen_at: dict[int, str] = {}  # IP addresses at which peers see a node; peers see no address of other nodes
         self._by_transport: dict[MemoryTransport, SimulatedNode] = {}
         self._timers: list[tuple[float, int, SimulatedNode]] = []
         self._starts = 0
@@ -92,7 +92,7 @@ class Simulation:
 
     @property
     def trace_hash(self) -> str:
-        """A digest of everything so far: who ran when, every frame that was sent, every delivery."""
+        """A digest of all so far: which node ran when, every frame that was sent, every delivery."""
         return self._trace.hexdigest()
 
     def clock(self, skew: float = 0.0) -> Instant:
@@ -163,7 +163,7 @@ class Simulation:
         return [self.start(name) for name in range(count)]
 
     def kill(self, name: int, *, silently: bool = False) -> tuple[PeerRecord, ...]:
-        """End a node as SIGKILL does, or `silently` as a power cut does; return what its peers file would hold."""
+        """End a node as SIGKILL does, or `silently` as a power cut does; return the records for its peers file."""
         node = self.nodes.pop(name)
         del self._by_transport[node.transport]
         if silently:
@@ -173,7 +173,7 @@ class Simulation:
         return tuple(node.core.membership.saved_records)
 
     def pause(self, name: int, *, acknowledges: bool = False) -> None:
-        """Stop a node as SIGSTOP does; where it `acknowledges`, as a call that holds the interpreter does."""
+        """Stop a node as SIGSTOP does, or, if its kernel `acknowledges`, as a call that holds the interpreter does."""
         self.nodes[name].transport.pause(acknowledges=acknowledges)
 
     def resume(self, name: int) -> None:
@@ -238,7 +238,7 @@ class Simulation:
             trace.update(item.id)
 
     def _sent(self, frame: bytes) -> None:
-        self._trace.update(frame[:TRACED_BYTES])  # a signature stands for all that it covers, a chunk's place for it
+        self._trace.update(frame[:TRACED_BYTES])  # enough: a signature covers its frame, and a chunk's place names it
         kind = kind_of(frame) or 0
         self.frames_sent[kind] += 1
         self.bytes_sent[kind] += len(frame)

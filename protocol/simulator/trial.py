@@ -1,8 +1,7 @@
-"""One swarm on trial: it settles, suffers, and is measured. Everything here is a function of the plan.
+"""One swarm on trial: it settles, suffers faults, and is measured. The same plan gives the same result.
 
-It settles: nodes start from one seed and find each other. Then comes what the scenario does,
-while some items are published. Afterwards a sample of nodes publish one item each at the same
-moment: who gets them, and when?
+First, nodes start from one seed and find each other. Then the scenario does its part, while some items are published.
+Afterwards each of a sample of nodes publishes one item at the same moment: who gets them, and when?
 """
 
 import random
@@ -33,12 +32,12 @@ from protocol.wire.envelope import ItemId, Kind
 # Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.
 LIMITS = replace(Limits(), messages_per_second=20.0, messages_burst=200.0)
 SMALL_BYTES, LARGE_BYTES = 1_000, 100_000
-LARGE_EVERY = 10  # of the fresh items one in ten is large enough to be announced and pulled
-SEEDS = 3  # that everybody has where any node may be hostile, the seeds too
+LARGE_EVERY = 10  # one in ten of the fresh items is large enough to be announced and pulled
+SEEDS = 3  # that each node has if any node, seeds included, may be hostile
 VICTIMS = 8  # that are eclipsed at a time
-VOICES = 16  # keys that the attackers have beside their nodes, to dial the victims with
-START_S = 10.0  # in which the nodes of a swarm that is to settle start
-STEP_S = 0.25  # the precision to which most times are measured
+VOICES = 16  # more eclipsers beside the plan's nodes, to dial the victims
+START_S = 10.0  # in which the nodes start
+STEP_S = 0.25  # the precision of most measured times
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Usage:
 
 
 class SwarmTrial:
-    """The swarm and what is known of it; `progress` is told now and then how far it is."""
+    """The swarm and what is known of it; `progress` is called with a line now and then."""
 
     def __init__(self, plan: SwarmPlan, progress: Callable[[str], None]) -> None:
         self.plan = plan
@@ -98,9 +97,9 @@ class SwarmTrial:
         self.usage = Usage()
         self.last_ghost = 0.0  # when a dead node was last seen in a view
         self.deaths_declared = 0  # by nodes that are gone or restarted since
-        self.published: dict[ItemId, int] = {}  # during the faults, and by whom
-        self.fresh_bytes = 0  # of the items that were published last
-        self.spread_s: float | None = None  # in which these were everywhere
+        self.published: dict[ItemId, int] = {}  # items of the time of the faults, and their publishers
+        self.fresh_bytes = 0  # of the items of the last `publish_fresh`
+        self.spread_s: float | None = None  # after how long these were everywhere
         self._next_item = float("inf")
         self._progress = progress
         self._assign_hostile()
@@ -116,7 +115,7 @@ class SwarmTrial:
         self.seeds = ()
         while set(self.seeds) <= set(
             names
-        ):  # whoever is told of hostile nodes only is in their swarm, and that is that
+        ):  # a node with hostile seeds only would be in a swarm of theirs
             self.seeds = tuple(self.rng.sample(range(plan.nodes), SEEDS))
         bystanders = [name for name in range(plan.nodes) if name not in self.hostile and name not in self.seeds]
         self.victims = tuple(self.rng.sample(bystanders, min(VICTIMS, len(bystanders) // 2)))
@@ -154,12 +153,12 @@ class SwarmTrial:
         return self.rng.sample(names, int(share * len(names)))
 
     def start(self, name: int, known: tuple[PeerRecord, ...] = ()) -> None:
-        """Start a node as the plan has it: honest or hostile, with a clock that may be off, `known` in its file."""
+        """Start a node by the plan: honest or hostile, with a clock that may be off, and `known` in its peers file."""
         skew = self.rng.uniform(-1.0, 1.0) * self.plan.skew_s
         self.simulation.start(name, known=known, skew=skew, core=self.hostile.get(name, Core))
 
     def stop(self, name: int, *, silently: bool = False) -> tuple[PeerRecord, ...]:
-        """Kill a node, for now; return what its peers file holds."""
+        """Kill a node that may come back; return the records of its peers file."""
         self.deaths_declared += self.simulation.nodes[name].core.membership.deaths
         return self.simulation.kill(name, silently=silently)
 
@@ -184,7 +183,7 @@ class SwarmTrial:
         self.pass_time(seconds - START_S)
 
     def forget_usage(self) -> None:
-        """Count what is sent from now on, not what it cost to find each other."""
+        """Begin to count what is sent, once the nodes have found each other."""
         simulation = self.simulation
         self.usage = Usage(Counter(simulation.frames_sent), Counter(simulation.bytes_sent))
 
@@ -207,7 +206,7 @@ class SwarmTrial:
     def pass_time(
         self, seconds: float, until: Callable[[], bool] | None = None, *, step: float = STEP_S
     ) -> float | None:
-        """Let time pass, looking every `step`; end early when `until` says so. Return after how long, None if never."""
+        """Let time pass; end once `until` is true, asked every `step`. Return after how long, None if it never was."""
         network = self.simulation.network
         start = network.now
         while network.now < start + seconds - 1e-9:
@@ -272,7 +271,7 @@ class SwarmTrial:
         return items
 
     def lacking(self, items: dict[ItemId, int]) -> int:
-        """Count the pairs of an honest live node and an item of another that it did not get."""
+        """Count the pairs of an honest live node and an item of another node that it did not get."""
         return sum(
             sum(item not in ids for item, signer in items.items() if signer != node.name)
             for node in self.honest
