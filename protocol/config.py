@@ -31,7 +31,7 @@ def read_clock() -> Instant:
     return Instant(time.clock_gettime(_STEADY), time.time())
 
 
-# A node that runs reads its clock every half second, at its tick. If more than this has passed, it did not run.
+# A node that runs reads its clock at least every half second. If more than this has passed, it did not run.
 MAX_STEP_S = 1.0
 
 
@@ -183,7 +183,7 @@ class Limits:
     beside_bytes: int = 8 << 10  # the largest item of a topic `beside` the others that has the allowance of these
     max_seen: int = 1 << 17  # items that are remembered: at 32 a second, for the hour after which they are stale
     max_pending: int = 8192  # ids that wait to be announced to one peer
-    max_given: int = 1 << 14  # chunks (2 GiB) whose counts of gifts are remembered
+    max_given: int = 1 << 14  # chunks (2 GiB) of which we remember how often we gave them
     max_served: int = 2048  # items and chunks that one peer may wait for
     # Items held. One takes some 700 bytes beside its frame, so `held_bytes` does not bound the smallest items well. It
     # is below `max_seen`, so that what is held does not come twice.

@@ -7,9 +7,9 @@ It joins the cores. Every frame takes the same path, cheapest check first:
     an item          -> seen before, or beyond our demand? -> version -> signature -> digest -> swarm -> gossip
     a hello          -> version -> signature -> digest -> swarm -> membership
 
-CURVE proves the key at the other end of a link, and that key's record binds it to a node id: so a message over a link
-is its holder's. An item may come from any live peer, whoever signed it. The first check that fails drops the frame and
-counts it by reason; whoever is to blame pays.
+CURVE proves the key at the other end of a link, and a signed record binds that key to a node id. So a message needs no
+signature. An item may come from any live peer, whoever signed it. If a check fails, the frame is dropped and counted by
+reason, and whoever is to blame pays.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ machine does no I/O, so a use goes through
     (none)     a genuine ticket, whose number is free    -- `admits` -->  NOT KEPT, handed out by `take_fresh`
     NOT KEPT   `admits` says `NOT_KEPT`: not yet         -- `kept` -->    KEPT
                                                          -- `lost` -->    (none), the disk failed: try again
-    KEPT       `admits` admits its holder and says `invite_used` to others, until the ticket expires
+    KEPT       `admits` lets its holder in and says `invite_used` to others, until the ticket expires
 """
 
 from collections.abc import Iterable

@@ -42,7 +42,7 @@ Refuses = Callable[[NodeId, Instant], bool]  # whether a node is graylisted just
 class Dialing:
     """See the module's comment."""
 
-    def __init__(  # each of these belongs to somebody else, and is only read
+    def __init__(  # all of these have other owners
         self,
         setup: Setup,
         book: Book,

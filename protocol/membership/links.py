@@ -47,7 +47,7 @@ DIAL_TIMEOUT_S = 10.0  # a TCP and a CURVE handshake and a hello, on a machine b
 HELLO_RETRY_S = 2.0
 GRACE_S = 2.0
 FEW_PEERS = 8  # the least room for links in any swarm: a sparser overlay falls apart
-PERIOD_S = 3600.0  # longer than most links that are rotated last (see `Timing.rotate_interval`)
+PERIOD_S = 3600.0  # more than most links live until they are rotated (see `Timing.rotate_interval`)
 
 
 @dataclass(slots=True)

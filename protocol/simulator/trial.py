@@ -113,9 +113,7 @@ class SwarmTrial:
         if not names:
             return
         self.seeds = ()
-        while set(self.seeds) <= set(
-            names
-        ):  # a node with hostile seeds only would be in a swarm of theirs
+        while set(self.seeds) <= set(names):  # a node with hostile seeds only would be in a swarm of theirs
             self.seeds = tuple(self.rng.sample(range(plan.nodes), SEEDS))
         bystanders = [name for name in range(plan.nodes) if name not in self.hostile and name not in self.seeds]
         self.victims = tuple(self.rng.sample(bystanders, min(VICTIMS, len(bystanders) // 2)))
