@@ -346,7 +346,7 @@ class Bring:
 
 @value
 class Discard:
-    """The node found the item worthless: do not pass it on any more."""
+    """The node rejected the item: announce it no more."""
 
     id: ItemId
 

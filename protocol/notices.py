@@ -89,7 +89,7 @@ class Refusals:
         self._note(Case.BY_THEM, who, reason, now)
 
     def take(self) -> list[Refusal]:
-        """Return what a person is to be told, each once."""
+        """Return the refusals to log, each once."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
@@ -147,7 +147,7 @@ class Notices:
         self._next_few = now.steady + ALONE_S
 
     def due(self, refusals: Refusals, clocks: PeerClocks, peers: int, dialable: int, now: Instant) -> list[Notice]:
-        """Return what is to be said now, with `peers` live and `dialable` members that others can dial, us included."""
+        """Return the lines to log now. `peers` are live; `dialable` members can be dialled, this node included."""
         return [
             *map(_of_refusal, refusals.take()),
             *self._of_grant(now),

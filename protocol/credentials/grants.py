@@ -265,7 +265,7 @@ class Gatekeeper:
         return True
 
     def is_revoked(self, node: NodeId) -> bool:
-        """Tell whether nothing that is signed by the key of this id counts any more."""
+        """Tell whether the list revokes this id, so that what its key signs does not count."""
         return self._list is not None and node in self._list.revoked
 
     def take_fresh(self) -> tuple[Use, ...]:

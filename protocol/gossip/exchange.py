@@ -180,7 +180,7 @@ class Gossip:
         return True
 
     def duplicate(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Note that `node` sent bytes that were accepted before; True if it had sent this item itself (a replay)."""
+        """Note that `node` sent an item that we have; True for a replay: it sent the same before and was not asked."""
         if node not in self._peers:
             return False
         had_sent = self._ledger.row(node, item).theirs is Theirs.SENT
@@ -294,7 +294,7 @@ class Gossip:
     def _accept(self, item: Item, now: Instant) -> list[GossipAction]:
         self._seen.set(item.id, item.signer)
         self._hold(item, now)
-        return [Deliver(item)] if item.signer != self._own else []  # our own came back: we were restarted
+        return [Deliver(item)] if item.signer != self._own else []  # an item of ours comes back after a restart
 
     def _outlined(self, event: Outlined, now: Instant) -> list[GossipAction]:
         node, outline = event.node, event.outline
@@ -330,8 +330,8 @@ class Gossip:
         elif self._appetite.filter.covers(item.topic):
             return [*self._accept(item, now), *asks]
         else:
-            # We do not want its topic after all. Whoever gave the last chunk need not be who lied about the topic. The
-            # item is remembered, so that it is not fetched again.
+            # The announcement named another topic, which the peer with the last chunk need not have sent. We remember
+            # the item, so that it is not fetched again.
             self._seen.set(item.id, item.signer)
         return [*asks]
 

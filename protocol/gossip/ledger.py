@@ -117,7 +117,7 @@ class ItemLedger:
         return row is None or not row.has_all
 
     def is_news(self, node: NodeId, item: ItemId) -> bool:
-        """Tell whether a peer is yet to be told of the item, or of all of it."""
+        """Tell whether a peer may lack some of the item and was not told that we have all of it."""
         row = self.find(node, item)
         return row is None or not (row.told or row.has_all)
 

@@ -53,7 +53,7 @@ class Took(Enum):
     """The outcome of a chunk, or an outline, that came."""
 
     TAKEN = "taken"
-    LATE = "late"  # it was asked for, and is of no use any more
+    LATE = "late"  # it was asked for, but is no longer needed
     UNASKED = "unasked"
     NO_ROOM = "no room"
     FALSE = "false"
@@ -190,7 +190,7 @@ class Wants:
         return (want is not None and want.asked_of is not None) or (row is not None and row.due > 0)
 
     def arrived(self, item_id: ItemId, node: NodeId, now: float) -> bool:
-        """The item itself came from `node`; True if it answers a WANT, be that some time ago or of another peer."""
+        """Note that the item itself came from `node`; True if it is asked of anybody, or was asked of `node`."""
         want, row, is_asked = self._wants.get(item_id), self._ledger.row(node, item_id), self.is_asked(item_id, node)
         row.due = max(0, row.due - 1)
         if want is not None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 IPV4_PREFIX_BITS = 24
 IPV6_PREFIX_BITS = 56
-IPV6_SITE_BITS = 48  # what a hosting company gives a customer who asks (RFC 6177), and nobody gets more easily
+IPV6_SITE_BITS = 48  # the most that a customer of a hosting company gets easily (RFC 6177)
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how a machine without IPv4 sees IPv4 addresses (RFC 6052)
 MAX_CACHED = 4096
 
@@ -48,7 +48,7 @@ def prefix_of(address: str) -> str:
 
 @lru_cache(maxsize=MAX_CACHED)
 def netgroup(host: str) -> str:
-    """Return the network that a public host shares with whoever rents its neighbours, "" for any other address.
+    """Return the public network of a host; "" for a loopback or private address.
 
     It is a /24 of IPv4, a /48 of IPv6, or the last two labels of a name.
     """
@@ -62,7 +62,7 @@ def netgroup(host: str) -> str:
 
 
 def counts_as(group: str, host: str, own: str) -> str:
-    """Return as whom a node at `host` counts: its public network (`netgroup`), else its private address, else `own`.
+    """Return the name by which a node at `host` counts: its public network, else its private address, else `own`.
 
     This name is the voice with which it tells of others, and its place for distances. Keys cost nothing, so a node in
     our own network, or behind a gateway that hides its address, counts by the address that we see. `own`, its id or

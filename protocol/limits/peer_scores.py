@@ -116,7 +116,7 @@ class ScoreBoard:
         return float(0.5 ** (max(0.0, now - standing.updated) / self._half_life_s))
 
     def penalise(self, subject: str, points: float, now: float, reason: str = "") -> str | None:
-        """Take `points` off the subject's score; return what most were for if it is refused from now on, else None."""
+        """Take `points` off the subject's score; return the main reason if it is refused from now on, else None."""
         standing = self._standings.get(subject) or _Standing(0.0, now)
         self._standings.set(subject, standing)
         left = self._left(standing, now)

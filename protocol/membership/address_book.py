@@ -150,7 +150,7 @@ class Book:
         return self._entries.get(node) or self._candidates.get(node)
 
     def get(self, node: NodeId) -> PeerRecord | None:
-        """Return the newest record of `node`, be it a candidate or in the book."""
+        """Return the newest record of a node in the book or of a candidate."""
         entry = self._find(node)
         return entry.record if entry else None
 

@@ -252,7 +252,7 @@ class RevocationExchange:
 
     def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
-        self._asked: Recent[Link, None] = Recent(limits.max_proven)  # before they were taken in
+        self._asked: Recent[Link, None] = Recent(limits.max_proven)  # links whose other end was no live peer yet
         self._budgets: TokenBuckets[Link] = TokenBuckets(limits.lists_per_second, limits.lists_burst, limits.max_proven)
 
     def ask(self, link: Link, *, is_first: bool = False) -> Send:

@@ -31,7 +31,7 @@ PINGS = 2  # before a suspicion: with one message in ten lost, both go unanswere
 
 
 class ProbeRound(NamedTuple):
-    """Whom to ping, and who was silent for all of its suspicion time."""
+    """The peers to ping, and those that were silent for all of their suspicion time."""
 
     pings: dict[NodeId, Ping]
     dead: list[NodeId]

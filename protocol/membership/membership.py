@@ -1,4 +1,4 @@
-"""Who is here. A pure state machine: `handle(event, now) -> actions`.
+"""Membership: which peers are live. A pure state machine: `handle(event, now) -> actions`.
 
 A node has few links, whatever the size of the swarm: HyParView's active view (Leitao 2007), with the address book as
 the passive view. Each part states its rules: `links` the life of a link, `failure_detector` whether its other end still

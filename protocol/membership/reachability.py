@@ -54,7 +54,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    network: str  # as which it counts; see rule 2
+    network: str  # that the answer counts for; see rule 2
     host: str
     reached: bool
 

@@ -140,7 +140,7 @@ class Inbound:
         return link in self._routes
 
     def send(self, link: Link, frame: bytes) -> Taken:
-        """Hand over a frame to whoever last spoke with the link's key."""
+        """Hand over a frame for the link's newest connection."""
         route = self._routes.get(link)
         if route is None:
             return Taken.GONE

@@ -106,7 +106,7 @@ class MemoryNetwork:
         return self._attached % self.conditions.regions
 
     def detach(self, transport: "MemoryTransport", *, refuses: bool) -> None:
-        """Pull a node's plug; whoever dials it is refused, or gets no answer at all."""
+        """Remove a node. From now on it `refuses` dials, or does not answer them."""
         if self._transports.get(transport.key) is transport:
             del self._transports[transport.key]
         if refuses and transport.listen is not None:

@@ -24,7 +24,7 @@ RESULTS = {1: "it speaks another version", 2: "its owner does not allow it", 3: 
 
 
 def act(verb: str, port: int, gateway: str | None = None) -> dict[str, str]:
-    """Return what came of "map" or "unmap": the router's outer address, or why there is no mapping.
+    """Map or unmap a port; return the router's outer address, or why there is no mapping.
 
     Waits up to three times the sum of `WAITS_S`. Without a `gateway` it asks this machine's.
     """

@@ -60,7 +60,7 @@ class TcpView:
         """Duplicate `descriptor`.
 
         Raises:
-            OSError: it is no connected socket, or not any more.
+            OSError: it is no connected socket, or it has been closed.
         """
         duplicate = os.dup(descriptor)
         try:

@@ -25,7 +25,7 @@ def bound_ourselves() -> None:
 
 
 def act(verb: str, port: int) -> dict[str, str]:
-    """Return what came of it: the router's outer address, or why there is no mapping."""
+    """Map or unmap a port; return the router's outer address, or why there is no mapping."""
     import miniupnpc  # of which there is a wheel for most machines, and not for all
 
     router = miniupnpc.UPnP()
@@ -36,7 +36,7 @@ def act(verb: str, port: int) -> dict[str, str]:
     except Exception:  # noqa: BLE001  # miniupnpc raises nothing more specific
         return {"failure": "no router of this network answers UPnP"}
     held = None
-    with suppress(Exception):  # likewise: nobody has it
+    with suppress(Exception):  # miniupnpc raises if nobody has the port
         held = router.getspecificportmapping(port, "TCP")
     if held is not None and held[0] != router.lanaddr:
         return {"failure": f"the router forwards port {port} to another machine: listen on another port"}
