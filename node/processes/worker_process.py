@@ -241,7 +241,11 @@ class WorkerProcess:
         self._channel.close()
         self._log.close()
         os.close(self._life)
-        others = _started_by(self.pid) if self._process.poll() is None else []
+        others = []
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGSTOP)  # so that nothing starts while they are listed
+            others = _started_by(self.pid)
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         for one in others:  # some may have left the group

@@ -15,8 +15,8 @@ Rules
  1. A publisher sends an item of at most `push_bytes` to `max_pushes` live peers, drawn by lot from those that are
     interested and did not ask for announcements only. All else is announced.
  2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that may lack it.
-    Chunks are announced, too, less often. An announcement waits for `announce_interval`, so that a burst is announced
-    once. A peer that asked for announcements only draws from them a few times a `pull_patience`; announcements to it
+    Chunks are announced, too, less often. An announcement waits until nothing new came for `announce_interval`, and
+    `MOST_PACES` times that at most, so that a burst is announced once. A peer that asked for announcements only draws from them a few times a `pull_patience`; announcements to it
     wait for as long. A peer is told of `MAX_IDS` items at a time, the newest first, and of the next after
     `CATCH_UP_S`.
  3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see `subscriptions`),
@@ -92,7 +92,7 @@ CATCH_UP_S = 2.0  # between two batches of `MAX_IDS`: some 12 kB/s
 DRAWS = 4  # in a `pull_patience`: how often silent peers are looked for and items to ask for are drawn
 LOOKED_AT = 16  # how many chunks that wait for a line are compared: the one given to fewest peers goes first
 SYNC_WINDOW = 4.0  # how many sync intervals back a sync goes
-PARTS_PACE = 4.0  # a chunk waits so many times as long as an item to be announced: peers have others to ask for
+MOST_PACES = 4.0  # an id waits so many times `announce_interval` at most, and a chunk always: peers have others to ask
 NEVER = float("inf")
 
 
@@ -102,7 +102,8 @@ class _Peer:
 
     wants: Filter = field(default_factory=Filter)
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
-    tell_at: float = NEVER  # when some of these are announced
+    tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
+    tell_by: float = NEVER  # and at the latest
     # What waits for its line, items and outlines before chunks. True: it is a push, which the peer did not ask for.
     items: dict[Place, bool] = field(default_factory=dict)
     chunks: dict[Place, bool] = field(default_factory=dict)
@@ -234,8 +235,9 @@ class Gossip:
         self._ledger.up(node)
         self._wants.up(node)
         self._neighbours[hint(node)] += 1
+        catch_up = CATCH_UP_S * self._rng.random()
         # Two nodes that meet again hold much the same. The later to announce leaves out what the other announced.
-        self._remind(peer, self._store.newest(self._limits.max_pending), now.steady + CATCH_UP_S * self._rng.random())
+        self._remind(peer, self._store.newest(self._limits.max_pending), now, now.steady + catch_up)
         return self._tell_interest([node]) if self._appetite.told else []
 
     def _down(self, node: NodeId, now: Instant) -> None:
@@ -274,7 +276,7 @@ class Gossip:
         for place in [place for place, is_push in peer.items.items() if is_push and wants.announce_only]:
             peer.drop(place)
             self._ledger.row(node, place.item).told = False
-            self._remind(peer, [place.item], now.steady + self._pace(wants))
+            self._remind(peer, [place.item], now, now.steady + self._pace(wants))
 
     # What comes
 
@@ -326,7 +328,7 @@ class Gossip:
         if item is None:
             for other, peer in self._peers.items():
                 if self._ledger.lacks(other, chunk.id):
-                    self._remind(peer, [chunk.id], now.steady + PARTS_PACE * self._pace(peer.wants))
+                    self._remind(peer, [chunk.id], now, now.steady + MOST_PACES * self._pace(peer.wants))
         elif self._appetite.filter.covers(item.topic):
             return [*self._accept(item, now), *asks]
         else:
@@ -341,7 +343,7 @@ class Gossip:
         self._store.add(item, now)
         for node, peer in self._peers.items():
             if peer.wants.covers(item.topic) and self._ledger.is_news(node, item.id):
-                self._remind(peer, [item.id], now.steady + self._pace(peer.wants))
+                self._remind(peer, [item.id], now, now.steady + self._pace(peer.wants))
 
     def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
         if item.id in self._seen:
@@ -476,14 +478,16 @@ class Gossip:
         """Let a tick come soon, as what we may ask for has changed."""
         self.due = min(self.due, now.steady + self._pace(self._appetite.filter))
 
-    def _remind(self, peer: _Peer, ids: list[ItemId], by: float) -> None:
+    def _remind(self, peer: _Peer, ids: list[ItemId], now: Instant, by: float) -> None:
         """Let ids be announced to a peer; beyond the bound the oldest are dropped."""
         is_behind = len(peer.pending) > MAX_IDS
         peer.pending.update(dict.fromkeys(ids))
         while len(peer.pending) > self._limits.max_pending:
             del peer.pending[next(iter(peer.pending))]
         if ids and not is_behind:
-            peer.tell_at = min(peer.tell_at, by)
+            if peer.tell_at == NEVER:
+                peer.tell_by = max(by, now.steady + MOST_PACES * self._pace(peer.wants))
+            peer.tell_at = min(peer.tell_by, by)
             self.due = min(self.due, peer.tell_at)
 
     def _tick(self, now: Instant) -> list[GossipAction]:

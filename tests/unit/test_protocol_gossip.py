@@ -33,7 +33,7 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.exchange import CATCH_UP_S, DRAWS, PARTS_PACE, Gossip
+from protocol.gossip.exchange import CATCH_UP_S, DRAWS, MOST_PACES, Gossip
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.identity import Identity, NodeId, id_of_bytes
@@ -188,12 +188,12 @@ def test_an_item_is_remembered_until_whoever_sends_it_again_is_refused_for_its_s
 def test_a_burst_is_announced_once_and_an_endless_one_now_and_then() -> None:
     core, interval = machine(A, B), LAN.announce_interval
     told = []
-    for number in range(20):
+    for number in range(60):
         now = number * 0.3 * interval
         core.handle(Got(A, item(number)), at(now))
         if now >= core.due:
             told.append(announced(core.handle(Tick(), at(now))).get(B, []))
-    assert all(3 <= len(ids) <= 5 for ids in told) and len(told) >= 3
+    assert [len(ids) for ids in told if ids] == [15] * 4
 
 
 def test_an_item_that_is_stale_soon_is_delivered_and_not_announced() -> None:
@@ -374,7 +374,7 @@ def test_a_chunk_that_came_is_announced_and_given_before_the_item_is_whole() -> 
     (got,) = said(Want, core.handle(Outlined(A, outline), at(0)))
     first = got[1].parts[0].chunks[0]
     core.handle(ChunkArrived(A, large.chunk(first)), at(0))
-    ((to, told),) = said(Have, core.handle(Tick(), at(PARTS_PACE * LAN.announce_interval)))
+    ((to, told),) = said(Have, core.handle(Tick(), at(MOST_PACES * LAN.announce_interval)))
     assert (to, told.items[0].parts) == (B, bytes([1 << first])), "A is known to have all of it"
     core.handle(want(B, large.id, chunks=(first,)), at(1))
     assert core.serve(B, at(1)) == large.chunk(first)
