@@ -16,9 +16,9 @@ Rules
     interested and did not ask for announcements only. All else is announced.
  2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that may lack it.
     Chunks are announced, too, less often. An announcement waits until nothing new came for `announce_interval`, and
-    `MOST_PACES` times that at most, so that a burst is announced once. A peer that asked for announcements only draws from them a few times a `pull_patience`; announcements to it
-    wait for as long. A peer is told of `MAX_IDS` items at a time, the newest first, and of the next after
-    `CATCH_UP_S`.
+    `MOST_PACES` times that at most, so that a burst is announced once. A peer that asked for announcements only draws
+    from them a few times a `pull_patience`; announcements to it wait for as long. A peer is told of `MAX_IDS` items at
+    a time, the newest first, and of the next after `CATCH_UP_S`.
  3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see `subscriptions`),
     at the next tick. That comes within `announce_interval`, or, if we asked for announcements only, a few times a
     `pull_patience`. A small item whose signer is a live peer of ours is probably on its way as a push, so it is asked
