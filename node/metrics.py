@@ -166,7 +166,7 @@ DECLARED = (
         "own completions whose text stands for other tokens than were sampled",
         MEAN,
     ),
-    # What was trained on.
+    # The samples that were trained on.
     Metric("groups_informative", "informative own groups", "groups", "own groups with differing rewards", SUM, REPORT),
     Metric("groups_local", "own groups", "groups", "own groups that the round trained on", SUM, SUMMARY | DASHBOARD),
     Metric(

@@ -86,9 +86,9 @@ class Limits:
     # 32 completions of 16 thousand tokens are some 2 MiB of text. This is eight times as much.
     max_item_bytes: int = 16 * MIB
 
-    # What one peer may send. In messages, four times the traffic above: at 0.2 ms each they cost a tenth of a core,
-    # twice that with a reply to each. In bytes, enough for a newcomer that pulls 1 MiB items. The bursts cover a peer
-    # that was blocked for 8 s.
+    # The frames that one peer may send. In messages, four times the traffic above: at 0.2 ms each they cost a tenth of
+    # a core, twice that with a reply to each. In bytes, enough for a newcomer that pulls 1 MiB items. The bursts cover
+    # a peer that was blocked for 8 s.
     messages_per_second: float = 500.0
     messages_burst: float = 4000.0
     bytes_per_second: float = 64.0 * MIB
@@ -133,8 +133,8 @@ class Limits:
     last_refusal_s: float = 24 * 3600.0
     max_allowances: int = 1024  # of keys, whether they are peers or not
 
-    # What a connection may take before we answer it. An honest stranger sends a hello of 4 KiB, waits, and repeats it a
-    # few times. It is slower on a slow line, or while it loads a model.
+    # The time and bytes of a connection before we answer it. An honest stranger sends a hello of 4 KiB, waits, and
+    # repeats it a few times. It is slower on a slow line, or while it loads a model.
     hello_s: float = 10.0
     unanswered_bytes: int = 1 << 18
     # Bytes that came beside whole messages: the CURVE handshake (about 700), another implementation's heartbeats, and

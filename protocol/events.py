@@ -30,7 +30,7 @@ from protocol.wire.messages import (
     hint,
 )
 
-# What transports say of links
+# Events of transports, about links
 
 
 class Link(NamedTuple):
@@ -98,7 +98,7 @@ class Tick:
     """Time has passed."""
 
 
-# What our own node says: the program that runs these cores
+# Events of our own node: the program that runs these cores
 
 
 class Verdict(Enum):
@@ -160,7 +160,7 @@ class Neighbour:
     address: Address
 
 
-# What membership and gossip are told
+# Events of membership and gossip
 
 
 @value
@@ -351,7 +351,7 @@ class Discard:
     id: ItemId
 
 
-# What the cores ask for
+# Actions that the cores ask for
 
 
 @value

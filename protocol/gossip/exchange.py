@@ -270,7 +270,7 @@ class Gossip:
         return []
 
     def _interested(self, node: NodeId, wants: Filter, now: Instant) -> None:
-        """Note what a peer wants. What waits to be pushed is announced to one that asks for announcements only."""
+        """Note what a peer wants. Announce waiting pushes to one that asks for announcements only."""
         peer = self._peers[node]
         peer.wants = wants
         for place in [place for place, is_push in peer.items.items() if is_push and wants.announce_only]:
@@ -445,7 +445,7 @@ class Gossip:
             self._to_bring.add(item_id)
         return []
 
-    # What we ask for
+    # Asking
 
     def _offered(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
         peer, holder = self._peers[node], hint(node)

@@ -5,10 +5,10 @@ swarm. But a node's training uses only so many items a round.
 
 Rules
  1. Topics. A node asks for the topics it subscribed to and is not told of others.
- 2. Demand. A node takes `demand` items a second on average. Each item that comes takes one token from a bucket. What
-    was asked for just now and has not come counts as taken meanwhile. Wanted items that the demand does not
-    reach are forgotten after a while; nobody is to blame for these. Peers announce only what they hold, so a node with
-    k links to others of the same demand hears of k x demand ids a second at most, however large the swarm.
+ 2. Demand. A node takes `demand` items a second on average. Each item that comes takes one token from a bucket. Items
+    that were asked for just now count as taken until they come. Wanted items that the demand does not reach are
+    forgotten after a while; nobody is to blame for these. Peers announce only what they hold, so a node with k links to
+    others of the same demand hears of k x demand ids a second at most, however large the swarm.
  3. Pushes. A small item that its signer pushes takes a token, too, but only what pulls leave over: pushes must not
     starve a node of what it asks for. A push beyond that is dropped before its signature is checked; holders may still
     announce the item. Then, until the bucket is three quarters full again, the node asks its peers for announcements

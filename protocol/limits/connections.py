@@ -278,7 +278,7 @@ class Connections:
                 result.closed.append(connection.link)
 
     def _judge_prefixes(self, now: float) -> list[ConnectionCut]:
-        # What strangers send counts apart, or their numbers would end the link of a peer.
+        # Frames of strangers count apart, or their number would end the link of a peer.
         crowds: defaultdict[tuple[str, bool], list[Connection]] = defaultdict(list)
         for connection in self._table.values():
             if connection.is_inbound and connection.is_open:

@@ -21,8 +21,8 @@ Rules
     with the most places gives one to a network with at least two fewer; or a home node that had a peer when it called
     gives its place to one that had none. So each has one place before others have two.
  5. Distances (rendezvous hashing, Thaler and Ravishankar 1998): any two nodes are at a distance that anybody can
-    compute and neither can choose. Of the nodes that it draws, a node dials mostly the nearest. Where there is no room,
-    a near caller takes the place of a far one. So honest nodes soon find places. A node that calls everybody is near to
+    compute and neither can choose. A node draws several nodes, and mostly dials the nearest. A near caller takes the
+    place of a far one when there is no room. So honest nodes soon find places. A node that calls everybody is near to
     few: it gets about as many places as an honest one, however often it calls and with however many keys. But an
     attacker can rent networks that are near to its victim. So some places and some dials do not go by distance, and
     each pair's distance changes every `PERIOD_S`. A node that does not know its own network (a domain name, NAT) is
@@ -116,7 +116,7 @@ class Links:
         self._hosts: Recent[Link, str] = Recent(limits.max_proven)  # addresses of callers, until their hello
         self._parting: dict[Link, float] = {}
 
-    # Who is at the other end
+    # The other end
 
     def live_node(self, link: Link) -> NodeId | None:
         """Return the live peer that holds the link's key: what it sends on either link of the pair is good."""

@@ -25,8 +25,8 @@ SPREAD_STEP_S = 0.02  # the precision of the time until items are everywhere
 DEATHS_PER_NODE_HOUR = 1 / 1000  # living nodes that may be thought dead
 MAX_FRAMES_PER_SECOND = 20.0  # that a node sends beside items, on average
 MAX_BYTES_PER_SECOND = 20_000.0
-# The hostile share of a victim's links, on average over the victims: the part that callers may have. Of the third that
-# a node chooses itself some are hostile, too, but attackers cannot take all of the others.
+# The hostile share of a victim's links, on average over the victims: the part that callers may have. A node chooses a
+# third itself. Some of that third are hostile, too, but attackers cannot take all of the others.
 MAX_HOSTILE_LINKS = 2 / 3
 STUDENT_T = 2.365  # 7 degrees of freedom
 

@@ -31,7 +31,7 @@ class Transport(Protocol):
     def dial(self, address: Address, scope: Scope = Scope.LOOPBACK) -> None:
         """Begin to open a link to `address`; `Opened` follows, or `Closed`, or nothing. To dial twice is to dial once.
 
-        Of a host name, only addresses that are at least of `scope` are dialled: a name can mean anything.
+        A host name is dialled only at its addresses that are at least of `scope`, as a name can mean anything.
         """
         ...
 

@@ -25,7 +25,7 @@ Found = tuple[object, list[Endpoint]]
 
 
 def bindable_host(host: str) -> str:
-    """Return an address to bind to, as libzmq takes no names. Of a name with both families it is the IPv4 address.
+    """Return an address to bind to, as libzmq takes no names. It is the IPv4 address of a name that has both families.
 
     Raises:
         BadAddress: the name does not resolve.

@@ -1,6 +1,6 @@
 """The transport on ZeroMQ: one bound ROUTER, one DEALER for each peer that we dialled.
 
-What libzmq leaves to this file and its parts:
+libzmq leaves to this file and its parts:
 - CURVE without a ZAP handler lets anybody in: the handler starts before the bind, and
   `ZAP_ENFORCE_DOMAIN` refuses when it is missing (`inbound`).
 - Socket monitors tell when a connection came, finished its handshake, or broke.
@@ -80,7 +80,7 @@ class ZmqTransport:
         self._dialled.dial(address, scope)
 
     def hang_up(self, link: Link) -> None:
-        """See `Transport.hang_up`. What libzmq has taken, such as a goodbye, is on its way."""
+        """See `Transport.hang_up`. Frames that libzmq has taken, such as a goodbye, are on their way."""
         self._queues.drop(link)
         if link.dialled:
             self._dialled.hang_up(link)
