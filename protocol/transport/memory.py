@@ -6,8 +6,8 @@ To a core, this network behaves like TCP and ZeroMQ:
 - Across a cut, and to a machine that vanished, frames are lost without a sign. Then the kernel acts: a connection with
   one dead direction closes at both ends after `KEEPALIVE_S`.
 - A node has one line, of `Conditions.line` bytes a second each way, for all its connections. What it sends waits in the
-  queues of the ZeroMQ transport (`protocol.limits.send_queues`). Frames are received first come, first served. They wait
-  at the receiver; with TCP it would wait at the senders.
+  queues of the ZeroMQ transport (`protocol.limits.send_queues`). Frames are received first come, first served. They
+  wait at the receiver; with TCP they would wait at the senders.
 - A paused process reads nothing. Up to `QUEUE_BYTES` wait on each of its connections, then a peer's `send` returns
   False. If the process is stopped (SIGSTOP), its connections close after `KEEPALIVE_S`. If only its interpreter is
   blocked, its kernel still acknowledges what comes, and they stay.
