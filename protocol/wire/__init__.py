@@ -5,6 +5,6 @@ messages     the bodies of all messages            compression  how an item's co
 version      how two major versions part
 
 To add a message: give it the next number in `envelope.Kind`, a class with that `kind` in `messages`, an arm where it is
-handled (`Membership._peers_message` for what is about peers; `GOSSIP` in `core` and `Gossip._heard` for what is about
+handled (`Membership._message` for what is about peers; `GOSSIP` in `core` and `Gossip._heard` for what is about
 items), and a line in docs/protocol.md. Tests and fuzzing go through the declared classes.
 """

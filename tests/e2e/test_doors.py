@@ -186,7 +186,7 @@ ONES = """    Metric(
         "ones", "answers of one", "share", "own completions that say 1", MEAN, SUMMARY | REPORT | DASHBOARD, "ones"
     ),
 """
-ANSWER = """            case Kind.RIDDLE:
+ANSWER = """            case Kind.RIDDLE if is_peer:
                 return [Send(link, Pong(len(Riddle.decode(body).text)))]
 """
 
@@ -272,8 +272,8 @@ DOORS = {
         (
             Step("envelope.Kind", "protocol/wire/envelope.py", "    DIALLED_BACK = 22\n", "    RIDDLE = 23\n"),
             Step("messages", MESSAGES, "@value\nclass Goodbye:", RIDDLE),
-            Step("Membership._peers_message", MEMBERSHIP, "            case Kind.PONG:\n", ANSWER),
-            Step("Membership._peers_message", MEMBERSHIP, "    Revocations,\n)", "    Riddle,\n"),
+            Step("Membership._message", MEMBERSHIP, "            case Kind.PONG if is_peer:\n", ANSWER),
+            Step("Membership._message", MEMBERSHIP, "    Revocations,\n)", "    Riddle,\n"),
             Step("docs/protocol.md", "docs/protocol.md", "| 22 | ", "| 23 | RIDDLE | `[text]`: how long is it? |\n"),
         ),
         frozenset({"kind", "GOSSIP", "core", "Gossip._heard"}),  # it is not about items
