@@ -534,7 +534,7 @@ class Gossip:
             item_id, _ = peer.pending.popitem()
             if self._ledger.is_news(node, item_id):
                 batch.append(item_id)
-        peer.tell_at = now.steady + CATCH_UP_S if peer.pending else NEVER
+        peer.tell_at = peer.tell_by = now.steady + CATCH_UP_S if peer.pending else NEVER
         return self._tell(node, batch, now)
 
     def _tell(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:

@@ -672,6 +672,18 @@ def test_a_newcomer_is_told_the_newest_first_in_batches_but_for_what_it_has() ->
     assert max(map(len, batches)) <= MAX_IDS
 
 
+def test_news_waits_for_more_news_also_while_a_newcomer_catches_up() -> None:
+    core, interval = machine(A), LAN.announce_interval
+    for number in range(MAX_IDS + 10):
+        core.handle(Got(A, item(number)), at(0))
+    core.handle(PeerUp(B), at(1))
+    core.handle(Tick(), at(1 + CATCH_UP_S))
+    now = 2 + CATCH_UP_S
+    core.handle(Got(A, item(10_000)), at(now))
+    assert B not in announced(core.handle(Tick(), at(now)))
+    assert name(10_000) in announced(core.handle(Tick(), at(now + interval)))[B]
+
+
 def test_what_is_news_does_not_hasten_what_a_newcomer_missed() -> None:
     core = machine(A)
     for number in range(3 * MAX_IDS):
