@@ -201,9 +201,8 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
 
     def started(name: str, *arguments: str, trains: bool = True) -> Process:
         state = options.out / name
-        one = Process(
-            state, [sys.executable, "-c", SMALL_FILES + MAIN, "node", "--state", str(state), *arguments], trains=trains
-        )
+        main = SMALL_FILES + MAIN if trains else MAIN
+        one = Process(state, [sys.executable, "-c", main, "node", "--state", str(state), *arguments], trains=trains)
         stack.callback(lambda: one.child.poll() is None and one.end(signal.SIGKILL))
         return one
 
