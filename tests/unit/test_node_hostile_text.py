@@ -11,6 +11,8 @@ import pickle
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import msgpack
@@ -21,7 +23,7 @@ from node.errors import UserError
 from node.rollouts.group import MAX_TEXT_BYTES, Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, load_tasks
-from node.tasks.reasoning_gym import SCORERS
+from node.tasks.reasoning_gym import SCORERS, GymTask
 from node.tasks.task_set import TaskSet, TrainingQuestion
 
 
@@ -84,11 +86,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.fixture(scope="module")
 def every_task(tmp_path_factory: pytest.TempPathFactory) -> TaskSet:
-    """All that `load_tasks` knows."""
+    """All that `load_tasks` knows. Each question of reasoning-gym is drawn once: that takes longer than checking it."""
     path = tmp_path_factory.mktemp("data") / "questions.jsonl"
     path.write_text('{"question": "2 + 2?", "answer": 4}\n{"question": "Capital of Peru?", "answer": "Lima"}\n')
     gym = [TaskConfig(name=f"reasoning-gym/{name}") for name in SCORERS]
-    return load_tasks([TaskConfig(name="builtin"), TaskConfig(name="dataset", options={"path": str(path)}), *gym])
+    loaded = load_tasks([TaskConfig(name="builtin"), TaskConfig(name="dataset", options={"path": str(path)}), *gym])
+    tasks = [replace(one, draw=cache(one.draw)) if isinstance(one, GymTask) else one for one in loaded.tasks]
+    return TaskSet([(task, 1.0) for task in tasks])
 
 
 @pytest.fixture(scope="module")
