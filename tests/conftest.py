@@ -3,6 +3,7 @@
 The environment is set here, before any test module imports torch, matplotlib or transformers.
 """
 
+import gc
 import os
 import sys
 from multiprocessing import forkserver
@@ -32,3 +33,5 @@ def pytest_collection_finish() -> None:
     """
     if "tests.collectives_member" in sys.modules:
         forkserver.ensure_running()
+    gc.collect()
+    gc.freeze()  # what is imported lives to the end: no collection need walk it, here or in a process forked from here
