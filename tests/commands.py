@@ -11,11 +11,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import transformers.models.llama.modeling_llama  # noqa: F401  # or each child would import it
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+import node.engines.hf  # noqa: F401
 from node.cli import main
 from node.config import NodeConfig
 from node.run import run_node
 
 FORK = multiprocessing.get_context("fork")
+get_checkpoint_conversion_mapping("llama")  # transformers makes the table, of all models, when it is first asked
 OUTPUTS = ("stdout", "stderr")
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -15,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from node.training.checkpoint import find_damage, has_optimiser, latest_checkpoint, list_checkpoints
+from tests.commands import FORK
 from tests.policies import tiny_policy
 from tests.training import node_config, playing_rounds, trainer_of
 
 ROUNDS = 6
-FORK = multiprocessing.get_context("fork")  # shares the seconds that importing torch and TRL takes
 
 
 def run(folder: Path, arm: Callable[[], None] = lambda: None, **options: int) -> None:
