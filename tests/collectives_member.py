@@ -34,7 +34,6 @@ CLONE_NEWNET = 0x40000000
 STATE_COUNT = 300_000  # 2.4 MB: three chunks
 STATES = ("idle", "initiate", "reduce", "reduced", "commit", "transfer", "admission")
 WORKERS = multiprocessing.get_context("forkserver")
-WORKERS.set_forkserver_preload(["tests.collectives_member"])
 
 
 def vector(member, step, count):

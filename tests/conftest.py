@@ -24,14 +24,18 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=SLOW_MACHINE)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+FORKED = ("tests.collectives_member", "tests.fakes.nodes")  # modules whose functions run in children of the fork server
+
 
 def pytest_collection_finish() -> None:
-    """Start the fork server where members of groups are collected, with what they import.
+    """Start the fork server where members of groups or a supervisor's nodes are collected, with what they import.
 
-    A process has one, and who starts it says what it has imported: after a test of the node's that did, each member
-    would import all by itself, for seconds, and those on a busy machine are more than others wait.
+    A process has one, and who starts it says what it has imported: otherwise each child would import all by itself,
+    for seconds, and those on a busy machine are more than others wait.
     """
-    if "tests.collectives_member" in sys.modules:
+    preload = [name for name in FORKED if name in sys.modules]
+    if preload:
+        forkserver.set_forkserver_preload(preload)
         forkserver.ensure_running()
     gc.collect()
     gc.freeze()  # what is imported lives to the end: no collection need walk it, here or in a process forked from here
