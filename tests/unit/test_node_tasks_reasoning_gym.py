@@ -209,7 +209,12 @@ def test_no_text_breaks_a_scorer(firsts: Sequence[tuple[GymTask, Item]], text: s
         ("codeio", {}, "no safe scorer"),
         ("count_primes", {"max_n": 10**12}, "takes more than 4 GiB"),
         pytest.param("spell_backward", {"min_word_len": "a"}, "does not accept its options", marks=pytest.mark.slow),
-        ("caesar_cipher", {"min_words": 20000, "max_words": 20001}, "does not accept its options"),
+        pytest.param(
+            "caesar_cipher",
+            {"min_words": 20000, "max_words": 20001},
+            "does not accept its options",
+            marks=pytest.mark.slow,
+        ),
         ("binary_alternation", {"min_n": 40000, "max_n": 50000}, "32768 are allowed"),
     ],
 )
@@ -237,7 +242,10 @@ def test_another_version_of_the_package_is_another_task(monkeypatch: pytest.Monk
     assert load_reasoning_gym("gcd", {}).key != before
 
 
-@pytest.mark.parametrize("name", sorted(name for name, scorer in SCORERS.items() if scorer.hashes))
+FIRST, *OTHERS = sorted(name for name, scorer in SCORERS.items() if scorer.hashes)
+
+
+@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_where_questions_depend_on_the_hash_seed_another_process_makes_them(tasks, name: str) -> None:
     task = load_reasoning_gym(name, {})
     item = task.make(3)
