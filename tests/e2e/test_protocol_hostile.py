@@ -33,6 +33,8 @@ class Pair:
         self.friend = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [address])
         self.friend.start()
         self.sent = 0
+        # An item of before the link comes with the first reminder of what is newest, up to two seconds later.
+        wait_until(lambda: self.victim.counters().peers == self.friend.counters().peers == 1, 20, "the pair")
 
     def go_on(self) -> None:
         """Exchange one item each way."""
