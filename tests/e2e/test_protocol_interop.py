@@ -1,0 +1,203 @@
+"""A peer in JavaScript, written from docs/protocol.md alone, among real hosts. Its packages are in .venv-interop."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from protocol.credentials.grants import Gatekeeper
+from protocol.credentials.invite import Invite, make_shared_invite
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest, swarm_id
+from protocol.host import Host
+from protocol.identity import Identity
+from protocol.wire.compression import PLAIN
+from protocol.wire.envelope import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    ItemId,
+    Kind,
+    chunk_hashes,
+    control_frame,
+    digest_of_hashes,
+    item_id,
+    seal,
+)
+from protocol.wire.messages import NO_TOPIC, ItemChunk, ItemOutline
+from tests.protocol_hosts import ROOT, collect, running
+from tests.waiting import wait_until
+
+PACKAGES = ROOT / ".venv-interop" / "node_modules"
+LARGE = 700_000  # bytes: six chunks
+TOPIC = b"a topic."
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not (shutil.which("node") and shutil.which("npm")), reason="node and npm are not installed here"
+    ),
+]
+
+
+class JavaScriptPeer:
+    """A process of tests/interop/peer.mjs, and the events that it printed."""
+
+    def __init__(self, folder: Path, invite: str) -> None:
+        assert PACKAGES.is_dir(), "tests/install_interop.sh has to be run first"
+        folder.mkdir()
+        self._folder = folder
+        shutil.copy(ROOT / "tests" / "interop" / "peer.mjs", folder)
+        (folder / "node_modules").symlink_to(PACKAGES)
+        seed = os.urandom(32)
+        self.identity = Identity(seed)
+        command = ["node", "peer.mjs", invite, seed.hex()]
+        self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.events: list[dict[str, Any]] = []
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self.events.append(json.loads(line))
+
+    def heard(self, event: str, **fields: object) -> dict[str, Any]:
+        """Wait for an event with these fields."""
+        wanted = {"event": event, **fields}
+        return wait_until(
+            lambda: next((one for one in list(self.events) if wanted.items() <= one.items()), None), 30, str(wanted)
+        )
+
+    def do(self, *words: str) -> None:
+        """Give it a line to obey."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(" ".join(words) + "\n")
+        self._process.stdin.flush()
+
+    def received(self, frame: bytes) -> dict[str, Any]:
+        """Let it receive a frame, and return what it says to that."""
+        before = len(self.events)
+        self.do("receive", frame.hex())
+        return wait_until(lambda: self.events[before:], 20, "what the peer says")[0]
+
+    def publish(self, body: bytes, topic: bytes) -> ItemId:
+        """Let it publish an item, and return the id that it names."""
+        file = self._folder / sha256(body)
+        file.write_bytes(body)
+        self.do("publish", file.name, topic.hex())
+        return ItemId(bytes.fromhex(self.heard("published", file=file.name)["id"]))
+
+    def stop(self) -> None:
+        """End its input, and with it the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=20)
+        self._reader.join(20)
+
+
+@contextmanager
+def swarm_and_peer(folder: Path) -> Iterator[tuple[Host, Host, Invite, JavaScriptPeer]]:
+    """The hosts of a swarm's founder and of a member, an invite for one node, and the peer that used it."""
+    founder, member = Identity.generate(), Identity.generate()
+    now_ms = int(time.time() * 1000)
+    tasks = [ManifestTask("builtin/sums", 1, "c0976995997f4201", "{}")]
+    manifest = make_manifest(founder, "riddles", now_ms, JoinPolicy.ALLOWLIST, tasks, [member.node_id])
+    shared = make_shared_invite(founder, manifest, uses=1, expiry_ms=now_ms + 3_600_000)
+    options = {"swarm": manifest.swarm, "manifest": manifest.encoded}
+    with (
+        running(identity=founder, gate=Gatekeeper(manifest), **options) as (first, address),
+        running(address, identity=member, gate=Gatekeeper(manifest), **options) as (second, _),
+    ):
+        for host in first, second:
+            host.subscribe(None, 1000.0)
+        wait_until(lambda: second.counters().peers == 1, 20, "the link of the hosts")
+        invite = Invite(manifest.name, manifest.hash, (address,), shared)
+        peer = JavaScriptPeer(folder / "peer", str(invite))
+        try:
+            peer.heard("live", node=founder.public_key.hex())
+            peer.heard("manifest", name="riddles")
+            yield first, second, invite, peer
+        finally:
+            peer.stop()
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def test_a_peer_written_from_the_page_alone_exchanges_small_and_large_items_with_a_swarm(tmp_path: Path) -> None:
+    with swarm_and_peer(tmp_path) as (first, second, invite, peer):
+        for host in first, second:
+            for body in os.urandom(300), os.urandom(LARGE), os.urandom(99) + b"words that shrink " * 60_000:
+                id_ = host.publish(body, TOPIC)
+                peer.heard("item", id=id_.hex(), topic=TOPIC.hex(), bytes=len(body), sha256=sha256(body))
+        for host in first, second:
+            collect(host, 3)  # of the other
+
+        for body in os.urandom(300), os.urandom(LARGE):
+            id_ = peer.publish(body, TOPIC)
+            for host in first, second:
+                (item,) = collect(host, 1, 30)
+                assert (item.id, item.body, item.topic) == (id_, body, TOPIC)
+                assert item.sender == peer.identity.node_id
+        assert first.counters().rejected == {} and second.counters().rejected == {}
+
+        other = JavaScriptPeer(tmp_path / "other", str(invite))
+        try:
+            other.heard("goodbye", reason="invite_used")
+        finally:
+            other.stop()
+
+
+def test_the_host_and_the_peer_refuse_what_is_falsified(tmp_path: Path) -> None:
+    with swarm_and_peer(tmp_path) as (host, _, invite, peer):
+        good = item_of(peer.identity, invite, b"good")
+        for place in 0, 40, 120, len(good) - 1:  # in the key, the signature, the header, the body
+            peer.do("send", flipped(good, place).hex())
+        peer.do("send", good.hex())
+        assert [item.body for item in collect(host, 1)] == [b"good"]
+        assert host.counters().rejected == {"forged": 4}
+
+        signer = Identity.generate()
+        good = item_of(signer, invite, b"good")
+        anybodys = bytes([1, *[0] * 31]) * 2 + bytes(32) + good[96:]  # a key of small order: this signature fits all
+        for frame in flipped(good, 0), flipped(good, 40), flipped(good, 120), flipped(good, len(good) - 1), anybodys:
+            assert peer.received(frame) == {"event": "refused", "why": "forged"}
+        assert peer.received(good)["sha256"] == sha256(b"good")
+
+        large = item_of(signer, invite, os.urandom(200_000))
+        head, body = large[:HEAD_BYTES], large[HEAD_BYTES:]
+        hashes = chunk_hashes(body)
+        outline = ItemOutline(head, flipped(hashes, 0))
+        assert peer.received(control_frame(Kind.OUTLINE, outline.encode())) == {"event": "refused", "why": "forged"}
+        peer.do("receive", control_frame(Kind.OUTLINE, ItemOutline(head, hashes).encode()).hex())
+        id_ = item_id(signer.public_key, digest_of_hashes(hashes))
+        first, second = (
+            ItemChunk(id_, index, body[start:][:CHUNK_BYTES], b"") for index, start in ((0, 0), (1, CHUNK_BYTES))
+        )
+        false = flipped(control_frame(Kind.CHUNK, first.encode()), -1)
+        assert peer.received(false) == {"event": "refused", "why": "false chunk"}
+        peer.do("receive", control_frame(Kind.CHUNK, first.encode()).hex())
+        assert peer.received(control_frame(Kind.CHUNK, second.encode()))["id"] == id_.hex()
+
+
+def item_of(signer: Identity, invite: Invite, body: bytes) -> bytes:
+    """Return an item as its signer seals it."""
+    swarm, now_ms = swarm_id(invite.manifest), int(time.time() * 1000)
+    return seal(signer, swarm, Kind.ITEM, 1, now_ms, NO_TOPIC + PLAIN + body)
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    """Return the bytes with one bit changed."""
+    changed = bytearray(data)
+    changed[place] ^= 1
+    return bytes(changed)
