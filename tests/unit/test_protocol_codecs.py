@@ -14,6 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.large_items import Cores
+from protocol.config import LOCAL, MIB, WAN, Limits
+from protocol.credentials.grants import REFUSALS
 from protocol.credentials.records import (
     MAX_AGENT_BYTES,
     MAX_ENDPOINTS,
@@ -30,6 +32,8 @@ from protocol.credentials.records import (
 )
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
+from protocol.membership.membership import NO_ROOM
+from protocol.notices import GRAYLISTED
 from protocol.wire import messages
 from protocol.wire.encoding import MAX_ARRAYS
 from protocol.wire.envelope import (
@@ -80,6 +84,7 @@ from protocol.wire.messages import (
 )
 from protocol.wire.version import EARLIER, MAJOR, said, spoken_version
 
+PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
 ALICE = Identity(bytes(32))
 BOB = Identity(bytes([1]) * 32)
 SWARM = b"a swarm of tests"
@@ -484,8 +489,7 @@ def test_item_ids_depend_on_the_signer_and_the_body_only() -> None:
 
 
 def test_the_documented_vector_holds() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    match = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    match = re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert match is not None
     vector = json.loads(match[1])
     identity = Identity(bytes.fromhex(vector["seed"]))
@@ -500,3 +504,21 @@ def test_the_documented_vector_holds() -> None:
     assert identity.node_id == vector["node_id"]
     assert frame.hex() == vector["frame"]
     assert item_id(identity.public_key, digest(bytes.fromhex(vector["body"]))).hex() == vector["item_id"]
+
+
+def test_the_documented_times_rates_kinds_and_reasons_are_those_of_the_code() -> None:
+    page = " ".join(PAGE.read_text().split())
+    limits = Limits()
+    assert (
+        f"heard nothing from a peer for {WAN.probe_interval:g} s (on loopback {LOCAL.probe_interval:g} s) sends PING, "
+        f"and again after {WAN.probe_timeout:g} s ({LOCAL.probe_timeout:g} s). It drops a peer that is silent for "
+        f"{WAN.death_bound:g} s ({LOCAL.death_bound:g} s) in all."
+    ) in page
+    assert f"answered within {WAN.pull_patience:g} s (on loopback {LOCAL.pull_patience:g} s)" in page
+    assert (
+        f"{limits.messages_per_second:g} messages and {limits.bytes_per_second / MIB:g} MiB a second, "
+        f"in bursts of {limits.messages_burst:,.0f} and {limits.bytes_burst / MIB:g} MiB"
+    ) in page
+    assert {kind.name for kind in Kind} <= set(re.findall(r"\w+", page))
+    assert {f"`{reason}`" for reason in (*NO_ROOM, GRAYLISTED)} <= set(page.replace(",", "").split())
+    assert {f"`{reason}`" for reason in REFUSALS} <= set(re.findall(r"`\w+`", PAGE.with_name("swarms.md").read_text()))
