@@ -66,8 +66,8 @@ class Identity {
   sign(...parts) { return crypto.sign(null, Buffer.concat(parts), this.key); }
 }
 
-// The points of small order, with two encodings each of y = 0 and y = 1: anybody can sign as such a key. OpenSSL accepts
-// them. libsodium refuses them, and so does Gossamer. The highest bit is the sign of x, which does not matter.
+// The points of small order, with two encodings each of y = 0 and y = 1: anybody can sign as such a key. OpenSSL takes
+// them. libsodium refuses them, as Gossamer does. The highest bit is the sign of x, which does not matter.
 const SMALL_ORDER = new Set([
   "00".repeat(32), "01" + "00".repeat(31), "ec" + "ff".repeat(30) + "7f", "ed" + "ff".repeat(30) + "7f",
   "ee" + "ff".repeat(30) + "7f", "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
@@ -143,24 +143,23 @@ function statedSize(frame) {
 
 // Invites: docs/swarms.md#invite.
 function parseInvite(text) {
-  const [name, manifest, seeds, grant = ""] = text.trim().replace("gossamer://", "").split("/");
+  const [name, manifest, seeds, grant] = text.trim().replace("gossamer://", "").split("/");
   const [key, endpoint] = seeds.split(",")[0].split("@");
   const hash = Buffer.from(manifest, "base64url");
+  const [kind, fields] = grant ? unpack(Buffer.from(grant, "base64url")) : [];
   return {
-    name, hash, swarm: hash.subarray(0, 16), grant: Buffer.from(grant, "base64url"),
+    name, hash, swarm: hash.subarray(0, 16), kind, fields, uses: kind === 3 ? fields[1] : 1,
     seed: { key: Buffer.from(key, "base64url"), endpoint: `tcp://${endpoint}` },
   };
 }
 
-// The grant of our record: the invite's pass, or a ticket of the invite key (docs/swarms.md#who-is-admitted).
-function grantOf(invite, identity, number) {
-  if (!invite.grant.length) return invite.grant;
-  const [kind, fields] = unpack(invite.grant);
-  if (kind !== 3) return invite.grant;
+// The grant of our record: none, the invite's pass, or a ticket of the invite key (docs/swarms.md#who-is-admitted).
+function grantOf({ kind, fields, swarm }, identity, number) {
+  if (kind !== 3) return kind ? pack([kind, fields]) : Buffer.alloc(0);
   const [seed, uses, expiry, signature] = fields;
   const key = new Identity(seed);
-  const use = key.sign(domain("gossamer/ticket/1"), invite.swarm, u32(number % uses), identity.publicKey);
-  return pack([2, [key.publicKey, uses, expiry, signature, number % uses, use]]);
+  const use = key.sign(domain("gossamer/ticket/1"), swarm, u32(number), identity.publicKey);
+  return pack([2, [key.publicKey, uses, expiry, signature, number, use]]);
 }
 
 class Peer {
@@ -169,7 +168,8 @@ class Peer {
     this.invite = invite;
     this.swarm = invite.swarm;
     this.started = BigInt(Date.now()) << 16n;
-    this.number = crypto.randomInt(4096); // of the invite's uses; the next one if this one is used
+    this.number = crypto.randomInt(invite.uses); // of the invite
+    this.tries = 1; // of its numbers
     this.limit = MAX_ITEM_BYTES;
     this.held = new Map(); // whole items by id in hex: the frames as their signers made them
     this.coming = new Map(); // large items by id: { head, hashes, chunks }
@@ -221,7 +221,7 @@ class Peer {
     const envelope = open(frame, this.swarm);
     if (envelope.kind === HELLO) this.welcome(envelope);
     else if (envelope.kind === ITEM) this.take(envelope, frame);
-    else if (envelope.kind === GOODBYE) say("goodbye", { reason: unpack(envelope.body)[0] });
+    else if (envelope.kind === GOODBYE) this.leave(unpack(envelope.body)[0]);
   }
 
   // The record in the HELLO binds the node's key to the CURVE key that the connection has proved.
@@ -252,8 +252,12 @@ class Peer {
   }
 
   leave(reason) {
+    if (reason === "invite_used" && this.tries++ < this.invite.uses) {
+      this.number = (this.number + 1) % this.invite.uses;
+      return this.greet();
+    }
+    clearInterval(this.greeting);
     say("goodbye", { reason });
-    if (reason === "invite_used") this.number += 1; // the next HELLO tries another of the invite's uses
   }
 
   takeManifest(manifest) {
@@ -352,6 +356,10 @@ class Peer {
 }
 
 const [invite, seed] = process.argv.slice(2);
+if (!/^gossamer:\/\/[^/]+\/[^/]+\/[^/]+@/.test(invite)) {
+  console.error("usage: node peer.mjs gossamer://NAME/... [SEED]");
+  process.exit(2);
+}
 const peer = new Peer(new Identity(seed ? Buffer.from(seed, "hex") : crypto.randomBytes(32)), parseInvite(invite));
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
   const [verb, value, topic] = line.split(" ");
