@@ -10,8 +10,8 @@
 //     send HEX               send these bytes as they are
 //     receive HEX            treat these bytes as if the node had sent them
 //
-// It does what a peer must do. It leaves out what a peer may: it listens nowhere, has one link, learns no addresses,
-// relays nothing, and obeys no revocation list.
+// It leaves out what a peer may: it listens nowhere, has one link, learns no addresses, relays nothing, and obeys no
+// revocation list.
 
 import crypto from "node:crypto";
 import fs from "node:fs";
@@ -25,9 +25,8 @@ const HELLO = 1, PING = 3, PONG = 4, HAVE = 5, WANT = 6, ITEM = 7, DONT_HAVE = 8
 const INTEREST = 13, ASK_MANIFEST = 14, MANIFEST = 15, OUTLINE = 18, CHUNK = 19;
 
 const VERSION = 0x0300; // major x 256 + minor
-const CHUNK_BYTES = 128 * 1024;
 const HEAD_BYTES = 168; // of an envelope, before its body
-const MAX_INDICES = 16; // chunks of an item in one WANT
+const CHUNK_BYTES = 128 * 1024, MAX_INDICES = 16; // that a WANT may name
 const MAX_ITEM_BYTES = 16 * 1024 * 1024; // unpacked, until the manifest says otherwise
 const HELLO_MS = 2000, AGAIN_MS = 2000; // between two HELLOs; until we ask again after BUSY
 const RECORD_LIFE_MS = 24 * 3600 * 1000, MAX_AGE_MS = 3600 * 1000, MAX_AHEAD_MS = 600 * 1000;
@@ -42,6 +41,10 @@ const u16 = uint(2), u32 = uint(4), u64 = uint(8);
 const sha256 = (...parts) => crypto.createHash("sha256").update(Buffer.concat(parts)).digest();
 const cut = (bytes, width) =>
   Array.from({ length: Math.ceil(bytes.length / width) }, (_, i) => bytes.subarray(i * width, (i + 1) * width));
+
+// Item ids, in messages joined and here in hex.
+const split = (joined) => cut(joined, 32).map((id) => id.toString("hex"));
+const join = (ids) => Buffer.concat(ids.map((id) => Buffer.from(id, "hex")));
 
 // MessagePack. JavaScript's numbers are exact below 2^53 only, so 64-bit integers have to be written as BigInt here.
 const pack = (fields) => Buffer.from(encode(fields, { useBigInt64: true }));
@@ -58,7 +61,6 @@ class Identity {
   constructor(seed) {
     this.key = privateKey("ed25519", seed);
     this.publicKey = rawPublic(this.key);
-    this.nodeId = sha256(this.publicKey).subarray(0, 20);
     this.curveSecret = Buffer.from(crypto.hkdfSync("sha256", seed, "", "gossamer/curve/1", 32));
     this.curveKey = rawPublic(privateKey("x25519", this.curveSecret));
   }
@@ -171,6 +173,7 @@ class Peer {
     this.number = crypto.randomInt(invite.uses); // of the invite
     this.tries = 1; // of its numbers
     this.limit = MAX_ITEM_BYTES;
+    this.isLive = false;
     this.held = new Map(); // whole items by id in hex: the frames as their signers made them
     this.coming = new Map(); // large items by id: { head, hashes, chunks }
     this.sending = Promise.resolve();
@@ -233,10 +236,13 @@ class Peer {
     const [version, swarm, curveKey, , , , expiry] = unpack(payload);
     check(version === 1 && this.swarm.equals(swarm) && expiry > Date.now(), "record of another swarm or time");
     check(this.invite.seed.key.equals(curveKey), "record of another connection");
+    if (this.isLive) return; // the answer to a HELLO that we repeated
+    this.isLive = true;
     clearInterval(this.greeting);
     say("live", { node: signer.toString("hex") });
     this.tell(INTEREST, 1, Buffer.alloc(0), 0); // every topic, and pushes
     this.send(control(ASK_MANIFEST, Buffer.alloc(0)));
+    this.held.forEach((frame, id) => this.announce(id));
   }
 
   hear(kind, body) {
@@ -246,7 +252,8 @@ class Peer {
     if (kind === WANT) return this.give(...unpack(body));
     if (kind === OUTLINE) return this.takeOutline(...unpack(body));
     if (kind === MANIFEST) return this.takeManifest(unpack(body)[0]);
-    if (kind === BUSY) return this.askAgain(cut(unpack(body)[0], 32));
+    if (kind === BUSY) return this.askLater(split(unpack(body)[0]));
+    if (kind === DONT_HAVE) return this.lacks(split(unpack(body)[0]));
     if (kind === GOODBYE) return this.leave(unpack(body)[0]);
     // The rest does not concern a peer of one link. Kinds that we do not know are of a newer version.
   }
@@ -266,24 +273,29 @@ class Peer {
     say("manifest", { name: this.invite.name });
   }
 
-  // Receiving: docs/protocol.md#have-and-want.
-
+  // docs/protocol.md#have-and-want.
   ask(ids, sizes, topics, signers, parts) {
-    const lacking = cut(ids, 32).filter((bytes, i) => {
-      const id = bytes.toString("hex");
+    const lacking = split(ids).filter((id, i) => {
       const isPart = parts[i]?.length > 0; // it will be announced again when the node has all of it
-      return !isPart && sizes[i] <= this.limit + HEAD_BYTES + 9 && !this.held.has(id) && !this.coming.has(id);
+      if (isPart || sizes[i] > this.limit + HEAD_BYTES + 9 || this.held.has(id)) return false;
+      if (this.coming.get(id)?.asked === 0) this.askChunks(id);
+      return !this.coming.has(id);
     });
-    if (lacking.length) this.tell(WANT, Buffer.concat(lacking), []);
+    if (lacking.length) this.tell(WANT, join(lacking), []);
   }
 
-  askAgain(ids) {
+  askLater(ids) { // Without ids, all that we asked for will come by itself.
     setTimeout(() => {
       for (const id of ids) {
-        if (this.coming.has(id.toString("hex"))) this.askChunks(id.toString("hex"));
-        else if (!this.held.has(id.toString("hex"))) this.tell(WANT, id, []);
+        if (this.coming.has(id)) this.askChunks(id);
+        else if (!this.held.has(id)) this.tell(WANT, join([id]), []);
       }
     }, AGAIN_MS);
+  }
+
+  // What came of an item stays. We ask for the rest once the item is announced again.
+  lacks(ids) {
+    for (const id of ids) if (this.coming.has(id)) this.coming.get(id).asked = 0;
   }
 
   take({ id, signer, body, time }, frame) {
@@ -315,7 +327,7 @@ class Peer {
     const item = this.coming.get(id);
     const indices = [...item.hashes.keys()].filter((index) => !item.chunks[index]).slice(0, MAX_INDICES);
     item.asked = indices.length;
-    this.tell(WANT, Buffer.from(id, "hex"), [indices]);
+    this.tell(WANT, join([id]), [indices]);
   }
 
   takeChunk(id, index, data) {
@@ -323,32 +335,36 @@ class Peer {
     if (!item || item.chunks[index]) return;
     check(item.hashes[index]?.equals(sha256(data)), "false chunk");
     item.chunks[index] = data;
-    item.asked -= 1;
+    item.asked = Math.max(0, item.asked - 1);
     if (item.hashes.every((_, i) => item.chunks[i])) {
       this.coming.delete(id);
       this.openSealed(Buffer.concat([item.head, ...item.chunks]));
     } else if (item.asked === 0) this.askChunks(id);
   }
 
-  // Giving.
-
   publish(content, topic = NO_TOPIC) {
     const frame = seal(this.identity, this.swarm, ITEM, Buffer.concat([topic, Buffer.from([0]), content]));
     const { id } = openHead(frame.subarray(0, HEAD_BYTES), this.swarm);
     this.held.set(id, frame);
-    this.tell(HAVE, Buffer.from(id, "hex"), [frame.length], topic, this.identity.nodeId.subarray(0, 4), []);
+    if (this.isLive) this.announce(id);
     return id;
+  }
+
+  announce(id) {
+    const frame = this.held.get(id);
+    const hint = sha256(frame.subarray(0, 32)).subarray(0, 4); // of the signer
+    this.tell(HAVE, join([id]), [frame.length], frame.subarray(HEAD_BYTES, HEAD_BYTES + 8), hint, []);
   }
 
   // Each item that is asked for is answered: by its frame, its outline, its chunks, or DONT_HAVE.
   give(ids, indices) {
-    for (const [i, id] of cut(ids, 32).entries()) {
-      const frame = this.held.get(id.toString("hex"));
+    for (const [i, id] of split(ids).entries()) {
+      const frame = this.held.get(id);
       const chunks = frame && chunksOf(frame.subarray(HEAD_BYTES));
       const asked = (indices[i] ?? []).filter((index) => index < chunks?.length);
-      if (!frame) this.tell(DONT_HAVE, id);
+      if (!frame) this.tell(DONT_HAVE, join([id]));
       else if (asked.length) {
-        for (const index of asked) this.send(control(CHUNK, Buffer.concat([id, u16(index), chunks[index]])));
+        for (const index of asked) this.send(control(CHUNK, Buffer.concat([join([id]), u16(index), chunks[index]])));
       } else if (chunks.length === 1) this.send(frame);
       else this.tell(OUTLINE, frame.subarray(0, HEAD_BYTES), hashesOf(frame.subarray(HEAD_BYTES)));
     }
@@ -363,10 +379,8 @@ if (!/^gossamer:\/\/[^/]+\/[^/]+\/[^/]+@/.test(invite)) {
 const peer = new Peer(new Identity(seed ? Buffer.from(seed, "hex") : crypto.randomBytes(32)), parseInvite(invite));
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
   const [verb, value, topic] = line.split(" ");
-  if (verb === "publish") {
-    const id = peer.publish(fs.readFileSync(value), topic && Buffer.from(topic, "hex"));
-    say("published", { file: value, id });
-  }
+  const publish = () => peer.publish(fs.readFileSync(value), topic && Buffer.from(topic, "hex"));
+  if (verb === "publish") say("published", { file: value, id: publish() });
   if (verb === "send") peer.send(Buffer.from(value, "hex"));
   if (verb === "receive") peer.receive(Buffer.from(value, "hex"));
 }).on("close", () => process.exit(0));
