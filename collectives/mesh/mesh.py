@@ -54,7 +54,7 @@ from collectives.mesh.limits import (
 from protocol.credentials.records import Endpoint
 from protocol.errors import PeerError
 from protocol.identity import NodeId
-from protocol.limits.networks import prefix_of
+from protocol.limits.networks import counts_as
 from protocol.transport.addresses import Resolver
 from protocol.wire.encoding import pack, unpack
 
@@ -308,7 +308,7 @@ class Mesh:
                 return
             except OSError:  # it is gone again, or we have no descriptor left for it: it would wake us on and on
                 break
-            prefix = prefix_of(where[0]) if isinstance(where, tuple) else THIS_MACHINE
+            prefix = counts_as(where[0], own=where[0]) if isinstance(where, tuple) else THIS_MACHINE
             if not self._rates.take(prefix, time.monotonic()):
                 self.refused["too_many_handshakes"] += 1
                 sock.close()

@@ -1,16 +1,14 @@
 """Networks: which addresses one attacker may hold together, and from how far an address can be reached.
 
-Keys cost nothing, addresses do. The smallest network that an attacker rents is about a /24 of IPv4, or the /56 that an
-IPv6 customer commonly gets (RFC 6177). A loopback address is a prefix of its own.
+Keys cost nothing, addresses do. The smallest network that an attacker rents is about a /24 of IPv4, or a /48 of IPv6:
+the most that a customer of a hosting company gets easily (RFC 6177). As many homes share a /48 as share a /24.
 """
 
 import ipaddress
 from enum import IntEnum
 from functools import lru_cache
 
-IPV4_PREFIX_BITS = 24
-IPV6_PREFIX_BITS = 56
-IPV6_SITE_BITS = 48  # the most that a customer of a hosting company gets easily (RFC 6177)
+IPV4_NETWORK_BITS, IPV6_NETWORK_BITS = 24, 48
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how a machine without IPv4 sees IPv4 addresses (RFC 6052)
 MAX_CACHED = 4096
 
@@ -35,17 +33,6 @@ def scope_of(host: str) -> Scope:
     return Scope.PUBLIC if parsed.is_global and not is_site_local else Scope.PRIVATE
 
 
-def prefix_of(address: str) -> str:
-    """Return the network that `address` (IPv4 or IPv6 without brackets) counts for; itself if it is neither."""
-    parsed = read_address(address)
-    if parsed is None:
-        return address
-    if parsed.is_loopback:
-        return str(parsed)
-    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_PREFIX_BITS
-    return str(ipaddress.ip_network((parsed, bits), strict=False))
-
-
 @lru_cache(maxsize=MAX_CACHED)
 def netgroup(host: str) -> str:
     """Return the public network of a host; "" for a loopback or private address.
@@ -57,18 +44,18 @@ def netgroup(host: str) -> str:
         return ".".join(host.lower().rstrip(".").split(".")[-2:])
     if scope_of(host) is not Scope.PUBLIC:
         return ""
-    bits = IPV4_PREFIX_BITS if parsed.version == 4 else IPV6_SITE_BITS
+    bits = IPV4_NETWORK_BITS if parsed.version == 4 else IPV6_NETWORK_BITS
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 
-def counts_as(group: str, host: str, own: str) -> str:
+def counts_as(host: str, own: str) -> str:
     """Return the name by which a node at `host` counts: its public network, else its private address, else `own`.
 
-    This name is the voice with which it tells of others, and its place for distances. Keys cost nothing, so a node in
-    our own network, or behind a gateway that hides its address, counts by the address that we see. `own`, its id or
-    key, counts only on this machine, or where the address is not known.
+    This name is the voice with which it tells of others, its place for distances, and who pays for its connections.
+    Keys cost nothing, so a node in our own network, or behind a gateway that hides its address, counts by the address
+    that we see. `own`, such as its key, counts only on this machine, or where the address is not known.
     """
-    return group or (str(read_address(host)) if scope_of(host) is Scope.PRIVATE else own)
+    return netgroup(host) or (str(read_address(host)) if scope_of(host) is Scope.PRIVATE else own)
 
 
 def read_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -129,7 +129,7 @@ class Dialing:
 
         def far(contact: Contact) -> int:
             host = contact.address.endpoint.host
-            return distance(here[scope_of(host)], counts_as(netgroup(host), host, contact.key.hex()), now.unix)
+            return distance(here[scope_of(host)], counts_as(host, contact.key.hex()), now.unix)
 
         drawn = list(islice(contacts, DRAWN * wanted))
         return chain(chain.from_iterable(zip(sorted(drawn, key=far), drawn, strict=True)), contacts)

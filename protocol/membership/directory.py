@@ -96,7 +96,7 @@ class RecordDirectory:
         """
         hosts = [endpoint.host for endpoint in self.record_for(scope).endpoints] or [""]
         host = next(filter(netgroup, hosts), hosts[0])
-        return counts_as(netgroup(host), host, self._setup.identity.curve_key.hex())
+        return counts_as(host, self._setup.identity.curve_key.hex())
 
     def move(
         self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant

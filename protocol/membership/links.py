@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from protocol.config import Instant, Limits
-from protocol.credentials.records import PeerRecord
+from protocol.credentials.records import Endpoint, PeerRecord
 from protocol.events import Link
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
@@ -69,6 +69,7 @@ class LivePeer:
     link: Link
     host: str = ""  # the IP address at the other end of its last hello's link, if it is known
     group: str = ""  # the public network that it is in, if it is in any
+    voice: str = ""  # as whom it counts when it tells of others, and for distances; see `counts_as`
     port: int = 0  # where we dialled it, if we did
     met: float = 0.0  # when its last hello came
     needy: bool = False  # whether it lacked links when it called
@@ -87,11 +88,6 @@ class LivePeer:
     def scope(self) -> Scope:
         """The scope of its address. We tell it endpoints of that scope and farther, and take such from it."""
         return scope_of(self.host)
-
-    @property
-    def voice(self) -> str:
-        """As whom it counts when it tells of others; see `counts_as`."""
-        return counts_as(self.group, self.host, self.record.node_id)
 
 
 def distance(one: str, other: str, unix: float) -> int:
@@ -147,12 +143,15 @@ class Links:
         """Return the scope of the address at the other end of a link."""
         return scope_of(self.host_of(link))
 
-    def group_of(self, link: Link, record: PeerRecord) -> str:
-        """Return the network of the node at the other end: where it is seen, or else where it says that it is."""
-        host = self.host_of(link)
-        if not host and record.endpoints:
-            host = record.endpoints[0].host
-        return netgroup(host)
+    def place_of(self, link: Link, endpoints: tuple[Endpoint, ...] = ()) -> tuple[str, str]:
+        """Return the public network and the voice of the node at the other end, whose record has these endpoints.
+
+        It counts where it is seen, or else where we dialled it, or else where it says that it is.
+        """
+        attempt = self.attempts.get(link)
+        told = attempt.contact.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
+        host = self.host_of(link) or told
+        return netgroup(host), counts_as(host, link.key.hex())
 
     # How many there may be
 
@@ -237,10 +236,7 @@ class Links:
         The older half is safe, or an attacker with many networks would replace every honest peer.
         """
         callers = [(node, peer) for node, peer in self.peers.items() if peer.is_caller]
-        distances = {
-            node: distance(here, counts_as(peer.group, peer.host, peer.link.key.hex()), now.unix)
-            for node, peer in callers[len(callers) // 2 :]
-        }
+        distances = {node: distance(here, peer.voice, now.unix) for node, peer in callers[len(callers) // 2 :]}
         farthest = max(distances, key=distances.__getitem__, default=None)
         return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None
 
@@ -290,7 +286,7 @@ class Links:
 
     def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float, *, needy: bool = False) -> Link | None:
         """Make the link live. If the pair has two links now, return the one that is to part. Rule 1."""
-        host, group = self.host_of(link), self.group_of(link, record)
+        host, (group, voice) = self.host_of(link), self.place_of(link, record.endpoints)
         attempt = self.attempts.pop(link, None)
         port = attempt.contact.address.endpoint.port if attempt is not None else 0
         self._hosts.pop(link)
@@ -299,9 +295,9 @@ class Links:
         self.prove(link, node)
         known = self.peers.get(node)
         if known is None:
-            self.peers[node] = LivePeer(record, link, host, group, port, met=now, needy=needy)
+            self.peers[node] = LivePeer(record, link, host, group, voice, port, met=now, needy=needy)
             return None
-        known.record, known.host, known.group, known.met = record, host, group, now
+        known.record, known.host, known.group, known.voice, known.met = record, host, group, voice, now
         known.port = port or known.port
         if known.link == link:
             return None

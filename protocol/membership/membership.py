@@ -56,7 +56,7 @@ from protocol.events import (
     TurnedAway,
 )
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, counts_as, netgroup
+from protocol.limits.networks import Scope
 from protocol.membership.address_book import Book
 from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
@@ -139,11 +139,6 @@ class Membership:
     def restore(self, expired: Iterable[PeerRecord]) -> None:
         """Take in, before the first event, those of the saved records that have expired since."""
         self.book.restore(expired, self._rng)
-
-    def voice_of(self, link: Link, node: NodeId) -> str:
-        """Return as whom a node at the other end of a link counts; see `counts_as`."""
-        host = self.links.host_of(link)
-        return counts_as(netgroup(host), host, node)
 
     def heard(self, node: NodeId, now: Instant) -> None:
         self.detector.heard(node, now.steady)
@@ -294,9 +289,8 @@ class Membership:
         if known is not None and (known.record.started != record.started or known.link.key != link.key):
             actions += [action for action in self._lose(sender, now) if action != HangUp(link)]
             known = None
-        group = self.links.group_of(link, record)
         if known is None and not link.dialled:
-            evicted = self._room_for(link, record, group, now, needy=hello.needy)
+            evicted = self._room_for(link, record, now, needy=hello.needy)
             if evicted is None:
                 self.links.prove(link, sender)
                 others = Send(
@@ -342,18 +336,15 @@ class Membership:
     def _part(self, link: Link, now: Instant) -> list[MembershipAction]:
         return [] if self.links.part(link, now.steady) else [HangUp(link)]
 
-    def _room_for(
-        self, link: Link, record: PeerRecord, group: str, now: Instant, *, needy: bool
-    ) -> list[MembershipAction] | None:
+    def _room_for(self, link: Link, record: PeerRecord, now: Instant, *, needy: bool) -> list[MembershipAction] | None:
         """Return the actions that make a place for a caller, none if there is one; None: it gets no place."""
-        host, node = self.links.host_of(link), None
+        (group, voice), node = self.links.place_of(link, record.endpoints), None
         if self.links.has_room(link, record, group):
             return []
         if not record.endpoints:
-            node = self.links.displaced_home(counts_as(group, host, record.node_id), needy=needy)
+            node = self.links.displaced_home(voice, needy=needy)
         elif needy and not self.links.is_full_of(group):
-            caller = counts_as(group, host, link.key.hex())
-            node = self.links.evictable(self.directory.here(Scope.LOOPBACK), caller, now)
+            node = self.links.evictable(self.directory.here(Scope.LOOPBACK), voice, now)
         return self._leave(node, "evicted", now) if node is not None else None
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
@@ -396,12 +387,10 @@ class Membership:
     # Records
 
     def _hear_of(self, link: Link, sender: NodeId, peers: Peers, now: Instant) -> list[MembershipAction]:
-        if sender in self.links.peers:
-            voice = self.links.peers[sender].voice
-        elif (attempt := self.links.attempts.get(link)) is not None:
-            voice = counts_as(attempt.group, attempt.host, sender)
-        else:
+        peer = self.links.peers.get(sender)
+        if peer is None and link not in self.links.attempts:
             return []  # the link is ending at both sides: what still comes is nobody's fault
+        voice = peer.voice if peer is not None else self.links.place_of(link)[1]
         self.directory.learn(voice, self.links.scope_of(link), peers, now)
         return [*self._dialing.fill(now)]
 

@@ -33,7 +33,7 @@ from itertools import count
 from protocol.config import Limits
 from protocol.events import Accepted, Closed, Link, NetworkEvent, NetworkRefused, RefusedEarly
 from protocol.limits.connections import ConnectionCut, Connections
-from protocol.limits.networks import prefix_of
+from protocol.limits.networks import counts_as
 from protocol.limits.peer_scores import PENALTIES
 
 # struct tcp_info of Linux, stable since 4.2: the state, milliseconds since data came, bytes received.
@@ -146,7 +146,7 @@ class TcpWatch:
         self._inbound.pop(descriptor, None)
         if (number := self._look(descriptor, has_ended)) is not None:
             self._inbound[descriptor] = number
-            self._carry_out(self._connections.accepted(number, prefix_of(self._views[number].peer), now))
+            self._carry_out(self._connections.accepted(number, self._prefix(number), now))
 
     def inbound(self, descriptor: int) -> int:
         """Return the number of the last inbound connection with this descriptor, -1 if it was gone at once."""
@@ -157,7 +157,7 @@ class TcpWatch:
         number = self._look(descriptor, has_ended)
         if number is None:
             return -1
-        self._connections.connected(number, link, prefix_of(self._views[number].peer))
+        self._connections.connected(number, link, self._prefix(number))
         return number
 
     def gone(self, number: int, failure: str | None, now: float) -> None:
@@ -235,6 +235,10 @@ class TcpWatch:
         for view in self._views.values():
             view.close()
         self._views.clear()
+
+    def _prefix(self, number: int) -> str:
+        host = self._views[number].peer
+        return counts_as(host, own=host)
 
     def _told(self, refused: str) -> None:
         if refused:

@@ -22,6 +22,7 @@ def test_a_distance_changes_once_in_a_period_each_pairs_at_a_time_of_its_own() -
 
 
 def test_who_is_in_no_public_network_is_near_by_its_address_and_on_this_machine_by_its_key() -> None:
-    assert counts_as("93.184.216.0/24", "93.184.216.34", "key") == "93.184.216.0/24"
-    assert counts_as("", "192.168.0.8", "key") == counts_as("", "::ffff:192.168.0.8", "other") == "192.168.0.8"
-    assert counts_as("", "127.0.0.1", "key") == counts_as("", "", "key") == "key"
+    assert counts_as("93.184.216.34", "key") == "93.184.216.0/24"
+    assert counts_as("192.168.0.8", "key") == counts_as("::ffff:192.168.0.8", "other") == "192.168.0.8"
+    assert counts_as("fe80::1%eth0", "key") == "fe80::1"
+    assert counts_as("127.0.0.1", "key") == counts_as("", "key") == "key"
