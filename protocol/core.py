@@ -288,7 +288,7 @@ class Core:
             if node is None and not (link.dialled and control.kind in BEFORE_HELLO):
                 if control.kind == Kind.ASK_MANIFEST and self.membership.links.proven_node(link) is not None:
                     return self._answer_manifest(link, now)  # an admitted node that we had no room for
-                if not (control.kind == Kind.REVOCATIONS and self.membership.lists.awaits(link)):
+                if control.kind != Kind.REVOCATIONS:  # which may show that its holder is to be admitted
                     if self._is_parting(link):
                         return []
                     raise MessageError("no_hello")

@@ -13,7 +13,7 @@ Rules
     millisecond for its signature. Another key gets no new allowance. A voice has an allowance of records that it is
     told in answer to its digests, too. A node that lacks more is told by others, or later.
  5. A revocation list has up to 24 KiB and a signature to check: each link has an allowance of lists that it brings or
-    asks for.
+    asks for. Anybody may bring one, a stranger too: it counts by its signature.
 """
 
 import random
@@ -25,7 +25,6 @@ from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBuckets
-from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.links import Links
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
@@ -252,21 +251,10 @@ class RevocationExchange:
 
     def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
-        self._asked: Recent[Link, None] = Recent(limits.max_proven)  # links whose other end was no live peer yet
         self._budgets: TokenBuckets[Link] = TokenBuckets(limits.lists_per_second, limits.lists_burst, limits.max_proven)
 
-    def ask(self, link: Link, *, is_first: bool = False) -> Send:
-        """Ask for a list; `is_first` if the other end is no live peer yet."""
-        if is_first:
-            self._asked.set(link, None)
+    def ask(self, link: Link) -> Send:
         return Send(link, AskRevocations(self._gate.revision))
-
-    def awaits(self, link: Link) -> bool:
-        """Tell whether a node that is no live peer yet was asked for a list over this link."""
-        return link in self._asked
-
-    def forget(self, link: Link) -> None:
-        self._asked.pop(link)
 
     def answer(self, message: Message, now: Instant) -> list[Send]:
         """Send our list to the node that asks, if it is newer than theirs.

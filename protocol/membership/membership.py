@@ -20,9 +20,9 @@ Rules
     our own, our clock was set back or another process has our key: we raise our incarnation above it (see
     `RecordDirectory.outbid`).
  6. A peer whose hello names a newer revocation list than ours is asked for that list. If we would not admit the peer,
-    we ask once before we judge: the list may name a new owner, who signed its grant. The hello is judged when it comes
-    again. A new list is told to all peers, and each exchange asks one peer. A node that the list revokes loses its link
-    and its place in the book.
+    we ask before we judge: the list may name a new owner, who signed its grant. The hello is judged when it comes again
+    after the list. A new list is told to all peers, and each exchange asks one peer. A node that the list revokes loses
+    its link and its place in the book.
  7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
@@ -203,7 +203,7 @@ class Membership:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.ASK_REVOCATIONS:
                 return [*self.lists.answer(message, now)]
-            case Kind.REVOCATIONS if is_peer or self.lists.awaits(link):
+            case Kind.REVOCATIONS:
                 return self._obey(self.lists.take(message, now), sender, now)
             case Kind.PING if is_peer:
                 return [Send(link, Pong(Ping.decode(body).token))]
@@ -239,7 +239,6 @@ class Membership:
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
         if (answer := self.reachability.closed(link)) is not None:
             return answer
-        self.lists.forget(link)
         attempt, node = self.links.attempts.get(link), self.links.closed(link)
         if attempt is not None:
             attempt.contact.failed(now, self._rng)
@@ -270,10 +269,9 @@ class Membership:
             return self._take_in(link, record, hello, now)
         if reason == NOT_KEPT:
             return []
-        may_ask = hello.revision > gate.revision and not self.lists.awaits(link)
-        # We answer the caller by asking, so its connection would stay: it is closed after `LIST_WAIT_S`.
-        if may_ask and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
-            return [self.lists.ask(link, is_first=True)]
+        # We answer the caller by asking, so its connection would stay: it is closed `LIST_WAIT_S` after the first time.
+        if hello.revision > gate.revision and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
+            return [self.lists.ask(link)]
         self.refusals.of(sender, reason, now)
         is_told = self.links.link_of(sender) == link
         left = self._leave(sender, reason, now) if sender in self.links.peers else []
