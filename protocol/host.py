@@ -25,8 +25,7 @@ from protocol.credentials.records import (
     Endpoint,
     PeerRecord,
     Service,
-    expired_records,
-    usable_records,
+    saved_records,
 )
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
@@ -271,16 +270,13 @@ class Host:
         transport = ZmqTransport(setup.identity, self._listen, setup.limits, self._refuses)
         book = Book(self._seeds, self._limits)
         saved = load_peers(self._peers_file) if self._peers_file else []
-        for record in usable_records(saved, setup.swarm, now.unix):
-            book.add(record)
-        expired = expired_records(saved, setup.swarm, now.unix)
-        endpoints = self._endpoints(transport)
         rng = random.Random()  # spreads load in time; no secret depends on it
+        book.load(saved_records(saved, setup.swarm), now, rng)
+        endpoints = self._endpoints(transport)
         if self._shelf_folder is not None:
             self._shelf = DiskShelf(self._shelf_folder, self._disk, transport.wake)
             setup = replace(setup, shelf=self._shelf)
         core = Core(replace(setup, endpoints=endpoints), book, rng, now)
-        core.membership.restore(expired)
         self._transport, self._core = transport, core
         driver = self._driver = Driver(core, transport, read_clock, self._receive)
         self._thread = threading.Thread(

@@ -37,7 +37,7 @@ from protocol.credentials.manifest import (
     make_manifest,
     open_manifest,
 )
-from protocol.credentials.records import MAX_GRANT_BYTES, Address, Endpoint, usable_records
+from protocol.credentials.records import MAX_GRANT_BYTES, Address, Endpoint, saved_records
 from protocol.credentials.revocations import (
     MAX_HANDOVERS,
     MAX_REVOKED,
@@ -298,8 +298,8 @@ def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
     """
     gate = load_gate(folder, manifest)
     addresses: dict[str, Address] = {}
-    for record in usable_records(load_peers(folder / "peers.json"), manifest.swarm, time.time()):
-        if record.addresses and not gate.is_revoked(record.node_id):
+    for record in saved_records(load_peers(folder / "peers.json"), manifest.swarm):
+        if record.addresses and record.expiry_ms > 1000 * time.time() and not gate.is_revoked(record.node_id):
             farthest = max(record.addresses, key=lambda address: scope_of(address.endpoint.host))
             network = netgroup(farthest.endpoint.host) or str(farthest)  # nodes of private networks are not one
             addresses.setdefault(network, farthest)

@@ -270,23 +270,12 @@ def _decode(data: bytes, swarm: bytes, check: Verify) -> PeerRecord:
     )
 
 
-def usable_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
-    """Return those of some saved records that are still valid."""
+def saved_records(encoded: Iterable[bytes], swarm: bytes) -> list[PeerRecord]:
+    """Return those of some saved records that are of this swarm, expired or not."""
     records = []
     for data in encoded:
         with contextlib.suppress(RecordError):
-            records.append(open_record(data, swarm, now_unix))
-    return records
-
-
-def expired_records(encoded: Iterable[bytes], swarm: bytes, now_unix: float) -> list[PeerRecord]:
-    """Return those of some saved records that have expired: they tell where to look for their nodes."""
-    records = []
-    for data in encoded:
-        with contextlib.suppress(RecordError):
-            record = _decode(data, swarm, verify)
-            if record.expiry_ms <= now_unix * 1000:
-                records.append(record)
+            records.append(_decode(data, swarm, verify))
     return records
 
 

@@ -173,6 +173,12 @@ class Book:
         entry.source, entry.group = node, netgroup(host or "")
         self._enter(node, entry)
 
+    def load(self, saved: Iterable[PeerRecord], now: Instant, rng: random.Random) -> None:
+        """Take in saved records. Those that have expired since tell where to look for their nodes."""
+        for record in saved:
+            self.add(record)
+        self.expire(now, rng)
+
     def hear(self, record: PeerRecord, teller: str, scope: Scope = Scope.PUBLIC) -> bool:
         """Take in a verified record that somebody of the network `teller` told us; True if it is news in the book.
 
@@ -231,13 +237,6 @@ class Book:
                 return
             del self._lapsed[list(self._lapsed)[place]]
         self._lapsed[entry.record.node_id] = entry
-
-    def restore(self, expired: Iterable[PeerRecord], rng: random.Random) -> None:
-        """Remember nodes that we had met, by saved records that have expired since."""
-        for record in expired:
-            entry = BookEntry((), record=record, source=record.node_id)
-            entry.see_from(_saved_scope(record))
-            self._lapse(entry, rng)
 
     def forget(self, nodes: Iterable[NodeId]) -> None:
         """Drop the records of nodes that are not to be dialled or passed on any more."""

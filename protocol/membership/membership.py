@@ -27,7 +27,7 @@ Rules
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import PeerRecord
@@ -85,11 +85,6 @@ BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCAT
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
 
-def refuse_nobody(node: NodeId, now: Instant) -> bool:
-    """Refuse nobody: no scores are kept."""
-    return False
-
-
 class Membership:
     """See the module's comment. The attributes are for reading.
 
@@ -97,7 +92,7 @@ class Membership:
     """
 
     def __init__(
-        self, setup: Setup, book: Book, rng: random.Random, now: Instant, refuses: Refuses = refuse_nobody
+        self, setup: Setup, book: Book, rng: random.Random, now: Instant, refuses: Refuses = lambda node, now: False
     ) -> None:
         self._setup = setup
         self._refuses = refuses
@@ -135,10 +130,6 @@ class Membership:
         ranks = {node: not peer.link.dialled for node, peer in self.links.peers.items()}
         known = sorted(self.book.dialable_records(), key=lambda record: ranks.get(record.node_id, 2))
         return [*known, *self.book.lapsed_records()]
-
-    def restore(self, expired: Iterable[PeerRecord]) -> None:
-        """Take in, before the first event, those of the saved records that have expired since."""
-        self.book.restore(expired, self._rng)
 
     def heard(self, node: NodeId, now: Instant) -> None:
         self.detector.heard(node, now.steady)

@@ -129,11 +129,9 @@ class Simulation:
         endpoint = Endpoint(self.host_of(name), self._starts) if dialable else None
         if seeds is None:
             seeds = () if known else self.seeds
-        unix_ms = self.clock(skew).unix * 1000
+        rng = random.Random(self._rng.getrandbits(64))
         book = Book(seeds, self.limits)
-        for record in known:
-            if record.expiry_ms > unix_ms:
-                book.add(record)
+        book.load(known, self.clock(skew), rng)
         listen = str(endpoint) if endpoint else None
         transport = MemoryTransport(self.network, identity.curve_key, listen, host=self.seen_at.get(name, ""))
         endpoints = (endpoint,) if endpoint else ()
@@ -147,8 +145,7 @@ class Simulation:
             reader=self._reader,
             gate=gate or OpenGate(),
         )
-        made = core(setup, book, random.Random(self._rng.getrandbits(64)), self.clock(skew))
-        made.membership.restore(record for record in known if record.expiry_ms <= unix_ms)
+        made = core(setup, book, rng, self.clock(skew))
         received: list[Item] = []
         driver = Driver(made, transport, lambda: self.clock(skew), received.append)
         address = Address(endpoint, identity.curve_key) if endpoint else None

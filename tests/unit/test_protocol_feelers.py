@@ -11,9 +11,8 @@ from protocol.credentials.records import (
     Address,
     Endpoint,
     PeerRecord,
-    expired_records,
     make_record,
-    usable_records,
+    saved_records,
 )
 from protocol.events import Link
 from protocol.identity import Identity
@@ -68,7 +67,7 @@ def test_a_seed_is_tried_for_good_at_an_interval_that_grows_to_an_hour() -> None
 
 def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
     caller = Caller()
-    caller.book.restore([record(1), record(2), record(3, dialable=False)], caller.rng)
+    caller.book.load([record(1), record(2), record(3, dialable=False)], START, caller.rng)
     caller.book.add(record(1))
     assert {address.key for _, address in caller.feel(2 * LAST_FEELER_S)} == {record(2).curve_key}
     caller.book.add(record(2))
@@ -77,7 +76,7 @@ def test_nobody_whom_the_node_sees_is_called_and_nobody_who_cannot_be() -> None:
 
 def test_those_who_lapsed_are_a_fair_sample_of_bounded_size_called_at_most_once_a_minute() -> None:
     caller = Caller()
-    caller.book.restore(map(record, range(1, 1001)), caller.rng)
+    caller.book.load(map(record, range(1, 1001)), START, caller.rng)
     sample = caller.book.lapsed_records()
     early = sum(int(lapsed.endpoints[0].host[1:].partition(".")[0]) <= 100 for lapsed in sample)
     assert len(sample) == LIMITS.max_lapsed and 1 <= early <= 20
@@ -93,7 +92,7 @@ def test_who_was_met_and_expires_is_remembered_and_who_was_only_told_of_is_not()
     assert len(book) == 0 and book.lapsed_records() == [record(1)]
 
 
-def test_a_peers_file_tells_records_that_hold_from_those_that_held_once() -> None:
+def test_of_a_peers_file_the_swarms_records_count_those_that_expired_too() -> None:
     identity, now = Identity(bytes(32)), START.unix
     good, old = (
         make_record(identity, SWARM, (), 1, "", int((now + life) * 1000)).encoded for life in (RECORD_LIFE_S, -1.0)
@@ -101,8 +100,7 @@ def test_a_peers_file_tells_records_that_hold_from_those_that_held_once() -> Non
     forged = old[:40] + bytes([old[40] ^ 1]) + old[41:]
     other = make_record(identity, b"another swarm id", (), 1, "", 1).encoded
     saved = [good, old, forged, other, b"", old[:-1]]
-    assert [each.encoded for each in usable_records(saved, SWARM, now)] == [good]
-    assert [each.encoded for each in expired_records(saved, SWARM, now)] == [old]
+    assert [each.encoded for each in saved_records(saved, SWARM)] == [good, old]
 
 
 @pytest.mark.parametrize("gap", [2, 10_000])
