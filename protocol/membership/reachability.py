@@ -76,8 +76,7 @@ class Reachability:
         self._rng = rng
         self._port = 0
         self._next_ask = now.steady + FIRST_ASK_S
-        self._awaited: set[NodeId] = set()  # live peers that did not answer yet
-        self._asked: Recent[NodeId, float] = Recent(limits.max_askers)  # when
+        self._asked: Recent[NodeId, float] = Recent(limits.max_askers)  # peers that did not answer yet: when
         self._answers: Recent[str, _Answer] = Recent(limits.max_dial_back_answers)  # the newest, by voice
         self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
@@ -126,8 +125,8 @@ class Reachability:
             actions += self._ask(now)
         return actions
 
-    def _able(self, now: Instant) -> tuple[list[NodeId], list[NodeId]]:
-        """Return the peers on other machines that may be asked: those of networks that did not answer yet, and all."""
+    def _able(self, now: Instant) -> list[NodeId]:
+        """Return the peers on other machines that may be asked: the voices that did not answer yet, or else all."""
         peers = self._links.peers
         latest = now.steady - PAUSE_S - DIAL_TIMEOUT_S
         able = [
@@ -135,17 +134,15 @@ class Reachability:
             for node, peer in peers.items()
             if peer.host and peer.scope is not Scope.LOOPBACK and (self._asked.get(node) or float("-inf")) < latest
         ]
-        return [node for node in able if peers[node].voice not in self._answers], able
+        return [node for node in able if peers[node].voice not in self._answers] or able
 
     def _ask(self, now: Instant) -> list[MembershipAction]:
         self._next_ask = now.steady + NEXT_ASK_S * self._rng.uniform(0.75, 1.25)
-        fresh, able = self._able(now)
+        able = self._able(now)
         if not able:
             return []
         # A node that we dialled sees our router's outer address; we prefer to ask it.
-        chosen = fresh or able
-        node = self._rng.choice([node for node in chosen if self._links.peers[node].link.dialled] or chosen)
-        self._awaited.add(node)
+        node = self._rng.choice([node for node in able if self._links.peers[node].link.dialled] or able)
         self._asked.set(node, now.steady)
         return [Send(self._links.peers[node].link, DialBack(self._port))]
 
@@ -155,9 +152,8 @@ class Reachability:
         Raises:
             MessageError: we did not ask it.
         """
-        if sender not in self._awaited:
+        if self._asked.pop(sender) is None:
             raise MessageError("unasked_answer", "to a dial-back")
-        self._awaited.remove(sender)
         host = read_address(answer.host)
         if host is None:
             raise MessageError("malformed", "address")
@@ -165,8 +161,7 @@ class Reachability:
             peer = self._links.peers[sender]
             network = peer.group if scope_of(str(host)) is Scope.PUBLIC else peer.voice
             self._answers.set(peer.voice, _Answer(network, str(host), answer.reached))
-        fresh, _ = self._able(now)
-        if len(self._answers) >= ENOUGH or not fresh:
+        if len(self._answers) >= ENOUGH or all(self._links.peers[n].voice in self._answers for n in self._able(now)):
             self._next_ask = now.steady + AGAIN_S * self._rng.uniform(0.75, 1.25)
 
     # Answering
@@ -207,7 +202,7 @@ class Reachability:
 
     def gone(self, node: NodeId) -> list[MembershipAction]:
         """Drop what a peer that is no longer live asked, and what it was asked."""
-        self._awaited.discard(node)
+        self._asked.pop(node)
         void = [link for link, check in self._checks.items() if check.asker == node]
         for link in void:
             del self._checks[link]
