@@ -121,17 +121,15 @@ class Limits:
     # or 1.4 points a minute get a node refused (see PENALTIES).
     graylist_score: float = -20.0
     score_half_life_s: float = 600.0
-    max_subjects: int = 4096
     # A peer's offences count for its network prefix, too. After five refused keys from one prefix its new connections
     # wait, for 10 s at first and 10 minutes at last, since others may live there.
     prefix_graylist_score: float = -100.0
     prefix_first_wait_s: float = 10.0
     prefix_last_wait_s: float = 600.0
-    max_prefixes: int = 4096  # that are remembered
     # The first refusal, and the longest; each is twice as long as the one before.
     first_refusal_s: float = 120.0
     last_refusal_s: float = 24 * 3600.0
-    max_allowances: int = 1024  # of keys, whether they are peers or not
+    max_remembered: int = 4096  # nodes, keys, links or networks in each table of scores, allowances and the like
 
     # The time and bytes of a connection before we answer it. An honest stranger sends a hello of 4 KiB, waits, and
     # repeats it a few times. It is slower on a slow line, or while it loads a model.
@@ -150,7 +148,6 @@ class Limits:
 
     # Membership. All that strangers and peers fill is bounded by number; the oldest goes.
     max_dials: int = 8  # attempts in progress at a time
-    max_proven: int = 1024  # keys and links that are remembered though they are not live
     max_parting: int = 256  # links that are closed once a goodbye has arrived; others are closed at once
     max_neighbours: int = 16  # in our own network; anybody there can invent some, and make us dial so many a minute
     max_near_links: int = 4  # that we dial in our own network: as many as with one public network
@@ -166,14 +163,12 @@ class Limits:
     max_answers: int = 4
     network_records_per_second: float = 2.0
     network_records_burst: float = 1024.0
-    max_voices: int = 1024
     lists_per_second: float = 0.1  # revocation lists, of 24 KiB, that a link may bring or ask for
     lists_burst: float = 4.0
     # Connections that peers may make us try, to see whether they can be dialled.
     dial_backs_per_second: float = 0.2
     dial_backs_burst: float = 4.0
     max_dial_backs: int = 4  # at a time
-    max_askers: int = 256  # whose last question is remembered
     max_dial_back_answers: int = 8  # the newest count, one of each network
 
     # Gossip. Up to `push_bytes`, a push saves more time (an announcement and a pull) than it takes: 64 KiB take about

@@ -116,7 +116,6 @@ from protocol.wire.messages import (
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
-MAX_LINKS = 1024  # how many links or keys each table below remembers
 # A manifest has up to 32 KiB. A node that lacks it asks whenever a peer comes up.
 MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
@@ -156,10 +155,11 @@ class Core:
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
         self.clocks = PeerClocks()
-        self._ended: Recent[Link, None] = Recent(MAX_LINKS)  # links whose last frames may still come: nobody's fault
-        self._misfits: Recent[bytes, int] = Recent(MAX_LINKS)  # CURVE keys whose holders speak another version
+        most = setup.limits.max_remembered
+        self._ended: Recent[Link, None] = Recent(most)  # links whose last frames may still come: nobody's fault
+        self._misfits: Recent[bytes, int] = Recent(most)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
-        self._manifest_asks: TokenBuckets[bytes] = TokenBuckets(1 / MANIFEST_ASK_S, MANIFEST_ASKS, MAX_LINKS)
+        self._manifest_asks: TokenBuckets[bytes] = TokenBuckets(1 / MANIFEST_ASK_S, MANIFEST_ASKS, most)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = now.steady - TICK_S  # the first tick is due at once

@@ -111,7 +111,7 @@ class Connections:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        most = limits.max_prefixes
+        most = limits.max_remembered
         self._handshakes: TokenBuckets[str] = TokenBuckets(
             limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, most
         )
@@ -125,7 +125,7 @@ class Connections:
         self._scores = ScoreBoard(
             limits.prefix_graylist_score,
             limits.score_half_life_s,
-            limits.max_prefixes,
+            limits.max_remembered,
             limits.prefix_first_wait_s,
             limits.prefix_last_wait_s,
         )

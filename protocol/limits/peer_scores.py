@@ -78,12 +78,9 @@ REJECT_PENALTY = 1.0
 
 
 @dataclass(slots=True)
-class _Standing:
-    score: float
-    updated: float
-    points: defaultdict[str, float] = field(
-        default_factory=lambda: defaultdict(float)
-    )  # by reason, since it was last refused; fading as well
+class _Offender:
+    points: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # by reason, as of `updated`
+    updated: float = 0.0
     refusals: int = 0
     refused_until: float = float("-inf")
 
@@ -91,11 +88,12 @@ class _Standing:
 class ScoreBoard:
     """Scores of subjects (node ids, CURVE keys in hex of strangers; network prefixes), 0 at best.
 
-    A score is halved every half-life. It belongs to the subject and not to a connection: hanging up does not clear it.
-    A subject whose score falls below `limit` is refused for `first_refusal_s`, and each further time for twice as long,
-    up to `last_refusal_s`. Each `last_refusal_s` without a refusal takes one doubling back, so that a bad hour of an
-    honest peer does not follow it for months. Of more than `capacity` offenders, the one that offended longest ago is
-    forgotten: an attacker with so many keys needs no old one.
+    A score is minus the points of all offences, and is halved every half-life. It belongs to the subject and not to a
+    connection: hanging up does not clear it. A subject whose score falls below `limit` is refused for
+    `first_refusal_s`, and each further time for twice as long, up to `last_refusal_s`. Each `last_refusal_s` without a
+    refusal takes one doubling back, so that a bad hour of an honest peer does not follow it for months. Of more than
+    `capacity` offenders, the one that offended longest ago is forgotten: an attacker with so many keys needs no old
+    one.
     """
 
     def __init__(
@@ -105,41 +103,39 @@ class ScoreBoard:
         self._half_life_s = half_life_s
         self._first_refusal_s = first_refusal_s
         self._last_refusal_s = last_refusal_s
-        self._standings: Recent[str, _Standing] = Recent(capacity)
+        self._offenders: Recent[str, _Offender] = Recent(capacity)
 
     def score(self, subject: str, now: float) -> float:
         """Return the subject's score as of now, 0 for one without offences."""
-        standing = self._standings.get(subject)
-        return standing.score * self._left(standing, now) if standing is not None else 0.0
+        offender = self._offenders.get(subject)
+        return -sum(offender.points.values()) * self._left(offender, now) if offender is not None else 0.0
 
-    def _left(self, standing: _Standing, now: float) -> float:
-        return float(0.5 ** (max(0.0, now - standing.updated) / self._half_life_s))
+    def _left(self, offender: _Offender, now: float) -> float:
+        return float(0.5 ** (max(0.0, now - offender.updated) / self._half_life_s))
 
     def penalise(self, subject: str, points: float, now: float, reason: str = "") -> str | None:
         """Take `points` off the subject's score; return the main reason if it is refused from now on, else None."""
-        standing = self._standings.get(subject) or _Standing(0.0, now)
-        self._standings.set(subject, standing)
-        left = self._left(standing, now)
-        standing.score, standing.updated = standing.score * left - points, now
-        for one in standing.points:
-            standing.points[one] *= left
-        standing.points[reason] += points
-        if standing.score >= self._limit or now < standing.refused_until:
+        offender = self._offenders.get(subject) or _Offender()
+        self._offenders.set(subject, offender)
+        left = self._left(offender, now)
+        for one in offender.points:
+            offender.points[one] *= left
+        offender.points[reason] += points
+        offender.updated = now
+        if -sum(offender.points.values()) >= self._limit or now < offender.refused_until:
             return None
-        if standing.refusals:
-            atoned = int((now - standing.refused_until) / self._last_refusal_s)
-            standing.refusals = max(0, standing.refusals - atoned)
-        delay = min(self._last_refusal_s, self._first_refusal_s * 2.0 ** min(standing.refusals, 32))
-        standing.refusals += 1
-        standing.refused_until = now + delay
-        worst = max(standing.points, key=standing.points.__getitem__)
-        standing.points.clear()
-        return worst
+        if offender.refusals:
+            atoned = int((now - offender.refused_until) / self._last_refusal_s)
+            offender.refusals = max(0, offender.refusals - atoned)
+        delay = min(self._last_refusal_s, self._first_refusal_s * 2.0 ** min(offender.refusals, 32))
+        offender.refusals += 1
+        offender.refused_until = now + delay
+        return max(offender.points, key=offender.points.__getitem__)
 
     def is_refused(self, subject: str, now: float) -> bool:
         """Tell whether nothing more is taken from the subject for now (it is graylisted)."""
-        standing = self._standings.get(subject)
-        return standing is not None and now < standing.refused_until
+        offender = self._offenders.get(subject)
+        return offender is not None and now < offender.refused_until
 
 
 class Charge(NamedTuple):
@@ -156,15 +152,15 @@ class PeerScores:
         self._scores = ScoreBoard(
             limits.graylist_score,
             limits.score_half_life_s,
-            limits.max_subjects,
+            limits.max_remembered,
             limits.first_refusal_s,
             limits.last_refusal_s,
         )
         self._messages: TokenBuckets[bytes] = TokenBuckets(
-            limits.messages_per_second, limits.messages_burst, limits.max_allowances
+            limits.messages_per_second, limits.messages_burst, limits.max_remembered
         )
         self._bytes: TokenBuckets[bytes] = TokenBuckets(
-            limits.bytes_per_second, limits.bytes_burst, limits.max_allowances
+            limits.bytes_per_second, limits.bytes_burst, limits.max_remembered
         )
         self.rejected: Counter[str] = Counter()
 

@@ -154,11 +154,6 @@ class Book:
         entry = self._find(node)
         return entry.record if entry else None
 
-    def holds(self, node: NodeId, encoded: bytes, scope: Scope) -> bool:
-        """Tell whether the book has this very record of `node`, and a teller of that scope adds nothing to it."""
-        entry = self._entries.get(node)
-        return entry is not None and entry.scope <= scope and entry.record.encoded == encoded
-
     def contact(self, node: NodeId) -> Contact | None:
         """Return how to dial `node`, if it said so."""
         entry = self._find(node)

@@ -47,12 +47,14 @@ class RecordDirectory:
         self._rng = rng
         self._interval = setup.timing.exchange_interval
         self._next_exchange = now.steady + self._interval * rng.uniform(HURRY / 4, HURRY)
-        self._told: TokenBuckets[str] = TokenBuckets(limits.records_per_second, limits.records_burst, limits.max_voices)
+        self._told: TokenBuckets[str] = TokenBuckets(
+            limits.records_per_second, limits.records_burst, limits.max_remembered
+        )
         self._answers: TokenBuckets[str] = TokenBuckets(
-            limits.network_records_per_second, limits.network_records_burst, limits.max_voices
+            limits.network_records_per_second, limits.network_records_burst, limits.max_remembered
         )
         # By node, as many nodes may be behind one address. The rate is twice that of a node that hurries.
-        self._digests: TokenBuckets[NodeId] = TokenBuckets(2 / (HURRY * self._interval), 4, limits.max_voices)
+        self._digests: TokenBuckets[NodeId] = TokenBuckets(2 / (HURRY * self._interval), 4, limits.max_remembered)
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
@@ -138,11 +140,6 @@ class RecordDirectory:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S
             self._book.expire(now, self._rng)
 
-    def _known(self, author: NodeId, encoded: bytes) -> PeerRecord | None:
-        """Return the newest record of `author` if these are its bytes, so that no signature is checked again."""
-        record = self._book.get(author)
-        return record if record is not None and record.encoded == encoded else None
-
     def read(self, encoded: bytes, now: Instant) -> PeerRecord:
         """Verify a record of this swarm.
 
@@ -197,14 +194,13 @@ class RecordDirectory:
             self._book.trim(self._links.peers, self._rng)
 
     def _take_in(self, voice: str, scope: Scope, encoded: bytes, now: Instant) -> None:
-        author = node_id(encoded[:KEY_BYTES])
-        if self._book.holds(author, encoded, scope):
-            return  # so it is with most records: without this line, much time goes here when thousands join
-        record = self._known(author, encoded)
-        if record is None:
-            if not self._told.take(voice, 1, now.steady):
-                raise MessageError("too_many_records")
-            record = self.read(encoded, now)
+        known = self._book.get(node_id(encoded[:KEY_BYTES]))
+        if known is not None and known.encoded == encoded:  # so it is with most records
+            self._book.hear(known, voice, scope)
+            return
+        if not self._told.take(voice, 1, now.steady):
+            raise MessageError("too_many_records")
+        record = self.read(encoded, now)
         if record.node_id == self._own:
             self.outbid(record, now)
         elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
@@ -251,7 +247,9 @@ class RevocationExchange:
 
     def __init__(self, gate: Gate, limits: Limits) -> None:
         self._gate = gate
-        self._budgets: TokenBuckets[Link] = TokenBuckets(limits.lists_per_second, limits.lists_burst, limits.max_proven)
+        self._budgets: TokenBuckets[Link] = TokenBuckets(
+            limits.lists_per_second, limits.lists_burst, limits.max_remembered
+        )
 
     def ask(self, link: Link) -> Send:
         return Send(link, AskRevocations(self._gate.revision))

@@ -108,8 +108,8 @@ class Links:
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
-        self._proven: Recent[bytes, NodeId] = Recent(limits.max_proven)  # holders of keys, live or not
-        self._hosts: Recent[Link, str] = Recent(limits.max_proven)  # addresses of callers, until their hello
+        self._proven: Recent[bytes, NodeId] = Recent(limits.max_remembered)  # holders of keys, live or not
+        self._hosts: Recent[Link, str] = Recent(limits.max_remembered)  # addresses of callers, until their hello
         self._parting: dict[Link, float] = {}
 
     # The other end

@@ -44,7 +44,6 @@ from protocol.events import (
     Misfit,
     Moved,
     Neighbour,
-    News,
     Opened,
     PeerDown,
     PeerUp,
@@ -161,18 +160,6 @@ class Membership:
                 if link.dialled:
                     self.refusals.latest = f"it speaks protocol {theirs}"
                 return self._refuse(link, reason, now)
-            case Moved() | PortMapped() | Neighbour():
-                return self._news(event, now)
-            case Revoked(encoded):
-                return self._obey(encoded, None, now)
-            case Stored(uses, ok):
-                (self._setup.gate.kept if ok else self._setup.gate.lost)(uses)
-                return []
-            case Tick():
-                return self._tick(now)
-
-    def _news(self, event: News, now: Instant) -> list[MembershipAction]:
-        match event:
             case Moved(endpoints, services):
                 return self.directory.move(endpoints, services, now)
             case PortMapped(external):
@@ -181,6 +168,13 @@ class Membership:
             case Neighbour(address):
                 self.book.meet(address)
                 return [*self._dialing.fill(now)]
+            case Revoked(encoded):
+                return self._obey(encoded, None, now)
+            case Stored(uses, ok):
+                (self._setup.gate.kept if ok else self._setup.gate.lost)(uses)
+                return []
+            case Tick():
+                return self._tick(now)
 
     def _message(self, message: Message, now: Instant) -> list[MembershipAction]:  # an arm a message
         link, sender, body = message.link, message.sender, message.body

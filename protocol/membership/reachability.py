@@ -76,11 +76,11 @@ class Reachability:
         self._rng = rng
         self._port = 0
         self._next_ask = now.steady + FIRST_ASK_S
-        self._asked: Recent[NodeId, float] = Recent(limits.max_askers)  # peers that did not answer yet: when
+        self._asked: Recent[NodeId, float] = Recent(limits.max_remembered)  # peers that did not answer yet: when
         self._answers: Recent[str, _Answer] = Recent(limits.max_dial_back_answers)  # the newest, by voice
         self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
-        self._questions: TokenBuckets[NodeId] = TokenBuckets(1 / PAUSE_S, 1, limits.max_askers)
+        self._questions: TokenBuckets[NodeId] = TokenBuckets(1 / PAUSE_S, 1, limits.max_remembered)
         self._budget = TokenBucket(limits.dial_backs_per_second, limits.dial_backs_burst, now.steady)
 
     @property
