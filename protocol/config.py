@@ -168,7 +168,6 @@ class Limits:
     # Connections that peers may make us try, to see whether they can be dialled.
     dial_backs_per_second: float = 0.2
     dial_backs_burst: float = 4.0
-    max_dial_backs: int = 4  # at a time
     max_dial_back_answers: int = 8  # the newest count, one of each network
 
     # Gossip. Up to `push_bytes`, a push saves more time (an announcement and a pull) than it takes: 64 KiB take about

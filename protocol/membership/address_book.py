@@ -13,9 +13,8 @@ Rules
  4. When the book is full, entries that failed go first, then those of the source that has the most: no peer can push
     out what others told us. Nodes that we met go last.
  5. Keys cost nothing, addresses do: one network (see `netgroup`) has `max_prefix_records` places. A node takes one
-    where it was seen, and one in each network where it says that it can be dialled. Otherwise callers from a few
-    networks could make us, and all whom we tell, dial into another network. If a network has too many, those that were
-    seen elsewhere go first.
+    where it was seen, so that it takes no place of a network that it names. If it was not seen in a public network, it
+    takes one in each network where it says that it can be dialled.
  6. A private or loopback endpoint counts only if the node, or somebody who told of it, was itself seen at such an
     address. So nobody outside can make us connect into our own network (see `Scope`). Where a gateway hides the
     addresses of callers, all who come through it look local.
@@ -104,9 +103,9 @@ class BookEntry(Contact):
     @property
     def networks(self) -> frozenset[str]:
         """The networks in which it takes a place."""
-        if not (self.is_met or self.record.endpoints):
-            return frozenset({NOWHERE})
-        return self.record.networks | {self.group} if self.group else self.record.networks
+        if self.group or not (self.is_met or self.record.endpoints):
+            return frozenset({self.group or NOWHERE})
+        return self.record.networks
 
     def see_from(self, scope: Scope) -> None:
         """Let endpoints of that scope and farther count."""
@@ -208,7 +207,7 @@ class Book:
             places = Counter(chain.from_iterable(entry.networks for entry in self._entries.values()))
             for network in sorted(network for network, count in places.items() if count > most):
                 crowd = {node: entry for node, entry in self._entries.items() if network in entry.networks}
-                self._remove(_worst(crowd, kept, len(crowd) - most, rng, network), rng)
+                self._remove(_worst(crowd, kept, len(crowd) - most, rng), rng)
             self._remove(_worst(self._entries, kept, len(self._entries) - self.capacity, rng), rng)
         most = max(1, self.capacity // CANDIDATES)
         if len(self._candidates) > most:
@@ -355,18 +354,15 @@ def _saved_scope(record: PeerRecord) -> Scope:
     return Scope.PUBLIC if usable(record, Scope.PUBLIC) else Scope.LOOPBACK
 
 
-def _worst(
-    entries: dict[NodeId, BookEntry], kept: set[NodeId], count: int, rng: random.Random, network: str = ""
-) -> list[NodeId]:
-    """Return the `count` nodes to forget first, of those who take a place in `network` if there is one. Rules 4, 5."""
+def _worst(entries: dict[NodeId, BookEntry], kept: set[NodeId], count: int, rng: random.Random) -> list[NodeId]:
+    """Return the `count` nodes to forget first. Rule 4."""
     if count <= 0:
         return []
     told = Counter(entry.source for entry in entries.values())
-    ranks: defaultdict[tuple[bool, bool, int], list[NodeId]] = defaultdict(list)
+    ranks: defaultdict[tuple[bool, int], list[NodeId]] = defaultdict(list)
     for node, entry in entries.items():
         if node not in kept:
-            is_native = not network or entry.group in ("", network)
-            ranks[not entry.has_failed, is_native, -told[entry.source]].append(node)
+            ranks[not entry.has_failed, -told[entry.source]].append(node)
     worst: list[NodeId] = []
     for _, nodes in sorted(ranks.items()):
         room = count - len(worst)

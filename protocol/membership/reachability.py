@@ -13,8 +13,8 @@ Asking
 Answering
  4. We dial the address from which the asker's link comes, expect the key that it proved, and hang up once the handshake
     is done. So nobody can make us dial a third party.
- 5. Each asker is served once in `PAUSE_S`, all together `dial_backs_per_second`, and `max_dial_backs` at a time. An
-    asker that comes too often pays. One that comes while others are served gets no answer, and asks another node.
+ 5. Each asker is served once in `PAUSE_S`, and all together `dial_backs_per_second`. An asker that comes too often
+    pays. One that comes after many others gets no answer, and asks another node.
 """
 
 import random
@@ -182,8 +182,7 @@ class Reachability:
         if port == 0 or port == peer.port:  # it does not listen; or we dialled it there
             return [Send(peer.link, DialledBack(str(host), port, reached=port != 0))]
         link = Link(peer.link.key, dialled=True)
-        in_use = link == peer.link or self._links.is_parting(link)
-        if in_use or len(self._checks) >= self._limits.max_dial_backs or not self._budget.take(1, now.steady):
+        if link == peer.link or self._links.is_parting(link) or not self._budget.take(1, now.steady):
             return []
         self._checks[link] = _Check(sender, str(host), port, now.steady + DIAL_TIMEOUT_S)
         return [Dial(Address(Endpoint(str(host), port), link.key))]

@@ -250,7 +250,7 @@ def test_an_asker_is_dialled_where_it_is_seen_under_the_key_that_it_proved_and_t
 def test_who_asks_again_at_once_pays_and_who_is_many_is_not_served() -> None:
     node = Node(hosts=APART)
     dials = [action for asker in OTHERS[:16] for action in node.hear(asker, DialBack(7777)) if isinstance(action, Dial)]
-    assert len(dials) == LIMITS.max_dial_backs
+    assert len(dials) == LIMITS.dial_backs_burst
     with pytest.raises(PeerError, match="too_many_asks"):
         node.hear(OTHERS[0], DialBack(7777))
 
