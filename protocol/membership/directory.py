@@ -218,10 +218,10 @@ class RecordDirectory:
         peer = self._links.peers[sender]
         if not self._digests.take(sender, 1, now.steady):
             raise MessageError("too_many_digests")
-        self._book.vouch(dict(digest.entries), peer.voice, peer.scope)
+        self._book.vouch(dict(digest.entries), peer.place.voice, peer.scope)
         self._book.trim(self._links.peers, self._rng)
         lacking = self._lacking(digest, sender, peer.scope)
-        if not self._answers.take(peer.voice, len(lacking), now.steady):
+        if not self._answers.take(peer.place.voice, len(lacking), now.steady):
             return []
         starts = range(0, len(lacking), MAX_RECORDS)
         return [Send(peer.link, Peers(tuple(lacking[start : start + MAX_RECORDS]))) for start in starts]
@@ -239,7 +239,7 @@ class RecordDirectory:
         asks: list[MembershipAction] = [Send(peer.link, AskRevocations(gate.revision))] if gate.is_owned else []
         if is_full:
             return [*asks, Send(peer.link, self.sample(node, peer.scope))]
-        return [*asks, Send(peer.link, self._digest(peer.voice, peer.scope))]
+        return [*asks, Send(peer.link, self._digest(peer.place.voice, peer.scope))]
 
 
 class RevocationExchange:

@@ -34,6 +34,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from protocol.config import Instant, Limits
 from protocol.credentials.records import Endpoint, PeerRecord
@@ -61,15 +62,21 @@ class DialAttempt:
     greeted: float | None = None
 
 
+class Place(NamedTuple):
+    """The public network that a node is in, "" if it is in none, and as whom it counts (see `counts_as`)."""
+
+    network: str
+    voice: str
+
+
 @dataclass(slots=True)
 class LivePeer:
     """A live peer."""
 
     record: PeerRecord
     link: Link
+    place: Place
     host: str = ""  # the IP address at the other end of its last hello's link, if it is known
-    group: str = ""  # the public network that it is in, if it is in any
-    voice: str = ""  # as whom it counts when it tells of others, and for distances; see `counts_as`
     port: int = 0  # where we dialled it, if we did
     met: float = 0.0  # when its last hello came
     needy: bool = False  # whether it lacked links when it called
@@ -143,15 +150,15 @@ class Links:
         """Return the scope of the address at the other end of a link."""
         return scope_of(self.host_of(link))
 
-    def place_of(self, link: Link, endpoints: tuple[Endpoint, ...] = ()) -> tuple[str, str]:
-        """Return the public network and the voice of the node at the other end, whose record has these endpoints.
+    def place_of(self, link: Link, endpoints: tuple[Endpoint, ...] = ()) -> Place:
+        """Return the place of the node at the other end, whose record has these endpoints.
 
         It counts where it is seen, or else where we dialled it, or else where it says that it is.
         """
         attempt = self.attempts.get(link)
         told = attempt.contact.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
         host = self.host_of(link) or told
-        return netgroup(host), counts_as(host, link.key.hex())
+        return Place(netgroup(host), counts_as(host, link.key.hex()))
 
     # How many there may be
 
@@ -218,16 +225,16 @@ class Links:
         """Tell whether there are as many links as there may be with that network."""
         if not group:
             return False
-        live = sum(peer.group == group and not peer.is_home for peer in self.peers.values())
+        live = sum(peer.place.network == group and not peer.is_home for peer in self.peers.values())
         return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._limits.max_prefix_peers
 
     def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
         """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 4."""
         homes = {node: peer for node, peer in reversed(self.peers.items()) if peer.is_home}
-        counts = Counter(peer.voice for peer in homes.values())
+        counts = Counter(peer.place.voice for peer in homes.values())
         most = max(counts.values(), default=0)
         if most >= counts[voice] + 2:
-            return next(node for node, peer in homes.items() if counts[peer.voice] == most)
+            return next(node for node, peer in homes.items() if counts[peer.place.voice] == most)
         return next((node for node, peer in homes.items() if not peer.needy), None) if needy else None
 
     def evictable(self, here: str, caller: str, now: Instant) -> NodeId | None:
@@ -236,7 +243,7 @@ class Links:
         The older half is safe, or an attacker with many networks would replace every honest peer.
         """
         callers = [(node, peer) for node, peer in self.peers.items() if peer.is_caller]
-        distances = {node: distance(here, peer.voice, now.unix) for node, peer in callers[len(callers) // 2 :]}
+        distances = {node: distance(here, peer.place.voice, now.unix) for node, peer in callers[len(callers) // 2 :]}
         farthest = max(distances, key=distances.__getitem__, default=None)
         return farthest if farthest and distance(here, caller, now.unix) < distances[farthest] else None
 
@@ -286,7 +293,7 @@ class Links:
 
     def settle(self, node: NodeId, record: PeerRecord, link: Link, now: float, *, needy: bool = False) -> Link | None:
         """Make the link live. If the pair has two links now, return the one that is to part. Rule 1."""
-        host, (group, voice) = self.host_of(link), self.place_of(link, record.endpoints)
+        host, place = self.host_of(link), self.place_of(link, record.endpoints)
         attempt = self.attempts.pop(link, None)
         port = attempt.contact.address.endpoint.port if attempt is not None else 0
         self._hosts.pop(link)
@@ -295,9 +302,9 @@ class Links:
         self.prove(link, node)
         known = self.peers.get(node)
         if known is None:
-            self.peers[node] = LivePeer(record, link, host, group, voice, port, met=now, needy=needy)
+            self.peers[node] = LivePeer(record, link, place, host, port, met=now, needy=needy)
             return None
-        known.record, known.host, known.group, known.voice, known.met = record, host, group, voice, now
+        known.record, known.place, known.host, known.met = record, place, host, now
         known.port = port or known.port
         if known.link == link:
             return None

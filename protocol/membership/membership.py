@@ -321,13 +321,13 @@ class Membership:
 
     def _room_for(self, link: Link, record: PeerRecord, now: Instant, *, needy: bool) -> list[MembershipAction] | None:
         """Return the actions that make a place for a caller, none if there is one; None: it gets no place."""
-        (group, voice), node = self.links.place_of(link, record.endpoints), None
-        if self.links.has_room(link, record, group):
+        place, node = self.links.place_of(link, record.endpoints), None
+        if self.links.has_room(link, record, place.network):
             return []
         if not record.endpoints:
-            node = self.links.displaced_home(voice, needy=needy)
-        elif needy and not self.links.is_full_of(group):
-            node = self.links.evictable(self.directory.here(Scope.LOOPBACK), voice, now)
+            node = self.links.displaced_home(place.voice, needy=needy)
+        elif needy and not self.links.is_full_of(place.network):
+            node = self.links.evictable(self.directory.here(Scope.LOOPBACK), place.voice, now)
         return self._leave(node, "evicted", now) if node is not None else None
 
     def _leave(self, node: NodeId, reason: str, now: Instant) -> list[MembershipAction]:
@@ -373,8 +373,8 @@ class Membership:
         peer = self.links.peers.get(sender)
         if peer is None and link not in self.links.attempts:
             return []  # the link is ending at both sides: what still comes is nobody's fault
-        voice = peer.voice if peer is not None else self.links.place_of(link)[1]
-        self.directory.learn(voice, self.links.scope_of(link), peers, now)
+        place = peer.place if peer is not None else self.links.place_of(link)
+        self.directory.learn(place.voice, self.links.scope_of(link), peers, now)
         return [*self._dialing.fill(now)]
 
     # The revocation list

@@ -134,7 +134,7 @@ class Reachability:
             for node, peer in peers.items()
             if peer.host and peer.scope is not Scope.LOOPBACK and (self._asked.get(node) or float("-inf")) < latest
         ]
-        return [node for node in able if peers[node].voice not in self._answers] or able
+        return [node for node in able if peers[node].place.voice not in self._answers] or able
 
     def _ask(self, now: Instant) -> list[MembershipAction]:
         self._next_ask = now.steady + NEXT_ASK_S * self._rng.uniform(0.75, 1.25)
@@ -159,9 +159,11 @@ class Reachability:
             raise MessageError("malformed", "address")
         if answer.port == self._port:
             peer = self._links.peers[sender]
-            network = peer.group if scope_of(str(host)) is Scope.PUBLIC else peer.voice
-            self._answers.set(peer.voice, _Answer(network, str(host), answer.reached))
-        if len(self._answers) >= ENOUGH or all(self._links.peers[n].voice in self._answers for n in self._able(now)):
+            network = peer.place.network if scope_of(str(host)) is Scope.PUBLIC else peer.place.voice
+            self._answers.set(peer.place.voice, _Answer(network, str(host), answer.reached))
+        if len(self._answers) >= ENOUGH or all(
+            self._links.peers[n].place.voice in self._answers for n in self._able(now)
+        ):
             self._next_ask = now.steady + AGAIN_S * self._rng.uniform(0.75, 1.25)
 
     # Answering
