@@ -70,7 +70,7 @@ from protocol.events import (
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, PeerScores, subject_of
+from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, PeerScores
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
@@ -257,7 +257,8 @@ class Core:
             return []
 
     def _subject(self, link: Link) -> str:
-        return subject_of(link, self.membership.links.proven_node(link))
+        """Return the name under which a link's holder is scored: its node id once proven, its key before."""
+        return self.membership.links.proven_node(link) or link.key.hex()
 
     def _offence(
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from protocol.config import Instant, Limits
 from protocol.events import Link
-from protocol.identity import NodeId
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 
@@ -187,8 +186,3 @@ class PeerScores:
         if subject is None or not points:
             return Charge(0.0)
         return Charge(points, self._scores.penalise(subject, points, now.steady, reason))
-
-
-def subject_of(link: Link, node: NodeId | None) -> str:
-    """Return the name under which a link's holder is scored: its node id once proven, its key before."""
-    return node if node is not None else link.key.hex()

@@ -25,7 +25,7 @@ Rules
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import TypeVar
@@ -273,13 +273,6 @@ class Book:
     def lost(self, seen: set[bytes]) -> list[Contact]:
         """Return the seeds and the nodes that lapsed whose CURVE keys are not among those `seen`."""
         return [contact for contact in (*self._seeds, *self._lapsed.values()) if contact.key not in seen]
-
-    def good_sample(
-        self, count: int, rng: random.Random, suits: Callable[[PeerRecord], bool] = lambda _: True
-    ) -> list[PeerRecord]:
-        """Return `count` of the good records that suit, or all of them where there are fewer, drawn uniformly."""
-        good = (e.record for e in shuffled(self._entries.values(), rng) if not e.has_failed and suits(e.record))
-        return list(islice(good, count))
 
     def has_more_than(self, count: int) -> bool:
         """Tell whether more than `count` nodes, candidates included, said where they can be dialled.

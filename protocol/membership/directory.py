@@ -17,6 +17,7 @@ Rules
 """
 
 import random
+from itertools import islice
 
 from protocol.config import NOT_KEPT, Gate, Instant, Limits, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
@@ -25,7 +26,7 @@ from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBuckets
-from protocol.membership.address_book import Book
+from protocol.membership.address_book import Book, shuffled
 from protocol.membership.links import Links
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
 
@@ -153,14 +154,12 @@ class RecordDirectory:
 
         A caller that we have no room for gets only so many `referrals`, all of nodes that can be dialled.
         """
-        count = referrals or MAX_RECORDS
-
-        def is_of_use(record: PeerRecord) -> bool:
-            return means_something(record, scope) and (bool(record.endpoints) or not referrals)
-
-        chosen = self._book.good_sample(count, self._rng, is_of_use)
-        others = [record.encoded for record in chosen if record.node_id != reader]
-        return Peers((self.record_for(scope).encoded, *others[: count - 1]))
+        others = (
+            record.encoded
+            for record in shuffled(self._book.good_records(), self._rng)
+            if means_something(record, scope) and record.node_id != reader and (record.endpoints or not referrals)
+        )
+        return Peers((self.record_for(scope).encoded, *islice(others, (referrals or MAX_RECORDS) - 1)))
 
     def _digest(self, voice: str, scope: Scope) -> Digest:
         """Return a digest of what we know, and of the candidates that the reader, who counts as `voice`, told us of."""
