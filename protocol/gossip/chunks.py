@@ -8,20 +8,18 @@ peers that have them, the rarest first. A node gives each chunk that it has.
 from dataclasses import dataclass, field
 
 from protocol.events import Item, Outline
-from protocol.identity import NodeId
 from protocol.wire.envelope import chunk_count
 from protocol.wire.messages import ItemChunk
 
 
 @dataclass(slots=True)
 class Partial:
-    """An item that is being fetched: what is there, and what is asked of whom."""
+    """An item that is being fetched, and what is there of it."""
 
     outline: Outline
     touched: float  # when something of it last came
     missing: int  # the chunks that are neither there nor asked for, a bit each
     chunks: dict[int, bytes] = field(default_factory=dict)
-    asked: dict[int, NodeId] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, outline: Outline, now: float) -> "Partial":
@@ -42,14 +40,6 @@ class Partial:
         """Which chunks are there, as HAVE says it."""
         bits = sum(1 << index for index in self.chunks)
         return bits.to_bytes((chunk_count(self.size) + 7) // 8, "little")
-
-    def ask(self, index: int, node: NodeId) -> None:
-        self.asked[index] = node
-        self.missing &= ~(1 << index)
-
-    def unask(self, index: int) -> None:
-        del self.asked[index]
-        self.missing |= 1 << index
 
     def add(self, chunk: ItemChunk, now: float) -> None:
         """Take a chunk that is asked of nobody and was found good."""

@@ -12,7 +12,7 @@ bounded, for each peer and in all. The oldest row of a peer goes first; rows of 
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import NamedTuple
 
@@ -65,7 +65,6 @@ class LedgerRow:
 
     theirs: Theirs = Theirs.NONE
     parts: int = ALL  # the chunks that it has, where it has any
-    asked: dict[int, None] = field(default_factory=dict)  # what we wait for: chunks, or WHOLE
     due: int = 0  # how many answers it still owes us, those included that we wait for no longer
     since: float = 0.0  # when it was asked, or last said that it is busy
     until: float = 0.0  # when it may be asked again, if it was silent or busy

@@ -45,6 +45,7 @@ MAX_PAUSE = 5  # doublings of the pause after a silence
 UNASKED_S = 60.0  # about one round
 SLACK = 2  # a draw looks at twice the even share of each holder, as some offer less, or the same
 STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
+NEVER = float("-inf")
 
 _BySigner = dict[bytes, dict[ItemId, None]]
 
@@ -67,10 +68,9 @@ class _Wanted:
     ready: float  # when it may be asked for: a push may come before
     is_beside: bool
     holders: dict[NodeId, LedgerRow] = field(default_factory=dict)
-    asked_of: NodeId | None = None  # for the whole, or the outline
-    asked_at: float = 0.0
+    asked: dict[int, NodeId] = field(default_factory=dict)  # of whom each chunk is asked, or WHOLE
+    asked_at: float = NEVER  # when somebody was last asked for the whole, or the outline
     asked_beside: bool = False  # whether the second lot drew it: rule 6
-    was_asked: bool = False
 
     @property
     def is_large(self) -> bool:
@@ -89,10 +89,10 @@ class _Holder:
     everything: _BySigner = field(default_factory=dict)
     beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
     offers: int = 0  # how many items are in `everything`
-    asked: dict[ItemId, None] = field(default_factory=dict)
+    asked: Counter[ItemId] = field(default_factory=Counter)  # how many parts of each
     in_flight: int = 0  # bytes
-    spoke: float = float("-inf")  # when it last announced something
-    paid: float = float("-inf")  # when it last paid for a silence: one silence is paid once, however many wants it had
+    spoke: float = NEVER  # when it last announced something
+    paid: float = NEVER  # when it last paid for a silence: one silence is paid once, however many wants it had
 
     def has_room(self, size: int = LEAST_COST) -> bool:
         """Tell whether it may be asked for so many bytes more."""
@@ -122,7 +122,6 @@ class Wants:
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
-        self._lacks_room = False  # for another
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self.partial: Callable[[ItemId], Partial | None] = self._partials.get
@@ -182,19 +181,19 @@ class Wants:
     def _make_room(self) -> None:
         if len(self._wants) >= self._limits.max_wants:
             oldest = next(iter(self._wants.values()))
-            self._forget(next((want for want in self._wants.values() if not want.was_asked), oldest))
+            self._forget(next((want for want in self._wants.values() if want.asked_at == NEVER), oldest))
 
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
         want, row = self._wants.get(item_id), self._ledger.find(node, item_id)
-        return (want is not None and want.asked_of is not None) or (row is not None and row.due > 0)
+        return (want is not None and WHOLE in want.asked) or (row is not None and row.due > 0)
 
     def arrived(self, item_id: ItemId, node: NodeId, now: float) -> bool:
         """Note that the item itself came from `node`; True if it is asked of anybody, or was asked of `node`."""
         want, row, is_asked = self._wants.get(item_id), self._ledger.row(node, item_id), self.is_asked(item_id, node)
         row.due = max(0, row.due - 1)
         if want is not None:
-            if WHOLE in row.asked:
+            if want.asked.get(WHOLE) == node:
                 self._gave(node, row, want.cost(WHOLE), now)
             self._forget(want, brought_by=node)
         row.note(Statement.GAVE_ALL)
@@ -208,9 +207,8 @@ class Wants:
         self._gave(node, row, LEAST_COST, now)
         if want is None or outline.id in self._partials:
             return Took.LATE
-        if want.asked_of is not None:
-            self._settle(want, want.asked_of, WHOLE)
-        if not self._has_room(outline.header.size):
+        self._settle(want, WHOLE)
+        if not self._has_room(outline.header.size, now):
             row.until = now + self._patience
             return Took.NO_ROOM
         self._partials[outline.id] = Partial.begin(outline, now)
@@ -234,9 +232,7 @@ class Wants:
         if len(chunk.data) != partial.outline.size_of(index):
             self._forget(want)
             return Took.MISSIZED
-        asked_of = partial.asked.get(index)
-        if asked_of is not None:
-            self._settle(want, asked_of, index)
+        self._settle(want, index)
         partial.add(chunk, now)
         row.silences = 0
         return Took.TAKEN
@@ -257,8 +253,8 @@ class Wants:
             row, want = self._ledger.find(node, item_id), self._wants.get(item_id)
             if row is None:
                 continue
-            lies += bool(row.asked)
             if want is not None and node in want.holders:
+                lies += node in want.asked.values()
                 self._withdraw(want, node)
             row.note(Statement.LACK)
         return lies
@@ -269,10 +265,10 @@ class Wants:
         Without ids, all that it was asked for waits for its line: an item is asked of another only if one is idle.
         """
         for item_id in list(ids or self._holders[node].asked):
-            row = self._ledger.find(node, item_id)
-            if row is None or not row.asked:
+            if item_id not in self._holders[node].asked:
                 continue
             want = self._wants[item_id]
+            row = want.holders[node]
             row.since = now
             if ids or any(self._is_idle(one, other, now) for one, other in want.holders.items() if one != node):
                 row.until = now + self._patience
@@ -293,16 +289,12 @@ class Wants:
     # What time brings
 
     def check(self, now: float, *, bounded: bool) -> list[NodeId]:
-        """Give up wants that are stale or stall, and stop waiting for silent holders; return those to blame."""
+        """Give up wants that are stale, and stop waiting for silent holders; return those to blame."""
         life = self._limits.max_item_age_s
         first = UNASKED_S if bounded else life
         for want in list(takewhile(lambda want: want.since + first <= now, self._wants.values())):
-            if want.since + life <= now or not want.was_asked:
+            if want.since + life <= now or want.asked_at == NEVER:
                 self._forget(want)
-        if self._lacks_room and self._partials:
-            stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
-            if self._partials[stalled].touched + STALL_S <= now:
-                self._let_go(self._wants[stalled])
         return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, now)]
 
     def _expect_no_more(self, node: NodeId, holder: _Holder, now: float) -> bool:
@@ -328,13 +320,11 @@ class Wants:
         Then at most `allowance` items that were asked for within `patience` are on their way, and at most `beside` more
         that the second lot drew. If items that a holder is busy with counted, one holder could stop us.
         """
-        sends = [send for node in list(self._cancels) for send in self._take_cancels(node)]
         asks: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         free = [holder for holder in self._holders.values() if holder.has_room()]
-        self._lacks_room = False
         wants = (self._wants[item_id] for holder in self._holders.values() for item_id in holder.asked)
         under_way = Counter(
-            want.asked_beside for want in wants if want.asked_of is not None and now < want.asked_at + self._patience
+            want.asked_beside for want in wants if WHOLE in want.asked and now < want.asked_at + self._patience
         )
         for is_beside, most in ((True, beside), (False, allowance)):
             room = most - under_way[is_beside]
@@ -343,13 +333,14 @@ class Wants:
                 want = self._wants[item_id]
                 node = self._choose(want, now)
                 if node is not None:
-                    want.asked_beside = is_beside
+                    want.asked_at, want.asked_beside = now, is_beside
                     self._ask(want, node, WHOLE, now)
                     asks[node][item_id] = []
                     room -= 1
                     if room < 1:
                         break
-        return sends + [send for node, items in asks.items() for send in _messages(Want, node, items)]
+        cancels = [send for node in list(self._cancels) for send in self._take_cancels(node)]
+        return cancels + [send for node, items in asks.items() for send in _messages(Want, node, items)]
 
     def _take_cancels(self, node: NodeId) -> list[Send]:
         """Return the messages that cancel what a holder need not give; send them before it is asked again."""
@@ -371,16 +362,16 @@ class Wants:
 
     def _choose(self, want: _Wanted, now: float) -> NodeId | None:
         """Return the holder to ask: one that was not silent, and of those the one that has least to do."""
-        if want.asked_of is not None or want.entry.id in self._partials or now < want.ready:
-            return None
-        if want.is_large and not self._has_room(want.entry.size):
+        if WHOLE in want.asked or want.entry.id in self._partials or now < want.ready:
             return None
         ranks = [
             (row.silences, self._holders[node].in_flight, place, node)
             for place, (node, row) in enumerate(want.holders.items())
             if row.may_be_asked(now) and self._holders[node].has_room(want.cost(WHOLE))
         ]
-        return min(ranks)[-1] if ranks else None
+        if not ranks or (want.is_large and not self._has_room(want.entry.size, now)):
+            return None
+        return min(ranks)[-1]
 
     def fill_all(self, now: float) -> list[Send]:
         """Ask all holders for as many chunks as they have room for."""
@@ -408,47 +399,50 @@ class Wants:
             mask = mask & ~row.parts or mask
         return self._rng.choice([index for index in range(mask.bit_length()) if mask >> index & 1])
 
-    def _has_room(self, size: int) -> bool:
-        """Tell whether an item of so many bytes can be begun; if not, one may give way to it at the next `check`."""
+    def _has_room(self, size: int, now: float) -> bool:
+        """Tell whether an item of so many bytes can be begun; for that, the one that stalls gives way."""
+        if not self._fits(size) and self._partials:
+            stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
+            if self._partials[stalled].touched + STALL_S <= now:
+                self._let_go(self._wants[stalled])
+        return self._fits(size)
+
+    def _fits(self, size: int) -> bool:
         limits = self._limits
-        is_room = self._partial_bytes + size <= limits.held_bytes and len(self._partials) < limits.max_partials
-        self._lacks_room = self._lacks_room or not is_room
-        return is_room
+        return self._partial_bytes + size <= limits.held_bytes and len(self._partials) < limits.max_partials
 
     # The life of a want
 
     def _ask(self, want: _Wanted, node: NodeId, part: int, now: float) -> None:
         holder, row = self._holders[node], want.holders[node]
         holder.in_flight += want.cost(part)
-        holder.asked[want.entry.id] = None
-        row.asked[part] = None
+        holder.asked[want.entry.id] += 1
         row.due += 1
         row.since = now
-        want.was_asked = True
-        if part == WHOLE:
-            want.asked_of, want.asked_at = node, now
-        else:
-            self._partials[want.entry.id].ask(part, node)
+        want.asked[part] = node
+        if part != WHOLE:
+            self._partials[want.entry.id].missing &= ~(1 << part)
 
-    def _settle(self, want: _Wanted, node: NodeId, part: int) -> None:
-        """Wait no longer for an answer. It may still come."""
-        holder, row = self._holders[node], want.holders[node]
+    def _settle(self, want: _Wanted, part: int) -> None:
+        """Wait no longer for an answer, if we do. It may still come."""
+        node = want.asked.pop(part, None)
+        if node is None:
+            return
+        holder = self._holders[node]
         holder.in_flight -= want.cost(part)
-        del row.asked[part]
-        if not row.asked:
+        holder.asked[want.entry.id] -= 1
+        if not holder.asked[want.entry.id]:
             del holder.asked[want.entry.id]
-        if part == WHOLE:
-            want.asked_of = None
-        else:
-            self._partials[want.entry.id].unask(part)
+        if part != WHOLE:
+            self._partials[want.entry.id].missing |= 1 << part
 
     def _release(self, want: _Wanted, node: NodeId, *, says_so: bool = False) -> None:
         """Let what a holder was asked for of an item be asked of others; if it `says_so`, cancel it at the holder."""
-        parts = list(want.holders[node].asked)
+        parts = [part for part, asked_of in want.asked.items() if asked_of == node]
         if says_so and parts:
             self._cancels[node].setdefault(want.entry.id, []).extend(part for part in parts if part != WHOLE)
         for part in parts:
-            self._settle(want, node, part)
+            self._settle(want, part)
 
     def _gave(self, node: NodeId, row: LedgerRow, size: int, now: float) -> None:
         holder = self._holders[node]

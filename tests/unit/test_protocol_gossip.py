@@ -38,7 +38,7 @@ from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.shelf import DiskShelf
-from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_hashes, header_of, seal
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_IDS,
     NO_TOPIC,
@@ -889,9 +889,11 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
         wants, in_flight = core._wants, dict.fromkeys(up, 0)
         for item_id, wanted in wants._wants.items():
             assert set(wanted.holders) <= up
-            for node in wanted.holders:
-                row = core._ledger.row(node, item_id)
-                in_flight[node] += sum(wanted.cost(part) for part in row.asked)
+            for part, node in wanted.asked.items():
+                in_flight[node] += wanted.cost(part)
+            if (partial := wants.partial(item_id)) is not None:
+                chunks = {part for part in (*wanted.asked, *partial.chunks) if part >= 0}
+                assert partial.missing == (1 << chunk_count(partial.size)) - 1 - sum(1 << chunk for chunk in chunks)
         assert in_flight == {node: holder.in_flight for node, holder in wants._holders.items()}
         for wanted in wants._wants.values():
             for node in wanted.holders:
