@@ -315,7 +315,7 @@ class Publish:
 
 @value
 class Got:
-    """A peer sent an item."""
+    """A peer sent an item that `Gossip.declines` did not decline."""
 
     node: NodeId
     item: Item

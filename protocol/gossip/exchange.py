@@ -287,14 +287,14 @@ class Gossip:
             return []
         if not self._appetite.filter.covers(item.topic):
             return [Blame(node, "unwanted")]
-        if asked:
-            self._appetite.took(now, is_beside=self._is_beside(item.entry))
-        elif not self._appetite.take_push(now):
-            return [Blame(node, "over_demand")]
+        self._appetite.took(now, is_beside=asked and self._is_beside(item.entry))
         return self._accept(item, now)
 
     def _accept(self, item: Item, now: Instant) -> list[GossipAction]:
+        """Hold and deliver an item, unless it was announced under another topic: then it is not fetched again."""
         self._seen.set(item.id, item.signer)
+        if not self._appetite.filter.covers(item.topic):
+            return []
         self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # an item of ours comes back after a restart
 
@@ -329,13 +329,8 @@ class Gossip:
             for other, peer in self._peers.items():
                 if self._ledger.lacks(other, chunk.id):
                     self._remind(peer, [chunk.id], now, now.steady + MOST_PACES * self._pace(peer.wants))
-        elif self._appetite.filter.covers(item.topic):
-            return [*self._accept(item, now), *asks]
-        else:
-            # The announcement named another topic, which the peer with the last chunk need not have sent. We remember
-            # the item, so that it is not fetched again.
-            self._seen.set(item.id, item.signer)
-        return [*asks]
+            return [*asks]
+        return [*self._accept(item, now), *asks]
 
     # What we hold
 

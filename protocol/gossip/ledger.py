@@ -4,7 +4,6 @@
     NONE      nothing is known, or it said DONT_HAVE
     HAS       it has the item, or the chunks `LedgerRow.parts`; we may ask it once `LedgerRow.until` has passed
     SENT      it sent us the item: we announce the item to it no more
-    LIED      it gave a chunk that is none of the item's: we ask it no more for this item
 
 The table `THEIRS` has every change of this part; what is not in the table changes nothing. The number of rows is
 bounded, for each peer and in all. The oldest row of a peer goes first; rows of wanted items stay.
@@ -37,7 +36,6 @@ class Theirs(IntEnum):
     NONE = auto()
     HAS = auto()
     SENT = auto()
-    LIED = auto()
 
 
 class Statement(IntEnum):
@@ -46,16 +44,13 @@ class Statement(IntEnum):
     HAVE = auto()
     GAVE_ALL = auto()
     LACK = auto()
-    LIED = auto()
 
 
 THEIRS: dict[tuple[Theirs, Statement], Theirs] = {
     (Theirs.NONE, Statement.HAVE): Theirs.HAS,
     (Theirs.NONE, Statement.GAVE_ALL): Theirs.SENT,
-    (Theirs.NONE, Statement.LIED): Theirs.LIED,
     (Theirs.HAS, Statement.GAVE_ALL): Theirs.SENT,
     (Theirs.HAS, Statement.LACK): Theirs.NONE,
-    (Theirs.HAS, Statement.LIED): Theirs.LIED,
 }
 
 

@@ -103,20 +103,13 @@ class Appetite:
         return self._apart.level(now.steady)
 
     def took(self, now: Instant, *, is_beside: bool = False) -> None:
-        """Count an item that was asked for and came."""
+        """Count an item that came."""
         if not (is_beside and self._apart.take(1, now.steady)):
             self._all.spend(1)
 
     def has_room(self, now: Instant) -> bool:
         """Tell whether pulls leave over room for an item that comes unasked."""
         return self.level(now) - 1 >= RESERVE * self._burst
-
-    def take_push(self, now: Instant) -> bool:
-        """Count an item that came unasked; False: it is more than pulls leave over."""
-        if not self.has_room(now):
-            return False
-        self._all.spend(1)
-        return True
 
     def adjust(self, now: Instant) -> bool:
         """Fit the interest to what comes; True if peers are to be told."""

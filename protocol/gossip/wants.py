@@ -227,7 +227,7 @@ class Wants:
         if not partial.outline.proves(chunk):
             if node in want.holders:
                 self._withdraw(want, node)
-            row.note(Statement.LIED)
+            row.note(Statement.LACK)
             return Took.FALSE
         if len(chunk.data) != partial.outline.size_of(index):
             self._forget(want)

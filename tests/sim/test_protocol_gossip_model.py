@@ -99,6 +99,8 @@ class Model:
         self.now = until
 
     def feed(self, node: NodeId, event) -> None:
+        if isinstance(event, Got) and self.nodes[node].declines(event.node, event.item.id, self.clock()):
+            return
         for action in self.nodes[node].handle(event, self.clock()):
             match action:
                 case Deliver(item):
