@@ -68,7 +68,7 @@ from protocol.events import (
 )
 from protocol.gossip.ledger import WHOLE, ItemLedger, Place, Statement, Theirs
 from protocol.gossip.store import Store
-from protocol.gossip.subscriptions import Appetite, Filter
+from protocol.gossip.subscriptions import Appetite
 from protocol.gossip.wants import Took, Wants
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
@@ -100,7 +100,7 @@ NEVER = float("inf")
 class _Peer:
     """A live peer: what it wants, what it is still to be told, and what it waits for."""
 
-    wants: Filter = field(default_factory=Filter)
+    wants: Interest = Interest(None)  # everything, until it says otherwise
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
     tell_by: float = NEVER  # and at the latest
@@ -168,7 +168,7 @@ class Gossip:
         So it is while more is on offer than the node takes, and nothing large comes or goes.
         """
         is_idle = not self._wants.partials and now.steady >= self._uploads_until
-        return self._appetite.filter.announce_only and is_idle
+        return self._appetite.interest.announce_only and is_idle
 
     def declines(self, node: NodeId, item: ItemId, now: Instant) -> bool:
         """Tell whether what `node` sends, if it is this item, is more than we take.
@@ -238,7 +238,7 @@ class Gossip:
         catch_up = CATCH_UP_S * self._rng.random()
         # Two nodes that meet again hold much the same. The later to announce leaves out what the other announced.
         self._remind(peer, self._store.newest(self._limits.max_pending), now, now.steady + catch_up)
-        return self._tell_interest([node]) if self._appetite.told else []
+        return self._tell_interest([node])
 
     def _down(self, node: NodeId, now: Instant) -> None:
         if self._peers.pop(node, None) is not None:
@@ -248,7 +248,7 @@ class Gossip:
             self._soon(now)
 
     def _tell_interest(self, nodes: Iterable[NodeId]) -> list[GossipAction]:
-        return [Send(node, self._appetite.filter.interest) for node in nodes]
+        return [Send(node, self._appetite.interest) for node in nodes]
 
     def _heard(self, node: NodeId, message: Have | Want | DontHave | Interest, now: Instant) -> list[GossipAction]:
         match message:
@@ -266,10 +266,10 @@ class Gossip:
                 self._soon(now)
                 return [Blame(node, "false_have")] * self._wants.lack(node, ids)
             case Interest():
-                self._interested(node, Filter.of(message), now)
+                self._interested(node, message, now)
         return []
 
-    def _interested(self, node: NodeId, wants: Filter, now: Instant) -> None:
+    def _interested(self, node: NodeId, wants: Interest, now: Instant) -> None:
         """Note what a peer wants. Announce waiting pushes to one that asks for announcements only."""
         peer = self._peers[node]
         peer.wants = wants
@@ -285,7 +285,7 @@ class Gossip:
         self._soon(now)
         if item.id in self._seen:
             return []
-        if not self._appetite.filter.covers(item.topic):
+        if not self._appetite.interest.covers(item.topic):
             return [Blame(node, "unwanted")]
         self._appetite.took(now, is_beside=asked and self._is_beside(item.entry))
         return self._accept(item, now)
@@ -293,7 +293,7 @@ class Gossip:
     def _accept(self, item: Item, now: Instant) -> list[GossipAction]:
         """Hold and deliver an item, unless it was announced under another topic: then it is not fetched again."""
         self._seen.set(item.id, item.signer)
-        if not self._appetite.filter.covers(item.topic):
+        if not self._appetite.interest.covers(item.topic):
             return []
         self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # an item of ours comes back after a restart
@@ -444,7 +444,7 @@ class Gossip:
 
     def _offered(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
         peer, holder = self._peers[node], hint(node)
-        wants = self._appetite.filter
+        wants = self._appetite.interest
         for entry in items:
             is_whole, is_here = not entry.parts, entry.id in self._seen
             if is_whole:
@@ -465,13 +465,13 @@ class Gossip:
 
     # Time
 
-    def _pace(self, wants: Filter) -> float:
+    def _pace(self, wants: Interest) -> float:
         """Return how long an id waits to be announced together with others, to a node that wants this."""
         return self._timing.pull_patience / DRAWS if wants.announce_only else self._timing.announce_interval
 
     def _soon(self, now: Instant) -> None:
         """Let a tick come soon, as what we may ask for has changed."""
-        self.due = min(self.due, now.steady + self._pace(self._appetite.filter))
+        self.due = min(self.due, now.steady + self._pace(self._appetite.interest))
 
     def _remind(self, peer: _Peer, ids: list[ItemId], now: Instant, by: float) -> None:
         """Let ids be announced to a peer; beyond the bound the oldest are dropped."""

@@ -19,11 +19,11 @@ Rules
 The price: beyond its demand a node holds a random part of what there is, and an item reaches only a part of the swarm.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from protocol.config import Instant
 from protocol.limits.rate_limits import TokenBucket
-from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
+from protocol.wire.messages import MAX_TOPICS, Interest
 
 BURST_S = 1.0  # of demand at once; what comes faster waits its turn in the want list
 MIN_BURST = 32.0  # items: a round of eight nodes of four groups comes in one burst
@@ -35,32 +35,11 @@ BESIDE_BURST = 8.0  # items at once
 NO_BOUND = 1e9  # items a second: more than there can be
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """The interest of one node. A peer that has not told us its interest wants everything."""
-
-    topics: frozenset[bytes] | None = None
-    announce_only: bool = False
-
-    @classmethod
-    def of(cls, interest: Interest) -> "Filter":
-        return cls(None if interest.topics is None else frozenset(interest.topics), interest.announce_only)
-
-    @property
-    def interest(self) -> Interest:
-        return Interest(None if self.topics is None else tuple(sorted(self.topics)), self.announce_only)
-
-    def covers(self, topic: bytes) -> bool:
-        """Tell whether items of the topic are wanted at all; one without a topic is for everybody."""
-        return self.topics is None or topic == NO_TOPIC or topic in self.topics
-
-
 class Appetite:
     """What this node wants, and how much of it may come now; see the module's comment."""
 
     def __init__(self, now: Instant) -> None:
-        self.filter = Filter()
-        self.told = False  # whether peers were ever told: before that they offer everything
+        self.interest = Interest(None)
         self.beside: frozenset[bytes] = frozenset()
         self._set_demand(NO_BOUND, now, NO_BOUND, BESIDE_BURST)
 
@@ -82,17 +61,15 @@ class Appetite:
     ) -> bool:
         """Take the node's wish; True if peers are to be told. More topics than a message holds count as all topics."""
         self.beside = beside
-        before = self.filter
+        before = self.interest
         if topics is not None and len(topics) > MAX_TOPICS:
             topics = None
         demand = min(NO_BOUND, max(0.0, demand))
         level = self.level(now) if demand < NO_BOUND else NO_BOUND
         self._set_demand(demand, now, level, self.level_beside(now))
-        self.filter = replace(self.filter, topics=topics)
+        self.interest = replace(self.interest, topics=topics)
         self.adjust(now)
-        news = not self.told or self.filter != before
-        self.told = True
-        return news
+        return self.interest != before
 
     def level(self, now: Instant) -> float:
         """Return how many items may be taken now."""
@@ -113,7 +90,7 @@ class Appetite:
 
     def adjust(self, now: Instant) -> bool:
         """Fit the interest to what comes; True if peers are to be told."""
-        was = self.filter.announce_only
+        was = self.interest.announce_only
         is_less = not self.has_room(now) or (was and self.level(now) < (1 - RESERVE) * self._burst)
-        self.filter = replace(self.filter, announce_only=is_less)
+        self.interest = replace(self.interest, announce_only=is_less)
         return is_less != was

@@ -383,12 +383,16 @@ class Interest:
     """
 
     kind: ClassVar[Kind] = Kind.INTEREST
-    topics: tuple[bytes, ...] | None
+    topics: frozenset[bytes] | None
     announce_only: bool = False
+
+    def covers(self, topic: bytes) -> bool:
+        """Tell whether items of the topic are wanted at all; one without a topic is for everybody."""
+        return self.topics is None or topic == NO_TOPIC or topic in self.topics
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([int(self.topics is None), b"".join(self.topics or ()), int(self.announce_only)])
+        return pack([int(self.topics is None), b"".join(sorted(self.topics or ())), int(self.announce_only)])
 
     @classmethod
     def decode(cls, body: bytes) -> "Interest":
@@ -396,7 +400,7 @@ class Interest:
         everything, topics, announce_only = unpack(body, 3, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
         _check(is_uint(everything, 1) and is_uint(announce_only, 1))
         _check(isinstance(topics, bytes) and len(topics) % TOPIC_BYTES == 0)
-        return cls(None if everything else tuple(_split(topics, TOPIC_BYTES)), announce_only > 0)
+        return cls(None if everything else frozenset(_split(topics, TOPIC_BYTES)), announce_only > 0)
 
 
 @value

@@ -335,7 +335,7 @@ def test_a_body_of_nothing_but_arrays_is_refused_before_it_takes_memory(
 
 def test_messages_beyond_their_bounds_are_refused() -> None:
     item = bytes(32)
-    too_many = Interest((bytes(8),) * (MAX_TOPICS + 1))
+    too_many = Interest(frozenset(number.to_bytes(8) for number in range(MAX_TOPICS + 1)))
     chunks = Want((WantedPart(item, tuple(range(MAX_CHUNKS + 1))),))
     for message in (too_many, chunks, DontHave((item,) * (MAX_IDS + 1)), Have((Entry(item, 1),) * (MAX_IDS + 1))):
         with pytest.raises(MessageError):

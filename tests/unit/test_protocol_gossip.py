@@ -712,15 +712,15 @@ def test_the_newest_items_are_announced_now_and_then_in_case_something_was_lost(
 
 def test_interest_is_told_to_every_peer_now_and_to_come() -> None:
     core = machine(A)
-    wish = Interest((TOPIC,))
+    wish = Interest(frozenset([TOPIC]))
     assert said(Interest, core.handle(Subscribe(frozenset([TOPIC]), math.inf), at(0))) == [(A, wish)]
     assert said(Interest, core.handle(PeerUp(B), at(1))) == [(B, wish)]
 
 
 def test_only_interested_peers_are_pushed_to_and_told() -> None:
     core = machine(A, B)
-    core.handle(Heard(A, Interest((TOPIC,))), at(0))
-    core.handle(Heard(B, Interest((OTHER,))), at(0))
+    core.handle(Heard(A, Interest(frozenset([TOPIC]))), at(0))
+    core.handle(Heard(B, Interest(frozenset([OTHER]))), at(0))
     assert queued(core.handle(Publish(item(1, signer=ME, topic=TOPIC)), at(0))) == [A]
     core.handle(Publish(item(2, LIMITS.push_bytes + 1, signer=ME, topic=OTHER)), at(0))
     assert announced(soon(core)) == {B: [name(2)]}
@@ -809,7 +809,7 @@ def test_what_one_liar_announces_and_nobody_has_makes_a_node_decline_nothing() -
         core.handle(have(A, *(entry(1000 * second + number) for number in range(64))), at(second))
         for ids in asked(core.handle(Tick(), at(second))).values():
             core.handle(Heard(A, DontHave(tuple(ids))), at(second))
-    assert not core._appetite.filter.announce_only
+    assert not core._appetite.interest.announce_only
     assert delivered(core.handle(Got(B, item(1, signer=B)), at(120))) == [name(1)]
 
 
@@ -852,7 +852,7 @@ EVENTS = st.one_of(
     st.builds(Heard, PEERS, st.builds(Want, PARTS) | st.builds(Cancel, PARTS)),
     st.builds(Heard, PEERS, st.builds(Busy, IDS) | st.builds(DontHave, IDS)),
     st.builds(Heard, PEERS, st.builds(Busy, st.just((LARGE.id,))) | st.builds(DontHave, st.just((LARGE.id,)))),
-    st.builds(Heard, PEERS, st.builds(Interest, st.none() | st.just((TOPIC,)), st.booleans())),
+    st.builds(Heard, PEERS, st.builds(Interest, st.none() | st.just(frozenset([TOPIC])), st.booleans())),
     st.builds(Outlined, PEERS, st.just(OUTLINE)),
     st.builds(ChunkArrived, PEERS, st.integers(0, 3).map(LARGE.chunk)),
     st.builds(Discard, NUMBERS.map(name)),

@@ -3,7 +3,7 @@
 import math
 
 from protocol.config import Instant
-from protocol.gossip.subscriptions import MIN_BURST, NO_BOUND, RESERVE, Appetite, Filter
+from protocol.gossip.subscriptions import MIN_BURST, NO_BOUND, RESERVE, Appetite
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 UNIX = 1_700_000_000.0
@@ -24,12 +24,10 @@ def feed(appetite: Appetite, rate: float, start: float, seconds: float) -> list[
     return changes
 
 
-def test_a_filter_covers_its_topics_and_what_has_none() -> None:
-    interest = Interest((b"t" * 8,), announce_only=True)
-    wants = Filter.of(interest)
+def test_an_interest_covers_its_topics_and_what_has_none() -> None:
+    wants = Interest(frozenset([b"t" * 8]), announce_only=True)
     assert wants.covers(b"t" * 8) and wants.covers(NO_TOPIC) and not wants.covers(b"u" * 8)
-    assert Filter().covers(b"u" * 8)
-    assert wants.interest == interest
+    assert Interest(None).covers(b"u" * 8)
 
 
 def test_demand_is_kept_on_average_with_a_burst() -> None:
@@ -70,20 +68,20 @@ def test_what_comes_unasked_takes_what_pulls_leave_over() -> None:
 
 def test_pushes_are_declined_above_the_demand_and_welcome_again_below_it() -> None:
     appetite = Appetite(at(0))
-    assert appetite.subscribe(None, 10.0, at(0)) is True
-    assert appetite.filter.announce_only is False
+    appetite.subscribe(None, 10.0, at(0))
+    assert appetite.interest.announce_only is False
     assert len(feed(appetite, 15, 0, 240)) == 1
-    assert appetite.filter.announce_only is True
+    assert appetite.interest.announce_only is True
     assert feed(appetite, 10, 240, 300) == []
     assert len(feed(appetite, 7, 540, 300)) == 1
-    assert appetite.filter.announce_only is False
+    assert appetite.interest.announce_only is False
 
 
 def test_peers_are_told_of_news_only() -> None:
     appetite = Appetite(at(0))
-    assert appetite.subscribe(None, 10.0, at(0)) is True
+    assert appetite.subscribe(None, 10.0, at(0)) is False
     assert appetite.subscribe(None, 11.0, at(1)) is False
     assert appetite.subscribe(frozenset([b"t" * 8]), 11.0, at(2)) is True
     many = frozenset(bytes([n]) * 8 for n in range(MAX_TOPICS + 1))
     assert appetite.subscribe(many, 11.0, at(3)) is True
-    assert appetite.filter.topics is None
+    assert appetite.interest.topics is None
