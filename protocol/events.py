@@ -339,7 +339,10 @@ class Fetched:
 
 @value
 class Bring:
-    """The node has room now for an item that came when it had none. `Deliver` follows if the item is still held."""
+    """The node has room now for an item that came when it had none. `Deliver` follows if the item is in memory.
+
+    If it is on the shelf, it is fetched. Ask again after the next `Fetched`.
+    """
 
     id: ItemId
 

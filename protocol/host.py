@@ -7,7 +7,7 @@ mailbox, and takes items from another. No method but `receive`, which has a time
 import random
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -237,8 +237,7 @@ class Host:
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
         )
-        # Items that came while the inbox was full; the store keeps them. True for the first if it was asked for again.
-        self._later: OrderedDict[ItemId, bool] = OrderedDict()
+        self._later: dict[ItemId, None] = {}  # items that came while the inbox was full; the store keeps them
         self._wish: Subscribe | None = None  # the newest wish, set by any thread
         self._told: Subscribe | None = None  # the newest wish that the core knows, set by the network thread
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
@@ -550,27 +549,28 @@ class Host:
 
     def _receive(self, item: Item) -> None:
         """Put an item into the inbox. If there is no room, or others wait for room, ask the store for it later."""
-        is_awaited = self._later.pop(item.id, False)
-        if is_awaited or (not self._later and self._inbox.has_room(len(item.frame))):
+        if item.id in self._later or (not self._later and self._inbox.has_room(len(item.frame))):
+            self._later.pop(item.id, None)
             self._inbox.put(item)
         else:
-            self._later[item.id] = False
+            self._later[item.id] = None
             if len(self._later) + len(self._inbox) > self._limits.inbox_items:
                 self._inbox.drop_oldest()
 
     def _take_later(self, core: Core, driver: Driver) -> None:
         """Ask the store for items that wait for the inbox, one after the other, while there is room."""
         while self._later:
-            first, is_asked = next(iter(self._later.items()))
+            first = next(iter(self._later))
             size = core.gossip.size(first)
             if not size:
                 del self._later[first]  # the store had no room either
                 self._inbox.drop_oldest()
-            elif is_asked or not self._inbox.has_room(size):
+            elif not self._inbox.has_room(size):
                 return
             else:
-                self._later[first] = True
                 driver.feed(Bring(first))
+                if first in self._later:
+                    return  # it is on its way from the shelf
 
     def _take_wish(self, driver: Driver) -> None:
         """Tell the core what the node wants, if that is news."""

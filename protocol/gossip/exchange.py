@@ -136,7 +136,6 @@ class Gossip:
             limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
         )
         self._store = Store(own, limits, setup.shelf)
-        self._to_bring: set[ItemId] = set()  # what our own node waits for and the shelf has
         self._ledger = ItemLedger(lambda item_id: item_id in self._wants, limits)
         self._wants = Wants(self._ledger, setup.timing, limits, rng)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
@@ -425,19 +424,16 @@ class Gossip:
         return None
 
     def _fetched(self, item_id: ItemId, frame: bytes) -> list[GossipAction]:
-        """Give what waited for the shelf, and deliver it if our own node waits for it."""
+        """Give what waited for the shelf."""
         self._store.fetched(item_id, frame)
-        brought = [action for one in list(self._to_bring) for action in self._bring(one)]
         # By lot: the first one takes the room that there is to bring more from the shelf.
         waiting = [node for node, peer in self._peers.items() if peer.waiting]
-        return brought + [Serve(node) for node in self._rng.sample(waiting, len(waiting))]
+        return [Serve(node) for node in self._rng.sample(waiting, len(waiting))]
 
     def _bring(self, item_id: ItemId) -> list[GossipAction]:
-        self._to_bring.discard(item_id)
         if (item := self._store.get(item_id)) is not None:
             return [Deliver(item, again=True)]
-        if self._store.fetch(item_id):
-            self._to_bring.add(item_id)
+        self._store.fetch(item_id)
         return []
 
     # Asking

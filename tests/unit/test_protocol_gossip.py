@@ -529,8 +529,8 @@ def test_the_node_is_brought_what_came_before_it_had_room_from_memory_or_from_th
         core.handle(Publish(item(number, 5000)), at(0))
     assert core.handle(Bring(name(2)), at(0)) == [Deliver(item(2, 5000), again=True)]
     assert core.size(name(1)) == 5000 and core.handle(Bring(name(1)), at(0)) == []
-    assert core.handle(Fetched(name(1), item(1, 5000).frame), at(1)) == [Deliver(item(1, 5000), again=True)]
-    assert core.handle(Fetched(name(1), item(1, 5000).frame), at(1)) == []  # for somebody else
+    assert shelf.asked == [name(1)] and core.handle(Fetched(name(1), item(1, 5000).frame), at(1)) == []
+    assert core.handle(Bring(name(1)), at(1)) == [Deliver(item(1, 5000), again=True)]
     assert core.size(name(3)) == 0 and core.handle(Bring(name(3)), at(1)) == []
 
 
