@@ -68,7 +68,7 @@ from protocol.events import (
 )
 from protocol.gossip.ledger import WHOLE, ItemLedger, Place, Statement, Theirs
 from protocol.gossip.store import Store
-from protocol.gossip.subscriptions import Appetite
+from protocol.gossip.subscriptions import EVERYTHING, Appetite
 from protocol.gossip.wants import Took, Wants
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
@@ -100,7 +100,7 @@ NEVER = float("inf")
 class _Peer:
     """A live peer: what it wants, what it is still to be told, and what it waits for."""
 
-    wants: Interest = Interest(None)  # everything, until it says otherwise
+    wants: Interest = EVERYTHING
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
     tell_by: float = NEVER  # and at the latest
@@ -322,7 +322,7 @@ class Gossip:
                 return [Blame(node, "unasked_chunk")]
             case Took.LATE:
                 return [*self._wants.fill(node, now.steady)]
-        item = self._wants.finish(chunk.id, node)
+        item = self._wants.finish(chunk.id)
         asks = self._wants.fill(node, now.steady)
         if item is None:
             for other, peer in self._peers.items():

@@ -33,13 +33,14 @@ RESERVE = 0.25  # of the burst, which pushes leave to what is asked for
 BESIDE = 1 / 8
 BESIDE_BURST = 8.0  # items at once
 NO_BOUND = 1e9  # items a second: more than there can be
+EVERYTHING = Interest(None)  # what a node wants until it says otherwise
 
 
 class Appetite:
     """What this node wants, and how much of it may come now; see the module's comment."""
 
     def __init__(self, now: Instant) -> None:
-        self.interest = Interest(None)
+        self.interest = EVERYTHING
         self.beside: frozenset[bytes] = frozenset()
         self._set_demand(NO_BOUND, now, NO_BOUND, BESIDE_BURST)
 

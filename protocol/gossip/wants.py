@@ -237,13 +237,12 @@ class Wants:
         row.silences = 0
         return Took.TAKEN
 
-    def finish(self, item_id: ItemId, node: NodeId) -> Item | None:
-        """Return a whole item, whose last chunk `node` brought, and forget it; None while something is missing."""
+    def finish(self, item_id: ItemId) -> Item | None:
+        """Return a whole item, whose last chunk came, and forget it; None while something is missing."""
         partial = self._partials.get(item_id)
         if partial is None or not partial.is_whole:
             return None
         self._forget(self._wants[item_id])
-        self._ledger.row(node, item_id).note(Statement.GAVE_ALL)
         return partial.item()
 
     def lack(self, node: NodeId, ids: Iterable[ItemId]) -> int:

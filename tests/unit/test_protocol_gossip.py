@@ -385,6 +385,22 @@ def test_a_chunk_that_came_is_announced_and_given_before_the_item_is_whole() -> 
     assert announced(core.handle(Tick(), at(2))) == {B: [large.id]}
 
 
+def test_a_peer_with_a_part_that_brought_the_last_chunk_is_told_that_all_of_the_item_is_here() -> None:
+    """It was taken for one that has all, so two nodes that had got different chunks of a third never both had all."""
+    large, outline = large_item(2 * CHUNK_BYTES)
+    core = machine(A, B)
+    core.handle(have(A, large.entry), at(0))
+    soon(core)
+    core.handle(Outlined(A, outline), at(0))
+    core.handle(ChunkArrived(A, large.chunk(0)), at(0))
+    core.handle(PeerDown(A), at(0))
+    ((_, got),) = said(Want, core.handle(have(B, large.entry._replace(parts=b"\x02")), at(0)))
+    assert got.parts[0].chunks == (1,)
+    assert delivered(core.handle(ChunkArrived(B, large.chunk(1)), at(0))) == [large.id]
+    ((to, told),) = said(Have, core.handle(Tick(), at(1)))
+    assert (to, told.items[0].parts) == (B, b"")
+
+
 def test_of_what_a_peer_waits_for_the_chunk_that_fewest_others_were_given_leaves_first() -> None:
     large, _ = large_item(4 * CHUNK_BYTES)
     core = machine(A, B, C)

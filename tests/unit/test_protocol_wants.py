@@ -395,9 +395,9 @@ def test_chunks_come_from_all_who_have_them_and_make_the_item() -> None:
     assert sorted(chain(*asked.values())) == list(range(9)) and set(asked) == {A, B, C}
     for node, indices in asked.items():
         for index in indices:
-            assert wants.finish(item.id, node) is None
+            assert wants.finish(item.id) is None
             assert wants.chunk_arrived(node, item.chunk(index), 1.0) is Took.TAKEN
-    assert wants.finish(item.id, C) == item and len(wants) == 0 and wants.partials == 0
+    assert wants.finish(item.id) == item and len(wants) == 0 and wants.partials == 0
 
 
 def test_who_has_a_part_gives_it_and_the_rarest_chunk_goes_first() -> None:
@@ -421,7 +421,7 @@ def test_a_chunk_that_a_silent_holder_was_asked_for_is_asked_of_another_and_what
     assert wants.chunk_arrived(A, item.chunk(1 - first), 10.1) is Took.TAKEN, "late, and good"
     assert wants.chunk_arrived(B, item.chunk(1 - first), 10.2) is Took.LATE
     assert wants.chunk_arrived(B, item.chunk(1 - first), 10.3) is Took.UNASKED
-    assert wants.finish(item.id, A) == item
+    assert wants.finish(item.id) == item
 
 
 def test_who_sends_a_chunk_that_is_not_what_its_hash_says_is_no_holder_any_more() -> None:
@@ -499,7 +499,7 @@ def test_what_is_begun_has_a_bounded_room_and_what_stalls_gives_way() -> None:
     for index in range(4):
         wants.chunks(STALL_S + 2.0)
         wants.chunk_arrived(B, two.chunk(index), STALL_S + 2.0)
-    assert wants.finish(two.id, B) == two and wants.partials == 0
+    assert wants.finish(two.id) == two and wants.partials == 0
 
 
 def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothing_had_come() -> None:
