@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 
 from protocol.config import Limits
 from protocol.events import Link
+from protocol.limits.rate_limits import TokenBucket
 
 FRAME_COST = 128  # bytes of memory that a frame takes beside its own: a peer may make us queue many small ones
 RETRY_S, MAX_RETRY_S = 0.001, 0.064  # a line of 100 Mbit/s sends 800 kB in that time, less than libzmq holds of a link
@@ -51,8 +52,7 @@ class SendQueues:
         self._queues: dict[Link, _Queue] = {}
         self._busy: dict[Link, _Queue] = {}  # those for which something waits
         self._virtual = 0.0
-        self._tokens = self._rate * self._limits.upload_burst_s
-        self._filled = now
+        self._upload = TokenBucket(self._rate, self._rate * limits.upload_burst_s, now)
         # Return the frame of the link's next item, empty if none waits: see `Gossip.serve`.
         self.make: Callable[[Link], bytes] = lambda link: b""
 
@@ -84,7 +84,6 @@ class SendQueues:
 
     def next(self, now: float) -> tuple[Link, bytes] | None:
         """Return the link whose turn it is, and its frame. The caller answers with `sent` or `full`."""
-        self._refill(now)
         while (link := self._turn(now)) is not None:
             queue = self._busy[link]
             if queue.control:
@@ -99,28 +98,28 @@ class SendQueues:
     def _turn(self, now: float) -> Link | None:
         best: tuple[bool, float] | None = None
         turn: Link | None = None
+        may_upload = self._may_upload(now)
         for link, queue in self._busy.items():
-            if now >= queue.blocked_until and (queue.control or self._may_upload):
+            if now >= queue.blocked_until and (queue.control or may_upload):
                 rank = (not queue.control, queue.virtual)
                 if best is None or rank < best:
                     best, turn = rank, link
         return turn
 
-    def sent(self, link: Link) -> None:
+    def sent(self, link: Link, now: float) -> None:
         """Note that the frame that `next` returned was taken by the link's socket."""
         queue = self._busy[link]
-        least = -math.inf
         if queue.control:
             size = len(queue.control.popleft())
             queue.control_bytes -= size + FRAME_COST
-            least = min(self._tokens, -self._rate * self._limits.upload_debt_s)
+            credit = self._upload.level(now) + self._rate * self._limits.upload_debt_s
+            self._upload.spend(min(size, max(0.0, credit)))
         else:
             size, queue.item = len(queue.item), b""
+            self._upload.spend(size)
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
         queue.pause = RETRY_S
-        if self._rate:
-            self._tokens = max(least, self._tokens - size)
         self._rest(link, queue)
 
     def full(self, link: Link, now: float) -> None:
@@ -144,17 +143,9 @@ class SendQueues:
         """Return in how many seconds `next` may have something; infinity while nothing waits."""
         if not self._busy:
             return math.inf
-        self._refill(now)
-        tokens_at = now if self._may_upload else now - self._tokens / self._rate
+        tokens_at = now if self._may_upload(now) else now - self._upload.level(now) / self._rate
         due = min(max(queue.blocked_until, now if queue.control else tokens_at) for queue in self._busy.values())
         return max(0.0, due - now)
 
-    @property
-    def _may_upload(self) -> bool:
-        return not self._rate or self._tokens > 0
-
-    def _refill(self, now: float) -> None:
-        if self._rate:
-            burst = self._rate * self._limits.upload_burst_s
-            self._tokens = min(burst, self._tokens + max(0.0, now - self._filled) * self._rate)
-            self._filled = now
+    def _may_upload(self, now: float) -> bool:
+        return not self._rate or self._upload.level(now) > 0

@@ -309,7 +309,7 @@ class MemoryTransport:
         self._transmitting = True
         if turn := None if self.closed else self._queues.next(self.network.now):
             link, frame = turn
-            self._queues.sent(link)
+            self._queues.sent(link, self.network.now)
             took = len(frame) / self.network.conditions.line
             if (other := self._ends[link].other) is not None:
                 self.network.carry(other, Arrived(other.link, frame), self.network.now + took)

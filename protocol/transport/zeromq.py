@@ -176,7 +176,7 @@ class ZmqTransport:
             sockets = self._sockets(link)
             match sockets.send(link, frame) if sockets is not None else Taken.GONE:
                 case Taken.YES:
-                    self._queues.sent(link)
+                    self._queues.sent(link, now)
                 case Taken.FULL:
                     self._queues.full(link, now)
                 case Taken.GONE:

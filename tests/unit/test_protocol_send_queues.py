@@ -39,7 +39,7 @@ def drain(queues: SendQueues, now: float, *blocked: Link) -> list[tuple[Link, by
         if turn[0] in blocked:
             queues.full(turn[0], now)
         else:
-            queues.sent(turn[0])
+            queues.sent(turn[0], now)
             sent.append(turn)
     return sent
 
@@ -201,7 +201,7 @@ def test_no_history_loses_a_frame_or_swaps_two(seed: int, rate: float) -> None:
                 queues.full(turn[0], now)
             elif turn is not None:
                 assert (said[turn[0]] or items[turn[0]]).pop(0) == turn[1]
-                queues.sent(turn[0])
+                queues.sent(turn[0], now)
         else:
             queues.drop(link)
             queues.items[link].clear()
@@ -209,7 +209,7 @@ def test_no_history_loses_a_frame_or_swaps_two(seed: int, rate: float) -> None:
         assert queues.wait(now) < math.inf or not any((*said.values(), *items.values()))
     while (turn := queues.next(now := now + 1e4)) is not None:
         assert (said[turn[0]] or items[turn[0]]).pop(0) == turn[1]
-        queues.sent(turn[0])
+        queues.sent(turn[0], now)
     assert not any((*said.values(), *items.values())) and queues.wait(now) == math.inf
 
 

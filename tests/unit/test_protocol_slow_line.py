@@ -73,7 +73,7 @@ class End:
         sent = []
         while self.free <= now and (turn := self.queues.next(now)) is not None:
             link, frame = turn
-            self.queues.sent(link)
+            self.queues.sent(link, now)
             self.left[kind_of(frame)] += 1
             self.free = max(now, self.free) + len(frame) / self.line
             sent.append((self.free + DELAY_S, frame))
