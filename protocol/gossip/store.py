@@ -7,9 +7,8 @@ else may have them yet. An item on the shelf is fetched before it is given; an o
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 
 from protocol.config import Instant, Limits, Shelf
 from protocol.events import Item
@@ -21,21 +20,13 @@ from protocol.wire.messages import Entry, ItemOutline
 OFFER_AGE = 0.8
 
 
-class FramePlace(Enum):
-    """Where an item's frame is."""
-
-    MEMORY = auto()
-    BOTH = auto()  # in memory, and on the shelf
-    SHELF = auto()
-
-
 @dataclass(slots=True)
 class _Held:
-    item: Item  # while it is on the shelf only, with the head of its frame only
+    item: Item  # if it is not in memory, with the head of its frame only
     entry: Entry
     since: float
     withdrawn: bool = False
-    place: FramePlace = FramePlace.MEMORY
+    shelved: bool = False  # whether the shelf has its frame, too
 
     @property
     def size(self) -> int:
@@ -84,7 +75,7 @@ class Store:
     def fetch(self, item_id: ItemId) -> bool:
         """Begin to bring an item from the shelf, unless too much is on its way; False if the item is not held."""
         held = self._held.get(item_id)
-        is_away = held is not None and held.place is FramePlace.SHELF and item_id not in self._coming
+        is_away = item_id not in self._used and item_id not in self._coming
         if held is not None and is_away and sum(self._coming.values()) < self._limits.max_coming_bytes:
             self._coming[item_id] = held.size
             self._shelf.fetch(item_id)
@@ -94,13 +85,12 @@ class Store:
         """Take a frame that came from the shelf. An empty one says that it was lost there."""
         self._coming.pop(item_id, None)
         held = self._held.get(item_id)
-        if held is None or held.place is not FramePlace.SHELF:
+        if held is None or item_id in self._used:
             return
         if len(frame) != held.size:
             self.pop(item_id)
             return
         held.item = replace(held.item, frame=frame)
-        held.place = FramePlace.BOTH
         self._used[item_id] = None
         self.in_memory += held.size
         self._make_room()
@@ -132,7 +122,7 @@ class Store:
         if item_id in self._used:
             del self._used[item_id]
             self.in_memory -= held.size
-        if held.place is not FramePlace.MEMORY:
+        if held.shelved:
             self.on_shelf -= held.size
             self._shelf.drop(item_id)
 
@@ -156,30 +146,29 @@ class Store:
     def _make_room(self) -> None:
         limits = self._limits
         while len(self._held) > limits.max_held:
-            self._spare(*FramePlace)
+            self._spare(self._held.values())
         while self.in_memory > limits.held_bytes:
             item_id = next(iter(self._used))
             held = self._held[item_id]
-            if held.place is FramePlace.MEMORY:
+            if not held.shelved:
                 if not self._shelf.put(item_id, held.item.frame):
-                    self._spare(FramePlace.MEMORY)
+                    self._spare(held for held in self._held.values() if not held.shelved)
                     continue
                 self.on_shelf += held.size
+                held.shelved = True
             held.item = replace(held.item, frame=held.item.frame[:HEAD_BYTES])
-            held.place = FramePlace.SHELF
             del self._used[item_id]
             self.in_memory -= held.size
         while self.on_shelf > limits.shelf_bytes:
-            self._spare(FramePlace.SHELF, FramePlace.BOTH)
+            self._spare(held for held in self._held.values() if held.shelved)
 
-    def _spare(self, *places: FramePlace) -> None:
-        """Delete the oldest item in one of these places; one of our own only if there is no other."""
-        oldest: ItemId | None = None
-        for item_id, held in self._held.items():
-            if held.place in places:
-                oldest = oldest or item_id
-                if held.item.signer != self._own:
-                    oldest = item_id
-                    break
+    def _spare(self, those: Iterable[_Held]) -> None:
+        """Delete the oldest of some items; one of our own only if there is no other."""
+        oldest: _Held | None = None
+        for held in those:
+            oldest = oldest or held
+            if held.item.signer != self._own:
+                oldest = held
+                break
         assert oldest is not None
-        self.pop(oldest)
+        self.pop(oldest.item.id)
