@@ -61,7 +61,7 @@ class LedgerRow:
     theirs: Theirs = Theirs.NONE
     parts: int = ALL  # the chunks that it has, where it has any
     due: int = 0  # how many answers it still owes us, those included that we wait for no longer
-    since: float = 0.0  # when it was asked, or last said that it is busy
+    since: float = 0.0  # when it was last asked
     until: float = 0.0  # when it may be asked again, if it was silent or busy
     silences: int = 0
     told: bool = False  # whether it was told that we have all of the item, or is sent it

@@ -10,7 +10,8 @@ Rules
     does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
     pause that doubles. A silent holder pays if it announced something meanwhile: a process that is blocked cannot. A
     holder that announced what it does not have pays, too.
- 4. A busy holder is waited for, unless another holder is idle.
+ 4. A busy holder is waited for while something else comes, for `LONG_S` at most: then our own line is full, and another
+    holder could be no faster. If nothing comes for `QUICK_S`, an idle holder is asked instead.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -39,6 +40,7 @@ from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 
 QUICK_S = 1.0  # ten round trips of 100 ms
+LONG_S = 120.0  # a line of 1 Mbit/s takes 47 s for three chunks to each of 15 others
 LEAST_COST = 1 << 10  # bytes that a smaller item takes of a window
 SLOW_BYTES_PER_SECOND = 64 << 10  # half a line of 1 Mbit/s: a chunk takes two seconds, which add to the patience
 MAX_PAUSE = 5  # doublings of the pause after a silence
@@ -92,6 +94,7 @@ class _Holder:
     asked: Counter[ItemId] = field(default_factory=Counter)  # how many parts of each
     in_flight: int = 0  # bytes
     spoke: float = NEVER  # when it last announced something
+    busy: float = NEVER  # when it last said that it is busy
     paid: float = NEVER  # when it last paid for a silence: one silence is paid once, however many wants it had
 
     def has_room(self, size: int = LEAST_COST) -> bool:
@@ -122,6 +125,7 @@ class Wants:
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
+        self._came = NEVER  # when something that was asked for last came
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self.partial: Callable[[ItemId], Partial | None] = self._partials.get
@@ -261,15 +265,18 @@ class Wants:
     def busy(self, node: NodeId, ids: Sequence[ItemId], now: float) -> None:
         """Note that a peer gives none of these items for now; another may be asked.
 
-        Without ids, all that it was asked for waits for its line: an item is asked of another only if one is idle.
+        Without ids, all that it was asked for waits for its line: see rule 4.
         """
-        for item_id in list(ids or self._holders[node].asked):
-            if item_id not in self._holders[node].asked:
+        holder = self._holders[node]
+        holder.busy = now
+        is_quiet = now >= self._came + QUICK_S
+        for item_id in list(ids or holder.asked):
+            if item_id not in holder.asked:
                 continue
             want = self._wants[item_id]
             row = want.holders[node]
-            row.since = now
-            if ids or any(self._is_idle(one, other, now) for one, other in want.holders.items() if one != node):
+            may_move = is_quiet or now >= row.since + LONG_S
+            if ids or (may_move and self._has_idle_holder(want, now)):
                 row.until = now + self._patience
                 self._release(want, node, says_so=not ids)
 
@@ -277,8 +284,8 @@ class Wants:
         """Treat a peer as busy: our messages to it have no room, so it may not hear what it is asked for."""
         self.busy(node, tuple(self._holders[node].asked), now)
 
-    def _is_idle(self, node: NodeId, row: LedgerRow, now: float) -> bool:
-        return self._holders[node].in_flight == 0 and row.may_be_asked(now)
+    def _has_idle_holder(self, want: _Wanted, now: float) -> bool:
+        return any(self._holders[one].in_flight == 0 and row.may_be_asked(now) for one, row in want.holders.items())
 
     def forget_signed(self, is_by: Callable[[NodeId], bool]) -> None:
         """Stop fetching items for whose signer `is_by` holds."""
@@ -302,8 +309,9 @@ class Wants:
         for item_id in list(holder.asked):
             want = self._wants[item_id]
             row = want.holders[node]
-            if row.since + self._patience <= now:
-                to_blame = to_blame or holder.spoke > row.since
+            heard = max(row.since, holder.busy)
+            if heard + self._patience <= now:
+                to_blame = to_blame or holder.spoke > heard
                 row.silences = min(MAX_PAUSE, row.silences + 1)
                 row.until = now + self._patience * 2.0**row.silences
                 self._release(want, node)
@@ -446,6 +454,7 @@ class Wants:
     def _gave(self, node: NodeId, row: LedgerRow, size: int, now: float) -> None:
         holder = self._holders[node]
         row.until = 0.0
+        self._came = now
         if now <= row.since + QUICK_S:
             holder.window = min(self._limits.max_window_bytes, holder.window + size)
         else:

@@ -11,7 +11,7 @@ from protocol.config import LAN, Limits
 from protocol.events import Item, Link, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, THEIRS, ItemLedger, LedgerRow, Statement, Theirs
-from protocol.gossip.wants import STALL_S, UNASKED_S, Took, Wants
+from protocol.gossip.wants import LONG_S, QUICK_S, STALL_S, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import NO_TOPIC, Body, Cancel, Entry, ItemChunk, Want, WantedPart
@@ -314,6 +314,33 @@ def test_what_a_busy_holder_was_asked_for_is_asked_of_one_that_has_nothing_to_do
     assert [(node, type(want)) for node, want in said(wants.draw(1.1, EVERYTHING))] == [(B, Cancel)]
     assert wants.arrived(name(1), B, 1.2), "as well"
     assert not wants.arrived(name(1), B, 1.3)
+
+
+def test_while_our_line_brings_other_things_a_busy_holder_is_waited_for() -> None:
+    """Sixteen nodes on lines of 1 Mbit/s got a third of their chunks twice, as each asked here and there."""
+    wants = machine(A, B, C)
+    wants.have(A, entry(1), 0.0)
+    wants.have(C, entry(2), 0.0)
+    wants.ask(0.0)
+    wants.have(B, entry(1), 0.5)
+    assert wants.arrived(name(2), C, 1.0)
+    wants.busy(A, [], 1.0 + QUICK_S / 2)
+    assert wants.ask(1.0 + QUICK_S / 2) == {}
+    wants.busy(A, [], 1.0 + QUICK_S)
+    assert wants.ask(1.0 + QUICK_S) == {B: [name(1)]}
+
+
+def test_a_holder_that_is_busy_for_long_is_waited_for_no_more_whatever_else_comes() -> None:
+    wants = machine(A, B, C)
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    wants.have(B, entry(1), 0.5)
+    for second in range(1, int(LONG_S) + 1):
+        wants.have(C, entry(1 + second), second)
+        wants.ask(second)
+        assert wants.arrived(name(1 + second), C, second)
+        wants.busy(A, [], second)
+        assert wants.ask(second).get(B) == (None if second < LONG_S else [name(1)])
 
 
 def test_what_is_cancelled_and_asked_of_the_same_holder_again_is_cancelled_first() -> None:
