@@ -254,7 +254,7 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(Digest, st.lists(st.tuples(eight, eight), max_size=20).map(tuple))
     | st.builds(
         Interest,
-        st.none() | st.lists(eight, max_size=MAX_TOPICS).map(tuple),
+        st.none() | st.frozensets(eight, max_size=MAX_TOPICS),
         st.booleans(),
     )
     | st.builds(Manifest, st.binary(max_size=300))
