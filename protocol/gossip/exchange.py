@@ -57,6 +57,7 @@ from protocol.events import (
     Got,
     Heard,
     Item,
+    Outline,
     Outlined,
     PeerDown,
     PeerUp,
@@ -204,8 +205,8 @@ class Gossip:
                 return self._heard(node, message, now) if node in self._peers else []
             case Publish(item):
                 return self._publish(item, now)
-            case Outlined():
-                return self._outlined(event, now)
+            case Outlined(node, outline):
+                return self._outlined(node, outline, now)
             case ChunkArrived(node, chunk):
                 return self._chunk_arrived(node, chunk, now)
             case PeerUp(node):
@@ -297,8 +298,7 @@ class Gossip:
         self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # an item of ours comes back after a restart
 
-    def _outlined(self, event: Outlined, now: Instant) -> list[GossipAction]:
-        node, outline = event.node, event.outline
+    def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
         match self._wants.outlined(node, outline, now.steady):
             case Took.UNASKED:
                 return [Blame(node, "unasked")]

@@ -47,12 +47,6 @@ class Store:
         self.in_memory = 0  # bytes
         self.on_shelf = 0
 
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __contains__(self, item_id: ItemId) -> bool:
-        return item_id in self._held
-
     def add(self, item: Item, now: Instant) -> None:
         self.pop(item.id)  # held already if our clock was set back: then it is held for longer than it is remembered
         self._held[item.id] = _Held(item, item.entry, now.steady)
