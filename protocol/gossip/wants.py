@@ -47,7 +47,7 @@ MAX_PAUSE = 5  # doublings of the pause after a silence
 UNASKED_S = 60.0  # about one round
 SLACK = 2  # a draw looks at twice the even share of each holder, as some offer less, or the same
 STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
-NEVER = float("-inf")
+LONG_AGO = float("-inf")  # before this process began: never
 
 _BySigner = dict[bytes, dict[ItemId, None]]
 
@@ -71,7 +71,7 @@ class _Wanted:
     is_beside: bool
     holders: dict[NodeId, LedgerRow] = field(default_factory=dict)
     asked: dict[int, NodeId] = field(default_factory=dict)  # of whom each chunk is asked, or WHOLE
-    asked_at: float = NEVER  # when somebody was last asked for the whole, or the outline
+    asked_at: float = LONG_AGO  # when somebody was last asked for the whole, or the outline
     asked_beside: bool = False  # whether the second lot drew it: rule 6
 
     @property
@@ -93,9 +93,9 @@ class _Holder:
     offers: int = 0  # how many items are in `everything`
     asked: Counter[ItemId] = field(default_factory=Counter)  # how many parts of each
     in_flight: int = 0  # bytes
-    spoke: float = NEVER  # when it last announced something
-    busy: float = NEVER  # when it last said that it is busy
-    paid: float = NEVER  # when it last paid for a silence: one silence is paid once, however many wants it had
+    spoke: float = LONG_AGO  # when it last announced something
+    busy: float = LONG_AGO  # when it last said that it is busy
+    paid: float = LONG_AGO  # when it last paid for a silence: one silence is paid once, however many wants it had
 
     def has_room(self, size: int = LEAST_COST) -> bool:
         """Tell whether it may be asked for so many bytes more."""
@@ -125,7 +125,7 @@ class Wants:
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
-        self._came = NEVER  # when something that was asked for last came
+        self._came = LONG_AGO  # when something that was asked for last came
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self.partial: Callable[[ItemId], Partial | None] = self._partials.get
@@ -149,10 +149,7 @@ class Wants:
 
     def lost(self, node: NodeId) -> None:
         """Forget a peer that is gone, and what it was asked for."""
-        holder = self._holders.get(node)
-        if holder is None:
-            return
-        for item_id in [one for items in holder.everything.values() for one in items]:
+        for item_id in [one for items in self._holders[node].everything.values() for one in items]:
             self._withdraw(self._wants[item_id], node)
         del self._holders[node]
         self._cancels.pop(node, None)
@@ -185,7 +182,7 @@ class Wants:
     def _make_room(self) -> None:
         if len(self._wants) >= self._limits.max_wants:
             oldest = next(iter(self._wants.values()))
-            self._forget(next((want for want in self._wants.values() if want.asked_at == NEVER), oldest))
+            self._forget(next((want for want in self._wants.values() if want.asked_at == LONG_AGO), oldest))
 
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
@@ -270,9 +267,7 @@ class Wants:
         holder = self._holders[node]
         holder.busy = now
         is_quiet = now >= self._came + QUICK_S
-        for item_id in list(ids or holder.asked):
-            if item_id not in holder.asked:
-                continue
+        for item_id in [one for one in ids or holder.asked if one in holder.asked]:
             want = self._wants[item_id]
             row = want.holders[node]
             may_move = is_quiet or now >= row.since + LONG_S
@@ -299,7 +294,7 @@ class Wants:
         life = self._limits.max_item_age_s
         first = UNASKED_S if bounded else life
         for want in list(takewhile(lambda want: want.since + first <= now, self._wants.values())):
-            if want.since + life <= now or want.asked_at == NEVER:
+            if want.since + life <= now or want.asked_at == LONG_AGO:
                 self._forget(want)
         return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, now)]
 
