@@ -129,7 +129,7 @@ def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> N
         assert [item.body for item in two.receive(100)] == [b"7", b"8", b"9", b"10", b"11"]
 
 
-@pytest.mark.parametrize("held_bytes", [64 << 20, 1 << 20], ids=["in memory", "on disk"])
+@pytest.mark.parametrize("held_bytes", [64 << 20, 2 << 20], ids=["in memory", "on disk"])
 def test_what_the_inbox_has_no_room_for_is_taken_from_the_store_as_the_node_reads(
     tmp_path: Path, held_bytes: int
 ) -> None:

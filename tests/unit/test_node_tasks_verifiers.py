@@ -104,6 +104,7 @@ def test_a_reward_writes_no_file_and_what_it_starts_gets_no_network(sums: Verifi
     assert sums.verify(item, str(2 * int(item.question.split("+")[0]))) == 1.0
 
 
+@pytest.mark.slow  # a process that imports verifiers takes seconds, as in the next two that are slow
 def test_a_process_that_died_is_replaced(sums: VerifiersTask) -> None:
     item = sums.make(1)
     right = str(2 * int(item.question.split("+")[0]))
@@ -125,6 +126,7 @@ def test_a_group_carries_its_rows_hash_and_another_row_is_nobodys_fault(sums: Ve
         assert verdict.reason == "other_content" and verdict.reason in BLAMELESS
 
 
+@pytest.mark.slow
 def test_a_joiner_runs_a_task_set_only_if_it_says_so_itself(sums: VerifiersTask) -> None:
     own = TaskConfig(name="verifiers/good-sums", options={"rows": 30, "high": 2.0, "config": {"rows": 35}})
     described = ManifestTask(*sums.key, json.dumps(own.options))
@@ -182,7 +184,7 @@ def test_a_prompt_of_messages_is_a_question_with_its_instruction(packages: Path)
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("no-such-set", {}, "cannot be used: .*ModuleNotFoundError"),
+        pytest.param("no-such-set", {}, "cannot be used: .*ModuleNotFoundError", marks=pytest.mark.slow),
         ("../up", {}, "no name of a task set"),
         ("good-sums", {"rows": 0}, "option 'rows'"),
         ("good-sums", {"low": 1.0}, "low must be less than high"),

@@ -81,7 +81,12 @@ def imported_distributions(*folders: str) -> set[str]:
     return {name.lower().replace("_", "-") for root in roots for name in by_root.get(root, [root])}
 
 
-@pytest.mark.parametrize("name", modules())
+SLOW = {"node.tasks.verifiers_episodes"}  # imports verifiers, for seconds, and its own tests import it too
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in modules()]
+)
 def test_every_module_imports(name: str) -> None:
     importlib.import_module(name)
 
