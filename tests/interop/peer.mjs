@@ -248,12 +248,11 @@ class Peer {
   hear(kind, body) {
     if (kind === CHUNK) return this.takeChunk(body.toString("hex", 0, 32), body.readUInt16BE(32), body.subarray(34));
     if (kind === PING) return this.tell(PONG, unpack(body)[0]);
-    if (kind === HAVE) return this.ask(...unpack(body));
+    if (kind === HAVE) return this.choose(...unpack(body));
     if (kind === WANT) return this.give(...unpack(body));
     if (kind === OUTLINE) return this.takeOutline(...unpack(body));
     if (kind === MANIFEST) return this.takeManifest(unpack(body)[0]);
-    if (kind === BUSY) return this.askLater(split(unpack(body)[0]));
-    if (kind === DONT_HAVE) return this.lacks(split(unpack(body)[0]));
+    if (kind === BUSY) return split(unpack(body)[0]).forEach((id) => setTimeout(() => this.ask(id), AGAIN_MS));
     if (kind === GOODBYE) return this.leave(unpack(body)[0]);
     // The rest does not concern a peer of one link. Kinds that we do not know are of a newer version.
   }
@@ -273,29 +272,18 @@ class Peer {
     say("manifest", { name: this.invite.name });
   }
 
-  // docs/protocol.md#have-and-want.
-  ask(ids, sizes, topics, signers, parts) {
-    const lacking = split(ids).filter((id, i) => {
-      const isPart = parts[i]?.length > 0; // it will be announced again when the node has all of it
-      if (isPart || sizes[i] > this.limit + HEAD_BYTES + 9 || this.held.has(id)) return false;
-      if (this.coming.get(id)?.asked === 0) this.askChunks(id);
-      return !this.coming.has(id);
-    });
-    if (lacking.length) this.tell(WANT, join(lacking), []);
+  // docs/protocol.md#have-and-want. What a node holds in part is announced again once it holds all.
+  choose(ids, sizes, topics, signers, parts) {
+    const isWhole = (_, i) => !parts[i]?.length && sizes[i] <= this.limit + HEAD_BYTES + 9;
+    split(ids).filter(isWhole).forEach((id) => this.ask(id));
   }
 
-  askLater(ids) { // Without ids, all that we asked for will come by itself.
-    setTimeout(() => {
-      for (const id of ids) {
-        if (this.coming.has(id)) this.askChunks(id);
-        else if (!this.held.has(id)) this.tell(WANT, join([id]), []);
-      }
-    }, AGAIN_MS);
-  }
-
-  // What came of an item stays. We ask for the rest once the item is announced again.
-  lacks(ids) {
-    for (const id of ids) if (this.coming.has(id)) this.coming.get(id).asked = 0;
+  // Ask for an item or its OUTLINE; for chunks that are missing, once the OUTLINE is here.
+  ask(id) {
+    if (this.held.has(id)) return;
+    const { hashes = [], chunks } = this.coming.get(id) ?? {};
+    const missing = [...hashes.keys()].filter((index) => !chunks[index]).slice(0, MAX_INDICES);
+    this.tell(WANT, join([id]), [missing]);
   }
 
   take({ id, signer, body, time }, frame) {
@@ -319,15 +307,8 @@ class Peer {
     check(sha256(hashes).equals(digest), "forged");
     check(hashes.length === 32 * Math.max(1, Math.ceil(size / CHUNK_BYTES)) && size <= this.limit + 9, "malformed");
     if (this.held.has(id) || this.coming.has(id)) return;
-    this.coming.set(id, { head, hashes: cut(hashes, 32), chunks: [], asked: 0 });
-    this.askChunks(id);
-  }
-
-  askChunks(id) {
-    const item = this.coming.get(id);
-    const indices = [...item.hashes.keys()].filter((index) => !item.chunks[index]).slice(0, MAX_INDICES);
-    item.asked = indices.length;
-    this.tell(WANT, join([id]), [indices]);
+    this.coming.set(id, { head, hashes: cut(hashes, 32), chunks: [] });
+    this.ask(id);
   }
 
   takeChunk(id, index, data) {
@@ -335,11 +316,11 @@ class Peer {
     if (!item || item.chunks[index]) return;
     check(item.hashes[index]?.equals(sha256(data)), "false chunk");
     item.chunks[index] = data;
-    item.asked = Math.max(0, item.asked - 1);
-    if (item.hashes.every((_, i) => item.chunks[i])) {
+    const count = item.chunks.filter(Boolean).length;
+    if (count === item.hashes.length) {
       this.coming.delete(id);
       this.openSealed(Buffer.concat([item.head, ...item.chunks]));
-    } else if (item.asked === 0) this.askChunks(id);
+    } else if (count % MAX_INDICES === 0) this.ask(id); // all of those came
   }
 
   publish(content, topic = NO_TOPIC) {
