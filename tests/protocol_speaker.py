@@ -1,4 +1,4 @@
-"""A child process for the tests: one host that publishes "NAME n" twice a second and writes down what it hears.
+"""A child process for the tests: one host that publishes "NAME n" five times a second and writes down what it hears.
 
 python -m tests.protocol_speaker FOLDER SWARM_HEX NAME LISTEN [SEED_ADDRESS ...]
 
@@ -18,7 +18,7 @@ from protocol.identity import Identity
 from protocol.membership import reachability
 from protocol.storage import write_atomically
 
-INTERVAL_S = 0.5
+INTERVAL_S = 0.2
 
 if __name__ == "__main__":
     folder, swarm, name, listen = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), sys.argv[3], sys.argv[4]

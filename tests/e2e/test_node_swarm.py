@@ -364,6 +364,7 @@ def test_the_folders_of_nodes_are_their_owners_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "run" / "nodes" / "n0").stat().st_mode) == 0o700
 
 
+@pytest.mark.slow  # a second supervisor for another signal: test_node_signals has it, fast
 def test_a_terminal_that_goes_away_stops_a_run_as_a_person_does(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with supervisor(out, 2, 100_000, "quick") as process:

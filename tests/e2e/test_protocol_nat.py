@@ -98,7 +98,7 @@ def network(tmp_path: Path) -> Iterator[Network]:
     ("family", "listening"),
     [
         pytest.param("ipv4", True, id="they listen in vain"),
-        pytest.param("ipv6", True, id="they listen in vain, IPv6"),
+        pytest.param("ipv6", True, id="they listen in vain, IPv6", marks=pytest.mark.slow),
         pytest.param("ipv4", False, id="they do not listen"),
     ],
 )
