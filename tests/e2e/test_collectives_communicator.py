@@ -475,7 +475,7 @@ def resources():
     return threading.active_count(), psutil.Process().num_fds()
 
 
-@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_nothing_stays_behind_of_members_that_come_and_go(times):
     with Communicator.connect("test") as founder:
         with join([founder]) as second:
