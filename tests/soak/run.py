@@ -238,7 +238,7 @@ def _strangers(folder: Path, rate: float) -> Iterator[Callable[[], dict[str, flo
             said = child.communicate("\n", timeout=STOP_S)[0]
             if not said:
                 return child.returncode
-            told: dict[str, float] = json.loads(said)
+            told: dict[str, float] = json.loads(said.splitlines()[-1])  # lines of its log come first
             a_second = told["published"] / told["seconds"]
             return told | {"published_per_s": a_second, "times_the_usual": a_second / USUAL}
 
