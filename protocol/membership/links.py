@@ -37,7 +37,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from protocol.config import Instant, Limits
-from protocol.credentials.records import Endpoint, PeerRecord
+from protocol.credentials.records import Address, Endpoint, PeerRecord
 from protocol.events import Link
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
@@ -56,6 +56,7 @@ class DialAttempt:
     """A contact that is being dialled."""
 
     contact: Contact
+    address: Address  # of its addresses the one that is dialled: a newer record may name others, or none
     deadline: float
     group: str  # the public network that it is said to be in, and once it answered, that of its address
     host: str = ""  # the IP address that answered
@@ -156,7 +157,7 @@ class Links:
         It counts where it is seen, or else where we dialled it, or else where it says that it is.
         """
         attempt = self.attempts.get(link)
-        told = attempt.contact.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
+        told = attempt.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
         host = self.host_of(link) or told
         return Place(netgroup(host), counts_as(host, link.key.hex()))
 
@@ -258,15 +259,15 @@ class Links:
     def near(self) -> int:
         """How many links into our own network we dialled or are dialling. This `near` is no distance of rule 5."""
         linked = (peer.host for peer in self.peers.values() if peer.link.dialled)
-        dialled = (attempt.contact.address.endpoint.host for attempt in self.attempts.values())
+        dialled = (attempt.address.endpoint.host for attempt in self.attempts.values())
         return sum(scope_of(host) is Scope.PRIVATE for host in chain(linked, dialled))
 
     # From the dial to the end
 
     def dial(self, contact: Contact, now: float) -> None:
-        link = Link(contact.key, dialled=True)
+        link, address = Link(contact.key, dialled=True), contact.address
         self._parting.pop(link, None)
-        self.attempts[link] = DialAttempt(contact, now + DIAL_TIMEOUT_S, netgroup(contact.address.endpoint.host))
+        self.attempts[link] = DialAttempt(contact, address, now + DIAL_TIMEOUT_S, netgroup(address.endpoint.host))
 
     def busy_keys(self) -> set[bytes]:
         """Return the CURVE keys of live peers and of those that are being dialled."""
@@ -295,7 +296,7 @@ class Links:
         """Make the link live. If the pair has two links now, return the one that is to part. Rule 1."""
         host, place = self.host_of(link), self.place_of(link, record.endpoints)
         attempt = self.attempts.pop(link, None)
-        port = attempt.contact.address.endpoint.port if attempt is not None else 0
+        port = attempt.address.endpoint.port if attempt is not None else 0
         self._hosts.pop(link)
         self._parting.pop(link, None)
         self._holders[link.key] = node

@@ -152,7 +152,7 @@ class Membership:
                 return self._message(event, now)
             case TurnedAway(link):
                 if (attempt := self.links.attempts.get(link)) is not None:
-                    self.refusals.by(str(attempt.contact.address.endpoint), GRAYLISTED, now)
+                    self.refusals.by(str(attempt.address.endpoint), GRAYLISTED, now)
                 return []
             case Expel(node):
                 return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
@@ -346,7 +346,7 @@ class Membership:
     def _goodbye(self, link: Link, goodbye: Goodbye, now: Instant) -> list[MembershipAction]:
         attempt, node = self.links.attempts.pop(link, None), self.links.live_node(link)
         dialled = attempt.contact if attempt is not None else None
-        where = str(dialled.address.endpoint) if dialled is not None else ""
+        where = str(attempt.address.endpoint) if attempt is not None else ""
         if goodbye.reason not in NO_ROOM and (who := node or where):
             self.refusals.by(who, goodbye.reason, now)
         if goodbye.reason == "full" and where:

@@ -127,6 +127,17 @@ def test_a_seed_is_dialled_greeted_and_live_after_its_answer() -> None:
     assert core.peers == [HIGH.node_id] and core.link_of(HIGH.node_id) == link
 
 
+def test_a_node_that_says_it_can_be_dialled_no_more_while_it_is_dialled_disturbs_nothing() -> None:
+    """Each tick failed until the dial was over, as the newest record named no address to count it by."""
+    core, link = machine(), Link(HIGH.curve_key, True)
+    core.book.add(record(HIGH), "")
+    assert [type(action) for action in core.handle(Tick(), at(0))] == [Dial]
+    core.book.add(record(HIGH, renewals=1, dialable=False), "")
+    core.handle(Tick(), at(1))
+    core.handle(Opened(link), at(1))
+    assert PeerUp(HIGH.node_id) in core.handle(hello(HIGH, dialled=True), at(2))
+
+
 def test_neighbours_are_dialled_four_at_a_time_and_are_in_the_book_once_they_are_admitted() -> None:
     core = machine(HIGH)
     calls = [Address(Endpoint(f"192.168.0.{number}", 4001), OTHERS[number].curve_key) for number in range(1, 10)]
