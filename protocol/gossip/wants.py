@@ -8,8 +8,8 @@ Rules
     crowded line is asked for little, and its peers fetch from each other meanwhile.
  3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
     does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
-    pause that doubles. A silent holder pays if it announced something meanwhile: a process that is blocked cannot. A
-    holder that announced what it does not have pays, too.
+    pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
+    that is blocked cannot. A holder that announced what it does not have pays, too.
  4. A busy holder is waited for while something else comes, for `LONG_S` at most: then our own line is full, and another
     holder could be no faster. If nothing comes for `QUICK_S`, an idle holder is asked instead.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
@@ -120,7 +120,8 @@ class Wants:
     def __init__(self, ledger: ItemLedger, timing: Timing, limits: Limits, rng: random.Random) -> None:
         self._ledger = ledger
         self._limits = limits
-        self._patience = timing.pull_patience + CHUNK_BYTES / SLOW_BYTES_PER_SECOND
+        self._answer_s = timing.pull_patience  # twice as long as who lives takes to say that it is busy
+        self._patience = self._answer_s + CHUNK_BYTES / SLOW_BYTES_PER_SECOND
         self._rng = rng
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
@@ -306,7 +307,7 @@ class Wants:
             row = want.holders[node]
             heard = max(row.since, holder.busy)
             if heard + self._patience <= now:
-                to_blame = to_blame or holder.spoke > heard
+                to_blame = to_blame or holder.spoke > heard + self._answer_s
                 row.silences = min(MAX_PAUSE, row.silences + 1)
                 row.until = now + self._patience * 2.0**row.silences
                 self._release(want, node)

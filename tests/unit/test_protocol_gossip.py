@@ -270,11 +270,21 @@ def test_who_announces_never_delivers_and_talks_on_is_blamed() -> None:
     core = machine(A)
     core.handle(have(A, entry(1)), at(0))
     soon(core)
-    core.handle(have(A, entry(2)), at(1))
+    core.handle(have(A, entry(2)), at(LAN.pull_patience + 1))
     found = []
     for second in range(2, 12):
         found += blamed(core.handle(Tick(), at(second)))
     assert "unanswered" in found
+
+
+def test_who_is_paused_after_it_announced_more_is_not_blamed() -> None:
+    """Nodes that were paused every five minutes were refused by all others: each pause cost points."""
+    core = machine(A)
+    core.handle(have(A, entry(1)), at(0))
+    soon(core)
+    core.handle(have(A, entry(2)), at(1))
+    for second in range(2, 12):
+        assert blamed(core.handle(Tick(), at(second))) == []
 
 
 # Giving

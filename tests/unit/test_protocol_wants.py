@@ -261,7 +261,7 @@ def test_a_holder_that_was_silent_is_asked_last_and_pays_if_it_went_on_announcin
     wants = machine()
     wants.have(A, entry(1), 0.0)
     wants.ask(0.0)
-    wants.have(A, entry(2), 1.0)
+    wants.have(A, entry(2), LAN.pull_patience + 0.1)
     assert wants.check(wants.patience, bounded=False) == [A]
     wants.have(A, entry(3), 10.0)
     wants.have(B, entry(3), 10.0)
