@@ -76,7 +76,8 @@ class Reachability:
         self._rng = rng
         self._port = 0
         self._next_ask = now.steady + FIRST_ASK_S
-        self._asked: Recent[NodeId, float] = Recent(limits.max_remembered)  # peers that did not answer yet: when
+        self._awaited: set[NodeId] = set()  # live peers that did not answer yet
+        self._asked: Recent[NodeId, float] = Recent(limits.max_remembered)  # when; kept when a peer answers or goes
         self._answers: Recent[str, _Answer] = Recent(limits.max_dial_back_answers)  # the newest, by voice
         self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
@@ -143,6 +144,7 @@ class Reachability:
             return []
         # A node that we dialled sees our router's outer address; we prefer to ask it.
         node = self._rng.choice([node for node in able if self._links.peers[node].link.dialled] or able)
+        self._awaited.add(node)
         self._asked.set(node, now.steady)
         return [Send(self._links.peers[node].link, DialBack(self._port))]
 
@@ -152,8 +154,9 @@ class Reachability:
         Raises:
             MessageError: we did not ask it.
         """
-        if self._asked.pop(sender) is None:
+        if sender not in self._awaited:
             raise MessageError("unasked_answer", "to a dial-back")
+        self._awaited.remove(sender)
         host = read_address(answer.host)
         if host is None:
             raise MessageError("malformed", "address")
@@ -203,7 +206,7 @@ class Reachability:
 
     def gone(self, node: NodeId) -> list[MembershipAction]:
         """Drop what a peer that is no longer live asked, and what it was asked."""
-        self._asked.pop(node)
+        self._awaited.discard(node)
         void = [link for link, check in self._checks.items() if check.asker == node]
         for link in void:
             del self._checks[link]

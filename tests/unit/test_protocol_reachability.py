@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -48,10 +49,13 @@ class Node:
         self.now = 0.0
         self.log: list = []
         self.hosts = dict(zip(OTHERS, hosts, strict=False))
-        for identity, seen in self.hosts.items():
-            self.log += self.core.handle(Accepted(Link(identity.curve_key, False), seen), at(0))
-            self.log += self.core.handle(self.said(identity, Hello(record_of(identity).encoded)), at(0))
-            assert PeerUp(identity.node_id) in self.log
+        for identity in self.hosts:
+            self.meet(identity)
+
+    def meet(self, identity: Identity) -> None:
+        """Let a node dial this one."""
+        self.core.handle(Accepted(Link(identity.curve_key, False), self.hosts[identity]), at(self.now))
+        assert PeerUp(identity.node_id) in self.hear(identity, Hello(record_of(identity).encoded))
 
     def said(self, identity: Identity, message) -> Message:
         return Message(Link(identity.curve_key, False), identity.node_id, message.kind, message.encode())
@@ -108,6 +112,20 @@ def test_a_node_asks_peers_on_other_machines_once_each_and_then_rests() -> None:
         asked.append(identity)
     assert len(set(asked)) == 3 and node.asks(300.0) == [] and node.asks(600.0) != []
     assert Node(INSIDE, hosts=["127.0.0.1", "127.0.0.2", "127.0.0.3"]).asks() == []
+
+
+def test_a_peer_that_answered_is_not_asked_again_at_once_because_another_is_silent_or_its_link_was_renewed() -> None:
+    node = Node(INSIDE, hosts=APART[:2])
+    asked: dict[Identity, list[float]] = {identity: [] for identity in node.hosts}
+    while node.now < 2 * PAUSE_S:
+        for identity in node.asks(TICK_S):
+            asked[identity].append(node.now)
+            if identity is OTHERS[0]:
+                node.hear(identity, DialledBack(OUTSIDE, PORT, True))
+                node.core.handle(Closed(Link(identity.curve_key, False)), at(node.now))
+                node.meet(identity)
+    assert all(asked.values())
+    assert all(later >= earlier + PAUSE_S for times in asked.values() for earlier, later in pairwise(times))
 
 
 def test_one_that_reached_us_is_enough_and_a_port_that_we_left_is_no_news() -> None:
