@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import lru_cache
 
 IPV4_NETWORK_BITS, IPV6_NETWORK_BITS = 24, 48
+TUNNELS = ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32")  # 6to4 and Teredo, from anywhere
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how a machine without IPv4 sees IPv4 addresses (RFC 6052)
 MAX_CACHED = 4096
 
@@ -29,8 +30,12 @@ def scope_of(host: str) -> Scope:
         return Scope.LOOPBACK if host == "localhost" else Scope.PUBLIC
     if parsed.is_loopback or parsed.is_unspecified:  # connecting to 0.0.0.0 is connecting to ourselves
         return Scope.LOOPBACK
-    is_site_local = isinstance(parsed, ipaddress.IPv6Address) and parsed.is_site_local
-    return Scope.PUBLIC if parsed.is_global and not is_site_local else Scope.PRIVATE
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if any(parsed in tunnel for tunnel in TUNNELS):  # private for newer versions of Python
+            return Scope.PUBLIC
+        if parsed.is_site_local:
+            return Scope.PRIVATE
+    return Scope.PUBLIC if parsed.is_global else Scope.PRIVATE
 
 
 @lru_cache(maxsize=MAX_CACHED)
@@ -39,11 +44,11 @@ def netgroup(host: str) -> str:
 
     It is a /24 of IPv4, a /48 of IPv6, or the last two labels of a name.
     """
+    if scope_of(host) is not Scope.PUBLIC:
+        return ""
     parsed = read_address(host)
     if parsed is None:
         return ".".join(host.lower().rstrip(".").split(".")[-2:])
-    if scope_of(host) is not Scope.PUBLIC:
-        return ""
     bits = IPV4_NETWORK_BITS if parsed.version == 4 else IPV6_NETWORK_BITS
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 

@@ -23,6 +23,8 @@ from protocol.limits.networks import Scope, netgroup, scope_of
         ("::ffff:192.168.1.1", Scope.PRIVATE),
         ("64:ff9b::192.168.1.1", Scope.PRIVATE),
         ("64:ff9b::198.41.0.4", Scope.PUBLIC),
+        ("2002:c629:4::1", Scope.PUBLIC),  # 6to4
+        ("2001:0:c629:4::1", Scope.PUBLIC),  # Teredo
         ("198.41.0.4", Scope.PUBLIC),
         ("2001:4860:4860::8888", Scope.PUBLIC),
         ("box.example", Scope.PUBLIC),  # until it is resolved
@@ -42,6 +44,8 @@ def test_the_scope_of_an_address(host: str, scope: Scope) -> None:
         ("2001:4860:4860:7::1", "2001:4860:4860::/48"),
         ("a.b.pool.example.", "pool.example"),
         ("A.POOL.example", "pool.example"),
+        ("2002:c629:4:7::1", "2002:c629:4::/48"),
+        ("localhost", ""),
         ("127.0.0.1", ""),
         ("10.0.0.1", ""),
         ("fd00::1", ""),
