@@ -13,8 +13,9 @@ Rules
  4. When the book is full, entries that failed go first, then those of the source that has the most: no peer can push
     out what others told us. Nodes that we met go last.
  5. Keys cost nothing, addresses do: one network (see `netgroup`) has `max_prefix_records` places. A node takes one
-    where it was seen, so that it takes no place of a network that it names. If it was not seen in a public network, it
-    takes one in each network where it says that it can be dialled.
+    where it was seen. If it was not seen in a public network, it takes one in each network where it says that it can be
+    dialled. Nodes that were seen elsewhere take none of these, and have as many of their own: otherwise callers from a
+    few networks could make us dial all over another one.
  6. A private or loopback endpoint counts only if the node, or somebody who told of it, was itself seen at such an
     address. So nobody outside can make us connect into our own network (see `Scope`). Where a gateway hides the
     addresses of callers, all who come through it look local.
@@ -44,6 +45,7 @@ CANDIDATES = 2  # the book's capacity divided by this is how many candidates the
 # every message brings more, so it would look at all at every message.
 THINNING = 8
 NOWHERE = "nowhere"  # the network of nodes that nobody can dial and that we did not meet
+NAMED = "named "  # before a network: its places for nodes that only name it and were seen elsewhere
 
 V = TypeVar("V")
 
@@ -103,9 +105,9 @@ class BookEntry(Contact):
     @property
     def networks(self) -> frozenset[str]:
         """The networks in which it takes a place."""
-        if self.group or not (self.is_met or self.record.endpoints):
-            return frozenset({self.group or NOWHERE})
-        return self.record.networks
+        if self.group:
+            return frozenset({self.group, *(NAMED + network for network in self.record.networks - {self.group})})
+        return self.record.networks if self.is_met or self.record.endpoints else frozenset({NOWHERE})
 
     def see_from(self, scope: Scope) -> None:
         """Let endpoints of that scope and farther count."""

@@ -161,6 +161,16 @@ def test_one_network_has_a_bounded_number_of_places_and_the_living_and_the_other
     assert len(kept(book) - ids(23)) == 4 and ids(23) <= kept(book)
 
 
+@pytest.mark.parametrize("own", [(), ("93.185.{}.1",), ("10.0.0.1",)])
+def test_callers_of_many_networks_fill_no_more_places_with_endpoints_of_one_than_it_has(own: tuple[str, ...]) -> None:
+    book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
+    for number in range(20):
+        hosts = [host.format(number) for host in (*own, "198.41.0.{}")]
+        book.add(at_hosts(number, *hosts), f"93.184.{number}.1")
+        book.trim((), random.Random(1))
+    assert len(book) == 4
+
+
 @pytest.mark.parametrize("is_met", [True, False])
 def test_who_is_seen_elsewhere_takes_no_place_from_who_is_where_it_says(is_met: bool) -> None:
     book = Book((), Limits(max_known_peers=24, max_prefix_records=4))
