@@ -260,7 +260,7 @@ def _list_of(gate: Gatekeeper, manifest: SwarmManifest) -> RevocationList:
     """Return the list that `gate` obeys, or an empty unsigned one."""
     if gate.revocations:
         return open_revocations(gate.revocations, manifest)
-    return RevocationList(0, (), frozenset(), b"")
+    return RevocationList(0, (), b"", b"")
 
 
 def _sign_list(

@@ -21,6 +21,7 @@ handover. For nodes that have not, the holder of the founder's key is still the 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from protocol.credentials.manifest import SwarmManifest
 from protocol.errors import RevocationError
@@ -55,14 +56,20 @@ class Handover:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RevocationList:
-    """A verified list; `encoded` holds the exact bytes to pass on."""
+    """A verified list; `ids` are the revoked ones, joined, and `encoded` holds the exact bytes to pass on."""
 
     sequence: int
     handovers: tuple[Handover, ...]
-    revoked: frozenset[NodeId]
+    ids: bytes
     encoded: bytes
+
+    @cached_property
+    def revoked(self) -> frozenset[NodeId]:
+        """The revoked ids. They take 5 ms, ten times as long as all else, so not for a list that is no news."""
+        starts = range(0, len(self.ids), NODE_ID_BYTES)
+        return frozenset(id_of_bytes(self.ids[start : start + NODE_ID_BYTES]) for start in starts)
 
     @property
     def revision(self) -> int:
@@ -129,8 +136,7 @@ def open_revocations(data: bytes, manifest: SwarmManifest, check: Verify = verif
         owners.append(handover.owner)
     if public_key != (owners[-2] if handovers and sequence == 0 else owners[-1]):
         raise RevocationError("forged", "signed by another than the swarm's owner")
-    revoked = (id_of_bytes(ids[start : start + NODE_ID_BYTES]) for start in range(0, len(ids), NODE_ID_BYTES))
-    return RevocationList(sequence, handovers, frozenset(revoked), data)
+    return RevocationList(sequence, handovers, ids, data)
 
 
 def _handover(fields: object) -> Handover:

@@ -196,6 +196,14 @@ def test_an_open_swarm_keeps_out_whom_its_founder_revoked() -> None:
     assert keeper.admits(record(GUEST, swarm=OPEN.swarm), NOW) == ""
 
 
+def test_of_a_list_that_is_no_news_the_ids_are_not_read_since_anybody_may_bring_it(monkeypatch) -> None:
+    gate = Gatekeeper(CLUB)
+    assert gate.obey(signed(EVIL.node_id, sequence=2).encoded) and gate.is_revoked(EVIL.node_id)
+    old = signed(GUEST.node_id, sequence=1)
+    monkeypatch.setattr("protocol.credentials.revocations.id_of_bytes", None)
+    assert not gate.obey(old.encoded) and gate.is_revoked(EVIL.node_id)
+
+
 def test_an_older_list_does_not_come_back() -> None:
     keeper = Gatekeeper(CLUB)
     old, new = signed(sequence=1), signed(MEMBER.node_id, sequence=2)
