@@ -94,7 +94,7 @@ class _Holder:
     asked: Counter[ItemId] = field(default_factory=Counter)  # how many parts of each
     in_flight: int = 0  # bytes
     spoke: float = LONG_AGO  # when it last announced something
-    busy: float = LONG_AGO  # when it last said that it is busy
+    busy: float = LONG_AGO  # when it last said that all that it was asked for waits
     paid: float = LONG_AGO  # when it last paid for a silence: one silence is paid once, however many wants it had
 
     def has_room(self, size: int = LEAST_COST) -> bool:
@@ -266,7 +266,8 @@ class Wants:
         Without ids, all that it was asked for waits for its line: see rule 4.
         """
         holder = self._holders[node]
-        holder.busy = now
+        if not ids:
+            holder.busy = now
         is_quiet = now >= self._came + QUICK_S
         for item_id in [one for one in ids or holder.asked if one in holder.asked]:
             want = self._wants[item_id]

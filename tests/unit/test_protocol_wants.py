@@ -302,6 +302,18 @@ def test_who_says_that_it_is_busy_is_waited_for_and_not_blamed() -> None:
     assert wants.arrived(name(1), A, 60.0)
 
 
+def test_who_is_busy_with_what_it_was_not_asked_for_is_as_silent_as_before() -> None:
+    """A peer that named an id of nobody's every few seconds kept all that it was asked for until that was stale."""
+    wants = machine()
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    wants.have(B, entry(1), 0.5)
+    for tenth in range(1, int(10 * wants.patience) + 1):
+        wants.busy(A, [name(2)], tenth / 10)
+        wants.check(tenth / 10, bounded=False)
+    assert wants.ask(wants.patience) == {B: [name(1)]}
+
+
 def test_what_a_busy_holder_was_asked_for_is_asked_of_one_that_has_nothing_to_do_and_cancelled() -> None:
     wants = machine()
     wants.have(A, entry(1), 0.0)
