@@ -10,8 +10,9 @@ Rules
     does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
     pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
     that is blocked cannot. A holder that announced what it does not have pays, too.
- 4. A busy holder is waited for while something else comes, for `LONG_S` at most: then our own line is full, and another
-    holder could be no faster. If nothing comes for `QUICK_S`, an idle holder is asked instead.
+ 4. A busy holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is full, and
+    another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time of being
+    asked for, an idle holder is asked instead.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -126,7 +127,7 @@ class Wants:
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
-        self._came = LONG_AGO  # when something that was asked for last came
+        self._late = LONG_AGO  # when something last came late, if nothing came quickly since
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
         self.partial: Callable[[ItemId], Partial | None] = self._partials.get
@@ -268,11 +269,11 @@ class Wants:
         holder = self._holders[node]
         if not ids:
             holder.busy = now
-        is_quiet = now >= self._came + QUICK_S
+        is_free = now >= self._late + QUICK_S
         for item_id in [one for one in ids or holder.asked if one in holder.asked]:
             want = self._wants[item_id]
             row = want.holders[node]
-            may_move = is_quiet or now >= row.since + LONG_S
+            may_move = is_free or now >= row.since + LONG_S
             if ids or (may_move and self._has_idle_holder(want, now)):
                 row.until = now + self._patience
                 self._release(want, node, says_so=not ids)
@@ -451,10 +452,11 @@ class Wants:
     def _gave(self, node: NodeId, row: LedgerRow, size: int, now: float) -> None:
         holder = self._holders[node]
         row.until = 0.0
-        self._came = now
         if now <= row.since + QUICK_S:
+            self._late = LONG_AGO
             holder.window = min(self._limits.max_window_bytes, holder.window + size)
         else:
+            self._late = now
             holder.window = max(self._limits.first_window_bytes, holder.window // 2)
 
     def _withdraw(self, want: _Wanted, node: NodeId) -> None:

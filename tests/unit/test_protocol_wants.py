@@ -328,18 +328,33 @@ def test_what_a_busy_holder_was_asked_for_is_asked_of_one_that_has_nothing_to_do
     assert not wants.arrived(name(1), B, 1.3)
 
 
-def test_while_our_line_brings_other_things_a_busy_holder_is_waited_for() -> None:
+def test_while_our_line_is_full_a_busy_holder_is_waited_for() -> None:
     """Sixteen nodes on lines of 1 Mbit/s got a third of their chunks twice, as each asked here and there."""
     wants = machine(A, B, C)
     wants.have(A, entry(1), 0.0)
     wants.have(C, entry(2), 0.0)
     wants.ask(0.0)
     wants.have(B, entry(1), 0.5)
-    assert wants.arrived(name(2), C, 1.0)
-    wants.busy(A, [], 1.0 + QUICK_S / 2)
-    assert wants.ask(1.0 + QUICK_S / 2) == {}
-    wants.busy(A, [], 1.0 + QUICK_S)
-    assert wants.ask(1.0 + QUICK_S) == {B: [name(1)]}
+    late = 2 * QUICK_S
+    assert wants.arrived(name(2), C, late)
+    wants.busy(A, [], late + QUICK_S / 2)
+    assert wants.ask(late + QUICK_S / 2) == {}
+    wants.busy(A, [], late + QUICK_S)
+    assert wants.ask(late + QUICK_S) == {B: [name(1)]}
+
+
+def test_a_busy_holder_is_waited_for_no_more_once_something_comes_quickly() -> None:
+    """Four slow publishers among eight fast nodes held up their items for 18 s, as fast peers brought other things."""
+    wants = machine(A, B, C)
+    for number, holder in ((1, A), (2, C)):
+        wants.have(holder, entry(number), 0.0)
+    wants.ask(0.0)
+    wants.have(B, entry(1), 0.5)
+    assert wants.arrived(name(2), C, 1.5 * QUICK_S)
+    wants.have(C, entry(3), 1.6)
+    assert wants.ask(1.6) == {C: [name(3)]} and wants.arrived(name(3), C, 1.7)
+    wants.busy(A, [], 1.8)
+    assert wants.ask(1.8) == {B: [name(1)]}
 
 
 def test_a_holder_that_is_busy_for_long_is_waited_for_no_more_whatever_else_comes() -> None:
@@ -347,10 +362,10 @@ def test_a_holder_that_is_busy_for_long_is_waited_for_no_more_whatever_else_come
     wants.have(A, entry(1), 0.0)
     wants.ask(0.0)
     wants.have(B, entry(1), 0.5)
-    for second in range(1, int(LONG_S) + 1):
-        wants.have(C, entry(1 + second), second)
-        wants.ask(second)
-        assert wants.arrived(name(1 + second), C, second)
+    for second in range(2, int(LONG_S) + 1, 2):
+        wants.have(C, entry(second), second - 1.5)
+        wants.ask(second - 1.5)
+        assert wants.arrived(name(second), C, second)
         wants.busy(A, [], second)
         assert wants.ask(second).get(B) == (None if second < LONG_S else [name(1)])
 
