@@ -23,9 +23,9 @@ Rules
     at the next tick. That comes within `announce_interval`, or, if we asked for announcements only, a few times a
     `pull_patience`. A small item whose signer is a live peer of ours is probably on its way as a push, so it is asked
     for after `pull_delay`.
- 4. A peer that comes up is told our interest and what we hold, so a node that was away catches up. Every
-    `sync_interval` the newest items are announced to a random peer, in case something was lost. Peers that asked for
-    announcements only, and peers for which something waits, are left out.
+ 4. A peer that comes up is told our interest, and what we hold or have chunks of, so a node that was away catches up.
+    Every `sync_interval` the newest items are announced to a random peer, in case something was lost. Peers that asked
+    for announcements only, and peers for which something waits, are left out.
  5. An item that a peer wants waits for its line, and becomes a frame when the line is free for it. The answer is BUSY
     beyond `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every
     half `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. A peer that asks for an
@@ -237,7 +237,8 @@ class Gossip:
         self._neighbours[hint(node)] += 1
         catch_up = CATCH_UP_S * self._rng.random()
         # Two nodes that meet again hold much the same. The later to announce leaves out what the other announced.
-        self._remind(peer, self._store.newest(self._limits.max_pending), now, now.steady + catch_up)
+        ids = [*self._store.newest(self._limits.max_pending), *self._wants.partials]
+        self._remind(peer, ids, now, now.steady + catch_up)
         return self._tell_interest([node])
 
     def _down(self, node: NodeId, now: Instant) -> None:

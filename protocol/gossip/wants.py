@@ -139,8 +139,8 @@ class Wants:
         return item_id in self._wants
 
     @property
-    def partials(self) -> int:
-        return len(self._partials)
+    def partials(self) -> list[ItemId]:
+        return list(self._partials)
 
     def topic(self, item_id: ItemId) -> bytes:
         """Return the topic that a wanted item is said to have."""

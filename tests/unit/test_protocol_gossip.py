@@ -411,6 +411,21 @@ def test_a_peer_with_a_part_that_brought_the_last_chunk_is_told_that_all_of_the_
     assert (to, told.items[0].parts) == (B, b"")
 
 
+def test_a_peer_that_comes_up_is_told_of_the_chunks_that_are_here() -> None:
+    """Two nodes that had got different chunks of a third never had all of them if they met after it had left."""
+    large, outline = large_item(2 * CHUNK_BYTES)
+    core = machine(A)
+    core.handle(have(A, large.entry), at(0))
+    soon(core)
+    core.handle(Outlined(A, outline), at(0))
+    core.handle(ChunkArrived(A, large.chunk(0)), at(0))
+    core.handle(PeerDown(A), at(0))
+    core.handle(Tick(), at(5))
+    core.handle(PeerUp(B), at(6))
+    ((to, told),) = said(Have, core.handle(Tick(), at(6 + CATCH_UP_S)))
+    assert (to, told.items[0].id, told.items[0].parts) == (B, large.id, b"\x01")
+
+
 def test_of_what_a_peer_waits_for_the_chunk_that_fewest_others_were_given_leaves_first() -> None:
     large, _ = large_item(4 * CHUNK_BYTES)
     core = machine(A, B, C)

@@ -451,7 +451,7 @@ def test_chunks_come_from_all_who_have_them_and_make_the_item() -> None:
         for index in indices:
             assert wants.finish(item.id) is None
             assert wants.chunk_arrived(node, item.chunk(index), 1.0) is Took.TAKEN
-    assert wants.finish(item.id) == item and len(wants) == 0 and wants.partials == 0
+    assert wants.finish(item.id) == item and len(wants) == 0 and not wants.partials
 
 
 def test_who_has_a_part_gives_it_and_the_rarest_chunk_goes_first() -> None:
@@ -524,7 +524,7 @@ def test_a_chunk_of_another_size_than_the_signer_states_ends_the_want() -> None:
     wants.begin(item, Outline(header, outline.head, outline.hashes), A)
     wants.chunks(0.0)
     assert wants.chunk_arrived(A, item.chunk(1), 0.1) is Took.MISSIZED
-    assert len(wants) == 0 and wants.partials == 0
+    assert len(wants) == 0 and not wants.partials
 
 
 def test_a_holder_that_leaves_takes_nothing_with_it_that_came() -> None:
@@ -546,14 +546,14 @@ def test_what_is_begun_has_a_bounded_room_and_what_stalls_gives_way() -> None:
     wants.begin(one, of_one, A)
     wants.have(B, two.entry, 1.0)
     assert wants.ask(1.0) == {}  # an outline would be of no use
-    assert wants.ask(STALL_S - 1.0) == {} and wants.partials == 1
+    assert wants.ask(STALL_S - 1.0) == {} and len(wants.partials) == 1
     assert wants.ask(STALL_S + 1.0)[B] == [two.id]
     assert wants.outlined(B, of_two, STALL_S + 1.0) is Took.TAKEN
-    assert wants.partials == 1 and one.id in wants and two.id in wants
+    assert len(wants.partials) == 1 and one.id in wants and two.id in wants
     for index in range(4):
         wants.chunks(STALL_S + 2.0)
         wants.chunk_arrived(B, two.chunk(index), STALL_S + 2.0)
-    assert wants.finish(two.id) == two and wants.partials == 0
+    assert wants.finish(two.id) == two and not wants.partials
 
 
 def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothing_had_come() -> None:
@@ -571,7 +571,7 @@ def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothi
     assert dict(asks) == {A: Want((WantedPart(one.id),)), B: Want((WantedPart(two.id),))}
     assert wants.outlined(A, of_one, now) is Took.TAKEN
     wants.lost(A)
-    assert one.id not in wants and wants.partials == 0
+    assert one.id not in wants and not wants.partials
 
 
 def test_what_stalls_gives_way_to_nothing_where_nothing_else_lacks_room() -> None:
@@ -582,7 +582,7 @@ def test_what_stalls_gives_way_to_nothing_where_nothing_else_lacks_room() -> Non
     wants.have(B, entry(1), 0.0)
     assert wants.ask(10 * STALL_S) == {B: [name(1)]}
     wants.check(10 * STALL_S, bounded=False)
-    assert wants.partials == 1
+    assert len(wants.partials) == 1
 
 
 def test_partial_items_are_bounded_in_number() -> None:
