@@ -22,7 +22,7 @@ Rules
     it.
  8. Partial items have `max_partials` places and `held_bytes`, counted by the sizes that their signers state. Where
     another has no room, the one that got nothing for longest gives way, if that is `STALL_S`: its chunks are dropped,
-    and it is wanted anew.
+    and it is wanted anew if somebody has it.
 """
 
 import random
@@ -409,7 +409,11 @@ class Wants:
         if not self._fits(size) and self._partials:
             stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
             if self._partials[stalled].touched + STALL_S <= now:
-                self._let_go(self._wants[stalled])
+                want = self._wants[stalled]
+                if want.holders:
+                    self._let_go(want)
+                else:
+                    self._forget(want)
         return self._fits(size)
 
     def _fits(self, size: int) -> bool:

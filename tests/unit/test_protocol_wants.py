@@ -574,6 +574,18 @@ def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothi
     assert one.id not in wants and not wants.partials
 
 
+def test_what_gave_way_and_nobody_has_is_wanted_no_more() -> None:
+    """It stayed for an hour, in the place of a fresh item; a peer could fill the table with items that it let go."""
+    (one, of_one), (two, _) = large(4, seed=1), large(4, seed=2)
+    wants = machine(A, B, capacity=6 * CHUNK_BYTES)
+    wants.begin(one, of_one, A)
+    wants.chunk_arrived(A, one.chunk(wants.chunks(0.0)[A][0]), 0.0)
+    wants.lack(A, [one.id])
+    wants.have(B, two.entry, 0.0)
+    assert wants.ask(0.0) == {} and one.id in wants
+    assert wants.ask(STALL_S) == {B: [two.id]} and one.id not in wants
+
+
 def test_what_stalls_gives_way_to_nothing_where_nothing_else_lacks_room() -> None:
     """Twelve items of 2 MB took four times as long on a line of 1 Mbit/s, which is busy with one for over 10 s."""
     item, outline = large(4)
