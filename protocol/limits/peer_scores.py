@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from protocol.config import Instant, Limits
 from protocol.events import Link
+from protocol.identity import KEY_BYTES
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 
@@ -148,12 +149,16 @@ class PeerScores:
     """Counts every refusal by reason, and makes the offender pay for it."""
 
     def __init__(self, limits: Limits) -> None:
-        self._scores = ScoreBoard(
-            limits.graylist_score,
-            limits.score_half_life_s,
-            limits.max_remembered,
-            limits.first_refusal_s,
-            limits.last_refusal_s,
+        # Strangers' keys cost nothing: apart, they make no node forgotten.
+        self._nodes, self._strangers = (
+            ScoreBoard(
+                limits.graylist_score,
+                limits.score_half_life_s,
+                limits.max_remembered,
+                limits.first_refusal_s,
+                limits.last_refusal_s,
+            )
+            for _ in range(2)
         )
         self._messages: TokenBuckets[bytes] = TokenBuckets(
             limits.messages_per_second, limits.messages_burst, limits.max_remembered
@@ -162,6 +167,10 @@ class PeerScores:
             limits.bytes_per_second, limits.bytes_burst, limits.max_remembered
         )
         self.rejected: Counter[str] = Counter()
+
+    def _board(self, subject: str) -> ScoreBoard:
+        """Return where a node id is scored, or a key in hex."""
+        return self._strangers if len(subject) == 2 * KEY_BYTES else self._nodes
 
     def may_send(self, link: Link, size: int, now: Instant, *, is_content: bool = False) -> bool:
         """Account for a frame of `size` bytes on the link; False: its holder sends too much.
@@ -173,11 +182,11 @@ class PeerScores:
 
     def score(self, subject: str, now: Instant) -> float:
         """Return the subject's score: 0 at best, refused for a while once it is below `Limits.graylist_score`."""
-        return self._scores.score(subject, now.steady)
+        return self._board(subject).score(subject, now.steady)
 
     def is_refused(self, subject: str, now: Instant) -> bool:
         """Tell whether the subject is graylisted."""
-        return self._scores.is_refused(subject, now.steady)
+        return self._board(subject).is_refused(subject, now.steady)
 
     def offence(self, reason: str, subject: str | None, now: Instant, points: float | None = None) -> Charge:
         """Count one refusal; `subject` pays `points`, or what the reason costs."""
@@ -185,4 +194,4 @@ class PeerScores:
         points = PENALTIES.get(reason, 0.0) if points is None else points
         if subject is None or not points:
             return Charge(0.0)
-        return Charge(points, self._scores.penalise(subject, points, now.steady, reason))
+        return Charge(points, self._board(subject).penalise(subject, points, now.steady, reason))

@@ -126,7 +126,7 @@ class Talk:
 
     @property
     def score(self) -> float:
-        return self.core.admission._scores.score(PEER.node_id, 0.0)
+        return self.core.admission.score(PEER.node_id, at(0))
 
 
 def pulls(actions: list) -> list[SendFrame]:
@@ -234,7 +234,7 @@ def test_a_peer_that_dialled_us_in_another_version_is_told_ours_and_we_are_told_
     again = talk.hear(hello_of(version), OTHER_LINK, now=60.0)
     assert [type(action) for action in again] == [SendFrame]
     assert OTHER.node_id not in talk.core.membership.peers
-    assert talk.core.admission._scores.score(OTHER_LINK.key.hex(), 60.0) == 0.0
+    assert talk.core.admission.score(OTHER_LINK.key.hex(), at(60)) == 0.0
 
 
 def test_the_log_has_few_lines_about_other_versions_however_many_keys_come() -> None:

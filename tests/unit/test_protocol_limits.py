@@ -11,6 +11,7 @@ import protocol
 from protocol.config import Instant, Limits
 from protocol.events import Link
 from protocol.host import Mailbox
+from protocol.identity import Identity
 from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, PeerScores, ScoreBoard
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Expiring, Recent
@@ -73,6 +74,15 @@ def test_the_score_board_remembers_the_last_offenders() -> None:
         board.penalise("who goes on", 1.0, 0.0)
     assert board.is_refused("who goes on", 0.0)
     assert sum(board.score(f"key {number}", 0.0) < 0 for number in range(100)) == 9
+
+
+def test_keys_of_strangers_however_many_make_no_refused_node_forgotten() -> None:
+    admission, now = PeerScores(Limits(max_remembered=4)), Instant(0.0, 0.0)
+    node, keys = Identity(bytes(32)).node_id, [bytes([number] * 32).hex() for number in range(5)]
+    for subject in (node, *keys):
+        admission.offence("lie", subject, now, 30.0)
+    assert admission.is_refused(node, now)
+    assert [admission.is_refused(key, now) for key in keys] == [False, True, True, True, True]
 
 
 def test_the_default_patience_for_lies_is_as_documented() -> None:
