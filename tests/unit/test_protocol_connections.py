@@ -220,6 +220,7 @@ def test_the_end_of_a_link_is_that_of_its_newest_connection_and_of_no_other_that
     assert table.carries(2, inbound(7)) and not table.carries(1, inbound(7)) and not table.carries(-1, inbound(7))
     table.gone(1)
     assert [table.look().ended for _ in range(2)] == [[], []]
+    table.admit(3, inbound(8))
     assert table.took(2, inbound(8), [1]) == (True, []) and not table.carries(2, inbound(8))
     table.gone(2)
     assert [table.look().ended for _ in range(3)] == [[inbound(7)], [], []]
@@ -228,9 +229,19 @@ def test_the_end_of_a_link_is_that_of_its_newest_connection_and_of_no_other_that
 def test_late_frames_of_another_connection_are_delivered_and_not_counted() -> None:
     table = Table()
     table.admit(1, inbound(2))
+    table.admit(3, inbound(1))
     assert table.took(1, inbound(1), [10 * MIB]) == (True, [])
     assert table.took(9, inbound(1), [10 * MIB]) == (True, [])
     assert [cut.link for cut in table.look({1: 4 * MIB}).cuts] == [inbound(2)]
+
+
+def test_what_a_stranger_said_that_was_gone_before_it_was_read_is_not_delivered() -> None:
+    table = Table()
+    table.come(1)
+    table.gone(1)
+    assert table.took(1, inbound(1), [100]) == (False, [])  # nobody knows its network any more
+    table.come(2)
+    assert table.took(2, inbound(1), [100]) == (True, [])
 
 
 @pytest.mark.parametrize("drained", [True, False])
