@@ -240,6 +240,7 @@ def test_what_a_stranger_said_that_was_gone_before_it_was_read_is_not_delivered(
     table.come(1)
     table.gone(1)
     assert table.took(1, inbound(1), [100]) == (False, [])  # nobody knows its network any more
+    assert table.took(-1, Link(b"d" * 32, dialled=True), [100]) == (True, [])  # we know whom we dialled
     table.come(2)
     assert table.took(2, inbound(1), [100]) == (True, [])
 
