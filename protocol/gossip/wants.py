@@ -127,6 +127,7 @@ class Wants:
         self._wants: dict[ItemId, _Wanted] = {}
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
+        self._none_stalls_until = LONG_AGO  # so not each of 256 wants in a draw looks at 256 partial items
         self._late = LONG_AGO  # when something last came late, if nothing came quickly since
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
@@ -406,9 +407,10 @@ class Wants:
 
     def _has_room(self, size: int, now: float) -> bool:
         """Tell whether an item of so many bytes can be begun; for that, the one that stalls gives way."""
-        if not self._fits(size) and self._partials:
+        if not self._fits(size) and self._partials and now >= self._none_stalls_until:
             stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
-            if self._partials[stalled].touched + STALL_S <= now:
+            self._none_stalls_until = self._partials[stalled].touched + STALL_S
+            if self._none_stalls_until <= now:
                 want = self._wants[stalled]
                 if want.holders:
                     self._let_go(want)

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 
 import pytest
@@ -572,6 +573,25 @@ def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothi
     assert wants.outlined(A, of_one, now) is Took.TAKEN
     wants.lost(A)
     assert one.id not in wants and not wants.partials
+
+
+def test_what_stalls_is_looked_for_once_and_not_for_each_item_that_lacks_room() -> None:
+    """A draw took 11 ms and not 2 where 256 items were begun and others offered."""
+
+    class Counted(dict[ItemId, Partial]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[ItemId]:
+            self.looks += 1
+            return super().__iter__()
+
+    one, of_one = large(4)
+    wants = machine(A, B, capacity=6 * CHUNK_BYTES)
+    wants.begin(one, of_one, A)
+    for number in range(20):
+        wants.have(B, entry(number, 4 * CHUNK_BYTES), 0.0)
+    wants._partials = begun = Counted(wants._partials)
+    assert wants.ask(1.0) == {} and wants.ask(STALL_S - 1.0) == {} and begun.looks == 1
 
 
 def test_what_gave_way_and_nobody_has_is_wanted_no_more() -> None:
