@@ -386,6 +386,8 @@ class Membership:
         tell = [Send(peer.link, Revocations(encoded)) for node, peer in self.links.peers.items() if node != teller]
         left = self._dismiss(now)
         self.book.forget([record.node_id for record in self.book.all_records() if self._keeps_out(record, now)])
+        lapsed = [record.node_id for record in self.book.lapsed_records()]  # their grants may be new by now
+        self.book.forget(filter(self._setup.gate.is_revoked, lapsed))
         return [*tell, *left]
 
     # Time

@@ -12,7 +12,7 @@ from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper, make_pass, revocable_id
 from protocol.credentials.invite import make_shared_invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
-from protocol.credentials.records import PeerRecord, make_record
+from protocol.credentials.records import Endpoint, PeerRecord, make_record
 from protocol.credentials.revocations import (
     MAX_HANDOVERS,
     MAX_REVOKED,
@@ -266,6 +266,16 @@ def test_a_new_list_is_passed_on_and_whom_it_names_is_told_why_and_forgotten() -
     assert {known.node_id for known in core.book.all_records()} == {MEMBER.node_id}
     assert told(greet(core, GUEST, pass_by(FOUNDER)), Kind.GOODBYE) == [link(GUEST)]
     assert say(core, MEMBER, Kind.REVOCATIONS, new) == []  # and not again
+
+
+def test_a_revoked_node_that_was_lost_sight_of_is_not_looked_for() -> None:
+    core, later = machine(Gatekeeper(CLUB)), Instant(NOW.steady + 1, NOW.unix + 1)
+    for identity in (MEMBER, EVIL):
+        endpoint, expiry_ms = Endpoint("198.41.0.4", 4001), int(NOW.unix * 1000) + 1
+        core.book.add(make_record(identity, CLUB.swarm, (endpoint,), 1, "", expiry_ms), endpoint.host)
+    core.book.expire(later, random.Random(1))
+    core.handle(Revoked(signed(EVIL.node_id).encoded), later)
+    assert [record.node_id for record in core.book.lapsed_records()] == [MEMBER.node_id]
 
 
 def test_of_two_that_meet_the_one_with_the_older_list_asks_for_the_newer() -> None:
