@@ -24,7 +24,7 @@ from itertools import chain, islice
 from protocol.config import Instant, Setup
 from protocol.events import Dial, Link
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
+from protocol.limits.networks import Scope, counts_as, scope_of
 from protocol.membership.address_book import Book, Contact
 from protocol.membership.directory import RecordDirectory
 from protocol.membership.links import Links, distance
@@ -80,7 +80,7 @@ class Dialing:
             if len(dials) == wanted:
                 break
             is_bounded = contact not in seeds
-            if is_bounded and self._links.is_full_of(netgroup(contact.address.endpoint.host)):
+            if is_bounded and self._links.is_full_of(self._links.network_of(contact.address.endpoint.host)):
                 continue
             if contact.key not in busy and self._may_dial(contact, now):
                 busy.add(contact.key)

@@ -68,6 +68,7 @@ class RecordDirectory:
         self._expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
         self._variants: dict[Scope, PeerRecord] = {}
         self.record = self.record_for(Scope.LOOPBACK)
+        self._links.own_networks = self.record.networks
 
     def record_for(self, scope: Scope) -> PeerRecord:
         """Return our record for readers of that scope; nearer endpoints are left out.

@@ -15,8 +15,8 @@ Rules
     are taken, and leaves the rest to callers. Links beyond the room end one after the other (see `dialing`, rule 3).
     A home node, which nobody can dial, has eight links in any swarm, as the places for it are scarce.
  3. A third of the room is kept for links that we chose ourselves. Callers get only the rest, so nobody can surround a
-    node by dialling it. At most `max_prefix_peers` links are of one public network. A link that we dialled is never
-    given up for a caller.
+    node by dialling it. At most `max_prefix_peers` links are of one public network; in our own network, of one address,
+    so that the nodes of a school or a rack reach each other. A link that we dialled is never given up for a caller.
  4. A node that can be dialled has `max_callers` more places for home nodes that call it. If all are taken, the network
     with the most places gives one to a network with at least two fewer; or a home node that had a peer when it called
     gives its place to one that had none. So each has one place before others have two.
@@ -113,6 +113,7 @@ class Links:
         self._limits = limits
         self.is_small = True  # whether we could dial no more nodes than there may be links
         self.is_home = False  # whether nobody can dial us
+        self.own_networks: frozenset[str] = frozenset()  # the public networks in which we can be dialled
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
@@ -159,7 +160,12 @@ class Links:
         attempt = self.attempts.get(link)
         told = attempt.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
         host = self.host_of(link) or told
-        return Place(netgroup(host), counts_as(host, link.key.hex()))
+        return Place(self.network_of(host), counts_as(host, link.key.hex()))
+
+    def network_of(self, host: str) -> str:
+        """Return the network whose links are bounded, for a node at `host`: its public one, or in ours its address."""
+        network = netgroup(host)
+        return host if network in self.own_networks else network
 
     # How many there may be
 
@@ -215,7 +221,7 @@ class Links:
         return self._overlay >= self._limits.max_peers
 
     def has_room(self, link: Link, record: PeerRecord, group: str) -> bool:
-        """Tell whether a caller of that network (see `netgroup`) can be taken in. Rules 2 to 4."""
+        """Tell whether a caller of that network (see `network_of`) can be taken in. Rules 2 to 4."""
         if not record.endpoints:
             return sum(peer.is_home for peer in self.peers.values()) < self._limits.max_callers
         came = sum(peer.is_caller for peer in self.peers.values())
@@ -267,7 +273,9 @@ class Links:
     def dial(self, contact: Contact, now: float) -> None:
         link, address = Link(contact.key, dialled=True), contact.address
         self._parting.pop(link, None)
-        self.attempts[link] = DialAttempt(contact, address, now + DIAL_TIMEOUT_S, netgroup(address.endpoint.host))
+        self.attempts[link] = DialAttempt(
+            contact, address, now + DIAL_TIMEOUT_S, self.network_of(address.endpoint.host)
+        )
 
     def busy_keys(self) -> set[bytes]:
         """Return the CURVE keys of live peers and of those that are being dialled."""
@@ -278,7 +286,7 @@ class Links:
 
         The name that we dialled does not tell the network, and names cost less than addresses.
         """
-        group = netgroup(host)
+        group = self.network_of(host)
         is_one_more = group != attempt.group and self.is_full_of(group)
         attempt.host, attempt.group = host, group
         return not is_one_more

@@ -36,11 +36,12 @@ class ArrivalRow(NamedTuple):
 
 
 class Crowd(NamedTuple):
-    """A row of the second: public nodes, nodes behind NAT, and whether the latter share one public address."""
+    """A row of the second: public nodes, which may be in one network, and nodes behind NAT, maybe of one address."""
 
     public: int
     nat: int
     one_address: bool = False
+    one_network: bool = False
 
     @property
     def nodes(self) -> int:
@@ -51,7 +52,15 @@ class Crowd(NamedTuple):
 ROWS = [ArrivalRow(nodes, size, line) for nodes in (2, 8, 16) for size in SIZES for line in LINES] + [
     ArrivalRow(64, 100_000, line) for line in LINES
 ]
-CROWDS = [Crowd(1, 14), Crowd(1, 30), Crowd(5, 95), Crowd(20, 480), Crowd(1, 8, one_address=True), Crowd(1, 2, True)]
+CROWDS = [
+    Crowd(1, 14),
+    Crowd(1, 30),
+    Crowd(5, 95),
+    Crowd(20, 480),
+    Crowd(1, 8, one_address=True),
+    Crowd(1, 2, True),
+    Crowd(40, 0, one_network=True),
+]
 
 
 def arrival(seed: int, row: ArrivalRow, publishers: int | None = None) -> Invariant:
@@ -86,7 +95,7 @@ def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = 
     simulation = Simulation(seed, CONDITIONS, limits, timing=WAN, identity=SimulatedIdentity)
     behind = range(crowd.public, crowd.public + crowd.nat)
     for name in range(crowd.public):
-        simulation.seen_at[name] = _address(name)
+        simulation.seen_at[name] = f"60.0.7.{name + 1}" if crowd.one_network else _address(name)
         simulation.start(name)
         simulation.run(0.2)
     for name in behind:
@@ -94,6 +103,7 @@ def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = 
         simulation.start(name, dialable=False)
         simulation.run(0.05)
     text = f"{crowd.public} public nodes and {crowd.nat} behind NAT" + (" of one address" if crowd.one_address else "")
+    text += ", in one network" if crowd.one_network else ""
     most = 0
     for minute in range(1, math.ceil(seconds / ADMITTED_S) + 1):
         simulation.run(ADMITTED_S)

@@ -218,6 +218,11 @@ def test_every_home_user_gets_in_and_is_heard(crowd: Crowd) -> None:
     assert unmet(*admittance(1, crowd, 120.0)) == []
 
 
+def test_twenty_nodes_of_one_public_network_get_in() -> None:
+    """Of 40 nodes in a school with public addresses 35 found no peer."""
+    assert unmet(*admittance(1, Crowd(20, 0, one_network=True), 60.0)) == []
+
+
 @pytest.mark.parametrize(("limit", "crowd"), [(14, Crowd(1, 14)), (8, Crowd(2, 14))])
 def test_where_places_are_scarce_each_home_user_has_one_before_others_have_two(limit: int, crowd: Crowd) -> None:
     assert unmet(*admittance(1, crowd, 180.0, Limits(max_callers=limit))) == []
