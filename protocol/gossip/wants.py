@@ -9,7 +9,8 @@ Rules
  3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
     does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
     pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
-    that is blocked cannot. A holder that announced what it does not have pays, too.
+    that is blocked cannot. It pays once in `suspicion` seconds, as a process that loads a model is awake now and then. A
+    holder that announced what it does not have pays, too.
  4. A busy holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is full, and
     another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time of being
     asked for, an idle holder is asked instead.
@@ -96,7 +97,7 @@ class _Holder:
     in_flight: int = 0  # bytes
     spoke: float = LONG_AGO  # when it last announced something
     busy: float = LONG_AGO  # when it last said that all that it was asked for waits
-    paid: float = LONG_AGO  # when it last paid for a silence: one silence is paid once, however many wants it had
+    paid: float = LONG_AGO  # when it last paid for a silence
 
     def has_room(self, size: int = LEAST_COST) -> bool:
         """Tell whether it may be asked for so many bytes more."""
@@ -121,6 +122,7 @@ class Wants:
     def __init__(self, ledger: ItemLedger, timing: Timing, limits: Limits, rng: random.Random) -> None:
         self._ledger = ledger
         self._limits = limits
+        self._loading_s = timing.suspicion
         self._answer_s = timing.pull_patience  # twice as long as who lives takes to say that it is busy
         self._patience = self._answer_s + CHUNK_BYTES / SLOW_BYTES_PER_SECOND
         self._rng = rng
@@ -315,7 +317,7 @@ class Wants:
                 row.until = now + self._patience * 2.0**row.silences
                 self._release(want, node)
                 holder.window = max(1, holder.window // 2)
-        if not to_blame or now < holder.paid + self._patience:
+        if not to_blame or now < holder.paid + self._loading_s:
             return False
         holder.paid = now
         return True

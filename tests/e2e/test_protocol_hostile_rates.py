@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow  # some ten seconds each
 
 ROOT = Path(__file__).parents[2]
 SWARM = b"a swarm of tests"
-HASTY = replace(LAN, pull_patience=0.2)  # who is silent is found out within three seconds
+HASTY = replace(LAN, pull_patience=0.2, suspicion=3.0)  # who is silent is found out within three seconds
 ROUND_S = 0.005
 WINDOW_S = 0.25
 MIN_WINDOWS, MAX_WINDOWS = 5, 15  # of each kind: more while others keep the machine too busy to tell

@@ -16,7 +16,7 @@ from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
 
 SWARM = b"a swarm of tests"
-HASTY = replace(LOCAL, pull_patience=0.2)  # who is silent is found out within three seconds
+HASTY = replace(LOCAL, pull_patience=0.2, suspicion=3.0)  # who is silent is found out within three seconds
 
 
 def promises(batch: int) -> bytes:

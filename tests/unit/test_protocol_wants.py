@@ -293,6 +293,16 @@ def test_a_holder_that_could_not_be_told_what_is_asked_of_it_is_asked_later_and_
     assert wants.arrived(name(1), A, 2 * wants.patience)  # it had heard of it after all
 
 
+def test_who_talks_on_and_answers_nothing_for_a_while_pays_once_in_that_time() -> None:
+    """A node that came back was refused by all others while it loaded its model: it paid for each of five silences."""
+    wants, blamed = machine(), []
+    for second in range(int(2 * LAN.suspicion) + 4):
+        wants.have(A, entry(second), second)
+        wants.ask(second)
+        blamed += [second] * len(wants.check(second, bounded=False))
+    assert len(blamed) == 2 and blamed[1] - blamed[0] >= LAN.suspicion
+
+
 def test_who_says_that_it_is_busy_is_waited_for_and_not_blamed() -> None:
     wants = machine()
     wants.have(A, entry(1), 0.0)
