@@ -9,7 +9,7 @@ Rules
  3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
     does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
     pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
-    that is blocked cannot. It pays once in `suspicion` seconds, as a process that loads a model is awake now and then. A
+    that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake now and then. A
     holder that announced what it does not have pays, too.
  4. A busy holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is full, and
     another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time of being
