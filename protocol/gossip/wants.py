@@ -11,9 +11,9 @@ Rules
     pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
     that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake now and then. A
     holder that announced what it does not have pays, too.
- 4. A busy holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is full, and
-    another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time of being
-    asked for, an idle holder is asked instead.
+ 4. A busy or silent holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is
+    full, and another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time
+    of being asked for, an idle holder is asked instead of a busy one.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -272,7 +272,7 @@ class Wants:
         holder = self._holders[node]
         if not ids:
             holder.busy = now
-        is_free = now >= self._late + QUICK_S
+        is_free = self._is_free(now)
         for item_id in [one for one in ids or holder.asked if one in holder.asked]:
             want = self._wants[item_id]
             row = want.holders[node]
@@ -280,6 +280,10 @@ class Wants:
             if ids or (may_move and self._has_idle_holder(want, now)):
                 row.until = now + self._patience
                 self._release(want, node, says_so=not ids)
+
+    def _is_free(self, now: float) -> bool:
+        """Tell whether our own line has room, as far as is known: nothing comes, or it comes quickly."""
+        return now >= self._late + QUICK_S
 
     def unheard(self, node: NodeId, now: float) -> None:
         """Treat a peer as busy: our messages to it have no room, so it may not hear what it is asked for."""
@@ -306,12 +310,12 @@ class Wants:
 
     def _expect_no_more(self, node: NodeId, holder: _Holder, now: float) -> bool:
         """Stop waiting for what a holder does not answer; True if it pays, as it announced something meanwhile."""
-        to_blame = False
+        to_blame, patience = False, self._patience if self._is_free(now) else LONG_S
         for item_id in list(holder.asked):
             want = self._wants[item_id]
             row = want.holders[node]
             heard = max(row.since, holder.busy)
-            if heard + self._patience <= now:
+            if heard + patience <= now:
                 to_blame = to_blame or holder.spoke > heard + self._answer_s
                 row.silences = min(MAX_PAUSE, row.silences + 1)
                 row.until = now + self._patience * 2.0**row.silences

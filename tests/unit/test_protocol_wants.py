@@ -293,6 +293,21 @@ def test_a_holder_that_could_not_be_told_what_is_asked_of_it_is_asked_later_and_
     assert wants.arrived(name(1), A, 2 * wants.patience)  # it had heard of it after all
 
 
+def test_while_our_line_is_full_nobody_is_taken_for_silent() -> None:
+    """A slow node that had asked fifteen others for three chunks each got half of what came twice."""
+    wants = machine(A, B, C)
+    wants.have(A, entry(1), 0.0)
+    wants.ask(0.0)
+    wants.have(B, entry(1), 0.5)
+    for second in range(0, int(LONG_S), 3):
+        assert wants.check(second, bounded=False) == [] and B not in wants.ask(second)
+        wants.have(C, entry(2 + second), second)
+        wants.ask(second)
+        assert wants.arrived(name(2 + second), C, second + 2.5)
+    wants.check(LONG_S, bounded=False)
+    assert wants.ask(LONG_S) == {B: [name(1)]}
+
+
 def test_who_talks_on_and_answers_nothing_for_a_while_pays_once_in_that_time() -> None:
     """A node that came back was refused by all others while it loaded its model: it paid for each of five silences."""
     wants, blamed = machine(), []
