@@ -165,8 +165,8 @@ class Connections:
         """Count a whole message with these part sizes. Return whether it is to be delivered, and what to cut for it."""
         connection = self._table.get(number)
         if connection is None or (connection.link is not None and connection.link != link):
-            # The last words of another connection that had the same file descriptor. Where they are a caller's first,
-            # too, we do not know its network any more, and no network's limit would hold for who says hello and leaves.
+            # The last words of another connection that had the same file descriptor. If it never spoke before, its
+            # network is not known any more, and no limit would hold for it: it is not heard.
             return link.dialled or link in self._current, []
         connection.delivered += sum(map(wire_bytes, parts))
         connection.heard = True
