@@ -63,7 +63,7 @@ class DialAttempt:
     greeted: float | None = None
 
 
-class Place(NamedTuple):
+class NetworkPlace(NamedTuple):
     """The public network that a node is in, "" if it is in none, and as whom it counts (see `counts_as`)."""
 
     network: str
@@ -76,7 +76,7 @@ class LivePeer:
 
     record: PeerRecord
     link: Link
-    place: Place
+    place: NetworkPlace
     host: str = ""  # the IP address at the other end of its last hello's link, if it is known
     port: int = 0  # where we dialled it, if we did
     met: float = 0.0  # when its last hello came
@@ -152,7 +152,7 @@ class Links:
         """Return the scope of the address at the other end of a link."""
         return scope_of(self.host_of(link))
 
-    def place_of(self, link: Link, endpoints: tuple[Endpoint, ...] = ()) -> Place:
+    def place_of(self, link: Link, endpoints: tuple[Endpoint, ...] = ()) -> NetworkPlace:
         """Return the place of the node at the other end, whose record has these endpoints.
 
         It counts where it is seen, or else where we dialled it, or else where it says that it is.
@@ -160,7 +160,7 @@ class Links:
         attempt = self.attempts.get(link)
         told = attempt.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
         host = self.host_of(link) or told
-        return Place(self.network_of(host), counts_as(host, link.key.hex()))
+        return NetworkPlace(self.network_of(host), counts_as(host, link.key.hex()))
 
     def network_of(self, host: str) -> str:
         """Return the network whose links are bounded, for a node at `host`: its public one, or in ours its address."""

@@ -360,8 +360,11 @@ def test_a_node_counts_the_weights_that_it_trains(lora: int, tmp_path: Path, mon
     ("name", "path"),
     [*((name, True) for name in ("./m", "/m", "~/m", "../m", "runs/models/m", "m/")), ("gpt2", False), ("a/b", False)],
 )
-def test_a_model_that_is_not_there_is_found_out_at_once(name: str, path: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_there_is_found_out_at_once(
+    name: str, path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
+    monkeypatch.chdir(tmp_path)
 
     def unreachable(model: str, **_: object) -> None:
         asked.append(model)
