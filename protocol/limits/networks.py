@@ -9,6 +9,7 @@ from enum import IntEnum
 from functools import lru_cache
 
 IPV4_NETWORK_BITS, IPV6_NETWORK_BITS = 24, 48
+IPV6_SEGMENT_BITS = 64  # the least that a customer gets (RFC 6177)
 TUNNELS = ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("2001::/32")  # 6to4 and Teredo, from anywhere
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how a machine without IPv4 sees IPv4 addresses (RFC 6052)
 MAX_CACHED = 4096
@@ -50,6 +51,20 @@ def netgroup(host: str) -> str:
     if parsed is None:
         return ".".join(host.lower().rstrip(".").split(".")[-2:])
     bits = IPV4_NETWORK_BITS if parsed.version == 4 else IPV6_NETWORK_BITS
+    return str(ipaddress.ip_network((parsed, bits), strict=False))
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def segment(host: str) -> str:
+    """Return the part of a public network in which an attacker has few addresses, seen from a machine that is in it.
+
+    It is a /24 of IPv4, or a /64 of IPv6: who rents a machine elsewhere in a /48 has a /64 of addresses of its own. A
+    name is in none.
+    """
+    parsed = read_address(host)
+    if parsed is None or scope_of(host) is not Scope.PUBLIC:
+        return ""
+    bits = IPV4_NETWORK_BITS if parsed.version == 4 else IPV6_SEGMENT_BITS
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 

@@ -15,7 +15,7 @@ Rules
     are taken, and leaves the rest to callers. Links beyond the room end one after the other (see `dialing`, rule 3).
     A home node, which nobody can dial, has eight links in any swarm, as the places for it are scarce.
  3. A third of the room is kept for links that we chose ourselves. Callers get only the rest, so nobody can surround a
-    node by dialling it. At most `max_prefix_peers` links are of one public network; in our own network, of one address,
+    node by dialling it. At most `max_prefix_peers` links are of one public network; in our own segment, of one address,
     so that the nodes of a school or a rack reach each other. A link that we dialled is never given up for a caller.
  4. A node that can be dialled has `max_callers` more places for home nodes that call it. If all are taken, the network
     with the most places gives one to a network with at least two fewer; or a home node that had a peer when it called
@@ -40,7 +40,7 @@ from protocol.config import Instant, Limits
 from protocol.credentials.records import Address, Endpoint, PeerRecord
 from protocol.events import Link
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
+from protocol.limits.networks import Scope, counts_as, netgroup, read_address, scope_of, segment
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
 
@@ -113,7 +113,7 @@ class Links:
         self._limits = limits
         self.is_small = True  # whether we could dial no more nodes than there may be links
         self.is_home = False  # whether nobody can dial us
-        self.own_networks: frozenset[str] = frozenset()  # the public networks in which we can be dialled
+        self.own_segments: frozenset[str] = frozenset()  # of public networks (see `segment`): where we can be dialled
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
@@ -163,9 +163,8 @@ class Links:
         return NetworkPlace(self.network_of(host), counts_as(host, link.key.hex()))
 
     def network_of(self, host: str) -> str:
-        """Return the network whose links are bounded, for a node at `host`: its public one, or in ours its address."""
-        network = netgroup(host)
-        return host if network in self.own_networks else network
+        """Return the network whose links are bounded: the public one of `host`, or itself if it is in our segment."""
+        return str(read_address(host)) if segment(host) in self.own_segments else netgroup(host)
 
     # How many there may be
 

@@ -904,6 +904,33 @@ def test_who_calls_again_and_again_tells_no_more_records_than_its_network_may() 
     core.handle(peers(HIGH, *news[8:12]), at(0))  # of another network
 
 
+@pytest.mark.parametrize(
+    ("hosts", "most"),
+    [
+        ("60.0.7.%d", 8),
+        ("60.0.8.%d", 4),
+        ("::ffff:60.0.8.%d", 4),
+        ("2600:1:2:3::%d", 8),
+        ("2600:1:2:4::%d", 4),  # a machine that is rented there has as many addresses as it likes
+    ],
+)
+def test_only_beside_us_each_address_of_a_public_network_has_links_of_its_own(hosts: str, most: int) -> None:
+    setup = Setup(ME, SWARM, (Endpoint("60.0.7.200", 1), Endpoint("2600:1:2:3::200", 1)))
+    core = Membership(setup, Book((), LIMITS), random.Random(1), at(0))
+    for number, identity in enumerate(OTHERS[:8]):
+        core.handle(Accepted(Link(identity.curve_key, False), hosts % number), at(0))
+        core.handle(hello(identity, dialled=False), at(0))
+    assert len(core.peers) == most
+
+
+def test_one_address_beside_us_has_as_many_links_as_a_network_however_it_is_written() -> None:
+    core = Membership(Setup(ME, SWARM, (Endpoint("60.0.7.200", 1),)), Book((), LIMITS), random.Random(1), at(0))
+    for number, identity in enumerate(OTHERS[:8]):
+        core.handle(Accepted(Link(identity.curve_key, False), "::ffff:60.0.7.9" if number % 2 else "60.0.7.9"), at(0))
+        core.handle(hello(identity, dialled=False), at(0))
+    assert len(core.peers) == 4
+
+
 def test_a_seed_is_greeted_whatever_network_its_name_is_in() -> None:
     core = machine(OTHERS[0], limits=Limits(max_prefix_peers=1))
     join(core, HIGH)
