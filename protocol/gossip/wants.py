@@ -11,9 +11,10 @@ Rules
     pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
     that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake now and then. A
     holder that announced what it does not have pays, too.
- 4. A busy or silent holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is
-    full, and another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time
-    of being asked for, an idle holder is asked instead of a busy one.
+ 4. A busy holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is full, and
+    another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time of being
+    asked for, an idle holder is asked instead. While all is late, a holder is silent only once all that we asked for
+    could have come, at half of 1 Mbit/s: its answer waits behind that. It may also be the others that are slow.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -306,11 +307,17 @@ class Wants:
         for want in list(takewhile(lambda want: want.since + first <= now, self._wants.values())):
             if want.since + life <= now or want.asked_at == LONG_AGO:
                 self._forget(want)
-        return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, now)]
+        patience = self._patience if self._is_free(now) else self._longest_wait()
+        return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, patience, now)]
 
-    def _expect_no_more(self, node: NodeId, holder: _Holder, now: float) -> bool:
+    def _longest_wait(self) -> float:
+        """Return how long an answer may take that waits behind all that was asked for."""
+        in_flight = sum(holder.in_flight for holder in self._holders.values())
+        return min(LONG_S, self._patience + in_flight / SLOW_BYTES_PER_SECOND)
+
+    def _expect_no_more(self, node: NodeId, holder: _Holder, patience: float, now: float) -> bool:
         """Stop waiting for what a holder does not answer; True if it pays, as it announced something meanwhile."""
-        to_blame, patience = False, self._patience if self._is_free(now) else LONG_S
+        to_blame = False
         for item_id in list(holder.asked):
             want = self._wants[item_id]
             row = want.holders[node]

@@ -12,7 +12,7 @@ from protocol.config import LAN, Limits
 from protocol.events import Item, Link, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, THEIRS, ItemLedger, LedgerRow, Statement, Theirs
-from protocol.gossip.wants import LONG_S, QUICK_S, STALL_S, UNASKED_S, Took, Wants
+from protocol.gossip.wants import LONG_S, QUICK_S, SLOW_BYTES_PER_SECOND, STALL_S, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import NO_TOPIC, Body, Cancel, Entry, ItemChunk, Want, WantedPart
@@ -293,19 +293,27 @@ def test_a_holder_that_could_not_be_told_what_is_asked_of_it_is_asked_later_and_
     assert wants.arrived(name(1), A, 2 * wants.patience)  # it had heard of it after all
 
 
-def test_while_our_line_is_full_nobody_is_taken_for_silent() -> None:
-    """A slow node that had asked fifteen others for three chunks each got half of what came twice."""
-    wants = machine(A, B, C)
+@pytest.mark.parametrize("publishers", [1, 3])
+def test_while_all_comes_late_a_holder_is_silent_once_all_that_was_asked_for_could_have_come(publishers: int) -> None:
+    """A slow node got half of it twice, and one with a slow publisher waited two minutes for a paused holder."""
+    others = [NodeId(f"publisher {number}") for number in range(publishers)]
+    wants = machine(A, B, *others)
     wants.have(A, entry(1), 0.0)
     wants.ask(0.0)
     wants.have(B, entry(1), 0.5)
-    for second in range(0, int(LONG_S), 3):
-        assert wants.check(second, bounded=False) == [] and B not in wants.ask(second)
-        wants.have(C, entry(2 + second), second)
-        wants.ask(second)
-        assert wants.arrived(name(2 + second), C, second + 2.5)
-    wants.check(LONG_S, bounded=False)
-    assert wants.ask(LONG_S) == {B: [name(1)]}
+    for number in range(2, 200):
+        wants.have(others[number % publishers], entry(number, 64 << 10), 0.5)
+    asked: list[tuple[NodeId, ItemId]] = []
+    for half in range(1, int(2 * LONG_S)):
+        wants.check(half / 2, bounded=False)
+        asks = wants.ask(half / 2)
+        if B in asks:
+            break
+        asked += [(node, item_id) for node in asks for item_id in asks[node]]
+        if half > 4:
+            assert wants.arrived(*reversed(asked.pop(0)), half / 2)
+    waits_s = publishers * LIMITS.first_window_bytes / SLOW_BYTES_PER_SECOND
+    assert half / 2 == pytest.approx(wants.patience + waits_s, abs=1.0)
 
 
 def test_who_talks_on_and_answers_nothing_for_a_while_pays_once_in_that_time() -> None:
