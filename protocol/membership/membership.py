@@ -60,7 +60,7 @@ from protocol.membership.address_book import Book
 from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
 from protocol.membership.failure_detector import Detector
-from protocol.membership.links import HELLO_RETRY_S, Links
+from protocol.membership.links import HELLO_RETRY_S, DialAttempt, Links
 from protocol.membership.reachability import Reachability
 from protocol.notices import GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
@@ -226,8 +226,13 @@ class Membership:
             return answer
         attempt, node = self.links.attempts.get(link), self.links.closed(link)
         if attempt is not None:
-            attempt.contact.failed(now, self._rng)
+            self._unanswered(attempt, now)
         return self._lose(node, now) if node is not None else []
+
+    def _unanswered(self, attempt: DialAttempt, now: Instant) -> None:
+        """Note that a contact does not answer where we dialled it, unless its newest record names other addresses."""
+        if attempt.address in attempt.contact.addresses:
+            attempt.contact.failed(now, self._rng)
 
     def _hello(self, message: Message, now: Instant) -> list[MembershipAction]:
         """Judge a hello.
@@ -398,7 +403,7 @@ class Membership:
         self.links.is_small = not self.book.has_more_than(self._setup.limits.max_peers)
         actions: list[MembershipAction] = [HangUp(link) for link in self.links.due(now.steady)]
         for link, attempt in self.links.late(now.steady):
-            attempt.contact.failed(now, self._rng)
+            self._unanswered(attempt, now)
             actions.append(HangUp(link))
         for link, attempt in list(self.links.attempts.items()):
             if attempt.greeted is not None and attempt.greeted + HELLO_RETRY_S <= now.steady:

@@ -138,6 +138,20 @@ def test_a_node_that_says_it_can_be_dialled_no_more_while_it_is_dialled_disturbs
     assert PeerUp(HIGH.node_id) in core.handle(hello(HIGH, dialled=True), at(2))
 
 
+@pytest.mark.parametrize("end", [Closed(Link(HIGH.curve_key, True)), Tick()])
+def test_a_node_that_moved_while_its_old_address_was_dialled_is_dialled_at_once_at_the_new_one(
+    end: Closed | Tick,
+) -> None:
+    """It counted as one that failed, so nobody was told of it."""
+    core, now = machine(), at(DIAL_TIMEOUT_S + 1)
+    core.book.add(record(HIGH), "")
+    assert [type(action) for action in core.handle(Tick(), at(0))] == [Dial]
+    moved = record(HIGH, 2)
+    core.book.add(moved, "")
+    dials = [action for action in [*core.handle(end, now), *core.handle(Tick(), now)] if isinstance(action, Dial)]
+    assert [dial.address for dial in dials] == [*moved.addresses] and core.book.good_records() == [moved]
+
+
 def test_neighbours_are_dialled_four_at_a_time_and_are_in_the_book_once_they_are_admitted() -> None:
     core = machine(HIGH)
     calls = [Address(Endpoint(f"192.168.0.{number}", 4001), OTHERS[number].curve_key) for number in range(1, 10)]
