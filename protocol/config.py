@@ -72,8 +72,8 @@ class Limits:
     # what is announced to it. Where 5 % of the nodes can be dialled, each has 19 others to serve, in eight places each.
     max_callers: int = 256
     max_known_peers: int = 512  # records in the book: a full directory up to that size, a random sample beyond
-    # Of one public network (a /24, a /48, a domain): links, and places in the book. Raise both for a swarm whose
-    # nodes have neighbouring public addresses; loopback and private networks are not bounded.
+    # Of one public network (a /24, a /48, a domain): links, and places in the book. In a node's own /24 or /64 each
+    # address has so many links. Loopback and private networks are not bounded.
     max_prefix_peers: int = 4
     max_prefix_records: int = 32
 
