@@ -68,7 +68,8 @@ class RecordDirectory:
         self._expiry_ms = int((now.unix + RECORD_LIFE_S) * 1000)
         self._variants: dict[Scope, PeerRecord] = {}
         self.record = self.record_for(Scope.LOOPBACK)
-        self._links.own_segments = frozenset(filter(None, (segment(one.host) for one in self.record.endpoints)))
+        # By what a person or this machine says: peers who name an address as ours may be in its network.
+        self._links.own_segments = frozenset(filter(None, (segment(one.host) for one in self.given)))
 
     def record_for(self, scope: Scope) -> PeerRecord:
         """Return our record for readers of that scope; nearer endpoints are left out.

@@ -113,7 +113,7 @@ class Links:
         self._limits = limits
         self.is_small = True  # whether we could dial no more nodes than there may be links
         self.is_home = False  # whether nobody can dial us
-        self.own_segments: frozenset[str] = frozenset()  # of public networks (see `segment`): where we can be dialled
+        self.own_segments: frozenset[str] = frozenset()  # of public networks (see `segment`): where we listen
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys

@@ -183,6 +183,14 @@ def test_a_node_that_two_networks_see_where_one_could_dial_it_tells_that_address
     assert node.core.record.incarnation == before
 
 
+def test_peers_that_say_where_we_are_get_no_more_links_for_their_network() -> None:
+    """Two that named an address of their own network had links of each of its addresses."""
+    node = Node(INSIDE)
+    node.learn(True, True)
+    assert OUTSIDE in {endpoint.host for endpoint in node.core.record.endpoints}
+    assert node.core.links.network_of(OUTSIDE) == node.core.links.network_of("198.41.0.5") == "198.41.0.0/24"
+
+
 def test_a_routers_word_counts_beside_that_of_one_network_and_alone_for_nothing() -> None:
     node = Node(INSIDE)
     node.learn(False)  # before there was a mapping
