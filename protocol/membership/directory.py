@@ -24,7 +24,7 @@ from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, 
 from protocol.errors import MessageError
 from protocol.events import Link, MembershipAction, Message, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
-from protocol.limits.networks import Scope, counts_as, netgroup, scope_of, segment
+from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.membership.address_book import Book, shuffled
 from protocol.membership.links import Links
@@ -69,7 +69,7 @@ class RecordDirectory:
         self._variants: dict[Scope, PeerRecord] = {}
         self.record = self.record_for(Scope.LOOPBACK)
         # By what a person or this machine says: peers who name an address as ours may be in its network.
-        self._links.own_segments = frozenset(filter(None, (segment(one.host) for one in self.given)))
+        self._links.listen_at(self.given)
 
     def record_for(self, scope: Scope) -> PeerRecord:
         """Return our record for readers of that scope; nearer endpoints are left out.

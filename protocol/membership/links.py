@@ -16,7 +16,8 @@ Rules
     A home node, which nobody can dial, has eight links in any swarm, as the places for it are scarce.
  3. A third of the room is kept for links that we chose ourselves. Callers get only the rest, so nobody can surround a
     node by dialling it. At most `max_prefix_peers` links are of one public network; in our own segment, of one address,
-    so that the nodes of a school or a rack reach each other. A link that we dialled is never given up for a caller.
+    so that the nodes of a school or a rack reach each other; at our own address any number. A link that we dialled is
+    never given up for a caller.
  4. A node that can be dialled has `max_callers` more places for home nodes that call it. If all are taken, the network
     with the most places gives one to a network with at least two fewer; or a home node that had a peer when it called
     gives its place to one that had none. So each has one place before others have two.
@@ -32,6 +33,7 @@ Rules
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -113,7 +115,8 @@ class Links:
         self._limits = limits
         self.is_small = True  # whether we could dial no more nodes than there may be links
         self.is_home = False  # whether nobody can dial us
-        self.own_segments: frozenset[str] = frozenset()  # of public networks (see `segment`): where we listen
+        self._own_segments: set[str] = set()  # of public networks (see `segment`): where we listen
+        self._own_hosts: set[str] = set()  # where we listen
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
@@ -162,9 +165,20 @@ class Links:
         host = self.host_of(link) or told
         return NetworkPlace(self.network_of(host), counts_as(host, link.key.hex()))
 
+    def listen_at(self, endpoints: Iterable[Endpoint]) -> None:
+        """Note where we listen. Names tell no network."""
+        self._own_segments = {segment(one.host) for one in endpoints} - {""}
+        self._own_hosts = {str(read_address(one.host)) for one in endpoints}
+
     def network_of(self, host: str) -> str:
-        """Return the network whose links are bounded: the public one of `host`, or itself if it is in our segment."""
-        return str(read_address(host)) if segment(host) in self.own_segments else netgroup(host)
+        """Return the network whose links are bounded: the public one of `host`, or itself if it is in our segment.
+
+        It is "" for our own address, as for a private one: who is there is on our machine or behind our router.
+        """
+        if segment(host) not in self._own_segments:
+            return netgroup(host)
+        address = str(read_address(host))
+        return "" if address in self._own_hosts else address
 
     # How many there may be
 

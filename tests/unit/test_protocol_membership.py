@@ -922,6 +922,7 @@ def test_who_calls_again_and_again_tells_no_more_records_than_its_network_may() 
     ("hosts", "most"),
     [
         ("60.0.7.%d", 8),
+        ("60.0.7.200", 8),  # nodes of one machine
         ("60.0.8.%d", 4),
         ("::ffff:60.0.8.%d", 4),
         ("2600:1:2:3::%d", 8),
@@ -932,7 +933,7 @@ def test_only_beside_us_each_address_of_a_public_network_has_links_of_its_own(ho
     setup = Setup(ME, SWARM, (Endpoint("60.0.7.200", 1), Endpoint("2600:1:2:3::200", 1)))
     core = Membership(setup, Book((), LIMITS), random.Random(1), at(0))
     for number, identity in enumerate(OTHERS[:8]):
-        core.handle(Accepted(Link(identity.curve_key, False), hosts % number), at(0))
+        core.handle(Accepted(Link(identity.curve_key, False), hosts.replace("%d", str(number))), at(0))
         core.handle(hello(identity, dialled=False), at(0))
     assert len(core.peers) == most
 
