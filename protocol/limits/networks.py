@@ -45,13 +45,9 @@ def netgroup(host: str) -> str:
 
     It is a /24 of IPv4, a /48 of IPv6, or the last two labels of a name.
     """
-    if scope_of(host) is not Scope.PUBLIC:
-        return ""
-    parsed = read_address(host)
-    if parsed is None:
+    if read_address(host) is None and scope_of(host) is Scope.PUBLIC:
         return ".".join(host.lower().rstrip(".").split(".")[-2:])
-    bits = IPV4_NETWORK_BITS if parsed.version == 4 else IPV6_NETWORK_BITS
-    return str(ipaddress.ip_network((parsed, bits), strict=False))
+    return _public_prefix(host, IPV6_NETWORK_BITS)
 
 
 @lru_cache(maxsize=MAX_CACHED)
@@ -61,10 +57,15 @@ def segment(host: str) -> str:
     It is a /24 of IPv4, or a /64 of IPv6: who rents a machine elsewhere in a /48 has a /64 of addresses of its own. A
     name is in none.
     """
+    return _public_prefix(host, IPV6_SEGMENT_BITS)
+
+
+def _public_prefix(host: str, ipv6_bits: int) -> str:
+    """Return the /24 of a public IPv4 address, or so many bits of a public IPv6 address; "" for all else."""
     parsed = read_address(host)
     if parsed is None or scope_of(host) is not Scope.PUBLIC:
         return ""
-    bits = IPV4_NETWORK_BITS if parsed.version == 4 else IPV6_SEGMENT_BITS
+    bits = IPV4_NETWORK_BITS if parsed.version == 4 else ipv6_bits
     return str(ipaddress.ip_network((parsed, bits), strict=False))
 
 

@@ -15,12 +15,12 @@ Rules
     are taken, and leaves the rest to callers. Links beyond the room end one after the other (see `dialing`, rule 3).
     A home node, which nobody can dial, has eight links in any swarm, as the places for it are scarce.
  3. A third of the room is kept for links that we chose ourselves. Callers get only the rest, so nobody can surround a
-    node by dialling it. At most `max_prefix_peers` links are of one public network; in our own segment, of one address,
-    so that the nodes of a school or a rack reach each other; at our own address any number. A link that we dialled is
-    never given up for a caller.
+    node by dialling it. At most `max_prefix_peers` links are of one public network. In our own segment of it, so many
+    are of one address: the nodes of a school or a rack reach each other. Links of our own address have no bound. A link
+    that we dialled is never given up for a caller.
  4. A node that can be dialled has `max_callers` more places for home nodes that call it. If all are taken, the network
-    with the most places gives one to a network with at least two fewer; or a home node that had a peer when it called
-    gives its place to one that had none. So each has one place before others have two.
+    with the most places gives one to a network with at least two fewer. Otherwise a home node that had a peer when it
+    called gives its place to one that had none. So each has one place before others have two.
  5. Distances (rendezvous hashing, Thaler and Ravishankar 1998): any two nodes are at a distance that anybody can
     compute and neither can choose. A node draws several nodes, and mostly dials the nearest. A near caller takes the
     place of a far one when there is no room. So honest nodes soon find places. A node that calls everybody is near to
@@ -35,6 +35,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from typing import NamedTuple
 
@@ -116,7 +117,7 @@ class Links:
         self.is_small = True  # whether we could dial no more nodes than there may be links
         self.is_home = False  # whether nobody can dial us
         self._own_segments: set[str] = set()  # of public networks (see `segment`): where we listen
-        self._own_hosts: set[str] = set()  # where we listen
+        self._own_addresses: set[IPv4Address | IPv6Address | None] = set()  # where we listen
         self.attempts: dict[Link, DialAttempt] = {}
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
@@ -168,7 +169,7 @@ class Links:
     def listen_at(self, endpoints: Iterable[Endpoint]) -> None:
         """Note where we listen. Names tell no network."""
         self._own_segments = {segment(one.host) for one in endpoints} - {""}
-        self._own_hosts = {str(read_address(one.host)) for one in endpoints}
+        self._own_addresses = {read_address(one.host) for one in endpoints} - {None}
 
     def network_of(self, host: str) -> str:
         """Return the network whose links are bounded: the public one of `host`, or itself if it is in our segment.
@@ -177,8 +178,8 @@ class Links:
         """
         if segment(host) not in self._own_segments:
             return netgroup(host)
-        address = str(read_address(host))
-        return "" if address in self._own_hosts else address
+        address = read_address(host)
+        return "" if address in self._own_addresses else str(address)
 
     # How many there may be
 
