@@ -11,10 +11,10 @@ Rules
     pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
     that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake now and then. A
     holder that announced what it does not have pays, too.
- 4. A busy holder is waited for while all that comes is late, for `LONG_S` at most: then our own line is full, and
-    another holder could be no faster. If nothing comes for `QUICK_S`, or the last thing came within that time of being
-    asked for, an idle holder is asked instead. While all is late, a holder is silent only once all that we asked for
-    could have come, at half of 1 Mbit/s: its answer waits behind that. It may also be the others that are slow.
+ 4. While all that comes is late, our own line is probably full, and another holder would be no faster. So a busy holder
+    is waited for, for `LONG_S` at most. A silent one is waited for until all that we asked for could have come over
+    half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `QUICK_S`, or
+    if the last thing came within that time of being asked for. Then an idle holder is asked instead of a busy one.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -29,7 +29,7 @@ Rules
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, islice, takewhile, zip_longest
@@ -143,8 +143,9 @@ class Wants:
         return item_id in self._wants
 
     @property
-    def partials(self) -> list[ItemId]:
-        return list(self._partials)
+    def partials(self) -> Collection[ItemId]:
+        """The items of which something is here."""
+        return self._partials
 
     def topic(self, item_id: ItemId) -> bytes:
         """Return the topic that a wanted item is said to have."""
@@ -215,7 +216,7 @@ class Wants:
         if want is None or outline.id in self._partials:
             return Took.LATE
         self._settle(want, WHOLE)
-        if not self._has_room(outline.header.size, now):
+        if not self._make_room_for(outline.header.size, now):
             row.until = now + self._patience
             return Took.NO_ROOM
         self._partials[outline.id] = Partial.begin(outline, now)
@@ -388,7 +389,7 @@ class Wants:
             for place, (node, row) in enumerate(want.holders.items())
             if row.may_be_asked(now) and self._holders[node].has_room(want.cost(WHOLE))
         ]
-        if not ranks or (want.is_large and not self._has_room(want.entry.size, now)):
+        if not ranks or (want.is_large and not self._make_room_for(want.entry.size, now)):
             return None
         return min(ranks)[-1]
 
@@ -418,8 +419,8 @@ class Wants:
             mask = mask & ~row.parts or mask
         return self._rng.choice([index for index in range(mask.bit_length()) if mask >> index & 1])
 
-    def _has_room(self, size: int, now: float) -> bool:
-        """Tell whether an item of so many bytes can be begun; for that, the one that stalls gives way."""
+    def _make_room_for(self, size: int, now: float) -> bool:
+        """Let the item that stalls give way, if one of so many bytes has no room; True if it can be begun now."""
         if not self._fits(size) and self._partials and now >= self._none_stalls_until:
             stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
             self._none_stalls_until = self._partials[stalled].touched + STALL_S
