@@ -215,7 +215,7 @@ class Timing:
 
     probe_interval: float
     probe_timeout: float  # a round trip, and the other end's busy moments
-    suspicion: float
+    suspicion: float  # a peer that talks on and answers nothing pays once in this time, too
     exchange_interval: float  # between two exchanges of records with a random peer
     rotate_interval: float  # between two replacements of one link by a random other: what keeps the overlay random
     announce_interval: float  # an id waits so long to be announced together with others

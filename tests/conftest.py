@@ -30,8 +30,8 @@ FORKED = ("tests.collectives_member", "tests.fakes.nodes")  # modules whose func
 def pytest_collection_finish() -> None:
     """Start the fork server where members of groups or a supervisor's nodes are collected, with what they import.
 
-    A process has one, and who starts it says what it has imported: otherwise each child would import all by itself,
-    for seconds, and those on a busy machine are more than others wait.
+    A process has one fork server, and who starts it says what it has imported. Otherwise each child would import all
+    by itself. That takes seconds, on a busy machine more than others wait.
     """
     preload = [name for name in FORKED if name in sys.modules]
     if preload:

@@ -2,8 +2,8 @@
 
 Rules
  1. Two peers exchange a random sample of records when they go live. Every `exchange_interval` a node starts an exchange
-    with a random peer: by digest while its book is not full, so that everybody comes to know everybody in a swarm of up
-    to 512; else by a random sample again.
+    with a random peer. It sends a digest while its book is not full, and else a random sample again. So in a swarm of
+    up to 512 nodes each comes to know most of those that can be dialled.
  2. Only records in the book are told, never candidates (see `protocol.membership.address_book`). A record in a peer's
     digest that is a candidate here counts as told by that peer. While there are candidates, exchanges are more
     frequent.

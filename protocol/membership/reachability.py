@@ -1,14 +1,14 @@
 """Reachability: how we are seen from outside, and whether we can be dialled there (dial-back, as libp2p's AutoNAT).
 
 Asking
- 1. A node asks live peers on other machines, one after the other and then now and then again: at which address do you
-    see me, and can you dial me there, at the port where I listen?
+ 1. A node asks live peers on other machines, one after the other: at which address do you see me, and can you dial me
+    there, at the port where I listen? It asks again now and then.
  2. Each network counts once. For a public address, all nodes seen at private addresses count as one; for a private
     address, each address counts as one (see `counts_as`). The address that most of them name is ours.
  3. Our record changes only when `DOUBT` networks name the same address; our router may be one of them. On the word of
-    one peer, all others would dial whomever it names. If one of them could dial us at that address, we add it to the
-    record, if it is public and we tell no public endpoint of its family (IPv4 or IPv6) yet. If none could, we take the
-    endpoint at that address back.
+    one peer, all others would dial whomever it names. If one of them could dial us at that address, and it is
+    public, we add it to a record that has no public endpoint of its family (IPv4 or IPv6) yet. If none could, we take
+    the endpoint at that address back.
 
 Answering
  4. We dial the address from which the asker's link comes, expect the key that it proved, and hang up once the handshake
