@@ -96,7 +96,7 @@ class BookEntry(Contact):
 
     record: PeerRecord = field(kw_only=True)
     source: str = field(kw_only=True)  # the node itself once we met it, else the network of who told us first
-    group: str = ""  # the public network where it was seen, "" if it was in none
+    network: str = ""  # the public network where it was seen, "" if it was in none
 
     @property
     def is_met(self) -> bool:
@@ -105,8 +105,8 @@ class BookEntry(Contact):
     @property
     def networks(self) -> frozenset[str]:
         """The networks in which it takes a place."""
-        if self.group:
-            return frozenset({self.group, *(NAMED + network for network in self.record.networks - {self.group})})
+        if self.network:
+            return frozenset({self.network, *(NAMED + other for other in self.record.networks - {self.network})})
         return self.record.networks if self.is_met or self.record.endpoints else frozenset({NOWHERE})
 
     def see_from(self, scope: Scope) -> None:
@@ -166,7 +166,7 @@ class Book:
         entry = self._find(node) or BookEntry((), record=record, source=node)
         entry.update(record)
         entry.see_from(_saved_scope(record) if host is None else scope_of(host))
-        entry.source, entry.group = node, netgroup(host or "")
+        entry.source, entry.network = node, netgroup(host or "")
         self._enter(node, entry)
 
     def load(self, saved: Iterable[PeerRecord], now: Instant, rng: random.Random) -> None:

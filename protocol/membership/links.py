@@ -61,7 +61,7 @@ class DialAttempt:
     contact: Contact
     address: Address  # of its addresses the one that is dialled: a newer record may name others, or none
     deadline: float
-    group: str  # the public network that it is said to be in, and once it answered, that of its address
+    network: str  # the public network that it is said to be in, and once it answered, that of its address
     host: str = ""  # the IP address that answered
     greeted: float | None = None
 
@@ -234,20 +234,23 @@ class Links:
     def is_full(self) -> bool:
         return self._overlay >= self._limits.max_peers
 
-    def has_room(self, link: Link, record: PeerRecord, group: str) -> bool:
+    def has_room(self, link: Link, record: PeerRecord, network: str) -> bool:
         """Tell whether a caller of that network (see `network_of`) can be taken in. Rules 2 to 4."""
         if not record.endpoints:
             return sum(peer.is_home for peer in self.peers.values()) < self._limits.max_callers
         came = sum(peer.is_caller for peer in self.peers.values())
         busy = sum(attempt.key != link.key for attempt in self.attempts)  # a caller that we dial has its place already
-        return came < self.room - self._reserve and self._overlay + busy < self.room and not self.is_full_of(group)
+        return came < self.room - self._reserve and self._overlay + busy < self.room and not self.is_full_of(network)
 
-    def is_full_of(self, group: str) -> bool:
+    def is_full_of(self, network: str) -> bool:
         """Tell whether there are as many links as there may be with that network."""
-        if not group:
+        if not network:
             return False
-        live = sum(peer.place.network == group and not peer.is_home for peer in self.peers.values())
-        return live + sum(attempt.group == group for attempt in self.attempts.values()) >= self._limits.max_prefix_peers
+        live = sum(peer.place.network == network and not peer.is_home for peer in self.peers.values())
+        return (
+            live + sum(attempt.network == network for attempt in self.attempts.values())
+            >= self._limits.max_prefix_peers
+        )
 
     def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
         """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 4."""
@@ -300,9 +303,9 @@ class Links:
 
         The name that we dialled does not tell the network, and names cost less than addresses.
         """
-        group = self.network_of(host)
-        is_one_more = group != attempt.group and self.is_full_of(group)
-        attempt.host, attempt.group = host, group
+        network = self.network_of(host)
+        is_one_more = network != attempt.network and self.is_full_of(network)
+        attempt.host, attempt.network = host, network
         return not is_one_more
 
     def expects(self, link: Link) -> bool:
