@@ -247,10 +247,8 @@ class Links:
         if not network:
             return False
         live = sum(peer.place.network == network and not peer.is_home for peer in self.peers.values())
-        return (
-            live + sum(attempt.network == network for attempt in self.attempts.values())
-            >= self._limits.max_prefix_peers
-        )
+        dialled = sum(attempt.network == network for attempt in self.attempts.values())
+        return live + dialled >= self._limits.max_prefix_peers
 
     def displaced_home(self, voice: str, *, needy: bool) -> NodeId | None:
         """Return the home node that gives its place to one that counts as `voice`, if any does. Rule 4."""
