@@ -529,10 +529,11 @@ class EvalConfig(Section):
     The policy with the highest score is kept: `checkpoints/best` in the node's folder.
     """
 
-    every: Annotated[int, Field(ge=0)] | Literal["ends"] = Field(
+    every: Annotated[int, Field(ge=0)] | Literal["ends", "marks"] = Field(
         0,
         description="rounds between two evaluations, with one before the first round and one after the last; 'ends': "
-        "these two alone; 0: none",
+        "these two alone; 'marks': also, of greedy answers alone, when 1/16 of the run is done, and each time that the "
+        "part done has grown by the root of 2; in a swarm of one machine its first node only; 0: none",
     )
     count: int = Field(32, ge=1, description="questions of each task")
     completions: int = Field(

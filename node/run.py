@@ -45,7 +45,7 @@ from node.telemetry.metrics import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
-from node.training.budget import Spent, is_done, spent_in
+from node.training.budget import Spent, is_done, progress, spent_in
 from node.training.checkpoint import Checkpoint, is_better, whole_checkpoint, write_score
 from node.training.evaluation import Evaluations, doubts
 from node.training.processes import several
@@ -221,14 +221,14 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         def rounds(done: int) -> Iterator[Sequence[Sample]]:
             keep_config(config, node.seed, folder)  # everything has started, and the trainer has loaded its checkpoint
             weights.begin()
-            evaluations.after_round(done, config.last_round)
+            evaluations.after_round(progress(config, done, loop.spent, metrics.last))
             yield from loop.rounds(done)
 
         def after_update(number: int) -> dict[str, float]:
             loop.row |= weights.after_round(number)
             if not stopping:  # a node that is to end skips its evaluation, and makes it up at its next start
                 with suppress(GivenUp):  # likewise: the round is whole without its evaluation
-                    loop.row |= evaluations.after_round(number, number if loop.is_last() else config.last_round)
+                    loop.row |= evaluations.after_round(progress(config, number, loop.spent, loop.row))
             return loop.figures()
 
         def finish(number: int, logs: Mapping[str, float]) -> None:

@@ -171,7 +171,10 @@ def make_folders(plan: RunPlan) -> None:
 
 
 def node_config(plan: RunPlan, index: int, cores: int) -> NodeConfig:
-    """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only."""
+    """Return the configuration of node `index`: a seed of its own, its part of the cores, loopback only.
+
+    Of nodes that are alike the first alone is evaluated at marks: their curves are alike.
+    """
     config = plan.config_of(index)
     alone = {"listen": LOOPBACK, "advertise": [], "seeds": [], "swarm": plan.swarm}
     network = config.network.model_copy(update=alone)
@@ -183,6 +186,8 @@ def node_config(plan: RunPlan, index: int, cores: int) -> NodeConfig:
         "weights": weights,
         "observe": observe,
     }
+    if config.eval.every == "marks" and index and plan.config_of(index - 1) is config:
+        changes["eval"] = config.eval.model_copy(update={"every": "ends"})
     if config.threads == 0:
         changes["threads"] = max(1, cores // plan.nodes)
     return config.model_copy(update=changes)

@@ -289,11 +289,15 @@ class Mail:
         return len(body)
 
     def read(self, reader: int, start: int, round_number: int) -> tuple[list[Shared], int]:
-        """Return the others' groups from place `start` on that are there by the reader's round, and the next place."""
+        """Return the others' groups from place `start` on that are there by the reader's round, and the next place.
+
+        They are in the order of rounds and nodes, whoever was late in a round for an evaluation before it.
+        """
         end = start
         while end < len(self._letters) and self._letters[end][1] + self.delay < round_number:
             end += 1
-        return [shared for sender, _, shared in self._letters[start:end] if sender != reader], end
+        came = sorted(self._letters[start:end], key=lambda letter: (letter[1], letter[0]))
+        return [shared for sender, _, shared in came if sender != reader], end
 
     def groups_of_others(self, reader: int, count: int) -> list[Group]:
         """Return the groups that others posted among the last `count`."""

@@ -67,6 +67,8 @@ class RunResult:
     rewards: tuple[float, ...]
     spent: tuple[float, ...]
     held_out: tuple[Mapping[str, float], ...] = ()  # by evaluation: what was sampled
+    nodes: int = 0  # that are measured; 0: an earlier record does not say
+    curve: tuple[tuple[float, float], ...] = ()  # a node's compute, greedy accuracy
     graded: float | None = None
     part: str = ""  # the part of the run that is measured; empty: all of it
     beside: str = ""  # the arm that it is compared with; empty: the file's baseline
@@ -151,7 +153,23 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         spent=spent,
         held_out=tuple(map(_sampled, [*on_the_way, lasts])),
         graded=_mean(lasts, "reward") if any(row.get("reward") != row.get("accuracy") for row in lasts) else None,
+        nodes=len(nodes),
+        curve=_curve(evaluated, [one[-1] for one in each]),
     )
+
+
+def _curve(evaluated: Sequence[Sequence[Row]], spent: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return greedy accuracy over what a node spent until then: means over the nodes that were evaluated in one round.
+
+    The last point is of all nodes at their ends, which may be in different rounds, and of what all have spent.
+    """
+    by_round: dict[int, list[Row]] = {}
+    for row in itertools.chain.from_iterable(rows[:-1] for rows in evaluated):
+        by_round.setdefault(row["round"], []).append(row)
+    points = [(_mean(rows, "compute"), _mean(rows, "accuracy")) for _, rows in sorted(by_round.items())]
+    points.append((statistics.fmean(spent), _mean([rows[-1] for rows in evaluated], "accuracy")))
+    known = tuple((compute, accuracy) for compute, accuracy in points if compute is not None and accuracy is not None)
+    return known if len(known) == len(points) else ()
 
 
 def _sampled(rows: Sequence[Row]) -> dict[str, float]:
@@ -194,6 +212,7 @@ def _result(tree: Mapping[str, Any]) -> RunResult:
     """Return a run of a JSON; its best reward is that of the rounded rewards, so that `reach` finds it."""
     rewards = tuple(tree["rewards"])
     also = {"spent": tuple(tree["spent"]), "held_out": tuple(tree.get("held_out", ()))}
+    also["curve"] = tuple(map(tuple, tree.get("curve", ())))
     return RunResult(**{**tree, **also, "rewards": rewards, "best": max(smooth(rewards))})
 
 

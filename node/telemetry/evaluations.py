@@ -1,6 +1,7 @@
 """Scores on held-out questions: the rows of `evaluations.jsonl`, and what a run makes of them.
 
-    {"round": rounds done, "time": ..., "seconds": ..., "questions": ..., "completions": ...,
+    {"round": rounds done, "compute": tokens spent until then (`node.training.budget`), without evaluations,
+     "time": ..., "seconds": ..., "questions": ..., "completions": ...,
      "accuracy": ..., "accuracy_low": ..., "accuracy_high": ...,    greedy, temperature 0
      "reward": ..., "finished": ..., "mean_length": ...,            greedy
      "pass@1": ..., ..., "pass@8": ..., "pass@8_low": ..., "pass@8_high": ...,    sampled

@@ -17,7 +17,7 @@ count once, and a run that was killed ends with the same round as one that was n
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from node.config import BudgetConfig, NodeConfig
+from node.config import NodeConfig
 
 TRAINED_COST = 3  # forward passes that training on a token costs: one, and a backward pass of two
 
@@ -42,6 +42,10 @@ class Spent(NamedTuple):
             self.scored + row.get("tokens_scored", 0),
         )
 
+    def before(self, row: Mapping[str, Any]) -> "Spent":
+        """Return what was spent one round earlier, if the newest round has metrics `row`."""
+        return Spent(*(now - then for now, then in zip(self, Spent().after(row), strict=True)))
+
 
 def spent_by(node: Mapping[str, Any]) -> Spent:
     """Return what a node has spent, by its part of a run's summary, of which older ones lack the tokens scored."""
@@ -56,12 +60,36 @@ def spent_in(rows: Iterable[Mapping[str, Any]]) -> Spent:
     return spent
 
 
-def is_reached(budget: BudgetConfig, spent: Spent) -> bool:
-    """Tell whether one of the bounds of `budget` is reached."""
-    bounds = ((budget.generated_tokens, spent.generated), (budget.compute, spent.compute))
-    return any(bound is not None and bound <= so_far for bound, so_far in bounds)
+def part_done(config: NodeConfig, rounds: int, spent: Spent) -> float:
+    """Return which part of its run lies behind a node, by the bound that it is nearest to; 1 or more at its end."""
+    parts = [rounds / config.last_round]
+    if config.budget.generated_tokens is not None:
+        parts.append(spent.generated / config.budget.generated_tokens)
+    if config.budget.compute is not None:
+        parts.append(spent.compute / config.budget.compute)
+    return max(parts)
+
+
+class Progress(NamedTuple):
+    """How far a run has come: rounds done, which part of it that is, which part it was a round ago, compute spent."""
+
+    rounds: int
+    before: float
+    part: float
+    compute: int
+
+    @property
+    def at_an_end(self) -> bool:
+        """Whether this is before the first round, or after the last."""
+        return self.rounds == 0 or self.part >= 1
+
+
+def progress(config: NodeConfig, rounds: int, spent: Spent, newest: Mapping[str, Any]) -> Progress:
+    """Return how far a node is that has done `rounds` rounds, the last with metrics `newest`, and spent that much."""
+    before = part_done(config, rounds - 1, spent.before(newest))
+    return Progress(rounds, before, part_done(config, rounds, spent), spent.compute)
 
 
 def is_done(config: NodeConfig, rounds: int, spent: Spent) -> bool:
     """Tell whether a node that has done `rounds` rounds and spent that much is at its end."""
-    return rounds >= config.last_round or is_reached(config.budget, spent)
+    return part_done(config, rounds, spent) >= 1

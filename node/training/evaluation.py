@@ -35,9 +35,13 @@ from node.tasks.verdicts import Answer
 from node.tasks.verdicts import score as judge
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, iter_with_older
+from node.training.budget import Progress
 from node.training.likelihood import entropies
 
 SEED = 0  # chooses the questions: the same at all nodes of a swarm, whose scores are compared
+# The parts of a run at which `eval.every = "marks"` has greedy accuracy: even steps on the logarithmic scale on which
+# runs are compared by their compute. The last one is the end.
+MARKS = tuple(2 ** (half / 2) for half in range(-8, 1))
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 
 log = structlog.get_logger()
@@ -126,24 +130,26 @@ class Evaluations:
         self._longest = longest
         self._rows = rows
 
-    def after_round(self, done: int, last: int) -> dict[str, float]:
-        """Evaluate if it is time to, `done` of `last` rounds being done; return figures for the round's metrics."""
-        if not is_due(self._config, done, last) or self._rows.last.get("round") == done:
+    def after_round(self, progress: Progress) -> dict[str, float]:
+        """Evaluate if it is time to; return figures for the round's metrics."""
+        done = progress.rounds
+        if not is_due(self._config, progress) or self._rows.last.get("round") == done:
             return {}
         began = time.perf_counter()
         self._engine.load(done)
-        found = self._evaluate()
+        at_a_mark = self._config.every == "marks" and not progress.at_an_end
+        found = self._evaluate(0 if at_a_mark else self._config.completions)
         if not found:
             log.warning("not evaluated: no answer could be scored", round=done)
             return {}
-        row = found | {"round": done, "time": time.time(), "seconds": time.perf_counter() - began}
+        row = found | {"round": done, "compute": progress.compute, "time": time.time()}
+        row["seconds"] = time.perf_counter() - began
         self._rows.append(row)
         figures = {f"eval/{key}": row[key] for key in ("accuracy", "reward", "pass@1", PASS) if key in row}
         log.info("evaluated", round=done, seconds=row["seconds"], **figures)
         return figures | {"time/eval": row["seconds"]}
 
-    def _evaluate(self) -> Row:
-        completions = self._config.completions
+    def _evaluate(self, completions: int) -> Row:
         likeliest = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
         sampled = self._ask(self._sampling, completions) if completions else {}
         if not likeliest or (completions and not sampled):
@@ -168,11 +174,13 @@ class Evaluations:
         )
 
 
-def is_due(config: EvalConfig, done: int, last: int) -> bool:
-    """Tell whether to evaluate when `done` of `last` rounds are done."""
-    if config.every == "ends" or done in (0, last):
-        return config.every != 0 and done in (0, last)
-    return config.every > 0 and done % config.every == 0
+def is_due(config: EvalConfig, progress: Progress) -> bool:
+    """Tell whether to evaluate at this place of a run."""
+    if config.every == 0 or progress.at_an_end:
+        return config.every != 0
+    if config.every == "marks":
+        return any(progress.before < mark <= progress.part for mark in MARKS)
+    return config.every != "ends" and progress.rounds % config.every == 0
 
 
 def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:

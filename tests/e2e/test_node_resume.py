@@ -178,6 +178,19 @@ def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
     assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, len(rows)]
 
 
+def test_a_killed_node_has_each_mark_once(undisturbed: list[tuple], tmp_path: Path) -> None:
+    config = small_config(ROUNDS, **ALONE, eval={"every": "marks", "count": 4, "completions": 0})
+    child = start_node(config, tmp_path)
+    wait_until(lambda: len(rows_of(tmp_path)) >= 7, 60)
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join(10)
+    again = start_node(config, tmp_path)
+    again.join(60)
+    assert again.exitcode == 0
+    assert numbers(rows_of(tmp_path)) == undisturbed
+    assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, 1, 2, 3, 4, 6, 8, 12, 16]
+
+
 SHORT = small_config(
     6,
     **ALONE,

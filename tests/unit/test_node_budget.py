@@ -4,7 +4,7 @@ import pytest
 
 from node.config import NodeConfig
 from node.fleet.progress import NodeProgress
-from node.training.budget import Spent, is_done, spent_in
+from node.training.budget import Spent, is_done, part_done, spent_in
 
 
 def config(**budget: int) -> NodeConfig:
@@ -39,6 +39,25 @@ def test_a_last_round_ends_a_node_within_its_budget() -> None:
     assert is_done(both, 3, Spent(0, 0))
     assert NodeConfig().ends is False
     assert both.ends and config(compute=1).ends and NodeConfig(rounds=1).ends
+
+
+@pytest.mark.parametrize(
+    ("tree", "part"),
+    [
+        ({}, 0.0),
+        ({"rounds": 12}, 0.25),
+        ({"budget": {"compute": 100}}, 0.7),
+        ({"budget": {"generated_tokens": 80}}, 0.5),
+        ({"rounds": 4, "budget": {"generated_tokens": 80, "compute": 100}}, 0.75),
+    ],
+)
+def test_the_part_that_is_done_is_that_of_the_nearest_bound(tree: dict[str, object], part: float) -> None:
+    assert part_done(NodeConfig.model_validate(tree), 3, Spent(40, 10)) == pytest.approx(part, abs=1e-9)
+
+
+def test_what_was_spent_a_round_ago_is_what_is_spent_without_the_newest_row() -> None:
+    rows = [{"tokens_generated": 5}, {"tokens_generated": 10, "tokens_trained": 4, "tokens_scored": 2}]
+    assert spent_in(rows).before(rows[1]) == spent_in(rows[:1]) and Spent().before({}) == Spent()
 
 
 def test_rounds_that_are_done_again_are_spent_once() -> None:

@@ -112,7 +112,7 @@ def test_a_person_who_sets_what_is_gone_is_told_in_one_line_what_to_do(key: str,
     [
         (
             "eval.every=end",
-            "key 'eval.every': Input should be a valid integer, .*, or Input should be 'ends'",
+            "key 'eval.every': Input should be a valid integer, .*, or Input should be 'ends' or 'marks'",
         ),
         ("trainer.bf16=yess", "key 'trainer.bf16': Input should be a valid boolean, .*, or Input should be 'auto'"),
         ("network.seeds=[3]", "key 'network.seeds.0': Input should be a valid string .got 3"),

@@ -33,6 +33,7 @@ from node.rollouts.group import Group, one_turn
 from node.run import run_node
 from node.tasks import load_tasks
 from node.telemetry.metrics import read_metrics
+from node.training.budget import spent_in
 
 
 def policies(count: int) -> list[Policy]:
@@ -265,6 +266,23 @@ def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms
         assert read_run(tmp_path / name, "", "", 4).entropy > 0
     assert found[0] == found[1]
     assert all(node["groups_external"] > 0 and node["tokens_trained"] > 0 for node in nodes)
+
+
+def test_marks_on_the_way_are_of_the_first_node_and_change_no_number_of_the_run(tmp_path: Path) -> None:
+    numbers, evaluated = [], []
+    for every in ("ends", "marks"):
+        asked = {"every": every, "count": 2, "completions": 2}
+        plan = make_plan(tmp_path / every, 3, even_config(tmp_path, rounds=9, eval=asked))
+        run_in_memory(plan, 0, started=time.time())
+        rows = [read_metrics(folder / "metrics.jsonl") for folder in node_folders(plan).values()]
+        numbers.append([[(row["reward"], row["loss"], row["grad_norm"]) for row in node] for node in rows])
+        found = [read_metrics(folder / "evaluations.jsonl") for folder in node_folders(plan).values()]
+        evaluated.append([[row["round"] for row in node] for node in found])
+    assert numbers[0] == numbers[1]
+    assert evaluated == [[[0, 9]] * 3, [[0, 1, 2, 3, 4, 5, 7, 9], [0, 9], [0, 9]]]
+    curve = read_run(tmp_path / "marks", "", "", 4).curve
+    spent = [spent_in(rows[0][:done]).compute for done in (1, 7)]
+    assert (len(curve), curve[1][0], curve[-2][0]) == (8, *spent)
 
 
 def test_episodes_of_several_turns_are_played_in_memory_as_elsewhere(tmp_path: Path) -> None:
