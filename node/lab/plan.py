@@ -16,6 +16,13 @@
     note = "alone"
     settings.sampling = { local = 8, external = 0, questions = 8 }
 
+    [arms.paper]                   # takes the settings of `--preset paper`, over the base's; it cannot set them itself
+    preset = "paper"
+
+    [arms.central]                 # one node with the whole compute of eight: eight times the budget that the base sets
+    nodes = 1
+    budget = 8
+
     [arms."4/4, planted"]          # the last 2 nodes hostile, under "memory"
     attack = { kind = "planted", nodes = 2 }
 
@@ -30,8 +37,10 @@
     nodes = 4
     settings.policy.model = "examples/bases/middling-64"
 
-A run is one arm on one base under one seed, with the base's settings over the file's, the arm's over both, and a part's
-over all. All are checked before the first begins. The results of an arm in parts are followed by those of each part.
+A run is one arm on one base under one seed, with the base's settings over the file's, the arm's preset over both, then
+the arm's settings, and a part's over all. `--set settings.KEY=VALUE` is also over a base's; where an arm or a part sets
+the same key it is refused. All are checked before the first begins. The results of an arm in parts are followed by
+those of each part.
 """
 
 import difflib
@@ -45,7 +54,18 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from node.config import NodeConfig, Section, anchor_files, apply_override, is_file_task, merge, parse_config
+from node.config import (
+    NAMED_PRESETS,
+    NodeConfig,
+    Section,
+    anchor_files,
+    apply_override,
+    flatten,
+    is_file_task,
+    merge,
+    parse_config,
+    put,
+)
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
 from node.tasks import TaskKey, load_tasks
@@ -110,12 +130,37 @@ class ArmConfig(Section):
 
     note: str = ""
     nodes: int | None = Field(None, ge=1, le=1024, description="default: the file's")
+    budget: float = Field(1, gt=0, le=1024, description="of a node, times the budget that the file or the base sets")
+    preset: str = Field("", description="name of a preset whose settings the arm takes, as with `--preset`")
     delay: int = Field(0, ge=0, description="rounds that a group needs to get to the others; of the runner 'memory'")
     attack: AttackConfig | None = Field(None, description="of the runner 'memory'")
     slow: int = Field(0, ge=0, description="nodes, the last, that take two rounds for one; of the runner 'memory'")
     churn: ChurnConfig | None = Field(None, description="default: all nodes are there from the first round to the last")
     parts: dict[str, PartConfig] = Field({}, description="by name, where not all nodes are alike; default: they are")
     settings: dict[str, Any] = Field({})
+
+    @field_validator("preset")
+    @classmethod
+    def _is_a_preset(cls, preset: str) -> str:
+        if preset and preset not in NAMED_PRESETS:
+            raise ValueError(f"there is no preset {preset!r}: choose one of {', '.join(NAMED_PRESETS)}")
+        return preset
+
+    @model_validator(mode="after")
+    def _sets_nothing_twice(self) -> Self:
+        for name, settings in _own_settings(self).items():
+            where = f"part {name!r} sets" if name else "it sets"
+            for key in flatten(settings):
+                if key in NAMED_PRESETS.get(self.preset, {}):
+                    raise ValueError(f"{where} {key}, which preset {self.preset!r} decides: leave one of them out")
+                if self.budget != 1 and key.startswith("budget."):
+                    raise ValueError(f"{where} {key} beside budget = {self.budget:g}: leave one of them out")
+        return self
+
+
+def _own_settings(arm: ArmConfig) -> dict[str, Mapping[str, Any]]:
+    """Return what an arm itself sets, by the name of its part; its own have none."""
+    return {"": arm.settings, **{name: part.settings for name, part in arm.parts.items()}}
 
 
 class LabConfig(Section):
@@ -202,6 +247,11 @@ def read_lab(
         for name in wanted:
             if name not in known:
                 raise UserError(f"{path} has no {kind} {name!r}: it has {', '.join(map(repr, known))}")
+    for name in arms or config.arms:
+        for part, settings in _own_settings(config.arms[name]).items():
+            place = f"arms.{name}.parts.{part}" if part else f"arms.{name}"
+            refuse_hidden(overrides, f"{place}.settings", flatten(settings))
+        refuse_hidden(overrides, f"arms.{name}.preset", NAMED_PRESETS.get(config.arms[name].preset, {}))
     return lab_of(path, config, out, list(itertools.product(bases or config.bases, arms or config.arms)))
 
 
@@ -225,15 +275,28 @@ def _check_files(runs: Sequence[Run]) -> None:
 
 
 def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
-    """Return all that the runs of an arm on a base are given: the arm with its nodes and settings, without notes."""
+    """Return all that the runs of an arm on a base are given: nodes and settings, without notes and sources."""
     chosen = config.arms[arm]
-    settings = merge(merge(config.settings, config.bases[base].settings), chosen.settings)
+    settings = merge(config.settings, config.bases[base].settings)
+    if chosen.budget != 1:
+        settings = merge(settings, {"budget": _times(chosen.budget, settings.get("budget"), arm)})
+    preset: dict[str, Any] = {}
+    for key, value in NAMED_PRESETS.get(chosen.preset, {}).items():
+        put(preset, key, value)
+    settings = merge(merge(settings, preset), chosen.settings)
     parts = {
         name: part.model_copy(update={"note": "", "baseline": "", "settings": merge(settings, part.settings)})
         for name, part in chosen.parts.items()
     }
     nodes = sum(part.nodes for part in parts.values()) or chosen.nodes or config.nodes
-    return chosen.model_copy(update={"note": "", "nodes": nodes, "settings": settings, "parts": parts})
+    given = {"note": "", "nodes": nodes, "budget": 1, "preset": "", "settings": settings, "parts": parts}
+    return chosen.model_copy(update=given)
+
+
+def _times(factor: float, budget: object, arm: str) -> dict[str, Any]:
+    if not isinstance(budget, Mapping) or not budget:
+        raise UserError(f"arm {arm!r}: its budget is {factor:g} times that of file or base: set one there")
+    return {key: round(factor * value) if isinstance(value, int | float) else value for key, value in budget.items()}
 
 
 def arm_folder(out: Path, base: str, arm: str) -> Path:
@@ -257,6 +320,7 @@ def read_experiment(path: Path, model: type[Model], overrides: Sequence[str]) ->
     anchor_files(tree, path.parent)
     for override in overrides:
         apply_override(tree, override)
+        _over_bases(tree, override)
     anchor_files(tree, Path())
     try:
         return model.model_validate(tree)
@@ -272,6 +336,40 @@ def read_experiment(path: Path, model: type[Model], overrides: Sequence[str]) ->
         elif first["type"] == "missing" and not table:
             what = "it has none, so it is no experiment (docs/experiments.md); settings are for `gossamer swarm`"
         raise UserError(f"{path}: {'.'.join([*table, key])}: {what}") from None
+
+
+def _over_bases(tree: Mapping[str, Any], override: str) -> None:
+    """Put what `override` says of all runs also into the bases that say otherwise."""
+    bases = tree.get("bases")
+    for base in bases.values() if isinstance(bases, Mapping) else ():
+        settings = base.get("settings") if isinstance(base, Mapping) else None
+        if isinstance(settings, dict):
+            known = flatten(settings)
+            for key, value in _settings_in(override).items():
+                if key in known:
+                    put(settings, key, value)
+
+
+def _settings_in(override: str) -> dict[str, Any]:
+    """Return the settings of all runs that `settings.KEY=VALUE` changes, by dotted key."""
+    changed: dict[str, Any] = {}
+    apply_override(changed, override)
+    settings = changed.get("settings")
+    return flatten(settings) if isinstance(settings, Mapping) else {}
+
+
+def refuse_hidden(overrides: Sequence[str], place: str, settings: Mapping[str, Any]) -> None:
+    """Raise a `UserError` for an override of all runs that those of one arm would not notice.
+
+    Args:
+        overrides: `key=value` of the file.
+        place: where the file says what is over the settings of all runs.
+        settings: these, by dotted key.
+    """
+    for override in overrides:
+        for key in _settings_in(override):
+            if key in settings:
+                raise UserError(f"--set settings.{key}: {place} decides it there: change that, or choose other arms")
 
 
 def _keys(section: type[Section]) -> list[str]:

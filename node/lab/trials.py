@@ -28,10 +28,20 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from node.config import Section, parse_config
+from node.config import Section, flatten, parse_config
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
-from node.lab.plan import ArmConfig, AttackConfig, BaseConfig, Lab, LabConfig, Run, lab_of, read_experiment
+from node.lab.plan import (
+    ArmConfig,
+    AttackConfig,
+    BaseConfig,
+    Lab,
+    LabConfig,
+    Run,
+    lab_of,
+    read_experiment,
+    refuse_hidden,
+)
 
 
 class DefenceConfig(Section):
@@ -99,6 +109,8 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
         UserError: the file, or the settings of one of its runs, cannot be used.
     """
     config = read_experiment(path, TrialsConfig, overrides)
+    for name, defence in config.defences.items():
+        refuse_hidden(overrides, f"defences.{name}.settings", flatten(defence.settings))
     trials: dict[AttackTrial, ArmConfig] = {}
     for one in config.trials:
         for kind, wanted, known in (

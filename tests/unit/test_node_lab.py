@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.cli import lab as lab_command
+from node.config import NAMED_PRESETS, flatten
 from node.errors import UserError
 from node.lab import runs
 from node.lab.plan import (
@@ -126,6 +127,84 @@ def test_parts_may_ask_the_same_tasks_each_in_its_own_way(tmp_path: Path) -> Non
     assert lab_of(tmp_path, text).runs[1].by_node[2]["tasks"][0]["examples"] == 2
 
 
+BUDGETS = """
+seeds = 1
+[settings]
+rounds = 9
+budget.compute = 50
+[bases.short.settings]
+budget.compute = 20
+[bases.long]
+[arms.swarm]
+[arms.central]
+nodes = 1
+budget = 8
+"""
+
+
+def test_the_budget_of_an_arm_may_be_a_multiple_of_its_bases(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path, BUDGETS)
+    budgets = {(run.base, run.arm): run.settings["budget"]["compute"] for run in lab.runs}
+    assert budgets == {
+        ("short", "swarm"): 20,
+        ("short", "central"): 160,
+        ("long", "swarm"): 50,
+        ("long", "central"): 400,
+    }
+    assert all(run.settings["rounds"] == 9 for run in lab.runs)
+    both = lab_of(tmp_path, BUDGETS.replace("budget = 8", "budget = 0.5").replace("compute", "generated_tokens"))
+    assert [run.settings["budget"] for run in both.runs[1::2]] == [{"generated_tokens": 10}, {"generated_tokens": 25}]
+
+
+def test_a_multiple_holds_for_all_parts_of_an_arm(tmp_path: Path) -> None:
+    run = lab_of(
+        tmp_path,
+        MIXED.replace("[arms.mixed.s", "[arms.mixed]\nbudget = 3\n[arms.mixed.s").replace(", budget.compute = 20", ""),
+    ).runs[1]
+    assert {node["budget"]["compute"] for node in run.by_node} == {150}
+
+
+def test_a_setting_on_the_command_line_is_over_a_bases_and_the_later_of_two_holds(tmp_path: Path) -> None:
+    def budgets(*settings: str) -> list[int]:
+        return [run.settings["budget"]["compute"] for run in lab_of(tmp_path, BUDGETS, overrides=settings).runs]
+
+    of_all, of_one = "settings.budget.compute=7", "bases.short.settings.budget.compute=3"
+    assert budgets() == [20, 160, 50, 400]
+    assert budgets(of_all) == budgets(of_one, of_all) == [7, 56, 7, 56]
+    assert budgets(of_all, of_one) == [3, 24, 7, 56]
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "said"),
+    [
+        (FILE, "settings.sampling.local=4", "arms.alone.settings decides it there"),
+        (MIXED, "settings.budget.compute=4", "arms.mixed.parts.large.settings decides it"),
+        (
+            BUDGETS.replace("budget = 8", "preset = 'paper'"),
+            "settings.sampling={ max_surprise = 3 }",
+            "--set settings.sampling.max_surprise: arms.central.preset decides it",
+        ),
+    ],
+)
+def test_a_setting_on_the_command_line_that_an_arm_would_not_notice_is_refused(
+    tmp_path: Path, text: str, setting: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        lab_of(tmp_path, text, overrides=[setting])
+
+
+def test_a_setting_on_the_command_line_is_taken_where_no_arm_that_is_asked_for_decides_it(tmp_path: Path) -> None:
+    (run,) = lab_of(tmp_path, MIXED, overrides=["settings.budget.compute=4"], arms=["alone"]).runs
+    assert run.settings["budget"] == {"compute": 4}
+
+
+def test_an_arm_with_a_preset_has_its_settings_over_those_of_file_and_base(tmp_path: Path) -> None:
+    text = BUDGETS.replace("budget = 8", "preset = 'paper'").replace("rounds = 9", "rounds = 9\nsampling.local = 7")
+    swarm, paper = lab_of(tmp_path, text).runs[:2]
+    assert flatten(paper.settings).items() >= NAMED_PRESETS["paper"].items()
+    assert swarm.settings["sampling"] == {"local": 7} and paper.settings["budget"] == {"compute": 20}
+
+
 def test_an_arm_may_have_churn(tmp_path: Path) -> None:
     text = "seeds = 1\n[settings]\nrounds = 2\ntrainer.save_steps = 5\n[arms.a]\nchurn = { away = 0.25, rounds = 20 }\n"
     churn = lab_of(tmp_path, text).runs[0].churn
@@ -166,6 +245,14 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
         (MIXED.replace("parts.small", 'parts."-n"'), "part '-n' wants a name that begins"),
         (MIXED.replace("parts.small", 'parts.""'), "part '' wants a name that begins"),
         (MIXED.replace("compute = 50", "generated_tokens = -1"), "budget.generated_tokens"),
+        (BUDGETS.replace("budget = 8", "budget = 0"), "arms.central.budget: Input should be greater than 0"),
+        (BUDGETS.replace("budget.compute", "threads"), "arm 'central': its budget is 8 times that of file or base"),
+        (BUDGETS + "settings.budget.compute = 3", "arms.central: it sets budget.compute beside budget = 8"),
+        (BUDGETS.replace("budget = 8", "preset = 'papr'"), "arms.central.preset: there is no preset 'papr': choose"),
+        (
+            BUDGETS.replace("budget = 8", "preset = 'paper'\nsettings.sampling.local = 4"),
+            "arms.central: it sets sampling.local, which preset 'paper' decides",
+        ),
         (MIXED.replace("[settings]\nbudget.compute = 50", "[settings]"), "arm 'alone' has no end"),
         (
             MIXED.replace("sampling.local = 1", "sampling.completions = 8"),
