@@ -101,7 +101,7 @@ class Draw:
     """A request to a rule: `count` groups, at most `completions` of each, with advantages by `scale`.
 
     `own_reward` returns this node's own reward on the task of that name. At most `per_signer` groups of one signer are
-    chosen, less those already `taken` from it; None is no bound.
+    used, less those already `taken` from it; None is no bound. The screening sees to that, whatever a rule returns.
     """
 
     count: int
@@ -113,7 +113,10 @@ class Draw:
     taken: Mapping[str, int] = field(default_factory=dict)
 
     def choose(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return `count` candidates, drawn uniformly, or fewer if the signers' shares allow no more."""
+        """Return `count` candidates, drawn uniformly, or fewer if the signers' shares allow no more.
+
+        Each signer's share is drawn first, so what a signer sends beyond it takes no slot from the others.
+        """
         if self.per_signer is not None:
             candidates = at_most_each(candidates, self.per_signer, self.taken, self.rng)
         return self.rng.sample(candidates, min(self.count, len(candidates)))
@@ -127,9 +130,9 @@ class Rule:
     """How own groups are trained on, and what is drawn from those of peers.
 
     `own(rewards, draw)` returns the completions of an own group that teach, each with its advantage;
-    `peers(candidates, draw)` the picks from peers' groups. Neither looks at anything else, and all randomness is the
-    draw's, so a round that is done again draws the same. `group_weight(completions)` is the weight of all picks from
-    one peer's group together, if a round uses so many completions of a group.
+    `peers(candidates, draw)` the picks from peers' groups, those that it wants most first. Neither looks at anything
+    else, and all randomness is the draw's, so a round that is done again draws the same. `group_weight(completions)` is
+    the weight of all picks from one peer's group together, if a round uses so many completions of a group.
     """
 
     own: Callable[[Sequence[float], Draw], Advantages]

@@ -269,12 +269,8 @@ class Screening:
 
         If a task scores in worker processes, scoring begins at once.
         """
-        asked = self._asked_now()
-        left = self.left(candidates) if asked.count else []
-        of_group: dict[bytes, list[Pick]] = {}
-        for pick in self.rule.peers(left, asked):
-            of_group.setdefault(pick.id, []).append(pick)
-        self._drawn |= {one.id: one for one in left if one.id in of_group}
+        of_group = self._choose(candidates)
+        self._drawn |= {one.id: one for one in candidates if one.id in of_group}
         for key, group in self.context.read(of_group).items():
             one = self._drawn[key]
             try:
@@ -287,6 +283,33 @@ class Screening:
         if any(submit_of(one.question.task) is not None for one in self._pending):
             self._scoring = Scoring(self._answers(), is_own=False)
         return bool(of_group)
+
+    def _choose(self, candidates: Sequence[Candidate]) -> dict[bytes, list[Pick]]:
+        """Return the rule's picks by group: no more groups than free slots, and of no signer more than its share.
+
+        Groups count in the rule's order. If the rule goes beyond a signer's share, it is asked again for the rest,
+        among the groups of signers who have some of their share left.
+        """
+        asked = self._asked_now()
+        most = math.inf if asked.per_signer is None else asked.per_signer
+        taken = Counter(asked.taken)
+        offered = self.left(candidates) if asked.count else []
+        chosen: dict[bytes, list[Pick]] = {}
+        while len(chosen) < asked.count:
+            count = asked.count - len(chosen)
+            of_group: dict[bytes, list[Pick]] = {}
+            for pick in self.rule.peers(offered, replace(asked, count=count, taken=Counter(taken))):
+                of_group.setdefault(pick.id, []).append(pick)
+            signers = {one.id: one.peer for one in offered}
+            drawn = [key for key in of_group if key in signers][:count]
+            for key in drawn:
+                if taken[signers[key]] < most:
+                    taken[signers[key]] += 1
+                    chosen[key] = of_group[key]
+            if all(key in chosen for key in drawn):
+                break
+            offered = [one for one in offered if one.id not in chosen and taken[one.peer] < most]
+        return chosen
 
     def settle(self, own: OwnResults, seconds: float) -> None:
         """Decide on each drawn group by the verdicts that are there after `seconds`; the others are late."""

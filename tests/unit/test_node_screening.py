@@ -4,8 +4,10 @@ are filled with true groups.
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from node.config import SamplingConfig, TaskConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, encode, one_turn
 from node.rollouts.own_results import OwnResults
 from node.rollouts.rules import RULES
-from node.rollouts.sampling import Candidate, Draw, mean_advantages
+from node.rollouts.sampling import Candidate, Draw, Pick, Rule, mean_advantages, picks_of_groups, whole_group
 from node.rollouts.screening import (
     BLAMELESS,
     MAX_DRAWN_PER_SLOT,
@@ -29,7 +31,9 @@ from node.rollouts.screening import (
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
+from node.tasks.third_party import run_file
 from node.tasks.verdicts import MaybeLate, Verdict
+from tests.e2e.test_doors import NEWEST
 from tests.swarms import UNBOUNDED
 
 TASKS = load_tasks([TaskConfig(name="builtin")])
@@ -168,7 +172,7 @@ class Round:
     """A screening of these groups, as a round does it; `judging` has the seconds that each call for verdicts got."""
 
     task: Task
-    rule: str = "positive"
+    rule: str | Rule = "positive"
     external: int = 2
     completions: int = 4
     judging: list[float] = field(default_factory=list)
@@ -183,7 +187,8 @@ class Round:
         made = tuple(one_turn(text, True, 1 - one if lie else one) for text, one in zip(texts, rewards, strict=True))
         group = Group(self.task.key, seed, self.task.make(seed).question, made, peer, 0)
         key = content_id(encode(group))
-        one = Candidate(key, peer, "even", question_id("even", group.question), key, 0.0, 1, group.rewards)
+        received = float(len(self.candidates))
+        one = Candidate(key, peer, "even", question_id("even", group.question), key, received, 1, group.rewards)
         self.groups[key] = group
         self.candidates.append(one)
         return one
@@ -206,7 +211,8 @@ class Round:
             judged,
         )
         asked = Draw(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
-        return Screening(screen, RULES[self.rule], asked, len({one.peer for one in self.candidates}))
+        rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
+        return Screening(screen, rule, asked, len({one.peer for one in self.candidates}))
 
     def filled(self, seconds: float = 9.0) -> Screening:
         screening = self.screening()
@@ -396,6 +402,36 @@ def test_a_signers_share_of_a_round_holds_over_refills_and_its_refused_groups_co
     drawn = Counter(refused.sender for refused in screening.refused)
     drawn.update(group.peer for group in screening.used)
     assert drawn == {"loud": 2, "quiet 0": 1, "quiet 1": 1, "quiet 2": 1}
+
+
+@pytest.mark.parametrize(("share", "most"), [(2.0, 4), (1.0, 2), (0.1, 1)])
+def test_a_rule_that_follows_the_door_gives_no_signer_more_than_its_share(
+    share: float, most: int, tmp_path: Path
+) -> None:
+    (tmp_path / "newest.py").write_text(NEWEST)
+    module, _ = run_file("newest", tmp_path / "newest.py")
+    one = Round(Even(), module.RULE, external=16, bounds={"max_signer_share": share})
+    quiet = [one.send(f"quiet {number}", number, "11", "1") for number in range(7)]
+    loud = [one.send("loud", 100 + number, "11", "1") for number in range(400)]  # the newest are all its own
+    newest_first = [*reversed(loud[-most:]), *reversed(quiet)]
+    assert [group.id for group in one.filled().used] == [group.id for group in newest_first]
+
+
+def test_a_rule_gets_no_more_than_it_is_asked_for_and_nothing_that_it_was_not_offered() -> None:
+    def everything(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+        offered.append([one.peer for one in candidates])
+        return [*picks_of_groups(candidates, draw), Pick(b"none", 0, 1.0, 1.0, (0,))]
+
+    offered: list[list[str]] = []
+    rule = Rule(whole_group, everything, lambda completions: 1.0)
+    one = Round(Even(), rule, external=4, bounds={"max_signer_share": 1})
+    for number in range(5):
+        one.send(f"{number % 2}", number, "11", "1")
+    screening = one.screening()
+    assert screening.draw(one.candidates)
+    screening.settle(one.own, 9.0)
+    assert Counter(group.peer for group in screening.used) == {"0": 2, "1": 2}
+    assert offered == [["0", "1", "0", "1", "0"]]
 
 
 def test_a_signers_share_is_not_spent_on_what_the_rule_would_not_take() -> None:

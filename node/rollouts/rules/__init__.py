@@ -4,7 +4,8 @@
     positive    the best completion of each of many groups; of own groups no more bad completions than good ones
 
 To add a rule: write its file, which opens with its formula and its source and ends with a `RULE`. Give it a line above
-and in `RULES`, and its name to `SamplingConfig.rule` in node/config.py.
+and in `RULES`, and its name to `SamplingConfig.rule` in node/config.py. No rule has to bound what one signer gets: the
+screening takes no more of a signer's groups than its share, and asks the rule again for the rest.
 
 Others were measured and were not ahead: see docs/learning.md, "Staleness".
 """
