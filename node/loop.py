@@ -97,6 +97,7 @@ class Loop:
     _longest_text: int = field(init=False)
     _longest_prompt: int = field(init=False)
     _encode_observation: Callable[[str], list[int]] = field(init=False)
+    _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
     _screen: ScreeningContext = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +135,9 @@ class Loop:
             began = time.monotonic()
             with self._timed("generate"):
                 completions = play(self.engine, self._episodes(questions, version))
+            turns = [turn for made in completions for episode in made for turn in episode.turns]
+            # By this round's own turns alone, so that a round that is done again finds the same.
+            self._turn_end = self.policy.turn_end(turn.token_ids[-1] for turn in turns if turn.finished)
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
             took = time.monotonic() - began
@@ -363,7 +367,7 @@ class Loop:
         return [
             self._encode_observation(text)
             if at % 2
-            else self.policy.encode_completion(text, made.finished or at < last)
+            else self.policy.encode_completion(text, made.finished or at < last, self._turn_end)
             for at, text in enumerate(made.texts)
         ]
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,7 @@ class Policy:
     `name` says what it is ("llama-51k": architecture and parameters) and travels in groups;
     it tells nothing about folders or accounts. `prompt` is the style of its prompts, as configured, and `template`
     holds variables for its chat template. `source` is the folder or the model id that it was loaded from.
+    A completion is finished once it ends in one of `eos_token_ids`; the first of them is the tokenizer's own.
     `bf16`: training and generation compute products in bfloat16, with the weights as they are.
     """
 
@@ -57,9 +59,13 @@ class Policy:
     bf16: bool = False
     source: str = ""
     _completion_text: CompletionText = field(init=False, repr=False, compare=False)
+    _template_end: int | None = field(init=False, repr=False, compare=False)  # what the chat template ends a turn with
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_completion_text", CompletionText(self.tokenizer))
+        behind_answer = ((self._around("user", 1) if self._chats else None) or [[]])[0]
+        end = self._first_end(behind_answer)
+        object.__setattr__(self, "_template_end", None if end is None else behind_answer[end])
 
     def autocast(self) -> torch.autocast:
         """Return the context in which this policy computes: products in bfloat16 where `bf16` says so."""
@@ -106,17 +112,30 @@ class Policy:
             return self.tokenizer.apply_chat_template(
                 turns, **{**self.template, **told, "add_generation_prompt": True, "tokenize": False}
             )
-        except TemplateError:
+        except (TemplateError, TypeError):  # a template is other people's program
             return None
 
-    def encode_completion(self, text: str, finished: bool) -> list[int]:
-        """Return the tokens of a completion, with end-of-text only where it really `finished`.
+    def turn_end(self, sampled: Iterable[int] = ()) -> int:
+        """Return the token that ends a turn of this policy.
+
+        It is the token that the chat template writes after an answer. If the template writes none, or prompts are plain
+        text, it is the most frequent one in `sampled`, the last tokens of the policy's own finished turns. Without
+        these it is the tokenizer's end-of-text. Some models (Gemma, Phi) end their turns in another token than that,
+        and would hardly ever say it.
+        """
+        if self._template_end is not None:
+            return self._template_end
+        most_frequent = Counter(sampled).most_common(1)
+        return most_frequent[0][0] if most_frequent else self.eos_token_ids[0]
+
+    def encode_completion(self, text: str, finished: bool, end: int | None = None) -> list[int]:
+        """Return the tokens of a completion, with `end`, or else `turn_end()`, only where it really `finished`.
 
         A special token spelt out in `text` is encoded letter by letter: a peer's text must
         not be able to end, or begin, a turn.
         """
         ids = self._completion_text.encode(text)
-        return [*ids, self.eos_token_ids[0]] if finished else ids
+        return [*ids, self.turn_end() if end is None else end] if finished else ids
 
     def observations(self, *, chats: bool = True) -> Callable[[str], list[int]]:
         """Return what encodes a text that an environment says between two turns of this policy.
@@ -142,6 +161,10 @@ class Policy:
             )
         if _TOOL_ROLE.search(str(self.tokenizer.chat_template)):
             returning = self._around("tool", 2)
+        for parts in filter(None, (asking, returning)):
+            end = self._first_end(parts[0])
+            if end is not None:  # the policy's turn has its own
+                del parts[0][: end + 1]
 
         def encoded(said: str) -> list[int]:
             results = results_in(said)
@@ -158,7 +181,7 @@ class Policy:
     def _around(self, role: str, count: int) -> list[list[int]] | None:
         """Return the tokens before, between and behind `count` turns of a role that follow one of the policy.
 
-        None if the template does not show such turns.
+        The first part begins with what ends the policy's turn. None if the template does not show such turns.
         """
         answer, *told = _MARKS[: count + 1]
         turns = [("user", "What now?"), ("assistant", answer), *((role, one) for one in told)]
@@ -171,16 +194,17 @@ class Policy:
             parts.append(part)
         if not found:
             return None
-        ends = [self.tokenizer.decode([token]) for token in self.eos_token_ids]  # the policy's turn has its own
-        parts[0] = parts[0].removeprefix(next(filter(parts[0].startswith, ends), ""))
         return [_tokens(self.tokenizer, part, special=False) for part in (*parts, rest)]
+
+    def _first_end(self, ids: Sequence[int]) -> int | None:
+        return next((at for at, token in enumerate(ids) if token in self.eos_token_ids), None)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of a completion's `ids` up to the first end-of-text, without special tokens.
 
         If the completion was cut off inside a character, the part of that character is left out.
         """
-        end = next((at for at, token in enumerate(ids) if token in self.eos_token_ids), None)
+        end = self._first_end(ids)
         text = self._completion_text.decode(ids[:end])
         return text.rstrip(INCOMPLETE) if end is None else text
 

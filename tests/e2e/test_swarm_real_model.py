@@ -1,12 +1,19 @@
-"""A real model learns in a swarm of two, and the test would tell if it did not."""
+"""A real model learns in a swarm of two, and the test would tell if it did not. It reads a peer's answer as its own."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from examples.fetch_smollm2 import DEFAULT_FOLDER
+from node.config import PolicyConfig, SamplingConfig
+from node.engines import SamplingParams, in_process
+from node.policy.load import load_policy
+from node.rollouts.group import Tokens
+from node.tasks import Item
+from node.training.likelihood import surprises
 from tests.swarms import ROOT, gossamer
 
 ROUNDS = 40
@@ -40,3 +47,26 @@ def test_a_real_model_answers_more_of_what_it_never_saw_and_one_that_does_not_tr
     idle = run(tmp_path / "idle", 2, **{"trainer.learning_rate": 1e-30})
     assert not is_better(idle)
     assert idle["accuracy_first"] == trained["accuracy_first"]
+
+
+def set_in(file: Path, key: str, value: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+
+@pytest.mark.slow
+def test_a_real_models_answer_comes_back_as_it_was_sampled_though_its_tokenizers_end_ends_no_turn(
+    tmp_path: Path,
+) -> None:
+    assert (ROOT / DEFAULT_FOLDER).is_dir(), "python examples/fetch_smollm2.py gets the model"
+    folder = tmp_path / "laid out like Phi"
+    shutil.copytree(ROOT / DEFAULT_FOLDER, folder)
+    set_in(folder / "tokenizer_config.json", "eos_token", "<|endoftext|>")
+    set_in(folder / "generation_config.json", "eos_token_id", [0, 2])
+    policy = load_policy(PolicyConfig(model=str(folder), device="cpu"), bf16=False)
+    prompt = policy.encode_prompt(Item("What is the capital of France? Answer with one word.", ""))
+    [[own]] = in_process(policy).generate([prompt], 1, SamplingParams(0.0, 1.0, 24), 0)
+    assert own.finished
+    assert tuple(policy.encode_completion(own.text, True)) == own.token_ids
+    by_tokenizer = Tokens((*own.token_ids[:-1], policy.tokenizer.eos_token_id))
+    likely, unlikely = surprises(policy, [(prompt, Tokens(own.token_ids)), (prompt, by_tokenizer)])
+    assert likely < SamplingConfig().max_surprise < unlikely, "a peer's answer was left out for its last token"

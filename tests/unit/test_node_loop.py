@@ -18,13 +18,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import node.loop as loop_module
-from node.config import NodeConfig, SamplingConfig, TaskConfig, parse_config
+from node.config import NodeConfig, PolicyConfig, SamplingConfig, TaskConfig, parse_config
 from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.loop import Loop, longest_prompt
 from node.metrics import is_declared
-from node.policy.load import Policy
+from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
 from node.rollouts.rules import configured_weight
@@ -40,7 +40,7 @@ from node.training import likelihood
 from node.training.batch import make_batches
 from node.training.likelihood import surprises
 from node.training.trainer import make_trainer
-from tests.policies import tiny_policy
+from tests.policies import CHAT_MODELS, tiny_policy, write_chat_policy
 from tests.swarms import UNBOUNDED
 
 HostileRound = Callable[[str, list[Group]], list[Sample]]
@@ -191,6 +191,28 @@ def test_the_end_of_text_counts(policy: Policy, tasks: TaskSet, tmp_path: Path, 
     peer = Peer(replace(one, completions=made))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
     assert (policy.encode_completion(text, end) in [list(one.completion) for one in samples]) == fits
+
+
+@pytest.mark.parametrize("family", CHAT_MODELS)
+@pytest.mark.parametrize("prompt", ["chat", "plain"])
+def test_a_peers_answer_ends_in_the_token_that_this_policys_own_turns_end_in(
+    tasks: TaskSet, tmp_path: Path, family: str, prompt: str
+) -> None:
+    end = write_chat_policy(tmp_path / "policy", *CHAT_MODELS[family])
+    policy = load_policy(PolicyConfig(model=str(tmp_path / "policy"), device="cpu", prompt=prompt))
+    ends = [2, end, end] if prompt == "plain" else [2, 2, end]
+
+    class Scripted(HfEngine):
+        """Answers rightly once and wrongly twice; each answer ends in another token of `ends`."""
+
+        def generate(self, *_: Any) -> list[list[Generated]]:
+            said = zip(("2", "3", "33"), ends, strict=True)
+            return [[Generated((*policy.encode_completion(text, False), last), text, True) for text, last in said]]
+
+    (task,) = tasks.tasks
+    samples = first_round(policy, tasks, tmp_path, Peer(group_of(task, SHORT)), Scripted(policy))
+    assert [one.completion[-1] for one in samples] == [*ends, end, end], "own samples stay as they were sampled"
+    assert [one.external for one in samples] == [False] * 3 + [True] * 2
 
 
 def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logprobs(

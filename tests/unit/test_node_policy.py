@@ -11,7 +11,7 @@ from node.errors import UserError
 from node.policy.load import Policy, load_policy
 from node.policy.prompt import plain_text
 from node.tasks import Item
-from tests.policies import CHARACTERS, tiny_policy, write_tiny_policy
+from tests.policies import CHARACTERS, CHAT_MODELS, tiny_policy, write_chat_policy, write_tiny_policy
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 
@@ -127,6 +127,77 @@ def test_what_an_environment_says_stands_in_a_chat_as_a_users_turn(policy, end):
     policy.tokenizer.chat_template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + end)
     turns = [*policy.encode_completion("7", finished=True), *policy.observations()("more?")]
     assert policy.tokenizer.decode(turns) == f"7<eos><user>more?{end}>"
+
+
+def load(folder, prompt: str = "auto") -> Policy:
+    return load_policy(PolicyConfig(model=str(folder), device="cpu", prompt=prompt))
+
+
+@pytest.mark.parametrize("family", CHAT_MODELS)
+def test_an_answer_ends_in_what_the_template_writes_behind_one(tmp_path, family):
+    """A tokenizer's end-of-text may end no turn, as with Gemma and Phi: their models hardly ever say it."""
+    end = write_chat_policy(tmp_path, *CHAT_MODELS[family])
+    policy = load(tmp_path)
+    assert policy.eos_token_ids == (2, end)
+    assert policy.encode_completion("7", finished=True) == [*policy.encode_completion("7", finished=False), end]
+    assert policy.turn_end([2, 2, 2]) == end, "what the template says goes before what was sampled"
+
+
+@pytest.mark.parametrize("family", CHAT_MODELS)
+def test_a_second_turn_follows_an_answer_as_the_template_has_it(tmp_path, family):
+    end, template = CHAT_MODELS[family]
+    write_chat_policy(tmp_path, end, template)
+    policy = load(tmp_path)
+    turns = [*policy.encode_prompt(Item("1+1=", "")), *policy.encode_completion("7", finished=True)]
+    turns += policy.observations()("more?")
+    told = [("user", "1+1="), ("assistant", "7"), ("user", "more?")]
+    chat = [{"role": role, "content": content} for role, content in told]
+    whole = policy.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert policy.tokenizer.decode(turns) == whole
+    assert turns == policy.tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("gap", ["", " "])
+@pytest.mark.parametrize("end", ["<eos>", "<|end|>"])
+def test_what_a_template_writes_before_the_end_of_a_turn_is_no_part_of_the_next(tmp_path, end, gap):
+    """Llama 2 has a space there."""
+    other = write_chat_policy(tmp_path, "<|end|>", TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + gap + end))
+    policy = load(tmp_path)
+    assert policy.turn_end() == (2 if end == "<eos>" else other)
+    turns = [*policy.encode_completion("7", finished=True), *policy.observations()("more?")]
+    assert policy.tokenizer.decode(turns) == f"7{end}<user>more?{gap}{end}>"
+
+
+def test_a_turn_may_end_in_what_opens_the_users(tmp_path):
+    """As with GLM-4, whose model says `<|user|>` once it is through."""
+    marked = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+    end = write_chat_policy(tmp_path, "<|user|>", marked)
+    policy = load(tmp_path)
+    assert policy.turn_end() == end
+    turns = [*policy.encode_completion("7", finished=True), *policy.observations()("more?")]
+    assert policy.tokenizer.decode(turns) == "7<|user|>more?<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (None, "auto"),
+        (CHAT_MODELS["Phi"][1], "plain"),
+        (TEMPLATE, "chat"),
+        (TEMPLATE.replace("{{ m.content }}", "{{ m.content }}<|no-end|>"), "chat"),
+        ("{{ messages[0].content }}", "chat"),
+        ("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}", "chat"),
+        ("{{ messages[0].content }}{{ messages[1].content + 1 }}", "chat"),
+    ],
+    ids=["no-template", "plain", "no-end", "another-end", "no-second-turn", "refuses", "fails"],
+)
+def test_where_no_template_tells_an_answer_ends_in_what_most_own_answers_end_in(tmp_path, template, prompt):
+    other = write_chat_policy(tmp_path, "<|end|>", template)
+    policy = load(tmp_path, prompt)
+    assert [policy.turn_end(sampled) for sampled in ([], [other, 2, other], [2, other, 2])] == [2, other, 2]
+    assert policy.encode_completion("7", True)[-1] == 2
+    assert policy.encode_completion("7", True, other)[-1] == other
+    assert policy.encode_completion("7", False, other) == policy.encode_completion("7", True)[:-1]
 
 
 TOOLS = TEMPLATE.replace("<{{ m.role }}>", "{% if m.role == 'tool' %}[result]{% else %}<{{ m.role }}>{% endif %}")
