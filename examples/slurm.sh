@@ -23,7 +23,7 @@ PORT=${PORT:-4001}
 
 mkdir -p "$(dirname "$STATE")"
 start=(gossamer node --state "$STATE" --listen "tcp://0.0.0.0:$PORT" --processes "${SLURM_GPUS_ON_NODE:-1}")
-if [ ! -e "$STATE/identity.key" ]; then
+if [ ! -e "$STATE/settings.json" ]; then
     start+=(--model "$MODEL")
     if [ -n "${INVITE:-}" ]; then start+=(--join "$INVITE"); fi
 fi

@@ -43,7 +43,7 @@ from node.errors import UserError
 from node.operations.config_text import to_toml
 from node.operations.given import anchored_tasks, read_invite, task_config
 from node.operations.settling import settle
-from node.state_folder import make_folder, of_a_node
+from node.state_folder import check_begun, make_folder, of_a_node
 from node.tasks.reward_functions import HERE
 from node.telemetry.metrics import MetricsTail, Row, read_with_older
 
@@ -144,7 +144,12 @@ class Node:
 
     def _settled(self, rounds: int | None) -> NodeConfig:
         named = self._named if rounds is None else {**self._named, "rounds": rounds}
-        return settle(None, None, named, folder=self.folder).config
+
+        def look(given: NodeConfig) -> None:
+            if self._swarm is None:
+                check_begun(given, self.folder)
+
+        return settle(None, None, named, folder=self.folder, look=look).config
 
     def train(self, rounds: int, callbacks: Sequence[Any] = ()) -> list[Row]:
         """Train for `rounds` rounds more, from the newest checkpoint; return their metrics.

@@ -14,7 +14,7 @@ import structlog
 from node.config import NodeConfig
 from node.errors import UserError
 from node.processes.signals import stop_signals
-from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.state_folder import exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.peering import Network, open_network
 from node.swarm.reports import REPORTS_TOPIC
 from node.swarm.sharing import SEED_DEMAND, traffic_row
@@ -56,6 +56,7 @@ def run_relay(
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
+        stack.enter_context(first_start(config, folder))
         stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder, relays=True))

@@ -32,7 +32,7 @@ from node.processes.signals import GivenUp, Stopping, graceful_stop
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import GroupBounds
-from node.state_folder import exclusive, full_disk_is_clear, keep_config, resolve_seed
+from node.state_folder import exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
 from node.swarm.founding import check_rules, load_manifest, split_of
 from node.swarm.peering import Network, agent, item_life, open_network
@@ -94,6 +94,7 @@ def run_node(
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
+        stack.enter_context(first_start(config, folder))
         stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))

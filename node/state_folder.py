@@ -200,12 +200,51 @@ def keep_config(config: NodeConfig, seed: int, folder: Path) -> None:
     """Keep what a node runs, for people and for the next start.
 
     To be called when nothing in the configuration can turn out wrong any more: the next start would fail as well.
-    For its owner alone, whatever the folder's mode is: among it may be a token, and an id that lets into a swarm.
     """
-    settings = config.model_dump_json(indent=1, exclude_unset=True)
-    write_atomically(folder / SETTINGS_FILE, settings.encode(), 0o600)
+    _keep_settings(config, folder)
     kept = config.model_copy(update={"seed": seed})
     write_atomically(folder / CONFIG_FILE, kept.model_dump_json(indent=1).encode(), 0o600)
+
+
+def _keep_settings(config: NodeConfig, folder: Path) -> None:
+    """Keep what was set for its owner alone: among it may be a token, and an id that lets into a swarm."""
+    settings = config.model_dump_json(indent=1, exclude_unset=True)
+    write_atomically(folder / SETTINGS_FILE, settings.encode(), 0o600)
+
+
+@contextmanager
+def first_start(config: NodeConfig, folder: Path) -> Iterator[None]:
+    """Let a node's first start, which has not come to `keep_config` yet, leave its settings or nothing.
+
+    They are kept before the block makes a key, so that a start after a kill is the same node. If the block fails, they
+    and the key that it made go again: what was set may be the reason. A later start changes nothing here.
+    """
+    if (folder / CONFIG_FILE).exists():
+        yield
+        return
+    had_key = (folder / KEY_FILE).exists()
+    _keep_settings(config, folder)
+    try:
+        yield
+    except Exception:
+        if not (folder / CONFIG_FILE).exists():
+            if not had_key:
+                (folder / KEY_FILE).unlink(missing_ok=True)  # first: a key without settings is nobody's
+            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+        raise
+
+
+def check_begun(given: NodeConfig, folder: Path) -> None:
+    """Raise `UserError` where neither `given` nor `folder`, which has a key, says what its node is to be.
+
+    So it is after `gossamer identity import`, and after a `gossamer join` that was refused or cut off.
+    """
+    is_begun = any((folder / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
+    if (folder / KEY_FILE).exists() and not is_begun and given.model_fields_set.isdisjoint({"policy", "tasks", "role"}):
+        raise UserError(
+            f"nothing was started in {folder} yet, it only has a key: say what to train, such as --model builtin, or "
+            "join a swarm with `gossamer join`"
+        )
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from node.operations.config_text import to_toml
 from node.operations.given import check_tasks, read_invite, tasks_given
 from node.operations.preflight import check_first
 from node.operations.settling import settle
-from node.state_folder import check_free
+from node.state_folder import check_begun, check_free
 
 SeedPeers = Annotated[
     list[str] | None,
@@ -110,6 +110,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     }
 
     def look(given: NodeConfig) -> None:
+        if join is None:
+            check_begun(given, folder)
         if not dry_run:
             check_first(given, folder)
 

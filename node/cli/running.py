@@ -11,7 +11,7 @@ from node.config import NodeConfig
 from node.operations.preflight import check_first, check_size
 from node.processes.machine import undefended
 from node.processes.signals import interrupting_signals
-from node.state_folder import exclusive
+from node.state_folder import exclusive, first_start
 
 if TYPE_CHECKING:
     from node.swarm.peering import Network
@@ -30,14 +30,15 @@ def run(
 
     `more` goes to `run_node` or `run_relay`. The caller has set the logs up, since libraries log while they load.
     """
-    check_first(config, folder)
-    check_size(config)
-    log.info("starting", folder=str(folder), role=config.role)
-    for line in undefended():
-        log.warning(line)
     try:
         with interrupting_signals():  # while it still starts; later the node ends its round first
-            with exclusive(folder):  # another start in this folder fails at once, while this one still loads
+            # Another start in this folder fails at once, while this one still loads.
+            with exclusive(folder), first_start(config, folder):
+                check_first(config, folder)
+                check_size(config)
+                log.info("starting", folder=str(folder), role=config.role)
+                for line in undefended():
+                    log.warning(line)
                 run_it: Callable[..., None]
                 if config.role == "relay":
                     from node.relay import run_relay

@@ -43,6 +43,7 @@ from collectives.types import LAN, WAN
 from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
 from node.policy.load import Policy
+from node.state_folder import KEY_FILE
 from node.swarm.founding import load_manifest
 from node.swarm.peering import listens_at, may_ask_router, swarm_id
 from protocol.credentials.manifest import JoinPolicy
@@ -141,7 +142,7 @@ def exchange_weights(
     except BadAddress as error:
         raise UserError(f"weights.listen: {error}") from None
     try:
-        identity = Identity.load_or_generate(folder / "identity.key")
+        identity = Identity.load_or_generate(folder / KEY_FILE)
     except ProtocolError as error:
         raise UserError(str(error)) from error
     group = group_name(weights, swarm_id(config, folder), policy)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, parse_config
 from node.errors import UserError, for_shell
-from node.state_folder import exclusive, gone_if_new, keep_config, recall, resolve_seed
+from node.state_folder import KEY_FILE, exclusive, gone_if_new, keep_config, recall, resolve_seed
 from node.tasks import Task, TaskKey, has_own_code, kind_of, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
@@ -101,14 +101,17 @@ def found(
                 f"{folder} belongs to swarm {known.name!r} already: run `gossamer node --state {for_shell(folder)}`, "
                 "or choose another --state"
             )
-        identity = Identity.load_or_generate(folder / "identity.key")
+        key = folder / KEY_FILE
+        identity = Identity.load(key) if key.exists() else Identity.generate()
         try:
             apart = ManifestSplit(round(split.share * 1e6), split.salt)
             manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits, apart)
         except ManifestError as error:
             raise UserError(f"cannot make a manifest ({error}): use fewer tasks, or shorter options") from None
         _check_split(folder, manifest)
-        keep_config(config, resolve_seed(config, folder), folder)
+        keep_config(config, resolve_seed(config, folder), folder)  # first, so that a folder with a key has settings
+        if not key.exists():
+            identity.save(key)
         save_manifest(folder, manifest)  # last, so that a folder with a manifest has all that it needs
         return manifest
 
@@ -249,7 +252,7 @@ def _granter_of(folder: Path) -> tuple[SwarmManifest, Identity]:
 def _owner_of(folder: Path) -> tuple[SwarmManifest, Identity, Gatekeeper]:
     manifest = _manifest_of(folder)
     gate = load_gate(folder, manifest)
-    identity = Identity.load(folder / "identity.key")
+    identity = Identity.load(folder / KEY_FILE)
     if identity.public_key != gate.owners[-1]:
         who = f"the {'owner' if len(gate.owners) > 1 else 'founder'} of swarm {manifest.name!r}"
         raise UserError(f"only {who} ({node_id(gate.owners[-1])}) can sign this: ask whoever holds its key")
@@ -288,7 +291,7 @@ def _own_address(folder: Path) -> list[Address]:
         return [Address.parse((folder / "address").read_text())]
     except FileNotFoundError:
         advertised = parse_config(recall(folder).last).network.advertise
-        return [Address(Endpoint.parse(text), Identity.load(folder / "identity.key").curve_key) for text in advertised]
+        return [Address(Endpoint.parse(text), Identity.load(folder / KEY_FILE).curve_key) for text in advertised]
 
 
 def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
@@ -320,7 +323,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
     """
     # A second host with this key would take the first one's place. A refusal names the key, so that stays.
     with gone_if_new(folder, keep=_names_our_key), exclusive(folder):
-        identity = Identity.load_or_generate(folder / "identity.key")
+        identity = Identity.load_or_generate(folder / KEY_FILE)
         manifest = load_manifest(folder)
         if manifest is not None and manifest.hash != invite.manifest:
             raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
@@ -335,8 +338,8 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
             save_grant(folder, fetched.grant)
         adopted = adopt_tasks(manifest, config.tasks) if config.role == "train" else config.tasks
         settled = _joined(config, invite, adopted)
-        keep_config(settled, resolve_seed(settled, folder), folder)
         save_manifest(folder, manifest)
+        keep_config(settled, resolve_seed(settled, folder), folder)  # last: until then `check_begun` says so
     log.info("joined", swarm=manifest.name, founder=manifest.founder, policy=str(manifest.policy))
     return settled
 

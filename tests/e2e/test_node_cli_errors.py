@@ -27,11 +27,11 @@ def test_a_key_file_that_is_none_and_one_that_others_read(tmp_path: Path) -> Non
     key = tmp_path / "identity.key"
     key.touch(0o600)
     key.write_text("no key\n")
-    (line,) = errors("node", "--state", str(tmp_path))
+    (line,) = errors("node", "--state", str(tmp_path), "--model", "builtin")
     assert str(key) in line and "restore it" in line
     Identity.generate().save(key)
     key.chmod(0o640)
-    (line,) = errors("node", "--state", str(tmp_path))
+    (line,) = errors("node", "--state", str(tmp_path), "--model", "builtin")
     assert f"chmod 600 {key}" in line
 
 

@@ -128,7 +128,7 @@ def run_job(tmp_path: Path, name: str, *, fresh: bool) -> list[str]:
     state = tmp_path / "state"
     if not fresh:
         state.mkdir()
-        (state / "identity.key").touch()
+        (state / "settings.json").touch()
     given = {"STATE": str(state), "INVITE": "gossamer://a", "SLURM_GPUS_ON_NODE": "4"}
     environment = os.environ | given | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run(
