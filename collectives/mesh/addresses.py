@@ -23,7 +23,6 @@ from protocol.identity import NodeId
 from protocol.transport.addresses import own_hosts
 
 MAX_ADDRESS_BYTES = 300  # a host name has at most 253
-_WILDCARDS = {"0.0.0.0", "::", "*", ""}
 _ID_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz234567")
 
 
@@ -69,17 +68,15 @@ class Address:
 def listen(address: Address) -> tuple[socket.socket, Address]:
     """Bind and listen; return the socket and the address that others can dial.
 
-    A wildcard host is advertised as this machine's own address (see `own_hosts`).
+    A wildcard host is advertised as this machine's own address (see `own_hosts`), and a name as the address that it
+    has here: others may know the name as nobody, or as somebody else.
 
     Raises:
         BadAddress: the host is not this machine's, or the port is taken.
     """
-    wildcard = address.host in _WILDCARDS
-    host = {"*": "", "": ""}.get(address.host, address.host)
+    host = None if address.host in ("", "*") else address.host
     try:
-        family, *_, where = socket.getaddrinfo(
-            host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, *_, where = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise BadAddress(f"cannot listen at {address}: {error}") from None
@@ -91,7 +88,7 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
         sock.close()
         raise BadAddress(f"cannot listen at {address}: {error.strerror}") from None
     sock.setblocking(False)
-    return sock, Address(own_hosts(str(where[0]))[0] if wildcard else address.host, int(sock.getsockname()[1]))
+    return sock, Address(own_hosts(str(where[0]))[0], int(sock.getsockname()[1]))
 
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group; all of them empty before it is connected

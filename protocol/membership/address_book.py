@@ -18,7 +18,9 @@ Rules
     few networks could make us dial all over another one.
  6. A private or loopback endpoint counts only if the node, or somebody who told of it, was itself seen at such an
     address. So nobody outside can make us connect into our own network (see `Scope`). Where a gateway hides the
-    addresses of callers, all who come through it look local.
+    addresses of callers, all who come through it look local. The addresses of an endpoint's name are looked up and
+    then judged in the same way (see `transport`). A service counts only at an address: who dials it is another part of
+    the program, and a name, or "127.1", would be looked up there without a judge.
  7. Of the nodes that we met and whose records left the book, `max_lapsed` are remembered: a fair sample of all that
     lapsed (Vitter 1985, algorithm R). So an attacker that invents many nodes gets only its share. See `dialing`,
     rule 4.
@@ -34,7 +36,7 @@ from typing import TypeVar
 from protocol.config import Instant, Limits
 from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
-from protocol.limits.networks import Scope, netgroup, scope_of
+from protocol.limits.networks import Scope, netgroup, read_address, scope_of
 from protocol.lru import Recent
 
 FIRST_RETRY_S = 0.5
@@ -309,13 +311,13 @@ class Book:
         return [entry.record for entry in self._entries.values() if entry.addresses]
 
     def services(self) -> list[tuple[NodeId, Service]]:
-        """Return what good nodes say that they run, where we may reach it."""
+        """Return what good nodes say that they run, where we may reach it. Rule 6."""
         return [
             (node, service)
             for node, entry in self._entries.items()
             if not entry.has_failed
             for service in entry.record.services
-            if scope_of(service.endpoint.host) >= entry.scope
+            if read_address(service.endpoint.host) is not None and scope_of(service.endpoint.host) >= entry.scope
         ]
 
     @property

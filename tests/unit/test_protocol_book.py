@@ -331,3 +331,14 @@ def test_a_service_in_our_own_network_is_no_strangers_to_offer() -> None:
     near, far = Service("weights", Endpoint("192.168.0.1", 5)), Service("state", Endpoint("198.41.0.4", 5))
     book.add(at_hosts(0, "198.41.0.4", services=(near, far)), "198.41.0.4")
     assert book.services() == [(PEOPLE[0].node_id, far)]
+
+
+@pytest.mark.parametrize(
+    "host", ["127.1", "0x7f000001", "2130706433", "192.168.257", "localhost", "localhost.localdomain", "a.example"]
+)
+def test_a_service_at_a_name_is_not_dialled_as_what_the_name_means_nobody_judges(host: str) -> None:
+    """`127.1` counted as public, and the averaging mesh would have dialled 127.0.0.1."""
+    book = Book((), Limits(max_known_peers=20))
+    for scope in (Scope.PUBLIC, Scope.PRIVATE, Scope.LOOPBACK):
+        book.hear(at_hosts(0, "198.41.0.4", services=(Service("weights", Endpoint(host, 5)),)), scope.name, scope)
+    assert len(book) == 1 and book.services() == []
