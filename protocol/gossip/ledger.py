@@ -63,7 +63,7 @@ class LedgerRow:
     due: int = 0  # how many answers it still owes us, those included that we wait for no longer
     since: float = 0.0  # when it was last asked
     until: float = 0.0  # when it may be asked again, if it was silent or busy
-    silences: int = 0
+    failures: int = 0  # how often it was silent or busy when it was asked, since it last gave a chunk
     told: bool = False  # whether it was told that we have all of the item, or is sent it
 
     def note(self, said: Statement) -> None:

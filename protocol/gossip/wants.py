@@ -7,10 +7,12 @@ Rules
     `QUICK_S`. It halves with what takes longer, down to three chunks, and further when the holder is silent. So a
     crowded line is asked for little, and its peers fetch from each other meanwhile.
  3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
-    does not answer a want within `patience` is silent. Then another is asked; the silent one is asked last, after a
-    pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to answer: a process
-    that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake now and then. A
-    holder that announced what it does not have pays, too.
+    does not answer a want within `patience` is silent. Then another is asked; who was silent or busy is asked last, the
+    silent one after a pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to
+    answer: a process that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake
+    now and then. A holder that announced what it does not have pays, too. Of the `max_holders` that are remembered of
+    an item, the one that was silent or busy most often gives way to one that was so less often: else one attacker's
+    keys could take all places and give nothing.
  4. While all that comes is late, our own line is probably full, and another holder would be no faster. So a busy holder
     is waited for, for `LONG_S` at most. A silent one is waited for until all that we asked for could have come over
     half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `QUICK_S`, or
@@ -28,7 +30,7 @@ Rules
 """
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -46,7 +48,7 @@ QUICK_S = 1.0  # ten round trips of 100 ms
 LONG_S = 120.0  # a line of 1 Mbit/s takes 47 s for three chunks to each of 15 others
 LEAST_COST = 1 << 10  # bytes that a smaller item takes of a window
 SLOW_BYTES_PER_SECOND = 64 << 10  # half a line of 1 Mbit/s: a chunk takes two seconds, which add to the patience
-MAX_PAUSE = 5  # doublings of the pause after a silence
+MAX_PAUSE = 5  # doublings of the pause after silences
 UNASKED_S = 60.0  # about one round
 SLACK = 2  # a draw looks at twice the even share of each holder, as some offer less, or the same
 STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
@@ -127,7 +129,10 @@ class Wants:
         self._answer_s = timing.pull_patience  # twice as long as who lives takes to say that it is busy
         self._patience = self._answer_s + CHUNK_BYTES / SLOW_BYTES_PER_SECOND
         self._rng = rng
-        self._wants: dict[ItemId, _Wanted] = {}
+        # Both in the order in which they were announced. The oldest go first, and a `dict` that loses those would walk
+        # over the places of all that it lost.
+        self._wants: OrderedDict[ItemId, _Wanted] = OrderedDict()
+        self._unasked: OrderedDict[ItemId, None] = OrderedDict()  # those that nobody was asked for yet
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._partial_bytes = 0
         self._none_stalls_until = LONG_AGO  # so not each of 256 wants in a draw looks at 256 partial items
@@ -173,23 +178,23 @@ class Wants:
             return
         if holder.offers >= min(self._limits.max_offers, self._ledger.room // 2):
             return
-        if want is not None and len(want.holders) >= self._limits.max_holders:
-            return
         row = self._ledger.row(node, entry.id)
         row.note(Statement.HAVE)
         if row.theirs is not Theirs.HAS:
             return
         if want is None:
-            self._make_room()
+            if len(self._wants) >= self._limits.max_wants:
+                self._forget(self._wants[next(iter(self._unasked or self._wants))])
             want = self._wants[entry.id] = _Wanted(entry, now, now + delay, is_beside)
+            self._unasked[entry.id] = None
+        elif len(want.holders) >= self._limits.max_holders:
+            worst = max(want.holders, key=lambda one: want.holders[one].failures)
+            if want.holders[worst].failures <= row.failures:
+                return
+            self._withdraw(want, worst)
         row.parts = parts
         want.holders[node] = row
         holder.add(want)
-
-    def _make_room(self) -> None:
-        if len(self._wants) >= self._limits.max_wants:
-            oldest = next(iter(self._wants.values()))
-            self._forget(next((want for want in self._wants.values() if want.asked_at == LONG_AGO), oldest))
 
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
@@ -242,7 +247,7 @@ class Wants:
             return Took.MISSIZED
         self._settle(want, index)
         partial.add(chunk, now)
-        row.silences = 0
+        row.failures = 0
         return Took.TAKEN
 
     def finish(self, item_id: ItemId) -> Item | None:
@@ -280,6 +285,7 @@ class Wants:
             row = want.holders[node]
             may_move = is_free or now >= row.since + LONG_S
             if ids or (may_move and self._has_idle_holder(want, now)):
+                row.failures += 1
                 row.until = now + self._patience
                 self._release(want, node, says_so=not ids)
 
@@ -303,11 +309,11 @@ class Wants:
 
     def check(self, now: float, *, bounded: bool) -> list[NodeId]:
         """Give up wants that are stale, and stop waiting for silent holders; return those to blame."""
-        life = self._limits.max_item_age_s
-        first = UNASKED_S if bounded else life
-        for want in list(takewhile(lambda want: want.since + first <= now, self._wants.values())):
-            if want.since + life <= now or want.asked_at == LONG_AGO:
-                self._forget(want)
+        unasked = map(self._wants.__getitem__, self._unasked)
+        late = takewhile(lambda want: want.since + UNASKED_S <= now, unasked if bounded else ())
+        stale = takewhile(lambda want: want.since + self._limits.max_item_age_s <= now, self._wants.values())
+        for item_id in {want.entry.id: None for want in (*late, *stale)}:
+            self._forget(self._wants[item_id])
         patience = self._patience if self._is_free(now) else self._longest_wait()
         return [node for node, holder in self._holders.items() if self._expect_no_more(node, holder, patience, now)]
 
@@ -325,8 +331,8 @@ class Wants:
             heard = max(row.since, holder.busy)
             if heard + patience <= now:
                 to_blame = to_blame or holder.spoke > heard + self._answer_s
-                row.silences = min(MAX_PAUSE, row.silences + 1)
-                row.until = now + self._patience * 2.0**row.silences
+                row.failures += 1
+                row.until = now + self._patience * 2.0 ** min(MAX_PAUSE, row.failures)
                 self._release(want, node)
                 holder.window = max(1, holder.window // 2)
         if not to_blame or now < holder.paid + self._loading_s:
@@ -354,6 +360,7 @@ class Wants:
                 node = self._choose(want, now)
                 if node is not None:
                     want.asked_at, want.asked_beside = now, is_beside
+                    self._unasked.pop(item_id, None)
                     self._ask(want, node, WHOLE, now)
                     asks[node][item_id] = []
                     room -= 1
@@ -381,11 +388,11 @@ class Wants:
         return _in_turn([self._rng.sample(list(items), min(each, len(items))) for items in signers])
 
     def _choose(self, want: _Wanted, now: float) -> NodeId | None:
-        """Return the holder to ask: one that was not silent, and of those the one that has least to do."""
+        """Return the holder to ask: the one that failed least often, and of those the one that has least to do."""
         if WHOLE in want.asked or want.entry.id in self._partials or now < want.ready:
             return None
         ranks = [
-            (row.silences, self._holders[node].in_flight, place, node)
+            (row.failures, self._holders[node].in_flight, place, node)
             for place, (node, row) in enumerate(want.holders.items())
             if row.may_be_asked(now) and self._holders[node].has_room(want.cost(WHOLE))
         ]
@@ -500,6 +507,7 @@ class Wants:
         for node in want.holders:
             self._holders[node].remove(want)
         del self._wants[want.entry.id]
+        self._unasked.pop(want.entry.id, None)
 
 
 def _messages(kind: type[Want], node: NodeId, items: dict[ItemId, list[int]]) -> list[Send]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -230,6 +231,23 @@ def test_wants_and_what_one_holder_offers_are_bounded_and_what_was_asked_for_sta
     assert len(alone._wants[name(LIMITS.max_offers)].holders) == LIMITS.max_holders
 
 
+def test_a_flood_of_announcements_costs_no_more_when_the_table_is_full_of_what_was_asked_for() -> None:
+    """Six keys kept a core busy: to evict a want, the node walked over all that was asked for, and all evicted ones."""
+    wants = machine(*(peers := [NodeId(f"peer {number}") for number in range(8)]))
+
+    def flood(first: int) -> float:
+        began = time.process_time()
+        for number in range(first, first + LIMITS.max_wants):
+            wants.have(peers[number % len(peers)], entry(number), 0.0)
+        return time.process_time() - began
+
+    filling = flood(0)
+    while asked := wants.ask(0.0):
+        for node, items in asked.items():
+            wants.busy(node, items, 0.0)
+    assert flood(LIMITS.max_wants) < 5 * filling
+
+
 # Who is asked
 
 
@@ -424,6 +442,31 @@ def test_who_refuses_for_now_is_asked_again_later() -> None:
     wants.busy(A, [name(1)], 1.0)
     assert wants.check(1.0, bounded=False) == [] and wants.ask(1.1) == {}
     assert wants.ask(1.0 + wants.patience) == {A: [name(1)]}
+
+
+@pytest.mark.parametrize("answer", ["busy", "silent"])
+def test_one_attackers_keys_do_not_take_all_places_of_an_items_holders_and_give_nothing(answer: str) -> None:
+    """32 keys of one address announced each item first and said BUSY: 52 of 60 items never came."""
+    keys = [NodeId(f"key {number}") for number in range(LIMITS.max_holders)]
+    wants = machine(*keys, A)
+    for node in keys:
+        wants.have(node, entry(1), 0.0)
+    (first,) = wants.ask(0.0)
+    now = wants.patience
+    if answer == "busy":
+        wants.busy(first, [name(1)], now)
+    wants.check(now, bounded=False)
+    wants.have(A, entry(1), now)
+    asked: list[NodeId] = []
+    while A not in asked and now < 60 * wants.patience:
+        wants.have(first, entry(1), now)  # it does not get its place back by saying so again
+        for node in wants.ask(now):
+            asked.append(node)
+            if answer == "busy":
+                wants.busy(node, [name(1)], now)
+        now += 0.1 if answer == "busy" else wants.patience
+        wants.check(now, bounded=False)
+    assert A in asked and len(set(asked)) == len(asked)
 
 
 def test_who_answers_others_and_not_one_is_asked_for_that_no_more_after_a_while() -> None:
