@@ -36,6 +36,7 @@ from node.rollouts.sampling import (
     SCALES,
     Candidate,
     Draw,
+    Rule,
     Sample,
     effective_size,
     external_samples,
@@ -91,6 +92,7 @@ class Loop:
     metrics: MetricsLog
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
     journal: RoundJournal = field(default_factory=NoJournal)
+    rule: Rule | None = None  # in place of the configuration's
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _handed_over: float = 0.0
@@ -280,7 +282,7 @@ class Loop:
         asked = Draw(
             sampling.external, sampling.completions, SCALES[self.config.trainer.options.scale_rewards], rng, own.reward
         )
-        return Screening(self._screen, RULES[sampling.rule], asked, len(self.buffer.signers))
+        return Screening(self._screen, self.rule or RULES[sampling.rule], asked, len(self.buffer.signers))
 
     def _candidates(self, version: int, screening: Screening) -> list[Candidate]:
         """Return peers' groups that the round may draw, and tell the screening which nodes the owner has revoked."""

@@ -30,7 +30,7 @@ from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
 from node.processes.signals import GivenUp, Stopping, graceful_stop
 from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.sampling import Sample
+from node.rollouts.sampling import Rule, Sample
 from node.rollouts.screening import GroupBounds
 from node.state_folder import exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
@@ -177,6 +177,7 @@ class Parts(NamedTuple):
     limits: GroupBounds = GroupBounds(0, 0)  # of a peer's group, as the exchange has them
     checkpoint: Checkpoint | None = None  # the one that training goes on from
     ranks: Ranks = Ranks()  # of which this process is number 0
+    rule: Rule | None = None  # in place of the configuration's
 
 
 def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOTHING_GIVEN) -> None:
@@ -203,6 +204,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             metrics,
             record=lambda rows: rollouts.append(*rows),
             journal=node.journal or NoJournal(),
+            rule=node.rule,
         )
         checkpoint = node.checkpoint
         resumed = checkpoint.path if checkpoint else None

@@ -6,11 +6,12 @@
     lockstep    the runner "memory": all nodes of a swarm in one process, round by round
     ensemble    their generation, one batch for all of them
     churn       when nodes leave and come back
+    controls    rules that are no settings of a node
     attacks     what hostile nodes of a run publish
     trials      a file of attacks: which attack meets which defence
     damage      how often honest nodes do what an attack wanted, and what they lose
     results     from run folders to figures with intervals: the table, the JSON, the comparison of two
     plots       reward over rounds and over compute
 
-Arms differ in a node's settings, and in delay, attack, slow nodes, churn and parts (`plan`).
+Arms differ in a node's settings, and in delay, attack, slow nodes, churn, control and parts (`plan`).
 """

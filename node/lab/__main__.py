@@ -17,6 +17,7 @@ from pathlib import Path
 from node.config import NodeConfig, load_config
 from node.errors import NonFiniteError, UserError, one_line
 from node.fleet.local_swarm import PlanPart, RunPlan, make_plan
+from node.lab.controls import CONTROLS
 from node.lab.plan import AttackConfig, ChurnConfig
 from node.operations.presets import with_preset
 
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--slow", type=int, default=0)
     parser.add_argument("--attack", type=AttackConfig.model_validate_json)
     parser.add_argument("--churn", type=ChurnConfig.model_validate_json)
+    parser.add_argument("--control", choices=list(CONTROLS))
     parser.add_argument("--part", nargs=3, action="append", default=[], metavar=("NAME", "NODES", "CONFIG"))
     options = parser.parse_args()
     began = time.time()
@@ -63,7 +65,15 @@ def _in_memory(plan: RunPlan, options: argparse.Namespace, began: float) -> int:
     from node.lab.lockstep import run_in_memory
 
     try:
-        run_in_memory(plan, options.delay, started=began, attack=options.attack, slow=options.slow, churn=options.churn)
+        run_in_memory(
+            plan,
+            options.delay,
+            started=began,
+            attack=options.attack,
+            slow=options.slow,
+            churn=options.churn,
+            control=options.control,
+        )
     except NonFiniteError:
         raise UserError("training diverged: a policy's logits are not finite: lower trainer.learning_rate") from None
     return 0

@@ -32,6 +32,7 @@ from node.errors import UserError
 from node.fleet.local_swarm import RunPlan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.lab.attacks import ATTACKS, LOOK_BACK, LabAttack, Scene
 from node.lab.churn import Departures, stretches
+from node.lab.controls import CONTROLS
 from node.lab.damage import Witness
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.plan import AttackConfig, ChurnConfig
@@ -56,6 +57,7 @@ def run_in_memory(
     attack: AttackConfig | None = None,
     slow: int = 0,
     churn: ChurnConfig | None = None,
+    control: str | None = None,
 ) -> Summary:
     """Run `plan` to its end in this process; leave a run's folder, but no report.
 
@@ -66,6 +68,7 @@ def run_in_memory(
         attack: of the last of the nodes on the others.
         slow: how many nodes, the last ones, take twice as long for a round.
         churn: of all nodes; None: they are there from the first round to the last.
+        control: the rule of all nodes, one of `node.lab.controls`; None: that of their settings.
 
     Raises:
         UserError: the settings cannot be used, or ask for what only a real node has.
@@ -99,11 +102,12 @@ def run_in_memory(
 
         engine = _LockstepEngine(turns, index, policy, come_and_go)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics))
+        rule = CONTROLS[control] if control else None
+        train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics, rule=rule))
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
     witness.write(plan.out, honest)
-    also = {"delay": delay, "attack": attack and attack.model_dump(), "slow": slow}
+    also = {"delay": delay, "attack": attack and attack.model_dump(), "slow": slow, "control": control}
     return write_run_summary(plan, started, **also, churn=churn and churn.model_dump())
 
 

@@ -29,6 +29,9 @@
     [arms."4/4, churn"]            # nodes leave and come back: each is away for a quarter of the time,
     churn = { away = 0.25, rounds = 20 }    # for 20 rounds of the others in the mean (`node.lab.churn`)
 
+    [arms."2/16, wrong"]           # peers' wrong answers are imitated in place of their right ones, under "memory"
+    control = "wrong"
+
     [arms.mixed.parts.small]       # an arm of different nodes: so many for each part, in the order of the file, with
     nodes = 4                      # settings over the arm's
     baseline = "8/0"               # what this part is compared with; default: the file's
@@ -68,6 +71,7 @@ from node.config import (
 )
 from node.errors import UserError
 from node.lab.attacks import ATTACKS
+from node.lab.controls import CONTROLS
 from node.tasks import TaskKey, load_tasks
 
 MAX_SEEDS = 100
@@ -136,6 +140,7 @@ class ArmConfig(Section):
     attack: AttackConfig | None = Field(None, description="of the runner 'memory'")
     slow: int = Field(0, ge=0, description="nodes, the last, that take two rounds for one; of the runner 'memory'")
     churn: ChurnConfig | None = Field(None, description="default: all nodes are there from the first round to the last")
+    control: str | None = Field(None, description="one of `node.lab.controls`; of the runner 'memory'")
     parts: dict[str, PartConfig] = Field({}, description="by name, where not all nodes are alike; default: they are")
     settings: dict[str, Any] = Field({})
 
@@ -145,6 +150,13 @@ class ArmConfig(Section):
         if preset and preset not in NAMED_PRESETS:
             raise ValueError(f"there is no preset {preset!r}: choose one of {', '.join(NAMED_PRESETS)}")
         return preset
+
+    @field_validator("control")
+    @classmethod
+    def _is_known(cls, control: str | None) -> str | None:
+        if control is not None and control not in CONTROLS:
+            raise ValueError(f"there is no control {control!r}: choose one of {', '.join(CONTROLS)}")
+        return control
 
     @model_validator(mode="after")
     def _sets_nothing_twice(self) -> Self:
@@ -198,6 +210,7 @@ class Run(NamedTuple):
     slow: int = 0
     churn: ChurnConfig | None = None
     parts: tuple[RunPart, ...] = ()
+    control: str | None = None
 
     @property
     def by_node(self) -> list[Mapping[str, Any]]:
@@ -396,7 +409,20 @@ def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
     )
     nodes = given.nodes or config.nodes
     folder = arm_folder(out, base, arm) / f"seed{seed}"
-    run = Run(base, arm, seed, nodes, given.delay, given.settings, folder, given.attack, given.slow, given.churn, parts)
+    run = Run(
+        base,
+        arm,
+        seed,
+        nodes,
+        given.delay,
+        given.settings,
+        folder,
+        given.attack,
+        given.slow,
+        given.churn,
+        parts,
+        given.control,
+    )
     _check(config, run)
     return run
 
@@ -406,8 +432,10 @@ def _check(config: LabConfig, run: Run) -> None:
     name, nodes = f"arm {run.arm!r}", run.nodes
     memory = config.runner == "memory"
     parsed = _parsed(run)
-    if (run.delay or run.attack or run.slow) and not memory:
-        raise UserError(f"{name}: delay, attack and slow are of the runner 'memory' only")
+    if (run.delay or run.attack or run.slow or run.control) and not memory:
+        raise UserError(f"{name}: delay, attack, slow and control are of the runner 'memory' only")
+    if run.control and any(one.sampling.rule != "positive" for one in parsed):
+        raise UserError(f"{name}: control = {run.control!r} is in place of the default rule: leave sampling.rule out")
     if run.attack and run.attack.nodes >= nodes:
         raise UserError(f"{name}: of {nodes} nodes {run.attack.nodes} are hostile: leave one to be attacked")
     if run.slow >= nodes:

@@ -197,9 +197,9 @@ DOORS = {
         (
             Step("RULE", "node/rollouts/rules/newest.py", "", NEWEST),
             Step("above", RULES, "    sapo    ", "    newest      the newest groups\n"),
-            Step("RULES", RULES, "positive, sapo\n", "newest, "),
+            Step("RULES", RULES, "positive, rare", "newest, "),
             Step("RULES", RULES, '"sapo": sapo', '"newest": newest.RULE, '),
-            Step("SamplingConfig.rule", "node/config.py", '"sapo", "positive"]', '"newest", '),
+            Step("SamplingConfig.rule", "node/config.py", '"sapo", "positive", ', '"newest", '),
         ),
         frozenset(),
     ),

@@ -226,8 +226,15 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
         ("baseline = 'x'" + FILE, "no arm 'x'"),
         (FILE.replace("rounds = 2", "threads = 1"), "has no end"),
         (FILE.replace("[3, 5]", "[3, 3]"), "seeds wants"),
-        (FILE.replace("nodes = 2", "delay = 2"), "delay, attack and slow are of the runner 'memory'"),
-        (FILE.replace("nodes = 2", "slow = 2"), "delay, attack and slow are of the runner 'memory'"),
+        (FILE.replace("nodes = 2", "delay = 2"), "delay, attack, slow and control are of the runner 'memory'"),
+        (FILE.replace("nodes = 2", "slow = 2"), "delay, attack, slow and control are of the runner 'memory'"),
+        (FILE.replace("nodes = 2", "control = 'wrong'"), "delay, attack, slow and control are of the runner 'memory'"),
+        (FILE.replace("nodes = 2", "control = 'wrng'"), "there is no control 'wrng': choose one of wrong"),
+        (
+            "runner = 'memory'"
+            + FILE.replace("nodes = 2", "control = 'wrong'").replace("external = 1", "external = 1, rule = 'sapo'"),
+            "control = 'wrong' is in place of the default rule: leave sampling.rule out",
+        ),
         ("runner = 'memory'" + FILE.replace("nodes = 2", "nodes = 2\nslow = 2"), "of 2 nodes 2 are slow"),
         (FILE.replace("[arms.alone]", "[arms.alone"), "cannot read"),
         (MIXED.replace("nodes = 9", ""), "arms.mixed.parts.large.nodes: Field required"),

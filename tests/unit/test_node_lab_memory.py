@@ -23,6 +23,7 @@ from node.engines.hf import HfEngine
 from node.errors import NonFiniteError
 from node.fleet.local_swarm import PlanPart, make_plan, node_config, node_folders
 from node.lab.churn import stretches
+from node.lab.controls import CONTROLS
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.lockstep import Mail, Turns, batched, run_in_memory
 from node.lab.plan import ChurnConfig
@@ -30,6 +31,7 @@ from node.lab.results import read_run
 from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
 from node.rollouts.group import Group, one_turn
+from node.rollouts.sampling import Candidate, Draw, Pick
 from node.run import run_node
 from node.tasks import load_tasks
 from node.telemetry.metrics import read_metrics
@@ -374,6 +376,22 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
             done.append((row["time"], at + away))
     assert [tick for _, tick in sorted(done)] == sorted(tick for _, tick in done)
     assert len({tick for _, tick in done}) > rounds  # nobody was there in all of them
+
+
+def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def peers(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+        asked.append(len(candidates))
+        return CONTROLS["wrong"].peers(candidates, draw)
+
+    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": replace(CONTROLS["wrong"], peers=peers)})
+    plan = make_plan(tmp_path / "run", 2, even_config(tmp_path, rounds=3))
+    summary = run_in_memory(plan, 0, started=time.time(), control="wrong")
+    assert sum(asked) > 0
+    assert summary["run"]["control"] == "wrong"
 
 
 @pytest.mark.slow

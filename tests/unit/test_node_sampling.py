@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import SamplingConfig
+from node.lab.controls import CONTROLS
 from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
 from node.rollouts.rules import RULES, configured_weight
 from node.rollouts.sampling import (
@@ -28,6 +29,9 @@ from node.rollouts.sampling import (
 from node.tasks import TaskKey
 
 rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).map(tuple)
+
+
+any_rewards = st.lists(st.sampled_from([-3.0, 0.0, 0.5, 1.0, 2.0, 40.0]), min_size=2, max_size=8).map(tuple)
 
 
 def candidate(number: int, rewards: tuple[float, ...], received: float = 0.0, task: str = "t") -> Candidate:
@@ -255,14 +259,103 @@ def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ..
     assert len(taken & informative) == min(count, len(informative))
 
 
-@given(rewards, st.sampled_from(sorted(RULES)), st.integers())
-def test_what_a_rule_takes_of_an_own_group_pushes_as_much_up_as_down(
+@given(rewards, st.sampled_from(["sapo", "positive", "rare"]), st.integers())
+def test_what_these_rules_take_of_an_own_group_pushes_as_much_up_as_down(
     rewards: tuple[float, ...], rule: str, seed: int
 ) -> None:
     advantages = RULES[rule].own(rewards, draw(1, seed))
     assert math.isclose(sum(advantage for _, advantage in advantages), 0, abs_tol=1e-9)
+
+
+@given(any_rewards, st.sampled_from(sorted(RULES)), st.integers())
+def test_every_rule_takes_places_of_an_own_group_in_order_and_the_same_again(
+    rewards: tuple[float, ...], rule: str, seed: int
+) -> None:
+    advantages = RULES[rule].own(rewards, draw(1, seed))
     assert [index for index, _ in advantages] == sorted({index for index, _ in advantages} & set(range(len(rewards))))
     assert advantages == RULES[rule].own(rewards, draw(1, seed))
+
+
+@given(any_rewards, st.integers())
+def test_gentle_pushes_down_what_positive_does_and_no_harder_than_a_bad_answer_deserves(
+    rewards: tuple[float, ...], seed: int
+) -> None:
+    gentle, positive = (dict(RULES[rule].own(rewards, draw(1, seed))) for rule in ("gentle", "positive"))
+    whole = mean_advantages(rewards)
+    assert gentle == {index: whole[index] for index in positive}
+    assert sum(gentle.values()) >= -1e-9
+
+
+def test_gentle_by_hand() -> None:
+    one_of_eight = (1.0,) + (0.0,) * 7
+    assert sorted(advantage for _, advantage in RULES["gentle"].own(one_of_eight, draw(1))) == [-0.125, 0.875]
+    assert sorted(advantage for _, advantage in RULES["positive"].own(one_of_eight, draw(1))) == [-0.875, 0.875]
+    assert RULES["gentle"].own((1.0, 0.0), draw(1)) == RULES["positive"].own((1.0, 0.0), draw(1))
+
+
+@given(any_rewards, st.integers())
+def test_rft_takes_one_of_the_best_of_an_own_group_and_pushes_nothing_down(
+    rewards: tuple[float, ...], seed: int
+) -> None:
+    taken = RULES["rft"].own(rewards, draw(1, seed))
+    if len(set(rewards)) == 1:
+        assert taken == []
+        return
+    ((index, advantage),) = taken
+    assert rewards[index] == max(rewards) and 0 < advantage <= 1
+    assert advantage == 1 or max(rewards) < 1
+
+
+def test_rft_by_hand() -> None:
+    drawn = Counter(RULES["rft"].own((0.0, 1.0, 1.0, 0.0), draw(1, seed))[0] for seed in range(40))
+    assert drawn.keys() == {(1, 1.0), (2, 1.0)}
+    assert RULES["rft"].own((0.2, 0.6, 0.4), draw(1)) == [(1, pytest.approx(0.2 / 0.6))]  # above the mean of 0.4
+
+
+def test_an_own_answer_counts_under_rft_as_a_peers_does() -> None:
+    own = local_samples([group(1, (0.0,) * 7 + (1.0,))], 1, RULES["rft"], draw(1))
+    (pick,) = RULES["rft"].peers([candidate(1, (0.0,) * 7 + (1.0,))], draw(1))
+    assert [(sample.advantage, sample.weight) for sample in own] == [(pick.advantage, pick.weight)] == [(1.0, 1 / 8)]
+
+
+@pytest.mark.parametrize(
+    ("best", "own", "advantage"),
+    [
+        (1.0, 0.0, 1.0),
+        (1.0, 0.75, 0.25),
+        (1.0, 1.0, None),
+        (0.7, 0.4, 0.3),
+        (0.3, 0.4, None),
+        (1.0, -5.0, 1.0),
+        (1.0, 3.0, None),
+    ],
+)
+def test_rare_counts_a_peers_answer_by_how_far_it_is_above_this_nodes_own(
+    best: float, own: float, advantage: float | None
+) -> None:
+    picks = RULES["rare"].peers([candidate(1, (0.0, best))], replace(draw(1), own_reward=lambda task: own))
+    assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
+
+
+@given(pools, st.integers(0, 12), st.integers())
+def test_these_rules_take_of_peers_what_positive_takes(pool: list[Candidate], count: int, seed: int) -> None:
+    taken = [RULES[rule].peers(pool, draw(count, seed)) for rule in ("positive", "gentle", "rft")]
+    assert taken[0] == taken[1] == taken[2]
+
+
+@given(pools, st.integers(0, 12), st.integers())
+def test_the_control_takes_a_wrong_answer_of_each_group_as_if_it_were_right(
+    pool: list[Candidate], count: int, seed: int
+) -> None:
+    assert not CONTROLS.keys() & RULES.keys()  # nobody trains with one by a setting
+    picks = CONTROLS["wrong"].peers(pool, draw(count, seed))
+    by_id = {one.id: one.rewards for one in pool}
+    assert len({pick.id for pick in picks}) == len(picks)
+    assert len(picks) == min(count, sum(one.informative for one in pool))
+    for pick in picks:
+        assert by_id[pick.id][pick.index] < max(by_id[pick.id])
+        assert (pick.advantage, pick.weight, tuple(pick.rests_on)) == (1.0, 1 / 8, (pick.index,))
+    assert CONTROLS["wrong"].own is RULES["positive"].own
 
 
 def test_positive_by_hand() -> None:

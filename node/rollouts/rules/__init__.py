@@ -2,6 +2,9 @@
 
     sapo        the paper's: whole informative groups, drawn uniformly
     positive    the best completion of each of many groups; of own groups no more bad completions than good ones
+    gentle      as positive, with a weaker push against own bad completions
+    rare        as positive, with peers' completions counted by how rare right ones are here
+    rft         one right completion of each group, a peer's or an own one; nothing is pushed down
 
 To add a rule: write its file, which opens with its formula and its source and ends with a `RULE`. Give it a line above
 and in `RULES`, and its name to `SamplingConfig.rule` in node/config.py. No rule has to bound what one signer gets: the
@@ -13,10 +16,16 @@ Others were measured and were not ahead: see docs/learning.md, "Staleness".
 from collections.abc import Mapping
 
 from node.config import SamplingConfig
-from node.rollouts.rules import positive, sapo
+from node.rollouts.rules import gentle, positive, rare, rft, sapo
 from node.rollouts.sampling import Rule
 
-RULES: Mapping[str, Rule] = {"sapo": sapo.RULE, "positive": positive.RULE}
+RULES: Mapping[str, Rule] = {
+    "sapo": sapo.RULE,
+    "positive": positive.RULE,
+    "gentle": gentle.RULE,
+    "rare": rare.RULE,
+    "rft": rft.RULE,
+}
 
 
 def configured_weight(config: SamplingConfig) -> float:

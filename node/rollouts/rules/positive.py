@@ -19,26 +19,18 @@ A > 0 and q of A < 0, these are trained on:
 
 So the advantages sum to zero, as those of the whole group do, and what is left out costs no training. If rewards are 0
 or 1, n of L are right, and m = n / L, a right answer has 1 - m and a wrong one -m (L - n) / k. A group whose rewards
-are all equal teaches nothing.
+are all equal teaches nothing. Own rewards may lie outside [0, 1]: A follows them, and b < 0 or b > 1 keeps 0 < A <= 1.
 
 Source: measured here (docs/results). The asymmetry is that of success-gated transfer in Mutual RL (arXiv 2605.07244).
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from node.rollouts.sampling import FLAT, Advantages, Candidate, Draw, Pick, Rule, is_right
 
-
-def best_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
-    """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each."""
-    better = [one for one in candidates if one.informative and gain(max(one.rewards), draw.own_reward(one.task)) > 0]
-    picks = []
-    for candidate in draw.choose(better):
-        best = max(candidate.rewards)
-        index = draw.rng.choice([at for at, reward in enumerate(candidate.rewards) if reward >= best - FLAT])
-        advantage = gain(best, draw.own_reward(candidate.task))
-        picks.append(Pick(candidate.id, index, advantage, 1 / draw.completions, (index,)))
-    return picks
+Gain = Callable[[float, float], float]  # from a best answer's reward and this node's own to its advantage
 
 
 def gain(reward: float, own: float) -> float:
@@ -48,14 +40,44 @@ def gain(reward: float, own: float) -> float:
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
 
 
+def best_of_each(candidates: Sequence[Candidate], draw: Draw, gain: Gain = gain) -> list[Pick]:
+    """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each."""
+    better = [one for one in candidates if one.informative and gain(max(one.rewards), draw.own_reward(one.task)) > 0]
+    picks = []
+    for candidate in draw.choose(better):
+        index = one_of_the_best(candidate.rewards, draw.rng)
+        advantage = gain(max(candidate.rewards), draw.own_reward(candidate.task))
+        picks.append(Pick(candidate.id, index, advantage, 1 / draw.completions, (index,)))
+    return picks
+
+
+def one_of_the_best(rewards: Sequence[float], rng: random.Random) -> int:
+    """Return the place of one of the highest rewards, drawn uniformly."""
+    best = max(rewards)
+    return rng.choice([at for at, reward in enumerate(rewards) if reward >= best - FLAT])
+
+
+class OwnParts(NamedTuple):
+    """Completions of an own group by their places in it, each with its advantage."""
+
+    good: Advantages
+    bad: Advantages
+    drawn: Advantages  # of the bad ones: as many as there are good ones, or all
+
+
+def good_and_as_many_bad(rewards: Sequence[float], draw: Draw) -> OwnParts:
+    """Return the completions of an own group with an advantage, and which of the bad ones are trained on."""
+    advantages = draw.scale(rewards)
+    good = [(index, advantage) for index, advantage in enumerate(advantages) if advantage > 0]
+    bad = [(index, advantage) for index, advantage in enumerate(advantages) if advantage < 0]
+    return OwnParts(good, bad, draw.rng.sample(bad, min(len(good), len(bad))))
+
+
 def balanced(rewards: Sequence[float], draw: Draw) -> Advantages:
     """Return the good completions of an own group and at most as many bad ones, in their order in the group."""
-    advantages = draw.scale(rewards)
-    good = [(index, one) for index, one in enumerate(advantages) if one > 0]
-    bad = [(index, one) for index, one in enumerate(advantages) if one < 0]
-    drawn = draw.rng.sample(bad, min(len(good), len(bad)))
-    push = sum(one for _, one in bad) / sum(one for _, one in drawn) if drawn else 0.0
-    return sorted([*good, *((index, one * push) for index, one in drawn)])
+    good, bad, drawn = good_and_as_many_bad(rewards, draw)
+    push = sum(advantage for _, advantage in bad) / sum(advantage for _, advantage in drawn) if drawn else 0.0
+    return sorted([*good, *((index, advantage * push) for index, advantage in drawn)])
 
 
 RULE = Rule(own=balanced, peers=best_of_each, group_weight=lambda completions: 1 / completions)
