@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NewType
 
+import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -43,6 +44,8 @@ SIGNATURE_BYTES = 64
 NODE_ID_BYTES = 20  # 160 bits: no second key for an id in 2^160 tries; 32 characters to read
 MAX_KEY_FILE_BYTES = 4096
 _CURVE_INFO = b"gossamer/curve/1"
+
+log = structlog.get_logger()
 
 
 def id_bytes(node: NodeId) -> bytes:
@@ -140,12 +143,19 @@ class Identity:
     def load(cls, path: Path) -> "Identity":
         """Read the key file at `path`.
 
+        One that only the owner's group can read becomes its owner's alone again: a Kubernetes volume with an `fsGroup`
+        gives every file to that group, each time it is mounted.
+
         Raises:
             IdentityError: no such file, others may read it, or it holds no key.
         """
         try:
             with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                found = os.fstat(file.fileno())
+                mode = stat.S_IMODE(found.st_mode)
+                if mode & 0o070 and not mode & 0o007 and found.st_uid == os.geteuid():
+                    os.fchmod(file.fileno(), mode := 0o600)
+                    log.warning("the key file was open to its group, and is its owner's alone again", path=str(path))
                 data = file.read(MAX_KEY_FILE_BYTES + 1)
         except FileNotFoundError:
             raise IdentityError(f"no key file {path}: check the path, or let the node make one") from None

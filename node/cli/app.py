@@ -39,7 +39,7 @@ from node.cli import (
     tasks,
 )
 from node.errors import PassingError, UserError
-from node.telemetry.logs import flush_logs
+from node.telemetry.logs import flush_logs, setup_logs
 from protocol.errors import ProtocolError
 
 EXIT_DEFECT = 1
@@ -101,6 +101,7 @@ app.command("doctor")(doctor.doctor)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 a defect or a failed node, 2 something to correct, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    setup_logs(debug="--debug" in given)  # to stderr, until a verb says otherwise: stdout may be a key, or an invite
     sys.exit(run(given or ["--help"], debug="--debug" in given))
 
 

@@ -312,13 +312,14 @@ def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
 def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
     """Make `folder` a node of the invite's swarm and return the configuration to run.
 
-    The manifest is fetched once; when it is there already, nothing is asked. The tasks are the manifest's, unless the
-    node only relays. `config` decides all else.
+    The manifest is fetched once; when it is there already, seeds are asked only for what the invite grants anew. A
+    member goes on with what it has if none of them answers. The tasks are the manifest's, unless the node only relays.
+    `config` decides all else.
 
     Raises:
         UserError: the folder belongs to another swarm, its node has trained under another split, or a task cannot be
             verified here.
-        JoinError: no seed answered, or this node is not admitted.
+        JoinError: no seed answered one who is no member yet, or this node is not admitted.
         IdentityError: the folder's key cannot be used.
     """
     # A second host with this key would take the first one's place. A refusal names the key, so that stays.
@@ -327,21 +328,35 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
         manifest = load_manifest(folder)
         if manifest is not None and manifest.hash != invite.manifest:
             raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
-        if manifest is None or _needs_grant(invite, folder):
+        if manifest is None:
             fetched = _fetch(identity, invite)
-            if manifest is None:
-                _check_split(folder, fetched.manifest)
+            _check_split(folder, fetched.manifest)
             manifest = fetched.manifest
-            gate = load_gate(folder, manifest)
-            if fetched.revocations and gate.obey(fetched.revocations):
-                save_revocations(folder, fetched.revocations)
-            save_grant(folder, fetched.grant)
+            _keep_rights(folder, fetched)
+        elif _needs_grant(invite, folder):
+            try:
+                _keep_rights(folder, _fetch(identity, invite))
+            except JoinError as error:
+                if error.refusals:
+                    raise
+                log.warning(
+                    "no seed answered: going on without what the invite grants",
+                    seeds=[str(seed.endpoint) for seed in invite.seeds],
+                    more="the same `gossamer join` asks again",
+                )
         adopted = adopt_tasks(manifest, config.tasks) if config.role == "train" else config.tasks
         settled = _joined(config, invite, adopted)
         save_manifest(folder, manifest)
         keep_config(settled, resolve_seed(settled, folder), folder)  # last: until then `check_begun` says so
     log.info("joined", swarm=manifest.name, founder=manifest.founder, policy=str(manifest.policy))
     return settled
+
+
+def _keep_rights(folder: Path, fetched: FetchedManifest) -> None:
+    """Keep what admits the node, and whom the swarm's owner has revoked."""
+    if fetched.revocations and load_gate(folder, fetched.manifest).obey(fetched.revocations):
+        save_revocations(folder, fetched.revocations)
+    save_grant(folder, fetched.grant)
 
 
 def _names_our_key(error: BaseException) -> bool:

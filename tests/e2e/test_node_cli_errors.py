@@ -30,9 +30,17 @@ def test_a_key_file_that_is_none_and_one_that_others_read(tmp_path: Path) -> Non
     (line,) = errors("node", "--state", str(tmp_path), "--model", "builtin")
     assert str(key) in line and "restore it" in line
     Identity.generate().save(key)
-    key.chmod(0o640)
+    key.chmod(0o644)
     (line,) = errors("node", "--state", str(tmp_path), "--model", "builtin")
     assert f"chmod 600 {key}" in line
+
+
+def test_what_is_said_about_a_key_does_not_stand_in_the_key_that_is_printed(tmp_path: Path) -> None:
+    Identity.generate().save(tmp_path / "identity.key")
+    (tmp_path / "identity.key").chmod(0o660)
+    done = run("identity", "export", "--state", tmp_path)
+    assert done.stdout == (tmp_path / "identity.key").read_text()
+    assert "is its owner's alone again" in done.stderr
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tests.commands import start
 from tests.swarms import events_of, rows_of
 from tests.waiting import wait_until
 
+LISTEN = ("--listen", "tcp://127.0.0.1:0")
 SEED = f"tcp://127.0.0.1:9?key={'ab' * 32}"
 
 
@@ -31,6 +32,15 @@ def run_for_a_while(folder: Path, event: str, *arguments: str) -> None:
     finally:
         child.kill()
         child.join()
+
+
+def test_a_node_goes_on_after_kubernetes_has_given_its_volume_to_a_group(folder: Path) -> None:
+    run_for_a_while(folder, "listening", "--seed-only", *LISTEN)
+    for path in (folder, *folder.rglob("*")):  # as the kubelet does for `fsGroup`
+        path.chmod(path.stat().st_mode | (0o2070 if path.is_dir() else 0o060))
+    run_for_a_while(folder, "listening")
+    assert (folder / "identity.key").stat().st_mode & 0o777 == 0o600
+    assert len(events_of(folder, "the key file was open to its group, and is its owner's alone again")) == 1
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Found, invite, join over real sockets: who gets in, through whom peers meet, and how they find back."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +35,7 @@ from protocol.errors import JoinError
 from protocol.identity import Identity
 from protocol.limits.networks import Scope
 from protocol.transport.zeromq import ZmqTransport
+from tests import commands
 from tests.swarms import events_of, gossamer, small_config
 from tests.waiting import wait_until
 
@@ -354,6 +357,57 @@ def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, mo
     assert not (tmp_path / "own").exists()
     with pytest.raises(JoinError, match="ask for a newer one"):
         join(tmp_path / "own", Invite("other", load_manifest(other).hash, (address,)))  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_member_with_a_newer_invite_goes_on_with_what_it_has_while_no_seed_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = key_of(tmp_path / "listed")
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST, allowed=(listed,))
+    with relay(club):
+        join(tmp_path / "guest", founding.make_invite(club, [], founding.shared_invite(club, 2, DAY)))
+        join(tmp_path / "listed", founding.make_invite(club, []))
+        held = load_grant(tmp_path / "guest")
+        newer = founding.make_invite(club, [], founding.shared_invite(club, 2, 2 * DAY))
+    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 1.0)  # of the commands, too: they are forked from here
+    for name in ("guest", "listed"):
+        folder = tmp_path / name
+        output = tmp_path / f"{name}-printed"
+        output.mkdir()
+        child = commands.start(output, "join", newer, "--state", folder, "--listen", LOOPBACK)  # as a container does
+        try:
+            wait_until(lambda: events_of(folder, "listening") or child.exitcode is not None, 60, "it to start")  # noqa: B023
+            os.kill(child.pid or 0, signal.SIGTERM)
+            child.join(20)
+        finally:
+            child.kill()
+            child.join()
+        said = (output / "stderr").read_text()
+        assert child.exitcode == 0, said
+        assert said.count("no seed answered: going on without what the invite grants") == 1
+    assert load_grant(tmp_path / "guest") == held and load_grant(tmp_path / "listed") == b""
+    stranger = commands.run("join", newer, "--state", tmp_path / "stranger", "--set", "role=relay")
+    assert (stranger.returncode, stranger.stderr.splitlines()[-1][:52]) == (
+        2,
+        "error: no seed of the invite answered within 1 s (tc",
+    )
+    assert not (tmp_path / "stranger").exists()
+    monkeypatch.undo()
+    with relay(club):
+        settled = join(tmp_path / "guest", newer)
+        assert load_grant(tmp_path / "guest") != held
+        with open_network(settled, tmp_path / "guest") as network:
+            wait_until(lambda: network.host.counters().peers, 20, "it to meet the swarm")
+
+
+def test_a_member_whose_newer_invite_is_refused_is_told_so(tmp_path: Path) -> None:
+    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
+    with relay(club):
+        join(tmp_path / "guest", founding.make_invite(club, [], founding.shared_invite(club, 2, DAY)))
+        expired = founding.make_invite(club, [], founding.shared_invite(club, 2, -1.0))
+        with pytest.raises(JoinError, match="has expired"):
+            join(tmp_path / "guest", expired)
 
 
 def test_whose_key_a_seed_refuses_in_the_handshake_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,8 @@ def test_each_pod_of_the_manifest_starts_what_there_is_keeps_its_folder_and_has_
         check_command(one["args"])
     assert node["template"]["spec"]["terminationGracePeriodSeconds"] > 60
     for spec in (relay, board, node):
+        security = spec["template"]["spec"]["securityContext"]  # else each start makes the key its group's, too
+        assert security["fsGroup"] and security["fsGroupChangePolicy"] == "OnRootMismatch"
         (one,) = spec["template"]["spec"]["containers"]
         assert {"name": "state", "mountPath": "/state"} in one["volumeMounts"]
         assert spec["volumeClaimTemplates"][0]["metadata"]["name"] == "state"

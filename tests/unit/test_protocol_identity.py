@@ -4,6 +4,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from zmq.utils import z85
 
 from protocol.errors import IdentityError
@@ -117,7 +118,32 @@ def test_saving_over_a_readable_file_makes_it_private(tmp_path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
+@pytest.mark.parametrize("mode", [0o660, 0o640, 0o620])
+def test_a_key_that_its_group_can_read_is_its_owners_alone_again_and_that_is_said(tmp_path, mode: int) -> None:
+    path = tmp_path / "identity.key"
+    Identity(SEED).save(path)
+    path.chmod(mode)
+    with capture_logs() as said:
+        assert Identity.load(path).node_id == Identity(SEED).node_id
+    assert path.stat().st_mode & 0o777 == 0o600
+    ((level, told),) = [(event["log_level"], event["path"]) for event in said]
+    assert (level, told) == ("warning", str(path))
+    with capture_logs() as said:
+        Identity.load(path)
+    assert said == []
+
+
+def test_somebody_elses_key_that_a_group_can_read_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "identity.key"
+    Identity(SEED).save(path)
+    path.chmod(0o660)
+    monkeypatch.setattr("os.geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(IdentityError, match=f"chmod 600 {path}"):
+        Identity.load(path)
+    assert path.stat().st_mode & 0o777 == 0o660
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o664, 0o606, 0o666])
 def test_a_key_that_others_can_read_is_refused_with_the_remedy(tmp_path, mode: int) -> None:
     path = tmp_path / "identity.key"
     Identity(SEED).save(path)
