@@ -73,6 +73,7 @@ class Node:
         environment: a class in TRL's form, for the rows of `data` (`node.tasks.trl_environments`).
         folder: the node's; made when it trains.
         swarm: an invite to the swarm that it joins; without one, it meets the peers that `network` says, if any.
+        allow_tasks: tasks of that swarm to take with all that its founder chose, as `gossamer join --allow-task` does.
         settings: tables of the configuration.
 
     Raises:
@@ -91,10 +92,12 @@ class Node:
         environment: Reward | None = None,
         folder: str | Path = "node-state",
         swarm: str | None = None,
+        allow_tasks: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         self.folder = of_a_node(Path(folder))
         self._swarm = swarm
+        self._allow_tasks = allow_tasks
         self._functions: dict[str, Callable[..., Any]] = {}
         self._kept: dict[str, Iterable[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
         tables = [task_config(one) if isinstance(one, str) else dict(one) for one in tasks]
@@ -179,7 +182,7 @@ class Node:
         if self._swarm is not None:
             from node.swarm import founding
 
-            config = founding.join(read_invite(self._swarm), config, self.folder)
+            config = founding.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
         setup_logs(self.folder, stderr=False)
         run_node(config, self.folder, given=Given(self._given(config), _as_callbacks(callbacks, self.folder)))
         return [row for row in self.metrics if row["round"] > done]

@@ -111,7 +111,11 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     with gone_if_new(folder, keep=lambda _: bool(is_known)):  # nobody can have heard of a swarm that never listened
         split, reports_s = Split(held_out, salt), REPORTS_S if reports else 0
-        founding.found(settled, folder, name, manifest.JoinPolicy(policy), allowed, split, reports_s=reports_s)
+        founded = founding.found(
+            settled, folder, name, manifest.JoinPolicy(policy), allowed, split, reports_s=reports_s
+        )
+        for line in founding.words_needed(founded):
+            print(f"note: who joins is told: {line}", file=sys.stderr)
         if no_start:
             print(
                 f"swarm {name} is founded: start it with `gossamer node --state {for_shell(folder)}`, "

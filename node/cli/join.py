@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Config, Debug, Folder, Forget, Listen, Model, Rounds, Seed, Settings
+from node.cli.options import AllowedTasks, Config, Debug, Folder, Forget, Listen, Model, Rounds, Seed, Settings
 from node.cli.running import run
 from node.operations.given import read_invite
 from node.operations.settling import settle
@@ -42,14 +42,15 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     seed: Seed = None,
     forget: Forget = None,
     old: Old = None,
+    allow_task: AllowedTasks = None,
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
     """Join a swarm with an invite, and start a node in it.
 
     The node fetches and verifies the manifest. It trains your own model on the swarm's tasks. CONFIG has the model and
-    all settings but the tasks; of a task it may set how your model is asked. The same command resumes from the node's
-    checkpoint.
+    all settings but the tasks; of a task it may set how your model is asked. A task that could read your files or run a
+    package's code waits for your word (--allow-task). The same command resumes from the node's checkpoint.
 
     With --from, a node moves to another swarm. It keeps its key, settings and newest checkpoint, and leaves peers and
     rollouts behind.
@@ -76,11 +77,11 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
         check_endpoint(settled.config.network)
     setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
     if old is None:
-        joined = founding.join(parsed, settled.config, folder)
+        joined = founding.join(parsed, settled.config, folder, allow_task or [])
     else:
         from node.operations.moving import join_from
 
-        joined = join_from(parsed, settled.config, old, folder)
+        joined = join_from(parsed, settled.config, old, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
     return 0 if no_start else run(joined, folder)

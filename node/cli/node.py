@@ -8,6 +8,7 @@ import typer
 
 from node.cli.options import (
     AccelerateConfig,
+    AllowedTasks,
     Config,
     Debug,
     DryRun,
@@ -62,6 +63,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     listen: Listen = None,
     seed_peer: SeedPeers = None,
     join: Join = None,
+    allow_task: AllowedTasks = None,
     seed_only: SeedOnly = False,
     task: Tasks = None,
     reward: Rewards = None,
@@ -96,6 +98,8 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if int(os.environ.get("RANK", "0")):
         return _follow()
+    if allow_task and join is None:
+        raise UserError("--allow-task is for a swarm's task: give --join INVITE, too")
     if not dry_run:
         check_free(folder)
     training: dict[str, Any] = {"processes": processes, "accelerate": accelerate_config}
@@ -151,7 +155,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         from node.swarm import founding
 
         setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-        joined = founding.join(read_invite(join), settled.config, folder)
+        joined = founding.join(read_invite(join), settled.config, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
     return run(joined, folder, **training)

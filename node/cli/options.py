@@ -73,6 +73,15 @@ Rows = Annotated[
         show_default=False,
     ),
 ]
+AllowedTasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-task",
+        metavar="NAME",
+        help="Take this task of the swarm with all that its founder chose, such as code of an installed package, a "
+        "file's name or a set on the hub; may be repeated. Without it, `join` says what such a task would do.",
+    ),
+]
 Target = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint, a node's folder (its newest checkpoint), or a model.")
 ]

@@ -11,7 +11,7 @@ The new folder is filled aside and renamed, so that a kill leaves all of it or n
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from node.config import NodeConfig, parse_config
@@ -47,10 +47,10 @@ def check_old(old: Path, folder: Path, invite: Invite) -> None:
         )
 
 
-def join_from(invite: Invite, config: NodeConfig, old: Path, folder: Path) -> NodeConfig:
+def join_from(invite: Invite, config: NodeConfig, old: Path, folder: Path, allowed: Collection[str] = ()) -> NodeConfig:
     """Make `folder` a node of the invite's swarm that goes on from the one in `old`; return what it is to run.
 
-    `config` is settled with what `old` remembers. `check_old` was called.
+    `config` is settled with what `old` remembers. `check_old` was called. `allowed` names tasks as for `founding.join`.
 
     Raises:
         UserError: as `founding.join`; the new swarm holds questions out that the node has trained on; the checkpoint is
@@ -67,7 +67,8 @@ def join_from(invite: Invite, config: NodeConfig, old: Path, folder: Path) -> No
     with exclusive(old), full_disk_is_clear(folder.parent), scratch_folder(aside) as scratch:
         shutil.copy2(old / KEY_FILE, scratch)
         shutil.copy2(old / CONFIG_FILE, scratch)  # the seed is in it
-        joined = founding.join(invite, _without_seeds(config, parse_config(memory.settings).network.seeds), scratch)
+        without_seeds = _without_seeds(config, parse_config(memory.settings).network.seeds)
+        joined = founding.join(invite, without_seeds, scratch, allowed)
         manifest = load_manifest(scratch)
         if has_trained and split_of(manifest) != split_of(load_manifest(old)):
             raise UserError(

@@ -11,9 +11,9 @@ uses.bin       which numbers of which invites are used, as far as this node admi
 import json
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from pydantic import ValidationError
@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, parse_config
 from node.errors import UserError, for_shell
 from node.state_folder import KEY_FILE, exclusive, gone_if_new, keep_config, recall, resolve_seed
-from node.tasks import Task, TaskKey, has_own_code, kind_of, load_tasks
+from node.tasks import Task, TaskKey, founder_may_choose, has_own_code, kind_of, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
+from node.tasks.third_party import installed
 from protocol.credentials.grants import REFUSALS, Gatekeeper, Pass, Ticket, Use, make_pass, open_grant, revocable_id
 from protocol.credentials.invite import MAX_SEEDS, Invite, SharedInvite, make_shared_invite
 from protocol.credentials.manifest import (
@@ -309,33 +310,34 @@ def _peers(folder: Path, manifest: SwarmManifest) -> list[Address]:
     return list(addresses.values())
 
 
-def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
+def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[str] = ()) -> NodeConfig:
     """Make `folder` a node of the invite's swarm and return the configuration to run.
 
     The manifest is fetched once; when it is there already, seeds are asked only for what the invite grants anew. A
     member goes on with what it has if none of them answers. The tasks are the manifest's, unless the node only relays.
-    `config` decides all else.
+    `config` decides all else. `allowed` names tasks as for `adopt_tasks`.
 
     Raises:
+        WordNeededError: as `adopt_tasks`; the folder stays, since the invite's use belongs to its key.
         UserError: the folder belongs to another swarm, its node has trained under another split, or a task cannot be
             verified here.
         JoinError: no seed answered one who is no member yet, or this node is not admitted.
         IdentityError: the folder's key cannot be used.
     """
     # A second host with this key would take the first one's place. A refusal names the key, so that stays.
-    with gone_if_new(folder, keep=_names_our_key), exclusive(folder):
+    with gone_if_new(folder, keep=_is_of_our_key), exclusive(folder):
         identity = Identity.load_or_generate(folder / KEY_FILE)
         manifest = load_manifest(folder)
         if manifest is not None and manifest.hash != invite.manifest:
             raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
         if manifest is None:
-            fetched = _fetch(identity, invite)
+            fetched = _fetch(identity, invite, folder)
             _check_split(folder, fetched.manifest)
             manifest = fetched.manifest
             _keep_rights(folder, fetched)
         elif _needs_grant(invite, folder):
             try:
-                _keep_rights(folder, _fetch(identity, invite))
+                _keep_rights(folder, _fetch(identity, invite, folder))
             except JoinError as error:
                 if error.refusals:
                     raise
@@ -344,7 +346,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path) -> NodeConfig:
                     seeds=[str(seed.endpoint) for seed in invite.seeds],
                     more="the same `gossamer join` asks again",
                 )
-        adopted = adopt_tasks(manifest, config.tasks) if config.role == "train" else config.tasks
+        adopted = adopt_tasks(manifest, config.tasks, allowed) if config.role == "train" else config.tasks
         settled = _joined(config, invite, adopted)
         save_manifest(folder, manifest)
         keep_config(settled, resolve_seed(settled, folder), folder)  # last: until then `check_begun` says so
@@ -359,9 +361,10 @@ def _keep_rights(folder: Path, fetched: FetchedManifest) -> None:
     save_grant(folder, fetched.grant)
 
 
-def _names_our_key(error: BaseException) -> bool:
-    """Tell whether the failure is a refusal that names this node's key, for a person to have it admitted."""
-    return isinstance(error, JoinError) and not REFUSALS.isdisjoint(error.refusals.values())
+def _is_of_our_key(error: BaseException) -> bool:
+    """Tell whether the next try needs this key: a refusal names it, or it has a use of the invite by now."""
+    refused = isinstance(error, JoinError) and not REFUSALS.isdisjoint(error.refusals.values())
+    return refused or isinstance(error, WordNeededError)
 
 
 def _joined(config: NodeConfig, invite: Invite, tasks: Sequence[TaskConfig]) -> NodeConfig:
@@ -383,10 +386,11 @@ def _needs_grant(invite: Invite, folder: Path) -> bool:
     return not (isinstance(held, Ticket) and held.certificate == invite.grant.certificate)
 
 
-def _fetch(identity: Identity, invite: Invite) -> FetchedManifest:
+def _fetch(identity: Identity, invite: Invite, folder: Path) -> FetchedManifest:
     log.info("asking for the manifest", swarm=invite.name, seeds=[str(seed.endpoint) for seed in invite.seeds])
     try:
-        return fetch_manifest(identity, invite, _grants(identity, invite), FETCH_TIMEOUT_S)
+        grants = _grants(identity, invite) if _needs_grant(invite, folder) else [load_grant(folder)]
+        return fetch_manifest(identity, invite, grants, FETCH_TIMEOUT_S)
     except JoinError as error:
         raise _explained(error, identity, invite) from None
 
@@ -518,38 +522,102 @@ def _canonical(name: str, options: Mapping[str, Any]) -> str:
         raise UserError(f"task {name!r}: its options cannot be written into a manifest: {error}") from None
 
 
-def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig]) -> list[TaskConfig]:
+class WordNeededError(UserError):
+    """A swarm's task does what only the owner of this machine may decide."""
+
+
+def adopt_tasks(manifest: SwarmManifest, own: Sequence[TaskConfig], allowed: Collection[str] = ()) -> list[TaskConfig]:
     """Return the configuration of the manifest's tasks on this machine.
 
     A task of the same name in `own` decides its weight, how this node asks its own model (examples, instruction) and
-    where its files are. All else comes from the manifest. `UserError` names the task that this machine cannot build, or
-    builds differently, and the version that differs.
+    where its files are. All else comes from the manifest, as far as a founder may choose it (`node.tasks.choices`). Any
+    other option has to be the same in `own`, unless the task's name is among `allowed`.
+
+    Raises:
+        WordNeededError: a task needs the word of this machine's owner; the text has what it is and what to do.
+        UserError: this machine cannot build a task, or builds it differently; or no task has an allowed name.
     """
-    return [_adopt(task, own) for task in manifest.tasks]
+    names = {task.name for task in manifest.tasks}
+    if unknown := set(allowed) - names:
+        raise UserError(f"swarm {manifest.name!r} has no task {min(unknown)!r}: it has {', '.join(sorted(names))}")
+    plans = [_plan(task, own, allowed) for task in manifest.tasks]
+    if lacking := [plan.lacks for plan in plans if plan.lacks]:
+        raise WordNeededError("; ".join(lacking))
+    for task in manifest.tasks:
+        if task.name in allowed:
+            log.warning("this task of the swarm runs by your word", task=task.name, what=_described(task))
+    return [_first_that_is(task, plan.candidates) for task, plan in zip(manifest.tasks, plans, strict=True)]
 
 
-def _adopt(task: ManifestTask, own: Sequence[TaskConfig]) -> TaskConfig:
-    """Return the first configuration that builds this very task: with the options of each own one, or without any."""
+def words_needed(manifest: SwarmManifest) -> list[str]:
+    """Return what a joiner whose configuration lists no task is told to decide itself, a line for each task."""
+    return [plan.lacks for plan in (_plan(task, (), ()) for task in manifest.tasks) if plan.lacks]
+
+
+class _Plan(NamedTuple):
+    """The configurations that may build a manifest's task here; without any, what this machine's owner has to say."""
+
+    candidates: Sequence[TaskConfig] = ()
+    lacks: str = ""
+
+
+def _plan(task: ManifestTask, own: Sequence[TaskConfig], allowed: Collection[str]) -> _Plan:
     named = [config for config in own if config.name == task.name]
     kind = kind_of(task.name)
-    if kind and kind.package_code and not named:
-        raise UserError(
-            f"the swarm's task {task.name!r} runs code of a package: if you trust it, list the task under [[tasks]] of "
-            "your CONFIG"
-        )
     if kind and kind.own_code and not named:
-        raise UserError(
-            f"the swarm's task {task.name!r} needs rows and {kind.own_code} of yours: list the task under [[tasks]] "
-            f"of your CONFIG with the options path and {kind.code_option}, the same as its founder's"
+        return _Plan(
+            lacks=f"the swarm's task {task.name!r} needs rows and {kind.own_code} of yours: list the task under "
+            f"[[tasks]] of your CONFIG with the options path and {kind.code_option}, the same as its founder's"
         )
     if is_file_task(task.name) and (files := [config for config in named if "path" in config.options]):
         named = files
     elif is_file_task(task.name) and not has_own_code(task.name) and "hub" not in _options(task):
-        raise UserError(
-            f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
+        return _Plan(
+            lacks=f"the swarm's task {task.name!r} needs a file of yours: list the task under [[tasks]] of your CONFIG "
             "with the option path"
         )
-    candidates = [_merged(task, mine) for mine in named or [TaskConfig(name=task.name)]]
+    candidates = [(_merged(task, mine), mine) for mine in named or [TaskConfig(name=task.name)]]
+    if task.name in allowed or (kind is None and task.name not in installed()):  # what is not here cannot run
+        return _Plan([merged for merged, _ in candidates])
+    within = [merged for merged, mine in candidates if not _chosen_by_founder(merged, mine)]
+    if within and (named or not _code_of(task.name)):
+        return _Plan(within)
+    return _Plan(
+        lacks=f"the swarm's task {task.name!r} {_described(task)}: if you want that on this machine, join with "
+        f"--allow-task {task.name}, or list the task with these options under [[tasks]] of your CONFIG"
+    )
+
+
+def _chosen_by_founder(merged: TaskConfig, mine: TaskConfig) -> list[str]:
+    """Return the options that neither a founder may choose nor this node has listed with the same value."""
+    return [
+        option
+        for option, value in merged.options.items()
+        if not (option in mine.options and mine.options[option] == value)
+        and not founder_may_choose(merged.name, option, value)
+    ]
+
+
+def _code_of(name: str) -> str:
+    """Return which installed package's code a task of this name would run; empty for code of this release alone."""
+    kind = kind_of(name)
+    if kind is not None:
+        return "of an installed package" if kind.package_code else ""
+    point = installed().get(name)
+    return f"of the package {point.dist.name if point.dist else '?'} ({point.value})" if point else ""
+
+
+def _described(task: ManifestTask) -> str:
+    """Say what a task would do here, for a person to judge."""
+    options = {option: value for option, value in _options(task).items() if option != PROMPTING}
+    written = json.dumps(options, sort_keys=True).replace("\x7f", "\\u007f")  # JSON escapes the others
+    code = _code_of(task.name)
+    does = f"runs code {code}" if code else f"is of the kind {task.name.partition('/')[0]!r}"
+    return f"{does} with its founder's options {written}"
+
+
+def _first_that_is(task: ManifestTask, candidates: Sequence[TaskConfig]) -> TaskConfig:
+    """Return the first configuration that builds this very task."""
     for config in candidates[:-1]:
         if _is_same(task, load_tasks([config])):
             return config

@@ -10,6 +10,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     verdicts         what an answer earns; other people's code scores in worker processes
     environments     tasks of several turns, and peers' episodes played again
     fork_server      a process for each episode of other people's environments
+    choices          what a swarm's founder may choose for who joins
     prompting        around any task: solved examples, an instruction, where its answer is read
     builtin          small families and natural arithmetic, in the standard library only
     guess            a game of several turns: higher or lower
@@ -33,7 +34,8 @@ entry point in the group `gossamer.tasks`, which is called with the options.
 
 To add a kind of task: write its file with a `load_...` that returns a `Task`. Give the file a line above, and the kind
 one in `KINDS` and in the table of docs/tasks.md. If its options name files of this machine, name it in `is_file_task`
-of node/config.py too, which makes their paths absolute.
+of node/config.py too, which makes their paths absolute. A swarm's founder may choose numbers and booleans of its
+options, and no text: see `node.tasks.choices` for more.
 """
 
 import hashlib
@@ -252,6 +254,8 @@ class TaskKind(NamedTuple):
     own_code: str = ""  # the owner's code that it runs: no founder of a swarm chooses that
     code_option: str = ""  # the option that names the code
     package_code: bool = False  # it runs code of an installed package
+    safe_texts: frozenset[str] = frozenset()  # options whose text a founder may choose, as it names nothing here
+    may_choose: Callable[[str, str, Any], bool] | None = None  # a task's name, option, value: may a founder choose it?
 
 
 def _builtin() -> Mapping[str, Callable[..., Task]]:
@@ -318,12 +322,27 @@ def _gym_names() -> Sequence[str]:
     return [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
 
 
+def _gym_may_choose(name: str, option: str, value: Any) -> bool:
+    from node.tasks.reasoning_gym import may_choose
+
+    _, _, data_set = name.partition("/")
+    return may_choose(data_set, option, value)
+
+
 KINDS: Mapping[str, TaskKind] = MappingProxyType(
     {
         # Small families in the standard library only. "builtin" is seven of them, which share the weight.
-        "builtin": TaskKind(_load_builtin, lambda: ["builtin", *_builtin()]),
+        "builtin": TaskKind(
+            _load_builtin,
+            lambda: ["builtin", *_builtin()],
+            safe_texts=frozenset({"operations"}),  # out of +-*
+        ),
         # Questions and answers from a file, or from a set on the hub. dataset/LABEL: the label is free, here and below.
-        "dataset": TaskKind(_load_dataset, lambda: ["dataset"]),
+        "dataset": TaskKind(
+            _load_dataset,
+            lambda: ["dataset"],
+            safe_texts=frozenset({"system"}),  # an instruction
+        ),
         # Rows and an environment in TRL's form.
         "environment": TaskKind(_load_environment, lambda: ["environment"], "an environment", "factory"),
         # A Python file of yours.
@@ -331,7 +350,7 @@ KINDS: Mapping[str, TaskKind] = MappingProxyType(
         # Rows and reward functions in TRL's form.
         "rewards": TaskKind(_load_rewards, lambda: ["rewards"], "reward functions", "functions"),
         # Data sets of reasoning-gym (an extra): reasoning-gym/NAME.
-        "reasoning-gym": TaskKind(_load_reasoning_gym, _gym_names),
+        "reasoning-gym": TaskKind(_load_reasoning_gym, _gym_names, may_choose=_gym_may_choose),
         # Installed task sets of verifiers (an extra): verifiers/NAME.
         "verifiers": TaskKind(_load_verifiers, package_code=True),
     }
@@ -347,6 +366,18 @@ def has_own_code(name: str) -> bool:
     """Tell whether a task of this name runs code that its options name: a node's owner chooses it, and no founder."""
     kind = kind_of(name)
     return kind is not None and bool(kind.own_code)
+
+
+def founder_may_choose(name: str, option: str, value: Any) -> bool:
+    """Tell whether a swarm's founder may give `option` of the task `name` this value of JSON at a joiner's."""
+    from node.tasks.choices import is_plain, is_safe_text
+
+    kind = kind_of(name)
+    if kind is not None and option in kind.safe_texts:
+        return is_safe_text(value)
+    if kind is not None and kind.may_choose is not None:
+        return kind.may_choose(name, option, value)
+    return is_plain(value)
 
 
 def task_names() -> list[str]:

@@ -24,9 +24,10 @@ from dataclasses import dataclass, field, fields
 from decimal import Context, Decimal, localcontext
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import StringIO
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from node.config import AnswerMode
 from node.errors import UserError
@@ -53,6 +54,7 @@ from node.tasks.answers import (
     same_text,
     same_words,
 )
+from node.tasks.choices import is_choice
 from node.tasks.propositional_logic import find_conclusion, is_conclusion
 
 VERSION = 1
@@ -297,6 +299,24 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"task 'reasoning-gym/{name}' does not accept its options: {error}") from None
     return task
+
+
+def may_choose(name: str, option: str, value: object) -> bool:
+    """Tell whether a swarm's founder may give `option` of the data set `name` this value at a joiner's.
+
+    The data set's own configuration tells what is usual. If there is no such option, or no reasoning-gym, the loader
+    refuses the task anyway, so the answer is yes.
+    """
+    if name not in SCORERS or not find_spec("reasoning_gym"):
+        return True
+    from reasoning_gym.factory import DATASETS
+
+    _, config = DATASETS[name]
+    annotations = get_type_hints(config)
+    if option not in annotations:
+        return True
+    choices = get_args(annotations[option]) if get_origin(annotations[option]) is Literal else ()
+    return is_choice(value, getattr(config(), option), choices)
 
 
 def draw_here(name: str, options: Mapping[str, Any], seed: int) -> GymQuestion | None:

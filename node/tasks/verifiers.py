@@ -16,8 +16,8 @@ carries the row's hash, and a receiver whose row has another one sets the group 
 
 The task set is other people's code. A worker process loads it and computes rewards, with limits on time and memory.
 Once it is loaded, it is confined (`node.processes.confinement`); where a machine cannot do that, Python's own network
-is denied. A joiner loads a task set only if its own configuration lists it. A completion whose reward fails or takes
-too long is unscorable (`node.tasks.verdicts`).
+is denied. A joiner loads a task set only by its own word (`node.tasks.choices`). A completion whose reward fails or
+takes too long is unscorable (`node.tasks.verdicts`).
 
 `python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """

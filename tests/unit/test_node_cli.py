@@ -159,6 +159,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["identity", "hand-over", "abc"], "KEY has 64 hex digits"),
         (["join", "https://example.org"], "an invite begins with gossamer://"),
         (["join", "gossamer://club"], "not complete"),
+        (["node", "--allow-task", "leaky"], "--allow-task is for a swarm's task: give --join INVITE, too"),
         (["found"], "Missing argument"),
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--set", "role=relay"], "role=relay trains nothing"),

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -11,6 +12,7 @@ from node.config import NodeConfig, TaskConfig, parse_config
 from node.errors import UserError
 from node.swarm import founding
 from node.swarm.founding import (
+    WordNeededError,
     adopt_tasks,
     check_rules,
     describe_tasks,
@@ -24,6 +26,7 @@ from node.swarm.founding import (
     save_manifest,
     save_revocations,
     split_of,
+    words_needed,
 )
 from node.tasks import load_tasks
 from node.tasks.builtin import FAMILIES
@@ -149,11 +152,111 @@ def test_a_set_on_the_hub_needs_no_file_of_ours_and_takes_none_of_the_founders(
     (task,) = describe_tasks([TaskConfig(name="dataset", options={"hub": "some/riddles", "split": "train"})])
     named = {"hub": "some/riddles", "split": "train"}
     hostile = task._replace(options=json.dumps({**named, "path": "/etc/passwd", "test": "/etc/passwd"}))
-    own = TaskConfig(name="dataset", weight=2.0, options={"hub": "another/set"})
-    (adopted,) = adopt_tasks(manifest([hostile]), [own])
-    assert adopted == TaskConfig(name="dataset", weight=2.0, options=named)
+    for own in ([], [TaskConfig(name="dataset", options={"hub": "another/set"})]):
+        with pytest.raises(WordNeededError, match=r'with its founder.s options .*"hub": "some/riddles"'):
+            adopt_tasks(manifest([hostile]), own)
+    same = TaskConfig(name="dataset", weight=2.0, options=named)
+    assert adopt_tasks(manifest([hostile]), [same]) == [same]
+    other = TaskConfig(name="dataset", weight=2.0, options={"hub": "another/set"})
+    assert adopt_tasks(manifest([hostile]), [other], ["dataset"]) == [same]
     mine = riddles(tmp_path / "mine.jsonl").model_copy(update={"name": "dataset"})
     assert adopt_tasks(manifest([hostile]), [mine]) == [mine], "the same rows in a file are as good"
+
+
+SPELL = "reasoning-gym/spell_backward"
+
+
+@pytest.mark.parametrize("options", [None, {}, {"data_file": "words.txt"}, {"max_word_len": 20}])
+def test_a_founder_does_not_say_which_file_is_read(options: dict[str, Any] | None) -> None:
+    task = ManifestTask(SPELL, 1, "ab", '{"data_file":"/etc/hosts","max_word_len":20}')
+    own = [] if options is None else [TaskConfig(name=SPELL, options=options)]
+    with pytest.raises(WordNeededError, match=f"join with --allow-task {SPELL}, or list"):
+        adopt_tasks(manifest([task]), own)
+
+
+@pytest.mark.slow  # each is tried in a process of its own
+def test_a_joiner_that_lists_the_same_file_or_allows_the_task_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n".join(f"secret{letter}" for letter in "abcdefghij"))
+    named = {"data_file": str(tmp_path / "words.txt")}
+    listed = TaskConfig(name=SPELL, options={**named, "min_word_len": 1, "max_word_len": 20})
+    swarm = manifest(describe_tasks([listed]))
+    for own in ([listed], [TaskConfig(name=SPELL, options=named)]):  # numbers are the founder's to choose
+        assert adopt_tasks(swarm, own) == [listed]
+    assert adopt_tasks(swarm, [], [SPELL]) == [listed]
+
+
+def test_a_founder_does_not_say_which_of_our_columns_is_asked(tmp_path: Path) -> None:
+    mine = riddles(tmp_path / "mine.jsonl")
+    (task,) = describe_tasks([mine])
+    columns = manifest([task._replace(options=json.dumps({"question": "answer"}))])
+    with pytest.raises(WordNeededError, match='"question": "answer"'):
+        adopt_tasks(columns, [mine])
+    briefly = mine.model_copy(update={"options": {**mine.options, "system": "Be brief."}})
+    (task,) = describe_tasks([briefly])
+    (adopted,) = adopt_tasks(manifest([task]), [mine])  # an instruction is a founder's to choose
+    assert adopted == briefly
+
+
+@pytest.mark.parametrize("options", ['{"min_words":1000000000}', '{"min_words":1e999}', '{"min_words":[[[]]]}'])
+def test_a_founders_number_that_would_take_all_memory_is_refused_before_anything_is_built(options: str) -> None:
+    task = ManifestTask("reasoning-gym/word_sorting", 1, "ab", options)
+    with pytest.raises(WordNeededError, match="min_words"):
+        adopt_tasks(manifest([task]), [])
+
+
+def test_code_of_an_installed_package_runs_by_the_joiners_word_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "leaky_tasks.py").write_text(
+        "from pathlib import Path\nfrom node.tasks import Item, TaskKey\n"
+        "class Leaky:\n key = TaskKey('leaky', 1, 'ab')\n def make(self, seed): return Item(f'{seed}?', '1')\n"
+        " def verify(self, item, text): return float(text == '1')\n"
+        f"def make(options):\n with Path({str(ran)!r}).open('a') as file: file.write(f'{{options}}\\n')\n"
+        " return Leaky()\n"
+    )
+    info = tmp_path / "leaky-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: leaky\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[gossamer.tasks]\nleaky = leaky_tasks:make\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"path": "/etc/passwd", "rows": 3}
+    swarm, plain = (
+        manifest([ManifestTask("leaky", 1, "ab", json.dumps(one))]) for one in (options, {"rows": 3, "more": [1, 2]})
+    )
+    says = r"'leaky' runs code of the package leaky \(leaky_tasks:make\) with its founder's options .*\"/etc/passwd\""
+    for own in ([], [TaskConfig(name="leaky")], [TaskConfig(name="leaky", options={"path": "/etc/hosts"})]):
+        with pytest.raises(WordNeededError, match=says):
+            adopt_tasks(swarm, own)
+    with pytest.raises(WordNeededError):
+        adopt_tasks(plain, [])
+    assert not ran.exists() and "--allow-task leaky" in words_needed(plain)[0]
+    listed = TaskConfig(name="leaky", options=options)
+    assert adopt_tasks(swarm, [listed]) == [listed]
+    assert adopt_tasks(plain, [TaskConfig(name="leaky")])[0].options == {"rows": 3, "more": [1, 2]}
+    ran.unlink()
+    with capture_logs() as said:
+        assert adopt_tasks(swarm, [], ["leaky"]) == [listed]
+    assert ran.exists() and [one["task"] for one in said if "by your word" in one["event"]] == ["leaky"]
+    assert "/etc/passwd" in said[0]["what"]
+
+
+def test_all_that_needs_a_joiners_word_is_said_in_one_line_and_is_what_a_founder_is_told(tmp_path: Path) -> None:
+    hidden = '{"data_file":"/etc/\\u001b[2J\\u007f\\u202epasswd"}'
+    tasks = [sums(), *describe_tasks([riddles(tmp_path / "mine.jsonl")])]
+    tasks += [ManifestTask("reasoning-gym/spell_backward", 1, "ab", hidden)]
+    with pytest.raises(WordNeededError) as error:
+        adopt_tasks(manifest(tasks), [])
+    file, gym = words_needed(manifest(tasks))
+    assert str(error.value) == f"{file}; {gym}" and str(error.value).isprintable()
+    assert "needs a file of yours" in file and "--allow-task reasoning-gym/spell_backward" in gym
+    missing = manifest([ManifestTask("not-installed", 1, "ab", '{"path":"/etc/passwd"}')])
+    for allowed in ([], ["not-installed"]):
+        with pytest.raises(UserError, match="unknown task 'not-installed'"):
+            adopt_tasks(missing, [], allowed)
+    with pytest.raises(UserError, match=r"swarm 's' has no task 'spell': it has builtin/sums, dataset, reasoning-gym"):
+        adopt_tasks(manifest(tasks), [], ["spell"])
+    assert words_needed(manifest([sums()])) == []
 
 
 def test_a_task_that_the_swarm_does_not_have_is_refused() -> None:

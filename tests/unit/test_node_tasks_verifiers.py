@@ -131,7 +131,7 @@ def test_a_joiner_runs_a_task_set_only_if_it_says_so_itself(sums: VerifiersTask)
     own = TaskConfig(name="verifiers/good-sums", options={"rows": 30, "high": 2.0, "config": {"rows": 35}})
     described = ManifestTask(*sums.key, json.dumps(own.options))
     swarm = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [described])
-    with pytest.raises(UserError, match="runs code of a package: if you trust it, list the task"):
+    with pytest.raises(UserError, match=r"runs code of an installed package .* --allow-task verifiers/good-sums"):
         adopt_tasks(swarm, [])
     (adopted,) = adopt_tasks(swarm, [TaskConfig(name="verifiers/good-sums")])
     assert adopted.options == json.loads(described.options)
