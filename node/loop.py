@@ -45,20 +45,23 @@ from node.rollouts.sampling import (
     local_samples,
 )
 from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
-from node.swarm.sharing import Exchange, is_shared, traffic_row
-from node.tasks import Item, derive_seed
+from node.swarm.sharing import Exchange, shared_form, traffic_row
+from node.tasks import Item, TaskKey, derive_seed
 from node.tasks.environments import start_of
+from node.tasks.quotations import Quotations
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none
 from node.telemetry.metrics import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
+from node.training.evaluation import SEED
 from node.training.likelihood import surprises
 
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
-LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising")  # counts of peers' completions
+LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising", "swarm/quotes_held_out")
+"""Counts of peers' completions."""
 
 
 def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
@@ -101,6 +104,7 @@ class Loop:
     _encode_observation: Callable[[str], list[int]] = field(init=False)
     _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
     _screen: ScreeningContext = field(init=False)
+    _quotations: Quotations | None = None
 
     def __post_init__(self) -> None:
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
@@ -116,6 +120,7 @@ class Loop:
             self._encode,
             self._surprises,
             self.journal.judged,
+            self._quotes_held_out,
         )
 
     def rounds(self, first: int) -> Iterator[Sequence[Sample]]:
@@ -273,7 +278,7 @@ class Loop:
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return the groups that peers would get, as if they had come from a peer."""
-        return [own_shared(one.group, now) for one in own if is_shared(one.group, self.tasks)]
+        return [own_shared(group, now) for one in own if (group := shared_form(one.group, self.tasks))]
 
     def _screening(self, version: int) -> Screening:
         sampling = self.config.sampling
@@ -307,7 +312,7 @@ class Loop:
         self._refuse(screening, version)
         groups, used = screening.usable, screening.used
         self.buffer.use(used, version + 1, now)
-        self.exchange.drew(len(groups), len(screening.left(candidates)))
+        self.exchange.drew(len(groups), len(screening.left(candidates)), self._asks_for_easy(screening))
         external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
@@ -318,6 +323,11 @@ class Loop:
         }
         drawn = [Drawn(one.peer, now - one.received, groups[one.id].group) for one in used]
         return local + external, drawn
+
+    def _asks_for_easy(self, screening: Screening) -> frozenset[TaskKey]:
+        """Return the tasks of which this node draws groups that are all right."""
+        own = self.buffer.own_results
+        return frozenset(task.key for task in self.tasks.tasks if own.reward(task.key.name) < screening.rule.easy_below)
 
     def _refuse(self, screening: Screening, version: int) -> None:
         """Remove refused groups and the liars' other groups for good; report each refused group to the swarm."""
@@ -336,6 +346,13 @@ class Loop:
             task = self.tasks.get(one.group.task)
             if task is None or self.tasks.is_held_out(task, one.group.question):
                 raise AssertionError(f"a held-out question in training: {one.group.question!r:.200}")
+
+    def _quotes_held_out(self, text: str) -> bool:
+        """Tell whether a text gives away a held-out question and its answer, of those that can be listed."""
+        if self._quotations is None:  # once a peer's text is there: a task's rows are not made for a node alone
+            asked = self.config.eval.count if self.config.eval.every else 0
+            self._quotations = Quotations(self.tasks.listed_held_out(SEED, asked))
+        return self._quotations.are_in(text)
 
     def _surprises(self, rows: Sequence[ScoredRow]) -> list[float]:
         """Return how surprising completions are under the policy, and count their tokens as spent."""

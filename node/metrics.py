@@ -283,6 +283,13 @@ DECLARED = (
         SUM,
     ),
     Metric(
+        "swarm/quotes_held_out",
+        "quotes held out",
+        "completions",
+        "peers' completions left out because they give away a held-out question and its answer",
+        SUM,
+    ),
+    Metric(
         "swarm/late",
         "late",
         "completions",

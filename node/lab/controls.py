@@ -28,4 +28,4 @@ def wrong_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
     return picks
 
 
-CONTROLS: Mapping[str, Rule] = {"wrong": replace(positive.RULE, peers=wrong_of_each)}
+CONTROLS: Mapping[str, Rule] = {"wrong": replace(positive.RULE, peers=wrong_of_each, easy_below=0.0)}

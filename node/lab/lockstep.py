@@ -41,8 +41,8 @@ from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import Shared, own_shared
 from node.rollouts.screening import check
 from node.run import Parts, train_node
-from node.swarm.sharing import is_shared
-from node.tasks import derive_seed, load_tasks
+from node.swarm.sharing import shared_form
+from node.tasks import TaskKey, derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.summary import Summary
@@ -325,9 +325,8 @@ class MailExchange:
         self._next_round()
         if self._witness is not None:
             self._witness.saw(self._round, groups)
-        for group in groups:
-            if is_shared(group, self._mail.tasks):
-                self._post(group)
+        for group in filter(None, (shared_form(one, self._mail.tasks) for one in groups)):
+            self._post(group)
 
     def slow_down(self, pause: Callable[[], None]) -> None:
         """Let each round take two of the others', in the second of which this node does nothing but call `pause`."""
@@ -359,7 +358,7 @@ class MailExchange:
         """Return nobody."""
         return []
 
-    def drew(self, groups: int, left: int) -> None:
+    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """Ask nobody: all that is posted comes."""
 
     def report(self, group_id: bytes, reason: str) -> None:

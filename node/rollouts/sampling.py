@@ -73,9 +73,11 @@ class Candidate:
     first_round: int
     rewards: tuple[float, ...]
     informative: bool = field(init=False, compare=False, repr=False)  # whether its advantages are not all zero
+    all_right: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "informative", is_informative(self.rewards))  # once, and not in every round
+        object.__setattr__(self, "all_right", is_right(min(self.rewards)))
 
 
 @value
@@ -133,11 +135,14 @@ class Rule:
     `peers(candidates, draw)` the picks from peers' groups, those that it wants most first. Neither looks at anything
     else, and all randomness is the draw's, so a round that is done again draws the same. `group_weight(completions)` is
     the weight of all picks from one peer's group together, if a round uses so many completions of a group.
+
+    Groups that are all right are asked for on tasks on which this node's own reward is below `easy_below`.
     """
 
     own: Callable[[Sequence[float], Draw], Advantages]
     peers: Callable[[Sequence[Candidate], Draw], list[Pick]]
     group_weight: Callable[[int], float]
+    easy_below: float = 0.0
 
 
 def is_right(reward: float) -> bool:

@@ -57,6 +57,7 @@ BLAMELESS = frozenset(
         "too_long",
         "over_long",
         "too_surprising",
+        "quotes_held_out",
         "early_report",
     }
 )
@@ -109,14 +110,14 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
     """Return the group that a peer sent; nothing in it is verified yet.
 
     Raises:
-        GroupError: it is malformed or too large, has too few or too many completions or turns, its task is not ours, or
+        GroupError: it is malformed or too large, has too many completions or turns, its task is not ours, or
             its question is held out. A task whose groups are not shared counts as not ours.
     """
     group = decode(body, max_bytes)
     task = tasks.shared(group.task)
     if task is None:
         raise GroupError("unknown_task", group.task.name)
-    if not 2 <= len(group.completions) <= max_completions:
+    if len(group.completions) > max_completions:
         raise GroupError("group_size", str(len(group.completions)))
     if start_of(task) is None and any(len(one.texts) > 1 for one in group.completions):
         raise GroupError("turns", group.task.name)
@@ -193,6 +194,7 @@ class ScreeningContext:
         encode_prompt, encode: return a question's and an episode's tokens under the local policy.
         surprises: returns how surprising completions are under the local policy, in nats.
         judged: waits for verdicts.
+        quotes_held_out: tells whether a text gives away a held-out question and its answer.
     """
 
     sampling: SamplingConfig
@@ -202,6 +204,7 @@ class ScreeningContext:
     encode: EncodeEpisode
     surprises: Surprises
     judged: Judged
+    quotes_held_out: Callable[[str], bool] = lambda text: False
 
 
 @dataclass(slots=True)
@@ -380,6 +383,8 @@ class Screening:
                 encoded = self.context.encode(one.question.prompt, made)
                 bare = says_nothing_else(one.question, made)
                 why[place] = "too_long" if encoded is None else self._over_long(one, encoded, bare, own)
+                if not why[place] and not bare and any(map(self.context.quotes_held_out, made.texts[::2])):
+                    why[place] = "quotes_held_out"
                 if encoded is not None and not why[place]:
                     tokens[place] = encoded
                     if encoded.drawn and not bare:

@@ -3,7 +3,8 @@
 `Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
 the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
 
-Demand: a node asks the swarm for its tasks' topics, and for as many groups a second as it can use.
+Demand: a node asks the swarm for its tasks' topics, and for as many groups a second as it can use. Groups that are all
+right have topics of their own, which it asks for while it draws such groups.
 
 The demand is what the sampler draws, times `OVERSAMPLING`, over the measured seconds of a round. `OVERSAMPLING` falls
 to `SPARE` while rounds find what they want, and to `LESS` while they leave enough for the next. A node that trains on
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
-from node.rollouts.sampling import is_informative
+from node.rollouts.sampling import is_informative, is_right
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey
@@ -30,6 +31,7 @@ from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import TOPIC_BYTES
 
+MAX_EASY = 2  # answers that are sent of a group that is all right: a second may show another way
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
 
@@ -48,8 +50,11 @@ class Exchange(Protocol):
         """Return those of `signers` that the swarm's owner has revoked."""
         ...
 
-    def drew(self, groups: int, left: int) -> None:
-        """Say how many of peers' groups a round drew, and how many it left: the demand follows."""
+    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
+        """Say how many of peers' groups a round drew, and how many it left: the demand follows.
+
+        Groups that are all right are wanted of the tasks `easy` alone.
+        """
         ...
 
     def report(self, group_id: bytes, reason: str) -> None:
@@ -77,7 +82,7 @@ class NoExchange:
         """Return nobody."""
         return []
 
-    def drew(self, groups: int, left: int) -> None:
+    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """Ask nobody."""
 
     def report(self, group_id: bytes, reason: str) -> None:
@@ -102,19 +107,20 @@ class GroupReader:
     def __init__(self, tasks: TaskSet, limits: GroupBounds) -> None:
         self._tasks = tasks
         self._limits = limits
-        self.topics = frozenset(topic_of(task.key) for task in tasks.tasks if not unshared(task))
+        shared = [task.key for task in tasks.tasks if not unshared(task)]
+        self.topics = frozenset(topic_of(key, is_easy) for key in shared for is_easy in (False, True))
 
     def read(self, body: bytes, topic: bytes) -> ReadResult:
         """Return the group in `body`, which came under `topic`, or why it is refused; nothing in it is verified.
 
-        If the topic is ours and the group's task does not match it, the group is refused as `false_topic`.
+        If the topic is ours and is not the group's, the group is refused as `false_topic`.
         """
         try:
             group = read(body, self._tasks, self._limits.completions, self._limits.bytes)
         except GroupError as error:
             is_lie = error.reason == "unknown_task" and topic in self.topics
             return ReadResult(None, "false_topic" if is_lie else error.reason)
-        if topic in self.topics and topic != topic_of(group.task):
+        if topic in self.topics and topic != topic_of_group(group):
             return ReadResult(None, "false_topic")
         return ReadResult(group, "")
 
@@ -149,24 +155,23 @@ class NetworkExchange:
         self._reports = ReportIntake(reports_s) if reports_s else None
         self._reporter = reporter
         self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
-        self._topics = self._reader.topics | self._beside
-        host.subscribe(self._topics, self._demand.told, self._beside)
+        self._always = frozenset(topic_of(task.key) for task in tasks.tasks if not unshared(task)) | self._beside
+        self._topics = self._always
+        self._subscribe()
 
     def publish(self, groups: Sequence[Group]) -> None:
-        """Hand the round's groups to the network thread, if `is_shared` says so.
+        """Hand the round's groups to the network thread, in their `shared_form`.
 
         One that is too large is counted, not sent.
         """
         if self._demand.next_round(time.monotonic()):
-            self._host.subscribe(self._topics, self._demand.told, self._beside)
-        for group in groups:
-            if not is_shared(group, self._tasks):
-                continue
+            self._subscribe()
+        for group in filter(None, (shared_form(one, self._tasks) for one in groups)):
             body = encode(group)
             if len(body) > self._max_bytes:
                 self._unsent["own_oversized"] += 1
                 continue
-            self._host.publish(body, topic_of(group.task))
+            self._host.publish(body, topic_of_group(group))
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read what the host has collected; a bad item costs its signer and nobody else."""
@@ -197,9 +202,16 @@ class NetworkExchange:
         """See `Exchange.revoked`."""
         return [one for one in signers if self._host.is_revoked(NodeId(one))]
 
-    def drew(self, groups: int, left: int) -> None:
+    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """See `Exchange.drew`: the next round's demand follows."""
         self._demand.drew(groups, left)
+        topics = self._always | {topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key)}
+        if topics != self._topics:
+            self._topics = topics
+            self._subscribe()
+
+    def _subscribe(self) -> None:
+        self._host.subscribe(self._topics, self._demand.told, self._beside)
 
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell the host, which counts the reason; if it is somebody's fault, it costs the group's signer."""
@@ -250,17 +262,41 @@ WEIGHT = 0.2  # of the latest round in the average
 TELL_RATIO = 1.1  # a change by less is not worth waking the network thread
 
 
-def is_shared(group: Group, tasks: TaskSet) -> bool:
-    """Tell whether a node sends a group of its own: its rewards differ, and its task is shared."""
-    return is_informative(group.rewards) and tasks.shared(group.task) is not None
+def shared_form(group: Group, tasks: TaskSet) -> Group | None:
+    """Return what a node sends of a group of its own; None if that is nothing.
+
+    A group with differing rewards is sent whole. Of one that is all right two answers are sent, or one where all have
+    the same texts: they teach whoever is not yet all right. Other groups teach nobody, and a task may not be shared.
+    """
+    if tasks.shared(group.task) is None:
+        return None
+    if is_informative(group.rewards):
+        return group
+    if not is_easy(group):
+        return None
+    by_texts = {one.texts: one for one in reversed(group.completions)}  # the first of those with the same texts
+    different = [one for one in group.completions if by_texts[one.texts] is one]
+    return replace(group, completions=tuple(different[:MAX_EASY]))
 
 
-def topic_of(key: TaskKey) -> bytes:
+def is_easy(group: Group) -> bool:
+    """Tell whether all answers of a group are right, as its signer claims."""
+    return is_right(min(group.rewards))
+
+
+def topic_of_group(group: Group) -> bytes:
+    """Return the topic under which a group is shared."""
+    return topic_of(group.task, is_easy(group))
+
+
+def topic_of(key: TaskKey, is_easy: bool = False) -> bytes:
     """Return the topic (8 bytes) under which groups of the task are shared: of a SHA-256 over their format and its key.
 
     So nodes of releases whose groups have another format do not ask for them, and take no honest node for a liar.
+    Groups that are all right have a topic of their own: only nodes that draw them ask for them. Else they would take
+    the place of others on the links of a swarm that has mastered a task.
     """
-    text = "\x1f".join((str(FORMAT), key.name, str(key.version), key.config))
+    text = "\x1f".join((str(FORMAT), key.name, str(key.version), key.config, *(["easy"] if is_easy else [])))
     return hashlib.sha256(text.encode()).digest()[:TOPIC_BYTES]
 
 

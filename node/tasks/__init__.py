@@ -6,6 +6,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
 
     answers          reading and comparing answers that a model wrote
     questions        which questions are the same, and which are held out for evaluation
+    quotations       does a text give away a question and its answer
     task_set         the tasks of a node: what training asks next, what evaluation asks
     verdicts         what an answer earns; other people's code scores in worker processes
     environments     tasks of several turns, and peers' episodes played again

@@ -221,6 +221,20 @@ class TaskSet:
                 found.append(item)
             yield found[at]
 
+    def listed_held_out(self, seed: int, count: int) -> Iterator[Item]:
+        """Yield the held-out questions that can be listed.
+
+        These are all of a task that has rows, and of any other task the first `count` that evaluation `seed` asks.
+
+        Raises:
+            UserError: a task raises for every seed.
+        """
+        for task in self.tasks:
+            if task.key in self._rows:
+                yield from (one.item for one in _made(bare_of(task), self._rows[task.key].evaluation))
+            elif count:
+                yield from itertools.islice(self.evaluation(task, seed, count), count)
+
     def _evaluation(self, task: Task, seed: int, count: int) -> Iterator[Item]:
         rows = self._rows.get(task.key)
         if rows is not None:

@@ -15,7 +15,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "unknown_task": "a group of a task that this node does not run; nobody's fault",
         "held_out": "a group on a question that is held out for evaluation here; nobody's fault",
         "turns": "a group with several turns, of a task that has one",
-        "false_topic": "a group under the topic of another task than its own",
+        "false_topic": "a group under another topic than its own",
         "unverifiable": "this node's task failed to make a group's question; nobody's fault",
         "unscorable": "this node could not score a group's text in time, or at all; nobody's fault",
         "prompt_too_long": "a group's question leaves this node's model no room; nobody's fault",
@@ -24,7 +24,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "nobody's fault",
         "too_surprising": "this node's policy would hardly say a group's right answers (sampling.max_surprise); "
         "nobody's fault",
-        "group_size": "a group of one completion, or of more than the swarm allows",
+        "quotes_held_out": "a group's right answers give away a held-out question with its answer; nobody's fault",
+        "group_size": "a group of more completions than the swarm allows",
         "own_oversized": "a group of this node's own that is too large to be sent",
         "self_praise": "a report by which a node learned from itself",
         "early_report": "a node's report too soon after its last, as after a restart; nobody's fault",

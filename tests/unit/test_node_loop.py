@@ -32,7 +32,7 @@ from node.rollouts.sampling import Sample
 from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
-from node.tasks.questions import Split
+from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
 from node.tasks.verdicts import Scored, Verdict, already
 from node.telemetry.metrics import MetricsLog
@@ -99,7 +99,7 @@ class Peer(NoExchange):
     def report(self, group_id: bytes, reason: str) -> None:
         self.reasons.append(reason)
 
-    def drew(self, groups: int, left: int) -> None:
+    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         self.drew_and_left.append((groups, left))
 
 
@@ -615,6 +615,29 @@ def test_the_bare_answer_is_looked_at_no_further_where_a_task_takes_nothing_else
     row, drawn, said = drawn_by(policy, tmp_path, groups, own, task, max_surprise=8.9, max_length_ratio=1, external=2)
     assert (drawn, said) == (([text], []) if is_drawn else ([], [why]))
     assert row.get("tokens_scored", 0) == (len(text) + 1 if why == "too_surprising" and not is_drawn else 0)
+
+
+class Rows(Guess):
+    """A task of ten rows, of which row 7 is its test question. It pays any text that ends with the answer."""
+
+    size = 10
+    test_ids = frozenset([question_id("guess", "a b c 7")])
+
+    def make(self, seed: int) -> Item:
+        return Item(f"a b c {seed % 10}", f"{seed % 10}")
+
+    def verify(self, item: Item, text: str) -> float:
+        return float(text.endswith(item.answer))
+
+
+def test_an_answer_that_quotes_a_held_out_row_with_its_answer_is_given_up_and_another_drawn(
+    policy: Policy, tmp_path: Path
+) -> None:
+    quoting = [sent(seed, f"a b c 7 7 {seed}", "no", task=Rows()) for seed in range(3)]
+    groups = {"peer": [*quoting, sent(4, "a b c 7 4", "no", task=Rows())]}
+    row, drawn, said = drawn_by(policy, tmp_path, groups, task=Rows(), external=2)
+    assert drawn == ["a b c 7 4"]
+    assert said == ["quotes_held_out"] * 3 and row["swarm/quotes_held_out"] == 3
 
 
 def test_where_a_completion_says_nothing_there_is_nothing_to_be_surprised_at(policy: Policy, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from node.config import SamplingConfig
 from node.lab.controls import CONTROLS
 from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
 from node.rollouts.rules import RULES, configured_weight
+from node.rollouts.rules.positive import MASTERED
 from node.rollouts.sampling import (
     SCALES,
     Candidate,
@@ -116,8 +117,29 @@ def test_the_papers_rule_rests_on_all_rewards_of_a_group_and_positive_on_the_one
 
 
 def test_a_group_without_advantage_is_never_drawn() -> None:
-    flat = [candidate(1, (0.0, 0.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.5, 0.5 + 1e-12))]
+    flat = [candidate(1, (0.0, 0.0)), candidate(2, (0.5, 0.5)), candidate(3, (0.5, 0.5 + 1e-12)), candidate(4, (0.0,))]
     assert all(rule.peers(flat, draw(3)) == [] for rule in RULES.values())
+
+
+@pytest.mark.parametrize("rule", ["positive", "gentle", "rare", "rft"])
+def test_groups_that_are_all_right_are_drawn_where_no_other_is_left_and_the_task_is_not_mastered(rule: str) -> None:
+    easy = [candidate(number, (1.0,) * (1 + number % 2)) for number in range(6)]
+    mixed = [candidate(10 + number, (0.0, 1.0)) for number in range(2)]
+
+    def drawn(pool: list[Candidate], own: float) -> set[bytes]:
+        picks = RULES[rule].peers(pool, replace(draw(4), own_reward=lambda task: own))
+        assert all(pick.weight == 1 / 8 and tuple(pick.rests_on) == (pick.index,) for pick in picks)
+        return {pick.id for pick in picks}
+
+    for own in (0.0, MASTERED - 0.01):
+        assert drawn(easy + mixed, own) == {one.id for one in mixed}  # first what is not easy for its maker
+        assert len(drawn(easy, own)) == 4
+    for own in (MASTERED, 1.0):
+        assert drawn(easy, own) == set()
+
+
+def test_the_papers_rule_draws_no_group_that_is_all_right() -> None:
+    assert RULES["sapo"].peers([candidate(1, (1.0, 1.0))], draw(3)) == []
 
 
 def test_positive_takes_one_right_answer_a_group() -> None:
@@ -155,9 +177,11 @@ def test_where_rewards_are_0_or_1_positive_is_one_right_answer_at_advantage_1_wh
     pool = [candidate(number, row) for number, row in enumerate(rows)]
     found = RULES["positive"].peers(pool, replace(draw(count, seed), own_reward=lambda task: own))
     rng = random.Random(seed)
-    informative = [one for one in pool if len(set(one.rewards)) == 2]
+    taken = [one for one in pool if len(set(one.rewards)) == 2] if count else []
+    if not taken and own < MASTERED:
+        taken = [one for one in pool if min(one.rewards) == 1]
     expected = []
-    for one in rng.sample(informative, min(count, len(informative))):
+    for one in rng.sample(taken, min(count, len(taken))):
         index = rng.choice([at for at, reward in enumerate(one.rewards) if reward == 1])
         expected.append(Pick(one.id, index, 1.0, 1 / 8, (index,)))
     assert found == expected

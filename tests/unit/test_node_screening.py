@@ -4,7 +4,7 @@ are filled with true groups.
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from node.config import SamplingConfig, TaskConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, encode, one_turn
-from node.rollouts.own_results import OwnResults
+from node.rollouts.own_results import OwnResult, OwnResults
 from node.rollouts.rules import RULES
 from node.rollouts.sampling import Candidate, Draw, Pick, Rule, mean_advantages, picks_of_groups, whole_group
 from node.rollouts.screening import (
@@ -80,7 +80,6 @@ def lie(group: Group, index: int, reward: float) -> Group:
         (encode(replace(honest(), task=TaskKey("builtin/none", 1, "c"))), "unknown_task"),
         (encode(replace(honest(), task=honest().task._replace(version=99))), "unknown_task"),
         (encode(replace(honest(), task=honest().task._replace(config="0" * 16))), "unknown_task"),
-        (encode(replace(honest(), completions=honest().completions[:1])), "group_size"),
         (encode(honest(texts=("a",) * 8)), "group_size"),
         (encode(honest())[:-1], "malformed"),
         (b"", "malformed"),
@@ -90,6 +89,12 @@ def lie(group: Group, index: int, reward: float) -> Group:
 )
 def test_each_bad_item_has_its_reason(body: bytes, reason: str) -> None:
     assert check(body, TASKS, 8) == (None, reason)
+
+
+def test_one_answer_is_a_group() -> None:
+    """It is what a node sends of a group in which all answers are right, and the same."""
+    group = replace(honest(), completions=honest().completions[:1])
+    assert check(encode(group), TASKS, 8) == (group, "")
 
 
 def test_a_group_of_who_asks_otherwise_passes_and_one_of_who_reads_otherwise_is_of_another_task() -> None:
@@ -180,6 +185,7 @@ class Round:
     candidates: list[Candidate] = field(default_factory=list)
     bounds: dict[str, Any] = field(default_factory=dict)
     own: OwnResults = field(default_factory=OwnResults)
+    quotes: Callable[[str], bool] = lambda text: False
 
     def send(self, peer: str, seed: int, *texts: str, lie: bool = False) -> Candidate:
         """Add a group; a lie has the opposite rewards."""
@@ -209,6 +215,7 @@ class Round:
             lambda prompt, made: Tokens(list(map(ord, made.text))) if len(made.text) <= 9 else None,
             lambda rows: [0.0] * len(rows),
             judged,
+            self.quotes,
         )
         asked = Draw(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
         rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
@@ -432,6 +439,43 @@ def test_a_rule_gets_no_more_than_it_is_asked_for_and_nothing_that_it_was_not_of
     screening.settle(one.own, 9.0)
     assert Counter(group.peer for group in screening.used) == {"0": 2, "1": 2}
     assert offered == [["0", "1", "0", "1", "0"]]
+
+
+def test_a_round_takes_groups_that_are_all_right_once_no_other_is_left() -> None:
+    one = Round(Even(), external=4)
+    easy = [one.send("strong", number, "22") for number in range(8)]
+    mixed = [one.send("equal", 100 + number, "22", "1") for number in range(3)]
+    usable = set(one.filled().usable)
+    assert len(usable) == 4 and {group.id for group in mixed} < usable < {group.id for group in easy + mixed}
+    one.own.put(1, [OwnResult("even", None, 2.0, 0.75)])  # it is right itself more often than not
+    assert set(one.filled().usable) == {group.id for group in mixed}
+
+
+def test_a_flood_of_easy_groups_takes_no_place_of_others_and_no_more_than_its_signers_share() -> None:
+    one = Round(Even(), external=8, bounds={"max_signer_share": 1})
+    for number in range(200):
+        one.send("flood", number, "22")
+    for peer in range(3):
+        one.send(f"equal {peer}", 1000 + peer, "22", "1")
+    drawn = Counter(group.peer for group in one.filled().used)
+    assert drawn == {"flood": 2, "equal 0": 1, "equal 1": 1, "equal 2": 1}
+
+
+def test_an_answer_that_gives_away_a_held_out_question_is_left_out_at_no_cost_to_its_signer() -> None:
+    one = Round(Even(), external=2, quotes=lambda text: "held" in text)
+    giving = one.send("peer", 1, "held 1", "1")
+    other = one.send("peer", 2, "11", "1")
+    screening = one.filled()
+    assert set(screening.usable) == {other.id}
+    assert screening.refused == [RefusedGroup(giving.id, "peer", "quotes_held_out")] and not screening.liars
+    assert screening.left_out == {"quotes_held_out": 1}
+
+
+def test_an_easy_group_whose_answer_is_wrong_is_a_lie() -> None:
+    one = Round(Even(), external=2)
+    false = one.send("liar", 1, "1", lie=True)
+    screening = one.filled()
+    assert screening.refused == [RefusedGroup(false.id, "liar", "false_reward")] and not screening.usable
 
 
 def test_a_signers_share_is_not_spent_on_what_the_rule_would_not_take() -> None:

@@ -1,7 +1,7 @@
 """What a node asks for: its topics, and as much as its sampler uses; and what it makes of a false label."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -18,6 +18,7 @@ from node.swarm.sharing import (
     TELL_RATIO,
     Demand,
     NetworkExchange,
+    shared_form,
     topic_of,
 )
 from node.tasks import TaskKey, Wrapper
@@ -130,6 +131,52 @@ def test_a_group_is_shared_under_its_tasks_topic() -> None:
     exchange.publish([group(ONE), group(OTHER)])
     assert [topic for topic, _ in host.published] == [topic_of(ONE.key), topic_of(OTHER.key)]
     assert host.subscribed == [(frozenset([topic_of(ONE.key), topic_of(OTHER.key)]), math.inf)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "sent"),
+    [
+        (("7", "8", "no"), ("7", "8", "no")),
+        (("7", "7", "7"), ("7",)),
+        (("7", "8", "7", "9"), ("7", "8")),
+        (("no", "none"), None),
+        (("7",), ("7",)),
+    ],
+)
+def test_of_a_group_that_is_all_right_two_different_answers_are_sent_at_most(
+    texts: tuple[str, ...], sent: tuple[str, ...] | None
+) -> None:
+    made = tuple(one_turn(text, True, float(text.isdigit())) for text in texts)
+    whole = replace(group(ONE), completions=made)
+    shared = shared_form(whole, TASKS)
+    assert (shared and tuple(one.text for one in shared.completions)) == sent
+    assert shared is None or len(encode(shared)) <= len(encode(whole))
+    host = _Host()
+    NetworkExchange(host, TASKS, max_completions=8, external=4).publish([whole])
+    is_easy = sent is not None and "no" not in sent
+    assert host.published == ([(topic_of(ONE.key, is_easy), encode(shared))] if shared else [])
+
+
+def test_groups_that_are_all_right_are_asked_for_while_the_node_draws_them() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    mixed = frozenset([topic_of(ONE.key), topic_of(OTHER.key)])
+    exchange.drew(0, 0, frozenset([ONE.key]))
+    exchange.drew(0, 0, frozenset([ONE.key]))
+    exchange.drew(0, 0, frozenset([TaskKey("not here", 1, "c")]))
+    assert [topics for topics, _ in host.subscribed] == [mixed, mixed | {topic_of(ONE.key, is_easy=True)}, mixed]
+
+
+def test_a_group_under_the_other_topic_of_its_task_has_a_false_one() -> None:
+    """Else a flood of easy groups would come to nodes that do not ask for them."""
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    easy = replace(group(ONE), completions=group(ONE).completions[:1])
+    for body, is_easy in ((encode(easy), False), (encode(group(ONE)), True), (encode(easy), True)):
+        topic = topic_of(ONE.key, is_easy)
+        host.inbox.append(Received(b"i" * 32, id_of_bytes(b"s" * 20), body, 0.0, topic))
+    assert [one.group for one in exchange.receive(lambda _: False)] == [easy]
+    assert host.reports == [(Verdict.REJECT, "false_topic")] * 2
 
 
 @pytest.mark.parametrize(

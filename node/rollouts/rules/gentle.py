@@ -21,7 +21,7 @@ ones alone keep it (arXiv 2506.01347).
 
 from collections.abc import Sequence
 
-from node.rollouts.rules.positive import best_of_each, good_and_as_many_bad
+from node.rollouts.rules.positive import MASTERED, best_of_each, good_and_as_many_bad, one_of_a_group
 from node.rollouts.sampling import Advantages, Draw, Rule
 
 
@@ -31,4 +31,4 @@ def unscaled(rewards: Sequence[float], draw: Draw) -> Advantages:
     return sorted([*good, *drawn])
 
 
-RULE = Rule(own=unscaled, peers=best_of_each, group_weight=lambda completions: 1 / completions)
+RULE = Rule(own=unscaled, peers=best_of_each, group_weight=one_of_a_group, easy_below=MASTERED)

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from node.rollouts.sampling import FLAT, Advantages, Candidate, Draw, Pick, Rule, is_right
 
+MASTERED = 0.5  # own reward on a task from which peers' groups that are all right teach it no more
 Gain = Callable[[float, float], float]  # from a best answer's reward and this node's own to its advantage
 
 
@@ -41,10 +42,15 @@ def gain(reward: float, own: float) -> float:
 
 
 def best_of_each(candidates: Sequence[Candidate], draw: Draw, gain: Gain = gain) -> list[Pick]:
-    """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each."""
-    better = [one for one in candidates if one.informative and gain(max(one.rewards), draw.own_reward(one.task)) > 0]
+    """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each.
+
+    Groups that are all right are drawn where no other is left.
+    """
+    better = [one for one in candidates if gain(max(one.rewards), draw.own_reward(one.task)) > 0]
+    mixed = [one for one in better if one.informative]
+    easy = [one for one in better if one.all_right and draw.own_reward(one.task) < MASTERED]
     picks = []
-    for candidate in draw.choose(better):
+    for candidate in draw.choose(mixed) or draw.choose(easy):
         index = one_of_the_best(candidate.rewards, draw.rng)
         advantage = gain(max(candidate.rewards), draw.own_reward(candidate.task))
         picks.append(Pick(candidate.id, index, advantage, 1 / draw.completions, (index,)))
@@ -80,4 +86,9 @@ def balanced(rewards: Sequence[float], draw: Draw) -> Advantages:
     return sorted([*good, *((index, advantage * push) for index, advantage in drawn)])
 
 
-RULE = Rule(own=balanced, peers=best_of_each, group_weight=lambda completions: 1 / completions)
+def one_of_a_group(completions: int) -> float:
+    """Return the weight of one completion of a group that has so many."""
+    return 1 / completions
+
+
+RULE = Rule(own=balanced, peers=best_of_each, group_weight=one_of_a_group, easy_below=MASTERED)

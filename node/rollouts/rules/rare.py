@@ -19,7 +19,7 @@ Source: measured here. The baseline is that of REINFORCE; MaxRL (arXiv 2602.0271
 
 from collections.abc import Sequence
 
-from node.rollouts.rules.positive import balanced, best_of_each
+from node.rollouts.rules.positive import MASTERED, balanced, best_of_each, one_of_a_group
 from node.rollouts.sampling import FLAT, Candidate, Draw, Pick, Rule
 
 
@@ -34,4 +34,4 @@ def best_of_each_by_rarity(candidates: Sequence[Candidate], draw: Draw) -> list[
     return best_of_each(candidates, draw, gain_by_rarity)
 
 
-RULE = Rule(own=balanced, peers=best_of_each_by_rarity, group_weight=lambda completions: 1 / completions)
+RULE = Rule(own=balanced, peers=best_of_each_by_rarity, group_weight=one_of_a_group, easy_below=MASTERED)

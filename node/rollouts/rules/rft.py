@@ -21,7 +21,7 @@ Source: RFT (arXiv 2308.01825), STaR (arXiv 2203.14465), RAFT (arXiv 2304.06767)
 import statistics
 from collections.abc import Sequence
 
-from node.rollouts.rules.positive import best_of_each, gain, one_of_the_best
+from node.rollouts.rules.positive import MASTERED, best_of_each, gain, one_of_a_group, one_of_the_best
 from node.rollouts.sampling import Advantages, Draw, Rule, is_informative
 
 
@@ -32,4 +32,4 @@ def one_right(rewards: Sequence[float], draw: Draw) -> Advantages:
     return [(one_of_the_best(rewards, draw.rng), gain(max(rewards), statistics.fmean(rewards)))]
 
 
-RULE = Rule(own=one_right, peers=best_of_each, group_weight=lambda completions: 1 / completions)
+RULE = Rule(own=one_right, peers=best_of_each, group_weight=one_of_a_group, easy_below=MASTERED)
