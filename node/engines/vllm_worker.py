@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the interpreter may not have `node` installed
-from node.processes.worker_process import Message, connect, receive, send
+from node.processes.worker_process import Message, connect
 
 del sys.path[0]  # nothing else is imported from there
 
@@ -32,11 +32,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 def main() -> None:
     """Answer until the node closes the channel."""
-    channel = connect(*map(int, sys.argv[1:3]))
+    requests = connect(*map(int, sys.argv[1:3]))
     if importlib.util.find_spec("vllm") is None:
         sys.exit(EXIT_NO_VLLM)
-    engine = WorkerEngine(receive(channel))
-    send(channel, engine.describe())
+    engine = WorkerEngine(requests.receive())
+    requests.reply(engine.describe())
     calls = {
         "load": engine.load,
         "adapt": engine.adapt,
@@ -45,8 +45,8 @@ def main() -> None:
         "generate": engine.generate,
     }
     while True:
-        request = receive(channel)
-        send(channel, calls[request["call"]](request))
+        request = requests.receive()
+        requests.reply(calls[request["call"]](request))
 
 
 class WorkerEngine:

@@ -4,17 +4,29 @@ vLLM runs in one (`node.engines.vllm_worker`), since it may need other packages 
 people's task sets and questions that depend on the hash seed do too, with limits on their time and memory.
 
 The two sides share a socket pair: one request, then one reply, in frames of four bytes of length (big-endian) and that
-much JSON. A reply may come with a channel to another process. There are no error replies: a worker that fails ends with
-a traceback in its log. It leads a session of its own: a Ctrl-C in the terminal does not reach it, and the whole group,
-with whatever it may have started, is killed as one.
+much JSON. A request has an id of its own, drawn at random, and its reply has the same one. The node drops every other
+frame, so one that a text has forged answers no later request. A reply may come with a channel to another process. There
+are no error replies: a worker that fails ends with a traceback in its log.
 
-The node's side is `WorkerProcess`; a worker calls `connect` and then `receive` and `send`. It may run under another
-interpreter than the node, so nothing but the standard library is imported here.
+    node
+      guard       leads a session, which a Ctrl-C in the terminal does not reach, and adopts its orphans
+        worker    calls `connect`, which forks it from the guard
+          ...     what it has started, in whatever session
+
+**What a worker has started ends with it.** The guard waits until the worker ends, the node kills it, or the node itself
+ends, by kill -9 even. Then it kills everything below itself until it is alone, and ends as the worker did. A list of
+processes that the node takes would not do: one whose parent ends meanwhile is missing there.
+
+The node's side is `WorkerProcess`; a worker calls `connect`, then `receive` and `reply` of what that returns. It may
+run under another interpreter than the node, so nothing but the standard library is imported here.
 """
 
 import ctypes
 import json
 import os
+import resource
+import secrets
+import select
 import signal
 import socket
 import struct
@@ -25,11 +37,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 HEADER = struct.Struct(">I")
 MAX_FRAME = 1 << 28  # bytes; a thousand completions of 8,192 tokens with their log-probabilities nearly fill it
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# Asks a guard to end all, and ends a process that has not called `connect` yet. Launchers and service managers, which
+# signal all processes of a job, send others.
+END_ALL = signal.SIGVTALRM
 END_S = 10.0  # seconds from SIGKILL to the end; a process that the kernel holds for a broken device takes longer
 LAUNCHED = frozenset(  # variables of a launcher that starts several processes
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
@@ -47,8 +62,8 @@ def send(channel: socket.socket, message: Message) -> None:
     channel.sendall(HEADER.pack(len(data)) + data)
 
 
-def receive(channel: socket.socket, deadline: float | None = None) -> Message:
-    """Read one frame, until `deadline` on the monotonic clock at most.
+def receive(channel: socket.socket, deadline: float | None = None, most: int = MAX_FRAME) -> Message:
+    """Read one frame of at most `most` bytes, until `deadline` on the monotonic clock at most.
 
     Raises:
         EOFError: the other side is gone.
@@ -56,9 +71,12 @@ def receive(channel: socket.socket, deadline: float | None = None) -> Message:
         ValueError: what arrived is no frame of this protocol.
     """
     (size,) = HEADER.unpack(_read(channel, HEADER.size, deadline))
-    if size > MAX_FRAME:
+    if size > most:
         raise ValueError(f"a frame of {size} bytes")
-    message = json.loads(_read(channel, size, deadline))
+    try:
+        message = json.loads(_read(channel, size, deadline))
+    except RecursionError:
+        raise ValueError("a frame of lists within lists") from None
     if not isinstance(message, dict):
         raise ValueError("a frame that holds no message")
     return message
@@ -68,7 +86,10 @@ def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
     data = bytearray()
     while len(data) < size:
         if deadline is not None:
-            channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+            left = deadline - time.monotonic()
+            if left <= 0:  # though more may have come: whoever writes without end is late, too
+                raise TimeoutError
+            channel.settimeout(left)
         chunk = channel.recv(min(size - len(data), 1 << 20))
         if not chunk:
             raise EOFError
@@ -76,23 +97,102 @@ def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
     return bytes(data)
 
 
-def connect(channel: int, life: int) -> socket.socket:
-    """Return the worker's end of the channel, and see to it that the worker ends when the node does, by kill -9 even.
+def ask(channel: socket.socket, request: Message, deadline: float, most: int = MAX_FRAME) -> tuple[Message, int]:
+    """Send a request; return the reply to it, and how many frames came before it that answer something else.
 
-    The kernel ends this process with its parent. A forked guard waits for the end of the
-    pipe `life`, which nobody writes to, and kills the group, so those that the worker started too.
+    Raises as `receive` does.
+    """
+    request_id = secrets.token_hex(8)
+    channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+    send(channel, {**request, "request_id": request_id})
+    dropped = 0
+    while (reply := receive(channel, deadline, most)).pop("request_id", None) != request_id:
+        dropped += 1
+    return reply, dropped
+
+
+class Requests:
+    """The answering end of a channel: requests, one after another, and a reply to each."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self._id: Any = None  # of the newest request
+
+    def receive(self) -> Message:
+        """Wait for a request; raise as `receive` does."""
+        request = receive(self.channel)
+        self._id = request.pop("request_id", None)
+        return request
+
+    def reply(self, message: Message) -> None:
+        """Reply to the newest request."""
+        send(self.channel, {**message, "request_id": self._id})
+
+
+def connect(channel: int, life: int) -> Requests:
+    """Become a guard, and return in a process forked from it, the worker: its end of the channel.
+
+    The guard ends all when the pipe `life` ends, which only the node holds open and nobody writes to.
 
     Signals to stop or to save are for the node, though service managers and Slurm send them to all processes of a job.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    ours = socket.socket(fileno=channel)
-    die_with_parent()  # elsewhere than on Linux the guard does it alone
-    if os.fork() == 0:
-        ours.close()  # the node must see the channel end when this process's parent ends
-        os.read(life, 1)
+    adopt_orphans()
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, END_ALL):
+        signal.signal(number, lambda *_: None)  # a byte in the pipe tells the guard
+    if (worker := os.fork()) != 0:
+        os.close(channel)  # the node must see it end when the worker does
+        _guard(worker, life, woken)
+    die_with_parent()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, END_ALL):
+        signal.signal(number, signal.SIG_DFL)
+    for pipe in (woken, wakes, life):
+        os.close(pipe)
+    return Requests(socket.socket(fileno=channel))
+
+
+def _guard(worker: int, life: int, woken: int) -> NoReturn:
+    """Wait until the worker ends or `life` does, or for `END_ALL`; then end all that is below, and end as it did."""
+    status = None
+    while status is None:
+        ready, _, _ = select.select([life, woken], [], [])
+        if life in ready or END_ALL in os.read(woken, 1 << 12):
+            break
+        status = _bury(worker, status, os.WNOHANG)
+    while below := _started_by(os.getpid()):
+        for process in below:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        status = _bury(worker, status, 0)
+    if status is None:  # elsewhere than on Linux, where nothing tells what is below
         os.killpg(0, signal.SIGKILL)
-    return ours
+    else:
+        _end_as(os.waitstatus_to_exitcode(status))
+    raise AssertionError("it has ended")
+
+
+def _bury(worker: int, status: int | None, options: int) -> int | None:
+    """Bury the children that have ended, or the first that does; return the worker's status, `status` until it ends."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, options))[0]:
+            status = ended[1] if ended[0] == worker else status
+            options = os.WNOHANG
+    return status
+
+
+def _end_as(code: int) -> NoReturn:
+    """End this process with an exit code, or by a signal if that is negative."""
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker has left one, if it is to
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
 
 
 def die_with_parent() -> None:
@@ -134,9 +234,6 @@ class WorkerTimeoutError(WorkerError):
 class WorkerProcess:
     """A running worker process, until `kill` or the end of this one.
 
-    It dies with the *thread* that starts it (as the kernel has it): start it from one that
-    lives as long as the node.
-
     Args:
         command: its command line, to which the numbers of two file descriptors are added.
         environment: variables added to this process's own.
@@ -144,9 +241,13 @@ class WorkerProcess:
 
     Raises:
         OSError: the command cannot be started or the log cannot be written.
+
+    Attributes:
+        dropped: how many frames came that answered no request, or an earlier one.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> None:
+        self.dropped = 0
         self._log: BinaryIO = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115  # kept
         self._shown = "its output" if log is None else str(log)
         self._channel, channel = socket.socketpair()
@@ -180,18 +281,15 @@ class WorkerProcess:
         """Whether `kill` was called, by this class too."""
         return self._channel.fileno() < 0
 
-    def call(self, message: Message, timeout: float) -> Message:
-        """Send a request and return the reply to it.
+    def call(self, message: Message, timeout: float, most: int = MAX_FRAME) -> Message:
+        """Send a request and return the reply to it, of at most `most` bytes; `dropped` counts what is none.
 
         Raises:
             WorkerTimeoutError: no reply within `timeout` seconds; the child has been killed.
             WorkerError: no good reply; the child has been killed.
         """
-        deadline = time.monotonic() + timeout
         try:
-            self._channel.settimeout(timeout)
-            send(self._channel, message)
-            return receive(self._channel, deadline)
+            reply, dropped = ask(self._channel, message, time.monotonic() + timeout, most)
         except TimeoutError:
             late = self._failed(f"no answer to {message['call']!r} in {timeout:g} s", None)
             raise WorkerTimeoutError(str(late)) from None
@@ -200,6 +298,8 @@ class WorkerProcess:
         except (EOFError, OSError):
             status = self._status()
             raise self._failed(_describe(status), status) from None
+        self.dropped += dropped
+        return reply
 
     def call_for_channel(self, message: Message, timeout: float) -> socket.socket:
         """Send a request and return the channel that the reply comes with, to a process that the child has forked.
@@ -241,18 +341,11 @@ class WorkerProcess:
         self._channel.close()
         self._log.close()
         os.close(self._life)
-        others = []
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGSTOP)  # so that nothing starts while they are listed
-            others = _started_by(self.pid)
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        for one in others:  # some may have left the group
-            with suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
+        self._process.send_signal(END_ALL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
+        with suppress(ProcessLookupError):  # there is nobody, unless the guard itself was killed, or hangs
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _failed(self, reason: str, status: int | None) -> WorkerError:
         end = _last_lines(self._log)

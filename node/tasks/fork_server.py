@@ -29,14 +29,13 @@ from typing import TYPE_CHECKING
 
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
-from node.processes.worker_process import Message, WorkerError, adopt_orphans, children_of, receive, send
+from node.processes.worker_process import Message, Requests, WorkerError, adopt_orphans, ask, children_of
 from node.tasks import Item
 from node.tasks.environments import Done, Environment, Observation, step
 
 if TYPE_CHECKING:
     from node.tasks.verdicts import Workers
 
-LEAST_S = 1e-3  # a timeout of 0 would not wait at all
 BEGIN_S = 10.0  # for a process to be forked and confined, which takes some milliseconds
 BEGUN = b"\0"  # its first byte
 ENDED = "the process of an episode ended: its environment took too long, or too much memory"
@@ -61,15 +60,14 @@ class EpisodeProcess:
         """Take a turn of the policy."""
         began = time.monotonic()
         try:
-            self._channel.settimeout(max(self._left, LEAST_S))
-            send(self._channel, {"call": "step", "text": text})
-            said = receive(self._channel, began + self._left)
+            said, _ = ask(self._channel, {"call": "step", "text": text}, began + self._left)
         except (EOFError, OSError):
             self._channel.close()
             raise UserError(f"task {self._name!r}: {ENDED}") from None
         self._left -= time.monotonic() - began
         if "error" in said:
             raise UserError(str(said["error"]))
+        # `node.tasks.environments.step` looks at what is in them
         return Observation(said["observation"]) if "observation" in said else Done(said["reward"])
 
 
@@ -97,11 +95,11 @@ class ForkServer:
             raise UserError(f"task {self.name!r}: {error}") from None
 
 
-def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, confined: bool) -> None:
+def fork_episode(requests: Requests, begin: Callable[[], Environment], *, confined: bool) -> None:
     """Fork a process for the episode that `begin` begins, and send its channel to the node; in the worker.
 
     Args:
-        channel: the worker's own.
+        requests: the worker's own.
         begin: called at the first step.
         confined: whether the process is confined.
     """
@@ -111,15 +109,15 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
         theirs, ours = socket.socketpair()
         pid = os.fork()
     except OSError as error:
-        send(channel, {"error": f"no process for an episode: {error.strerror}"})
+        requests.reply({"error": f"no process for an episode: {error.strerror}"})
         return
     if pid == 0:
         try:
-            channel.close()
+            requests.channel.close()
             theirs.close()
             _become_episode(confined)
             ours.send(BEGUN)
-            _play(ours, begin)
+            _play(Requests(ours), begin)
         finally:
             os._exit(0)  # neither the worker's exit handlers nor its loop
     _kept.add(pid)
@@ -128,10 +126,10 @@ def fork_episode(channel: socket.socket, begin: Callable[[], Environment], *, co
         if not _has_begun(theirs):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            send(channel, {"error": "the process of an episode hung as it began: a lock was held when it was forked"})
+            requests.reply({"error": "the process of an episode hung as it began: a lock was held when it was forked"})
             return
-        send(channel, {})
-        socket.send_fds(channel, [b"\0"], [theirs.fileno()])
+        requests.reply({})
+        socket.send_fds(requests.channel, [b"\0"], [theirs.fileno()])
 
 
 def _has_begun(channel: socket.socket) -> bool:
@@ -145,7 +143,7 @@ def _has_begun(channel: socket.socket) -> bool:
         channel.settimeout(None)
 
 
-def answer_apart(channel: socket.socket, answer: Callable[[], Message], *, confined: bool) -> None:
+def answer_apart(requests: Requests, answer: Callable[[], Message], *, confined: bool) -> None:
     """Reply with what `answer` returns, found in a forked process; in the worker. Raises `OSError` if there is none."""
     _end_orphans()
     pid = os.fork()
@@ -153,21 +151,24 @@ def answer_apart(channel: socket.socket, answer: Callable[[], Message], *, confi
         failed = 1
         try:
             _become_episode(confined)
-            send(channel, answer())
+            requests.reply(answer())
             failed = 0
         finally:
             os._exit(failed)
     _, status = os.waitpid(pid, 0)
     if status != 0:
-        send(channel, {"error": ENDED})
+        requests.reply({"error": ENDED})
+
+
+def adopt_from_here() -> None:
+    """Adopt what later episodes leave behind; in a worker that has loaded its task, whose processes stay."""
+    adopt_orphans()
+    _kept.update(children_of(os.getpid()))
 
 
 def _end_orphans() -> None:
     """End what episodes that are over have left behind, such as a program that they ran on the policy's text."""
     children = children_of(os.getpid())
-    if not _kept:  # the first call: there has been no episode
-        adopt_orphans()
-        _kept.update(children)
     for orphan in {*children} - _kept:
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(orphan, signal.SIGKILL)
@@ -185,16 +186,17 @@ def _become_episode(confined: bool) -> None:
             confine()
 
 
-def _play(channel: socket.socket, begin: Callable[[], Environment]) -> None:
+def _play(requests: Requests, begin: Callable[[], Environment]) -> None:
     """Answer steps until the episode ends or the node closes the channel."""
     environment: Environment | None = None
+    channel = requests.channel
     fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(channel, fcntl.F_GETFL)
     ended = select.poll()
     ended.register(channel, 0)  # POLLHUP alone
     while True:
         try:
-            text = receive(channel)["text"]
+            text = requests.receive()["text"]
         except (EOFError, OSError):
             return
         # During a step nothing comes but the channel's end. From here on the kernel sends SIGIO at that.
@@ -212,6 +214,6 @@ def _play(channel: socket.socket, begin: Callable[[], Environment]) -> None:
         except (Exception, SystemExit) as error:  # noqa: BLE001  # it may raise anything, and exit
             said = {"error": one_line(error) or type(error).__name__}
         fcntl.fcntl(channel, fcntl.F_SETFL, flags)
-        send(channel, said)
+        requests.reply(said)
         if "observation" not in said:
             return

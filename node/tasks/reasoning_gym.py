@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get
 
 from node.config import AnswerMode
 from node.errors import UserError
-from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send
+from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect
 from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import (
     INSTRUCTIONS,
@@ -384,15 +384,15 @@ def _start_worker() -> WorkerProcess:
 
 def main() -> None:
     """Draw for the node at the other end of a channel, under limits on processor time and memory."""
-    channel = connect(*map(int, sys.argv[1:3]))
+    requests = connect(*map(int, sys.argv[1:3]))
     resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
     while True:
-        request = receive(channel)
+        request = requests.receive()
         name, options = request["name"], request["options"]
         if request["call"] == "draw":
-            send(channel, {"drawn": draw_here(name, options, request["seed"])})
+            requests.reply({"drawn": draw_here(name, options, request["seed"])})
         else:
-            send(channel, _trial(name, options, request["cpu_s"]))
+            requests.reply(_trial(name, options, request["cpu_s"]))
 
 
 def _trial(name: str, options: Mapping[str, Any], cpu_s: int) -> Message:

@@ -41,7 +41,7 @@ from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
 from node.processes.threads import awaited
-from node.processes.worker_process import Message, connect, receive, send, yield_memory
+from node.processes.worker_process import Message, connect, yield_memory
 from node.tasks.judge import Judge
 from node.tasks.third_party import described, run_file
 from node.tasks.verdicts import bound_memory
@@ -296,22 +296,22 @@ def code_of(functions: Functions) -> Message:
 
 def main() -> None:
     """Load a task's functions, then score for the node at the other end of a channel."""
-    channel = connect(*map(int, sys.argv[1:3]))
+    requests = connect(*map(int, sys.argv[1:3]))
     yield_memory()
     bound_memory()
-    request = receive(channel)
+    request = requests.receive()
     try:
         functions, said = begin(request)
     except UserError as error:
-        send(channel, _refused(request, error))
+        requests.reply(_refused(request, error))
         return
-    send(channel, said)
+    requests.reply(said)
     while True:
-        asked = receive(channel)
+        asked = requests.receive()
         if asked["call"] == "trial":
-            send(channel, _tried(functions, request, asked["rows"]))
+            requests.reply(_tried(functions, request, asked["rows"]))
         else:
-            send(channel, _scored(functions, Answered(asked["prompt"], asked["columns"], asked["text"])))
+            requests.reply(_scored(functions, Answered(asked["prompt"], asked["columns"], asked["text"])))
 
 
 def begin(request: Message) -> tuple[Functions, Message]:

@@ -38,10 +38,10 @@ from node.config import TaskConfig
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
-from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, receive, send, yield_memory
+from node.processes.worker_process import Message, Requests, WorkerError, WorkerProcess, connect, yield_memory
 from node.tasks import Item, Task, TaskKey, Wrapper
 from node.tasks.environments import StartEpisode, play_again, start_of
-from node.tasks.fork_server import ForkServer, answer_apart, fork_episode
+from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text had to wait too long to be scored
@@ -440,38 +440,41 @@ def main() -> None:
     """Load one task, then score for the node at the other end of a channel."""
     from node.tasks import load_task
 
-    channel = connect(*map(int, sys.argv[1:3]))
+    requests = connect(*map(int, sys.argv[1:3]))
     yield_memory()
     bound_memory()
-    request = receive(channel)
+    request = requests.receive()
     try:
         task = load_task(TaskConfig.model_validate(request["task"]))
     except UserError as error:
-        send(channel, {"error": one_line(error)})
+        requests.reply({"error": one_line(error)})
         return
     if list(task.key) != request["key"]:  # peers would take its rewards for lies
-        send(channel, {"error": "its code has changed since this node began: start the node again"})
+        requests.reply({"error": "its code has changed since this node began: start the node again"})
         return
     if start_of(task) is None and is_to_be_confined(task):
         with suppress(ConfinementError):
             confine()
-    send(channel, {})
+    if start_of(task) is not None:
+        adopt_from_here()
+    requests.reply({})
     while True:
-        answer_one(channel, task, receive(channel))
+        answer_one(requests, task)
 
 
-def answer_one(channel: socket.socket, task: Task, request: Message) -> None:
+def answer_one(requests: Requests, task: Task) -> None:
     """Reply to one request of the node; what has an environment is played in a process of its own."""
+    request = requests.receive()
     item, start, confined = _item(request["item"]), start_of(task), is_to_be_confined(task)
     if request["call"] == "start":
         assert start is not None
-        fork_episode(channel, partial(start, item), confined=confined)
+        fork_episode(requests, partial(start, item), confined=confined)
         return
     answer = Answer(task, item, request["text"], (*request.get("before", ()),))
     if start is None:
-        send(channel, _scored(answer))
+        requests.reply(_scored(answer))
     else:
-        answer_apart(channel, partial(_scored, answer), confined=confined)
+        answer_apart(requests, partial(_scored, answer), confined=confined)
 
 
 def bound_memory() -> None:

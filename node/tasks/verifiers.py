@@ -43,11 +43,11 @@ from pydantic import Field, ValidationError, model_validator
 from node.config import Section, option_complaint
 from node.errors import UserError
 from node.processes.confinement import ConfinementError, confine
-from node.processes.worker_process import Message, WorkerError, connect, receive, send
+from node.processes.worker_process import Message, WorkerError, connect
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
 from node.tasks.answers import MAX_TEXT
 from node.tasks.environments import MAX_TURNS, Done, Environment, play_again, step
-from node.tasks.fork_server import ForkServer, fork_episode
+from node.tasks.fork_server import ForkServer, adopt_from_here, fork_episode
 from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Verdict, Workers, already, score
 
 KIND = "verifiers"
@@ -141,9 +141,9 @@ class RefusedError(Exception):
 
 def main() -> None:
     """Load one task set, then score or play for the node at the other end of a channel."""
-    channel = connect(*map(int, sys.argv[1:3]))
+    requests = connect(*map(int, sys.argv[1:3]))
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
-    request = receive(channel)
+    request = requests.receive()
     scale = partial(_scaled, request["low"], request["high"])
     try:
         loaded = load_rows(request["id"], request["config"], request["rows"])
@@ -152,19 +152,21 @@ def main() -> None:
         told = _opened(loaded, scale) if loaded.env is not None else _tried(loaded)
     except Exception as error:  # noqa: BLE001  # a task set may raise anything, and the node is told in one line
         said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
-        send(channel, {"error": " ".join(said.split())[:500]})
+        requests.reply({"error": " ".join(said.split())[:500]})
         return
-    if loaded.env is None:  # else each episode is
+    if loaded.env is None:  # else each episode is confined
         with suppress(ConfinementError):
             confine()
-    send(channel, {**told, "versions": loaded.versions, "plays": loaded.env is not None})
+    else:
+        adopt_from_here()
+    requests.reply({**told, "versions": loaded.versions, "plays": loaded.env is not None})
     while True:
-        request = receive(channel)
+        request = requests.receive()
         if request["call"] == "start":
             begin = partial(_begun, loaded.env, rows, request["item"], scale)
-            fork_episode(channel, begin, confined=True)
+            fork_episode(requests, begin, confined=True)
         else:
-            send(channel, _scored(rows[request["row"]], request["text"], scale))
+            requests.reply(_scored(rows[request["row"]], request["text"], scale))
 
 
 def _scaled(low: float, high: float, reward: float) -> float:

@@ -631,13 +631,13 @@ def test_what_an_episode_has_left_behind_ends_when_the_next_one_begins(apart: Ta
 
 HANGS = """
 import os, socket, time
-from node.processes.worker_process import receive
+from node.processes.worker_process import Requests, receive
 from node.tasks import fork_server
 
 fork_server.BEGIN_S = 0.1
 os.register_at_fork(after_in_child=lambda: time.sleep(600))  # as a lock that another thread held
 channel, node = socket.socketpair()
-fork_server.fork_episode(channel, lambda: None, confined=False)
+fork_server.fork_episode(Requests(channel), lambda: None, confined=False)
 print(receive(node)["error"])
 try:
     os.wait()

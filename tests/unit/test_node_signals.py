@@ -91,6 +91,7 @@ def test_a_worker_that_even_the_kernel_cannot_end_is_left_to_it(monkeypatch: pyt
     worker = WorkerProcess([sys.executable, "-c", "import time; time.sleep(600)"], {})
     monkeypatch.setattr("node.processes.worker_process.END_S", 0.01)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
+    monkeypatch.setattr(subprocess.Popen, "send_signal", lambda *_: None)
     worker.kill()
     os.kill(worker.pid, signal.SIGKILL)
     os.waitpid(worker.pid, 0)

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.errors import UserError
+from node.processes.worker_process import children_of
 from node.tasks import Item, Task
 from node.tasks.answers import (
     same_close,
@@ -250,7 +251,8 @@ def test_where_questions_depend_on_the_hash_seed_another_process_makes_them(task
     task = load_reasoning_gym(name, {})
     item = task.make(3)
     assert item == tasks[name].make(3)
-    os.kill(task.draw.__self__._worker.pid, signal.SIGKILL)
+    (worker,) = children_of(task.draw.__self__._worker.pid)
+    os.kill(worker, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="its process failed"):
         task.make(4)
     assert task.make(3) == item, "a process that died is replaced"
