@@ -119,13 +119,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         if not dry_run:
             check_first(given, folder)
 
-    def sharers() -> int:
-        if not (accelerate_config or "WORLD_SIZE" in os.environ):
-            return 1
-        from node.training.processes import sharers_of  # which imports torch
-
-        return sharers_of(processes, accelerate_config)
-
     settled = settle(
         config,
         settings,
@@ -135,7 +128,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         forget=forget or [],
         preset=preset,
         look=look,
-        sharers=sharers,
+        sharers=lambda: _sharers(processes, accelerate_config),
     )
     if dry_run:
         check_tasks(settled.config)
@@ -159,6 +152,15 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     setup_logs(folder, debug=debug)
     settled.say(config)
     return run(joined, folder, **training)
+
+
+def _sharers(processes: int | None, accelerate_config: Path | None) -> int:
+    """Return among how many cards the weights are shared out."""
+    if not (accelerate_config or "WORLD_SIZE" in os.environ):
+        return 1
+    from node.training.processes import sharers_of  # which imports torch
+
+    return sharers_of(processes, accelerate_config)
 
 
 def _follow() -> int:
