@@ -21,14 +21,21 @@ that it calls run there and then, before those that are queued: so it may wait f
 Sends and receives are begun where they are called. A receive from any source is begun by whoever waits for it, after
 those with its tag that were called before.
 
+**The end.** What a rank sends in its last operation may be on its way when it has nothing more to do. So the end of the
+world is a wait, too: `destroy_process_group`, or else the end of the program, waits until all ranks have come to their
+end or are lost, at most the group's `timeout`. A rank says when it has come to its end, and an operation that would
+need it later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give.
+
 **CUDA tensors** are staged through pinned memory (`reduce.staging`). A work is over when its tensors are filled on the
 device, so `wait` blocks the caller and leaves nothing to wait for on a stream.
 """
 
+import atexit
 import hashlib
 import math
 import os
 import secrets
+import sys
 import threading
 import time
 from collections import Counter
@@ -36,9 +43,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from typing import Any
 
+import structlog
 import torch
 import torch.distributed as dist
 from torch.futures import Future
@@ -55,6 +65,8 @@ from collectives.reduce.tensors import DTYPES, memory, publish_pieces, set_apart
 from collectives.types import WAN, Codec, Op, Protection
 from protocol.identity import NodeId
 
+log = structlog.get_logger()
+
 NAME = "gossamer"
 DEVICES = ("cpu", "cuda")
 DEFAULT_TIMEOUT_S = 1800.0  # torch's own
@@ -66,6 +78,7 @@ SHARING_TRIES = 16  # operations that ask whether all ranks can share memory
 NO_RANK = -1
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
 LOOK_S = 0.001  # between looks for a message from any source
+QUIET_S = 10.0  # of waiting for the other ranks' end, before the log says whom this one waits for
 
 _TorchGroup: Any = dist.ProcessGroup  # whose stubs have every signature that torch ever had
 _TorchWork: Any = vars(dist)["_Work"]
@@ -355,13 +368,16 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def _await_sender(self, tag: int, until: float) -> NodeId:
         """Return a member that has sent something that nobody has received yet."""
-        others = [member for member in self.members if member != self.comm.node_id]
+        plane, others = self.comm.data_plane, [member for member in self.members if member != self.comm.node_id]
         while True:
             self._check()
+            nobody_is_left = all(plane.has_finished(member) for member in others)
             for member in others:
                 channel = self._channel(member, self.comm.node_id, tag)
-                if self.comm.data_plane.has_early(self._op(channel, self._counts[channel])):
+                if plane.has_early(self._op(channel, self._counts[channel])):
                     return member
+            if nobody_is_left:
+                raise self._break(Aborted("all other ranks have ended, and none has sent anything"))
             if time.monotonic() >= until:
                 raise self._break(DeadlineExceeded("no rank sent anything in time"))
             time.sleep(LOOK_S)
@@ -518,16 +534,42 @@ class ProcessGroupGossamer(_TorchGroup):
         return self.broken
 
     def shutdown(self) -> None:
-        """End the group's thread; torch calls it in `destroy_process_group`."""
-        self._is_shut = True
-        self._release()
-        self._waiting.put(None)
-        self.comm.data_plane.close_port(self._all)
-        if _worlds.get(self._name) is self.comm:
-            del _worlds[self._name]
-            self.comm.leave()
+        """End the group in order: carry out what was called, and leave a world that is fixed once all ranks have ended.
 
-    abort = shutdown
+        torch calls it in `destroy_process_group`. Where an exception is on its way, nothing is waited for.
+        """
+        error = sys.exc_info()[1]
+        self._end(in_order=error is None or (isinstance(error, SystemExit) and not error.code))
+
+    def abort(self) -> None:
+        """End the group now: its operations raise, here and at the other ranks."""
+        self._break(Aborted("the process group was aborted"))
+        self._end(in_order=False)
+
+    def _end(self, *, in_order: bool) -> None:
+        self._is_shut = True
+        self._waiting.put(None)
+        in_order = in_order and self.turn == MEETING  # else the step's verdict has said what was carried out
+        try:
+            if in_order and self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join()  # each of its operations has a time-out
+            if in_order and self.broken is None and self in _worlds:
+                self._wait_for_other_ends()
+        finally:
+            self._release()
+            self.comm.data_plane.close_port(self._all)
+            if self in _worlds:
+                _worlds.remove(self)
+                self.comm.leave()
+
+    def _wait_for_other_ends(self) -> None:
+        plane, until = self.comm.data_plane, time.monotonic() + self._timeout
+        plane.finish()
+        late = plane.wait_finished(min(until, time.monotonic() + QUIET_S))
+        if late:
+            ranks = sorted(self.members.index(member) for member in late)
+            log.info("this rank has ended, and waits for others", ranks=ranks, at_most_s=self._timeout)
+            plane.wait_finished(until)
 
     def _release(self) -> None:
         """Give the shared memory back once nothing here reads it any more."""
@@ -899,7 +941,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 
 # --- worlds ---
 
-_worlds: dict[str, Communicator] = {}  # by the name of its default group: those that leave on `destroy_process_group`
+_worlds: set[ProcessGroupGossamer] = set()  # the default groups of those that never change
 _entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
 
 
@@ -919,8 +961,23 @@ def _make(made: Any, options: Any) -> ProcessGroupGossamer:
     if options is not None and not isinstance(options, Options):
         raise BadArgument("pg_options: give a collectives.torch_backend.Options")
     comm, members = _meet(made.store, made.group_rank, made.group_size, options or Options(), timeout)
-    _worlds[made.group_id] = comm
-    return ProcessGroupGossamer(comm, made.group_id, members, MEETING, timeout)
+    world = ProcessGroupGossamer(comm, made.group_id, members, MEETING, timeout)
+    _worlds.add(world)
+    _end_worlds_with(os.getpid())  # now: it runs before what `comm` has registered
+    return world
+
+
+@cache
+def _end_worlds_with(process: int) -> None:
+    """Let a program that does not call `destroy_process_group` end as if it had, unless it ends by an exception."""
+
+    def end() -> None:
+        if os.getpid() == process and not hasattr(sys, "last_value"):
+            for world in list(_worlds):
+                world.shutdown()
+
+    atexit.register(end)
+    Finalize(None, end, exitpriority=0)  # a process of multiprocessing that is forked runs no other
 
 
 def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:

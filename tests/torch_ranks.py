@@ -43,9 +43,7 @@ def _be(function, backend, rank, size, store, results, arguments):
         backend, init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=10)
     )
     results.put((rank, function(rank, size, *arguments)))
-    results.close()
-    results.join_thread()
-    os._exit(0)
+    dist.destroy_process_group()
 
 
 def train(rank, size, device="cpu"):

@@ -4,10 +4,15 @@ Every link has one outbox and all of its streams take pieces from it, so a slow 
 is looked up by its operation. One that is not known yet gets an `Inbox`, since it is about to start here too; ended
 operations are remembered to drop their rest. Early pieces are bounded for each member, in bytes and in operations, so
 that one member costs no other its place.
+
+A member that has no more operations to carry out says so with a FIN (`finish`). It counts the pieces that it has sent.
+When as many have arrived, whoever waits for another one learns that none will come. A member that leaves only after all
+others have finished, too, takes nothing from anybody.
 """
 
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
@@ -47,11 +52,17 @@ class _MemberLane:
     budget: Budget = field(default_factory=Budget)
     early: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # operations that have yet to start here
     hand_overs: int = 0  # of this member's arena, since the last stream was made
+    arrived: int = 0  # pieces of data
+    announced: int | None = None  # how many the member has sent, once it has finished
+
+    def is_finished(self) -> bool:
+        """Tell whether everything is here that the member will ever send."""
+        return self.announced is not None and self.arrived >= self.announced
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
-    """The sender of the piece that calls an operation off: it is sent though the port has ended."""
+class _Notice:
+    """The sender of a piece that belongs to no open port: one that calls an operation off, or a FIN."""
 
     key: bytes
     wanted: bool = True
@@ -72,18 +83,24 @@ class _Handing:
         """Nobody waits for it."""
 
 
+def _fin() -> Outgoing:
+    return Outgoing(_Notice(bytes(KEY_BYTES)), PieceKind.FIN, Piece(0, 0, 0, 0), memoryview(b""))
+
+
 class DataPlane:
     """Thread-safe."""
 
     def __init__(self, own: NodeId) -> None:
         self._own = own
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # notified when a member finishes, or is lost
         self._lanes: dict[NodeId, _MemberLane] = {}
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
         self._unknown: dict[bytes, Inbox] = {}
         self._loose: set[bytes] = set()  # keys of the ports of operations without an agreement
         self._ended: OrderedDict[bytes, str] = OrderedDict()  # and why
         self._closed = False
+        self._has_finished = False
         self._memory = SharedMemory(own)
 
     # --- memory of one machine -----------------------------------------------------------------
@@ -152,7 +169,10 @@ class DataPlane:
             dropped = self._ended.get(key)
             if told is not None:
                 self._loose.add(key)
+            finished = [member for member in members if member in self._lanes and self._lanes[member].is_finished()]
         inbox.start(deadline, told, salt)
+        for member in finished:
+            inbox.finished(member)
         if dropped is not None:
             inbox.end(Aborted(dropped))
         return SocketPort(self._own, key, inbox, deadline, self._post, salt)
@@ -175,7 +195,7 @@ class DataPlane:
             with self._lock:
                 lane = self._lanes.get(member)
             if lane is not None:
-                lane.outbox.put([Outgoing(_Last(port.key), PieceKind.REFUSAL, piece, text)])
+                lane.outbox.put([Outgoing(_Notice(port.key), PieceKind.REFUSAL, piece, text)])
 
     def close_port(self, port: SocketPort, reason: str = "the operation is over", *, late: bool = False) -> None:
         """Forget an attempt: what still comes for it is dropped.
@@ -249,13 +269,17 @@ class DataPlane:
         inbox = self._inbox(source, key)
         with self._lock:
             lane = self._lanes.get(source)
-        return None if inbox is None or lane is None else inbox.place(source, piece, PATIENCE_S, lane.budget)
+        where = None if inbox is None or lane is None else inbox.place(source, piece, PATIENCE_S, lane.budget)
+        if where is None:
+            self._count(source, pieces=1)
+        return where
 
     def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
         """See `stream.Arrivals`."""
         inbox = self._inbox(source, key)
         if inbox is not None:
             inbox.arrived(source, piece, where)
+        self._count(source, pieces=1)
 
     def told(self, source: NodeId, key: bytes, kind: PieceKind, slot: int, text: bytes) -> None:
         """See `stream.Arrivals`."""
@@ -285,13 +309,57 @@ class DataPlane:
                 self._remember(oldest, _TOO_MUCH)
             return self._unknown.setdefault(key, Inbox())
 
+    # --- the end -------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Tell all members that this one sends nothing more. What it has sent comes to them before that."""
+        with self._lock:
+            self._has_finished = True
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.outbox.put([_fin()])
+
+    def wait_finished(self, until: float) -> Set[NodeId]:
+        """Wait until every other member has finished or is lost; return those that have not by `until`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unfinished(), max(0.0, until - time.monotonic()))
+            return self._unfinished()
+
+    def _unfinished(self) -> Set[NodeId]:
+        return {member for member, lane in self._lanes.items() if not lane.is_finished()}
+
+    def has_finished(self, member: NodeId) -> bool:
+        """Tell whether everything is here that a member will ever send."""
+        with self._lock:
+            return member in self._lanes and self._lanes[member].is_finished()
+
+    def finished(self, source: NodeId, pieces: int) -> None:
+        """See `stream.Arrivals`."""
+        self._count(source, announced=pieces)
+
+    def _count(self, source: NodeId, *, pieces: int = 0, announced: int | None = None) -> None:
+        with self._changed:
+            lane = self._lanes.get(source)
+            if lane is None or lane.is_finished():
+                return
+            lane.arrived += pieces
+            lane.announced = lane.announced if announced is None else announced
+            if not lane.is_finished():
+                return
+            self._changed.notify_all()
+            waiting = self._concerned(source)
+        for inbox in waiting:
+            inbox.finished(source)
+
     # --- streams -------------------------------------------------------------------------------
 
     def link(self, member: NodeId) -> None:
         """There is a way to a member of the view: what is sent to it may wait for a stream, and come from one."""
         with self._lock:
-            if not self._closed:
-                self._lanes.setdefault(member, _MemberLane())
+            if not self._closed and member not in self._lanes:
+                lane = self._lanes[member] = _MemberLane()
+                if self._has_finished:
+                    lane.outbox.put([_fin()])
 
     def add_stream(self, peer: ProvenPeer, sock: socket.socket, dialled: bool) -> None:
         """Take over a proven data connection with a linked member."""
@@ -324,8 +392,9 @@ class DataPlane:
         What it sent early is let go, with the operations that it is for: else one that comes back again and again
         would have more held each time.
         """
-        with self._lock:
+        with self._changed:
             lane = self._lanes.pop(member, None)
+            self._changed.notify_all()
             keys = list(lane.early) if lane is not None else []
             self._memory.let_go(member)
             if lane is not None:

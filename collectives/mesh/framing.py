@@ -38,6 +38,7 @@ class PieceKind(IntEnum):
     REQUEST = 2  # `slot` is where the answer goes
     REFUSAL = 3  # the answer: no; or, of an operation without an agreement, that it is off, and why
     MEMORY = 4  # the name of the sender's arena, and beside it the arena's descriptor: see `shared_memory`
+    FIN = 5  # the sender sends nothing more; `total` is how many pieces of DATA it has sent, on all streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def read_header(data: bytes | memoryview) -> tuple[bytes, PieceKind, Piece]:
     key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
     if kind not in list(PieceKind):
         raise WireError("kind")
-    longest = PIECE_BYTES if kind == PieceKind.DATA else MAX_REQUEST_BYTES
+    longest = {PieceKind.DATA: PIECE_BYTES, PieceKind.FIN: 0}.get(kind, MAX_REQUEST_BYTES)
     if length > longest or total > MAX_PAYLOAD_BYTES or offset + length > total:
         raise WireError("piece")
     return key, PieceKind(kind), Piece(slot, offset, total, length)

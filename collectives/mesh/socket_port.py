@@ -87,6 +87,7 @@ class Inbox:
         self._held: defaultdict[_Name, list[tuple[Piece, bytearray]]] = defaultdict(list)
         self._paid: dict[int, tuple[bytearray, Budget]] = {}  # buffers that were taken from a budget, by their id
         self.lost_members: dict[NodeId, str] = {}
+        self.finished_members: set[NodeId] = set()  # they have sent all, and taken all that they wanted
         self._told: Callable[[NodeId, str], None] | None = None  # of an operation without an agreement
         self._called_off: tuple[NodeId, str] | None = None
         self._salt: int | None = None
@@ -190,10 +191,28 @@ class Inbox:
         """A connection to `member` broke: what it still owes will not come."""
         with self.changed:
             self.lost_members[member] = reason
-            for (source, slot), ticket in self._tickets.items():
-                if source == member and not ticket.done():
-                    ticket.error = (SourceLost if slot > MAX_SLOT else Aborted)(reason)
-            self.changed.notify_all()
+            self._fail_tickets(member)
+
+    def finished(self, member: NodeId) -> None:
+        """Everything has come that `member` sends: what it still owes will not come."""
+        with self.changed:
+            self.finished_members.add(member)
+            self._fail_tickets(member)
+
+    def no_more_from(self, member: NodeId) -> str:
+        """Return why nothing more comes from `member`; "" while something may."""
+        if member in self.lost_members:
+            return self.lost_members[member]
+        if member in self.finished_members:
+            return f"member {member} has ended, and takes part in no further operation"
+        return ""
+
+    def _fail_tickets(self, member: NodeId) -> None:
+        reason = self.no_more_from(member)
+        for (source, slot), ticket in self._tickets.items():
+            if source == member and not ticket.done():
+                ticket.error = (SourceLost if slot > MAX_SLOT else Aborted)(reason)
+        self.changed.notify_all()
 
     # --- the algorithm's side ------------------------------------------------------------------
 
@@ -222,8 +241,9 @@ class Inbox:
             self._tickets[name] = ticket
             for piece, buffer in self._held.pop(name, ()):
                 self._settle(ticket, piece, buffer)
-            if source in self.lost_members and not ticket.done():
-                ticket.error = (SourceLost if slot > MAX_SLOT else Aborted)(self.lost_members[source])
+            reason = self.no_more_from(source)
+            if reason and not ticket.done():
+                ticket.error = (SourceLost if slot > MAX_SLOT else Aborted)(reason)
             self.changed.notify_all()  # a reader may wait for it
         return ticket
 
@@ -320,8 +340,9 @@ class SocketPort:
         """See `Port.check`."""
         if self.inbox.ended is not None:
             raise self.inbox.ended
-        if member in self.inbox.lost_members:
-            raise Aborted(self.inbox.lost_members[member])
+        reason = self.inbox.no_more_from(member)
+        if reason:
+            raise Aborted(reason)
         if time.monotonic() >= self._deadline:
             raise DeadlineExceeded(f"member {member} wrote too little in time: allow more, or call it again")
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -63,6 +63,7 @@ class SendQueue:
         self._changed = threading.Condition()
         self._items: deque[Outgoing] = deque()
         self._closed = False
+        self._taken = 0  # pieces of data
 
     def put(self, items: list[Outgoing]) -> None:
         """Append pieces; after `close` they are let go at once."""
@@ -75,7 +76,10 @@ class SendQueue:
             item.sender.left()
 
     def take(self, ended: Callable[[], bool]) -> Outgoing | None:
-        """Wait for the next piece that is still wanted; None when `ended` says so, at the latest after `wake`."""
+        """Wait for the next piece that is still wanted; None when `ended` says so, at the latest after `wake`.
+
+        A FIN is given the number of pieces of data that were taken before it.
+        """
         while True:
             with self._changed:
                 while not self._items and not self._closed and not ended():
@@ -84,7 +88,12 @@ class SendQueue:
                     self._changed.notify()  # another reader has to take what this one was woken for
                     return None
                 item = self._items.popleft()
-            if item.sender.wanted:
+                wanted = item.sender.wanted
+                if item.kind is PieceKind.FIN:
+                    item = replace(item, piece=Piece(0, 0, self._taken, 0))
+                elif wanted and item.kind is PieceKind.DATA:
+                    self._taken += 1
+            if wanted:
                 return item
             item.sender.left()
 
@@ -118,6 +127,9 @@ class Arrivals(Protocol):
 
     def handed(self, source: NodeId, serial: bytes, descriptor: int) -> None:
         """A member's arena came. The descriptor is closed afterwards."""
+
+    def finished(self, source: NodeId, pieces: int) -> None:
+        """A FIN came: the member has sent so many pieces of data, and sends nothing more."""
 
 
 class Stream:
@@ -200,6 +212,9 @@ class Stream:
             key, kind, piece = read_header(opener.open(head))
             if kind is PieceKind.MEMORY:
                 self._take_descriptors(piece.length)
+                continue
+            if kind is PieceKind.FIN:
+                self._arrivals.finished(self.member, piece.total)
                 continue
             if kind is not PieceKind.DATA:
                 text = bytearray(piece.length)

@@ -216,8 +216,15 @@ class _BayTurn:
         """Wait until a counter of another member has reached `least`."""
         if least <= 0:
             return  # the member may not have begun
+        lost: Aborted | None = None
         while not self._has(member, name, least):
-            self._port.check(member)
+            if lost is not None:
+                raise lost
+            try:
+                self._port.check(member)
+            except Aborted as error:
+                lost = error  # it may have written what is awaited just before it ended: look once more
+                continue
             counter: Counter = getattr(self._bays[member], name)
             counter.wait(self._seen[member, name] + self._bases.get((member, name), 0), LOOK_S)
         saw(self._bays[member])

@@ -407,6 +407,25 @@ def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
         assert comms[0].world_size == comms[1].world_size == 2
 
 
+@pytest.mark.parametrize("last", ["barrier", "broadcast", "sync_state"])
+def test_the_last_call_counts_for_all_where_each_member_leaves_as_soon_as_it_returns(last):
+    with group(3) as comms:
+        root = comms[0].node_id
+
+        def end(comm):
+            x = torch.full((100_000,), float(comm.node_id == root))
+            state = SharedState({"x": x}, revision=int(comm.node_id == root))
+            {
+                "barrier": comm.barrier,
+                "broadcast": lambda: comm.broadcast(x, root),
+                "sync_state": lambda: comm.sync_state(state),
+            }[last]()
+            comm.leave()
+            return x if last != "barrier" else torch.ones(1)
+
+        assert all((x == 1).all() for x in together(*(lambda c=c: end(c) for c in comms)))
+
+
 def test_a_reduction_under_way_when_a_member_leaves_is_called_off_and_retried():
     with group(3) as comms:
         inputs = [torch.full((50_000,), float(i)) for i in range(3)]

@@ -204,6 +204,7 @@ def test_one_that_asks_and_never_reads_does_not_have_its_answers_pile_up():
         (PieceKind.REQUEST, MAX_REQUEST_BYTES + 1),
         (PieceKind.REFUSAL, MAX_REQUEST_BYTES + 1),
         (PieceKind.DATA, 2**23),
+        (PieceKind.FIN, 1),
     ],
 )
 def test_what_is_longer_than_its_kind_may_be_is_not_read(kind, length):
@@ -357,3 +358,94 @@ def test_tcp_streams_find_out_that_their_path_is_dead():
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+
+
+# --- the end of a member ---
+
+
+def test_a_member_has_finished_when_as_much_has_come_as_it_says_it_sent_whatever_overtakes_what():
+    exchange = DataPlane(A)
+    exchange.link(B)
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    sent, unsent = (port.expect(B, slot, memoryview(bytearray(1))) for slot in (0, 1))
+    piece = Piece(0, 0, 1, 1)
+    where = exchange.place(B, port.key, piece)
+    exchange.finished(B, 2)  # by another stream
+    assert not exchange.has_finished(B) and not unsent.done()
+    where[:] = b"x"
+    exchange.arrived(B, port.key, piece, where)
+    exchange.forget(OP._replace(n=1))
+    assert not exchange.has_finished(B)
+    assert exchange.place(B, operation_key(OP._replace(n=1)), piece) is None  # nobody wants it, and it counts
+    assert exchange.has_finished(B)
+    port.wait(sent)
+    with pytest.raises(Aborted, match="member b has ended"):
+        port.wait(unsent)
+    port.send(B, 0, memoryview(b"x"))  # B does not want it: that is no error of ours
+    with pytest.raises(Aborted, match="member b has ended"):
+        port.check(B)
+
+
+def test_an_operation_that_starts_after_a_member_has_finished_gets_what_that_sent_and_waits_for_nothing_else():
+    exchange = DataPlane(A)
+    exchange.link(B)
+    piece = Piece(0, 0, 1, 1)
+    where = exchange.place(B, operation_key(OP), piece)
+    where[:] = b"x"
+    exchange.arrived(B, operation_key(OP), piece, where)
+    exchange.finished(B, 1)
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    early, never = bytearray(1), port.expect(B, 1, memoryview(bytearray(1)))
+    port.wait(port.expect(B, 0, memoryview(early)))
+    assert early == b"x"
+    with pytest.raises(Aborted, match="member b has ended"):
+        port.wait(never)
+
+
+def test_the_wait_for_the_end_of_others_is_over_when_all_have_finished_or_are_lost_or_time_is_up():
+    exchange = DataPlane(A)
+    for member in (B, C):
+        exchange.link(member)
+    assert exchange.wait_finished(time.monotonic()) == {B, C}
+    exchange.finished(B, 0)
+    assert exchange.wait_finished(time.monotonic()) == {C}
+    waiting = threading.Thread(target=exchange.wait_finished, args=(time.monotonic() + 60,), daemon=True)
+    waiting.start()
+    exchange.drop(C, "lost")
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_a_fin_says_how_many_pieces_of_data_were_taken_before_it_and_goes_to_links_that_come_later():
+    class Sent:
+        key = operation_key(OP)
+
+        def __init__(self, wanted=True):
+            self.wanted = wanted
+
+        def left(self):
+            pass
+
+    queue = SendQueue()
+    piece, none = Piece(0, 0, 1, 1), memoryview(b"")
+    for sender, kind in (
+        (Sent(), PieceKind.DATA),
+        (Sent(wanted=False), PieceKind.DATA),
+        (Sent(), PieceKind.REFUSAL),
+        (Sent(), PieceKind.DATA),
+        (Sent(), PieceKind.FIN),
+    ):
+        queue.put([Outgoing(sender, kind, piece, none)])
+    taken = [queue.take(lambda: False) for _ in range(4)]
+    assert [item.kind for item in taken] == [PieceKind.DATA, PieceKind.REFUSAL, PieceKind.DATA, PieceKind.FIN]
+    assert taken[-1].piece == Piece(0, 0, 2, 0)
+
+    planes = {A: DataPlane(A), B: DataPlane(B)}
+    planes[A].finish()
+    for (own, other), sock in zip(((A, B), (B, A)), socket.socketpair(), strict=True):
+        planes[own].link(other)
+        sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
+        planes[own].add_stream(ProvenPeer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b""), sock, own == A)
+    wait_until(lambda: planes[B].has_finished(A), 10, "the FIN")
+    for plane in planes.values():
+        plane.close()

@@ -1,0 +1,288 @@
+"""How a world of `torch.distributed` ends: a rank that has nothing more to do owes nothing, and is owed nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from collectives import torch_backend
+from collectives.torch_backend import MEETING, BackendError, Options, ProcessGroupGossamer
+from tests import torch_ends
+from tests.groups import group, together
+from tests.waiting import wait_until
+
+TIMEOUT_S = 20.0
+LIMIT_S = 100
+
+
+@pytest.fixture(params=[1, 3], ids=["one stream", "streams"])
+def world(request):
+    """A world of two ranks, each of which leaves its group at its end."""
+    with make_world(2, streams=request.param) as ranks:
+        yield ranks
+
+
+class make_world:  # noqa: N801  # a context manager
+    def __init__(self, size, timeout=TIMEOUT_S, **options):
+        self.group = group(size, protection=Options().protection, **options)
+        self.timeout = timeout
+
+    def __enter__(self):
+        comms = self.group.__enter__()
+        members = [comm.node_id for comm in comms]
+        self.ranks = [ProcessGroupGossamer(comm, "0", members, MEETING, self.timeout) for comm in comms]
+        torch_backend._worlds.update(self.ranks)
+        return self.ranks
+
+    def __exit__(self, *error):
+        together(*(rank.shutdown for rank in self.ranks))
+        self.group.__exit__(*error)
+
+
+def begin_to_end(rank, others):
+    """Let a rank come to its end on a thread, and return that when all `others` know."""
+    thread = threading.Thread(target=rank.shutdown, daemon=True)
+    thread.start()
+    for other in others:
+        wait_until(lambda o=other: o.comm.data_plane.has_finished(rank.comm.node_id), TIMEOUT_S, "the end to be known")
+    return thread
+
+
+def options(root):
+    return SimpleNamespace(reduceOp=dist.ReduceOp.SUM, asyncOp=False, rootRank=root)
+
+
+LAST_CALLS = {  # -> what the rank that ends first calls, and what the late one does: it returns the tensor that it got
+    "send": (
+        lambda rank, own: rank.send([own], 1, 0).wait(),
+        lambda rank, own, got: rank.recv([got], 0, 0).wait(),
+    ),
+    "isend": (
+        lambda rank, own: rank.send([own], 1, 0),
+        lambda rank, own, got: rank.recv([got], 0, 0).wait(),
+    ),
+    "broadcast": (
+        lambda rank, own: rank.broadcast([own], options(0)).wait(),
+        lambda rank, own, got: rank.broadcast([got], options(0)).wait(),
+    ),
+    "scatter": (
+        lambda rank, own: rank.scatter([own.clone()], [[own, own]], options(0)).wait(),
+        lambda rank, own, got: rank.scatter([got], [], options(0)).wait(),
+    ),
+    "reduce": (
+        lambda rank, own: rank.reduce([own], options(1)).wait(),
+        lambda rank, own, got: rank.reduce([got], options(1)).wait(),
+    ),
+    "gather": (
+        lambda rank, own: rank.gather([], [own], options(1)).wait(),
+        lambda rank, own, got: rank.gather([[got, torch.empty_like(got)]], [own], options(1)).wait(),
+    ),
+}
+
+
+@pytest.mark.parametrize("count", [4, 300_000])
+@pytest.mark.parametrize("last", LAST_CALLS)
+def test_what_a_rank_sends_last_comes_to_one_that_is_late(world, last, count):
+    early, late = world
+    give, take = LAST_CALLS[last]
+    own, got = torch.full((count,), 7.0), torch.zeros(count)
+    if count * 4 > torch_backend.LEAST_SHARED_BYTES and last in ("broadcast", "gather"):
+        ending = threading.Thread(target=lambda: (give(early, own), early.shutdown()), daemon=True)
+        ending.start()  # its call takes part in the late one's: they share memory
+    else:
+        give(early, own)
+        ending = begin_to_end(early, [late])
+    take(late, own, got)
+    assert (got == 7).all()
+    assert ending.is_alive()
+    late.shutdown()
+    ending.join(TIMEOUT_S)
+    assert not ending.is_alive()
+
+
+def test_the_first_of_several_to_end_stays_until_the_last_has_ended():
+    with make_world(3) as ranks:
+        together(*(lambda r=r: r.barrier(options(0)).wait() for r in ranks))
+        first = begin_to_end(ranks[0], ranks[1:])
+        ranks[1].send([torch.ones(1)], 2, 0).wait()
+        second = begin_to_end(ranks[1], ranks[2:])
+        ranks[2].recv([got := torch.zeros(1)], 1, 0).wait()
+        assert got == 1 and first.is_alive() and second.is_alive()
+        ranks[2].shutdown()
+        for thread in (first, second):
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("count", [1, 300_000])
+def test_an_operation_that_a_rank_is_missing_from_which_has_ended_fails_at_once(world, count):
+    early, late = world
+    waiting = [late.allreduce([torch.ones(count)], None), late.recv([torch.ones(count)], 0, 0)]
+    ending = begin_to_end(early, [late])
+    for work in waiting:
+        with pytest.raises(BackendError, match=r"rank 0 \(\w+\) has ended"):
+            work.wait()
+    began = time.monotonic()
+    late.shutdown()  # its group is broken, so it leaves
+    ending.join(TIMEOUT_S)
+    assert time.monotonic() - began < TIMEOUT_S / 2
+
+
+def test_an_operation_that_is_called_after_the_end_of_another_rank_fails_at_once(world):
+    early, late = world
+    begin_to_end(early, [late])
+    with pytest.raises(BackendError, match="all other ranks have ended"):
+        late.recv_anysource([torch.zeros(1)], 0).wait()
+    with pytest.raises(BackendError, match="all other ranks have ended"):
+        late.barrier(options(0))
+
+
+def test_works_that_nobody_waits_for_are_carried_out_before_the_end(world):
+    given = [[torch.full((n,), 1.0) for n in (5, 300_000, 7)] for _ in world]
+    for rank, tensors in zip(world, given, strict=True):
+        for tensor in tensors:
+            rank.allreduce([tensor], None)
+    together(*(rank.shutdown for rank in world))
+    assert all((tensor == 2).all() for tensors in given for tensor in tensors)
+
+
+def test_the_wait_for_others_is_bounded_by_the_time_out_of_the_group():
+    with make_world(2, timeout=0.5) as ranks:
+        began = time.monotonic()
+        ranks[0].shutdown()
+        assert 0.5 <= time.monotonic() - began < TIMEOUT_S
+        assert ranks[0].comm.view is None
+
+
+@pytest.mark.parametrize("how", ["a rank that leaves", "a rank that fails", "an abort"])
+def test_nobody_waits_for_a_rank_that_is_gone_nor_does_one_that_fails_wait(world, how):
+    gone, stays = world
+    ending = begin_to_end(stays, [gone])
+    if how == "a rank that leaves":
+        gone.comm.leave()
+    elif how == "an abort":
+        gone.abort()
+    else:
+        try:
+            raise ValueError(how)
+        except ValueError:
+            gone.shutdown()
+    ending.join(TIMEOUT_S / 2)
+    assert not ending.is_alive()
+
+
+def test_an_abort_ends_the_operations_of_all_ranks(world):
+    waiting = world[1].allreduce([torch.ones(1)], None)
+    aborted = world[0].recv([torch.ones(1)], 1, 0)
+    world[0].abort()
+    for work in (waiting, aborted):
+        with pytest.raises(BackendError):
+            work.wait()
+
+
+def test_the_end_of_a_sub_group_waits_for_nobody(world):
+    members = world[0].members
+    parts = [ProcessGroupGossamer(rank.comm, "1", members, MEETING, TIMEOUT_S) for rank in world]
+    parts[0].send([torch.ones(1)], 1, 0).wait()
+    parts[0].shutdown()
+    parts[1].recv([got := torch.zeros(1)], 0, 0).wait()
+    assert got == 1
+    parts[1].shutdown()
+    together(*(lambda r=r: r.barrier(options(0)).wait() for r in world))
+
+
+# --- programs ---
+
+
+def run_ranks(program, size, folder):
+    """Run a program at all ranks; return how each ended, and what it said."""
+    environment = os.environ | {"WORLD_SIZE": str(size)}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.torch_ends", program, f"file://{folder}/store"]
+    ranks = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(size)
+    ]
+    try:
+        said = [rank.communicate(timeout=LIMIT_S)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("program", ["in_order", "without_destroy", "with_work_under_way"])
+def test_a_program_ends_without_an_error_at_all_ranks(program, tmp_path):
+    assert run_ranks(program, 4, tmp_path) == ([0] * 4, [""] * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("program", ["fails", "fails_without_destroy"])
+def test_a_rank_that_fails_ends_at_once_with_its_own_error_and_so_do_those_that_need_it(program, tmp_path):
+    began = time.monotonic()
+    statuses, said = run_ranks(program, 3, tmp_path)
+    assert time.monotonic() - began < torch_ends.TIMEOUT_S
+    assert statuses == [1, 1, 1]
+    assert said[1].endswith("ValueError: rank 1 fails\n")
+    assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_that_ends_before_the_others_last_call_makes_that_fail_and_is_named(tmp_path):
+    began = time.monotonic()
+    statuses, said = run_ranks("ends_early", 3, tmp_path)
+    assert time.monotonic() - began < torch_ends.TIMEOUT_S
+    assert statuses == [1, 0, 1]
+    assert all("has ended, and takes part in no further operation" in text for text in (said[0], said[2]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_that_is_killed_at_its_end_is_no_error_of_the_others_and_they_do_not_wait_for_it(tmp_path):
+    began = time.monotonic()
+    statuses, said = run_ranks("is_killed", 4, tmp_path)
+    assert time.monotonic() - began < torch_ends.TIMEOUT_S
+    assert (statuses, said) == ([0, -signal.SIGKILL, 0, 0], [""] * 4)
+
+
+def torchrun(*arguments):
+    """Run programs under torchrun's agent; return the finished process."""
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=7200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_script_under_torchrun_ends_without_an_error(size):
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m", "tests.torch_ends"]
+    done = torchrun(*run, "in_order")
+    assert done.returncode == 0, done.stderr
+    done = torchrun("-m", "tests.torch_ends", "in_order", str(size), "5")
+    assert done.stdout == "5 of 5 ended without an error\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchruns_agent_learns_which_rank_failed_first():
+    done = torchrun("-m", "tests.torch_ends", "fails_without_destroy", "3", "1")
+    assert done.stdout == "0 of 1 ended without an error\n"
+    assert "Root Cause" in done.stderr and "ValueError: rank 1 fails" in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("times", [1000])
+def test_a_thousand_scripts_of_four_ranks_end_without_an_error(times):
+    done = torchrun("-m", "tests.torch_ends", "in_order", "4", str(times))
+    assert done.stdout == f"{times} of {times} ended without an error\n", done.stderr[-4000:]

@@ -1,0 +1,137 @@
+"""Programs that end in different ways: `python -m tests.torch_ends PROGRAM [STORE]` is one rank, as torchrun starts it.
+
+`python -m tests.torch_ends PROGRAM RANKS TIMES` is torchrun for programs that start in a moment: it starts them from a
+process that has torch. It prints how many of the runs ended without an error.
+"""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import collectives.torch_backend  # noqa: F401
+
+TIMEOUT_S = 60
+
+
+def in_order():
+    """Do what every tutorial ends with."""
+    _work()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def without_destroy():
+    """End without a word."""
+    _work()
+
+
+def with_work_under_way():
+    """End while works that nobody waits for are under way."""
+    for _ in range(5):
+        dist.all_reduce(torch.ones(100_000), async_op=True)
+    dist.isend(torch.ones(4), (dist.get_rank() + 1) % dist.get_world_size())
+    dist.recv(torch.ones(4), (dist.get_rank() - 1) % dist.get_world_size())
+    dist.destroy_process_group()
+
+
+def fails():
+    """Fail at rank 1, while the others wait for it."""
+    try:
+        _work()
+        if dist.get_rank() == 1:
+            raise ValueError("rank 1 fails")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def fails_without_destroy():
+    """Fail at rank 1 as a plain script does."""
+    _work()
+    if dist.get_rank() == 1:
+        raise ValueError("rank 1 fails")
+    dist.barrier()
+
+
+def ends_early():
+    """Call one operation less at rank 1."""
+    _work()
+    if dist.get_rank() != 1:
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def is_killed():
+    """Kill rank 1 when all others have ended, which wait for it."""
+    _work()
+    dist.barrier()
+    if dist.get_rank() == 1:
+        plane = dist.distributed_c10d._get_default_group().comm.data_plane
+        plane.wait_finished(time.monotonic() + TIMEOUT_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.destroy_process_group()
+
+
+PROGRAMS = {
+    program.__name__: program
+    for program in (
+        in_order,
+        without_destroy,
+        with_work_under_way,
+        fails,
+        fails_without_destroy,
+        ends_early,
+        is_killed,
+    )
+}
+
+
+def _work():
+    x = torch.ones(4)
+    dist.all_reduce(x)
+    assert x[0] == dist.get_world_size()
+
+
+def be_a_rank(program, store="env://"):
+    """Be one rank, which the environment names."""
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    timeout = timedelta(seconds=TIMEOUT_S)
+    dist.init_process_group("gossamer", init_method=store, rank=rank, world_size=size, timeout=timeout)
+    PROGRAMS[program]()
+
+
+def main(program, *arguments):
+    """See above."""
+    if len(arguments) < 2:
+        be_a_rank(program, *arguments)
+        return
+    good, (ranks, times) = 0, arguments
+    for number in range(int(times)):
+        config = LaunchConfig(
+            1,
+            1,
+            int(ranks),
+            max_restarts=0,
+            run_id=str(number),
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            start_method="fork",
+        )
+        try:
+            elastic_launch(config, be_a_rank)(program)
+            good += 1
+        except ChildFailedError as error:
+            print(error, file=sys.stderr, flush=True)
+    print(f"{good} of {times} ended without an error", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
