@@ -72,10 +72,12 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
       gossamer lab run examples/rules.toml --on ray=head.example:6379
     """
+    from node.lab.figures import tabulate
     from node.lab.plan import read_lab
     from node.lab.plots import plot
-    from node.lab.results import RunResult, in_order, read_known, read_runs, tabulate, to_json, to_markdown, with_known
+    from node.lab.results import RunResult, in_order, read_known, read_runs, with_known
     from node.lab.runs import do_missing
+    from node.lab.tables import to_json, to_markdown
 
     folder = out or Path("runs") / file.stem
     lab = read_lab(file, folder, overrides=settings or [], arms=arm or [], bases=base or [])
@@ -147,8 +149,8 @@ def price(
     Example:
       gossamer lab price docs/results/rules.json --cost 0 --cost 100 --arm 8/0 --arm 2/16
     """
-    from node.lab.results import price as table_of
     from node.lab.results import read_known
+    from node.lab.tables import price as table_of
 
     found = [one for one in read_known(file)[1] if (not arm or one.arm in arm) and (not base or one.base in base)]
     if not found:
@@ -168,7 +170,7 @@ def compare(a: Side, b: Side, debug: Debug = False) -> None:
       gossamer lab compare runs/experiment/8-0 runs/experiment/4-4
       gossamer lab compare runs/a runs/b
     """
-    from node.lab.results import compare as lines_of
+    from node.lab.tables import compare as lines_of
 
     for folder in (a, b):
         if not folder.is_dir():

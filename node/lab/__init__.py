@@ -10,7 +10,10 @@
     attacks     what hostile nodes of a run publish
     trials      a file of attacks: which attack meets which defence
     damage      how often honest nodes do what an attack wanted, and what they lose
-    results     from run folders to figures with intervals: the table, the JSON, the comparison of two
+    results     what a run left, and an earlier JSON has
+    statistics  means over seeds with their intervals
+    figures     the figures of runs, and a line for each arm over its seeds
+    tables      the table, the JSON, prices and the comparison of two
     plots       reward over rounds and over compute
 
 Arms differ in a node's settings, and in delay, attack, slow nodes, churn, control and parts (`plan`).

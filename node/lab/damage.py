@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from node.lab.attacks import ATTACKS
 from node.lab.plan import Run
-from node.lab.results import Estimate, estimate, finite, rounded
+from node.lab.statistics import Estimate, estimate, finite, rounded
 from node.lab.trials import AttackTrial, Trials
 from node.rollouts.group import Group
 from node.tasks.task_set import TaskSet

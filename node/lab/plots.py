@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from node.lab.results import WINDOW, RunResult, estimate, smooth
+from node.lab.results import RunResult
+from node.lab.statistics import WINDOW, estimate, smooth
 
 POINTS = 200  # of a line over compute
 

@@ -1,51 +1,27 @@
-"""The results of an experiment: from run folders to figures with intervals. No run is started here.
-
-The figures of a run, each a mean over its nodes:
-
-    cumulative    the sum over rounds of the mean reward of a round's own completions
-    first, last   that reward in the first and the last tenth of the rounds
-    best          the highest reward, smoothed over `WINDOW` rounds
-    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.training.budget`)
-    by_compute    the mean of the reward over what was spent: this compares arms that are given the same compute
-    reach         what the baseline of the same seed spent until its best reward, over what this run spent until the
-                  same reward; 0 if it never got there
-    accuracy, graded, pass@1, pass@k, entropy, right_entropy    on held-out questions at the end, if it was evaluated
-                  then; graded is the mean reward of the likeliest answers, if that differs from their accuracy
-    equal_...     pass@k and right_entropy at the moment when pass@1 was the baseline's best, less what the baseline had
-                  then; interpolated between two evaluations, for runs that got there and were evaluated on the way
-    gain          its accuracy less the baseline's under the same seed; the figures of a part of a run are of its nodes
-                  alone, and its gain is over the arm that it is compared with
-
-An interval is Student's at 95 % over seeds. A ratio or a difference is of runs of one seed. Cumulative rewards are put
-in a ratio only if both runs have equally many rounds.
-"""
+"""The results of runs, each read from its folder, or from the JSON of an experiment. No run is started here."""
 
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from node.errors import UserError
 from node.lab.plan import Lab, LabConfig, Run, as_given
-from node.telemetry.evaluations import EVALUATIONS_FILE, Z_95
+from node.lab.statistics import smooth
+from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import Row, number, read_metrics
-from node.telemetry.summary import LEAST_COMPARED
 from node.training.budget import Spent
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; `student_95` has those beyond.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-WINDOW = 20  # rounds that a reward is smoothed over
 PASS_1, RIGHT_ENTROPY = "pass@1", "right_entropy"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run's figures (see the module); None where nothing was measured.
+    """One run's figures (`node.lab.figures` says what they are); None where nothing was measured.
 
     `rewards` and `spent` are by round: its mean reward, and what a node had spent when it was over.
     """
@@ -82,31 +58,6 @@ class RunResult:
 def named(arm: str, part: str) -> str:
     """Return what an arm, or a part of it, is called in tables and plots."""
     return f"{arm}: {part}" if part else arm
-
-
-class Estimate(NamedTuple):
-    """A mean with its 95 % interval, `half` to each side; nan from a single run."""
-
-    mean: float
-    half: float
-
-    def __str__(self) -> str:
-        if not self.half > 0:
-            mean = f"{round(self.mean):,}" if abs(self.mean) >= 1000 else f"{self.mean:.3g}"
-            return mean if math.isnan(self.half) else f"{mean} ± 0"
-        digits = min(1 - math.floor(math.log10(self.half)), 3)  # two of the interval's, and three decimals at most
-        return " ± ".join(f"{round(one, digits):,.{max(digits, 0)}f}" for one in self)
-
-
-class ArmLine(NamedTuple):
-    """A row of the table: an arm over all seeds, or a part of it, by the names of its figures."""
-
-    base: str
-    arm: str
-    seeds: int
-    figures: Mapping[str, Estimate]
-    part: str = ""
-    beside: str = ""  # as in `RunResult`
 
 
 def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] = ()) -> RunResult:
@@ -246,284 +197,6 @@ def in_order(results: Sequence[RunResult], lab: Lab) -> list[RunResult]:
     return sorted(results, key=lambda one: (bases.index(one.base), arms.index(one.arm), one.seed))
 
 
-def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
-    """Return the mean of the last `window` values at each place (fewer at the start)."""
-    sums, total = [], 0.0
-    for at, value in enumerate(values):
-        total += value - (values[at - window] if at >= window else 0.0)
-        sums.append(total / min(at + 1, window))
-    return sums
-
-
-def reach(result: RunResult, baseline: RunResult) -> float:
-    """Return how many times less compute `result` took to the baseline's best smoothed reward; 0 if it never did."""
-    theirs, ours = (_spent_until(one, baseline.best) for one in (baseline, result))
-    return theirs / ours if theirs and ours else 0.0
-
-
-def at_equal(result: RunResult, baseline: RunResult) -> dict[str, float]:
-    """Return pass@k and the entropy of right answers where pass@1 is the baseline's best, less the baseline's.
-
-    Empty where the run never got there, or either was not evaluated on the way: of its ends alone nothing follows.
-    """
-    ours, theirs = ([one for one in run.held_out if PASS_1 in one] for run in (result, baseline))
-    if min(len(ours), len(theirs)) < 3:
-        return {}
-    there = max(theirs, key=lambda one: one[PASS_1])
-    for before, after in pairwise(ours):
-        if before[PASS_1] <= there[PASS_1] <= after[PASS_1]:
-            part = (there[PASS_1] - before[PASS_1]) / ((after[PASS_1] - before[PASS_1]) or 1.0)
-            keys = [key for key in there if key != PASS_1 and key in before and key in after]
-            return {f"equal_{key}": before[key] + part * (after[key] - before[key]) - there[key] for key in keys}
-    return {}
-
-
-def by_compute(result: RunResult, overhead: float = 0.0, until: float = math.inf) -> float:
-    """Return the mean reward, each round's counted by what it cost.
-
-    Args:
-        result: a run.
-        overhead: what a round costs that its compute does not count, such as the update itself, in tokens of compute.
-        until: the cost of all rounds that are looked at; the last of them counts in part.
-    """
-    total, left = 0.0, min(until, cost_of(result, overhead))
-    spent = left
-    for reward, (before, after) in zip(result.rewards, pairwise((0.0, *result.spent)), strict=True):
-        part = min(after - before + overhead, left)
-        total += reward * part
-        left -= part
-    return total / spent if spent else 0.0
-
-
-def cost_of(result: RunResult, overhead: float) -> float:
-    """Return what a run cost: what it spent, and `overhead` tokens of compute more for each round."""
-    return result.spent[-1] + overhead * result.rounds
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of independent `values` and Student's 95 % interval of it."""
-    if len(values) < 2:
-        return Estimate(statistics.fmean(values), math.nan)
-    half = student_95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(statistics.fmean(values), half)
-
-
-def student_95(degrees: int) -> float:
-    """Return the two-sided 95 % quantile of Student's t: tabulated, then by its series in 1 / `degrees`.
-
-    From 10 degrees on the series (Abramowitz and Stegun, 26.7.5) is right to three digits after the point.
-    """
-    if degrees in T95:
-        return T95[degrees]
-    z = Z_95
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
-
-
-def figures(result: RunResult) -> dict[str, float]:
-    """Return the figures of one run that are numbers, by their names."""
-    plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
-    plain["by_compute"] = by_compute(result)
-    last = result.held_out[-1].get(RIGHT_ENTROPY) if result.held_out else None
-    scores = {"accuracy": result.accuracy, "graded": result.graded, **result.passes}
-    held_out = {**scores, "entropy": result.entropy, RIGHT_ENTROPY: last}
-    return plain | {key: value for key, value in held_out.items() if value is not None}
-
-
-def tabulate(results: Sequence[RunResult], baseline: str) -> list[ArmLine]:
-    """Return a line for each arm on each base, and for each part of it, in the order of their first runs."""
-    whole = {(one.base, one.arm, one.seed): one for one in results if not one.part}
-    lines = []
-    for base, arm, part in dict.fromkeys((one.base, one.arm, one.part) for one in results):
-        mine = [one for one in results if (one.base, one.arm, one.part) == (base, arm, part)]
-        beside = mine[-1].beside
-        against = {one.seed: whole.get((base, beside or baseline, one.seed)) for one in mine}
-        paired = [(one, other) for one in mine if (other := against[one.seed]) is not None]
-        values = [figures(one) for one in mine]
-        estimates = {key: estimate([one[key] for one in values if key in one]) for key in values[0]}
-        if paired:
-            ratios = [
-                one.cumulative / other.cumulative
-                for one, other in paired
-                if other.cumulative and one.rounds == other.rounds
-            ]
-            estimates |= {"ratio": estimate(ratios)} if len(ratios) == len(paired) else {}
-            estimates["reach"] = estimate([reach(one, other) for one, other in paired])
-            equal = [found for one, other in paired if (found := at_equal(one, other))]
-            if len(equal) == len(paired):
-                common = [key for key in equal[0] if all(key in one for one in equal)]
-                estimates |= {key: estimate([one[key] for one in equal]) for key in common}
-        for key, name in (("accuracy", "gain"), ("graded", "graded_gain")):
-            both = [(getattr(one, key), getattr(other, key)) for one, other in paired if one is not other]
-            gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
-            if gains:
-                estimates[name] = estimate(gains)
-        lines.append(ArmLine(base, arm, len(mine), estimates, part, beside))
-    return lines
-
-
-COLUMNS = {
-    "cumulative": "cumulative reward",
-    "ratio": "against {baseline}",
-    "by_compute": "reward, mean over compute",
-    "reach": "compute to the best of {baseline}, times less",
-    "first": "first tenth",
-    "last": "last tenth",
-    "accuracy": "accuracy",
-    "gain": "accuracy gained",
-    "graded": "graded reward",
-    "graded_gain": "graded reward gained",
-    "pass@": "pass@{k}",
-    "equal_pass@": "pass@{k} less {baseline}'s at its best pass@1",
-    "entropy": "entropy",
-    "right_entropy": "entropy of right answers",
-    "equal_right_entropy": "that less {baseline}'s at its best pass@1",
-    "external": "external groups",
-    "kib_sent": "KiB sent",
-    "compute": "compute",
-}
-
-
-TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # figures of rewards in training
-SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to accuracy is in the JSON
-
-
-def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
-    """Return the table; a figure that no arm has, or that is 0 for all, is left out.
-
-    If held-out accuracy is known, figures of training rewards and of single sampled answers are left out, too.
-    """
-    known = list(dict.fromkeys(key for line in lines for key, one in line.figures.items() if one != (0.0, 0.0)))
-    if "accuracy" in known:
-        known = [key for key in known if key not in TRAINED | SAMPLED]
-    keys = [key for column in COLUMNS for key in known if column == _column(key)]
-    titles = [COLUMNS[_column(key)].format(baseline=lab.baseline, k=key.partition("@")[2]) for key in keys]
-    bases = any(line.base for line in lines)
-    head = [*(["base"] if bases else []), "arm", "", "seeds", *titles]
-    rows = [head, ["---"] * len(head)]
-    for line in lines:
-        cells = [str(line.figures.get(key, "")) for key in keys]
-        rows.append(
-            [*([line.base] if bases else []), named(line.arm, line.part), _note(line, lab), str(line.seeds), *cells]
-        )
-    return _table(rows)
-
-
-def _note(line: ArmLine, lab: Lab) -> str:
-    """Return what the table says of a line; of a part also the arm that it is compared with, if it names one."""
-    arm = lab.config.arms[line.arm]
-    if not line.part:
-        return arm.note
-    note = arm.parts[line.part].note
-    beside = f"against {line.beside}" if line.beside else ""
-    return ", ".join(filter(None, [note, beside]))
-
-
-def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) -> str:
-    """Return all of it: what was run, every run's figures and curves, and the estimates."""
-    tree = {
-        "name": lab.name,
-        "baseline": lab.baseline,
-        "file": lab.config.model_dump(mode="json"),
-        "arms": [
-            {
-                "base": line.base,
-                "arm": line.arm,
-                **({"part": line.part} if line.part else {}),
-                "seeds": line.seeds,
-                "figures": {key: {"mean": one.mean, "half": finite(one.half)} for key, one in line.figures.items()},
-            }
-            for line in lines
-        ],
-        "runs": [rounded(asdict(one)) for one in results],
-    }
-    return json.dumps(tree, separators=(",", ":")) + "\n"
-
-
-def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:
-    """Return a table of each arm's mean reward if a round costs something beside its compute.
-
-    A run's rewards do not depend on what its rounds cost, so none is done again: all runs on a base are compared up to
-    the cost at which the first of them ended.
-
-    Args:
-        results: of an experiment.
-        overhead: what a round costs, in tokens of compute; a line on each base for each.
-    """
-    arms = list(dict.fromkeys(one.name for one in results))
-    rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
-    for base, cost in itertools.product(dict.fromkeys(one.base for one in results), overhead):
-        here = [one for one in results if one.base == base]
-        until = min(cost_of(one, cost) for one in here)
-        found = [[by_compute(one, cost, until) for one in here if one.name == arm] for arm in arms]
-        rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in found)])
-    return _table(rows)
-
-
-def compare(a: Path, b: Path) -> list[str]:
-    """Return lines that hold two runs, or two arms, side by side.
-
-    Args:
-        a: a run's folder, or an arm's with a folder for each seed.
-        b: likewise; where both are arms, runs of one seed are compared.
-
-    Raises:
-        UserError: there is no run, or both have no seed in common.
-    """
-    first, second = _read_side(a), _read_side(b)
-    if len(first) == len(second) == 1:
-        pairs = [(*first.values(), *second.values())]
-    else:
-        pairs = [(first[seed], second[seed]) for seed in first if seed in second]
-    if not pairs:
-        raise UserError(f"{a} and {b} have no seed in common")
-    values = [(figures(one), figures(two)) for one, two in pairs]
-    keys = [key for key in values[0][0] if all(key in one and key in two for one, two in values)]
-    rows = [["", *_short_names(a, b), "difference"]]
-    for key in keys:
-        of = [estimate([pair[side][key] for pair in values]) for side in (0, 1)]
-        difference = estimate([two[key] - one[key] for one, two in values])
-        rows.append([COLUMNS.get(key, key), *map(str, of), str(difference)])
-    title = COLUMNS["reach"].format(baseline=_short_names(a, b)[0])
-    weak = any(one.best < LEAST_COMPARED for one, _ in pairs)
-    ratio = "too little signal" if weak else str(estimate([reach(two, one) for one, two in pairs]))
-    rows.append([title, "1", ratio, ""])
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of runs", *lines]
-
-
-def _short_names(a: Path, b: Path) -> tuple[str, str]:
-    """Return the ends of two paths, as much of them as tells them apart."""
-    one, two = a.resolve().parts, b.resolve().parts
-    shared = next((at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), 0)
-    return "/".join(one[shared:]) or a.name, "/".join(two[shared:]) or b.name
-
-
-def _read_side(folder: Path) -> dict[str, RunResult]:
-    """Return the runs in a folder by their seeds' folders, those that have ended; a run's own is one without a seed."""
-    if (folder / "nodes").is_dir():
-        return {"": read_run(folder, "", str(folder), 0)}
-    found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "summary.json").exists()}
-    if not found:
-        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment with a finished run")
-    return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _spent_until(result: RunResult, reward: float) -> float | None:
-    """Return what a node had spent when the smoothed reward got to `reward`; None if it never did."""
-    curve = smooth(result.rewards)
-    return next((spent for value, spent in zip(curve, result.spent, strict=True) if value >= reward), None)
-
-
 def _by_round(nodes: Sequence[Sequence[Row]], figure: Callable[[Row], float], rounds: int) -> tuple[float, ...]:
     return tuple(statistics.fmean(map(figure, rows)) for rows in zip(*(one[:rounds] for one in nodes), strict=True))
 
@@ -533,26 +206,5 @@ def _mean(rows: Sequence[Row], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _column(key: str) -> str:
-    """Return the column of a figure: all pass@k have one."""
-    return "".join(key.partition("@")[:2])
-
-
 def _is_pass(key: str) -> bool:
     return key.startswith("pass@") and key.partition("@")[2].isdigit()
-
-
-def finite(value: float) -> float | None:
-    """Return a number as JSON may have it: None for one that is infinite, or none."""
-    return value if math.isfinite(value) else None
-
-
-def rounded(value: Any) -> Any:
-    """Return a tree with its numbers to four digits."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, tuple | list):
-        return [rounded(one) for one in value]
-    if isinstance(value, Mapping):
-        return {key: rounded(one) for key, one in value.items()}
-    return value

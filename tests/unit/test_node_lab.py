@@ -14,6 +14,7 @@ from node.cli import lab as lab_command
 from node.config import NAMED_PRESETS, flatten
 from node.errors import UserError
 from node.lab import runs
+from node.lab.figures import at_equal, by_compute, reach, tabulate
 from node.lab.plan import (
     ArmConfig,
     AttackConfig,
@@ -26,26 +27,10 @@ from node.lab.plan import (
     read_lab,
 )
 from node.lab.plots import plot
-from node.lab.results import (
-    Estimate,
-    RunResult,
-    at_equal,
-    by_compute,
-    compare,
-    estimate,
-    in_order,
-    price,
-    reach,
-    read_known,
-    read_run,
-    read_runs,
-    smooth,
-    tabulate,
-    to_json,
-    to_markdown,
-    with_known,
-)
+from node.lab.results import RunResult, in_order, read_known, read_run, read_runs, with_known
 from node.lab.runs import do_missing, is_complete, progress
+from node.lab.statistics import Estimate, estimate, smooth
+from node.lab.tables import compare, price, to_json, to_markdown
 from node.lab.trials import DefenceConfig, TrialConfig, TrialsConfig, read_trials
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,133 @@
+"""The figures of an experiment's runs, and what comes of them over seeds: a line for each arm.
+
+The figures of a run, each a mean over its nodes:
+
+    cumulative    the sum over rounds of the mean reward of a round's own completions
+    first, last   that reward in the first and the last tenth of the rounds
+    best          the highest reward, smoothed over `WINDOW` rounds
+    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.training.budget`)
+    by_compute    the mean of the reward over what was spent: this compares arms that are given the same compute
+    reach         what the baseline of the same seed spent until its best reward, over what this run spent until the
+                  same reward; 0 if it never got there
+    accuracy, graded, pass@1, pass@k, entropy, right_entropy    on held-out questions at the end, if it was evaluated
+                  then; graded is the mean reward of the likeliest answers, if that differs from their accuracy
+    equal_...     pass@k and right_entropy at the moment when pass@1 was the baseline's best, less what the baseline had
+                  then; interpolated between two evaluations, for runs that got there and were evaluated on the way
+    gain          its accuracy less the baseline's under the same seed; the figures of a part of a run are of its nodes
+                  alone, and its gain is over the arm that it is compared with
+
+An interval is Student's at 95 % over seeds. A ratio or a difference is of runs of one seed. Cumulative rewards are put
+in a ratio only if both runs have equally many rounds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from node.lab.results import PASS_1, RIGHT_ENTROPY, RunResult
+from node.lab.statistics import Estimate, estimate, smooth
+
+
+class ArmLine(NamedTuple):
+    """A row of the table: an arm over all seeds, or a part of it, by the names of its figures."""
+
+    base: str
+    arm: str
+    seeds: int
+    figures: Mapping[str, Estimate]
+    part: str = ""
+    beside: str = ""  # as in `RunResult`
+
+
+def reach(result: RunResult, baseline: RunResult) -> float:
+    """Return how many times less compute `result` took to the baseline's best smoothed reward; 0 if it never did."""
+    theirs, ours = (_spent_until(one, baseline.best) for one in (baseline, result))
+    return theirs / ours if theirs and ours else 0.0
+
+
+def at_equal(result: RunResult, baseline: RunResult) -> dict[str, float]:
+    """Return pass@k and the entropy of right answers where pass@1 is the baseline's best, less the baseline's.
+
+    Empty where the run never got there, or either was not evaluated on the way: of its ends alone nothing follows.
+    """
+    ours, theirs = ([one for one in run.held_out if PASS_1 in one] for run in (result, baseline))
+    if min(len(ours), len(theirs)) < 3:
+        return {}
+    there = max(theirs, key=lambda one: one[PASS_1])
+    for before, after in pairwise(ours):
+        if before[PASS_1] <= there[PASS_1] <= after[PASS_1]:
+            part = (there[PASS_1] - before[PASS_1]) / ((after[PASS_1] - before[PASS_1]) or 1.0)
+            keys = [key for key in there if key != PASS_1 and key in before and key in after]
+            return {f"equal_{key}": before[key] + part * (after[key] - before[key]) - there[key] for key in keys}
+    return {}
+
+
+def by_compute(result: RunResult, overhead: float = 0.0, until: float = math.inf) -> float:
+    """Return the mean reward, each round's counted by what it cost.
+
+    Args:
+        result: a run.
+        overhead: what a round costs that its compute does not count, such as the update itself, in tokens of compute.
+        until: the cost of all rounds that are looked at; the last of them counts in part.
+    """
+    total, left = 0.0, min(until, cost_of(result, overhead))
+    spent = left
+    for reward, (before, after) in zip(result.rewards, pairwise((0.0, *result.spent)), strict=True):
+        part = min(after - before + overhead, left)
+        total += reward * part
+        left -= part
+    return total / spent if spent else 0.0
+
+
+def cost_of(result: RunResult, overhead: float) -> float:
+    """Return what a run cost: what it spent, and `overhead` tokens of compute more for each round."""
+    return result.spent[-1] + overhead * result.rounds
+
+
+def figures(result: RunResult) -> dict[str, float]:
+    """Return the figures of one run that are numbers, by their names."""
+    plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
+    plain["by_compute"] = by_compute(result)
+    last = result.held_out[-1].get(RIGHT_ENTROPY) if result.held_out else None
+    scores = {"accuracy": result.accuracy, "graded": result.graded, **result.passes}
+    held_out = {**scores, "entropy": result.entropy, RIGHT_ENTROPY: last}
+    return plain | {key: value for key, value in held_out.items() if value is not None}
+
+
+def tabulate(results: Sequence[RunResult], baseline: str) -> list[ArmLine]:
+    """Return a line for each arm on each base, and for each part of it, in the order of their first runs."""
+    whole = {(one.base, one.arm, one.seed): one for one in results if not one.part}
+    lines = []
+    for base, arm, part in dict.fromkeys((one.base, one.arm, one.part) for one in results):
+        mine = [one for one in results if (one.base, one.arm, one.part) == (base, arm, part)]
+        beside = mine[-1].beside
+        against = {one.seed: whole.get((base, beside or baseline, one.seed)) for one in mine}
+        paired = [(one, other) for one in mine if (other := against[one.seed]) is not None]
+        values = [figures(one) for one in mine]
+        estimates = {key: estimate([one[key] for one in values if key in one]) for key in values[0]}
+        if paired:
+            ratios = [
+                one.cumulative / other.cumulative
+                for one, other in paired
+                if other.cumulative and one.rounds == other.rounds
+            ]
+            estimates |= {"ratio": estimate(ratios)} if len(ratios) == len(paired) else {}
+            estimates["reach"] = estimate([reach(one, other) for one, other in paired])
+            equal = [found for one, other in paired if (found := at_equal(one, other))]
+            if len(equal) == len(paired):
+                common = [key for key in equal[0] if all(key in one for one in equal)]
+                estimates |= {key: estimate([one[key] for one in equal]) for key in common}
+        for key, name in (("accuracy", "gain"), ("graded", "graded_gain")):
+            both = [(getattr(one, key), getattr(other, key)) for one, other in paired if one is not other]
+            gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
+            if gains:
+                estimates[name] = estimate(gains)
+        lines.append(ArmLine(base, arm, len(mine), estimates, part, beside))
+    return lines
+
+
+def _spent_until(result: RunResult, reward: float) -> float | None:
+    """Return what a node had spent when the smoothed reward got to `reward`; None if it never did."""
+    curve = smooth(result.rewards)
+    return next((spent for value, spent in zip(curve, result.spent, strict=True) if value >= reward), None)

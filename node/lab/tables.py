@@ -1,0 +1,168 @@
+"""What people read of an experiment: its table, its JSON, prices and the comparison of two runs. No run is started."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from node.errors import UserError
+from node.lab.figures import ArmLine, by_compute, cost_of, figures, reach
+from node.lab.plan import Lab
+from node.lab.results import PASS_1, RunResult, named, read_run
+from node.lab.statistics import estimate, finite, rounded
+from node.telemetry.summary import LEAST_COMPARED
+
+COLUMNS = {
+    "cumulative": "cumulative reward",
+    "ratio": "against {baseline}",
+    "by_compute": "reward, mean over compute",
+    "reach": "compute to the best of {baseline}, times less",
+    "first": "first tenth",
+    "last": "last tenth",
+    "accuracy": "accuracy",
+    "gain": "accuracy gained",
+    "graded": "graded reward",
+    "graded_gain": "graded reward gained",
+    "pass@": "pass@{k}",
+    "equal_pass@": "pass@{k} less {baseline}'s at its best pass@1",
+    "entropy": "entropy",
+    "right_entropy": "entropy of right answers",
+    "equal_right_entropy": "that less {baseline}'s at its best pass@1",
+    "external": "external groups",
+    "kib_sent": "KiB sent",
+    "compute": "compute",
+}
+TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # figures of rewards in training
+SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to accuracy is in the JSON
+
+
+def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
+    """Return the table; a figure that no arm has, or that is 0 for all, is left out.
+
+    If held-out accuracy is known, figures of training rewards and of single sampled answers are left out, too.
+    """
+    known = list(dict.fromkeys(key for line in lines for key, one in line.figures.items() if one != (0.0, 0.0)))
+    if "accuracy" in known:
+        known = [key for key in known if key not in TRAINED | SAMPLED]
+    keys = [key for column in COLUMNS for key in known if column == _column(key)]
+    titles = [COLUMNS[_column(key)].format(baseline=lab.baseline, k=key.partition("@")[2]) for key in keys]
+    bases = any(line.base for line in lines)
+    head = [*(["base"] if bases else []), "arm", "", "seeds", *titles]
+    rows = [head, ["---"] * len(head)]
+    for line in lines:
+        cells = [str(line.figures.get(key, "")) for key in keys]
+        rows.append(
+            [*([line.base] if bases else []), named(line.arm, line.part), _note(line, lab), str(line.seeds), *cells]
+        )
+    return _table(rows)
+
+
+def _note(line: ArmLine, lab: Lab) -> str:
+    """Return what the table says of a line; of a part also the arm that it is compared with, if it names one."""
+    arm = lab.config.arms[line.arm]
+    if not line.part:
+        return arm.note
+    note = arm.parts[line.part].note
+    beside = f"against {line.beside}" if line.beside else ""
+    return ", ".join(filter(None, [note, beside]))
+
+
+def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) -> str:
+    """Return all of it: what was run, every run's figures and curves, and the estimates."""
+    tree = {
+        "name": lab.name,
+        "baseline": lab.baseline,
+        "file": lab.config.model_dump(mode="json"),
+        "arms": [
+            {
+                "base": line.base,
+                "arm": line.arm,
+                **({"part": line.part} if line.part else {}),
+                "seeds": line.seeds,
+                "figures": {key: {"mean": one.mean, "half": finite(one.half)} for key, one in line.figures.items()},
+            }
+            for line in lines
+        ],
+        "runs": [rounded(asdict(one)) for one in results],
+    }
+    return json.dumps(tree, separators=(",", ":")) + "\n"
+
+
+def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:
+    """Return a table of each arm's mean reward if a round costs something beside its compute.
+
+    A run's rewards do not depend on what its rounds cost, so none is done again: all runs on a base are compared up to
+    the cost at which the first of them ended.
+
+    Args:
+        results: of an experiment.
+        overhead: what a round costs, in tokens of compute; a line on each base for each.
+    """
+    arms = list(dict.fromkeys(one.name for one in results))
+    rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
+    for base, cost in itertools.product(dict.fromkeys(one.base for one in results), overhead):
+        here = [one for one in results if one.base == base]
+        until = min(cost_of(one, cost) for one in here)
+        found = [[by_compute(one, cost, until) for one in here if one.name == arm] for arm in arms]
+        rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in found)])
+    return _table(rows)
+
+
+def compare(a: Path, b: Path) -> list[str]:
+    """Return lines that hold two runs, or two arms, side by side.
+
+    Args:
+        a: a run's folder, or an arm's with a folder for each seed.
+        b: likewise; where both are arms, runs of one seed are compared.
+
+    Raises:
+        UserError: there is no run, or both have no seed in common.
+    """
+    first, second = _read_side(a), _read_side(b)
+    if len(first) == len(second) == 1:
+        pairs = [(*first.values(), *second.values())]
+    else:
+        pairs = [(first[seed], second[seed]) for seed in first if seed in second]
+    if not pairs:
+        raise UserError(f"{a} and {b} have no seed in common")
+    values = [(figures(one), figures(two)) for one, two in pairs]
+    keys = [key for key in values[0][0] if all(key in one and key in two for one, two in values)]
+    rows = [["", *_short_names(a, b), "difference"]]
+    for key in keys:
+        of = [estimate([pair[side][key] for pair in values]) for side in (0, 1)]
+        difference = estimate([two[key] - one[key] for one, two in values])
+        rows.append([COLUMNS.get(key, key), *map(str, of), str(difference)])
+    title = COLUMNS["reach"].format(baseline=_short_names(a, b)[0])
+    weak = any(one.best < LEAST_COMPARED for one, _ in pairs)
+    ratio = "too little signal" if weak else str(estimate([reach(two, one) for one, two in pairs]))
+    rows.append([title, "1", ratio, ""])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of runs", *lines]
+
+
+def _short_names(a: Path, b: Path) -> tuple[str, str]:
+    """Return the ends of two paths, as much of them as tells them apart."""
+    one, two = a.resolve().parts, b.resolve().parts
+    shared = next((at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), 0)
+    return "/".join(one[shared:]) or a.name, "/".join(two[shared:]) or b.name
+
+
+def _read_side(folder: Path) -> dict[str, RunResult]:
+    """Return the runs in a folder by their seeds' folders, those that have ended; a run's own is one without a seed."""
+    if (folder / "nodes").is_dir():
+        return {"": read_run(folder, "", str(folder), 0)}
+    found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "summary.json").exists()}
+    if not found:
+        raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment with a finished run")
+    return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _column(key: str) -> str:
+    """Return the column of a figure: all pass@k have one."""
+    return "".join(key.partition("@")[:2])
