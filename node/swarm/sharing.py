@@ -29,7 +29,7 @@ from node.tasks.task_set import TaskSet, unshared
 from protocol.host import Counters, Host, Received, Verdict
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
-from protocol.wire.messages import TOPIC_BYTES
+from protocol.wire.messages import MAX_TOPICS, TOPIC_BYTES
 
 MAX_EASY = 2  # answers that are sent of a group that is all right: a second may show another way
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
@@ -205,7 +205,8 @@ class NetworkExchange:
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """See `Exchange.drew`: the next round's demand follows."""
         self._demand.drew(groups, left)
-        topics = self._always | {topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key)}
+        asked = sorted(topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key))
+        topics = self._always.union(asked[: max(0, MAX_TOPICS - len(self._always))])  # more would count as all topics
         if topics != self._topics:
             self._topics = topics
             self._subscribe()

@@ -21,13 +21,13 @@ from node.swarm.sharing import (
     shared_form,
     topic_of,
 )
-from node.tasks import TaskKey, Wrapper
+from node.tasks import Item, TaskKey, Wrapper
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
 from protocol.host import Received, Verdict
 from protocol.identity import id_of_bytes
-from protocol.wire.messages import NO_TOPIC, TOPIC_BYTES
+from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, TOPIC_BYTES
 
 WHOLE = Split(0.0)  # nothing is held out
 TASKS = TaskSet([(FAMILIES[name](), 1.0) for name in sorted(FAMILIES)[:2]], WHOLE)
@@ -165,6 +165,30 @@ def test_groups_that_are_all_right_are_asked_for_while_the_node_draws_them() -> 
     exchange.drew(0, 0, frozenset([ONE.key]))
     exchange.drew(0, 0, frozenset([TaskKey("not here", 1, "c")]))
     assert [topics for topics, _ in host.subscribed] == [mixed, mixed | {topic_of(ONE.key, is_easy=True)}, mixed]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered(Wrapper):
+    number: int
+
+    @property
+    def key(self) -> TaskKey:
+        return TaskKey(f"task {self.number}", 1, "c")
+
+    def make(self, seed: int) -> Item:
+        return self.base.make(seed)
+
+    def verify(self, item: Item, text: str) -> float | None:
+        return self.base.verify(item, text)
+
+
+@pytest.mark.parametrize("count", [40, MAX_TOPICS, MAX_TOPICS + 1])
+def test_groups_that_are_all_right_are_asked_for_of_as_many_tasks_as_there_is_room_for(count: int) -> None:
+    """More topics than a message holds count as all topics."""
+    host, tasks = _Host(), TaskSet([(Numbered(ONE, number), 1.0) for number in range(count)], WHOLE)
+    exchange = NetworkExchange(host, tasks, max_completions=8, external=4)
+    exchange.drew(0, 0, [task.key for task in tasks.tasks])
+    assert len(host.subscribed[-1][0]) == max(count, MAX_TOPICS)
 
 
 def test_a_group_under_the_other_topic_of_its_task_has_a_false_one() -> None:

@@ -13,7 +13,7 @@ as long as no more answers are right than wrong: a seventh for one right answer 
 
 - Graded rewards: as above, with m the mean reward.
 - Unbounded rewards, which only own groups have: A follows them, as in GRPO. `trainer.trl.scale_rewards` bounds it.
-- All rewards equal: the group teaches nothing.
+- All rewards equal: an own group teaches nothing; a peer's that is all right is taken as by `positive`.
 
 Source: measured here; it lies between `positive` and `rft`. Good samples alone raise pass@1 and cost diversity, and bad
 ones alone keep it (arXiv 2506.01347).

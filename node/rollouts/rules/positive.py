@@ -6,10 +6,13 @@
     A = 1                    if r = 1
     A = (r - b) / (1 - b)    if b < r < 1
 
-Nothing is taken if r < 1 is not above b, or if all rewards of the group are equal. So a right answer counts 1, and a
-partly right one counts by how far it is above this node's own reward. It is one completion of L: it weighs 1/L of an
-own group. Peers' wrong answers are never pushed down: what a peer sends can only be imitated, and only if a verifier
-that runs here paid it. This is supervised learning on verified text, and no estimate of a policy gradient.
+Nothing is taken if r < 1 is not above b, or if all rewards of the group are equal and not 1. So a right answer counts
+1, and a partly right one counts by how far it is above this node's own reward. It is one completion of L: it weighs 1/L
+of an own group. Peers' wrong answers are never pushed down: what a peer sends can only be imitated, and only if a
+verifier that runs here paid it. This is supervised learning on verified text, and no estimate of a policy gradient.
+
+Groups with differing rewards are drawn first. Once none is left, groups that are all right are drawn, on tasks on which
+b < `MASTERED`: they teach whoever is not yet all right. So a flood of easy groups takes no place of others.
 
 **An own group.** Its advantages A are its rewards less their mean, scaled as the trainer is set. With p completions of
 A > 0 and q of A < 0, these are trained on:

@@ -12,7 +12,7 @@ are. `positive` counts it 1 at all times. A is what a policy gradient with the b
 
 - Graded rewards: the same formula.
 - Unbounded rewards, which only own groups have: b is cut to [0, 1], so 0 < A <= 1 for a peer's answer.
-- All rewards equal: the group teaches nothing.
+- All rewards equal: an own group teaches nothing; a peer's that is all right is drawn where `positive` draws it.
 
 Source: measured here. The baseline is that of REINFORCE; MaxRL (arXiv 2602.02710) also raises what is rarely right.
 """

@@ -11,7 +11,7 @@ So an own answer counts as a peer's does, with the group's mean as this node's o
 
 - Graded rewards: a better answer than the group's mean is imitated, by how much better it is.
 - Unbounded rewards, which only own groups have: every reward from 1 on counts as right. 0 < A <= 1 all the same.
-- All rewards equal: the group teaches nothing. With rewards of 0 or 1 that is a group all right or all wrong.
+- All rewards equal: an own group teaches nothing; a peer's that is all right is taken as by `positive`.
 
 This is supervised learning on verified text: with no peers it is no GRPO, but imitation of own right answers.
 
