@@ -539,10 +539,10 @@ class Host:
         """Take the snapshots that other threads read, and log what a person would want to know."""
         self._peers = describe_peers(core, now)
         self._dialable = dialable_members(core)
-        live = len(self._peers)
-        for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, now):
-            (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
         self._standing = core.membership.reachability.standing
+        live, failures = len(self._peers), self._standing.failures
+        for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, failures, now):
+            (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
         self._offers = core.membership.book.services()
         self._records = core.membership.book.all_records()
         self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)

@@ -1,7 +1,8 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
-They say who was refused by whom and why, that this node's grant has ended, that nobody answers, that the swarm depends
-on one node, and that this machine's clock is off. They are decided here without I/O; the host writes them to its log.
+They say who was refused by whom and why, that this node's grant has ended, that nobody answers, which endpoint leads
+nowhere, that the swarm depends on one node, and that this machine's clock is off. They are decided here without I/O;
+the host writes them to its log.
 
 Keys cost nothing, so an attacker can be refused again and again. So the number of lines is bounded: the same words
 about the same node come once in `SAME_S`, and a token bucket bounds all lines. Lines that are left out are counted.
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from protocol.config import Instant
 from protocol.credentials.grants import grant_expiry
-from protocol.credentials.records import Address
+from protocol.credentials.records import Address, Endpoint
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 
@@ -105,6 +106,13 @@ class Refusals:
         self._unsaid = 0
 
 
+class Failure(NamedTuple):
+    """An endpoint of ours that could not be dialled from an address, so that we tell it to nobody."""
+
+    endpoint: Endpoint
+    tried_from: str
+
+
 class PeerClocks:
     """The time by the hellos of others; each network counts once."""
 
@@ -145,14 +153,28 @@ class Notices:
         self._next_alone = now.steady + ALONE_S
         self._next_clock = now.steady
         self._next_few = now.steady + ALONE_S
+        self._said_unreached: Recent[Endpoint, float] = Recent(MAX_SAID)
 
-    def due(self, refusals: Refusals, clocks: PeerClocks, peers: int, dialable: int, now: Instant) -> list[Notice]:
-        """Return the lines to log now. `peers` are live; `dialable` members can be dialled, this node included."""
+    def due(
+        self,
+        refusals: Refusals,
+        clocks: PeerClocks,
+        peers: int,
+        dialable: int,
+        failures: Sequence[Failure],
+        now: Instant,
+    ) -> list[Notice]:
+        """Return the lines to log now.
+
+        `peers` are live; `dialable` members can be dialled, this node included; `failures` are its endpoints that
+        cannot.
+        """
         return [
             *map(_of_refusal, refusals.take()),
             *self._of_grant(now),
             *self._of_solitude(refusals, peers, now),
             *self._of_few(peers, dialable, now),
+            *self._of_unreached(failures, now),
             *self._of_clock(clocks.off(now), now),
         ]
 
@@ -188,9 +210,26 @@ class Notices:
         self._next_alone = now.steady + AGAIN_S
         why = "they do not admit this node" if refusals.latest else DOWN
         if refusals.full and not refusals.latest:
-            why = f"{refusals.full} is full: one more node that can be dialled has to join, or this one has to listen"
+            why = f"{refusals.full} is full: others have to be able to dial one more node, this one or another"
         fields = {"seconds": round(now.steady - self._alone_since), "seeds": self._seeds, "why": why}
         return [Notice("no peer: this node is alone", True, fields)]
+
+    def _of_unreached(self, failures: Sequence[Failure], now: Instant) -> list[Notice]:
+        news = []
+        for failure in failures:
+            said = self._said_unreached.get(failure.endpoint)
+            if said is None or now.steady >= said + SAME_S:
+                self._said_unreached.set(failure.endpoint, now.steady)
+                news.append(failure)
+        remedy = "forward the port and open the firewall; until then this node works through peers that it dials"
+        return [
+            Notice(
+                "peers cannot dial this node",
+                False,
+                {"endpoint": str(failure.endpoint), "tried_from": failure.tried_from, "remedy": remedy},
+            )
+            for failure in news
+        ]
 
     def _of_few(self, peers: int, dialable: int, now: Instant) -> list[Notice]:
         if not peers or dialable > 1:

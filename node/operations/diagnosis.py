@@ -423,9 +423,10 @@ def reachability(tree: Tree) -> str:
     from protocol.limits.networks import Scope, scope_of
 
     seen_at, asked, relays = tree["seen_at"], tree["dialable_asked"], len(tree["peers"])
+    failed = "".join(f"; {one['endpoint']} could not be dialled from {one['tried_from']}" for one in tree["unreached"])
     if seen_at and tree["dialable"]:
         whom = "everybody" if scope_of(seen_at) is Scope.PUBLIC else "nodes of its own network"
-        return f"by {whom}, at {seen_at}" + (", says one peer" if asked == 1 else "")
+        return f"by {whom}, at {seen_at}" + (", says one peer" if asked == 1 else "") + failed
     why = "you do not listen"
     if tree["address"]:
         endpoint = Address.parse(tree["address"]).endpoint
@@ -435,7 +436,7 @@ def reachability(tree: Tree) -> str:
         router = tree.get("router") or "a router or firewall is between"
         why = f"{whom} cannot dial port {endpoint.port} at {seen_at}: {router}"
     through = "one relay" if relays == 1 else f"{relays} relays"
-    return f"you cannot be reached because {why}; you learn and teach through {through}"
+    return f"you cannot be reached because {why}{failed}; you learn and teach through {through}"
 
 
 def members(tree: Tree) -> str:

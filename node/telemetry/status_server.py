@@ -69,6 +69,9 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "seen_at": network.host.standing.seen_at or None,
         "dialable": network.host.standing.dialable,
         "dialable_asked": network.host.standing.answers,
+        "unreached": [
+            {"endpoint": str(one.endpoint), "tried_from": one.tried_from} for one in network.host.standing.failures
+        ],
         "router": network.mapping.said.failure or None if network.mapping and network.mapping.said else None,
         "round": row.get("round"),
         "rounds": rounds,

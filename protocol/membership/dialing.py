@@ -116,6 +116,11 @@ class Dialing:
         is_due = is_crowded or any(not one.has_failed and one.key not in busy for one in due)
         return self._rng.choice(chosen) if is_due else None
 
+    def hurry(self, now: Instant) -> None:
+        """Let surplus links end soon: a home node turned out to be one that can be dialled, and counts from now on."""
+        if self._links.is_crowded:
+            self._next_rotation = min(self._next_rotation, now.steady + SHED_S)
+
     def _dial(self, contact: Contact, now: Instant) -> Dial:
         self._links.dial(contact, now.steady)
         return Dial(contact.address, contact.scope)

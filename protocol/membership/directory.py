@@ -103,11 +103,15 @@ class RecordDirectory:
         return counts_as(host, self._setup.identity.curve_key.hex())
 
     def move(
-        self, endpoints: tuple[Endpoint, ...], services: tuple[Service, ...], now: Instant
+        self,
+        given: tuple[Endpoint, ...],
+        told: tuple[Endpoint, ...],
+        services: tuple[Service, ...],
+        now: Instant,
     ) -> list[MembershipAction]:
-        """Tell from now on these endpoints and these services."""
-        self.given, self._services = endpoints, services
-        return self._announce(endpoints, now)
+        """Listen at the endpoints that are `given` from now on, and tell those in `told`, and these services."""
+        self.given, self._services = given, services
+        return self._announce(told, now)
 
     def correct(self, endpoints: tuple[Endpoint, ...], now: Instant) -> list[MembershipAction]:
         """Tell these endpoints instead of those that were `given`, unless we do already."""

@@ -81,7 +81,7 @@ class LivePeer:
     link: Link
     place: NetworkPlace
     host: str = ""  # the IP address at the other end of its last hello's link, if it is known
-    port: int = 0  # where we dialled it, if we did
+    dialled_at: Endpoint | None = None  # where we dialled it, if we did
     met: float = 0.0  # when its last hello came
     needy: bool = False  # whether it lacked links when it called
 
@@ -319,17 +319,17 @@ class Links:
         """Make the link live. If the pair has two links now, return the one that is to part. Rule 1."""
         host, place = self.host_of(link), self.place_of(link, record.endpoints)
         attempt = self.attempts.pop(link, None)
-        port = attempt.address.endpoint.port if attempt is not None else 0
+        dialled_at = attempt.address.endpoint if attempt is not None else None
         self._hosts.pop(link)
         self._parting.pop(link, None)
         self._holders[link.key] = node
         self.prove(link, node)
         known = self.peers.get(node)
         if known is None:
-            self.peers[node] = LivePeer(record, link, place, host, port, met=now, needy=needy)
+            self.peers[node] = LivePeer(record, link, place, host, dialled_at, met=now, needy=needy)
             return None
         known.record, known.place, known.host, known.met = record, place, host, now
-        known.port = port or known.port
+        known.dialled_at = dialled_at or known.dialled_at
         if known.link == link:
             return None
         if link.dialled != (self._own < node):

@@ -103,6 +103,7 @@ class Membership:
         self.link_of: Callable[[NodeId], Link | None] = self.links.link_of
         self.detector = Detector(setup.timing, rng)
         self.reachability = Reachability(self.links, setup.limits, rng, now)
+        self.reachability.give(setup.endpoints, now)
         self.book = book
         self.directory = RecordDirectory(setup, book, self.links, rng, now)
         self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
@@ -161,7 +162,8 @@ class Membership:
                     self.refusals.latest = f"it speaks protocol {theirs}"
                 return self._refuse(link, reason, now)
             case Moved(endpoints, services):
-                return self.directory.move(endpoints, services, now)
+                self.reachability.give(endpoints, now)
+                return self.directory.move(endpoints, self.reachability.told, services, now)
             case PortMapped(external):
                 self.reachability.mapped(external, now)
                 return []
@@ -214,12 +216,12 @@ class Membership:
         if host and not self.links.answered(attempt, host) and not is_seed:
             return [HangUp(link), *self._closed(link, now)]
         attempt.greeted = now.steady
-        needy = self.links.lacks_chosen if self.directory.record.endpoints else not self.links.peers
-        return [Send(link, self._greeting(link, needy=needy))]
+        return [Send(link, self._greeting(link))]
 
-    def _greeting(self, link: Link, *, needy: bool = False) -> Hello:
+    def _greeting(self, link: Link) -> Hello:
         own = self.directory.record_for(self.links.scope_of(link))
-        return Hello(own.encoded, needy, self._setup.gate.revision)
+        lacks_links = self.links.lacks_chosen if own.endpoints else not self.links.peers
+        return Hello(own.encoded, link.dialled and lacks_links, self._setup.gate.revision)
 
     def _closed(self, link: Link, now: Instant) -> list[MembershipAction]:
         if (answer := self.reachability.closed(link)) is not None:
@@ -354,11 +356,14 @@ class Membership:
         where = str(attempt.address.endpoint) if attempt is not None else ""
         if goodbye.reason not in NO_ROOM and (who := node or where):
             self.refusals.by(who, goodbye.reason, now)
-        if goodbye.reason == "full" and where:
-            self.refusals.full = where
         for contact in (dialled, self.book.contact(node) if node is not None else None):
             if contact is not None:
                 contact.busy(now, self._rng)
+        if goodbye.reason == "full" and attempt is not None:
+            self.refusals.full = where
+            if self.reachability.refused_as_full(attempt.host):
+                self.directory.correct(self.reachability.told, now)
+                attempt.contact.met()  # it may have room for a home node, so we call again at once
         actions = self._drop(node) if node is not None else [HangUp(link)]
         return [*actions, *self._dialing.fill(now)]
 
@@ -379,7 +384,10 @@ class Membership:
         if peer is None and link not in self.links.attempts:
             return []  # the link is ending at both sides: what still comes is nobody's fault
         place = peer.place if peer is not None else self.links.place_of(link)
+        was_home = peer is not None and peer.is_home
         self.directory.learn(place.voice, self.links.scope_of(link), peers, now)
+        if was_home and peer is not None and not peer.is_home:
+            self._dialing.hurry(now)
         return [*self._dialing.fill(now)]
 
     # The revocation list
@@ -418,8 +426,8 @@ class Membership:
         if now.steady >= self._next_review:
             self._next_review = now.steady + self._setup.timing.exchange_interval
             actions += self._dismiss(now)
-        actions += self.reachability.tick(self.directory.given, now)
-        actions += self.directory.correct(self.reachability.reachable(self.directory.given), now)
+        actions += self.reachability.tick(now)
+        actions += self.directory.correct(self.reachability.told, now)
         actions += self.directory.exchange(now)
         if (rotated := self._dialing.replaceable(now)) is not None:
             actions += self._leave(rotated, "rotated", now)

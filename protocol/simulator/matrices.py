@@ -3,8 +3,9 @@
 Everything arrives: each node publishes one item, and every other node gets it before it is stale. This takes at most
 `ALL_TO_ALL` times as long as a line takes for the bytes, and `SLACK_S`.
 
-Everybody gets in: public nodes meet nodes behind NAT, which can dial and cannot be dialled. From the first minute on
-none is without a peer, and what each publishes reaches all.
+Everybody gets in: public nodes meet nodes behind NAT, which can dial and cannot be dialled. Some of those listen all
+the same, and tell addresses of IPv4, IPv6 or both that a firewall closes. From the first minute on none is without a
+peer, and what each publishes reaches all.
 """
 
 import math
@@ -25,6 +26,7 @@ CONDITIONS = Conditions(0.02, 0.05)
 LINES = {1: 125e3, 10: 1.25e6, 100: 12.5e6, 1000: 125e6}  # Mbit/s: bytes a second
 SIZES = (10_000, 100_000, 1_000_000, 5_000_000, 16_000_000)
 ADMITTED_S = 60.0
+FAMILIES = "4", "6", "46"
 
 
 class ArrivalRow(NamedTuple):
@@ -36,12 +38,16 @@ class ArrivalRow(NamedTuple):
 
 
 class Crowd(NamedTuple):
-    """A row of the second: public nodes, which may be in one network, and nodes behind NAT, maybe of one address."""
+    """A row of the second: public nodes, which may be in one network, and nodes behind NAT, maybe of one address.
+
+    `in_vain` are the families, "4", "6" or "46", of addresses at which those behind NAT listen in vain.
+    """
 
     public: int
     nat: int
     one_address: bool = False
     one_network: bool = False
+    in_vain: str = ""
 
     @property
     def nodes(self) -> int:
@@ -60,6 +66,10 @@ CROWDS = [
     Crowd(1, 8, one_address=True),
     Crowd(1, 2, True),
     Crowd(40, 0, one_network=True),
+    Crowd(1, 20, in_vain="4"),
+    *(Crowd(public, nat, in_vain=families) for public, nat in ((1, 40), (3, 60), (20, 480)) for families in FAMILIES),
+    Crowd(1, 8, one_address=True, in_vain="46"),
+    Crowd(40, 0),
 ]
 
 
@@ -100,18 +110,29 @@ def admittance(seed: int, crowd: Crowd, seconds: float, limits: Limits | None = 
         simulation.run(0.2)
     for name in behind:
         simulation.seen_at[name] = _address(crowd.public if crowd.one_address else name)
+        hosts = {"4": simulation.seen_at[name], "6": f"2003:{name:x}::5"}
+        simulation.in_vain[name] = tuple(hosts[family] for family in crowd.in_vain)
         simulation.start(name, dialable=False)
         simulation.run(0.05)
     text = f"{crowd.public} public nodes and {crowd.nat} behind NAT" + (" of one address" if crowd.one_address else "")
     text += ", in one network" if crowd.one_network else ""
-    most = 0
+    text += f" that listen in vain (IPv{' and IPv'.join(crowd.in_vain)})" if crowd.in_vain else ""
+    most = links = 0
     for minute in range(1, math.ceil(seconds / ADMITTED_S) + 1):
         simulation.run(ADMITTED_S)
         alone = sum(not node.core.membership.peers for node in simulation.nodes.values())
         if minute == 1:
             yield Invariant(alone == 0, f"{text}: {alone} without a peer after a minute")
         most = max(most, alone)
+        links = max(
+            sum(bool(peer.record.endpoints) for peer in simulation.nodes[name].core.membership.links.peers.values())
+            for name in range(crowd.public)
+        )
     yield Invariant(most == 0, f"{text}: {most} without a peer at some minute of {seconds:.0f} s")
+    room = simulation.limits.max_peers
+    yield Invariant(
+        links <= room, f"{text}: {links} links of a public node with those that can be dialled (bound {room})"
+    )
     items = {simulation.publish(name, b"of %d" % name): name for name in simulation.nodes}
     simulation.run(ADMITTED_S)
     lacking = sum(
@@ -145,5 +166,7 @@ MATRICES = {
         ROWS,
         lambda seed, row, _: (arrival(seed, row),),  # it takes as long as it takes
     ),
-    "everybody-gets-in": Matrix("1 to 20 public nodes and 2 to 480 behind NAT meet", CROWDS, admittance),
+    "everybody-gets-in": Matrix(
+        "1 to 40 public nodes and up to 480 behind NAT meet, some of which listen in vain", CROWDS, admittance
+    ),
 }

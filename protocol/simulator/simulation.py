@@ -84,6 +84,7 @@ class Simulation:
         self.seeds: tuple[Address, ...] = ()
         self.hosts: dict[int, str] = {}  # of nodes for which `host_of` is to return another host
         self.seen_at: dict[int, str] = {}  # IP addresses at which peers see a node; peers see no address of other nodes
+        self.in_vain: dict[int, tuple[str, ...]] = {}  # hosts at which a firewall drops what comes to a node
         self._by_transport: dict[MemoryTransport, SimulatedNode] = {}
         self._timers: list[tuple[float, int, SimulatedNode]] = []
         self._starts = 0
@@ -134,11 +135,12 @@ class Simulation:
         book.load(known, self.clock(skew), rng)
         listen = str(endpoint) if endpoint else None
         transport = MemoryTransport(self.network, identity.curve_key, listen, host=self.seen_at.get(name, ""))
-        endpoints = (endpoint,) if endpoint else ()
+        closed = tuple(Endpoint(host, self._starts) for host in self.in_vain.get(name, ()))
+        self.network.firewalled |= {str(one) for one in closed}
         setup = Setup(
             identity,
             SWARM,
-            endpoints,
+            (endpoint,) if endpoint else closed,
             self.limits,
             self.timing,
             "simulated",

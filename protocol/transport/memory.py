@@ -89,6 +89,7 @@ class MemoryNetwork:
         self.now = 0.0
         self._rng = rng
         self._watch = watch
+        self.firewalled: set[str] = set()  # endpoints at which nobody answers a dial
         self._transports: dict[bytes, MemoryTransport] = {}
         self._listening: dict[str, MemoryTransport] = {}
         self._attached = 0
@@ -221,6 +222,8 @@ class MemoryTransport:
             return
         end = self._ends[link] = _End(self, link)
         listener = self.network.find(address)
+        if str(address.endpoint) in self.network.firewalled:
+            return
         if listener is None:
             self.network.post(end, Closed(link))
         elif not (listener.paused or listener.closed or self.network.severed(self.key, listener.key)):

@@ -32,7 +32,7 @@ MAX_DIGEST = 512  # entries: the largest full directory
 MAX_MANIFEST_BYTES = 32 << 10
 MAX_REVOCATIONS_BYTES = 24 << 10
 MAX_REASON_BYTES = 64
-MAX_HOST_BYTES = 64  # an IPv6 address has at most 45 characters, and its zone
+MAX_HOST_BYTES = 253  # of a name; an IPv6 address has at most 45, and its zone
 MAX_CHUNKS = 16  # of one item, asked for at once
 MAX_PARTS_BYTES = (chunk_count(MAX_ITEM_BYTES) + 8) // 8
 ID_BYTES = 32
@@ -133,42 +133,50 @@ class Pong(Ping):
 
 @value
 class DialBack:
-    """Asks at which address the receiver sees the sender, and whether it can be dialled there, at `port` (0: not)."""
+    """Asks at which address the receiver sees the sender, and whether it can be dialled at a port (0: not listening).
+
+    It is to be dialled at `host`, which is one of its own, or, if that is empty, at the address where it is seen.
+    """
 
     kind: ClassVar[Kind] = Kind.DIAL_BACK
     port: int
+    host: str = ""
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([self.port])
+        return pack([self.port, self.host])
 
     @classmethod
     def decode(cls, body: bytes) -> "DialBack":
         """Read a body."""
-        (port,) = unpack(body, 1, error=MessageError)
-        _check(is_uint(port, 0xFFFF))
-        return cls(port)
+        port, host = unpack(body, 2, error=MessageError, max_text=MAX_HOST_BYTES)
+        _check(is_uint(port, 0xFFFF) and isinstance(host, str))
+        return cls(port, host)
 
 
 @value
 class DialledBack:
-    """The answer to a `DialBack`: `host` is the IP address, as text, and `reached` says that it could be dialled."""
+    """The answer to a `DialBack`, of which it repeats port and host, and whether the sender was `reached` there.
+
+    `seen_at` is the IP address, as text, at which the answering node sees the other.
+    """
 
     kind: ClassVar[Kind] = Kind.DIALLED_BACK
-    host: str
+    seen_at: str
     port: int
     reached: bool
+    host: str = ""
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([self.host, self.port, int(self.reached)])
+        return pack([self.seen_at, self.port, int(self.reached), self.host])
 
     @classmethod
     def decode(cls, body: bytes) -> "DialledBack":
         """Read a body."""
-        host, port, reached = unpack(body, 3, error=MessageError, max_text=MAX_HOST_BYTES)
-        _check(isinstance(host, str) and is_uint(port, 0xFFFF) and is_uint(reached, 1))
-        return cls(host, port, reached > 0)
+        seen_at, port, reached, host = unpack(body, 4, error=MessageError, max_text=MAX_HOST_BYTES)
+        _check(isinstance(seen_at, str) and isinstance(host, str) and is_uint(port, 0xFFFF) and is_uint(reached, 1))
+        return cls(seen_at, port, reached > 0, host)
 
 
 @value

@@ -14,7 +14,7 @@ import structlog
 
 from protocol.config import LOCAL, WAN, Limits
 from protocol.simulator.__main__ import main
-from protocol.simulator.matrices import MATRICES, ArrivalRow, Crowd, admittance, arrival
+from protocol.simulator.matrices import FAMILIES, MATRICES, ArrivalRow, Crowd, admittance, arrival
 from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Invariant, hostile_share, judge, suffer
 from protocol.simulator.trial import LIMITS, SwarmPlan, SwarmTrial
 from protocol.transport.memory import Conditions
@@ -216,6 +216,23 @@ def test_sixteen_nodes_lose_none_of_their_large_items(row: ArrivalRow) -> None:
 @pytest.mark.parametrize("crowd", [Crowd(1, 14), Crowd(2, 20), Crowd(1, 8, one_address=True), Crowd(1, 2, True)])
 def test_every_home_user_gets_in_and_is_heard(crowd: Crowd) -> None:
     assert unmet(*admittance(1, crowd, 120.0)) == []
+
+
+IN_VAIN = [
+    *(Crowd(1, 20, in_vain=families) for families in FAMILIES),
+    Crowd(1, 8, one_address=True, in_vain="46"),
+    pytest.param(Crowd(2, 40, in_vain="46"), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("crowd", IN_VAIN)
+def test_every_home_user_who_listens_in_vain_gets_in_and_is_heard(crowd: Crowd) -> None:
+    """Of 20 that one relay could have served 9 were alone for good, as a firewall closed the addresses they told."""
+    assert unmet(*admittance(1, crowd, 120.0)) == []
+
+
+def test_nodes_that_others_can_dial_have_no_more_links_because_home_nodes_get_in() -> None:
+    assert unmet(*admittance(1, Crowd(20, 0), 120.0)) == []
 
 
 def test_twenty_nodes_of_one_public_network_get_in() -> None:

@@ -264,6 +264,10 @@ def test_until_when_a_grant_admits_is_shown_and_that_it_does_no_longer() -> None
             "this network answers UPnP; you learn and teach through one relay",
         ),
         ({"dialable": True}, "by everybody, at 198.41.0.4"),
+        (
+            {"dialable": True, "unreached": [{"endpoint": "tcp://[2003::5]:4001", "tried_from": "2a00::1"}]},
+            "by everybody, at 198.41.0.4; tcp://[2003::5]:4001 could not be dialled from 2a00::1",
+        ),
         ({"dialable_asked": 1, "dialable": True}, "by everybody, at 198.41.0.4, says one peer"),
         ({"seen_at": "192.168.0.7", "dialable": True}, "by nodes of its own network, at 192.168.0.7"),
         ({"seen_at": None, "dialable": None}, "by nodes of this machine"),

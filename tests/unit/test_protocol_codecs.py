@@ -248,8 +248,14 @@ def test_bodies_decode_or_raise_the_typed_error(body: bytes, message) -> None:
     | st.builds(Peers, st.lists(st.binary(max_size=300), max_size=MAX_RECORDS).map(tuple))
     | st.builds(Ping, uint64)
     | st.builds(Have, st.lists(entries, max_size=20).map(tuple))
-    | st.builds(DialBack, st.integers(0, 0xFFFF))
-    | st.builds(DialledBack, st.sampled_from(["", "198.41.0.4", "fe80::1%eth0"]), st.integers(0, 0xFFFF), st.booleans())
+    | st.builds(DialBack, st.integers(0, 0xFFFF), st.sampled_from(["", "2003::5", "box.example"]))
+    | st.builds(
+        DialledBack,
+        st.sampled_from(["", "198.41.0.4", "fe80::1%eth0"]),
+        st.integers(0, 0xFFFF),
+        st.booleans(),
+        st.sampled_from(["", "2003::5", "box.example"]),
+    )
     | st.builds(Goodbye, st.sampled_from(["full", "not_admitted"]))
     | st.builds(Digest, st.lists(st.tuples(eight, eight), max_size=20).map(tuple))
     | st.builds(

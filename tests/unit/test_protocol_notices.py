@@ -16,6 +16,7 @@ from protocol.notices import (
     SAME_S,
     SOON_S,
     Case,
+    Failure,
     Notices,
     PeerClocks,
     Refusal,
@@ -38,8 +39,21 @@ def grant(lifetime_s: float) -> bytes:
 def events(
     notices: Notices, seconds: float, *, peers: int = 1, dialable: int = 2, refusals: Refusals | None = None
 ) -> list[str]:
-    due = notices.due(refusals or Refusals(at(seconds)), PeerClocks(), peers, dialable, at(seconds))
+    due = notices.due(refusals or Refusals(at(seconds)), PeerClocks(), peers, dialable, (), at(seconds))
     return [notice.event for notice in due]
+
+
+def test_an_endpoint_that_leads_nowhere_is_told_once_an_hour_and_from_where_it_was_tried() -> None:
+    notices = Notices((), b"", at(0))
+
+    def due(seconds: float, *failures: Failure) -> list[dict[str, str]]:
+        return [one.fields for one in notices.due(Refusals(at(0)), PeerClocks(), 1, 2, failures, at(seconds))]
+
+    four, six = (Failure(Endpoint(host, 4001), "93.184.0.1") for host in ("198.41.0.4", "2003::5"))
+    (told,) = due(0, four)
+    assert (told["endpoint"], told["tried_from"]) == ("tcp://198.41.0.4:4001", "93.184.0.1")
+    assert [one["endpoint"] for one in due(1, four._replace(tried_from="93.184.1.1"), six)] == ["tcp://[2003::5]:4001"]
+    assert due(2) == due(SAME_S - 1, four) == [] and len(due(SAME_S, four)) == 1
 
 
 def test_a_refusal_is_told_once_an_hour_by_whom_and_why() -> None:
@@ -76,12 +90,12 @@ def test_a_notice_of_a_refusal_says_what_to_do_to_whom_it_concerns() -> None:
     refusals, notices = Refusals(at(0)), Notices((), b"", at(0))
     refusals.by("tcp://192.0.2.7:4001", "invite_expired", at(0))
     refusals.of("a node", "not_admitted", at(0))
-    ours, theirs = notices.due(refusals, PeerClocks(), 0, 2, at(0))
+    ours, theirs = notices.due(refusals, PeerClocks(), 0, 2, (), at(0))
     assert ours.is_warning and "newer invite" in ours.fields["remedy"] and ours.fields["by"] == "tcp://192.0.2.7:4001"
     assert not theirs.is_warning and theirs.fields == {"node": "a node", "reason": "not_admitted"}
     refusals.offender("another", "forged", at(0))
     refusals.by("tcp://192.0.2.7:4001", "graylisted", at(0))
-    theirs, ours = notices.due(refusals, PeerClocks(), 0, 2, at(0))
+    theirs, ours = notices.due(refusals, PeerClocks(), 0, 2, (), at(0))
     assert theirs.is_warning and theirs.fields == {"who": "another", "most_of_all": "forged"}
     assert ours.fields["reason"] == "graylisted" and "clock" in ours.fields["remedy"]
 
@@ -102,7 +116,7 @@ def test_a_grant_that_ends_is_warned_of_a_day_before_and_when_it_does() -> None:
 def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_knows() -> None:
     notices, refusals = Notices((SEED,), b"", at(0)), Refusals(at(0))
     assert events(notices, ALONE_S - 1, peers=0) == []
-    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, at(ALONE_S))
+    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, (), at(ALONE_S))
     assert notice.fields == {
         "seconds": ALONE_S,
         "seeds": ["tcp://192.0.2.7:4001"],
@@ -111,11 +125,11 @@ def test_a_node_whose_seeds_do_not_answer_says_that_it_is_alone_and_why_if_it_kn
     assert events(notices, 2 * ALONE_S, peers=0) == []  # said
     assert events(notices, 1000, peers=1) == events(notices, 1000 + ALONE_S - 1, peers=0) == []
     refusals.full = "tcp://192.0.2.7:4001"
-    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, at(1000 + ALONE_S))
+    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, (), at(1000 + ALONE_S))
     assert notice.fields["why"].startswith("tcp://192.0.2.7:4001 is full: ")
     refusals.by("tcp://192.0.2.7:4001", "not_admitted", at(1000))
     refusals.take()
-    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, at(4000 + ALONE_S))
+    (notice,) = notices.due(refusals, PeerClocks(), 0, 2, (), at(4000 + ALONE_S))
     assert notice.fields["why"] == "they do not admit this node"
 
 
@@ -126,15 +140,15 @@ def test_the_first_node_of_a_swarm_is_not_told_that_it_is_alone() -> None:
 def test_a_clock_that_is_off_is_told_by_the_median_of_two_networks_or_more_now_and_then() -> None:
     notices, refusals, clocks = Notices((), b"", at(0)), Refusals(at(0)), PeerClocks()
     clocks.said("198.51.100.0/24", at(0).unix + 1200, at(0))
-    assert notices.due(refusals, clocks, 1, 2, at(1)) == []  # one may be wrong, or lie
+    assert notices.due(refusals, clocks, 1, 2, (), at(1)) == []  # one may be wrong, or lie
     clocks.said("203.0.113.0/24", at(1).unix + 1190, at(1))
     clocks.said("203.0.113.0/24", at(1).unix + 1210, at(1))
-    (notice,) = notices.due(refusals, clocks, 2, 2, at(1))
+    (notice,) = notices.due(refusals, clocks, 2, 2, (), at(1))
     assert notice.event == "this machine's clock is off" and notice.fields["by"] == "1205 s behind its peers' clocks"
-    assert notices.due(refusals, clocks, 2, 2, at(2)) == []
-    (notice,) = notices.due(refusals, clocks, 2, 2, at(1 + AGAIN_S))
+    assert notices.due(refusals, clocks, 2, 2, (), at(2)) == []
+    (notice,) = notices.due(refusals, clocks, 2, 2, (), at(1 + AGAIN_S))
     mended = Instant(2 * AGAIN_S + 2, at(2 * AGAIN_S + 2).unix + 1205)
-    assert notices.due(refusals, clocks, 2, 2, mended) == []  # a person set it
+    assert notices.due(refusals, clocks, 2, 2, (), mended) == []  # a person set it
 
 
 def test_a_liar_among_networks_that_agree_moves_nobodys_clock() -> None:

@@ -9,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant, Limits, Setup
-from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, make_record
+from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, make_record, open_record
 from protocol.errors import PeerError
 from protocol.events import Accepted, Closed, Dial, HangUp, Link, Message, Opened, PeerUp, PortMapped, Send, Tick
 from protocol.identity import Identity
+from protocol.limits.networks import Scope
 from protocol.membership.address_book import Book
 from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.membership.membership import TICK_S, Membership
-from protocol.membership.reachability import AGAIN_S, DOUBT, FIRST_ASK_S, PAUSE_S, Standing
-from protocol.wire.messages import DialBack, DialledBack, Hello, Peers
+from protocol.membership.reachability import AGAIN_S, FIRST_ASK_S, PAUSE_S, Standing
+from protocol.notices import Failure
+from protocol.wire.messages import DialBack, DialledBack, Goodbye, Hello, Peers
 
 LIMITS = Limits()
 MANY = Limits(max_peers=30, max_known_peers=60)
@@ -82,8 +84,9 @@ class Node:
 
     def question(self) -> Identity:
         """Let time pass until it asks somebody; return whom."""
+        end = self.now + 60.0
         while not (asked := self.asks(TICK_S)):
-            assert self.now < 60.0, "it asks nobody"
+            assert self.now < end, "it asks nobody"
         return asked[0]
 
     def learn(self, *answers: bool, host: str = OUTSIDE) -> list:
@@ -174,8 +177,8 @@ def test_all_that_are_seen_at_private_addresses_are_one_network_that_sees_us_at_
 
 def test_a_node_that_two_networks_see_where_one_could_dial_it_tells_that_address_at_once() -> None:
     node = Node(INSIDE)
-    assert shown(node.learn(True)) == set() and node.core.record.endpoints == (INSIDE,)
-    actions = node.learn(False)
+    assert shown(node.learn(False)) == set() and node.core.record.endpoints == (INSIDE,)
+    actions = node.learn(True)
     assert node.core.record.endpoints == (INSIDE, Endpoint(OUTSIDE, PORT))
     assert shown(actions) == {Link(identity.curve_key, False) for identity in node.hosts}
     before = node.core.record.incarnation
@@ -214,29 +217,110 @@ def test_what_a_router_says_and_no_peer_bears_out_is_told_to_nobody(seen_at: str
 def test_a_node_with_a_public_ipv6_address_tells_the_ipv4_one_that_its_router_forwards_too() -> None:
     outside = Endpoint("2a00:1450::7", PORT)
     node = Node(outside, INSIDE)
-    node.learn(True)
     node.learn(False)
+    node.learn(True)
     assert node.core.record.endpoints == (outside, INSIDE, Endpoint(OUTSIDE, PORT))
 
 
-def test_a_node_that_two_networks_could_not_dial_takes_its_endpoint_back() -> None:
-    told = Endpoint(OUTSIDE, PORT)
-    node = Node(told)
-    node.learn(*[False] * (DOUBT - 1))
+@pytest.mark.parametrize(("host", "own"), [(APART[0], OUTSIDE), ("10.0.0.7", "10.0.0.9")])
+def test_an_endpoint_that_one_peer_could_not_dial_is_told_to_nobody_until_another_could(host: str, own: str) -> None:
+    """With one relay no second network was there to say so, and nobody but the relay could be heard."""
+    told = Endpoint(own, PORT)
+    node = Node(told, hosts=[host])
     assert node.core.record.endpoints == (told,)
-    node.learn(False)
+    node.learn(False, host=own)
     assert node.core.record.endpoints == ()  # so its peers tell it of newcomers
     assert node.core.directory.given == (told,)
+    assert node.core.reachability.standing == Standing(own, False, 1, (Failure(told, host),))
+    assert node.asks(2 * PAUSE_S) == []  # it would say the same
+    second = OTHERS[1]
+    node.hosts[second] = host.replace("7", "8").replace("93.184.0", "93.184.9")
+    node.meet(second)
+    node.learn(True, host=own)
+    assert node.core.record.endpoints == (told,) and node.core.reachability.standing.failures == ()
 
 
-@pytest.mark.parametrize(("hosts", "kept"), [(["10.0.0.7"] * 3, True), (["10.0.0.7", "10.0.0.8"], False)])
-def test_keys_at_one_private_address_make_nobody_take_back_its_endpoint(hosts: list[str], kept: bool) -> None:
-    told = Endpoint("10.0.0.9", PORT)
-    node = Node(told, hosts=hosts)
-    while node.now < 2 * AGAIN_S:
+def test_each_endpoint_is_tried_by_itself_by_who_can_tell() -> None:
+    """Homes told IPv6 addresses that their routers close, and were asked for at IPv4 ones only."""
+    six, near = Endpoint("2003:0::5", PORT), Endpoint("192.168.0.7", 4002)
+    four = Endpoint(OUTSIDE, 4003)
+    node = Node(six, near, four, hosts=["93.184.1.1", "2a00:1450::1", "192.168.0.9"])
+    tries: dict[str, DialBack] = {}
+    while len(tries) < 3:
         for asked in node.asks(TICK_S):
-            node.hear(asked, DialledBack(told.host, PORT, False))
-    assert node.core.record.endpoints == ((told,) if kept else ())
+            (question,) = (a.message for a in node.log if isinstance(a, Send) and isinstance(a.message, DialBack))
+            tries[node.hosts[asked]] = question
+            node.hear(asked, DialledBack(OUTSIDE, question.port, False, question.host))
+    assert tries == {
+        "93.184.1.1": DialBack(4003, OUTSIDE),
+        "2a00:1450::1": DialBack(PORT, "2003:0::5"),
+        "192.168.0.9": DialBack(4002, "192.168.0.7"),
+    }
+    node.run(TICK_S)
+    assert node.core.record.endpoints == ()
+    assert {failure.endpoint for failure in node.core.reachability.standing.failures} == {six, near, four}
+
+
+def test_an_endpoint_that_failed_once_it_had_been_reached_is_told_again_when_the_next_one_reaches_it() -> None:
+    told = Endpoint(OUTSIDE, PORT)
+    node = Node(told)
+    node.learn(True)
+    assert node.core.record.endpoints == (told,)
+    node.run(AGAIN_S)
+    node.learn(False)
+    assert node.core.record.endpoints == ()
+    before = node.now
+    node.learn(True)
+    assert node.core.record.endpoints == (told,) and node.now < before + 2 * PAUSE_S
+
+
+def test_a_node_that_its_provider_gives_another_address_tells_the_new_one_within_a_minute_and_the_old_one_no_more() -> (
+    None
+):
+    """It told the old one for 20 to 66 minutes."""
+    old, new = Endpoint(OUTSIDE, PORT), Endpoint("198.51.8.9", PORT)
+    node = Node(INSIDE, hosts=APART[:4])
+    node.learn(True, True, True)
+    node.run(100.0)
+    assert node.core.record.endpoints == (INSIDE, old)
+    changed = node.now
+    for identity in node.hosts:
+        node.core.handle(Closed(Link(identity.curve_key, False)), at(node.now))
+        node.meet(identity)
+    told = []
+    while (new not in told or old in told) and node.now < changed + 60:
+        for asked in node.asks(TICK_S):
+            (question,) = (a.message for a in node.log if isinstance(a, Send) and isinstance(a.message, DialBack))
+            node.hear(asked, DialledBack(new.host, PORT, question.host != old.host, question.host))
+        told = [*node.core.record.endpoints]
+    assert told == [INSIDE, new]
+
+
+@pytest.mark.parametrize(
+    ("host", "hides"), [(APART[0], True), ("192.168.0.9", True), ("127.0.0.1", False), ("", False)]
+)
+def test_a_node_without_a_peer_that_a_full_node_sends_away_comes_back_as_a_home_node(host: str, hides: bool) -> None:
+    """Members that listened where nobody could reach them were locked out while 256 places for home nodes were free."""
+    relay, told = OTHERS[0], Endpoint(OUTSIDE, PORT)
+    seed = Address(Endpoint("relay.example", 1), relay.curve_key)
+    core = Membership(Setup(ME, SWARM, (told,)), Book((seed,), Limits()), random.Random(1), at(0))
+    link = Link(relay.curve_key, True)
+
+    def hello() -> Hello:
+        (sent,) = core.handle(Opened(link, host), at(0))
+        assert isinstance(sent, Send) and isinstance(sent.message, Hello)
+        return sent.message
+
+    assert Dial(seed) in core.handle(Tick(), at(0))
+    assert open_record(hello().record, SWARM, UNIX).endpoints == (told,)
+    full = Goodbye("full")
+    actions = core.handle(Message(link, relay.node_id, full.kind, full.encode()), at(1))
+    assert (Dial(seed) in actions) is hides
+    if hides:
+        again = hello()
+        assert open_record(again.record, SWARM, UNIX).endpoints == () and again.needy
+        actions = core.handle(Message(link, relay.node_id, full.kind, full.encode()), at(2))
+        assert Dial(seed) not in actions  # it is full of home nodes, too: as others, we come back later
 
 
 def test_an_endpoint_that_nobody_tried_is_kept() -> None:
@@ -259,7 +343,7 @@ def test_an_asker_is_dialled_where_it_is_seen_under_the_key_that_it_proved_and_t
     node = Node()
     asker = OTHERS[1]
     link = Link(asker.curve_key, True)
-    dial = Dial(Address(Endpoint(node.hosts[asker], 7777), asker.curve_key))
+    dial = Dial(Address(Endpoint(node.hosts[asker], 7777), asker.curve_key), Scope.PUBLIC)
     assert node.hear(asker, DialBack(7777)) == [dial]
     yes = Send(Link(asker.curve_key, False), DialledBack(node.hosts[asker], 7777, True))
     assert node.core.handle(Opened(link, node.hosts[asker]), at(1)) == [HangUp(link), yes]
@@ -271,6 +355,21 @@ def test_an_asker_is_dialled_where_it_is_seen_under_the_key_that_it_proved_and_t
     assert node.hear(asker, DialBack(7777)) == [dial]
     actions = node.run(DIAL_TIMEOUT_S)
     assert HangUp(link) in actions and no in actions
+
+
+def test_an_asker_is_dialled_at_the_host_that_it_names_unless_that_is_nearer_than_the_asker() -> None:
+    node = Node()
+    asker, *others = OTHERS[:3]
+    for host, who in (("2003::5", asker), ("box.example", others[0])):
+        assert node.hear(who, DialBack(7777, host)) == [
+            Dial(Address(Endpoint(host, 7777), who.curve_key), Scope.PUBLIC)
+        ]
+    actions = node.core.handle(Closed(Link(asker.curve_key, True)), at(1))
+    assert actions == [Send(Link(asker.curve_key, False), DialledBack(node.hosts[asker], 7777, False, "2003::5"))]
+    for host in ("10.0.0.1", "127.0.0.1", "::1", "no host", "a" * 254):
+        node.now += PAUSE_S
+        with pytest.raises(PeerError, match="malformed"):
+            node.hear(others[1], DialBack(7777, host))
 
 
 def test_who_asks_again_at_once_pays_and_who_is_many_is_not_served() -> None:
