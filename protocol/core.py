@@ -388,10 +388,10 @@ class Core:
                 return []
             raise MessageError("no_hello" if envelope.kind == Kind.ITEM else "malformed")
         sender = node_id(envelope.public_key)
-        self.clocks.said(self.membership.links.place_of(link).voice, envelope.time_ms / 1000, now)
         actions = self._members(self.membership.handle(Message(link, sender, Kind.HELLO, envelope.body), now), now)
         if self.membership.live_node(link) == sender:
             self.membership.heard(sender, now)
+            self.clocks.said(self.membership.links.peers[sender].place.voice, envelope.time_ms / 1000, now)
         return actions
 
     def _control(self, link: Link, node: NodeId | None, said: Control, now: Instant) -> list[CoreAction]:

@@ -1,8 +1,8 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
 They say who was refused by whom and why, that this node's grant has ended, that nobody answers, which endpoint leads
-nowhere, that the swarm depends on one node, and that this machine's clock is off. They are decided here without I/O;
-the host writes them to its log.
+nowhere, that the swarm depends on one node, and that this machine's clock differs from its peers'. They are decided
+here without I/O; the host writes them to its log.
 
 Keys cost nothing, so an attacker can be refused again and again. So the number of lines is bounded: the same words
 about the same node come once in `SAME_S`, and a token bucket bounds all lines. Lines that are left out are counted.
@@ -21,6 +21,7 @@ from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 
 GRAYLISTED = "graylisted"  # the reason that a node is told if it is refused for its offences
+CLOCK_BEHIND, CLOCK_AHEAD = "clock_behind", "clock_ahead"  # if by its hello the node's clock is off by a day or more
 SAME_S = 3600.0
 LINES_PER_SECOND, LINES_BURST = 1 / 60, 10.0
 MAX_SAID = 256
@@ -31,6 +32,8 @@ AGAIN_S = 1800.0
 DOWN = "are they up, and in this swarm? Where one member alone listens (--listen), the others need it to be up"
 MAX_CLOCKS = 64
 CLOCK_OFF_S = 300.0  # half of `max_clock_ahead_s`
+DRIFT_S = 60.0  # a fifth of that
+SET_CLOCK = "set this machine's clock (`timedatectl set-ntp true`)"
 FEW_AGAIN_S = 24 * 3600.0  # seldom, as people may want it so
 SOON_S = 24 * 3600.0  # before a grant's end: time to ask for another
 SOON_PART = (
@@ -42,6 +45,8 @@ REMEDIES = {
     "invite_expired": "ask the swarm's owner for a newer invite and `gossamer join` with it",
     "invite_revoked": "ask the swarm's owner for another invite and `gossamer join` with it",
     "revoked": "the swarm's owner took this node back",
+    CLOCK_BEHIND: f"{SET_CLOCK}, unless it is the other's that is ahead",
+    CLOCK_AHEAD: f"{SET_CLOCK}, unless it is the other's that is behind",
     GRAYLISTED: "refused for minutes or hours for what it did: are its clock, its line and its version in order?",
 }
 
@@ -113,23 +118,42 @@ class Failure(NamedTuple):
     tried_from: str
 
 
+class ClockDifference(NamedTuple):
+    """How many seconds the clocks of most peers are ahead of ours, and how many peers' they are."""
+
+    peers: int
+    ahead: float
+
+
+class _ClockReading(NamedTuple):
+    ahead: float  # of ours, at the same moment
+    offset: float  # of our Unix time from our steady clock then
+
+
 class PeerClocks:
-    """The time by the hellos of others; each network counts once."""
+    """How far the clocks of live peers are from ours, by their hellos; each network counts once."""
 
     def __init__(self) -> None:
-        self._ahead: Recent[str, float] = Recent(MAX_CLOCKS)  # of our steady clock, in seconds, by network
+        self._readings: Recent[str, _ClockReading] = Recent(MAX_CLOCKS)
 
     def said(self, network: str, unix: float, now: Instant) -> None:
-        """Note that a node of that network gives this Unix time. A node may count as a network of its own."""
-        self._ahead.set(network, unix - now.steady)
+        """Note that a live peer of that network gives this Unix time now. A node may count as a network of its own."""
+        self._readings.set(network, _ClockReading(unix - now.unix, now.unix - now.steady))
 
-    def off(self, now: Instant) -> float:
-        """Return how many seconds our clock is behind the median of the others'.
+    def difference(self, now: Instant) -> ClockDifference | None:
+        """Return how far the clocks of more than half of all, ours among them, are from ours on one side; else None.
 
-        That is 0 where fewer than two networks said anything.
+        A reading no longer counts once our clock was set, or this process was stopped or blocked, by `DRIFT_S` in all.
         """
-        ahead = self._ahead.values()
-        return statistics.median(ahead) + now.steady - now.unix if len(ahead) > 1 else 0.0
+        offset = now.unix - now.steady
+        ahead = [reading.ahead for reading in self._readings.values() if abs(reading.offset - offset) < DRIFT_S]
+        for side in (
+            [seconds for seconds in ahead if seconds >= CLOCK_OFF_S],
+            [seconds for seconds in ahead if seconds <= -CLOCK_OFF_S],
+        ):
+            if 2 * len(side) > len(ahead) + 1:
+                return ClockDifference(len(side), statistics.median(side))
+        return None
 
 
 class Notice(NamedTuple):
@@ -175,18 +199,17 @@ class Notices:
             *self._of_solitude(refusals, peers, now),
             *self._of_few(peers, dialable, now),
             *self._of_unreached(failures, now),
-            *self._of_clock(clocks.off(now), now),
+            *self._of_clock(clocks.difference(now), now),
         ]
 
-    def _of_clock(self, behind: float, now: Instant) -> list[Notice]:
-        if abs(behind) < CLOCK_OFF_S or now.steady < self._next_clock:
+    def _of_clock(self, difference: ClockDifference | None, now: Instant) -> list[Notice]:
+        if difference is None or now.steady < self._next_clock:
             return []
         self._next_clock = now.steady + AGAIN_S
-        how = f"{abs(behind):.0f} s {'behind' if behind > 0 else 'ahead of'} its peers' clocks"
-        remedy = (
-            "set this machine's clock (`timedatectl set-ntp true`): peers and it refuse each other's items as stale"
-        )
-        return [Notice("this machine's clock is off", True, {"by": how, "remedy": remedy})]
+        how = f"{abs(difference.ahead):.0f} s {'behind' if difference.ahead > 0 else 'ahead'}"
+        remedy = f"{SET_CLOCK}: peers and this node refuse each other's items as stale"
+        fields = {"this_machine_is": how, "peers": difference.peers, "remedy": remedy}
+        return [Notice("this machine's clock differs from its peers'", True, fields)]
 
     def _of_grant(self, now: Instant) -> list[Notice]:
         if self._expires is None:

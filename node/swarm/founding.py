@@ -52,7 +52,7 @@ from protocol.errors import GrantError, JoinError, ManifestError, RevocationErro
 from protocol.identity import Identity, NodeId, id_bytes, node_id
 from protocol.joiner import FetchedManifest, fetch_manifest
 from protocol.limits.networks import Scope, netgroup, scope_of
-from protocol.notices import GRAYLISTED, REMEDIES
+from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, REMEDIES
 from protocol.storage import load_peers, read_bounded, write_atomically
 from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 
@@ -415,6 +415,11 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
         "revoked": f"node {identity.node_id} was revoked by the owner of swarm {invite.name!r}",
         "invite_revoked": f"this invite to swarm {invite.name!r} was revoked: {ask}",
         GRAYLISTED: f"swarm {invite.name!r} does not admit node {identity.node_id}, {REMEDIES[GRAYLISTED]}",
+        **{
+            reason: f"the clocks of this machine and of the members of swarm {invite.name!r} differ by a day or more: "
+            f"{REMEDIES[reason]}"
+            for reason in (CLOCK_BEHIND, CLOCK_AHEAD)
+        },
     }
     said = ", ".join(f"{endpoint} says {reason}" for endpoint, reason in error.refusals.items())
     by = f" ({said})" if said else ""

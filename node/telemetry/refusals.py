@@ -72,6 +72,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "endless_message": "a connection with a message that never ends",
         "backlog": "a connection that held more than may wait",
         # Admission.
+        "clock_behind": "a node whose clock is a day or more behind this machine's",
+        "clock_ahead": "a node whose clock is days ahead of this machine's",
         "not_admitted": "a node that is neither listed nor invited",
         "invite_used": "an invite that was used as often as it may be",
         "invite_expired": "an invite whose time is over",

@@ -296,12 +296,21 @@ class RecordReader:
 
     def open(self, data: bytes, swarm: bytes, now_unix: float, check: Verify) -> PeerRecord:
         """Verify and decode a record; see `open_record`, also for the errors."""
+        record = self.read(data, swarm, check)
+        check_expiry(record, now_unix)
+        return record
+
+    def read(self, data: bytes, swarm: bytes, check: Verify) -> PeerRecord:
+        """Verify and decode a record, whenever it expires.
+
+        Raises:
+            RecordError: reason "malformed", "forged" or "wrong_swarm".
+        """
         digest = hashlib.sha256(data).digest()
         record = self._known.get(digest)
         if record is None or record.swarm != swarm:
-            record = open_record(data, swarm, now_unix, check)
+            record = _decode(data, swarm, check)
             self._known.set(digest, record)
-        check_expiry(record, now_unix)
         return record
 
 

@@ -147,14 +147,6 @@ class RecordDirectory:
             self._next_expiry = now.steady + EXPIRY_INTERVAL_S
             self._book.expire(now, self._rng)
 
-    def read(self, encoded: bytes, now: Instant) -> PeerRecord:
-        """Verify a record of this swarm.
-
-        Raises:
-            RecordError: as `open_record`.
-        """
-        return self._setup.reader.open(encoded, self._setup.swarm, now.unix, self._setup.identity.verify)
-
     def sample(self, reader: NodeId, scope: Scope, referrals: int = 0) -> Peers:
         """Return a peer exchange for a reader of that scope: our own record and a random sample of the good ones.
 
@@ -205,7 +197,8 @@ class RecordDirectory:
             return
         if not self._told.take(voice, 1, now.steady):
             raise MessageError("too_many_records")
-        record = self.read(encoded, now)
+        setup = self._setup
+        record = setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
         if record.node_id == self._own:
             self.outbid(record, now)
         elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):

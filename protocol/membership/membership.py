@@ -6,8 +6,9 @@ answers, `directory` how records and the revocation list spread, `dialing` whom 
 can be dialled.
 
 Rules
- 1. A hello counts only if its record is signed by the hello's signer, names the very key that the link proved, and is
-    admitted to the swarm. Anything else gets no answer but a goodbye.
+ 1. A hello counts only if its record is signed by the hello's signer, names the very key that the link proved, is in
+    time, and is admitted to the swarm. Anything else gets no answer but a goodbye. A record that has expired, or that
+    is dated ahead, costs nothing: a clock is off, and both operators are told.
  2. A hello is answered if and only if it came over a link that the peer dialled. An unanswered hello is repeated every
     `HELLO_RETRY_S`.
  3. A graylisted node (its score is too low) is refused at the hello by its node id, whatever its key, and not dialled.
@@ -30,7 +31,7 @@ import random
 from collections.abc import Callable
 
 from protocol.config import NOT_KEPT, Instant, Setup
-from protocol.credentials.records import PeerRecord
+from protocol.credentials.records import MAX_RECORD_LIFE_S, PeerRecord
 from protocol.errors import MessageError, RecordError
 from protocol.events import (
     Accepted,
@@ -62,7 +63,7 @@ from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, Revocati
 from protocol.membership.failure_detector import Detector
 from protocol.membership.links import HELLO_RETRY_S, DialAttempt, Links
 from protocol.membership.reachability import Reachability
-from protocol.notices import GRAYLISTED, Refusals
+from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
     DialBack,
@@ -244,7 +245,8 @@ class Membership:
             RecordError: it is forged, or its record is of no use.
         """
         link, sender, hello = message.link, message.sender, Hello.decode(message.body)
-        record, gate = self.directory.read(hello.record, now), self._setup.gate
+        setup, gate = self._setup, self._setup.gate
+        record = setup.reader.read(hello.record, setup.swarm, setup.identity.verify)
         if record.node_id != sender or record.curve_key != link.key:
             raise RecordError("impostor", "the record is another node's or names another key")
         if self.links.live_node(link) not in (None, sender):
@@ -256,13 +258,15 @@ class Membership:
             self.refusals.of(sender, GRAYLISTED, now)
             dropped = self._drop(sender) if sender in self.links.peers else []
             return [*dropped, *self._refuse(link, GRAYLISTED, now)]
-        reason = gate.admits(record, now)
+        is_off = clock_fault(record, now.unix)
+        reason = is_off or gate.admits(record, now)
         if not reason:
             return self._take_in(link, record, hello, now)
         if reason == NOT_KEPT:
             return []
         # We answer the caller by asking, so its connection would stay: it is closed `LIST_WAIT_S` after the first time.
-        if hello.revision > gate.revision and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
+        is_newer = hello.revision > gate.revision and not is_off
+        if is_newer and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
             return [self.lists.ask(link)]
         self.refusals.of(sender, reason, now)
         is_told = self.links.link_of(sender) == link
@@ -446,3 +450,13 @@ class Membership:
         """Return why the swarm does not admit a node; "" if it does, or if the use of its invite is not on disk yet."""
         reason = self._setup.gate.admits(record, now)
         return "" if reason == NOT_KEPT else reason
+
+
+def clock_fault(record: PeerRecord, unix: float) -> str:
+    """Return what is wrong with the clock of a node whose hello has this record; "" for one whose record is in time.
+
+    A node renews its record long before it expires.
+    """
+    if record.expiry_ms <= unix * 1000:
+        return CLOCK_BEHIND
+    return CLOCK_AHEAD if record.expiry_ms > (unix + MAX_RECORD_LIFE_S) * 1000 else ""

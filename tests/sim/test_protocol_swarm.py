@@ -6,6 +6,7 @@ from protocol.config import LAN, WAN
 from protocol.credentials.records import RECORD_LIFE_S
 from protocol.events import Verdict
 from protocol.membership.address_book import BUSY_S
+from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND
 from protocol.simulator import SimulatedIdentity, Simulation
 from protocol.simulator.overlay import mutual, unreached
 from protocol.transport.memory import Conditions, NetworkCut
@@ -288,6 +289,27 @@ def test_a_node_whose_clock_is_off_knows_by_how_much_and_the_others_know_that_th
     for name in range(5):
         simulation.start(name, skew=skew if name == 4 else 0.0)
     simulation.run(30.0)
-    off = {name: node.core.clocks.off(simulation.clock(skew * (name == 4))) for name, node in simulation.nodes.items()}
-    assert off.pop(4) == pytest.approx(-skew, abs=1.0)
-    assert all(abs(behind) < 1.0 for behind in off.values())
+    off = {
+        name: node.core.clocks.difference(simulation.clock(skew * (name == 4)))
+        for name, node in simulation.nodes.items()
+    }
+    difference = off.pop(4)
+    assert difference is not None and difference.peers == 4 and difference.ahead == pytest.approx(-skew, abs=1.0)
+    assert [*off.values()] == [None] * 4
+
+
+@pytest.mark.parametrize(("days", "reason"), [(-2, CLOCK_BEHIND), (8, CLOCK_AHEAD)])
+@pytest.mark.parametrize("dialable", [False, True])
+def test_a_node_whose_clock_is_off_by_days_is_told_so_and_so_is_whom_it_calls(
+    days: int, reason: str, dialable: bool
+) -> None:
+    """Its hello was dropped in silence: its log said that its seeds were down, and theirs nothing."""
+    simulation = Simulation(1, timing=WAN, identity=SimulatedIdentity)
+    simulation.start(0)
+    lost = simulation.start(1, skew=86400.0 * days, dialable=dialable)
+    simulation.run(60.0)
+    seed = simulation.nodes[0].core
+    assert lost.core.membership.refusals.latest == reason and lost.core.membership.peers == []
+    assert seed.membership.refusals.counts.keys() == {reason}
+    assert seed.admission.score(lost.identity.node_id, simulation.clock()) == 0.0
+    assert seed.clocks.difference(simulation.clock()) is None

@@ -1,6 +1,10 @@
 """What a person is told of the network: each thing once, and never more lines than the bucket gives."""
 
-from protocol.config import Instant
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.config import AwakeClock, Instant
 from protocol.credentials.grants import make_pass
 from protocol.credentials.records import Address, Endpoint
 from protocol.identity import Identity
@@ -137,25 +141,51 @@ def test_the_first_node_of_a_swarm_is_not_told_that_it_is_alone() -> None:
     assert events(Notices((), b"", at(0)), 10 * ALONE_S, peers=0) == []
 
 
-def test_a_clock_that_is_off_is_told_by_the_median_of_two_networks_or_more_now_and_then() -> None:
+def test_a_clock_that_differs_from_most_is_told_now_and_then_with_by_how_much_and_from_how_many() -> None:
     notices, refusals, clocks = Notices((), b"", at(0)), Refusals(at(0)), PeerClocks()
     clocks.said("198.51.100.0/24", at(0).unix + 1200, at(0))
     assert notices.due(refusals, clocks, 1, 2, (), at(1)) == []  # one may be wrong, or lie
     clocks.said("203.0.113.0/24", at(1).unix + 1190, at(1))
     clocks.said("203.0.113.0/24", at(1).unix + 1210, at(1))
     (notice,) = notices.due(refusals, clocks, 2, 2, (), at(1))
-    assert notice.event == "this machine's clock is off" and notice.fields["by"] == "1205 s behind its peers' clocks"
+    assert notice.event == "this machine's clock differs from its peers'"
+    assert (notice.fields["this_machine_is"], notice.fields["peers"]) == ("1205 s behind", 2)
     assert notices.due(refusals, clocks, 2, 2, (), at(2)) == []
-    (notice,) = notices.due(refusals, clocks, 2, 2, (), at(1 + AGAIN_S))
+    assert len(notices.due(refusals, clocks, 2, 2, (), at(1 + AGAIN_S))) == 1
     mended = Instant(2 * AGAIN_S + 2, at(2 * AGAIN_S + 2).unix + 1205)
     assert notices.due(refusals, clocks, 2, 2, (), mended) == []  # a person set it
 
 
-def test_a_liar_among_networks_that_agree_moves_nobodys_clock() -> None:
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        ((0.0, 10 * CLOCK_OFF_S), None),  # a swarm of three: another's is off
+        ((0.0, 0.4, 10 * CLOCK_OFF_S), None),
+        ((1200.0, 1200.0), (2, 1200.0)),
+        ((1200.0, 1200.0, 0.0), None),  # two against two
+        ((-400.0, -500.0, -600.0, 0.0), (3, -500.0)),
+        ((1200.0, -1200.0, 1200.0), None),
+        ((CLOCK_OFF_S - 1,) * 5, None),
+    ],
+)
+def test_a_clock_differs_if_it_does_from_more_than_half_of_all_itself_among_them(
+    ahead: tuple[float, ...], said: tuple[int, float] | None
+) -> None:
     clocks = PeerClocks()
-    for number, ahead in enumerate((0.0, 0.4, 10 * CLOCK_OFF_S)):
-        clocks.said(f"network {number}", at(0).unix + ahead, at(0))
-    assert clocks.off(at(60)) < 1.0
+    for number, seconds in enumerate(ahead):
+        clocks.said(f"network {number}", at(0).unix + seconds, at(0))
+    assert clocks.difference(at(60)) == said
+
+
+@given(st.lists(st.floats(0, 400), max_size=20))
+def test_a_node_that_sleeps_or_is_blocked_does_not_take_its_clock_to_be_off(steps: list[float]) -> None:
+    """A laptop that slept for five minutes, and a node that was blocked for three seconds a minute, said so."""
+    unix, clocks = UNIX, PeerClocks()
+    clock = AwakeClock(lambda: Instant(unix - UNIX, unix))
+    for number, step in enumerate(steps):
+        clocks.said(f"network {number % 5}", unix, clock())
+        unix += step
+        assert clocks.difference(clock()) is None
 
 
 def test_that_one_member_alone_can_be_dialled_is_said_once_a_day_while_it_is_so() -> None:
