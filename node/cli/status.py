@@ -72,6 +72,7 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
         ("round", progress),
         ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}, the mean of the last rounds"),
         ("a round", "-" if tree["round_s"] is None else f"{tree['round_s']:.2f} s"),
+        ("taught by", _taught_by(tree["groups"]) if tree["trains"] else None),
         ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
         ("members", members(tree)),
         ("sent", f"{size(counters['bytes_sent'])}, {counters['items_sent']} groups"),
@@ -116,6 +117,13 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
     if tree["rejected"]:
         parts += [Text(""), refused]
     return parts
+
+
+def _taught_by(groups: Tree) -> str:
+    """Say how many of the groups of the last rounds came from peers."""
+    external, trained = int(groups["external"]), int(sum(groups.values()))
+    known = "; what they did for the reward is not known" if external else ""
+    return f"{external} of the last {trained} groups came from peers{known}"
 
 
 def _admitted(tree: Tree) -> str | None:

@@ -158,6 +158,7 @@ def closing_lines(plan: "RunPlan", outcome: "RunOutcome") -> list[str]:
     swarm = outcome.summary["swarm"]
     lines += reward_lines(outcome.summary)
     lines += evaluation_lines(swarm)
+    lines += teaching_lines(outcome.summary)
     if outcome.signal:
         lines.append(f"stopped: the same command with --out {for_shell(plan.out)} goes on")
     return [*lines, f"report: {plan.out / 'report.html'}"]
@@ -186,6 +187,16 @@ def evaluation_lines(swarm: "Summary") -> list[str]:
         if first:
             lines.append(f"held-out {title} {first} before{f', {last} after' if last else ''}")
     return lines
+
+
+def teaching_lines(summary: "Summary") -> list[str]:
+    """Return how much of the training came from peers; none where nothing did."""
+    own, external = (
+        sum(node[f"groups_{whose}"] for node in summary["nodes"].values()) for whose in ("local", "external")
+    )
+    if not external:
+        return []
+    return [f"{external} of {own + external} groups came from peers; what they did for the reward is not known"]
 
 
 def _rate(swarm: "Summary", key: str) -> str:

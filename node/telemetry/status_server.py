@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from node.config import ObserveConfig
 from node.errors import UserError, for_shell
-from node.metrics import METRICS, Combine, Metric, Row, recent
+from node.metrics import METRICS, Combine, Metric, Row, recent, total
 from node.state_folder import is_held
 from node.swarm.peering import Network, agent
 from node.swarm.sharing import traffic_row
@@ -80,6 +80,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "rewards": metrics["rewards/*/mean"] or {},
         "round_s": metrics["time/round"],
         "buffer": metrics["swarm/buffer"],
+        "groups": {whose: total(METRICS[f"groups_{whose}"], rows) for whose in ("local", "external")},
         "weights": {key: row[f"weights/{key}"] for key in ("members", "revision") if f"weights/{key}" in row},
         "memory_bytes": memory,
         "uptime_s": uptime,

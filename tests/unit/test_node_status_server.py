@@ -294,6 +294,17 @@ def test_status_and_doctor_say_how_many_members_can_be_dialled_and_that_one_is_n
     assert not checks["members"].ok and not checks["members"].needed and "--listen" in checks["members"].do
 
 
+def test_a_person_is_told_how_many_groups_came_from_peers_and_not_what_nobody_knows() -> None:
+    rows = [{"round": at, "groups_local": 2, "groups_external": 6} for at in (1, 2)]
+    assert describe(NETWORK, rows, 10)["groups"] == {"local": 4, "external": 12}
+    told = "12 of the last 16 groups came from peers; what they did for the reward is not known"
+    assert shown(state() | {"groups": {"local": 4, "external": 12}}, "taught by") == told
+    assert (
+        shown(state() | {"groups": {"local": 4, "external": 0}}, "taught by")
+        == "0 of the last 4 groups came from peers"
+    )
+
+
 def shown(tree: dict, name: str) -> str:
     console = Console(record=True, width=200, file=StringIO())
     console.print(*render(tree, 200), sep="\n")

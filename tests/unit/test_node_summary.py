@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.swarm import evaluation_lines, reward_lines
+from node.cli.swarm import evaluation_lines, reward_lines, teaching_lines
 from node.metrics import Display, counted, shown_in
 from node.telemetry.summary import summarise, summarise_node, write_summary
 
@@ -94,6 +94,13 @@ def test_how_far_reward_went_is_told_over_tenths_of_the_rounds_done_and_as_a_fac
     ]
     assert told([0.0]) == ["mean reward 0.000 in the first tenth (1 round), 0.000 in the last"]
     assert told([], []) == []
+
+
+def test_the_end_says_how_much_came_from_peers_and_that_its_worth_is_not_known() -> None:
+    rows = {name: [row(1, 0.1, groups_local=2, groups_external=6), row(2, 0.1, groups_local=1)] for name in ("a", "b")}
+    (line,) = teaching_lines(summarise(rows, {}, started=0.0))
+    assert line == "12 of 18 groups came from peers; what they did for the reward is not known"
+    assert teaching_lines(summarise({"a": [row(1, 0.1, groups_local=2)], "b": []}, {}, started=0.0)) == []
 
 
 def test_first_round_is_measured_from_the_command_that_resumed() -> None:
