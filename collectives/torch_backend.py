@@ -538,8 +538,7 @@ class ProcessGroupGossamer(_TorchGroup):
 
         torch calls it in `destroy_process_group`. Where an exception is on its way, nothing is waited for.
         """
-        error = sys.exc_info()[1]
-        self._end(in_order=error is None or (isinstance(error, SystemExit) and not error.code))
+        self._end(in_order=not _is_failing())
 
     def abort(self) -> None:
         """End the group now: its operations raise, here and at the other ranks."""
@@ -560,7 +559,10 @@ class ProcessGroupGossamer(_TorchGroup):
             self.comm.data_plane.close_port(self._all)
             if self in _worlds:
                 _worlds.remove(self)
-                self.comm.leave()
+                if in_order:
+                    self.comm.leave()
+                else:  # not even until the others have read that: its own error is to come before theirs
+                    threading.Thread(target=self.comm.leave, name="gossamer-leave", daemon=True).start()
 
     def _wait_for_other_ends(self) -> None:
         plane, until = self.comm.data_plane, time.monotonic() + self._timeout
@@ -972,12 +974,18 @@ def _end_worlds_with(process: int) -> None:
     """Let a program that does not call `destroy_process_group` end as if it had, unless it ends by an exception."""
 
     def end() -> None:
-        if os.getpid() == process and not hasattr(sys, "last_value"):
+        if os.getpid() == process and not _is_failing() and not hasattr(sys, "last_value"):
             for world in list(_worlds):
                 world.shutdown()
 
     atexit.register(end)
     Finalize(None, end, exitpriority=0)  # a process of multiprocessing that is forked runs no other
+
+
+def _is_failing() -> bool:
+    """Tell whether an exception is on its way."""
+    error = sys.exc_info()[1]
+    return error is not None and not (isinstance(error, SystemExit) and not error.code)
 
 
 def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
