@@ -523,6 +523,7 @@ class Communicator:
             outcome.source,
             done.contributors,
             done.seconds,
+            outcome.replaced,
         )
 
     # --- operations without an agreement ---------------------------------------------------------

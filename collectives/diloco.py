@@ -90,6 +90,7 @@ class DiLoCo:
         )
         self._start = self._parameters.flat_copy()
         self._rounds = OuterRounds(group, self._start, settings)
+        self._begun_at = 0  # replacements of the outer parameters when the inner steps since `_start` began
         self._inner = 0
         self._background: Future[OuterStep] | None = None
 
@@ -135,9 +136,9 @@ class DiLoCo:
             return None
         self._inner = 0
         local = self._parameters.flat_copy()
-        gradient = self._start - local
+        gradient, begun_at = self._start - local, self._begun_at
         if self._mode == "sync":
-            step = self._rounds.run(gradient, self._weight)
+            step = self._rounds.run(gradient, self._weight, begun_at)
             self._go_on_from(self._rounds.outer)
             return step
         before = self._collect()
@@ -145,7 +146,7 @@ class DiLoCo:
             self._start = local
         else:
             self._go_on_from(self._rounds.outer)
-        self._background = _in_background(lambda: self._rounds.run(gradient, self._weight))
+        self._background = _in_background(lambda: self._rounds.run(gradient, self._weight, begun_at))
         return before
 
     def finish(self) -> OuterStep | None:
@@ -168,6 +169,7 @@ class DiLoCo:
             "start": self._start.clone(),
             "local": self._parameters.flat_copy(),
             "inner": self._inner,
+            "stale": self._begun_at != self._rounds.replacements,
             "uncollected": background.result() if background and background.exception() is None else None,
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
         }
@@ -183,6 +185,7 @@ class DiLoCo:
         self._start = saved["start"].clone()
         self._parameters.write_back(saved["local"])
         self._inner = saved["inner"]
+        self._begun_at = self._rounds.replacements - saved.get("stale", False)
         self._background = None
         if saved["uncollected"]:
             self._background = Future()
@@ -191,7 +194,7 @@ class DiLoCo:
             self._optimizer.load_state_dict(saved["optimizer"])
 
     def _go_on_from(self, outer: torch.Tensor) -> None:
-        self._start = outer.clone()
+        self._start, self._begun_at = outer.clone(), self._rounds.replacements
         self._parameters.write_back(outer)
 
     def _settle(self) -> None:

@@ -9,8 +9,8 @@ One round is: let newcomers in, synchronise, reduce, step. A member's first roun
 synchronisation, which is where those are who let it in. A round is done again from its beginning
 whenever the group calls one of these off, so all members are back at the same place whatever
 happened; the synchronisation brings everybody to the same outer state (late joiners, those that
-come back, one that missed a step). A member whose state was replaced contributes nothing to that
-round: its inner steps began somewhere else.
+come back, one that missed a step). A gradient that was begun before its member's state was replaced
+counts for nothing, in that round and in any later one: its inner steps began somewhere else.
 
 A mean that is not finite, or leads to parameters that are not, is not taken: some member's values are no numbers.
 All have the same bits of it, so all leave it out: the round ends without a step.
@@ -90,7 +90,7 @@ class Outer:
 
 @dataclass(frozen=True, slots=True)
 class OuterStep:
-    """The result of one round. `joined`: this member's state was replaced, and it contributed nothing.
+    """The result of one round. `joined`: this member's gradient began before its state was replaced, and did not count.
 
     `contributors` are the members of the round, of whatever weight.
     """
@@ -156,6 +156,7 @@ class OuterRounds:
         self._stopped = stopped or threading.Event()
         self._fresh = True  # let in by a round of the others, which goes on with its synchronisation
         self._feedback = Feedback() if settings.error_feedback else None
+        self.replacements = 0  # how often the group's state has replaced this member's
         self.outer = outer.clone()
         self.momentum = torch.zeros_like(outer)
         self.state = SharedState({"outer": self.outer, "momentum": self.momentum})
@@ -165,12 +166,14 @@ class OuterRounds:
         """Outer steps that the group has taken."""
         return self.state.revision
 
-    def run(self, gradient: torch.Tensor | None, weight: float = 1.0) -> OuterStep:
+    def run(self, gradient: torch.Tensor | None, weight: float = 1.0, begun_at: int | None = None) -> OuterStep:
         """Take part in one round.
 
         Args:
             gradient: this member's pseudo-gradient, like the outer parameters; None contributes nothing.
             weight: this member's part of the mean: its inner steps or tokens, say.
+            begun_at: the `replacements` when the gradient's inner steps began; None: those of now. If there are more
+                by the time that it would count, it does not.
 
         Raises:
             Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers: the last reason why the round was called
@@ -179,7 +182,8 @@ class OuterRounds:
             Mismatch: another member has other parameters or settings.
         """
         began = time.monotonic()
-        progress = _Progress(weight=0.0 if gradient is None else weight)
+        begun_at = self.replacements if begun_at is None else begun_at
+        progress = _Progress(0.0 if gradient is None else weight, begun_at)
         gradient = torch.zeros_like(self.outer) if gradient is None else gradient
         while True:
             progress.attempts += 1
@@ -207,7 +211,8 @@ class OuterRounds:
         self._fresh = False
         synced = self._group.sync_state(self.state, SyncStrategy.ENFORCE_POPULAR, timeout=settings.timeout)
         progress.add(synced)
-        if synced.bytes_received:
+        self.replacements += synced.replaced
+        if self.replacements != progress.begun_at:
             progress.joined, progress.weight = True, 0.0
         try:
             mean = self._group.all_reduce(
@@ -263,6 +268,7 @@ class _Progress:
     """Of one round, over its attempts."""
 
     weight: float
+    begun_at: int  # see `OuterRounds.run`
     joined: bool = False
     attempts: int = 0
     bytes_sent: int = 0

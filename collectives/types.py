@@ -129,9 +129,11 @@ class ReduceResult:
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """The result of a synchronisation: 0 bytes received means that nothing had drifted.
+    """The result of a synchronisation.
 
-    `source` is the member that most of it came from, None if nothing came.
+    `replaced`: some of this member's tensors differed, and are the group's now. Their bytes may have come in an earlier
+    call, which was called off; then `bytes_received`, which is of this call, is 0. `source` is the member that most
+    bytes came from, None if none came.
     """
 
     revision: int
@@ -140,6 +142,7 @@ class SyncResult:
     source: NodeId | None
     contributors: tuple[NodeId, ...]
     seconds: float
+    replaced: bool
 
 
 @dataclass(frozen=True, slots=True)

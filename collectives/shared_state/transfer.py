@@ -64,6 +64,7 @@ class SyncOutcome:
         self._state = state
         self._answers = answers
         self._fetched = fetched
+        self.replaced = bool(fetched)
         self.revision = choice.revision
         self.bytes_received = received.total()
         self.source = max(sorted(received), key=received.__getitem__) if received else None

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from collectives import Aborted, Communicator, DiLoCo, InDoubt, SharedState
-from collectives.outer_optimizer import TrainedParameters
+from collectives import Aborted, Communicator, DiLoCo, InDoubt, SharedState, operations
+from collectives.outer_optimizer import Outer, OuterRounds, TrainedParameters
 from collectives.shared_state.transfer import Answers
+from tests.groups import group, together
 from tests.waiting import wait_until
 
 FORK = multiprocessing.get_context("fork")  # shares the seconds that importing torch takes
@@ -171,3 +172,34 @@ def test_a_late_joiner_and_the_founders_death_leave_the_same_bits_in_sync_mode(t
 
 def test_a_late_joiner_and_the_founders_death_leave_the_same_bits_in_async_mode(tmp_path):
     run_training(tmp_path, "async")
+
+
+def test_a_member_whose_fetch_ended_before_the_call_was_called_off_adds_no_stale_gradient_to_the_mean(monkeypatch):
+    with group(4) as comms:
+        wait_until(lambda: all(comm.data_plane.has_ways_to({*comm.members}) for comm in comms), LIMIT, "all links")
+        settings = Outer(lr=1.0, momentum=0.0, timeout=LIMIT)
+        behind, failing = comms[2:]
+        rounds = {
+            comm: OuterRounds(comm, torch.full((1 << 18,), -5.0 if comm in (behind, failing) else 1.0), settings)
+            for comm in comms
+        }
+        for comm in comms[:2]:
+            rounds[comm].state.revision = 3
+        sync, failed = operations.sync, []
+
+        def sync_and_fail(port, own, *arguments):
+            outcome = sync(port, own, *arguments)
+            if own == failing.node_id and not failed:
+                wait_until(lambda: rounds[behind].state.arrived, LIMIT, "the other one's fetch")
+                failed.append(own)
+                raise Aborted("this member fails")
+            return outcome
+
+        monkeypatch.setattr(operations, "sync", sync_and_fail)
+        gradients = {comms[0]: 2.0, comms[1]: 4.0, behind: 100.0, failing: 100.0}
+        steps = together(
+            *(lambda c=comm: rounds[c].run(torch.full((1 << 18,), gradients[c])) for comm in comms), timeout=LIMIT
+        )
+        assert [step.joined for step in steps] == [False, False, True, True]
+        assert [step.attempts for step in steps] == [2] * 4
+        assert all((rounds[comm].outer == -2).all() for comm in comms)  # 1 - (2 + 4) / 2

@@ -97,7 +97,8 @@ class FakeCommunicator:
         self.hall.meet(self.name, "commit sync")
         outcome.publish()
         names = tuple(sorted(met))
-        return SyncResult(outcome.revision, outcome.bytes_sent, outcome.bytes_received, outcome.source, names, 0.0)
+        sent, received = outcome.bytes_sent, outcome.bytes_received
+        return SyncResult(outcome.revision, sent, received, outcome.source, names, 0.0, outcome.replaced)
 
     def all_reduce(self, x, op, *, out, weight, codec, tag, timeout, feedback=None) -> ReduceResult:
         met = self.hall.meet(self.name, "reduce", (x.clone(), weight))

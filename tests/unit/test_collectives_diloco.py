@@ -239,16 +239,59 @@ def test_a_late_joiner_ends_with_the_same_bits_and_contributes_nothing_at_first(
     assert workers["a"].value == workers["c"].value
 
 
-def test_one_that_was_replaced_contributes_nothing_to_that_round():
-    hall = Hall("a", "b")
-    workers = {
-        "a": Worker(hall, "a", inner_steps=1, outer_lr=1.0, momentum=0.0),
-        "b": Worker(hall, "b", start=5.0, inner_steps=1, outer_lr=1.0, momentum=0.0),
-    }
-    workers["a"].diloco._rounds.state.revision = 1  # it has trained already
-    steps = run({name: lambda worker=worker: worker.inner(2.0) for name, worker in workers.items()})
+def one_behind(hall, **options):
+    """A member that has trained already, and one that begins elsewhere."""
+    options = {"inner_steps": 1, "outer_lr": 1.0, "momentum": 0.0} | options
+    workers = {"a": Worker(hall, "a", **options), "b": Worker(hall, "b", start=5.0, **options)}
+    workers["a"].diloco._rounds.state.revision = 1
+    return workers
+
+
+def inner(workers, **gradients):
+    return on_threads({name: lambda name=name: workers[name].inner(gradients[name]) for name in workers})
+
+
+# A first attempt is sync, commit sync, reduce; all others begin with admit.
+@pytest.mark.parametrize("abort", [(), (1,), (2,), (1, 4), (1, 5), (2, 4)])
+def test_one_that_was_replaced_contributes_nothing_to_that_round_however_often_it_is_called_off(abort):
+    hall = Hall("a", "b", abort=abort)
+    workers = one_behind(hall)
+    steps = inner(workers, a=2.0, b=100.0)
     assert (steps["a"].joined, steps["b"].joined) == (False, True)
     assert workers["a"].value == workers["b"].value == -2.0
+    assert steps["a"].attempts == 1 + len(abort)
+    inner(workers, a=2.0, b=4.0)
+    assert workers["a"].value == workers["b"].value == -5.0  # from there on it counts
+
+
+@pytest.mark.parametrize("abort", [1, 2])
+def test_one_whose_round_ended_in_an_error_contributes_nothing_until_it_has_taken_over_the_groups_parameters(abort):
+    hall = Hall("a", "b", abort={abort})
+    workers = one_behind(hall, patience=1e-9)
+    assert all(isinstance(error, Aborted) for error in inner(workers, a=2.0, b=100.0).values())
+    steps = inner(workers, a=2.0, b=100.0)
+    assert (steps["a"].joined, steps["b"].joined) == (False, True)
+    assert workers["a"].value == workers["b"].value == -4.0
+
+
+def test_in_async_mode_the_phase_that_began_before_the_replacement_does_not_count_either():
+    workers = one_behind(Hall("a", "b"), mode="async")
+    for _ in range(3):
+        inner(workers, a=2.0, b=100.0)
+    on_threads({name: worker.diloco.finish for name, worker in workers.items()})
+    assert workers["b"].group.weights == [0.0, 0.0, 1.0]
+    assert same_bits(workers["a"].diloco.outer, workers["b"].diloco.outer)
+
+
+def test_a_checkpoint_keeps_that_a_gradient_does_not_count():
+    workers = one_behind(Hall("a", "b", abort={2}), patience=1e-9)
+    inner(workers, a=2.0, b=100.0)
+    saved = {name: worker.diloco.state_dict() for name, worker in workers.items()}
+    anew = crew(Hall("a", "b"), inner_steps=1, outer_lr=1.0, momentum=0.0)
+    for name, worker in anew.items():
+        worker.diloco.load_state_dict(saved[name])
+    assert inner(anew, a=2.0, b=100.0)["b"].joined
+    assert anew["a"].value == anew["b"].value == -4.0
 
 
 def test_all_have_just_joined():

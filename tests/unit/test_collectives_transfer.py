@@ -52,6 +52,7 @@ def test_nothing_is_received_where_nothing_drifted():
     states = {name: SharedState({"w": torch.ones(5), "m": np.zeros(3)}, revision=4) for name in "abc"}
     results = committed(states)
     assert [outcome.bytes_received for outcome in results.values()] == [0, 0, 0]
+    assert [outcome.replaced for outcome in results.values()] == [False, False, False]
     assert [outcome.bytes_sent for outcome in results.values()] == [0, 0, 0]
     assert {outcome.source for outcome in results.values()} == {None}
     assert {state.synced for state in states.values()} == {4}
@@ -181,6 +182,14 @@ def test_an_attempt_that_is_cut_off_is_gone_on_with():
     assert torch.equal(states["d"].tensors["w"], large(4))
     assert outcome.bytes_received == large(4).nbytes - kept
     assert outcome.source == "b"
+
+
+def test_one_that_fetched_all_before_it_was_called_off_receives_nothing_then_and_is_replaced():
+    states = {"a": SharedState({"w": large(4)}, 1), "d": SharedState({"w": large(5)})}
+    synchronise(states)  # and nobody publishes it
+    outcome = committed(states)["d"]
+    assert (outcome.bytes_received, outcome.source, outcome.replaced) == (0, None, True)
+    assert torch.equal(states["d"].tensors["w"], large(4))
 
 
 def test_what_members_may_differ_in_is_neither_compared_nor_fetched():
