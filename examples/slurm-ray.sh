@@ -19,6 +19,9 @@ set -euo pipefail
 : "${1:?usage: sbatch examples/slurm-ray.sh lab run FILE.toml, or swarm -n N --out FOLDER}"
 PORT=${PORT:-6379}
 export RAY_USAGE_STATS_ENABLED=0
+# Ray listens on every address of each machine, and runs the code of whoever has this token. srun hands it on.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1') # awk reads to the last line
 ADDRESS=$(srun --overlap --nodes=1 --ntasks=1 --nodelist="$HEAD" hostname --ip-address | awk '{print $1}') # nodes bind it

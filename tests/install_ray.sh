@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -d .venv-ray/ray ] ||
-    "${PYTHON:-.venv/bin/python}" -m pip install --quiet --progress-bar off --target .venv-ray "ray>=2.40,<3"
+    "${PYTHON:-.venv/bin/python}" -m pip install --quiet --progress-bar off --target .venv-ray "ray>=2.52,<3"

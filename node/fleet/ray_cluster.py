@@ -1,16 +1,24 @@
 """A Ray cluster, as the laboratory and a swarm use it: how to reach it, and the files that travel to its machines.
 
+Anybody who reaches the ports of a Ray cluster without a token runs code there. So a cluster that is started here for
+one command listens on loopback alone. It also has a token, since loopback is open to other users of this machine.
+People start a cluster of several machines themselves (`ray start`, `examples/slurm-ray.sh`), and give it a token.
+
 No shared disk is assumed: the local files and folders that settings name travel as archives.
 """
 
 import io
 import logging
 import os
+import secrets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from node.config import FUNCTION_FILE, NodeConfig
 from node.engines import kind_of
@@ -20,30 +28,55 @@ from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
 
 MOST_SHIPPED = 256 << 20  # bytes of the files that settings name: larger models are better named by their hub's id
 MOST_RECORDS = 256 << 20  # bytes that an archive may unpack to
+# Ray's switch for systems whose firewall asks: if it is off, Ray knows its machine by loopback alone, and binds that.
+BEYOND_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+log = structlog.get_logger()
 
 
 def connected(on: str) -> Any:
     """Return Ray, connected to the cluster that `on` names, and telling nobody of its use.
 
     Args:
-        on: "ray", for the cluster that this machine belongs to, or a new one on it alone; or "ray=ADDRESS".
+        on: "ray", for the cluster that this machine belongs to, or a new one on its loopback; or "ray=ADDRESS".
 
     Raises:
-        UserError: Ray is not installed, or no cluster answers.
+        UserError: Ray is not installed, no cluster answers, or a new one would listen beyond loopback.
     """
     kind, _, address = on.partition("=")
     if kind != "ray":
         raise UserError(f"--on {on}: write ray, or ray=ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    is_new = not address and not _belongs_to_cluster()
+    if is_new:  # read when Ray is imported, and by each of its processes
+        os.environ[BEYOND_LOOPBACK] = "0"
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     try:
         import ray
     except ImportError:
         raise UserError("--on ray wants Ray: pip install 'gossamer[ray]'") from None
+    where = address or ("local" if is_new else "auto")
     try:
-        ray.init(address=address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at {address or 'this machine'} ({error}): see `ray status`") from None
+        ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address or 'this machine'} ({error}): see `ray status`; if it has a token, "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from None
+    if is_new and not ip_address(ray.util.get_node_ip_address()).is_loopback:
+        ray.shutdown()
+        raise UserError("this release of Ray listens beyond this machine: start a cluster with a token by `ray start`")
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        log.warning("this Ray cluster has no token: whoever reaches its ports runs code there", see="docs/clusters.md")
     return ray
+
+
+def _belongs_to_cluster() -> bool:
+    """Tell whether Ray, given no address, would find a cluster: one that is named, or that `ray start` made here."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  # as Ray has it
+    return bool(os.environ.get("RAY_ADDRESS")) or Path(folder, "ray", "ray_current_cluster").exists()
 
 
 def memory_of(config: NodeConfig) -> int:

@@ -45,7 +45,7 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
     Args:
         runner: "memory" or "processes".
         runs: those that are missing.
-        on: "ray", for the cluster that this machine belongs to, or a new one on it alone; or "ray=ADDRESS".
+        on: "ray", for the cluster that this machine belongs to, or a new one on its loopback; or "ray=ADDRESS".
         jobs: runs at once; 0: as many as the cluster holds.
         say: called with a line when a run ends, and each `PROGRESS` seconds.
 

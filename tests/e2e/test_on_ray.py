@@ -1,14 +1,18 @@
-"""An experiment and a swarm on a Ray cluster of two machines, of which one dies. Ray lives in .venv-ray (285 MB)."""
+"""An experiment and a swarm on a Ray cluster of two machines, of which one dies, and who reaches such a cluster.
+
+Ray lives in .venv-ray (285 MB).
+"""
 
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from tests.swarms import ROOT, events_of, rows_of
 from tests.waiting import wait_until
 
 PACKAGES = ROOT / ".venv-ray"
+TOKEN = secrets.token_hex(32)  # of the cluster of two machines
 SEEDS = 3
 LAB = f"""
 nodes = 2
@@ -46,7 +51,16 @@ def environment(home: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(home),
         "RAY_worker_niceness": "0",  # as everybody else here, where Ray's 15 starves
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
     }
+
+
+def of_a_stranger(home: Path) -> dict[str, str]:
+    """Return the environment of somebody who was told of no token."""
+    given = environment(home)
+    del given["RAY_AUTH_MODE"], given["RAY_AUTH_TOKEN"]
+    return given
 
 
 def ray(home: Path, *words: str) -> None:
@@ -69,10 +83,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
     try:
         yield address, second, home
     finally:
-        ours = living(home)
-        for one in ours:
-            one.kill()
-        psutil.wait_procs(ours, 10)
+        end_all(home)
 
 
 def living(home: Path) -> list[psutil.Process]:
@@ -85,11 +96,21 @@ def living(home: Path) -> list[psutil.Process]:
     return found
 
 
-def gossamer(home: Path, *words: str | Path, said: Path | None = None) -> subprocess.Popen[str]:
+def end_all(home: Path) -> None:
+    """Kill the processes that were started from here."""
+    ours = living(home)
+    for process in ours:
+        process.kill()
+    psutil.wait_procs(ours, 10)
+
+
+def gossamer(
+    home: Path, *words: str | Path, said: Path | None = None, given: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start the command line; what it says goes into a file, or into a pipe."""
     command = [sys.executable, "-c", "from node.cli import main; main()", *map(str, words)]
     with said.open("w") if said else nullcontext(subprocess.PIPE) as stdout:
-        return subprocess.Popen(command, cwd=ROOT, env=environment(home), stdout=stdout, text=True)
+        return subprocess.Popen(command, cwd=ROOT, env=given or environment(home), stdout=stdout, text=True)
 
 
 def lab(file: Path, out: Path, home: Path, *more: str) -> subprocess.Popen[str]:
@@ -180,3 +201,82 @@ def test_a_swarm_goes_on_when_a_machine_dies_whose_nodes_come_back_and_ctrl_c_le
         rounds = [row["round"] for row in rows_of(folder)]
         assert rounds == list(range(1, len(rounds) + 1))
     assert (back / "checkpoints" / f"checkpoint-{rows_of(back)[-1]['round']}").exists()
+
+
+RUNS_CODE = """
+import logging, sys
+import ray
+ray.init(address=sys.argv[1], include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+print(ray.get(ray.remote(num_cpus=0)(lambda: "ran").remote(), timeout=60))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_who_has_no_token_runs_nothing_on_the_machines_of_a_slurm_job(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    home = tmp_path_factory.mktemp("r")
+    (home / "bin").mkdir()
+    (home / "runs_code.py").write_text(RUNS_CODE)
+    runs_code = f'{sys.executable} {home}/runs_code.py "${{last#ray=}}"'
+    programs = {
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"',
+        "scontrol": "echo first; echo second",
+        "hostname": "echo 127.0.0.1",  # which Ray takes for this machine's own address
+        "ray": f'exec {sys.executable} -c "from ray.scripts.scripts import main; main()" "$@"',
+        "gossamer": f"last=${{!#}}\n{runs_code} >{home}/friend\n"
+        f"env -u RAY_AUTH_MODE -u RAY_AUTH_TOKEN {runs_code} >{home}/stranger 2>{home}/why",
+    }
+    for name, text in programs.items():
+        (home / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (home / "bin" / name).chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    of_slurm = {"SLURM_JOB_NODELIST": "first,second", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "1"}
+    path = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PORT": str(port)}
+    try:
+        job = subprocess.run(
+            ["bash", ROOT / "examples" / "slurm-ray.sh", "swarm"],
+            env=of_a_stranger(home) | of_slurm | path,
+            stdout=subprocess.DEVNULL,
+            timeout=200,
+            check=False,
+        )
+        assert (home / "friend").read_text() == "ran\n"
+        assert (job.returncode, (home / "stranger").read_text()) == (1, "")
+        assert "Authentication token is missing or incorrect" in (home / "why").read_text()
+        assert not (home / ".ray").exists()
+    finally:
+        end_all(home)
+
+
+def listening(home: Path) -> dict[str, set[str]]:
+    """Return the addresses that the processes started from here listen on, by the name of the process."""
+    found: dict[str, set[str]] = {}
+    for process in living(home):
+        with suppress(psutil.Error):
+            for line in process.net_connections("tcp"):
+                if line.status == psutil.CONN_LISTEN:
+                    found.setdefault(process.name(), set()).add(line.laddr.ip.removeprefix("::ffff:"))
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_all_that_a_command_starts_for_itself_listens_on_loopback(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("r")  # Ray's sockets have short names
+    out, said = home / "out", home / "said"
+    options = ["-n", "2", "--rounds", "100000", "--no-table", "--on", "ray", "--out", out]
+    swarm = gossamer(home, "swarm", *options, said=said, given=of_a_stranger(home))
+    folders = [out / "nodes" / name for name in ("n0", "n1")]
+    try:
+        wait_until(lambda: all(map(rows_of, folders)) or swarm.poll() is not None, 300)
+        places = listening(home)
+        assert {"gcs_server", "raylet"} <= places.keys(), said.read_text()
+        assert set.union(*places.values()) <= {"127.0.0.1", "::1"}, places
+        assert not (home / ".ray").exists()
+        swarm.send_signal(signal.SIGINT)
+        assert swarm.wait(timeout=200) == 128 + signal.SIGINT
+    finally:
+        end_all(home)

@@ -94,8 +94,10 @@ def test_a_job_on_ray_runs_a_command_when_all_machines_are_there_and_passes_the_
         "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"',
         "scontrol": "echo first; echo second",
         "hostname": "echo 10.0.0.1 10.0.0.2",
-        "ray": f'echo "$@" >>{tmp_path}/ray\n[ "$1" = status ] && printf " 1 node_a\\n 1 node_b\\n" || true',
+        "ray": f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>{tmp_path}/tokens; echo "$@" >>{tmp_path}/ray\n'
+        '[ "$1" = status ] && printf " 1 node_a\\n 1 node_b\\n" || true',
         "gossamer": f'trap "echo asked to stop; exit 143" TERM\necho "$@" >{tmp_path}/said\n'
+        f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >>{tmp_path}/tokens\n'
         f"kill -TERM $PPID\nread -r _ <{tmp_path}/ever",
     }
     os.mkfifo(tmp_path / "ever")
@@ -114,7 +116,10 @@ def test_a_job_on_ray_runs_a_command_when_all_machines_are_there_and_passes_the_
     said = (tmp_path / "said").read_text().split()
     assert said == [*words, "--on", "ray=10.0.0.1:6379"]
     check_command(said)
-    assert any(line.startswith("start --address=10.0.0.1:6379") for line in (tmp_path / "ray").read_text().splitlines())
+    started = (tmp_path / "ray").read_text()
+    assert any(line.startswith("start --address=10.0.0.1:6379") for line in started.splitlines())
+    (token,) = set((tmp_path / "tokens").read_text().splitlines())  # of the head, of the others and of the command
+    assert re.fullmatch("token [0-9a-f]{64}", token) and token.split()[1] not in started + done.stdout + done.stderr
 
 
 def place(program: Path, text: str) -> None:

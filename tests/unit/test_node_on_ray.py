@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -214,7 +215,8 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRay]:
     monkeypatch.setattr(on_ray, "run_real_node", nodes.afar)
     monkeypatch.setattr(on_ray, "start_server", lambda: child_process.start_server(()))
     monkeypatch.setattr(on_ray, "POLL_S", 0.02)
-    yield fake
+    with mock.patch.dict(os.environ):  # which a new cluster changes
+        yield fake
     for actor in fake.actors:
         actor.clean()
 
