@@ -41,8 +41,12 @@ class Witness:
             assert task is not None  # the node asked it
             item = task.make(group.seed)
             self._made[round_number] += len(group.completions)
+            marked = {
+                shows: sum(shows(one.text, item) for one in group.completions)
+                for shows in {attack.shows for attack in ATTACKS.values()}
+            }
             for kind, attack in ATTACKS.items():
-                self._shown[kind][round_number] += sum(attack.shows(one.text, item) for one in group.completions)
+                self._shown[kind][round_number] += marked[attack.shows]
 
     def write(self, folder: Path, honest: int) -> None:
         """Leave the counts in a run's folder, of which the first `honest` nodes are."""

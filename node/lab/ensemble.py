@@ -49,9 +49,10 @@ def kind_of(request: Request) -> Hashable | None:
     )
     if not plain:
         return None
-    shapes = tuple(tuple(weight.shape) for weight in model.parameters())
-    rotary = (config.num_attention_heads, config.rope_parameters["rope_theta"], config.rms_norm_eps)
-    return request.n, request.sampling, len(request.prompts), shapes, rotary
+    layers = (config.num_hidden_layers, config.num_attention_heads, config.head_dim)
+    sizes = (config.hidden_size, config.intermediate_size, config.vocab_size, config.max_position_embeddings)
+    rotary = (config.rope_parameters["rope_theta"], config.rms_norm_eps)
+    return request.n, request.sampling, len(request.prompts), layers, sizes, rotary
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ Under an attack the last nodes are hostile: they live as the others do, and what
 After a kill a run is not resumed: it begins anew.
 """
 
+import gc
 import random
 import threading
 import time
@@ -76,6 +77,8 @@ def run_in_memory(
     make_folders(plan)
     record_plan(plan)
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is imported stays: else each collection looks at it again, a fifth of a short run's time
     configs = [node_config(plan, index, cores=1) for index in range(plan.nodes)]
     for config in configs:
         _check(config)
@@ -107,7 +110,13 @@ def run_in_memory(
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
     witness.write(plan.out, honest)
-    also = {"delay": delay, "attack": attack and attack.model_dump(), "slow": slow, "control": control}
+    also = {
+        "delay": delay,
+        "attack": attack and attack.model_dump(),
+        "slow": slow,
+        "control": control,
+        "cpu_seconds": time.process_time(),
+    }
     return write_run_summary(plan, started, **also, churn=churn and churn.model_dump())
 
 
