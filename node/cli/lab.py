@@ -59,6 +59,10 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     known: Known = None,
     jobs: Jobs = None,
     on: On = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start no run: show what is missing, and the time that runs have taken.")
+    ] = False,
+    done: Annotated[bool, typer.Option("--done", help="Start no run: summarise those that are done.")] = False,
     debug: Debug = False,
 ) -> None:
     """Do an experiment's missing runs, and summarise all.
@@ -68,6 +72,8 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     \b
     Example:
       gossamer lab run examples/rules.toml
+      gossamer lab run examples/rules.toml --dry-run
+      gossamer lab run examples/rules.toml --done --results docs/results
       gossamer lab run examples/rules.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
       gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
       gossamer lab run examples/rules.toml --on ray=head.example:6379
@@ -76,7 +82,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     from node.lab.plan import read_lab
     from node.lab.plots import plot
     from node.lab.results import RunResult, in_order, read_known, read_runs, with_known
-    from node.lab.runs import do_missing
+    from node.lab.runs import do_missing, done_runs, time_table
     from node.lab.tables import to_json, to_markdown
 
     folder = out or Path("runs") / file.stem
@@ -85,9 +91,17 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     if known is not None:
         before, found = read_known(known)
         lab = with_known(lab, before, found)
-    do_missing(lab, jobs or 0, lambda line: print(line, flush=True), on or "")
+    if dry_run:
+        print(time_table(lab))
+        return
+    if done:
+        lab = lab._replace(runs=done_runs(lab))
+        if not lab.runs and not found:
+            raise UserError(f"no run is done yet in {folder}: leave out --done")
+    else:
+        do_missing(lab, jobs or 0, lambda line: print(line, flush=True), on or "")
     found = in_order([*found, *read_runs(lab.runs)], lab)
-    lines = tabulate(found, lab.baseline)
+    lines = tabulate(found, lab.baseline, lab.config.central)
     table = to_markdown(lines, lab)
     target = results or folder
     write_results(target, lab.name, table, to_json(found, lines, lab))

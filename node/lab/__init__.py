@@ -13,6 +13,7 @@
     results     what a run left, and an earlier JSON has
     statistics  means over seeds with their intervals
     figures     the figures of runs, and a line for each arm over its seeds
+    worth       a swarm beside one node with its whole compute: accuracy, pooling efficiency
     tables      the table, the JSON, prices and the comparison of two
     plots       reward over rounds and over compute
 

@@ -13,6 +13,7 @@ The figures of a run, each a mean over its nodes:
                   then; graded is the mean reward of the likeliest answers, if that differs from their accuracy
     equal_...     pass@k and right_entropy at the moment when pass@1 was the baseline's best, less what the baseline had
                   then; interpolated between two evaluations, for runs that got there and were evaluated on the way
+    less_central  its accuracy less the central node's, at equal total compute (`node.lab.worth`)
     gain          its accuracy less the baseline's under the same seed; the figures of a part of a run are of its nodes
                   alone, and its gain is over the arm that it is compared with
 
@@ -27,6 +28,7 @@ from typing import NamedTuple
 
 from node.lab.results import PASS_1, RIGHT_ENTROPY, RunResult
 from node.lab.statistics import Estimate, estimate, smooth
+from node.lab.worth import Pooling, pairs_at_equal_compute, pooling_efficiency
 
 
 class ArmLine(NamedTuple):
@@ -38,6 +40,7 @@ class ArmLine(NamedTuple):
     figures: Mapping[str, Estimate]
     part: str = ""
     beside: str = ""  # as in `RunResult`
+    pooling: Pooling | None = None
 
 
 def reach(result: RunResult, baseline: RunResult) -> float:
@@ -95,8 +98,14 @@ def figures(result: RunResult) -> dict[str, float]:
     return plain | {key: value for key, value in held_out.items() if value is not None}
 
 
-def tabulate(results: Sequence[RunResult], baseline: str) -> list[ArmLine]:
-    """Return a line for each arm on each base, and for each part of it, in the order of their first runs."""
+def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> list[ArmLine]:
+    """Return a line for each arm on each base, and for each part of it, in the order of their first runs.
+
+    Args:
+        results: of runs, and of parts of them.
+        baseline: the arm that others are compared with, if they name none.
+        central: the arm of one node with a swarm's whole compute, which arms that spent as much are compared with.
+    """
     whole = {(one.base, one.arm, one.seed): one for one in results if not one.part}
     lines = []
     for base, arm, part in dict.fromkeys((one.base, one.arm, one.part) for one in results):
@@ -123,7 +132,17 @@ def tabulate(results: Sequence[RunResult], baseline: str) -> list[ArmLine]:
             gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
             if gains:
                 estimates[name] = estimate(gains)
-        lines.append(ArmLine(base, arm, len(mine), estimates, part, beside))
+        centrals = [one for one in results if (one.base, one.arm) == (base, central) and not part and arm != central]
+        pairs = pairs_at_equal_compute(mine, centrals)
+        less = [
+            pair.swarm.accuracy - pair.central.accuracy
+            for pair in pairs
+            if pair.swarm.accuracy is not None and pair.central.accuracy is not None
+        ]
+        if less:
+            estimates["less_central"] = estimate(less)
+        pooling = pooling_efficiency(pairs)
+        lines.append(ArmLine(base, arm, len(mine), estimates, part, beside, pooling))
     return lines
 
 

@@ -4,6 +4,7 @@
     seeds = 5                      # 1 to 5; or a list
     runner = "memory"              # or "processes": real nodes on loopback, one run after another
     baseline = "8/0"               # what arms are compared with; default: the first
+    central = "central"            # one node that has the whole compute of a swarm: swarms are compared with it, too
 
     [settings]                     # of every node, as in any CONFIG
     rounds = 300
@@ -182,6 +183,7 @@ class LabConfig(Section):
     seeds: int | list[int] = 5
     runner: Literal["memory", "processes"] = "processes"
     baseline: str = ""
+    central: str = Field("", description="arm of one node with the whole compute of a swarm; see `node.lab.worth`")
     settings: dict[str, Any] = Field({})
     bases: dict[str, BaseConfig] = Field({"": BaseConfig()})
     arms: dict[str, ArmConfig] = Field(min_length=1)
@@ -254,7 +256,7 @@ def read_lab(
     config = read_experiment(path, LabConfig, overrides)
     config = config.model_copy(update={"baseline": config.baseline or next(iter(config.arms))})
     for kind, wanted, known in (
-        ("arm", [*arms, config.baseline], config.arms),
+        ("arm", [*arms, config.baseline, *filter(None, [config.central])], config.arms),
         ("base", bases, config.bases),
     ):
         for name in wanted:

@@ -1,7 +1,7 @@
 """The plots of an experiment.
 
-Held-out accuracy at the end, if it was measured: an arm a row. Else reward over rounds and over compute: an arm a line,
-the range of its seeds a band.
+Held-out accuracy, if it was measured: at the end, an arm a row, and over compute, if it was measured on the way. Else
+reward over rounds and over compute: an arm a line, the range of its seeds a band.
 """
 
 import math
@@ -13,15 +13,21 @@ import numpy as np
 
 from node.lab.results import RunResult
 from node.lab.statistics import WINDOW, estimate, smooth
+from node.lab.worth import mean_curve
 
 POINTS = 200  # of a line over compute
+MARKERS = "osD^v<>P"  # in turn, so that ten colours tell more than ten arms apart
+ENDS = 2  # points that every curve of accuracy has
 
 
 def plot(results: Sequence[RunResult], folder: Path, name: str) -> list[str]:
     """Draw the plots of an experiment called `name` into `folder`; return the names of their files."""
     if any(one.accuracy is not None for one in results):
         plot_accuracy(results, folder / f"{name}.svg")
-        return [f"{name}.svg"]
+        if not any(len(one.curve) > ENDS for one in results):
+            return [f"{name}.svg"]
+        plot_curves(results, folder / f"{name}-curves.svg")
+        return [f"{name}.svg", f"{name}-curves.svg"]
     plot_rounds(results, folder / f"{name}.svg")
     plot_compute(results, folder / f"{name}-compute.svg")
     return [f"{name}.svg", f"{name}-compute.svg"]
@@ -56,6 +62,48 @@ def plot_accuracy(results: Sequence[RunResult], path: Path) -> None:
             axes.grid(axis="x", alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0][0].set_ylim(len(arms) - 0.5, -0.5)
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def plot_curves(results: Sequence[RunResult], path: Path) -> None:
+    """Draw held-out accuracy over the compute of all nodes together: a panel for each base, a line for each arm.
+
+    A point is the mean over seeds at a mark, on the way of a swarm's first node, at the end of all, with its interval.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    bases = list(dict.fromkeys(one.base for one in results))
+    arms = list(dict.fromkeys(one.name for one in results))
+    size = (8 if len(bases) == 1 else 5 * len(bases), 4.6)
+    with mpl.rc_context({"svg.hashsalt": "gossamer"}):
+        figure, panels = pyplot.subplots(1, len(bases), figsize=size, layout="constrained", squeeze=False, sharey=True)
+        for axes, base in zip(panels[0], bases, strict=True):
+            for at, arm in enumerate(arms):
+                runs = [one for one in results if (one.base, one.name) == (base, arm) and len(one.curve) > ENDS]
+                if not runs:
+                    continue
+                curve = mean_curve(runs)
+                color, marker = f"C{at % 10}", MARKERS[at % len(MARKERS)]
+                places, values = [point.compute for point in curve], [point.accuracy for point in curve]
+                axes.plot(places, values, color=color, marker=marker, markersize=4, linewidth=1.6, label=arm)
+                half = estimate([one.curve[-1][1] for one in runs]).half
+                if half > 0:
+                    axes.errorbar(places[-1:], values[-1:], yerr=[half], color=color, capsize=3)
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda compute, _: f"{compute / 1000:.3g} k")
+            axes.set_title(base)
+            axes.set_xlabel("compute of all nodes together, tokens")
+            axes.set_ylim(0, 1)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0][0].set_ylabel("accuracy on held-out questions")
+        labelled = [axes.get_legend_handles_labels() for axes in panels[0]]
+        handles = {label: line for lines, labels in labelled for line, label in zip(lines, labels, strict=True)}
+        figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
 

@@ -6,7 +6,9 @@ of the runner "memory" is begun again.
 """
 
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -48,15 +50,23 @@ def do_missing(lab: Lab, jobs: int, say: Say, on: str = "") -> None:
 
     Raises:
         UserError: a run failed; the others that had begun are ended.
+        KeyboardInterrupt: Ctrl-C; likewise.
     """
     waiting = [run for run in lab.runs if not is_complete(run)]
     say(f"{len(lab.runs)} runs, {len(lab.runs) - len(waiting)} of them done")
-    if on:
-        from node.lab.on_ray import do_on_ray
+    try:
+        if on:
+            from node.lab.on_ray import do_on_ray
 
-        do_on_ray(lab.config.runner, waiting, on, jobs, say)
-        return
-    most = jobs or _at_once(lab)
+            do_on_ray(lab.config.runner, waiting, on, jobs, say)
+        else:
+            _do_here(lab, waiting, jobs or _at_once(lab), say)
+    except KeyboardInterrupt:
+        say(f"stopped with {len(done_runs(lab))} of {len(lab.runs)} runs done: the same command does the others")
+        raise
+
+
+def _do_here(lab: Lab, waiting: list[Run], most: int, say: Say) -> None:
     began = spoke = time.monotonic()
     running: list[_StartedRun] = []
     try:
@@ -80,6 +90,37 @@ def do_missing(lab: Lab, jobs: int, say: Say, on: str = "") -> None:
             wait_or_kill(one.process)
 
 
+def done_runs(lab: Lab) -> list[Run]:
+    """Return the runs of `lab` that are complete."""
+    return [run for run in lab.runs if is_complete(run)]
+
+
+def time_table(lab: Lab) -> str:
+    """Return what is missing of each arm on each base, by the processor time that its complete runs took in a mean.
+
+    Runs of the runner "processes" and of earlier releases do not say what they took.
+    """
+    rows = [["base", "arm", "runs", "done", "minutes a run", "minutes missing"]]
+    missing: list[float] = []
+    for base, arm in dict.fromkeys((run.base, run.arm) for run in lab.runs):
+        runs = [run for run in lab.runs if (run.base, run.arm) == (base, arm)]
+        done = [run for run in runs if is_complete(run)]
+        took = [seconds / 60 for run in done if (seconds := _summary(run)["run"].get("cpu_seconds"))]
+        each = statistics.fmean(took) if took else math.nan
+        missing.append((len(runs) - len(done)) * each)
+        minutes = [f"{each:.1f}", f"{missing[-1]:.0f}"] if took else ["", "not known"]
+        rows.append([base, arm, str(len(runs)), str(len(done)), *minutes])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    hours = sum(minutes for minutes in missing if not math.isnan(minutes)) / 60
+    more = ", and what is not known" if any(map(math.isnan, missing)) else ""
+    return "\n".join([*lines, f"{hours:.1f} hours of one processor are missing{more}"])
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    return json.loads((run.folder / "summary.json").read_text())
+
+
 def wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
     """Wait for a run that was asked to stop, longer than it waits for its own nodes; then kill it."""
     try:
@@ -96,7 +137,7 @@ def is_complete(run: Run) -> bool:
         UserError: its folder holds a run of other settings.
     """
     try:
-        summary = json.loads((run.folder / "summary.json").read_text())
+        summary = _summary(run)
     except FileNotFoundError:
         return False
     except ValueError:

@@ -11,6 +11,7 @@ from node.lab.figures import ArmLine, by_compute, cost_of, figures, reach
 from node.lab.plan import Lab
 from node.lab.results import PASS_1, RunResult, named, read_run
 from node.lab.statistics import estimate, finite, rounded
+from node.lab.worth import Pooling
 from node.telemetry.summary import LEAST_COMPARED
 
 COLUMNS = {
@@ -21,6 +22,7 @@ COLUMNS = {
     "first": "first tenth",
     "last": "last tenth",
     "accuracy": "accuracy",
+    "less_central": "accuracy less {central}'s at equal total compute",
     "gain": "accuracy gained",
     "graded": "graded reward",
     "graded_gain": "graded reward gained",
@@ -40,21 +42,27 @@ SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to a
 def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
     """Return the table; a figure that no arm has, or that is 0 for all, is left out.
 
-    If held-out accuracy is known, figures of training rewards and of single sampled answers are left out, too.
+    Accuracy is not. If it is known, figures of training rewards and of single sampled answers are left out, too.
     """
-    known = list(dict.fromkeys(key for line in lines for key, one in line.figures.items() if one != (0.0, 0.0)))
+    known = list(
+        dict.fromkeys(
+            key for line in lines for key, one in line.figures.items() if one.mean or one.half > 0 or key == "accuracy"
+        )
+    )
     if "accuracy" in known:
         known = [key for key in known if key not in TRAINED | SAMPLED]
     keys = [key for column in COLUMNS for key in known if column == _column(key)]
-    titles = [COLUMNS[_column(key)].format(baseline=lab.baseline, k=key.partition("@")[2]) for key in keys]
+    words = {"baseline": lab.baseline, "central": lab.config.central}
+    titles = [COLUMNS[_column(key)].format(**words, k=key.partition("@")[2]) for key in keys]
+    pooled = any(line.pooling for line in lines)
     bases = any(line.base for line in lines)
-    head = [*(["base"] if bases else []), "arm", "", "seeds", *titles]
+    head = [*(["base"] if bases else []), "arm", "", "seeds", *(["pooling efficiency"] if pooled else []), *titles]
     rows = [head, ["---"] * len(head)]
     for line in lines:
         cells = [str(line.figures.get(key, "")) for key in keys]
-        rows.append(
-            [*([line.base] if bases else []), named(line.arm, line.part), _note(line, lab), str(line.seeds), *cells]
-        )
+        who = [named(line.arm, line.part), _note(line, lab), str(line.seeds)]
+        pooling = [str(line.pooling or "")] if pooled else []
+        rows.append([*([line.base] if bases else []), *who, *pooling, *cells])
     return _table(rows)
 
 
@@ -81,12 +89,18 @@ def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) ->
                 **({"part": line.part} if line.part else {}),
                 "seeds": line.seeds,
                 "figures": {key: {"mean": one.mean, "half": finite(one.half)} for key, one in line.figures.items()},
+                **({"pooling": _pooling(line.pooling)} if line.pooling else {}),
             }
             for line in lines
         ],
         "runs": [rounded(asdict(one)) for one in results],
     }
     return json.dumps(tree, separators=(",", ":")) + "\n"
+
+
+def _pooling(pooling: Pooling) -> dict[str, object]:
+    """Return pooling efficiency for JSON, where null stands for what is not a number; `said` is how to read it."""
+    return {"said": str(pooling), **{key: finite(value) for key, value in pooling._asdict().items()}}
 
 
 def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node.cli import lab as lab_command
+from node.cli import main
 from node.config import NAMED_PRESETS, flatten
 from node.errors import UserError
 from node.lab import runs
@@ -28,7 +29,7 @@ from node.lab.plan import (
 )
 from node.lab.plots import plot
 from node.lab.results import RunResult, in_order, read_known, read_run, read_runs, with_known
-from node.lab.runs import do_missing, is_complete, progress
+from node.lab.runs import do_missing, done_runs, is_complete, progress
 from node.lab.statistics import Estimate, estimate, smooth
 from node.lab.tables import compare, price, to_json, to_markdown
 from node.lab.trials import DefenceConfig, TrialConfig, TrialsConfig, read_trials
@@ -637,7 +638,10 @@ def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(tmp_path, monkeyp
         def kill(self):
             done.append("killed")
 
+    said = []
+
     def interrupted(line):
+        said.append(line)
         if "round 0" in line:
             raise KeyboardInterrupt
 
@@ -647,3 +651,32 @@ def test_a_run_that_does_not_end_when_it_is_asked_to_is_killed(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         do_missing(lab_of(tmp_path, bases=["sparse"], arms=["alone"], overrides=["seeds=1"]), 1, interrupted)
     assert done == ["asked", "killed"]
+    assert said[-1] == "stopped with 0 of 1 runs done: the same command does the others"
+
+
+def test_what_is_done_can_be_summarised_and_what_is_missing_has_the_time_that_others_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = lab_of(tmp_path, FILE.replace("nodes = 2", "nodes = 1"), bases=["sparse"])
+    run = lab.runs[1]
+    leave(run.folder, [[0.0, 1.0, 1.0]])
+    summary = json.loads((run.folder / "summary.json").read_text())
+    (run.folder / "summary.json").write_text(json.dumps(summary | {"run": summary["run"] | {"cpu_seconds": 7200}}))
+    run.folder.with_suffix(".json").write_text(json.dumps(dict(run.settings)))
+    assert done_runs(lab) == [run]
+    asked = [str(tmp_path / "lab.toml"), "--out", str(tmp_path / "out"), "--base", "sparse"]
+    with pytest.raises(SystemExit) as left:
+        main(["lab", "run", *asked, "--dry-run"])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert left.value.code == 0
+    assert shown[1:] == [
+        ["sparse", "alone", "2", "0", "not", "known"],
+        ["sparse", "1/1", "slow", "2", "1", "120.0", "120"],
+        ["2.0", "hours", "of", "one", "processor", "are", "missing,", "and", "what", "is", "not", "known"],
+    ]
+    with pytest.raises(SystemExit) as left:
+        main(["lab", "run", *asked, "--done"])
+    assert left.value.code == 0 and "| sparse | 1/1 slow |  | 1 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["lab", "run", *asked, "--arm", "alone", "--done"])
+    assert "no run is done yet" in capsys.readouterr().err
