@@ -68,6 +68,10 @@ class GrantError(PeerError):
     """Bytes that let nobody into a swarm."""
 
 
+class OutboxFull(ProtocolError):  # noqa: N818
+    """The network thread did not take what was published before, in time: publish it again later."""
+
+
 class InviteError(ProtocolError):
     """An invite that cannot be read; the message says which part is wrong."""
 

@@ -1,7 +1,8 @@
 """The host: a node's one network thread, and the thread-safe way to it.
 
-The thread owns every socket and every core. The rest of the process hands it bodies and verdicts through one bounded
-mailbox, and takes items from another. No method but `receive`, which has a time limit, waits for the network.
+The thread owns every socket and every core. The rest of the process hands it bodies and verdicts through bounded
+mailboxes, and takes items from another. No method waits for the network but `receive`, and `publish` while its mailbox
+is full; both have a time limit.
 """
 
 import random
@@ -29,7 +30,7 @@ from protocol.credentials.records import (
 )
 from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
-from protocol.errors import MessageError, NetworkFailed, UnpackError
+from protocol.errors import MessageError, NetworkFailed, OutboxFull, UnpackError
 from protocol.events import (
     Bring,
     Item,
@@ -67,8 +68,9 @@ MAX_ADMITTED = 1024  # nodes that `admits` knows of: four groups of the largest 
 ADDRESS_INTERVAL_S = 10.0  # between two looks at this machine's addresses, which send nothing
 LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # short, as a person who revokes something waits for it
 COMMANDS_PER_STEP = 256
+PUBLISH_TIMEOUT_S = 10.0  # a network thread that takes nothing for so long hangs, or shares its core with far too many
 
-Command = Offer | Report | PortMapped | Neighbour
+Command = Report | PortMapped | Neighbour
 
 T = TypeVar("T")
 
@@ -76,7 +78,10 @@ log = structlog.get_logger()
 
 
 class Mailbox(Generic[T]):
-    """A queue between two threads. Beyond its bounds the oldest items are dropped and counted. `put` never waits."""
+    """A queue between two threads. Beyond its bounds `put` drops the oldest items and counts them; `wait_to_put` waits.
+
+    One mailbox is filled by either of these, and not by both.
+    """
 
     def __init__(self, max_items: int, max_bytes: int, size_of: Callable[[T], int]) -> None:
         self._max_items = max_items
@@ -84,6 +89,7 @@ class Mailbox(Generic[T]):
         self._size_of = size_of
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
+        self._emptied = threading.Condition(self._lock)
         self._items: deque[T] = deque()
         self._bytes = 0
         self._awaited = 1  # how many items end a wait
@@ -106,10 +112,25 @@ class Mailbox(Generic[T]):
                 self._filled.notify()
             return is_first
 
+    def wait_to_put(self, item: T, timeout: float) -> bool:
+        """Append an item once there is room for it; False if there was none for `timeout` seconds."""
+        with self._lock:
+            if not self._emptied.wait_for(lambda: self._fits(self._size_of(item)), timeout):
+                return False
+            self._items.append(item)
+            self._bytes += self._size_of(item)
+            if len(self._items) >= self._awaited:
+                self._filled.notify()
+            return True
+
     def has_room(self, size: int) -> bool:
         """Tell whether an item of so many bytes fits without dropping another. An empty mailbox takes any item."""
         with self._lock:
-            return not self._items or self._bytes + size <= self._max_bytes
+            return self._fits(size)
+
+    def _fits(self, size: int) -> bool:
+        has_place = len(self._items) < self._max_items and self._bytes + size <= self._max_bytes
+        return not self._items or has_place
 
     def drop_oldest(self) -> None:
         """Drop the oldest item and count it. If there is none, count one that never got in."""
@@ -131,6 +152,7 @@ class Mailbox(Generic[T]):
                 self._filled.wait_for(lambda: len(self._items) >= self._awaited, timeout)
             taken = [self._items.popleft() for _ in range(min(limit, len(self._items)))]
             self._bytes -= sum(map(self._size_of, taken))
+            self._emptied.notify_all()
             return taken
 
 
@@ -240,7 +262,10 @@ class Host:
         self._later: dict[ItemId, None] = {}  # items that came while the inbox was full; the store keeps them
         self._wish: Subscribe | None = None  # the newest wish, set by any thread
         self._told: Subscribe | None = None  # the newest wish that the core knows, set by the network thread
-        self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, _command_size)
+        self._outbox: Mailbox[Offer] = Mailbox(
+            self._limits.inbox_items, self._limits.inbox_bytes, lambda offer: len(offer.body)
+        )
+        self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, lambda _: 0)
         self._stopping = threading.Event()
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
@@ -289,11 +314,15 @@ class Host:
         """The swarm's manifest, empty while no peer has sent it."""
         return (self._core.manifest if self._core else self._setup.manifest) or b""
 
-    def publish(self, body: bytes, topic: bytes = NO_TOPIC) -> ItemId:
+    def publish(self, body: bytes, topic: bytes = NO_TOPIC, timeout: float = PUBLISH_TIMEOUT_S) -> ItemId:
         """Offer `body` to the swarm and return its id, which depends on nothing but our key, the topic and the body.
+
+        It waits up to `timeout` seconds while the network thread has not yet taken what was published before, if that
+        is more than `inbox_items` or `inbox_bytes`.
 
         Raises:
             ValueError: the body is larger than the limit `max_item_bytes`, or the topic has not `TOPIC_BYTES`.
+            OutboxFull: there was no room in that time. The item was not published.
             NetworkFailed: as `check`.
         """
         self.check()
@@ -303,7 +332,10 @@ class Host:
             raise ValueError(f"a topic has {TOPIC_BYTES} bytes, got {len(topic)}")
         packed = pack_content(body, topic)  # here, and not on the network thread
         hashes = chunk_hashes(packed)
-        self._command(Offer(packed, hashes))
+        if not self._outbox.wait_to_put(Offer(packed, hashes), timeout):
+            self.check()
+            raise OutboxFull(f"{len(self._outbox)} items wait for the network thread: publish this one again later")
+        self._wake()
         return item_id(self._setup.identity.public_key, digest_of_hashes(hashes))
 
     def subscribe(self, topics: frozenset[bytes] | None, demand: float, beside: frozenset[bytes] = frozenset()) -> None:
@@ -484,6 +516,9 @@ class Host:
         if self._commands.put(command):
             self._wake()
 
+    def _has_commands(self) -> bool:
+        return len(self._commands) + len(self._outbox) > 0
+
     def _wake(self) -> None:
         if self._transport is not None:
             self._transport.wake()
@@ -496,13 +531,13 @@ class Host:
         wait = driver.wait()
         try:
             while not self._stopping.is_set():
-                wait = driver.step(0 if len(self._commands) else max(MIN_WAIT_S, wait))
+                wait = driver.step(0 if self._has_commands() else max(MIN_WAIT_S, wait))
                 now = driver.at
-                if commands := self._commands.take(COMMANDS_PER_STEP):
-                    for command in commands:
+                if self._has_commands():
+                    for command in (*self._commands.take(COMMANDS_PER_STEP), *self._outbox.take(COMMANDS_PER_STEP)):
                         driver.feed(command)
                     wait = driver.wait()
-                if core.gossip.may_rest(now) and transport.is_clear and not len(self._commands):
+                if core.gossip.may_rest(now) and transport.is_clear and not self._has_commands():
                     # One wake-up for all that comes meanwhile: each takes the interpreter from the training.
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
@@ -673,7 +708,3 @@ def describe_peers(core: Core, now: Instant) -> list[PeerInfo]:
 
 def _where(record: PeerRecord) -> str:
     return str(record.endpoints[0]) if record.endpoints else "unknown"
-
-
-def _command_size(command: Command) -> int:
-    return len(command.body) if isinstance(command, Offer) else 0

@@ -26,6 +26,7 @@ from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResul
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey
 from node.tasks.task_set import TaskSet, unshared
+from protocol.errors import OutboxFull
 from protocol.host import Counters, Host, Received, Verdict
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
@@ -162,7 +163,7 @@ class NetworkExchange:
     def publish(self, groups: Sequence[Group]) -> None:
         """Hand the round's groups to the network thread, in their `shared_form`.
 
-        One that is too large is counted, not sent.
+        One that is too large, or that the network thread has no room for, is counted, not sent.
         """
         if self._demand.next_round(time.monotonic()):
             self._subscribe()
@@ -171,7 +172,7 @@ class NetworkExchange:
             if len(body) > self._max_bytes:
                 self._unsent["own_oversized"] += 1
                 continue
-            self._host.publish(body, topic_of_group(group))
+            self._publish(body, topic_of_group(group))
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read what the host has collected; a bad item costs its signer and nobody else."""
@@ -225,12 +226,19 @@ class NetworkExchange:
         told = {f"rewards/{task.key.name}/mean" for task in self._tasks.tasks if not unshared(task)}
         row = {key: value for key, value in row.items() if key in told or not key.startswith("rewards/")}
         if (report := self._reporter.after_round(row, model, time.time())) is not None:
-            self._host.publish(report, REPORTS_TOPIC)
+            self._publish(report, REPORTS_TOPIC)
+
+    def _publish(self, body: bytes, topic: bytes) -> None:
+        """Publish without waiting: the training does not wait for the network thread."""
+        try:
+            self._host.publish(body, topic, timeout=0.0)
+        except OutboxFull:
+            self._unsent["outbox_full"] += 1
 
     def traffic(self) -> Counters:
         """Return the host's counts."""
         counters = self._host.counters()
-        return replace(counters, rejected={**counters.rejected, **self._unsent}) if self._unsent else counters
+        return replace(counters, rejected=Counter(counters.rejected) + self._unsent) if self._unsent else counters
 
 
 def traffic_row(traffic: Counters) -> dict[str, object]:

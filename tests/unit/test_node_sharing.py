@@ -25,7 +25,8 @@ from node.tasks import Item, TaskKey, Wrapper
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
-from protocol.host import Received, Verdict
+from protocol.errors import OutboxFull
+from protocol.host import Counters, Received, Verdict
 from protocol.identity import id_of_bytes
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, TOPIC_BYTES
 
@@ -96,6 +97,7 @@ class _Host:
     def __init__(self) -> None:
         self.subscribed: list[tuple[frozenset[bytes], float]] = []
         self.published: list[tuple[bytes, bytes]] = []
+        self.is_full = False
         self.reports: list[tuple[Verdict, str]] = []
         self.inbox: list[Received] = []
         self.revoked: set[str] = set()
@@ -104,7 +106,10 @@ class _Host:
         assert beside <= topics
         self.subscribed.append((topics, demand))
 
-    def publish(self, body, topic) -> None:
+    def publish(self, body, topic, timeout) -> None:
+        assert timeout == 0.0
+        if self.is_full:
+            raise OutboxFull("no room")
         self.published.append((topic, body))
 
     def receive(self, limit) -> list[Received]:
@@ -116,6 +121,9 @@ class _Host:
 
     def is_revoked(self, node) -> bool:
         return node in self.revoked
+
+    def counters(self) -> Counters:
+        return Counters(0, 0, 0, 0, 0, 0, 0, {})
 
 
 def group(task=ONE) -> Group:
@@ -241,6 +249,14 @@ class AtHome(Wrapper):
     @property
     def key(self) -> TaskKey:
         return self.base.key
+
+
+def test_groups_that_the_network_thread_has_no_room_for_are_counted_and_the_training_goes_on() -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TaskSet([(ONE, 1.0)], WHOLE), max_completions=8, external=4)
+    host.is_full = True
+    exchange.publish([group(ONE), group(ONE)])
+    assert host.published == [] and exchange.traffic().rejected["outbox_full"] == 2
 
 
 def test_groups_of_a_task_that_is_not_shared_are_neither_sent_nor_taken_and_cost_nobody() -> None:

@@ -222,6 +222,23 @@ def test_nobody_waits_at_a_mailbox_for_longer_than_they_may() -> None:
     assert time.monotonic() >= began + 0.05
 
 
+@pytest.mark.parametrize(("max_items", "max_bytes"), [(2, 10), (10, 2)])
+def test_who_waits_for_room_in_a_mailbox_gets_it_when_something_is_taken_or_is_told_that_there_is_none(
+    max_items: int, max_bytes: int
+) -> None:
+    box: Mailbox[int] = Mailbox(max_items, max_bytes, lambda _: 1)
+    assert box.wait_to_put(0, 0.0) and box.wait_to_put(1, 0.0)
+    assert not box.wait_to_put(2, 0.0) and not box.wait_to_put(2, 0.05)
+    thread = threading.Thread(target=lambda: [box.wait_to_put(number, 60) for number in range(2, 100)])
+    thread.start()
+    taken: list[int] = []
+    while len(taken) < 100:
+        taken += box.take(10, timeout=60)
+        assert len(box) <= 2
+    thread.join(60)
+    assert taken == [*range(100)] and box.dropped == 0
+
+
 def test_a_mailbox_loses_nothing_between_threads() -> None:
     box: Mailbox[int] = Mailbox(100_000, 100_000, lambda _: 1)
 
