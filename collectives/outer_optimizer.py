@@ -172,8 +172,8 @@ class OuterRounds:
         Args:
             gradient: this member's pseudo-gradient, like the outer parameters; None contributes nothing.
             weight: this member's part of the mean: its inner steps or tokens, say.
-            begun_at: the `replacements` when the gradient's inner steps began; None: those of now. If there are more
-                by the time that it would count, it does not.
+            begun_at: the `replacements` when the gradient's inner steps began; None: those of now. The gradient does
+                not count if there are more by then.
 
         Raises:
             Aborted, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers: the last reason why the round was called

@@ -21,10 +21,14 @@ that it calls run there and then, before those that are queued: so it may wait f
 Sends and receives are begun where they are called. A receive from any source is begun by whoever waits for it, after
 those with its tag that were called before.
 
-**The end.** What a rank sends in its last operation may be on its way when it has nothing more to do. So the end of the
-world is a wait, too: `destroy_process_group`, or else the end of the program, waits until all ranks have come to their
-end or are lost, at most the group's `timeout`. A rank says when it has come to its end, and an operation that would
-need it later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give.
+**The end.** A rank that has nothing more to do may have sent something that another one has yet to take. So
+`destroy_process_group`, or else the end of the program, waits until all ranks have come to their end or are lost. The
+wait lasts at most the group's `timeout`. A rank says when it has come to its end, and an operation that would need it
+later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give.
+
+**Who may be a rank.** Ranks put the ids of fresh keys into torch's store, and only whoever proves to have one of these
+keys is let in. So what a stranger reads in the store is of no use to it. It can write there, too: until the ranks have
+met it could put its own id in the place of another. With a secret, which the store never sees, that is of no use.
 
 **CUDA tensors** are staged through pinned memory (`reduce.staging`). A work is over when its tensors are filled on the
 device, so `wait` blocks the caller and leaves nothing to wait for on a stream.
@@ -34,14 +38,13 @@ import atexit
 import hashlib
 import math
 import os
-import secrets
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from multiprocessing.util import Finalize
@@ -63,11 +66,12 @@ from collectives.reduce.kernels import Reduction, Scratch, combine, describe, fi
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
 from collectives.reduce.tensors import DTYPES, memory, publish_pieces, set_apart
 from collectives.types import WAN, Codec, Op, Protection
-from protocol.identity import NodeId
+from protocol.identity import Identity, NodeId
 
 log = structlog.get_logger()
 
 NAME = "gossamer"
+SECRET = "GOSSAMER_SECRET"  # of the environment
 DEVICES = ("cpu", "cuda")
 DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
@@ -100,12 +104,15 @@ class BackendError(Aborted, RuntimeError):
 class Options:
     """The options of `init_process_group(pg_options=)`; the same at all ranks.
 
-    `listen` is where other ranks dial this one; by default on loopback if `MASTER_ADDR` is, else on all interfaces.
+    `listen` is where other ranks dial this one; by default on loopback if `MASTER_ADDR` is, or if torchrun has started
+    all ranks on this machine, else on all interfaces. `secret` is what only the ranks know: 16 random bytes or more, by
+    default the environment's `GOSSAMER_SECRET`; without any, see above.
     """
 
     protection: Protection = Protection.AUTHENTICATED
     streams: int = 1
     listen: str = ""
+    secret: str | None = field(default=None, repr=False)
 
 
 class ProcessGroupGossamer(_TorchGroup):
@@ -989,38 +996,61 @@ def _is_failing() -> bool:
 
 
 def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
-    """Found a group by way of torch's store, or join it; return the members in the order of their ranks."""
-    listen = options.listen or ("tcp://127.0.0.1:0" if _is_loopback() else "tcp://0.0.0.0:0")
-    if rank == 0:
-        secret = secrets.token_hex(16)
-        comm = _connect((), listen, secret, options, timeout)
-        store.set("gossamer/founder", f"{secret} {comm.address}")
-    else:
-        secret, address = store.get("gossamer/founder").decode().split(" ")
-        comm = _connect([address], listen, secret, options, timeout)
-    store.set(f"gossamer/rank/{rank}", comm.node_id)
-    comm.wait_for(size, timeout)
-    comm.barrier(timeout)
-    members = [NodeId(store.get(f"gossamer/rank/{other}").decode()) for other in range(size)]
-    until = time.monotonic() + timeout
-    while not comm.data_plane.has_ways_to(frozenset(members)):
-        if time.monotonic() > until:
-            raise DeadlineExceeded(f"not all ranks can be reached in {timeout:g} s")
-        time.sleep(LOOK_S)
-    return comm, members
+    """Found a group by way of torch's store, or join it; return the members in the order of their ranks.
 
-
-def _connect(seeds: Sequence[str], listen: str, secret: str, options: Options, timeout: float) -> Communicator:
-    return Communicator.connect(
+    Raises:
+        BadArgument: the store has no ids of as many ranks, or some ranks have a secret and others have none.
+        DeadlineExceeded: the ranks did not meet in time.
+    """
+    identity, secret = Identity.generate(), os.environ.get(SECRET) if options.secret is None else options.secret
+    if secret is None and rank == 0:
+        log.info(
+            "the ranks have no secret",
+            who_can_join="whoever can write to torch's store while the ranks start",
+            remedy=f"set {SECRET} to the same random text at all ranks",
+        )
+    store.set(f"gossamer/rank/{rank}", f"{identity.node_id} {_SECRECY[secret is not None]}")
+    said = [store.get(f"gossamer/rank/{other}").decode(errors="replace").split(" ", 1) for other in range(size)]
+    for other, words in enumerate(said):
+        if words[1:] != [_SECRECY[secret is not None]]:
+            raise BadArgument(f"rank {rank} and rank {other}: set {SECRET} to the same text at all ranks, or at none")
+    members = [NodeId(words[0]) for words in said]
+    if members[rank] != identity.node_id or len(set(members)) < size:
+        raise BadArgument(f"rank {rank} of {size} has met another one with its number: give each a number of its own")
+    seeds = [f"{store.get('gossamer/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
+    is_local = _is_loopback() or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE") == str(size)
+    comm = Communicator.connect(
         "torch.distributed",
         seeds,
-        listen,
+        options.listen or ("tcp://127.0.0.1:0" if is_local else "tcp://0.0.0.0:0"),
+        identity=identity,
+        may_join=frozenset(members).__contains__,
         secret=secret,
+        closed=True,
         protection=options.protection,
         streams=options.streams,
         timeout=timeout,
         timing=WAN,  # a rank that loads a model may hold its interpreter for seconds
     )
+    try:
+        if rank == 0:
+            store.set("gossamer/founder", comm.address)
+        comm.wait_for(size, timeout)
+        comm.barrier(timeout)
+        for key in (f"gossamer/rank/{rank}", *(["gossamer/founder"] if rank == 0 else [])):
+            store.delete_key(key)  # another world may be made over the same store
+        until = time.monotonic() + timeout
+        while not comm.data_plane.has_ways_to(frozenset(members)):
+            if time.monotonic() > until:
+                raise DeadlineExceeded(f"not all ranks can be reached in {timeout:g} s")
+            time.sleep(LOOK_S)
+    except BaseException:
+        comm.leave()
+        raise
+    return comm, members
+
+
+_SECRECY = {False: "without a secret", True: "with a secret"}
 
 
 def _is_loopback() -> bool:

@@ -1,0 +1,153 @@
+"""How ranks meet by way of torch's store, and what a stranger who reaches that store can do: nothing, or too little."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from collectives import Communicator
+from collectives.errors import BadArgument, CollectiveError
+from collectives.torch_backend import MEETING, SECRET, Options, ProcessGroupGossamer, _meet
+from protocol.identity import Identity
+from tests.groups import together
+
+TIMEOUT_S = 30.0
+RANDOM = "0123456789abcdef0123456789abcdef"
+
+
+class Watched:
+    """A store whose every value somebody else has seen."""
+
+    def __init__(self, store):
+        self.store = store
+        self.seen = {}
+
+    def set(self, key, value):
+        self.seen[key] = value
+        self.store.set(key, value)
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+
+@pytest.fixture
+def stores(monkeypatch):
+    """torch's store, as three processes have it that reach its port."""
+    for name in ("MASTER_ADDR", "WORLD_SIZE", "LOCAL_WORLD_SIZE", SECRET):
+        monkeypatch.delenv(name, raising=False)
+    wait = timedelta(seconds=TIMEOUT_S)
+    first = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=wait)
+    others = [dist.TCPStore("127.0.0.1", first.port, is_master=False, timeout=wait) for _ in range(2)]
+    return [Watched(store) for store in (first, *others)]
+
+
+def meet(stores, options=(), timeout=TIMEOUT_S):
+    """Let two ranks meet; return what came of each: its communicator and the members, or an error."""
+    options = options or (Options(),) * 2
+    return together(*(lambda r=r: _meet(stores[r], r, 2, options[r], timeout) for r in range(2)))
+
+
+def leave(met):
+    for comm, _ in met:
+        comm.leave()
+
+
+def reduce(met):
+    ranks = [ProcessGroupGossamer(comm, "0", members, MEETING, TIMEOUT_S) for comm, members in met]
+    given = [torch.ones(3), torch.ones(3)]
+    together(*(lambda r=r, x=x: r.allreduce([x], None).wait() for r, x in zip(ranks, given, strict=True)))
+    return given
+
+
+@pytest.mark.parametrize("secret", [None, RANDOM])
+def test_who_reads_all_that_was_ever_in_the_store_does_not_join(stores, secret):
+    met = meet(stores, (Options(secret=secret),) * 2)
+    seen = {key: value for store in stores for key, value in store.seen.items()}
+    assert seen.keys() == {"gossamer/rank/0", "gossamer/rank/1", "gossamer/founder"}
+    assert all(members == met[0][1] for _, members in met)
+    ids = {key: value.split(" ")[0] for key, value in seen.items()}
+    assert [ids["gossamer/rank/0"], ids["gossamer/rank/1"]] == [comm.node_id for comm, _ in met]
+    for guess in (None, *seen.values(), *ids.values()):
+        with pytest.raises(CollectiveError):
+            Communicator.connect(
+                "torch.distributed",
+                [ids["gossamer/founder"]],
+                secret=guess,
+                protection=Options().protection,
+                timeout=0.5,
+            )
+    assert {comm.world_size for comm, _ in met} == {2}
+    leave(met)
+
+
+@pytest.mark.parametrize("secret", [None, RANDOM])
+def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_secret(stores, secret):
+    stranger = Identity.generate()
+
+    def take_the_place():
+        """Be rank 1 for rank 0, before the real one is there."""
+        stores[2].set("gossamer/rank/1", f"{stranger.node_id} {'with' if secret else 'without'} a secret")
+        address = stores[2].get("gossamer/founder").decode()
+        options = {"identity": stranger, "protection": Options().protection, "closed": True}
+        with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
+            return comm.world_size
+
+    founder, joined = together(lambda: _meet(stores[0], 0, 2, Options(secret=secret), 3), take_the_place)
+    assert isinstance(founder, CollectiveError)
+    assert isinstance(joined, CollectiveError) if secret else joined == 2  # as docs/torch.md says
+
+
+def test_a_secret_of_the_environment_is_that_of_all_ranks_and_is_not_shown(stores, monkeypatch):
+    monkeypatch.setenv(SECRET, RANDOM)
+    met = meet(stores)
+    assert {comm.world_size for comm, _ in met} == {2}
+    assert RANDOM not in repr(Options(secret=RANDOM))
+    leave(met)
+
+
+def test_a_rank_that_alone_has_a_secret_is_told_so_at_once(stores):
+    for error in meet(stores, (Options(secret=RANDOM), Options())):
+        assert isinstance(error, BadArgument)
+        assert f"set {SECRET} to the same text at all ranks, or at none" in str(error)
+
+
+def test_a_rank_whose_number_another_process_has_too_is_told_so(stores):
+    other = f"{Identity.generate().node_id} without a secret"
+    stores[0].set = lambda key, _: stores[0].store.set(key, other)
+    stores[1].set("gossamer/rank/1", other)
+    with pytest.raises(BadArgument, match="give each a number of its own"):
+        _meet(stores[0], 0, 2, Options(), TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"MASTER_ADDR": "box", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, "127.0.0.1"),
+        ({"MASTER_ADDR": "box", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2"}, None),
+        ({"MASTER_ADDR": "box"}, None),
+    ],
+    ids=["loopback", "torchrun on one machine", "torchrun on two", "unknown"],
+)
+def test_ranks_of_one_machine_listen_on_loopback(stores, monkeypatch, environment, host):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    met = meet(stores)
+    assert all((comm.address.split(":")[1] == f"//{host}") is (host is not None) for comm, _ in met)
+    leave(met)
+
+
+def test_a_store_serves_one_world_after_the_other(stores):
+    for _ in range(3):
+        met = meet(stores)
+        assert [x.tolist() for x in reduce(met)] == [[2.0] * 3] * 2
+        leave(met)
+
+
+def test_the_log_says_who_can_join_a_world_without_a_secret(stores, capsys):
+    leave(meet(stores))
+    said = capsys.readouterr().out
+    assert "whoever can write to torch's store while the ranks start" in said and SECRET in said
+    leave(meet(stores, (Options(secret=RANDOM),) * 2))
+    assert "secret" not in capsys.readouterr().out
