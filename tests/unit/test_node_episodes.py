@@ -460,7 +460,7 @@ def test_a_task_whose_episodes_nobody_can_play_again_trains_its_own_node_and_is_
     loop, samples = one_round(tmp_path, secret, peer)
     assert len(samples) == 2 and peer.published == []
     assert GroupReader(loop.tasks, GroupBounds(8, 1000)).topics == frozenset()
-    assert len(GroupReader(TaskSet([(Echo(), 1.0)]), GroupBounds(8, 1000)).topics) == 1
+    assert GroupReader(TaskSet([(Echo(), 1.0)]), GroupBounds(8, 1000)).topics
 
 
 GAME = """
