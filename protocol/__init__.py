@@ -10,7 +10,7 @@ host         the network thread, and the way to it
 events       the cores' events and actions        config     limits, timing, clocks
 notices      what a person is told in the log     identity   keys and node ids
 value        immutable values                     lru        bounded mappings
-storage      files that survive a crash           shelf      items that wait on disk
+storage      files that survive a crash
 errors       what is raised
 
 wire/        messages as bytes                    gossip/     getting items around

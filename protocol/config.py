@@ -80,9 +80,8 @@ class Limits:
     inbox_items: int = 4096  # received and not yet taken by the node
     inbox_bytes: int = 64 * MIB  # beyond them an item waits in the store
     # Items kept for peers that still lack them, and as much again of items that are being fetched. 16 nodes that
-    # publish 5 MB each are 80 MB. What is beyond that waits on the shelf, if there is one.
+    # publish 5 MB each are 80 MB.
     held_bytes: int = 256 * MIB
-    shelf_bytes: int = 4096 * MIB
     # 32 completions of 16 thousand tokens are some 2 MiB of text. This is eight times as much.
     max_item_bytes: int = 16 * MIB
 
@@ -182,7 +181,6 @@ class Limits:
     # Items held. One takes some 700 bytes beside its frame, so `held_bytes` does not bound the smallest items well. It
     # is below `max_seen`, so that what is held does not come twice.
     max_held: int = 1 << 15
-    max_coming_bytes: int = 32 * MIB  # on their way from the shelf: two of the largest items
     max_partials: int = 256  # large items begun, each with an outline of 4 KiB for 16 MiB
     max_rows: int = 1 << 20  # of the ledger, of all peers: some 200 MB
     max_peer_rows: int = 4096
@@ -344,36 +342,6 @@ class OpenGate:
         """See `Gate.lost`."""
 
 
-class Shelf(Protocol):
-    """Keeps the items that the memory has no room for. No method waits."""
-
-    def put(self, item: bytes, frame: bytes) -> bool:
-        """Keep a frame under the id of its item; False if there is no room for it just now."""
-        ...
-
-    def fetch(self, item: bytes) -> None:
-        """Bring a frame: a `Fetched` follows."""
-        ...
-
-    def drop(self, item: bytes) -> None:
-        """Keep it no longer."""
-        ...
-
-
-class NoShelf:
-    """The shelf of a node without a disk: there is no room."""
-
-    def put(self, item: bytes, frame: bytes) -> bool:
-        """See `Shelf.put`."""
-        return False
-
-    def fetch(self, item: bytes) -> None:
-        """See `Shelf.fetch`: nothing is there."""
-
-    def drop(self, item: bytes) -> None:
-        """See `Shelf.drop`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Setup:
     """A node of `swarm` (16 bytes).
@@ -392,5 +360,4 @@ class Setup:
     grant: bytes = b""
     manifest: bytes | None = None
     gate: Gate = field(default_factory=OpenGate)
-    shelf: Shelf = field(default_factory=NoShelf)
     reader: RecordReader = field(default_factory=RecordReader)

@@ -33,7 +33,6 @@ from protocol.events import (
     Dial,
     Discard,
     Expel,
-    Fetched,
     FillLink,
     GossipAction,
     Got,
@@ -213,7 +212,7 @@ class Core:
                 return self._arrived(link, frame, now)
             case Offer(body, hashes):
                 return self._offer(body, hashes, now)
-            case Subscribe() | Fetched() | Bring():
+            case Subscribe() | Bring():
                 return self._items(self.gossip.handle(event, now), now)
             case Opened(link) | Accepted(link):
                 self._ended.pop(link)

@@ -330,19 +330,8 @@ class Heard:
 
 
 @value
-class Fetched:
-    """The frame of an item came from the shelf. An empty one says that it was lost there."""
-
-    id: ItemId
-    frame: bytes
-
-
-@value
 class Bring:
-    """The node has room now for an item that came when it had none. `Deliver` follows if the item is in memory.
-
-    If it is on the shelf, it is fetched. Ask again after the next `Fetched`.
-    """
+    """The node has room now for an item that came when it had none. `Deliver` follows if the item is still held."""
 
     id: ItemId
 
@@ -438,9 +427,7 @@ NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | RefusedEarly 
 News = Moved | PortMapped | Neighbour  # of where we are
 MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
-GossipEvent = (
-    PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Fetched | Bring | Discard | Tick
-)
+GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Fetched | Bring | News | Revoked | Stored | Offer | Subscribe | Report | Tick
+CoreEvent = NetworkEvent | Bring | News | Revoked | Stored | Offer | Subscribe | Report | Tick
 CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix | OtherVersion

@@ -49,7 +49,6 @@ from protocol.limits.networks import scope_of
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
 from protocol.notices import Notices
-from protocol.shelf import DiskShelf
 from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import own_hosts
 from protocol.transport.zeromq import ZmqTransport
@@ -115,22 +114,24 @@ class Mailbox(Generic[T]):
     def wait_to_put(self, item: T, timeout: float) -> bool:
         """Append an item once there is room for it; False if there was none for `timeout` seconds."""
         with self._lock:
-            if not self._emptied.wait_for(lambda: self._fits(self._size_of(item)), timeout):
+            size = self._size_of(item)
+            if not self._emptied.wait_for(
+                lambda: len(self._items) < self._max_items and self._has_bytes(size), timeout
+            ):
                 return False
             self._items.append(item)
-            self._bytes += self._size_of(item)
+            self._bytes += size
             if len(self._items) >= self._awaited:
                 self._filled.notify()
             return True
 
     def has_room(self, size: int) -> bool:
-        """Tell whether an item of so many bytes fits without dropping another. An empty mailbox takes any item."""
+        """Tell whether so many bytes more fit without dropping an item for them. An empty mailbox takes any item."""
         with self._lock:
-            return self._fits(size)
+            return self._has_bytes(size)
 
-    def _fits(self, size: int) -> bool:
-        has_place = len(self._items) < self._max_items and self._bytes + size <= self._max_bytes
-        return not self._items or has_place
+    def _has_bytes(self, size: int) -> bool:
+        return not self._items or self._bytes + size <= self._max_bytes
 
     def drop_oldest(self) -> None:
         """Drop the oldest item and count it. If there is none, count one that never got in."""
@@ -224,15 +225,14 @@ class Host:
         uses: UseLog | None = None,
         revocations: Path | None = None,
         advertise: Sequence[str] = (),
-        shelf: Path | None = None,
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
         `swarm` is the swarm's id (16 bytes). `listen` is "tcp://HOST:PORT" (port 0: any), or None for a node that
         nobody can dial. `advertise` are the endpoints to tell peers instead, for a node behind a forwarded port.
-        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`. `shelf` is
-        the folder for items that memory has no room for. `uses` keeps the gate's uses of invites on disk, if given.
-        `revocations` is the file of the revocation list: a list that a person puts there is told to the swarm.
+        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`. `uses` keeps
+        the gate's uses of invites on disk, if given. `revocations` is the file of the revocation list: a list that a
+        person puts there is told to the swarm.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -241,8 +241,6 @@ class Host:
         if len(swarm) != SWARM_BYTES:
             raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
         self._setup = Setup(identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or OpenGate())
-        self._shelf_folder = shelf
-        self._shelf: DiskShelf | None = None
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
         self._advertise = tuple(Endpoint.parse(text) for text in advertise)
         self._seeds = tuple(seeds)
@@ -297,9 +295,6 @@ class Host:
         rng = random.Random()  # spreads load in time; no secret depends on it
         book.load(saved_records(saved, setup.swarm), now, rng)
         endpoints = self._endpoints(transport)
-        if self._shelf_folder is not None:
-            self._shelf = DiskShelf(self._shelf_folder, self._disk, transport.wake)
-            setup = replace(setup, shelf=self._shelf)
         core = Core(replace(setup, endpoints=endpoints), book, rng, now)
         self._transport, self._core = transport, core
         driver = self._driver = Driver(core, transport, read_clock, self._receive)
@@ -495,9 +490,6 @@ class Host:
             self._transport.wake()
         if self._thread is not None:
             self._thread.join()
-        if self._shelf is not None:
-            self._shelf.end()
-            self._shelf = None
         self._disk.shutdown()
 
     def _endpoints(self, transport: ZmqTransport) -> tuple[Endpoint, ...]:
@@ -541,7 +533,6 @@ class Host:
                     # One wake-up for all that comes meanwhile: each takes the interpreter from the training.
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
-                self._take_fetched(driver)
                 self._take_later(core, driver)
                 self._take_wish(driver)
                 self._keep_uses(driver, now)
@@ -598,25 +589,19 @@ class Host:
             first = next(iter(self._later))
             size = core.gossip.size(first)
             if not size:
-                del self._later[first]  # the store had no room either
-                self._inbox.drop_oldest()
-            elif not self._inbox.has_room(size):
-                return
-            else:
+                del self._later[first]
+                self._inbox.dropped += 1  # the store had no room either
+            elif self._inbox.has_room(size):
                 driver.feed(Bring(first))
-                if first in self._later:
-                    return  # it is on its way from the shelf
+                self._later.pop(first, None)  # in any case: a defect must not keep the thread here
+            else:
+                return
 
     def _take_wish(self, driver: Driver) -> None:
         """Tell the core what the node wants, if that is news."""
         if (wish := self._wish) is not None and wish is not self._told:
             self._told = wish
             driver.feed(wish)
-
-    def _take_fetched(self, driver: Driver) -> None:
-        """Tell the core what came from the shelf."""
-        for fetched in self._shelf.take() if self._shelf is not None else ():
-            driver.feed(fetched)
 
     def _keep_uses(self, driver: Driver, now: Instant) -> None:
         """Have uses of invites written on the disk's thread, one batch at a time, and tell the core when they are."""

@@ -35,7 +35,6 @@ from protocol.transport.port_mapping import Mapping, PortMapping
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
-ITEMS_FOLDER = "items"  # what other nodes may still ask for; of this run only
 # Connections that a node that only relays keeps to nodes that nobody can dial: so many take a twelfth of a core.
 RELAY_CALLERS = 2048
 
@@ -157,7 +156,6 @@ def _start(
             grant=load_grant(folder),
             manifest=manifest.encoded if manifest else None,
             advertise=network.advertise,
-            shelf=folder / ITEMS_FOLDER,
             gate=gate,
             uses=uses,
             revocations=folder / REVOCATIONS_FILE if manifest else None,

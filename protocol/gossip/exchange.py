@@ -51,7 +51,6 @@ from protocol.events import (
     ChunkArrived,
     Deliver,
     Discard,
-    Fetched,
     GossipAction,
     GossipEvent,
     Got,
@@ -136,7 +135,7 @@ class Gossip:
         self._seen: Expiring[ItemId, NodeId] = Expiring(
             limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
         )
-        self._store = Store(own, limits, setup.shelf)
+        self._store = Store(own, limits)
         self._ledger = ItemLedger(lambda item_id: item_id in self._wants, limits)
         self._wants = Wants(self._ledger, setup.timing, limits, rng)
         self._max_item = HEAD_BYTES + ITEM_OVERHEAD_BYTES + limits.max_item_bytes
@@ -150,7 +149,7 @@ class Gossip:
 
     @property
     def held_bytes(self) -> int:
-        return self._store.in_memory
+        return self._store.held_bytes
 
     @property
     def wanted(self) -> int:
@@ -158,7 +157,7 @@ class Gossip:
         return len(self._wants)
 
     def size(self, item_id: ItemId) -> int:
-        """Return the bytes of an item's frame, in memory or on the shelf; 0 if it is not here."""
+        """Return the bytes of an item's frame, 0 if it is not here."""
         entry = self._store.entry(item_id)
         return entry.size if entry is not None else 0
 
@@ -196,7 +195,7 @@ class Gossip:
         self._store.withdraw_signed(is_by)
         self._wants.forget_signed(is_by)
 
-    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # noqa: C901  # an arm an event
+    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # an arm an event
         """Advance by one event."""
         match event:
             case Got(node, item):
@@ -216,10 +215,9 @@ class Gossip:
             case Subscribe(topics, demand, beside):
                 is_news = self._appetite.subscribe(topics, demand, now, beside)
                 return self._tell_interest(self._peers) if is_news else []
-            case Fetched(item_id, frame):
-                return self._fetched(item_id, frame)
             case Bring(item_id):
-                return self._bring(item_id)
+                held = self._store.get(item_id)
+                return [Deliver(held, again=True)] if held is not None else []
             case Discard(item_id):
                 self._store.withdraw(item_id)
             case Tick():
@@ -385,7 +383,7 @@ class Gossip:
         return Serve(node)
 
     def _has(self, place: Place) -> bool:
-        """Tell whether a WANT can be answered with what it names, from memory or from the shelf."""
+        """Tell whether a WANT can be answered with what it names."""
         item_id, part = place
         entry, partial = self._store.entry(item_id), self._wants.partial(item_id)
         if entry is not None:
@@ -394,23 +392,21 @@ class Gossip:
         return partial is not None and (part == WHOLE or part in partial.chunks)
 
     def serve(self, node: NodeId, now: Instant) -> Item | ItemOutline | ItemChunk | DontHave | None:
-        """Return what a peer's free line carries next; None if nothing waits for it, or all of that is on the shelf."""
+        """Return what a peer's free line carries next; None if nothing waits for it."""
         peer = self._peers.get(node)
-        if peer is None:
+        if peer is None or not peer.waiting:
             return None
         # The chunk that was given to fewest goes first, so more peers can pass it on.
-        chunks = sorted(islice(peer.chunks, LOOKED_AT), key=lambda place: self._given.get(place) or 0)
-        for place in (*islice(peer.items, LOOKED_AT), *chunks):
-            found = self._find(place)
-            if found is None and self._store.fetch(place.item):
-                continue  # it comes from the shelf
-            peer.drop(place)
-            if found is None:
-                return DontHave((place.item,))
-            peer.gave_at = now.steady
-            self._given.set(place, 1 + (self._given.get(place) or 0))
-            return found
-        return None
+        place = next(iter(peer.items), None) or min(
+            islice(peer.chunks, LOOKED_AT), key=lambda chunk: self._given.get(chunk) or 0
+        )
+        peer.drop(place)
+        found = self._find(place)
+        if found is None:
+            return DontHave((place.item,))
+        peer.gave_at = now.steady
+        self._given.set(place, 1 + (self._given.get(place) or 0))
+        return found
 
     def _find(self, place: Place) -> Item | ItemOutline | ItemChunk | None:
         """Return what a WANT is answered with, if it is here."""
@@ -423,19 +419,6 @@ class Gossip:
         if partial is not None:
             return ItemOutline(partial.outline.head, partial.outline.hashes) if part == WHOLE else partial.chunk(part)
         return None
-
-    def _fetched(self, item_id: ItemId, frame: bytes) -> list[GossipAction]:
-        """Give what waited for the shelf."""
-        self._store.fetched(item_id, frame)
-        # By lot: the first one takes the room that there is to bring more from the shelf.
-        waiting = [node for node, peer in self._peers.items() if peer.waiting]
-        return [Serve(node) for node in self._rng.sample(waiting, len(waiting))]
-
-    def _bring(self, item_id: ItemId) -> list[GossipAction]:
-        if (item := self._store.get(item_id)) is not None:
-            return [Deliver(item, again=True)]
-        self._store.fetch(item_id)
-        return []
 
     # Asking
 

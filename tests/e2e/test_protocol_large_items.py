@@ -127,16 +127,3 @@ def test_what_does_not_unpack_does_not_end_a_wait_for_what_does() -> None:
         wait_until(lambda: victim.counters().rejected == {"malformed": 1}, 20)
         peer.send(peer.frame(Kind.ITEM, b"good"))
         assert [item.body for item in waiting.result(20)] == [b"good"]
-
-
-def test_what_the_memory_has_no_room_for_waits_on_disk_and_is_given_from_there(tmp_path: Path) -> None:
-    folder = tmp_path / "items"
-    limits = Limits(held_bytes=2 << 20)
-    with running(limits=limits, shelf=folder) as (maker, address):
-        bodies = [os.urandom(1 << 20) for _ in range(6)]
-        for body in bodies:
-            maker.publish(body)
-        wait_until(lambda: len(list(folder.glob("*"))) >= 4, 20, "files on disk")
-        with running(address) as (reader, _):
-            assert {item.body for item in collect(reader, len(bodies), timeout=60)} == set(bodies)
-    assert list(folder.glob("*")) == []

@@ -4,9 +4,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from concurrent.futures import Executor, Future
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,7 +17,6 @@ from protocol.events import (
     ChunkArrived,
     Deliver,
     Discard,
-    Fetched,
     Got,
     Heard,
     Item,
@@ -37,7 +34,6 @@ from protocol.gossip.exchange import CATCH_UP_S, DRAWS, MOST_PACES, Gossip
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.identity import Identity, NodeId, id_of_bytes
-from protocol.shelf import DiskShelf
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_IDS,
@@ -482,29 +478,8 @@ def test_a_large_item_of_another_topic_than_was_announced_is_not_fetched_again()
 # The store
 
 
-class Shelf:
-    """A shelf in memory that brings what it is asked for when it is told to."""
-
-    def __init__(self, room: int = 1 << 30) -> None:
-        self.room = room
-        self.frames: dict[bytes, bytes] = {}
-        self.asked: list[bytes] = []
-
-    def put(self, item: bytes, frame: bytes) -> bool:
-        if sum(map(len, self.frames.values())) + len(frame) > self.room:
-            return False
-        self.frames[item] = frame
-        return True
-
-    def fetch(self, item: bytes) -> None:
-        self.asked.append(item)
-
-    def drop(self, item: bytes) -> None:
-        del self.frames[item]
-
-
-def store(in_memory: int, on_shelf: int = 0, shelf: Shelf | None = None) -> Store:
-    return Store(ME, Limits(held_bytes=in_memory, shelf_bytes=on_shelf), shelf or Shelf(0))
+def store(held_bytes: int) -> Store:
+    return Store(ME, Limits(held_bytes=held_bytes))
 
 
 def ids(held: Store) -> list[ItemId]:
@@ -515,9 +490,9 @@ def test_held_items_are_bounded_in_bytes_and_number_and_one_that_comes_again_cou
     held = store(1000)
     for number in range(20):
         held.add(item(number), at(0))
-    assert held.in_memory == 1000 and name(9) not in ids(held) and name(10) in ids(held)
+    assert held.held_bytes == 1000 and name(9) not in ids(held) and name(10) in ids(held)
     held.add(item(19), at(1))
-    assert held.in_memory == 1000 and len(ids(held)) == 10
+    assert held.held_bytes == 1000 and len(ids(held)) == 10
     tiny = store(1 << 30)
     for number in range(LIMITS.max_held + 5):
         tiny.add(item(number, 1), at(0))
@@ -529,164 +504,30 @@ def test_what_we_signed_stays_while_other_items_come() -> None:
     held.add(item(0, signer=ME), at(0))
     for number in range(1, 40):
         held.add(item(number), at(0))
-    assert name(0) in ids(held) and name(1) not in ids(held) and held.in_memory == 1000
+    assert name(0) in ids(held) and name(1) not in ids(held) and held.held_bytes == 1000
     for number in range(100, 120):
         held.add(item(number, signer=ME), at(0))
-    assert held.in_memory == 1000 and name(0) not in ids(held)
+    assert held.held_bytes == 1000 and name(0) not in ids(held)
 
 
-def test_what_was_not_used_for_longest_moves_to_the_shelf_and_the_oldest_there_goes_for_good() -> None:
-    shelf = Shelf()
-    held = store(1000, 500, shelf)
-    for number in range(10):
-        held.add(item(number), at(0))
-    held.get(name(0))
-    for number in range(10, 15):
-        held.add(item(number), at(0))
-    assert set(shelf.frames) == {name(number) for number in range(1, 6)}
-    assert (held.in_memory, held.on_shelf, len(ids(held))) == (1000, 500, 15)
-    held.add(item(15), at(0))
-    assert name(1) not in ids(held) and name(6) in shelf.frames and held.on_shelf == 500
-    assert held.get(name(6)) is None and held.fetch(name(6)) and held.fetch(name(6)) and shelf.asked == [name(6)]
-    held.fetched(name(6), bytes(100))
-    assert held.get(name(6)) == item(6) and held.in_memory == 1000
-    held.expire(at(4000))
-    assert (len(ids(held)), held.in_memory, held.on_shelf) == (0, 0, 0) and shelf.frames == {}
-
-
-def test_the_shelf_brings_a_bounded_number_of_bytes_at_a_time() -> None:
-    shelf = Shelf()
-    held = Store(ME, Limits(held_bytes=100, shelf_bytes=10_000, max_coming_bytes=250), shelf)
-    for number in range(10):
-        held.add(item(number), at(0))
-    for number in range(9):
-        assert held.fetch(name(number)) and held.fetch(name(number))
-    assert shelf.asked == [name(0), name(1), name(2)]
-    held.fetched(name(0), b"")  # lost there
-    assert not held.fetch(name(0))
-    assert held.fetch(name(4)) and held.fetch(name(5)) and shelf.asked[3:] == [name(4)]
-
-
-def test_the_node_is_brought_what_came_before_it_had_room_from_memory_or_from_the_shelf() -> None:
-    shelf, limits = Shelf(), Limits(held_bytes=9000)
-    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
+def test_the_node_is_brought_what_came_before_it_had_room_unless_the_store_let_it_go() -> None:
+    limits = Limits(held_bytes=9000)
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits), random.Random(1), at(0))
     for number in (1, 2):
         core.handle(Publish(item(number, 5000)), at(0))
     assert core.handle(Bring(name(2)), at(0)) == [Deliver(item(2, 5000), again=True)]
-    assert core.size(name(1)) == 5000 and core.handle(Bring(name(1)), at(0)) == []
-    assert shelf.asked == [name(1)] and core.handle(Fetched(name(1), item(1, 5000).frame), at(1)) == []
-    assert core.handle(Bring(name(1)), at(1)) == [Deliver(item(1, 5000), again=True)]
-    assert core.size(name(3)) == 0 and core.handle(Bring(name(3)), at(1)) == []
+    assert core.size(name(1)) == 0 and core.handle(Bring(name(1)), at(0)) == []
 
 
-def test_who_asks_for_much_of_what_is_on_the_shelf_does_not_keep_it_from_others() -> None:
-    """The peer that had come first was always the first to be brought something, whatever others waited for."""
-    shelf, limits = Shelf(), Limits(held_bytes=9000, max_coming_bytes=5000)
-    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
-    for peer in (A, B):
-        core.handle(PeerUp(peer), at(0))
-        core.handle(Heard(peer, Interest(None, announce_only=True)), at(0))
-    for number in range(60):
-        core.handle(Publish(item(number, 5000, ME)), at(0))
-    actions = core.handle(want(A, *map(name, range(50))), at(0)) + core.handle(want(B, name(50)), at(0))
-    given = list[NodeId]()
-    while B not in given:
-        for node in queued(actions):
-            given += [node for _ in all_given(core, node, 1)]
-        brought = shelf.asked[-1]
-        actions = core.handle(Fetched(brought, shelf.frames[brought]), at(1))
-    assert len(given) < 10
-
-
-def test_an_item_that_the_shelf_lost_is_held_no_more_and_a_full_shelf_is_none() -> None:
-    held = store(100, 1000, Shelf())
-    held.add(item(1), at(0))
-    held.add(item(2), at(0))
-    held.fetch(name(1))
-    held.fetched(name(1), b"")
-    assert name(1) not in ids(held) and held.on_shelf == 0
-    full = store(100, 1000, Shelf(0))
-    full.add(item(1), at(0))
-    full.add(item(2), at(0))
-    assert name(1) not in ids(full) and name(2) in ids(full)
-
-
-@pytest.mark.parametrize("signer", [A, ME])
-def test_a_shelf_that_takes_nothing_for_a_while_keeps_what_it_has(signer: NodeId) -> None:
-    shelf = Shelf(room=5000)
-    held = store(1000, 5000, shelf)
-    for number in range(70):
-        held.add(item(number, signer=signer), at(0))
-    assert set(shelf.frames) == {name(number) for number in range(50)}
-    assert (held.in_memory, held.on_shelf, len(ids(held))) == (1000, 5000, 60)
-    small = store(1000, 50, shelf)
-    for number in range(100, 120):
-        small.add(item(number, signer=signer), at(0))
-    assert len(ids(small)) == 10 and name(119) in ids(small)
-
-
-class AtOnce(Executor):
-    """Does a job when it is given."""
-
-    def submit(self, job, /, *words, **_):
-        job(*words)
-        return Future()
-
-
-def test_a_disk_that_was_full_is_tried_again_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = DiskShelf(tmp_path / "items", AtOnce(), lambda: None)
-    (tmp_path / "items").rmdir()
-    assert shelf.put(name(1), b"frame")
-    assert not shelf.put(name(2), b"frame") and shelf.take() == []
-    (tmp_path / "items").mkdir()
-    monkeypatch.setattr("protocol.shelf.RETRY_S", 0.0)
-    assert shelf.put(name(2), b"frame")
-    shelf.fetch(name(1))
-    shelf.fetch(name(2))
-    assert shelf.take() == [Fetched(name(1), b""), Fetched(name(2), b"frame")]
-
-
-def test_what_is_on_the_shelf_is_of_one_run_and_nothing_else_in_its_folder_is_touched(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "items").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / name(1).hex()).write_bytes(b"of a run that was killed")
-    (tmp_path / "disk" / "notes").write_bytes(b"a person's")
-    shelf = DiskShelf(tmp_path / "items", AtOnce(), lambda: None)
-    assert shelf.put(name(2), b"frame")
-    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"notes", name(2).hex()}
-    shelf.end()
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["notes"]
-
-
-def test_what_a_peer_wants_that_is_on_the_shelf_is_brought_and_waits_for_its_line_again() -> None:
-    shelf, limits = Shelf(), Limits(held_bytes=9000)
-    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
+def test_what_a_peer_waits_for_and_the_store_let_go_is_told_to_be_here_no_more() -> None:
+    limits = Limits(held_bytes=9000)
+    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits), random.Random(1), at(0))
     core.handle(PeerUp(A), at(0))
-    for number in (1, 2):
-        core.handle(Publish(item(number, 8000, ME)), at(0))
-        core.serve(A, at(0))
-    assert name(1) in shelf.frames
+    core.handle(Heard(A, Interest(None, announce_only=True)), at(0))
+    core.handle(Publish(item(1, 8000, ME)), at(0))
     assert queued(core.handle(want(A, name(1)), at(1))) == [A]
-    assert core.serve(A, at(1)) is None and shelf.asked == [name(1)]
-    assert said(Busy, core.handle(Tick(), at(4))) == [(A, Busy(()))]
-    assert queued(core.handle(Fetched(name(1), shelf.frames[name(1)]), at(5))) == [A]
-    assert core.serve(A, at(5)) == item(1, 8000, ME)
-    core.handle(want(A, name(2)), at(600))
-    assert core.serve(A, at(600)) is None
-    assert queued(core.handle(Fetched(name(2), b""), at(601))) == [A]  # the disk is broken
-    assert all_given(core, A, 601) == [DontHave((name(2),))]
-
-
-def test_an_outline_is_given_without_its_item_and_a_chunk_once_that_is_brought() -> None:
-    shelf, limits, (large, outline) = Shelf(), Limits(held_bytes=CHUNK_BYTES), large_item()
-    core = Gossip(ME, Setup(OWNER, b"a swarm of tests", limits=limits, shelf=shelf), random.Random(1), at(0))
-    core.handle(PeerUp(A), at(0))
-    core.handle(Publish(large), at(0))
-    assert list(shelf.frames) == [large.id]
-    core.handle(want(A, large.id), at(1))
-    assert core.serve(A, at(1)) == ItemOutline(outline.head, outline.hashes) and shelf.asked == []
-    core.handle(want(A, large.id, chunks=(1,)), at(2))
-    assert core.serve(A, at(2)) is None and shelf.asked == [large.id]
+    core.handle(Publish(item(2, 8000, ME)), at(1))
+    assert all_given(core, A, 1) == [DontHave((name(1),))]
 
 
 # Peers that come, and what was lost
