@@ -272,12 +272,12 @@ class SamplingConfig(Section):
         "answers alone; 'gentle' and 'rare' vary 'positive': docs/sharing.md",
     )
     max_surprise: float = Field(
-        0.0,
+        3.0,
         ge=0,
         le=700,
         description="nats: a peer's completion is left out where this policy would say a token as unlikely as its "
         "least likely one in less than exp(-max_surprise) of such completions; 3 leaves out a twentieth of what this "
-        "policy says itself, and other manners more often; costs a forward pass; 0, the default: no bound",
+        "policy says itself, and other manners more often; costs a forward pass; 0: no bound",
     )
     max_length_ratio: float = Field(
         2.0,

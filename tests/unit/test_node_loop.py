@@ -589,14 +589,14 @@ def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_dra
     assert row["swarm/too_surprising"] == 5 and row["tokens_scored"] == 3 * len(texts)
 
 
-def test_by_default_no_answer_is_left_out_for_its_likelihood(
-    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("surprise", "taken"), [(2.9, ["zz"]), (3.1, [])])
+def test_by_default_an_answer_is_left_out_that_this_policy_would_say_once_in_twenty_answers_or_less(
+    surprise: float, taken: list[str], policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bound does not tell another honest manner from a slogan: it starves nodes, and a slogan can be chosen."""
-    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [700.0] * len(rows))
+    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [surprise] * len(rows))
     default = SamplingConfig().max_surprise
-    row, drawn, said = drawn_by(policy, tmp_path, {"peer": [sent(1, "zz", "1")]}, max_surprise=default)
-    assert (drawn, said, row.get("tokens_scored", 0)) == (["zz"], [], 0)
+    row, drawn, _ = drawn_by(policy, tmp_path, {"peer": [sent(1, "zz", "1")]}, max_surprise=default)
+    assert (drawn, row["swarm/too_surprising"]) == (taken, int(not taken))
 
 
 @pytest.mark.parametrize(("own", "why"), [(("1", "22"), "over_long"), (("123456", "654321"), "too_surprising")])
