@@ -105,7 +105,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     table = to_markdown(lines, lab)
     target = results or folder
     write_results(target, lab.name, table, to_json(found, lines, lab))
-    drawn = plot([one for one in found if not arm or one.arm in arm], target, lab.name)
+    drawn = plot([one for one in found if not arm or one.arm in arm], target, lab.name, lab.config.central)
     print(f"\n{table}\nwritten to {target}: {', '.join([f'{lab.name}.md', f'{lab.name}.json', *drawn])}")
 
 

@@ -41,10 +41,10 @@
     nodes = 4
     settings.policy.model = "examples/bases/middling-64"
 
-A run is one arm on one base under one seed, with the base's settings over the file's, the arm's preset over both, then
-the arm's settings, and a part's over all. `--set settings.KEY=VALUE` is also over a base's; where an arm or a part sets
-the same key it is refused. All are checked before the first begins. The results of an arm in parts are followed by
-those of each part.
+A run is one arm on one base under one seed. A base's settings are over the file's, an arm's preset is over both, and
+its settings over all three; a part's are over an arm's. `--set settings.KEY=VALUE` is also over a base's. Where an arm
+or a part sets the same key it is refused. All are checked before the first begins. The results of an arm in parts are
+followed by those of each part.
 """
 
 import difflib

@@ -13,24 +13,36 @@ import numpy as np
 
 from node.lab.results import RunResult
 from node.lab.statistics import WINDOW, estimate, smooth
-from node.lab.worth import mean_curve
+from node.lab.worth import mean_curve, pairs_at_equal_compute
 
 POINTS = 200  # of a line over compute
 MARKERS = "osD^v<>P"  # in turn, so that ten colours tell more than ten arms apart
 ENDS = 2  # points that every curve of accuracy has
 
 
-def plot(results: Sequence[RunResult], folder: Path, name: str) -> list[str]:
-    """Draw the plots of an experiment called `name` into `folder`; return the names of their files."""
+def plot(results: Sequence[RunResult], folder: Path, name: str, central: str = "") -> list[str]:
+    """Draw the plots of an experiment called `name` into `folder`; return the names of their files.
+
+    Curves are of arms that spent as much as the arm `central`, all nodes together; of all arms where there is none.
+    """
     if any(one.accuracy is not None for one in results):
         plot_accuracy(results, folder / f"{name}.svg")
-        if not any(len(one.curve) > ENDS for one in results):
+        curved = [
+            one for one in results if len(one.curve) > ENDS and (not central or _is_beside(one, results, central))
+        ]
+        if not curved:
             return [f"{name}.svg"]
-        plot_curves(results, folder / f"{name}-curves.svg")
+        plot_curves(curved, folder / f"{name}-curves.svg")
         return [f"{name}.svg", f"{name}-curves.svg"]
     plot_rounds(results, folder / f"{name}.svg")
     plot_compute(results, folder / f"{name}-compute.svg")
     return [f"{name}.svg", f"{name}-compute.svg"]
+
+
+def _is_beside(result: RunResult, results: Sequence[RunResult], central: str) -> bool:
+    """Tell whether a run is the central node's, or one that is compared with it."""
+    others = [one for one in results if (one.base, one.arm) == (result.base, central)]
+    return not result.part and bool(pairs_at_equal_compute([result], others))
 
 
 def plot_accuracy(results: Sequence[RunResult], path: Path) -> None:
@@ -75,6 +87,7 @@ def plot_curves(results: Sequence[RunResult], path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     bases = list(dict.fromkeys(one.base for one in results))
     arms = list(dict.fromkeys(one.name for one in results))
@@ -83,7 +96,7 @@ def plot_curves(results: Sequence[RunResult], path: Path) -> None:
         figure, panels = pyplot.subplots(1, len(bases), figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axes, base in zip(panels[0], bases, strict=True):
             for at, arm in enumerate(arms):
-                runs = [one for one in results if (one.base, one.name) == (base, arm) and len(one.curve) > ENDS]
+                runs = [one for one in results if (one.base, one.name) == (base, arm)]
                 if not runs:
                     continue
                 curve = mean_curve(runs)
@@ -93,8 +106,10 @@ def plot_curves(results: Sequence[RunResult], path: Path) -> None:
                 half = estimate([one.curve[-1][1] for one in runs]).half
                 if half > 0:
                     axes.errorbar(places[-1:], values[-1:], yerr=[half], color=color, capsize=3)
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(lambda compute, _: f"{compute / 1000:.3g} k")
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(base)
             axes.set_xlabel("compute of all nodes together, tokens")
             axes.set_ylim(0, 1)

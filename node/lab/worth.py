@@ -6,11 +6,12 @@ The runs of a pair have one seed and one total budget: that of all nodes of the 
     pooling efficiency    the compute with which the central node has the swarm's accuracy, over the swarm's whole
                           compute; 1: eight machines are worth one machine with the compute of eight
 
-The central node's accuracy by its compute is the mean over seeds at each mark (`eval.every = "marks"`), then the
-closest curve that never falls (isotonic regression by pool-adjacent-violators: Ayer, Brunk, Ewing, Reid and Silverman,
-"An Empirical Distribution Function for Sampling with Incomplete Information", 1955), then a line between two marks on
-the logarithm of compute. An interval is a bootstrap over seeds, by percentiles, of central node and swarm together
-(Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). With five seeds it is rather too narrow.
+The central node's curve has the mean accuracy over seeds at each mark (`eval.every = "marks"`). It is fitted by the
+closest curve that never falls: isotonic regression by pool-adjacent-violators (Ayer, Brunk, Ewing, Reid and Silverman,
+"An Empirical Distribution Function for Sampling with Incomplete Information", 1955). Between two marks it is a line
+over the logarithm of compute. The interval comes from a bootstrap over seeds, which draws central node and swarm
+together, by percentiles (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). With five seeds it is rather
+too narrow.
 
 What cannot be said is not said. A central node that never gets there bounds the efficiency from below only. An interval
 has no number if its ends are more than `TOLD_APART` apart, or if one of them is such a bound.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from node.lab.figures import tabulate
 from node.lab.plan import Lab, LabConfig
-from node.lab.plots import plot_curves
+from node.lab.plots import plot
 from node.lab.results import RunResult
 from node.lab.tables import to_json, to_markdown
 from node.lab.worth import (
@@ -159,7 +159,7 @@ def experiment() -> tuple[Lab, list[RunResult]]:
     arms: dict[str, Any] = {name: {} for name in ("central", "swarm", "alone")}
     lab = Lab("worth", LabConfig(arms=arms, baseline="alone", central="central"), [])
     found = [run("central", seed, [0.2, 0.4, 0.6, 0.7 + seed / 100]) for seed in (1, 2, 3)]
-    found += [run("swarm", seed, [0.3, 0.6 + seed / 100], nodes=8, spent=200.0) for seed in (1, 2, 3)]
+    found += [run("swarm", seed, [0.2, 0.3, 0.6 + seed / 100], nodes=8, spent=200.0) for seed in (1, 2, 3)]
     found += [run("alone", seed, [0.2, 0.3], nodes=2, spent=200.0) for seed in (1, 2, 3)]
     return lab, found
 
@@ -186,9 +186,12 @@ def test_accuracy_stays_in_the_table_when_nobody_is_ever_right() -> None:
     assert "| accuracy |" in table.splitlines()[0] and "reward" not in table
 
 
-def test_the_curves_are_drawn_over_total_compute_and_name_every_arm_with_marks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("central", "arms"), [("central", {"central", "swarm"}), ("", {"central", "swarm", "alone"})])
+def test_curves_over_total_compute_are_of_the_central_node_and_of_what_spent_as_much(
+    central: str, arms: set[str], tmp_path: Path
+) -> None:
     _, found = experiment()
-    plot_curves(found, tmp_path / "curves.svg")
-    drawn = (tmp_path / "curves.svg").read_text()
-    assert all(f"<!-- {arm} -->" in drawn for arm in ("central", "swarm", "alone"))
+    assert plot(found, tmp_path, "a", central) == ["a.svg", "a-curves.svg"]
+    drawn = (tmp_path / "a-curves.svg").read_text()
+    assert {arm for arm in ("central", "swarm", "alone") if f"<!-- {arm} -->" in drawn} == arms
     assert "compute of all nodes together" in drawn
