@@ -3,9 +3,8 @@
 Rules
  1. A want lives until its item comes or is stale, whichever holders fail. A small item, or the outline of a large one,
     is asked of one holder at a time. Chunks are asked of all holders that have them, the rarest first (see `chunks`).
- 2. A holder has a window: how many bytes may be on their way from it. The window grows with what comes within
-    `QUICK_S`. It halves with what takes longer, down to three chunks, and further when the holder is silent. So a
-    crowded line is asked for little, and its peers fetch from each other meanwhile.
+ 2. At most `window_bytes` are on their way from one holder. So a crowded line is asked for little, and its peers fetch
+    from each other meanwhile.
  3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
     does not answer a want within `patience` is silent. Then another is asked; who was silent or busy is asked last, the
     silent one after a pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to
@@ -92,7 +91,6 @@ class _Wanted:
 
 @dataclass(slots=True)
 class _Holder:
-    window: int  # bytes
     everything: _BySigner = field(default_factory=dict)
     beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
     offers: int = 0  # how many items are in `everything`
@@ -101,10 +99,6 @@ class _Holder:
     spoke: float = LONG_AGO  # when it last announced something
     busy: float = LONG_AGO  # when it last said that all that it was asked for waits
     paid: float = LONG_AGO  # when it last paid for a silence
-
-    def has_room(self, size: int = LEAST_COST) -> bool:
-        """Tell whether it may be asked for so many bytes more."""
-        return self.in_flight == 0 or self.in_flight + size <= self.window
 
     def add(self, want: _Wanted) -> None:
         for lot in (self.everything, self.beside)[: 1 + want.is_beside]:
@@ -157,7 +151,7 @@ class Wants:
         return self._wants[item_id].entry.topic
 
     def up(self, node: NodeId) -> None:
-        self._holders[node] = _Holder(self._limits.first_window_bytes)
+        self._holders[node] = _Holder()
 
     def lost(self, node: NodeId) -> None:
         """Forget a peer that is gone, and what it was asked for."""
@@ -207,7 +201,7 @@ class Wants:
         row.due = max(0, row.due - 1)
         if want is not None:
             if want.asked.get(WHOLE) == node:
-                self._gave(node, row, want.cost(WHOLE), now)
+                self._gave(row, now)
             self._forget(want, brought_by=node)
         row.note(Statement.GAVE_ALL)
         return is_asked
@@ -217,7 +211,7 @@ class Wants:
         if row is None or row.due == 0:
             return Took.UNASKED
         row.due -= 1
-        self._gave(node, row, LEAST_COST, now)
+        self._gave(row, now)
         if want is None or outline.id in self._partials:
             return Took.LATE
         self._settle(want, WHOLE)
@@ -234,7 +228,7 @@ class Wants:
         if row is None or row.due == 0:
             return Took.UNASKED
         row.due -= 1
-        self._gave(node, row, CHUNK_BYTES, now)
+        self._gave(row, now)
         if want is None or partial is None or index in partial.chunks or index >= chunk_count(partial.size):
             return Took.LATE
         if not partial.outline.proves(chunk):
@@ -334,7 +328,6 @@ class Wants:
                 row.failures += 1
                 row.until = now + self._patience * 2.0 ** min(MAX_PAUSE, row.failures)
                 self._release(want, node)
-                holder.window = max(1, holder.window // 2)
         if not to_blame or now < holder.paid + self._loading_s:
             return False
         holder.paid = now
@@ -347,7 +340,7 @@ class Wants:
         that the second lot drew. If items that a holder is busy with counted, one holder could stop us.
         """
         asks: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
-        free = [holder for holder in self._holders.values() if holder.has_room()]
+        free = [holder for holder in self._holders.values() if self._has_room(holder, LEAST_COST)]
         wants = (self._wants[item_id] for holder in self._holders.values() for item_id in holder.asked)
         under_way = Counter(
             want.asked_beside for want in wants if WHOLE in want.asked and now < want.asked_at + self._patience
@@ -368,6 +361,10 @@ class Wants:
                         break
         cancels = [send for node in list(self._cancels) for send in self._take_cancels(node)]
         return cancels + [send for node, items in asks.items() for send in _messages(Want, node, items)]
+
+    def _has_room(self, holder: _Holder, size: int) -> bool:
+        """Tell whether a holder may be asked for so many bytes more."""
+        return holder.in_flight == 0 or holder.in_flight + size <= self._limits.window_bytes
 
     def _take_cancels(self, node: NodeId) -> list[Send]:
         """Return the messages that cancel what a holder need not give; send them before it is asked again."""
@@ -394,7 +391,7 @@ class Wants:
         ranks = [
             (row.failures, self._holders[node].in_flight, place, node)
             for place, (node, row) in enumerate(want.holders.items())
-            if row.may_be_asked(now) and self._holders[node].has_room(want.cost(WHOLE))
+            if row.may_be_asked(now) and self._has_room(self._holders[node], want.cost(WHOLE))
         ]
         if not ranks or (want.is_large and not self._make_room_for(want.entry.size, now)):
             return None
@@ -408,13 +405,13 @@ class Wants:
         """Ask a holder for as many chunks as it has room for."""
         holder, sends, asks = self._holders[node], self._take_cancels(node), dict[ItemId, list[int]]()
         for item_id, partial in self._partials.items():
-            if not holder.has_room(CHUNK_BYTES):
+            if not self._has_room(holder, CHUNK_BYTES):
                 break
             want = self._wants[item_id]
             row = want.holders.get(node)
             if row is None or not row.may_be_asked(now):
                 continue
-            while holder.has_room(CHUNK_BYTES) and (mask := partial.missing & row.parts):
+            while self._has_room(holder, CHUNK_BYTES) and (mask := partial.missing & row.parts):
                 chunk = self._rarest(want, mask)
                 self._ask(want, node, chunk, now)
                 asks.setdefault(item_id, []).append(chunk)
@@ -476,15 +473,9 @@ class Wants:
         for part in parts:
             self._settle(want, part)
 
-    def _gave(self, node: NodeId, row: LedgerRow, size: int, now: float) -> None:
-        holder = self._holders[node]
+    def _gave(self, row: LedgerRow, now: float) -> None:
         row.until = 0.0
-        if now <= row.since + QUICK_S:
-            self._late = LONG_AGO
-            holder.window = min(self._limits.max_window_bytes, holder.window + size)
-        else:
-            self._late = now
-            holder.window = max(self._limits.first_window_bytes, holder.window // 2)
+        self._late = LONG_AGO if now <= row.since + QUICK_S else now
 
     def _withdraw(self, want: _Wanted, node: NodeId) -> None:
         """Remove a holder of an item. Without any other, the item is forgotten unless some chunks are here."""
