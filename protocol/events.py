@@ -155,9 +155,9 @@ class PortMapped:
 
 @value
 class Neighbour:
-    """Somebody in our own network says, without proof, that a node of our swarm is at `address`."""
+    """Somebody in our own network says, without proof, that a node of our swarm is at one of these addresses."""
 
-    address: Address
+    addresses: tuple[Address, ...]
 
 
 # Events of membership and gossip

@@ -471,9 +471,9 @@ class Host:
         """Note that our router says it forwards our port from that IP address; "": it no longer does."""
         self._command(PortMapped(external))
 
-    def neighbour(self, address: Address) -> None:
-        """Note that somebody in our own network says that a node of our swarm is at `address`."""
-        self._command(Neighbour(address))
+    def neighbour(self, *addresses: Address) -> None:
+        """Note that somebody in our own network says that a node of our swarm is at one of these, all of one key."""
+        self._command(Neighbour(addresses))
 
     def node_at(self, address: Address) -> NodeId | None:
         """Return the node that is dialled by the address's key, if the swarm admits it as far as `admits` knows."""

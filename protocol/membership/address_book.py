@@ -253,11 +253,13 @@ class Book:
     def seeds_due(self, now: Instant) -> list[Contact]:
         return [seed for seed in self._seeds if seed.is_due(now)]
 
-    def meet(self, address: Address) -> None:
-        """Take in a neighbour: an address in our own network at which a node of our swarm is said to be."""
-        known = self._neighbours.get(address.key)
-        if known is None or known.address != address:
-            self._neighbours.set(address.key, Contact((address,), scope_of(address.endpoint.host)))
+    def meet(self, addresses: tuple[Address, ...]) -> None:
+        """Take in a neighbour: addresses in our own network, of one key, at which a node of our swarm is said to be."""
+        key = addresses[0].key
+        known = self._neighbours.get(key)
+        if known is None or known.addresses != addresses:
+            scope = min(scope_of(address.endpoint.host) for address in addresses)
+            self._neighbours.set(key, Contact(addresses, scope))
 
     def neighbours_due(self, now: Instant) -> list[Contact]:
         return [one for one in self._neighbours.values() if one.is_due(now)]

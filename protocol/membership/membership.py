@@ -168,8 +168,8 @@ class Membership:
             case PortMapped(external):
                 self.reachability.mapped(external, now)
                 return []
-            case Neighbour(address):
-                self.book.meet(address)
+            case Neighbour(addresses):
+                self.book.meet(addresses)
                 return [*self._dialing.fill(now)]
             case Revoked(encoded):
                 return self._obey(encoded, None, now)

@@ -17,7 +17,7 @@ import ipaddress
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ STOP_S = 5.0  # to take the announcement back takes less than a second
 ANSWER_MS = 1000  # how long a node that was announced may take to say where it is
 MAX_HEARD = 64  # names that are followed up between two looks at this machine's addresses
 MAX_REASON = 200
+MAX_ADDRESSES = 4  # of one node
 NO_LIBRARY = "cannot look for nodes of this network: pip install zeroconf"
 _KEY = re.compile(rb"[0-9a-f]{64}")
 
@@ -59,31 +60,36 @@ def swarm_label(swarm: bytes) -> str:
     return hashlib.sha256(b"gossamer: a swarm in this network" + swarm).hexdigest()[:16]
 
 
-def told_address(
-    port: int | None, hosts: Iterable[str], key: bytes | None, own: Iterable[ipaddress.IPv4Interface]
-) -> Address | None:
-    """Return where an announced node can be dialled; None if it is not on a network of ours, or makes no sense."""
+def told_addresses(
+    port: int | None, hosts: Iterable[str], key: bytes | None, own: Sequence[ipaddress.IPv4Interface]
+) -> list[Address]:
+    """Return where an announced node may be dialled; nowhere if it is on no network of ours, or makes no sense.
+
+    An address that is ours is not the other's: each machine with Docker has 172.17.0.1.
+    """
     if port is None or not 0 < port < 1 << 16 or key is None or not _KEY.fullmatch(key):
-        return None
-    networks = [interface.network for interface in own]
+        return []
+    ours = {interface.ip for interface in own}
+    found: list[Address] = []
     for host in hosts:
         try:
             address = ipaddress.IPv4Address(host)
         except ValueError:
             continue
-        if scope_of(host) is Scope.PRIVATE and any(address in network for network in networks):
-            return Address(Endpoint(str(address), port), bytes.fromhex(key.decode()))
-    return None
+        is_near = any(address in interface.network for interface in own) and address not in ours
+        if scope_of(host) is Scope.PRIVATE and is_near:
+            found.append(Address(Endpoint(str(address), port), bytes.fromhex(key.decode())))
+    return found[:MAX_ADDRESSES]
 
 
 class LocalDiscovery:
     """Announces a node and looks for others of its swarm, from `start` to `stop`.
 
-    `found` is called from a thread of zeroconf's, at most `MAX_HEARD` times in `LOOK_S` seconds. `listen` is the host
-    that the node listens on: what it does not listen on is not announced.
+    `found` is called with the `Address`es of a node, from a thread of zeroconf's, at most `MAX_HEARD` times in
+    `LOOK_S` seconds. `listen` is the host that the node listens on: what it does not listen on is not announced.
     """
 
-    def __init__(self, swarm: bytes, key: bytes, listen: str, port: int, found: Callable[[Address], None]) -> None:
+    def __init__(self, swarm: bytes, key: bytes, listen: str, port: int, found: Callable[..., None]) -> None:
         self._label = swarm_label(swarm)
         self._key = key
         self._listen = listen
@@ -170,6 +176,6 @@ class LocalDiscovery:
             return
         if info is None:
             return
-        address = told_address(info.port, info.parsed_addresses(), info.properties.get(b"key"), self._here)
-        if address is not None and address.key != self._key:
-            self._found(address)
+        addresses = told_addresses(info.port, info.parsed_addresses(), info.properties.get(b"key"), self._here)
+        if addresses and addresses[0].key != self._key:
+            self._found(*addresses)

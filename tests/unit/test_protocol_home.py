@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from protocol.credentials.records import Address, Endpoint
 from protocol.transport import local_discovery, nat_pmp, port_mapping, upnp
-from protocol.transport.local_discovery import MAX_HEARD, LocalDiscovery, swarm_label, told_address
+from protocol.transport.local_discovery import MAX_HEARD, LocalDiscovery, swarm_label, told_addresses
 from protocol.transport.port_mapping import MAX_REASON, Mapping, PortMapping, ask_by_upnp, read_answer
 from tests.waiting import wait_until
 
@@ -312,23 +312,26 @@ def test_the_router_is_asked_for_a_lease_and_nobody_elses_port_is_touched(
 @pytest.mark.parametrize(
     ("port", "hosts", "key", "told"),
     [
-        (4001, ["192.168.0.9"], KEY.hex().encode(), "192.168.0.9"),
-        (4001, ["198.41.0.4", "not one", "fd77::1", "10.2.0.1", "10.1.9.9"], KEY.hex().encode(), "10.1.9.9"),
-        (4001, ["198.41.0.4"], KEY.hex().encode(), None),  # we dial no third party
-        (4001, ["192.168.1.9"], KEY.hex().encode(), None),  # nor another network of this house
-        (4001, ["127.0.0.1"], KEY.hex().encode(), None),
-        (4001, [], KEY.hex().encode(), None),
-        (0, ["192.168.0.9"], KEY.hex().encode(), None),
-        (None, ["192.168.0.9"], KEY.hex().encode(), None),
-        (70000, ["192.168.0.9"], KEY.hex().encode(), None),
-        (4001, ["192.168.0.9"], None, None),
-        (4001, ["192.168.0.9"], b"\xff" * 64, None),
-        (4001, ["192.168.0.9"], KEY.hex().encode() + b"0", None),
+        (4001, ["192.168.0.9"], KEY.hex().encode(), ["192.168.0.9"]),
+        (4001, ["198.41.0.4", "not one", "fd77::1", "10.2.0.1", "10.1.9.9"], KEY.hex().encode(), ["10.1.9.9"]),
+        # Ours is not the other's: docker0 has one address on every machine.
+        (4001, ["10.1.0.7", "192.168.0.9", "10.1.9.9"], KEY.hex().encode(), ["192.168.0.9", "10.1.9.9"]),
+        (4001, ["10.1.0.7"], KEY.hex().encode(), []),
+        (4001, [f"10.1.2.{number}" for number in range(99)], KEY.hex().encode(), [f"10.1.2.{n}" for n in range(4)]),
+        (4001, ["198.41.0.4"], KEY.hex().encode(), []),  # we dial no third party
+        (4001, ["192.168.1.9"], KEY.hex().encode(), []),  # nor another network of this house
+        (4001, ["127.0.0.1"], KEY.hex().encode(), []),
+        (4001, [], KEY.hex().encode(), []),
+        (0, ["192.168.0.9"], KEY.hex().encode(), []),
+        (None, ["192.168.0.9"], KEY.hex().encode(), []),
+        (70000, ["192.168.0.9"], KEY.hex().encode(), []),
+        (4001, ["192.168.0.9"], None, []),
+        (4001, ["192.168.0.9"], b"\xff" * 64, []),
+        (4001, ["192.168.0.9"], KEY.hex().encode() + b"0", []),
     ],
 )
-def test_a_neighbour_counts_at_an_address_of_a_network_that_we_are_in(port, hosts, key, told) -> None:
-    expected = None if told is None else Address(Endpoint(told, 4001), KEY)
-    assert told_address(port, hosts, key, HERE) == expected
+def test_a_neighbour_counts_at_others_addresses_of_the_networks_that_we_are_in(port, hosts, key, told) -> None:
+    assert told_addresses(port, hosts, key, HERE) == [Address(Endpoint(host, 4001), KEY) for host in told]
 
 
 def test_names_of_our_swarm_alone_are_followed_up_each_once_and_a_bounded_number(

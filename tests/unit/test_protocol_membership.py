@@ -152,10 +152,20 @@ def test_a_node_that_moved_while_its_old_address_was_dialled_is_dialled_at_once_
     assert [dial.address for dial in dials] == [*moved.addresses] and core.book.good_records() == [moved]
 
 
+def test_a_neighbour_that_does_not_answer_at_one_of_its_addresses_is_dialled_at_the_next() -> None:
+    core, key = machine(HIGH), OTHERS[1].curve_key
+    told = tuple(Address(Endpoint(host, 4001), key) for host in ("192.168.7.9", "192.168.0.9"))
+    dials = [action for action in core.handle(Neighbour(told), at(0)) if isinstance(action, Dial)]
+    assert told[0] in [dial.address for dial in dials]
+    core.handle(Closed(Link(key, True)), at(1))
+    dials = [action for action in core.handle(Tick(), at(2)) if isinstance(action, Dial)]
+    assert told[1] in [dial.address for dial in dials]
+
+
 def test_neighbours_are_dialled_four_at_a_time_and_are_in_the_book_once_they_are_admitted() -> None:
     core = machine(HIGH)
     calls = [Address(Endpoint(f"192.168.0.{number}", 4001), OTHERS[number].curve_key) for number in range(1, 10)]
-    dials = [action for call in calls for action in core.handle(Neighbour(call), at(0)) if isinstance(action, Dial)]
+    dials = [action for call in calls for action in core.handle(Neighbour((call,)), at(0)) if isinstance(action, Dial)]
     near = [action.address for action in dials if action.address != address(HIGH)]
     assert near == calls[:4] and len(core.book) == 0
     link = Link(OTHERS[1].curve_key, True)
