@@ -54,10 +54,11 @@ class _MemberLane:
     hand_overs: int = 0  # of this member's arena, since the last stream was made
     arrived: int = 0  # pieces of data
     announced: int | None = None  # how many the member has sent, once it has finished
+    has_lost: bool = False  # a stream has broken: not all of them may arrive
 
     def is_finished(self) -> bool:
-        """Tell whether everything is here that the member will ever send."""
-        return self.announced is not None and self.arrived >= self.announced
+        """Tell whether nothing of the member is on its way any more."""
+        return self.announced is not None and (self.has_lost or self.arrived >= self.announced)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +330,7 @@ class DataPlane:
         return {member for member, lane in self._lanes.items() if not lane.is_finished()}
 
     def has_finished(self, member: NodeId) -> bool:
-        """Tell whether everything is here that a member will ever send."""
+        """Tell whether nothing of a member is on its way any more."""
         with self._lock:
             return member in self._lanes and self._lanes[member].is_finished()
 
@@ -435,10 +436,14 @@ class DataPlane:
         with self._lock:
             lane = self._lanes.get(stream.member)
             current = lane is not None and lane.streams.pop(stream, None) is not None
+            if lane is not None and current:
+                lane.has_lost = True
             waiting = self._concerned(stream.member)
         if current:
             for inbox in waiting:
                 inbox.lost(stream.member, text)
+            with self._changed:
+                self._changed.notify_all()
 
     def _concerned(self, member: NodeId) -> list[Inbox]:
         known = [inbox for inbox, members in self._ports.values() if member in members]

@@ -269,15 +269,7 @@ def test_a_script_under_torchrun_ends_without_an_error(size):
     done = torchrun(*run, "in_order")
     assert done.returncode == 0, done.stderr
     done = torchrun("-m", "tests.torch_ends", "in_order", str(size), "5")
-    assert done.stdout == "5 of 5 ended without an error\n", done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_torchruns_agent_learns_which_rank_failed_first():
-    done = torchrun("-m", "tests.torch_ends", "fails_without_destroy", "3", "1")
-    assert done.stdout == "0 of 1 ended without an error\n"
-    assert "Root Cause" in done.stderr and "ValueError: rank 1 fails" in done.stderr
+    assert done.stdout.endswith("\n5 of 5 ended without an error\n"), done.stderr
 
 
 @pytest.mark.long
@@ -285,4 +277,4 @@ def test_torchruns_agent_learns_which_rank_failed_first():
 @pytest.mark.parametrize("times", [1000])
 def test_a_thousand_scripts_of_four_ranks_end_without_an_error(times):
     done = torchrun("-m", "tests.torch_ends", "in_order", "4", str(times))
-    assert done.stdout == f"{times} of {times} ended without an error\n", done.stderr[-4000:]
+    assert done.stdout.endswith(f"\n{times} of {times} ended without an error\n"), done.stderr[-4000:]

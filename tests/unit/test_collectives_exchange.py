@@ -416,6 +416,19 @@ def test_the_wait_for_the_end_of_others_is_over_when_all_have_finished_or_are_lo
     assert not waiting.is_alive()
 
 
+def test_a_member_one_of_whose_streams_broke_is_not_waited_for_though_not_all_has_come():
+    here, there = socket.socketpair()
+    exchange = DataPlane(A)
+    exchange.link(B)
+    sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
+    exchange.add_stream(ProvenPeer(B, bytes(8), Purpose.DATA, 0, sealer, opener, b""), here, True)
+    there.close()
+    wait_until(lambda: not exchange.open_streams(B), 10, "the stream to end")
+    exchange.finished(B, 1)
+    assert exchange.wait_finished(time.monotonic() + 60) == set()
+    exchange.close()
+
+
 def test_a_fin_says_how_many_pieces_of_data_were_taken_before_it_and_goes_to_links_that_come_later():
     class Sent:
         key = operation_key(OP)
