@@ -14,7 +14,7 @@ together, by percentiles (Efron, "Bootstrap Methods: Another Look at the Jackkni
 too narrow.
 
 What cannot be said is not said. A central node that never gets there bounds the efficiency from below only. An interval
-has no number if its ends are more than `TOLD_APART` apart, or if one of them is such a bound.
+has no number if its ends are more than `TOLD_APART` apart, or if one of them is such a bound. A single seed has none.
 """
 
 import math
@@ -61,15 +61,15 @@ class Pooling(NamedTuple):
     most: float
 
     def __str__(self) -> str:
-        low, high = (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
-        if low == math.inf:
+        if math.isnan(self.low):
+            return "one seed"
+        if self.low == math.inf:
             return f"> {self.most:.2g}"
-        if high == 0:
+        if self.high == 0:
             return f"< {self.least:.2g}"
-        if high > TOLD_APART * low:
+        if self.high > TOLD_APART * self.low:
             return "not told apart"
-        interval = "" if math.isnan(self.low) else f" ({self.low:.2f} to {self.high:.2f})"
-        return f"{self.value:.2f}{interval}"
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:

@@ -127,8 +127,8 @@ RISING = [0.2, 0.4, 0.6, 0.8]
         ([0.1] * 5, [RISING] * 5, "< 0.12"),
         ([0.4, 0.5, 0.6, 0.7, 0.8], [RISING] * 5, "not told apart"),
         ([0.75, 0.78, 0.8, 0.82, 0.85], [RISING] * 5, "not told apart"),  # some resamples never get there
-        ([0.6], [RISING], "0.50"),
-        ([0.9], [RISING], "> 1"),
+        ([0.6], [RISING], "one seed"),
+        ([0.9], [RISING], "one seed"),
     ],
 )
 def test_pooling_efficiency_says_what_it_knows(swarm: list[float], central: list[list[float]], said: str) -> None:
