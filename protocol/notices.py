@@ -1,8 +1,8 @@
 """Operator notices: what a person would want to know of the network and would not see in any count.
 
-They say who was refused by whom and why, that this node's grant has ended, that nobody answers, which endpoint leads
-nowhere, that the swarm depends on one node, and that this machine's clock differs from its peers'. They are decided
-here without I/O; the host writes them to its log.
+They say who was refused by whom and why, and that this node's grant has ended. They say that nobody answers, which
+endpoint leads nowhere, that the swarm depends on one node, and that this machine's clock differs from its peers'. They
+are decided here without I/O; the host writes them to its log.
 
 Keys cost nothing, so an attacker can be refused again and again. So the number of lines is bounded: the same words
 about the same node come once in `SAME_S`, and a token bucket bounds all lines. Lines that are left out are counted.

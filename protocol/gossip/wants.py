@@ -9,9 +9,9 @@ Rules
     does not answer a want within `patience` is silent. Then another is asked; who was silent or busy is asked last, the
     silent one after a pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to
     answer: a process that is blocked cannot. It pays once in `suspicion` seconds: a process that loads a model is awake
-    now and then. A holder that announced what it does not have pays, too. Of the `max_holders` that are remembered of
-    an item, the one that was silent or busy most often gives way to one that was so less often: else one attacker's
-    keys could take all places and give nothing.
+    now and then. A holder that announced what it does not have pays, too. At most `max_holders` are remembered of an
+    item. The one that was silent or busy most often gives way to one that was so less often. Without this, one
+    attacker's keys could take all places and give nothing.
  4. While all that comes is late, our own line is probably full, and another holder would be no faster. So a busy holder
     is waited for, for `LONG_S` at most. A silent one is waited for until all that we asked for could have come over
     half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `QUICK_S`, or

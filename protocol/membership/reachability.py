@@ -2,8 +2,8 @@
 
 Asking
  1. A node asks live peers on other machines, one after the other: at which address do you see me, and can you dial me
-    at this endpoint of mine? Each endpoint is tried by itself. It is tried by a peer that is seen from as far as the
-    endpoint is meant for, and has an address of its family (IPv4 or IPv6): a neighbour can dial others than a stranger.
+    at this endpoint of mine? Each endpoint is tried by itself: a private one by a peer at a private address, a public
+    one by a peer at a public address. The peer needs an address of the same family (IPv4 or IPv6).
  2. The newest try of an endpoint counts. One that failed is told to nobody until another succeeds, and up to `ENOUGH`
     others are asked to try it soon. So a false word costs a node its callers for seconds, while with one relay there is
     nobody to ask for a second word. What is known is asked anew after `AGAIN_S`.
@@ -173,7 +173,19 @@ class Reachability:
         if self._links.peers or self._is_hidden or not self._given or not can_try:
             return False
         self._is_hidden = True
+        for endpoint in map(_normal, self._targets):
+            self._doubt(endpoint)
         return True
+
+    @property
+    def _targets(self) -> tuple[Endpoint, ...]:
+        """The endpoints that are to be tried."""
+        return self._given if self._outer is None else (*self._given, self._outer)
+
+    def _doubt(self, endpoint: Endpoint) -> None:
+        """Let an endpoint be tried anew."""
+        if (tried := self._tries.get(endpoint)) is not None:
+            self._tries.set(endpoint, replace(tried, at=LONG_AGO))
 
     # Asking
 
@@ -204,7 +216,7 @@ class Reachability:
     def _open_questions(self, able: list[NodeId], now: Instant) -> Iterator[tuple[str, int, list[NodeId]]]:
         """Return hosts and ports that are to be tried, and by which of the peers that may be asked."""
         peers = self._links.peers
-        for endpoint in (*self._given, *([self._outer] if self._outer is not None else [])):
+        for endpoint in self._targets:
             tried = self._tries.get(_normal(endpoint))
             fit = [node for node in able if _can_try(peers[node], endpoint)]
             if tried is not None and now.steady < tried.at + AGAIN_S:
@@ -248,12 +260,11 @@ class Reachability:
 
     def _see_outer(self, seen_at: str) -> None:
         """Tell from now on the address where we are seen and were reached, or doubt the one that we told. Rule 4."""
-        outer = self._outer
-        tried = self._tries.get(outer) if outer is not None else None
-        if outer is not None and tried is not None and outer.host != seen_at:
-            self._tries.set(outer, replace(tried, at=LONG_AGO))
-        if outer is not None and tried is not None and not tried.reached:
-            self._outer = None
+        if (outer := self._outer) is not None:
+            if outer.host != seen_at:
+                self._doubt(outer)
+            if (tried := self._tries.get(outer)) is not None and not tried.reached:
+                self._outer = None
         standing = self.standing
         candidate = Endpoint(standing.seen_at, self._port)
         reached = self._tries.get(candidate)

@@ -323,6 +323,21 @@ def test_a_node_without_a_peer_that_a_full_node_sends_away_comes_back_as_a_home_
         assert Dial(seed) not in actions  # it is full of home nodes, too: as others, we come back later
 
 
+def test_a_node_that_hides_endpoints_which_had_been_reached_has_them_tried_again_at_once() -> None:
+    told = Endpoint(OUTSIDE, PORT)
+    node = Node(told, hosts=APART[:1])
+    (peer,) = node.hosts
+    node.learn(True)
+    node.run(PAUSE_S + DIAL_TIMEOUT_S)
+    node.core.handle(Closed(Link(peer.curve_key, False)), at(node.now))
+    assert node.core.reachability.refused_as_full(APART[1])
+    node.run(TICK_S)
+    assert node.core.record.endpoints == ()
+    node.meet(peer)
+    node.learn(True)
+    assert node.core.record.endpoints == (told,)
+
+
 def test_an_endpoint_that_nobody_tried_is_kept() -> None:
     told = Endpoint("relay.example", PORT)
     node = Node(told)
