@@ -42,6 +42,7 @@ from tests.waiting import wait_until
 NOWHERE = ""  # a node that nobody can dial
 LOOPBACK = "tcp://127.0.0.1:0"
 DAY = 86400.0
+START_S = 100  # for which a process may start: near the limit of a test, as only the machine's load decides it
 GONE = Address.parse(f"tcp://127.0.0.1:1?key={'ab' * 32}")  # nobody listens there
 
 
@@ -54,7 +55,7 @@ def relay(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A seed-only node in a process of its own; it is asked to stop at the end of the block."""
     process = gossamer("node", "--state", folder, "--seed-only")
     try:
-        wait_until(lambda: (folder / "observe.json").exists() or process.poll() is not None, 30)
+        wait_until(lambda: (folder / "observe.json").exists() or process.poll() is not None, START_S)
         assert process.poll() is None, process.communicate()[1]
         yield process
     finally:
@@ -462,7 +463,7 @@ def test_a_relay_does_not_import_torch(tmp_path: Path) -> None:
     )
     arguments = [sys.executable, "-c", code, "node", "--state", str(club), "--seed-only"]
     process = subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_until(lambda: (club / "observe.json").exists() or process.poll() is not None, 30)
+    wait_until(lambda: (club / "observe.json").exists() or process.poll() is not None, START_S)
     process.terminate()
     output, errors = process.communicate(timeout=20)
     assert output.splitlines() == ["0 []"], errors
