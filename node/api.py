@@ -183,7 +183,7 @@ class Node:
             from node.swarm import founding
 
             config = founding.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
-        setup_logs(self.folder, stderr=False)
+        setup_logs(self.folder, quiet=True)
         run_node(config, self.folder, given=Given(self._given(config), _as_callbacks(callbacks, self.folder)))
         return [row for row in self.metrics if row["round"] > done]
 

@@ -140,7 +140,8 @@ class GRPOTrainer:
         environment_factory: a class in TRL's form; each row begins an episode of it (`node.tasks.trl_environments`).
         peft_config: LoRA of `peft`: its r, lora_alpha and target_modules.
         swarm: an invite to the swarm that it joins, or None.
-        reward_range: the weighted sums that count as 0 and 1; without it, 0 and the sum of the weights.
+        reward_range: the weighted sums that are rewards of 0 and 1, between which a swarm shares; without it, a sum is
+            the reward, as in TRL.
         others: further arguments of TRL's, which are refused unless they are None.
 
     Raises:

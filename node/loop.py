@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
+
 from node.config import EngineConfig, NodeConfig
 from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
@@ -46,7 +48,7 @@ from node.rollouts.sampling import (
 )
 from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import Exchange, shared_form, traffic_row
-from node.tasks import Item, TaskKey, derive_seed
+from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments import start_of
 from node.tasks.quotations import Quotations
 from node.tasks.task_set import TaskSet
@@ -56,6 +58,8 @@ from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
 from node.training.evaluation import SEED
 from node.training.likelihood import surprises
+
+log = structlog.get_logger()
 
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
@@ -99,6 +103,7 @@ class Loop:
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _handed_over: float = 0.0
+    _told_outside: set[TaskKey] = field(default_factory=set)  # tasks of which the log has said so
     _longest_text: int = field(init=False)
     _longest_prompt: int = field(init=False)
     _encode_observation: Callable[[str], list[int]] = field(init=False)
@@ -154,6 +159,7 @@ class Loop:
             self._check_held_out(own)
             with self.buffer.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
+                    self.row["rewards_outside"] = self._outside(own)
                     self.exchange.publish([one.group for one in own if self.tasks.shared(one.group.task) is not None])
                     received = self.exchange.receive(self.buffer.__contains__)
                     now = self.journal.now()
@@ -275,6 +281,22 @@ class Loop:
         group = Group(task.key, seed, item.question, completions, self.policy.name, made_by, item.content)
         tokens = {index: one.tokens for index, (one, _) in enumerate(scored)}
         return EncodedGroup(group, prompt, tokens, content_id(encode(group)))
+
+    def _outside(self, own: Sequence[EncodedGroup]) -> int:
+        """Count the rewards outside of the range of a task that is shared with peers; tell of a task's first."""
+        if not self.config.network.enabled:
+            return 0
+        count = 0
+        for one in own:
+            task = self.tasks.shared(one.group.task)
+            outside = [] if task is None else [reward for reward in one.group.rewards if not is_in_range(reward)]
+            count += len(outside)
+            if outside and one.group.task not in self._told_outside:
+                self._told_outside.add(one.group.task)
+                reward = outside[0]
+                parts = reward.parts if isinstance(reward, Scored) else {}
+                log.warning(told_outside(one.group.task.name, reward, parts, getattr(task, "range", UNIT)))
+        return count
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return the groups that peers would get, as if they had come from a peer."""

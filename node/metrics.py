@@ -167,6 +167,14 @@ DECLARED = (
         MEAN,
     ),
     # The samples that were trained on.
+    Metric(
+        "rewards_outside",
+        "rewards out of range",
+        "",
+        "own completions with a reward outside of the range of a shared task: their groups are not shared",
+        SUM,
+        REPORT,
+    ),
     Metric("groups_informative", "informative own groups", "groups", "own groups with differing rewards", SUM, REPORT),
     Metric("groups_local", "own groups", "groups", "own groups that the round trained on", SUM, SUMMARY | DASHBOARD),
     Metric(

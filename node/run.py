@@ -39,7 +39,7 @@ from node.swarm.peering import Network, agent, item_life, open_network
 from node.swarm.reports import reporter_of
 from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
 from node.tasks import Task, load_tasks
-from node.tasks.task_set import TaskSet, unshared
+from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
@@ -121,6 +121,8 @@ def _start(
     for task in tasks.tasks:
         if unshared(task):
             log.warning("groups of this task are not shared", task=task.key.name, reason=unshared(task))
+        elif config.network.enabled and (line := outside(task)):
+            log.warning(line)
     for line in doubts(folder, config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)

@@ -131,9 +131,9 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         sharers=lambda: _sharers(processes, accelerate_config),
     )
     if dry_run:
-        check_tasks(settled.config)
+        notes = check_tasks(settled.config)
         print(to_toml(settled.config, settled.notes, every_key=every_key), end="")
-        warn(settled.config)
+        warn(settled.config, notes)
         return 0
 
     if training and settled.config.role == "relay":

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,9 +117,9 @@ def command_began() -> float:
     return min(psutil.Process().create_time(), time.time())
 
 
-def warn(config: NodeConfig) -> None:
-    """Print which settings have no effect, for a command without a log."""
-    for line in idle_settings(config):
+def warn(config: NodeConfig, notes: Sequence[str] = ()) -> None:
+    """Print which settings have no effect, and what else there is to note, for a command without a log."""
+    for line in (*idle_settings(config), *notes):
         print(f"note: {line}", file=sys.stderr)
 
 

@@ -92,7 +92,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "tasks": tasks}
     tree = asked(config, settings, named, preset)
     given = parse_config(tree if tree.get("budget") else {"rounds": DEFAULT_ROUNDS, **tree})
-    check_tasks(given)  # a wrong name shows here at once, not in N processes
+    notes = check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":
         raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")
     began = command_began()
@@ -101,7 +101,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
         if cluster is None and not dry_run:
             check_first(given, out or Path())
         settled, reasons = (cluster.config, cluster.reasons) if cluster else with_preset(given, nodes)
-        warn(settled)
+        warn(settled, notes)
         if dry_run:
             print(to_toml(settled, reasons, every_key=every_key), end="")
             return 0

@@ -126,12 +126,14 @@ def line(children: Sequence[NodeProcess], elapsed: float) -> str:
     end = f" of {last}" if last else ""
     counts = [refused(child.progress) for child in children]
     young = next((child for child in children if child.alive and not child.progress.points), None)
+    outside = sum(number(child.progress.last, "rewards_outside") for child in children)
+    beside = f", {outside:.0f} rewards out of range" if outside else ""
     starts = f", {young.name}: {doing(young.folder)}" if young else ""
     return (
         f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up{starts}, "
         f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
         f"groups {local} own {external} external, {sum(one.unfit for one in counts)} not fit to teach, "
-        f"{sum(one.rejected for one in counts)} rejected"
+        f"{sum(one.rejected for one in counts)} rejected{beside}"
     )
 
 
@@ -155,16 +157,17 @@ def describe(child: NodeProcess) -> str:
 
 
 def trend(progress: NodeProgress, width: int = TREND_WIDTH) -> str:
-    """Return the rewards so far as `width` blocks, scaled from 0 to their highest, at least to 0.1."""
+    """Return the rewards so far as `width` blocks, from 0 or the lowest to the highest, at least 0.1 above."""
     points = progress.points
     if not points:
         return ""
     count = min(width, len(points))
     edges = [index * len(points) // count for index in range(count + 1)]
     means = [statistics.fmean(p.reward for p in points[a:b]) for a, b in pairwise(edges)]
-    top = max(*means, 0.1)
-    levels = [min(int(mean / top * len(BLOCKS)), len(BLOCKS) - 1) for mean in means]
-    return "".join(BLOCKS[max(level, 0)] for level in levels)
+    low = min(*means, 0.0)
+    top = max(*means, low + 0.1)
+    levels = [min(int((mean - low) / (top - low) * len(BLOCKS)), len(BLOCKS) - 1) for mean in means]
+    return "".join(BLOCKS[level] for level in levels)
 
 
 class RefusedCounts(NamedTuple):

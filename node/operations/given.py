@@ -114,8 +114,14 @@ def read_invite(given: str) -> "Invite":
     return Invite.parse(given)
 
 
-def check_tasks(config: NodeConfig) -> None:
-    """Raise `UserError` for a task that cannot be loaded here."""
-    from node.tasks import load_tasks
+def check_tasks(config: NodeConfig) -> list[str]:
+    """Load the tasks, and return what a person should know of them: which pay outside of their range.
 
-    load_tasks(config.tasks)
+    Raises:
+        UserError: a task cannot be loaded here.
+    """
+    from node.tasks import load_tasks
+    from node.tasks.task_set import outside, unshared
+
+    tasks = load_tasks(config.tasks).tasks
+    return [outside(task) for task in tasks if config.network.enabled and not unshared(task) and outside(task)]

@@ -146,7 +146,7 @@ class Rule:
 
 
 def is_right(reward: float) -> bool:
-    """Whether a completion with this reward is wholly right."""
+    """Whether a completion with this reward is wholly right: 1, or beyond it."""
     return reward >= RIGHT
 
 

@@ -24,7 +24,7 @@ from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative, is_right
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
-from node.tasks import TaskKey
+from node.tasks import TaskKey, is_in_range
 from node.tasks.task_set import TaskSet, unshared
 from protocol.errors import OutboxFull
 from protocol.host import Counters, Host, Received, Verdict
@@ -275,9 +275,10 @@ def shared_form(group: Group, tasks: TaskSet) -> Group | None:
     """Return what a node sends of a group of its own; None if that is nothing.
 
     A group with differing rewards is sent whole. Of one that is all right two answers are sent, or one where all have
-    the same texts: they teach whoever is not yet all right. Other groups teach nobody, and a task may not be shared.
+    the same texts: they teach whoever is not yet all right. Other groups teach nobody. A task may not be shared, and a
+    reward may be out of its range.
     """
-    if tasks.shared(group.task) is None:
+    if tasks.shared(group.task) is None or not all(map(is_in_range, group.rewards)):
         return None
     if is_informative(group.rewards):
         return group

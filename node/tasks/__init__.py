@@ -44,6 +44,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from numbers import Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from node.tasks.task_set import TaskSet
 
 MAX_QUESTION_BYTES = 64 << 10
+MAX_REWARD = 1e15  # so that the squares of a round's rewards are numbers of single precision
+UNIT = (0.0, 1.0)
+ROUNDING = 1e-9  # of a sum of weighted rewards that would be 0 or 1
 
 
 class TaskKey(NamedTuple):
@@ -100,6 +104,8 @@ class Task(Protocol):
                       that the hash chooses
         unshared      why its groups stay at home: they train their maker, are not published, and no peer's is taken;
                       without it, or where it is empty, they are shared
+        range         what a person calls rewards 0 and 1, for what is said of them; without it, 0 and 1
+        outside       what it pays outside of 0 to 1, as far as was found when it was loaded; a line for a person
         submit        queues a text for a worker process (`node.tasks.verdicts.Submit`); other people's tasks get
                       theirs when they are loaded
         start         begins an episode of several turns, which then takes the place of `verify`; and
@@ -116,8 +122,46 @@ class Task(Protocol):
         ...
 
     def verify(self, item: Item, text: str) -> float | None:
-        """Return the reward of `text` in [0, 1]; None where it cannot be scored here. Never executes the text."""
+        """Return the reward of `text`; None where it cannot be scored here. Never executes the text.
+
+        1 is wholly right, and 0 is nothing. Any other number of at most `MAX_REWARD` trains its maker as it is, and its
+        group is not shared if it is outside of 0 to 1.
+        """
         ...
+
+
+def is_reward(value: Any) -> bool:
+    """Tell whether a value is a number of at most `MAX_REWARD`."""
+    return isinstance(value, Real) and -MAX_REWARD <= value <= MAX_REWARD  # type: ignore[operator]  # as numbers do
+
+
+def is_in_range(reward: float) -> bool:
+    """Tell whether a group with this reward may be shared: peers take no others."""
+    return 0 <= reward <= 1
+
+
+def scaled(total: float, low: float, high: float) -> float:
+    """Return the reward of a sum, where sums of `low` and `high` are rewards of 0 and 1."""
+    reward = (total - low) / (high - low)
+    nearest = 0.0 if reward < 0.5 else 1.0
+    return nearest if abs(reward - nearest) < ROUNDING else reward
+
+
+def told_outside(task: str, reward: float, parts: Mapping[str, float], bounds: tuple[float, float]) -> str:
+    """Return a line on a reward outside of 0 to 1 of a task that is shared.
+
+    Args:
+        task: its name.
+        reward: the reward.
+        parts: what each function paid, if the task has functions.
+        bounds: the task's `range`.
+    """
+    low, high = bounds
+    whose = f" ({', '.join(f'{name} {part:g}' for name, part in parts.items())})" if parts else ""
+    return (
+        f"task {task!r} pays {low + reward * (high - low):g}{whose}, outside of its range {low:g} to {high:g}: groups "
+        "with such rewards train this node and are not shared; set the task's range"
+    )
 
 
 def is_text(value: object) -> bool:
@@ -156,6 +200,16 @@ class Wrapper:
     def unshared(self) -> str:
         """Why the task's groups are not shared with peers; empty if they are."""
         return getattr(self.base, "unshared", "")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """What a person calls rewards 0 and 1."""
+        return getattr(self.base, "range", UNIT)
+
+    @property
+    def outside(self) -> str:
+        """What it was found to pay outside of 0 to 1, in a line for a person."""
+        return getattr(self.base, "outside", "")
 
     @property
     def start(self) -> "StartEpisode | None":

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from node.config import TaskConfig
-from node.tasks import Item, Task, derive_seed, has_own_code, load_tasks
+from node.tasks import Item, Task, derive_seed, has_own_code, is_in_range, load_tasks
 from node.tasks.answers import MAX_TEXT, show
 from node.tasks.environments import Done, Observation, StartEpisode, start_of, step
 from node.tasks.prompting import own_mode, solution
@@ -47,8 +47,9 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     # A text may be right by chance for one item, and not for all.
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
     rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]  # in the first turn
-    fine = all(0 <= reward < 1 for reward in rewards)
-    yield Finding(fine, f"rubbish earns {max(rewards):g} at most")
+    least = min(rewards)
+    beyond = "" if is_in_range(least) else f", {least:g} at least: groups with rewards outside of 0 to 1 are not shared"
+    yield Finding(max(rewards) < 1, f"rubbish earns {max(rewards):g} at most{beyond}")
 
 
 def _reward(task: Task, item: Item, text: str) -> float:

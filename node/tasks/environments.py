@@ -24,10 +24,9 @@ An environment may call itself replayable if it holds to this list:
 """
 
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
-from node.tasks import Item, Task, is_text
+from node.tasks import Item, Task, is_reward, is_text
 
 MAX_TURNS = 32  # of the policy in an episode
 MAX_TEXTS = 2 * MAX_TURNS - 1
@@ -41,7 +40,7 @@ class Observation(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The end of an episode, and its reward in [0, 1]."""
+    """The end of an episode, and its reward."""
 
     reward: float
 
@@ -66,18 +65,14 @@ def step(environment: Environment, text: str) -> Observation | Done:
     """Return what the environment answers to `text`, within the bounds.
 
     Raises:
-        ValueError: it answers neither an observation of text nor a reward in [0, 1].
+        ValueError: it answers neither an observation of text nor a finite reward.
     """
     answer: Any = environment.step(text)
     if isinstance(answer, Observation) and is_text(answer.text):
         return Observation(answer.text.encode()[:MAX_OBSERVATION_BYTES].decode(errors="ignore"))
-    if isinstance(answer, Done) and _is_reward(answer.reward):
+    if isinstance(answer, Done) and is_reward(answer.reward):
         return Done(float(answer.reward))
-    raise ValueError(f"step returned {answer!r:.60}: return an Observation of text, or Done with a reward from 0 to 1")
-
-
-def _is_reward(value: object) -> bool:
-    return isinstance(value, Real) and 0 <= float(value) <= 1
+    raise ValueError(f"step returned {answer!r:.60}: return an Observation of text, or Done with a number")
 
 
 def play_again(start: StartEpisode, item: Item, texts: Sequence[str]) -> float | None:

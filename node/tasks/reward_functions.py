@@ -17,8 +17,8 @@ when it is used, since the receiver of a group cannot know how far its maker was
 of an assistant where the row's prompt is a list of messages. Functions may be async. Each text is paid alone, in a list
 of one. Token ids are those of the task's tokenizer, without an end of text; without one, a token is a character.
 
-TRL's sum: each reward times its weight, None and NaN left out. It is brought into [0, 1] by (sum - low) / (high - low),
-clipped. If no function can tell, the text is unscorable.
+TRL's sum: each reward times its weight, None and NaN left out. The reward is this sum, or (sum - low) / (high - low)
+where the task states a range; nothing is clipped. If no function can tell, the text is unscorable.
 
 `python -m node.tasks.reward_functions CHANNEL LIFE` is the process (`node.processes.worker_process`). It confines
 itself before it loads anything of somebody's (`node.processes.confinement`).
@@ -42,6 +42,7 @@ from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
 from node.processes.threads import awaited
 from node.processes.worker_process import Message, connect, yield_memory
+from node.tasks import is_reward, scaled
 from node.tasks.judge import Judge
 from node.tasks.third_party import described, run_file
 from node.tasks.verdicts import bound_memory
@@ -122,7 +123,7 @@ class Function:
             raise RewardError(f"{self.name} {described(error)}") from error
         if len(rewards) != len(answers):
             raise RewardError(f"{self.name} returned {len(rewards)} rewards for {len(answers)} completions")
-        if not all(one is None or math.isfinite(one) for one in rewards):
+        if not all(one is None or is_reward(one) for one in rewards):
             raise RewardError(f"{self.name} returned {rewards}: a reward is a finite number or None")
         return rewards
 
@@ -192,7 +193,7 @@ class Functions:
     Args:
         functions: in order.
         weights: one for each.
-        low, high: the weighted sums that earn 0 and 1.
+        low, high: the weighted sums that are rewards of 0 and 1.
         tokens: returns the token ids of a text.
     """
 
@@ -212,13 +213,16 @@ class Functions:
         return names
 
     def score(self, answered: Answered) -> Message:
-        """Return the reward of a text in [0, 1], None where no function can tell, and what each function gave."""
+        """Return the reward of a text, None where no function can tell, and what each function gave."""
         paid = [one.pay([answered], self.tokens)[0] for one in self.functions]
         parts = {name: reward for name, reward in zip(self.names, paid, strict=True) if reward is not None}
-        if not parts:
+        total = weighted_sum(self.weights, paid)
+        if total is None:
             return {"reward": None}
-        total = sum(weight * reward for weight, reward in zip(self.weights, paid, strict=True) if reward is not None)
-        return {"reward": min(max((total - self.low) / (self.high - self.low), 0.0), 1.0), "parts": parts}
+        reward = scaled(total, self.low, self.high)
+        if not is_reward(reward):
+            raise RewardError(f"the weighted sum {total:g} is no reward: it is too large")
+        return {"reward": reward, "parts": parts}
 
     def trial(self, answers: Sequence[Answered]) -> tuple[list[list[Reward]], str]:
         """Pay some texts twice: return each function's rewards, and the first function that pays otherwise again.
@@ -243,6 +247,12 @@ class Functions:
                 raise RewardError(f"{name} pays a completion by those beside it: here each is paid alone")
             rewards.append(alone)
         return rewards, unlike
+
+
+def weighted_sum(weights: Sequence[float], paid: Sequence[Reward]) -> float | None:
+    """Return the sum of what functions paid a text, by their weights; None if no function could tell."""
+    there = [weight * reward for weight, reward in zip(weights, paid, strict=True) if reward is not None]
+    return sum(there) if there else None
 
 
 def same(some: Sequence[Reward], others: Sequence[Reward]) -> bool:

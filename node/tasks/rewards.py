@@ -6,7 +6,7 @@
     path = "rows.jsonl"              # rows as `node.tasks.dataset` reads them, from a file or with hub = "OWNER/NAME"
     functions = ["./rewards.py:accuracy", "trl:think_format_reward"]    # see `node.tasks.reward_functions`
     weights = [1.0, 0.2]             # as TRL's reward_weights; without it, 1 for each
-    range = [0.0, 1.2]               # the weighted sums that earn 0 and 1; without it, 0 and the sum of the weights
+    range = [0.0, 1.2]               # the weighted sums that are rewards of 0 and 1; without it, a sum is the reward
     prompt = "prompt"                # the column that is asked: a text, or messages that end with the user's
     tokenizer = "tokenizer.json"     # for functions that count tokens; without it they count characters
     seconds = 4                      # for a text; a longer one is unscorable
@@ -18,8 +18,10 @@
 The configuration hash covers the rows, the bytes of each function's file and what it is made with, weights, range and
 tokenizer. It covers neither paths nor formats, nor modules that a file imports.
 
-Groups of a task stay at home (`Task.unshared`) if a function pays the same text differently in another process or at
-another time, if one is a judge, or if its workers are not confined: a stranger's text might do harm where a function
+A reward outside of 0 to 1 trains this node as it is, and its group stays at home.
+
+Every group of a task stays at home (`Task.unshared`) if a function pays the same text differently in another process or
+at another time, if one is a judge, or if its workers are not confined: a stranger's text might do harm where a function
 runs it. Functions that pay differently are found when the task is loaded: a few texts are paid twice in each of two
 processes.
 
@@ -41,8 +43,17 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from node.config import option_complaint
 from node.errors import UserError, one_line
 from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
-from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_text
-from node.tasks.answers import MAX_TEXT
+from node.tasks import (
+    MAX_QUESTION_BYTES,
+    UNIT,
+    Item,
+    TaskKey,
+    config_hash,
+    is_in_range,
+    is_text,
+    scaled,
+    told_outside,
+)
 from node.tasks.dataset import MAX_BYTES, MAX_ROWS, RowsSource, check_source, read_rows
 from node.tasks.judge import RUBRIC
 from node.tasks.questions import question_id
@@ -61,8 +72,9 @@ from node.tasks.reward_functions import (
     same,
     tokens_of,
     trial_texts,
+    weighted_sum,
 )
-from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, already, score
+from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, score
 
 VERSION = 1
 TRIAL_ROWS = 2
@@ -85,7 +97,7 @@ class Prompts(RowsSource):
 
 
 class Paid(Prompts):
-    """Rows that functions pay for, whose weighted sums are brought into [0, 1]."""
+    """Rows that functions pay for."""
 
     functions: list[str] = Field(default_factory=list)
     weights: list[float] | None = None
@@ -95,7 +107,20 @@ class Paid(Prompts):
     def _weights_fit(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.functions):
             raise ValueError(f"weights has {len(self.weights)} numbers for {len(self.functions)} functions")
+        low, high = self.bounds
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"range goes from {low:g} to {high:g}: set two numbers, the lower one first")
         return self
+
+    @property
+    def weighted(self) -> list[float]:
+        """A weight for each function."""
+        return self.weights or [1.0] * len(self.functions)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The weighted sums that are rewards of 0 and 1."""
+        return self.range or UNIT
 
 
 class RewardsOptions(Paid):
@@ -121,9 +146,6 @@ class RewardsOptions(Paid):
 
     @model_validator(mode="after")
     def _fit(self) -> "RewardsOptions":
-        low, high = self.bounds
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"range goes from {low:g} to {high:g}: set two numbers, the lower one first")
         if self.judged and self.share:
             raise ValueError("share: what a judge pays can be checked by nobody: leave it out")
         if self.judged and not self.model:
@@ -144,16 +166,6 @@ class RewardsOptions(Paid):
     def specs(self) -> list[Spec]:
         """The functions, as they are named."""
         return list(map(parse_spec, self.functions))
-
-    @property
-    def weighted(self) -> list[float]:
-        """A weight for each function."""
-        return self.weights or [1.0] * len(self.functions)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The weighted sums that earn 0 and 1."""
-        return self.range or (0.0, sum(self.weighted))
 
 
 class PromptRow(NamedTuple):
@@ -199,14 +211,14 @@ class RewardsTask(_RowsTask):
     """Rows with functions that are named: they are paid in worker processes."""
 
     workers: Workers
+    range: tuple[float, float]
+    outside: str
 
     def verify(self, item: Item, text: str) -> Verdict:
         return score([Answer(self, item, text)], LOAD_S)[0]
 
     def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        """Queue a text for a worker process; one that is too long earns nothing."""
-        if len(text) > MAX_TEXT:
-            return already(0.0)
+        """Queue a text for a worker process."""
         prompt, columns = self.rows[item.content]
         return self.workers.submit({"call": "score", "prompt": prompt, "columns": columns, "text": text}, is_own)
 
@@ -245,7 +257,9 @@ def load_rewards(
     if functions is not None:
         return LocalRewards(**found, unshared=UNSHARED_HERE, functions=functions)
     assert workers is not None
-    return RewardsTask(**found, unshared=_unshared(parsed, said), workers=workers)
+    outside = _outside(name, parsed, said)
+    unshared = _unshared(parsed, said)
+    return RewardsTask(**found, unshared=unshared, workers=workers, range=parsed.bounds, outside=outside)
 
 
 class AskedRows(NamedTuple):
@@ -319,27 +333,27 @@ def _load_here(
     functions = Functions(made, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
     answers = [Answered(*row, text) for row in rows[:TRIAL_ROWS] for text in trial_texts(*row)]
     try:
-        rewards, _ = functions.trial(answers)
+        functions.trial(answers)
     except RewardError as error:
         raise UserError(f"task {name!r}: {one_line(error)}") from error
-    _warn_of_range(name, options, rewards)
     return functions
 
 
-def _warn_of_range(name: str, options: RewardsOptions, rewards: Sequence[Sequence[Reward]]) -> None:
-    """Tell the log if texts that were tried, each function's in turn, earn what the range cuts off."""
-    low, high = options.bounds
-    tried = [(weight, found) for weight, found in zip(options.weighted, rewards, strict=True) if found]
-    weighted = ([weight * (reward or 0.0) for reward in found] for weight, found in tried)
-    sums = [sum(of_text) for of_text in zip(*weighted, strict=True)]
-    if sums and (min(sums) < low or max(sums) > high):
-        log.warning(
-            "rewards are cut at the ends of the range: set the option range",
-            task=name,
-            range=[low, high],
-            lowest=min(sums),
-            highest=max(sums),
-        )
+def _outside(name: str, options: RewardsOptions, said: Message) -> str:
+    """Return a line on the text that earned what is farthest from the range, of those that were tried; "" if none did.
+
+    `said` is what the workers do. A judge's task is not shared, so nothing is to be told of it.
+    """
+    if options.judged:
+        return ""
+    found: list[tuple[float, dict[str, float]]] = []
+    for of_text in zip(*said["trial"], strict=True):
+        total = weighted_sum(options.weighted, of_text)
+        if total is not None:
+            parts = {function: one for function, one in zip(said["names"], of_text, strict=True) if one is not None}
+            found.append((scaled(total, *options.bounds), parts))
+    reward, parts = max(found, key=lambda one: abs(one[0] - 0.5), default=(0.0, {}))
+    return "" if is_in_range(reward) else told_outside(name, reward, parts, options.bounds)
 
 
 def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tuple[Workers, Message]:
@@ -387,7 +401,6 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tup
             said["names"], said["trial"], other["trial"], strict=True
         )
         said["unlike"] = next((function for function, here, there in pairs if not same(here, there)), "")
-    _warn_of_range(name, options, said["trial"])
     both[0].restart_with({**first, "confine": first["confine"] and not said["unconfined"], "code": said["code"]})
     return both[0], said
 

@@ -74,6 +74,11 @@ def unshared(task: Task) -> str:
     return ""
 
 
+def outside(task: Task) -> str:
+    """Return what a task was found to pay outside of its range when it was loaded; nothing if nothing was."""
+    return getattr(task, "outside", "")
+
+
 def bare_of(task: Task) -> Task:
     """Return the task that makes the same questions without this node's examples (`node.tasks.prompting`)."""
     return getattr(task, "bare", task)

@@ -27,7 +27,6 @@ from difflib import get_close_matches
 from functools import partial
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
-from math import nan
 from numbers import Real
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -37,7 +36,17 @@ from pydantic import ValidationError
 
 from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
-from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, Wrapper, config_hash, derive_seed, is_text, task_names
+from node.tasks import (
+    MAX_QUESTION_BYTES,
+    Item,
+    TaskKey,
+    Wrapper,
+    config_hash,
+    derive_seed,
+    is_reward,
+    is_text,
+    task_names,
+)
 from node.tasks.answers import READERS, same_output
 from node.tasks.environments import Environment, StartEpisode, play_again, start_of
 from node.tasks.questions import question_id
@@ -64,7 +73,7 @@ def make(seed: int) -> Item:
 
 
 def verify(item: Item, text: str) -> float:
-    """Return the reward of a completion, from 0 to 1. Anybody may have written `text`: never evaluate it.
+    """Return the reward of a completion: 1 is right, 0 is nothing. Anybody may have written `text`: never evaluate it.
 
     Without this function, the completion has to be the answer, white space around it aside.
     """
@@ -118,11 +127,10 @@ class ThirdPartyTask(Wrapper):
             self._failed(f"verify of {text[:QUOTED]!r}", error)
         if reward is None:
             return None
-        number = float(reward) if isinstance(reward, Real) else nan
-        if not 0 <= number <= 1:
+        if not is_reward(reward):
             shown = repr(reward)[:QUOTED] if isinstance(reward, Real) else _kind(reward)
-            self._complain(f"verify of {text[:QUOTED]!r} returned {shown}: a reward is a number from 0 to 1, or None")
-        return number
+            self._complain(f"verify of {text[:QUOTED]!r} returned {shown}: a reward is a finite number, or None")
+        return float(reward)  # type: ignore[arg-type]  # it is a number
 
     @property
     def start(self) -> StartEpisode | None:
@@ -174,9 +182,7 @@ def checked(name: str, task: object) -> ThirdPartyTask:
     wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
     item = wrapped.make(derive_seed("trial", *key))
     if wrapped.verify(item, "") is None and wrapped.verify(item, item.solution or item.answer) is None:
-        raise TaskError(
-            f"task {name!r}: verify of '' and of the answer returned None: a reward is a number from 0 to 1"
-        )
+        raise TaskError(f"task {name!r}: verify of '' and of the answer returned None: a reward is a number")
     return replace(wrapped, names_games=wrapped.start is None or _names_games(wrapped))
 
 

@@ -9,7 +9,7 @@
     max_turns = 32                  # of the policy; after the last one, the episode ends
     tell = true                     # whether the prompt tells the tools
     functions = []                  # reward functions that read `environments`, with weights
-    range = [0.0, 1.0]              # the sums that earn 0 and 1; without it, 0 and the sum of the weights
+    range = [0.0, 1.0]              # the sums that are rewards of 0 and 1; without it, a sum is the reward
     confine = true                  # whether episodes get neither network nor files to write
 
 What TRL 1.16 does with the class:
@@ -19,8 +19,8 @@ What TRL 1.16 does with the class:
     get_reward()        ends it, with weight 1 beside the functions'. A method may be async
 
 Unlike in TRL, each episode has an instance of its own, and `reset` is called for each row when the task is loaded: it
-has to return the same text again in the episode. The sum of rewards is brought into [0, 1] as
-`node.tasks.reward_functions` does.
+has to return the same text again in the episode. The reward is the sum of rewards, or follows from it by the range, as
+in `node.tasks.reward_functions`.
 
 A turn that calls tools (`node.tasks.tool_calls`) is answered by what they return, a turn without a call ends the
 episode. A call that cannot be read, or is of no tool here, is answered by an error.
@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
@@ -92,12 +92,6 @@ class EnvironmentOptions(Paid):
             if parse_spec(one).where == JUDGE:
                 raise ValueError(f"{one!r} sees no environment: give functions that read environments")
         return functions
-
-    @model_validator(mode="after")
-    def _fit(self) -> "EnvironmentOptions":
-        if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError("range: set two numbers, the lower one first")
-        return self
 
 
 @dataclass(slots=True)
@@ -156,6 +150,7 @@ class EnvironmentTask:
     replayable: bool
     unshared: str
     confine: bool
+    range: tuple[float, float]
 
     @property
     def size(self) -> int:
@@ -233,6 +228,7 @@ def load_environment(
         replayable=getattr(type(instance), "replayable", False) is True,
         unshared=UNSHARED_HERE if here else FUNCTIONS_SEE_IT if functions else "",
         confine=parsed.confine,
+        range=parsed.bounds,
     )
     return checked(name, task)
 
@@ -274,7 +270,7 @@ def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:
 
 def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list[Function]) -> Functions:
     """Return what pays an episode: the functions, then the environment's own `get_reward`, as in TRL."""
-    paying, weights = list(functions), options.weights or [1.0] * len(functions)
+    paying, weights = list(functions), options.weighted
     if hasattr(type(instance), "get_reward"):
         paying.append(Function(type(instance).__name__, _own_reward, ""))
         weights = [*weights, 1.0]
@@ -282,10 +278,7 @@ def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list
         raise UserError(
             f"task {name!r}: {type(instance).__name__} has no get_reward: set functions, which read environments"
         )
-    low, high = options.range or (0.0, sum(weights))
-    if not low < high:
-        raise UserError(f"task {name!r}: its weights add up to {high:g}: set range")
-    return Functions(paying, weights, low, high, tokens_of(""))
+    return Functions(paying, weights, *options.bounds, tokens_of(""))
 
 
 def _own_reward(environments: list[Any], **_: object) -> list[Any]:

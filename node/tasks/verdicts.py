@@ -1,7 +1,8 @@
 """Verdicts: what an answer earns, or that it cannot be scored here.
 
-A verdict is a reward in [0, 1], or None. None means *unscorable*: the scorer ran out of time or memory, died, raised,
-or could not tell. An unscorable answer is not trained on and not published, and it costs nobody: it does not earn 0.
+A verdict is a reward, a finite number, or None. None means *unscorable*: the scorer ran out of time or memory, died,
+raised, could not tell, or returned what is no reward. An unscorable answer is not trained on and not published, and it
+costs nobody: it does not earn 0.
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers go
@@ -9,9 +10,13 @@ before its peers'. In each worker at most one text of a peer delays them, for `S
 worker if that text ended the old one.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
-ready, or with {"error": why not}. It replies to each later message with {"reward": ...}, in [0, 1], or {"error": ...};
-"parts" beside a reward are those of several functions, by name. To a request "start" it replies with the channel of an
-episode (`node.tasks.fork_server`).
+ready, or with {"error": why not}. It replies to each later message with {"reward": a number or null} or {"error": why
+not}; "parts" beside a reward are what each of several functions paid, by name. To a request "start" it replies with the
+channel of an episode (`node.tasks.fork_server`).
+
+Somebody's text may have written any reply. So its form is checked (`reward_of`), and a reply that is to no request, or
+to an earlier one, is dropped and counted.
+
 `python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
@@ -39,7 +44,7 @@ from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import Message, Requests, WorkerError, WorkerProcess, connect, yield_memory
-from node.tasks import Item, Task, TaskKey, Wrapper
+from node.tasks import Item, Task, TaskKey, Wrapper, is_reward
 from node.tasks.environments import StartEpisode, play_again, start_of
 from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
 
@@ -58,6 +63,8 @@ MOST_WORKERS = 8
 PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
 CONFINED = "(it is confined unless it says `confine = False`) "
 QUOTED = 200  # characters of a reason in the log
+MAX_REPLY = 1 << 20  # bytes of a reply to a text
+MAX_PARTS = 64  # functions of a task
 
 log = structlog.get_logger()
 
@@ -255,6 +262,26 @@ class Workers:
 _CLOSE, _OWN, _PEERS = range(3)  # the order in which a lane takes what waits
 
 
+def reward_of(said: Message) -> Verdict:
+    """Return the reward in a worker's reply, None where it says that it cannot tell.
+
+    Raises:
+        ValueError: the reply is of another form; the text says how.
+    """
+    reward, parts = said.get("reward"), said.get("parts", {})
+    if reward is None:
+        return None
+    if isinstance(reward, bool) or not is_reward(reward):
+        raise ValueError(f"a reward of {reward!r:.60}")
+    if not isinstance(parts, dict) or len(parts) > MAX_PARTS or not all(map(_is_part, parts.values())):
+        raise ValueError(f"a reward in parts of {parts!r:.60}")
+    return Scored(reward, parts) if parts else float(reward)
+
+
+def _is_part(part: object) -> bool:
+    return is_reward(part) and not isinstance(part, bool)
+
+
 class _Lanes:
     """Threads that take requests from one queue; each has its own worker process.
 
@@ -271,6 +298,7 @@ class _Lanes:
         )
         self._numbers = itertools.count()
         self._count = 0
+        self._dropped = 0
         self._lock = threading.Lock()
 
     def put(self, order: int, job: "Callable[[_WorkerThread], Any] | None", future: "Future[Any]") -> None:
@@ -283,6 +311,13 @@ class _Lanes:
             if self._count < most:
                 threading.Thread(target=_WorkerThread(self).run, name=f"scoring {self.task}", daemon=True).start()
                 self._count += 1
+
+    def drop(self, replies: int) -> None:
+        """Count replies that answered no request, and tell the log."""
+        if replies:
+            with self._lock:
+                self._dropped += replies
+            log.warning("replies to no request are dropped", task=self.task, now=replies, all=self._dropped)
 
     def close(self) -> None:
         """End the lanes, each after its current request; each passes this on to the next."""
@@ -365,19 +400,23 @@ class _WorkerThread:
 
     def verdict(self, request: Message) -> Verdict:
         said = self._asked(request)
-        reward = said.get("reward")
-        if isinstance(reward, int | float) and 0 <= reward <= 1:
-            return Scored(reward, said["parts"]) if "parts" in said else float(reward)
-        unknown = "its task cannot tell" if reward is None else f"a reward of {reward!r}"
-        warn_unscorable(self._lanes.task, " ".join(str(said.get("error", unknown)).split()))
-        return None
+        try:
+            verdict = reward_of(said)
+            reason = said.get("error", "its task cannot tell")
+        except ValueError as error:
+            verdict, reason = None, error
+        if verdict is None:
+            warn_unscorable(self._lanes.task, " ".join(str(reason).split()))
+        return verdict
 
     def _asked(self, request: Message) -> Message:
         if self._worker is None:
             return {"error": str(self._said)} if isinstance(self._said, Exception) else self._said
-        began = time.monotonic()
+        began, dropped = time.monotonic(), self._worker.dropped
         try:
-            return self._worker.call(request, self._lanes.seconds)
+            said = self._worker.call(request, self._lanes.seconds, MAX_REPLY)
+            self._lanes.drop(self._worker.dropped - dropped)
+            return said
         except Exception as error:  # noqa: BLE001  # it ended, or the request cannot be written as JSON
             self._end()
             return {"error": str(error)}

@@ -4,8 +4,8 @@
     name = "verifiers/my-taskset"    # an installed package that exports a Taskset
     [tasks.options]
     rows = 1000                      # how many of its questions are used
-    low = 0.0                        # rewards are sums without bounds: what counts as nothing,
-    high = 1.0                       # and as everything
+    low = 0.0                        # the sums that are rewards of 0
+    high = 1.0                       # and of 1: a group with a sum outside of them is not shared
     config = {}                      # the task set's own configuration
 
 A task set with tools, or with an environment of its own, is played in episodes (`node.tasks.verifiers_episodes`). They
@@ -44,11 +44,10 @@ from node.config import Section, option_complaint
 from node.errors import UserError
 from node.processes.confinement import ConfinementError, confine
 from node.processes.worker_process import Message, WorkerError, connect
-from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash
-from node.tasks.answers import MAX_TEXT
+from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_reward, scaled
 from node.tasks.environments import MAX_TURNS, Done, Environment, play_again, step
 from node.tasks.fork_server import ForkServer, adopt_from_here, fork_episode
-from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Verdict, Workers, already, score
+from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Verdict, Workers, score
 
 KIND = "verifiers"
 VERSION = 2
@@ -79,6 +78,7 @@ class VerifiersTask:
     items: tuple[Item, ...]
     workers: Workers
     start: ForkServer | None
+    range: tuple[float, float]
 
     @property
     def unshared(self) -> str:
@@ -99,9 +99,7 @@ class VerifiersTask:
         return score([Answer(self, item, text)], LOAD_S)[0]
 
     def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        """Queue a text for a worker process; one that is too long earns nothing."""
-        if len(text) > MAX_TEXT:
-            return already(0.0)
+        """Queue a text for a worker process."""
         return self.workers.submit({"call": "score", "row": item.content, "text": text}, is_own)
 
 
@@ -132,7 +130,7 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
         Item(question, "", system, content=row, tools=said["tools"]) for question, system, row in said["rows"]
     )
     start = ForkServer(task, workers, SCORE_S, LOAD_S + SCORE_S) if said["plays"] else None
-    return VerifiersTask(TaskKey(task, VERSION, config), items, workers, start)
+    return VerifiersTask(TaskKey(task, VERSION, config), items, workers, start, (parsed.low, parsed.high))
 
 
 class RefusedError(Exception):
@@ -170,9 +168,9 @@ def main() -> None:
 
 
 def _scaled(low: float, high: float, reward: float) -> float:
-    if not math.isfinite(reward):
+    if not is_reward(reward):
         raise ValueError(f"a reward of {reward}")
-    return min(max((reward - low) / (high - low), 0.0), 1.0)
+    return scaled(reward, low, high)
 
 
 def _tried(loaded: "Loaded") -> Message:

@@ -50,7 +50,7 @@ from node.tasks.tool_calls import (
 class TaskSetGame:
     """One episode of `env` on `task`, in progress; `told` is what its environment last said, if anything.
 
-    `scale` brings a reward into [0, 1]. Raises what the environment raises.
+    `scale` makes a reward of a sum. Raises what the environment raises.
     """
 
     def __init__(self, env: Any, task: Any, scale: Callable[[float], float]) -> None:

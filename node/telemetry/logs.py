@@ -26,8 +26,8 @@ FLUSH_S = 2.0  # an end waits so long for a place that hangs: a service manager 
 OURS = ("node", "protocol", "collectives")
 
 
-def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool = False) -> None:
-    """Send this process's events to `folder`/log.jsonl, to stderr, or to both.
+def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool = False, quiet: bool = False) -> None:
+    """Send this process's events to `folder`/log.jsonl, to stderr, or to both; if `quiet`, only warnings to stderr.
 
     Called once, by whoever owns the process (a command, or a supervised node's first
     lines). Raises `OSError` when the file cannot be opened, `UserError` when there can be no such folder.
@@ -40,6 +40,7 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
         handlers.append(BackgroundHandler(file))
     if stderr:
         stream = logging.StreamHandler(sys.stderr)
+        stream.setLevel(logging.WARNING if quiet else logging.NOTSET)
         plain = structlog.dev.plain_traceback
         stream.setFormatter(
             _formatter(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))

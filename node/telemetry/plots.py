@@ -79,7 +79,7 @@ def plot_reward(nodes: Nodes) -> str:
         if len(lines) > 1:
             axes.plot(*_thin(_mean_line(list(lines.values()))), color=INK, linewidth=2.6, label="swarm mean")
         last = max(rounds[-1] for rounds, _ in lines.values())
-        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(0, None))
+        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(_floor(axes), None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
         return _svg(figure)
@@ -121,7 +121,7 @@ def plot_tasks(nodes: Nodes) -> str:
             marker = "o" if len(line[0]) == 1 else None
             axes.plot(*_thin(line), color=PALETTE[index], linewidth=1.4, marker=marker, label=_plain(task))
         last = max(rounds[-1] for rounds, _ in lines.values())
-        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(0, None))
+        axes.set(xlabel="round", ylabel="mean reward", xlim=(0, 1.01 * max(last, 10)), ylim=(_floor(axes), None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)
         return _svg(figure)
@@ -221,6 +221,11 @@ def _svg(figure: Figure) -> str:
 def _plain(text: str) -> str:
     """Return a name without what matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
+
+
+def _floor(axes: Any) -> float:
+    """Return where rewards begin: at 0, or below it at the lowest."""
+    return min(0.0, float(axes.dataLim.ymin))
 
 
 def _reward_line(rows: Sequence[Row]) -> Line:

@@ -177,7 +177,7 @@ def test_what_an_environment_says_is_cut_to_a_length_that_peers_cut_it_to_as_wel
 
 
 @pytest.mark.parametrize(
-    "answer", [None, "text", Observation("\ud800"), Observation(3), Done(1.5), Done(nan), Done("1"), Done(None)]
+    "answer", [None, "text", Observation("\ud800"), Observation(3), Done(1e16), Done(nan), Done("1"), Done(None)]
 )
 def test_an_environment_that_answers_nonsense_or_raises_is_unscorable(answer: object) -> None:
     broken = Echo(does=lambda text: answer)

@@ -13,7 +13,6 @@ import trl
 from gossamer import GRPOTrainer
 from peft import LoraConfig
 from trl import GRPOConfig
-from trl.rewards import get_soft_overlong_punishment
 
 from node.config import is_key, parse_config
 from node.errors import UserError
@@ -201,15 +200,53 @@ def test_trls_own_script_trains_a_node_with_its_import_changed(tmp_path: Path) -
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
-def test_a_function_that_pays_below_the_range_is_told_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from structlog.testing import capture_logs
+# TRL's quick start, but for the import and the rows; its reward is in a file, as a peer could have it.
+QUICKSTART = """
+import sys
+from gossamer import GRPOTrainer
+from trl import GRPOConfig
+import paid
 
-    from node.tasks.rewards import load_rewards
+args = GRPOConfig(
+    output_dir="out", max_steps=16, learning_rate=5e-4, max_completion_length=12, bf16=False, use_cpu=True
+)
+rows = [{"prompt": f"{a}+{b}="} for a in range(20) for b in range(20)]
+trainer = GRPOTrainer(model="builtin", reward_funcs=getattr(paid, sys.argv[1]), args=args, train_dataset=rows)
+trainer.train()
+"""
+PAID = """
+def near_20(completions, **kwargs):
+    return [-abs(20 - len(one)) for one in completions]
 
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "1+1=", "answer": "2"}\n')
-    given = {"here:long": get_soft_overlong_punishment(8, 4)}
-    with capture_logs() as logs:
-        load_rewards("rewards", {"path": rows, "functions": list(given)}, given)
-        load_rewards("rewards", {"path": rows, "functions": list(given), "range": [-1.0, 0.0]}, given)
-    assert [(one["event"][:16], one["lowest"]) for one in logs] == [("rewards are cut ", -1.0)]
+def up_to_10(completions, **kwargs):
+    return [float(min(len(one), 10)) for one in completions]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "lowest", "highest"), [("near_20", -20, 0), ("up_to_10", 0, 10)])
+def test_trls_quick_start_learns_alone_from_rewards_outside_of_0_to_1(
+    tmp_path: Path, function: str, lowest: float, highest: float
+) -> None:
+    from node.telemetry.metrics import read_metrics
+
+    (tmp_path / "script.py").write_text(QUICKSTART)
+    (tmp_path / "paid.py").write_text(PAID)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py", function],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "outside of its range" not in done.stderr, "alone, a reward has no range"
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    rewards = [row["reward"] for row in rows]
+    assert rewards == [row[f"rewards/{function}/mean"] for row in rows], "the function's own, as in TRL"
+    assert all(lowest <= one <= highest for one in rewards) and min(map(abs, rewards)) > 1
+    assert sum(row["trained"] for row in rows) > 64
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 1.5

@@ -51,6 +51,18 @@ def test_libraries_are_heard_from_warning_up_and_debug_on_request(tmp_path: Path
     assert [event["event"] for event in events(tmp_path)] == ["heard 1", "shown"]
 
 
+def test_a_quiet_program_shows_warnings_and_keeps_the_rest_in_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logs(tmp_path, quiet=True)
+    structlog.get_logger("node.run").info("loading")
+    structlog.get_logger("node.loop").warning("a reward is out of range")
+    flush_logs()
+    error = capsys.readouterr().err
+    assert "out of range" in error and len(error.splitlines()) == 1
+    assert [event["event"] for event in events(tmp_path)] == ["loading", "a reward is out of range"]
+
+
 def test_a_failure_keeps_its_traceback_on_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logs(tmp_path, stderr=False)
     try:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 import node.loop as loop_module
 from node.config import NodeConfig, PolicyConfig, SamplingConfig, TaskConfig, parse_config
@@ -900,6 +901,50 @@ class Graded(Guess):
 
     def verify(self, item: Item, text: str) -> float:
         return {"b": 0.3, "c": 0.7, "d": 1.0}.get(text, 0.0)
+
+
+class Deep(Guess):
+    """A task whose functions pay far outside of 0 to 1."""
+
+    range = (-10.0, 10.0)
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        paid = {"11": -1.9, "1": 0.5, "2": 1.0}[text]
+        return Scored(paid, {"near_20": -48.0 if paid < 0 else 20 * paid - 10})
+
+
+OUTSIDE = (
+    "task 'guess' pays -48 (near_20 -48), outside of its range -10 to 10: groups with such rewards train this node"
+)
+
+
+def test_rewards_of_any_size_train_a_node_alone_as_they_are(policy: Policy, node_of: Callable[..., Loop]) -> None:
+    loop = node_of(NoExchange(), alone(Deep()), ("11", "1"), network={"enabled": False}, sampling={"external": 0})
+    with capture_logs() as logs:
+        samples = next(loop.rounds(0))
+    assert [(policy.decode(one.completion), one.advantage) for one in samples] == [
+        ("11", pytest.approx(-1.2)),
+        ("1", pytest.approx(1.2)),
+    ]
+    assert (loop.row["reward"], loop.row["rewards/near_20/mean"]) == (pytest.approx(-0.7), -24.0)
+    assert (loop.row["rewards_outside"], logs) == (0, [])
+
+
+def test_a_reward_outside_of_the_range_of_a_shared_task_is_told_once_and_counted_in_every_round_and_trains_its_maker(
+    policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    loop = node_of(Swarm(), alone(Deep()), ("11", "1", "11"), sampling={"external": 0, "rule": "sapo"}, rounds=3)
+    with capture_logs() as logs:
+        found = [([one.advantage for one in samples], loop.row["rewards_outside"]) for samples in loop.rounds(0)]
+    assert found == [([pytest.approx(-0.8), pytest.approx(1.6), pytest.approx(-0.8)], 2)] * 3
+    assert len(logs) == 1 and logs[0]["event"].startswith(OUTSIDE) and logs[0]["log_level"] == "warning"
+
+
+def test_what_is_within_the_range_is_not_told(node_of: Callable[..., Loop]) -> None:
+    loop = node_of(Swarm(), alone(Deep()), ("2", "1"), sampling={"external": 0})
+    with capture_logs() as logs:
+        next(loop.rounds(0))
+    assert (loop.row["rewards_outside"], logs) == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -326,3 +326,10 @@ def test_small_displays() -> None:
     flat = NodeProgress(3)
     flat.update([{"round": 1, "reward": 0.0}, {"round": 2, "reward": 0.0}])
     assert trend(flat) == "▁▁"
+    below = NodeProgress(3)
+    below.update([{"round": 1, "reward": -18.0}, {"round": 2, "reward": -9.0}, {"round": 3, "reward": 0.0}])
+    assert trend(below) == "▁▅█"
+    one = child("n0", 10)
+    assert "out of range" not in line([one], 1.0)
+    one.progress.update([{"round": 11, "reward": -18.0, "rewards_outside": 3}])
+    assert line([one], 1.0).endswith("rejected, 3 rewards out of range")

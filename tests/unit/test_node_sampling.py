@@ -405,6 +405,33 @@ def test_positive_learns_from_graded_rewards_where_no_answer_is_wholly_right() -
     assert len(taken) == 1 and sum(taken.values()) == pytest.approx(-0.6)
 
 
+@pytest.mark.parametrize(
+    ("own", "best", "advantage"),
+    [
+        (-18.0, 1.0, 1.0),
+        (-18.0, 0.5, 18.5 / 19),
+        (-1e15, 0.5, 1.0),
+        (1.0, 1.0, 1.0),
+        (1.5, 1.0, None),
+        (7.0, 0.5, None),
+    ],
+)
+def test_positive_takes_at_most_1_however_large_this_nodes_own_rewards_are(
+    own: float, best: float, advantage: float | None
+) -> None:
+    asked = replace(draw(1), own_reward=lambda task: own)
+    picks = RULES["positive"].peers([candidate(1, (best, 0.0))], asked)
+    assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_own_rewards_of_any_size_keep_their_differences(rule: str) -> None:
+    rewards = (-18.0, -12.0)
+    assert RULES[rule].own(rewards, draw(1)) == [(0, -3.0), (1, 3.0)]
+    large = dict(RULES[rule].own((1e15, -1e15), draw(1)))
+    assert large == {0: 1e15, 1: -1e15}
+
+
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8))
 def test_positive_follows_the_trainers_scale(rewards: list[float]) -> None:
     plain, scaled = (RULES["positive"].own(rewards, replace(draw(1), scale=scale)) for scale in SCALES.values())

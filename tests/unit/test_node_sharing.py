@@ -273,6 +273,19 @@ def test_groups_of_a_task_that_is_not_shared_are_neither_sent_nor_taken_and_cost
         rebuild(group(ONE), tasks, lambda item: ())
 
 
+@pytest.mark.parametrize("reward", [-18.0, -1e-3, 1.001, 7.0, 1e15])
+def test_a_peers_reward_stays_from_0_to_1_and_own_groups_beyond_it_stay_at_home(reward: float) -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    first, *others = group().completions
+    beyond = replace(group(), completions=(first._replace(reward=reward), *others))
+    exchange.publish([beyond, group()])
+    assert [body for _, body in host.published] == [encode(group())]
+    host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(beyond), 0.0, topic_of(ONE.key))]
+    assert exchange.receive(lambda _: False) == []
+    assert host.reports == [(Verdict.REJECT, "malformed")]
+
+
 def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     host, size = _Host(), len(encode(group()))
     exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, max_bytes=size - 1)

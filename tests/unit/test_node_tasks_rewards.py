@@ -15,11 +15,12 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
+from structlog.testing import capture_logs
 
 from node.cli.app import run
-from node.config import TaskConfig, load_config
+from node.config import NodeConfig, TaskConfig, load_config
 from node.errors import UserError
-from node.operations.given import tasks_given
+from node.operations.given import check_tasks, tasks_given
 from node.processes.confinement import ConfinementError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import check
@@ -108,6 +109,20 @@ def writing(completions, **kwargs):
 
 def patient(completions, **kwargs):
     return [float(Path("/proc/self/oom_score_adj").read_text()) / 1000 for _ in completions]
+
+def long(completions, **kwargs):
+    return [-float(len(text)) for text in completions]
+
+def running(completions, answer, **kwargs):
+    said = []
+    for text in completions:
+        scope = {}
+        try:
+            exec(text, scope)
+        except (SyntaxError, NameError):
+            pass
+        said.append(scope.get("answer"))
+    return [float(one == right) for one, right in zip(said, answer)]
 
 def starting(completions, answer, **kwargs):
     if "slow" in completions:
@@ -204,9 +219,82 @@ def test_none_and_nan_are_left_out_of_the_weighted_sum_as_trl_leaves_them_out() 
     assert Functions(made[1:3], [1.0, 1.0], 0.0, 2.0, tokens_of("")).score(ONE) == {"reward": None}
 
 
-@pytest.mark.parametrize(("paid", "reward"), [(-5.0, 0.0), (-1.0, 0.0), (0.0, 0.25), (3.0, 1.0), (9.0, 1.0)])
-def test_a_sum_is_brought_into_0_to_1_by_the_range(paid: float, reward: float) -> None:
+@pytest.mark.parametrize(("paid", "reward"), [(-5.0, -1.0), (-1.0, 0.0), (0.0, 0.25), (3.0, 1.0), (9.0, 2.5)])
+def test_a_range_says_which_sums_are_rewards_of_0_and_1_and_clips_nothing(paid: float, reward: float) -> None:
     assert Functions([function(lambda **_: [paid])], [1.0], -1.0, 3.0, tokens_of("")).score(ONE)["reward"] == reward
+
+
+def test_without_a_range_the_sum_is_the_reward_as_in_trl(folder: Path) -> None:
+    task = load_rewards("rewards", options(folder, "accuracy", "long", weights=[1.0, 0.5]))
+    assert [task.verify(task.make(1), text) for text in ("2", "333")] == [0.5, -1.5]
+
+
+def test_a_sum_that_rounding_puts_beyond_the_range_is_within_it() -> None:
+    tenth = function(lambda **_: [0.1])
+    assert sum([0.1] * 3) > 0.3
+    assert Functions([tenth] * 3, [1.0] * 3, 0.0, 0.3, tokens_of("")).score(ONE)["reward"] == 1.0
+
+
+def test_a_sum_that_is_too_large_is_told() -> None:
+    made = [function(lambda **_: [1e15])]
+    with pytest.raises(RewardError, match=r"the weighted sum 1e\+20 is no reward"):
+        Functions(made, [1e5], 0.0, 1.0, tokens_of("")).score(ONE)
+
+
+@pytest.mark.parametrize(
+    ("functions", "more", "line"),
+    [
+        (["long"], {}, "task 'rewards' pays -36 (long -36), outside of its range 0 to 1: groups with such rewards"),
+        (["accuracy", "long"], {"range": [-20, 1]}, "pays -36 (accuracy 0, long -36), outside of its range -20 to 1:"),
+        (["accuracy", "long"], {"range": [-50, 1]}, ""),
+        (["accuracy"], {}, ""),
+    ],
+)
+def test_what_a_task_pays_outside_of_its_range_is_a_line_when_it_is_loaded(
+    folder: Path, functions: list[str], more: dict[str, object], line: str
+) -> None:
+    given = options(folder, *functions, **more)
+    task = load_rewards("rewards", given)
+    assert line in task.outside and bool(line) == bool(task.outside)
+    config = NodeConfig.model_validate({"tasks": [{"name": "rewards", "options": given}]})
+    assert check_tasks(config) == ([task.outside] if line else [])
+    alone = config.model_copy(update={"network": config.network.model_copy(update={"enabled": False})})
+    assert check_tasks(alone) == []
+
+
+# Writes frames to the socket that a worker shares with its node, then answers as it should.
+FORGER = """
+import json, os, stat, struct
+for descriptor in range(3, 64):
+    try:
+        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            data = json.dumps({}).encode()
+            os.write(descriptor, (struct.pack(">I", len(data)) + data) * 3)
+    except OSError:
+        pass
+answer = 2
+"""
+
+
+def test_a_text_that_writes_forged_replies_shifts_no_later_reward_and_they_are_counted(folder: Path) -> None:
+    task = load_rewards("rewards", options(folder, "running"))
+    item = task.make(1)
+    texts = ("answer = 2", "answer = 3", FORGER.format('{"reward": 1.0, "parts": {}}'), "answer = 3", "answer = 2", "")
+    with capture_logs() as logs:
+        assert [task.verify(item, text) for text in texts] == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    assert [(one["event"], one["task"], one["now"], one["all"]) for one in logs] == [
+        ("replies to no request are dropped", "rewards", 3, 3)
+    ]
+
+
+@pytest.mark.parametrize("said", ['{"reward": 1.0, "parts": 5}', '{"reward": True}', '{"reward": {}}', "[]", "5"])
+def test_a_worker_that_a_text_has_changed_says_what_is_no_reward_and_ends_nothing(folder: Path, said: str) -> None:
+    task = load_rewards("rewards", options(folder, "running"))
+    item = task.make(1)
+    with capture_logs() as logs:
+        assert task.verify(item, f"import __main__; __main__.Functions.score = lambda *_: {said}") == 0.0
+        assert task.verify(item, "answer = 2") is None
+    assert [one["event"] for one in logs] == ["unscorable"]
 
 
 def test_functions_of_one_name_are_numbered() -> None:
@@ -277,11 +365,11 @@ def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in
     assert item.question == "4+4="
     right, wrong = (task.verify(item, text) for text in ("8", "7"))
     assert isinstance(right, Scored) and isinstance(wrong, Scored)
-    assert (right, wrong) == (1.25 / 1.5, 0.25 / 1.5)
+    assert (right, wrong) == (1.25, 0.25)
     assert right.parts == {"accuracy": 1.0, "brevity": 0.5}
     same = load_rewards("rewards/sums", {**given, "confine": False, "share": True})
     assert (same.key, same.unshared) == (task.key, "")
-    ranged = load_rewards("rewards/sums", {**given, "confine": False, "range": [0.0, 1.0]})
+    ranged = load_rewards("rewards/sums", {**given, "confine": False, "range": [0.0, 1.5]})
     assert ranged.unshared.startswith("its functions are not confined")
     (folder / "copy").mkdir()
     (folder / "copy" / "rewards.py").write_text(FUNCTIONS + "\n")
@@ -357,7 +445,7 @@ def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: P
 def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_tell_is_unscorable(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "slow", "unsure", seconds=0.3))
     item = task.make(1)
-    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [0.75, 0.25, None, None, 0.75]
+    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [1.5, 0.5, None, None, 1.5]
     alone = load_rewards("rewards", options(folder, "unsure"))
     assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
 
@@ -483,7 +571,7 @@ def test_a_judge_pays_own_groups_and_is_never_shared(folder: Path, judge: HTTPSe
     assert isinstance(task, RewardsTask)
     assert task.unshared == "nobody else can check what a judge pays"
     item = task.make(4)
-    assert [task.verify(item, text) for text in ("8", "7", "?")] == [1.75 / 2, 0.0, None]
+    assert [task.verify(item, text) for text in ("8", "7", "?")] == [1.75, 0.0, None]
     asked = judge.asked[-3]  # type: ignore[attr-defined]
     assert (asked["model"], asked["messages"][0]["content"]) == ("m", "Be strict.")
     assert asked["messages"][1]["content"].startswith("Question:\n4+4=\n\nAnswer:\n8\n")
@@ -568,7 +656,7 @@ def test_the_check_shows_what_a_policy_says_and_earns_and_what_fools_the_functio
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    functions = ["--reward", "rewards.py:accuracy", "--reward", "rewards.py:brevity", "--data", "rows.jsonl"]
+    functions = ["--reward", "rewards.py:accuracy=0.5", "--reward", "rewards.py:brevity=0.5", "--data", "rows.jsonl"]
     assert run(["tasks", "check", *functions, "--policy", "builtin", "--fuzz"], debug=False) == 1
     said = capsys.readouterr().out
     assert said.count("  said  ") == said.count("  earns  ") == 10

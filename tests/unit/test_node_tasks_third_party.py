@@ -97,8 +97,11 @@ def test_the_bytes_of_the_file_are_its_key_and_the_path_is_not(tmp_path: Path) -
         ),
         ("from node.tasks import Item\ndef make(seed):\n    return Item(' ', '7')", "a question has 1 to 65536 bytes"),
         ("from node.tasks import Item\ndef make(seed):\n    return Item('a' * 70000, '7')", "a question has 1 to"),
-        (GOOD + "def verify(item, text):\n    return 7", r"verify of '' returned 7: a reward is a number from 0 to 1"),
-        (GOOD + "def verify(item, text):\n    return -0.1", r"returned -0.1: a reward"),
+        (
+            GOOD + "def verify(item, text):\n    return 1e16",
+            r"verify of '' returned 1e\+16: a reward is a finite number",
+        ),
+        (GOOD + "def verify(item, text):\n    return float('-inf')", r"returned -inf: a reward"),
         (GOOD + "def verify(item, text):\n    return float('nan')", r"returned nan: a reward"),
         (GOOD + "def verify(item, text):\n    return 'yes'", r"returned a str: a reward"),
         (GOOD + "def verify(item, text):\n    pass", r"verify of '' and of the answer returned None: a reward"),

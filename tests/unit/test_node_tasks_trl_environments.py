@@ -321,8 +321,8 @@ def test_reward_functions_read_the_environments_and_get_reward_counts_beside_the
     )
     functions = [f"{tmp_path / 'rewards.py'}:near"]
     task = load_environment("environment", write(tmp_path, functions=functions, weights=[3.0]))
-    assert told(task, 4, "increment(step=5)", "") == [Observation("5"), Done(1.0)]
-    assert told(task, 4, "increment(step=4)", "") == [Observation("4"), Done(pytest.approx(0.9 * 3 / 4))]
+    assert told(task, 4, "increment(step=5)", "") == [Observation("5"), Done(4.0)]
+    assert told(task, 4, "increment(step=4)", "") == [Observation("4"), Done(pytest.approx(0.9 * 3))]
     assert "read the environment" in unshared(task)
     alone = COUNTER.replace("get_reward", "_get_reward")
     task = load_environment("environment", write(tmp_path, alone, functions=functions))

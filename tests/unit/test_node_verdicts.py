@@ -19,7 +19,7 @@ from node.config import TaskConfig
 from node.processes import confinement
 from node.processes.worker_process import Message, WorkerError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
-from node.tasks.verdicts import LATE, Answer, Scoring, Verdict, Workers, score
+from node.tasks.verdicts import LATE, Answer, Scored, Scoring, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
@@ -51,7 +51,7 @@ def verify(item, text):
     if text == "none":
         return None
     if text == "large":
-        return 7
+        return 1e300
     if text == "words":
         return "very good"
     return float(text == item.answer)
@@ -110,7 +110,7 @@ def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> N
     [
         ("raise", "task 'file/hostile': verify of 'raise' raised RuntimeError: no idea (hostile.py, line 12)", False),
         ("memory", "raised MemoryError", False),
-        ("large", "returned 7: a reward is a number from 0 to 1", False),
+        ("large", "returned 1e+300: a reward is a finite number, or None", False),
         ("words", "returned a str", False),
         ("none", "its task cannot tell", False),
         ("exit", "exit status 3", True),
@@ -251,7 +251,7 @@ class Scene:
         if self.first.get("raises"):
             raise OSError("no more processes")
 
-        def call(message: Message, timeout: float) -> Message:
+        def call(message: Message, timeout: float, most: int = 0) -> Message:
             if "number" not in message:
                 assert self.loads is None or self.loads.wait(60)
                 self.clock.now += self.start_s
@@ -269,7 +269,7 @@ class Scene:
         def kill() -> None:
             self.killed += 1
 
-        return SimpleNamespace(call=call, kill=kill)
+        return SimpleNamespace(call=call, kill=kill, dropped=0)
 
 
 @pytest.fixture
@@ -378,9 +378,16 @@ def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("says", "reason"),
     [
-        ({"reward": 1.5}, "a reward of 1.5"),
-        ({"reward": -0.1}, "a reward of -0.1"),
+        ({"reward": 1e16}, "a reward of 1e+16"),
+        ({"reward": float("-inf")}, "a reward of -inf"),
         ({"reward": float("nan")}, "a reward of nan"),
+        ({"reward": 10**400}, f"a reward of 1{'0' * 59}"),
+        ({"reward": True}, "a reward of True"),
+        ({"reward": 1.0, "parts": 5}, "a reward in parts of 5"),
+        ({"reward": 1.0, "parts": ["a"]}, "a reward in parts of ['a']"),
+        ({"reward": 1.0, "parts": {"a": None}}, "a reward in parts of {'a': None}"),
+        ({"reward": 1.0, "parts": {"a": float("nan")}}, "a reward in parts of {'a': nan}"),
+        ({"error": {"a": 1}}, "{'a': 1}"),
         ({"reward": "1"}, "a reward of '1'"),
         ({"reward": [1.0]}, "a reward of [1.0]"),
         ({}, "its task cannot tell"),
@@ -393,6 +400,13 @@ def test_what_a_worker_says_that_is_no_reward_is_none(scene: Scene, says: Messag
         assert found(Workers("t", "m", {}), requests(2)) == [None, None]
     assert [one["reason"] for one in logs] == [reason, reason]
     assert scene.begun == 1, "its worker is not to blame"
+
+
+@pytest.mark.parametrize("reward", [7, -18.5, 0, 1e15])
+def test_any_finite_number_is_a_reward(scene: Scene, reward: float) -> None:
+    scene.says = {"reward": reward, "parts": {"one": reward / 2}}
+    (verdict,) = found(Workers("t", "m", {}), requests(1))
+    assert isinstance(verdict, Scored) and (verdict, verdict.parts) == (reward, {"one": reward / 2})
 
 
 @pytest.mark.parametrize(

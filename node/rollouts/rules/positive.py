@@ -14,6 +14,9 @@ verifier that runs here paid it. This is supervised learning on verified text, a
 Groups with differing rewards are drawn first. Once none is left, groups that are all right are drawn, on tasks on which
 b < `MASTERED`: they teach whoever is not yet all right. So a flood of easy groups takes no place of others.
 
+Own rewards may be any numbers, and peers' are from 0 to 1. So A is at most 1 also if b is negative, and nothing is
+taken if b > 1.
+
 **An own group.** Its advantages A are its rewards less their mean, scaled as the trainer is set. With p completions of
 A > 0 and q of A < 0, these are trained on:
 
@@ -39,6 +42,8 @@ Gain = Callable[[float, float], float]  # from a best answer's reward and this n
 
 def gain(reward: float, own: float) -> float:
     """Return the advantage of a peer's best answer by the module's formula; 0 if it is not taken."""
+    if own > 1:  # answers of its own that are paid beyond what any peer's can be
+        return 0.0
     if is_right(reward):
         return 1.0
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
