@@ -61,7 +61,8 @@ __all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
 
 # The precision of timers. It also bounds how often the thread can wake up for nothing.
 MIN_WAIT_S = 0.01
-SAVE_INTERVAL_S = 5.0
+# Between two writes of the peers file. The pause doubles: in a swarm of 1,000 the book changes every few seconds.
+FIRST_SAVE_S, LAST_SAVE_S = 5.0, 600.0
 DESCRIBE_INTERVAL_S = 0.5
 MAX_ADMITTED = 1024  # nodes that `admits` knows of: four groups of the largest size
 ADDRESS_INTERVAL_S = 10.0  # between two looks at this machine's addresses, which send nothing
@@ -516,7 +517,7 @@ class Host:
             self._transport.wake()
 
     def _run(self, core: Core, transport: ZmqTransport, driver: Driver) -> None:
-        saved, next_save, next_description = core.membership.book.revision, 0.0, 0.0
+        saved, next_save, save_pause, next_description = core.membership.book.revision, 0.0, FIRST_SAVE_S, 0.0
         warned = ""
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
         notices = Notices(self._seeds, self._setup.grant, driver.now())
@@ -553,7 +554,7 @@ class Host:
                 is_saving = self._saving is not None and not self._saving.done()  # the disk is slow
                 if revision != saved and now.steady >= next_save and not is_saving:
                     self._save(core)
-                    saved, next_save = revision, now.steady + SAVE_INTERVAL_S
+                    saved, next_save, save_pause = revision, now.steady + save_pause, min(LAST_SAVE_S, 2 * save_pause)
             self._save(core)
         except Exception as error:
             log.exception("the network failed")

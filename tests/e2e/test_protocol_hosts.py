@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,22 @@ def test_what_waited_for_room_and_the_store_let_go_drops_nothing_that_waits_to_b
         first = two.receive(1)
         wait_until(lambda: two.counters().rejected.get("inbox_full") == 12 - 3 - 3, 20, "what the store let go")
         assert len({item.id for item in (*first, *collect(two, 5))}) == 6
+
+
+def test_a_peers_file_is_written_ever_more_seldom_while_the_book_changes_all_the_time(tmp_path, monkeypatch) -> None:
+    """Among 1,000 nodes that did nothing each wrote 621 MB a day."""
+    writes: list[float] = []
+    monkeypatch.setattr("protocol.host.save_peers", lambda path, records: writes.append(time.monotonic()))
+    monkeypatch.setattr("protocol.host.FIRST_SAVE_S", 0.1)
+    with running(peers_file=tmp_path / "peers.json") as (host, _):
+
+        def five_times() -> bool:
+            host._core.membership.book.revision += 1
+            host._transport.wake()
+            return len(writes) >= 5
+
+        wait_until(five_times, 60, "the file to be written")
+    assert all(later - earlier > 0.05 * 2**at for at, (earlier, later) in enumerate(pairwise(writes[:5])))
 
 
 def test_who_publishes_more_than_there_is_room_for_waits_and_nothing_is_lost() -> None:
