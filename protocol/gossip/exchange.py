@@ -24,6 +24,7 @@ Rules
     `pull_patience`. A small item whose signer is a live peer of ours is probably on its way as a push, so it is asked
     for after `pull_delay`.
  4. A peer that comes up is told our interest, and what we hold or have chunks of, so a node that was away catches up.
+    So is a peer that wants more topics than before.
     Every `sync_interval` the newest items are announced to a random peer, in case something was lost. Peers that asked
     for announcements only, and peers for which something waits, are left out.
  5. An item that a peer wants waits for its line, and becomes a frame when the line is free for it. The answer is BUSY
@@ -104,6 +105,7 @@ class _Peer:
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
     tell_by: float = NEVER  # and at the latest
+    has_new_topics: bool = False  # whether it wants more topics than when it was last told: then it is told of all
     # What waits for its line, items and outlines before chunks. True: it is a push, which the peer did not ask for.
     items: dict[Place, bool] = field(default_factory=dict)
     chunks: dict[Place, bool] = field(default_factory=dict)
@@ -269,9 +271,18 @@ class Gossip:
         return []
 
     def _interested(self, node: NodeId, wants: Interest, now: Instant) -> None:
-        """Note what a peer wants. Announce waiting pushes to one that asks for announcements only."""
+        """Note what a peer wants.
+
+        One that wants more topics is told what we hold of those, too. To one that asks for announcements only, waiting
+        pushes are announced.
+        """
         peer = self._peers[node]
-        peer.wants = wants
+        before, peer.wants = peer.wants, wants
+        if before.topics is not None and (wants.topics is None or not wants.topics <= before.topics):
+            peer.has_new_topics = True
+            peer.tell_at = min(peer.tell_at, now.steady + CATCH_UP_S)
+            peer.tell_by = min(peer.tell_by, now.steady + CATCH_UP_S)
+            self.due = min(self.due, peer.tell_at)
         for place in [place for place, is_push in peer.items.items() if is_push and wants.announce_only]:
             peer.drop(place)
             self._ledger.row(node, place.item).told = False
@@ -504,6 +515,10 @@ class Gossip:
 
     def _announce(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
         """Announce the newest of what waits to be announced."""
+        if peer.has_new_topics:
+            peer.has_new_topics = False
+            held = dict.fromkeys([*self._store.newest(self._limits.max_pending), *self._wants.partials])
+            peer.pending = held | peer.pending
         batch: list[ItemId] = []
         while peer.pending and len(batch) < MAX_IDS:
             item_id, _ = peer.pending.popitem()

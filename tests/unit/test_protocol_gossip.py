@@ -533,6 +533,22 @@ def test_what_a_peer_waits_for_and_the_store_let_go_is_told_to_be_here_no_more()
 # Peers that come, and what was lost
 
 
+def test_a_peer_that_wants_more_topics_is_told_what_is_held_of_those_and_of_no_others() -> None:
+    """It got nothing of them that was older than a minute."""
+    one, two, three = (b"topic-%d!" % number for number in range(3))
+    core = machine(A, B)
+    for peer in (A, B):
+        core.handle(Heard(peer, Interest(frozenset([one]))), at(0))
+    for number, topic in enumerate((one, two, three)):
+        core.handle(Publish(item(number, 100_000, ME, topic=topic)), at(0))
+    assert announced(core.handle(Tick(), at(1))) == {A: [name(0)], B: [name(0)]}
+    core.handle(Heard(A, Interest(frozenset([one, two]))), at(200))
+    core.handle(Heard(A, Interest(frozenset([one, two]))), at(200))
+    core.handle(Heard(B, Interest(frozenset())), at(200))
+    assert announced(core.handle(Tick(), at(200 + CATCH_UP_S))) == {A: [name(1)]}
+    assert announced(core.handle(Tick(), at(300))) in ({}, {A: []})
+
+
 def test_a_peer_that_comes_up_is_told_what_is_held_and_fresh() -> None:
     core = machine(A)
     core.handle(Got(A, item(1)), at(0))
