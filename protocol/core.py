@@ -120,6 +120,9 @@ MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
 
+KINDS = frozenset(Kind)
+
+
 @dataclass(slots=True)
 class Traffic:
     """Bytes of frames from and to a peer, `since` when it is live (steady clock)."""
@@ -380,10 +383,11 @@ class Core:
         return self._items(self.gossip.handle(Outlined(node, Outline(header, message.head, message.hashes)), now), now)
 
     def _greeted(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        """Handle a sealed frame that is no item: it must be a hello."""
+        """Handle a sealed frame that is no item: it must be a hello, or of a kind that a newer minor version added."""
         envelope = self._open(frame)
         if envelope.kind != Kind.HELLO:
-            if self._is_parting(link):
+            is_newer = envelope.kind not in KINDS and self.membership.live_node(link) is not None
+            if is_newer or self._is_parting(link):
                 return []
             raise MessageError("no_hello" if envelope.kind == Kind.ITEM else "malformed")
         sender = node_id(envelope.public_key)

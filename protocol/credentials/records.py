@@ -23,7 +23,7 @@ from protocol.errors import BadAddress, RecordError
 from protocol.identity import KEY_BYTES, Identity, NodeId, Verify, node_id, verify
 from protocol.limits.networks import Scope, netgroup, scope_of
 from protocol.lru import Recent
-from protocol.wire.encoding import is_bytes, is_uint, pack, unpack
+from protocol.wire.encoding import MAX_NEWER_FIELDS, is_bytes, is_uint, pack, unpack
 from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES
 
 VERSION = 1
@@ -324,7 +324,7 @@ def _endpoint(value: object) -> Endpoint:
 
 
 def _service(value: object) -> Service:
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+    if not isinstance(value, list) or not 2 <= len(value) <= 2 + MAX_NEWER_FIELDS or not isinstance(value[0], str):
         raise RecordError("malformed", "service")
     try:
         return Service(value[0], _endpoint(value[1]))

@@ -415,7 +415,7 @@ def test_a_record_with_everything_at_its_largest_fits() -> None:
 @pytest.mark.parametrize(
     "service",
     [["", "tcp://a:1"], ["A", "tcp://a:1"], ["a b", "tcp://a:1"], ["x" * 49, "tcp://a:1"], ["a", "udp://a:1"],
-     ["a", "tcp://a:0"], ["a"], ["a", "tcp://a:1", 1], "a", 7, [b"a", "tcp://a:1"], ["a", b"tcp://a:1"]],
+     ["a", "tcp://a:0"], ["a"], ["a", "tcp://a:1", *range(9)], "a", 7, [b"a", "tcp://a:1"], ["a", b"tcp://a:1"]],
 )  # fmt: skip
 def test_a_record_with_a_service_that_is_none_is_malformed(service: object) -> None:
     good = ["a", "tcp://a:1"]
@@ -424,6 +424,13 @@ def test_a_record_with_a_service_that_is_none_is_malformed(service: object) -> N
         with pytest.raises(RecordError) as caught:
             open_record(signed(b"gossamer/record/1\x00", payload), SWARM, NOW)
         assert caught.value.reason == "malformed"
+
+
+def test_what_a_newer_minor_version_appends_to_a_service_is_ignored() -> None:
+    longer = ["a", "tcp://198.41.0.4:1", *range(8)]
+    payload = msgpack.packb([1, SWARM, ALICE.curve_key, [], 1, "", int(NOW * 1000) + 9999, b"", [longer]])
+    record = open_record(signed(b"gossamer/record/1\x00", payload), SWARM, NOW)
+    assert record.services == (Service("a", Endpoint("198.41.0.4", 1)),)
 
 
 @given(st.integers(0, 8 * 200))

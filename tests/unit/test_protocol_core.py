@@ -283,6 +283,15 @@ def test_what_has_to_be_sealed_is_not_taken_otherwise_and_the_other_way_round() 
     assert talk.rejected == {"malformed": 3}
 
 
+def test_a_kind_that_a_newer_minor_version_added_is_ignored_sealed_or_not_once_the_peer_is_known() -> None:
+    talk = Talk()
+    assert talk.hear(seal(PEER, SWARM, 99, 1, int(UNIX * 1000), b"\x90")) == []  # type: ignore[arg-type]
+    assert talk.hear(control_frame(98, b"\x90")) == []
+    assert talk.rejected == {}
+    assert talk.hear(seal(OTHER, SWARM, 99, 1, int(UNIX * 1000), b"\x90"), OTHER_LINK) == []  # type: ignore[arg-type]
+    assert talk.rejected == {"malformed": 1}
+
+
 def test_a_forgery_does_not_keep_the_real_item_out() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body")
