@@ -57,12 +57,12 @@ from protocol.events import (
 )
 from protocol.identity import NodeId
 from protocol.limits.networks import Scope
-from protocol.membership.address_book import Book
+from protocol.membership.address_book import Book, Contact
 from protocol.membership.dialing import Dialing, Refuses
 from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
 from protocol.membership.failure_detector import Detector
-from protocol.membership.links import HELLO_RETRY_S, DialAttempt, Links
-from protocol.membership.reachability import Reachability
+from protocol.membership.links import DIAL_TIMEOUT_S, HELLO_RETRY_S, DialAttempt, Links
+from protocol.membership.reachability import Reachability, can_dial_back
 from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
@@ -110,6 +110,8 @@ class Membership:
         self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
         self.lists = RevocationExchange(setup.gate, setup.limits)
         self._next_review = now.steady
+        self._full: Contact | None = None  # the last node that had no room for us, since we last had a peer
+        self._full_since = now.steady  # when the first one had none
         self.deaths = 0  # peers dropped for silence
         self.refusals = Refusals(now)
 
@@ -307,7 +309,7 @@ class Membership:
             actions.append(Send(link, self._greeting(link)))
         attempt = self.links.attempts.get(link)
         surplus = self.links.settle(node, record, link, now.steady, needy=needy)
-        peer = self.links.peers[node]
+        peer, self._full = self.links.peers[node], None
         if surplus is not None:
             actions += self._part(surplus, now)
         else:
@@ -365,9 +367,9 @@ class Membership:
                 contact.busy(now, self._rng)
         if goodbye.reason == "full" and attempt is not None:
             self.refusals.full = where
-            if self.reachability.refused_as_full(attempt.host):
-                self.directory.correct(self.reachability.told, now)
-                attempt.contact.met()  # it may have room for a home node, so we call again at once
+            if can_dial_back(attempt.host):
+                self._full_since = now.steady if self._full is None else self._full_since
+                self._full = attempt.contact
         actions = self._drop(node) if node is not None else [HangUp(link)]
         return [*actions, *self._dialing.fill(now)]
 
@@ -435,7 +437,16 @@ class Membership:
         actions += self.directory.exchange(now)
         if (rotated := self._dialing.replaceable(now)) is not None:
             actions += self._leave(rotated, "rotated", now)
-        return [*actions, *self._dialing.fill(now), *self._dialing.feel(now)]
+        return [*actions, *self._dialing.fill(now), *self._dialing.feel(now), *self._return_as_home(now)]
+
+    def _return_as_home(self, now: Instant) -> list[MembershipAction]:
+        """Call a node again that had no room for us, and may have some for a home node (see `reachability`, rule 3)."""
+        is_trying = any(not attempt.contact.has_failed for attempt in self.links.attempts.values())
+        may_yet = is_trying and now.steady < self._full_since + DIAL_TIMEOUT_S  # some may lead nowhere, as we may
+        if self._full is None or self.links.peers or may_yet or not self.reachability.hide():
+            return []
+        self._full.met()
+        return [*self.directory.correct(self.reachability.told, now), *self._dialing.fill(now)]
 
     def _dismiss(self, now: Instant) -> list[MembershipAction]:
         """Part from live peers that are no longer admitted: their grant has ended, or they are revoked."""

@@ -7,8 +7,10 @@ Asking
  2. The newest try of an endpoint counts. One that failed is told to nobody until another succeeds, and up to `ENOUGH`
     others are asked to try it soon. So a false word costs a node its callers for seconds, while with one relay there is
     nobody to ask for a second word. What is known is asked anew after `AGAIN_S`.
- 3. A node without a peer, to which somebody said that it is full, tells no endpoint until a try succeeds. So it is let
-    in as a home node, which others have many places for, and not kept out for an endpoint that may lead nowhere.
+ 3. A node without a peer, to which somebody said that it is full, and that finds nobody else in `DIAL_TIMEOUT_S`, tells
+    no endpoint until a try succeeds. So it is let in as a home node, which others have many places for, and not kept
+    out for an endpoint that may lead nowhere. If it did so at once, nodes that can be dialled would come in beyond the
+    room for links, and be sent away again.
  4. Beside what it was given, a node tells the public address at which it is seen, if it has no public endpoint of that
     family. On the word of one peer, all others would dial whomever it names. So `DOUBT` networks have to name it, of
     which our router may be one, and somebody has to reach us there. Once we are seen elsewhere it is tried anew.
@@ -167,10 +169,9 @@ class Reachability:
         self._outer = None
         self._sights, self._tries = (Recent(self._limits.max_dial_back_answers) for _ in range(2))
 
-    def refused_as_full(self, host: str) -> bool:
-        """Note that a node at `host` has no room for us; True if we tell no endpoint from now on. Rule 3."""
-        can_try = bool(host) and scope_of(host) is not Scope.LOOPBACK
-        if self._links.peers or self._is_hidden or not self._given or not can_try:
+    def hide(self) -> bool:
+        """Tell no endpoint until a try succeeds; False if none is told anyway. Rule 3."""
+        if not self.told:
             return False
         self._is_hidden = True
         for endpoint in map(_normal, self._targets):
@@ -203,7 +204,7 @@ class Reachability:
         able = [
             node
             for node, peer in self._links.peers.items()
-            if peer.host and peer.scope is not Scope.LOOPBACK and (self._asked.get(node) or LONG_AGO) < latest
+            if can_dial_back(peer.host) and (self._asked.get(node) or LONG_AGO) < latest
         ]
         for host, port, nodes in self._open_questions(able, now):
             # A node that we dialled sees our router's outer address; we prefer to ask it.
@@ -329,6 +330,11 @@ class Reachability:
         for link in void:
             del self._checks[link]
         return [HangUp(link) for link in void]
+
+
+def can_dial_back(host: str) -> bool:
+    """Tell whether a node that is seen at `host` can find out whether others can dial us: one on our machine cannot."""
+    return bool(host) and scope_of(host) is not Scope.LOOPBACK
 
 
 def _can_try(peer: LivePeer, endpoint: Endpoint) -> bool:
