@@ -140,7 +140,7 @@ class Dialing:
         return chain(chain.from_iterable(zip(sorted(drawn, key=far), drawn, strict=True)), contacts)
 
     def _may_dial(self, contact: Contact, now: Instant) -> bool:
-        if contact.address.endpoint in self._directory.record.endpoints:
+        if contact.address.endpoint in (*self._directory.record.endpoints, *self._directory.given):
             contact.failed(now, self._rng)  # so that its next endpoint has its turn
             return False
         holder = self._links.proven_node(Link(contact.key, dialled=True))

@@ -2,8 +2,8 @@
 
 Asking
  1. A node asks live peers on other machines, one after the other: at which address do you see me, and can you dial me
-    at this endpoint of mine? Each endpoint is tried by itself: a private one by a peer at a private address, a public
-    one by a peer at a public address. The peer needs an address of the same family (IPv4 or IPv6).
+    at this endpoint of mine? Each endpoint is tried by itself. A public one is tried by a peer at a public address that
+    has one of the same family (IPv4 or IPv6), a private one by a peer in the same /24 or /64: others may have no route.
  2. The newest try of an endpoint counts. One that failed is told to nobody until another succeeds, and up to `ENOUGH`
     others are asked to try it soon. So a false word costs a node its callers for seconds, while with one relay there is
     nobody to ask for a second word. What is known is asked anew after `AGAIN_S`.
@@ -28,6 +28,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from protocol.config import Instant, Limits
 from protocol.credentials.records import MAX_ENDPOINTS, Address, Endpoint
@@ -47,6 +48,7 @@ AGAIN_S = 600.0  # once it is known: a router's lease may end, a firewall may be
 ENOUGH = 3  # voices that tell where they see us, or that fail to reach an endpoint, before we rest
 DOUBT = 2  # networks that have to name an address before we tell it
 PAUSE_S = 30.0  # between two questions of one node to another
+NEAR_BITS = {4: 24, 6: 64}  # of a private network that has no router inside, by version of the address
 LONG_AGO = float("-inf")
 
 
@@ -339,10 +341,14 @@ def can_dial_back(host: str) -> bool:
 
 def _can_try(peer: LivePeer, endpoint: Endpoint) -> bool:
     """Tell whether what a peer finds out about an endpoint counts: rule 1."""
-    address = read_address(endpoint.host)
-    hosts = (read_address(peer.host), *(read_address(one.host) for one in peer.record.endpoints))
-    has_family = address is None or any(host is not None and host.version == address.version for host in hosts)
-    return has_family and peer.scope is scope_of(endpoint.host)
+    address, seen_at = read_address(endpoint.host), read_address(peer.host)
+    if seen_at is None or peer.scope is not scope_of(endpoint.host):
+        return False
+    if peer.scope is Scope.PRIVATE:
+        bits = NEAR_BITS[seen_at.version]
+        return address is not None and address in ip_network((seen_at, bits), strict=False)
+    hosts = (seen_at, *(read_address(one.host) for one in peer.record.endpoints))
+    return address is None or any(host is not None and host.version == address.version for host in hosts)
 
 
 def _normal(endpoint: Endpoint) -> Endpoint:

@@ -338,6 +338,24 @@ def test_a_node_that_hides_endpoints_which_had_been_reached_has_them_tried_again
     assert node.core.record.endpoints == (told,)
 
 
+@pytest.mark.parametrize("host", ["10.8.0.1", "192.168.1.9", "93.184.1.1", "fd77::9"])
+def test_who_may_have_no_route_to_a_private_endpoint_is_not_asked_to_try_it(host: str) -> None:
+    node = Node(INSIDE, hosts=[host])
+    node.asks(60.0)
+    questions = [a.message for a in node.log if isinstance(a, Send) and isinstance(a.message, DialBack)]
+    assert questions and all(question.host == "" for question in questions)
+
+
+def test_an_endpoint_of_our_own_that_is_told_to_nobody_is_not_dialled_for_another_nodes() -> None:
+    """Two homes behind routers of one make have one private address: each called itself."""
+    node = Node(INSIDE, hosts=["192.168.0.9"])
+    other = make_record(OTHERS[5], SWARM, (INSIDE,), 1 << RENEWAL_BITS, "", int((UNIX + 36000) * 1000))
+    node.learn(False, host=INSIDE.host)
+    assert node.core.record.endpoints == ()
+    node.core.book.add(other, "192.168.0.9")
+    assert not [action for action in node.run(60.0) if isinstance(action, Dial)]
+
+
 def test_an_endpoint_that_nobody_tried_is_kept() -> None:
     told = Endpoint("relay.example", PORT)
     node = Node(told)
