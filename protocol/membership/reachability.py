@@ -21,14 +21,15 @@ Answering
  5. We dial the asker where it asks us to, expect the key that it proved, and hang up once the handshake is done. The
     host may be a third party's. So each asker is served once in `PAUSE_S`, and all together `dial_backs_per_second`. An
     asker that comes too often pays. One that comes after many others gets no answer, and asks another node.
- 6. We dial nothing nearer than the asker: who is seen at a public address makes nobody dial a private one.
+ 6. We dial nothing nearer than the asker: who is seen at a public address makes nobody dial a private one. Who is seen
+    at a private address may be a stranger behind a gateway. So a private endpoint has to be in the asker's /24 or /64.
 """
 
 import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from protocol.config import Instant, Limits
 from protocol.credentials.records import MAX_ENDPOINTS, Address, Endpoint
@@ -287,7 +288,8 @@ class Reachability:
         peer = self._links.peers[sender]
         if not self._questions.take(sender, 1, now.steady):
             raise MessageError("too_many_asks", "to be dialled back")
-        if read_address(peer.host) is None:
+        seen_at = read_address(peer.host)
+        if seen_at is None:
             return []
         if question.port == 0:
             return [self._answer(peer, question, reached=False)]
@@ -297,9 +299,12 @@ class Reachability:
             raise MessageError("malformed", "host") from None
         if scope_of(endpoint.host) < peer.scope:
             raise MessageError("malformed", "a host nearer than the asker")
+        target = read_address(endpoint.host)
+        if target is not None and scope_of(endpoint.host) is Scope.PRIVATE and not _is_near(target, seen_at):
+            return []
         link, dialled_at = Link(peer.link.key, dialled=True), peer.dialled_at
-        if dialled_at in (endpoint, Endpoint(peer.host, question.port)) or (
-            dialled_at is not None and not question.host and dialled_at.port == question.port
+        if dialled_at is not None and (
+            dialled_at == endpoint or (not question.host and dialled_at.port == question.port)
         ):
             return [self._answer(peer, question, reached=True)]
         if link == peer.link or self._links.is_parting(link) or not self._budget.take(1, now.steady):
@@ -345,10 +350,14 @@ def _can_try(peer: LivePeer, endpoint: Endpoint) -> bool:
     if seen_at is None or peer.scope is not scope_of(endpoint.host):
         return False
     if peer.scope is Scope.PRIVATE:
-        bits = NEAR_BITS[seen_at.version]
-        return address is not None and address in ip_network((seen_at, bits), strict=False)
+        return address is not None and _is_near(address, seen_at)
     hosts = (seen_at, *(read_address(one.host) for one in peer.record.endpoints))
     return address is None or any(host is not None and host.version == address.version for host in hosts)
+
+
+def _is_near(address: IPv4Address | IPv6Address, other: IPv4Address | IPv6Address) -> bool:
+    """Tell whether no router need be between two private addresses."""
+    return address in ip_network((other, NEAR_BITS[other.version]), strict=False)
 
 
 def _normal(endpoint: Endpoint) -> Endpoint:

@@ -405,6 +405,38 @@ def test_an_asker_is_dialled_at_the_host_that_it_names_unless_that_is_nearer_tha
             node.hear(others[1], DialBack(7777, host))
 
 
+@pytest.mark.parametrize(
+    ("host", "is_tried"),
+    [("", True), ("10.0.0.9", True), ("10.0.1.9", False), ("192.168.0.9", False), ("169.254.169.254", False)],
+)
+def test_who_is_seen_at_a_private_address_has_no_other_private_network_dialled(host: str, is_tried: bool) -> None:
+    node = Node(hosts=["10.0.0.5"])
+    asker = OTHERS[0]
+    dial = Dial(Address(Endpoint(host or "10.0.0.5", 6379), asker.curve_key), Scope.PRIVATE)
+    assert node.hear(asker, DialBack(6379, host)) == ([dial] if is_tried else [])
+
+
+@pytest.mark.parametrize(
+    ("named", "is_reached"), [("", True), (APART[0], True), (VICTIM, False), ("2003::5", False), ("box.example", False)]
+)
+def test_no_endpoint_is_said_to_be_reached_but_the_one_at_which_we_dialled_the_asker(
+    named: str, is_reached: bool
+) -> None:
+    node, asker, host = Node(hosts=[]), OTHERS[0], APART[0]
+    link, where = Link(asker.curve_key, True), Endpoint(host, PORT)
+    record = make_record(asker, SWARM, (where,), 1 << RENEWAL_BITS, "", int((UNIX + 36000) * 1000))
+    node.core.book.add(record, host)
+    assert Dial(Address(where, asker.curve_key), Scope.PUBLIC) in node.run(10 * TICK_S)
+    node.core.handle(Opened(link, host), at(node.now))
+    greeting = Hello(record.encoded)
+    assert PeerUp(asker.node_id) in node.core.handle(
+        Message(link, asker.node_id, greeting.kind, greeting.encode()), at(node.now)
+    )
+    question = DialBack(PORT, named)
+    said = node.core.handle(Message(link, asker.node_id, question.kind, question.encode()), at(node.now))
+    assert said == ([Send(link, DialledBack(host, PORT, True, named))] if is_reached else [])
+
+
 def test_who_asks_again_at_once_pays_and_who_is_many_is_not_served() -> None:
     node = Node(hosts=APART)
     dials = [action for asker in OTHERS[:16] for action in node.hear(asker, DialBack(7777)) if isinstance(action, Dial)]
