@@ -51,7 +51,7 @@ from node.swarm.sharing import Exchange, shared_form, traffic_row
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments import start_of
 from node.tasks.quotations import Quotations
-from node.tasks.task_set import TaskSet
+from node.tasks.task_set import TaskSet, outside
 from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none
 from node.telemetry.metrics import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
@@ -103,7 +103,9 @@ class Loop:
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _handed_over: float = 0.0
-    _told_outside: set[TaskKey] = field(default_factory=set)  # tasks of which the log has said so
+    _told_outside: set[TaskKey] = field(
+        init=False
+    )  # tasks of which a person was told so, when they were loaded or since
     _longest_text: int = field(init=False)
     _longest_prompt: int = field(init=False)
     _encode_observation: Callable[[str], list[int]] = field(init=False)
@@ -112,6 +114,7 @@ class Loop:
     _quotations: Quotations | None = None
 
     def __post_init__(self) -> None:
+        self._told_outside = {task.key for task in self.tasks.tasks if outside(task)}
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
         longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
         self._longest_text = self.config.engine.max_completion_length * longest_token
@@ -289,13 +292,12 @@ class Loop:
         count = 0
         for one in own:
             task = self.tasks.shared(one.group.task)
-            outside = [] if task is None else [reward for reward in one.group.rewards if not is_in_range(reward)]
-            count += len(outside)
-            if outside and one.group.task not in self._told_outside:
+            found = [] if task is None else [reward for reward in one.group.rewards if not is_in_range(reward)]
+            count += len(found)
+            if found and one.group.task not in self._told_outside:
                 self._told_outside.add(one.group.task)
-                reward = outside[0]
-                parts = reward.parts if isinstance(reward, Scored) else {}
-                log.warning(told_outside(one.group.task.name, reward, parts, getattr(task, "range", UNIT)))
+                parts = found[0].parts if isinstance(found[0], Scored) else {}
+                log.warning(told_outside(one.group.task.name, found[0], parts, getattr(task, "range", UNIT)))
         return count
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:

@@ -104,7 +104,7 @@ class Task(Protocol):
                       that the hash chooses
         unshared      why its groups stay at home: they train their maker, are not published, and no peer's is taken;
                       without it, or where it is empty, they are shared
-        range         what a person calls rewards 0 and 1, for what is said of them; without it, 0 and 1
+        range         the two numbers that a person knows as rewards 0 and 1; without it, these
         outside       what it pays outside of 0 to 1, as far as was found when it was loaded; a line for a person
         submit        queues a text for a worker process (`node.tasks.verdicts.Submit`); other people's tasks get
                       theirs when they are loaded
@@ -160,7 +160,7 @@ def told_outside(task: str, reward: float, parts: Mapping[str, float], bounds: t
     whose = f" ({', '.join(f'{name} {part:g}' for name, part in parts.items())})" if parts else ""
     return (
         f"task {task!r} pays {low + reward * (high - low):g}{whose}, outside of its range {low:g} to {high:g}: groups "
-        "with such rewards train this node and are not shared; set the task's range"
+        "with such rewards train this node and are not shared; set the option range, or scale what it pays"
     )
 
 
@@ -203,7 +203,7 @@ class Wrapper:
 
     @property
     def range(self) -> tuple[float, float]:
-        """What a person calls rewards 0 and 1."""
+        """The numbers that a person knows as rewards 0 and 1."""
         return getattr(self.base, "range", UNIT)
 
     @property

@@ -38,6 +38,7 @@ from node.config import AnswerMode, Section, TaskConfig, option_complaint
 from node.errors import UserError
 from node.tasks import (
     MAX_QUESTION_BYTES,
+    UNIT,
     Item,
     TaskKey,
     Wrapper,
@@ -97,6 +98,11 @@ class ThirdPartyTask(Wrapper):
     def unshared(self) -> str:
         """Why its groups are not shared with peers; empty if they are."""
         return getattr(self.base, "unshared", "") or ("" if self.names_games else UNNAMED)
+
+    @property
+    def outside(self) -> str:
+        """Nothing: what it pays is found when it pays it."""
+        return ""
 
     def make(self, seed: int) -> Item:
         try:
@@ -177,6 +183,8 @@ def checked(name: str, task: object) -> ThirdPartyTask:
         raise TaskError(
             f"task {name!r}: its test_ids are {_kind(test_ids)}: return a frozenset of node.tasks.questions' ids"
         )
+    if not _is_range(getattr(task, "range", UNIT)):
+        raise TaskError(f"task {name!r}: its range is {task.range!r:.{QUOTED}}: it is two numbers, the lower one first")  # type: ignore[attr-defined]
     if not isinstance(getattr(task, "unshared", ""), str):
         raise TaskError(f"task {name!r}: its unshared is {_kind(task.unshared)}: say in a text why it is not shared")  # type: ignore[attr-defined]
     wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
@@ -184,6 +192,10 @@ def checked(name: str, task: object) -> ThirdPartyTask:
     if wrapped.verify(item, "") is None and wrapped.verify(item, item.solution or item.answer) is None:
         raise TaskError(f"task {name!r}: verify of '' and of the answer returned None: a reward is a number")
     return replace(wrapped, names_games=wrapped.start is None or _names_games(wrapped))
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(is_reward, value)) and value[0] < value[1]
 
 
 def _names_games(task: ThirdPartyTask) -> bool:

@@ -250,3 +250,36 @@ def test_trls_quick_start_learns_alone_from_rewards_outside_of_0_to_1(
     assert all(lowest <= one <= highest for one in rewards) and min(map(abs, rewards)) > 1
     assert sum(row["trained"] for row in rows) > 64
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 1.5
+
+
+OPEN = """
+from gossamer import Node
+import paid
+
+rows = [{"prompt": f"{a}+{b}="} for a in range(20) for b in range(20)]
+node = Node("builtin", rewards=[paid.near_20], data=rows, folder="out", observe={"enabled": False})
+node.train(rounds=3)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_whose_node_may_have_peers_is_told_on_its_screen_which_rewards_are_not_shared(tmp_path: Path) -> None:
+    from node.telemetry.metrics import read_metrics
+
+    (tmp_path / "script.py").write_text(OPEN)
+    (tmp_path / "paid.py").write_text(PAID)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=True,
+    )
+    assert done.stderr.count("outside of its range 0 to 1") == 1
+    assert "task 'rewards/rows' pays -20 (near_20 -20), outside" in done.stderr
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert all(row["rewards_outside"] == row["generated"] for row in rows) and sum(row["trained"] for row in rows) > 0

@@ -940,6 +940,16 @@ def test_a_reward_outside_of_the_range_of_a_shared_task_is_told_once_and_counted
     assert len(logs) == 1 and logs[0]["event"].startswith(OUTSIDE) and logs[0]["log_level"] == "warning"
 
 
+def test_what_was_told_when_a_task_was_loaded_is_not_told_again(node_of: Callable[..., Loop]) -> None:
+    class Tried(Deep):
+        outside = "task 'guess' pays -48"
+
+    loop = node_of(Swarm(), alone(Tried()), ("11", "1"), sampling={"external": 0})
+    with capture_logs() as logs:
+        next(loop.rounds(0))
+    assert (loop.row["rewards_outside"], logs) == (1, [])
+
+
 def test_what_is_within_the_range_is_not_told(node_of: Callable[..., Loop]) -> None:
     loop = node_of(Swarm(), alone(Deep()), ("2", "1"), sampling={"external": 0})
     with capture_logs() as logs:

@@ -20,7 +20,7 @@ from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import MetricsLog
-from node.telemetry.plots import GRID, INK, MUTED, PARTS, WARNING, plot_signals
+from node.telemetry.plots import GRID, INK, MUTED, PARTS, WARNING, plot_reward, plot_signals
 from node.telemetry.rollout_log import ROLLOUTS_FILE, own_rows
 from tests.fakes.rows import make_row
 
@@ -333,3 +333,8 @@ def test_small_displays() -> None:
     assert "out of range" not in line([one], 1.0)
     one.progress.update([{"round": 11, "reward": -18.0, "rewards_outside": 3}])
     assert line([one], 1.0).endswith("rejected, 3 rewards out of range")
+
+
+def test_rewards_below_0_are_within_the_plot() -> None:
+    rows = [{"round": number, "reward": number - 18.0} for number in range(1, 6)]
+    assert "−16.0" in plot_reward({"n0": rows})

@@ -201,6 +201,8 @@ class Task:
         (Task(TaskKey("others", 1, "aa")), "task 'riddles' calls itself 'others'"),
         (Task(RIDDLES, size=0), "its size is 0: it is how many rows it has"),
         (Task(RIDDLES, size="small"), "its size is 'small'"),
+        (Task(RIDDLES, range=5), "its range is 5: it is two numbers, the lower one first"),
+        (Task(RIDDLES, range=(1, 0)), r"its range is \(1, 0\)"),
         (Task(RIDDLES, unshared=True), "its unshared is a bool: say in a text why it is not shared"),
         (Task(RIDDLES, test_ids=["a?"]), "its test_ids are a list: return a frozenset"),
     ],
