@@ -111,7 +111,6 @@ class Loop:
     _encode_observation: Callable[[str], list[int]] = field(init=False)
     _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
     _screen: ScreeningContext = field(init=False)
-    _quotations: Quotations | None = None
 
     def __post_init__(self) -> None:
         self._told_outside = {task.key for task in self.tasks.tasks if outside(task)}
@@ -120,6 +119,8 @@ class Loop:
         self._longest_text = self.config.engine.max_completion_length * longest_token
         self._longest_prompt = longest_prompt(self.config.engine, self.policy)
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
+        asked = self.config.eval.count if self.config.eval.every else 0
+        held_out = self.tasks.listed_held_out(SEED, asked) if self.config.sampling.external else ()
         self._screen = ScreeningContext(
             self.config.sampling,
             self.tasks,
@@ -128,7 +129,7 @@ class Loop:
             self._encode,
             self._surprises,
             self.journal.judged,
-            self._quotes_held_out,
+            Quotations(held_out).are_in,
         )
 
     def rounds(self, first: int) -> Iterator[Sequence[Sample]]:
@@ -336,7 +337,8 @@ class Loop:
         self._refuse(screening, version)
         groups, used = screening.usable, screening.used
         self.buffer.use(used, version + 1, now)
-        self.exchange.drew(len(groups), len(screening.left(candidates)), self._asks_for_easy(screening))
+        left = sum(one.informative for one in screening.left(candidates))
+        self.exchange.drew(len(groups), left, self._asks_for_easy(screening))
         external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
@@ -370,13 +372,6 @@ class Loop:
             task = self.tasks.get(one.group.task)
             if task is None or self.tasks.is_held_out(task, one.group.question):
                 raise AssertionError(f"a held-out question in training: {one.group.question!r:.200}")
-
-    def _quotes_held_out(self, text: str) -> bool:
-        """Tell whether a text gives away a held-out question and its answer, of those that can be listed."""
-        if self._quotations is None:  # once a peer's text is there: a task's rows are not made for a node alone
-            asked = self.config.eval.count if self.config.eval.every else 0
-            self._quotations = Quotations(self.tasks.listed_held_out(SEED, asked))
-        return self._quotations.are_in(text)
 
     def _surprises(self, rows: Sequence[ScoredRow]) -> list[float]:
         """Return how surprising completions are under the policy, and count their tokens as spent."""

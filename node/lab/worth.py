@@ -39,7 +39,7 @@ class RunPair(NamedTuple):
     central: RunResult
 
 
-class CurvePoint(NamedTuple):
+class MeanPoint(NamedTuple):
     """Greedy accuracy when `compute` was spent by all nodes together, a mean over `seeds`."""
 
     compute: float
@@ -83,7 +83,7 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     return [mean for mean, _, count in blocks for _ in range(count)]
 
 
-def mean_curve(runs: Sequence[RunResult]) -> list[CurvePoint]:
+def mean_curve(runs: Sequence[RunResult]) -> list[MeanPoint]:
     """Return accuracy by the compute of all nodes together: a mean over runs of one arm at each of its marks."""
     marks: dict[int, list[tuple[float, float]]] = {}
     for run in runs:
@@ -92,13 +92,13 @@ def mean_curve(runs: Sequence[RunResult]) -> list[CurvePoint]:
                 mark = round(STEPS * math.log2(compute / run.curve[-1][0]))
                 marks.setdefault(mark, []).append((compute * run.nodes, accuracy))
     return [
-        CurvePoint(statistics.geometric_mean(spent), statistics.fmean(accuracies), len(points))
+        MeanPoint(statistics.geometric_mean(spent), statistics.fmean(accuracies), len(points))
         for _, points in sorted(marks.items())
         for spent, accuracies in [zip(*points, strict=True)]
     ]
 
 
-def compute_until(curve: Sequence[CurvePoint], accuracy: float) -> float:
+def compute_until(curve: Sequence[MeanPoint], accuracy: float) -> float:
     """Return the compute at which a curve first has `accuracy`: infinity if never, 0 if at its first point."""
     fitted = isotonic([point.accuracy for point in curve], [point.seeds for point in curve])
     at = bisect_left(fitted, accuracy)

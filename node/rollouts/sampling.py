@@ -10,6 +10,7 @@ group, so their sum is no longer zero, but their mean is that of the whole group
 (Advantages of the drawn alone would sum to zero, and lose groups whose one right answer is not drawn.)
 """
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -142,7 +143,7 @@ class Rule:
     own: Callable[[Sequence[float], Draw], Advantages]
     peers: Callable[[Sequence[Candidate], Draw], list[Pick]]
     group_weight: Callable[[int], float]
-    easy_below: float = 0.0
+    easy_below: float = -math.inf
 
 
 def is_right(reward: float) -> bool:

@@ -16,7 +16,7 @@ from node.lab.plots import plot
 from node.lab.results import RunResult
 from node.lab.tables import to_json, to_markdown
 from node.lab.worth import (
-    CurvePoint,
+    MeanPoint,
     Pooling,
     compute_until,
     isotonic,
@@ -103,7 +103,7 @@ def test_marks_that_one_run_alone_has_are_its_own() -> None:
 def test_compute_until_an_accuracy_is_between_two_marks_on_the_logarithm(
     accuracies: list[float], wanted: float, compute: float
 ) -> None:
-    curve = [CurvePoint(200 * 2**at, one, 1) for at, one in enumerate(accuracies)]
+    curve = [MeanPoint(200 * 2**at, one, 1) for at, one in enumerate(accuracies)]
     assert compute_until(curve, wanted) == pytest.approx(compute)
 
 

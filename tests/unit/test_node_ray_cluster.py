@@ -43,7 +43,7 @@ def test_a_new_cluster_is_of_this_machine_alone_and_has_a_token_that_is_kept_now
 
 
 def test_a_token_that_a_person_has_set_is_taken(ray: FakeRay) -> None:
-    os.environ["RAY_AUTH_TOKEN_PATH"] = "/home/me/token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = "/etc/ray/token"
     connected("ray")
     assert "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token"
 

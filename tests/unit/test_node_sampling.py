@@ -424,7 +424,12 @@ def test_positive_takes_at_most_1_however_large_this_nodes_own_rewards_are(
     assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+def test_rft_counts_an_own_reward_beyond_1_as_right_and_a_negative_one_by_how_far_it_is_above_the_mean() -> None:
+    assert RULES["rft"].own((2.0, 3.0, 1.5), draw(1)) == [(1, 1.0)]
+    assert RULES["rft"].own((-18.0, -12.0), draw(1)) == [(1, pytest.approx(3 / 16))]
+
+
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - {"rft"}))
 def test_own_rewards_of_any_size_keep_their_differences(rule: str) -> None:
     rewards = (-18.0, -12.0)
     assert RULES[rule].own(rewards, draw(1)) == [(0, -3.0), (1, 3.0)]

@@ -46,6 +46,21 @@ def test_questions_that_begin_alike_are_told_apart() -> None:
     assert not found.are_in("What is the sum of 7 and 8? 15")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + "\u0316\u0301" * 64_000,
+        "what is the sum " * 8_000,
+        "what is the sum of 7 and " * 5_000,
+        "\u00c5" * 120_000,
+    ],
+)
+def test_the_longest_text_takes_no_time_that_grows_with_its_square(text: str) -> None:
+    longest = " and ".join(["what is the sum of 7"] * 400)
+    found = Quotations([Item(f"{longest[: 5 * end]} {end}", "7") for end in range(4, 400)])
+    assert not found.are_in(text)
+
+
 def rows_task(folder: Path) -> TaskSet:
     rows = [{"question": f"How many are {one} and one more apples?", "answer": str(one + 1)} for one in range(80)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

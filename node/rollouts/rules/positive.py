@@ -11,11 +11,11 @@ Nothing is taken if r < 1 is not above b, or if all rewards of the group are equ
 of an own group. Peers' wrong answers are never pushed down: what a peer sends can only be imitated, and only if a
 verifier that runs here paid it. This is supervised learning on verified text, and no estimate of a policy gradient.
 
-Groups with differing rewards are drawn first. Once none is left, groups that are all right are drawn, on tasks on which
-b < `MASTERED`: they teach whoever is not yet all right. So a flood of easy groups takes no place of others.
+Groups with differing rewards are drawn first. Where the draw finds none, groups that are all right are drawn, on tasks
+on which b < `MASTERED`: they teach whoever is not yet all right. So a flood of easy groups takes no place of others.
 
-Own rewards may be any numbers, and peers' are from 0 to 1. So A is at most 1 also if b is negative, and nothing is
-taken if b > 1.
+Own rewards may be any numbers, and peers' are from 0 to 1. So 0 < A <= 1 also if b is negative, and nothing is taken
+if b > 1.
 
 **An own group.** Its advantages A are its rewards less their mean, scaled as the trainer is set. With p completions of
 A > 0 and q of A < 0, these are trained on:
@@ -25,7 +25,7 @@ A > 0 and q of A < 0, these are trained on:
 
 So the advantages sum to zero, as those of the whole group do, and what is left out costs no training. If rewards are 0
 or 1, n of L are right, and m = n / L, a right answer has 1 - m and a wrong one -m (L - n) / k. A group whose rewards
-are all equal teaches nothing. Own rewards may lie outside [0, 1]: A follows them, and b < 0 or b > 1 keeps 0 < A <= 1.
+are all equal teaches nothing. Own rewards may lie outside [0, 1]: A follows them.
 
 Source: measured here (docs/results). The asymmetry is that of success-gated transfer in Mutual RL (arXiv 2605.07244).
 """
@@ -42,8 +42,6 @@ Gain = Callable[[float, float], float]  # from a best answer's reward and this n
 
 def gain(reward: float, own: float) -> float:
     """Return the advantage of a peer's best answer by the module's formula; 0 if it is not taken."""
-    if own > 1:  # answers of its own that are paid beyond what any peer's can be
-        return 0.0
     if is_right(reward):
         return 1.0
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
@@ -54,7 +52,9 @@ def best_of_each(candidates: Sequence[Candidate], draw: Draw, gain: Gain = gain)
 
     Groups that are all right are drawn where no other is left.
     """
-    better = [one for one in candidates if gain(max(one.rewards), draw.own_reward(one.task)) > 0]
+    better = [
+        one for one in candidates if (own := draw.own_reward(one.task)) <= 1 and gain(max(one.rewards), own) > 0
+    ]  # whoever has b > 1 is paid beyond what any peer's answer can be
     mixed = [one for one in better if one.informative]
     easy = [one for one in better if one.all_right and draw.own_reward(one.task) < MASTERED]
     picks = []

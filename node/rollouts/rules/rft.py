@@ -10,7 +10,7 @@
 So an own answer counts as a peer's does, with the group's mean as this node's own reward.
 
 - Graded rewards: a better answer than the group's mean is imitated, by how much better it is.
-- Unbounded rewards, which only own groups have: every reward from 1 on counts as right. 0 < A <= 1 all the same.
+- Rewards outside [0, 1], which only own groups have: every reward from 1 on counts as right, and 0 < A <= 1 for all.
 - All rewards equal: an own group teaches nothing; a peer's that is all right is taken as by `positive`.
 
 This is supervised learning on verified text: with no peers it is no GRPO, but imitation of own right answers.
