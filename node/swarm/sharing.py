@@ -52,7 +52,7 @@ class Exchange(Protocol):
         ...
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """Say how many of peers' groups a round drew, and how many it left: the demand follows.
+        """Say how many of peers' groups a round drew, and how many of differing rewards it left: the demand follows.
 
         Groups that are all right are wanted of the tasks `easy` alone.
         """

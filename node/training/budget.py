@@ -70,7 +70,7 @@ def part_done(config: NodeConfig, rounds: int, spent: Spent) -> float:
     return max(parts)
 
 
-class Progress(NamedTuple):
+class RunProgress(NamedTuple):
     """How far a run has come: rounds done, which part of it that is, which part it was a round ago, compute spent."""
 
     rounds: int
@@ -84,10 +84,10 @@ class Progress(NamedTuple):
         return self.rounds == 0 or self.part >= 1
 
 
-def progress(config: NodeConfig, rounds: int, spent: Spent, newest: Mapping[str, Any]) -> Progress:
+def progress(config: NodeConfig, rounds: int, spent: Spent, newest: Mapping[str, Any]) -> RunProgress:
     """Return how far a node is that has done `rounds` rounds, the last with metrics `newest`, and spent that much."""
     before = part_done(config, rounds - 1, spent.before(newest))
-    return Progress(rounds, before, part_done(config, rounds, spent), spent.compute)
+    return RunProgress(rounds, before, part_done(config, rounds, spent), spent.compute)
 
 
 def is_done(config: NodeConfig, rounds: int, spent: Spent) -> bool:

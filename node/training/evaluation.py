@@ -35,7 +35,7 @@ from node.tasks.verdicts import Answer
 from node.tasks.verdicts import score as judge
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, iter_with_older
-from node.training.budget import Progress
+from node.training.budget import RunProgress
 from node.training.likelihood import entropies
 
 SEED = 0  # chooses the questions: the same at all nodes of a swarm, whose scores are compared
@@ -130,7 +130,7 @@ class Evaluations:
         self._longest = longest
         self._rows = rows
 
-    def after_round(self, progress: Progress) -> dict[str, float]:
+    def after_round(self, progress: RunProgress) -> dict[str, float]:
         """Evaluate if it is time to; return figures for the round's metrics."""
         done = progress.rounds
         if not is_due(self._config, progress) or self._rows.last.get("round") == done:
@@ -174,7 +174,7 @@ class Evaluations:
         )
 
 
-def is_due(config: EvalConfig, progress: Progress) -> bool:
+def is_due(config: EvalConfig, progress: RunProgress) -> bool:
     """Tell whether to evaluate at this place of a run."""
     if config.every == 0 or progress.at_an_end:
         return config.every != 0

@@ -29,7 +29,7 @@ from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, read_metrics
 from node.telemetry.rollout_log import quoted
-from node.training.budget import Progress
+from node.training.budget import RunProgress
 from node.training.evaluation import (
     ROWS,
     SEED,
@@ -250,7 +250,7 @@ def test_a_task_none_of_whose_answers_can_be_scored_is_left_out_and_where_there_
 def test_a_round_whose_answers_cannot_be_scored_has_no_row_and_the_node_goes_on(tmp_path: Path) -> None:
     moody = TaskSet([(_moody("?").tasks[0], 1.0)])
     evaluations = _evaluations(_Oracle({}, 0), moody, MetricsLog(tmp_path / "rows.jsonl"), every=2, completions=2)
-    assert evaluations.after_round(Progress(0, 0, 0, 0)) == {}
+    assert evaluations.after_round(RunProgress(0, 0, 0, 0)) == {}
     assert read_metrics(tmp_path / "rows.jsonl") == []
 
 
@@ -327,22 +327,22 @@ def _evaluations(engine: _Oracle, tasks: TaskSet, rows: MetricsLog, **config: An
     ],
 )
 def test_it_is_time_at_both_ends_and_every_so_often(config: EvalConfig, rounds: list[int]) -> None:
-    assert [done for done in range(11) if is_due(config, Progress(done, (done - 1) / 10, done / 10, 0))] == rounds
+    assert [done for done in range(11) if is_due(config, RunProgress(done, (done - 1) / 10, done / 10, 0))] == rounds
 
 
 def test_marks_are_at_even_steps_of_the_logarithm_and_a_round_that_passes_several_is_evaluated_once() -> None:
     config = EvalConfig(every="marks")
-    due = [done for done in range(65) if is_due(config, Progress(done, (done - 1) / 64, done / 64, 0))]
+    due = [done for done in range(65) if is_due(config, RunProgress(done, (done - 1) / 64, done / 64, 0))]
     assert due == [0, 4, 6, 8, 12, 16, 23, 32, 46, 64]
-    assert is_due(config, Progress(1, 0.0, 0.3, 0)) and not is_due(config, Progress(2, 0.3, 0.35, 0))
+    assert is_due(config, RunProgress(1, 0.0, 0.3, 0)) and not is_due(config, RunProgress(2, 0.3, 0.35, 0))
 
 
 def test_at_a_mark_greedy_answers_alone_are_asked_and_at_the_ends_all(tasks: TaskSet, tmp_path: Path) -> None:
     engine = _Oracle(_answers(tasks, SEED, 10), solved=1)
     evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every="marks", completions=8)
-    evaluations.after_round(Progress(0, 0, 0, 0))
-    evaluations.after_round(Progress(3, 0.2, 0.3, 900))
-    evaluations.after_round(Progress(9, 0.9, 1.02, 3000))
+    evaluations.after_round(RunProgress(0, 0, 0, 0))
+    evaluations.after_round(RunProgress(3, 0.2, 0.3, 900))
+    evaluations.after_round(RunProgress(9, 0.9, 1.02, 3000))
     rows = read_metrics(tmp_path / "rows.jsonl")
     asked = [(row["round"], row["compute"], row["completions"]) for row in rows]
     assert asked == [(0, 0, 8), (3, 900, 0), (9, 3000, 8)]
@@ -354,8 +354,8 @@ def test_a_row_holds_greedy_accuracy_and_sampled_pass_at_k_of_the_weights_of_tha
 ) -> None:
     engine = _Oracle(_answers(tasks, SEED, 10), solved=1)
     evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every=5, completions=8)
-    assert evaluations.after_round(Progress(4, 0.3, 0.4, 7)) == {} and engine.calls == []
-    figures = evaluations.after_round(Progress(5, 0.4, 0.5, 9))
+    assert evaluations.after_round(RunProgress(4, 0.3, 0.4, 7)) == {} and engine.calls == []
+    figures = evaluations.after_round(RunProgress(5, 0.4, 0.5, 9))
     assert (figures["eval/accuracy"], figures["eval/pass@1"], figures["eval/pass@8"]) == (1.0, 0.125, 1.0)
     assert figures["time/eval"] >= 0 and engine.loaded == [5]
     assert [(n, temperature) for (_, n, _), temperature in zip(engine.calls, engine.temperatures, strict=True)] == [
@@ -379,11 +379,11 @@ def test_a_round_that_was_evaluated_is_not_evaluated_again_by_a_node_that_goes_o
     engine = _Oracle({}, solved=0)
     evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every=2, completions=0)
     for done in (0, 2, 4):
-        assert evaluations.after_round(Progress(done, 0, 0.5, 0))
+        assert evaluations.after_round(RunProgress(done, 0, 0.5, 0))
     again = MetricsLog(tmp_path / "rows.jsonl")
     again.rewind(2)
     evaluations = _evaluations(engine, tasks, again, every=2, completions=0)
-    assert [done for done in (2, 3, 4) if evaluations.after_round(Progress(done, 0, 0.5, 0))] == [4]
+    assert [done for done in (2, 3, 4) if evaluations.after_round(RunProgress(done, 0, 0.5, 0))] == [4]
     rows = read_metrics(tmp_path / "rows.jsonl")
     assert [row["round"] for row in rows] == [0, 2, 4]
     assert not any(key.startswith("pass@") for key in rows[0])

@@ -314,7 +314,8 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
     assert [row["groups_external"] for row in rows] == [0, 1, 0]
     assert peer.reasons == ["false_reward", "false_question"]
     assert all(row["groups_unusable"] == 0 for row in rows)
-    assert peer.drew_and_left == [(0, 1), (1, 1), (0, 1)]  # a liar's groups are not left; one of equal rewards is
+    # Neither a liar's groups nor one of equal rewards is left.
+    assert peer.drew_and_left == [(0, 0), (1, 0), (0, 0)]
     again = Peer()
     assert [row["groups_external"] for row in rounds(1, again)] == [1, 0] and again.reasons == ["false_question"]
 
