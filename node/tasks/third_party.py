@@ -8,7 +8,8 @@ The file has `make(seed) -> Item`, and `verify(item, text) -> float` where an ex
 `start(item)` where an answer takes several turns (`node.tasks.environments`). Its bytes are part of the configuration
 hash; its path stays at home.
 
-A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`.
+A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`. Its
+name is none of our own kinds', such as `builtin/x`.
 
 Their code is trusted as this program is. It makes questions in this process. It scores answers in worker processes
 (`node.tasks.verdicts`), and each episode has a process of its own (`node.tasks.fork_server`). These meet strangers'
@@ -46,6 +47,7 @@ from node.tasks import (
     derive_seed,
     is_reward,
     is_text,
+    kind_of,
     task_names,
 )
 from node.tasks.answers import READERS, same_output
@@ -309,7 +311,10 @@ def load_entry_point(config: TaskConfig) -> ThirdPartyTask:
     if config.name not in found:
         near = get_close_matches(config.name, task_names(), 1)
         hint = f"did you mean {near[0]!r}" if near else "`gossamer tasks list` prints those that there are"
-        raise UserError(f"unknown task {config.name!r}: {hint}; if a package provides it, install that package here")
+        other = "if a package provides it, install that package here"
+        if kind_of(config.name):
+            other = f"no package provides a name of the kind {config.name.partition('/')[0]!r}"
+        raise UserError(f"unknown task {config.name!r}: {hint}; {other}")
     point = found[config.name]
     try:
         factory = point.load()
@@ -327,8 +332,11 @@ def load_entry_point(config: TaskConfig) -> ThirdPartyTask:
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Return the entry points of installed packages, by the task's name."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    """Return the entry points of installed packages, by the task's name.
+
+    Names of our own kinds are left out, since a manifest may name those without the joiner's word.
+    """
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS) if kind_of(point.name) is None}
 
 
 def described(error: Exception) -> str:

@@ -28,7 +28,7 @@ from node.swarm.founding import (
     split_of,
     words_needed,
 )
-from node.tasks import load_tasks
+from node.tasks import load_tasks, task_names
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from protocol.credentials.invite import Invite
@@ -204,22 +204,40 @@ def test_a_founders_number_that_would_take_all_memory_is_refused_before_anything
         adopt_tasks(manifest([task]), [])
 
 
-def test_code_of_an_installed_package_runs_by_the_joiners_word_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran = tmp_path / "ran"
-    (tmp_path / "leaky_tasks.py").write_text(
+def install(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a package with a task of this name; return a file that is there once the package's code has run."""
+    ran = folder / "ran"
+    (folder / "leaky_tasks.py").write_text(
         "from pathlib import Path\nfrom node.tasks import Item, TaskKey\n"
-        "class Leaky:\n key = TaskKey('leaky', 1, 'ab')\n def make(self, seed): return Item(f'{seed}?', '1')\n"
+        f"class Leaky:\n key = TaskKey({name!r}, 1, 'ab')\n def make(self, seed): return Item(f'{{seed}}?', '1')\n"
         " def verify(self, item, text): return float(text == '1')\n"
         f"def make(options):\n with Path({str(ran)!r}).open('a') as file: file.write(f'{{options}}\\n')\n"
         " return Leaky()\n"
     )
-    info = tmp_path / "leaky-1.0.dist-info"
+    info = folder / "leaky-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: leaky\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[gossamer.tasks]\nleaky = leaky_tasks:make\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (info / "entry_points.txt").write_text(f"[gossamer.tasks]\n{name} = leaky_tasks:make\n")
+    monkeypatch.syspath_prepend(str(folder))
+    return ran
+
+
+@pytest.mark.parametrize("name", ["builtin/", "builtin/leaky", "reasoning-gym/", "reasoning-gym/leaky"])
+def test_no_package_runs_under_a_name_of_our_own_kinds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = install(name, tmp_path, monkeypatch)
+    swarm = manifest([ManifestTask(name, 1, "ab", "{}")])
+    for own, allowed in (([], ()), ([TaskConfig(name=name)], ()), ([], (name,))):
+        with pytest.raises(UserError, match=f"unknown task '{name}'|no safe scorer"):
+            adopt_tasks(swarm, own, allowed)
+    assert not ran.exists() and name not in task_names()
+
+
+def test_code_of_an_installed_package_runs_by_the_joiners_word_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = install("leaky", tmp_path, monkeypatch)
     options = {"path": "/etc/passwd", "rows": 3}
     swarm, plain = (
         manifest([ManifestTask("leaky", 1, "ab", json.dumps(one))]) for one in (options, {"rows": 3, "more": [1, 2]})
