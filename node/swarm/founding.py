@@ -314,18 +314,25 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
     """Make `folder` a node of the invite's swarm and return the configuration to run.
 
     The manifest is fetched once; when it is there already, seeds are asked only for what the invite grants anew. A
-    member goes on with what it has if none of them answers. The tasks are the manifest's, unless the node only relays.
-    `config` decides all else. `allowed` names tasks as for `adopt_tasks`.
+    member goes on with what it has unless one of them refuses it by the swarm's rules (`REFUSALS`). The tasks are the
+    manifest's, unless the node only relays. `config` decides all else. `allowed` names tasks as for `adopt_tasks`.
+
+    A join that fails leaves no new folder unless the next try needs its key: a refusal names the key, and a grant
+    belongs to it.
 
     Raises:
-        WordNeededError: as `adopt_tasks`; the folder stays, since the invite's use belongs to its key.
+        WordNeededError: as `adopt_tasks`.
         UserError: the folder belongs to another swarm, its node has trained under another split, or a task cannot be
             verified here.
-        JoinError: no seed answered one who is no member yet, or this node is not admitted.
+        JoinError: no seed admitted one who is no member yet, or one of them refused a member.
         IdentityError: the folder's key cannot be used.
     """
-    # A second host with this key would take the first one's place. A refusal names the key, so that stays.
-    with gone_if_new(folder, keep=_is_of_our_key), exclusive(folder):
+
+    def needs_key(error: BaseException) -> bool:
+        return _is_refusal(error) or (folder / GRANT_FILE).exists()
+
+    # The folder is held: a second host with this key would take the first one's place.
+    with gone_if_new(folder, keep=needs_key), exclusive(folder):
         identity = Identity.load_or_generate(folder / KEY_FILE)
         manifest = load_manifest(folder)
         if manifest is not None and manifest.hash != invite.manifest:
@@ -339,11 +346,11 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
             try:
                 _keep_rights(folder, _fetch(identity, invite, folder))
             except JoinError as error:
-                if error.refusals:
+                if _is_refusal(error):
                     raise
                 log.warning(
-                    "no seed answered: going on without what the invite grants",
-                    seeds=[str(seed.endpoint) for seed in invite.seeds],
+                    "going on without what the invite grants",
+                    why=str(error),
                     more="the same `gossamer join` asks again",
                 )
         adopted = adopt_tasks(manifest, config.tasks, allowed) if config.role == "train" else config.tasks
@@ -361,10 +368,9 @@ def _keep_rights(folder: Path, fetched: FetchedManifest) -> None:
     save_grant(folder, fetched.grant)
 
 
-def _is_of_our_key(error: BaseException) -> bool:
-    """Tell whether the next try needs this key: a refusal names it, or it has a use of the invite by now."""
-    refused = isinstance(error, JoinError) and not REFUSALS.isdisjoint(error.refusals.values())
-    return refused or isinstance(error, WordNeededError)
+def _is_refusal(error: BaseException) -> bool:
+    """Tell whether a member refused this node by the swarm's rules, not for its clock or its version, say."""
+    return isinstance(error, JoinError) and not REFUSALS.isdisjoint(error.refusals.values())
 
 
 def _joined(config: NodeConfig, invite: Invite, tasks: Sequence[TaskConfig]) -> NodeConfig:

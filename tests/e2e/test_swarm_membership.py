@@ -386,7 +386,7 @@ def test_a_member_with_a_newer_invite_goes_on_with_what_it_has_while_no_seed_ans
             child.join()
         said = (output / "stderr").read_text()
         assert child.exitcode == 0, said
-        assert said.count("no seed answered: going on without what the invite grants") == 1
+        assert said.count("going on without what the invite grants") == said.count("answered within 1 s") == 1
     assert load_grant(tmp_path / "guest") == held and load_grant(tmp_path / "listed") == b""
     stranger = commands.run("join", newer, "--state", tmp_path / "stranger", "--set", "role=relay")
     assert (stranger.returncode, stranger.stderr.splitlines()[-1][:52]) == (

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,17 @@ from node.swarm.founding import (
 from node.tasks import load_tasks, task_names
 from node.tasks.builtin import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
+from protocol.bootstrap import FALSE_MANIFEST
+from protocol.credentials.grants import REFUSALS, make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
+from protocol.errors import JoinError
 from protocol.identity import Identity
 from protocol.joiner import FetchedManifest
 from protocol.limits.networks import Scope
+from protocol.notices import CLOCK_BEHIND, GRAYLISTED
 from protocol.storage import save_peers
 
 FOUNDER = Identity(bytes(32))
@@ -383,6 +388,77 @@ def test_a_node_that_has_trained_under_one_split_is_in_no_swarm_with_another(
     assert load_manifest(tmp_path / "other") is None and not (tmp_path / "other" / "config.json").exists()
     enter(tmp_path / "new", Split(salt=8))
     enter(tmp_path / "same", DEFAULT_SPLIT)
+
+
+def as_invited(swarm: SwarmManifest) -> Invite:
+    """Return an invite with a pass of the swarm's founder."""
+    expiry_ms = int(time.time() * 1000) + DAY_MS
+    address = Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)
+    return Invite(swarm.name, swarm.hash, (address,), make_pass(FOUNDER, swarm.swarm, FOUNDER.node_id, expiry_ms))
+
+
+@pytest.mark.parametrize(
+    ("task", "allowed", "says"),
+    [
+        (sums(), ["builtin/sum"], "has no task 'builtin/sum'"),
+        (sums(version=99), [], "has version 99 in the swarm"),
+        (sums(options='{"name":"x"}'), [], "--allow-task builtin/sums"),
+        (sums(name="riddles"), [], "unknown task 'riddles'"),
+    ],
+    ids=["typing error", "another version", "a word needed", "missing"],
+)
+def test_a_join_that_fails_once_it_has_a_grant_goes_on_with_it_when_it_is_run_again(
+    task: ManifestTask, allowed: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The swarm has written the use of the invite down for this key: another key would find it used up."""
+    swarm = make_manifest(FOUNDER, "club", 1, JoinPolicy.ALLOWLIST, [task])
+    invite, folder, shown = as_invited(swarm), tmp_path / "new", []
+
+    def fetch(identity: Identity, _: Invite, grants: list[bytes], __: float) -> FetchedManifest:
+        shown.append((identity.node_id, grants))
+        return FetchedManifest(swarm, grants[0], b"")
+
+    monkeypatch.setattr(founding, "fetch_manifest", fetch)
+    with capture_logs():
+        with pytest.raises(UserError, match=says):
+            join(invite, NodeConfig(), folder, allowed)
+        assert sorted(file.name for file in folder.iterdir()) == ["grant.bin", "identity.key", "lock"]
+        join(invite, NodeConfig(role="relay"), folder)  # which needs no task
+    assert shown[0] == shown[1] == (Identity.load(folder / "identity.key").node_id, [load_grant(folder)])
+
+
+def test_a_join_that_fails_leaves_no_folder_where_it_was_granted_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = manifest([sums(options='{"name":"x"}')])
+    monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+    with capture_logs(), pytest.raises(WordNeededError):
+        join(replace(as_invited(swarm), grant=None), NodeConfig(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("reason", [*sorted(REFUSALS), CLOCK_BEHIND, GRAYLISTED, FALSE_MANIFEST, "speaks 2, not 3", ""])
+def test_a_members_join_fails_by_a_refusal_of_the_swarm_and_goes_on_after_any_other_answer(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = manifest([sums()])
+    save_manifest(tmp_path, swarm)
+    save_grant(tmp_path, b"held")
+
+    def fetch(*_: object) -> FetchedManifest:
+        raise JoinError("what it says", reason, {"203.0.113.1:4001": reason} if reason else {})
+
+    monkeypatch.setattr(founding, "fetch_manifest", fetch)
+    with capture_logs() as said:
+        if reason in REFUSALS:
+            with pytest.raises(JoinError) as caught:
+                join(as_invited(swarm), NodeConfig(), tmp_path)
+            assert caught.value.reason == reason and not (tmp_path / "settings.json").exists()
+        else:
+            assert join(as_invited(swarm), NodeConfig(), tmp_path).tasks[0].options == {"difficulty": 2}
+            (warned,) = [line for line in said if "going on without what the invite grants" in line["event"]]
+            assert reason in warned["why"]
+    assert load_grant(tmp_path) == b"held"
 
 
 def test_a_node_of_a_swarm_of_an_earlier_release_is_told_that_it_is_alone_and_one_of_another_task_is_refused() -> None:
