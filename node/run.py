@@ -330,7 +330,7 @@ def _exchange(
         yield NoExchange(), GroupBounds(0, 0), None
         return
     with open_network(config, folder) as network:
-        limits = ManifestLimits(max_completions=4 * config.sampling.completions)
+        limits = ManifestLimits()
         if network.manifest is not None:
             check_rules(network.manifest, tasks, config.sampling.completions)
             limits = network.manifest.limits

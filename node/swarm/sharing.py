@@ -19,6 +19,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import structlog
+
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
 from node.rollouts.sampling import is_informative, is_right
@@ -32,6 +34,15 @@ from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import MAX_TOPICS, TOPIC_BYTES
 
+log = structlog.get_logger()
+
+OWN_REFUSED = {  # from why a peer would refuse a group to the name under which its maker counts it
+    "": "",
+    "malformed": "own_malformed",
+    "oversized": "own_oversized",
+    "group_size": "own_group_size",
+    "turns": "own_turns",
+}
 MAX_EASY = 2  # answers that are sent of a group that is all right: a second may show another way
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
@@ -149,7 +160,6 @@ class NetworkExchange:
         self._host = host
         self._tasks = tasks
         self._reader = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
-        self._max_bytes = max_bytes
         self._saw = saw
         self._unsent: Counter[str] = Counter()  # own groups, by why they were not sent
         self._demand = Demand(external)
@@ -163,16 +173,19 @@ class NetworkExchange:
     def publish(self, groups: Sequence[Group]) -> None:
         """Hand the round's groups to the network thread, in their `shared_form`.
 
-        One that is too large, or that the network thread has no room for, is counted, not sent.
+        One that peers would refuse, or that the network thread has no room for, is counted, not sent.
         """
         if self._demand.next_round(time.monotonic()):
             self._subscribe()
         for group in filter(None, (shared_form(one, self._tasks) for one in groups)):
-            body = encode(group)
-            if len(body) > self._max_bytes:
-                self._unsent["own_oversized"] += 1
+            body, topic = encode(group), topic_of_group(group)
+            reason = OWN_REFUSED[self._reader.read(body, topic).reason]
+            if not reason:
+                self._publish(body, topic)
                 continue
-            self._publish(body, topic_of_group(group))
+            if reason not in self._unsent:
+                log.warning("a group of this node's own is not shared, as peers would refuse it", counted_as=reason)
+            self._unsent[reason] += 1
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read what the host has collected; a bad item costs its signer and nobody else."""

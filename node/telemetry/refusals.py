@@ -26,7 +26,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "nobody's fault",
         "quotes_held_out": "a group's right answers give away a held-out question with its answer; nobody's fault",
         "group_size": "a group of more completions than the swarm allows",
-        "own_oversized": "a group of this node's own that is too large to be sent",
+        "own_oversized": "a group of this node's own that has more bytes than the swarm allows",
+        "own_group_size": "a group of this node's own that has more completions than the swarm allows",
+        "own_malformed": "a group of this node's own that has a text over 128 KiB or a name over 256 bytes",
+        "own_turns": "a group of this node's own that has several turns, of a task that has one",
         "self_praise": "a report by which a node learned from itself",
         "early_report": "a node's report too soon after its last, as after a restart; nobody's fault",
         # Items on their way.

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from node.rollouts.group import Group, GroupError, encode, one_turn
+from node.rollouts.group import MAX_NAME_BYTES, MAX_TEXT_BYTES, Episode, Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
 from node.swarm import sharing
 from node.swarm.reports import REPORTS_TOPIC, decode, reporter_of
@@ -294,6 +296,33 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
     assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.REJECT, "oversized")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"completions": (one_turn("", True, 1.0), one_turn("-" * MAX_TEXT_BYTES, False, 0.0))}, ""),
+        ({"completions": (one_turn("", True, 1.0), one_turn("-" * (MAX_TEXT_BYTES + 1), False, 0.0))}, "malformed"),
+        ({"policy": "n" * MAX_NAME_BYTES}, ""),
+        ({"policy": "é" * MAX_NAME_BYTES}, "malformed"),
+        ({"completions": (one_turn("", True, 1.0),) + (one_turn("no", True, 0.0),) * 7}, ""),
+        ({"completions": (one_turn("", True, 1.0),) + (one_turn("no", True, 0.0),) * 8}, "group_size"),
+        ({"completions": (one_turn("", True, 1.0), Episode(("a", "b", "c"), True, 0.0))}, "turns"),
+        ({"policy_version": 2**63}, "malformed"),
+    ],
+)
+def test_what_peers_would_refuse_is_not_sent_and_told_once(changed: dict[str, Any], reason: str) -> None:
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    with capture_logs() as logs:
+        exchange.publish([replace(group(), **changed)])
+        exchange.publish([replace(group(), **changed)])
+    assert len(host.published) == (0 if reason else 2)
+    assert exchange._unsent == ({f"own_{reason}": 2} if reason else {})
+    assert [row["log_level"] for row in logs] == (["warning"] if reason else [])
+    sender = id_of_bytes(b"s" * 20)
+    host.inbox = [Received(b"i" * 32, sender, body, 0.0, topic) for topic, body in host.published[:1]]
+    assert len(exchange.receive(lambda _: False)) == (0 if reason else 1) and host.reports == []
 
 
 def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -> None:
