@@ -14,7 +14,7 @@ import structlog
 from node.config import NodeConfig
 from node.errors import UserError
 from node.processes.signals import stop_signals
-from node.state_folder import exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
+from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.peering import Network, open_network
 from node.swarm.reports import REPORTS_TOPIC
 from node.swarm.sharing import SEED_DEMAND, traffic_row
@@ -43,10 +43,12 @@ def run_relay(
     folder: Path,
     listening: Callable[[Network], None] = lambda network: None,
     looking: Callable[[Network], AbstractContextManager[Take]] = _drop,
+    before: Before | None = None,
 ) -> None:
     """Relay until a signal to stop; `listening` is called once, when the node can be dialled.
 
     `looking` opens a function that takes the items that came: it is called twice a second, also without items.
+    `before` is as for `first_start`.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -56,7 +58,7 @@ def run_relay(
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
-        stack.enter_context(first_start(config, folder))
+        stack.enter_context(first_start(config, folder, before))
         stopping = stack.enter_context(stop_signals())
         seed = resolve_seed(config, folder)
         network = stack.enter_context(open_network(config, folder, relays=True))

@@ -32,7 +32,7 @@ from node.processes.signals import GivenUp, Stopping, graceful_stop
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Rule, Sample
 from node.rollouts.screening import GroupBounds
-from node.state_folder import exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
+from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
 from node.swarm.founding import check_rules, load_manifest, split_of
 from node.swarm.peering import Network, agent, item_life, open_network
@@ -81,12 +81,13 @@ def run_node(
     processes: int | None = None,
     accelerate: Path | None = None,
     given: Given = NOTHING_GIVEN,
+    before: Before | None = None,
 ) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
     `listening` is called once the network is up, before training. `processes` is how many train the node, and
     `accelerate` is accelerate's file of settings (`node.training.processes`). `given` comes from the Python program
-    that runs this node (`node.api`).
+    that runs this node (`node.api`). `before` is as for `first_start`.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -94,7 +95,7 @@ def run_node(
     with ExitStack() as stack:
         stack.enter_context(full_disk_is_clear(folder))
         stack.enter_context(exclusive(folder))
-        stack.enter_context(first_start(config, folder))
+        stack.enter_context(first_start(config, folder, before))
         stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))

@@ -212,25 +212,37 @@ def _keep_settings(config: NodeConfig, folder: Path) -> None:
     write_atomically(folder / SETTINGS_FILE, settings.encode(), 0o600)
 
 
-@contextmanager
-def first_start(config: NodeConfig, folder: Path) -> Iterator[None]:
-    """Let a node's first start, which has not come to `keep_config` yet, leave its settings or nothing.
+class Before(NamedTuple):
+    """A folder before a start in it: the settings of a first start that was cut off, and whether there was a key."""
 
-    They are kept before the block makes a key, so that a start after a kill is the same node. If the block fails, they
-    and the key that it made go again: what was set may be the reason. A later start changes nothing here.
+    settings: bytes | None
+    has_key: bool
+
+
+@contextmanager
+def first_start(config: NodeConfig, folder: Path, before: Before | None = None) -> Iterator[Before]:
+    """Let a node's first start, which has not come to `keep_config` yet, leave its settings or the folder as it was.
+
+    They are kept before the block makes a key, so that a start after a kill is the same node. If the block fails, the
+    key that it made goes, and what was set before is there again: what was set now may be the reason. A later start
+    changes nothing here. A start of two blocks gives the second what the first yielded, as `before`.
     """
+    settings, key = folder / SETTINGS_FILE, folder / KEY_FILE
+    before = before or Before(settings.read_bytes() if settings.exists() else None, key.exists())
     if (folder / CONFIG_FILE).exists():
-        yield
+        yield before
         return
-    had_key = (folder / KEY_FILE).exists()
     _keep_settings(config, folder)
     try:
-        yield
+        yield before
     except Exception:
         if not (folder / CONFIG_FILE).exists():
-            if not had_key:
-                (folder / KEY_FILE).unlink(missing_ok=True)  # first: a key without settings is nobody's
-            (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            if not before.has_key:
+                key.unlink(missing_ok=True)  # first: a key without settings is nobody's
+            if before.settings is None:
+                settings.unlink(missing_ok=True)
+            else:
+                write_atomically(settings, before.settings, 0o600)
         raise
 
 

@@ -33,7 +33,7 @@ def run(
     try:
         with interrupting_signals():  # while it still starts; later the node ends its round first
             # Another start in this folder fails at once, while this one still loads.
-            with exclusive(folder), first_start(config, folder):
+            with exclusive(folder), first_start(config, folder) as before:
                 check_first(config, folder)
                 check_size(config)
                 log.info("starting", folder=str(folder), role=config.role)
@@ -48,7 +48,7 @@ def run(
                     from node.run import run_node
 
                     run_it = run_node
-            run_it(config, folder, listening, **more)  # which holds the folder itself
+            run_it(config, folder, listening, before=before, **more)  # which holds the folder itself
     except KeyboardInterrupt:
         log.info("stopped while starting")
     return 0

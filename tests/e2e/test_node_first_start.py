@@ -13,7 +13,7 @@ from node.api import Node
 from node.cli.app import run as run_command
 from node.config import NodeConfig
 from node.errors import UserError
-from node.state_folder import recall
+from node.state_folder import exclusive, first_start, recall
 from node.swarm import founding
 from protocol import storage
 from protocol.credentials.invite import Invite
@@ -182,6 +182,39 @@ def test_a_start_that_fails_keeps_a_key_that_it_was_given_and_what_an_earlier_on
         assert failed.returncode == 2 and "no such model on the hub" in failed.stderr
     assert (given / "identity.key").read_bytes() == key and not recall(given).settings
     assert (founded / "settings.json").read_bytes() == settings
+
+
+@pytest.mark.parametrize("fails", ["node.cli.running.check_size", "node.run.load_policy"])
+@pytest.mark.parametrize("had_key", [True, False], ids=["with a key", "without a key"])
+def test_a_start_that_fails_after_one_that_was_cut_off_leaves_what_that_one_was_set_to(
+    fails: str, had_key: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A requeued job that names no model goes on with the first start's, whatever somebody tried meanwhile."""
+    folder, model, other = tmp_path / "n0", tmp_path / "model", tmp_path / "other"
+    for path in (model, other):
+        write_tiny_policy(path)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        exclusive(folder),
+        first_start(NodeConfig(policy={"model": str(model)}), folder),
+    ):
+        if had_key:
+            Identity.generate().save(folder / "identity.key")
+        raise KeyboardInterrupt
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert ("identity.key" in kept) is had_key and "settings.json" in kept
+
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("no such model on the hub")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fails, fail)
+        for tried in (other, model):
+            bad = run("node", "--state", folder, "--model", tried, *LISTEN, "--set", "trainer.learning_rate=0.5")
+            assert bad.returncode == 2 and "no such model on the hub" in bad.stderr
+    assert (folder / "identity.key").exists() is had_key
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
+    assert str(model) in model_at_next_start(folder)
 
 
 def test_a_folder_with_a_key_alone_is_no_node_of_the_built_in_policy(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_a_folder_is_held_while_what_runs_in_it_is_loaded_and_not_when_it_runs(
         def run_node(self) -> Any:
             with pytest.raises(UserError, match="another node is running"):
                 check_free(tmp_path)
-            return lambda *_: check_free(tmp_path)
+            return lambda *_, **__: check_free(tmp_path)
 
     monkeypatch.setitem(sys.modules, "node.run", Module())
     assert run(["node", "--state", str(tmp_path)], debug=False) == 0
@@ -565,7 +565,7 @@ def test_ctrl_c_while_the_command_is_imported_is_no_error(module: str) -> None:
 def test_a_node_that_is_stopped_while_it_starts_says_so(
     role: str, module: str, function: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
 
     monkeypatch.setitem(sys.modules, f"node.{module}", SimpleNamespace(**{function: stopped}))
