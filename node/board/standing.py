@@ -11,7 +11,8 @@ Using Hitting Time"), so
 
  1. nothing that a node reports changes its own standing, since it is counted before its report is looked at;
  2. identities that no one names whom a walk can come to have no standing, however many praise each other;
- 3. an identity that only its maker names stands at most at `ONWARD` times its maker's standing.
+ 3. identities that only one node names, or each other, have together at most the standing of that node: from it a walk
+    goes on with probability `ONWARD`, a half, and comes to ONWARD / (1 - ONWARD) = 1 node beyond it on average.
 
 The probability is estimated by `WALKS` walks, each with a random source of its own number, so that it is the same each
 time, and rule 1 holds to the last digit. Its standard error is at most 0.5 %.
@@ -23,7 +24,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-ONWARD = 0.85  # as in PageRank: a walk has 5.7 steps on average, and in a random swarm two lead to everybody
+# A walk has one step on average, so half of all standing is what the seeds' own reports give. With PageRank's 0.85 one
+# member of twenty and a hundred keys that it makes up had 38 % of all standing, now 17 %; alone it has 9 %.
+ONWARD = 0.5
 WALKS = 10_000  # a fifth of a second
 
 Taught = Mapping[str, Mapping[str, float]]  # who learned, of whom, how much
@@ -45,13 +48,11 @@ def standing(taught: Taught, seeds: Sequence[str], walks: int = WALKS) -> dict[s
 
 
 def weighted_median(values: Sequence[tuple[float, float]]) -> float | None:
-    """Return the median of (value, weight) pairs, each weight >= 0, or of the values alone if all weights are 0.
+    """Return the median of (value, weight) pairs, each weight >= 0; None if no weight is above 0.
 
-    Liars of less than half the weight cannot move it beyond what others say. None without values.
+    Liars of less than half the weight cannot move it beyond what others say.
     """
-    weighted = sorted((value, weight) for value, weight in values if weight > 0) or sorted(
-        (one, 1.0) for one, _ in values
-    )
+    weighted = sorted((value, weight) for value, weight in values if weight > 0)
     half = sum(weight for _, weight in weighted) / 2
     for (value, _), reached in zip(weighted, accumulate(weight for _, weight in weighted), strict=True):
         if reached >= half:

@@ -45,7 +45,7 @@ def test_a_node_stands_by_what_others_report(tmp_path: Path) -> None:
         history.tick(START, ["seed"])
         nodes = history.nodes()
     assert nodes[0].id == "a"
-    assert nodes[0].standing > 0.8
+    assert nodes[0].standing > 0.4
     assert {one.standing for one in nodes[1:]} == {0.0}
 
 
@@ -64,18 +64,20 @@ def test_liars_without_standing_do_not_move_the_swarms_curve(tmp_path: Path) -> 
 
 def test_who_is_silent_counts_no_more(tmp_path: Path) -> None:
     with BoardHistory(tmp_path / "h", LATELY) as history:
+        history.add("seed", report(a=1), START - 60)
         history.add("a", report(0.5), START)
-        history.tick(START + LATELY - 1, [])
-        history.tick(START + LATELY + 60, [])
+        history.tick(START + LATELY - 1, ["seed"])
+        history.tick(START + LATELY + 60, ["seed"])
         assert [(point.nodes, point.reward) for point in history.curve()] == [(1, 0.5), (0, None)]
 
 
 def test_a_curve_gets_thinner_with_age_and_keeps_its_means(tmp_path: Path) -> None:
     with BoardHistory(tmp_path / "h", LATELY) as history:
+        history.add("seed", report(a=1), START - 60)
         for minute in range(3 * 60):
             now = START + 60 * minute
             history.add("a", report(minute / 100), now)
-            history.tick(now, [])
+            history.tick(now, ["seed"])
         curve = history.curve()
     steps = [point.step for point in curve]
     assert steps == sorted(steps, reverse=True)
