@@ -12,10 +12,12 @@ a quote in front, and the content security policy allows no script at all, nor a
 made once for each `BoardView` and path, and kept; readers may keep it for `FRESH_S`.
 """
 
+import asyncio
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from threading import Lock
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from node.board import svg
@@ -35,6 +37,8 @@ from protocol.lru import Recent
 
 FRESH_S = 30
 MAX_KEPT = 256  # answers, some tens of kB each
+PART_BYTES = 1 << 16  # of an answer that wait for a reader
+ANSWER_S = 120.0  # for a reader to take an answer: a slow one holds its bytes, up to 9 MB for a full table's
 SHOWN = 100  # nodes in a table; JSON and CSV have all
 LESSONS_SHOWN = 40
 DRAWN = 24  # nodes in the graph
@@ -98,6 +102,16 @@ def make_site(look: Look, curve_of: CurveOf, well: Callable[[], bool]) -> Starle
     return Starlette(routes=routes)
 
 
+async def in_parts(answer: bytes) -> AsyncIterator[bytes]:
+    """Yield an answer as it is taken; a reader who has not taken it in `ANSWER_S` gets no more."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + ANSWER_S
+    for at in range(0, len(answer), PART_BYTES):
+        if clock() > until:
+            return
+        yield answer[at : at + PART_BYTES]
+
+
 class _Pages:
     """Makes each answer once for a view."""
 
@@ -127,7 +141,8 @@ class _Pages:
                 except _NoSuchNodeError:
                     return PlainTextResponse("no such node has reported here\n", 404, HEADERS)
                 self._kept.set(path, kept)
-        return Response(kept[1], media_type=kind, headers=HEADERS)
+        size = {"content-length": str(len(kept[1]))}
+        return StreamingResponse(in_parts(kept[1]), media_type=kind, headers=HEADERS | size)
 
     def swarm(self, view: BoardView) -> str:
         """Return the swarm's page."""
@@ -253,7 +268,10 @@ def _csv(head: str, rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    begin = unicodedata.normalize("NFKC", value.lstrip()[:1])  # a spreadsheet passes over blanks, and takes a wide "="
+    return f"'{value}" if begin.startswith(FORMULA) or value.startswith(FORMULA) else value
 
 
 def _share(value: float) -> str:

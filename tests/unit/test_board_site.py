@@ -1,8 +1,10 @@
 """A board's pages: what they say, that no peer's text becomes markup, and how they may be kept."""
 
+import asyncio
 import csv
 import io
 import json
+import random
 import re
 import socket
 import urllib.error
@@ -17,7 +19,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from node.board import svg
-from node.board.site import FRESH_S, make_site
+from node.board.site import FRESH_S, PART_BYTES, _cell, in_parts, make_site
 from node.board.view import MAX_SIGNERS_SHOWN, BoardView, Rollouts, ShownAnswer, ShownRollout, ago
 from node.rollouts.group import Episode, Group, one_turn
 from node.tasks import TaskKey
@@ -147,6 +149,23 @@ def test_no_cell_of_a_table_is_a_formula() -> None:
     rows = list(csv.DictReader(io.StringIO(client(hostile()).get("/rollouts.csv").text)))
     assert rows[1]["answer"].startswith("'=1+1")
     assert rows[0]["answer"] == HOSTILE
+
+
+@pytest.mark.parametrize("text", ["=1+1", " =1+1", "\n=1+1", "\t=2", "＝1+1", "\u00a0@x", "-2"])
+def test_a_cell_that_begins_like_a_formula_gets_a_quote(text: str) -> None:
+    assert _cell(text) == f"'{text}"
+    assert (_cell("1 = 1"), _cell(-2.0), _cell("")) == ("1 = 1", -2.0, "")
+
+
+def test_an_answer_is_sent_in_parts_and_who_is_too_slow_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def taken(answer: bytes) -> list[bytes]:
+        return [part async for part in in_parts(answer)]
+
+    answer = random.Random(1).randbytes(2 * PART_BYTES + 1)
+    assert b"".join(parts := asyncio.run(taken(answer))) == answer
+    assert [len(part) for part in parts] == [PART_BYTES, PART_BYTES, 1]
+    monkeypatch.setattr("node.board.site.ANSWER_S", -1.0)
+    assert asyncio.run(taken(answer)) == []
 
 
 def test_lines_of_liars_are_not_drawn_and_come_last() -> None:

@@ -6,7 +6,8 @@
     /refusals    what each reason for a refusal means, and whether it is nobody's fault, JSON
 
 Nothing is taken in: GET and HEAD alone. A page of another site must not read this one through the visitor's browser: a
-request that names a host which is not ours (DNS rebinding) or comes from another origin is refused. Beyond loopback a
+request that names a host which is not ours (DNS rebinding) or comes from another origin is refused; a link to the page
+may be followed. Beyond loopback a
 token is asked for, as a bearer token or once as `?token=`, which is then kept in a cookie. Peers' text is data to the
 page, never markup: the page makes text nodes of it, and the content security policy allows no inline script.
 """
@@ -173,6 +174,9 @@ class _Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             return PlainTextResponse("a page of another site may not read this one\n", 403)
+        followed = headers.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not followed:  # as for an image
+            return PlainTextResponse("a page of another site may not read this one\n", 403)
         return self._asks_for_token(scope, headers)
 
     def _asks_for_token(self, scope: Scope, headers: Headers) -> Response | None:
@@ -183,7 +187,7 @@ class _Guard:
         if self._knows(bearer if scheme.lower() == "bearer" else "") or self._knows(cookie):
             return None
         if self._knows(parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]):
-            response = RedirectResponse(scope["path"], 303)
+            response = RedirectResponse("/" + scope["path"].lstrip("/\\"), 303)  # "//" would name another host
             response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
             return response
         return PlainTextResponse("this page wants the token that the node printed at its start\n", 401)

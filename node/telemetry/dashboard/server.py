@@ -18,7 +18,8 @@ from node.config import ObserveConfig
 from node.errors import UserError
 from node.telemetry.dashboard.app import Site, make_app
 
-MAX_CONNECTIONS = 256  # a silent reader holds one of them, and blocks nobody
+MAX_CONNECTIONS = 256
+MAX_WAITING = 192  # connections without a request in progress: a newcomer takes the place of the oldest
 IDLE_S = 15.0  # for a request, or a part of an answer: a browser that lost its network leaves its connections open
 STOP_S = 2  # for streams that are open when the node ends; each looks twice a second whether it does
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -35,10 +36,21 @@ class Served(NamedTuple):
 
 
 class _PageConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class when it is imported
-    """Hangs up if for `IDLE_S` no whole request comes and nothing of an answer is read. To make one may take longer."""
+    """Hangs up if for `IDLE_S` no whole request comes and nothing of an answer is read. To make one may take longer.
+
+    Those who connect and say nothing hold nobody up: of more than `MAX_WAITING` the oldest goes.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        self._made = self.loop.time()
+        waiting = [
+            peer
+            for peer in self.connections
+            if (peer.cycle is None or peer.cycle.response_complete) and not peer.transport.is_closing()
+        ]
+        if len(waiting) > MAX_WAITING:
+            min(waiting, key=lambda peer: peer._made).transport.abort()
         self._before = self.cycle, 0
         self._idle = self.loop.call_later(IDLE_S, self._look)
 
