@@ -5,9 +5,10 @@ is looked up by its operation. One that is not known yet gets an `Inbox`, since 
 operations are remembered to drop their rest. Early pieces are bounded for each member, in bytes and in operations, so
 that one member costs no other its place.
 
-A member that has no more operations to carry out says so with a FIN (`finish`). It counts the pieces that it has sent.
-When as many have arrived, whoever waits for another one learns that none will come. A member that leaves only after all
-others have finished, too, takes nothing from anybody.
+A member that has no more operations to carry out says so with a FIN on each of its streams, later ones too (`finish`).
+A FIN says how many pieces the member has sent on all of them. When as many have arrived, whoever waits for another one
+learns that none will come. If a stream has broken, fewer may arrive: then the member has finished once each stream that
+is left has brought its FIN. A member that leaves only after all others have finished takes nothing from anybody.
 """
 
 import socket
@@ -55,10 +56,15 @@ class _MemberLane:
     arrived: int = 0  # pieces of data
     announced: int | None = None  # how many the member has sent, once it has finished
     has_lost: bool = False  # a stream has broken: not all of them may arrive
+    is_finished: bool = False  # nothing of the member is on its way any more, for good
 
-    def is_finished(self) -> bool:
-        """Tell whether nothing of the member is on its way any more."""
-        return self.announced is not None and (self.has_lost or self.arrived >= self.announced)
+    def finishes(self) -> bool:
+        """Tell whether what has changed finishes it."""
+        if self.is_finished or self.announced is None:
+            return False
+        rest_is_lost = self.has_lost and all(stream.has_brought_fin for stream in self.streams)
+        self.is_finished = rest_is_lost or self.arrived >= self.announced
+        return self.is_finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +176,7 @@ class DataPlane:
             dropped = self._ended.get(key)
             if told is not None:
                 self._loose.add(key)
-            finished = [member for member in members if member in self._lanes and self._lanes[member].is_finished()]
+            finished = [member for member in members if member in self._lanes and self._lanes[member].is_finished]
         inbox.start(deadline, told, salt)
         for member in finished:
             inbox.finished(member)
@@ -318,7 +324,7 @@ class DataPlane:
             self._has_finished = True
             lanes = list(self._lanes.values())
         for lane in lanes:
-            lane.outbox.put([_fin()])
+            lane.outbox.finish(_fin())
 
     def wait_finished(self, until: float) -> Set[NodeId]:
         """Wait until every other member has finished or is lost; return those that have not by `until`."""
@@ -327,12 +333,12 @@ class DataPlane:
             return self._unfinished()
 
     def _unfinished(self) -> Set[NodeId]:
-        return {member for member, lane in self._lanes.items() if not lane.is_finished()}
+        return {member for member, lane in self._lanes.items() if not lane.is_finished}
 
     def has_finished(self, member: NodeId) -> bool:
         """Tell whether nothing of a member is on its way any more."""
         with self._lock:
-            return member in self._lanes and self._lanes[member].is_finished()
+            return member in self._lanes and self._lanes[member].is_finished
 
     def finished(self, source: NodeId, pieces: int) -> None:
         """See `stream.Arrivals`."""
@@ -341,11 +347,12 @@ class DataPlane:
     def _count(self, source: NodeId, *, pieces: int = 0, announced: int | None = None) -> None:
         with self._changed:
             lane = self._lanes.get(source)
-            if lane is None or lane.is_finished():
+            if lane is None:
                 return
             lane.arrived += pieces
-            lane.announced = lane.announced if announced is None else announced
-            if not lane.is_finished():
+            if announced is not None:
+                lane.announced = max(announced, lane.announced or 0)  # one stream may overtake another
+            if not lane.finishes():
                 return
             self._changed.notify_all()
             waiting = self._concerned(source)
@@ -360,7 +367,7 @@ class DataPlane:
             if not self._closed and member not in self._lanes:
                 lane = self._lanes[member] = _MemberLane()
                 if self._has_finished:
-                    lane.outbox.put([_fin()])
+                    lane.outbox.finish(_fin())
 
     def add_stream(self, peer: ProvenPeer, sock: socket.socket, dialled: bool) -> None:
         """Take over a proven data connection with a linked member."""
@@ -433,17 +440,16 @@ class DataPlane:
     def _on_end(self, stream: Stream, reason: str) -> None:
         """A stream's thread says that it is over: what was on it is lost."""
         text = f"the connection with member {stream.member} broke ({reason}): call it again"
-        with self._lock:
+        with self._changed:
             lane = self._lanes.get(stream.member)
-            current = lane is not None and lane.streams.pop(stream, None) is not None
-            if lane is not None and current:
-                lane.has_lost = True
-            waiting = self._concerned(stream.member)
-        if current:
-            for inbox in waiting:
-                inbox.lost(stream.member, text)
-            with self._changed:
+            if lane is None or lane.streams.pop(stream, None) is None:
+                return
+            lane.has_lost = True
+            if lane.finishes():
                 self._changed.notify_all()
+            waiting = self._concerned(stream.member)
+        for inbox in waiting:
+            inbox.lost(stream.member, text)
 
     def _concerned(self, member: NodeId) -> list[Inbox]:
         known = [inbox for inbox, members in self._ports.values() if member in members]

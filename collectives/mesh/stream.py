@@ -57,13 +57,17 @@ class Outgoing:
 
 
 class SendQueue:
-    """First in, first out; its readers can be told to ask again whether they shall end."""
+    """First in, first out; its readers can be told to ask again whether they shall end.
+
+    A queue that is finished gives each reader a FIN once it is empty: so every stream brings one, a later one too.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._items: deque[Outgoing] = deque()
         self._closed = False
         self._taken = 0  # pieces of data
+        self._fin: Outgoing | None = None
 
     def put(self, items: list[Outgoing]) -> None:
         """Append pieces; after `close` they are let go at once."""
@@ -75,23 +79,29 @@ class SendQueue:
         for item in items:
             item.sender.left()
 
-    def take(self, ended: Callable[[], bool]) -> Outgoing | None:
+    def finish(self, fin: Outgoing) -> None:
+        """Let every reader take `fin` after all that was put."""
+        with self._changed:
+            self._fin = fin
+            self._changed.notify_all()
+
+    def take(self, ended: Callable[[], bool], *, has_fin: bool = False) -> Outgoing | None:
         """Wait for the next piece that is still wanted; None when `ended` says so, at the latest after `wake`.
 
-        A FIN is given the number of pieces of data that were taken before it.
+        A FIN has the number of pieces of data that all readers have taken. A reader that `has_fin` gets no other one.
         """
         while True:
             with self._changed:
-                while not self._items and not self._closed and not ended():
+                while not self._items and (self._fin is None or has_fin) and not self._closed and not ended():
                     self._changed.wait()
                 if self._closed or ended():
                     self._changed.notify()  # another reader has to take what this one was woken for
                     return None
+                if not self._items and self._fin is not None:
+                    return replace(self._fin, piece=Piece(0, 0, self._taken, 0))
                 item = self._items.popleft()
                 wanted = item.sender.wanted
-                if item.kind is PieceKind.FIN:
-                    item = replace(item, piece=Piece(0, 0, self._taken, 0))
-                elif wanted and item.kind is PieceKind.DATA:
+                if wanted and item.kind is PieceKind.DATA:
                     self._taken += 1
             if wanted:
                 return item
@@ -153,6 +163,7 @@ class Stream:
         self._arrivals = arrivals
         self._on_end = on_end
         self.moved = 0.0  # when bytes last came, on the monotonic clock
+        self.has_brought_fin = False  # so that no data follows on this stream
         self._early = memoryview(peer.leftover)
         self._lock = threading.Lock()
         self._running = 2
@@ -214,6 +225,7 @@ class Stream:
                 self._take_descriptors(piece.length)
                 continue
             if kind is PieceKind.FIN:
+                self.has_brought_fin = True
                 self._arrivals.finished(self.member, piece.total)
                 continue
             if kind is not PieceKind.DATA:
@@ -282,7 +294,9 @@ class Stream:
 
     def _write(self) -> None:
         record = memoryview(bytearray(RECORD_BYTES + TAG_BYTES))
-        while (outgoing := self._outbox.take(self._has_ended)) is not None:
+        has_fin = False
+        while (outgoing := self._outbox.take(self._has_ended, has_fin=has_fin)) is not None:
+            has_fin = has_fin or outgoing.kind is PieceKind.FIN
             try:
                 self._put(outgoing, record)
             finally:

@@ -52,6 +52,12 @@ def fill(exchange, op=OP):
     return pieces[-1]
 
 
+def add_stream(exchange, member, sock, number=0, dialled=True):
+    """Let a socket be a data stream with a member."""
+    sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
+    exchange.add_stream(ProvenPeer(member, bytes(8), Purpose.DATA, number, sealer, opener, b""), sock, dialled)
+
+
 class Meanwhile(threading.Condition):
     """What happens while somebody waits."""
 
@@ -330,10 +336,7 @@ def test_a_stream_whose_path_drops_everything_is_closed_by_the_first_operation_t
     for own, other in ((A, B), (B, A)):
         sockets[own], far[own] = socket.socketpair()  # nobody carries what is sent, and nobody says so
         planes[own].link(other)
-        sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
-        planes[own].add_stream(
-            ProvenPeer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b""), sockets[own], own == A
-        )
+        add_stream(planes[own], other, sockets[own], dialled=own == A)
     assert planes[A].open_streams(B) == {0}
     for late in (False, True):
         op = OP._replace(n=int(late))
@@ -420,13 +423,80 @@ def test_a_member_one_of_whose_streams_broke_is_not_waited_for_though_not_all_ha
     here, there = socket.socketpair()
     exchange = DataPlane(A)
     exchange.link(B)
-    sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
-    exchange.add_stream(ProvenPeer(B, bytes(8), Purpose.DATA, 0, sealer, opener, b""), here, True)
+    add_stream(exchange, B, here)
     there.close()
     wait_until(lambda: not exchange.open_streams(B), 10, "the stream to end")
     exchange.finished(B, 1)
     assert exchange.wait_finished(time.monotonic() + 60) == set()
     exchange.close()
+
+
+def test_what_is_on_the_other_streams_of_a_member_still_comes_where_one_has_broken():
+    exchange, ends = DataPlane(A), [socket.socketpair() for _ in range(3)]
+    exchange.link(B)
+    for number, (here, _) in enumerate(ends):
+        add_stream(exchange, B, here, number)
+    broken, early, late = (there for _, there in ends)
+    sealers = {sock: Sealer(bytes(KEY_BYTES)) for sock in (early, late)}
+
+    def say(sock, kind, piece, payload=b""):
+        sealer, key = sealers[sock], operation_key(OP)
+        sock.sendall(sealer.seal(header(key, kind, piece)) + (sealer.seal(payload) if payload else b""))
+
+    broken.close()  # with two pieces on it
+    wait_until(lambda: len(exchange.open_streams(B)) == 2, 10, "the stream to end")
+    say(early, PieceKind.FIN, Piece(0, 0, 3, 0))
+    say(early, PieceKind.REFUSAL, Piece(1, 0, 1, 1), b"x")
+    port = exchange.open(OP, {A, B}, time.monotonic() + 10)
+    with pytest.raises(Aborted, match="does not have"):  # the refusal is here, and the FIN before it
+        port.wait(port.expect(B, 1, memoryview(bytearray(1))))
+    assert not exchange.has_finished(B)
+    say(late, PieceKind.DATA, Piece(0, 0, 1, 1), b"y")
+    port.wait(port.expect(B, 0, memoryview(got := bytearray(1))))
+    assert got == b"y" and not exchange.has_finished(B)
+    say(late, PieceKind.FIN, Piece(0, 0, 3, 0))
+    assert exchange.wait_finished(time.monotonic() + 10) == set()
+    exchange.close()
+    for sock in (early, late):
+        sock.close()
+
+
+def test_one_fin_that_overtakes_another_takes_back_no_piece():
+    exchange = DataPlane(A)
+    exchange.link(B)
+    exchange.finished(B, 2)
+    exchange.finished(B, 1)
+    exchange.place(B, operation_key(OP), Piece(0, 0, 1, 1))
+    exchange.forget(OP)
+    for finished in (False, True):
+        assert exchange.place(B, operation_key(OP), Piece(0, 0, 1, 1)) is None
+        assert exchange.has_finished(B) == finished
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_two_members_whose_fins_were_lost_with_their_streams_say_them_again_on_those_that_come_next(streams):
+    planes, lost = {A: DataPlane(A), B: DataPlane(B)}, []
+    for own, other in ((A, B), (B, A)):
+        planes[own].link(other)
+        for number in range(streams):
+            here, there = socket.socketpair()  # nobody carries what is sent
+            add_stream(planes[own], other, here, number)
+            there.settimeout(10)
+            lost.append(there)
+        planes[own].finish()
+    for sock in lost:
+        _, kind, piece = read_header(Opener(bytes(KEY_BYTES)).open(sock.recv(1000)))
+        assert (kind, piece) == (PieceKind.FIN, Piece(0, 0, 0, 0))
+        sock.close()
+    for own, other in ((A, B), (B, A)):
+        wait_until(lambda o=own, m=other: not planes[o].open_streams(m), 10, "the streams to end")
+    assert not planes[A].has_finished(B) and not planes[B].has_finished(A)
+    for (own, other), sock in zip(((A, B), (B, A)), socket.socketpair(), strict=True):
+        add_stream(planes[own], other, sock, dialled=own == A)
+    for plane in planes.values():
+        assert plane.wait_finished(time.monotonic() + 10) == set()
+    for plane in planes.values():
+        plane.close()
 
 
 def test_a_fin_says_how_many_pieces_of_data_were_taken_before_it_and_goes_to_links_that_come_later():
@@ -446,19 +516,21 @@ def test_a_fin_says_how_many_pieces_of_data_were_taken_before_it_and_goes_to_lin
         (Sent(wanted=False), PieceKind.DATA),
         (Sent(), PieceKind.REFUSAL),
         (Sent(), PieceKind.DATA),
-        (Sent(), PieceKind.FIN),
     ):
         queue.put([Outgoing(sender, kind, piece, none)])
+    queue.finish(Outgoing(Sent(), PieceKind.FIN, piece, none))
     taken = [queue.take(lambda: False) for _ in range(4)]
     assert [item.kind for item in taken] == [PieceKind.DATA, PieceKind.REFUSAL, PieceKind.DATA, PieceKind.FIN]
     assert taken[-1].piece == Piece(0, 0, 2, 0)
+    queue.put([Outgoing(Sent(), PieceKind.DATA, piece, none)])
+    assert queue.take(lambda: False, has_fin=True).kind is PieceKind.DATA
+    assert queue.take(lambda: False).piece == Piece(0, 0, 3, 0)  # another reader's
 
     planes = {A: DataPlane(A), B: DataPlane(B)}
     planes[A].finish()
     for (own, other), sock in zip(((A, B), (B, A)), socket.socketpair(), strict=True):
         planes[own].link(other)
-        sealer, opener = Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES))
-        planes[own].add_stream(ProvenPeer(other, bytes(8), Purpose.DATA, 0, sealer, opener, b""), sock, own == A)
+        add_stream(planes[own], other, sock, dialled=own == A)
     wait_until(lambda: planes[B].has_finished(A), 10, "the FIN")
     for plane in planes.values():
         plane.close()
