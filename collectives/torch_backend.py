@@ -24,7 +24,8 @@ those with its tag that were called before.
 **The end.** A rank that has nothing more to do may have sent something that another one has yet to take. So
 `destroy_process_group`, or else the end of the program, waits until all ranks have come to their end or are lost. The
 wait lasts at most the group's `timeout`. A rank says when it has come to its end, and an operation that would need it
-later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give.
+later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give. A process that is
+forked from a rank, such as a loader of data, is none: it waits for nobody, and its parent's group goes on.
 
 **Who may be a rank.** Ranks put the ids of fresh keys into torch's store, and only whoever proves to have one of these
 keys is let in. So what a stranger reads in the store is of no use to it. It can write there, too: until the ranks have
@@ -146,6 +147,7 @@ class ProcessGroupGossamer(_TorchGroup):
         self._room: shared.Room | None = None
         self._tries = 0
         self._is_shut = False
+        self._process = os.getpid()
         # Calls off all that follows: a rank that finds the group broken ends this one.
         self._all = comm.data_plane.open(self._op("all"), self._ids, math.inf, self._called_off)
 
@@ -549,10 +551,13 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def abort(self) -> None:
         """End the group now: its operations raise, here and at the other ranks."""
-        self._break(Aborted("the process group was aborted"))
+        if os.getpid() == self._process:
+            self._break(Aborted("the process group was aborted"))
         self._end(in_order=False)
 
     def _end(self, *, in_order: bool) -> None:
+        if os.getpid() != self._process:  # a fork: the threads, and what others read of this rank, are its parent's
+            return
         self._is_shut = True
         self._waiting.put(None)
         in_order = in_order and self.turn == MEETING  # else the step's verdict has said what was carried out

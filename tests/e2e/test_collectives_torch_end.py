@@ -178,6 +178,25 @@ def test_nobody_waits_for_a_rank_that_is_gone_nor_does_one_that_fails_wait(world
     assert not ending.is_alive()
 
 
+@pytest.mark.parametrize("how", ["shutdown", "abort"])
+def test_a_process_that_is_forked_from_a_rank_ends_the_group_without_a_wait_and_for_itself_alone(world, how):
+    together(*(lambda r=r: r.barrier(options(0)).wait() for r in world))
+    if (forked := os.fork()) == 0:
+        try:
+            getattr(world[0], how)()
+        finally:
+            os._exit(0)
+    try:
+        wait_until(lambda: os.waitpid(forked, os.WNOHANG)[0], TIMEOUT_S / 2, "the fork to end")
+    except AssertionError:
+        os.kill(forked, signal.SIGKILL)
+        os.waitpid(forked, 0)
+        raise
+    given = [torch.ones(300_000) for _ in world]
+    together(*(lambda r=r, t=t: r.allreduce([t], None).wait() for r, t in zip(world, given, strict=True)))
+    assert all((tensor == 2).all() for tensor in given)
+
+
 def test_an_abort_ends_the_operations_of_all_ranks(world):
     waiting = world[1].allreduce([torch.ones(1)], None)
     aborted = world[0].recv([torch.ones(1)], 1, 0)
