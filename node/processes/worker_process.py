@@ -164,7 +164,7 @@ def _guard(worker: int, life: int, woken: int) -> NoReturn:
         if life in ready or END_ALL in os.read(woken, 1 << 12):
             break
         status = _bury(worker, status, os.WNOHANG)
-    while below := _started_by(os.getpid()):
+    while below := descendants_of(os.getpid()):
         for process in below:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -369,9 +369,12 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def _started_by(pid: int) -> list[int]:
-    """Return the processes that one has started, and those that these have."""
-    return [one for child in children_of(pid) for one in (child, *_started_by(child))]
+def descendants_of(pid: int) -> list[int]:
+    """Return the processes that one has started, and those that these have, parents first."""
+    found = children_of(pid)
+    for descendant in found:  # the list grows meanwhile: a chain of forks is longer than Python's stack
+        found += children_of(descendant)
+    return found
 
 
 def _outside_any_group() -> dict[str, str]:

@@ -21,6 +21,7 @@ from node.processes.worker_process import (
     WorkerProcess,
     WorkerTimeoutError,
     ask,
+    descendants_of,
     receive,
     send,
 )
@@ -120,6 +121,15 @@ time.sleep(600)
         assert len(pids) == 5 and all(map(alive, pids))
         process.kill()
     wait_until(lambda: left(pids) == [], timeout=10, what="the end of all that the worker had started")
+
+
+def test_descendants_are_found_parents_first_and_however_long_a_chain_of_forks_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = {1: [2, 3], 2: [4]} | {pid: [pid + 1] for pid in range(4, 5000)}
+    monkeypatch.setattr("node.processes.worker_process.children_of", lambda pid: list(table.get(pid, [])))
+    assert descendants_of(1) == list(range(2, 5001))
+    assert descendants_of(3) == []
 
 
 def test_a_worker_does_not_end_with_the_thread_that_started_it() -> None:
