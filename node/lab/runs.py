@@ -6,7 +6,6 @@ of the runner "memory" is begun again.
 """
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -101,20 +100,36 @@ def time_table(lab: Lab) -> str:
     Runs of the runner "processes" and of earlier releases do not say what they took.
     """
     rows = [["base", "arm", "runs", "done", "minutes a run", "minutes missing"]]
-    missing: list[float] = []
+    missing = unknown = 0  # runs
+    known = 0.0  # minutes
     for base, arm in dict.fromkeys((run.base, run.arm) for run in lab.runs):
         runs = [run for run in lab.runs if (run.base, run.arm) == (base, arm)]
         done = [run for run in runs if is_complete(run)]
         took = [seconds / 60 for run in done if (seconds := _summary(run)["run"].get("cpu_seconds"))]
-        each = statistics.fmean(took) if took else math.nan
-        missing.append((len(runs) - len(done)) * each)
-        minutes = [f"{each:.1f}", f"{missing[-1]:.0f}"] if took else ["", "not known"]
+        left = len(runs) - len(done)
+        missing += left
+        if took:
+            each = statistics.fmean(took)
+            known += left * each
+            minutes = [f"{each:.1f}", f"{left * each:.0f}"]
+        else:
+            unknown += left
+            minutes = ["", "not known" if left else "0"]
         rows.append([base, arm, str(len(runs)), str(len(done)), *minutes])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    hours = sum(minutes for minutes in missing if not math.isnan(minutes)) / 60
-    more = ", and what is not known" if any(map(math.isnan, missing)) else ""
-    return "\n".join([*lines, f"{hours:.1f} hours of one processor are missing{more}"])
+    return "\n".join([*lines, say_missing(missing, unknown, known / 60)])
+
+
+def say_missing(runs: int, unknown: int, hours: float) -> str:
+    """Say that `runs` are missing, of which all but the `unknown` ones take `hours` of one processor together."""
+    if runs == 0:
+        return "no run is missing"
+    are_missing = f"{runs} run{'s are' if runs > 1 else ' is'} missing"
+    if unknown == runs:
+        return f"{are_missing}: how long that takes is not known"
+    without = f", without {unknown} whose time is not known" if unknown else ""
+    return f"{are_missing}: about {hours:.1f} hours of one processor{without}"
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from node.lab.plan import (
 )
 from node.lab.plots import plot
 from node.lab.results import RunResult, in_order, read_known, read_run, read_runs, with_known
-from node.lab.runs import do_missing, done_runs, is_complete, progress
+from node.lab.runs import do_missing, done_runs, is_complete, progress, say_missing, time_table
 from node.lab.statistics import Estimate, estimate, smooth
 from node.lab.tables import compare, price, to_json, to_markdown
 from node.lab.trials import DefenceConfig, TrialConfig, TrialsConfig, read_trials
@@ -667,16 +667,41 @@ def test_what_is_done_can_be_summarised_and_what_is_missing_has_the_time_that_ot
     asked = [str(tmp_path / "lab.toml"), "--out", str(tmp_path / "out"), "--base", "sparse"]
     with pytest.raises(SystemExit) as left:
         main(["lab", "run", *asked, "--dry-run"])
-    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *shown, last = capsys.readouterr().out.splitlines()
     assert left.value.code == 0
-    assert shown[1:] == [
+    assert [line.split() for line in shown[1:]] == [
         ["sparse", "alone", "2", "0", "not", "known"],
         ["sparse", "1/1", "slow", "2", "1", "120.0", "120"],
-        ["2.0", "hours", "of", "one", "processor", "are", "missing,", "and", "what", "is", "not", "known"],
     ]
+    assert last == "3 runs are missing: about 2.0 hours of one processor, without 2 whose time is not known"
     with pytest.raises(SystemExit) as left:
         main(["lab", "run", *asked, "--done"])
     assert left.value.code == 0 and "| sparse | 1/1 slow |  | 1 |" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["lab", "run", *asked, "--arm", "alone", "--done"])
     assert "no run is done yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("runs", "unknown", "hours", "line"),
+    [
+        (0, 0, 0.0, "no run is missing"),
+        (1, 1, 0.0, "1 run is missing: how long that takes is not known"),
+        (4, 4, 0.0, "4 runs are missing: how long that takes is not known"),
+        (4, 0, 2.04, "4 runs are missing: about 2.0 hours of one processor"),
+        (4, 1, 2.04, "4 runs are missing: about 2.0 hours of one processor, without 1 whose time is not known"),
+    ],
+)
+def test_what_is_missing_is_a_plain_line(runs: int, unknown: int, hours: float, line: str) -> None:
+    assert say_missing(runs, unknown, hours) == line
+
+
+def test_an_arm_whose_runs_are_done_misses_nothing_though_they_do_not_say_what_they_took(tmp_path: Path) -> None:
+    lab = lab_of(tmp_path, bases=["sparse"], arms=["alone"], overrides=["seeds=1"])
+    (run,) = lab.runs
+    leave(run.folder, [[0.0, 1.0]] * run.nodes)
+    run.folder.with_suffix(".json").write_text(json.dumps(dict(run.settings)))
+    assert [line.split() for line in time_table(lab).splitlines()[1:]] == [
+        ["sparse", "alone", "1", "1", "0"],
+        ["no", "run", "is", "missing"],
+    ]
