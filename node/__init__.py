@@ -24,7 +24,6 @@ tasks/          what is asked
 state_folder    a node's folder
 config          every setting
 metrics         every metric
-earlier_settings  reads settings of earlier releases
 errors          what a person can act on
 processes/      processes and the operating system
 

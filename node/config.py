@@ -17,9 +17,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from collectives.types import Codec
-from node.earlier_settings import REMOVED_RULES, REMOVED_SETTINGS, RENAMED_SETTINGS, upgraded
 from node.errors import UserError
 
+SETTINGS_VERSION = 1
+"""Of the settings in a node's folder. To give a setting another meaning under its old name, raise it by one."""
 ENDLESS = 2**40  # rounds: at 20 ms each, seven centuries
 ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 if TYPE_CHECKING:
@@ -169,8 +170,6 @@ class EngineConfig(Section):
     @field_validator("placement", mode="before")
     @classmethod
     def _one_or_several(cls, placement: Any) -> Any:
-        if isinstance(placement, Mapping):  # as earlier releases wrote it
-            raise ValueError(f"it is one value now and no table: write {PLACES}")
         if isinstance(placement, str | int):
             placement = [] if placement == "same" else [placement]
         if not isinstance(placement, list) or {type(one) for one in placement} not in (set(), {int}, {str}):
@@ -291,13 +290,6 @@ class SamplingConfig(Section):
         description="a round draws of each signer at most so many times external / signers in the buffer; 0: no bound",
     )
     max_uses: int = Field(1, ge=1, description="how often a peer's group may be trained on")
-
-    @field_validator("rule", mode="before")
-    @classmethod
-    def _rule_that_is_gone(cls, rule: Any) -> Any:
-        if isinstance(rule, str) and rule in REMOVED_RULES:
-            raise ValueError(f"this rule is gone: set it to {REMOVED_RULES[rule]!r}")
-        return rule
 
     @model_validator(mode="after")
     def _some_groups(self) -> "SamplingConfig":
@@ -648,6 +640,14 @@ class NodeConfig(Section):
 TRL_KEYS = tuple(f"trainer.trl.{name}" for name in TrlOptions.model_fields)
 
 
+class OtherVersionError(UserError):
+    """A node's settings in `path` are of another version than this program's; `tree` is what they say."""
+
+    def __init__(self, path: Path, version: object, tree: Mapping[str, Any]) -> None:
+        super().__init__(f"{path} has settings of version {version!r}, and this is version {SETTINGS_VERSION}")
+        self.tree = tree
+
+
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> NodeConfig:
     """Read a TOML file or a node's config.json, and apply `key.path=value` overrides in order."""
     return parse_config(read_tree(path, overrides))
@@ -660,8 +660,6 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
         try:
             text = path.read_text()
             tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-            if path.suffix == ".json" and isinstance(tree, dict):
-                tree = upgraded(tree)
         except FileNotFoundError:
             raise UserError(f"no configuration file {path}: check the path") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -672,6 +670,10 @@ def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any
             raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is no configuration: it holds {tree!r:.20}, not a table")
+    if path is not None and path.suffix == ".json":
+        version = tree.pop("version", SETTINGS_VERSION)
+        if version != SETTINGS_VERSION:
+            raise OtherVersionError(path, version, tree)
     if "arms" in tree:
         raise UserError(f"{path} is an experiment and no node's configuration: gossamer lab run {path}")
     if path is not None:
@@ -764,11 +766,7 @@ def is_key(key: str) -> bool:
 
 
 def unknown_key(key: str) -> str:
-    """Return what to say of an unknown dotted key: what became of it, or which key may have been meant."""
-    if key in REMOVED_SETTINGS:
-        return f"the configuration key {key!r} is gone: {REMOVED_SETTINGS[key]}"
-    if key in RENAMED_SETTINGS:
-        return f"the configuration key {key!r} has another name now: {RENAMED_SETTINGS[key]}"
+    """Return what to say of an unknown dotted key: which one may have been meant."""
     table, _, last = key.rpartition(".")
     if table == "trainer" and last in _LEFT_OUT:
         return f"{last} of TRL is left out: {_LEFT_OUT[last]}"
@@ -787,6 +785,33 @@ def _key_of(place: Sequence[int | str]) -> str:
     return key if is_value and not last.isdecimal() else ".".join((*above, last))
 
 
+def refused_keys(tree: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys of what `parse_config` refuses in `tree`; an empty one if settings do not agree."""
+    try:
+        NodeConfig.model_validate(tree)
+    except ValidationError as error:
+        return list(dict.fromkeys(_key_of(one["loc"]) for one in error.errors()))
+    return []
+
+
+def without(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return `tree` without dotted `key`, or without the value that the key leads into."""
+    name, _, rest = key.partition(".")
+    inner = tree.get(name)
+    kept = {other: value for other, value in tree.items() if other != name}
+    return {**kept, name: without(inner, rest)} if rest and isinstance(inner, Mapping) else kept
+
+
+def understood(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `tree` without what `parse_config` refuses in it."""
+    left = dict(tree)
+    while keys := refused_keys(left):
+        before, left = left, functools.reduce(without, keys, left)
+        if left == before:  # settings that do not agree
+            return {}
+    return left
+
+
 def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
     """Validate a configuration tree; `UserError` names the first bad key."""
     try:
@@ -797,11 +822,7 @@ def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
         said = [one["msg"].removeprefix("Value error, ") for one in error.errors() if _key_of(one["loc"]) == where]
         what = ", or ".join(dict.fromkeys(said))  # several where the setting has several types
         if first["type"] == "extra_forbidden":
-            older = [key for key in flatten(tree) if key in REMOVED_SETTINGS or key in RENAMED_SETTINGS]
-            key = next((key for key in older if key.startswith(f"{where}.")), where)  # in a table that is gone
-            others = [one for one in older if one != key]
-            more = f"; of earlier releases are also {', '.join(others)}" if others and key in older else ""
-            raise UserError(unknown_key(key) + more) from None
+            raise UserError(unknown_key(where)) from None
         if not where:
             raise UserError(f"configuration: {what}") from None
         raise UserError(f"configuration key {where!r}: {what} (got {first['input']!r})") from None

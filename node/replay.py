@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.config import NodeConfig, parse_config
-from node.earlier_settings import upgraded
 from node.engines import Generated, SamplingParams
 from node.engines.episodes import Episodes, Groups, Played
 from node.errors import UserError
@@ -75,7 +74,10 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
     """Do again `rounds`, which the node did from `start` on; `checkpoint` is of the same policy, whatever the round."""
     if not rounds:
         return
-    config = parse_config(upgraded(start.config))
+    try:
+        config = parse_config(start.config)
+    except UserError as error:
+        raise UserError(f"the record was made with settings of another version ({error})") from None
     policy = load_policy(config.policy.model_copy(update={"device": "cpu"}), bf16=False, checkpoint=checkpoint)
     tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:

@@ -24,11 +24,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
-from node.config import NodeConfig, read_tree
-from node.earlier_settings import gone_settings
+from node.config import SETTINGS_VERSION, NodeConfig, OtherVersionError, read_tree
 from node.errors import UserError
 from protocol.storage import write_atomically
 
@@ -39,14 +37,10 @@ HISTORY_FILE = "board.sqlite"
 
 
 class Memory(NamedTuple):
-    """A folder's memory: the tree of what was set, and all of what it last ran; both empty in a new folder.
-
-    `gone` is what an earlier release was set to that there is no more, by dotted key, and what is said of each.
-    """
+    """A folder's memory: the tree of what was set, and all of what it last ran; both empty in a new folder."""
 
     settings: Mapping[str, Any]
     last: Mapping[str, Any]
-    gone: Mapping[str, str] = MappingProxyType({})
 
 
 def make_folder(folder: Path) -> None:
@@ -168,7 +162,7 @@ def resolve_seed(config: NodeConfig, folder: Path) -> int:
     seed = config.seed
     if seed is None and path.exists():
         try:
-            seed = NodeConfig(seed=json.loads(path.read_text())["seed"]).seed  # the rest may be of another release
+            seed = NodeConfig(seed=json.loads(path.read_text())["seed"]).seed  # the rest may be of another version
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: delete it, or set the seed with --seed") from None
     return secrets.randbits(63) if seed is None else seed
@@ -178,13 +172,17 @@ def recall(folder: Path) -> Memory:
     """Return what `folder` remembers.
 
     Raises:
+        OtherVersionError: the settings are of another version.
         UserError: what is there cannot be read.
     """
-    last = _read(folder / CONFIG_FILE)
     settings = _read(folder / SETTINGS_FILE)
-    if settings is None:  # an earlier release had one file: all of it counts as set
-        return Memory(last or {}, last or {})
-    return Memory(settings, last or {}, gone_settings(json.loads((folder / SETTINGS_FILE).read_text())))
+    try:
+        last = _read(folder / CONFIG_FILE)
+    except OtherVersionError:
+        if settings is None:
+            raise
+        last = None  # a start with new settings was cut off before it kept what it ran
+    return Memory(settings or {}, last or {})
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -192,6 +190,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return read_tree(path)
+    except OtherVersionError:
+        raise
     except UserError as error:
         raise UserError(f"{path} is damaged: delete it ({error})") from None
 
@@ -202,14 +202,16 @@ def keep_config(config: NodeConfig, seed: int, folder: Path) -> None:
     To be called when nothing in the configuration can turn out wrong any more: the next start would fail as well.
     """
     _keep_settings(config, folder)
-    kept = config.model_copy(update={"seed": seed})
-    write_atomically(folder / CONFIG_FILE, kept.model_dump_json(indent=1).encode(), 0o600)
+    _write(folder / CONFIG_FILE, config.model_copy(update={"seed": seed}).model_dump(mode="json"))
 
 
 def _keep_settings(config: NodeConfig, folder: Path) -> None:
     """Keep what was set for its owner alone: among it may be a token, and an id that lets into a swarm."""
-    settings = config.model_dump_json(indent=1, exclude_unset=True)
-    write_atomically(folder / SETTINGS_FILE, settings.encode(), 0o600)
+    _write(folder / SETTINGS_FILE, config.model_dump(mode="json", exclude_unset=True))
+
+
+def _write(path: Path, tree: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps({"version": SETTINGS_VERSION, **tree}, indent=1).encode(), 0o600)
 
 
 class Before(NamedTuple):

@@ -56,7 +56,7 @@ def board(  # noqa: PLR0913  # one parameter for each option of the command
     parsed = None if invite is None else read_invite(invite)
     named = {"role": "relay", "network.listen": listen or None}
     check_free(folder)
-    settled = settle(None, settings, named, folder=folder, forget=forget or [])
+    settled = settle(None, settings, named, folder=folder, forget=forget or [], verb="board")
 
     from node.board.run import open_board
     from node.swarm import founding

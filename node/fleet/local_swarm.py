@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.config import NodeConfig, flatten, parse_config
-from node.earlier_settings import upgraded
-from node.errors import UserError
+from node.errors import UserError, for_shell
 from node.fleet.child_process import HEAVY, Started, Target, run_real_node, start_child, start_server
 from node.fleet.report import write_report
 from node.fleet.supervisor import (
@@ -127,11 +126,16 @@ def make_plan(
     try:
         found = json.loads(record.read_text())
         swarm, seed = str(found["swarm"]), int(found["seed"])
-        before = {"nodes": found["nodes"], **_in_todays_words(found["config"])}
+        before = {"nodes": found["nodes"], **_with_defaults(found["config"])}
         before |= {key: value for key, value in found.items() if key not in RECORD}
         for part in before.get("parts", {}).values():
-            part["config"] = _in_todays_words(part["config"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+            part["config"] = _with_defaults(part["config"])
+    except UserError as error:
+        raise UserError(
+            f"{record} is of another version ({error}): choose another --out, or go on with its nodes one by one: "
+            f"gossamer node --state {for_shell(out / 'nodes' / 'n0')}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{record} cannot be read: choose another --out") from None
     resumed = config.model_copy(update={"seed": seed if config.seed is None else config.seed})
     now = {"nodes": nodes, **resumed.model_dump(mode="json"), **_more(parts, also)}
@@ -144,9 +148,9 @@ def make_plan(
     return RunPlan(out, swarm, nodes, resumed.seed or 0, resumed, parts, also)
 
 
-def _in_todays_words(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an earlier release recorded of a configuration, with the settings that it did not have."""
-    return parse_config(upgraded(recorded)).model_dump(mode="json")
+def _with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded configuration with the settings that there were not yet when it was written."""
+    return parse_config(recorded).model_dump(mode="json")
 
 
 def _more(parts: Mapping[str, PlanPart], also: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.config import flatten, parse_config
-from node.earlier_settings import upgraded
 from node.errors import UserError
 from node.lab.plan import Lab, Run
 from node.processes.machine import usable_cores
@@ -193,7 +192,7 @@ def _check_same(run: Run, before: Mapping[str, Any]) -> None:
     for name, (path, settings) in _settings_files(run).items():
         prefix = f"{name}." if name else ""
         with suppress(FileNotFoundError):
-            old |= flatten(upgraded(json.loads(path.read_text())), prefix)
+            old |= flatten(json.loads(path.read_text()), prefix)
             new |= flatten(settings, prefix)
     differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     if differing:

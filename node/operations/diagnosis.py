@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 import psutil
 from packaging.requirements import Requirement
 
-from node.config import NodeConfig, fill, is_set, load_config
+from node.config import NodeConfig, fill, is_set, load_config, parse_config, understood
 from node.engines import kind_of
 from node.engines.missing import missing
 from node.errors import UserError, for_shell
 from node.operations.presets import Overrides, preset
+from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
 from node.processes.machine import undefended, usable_cores
 
@@ -321,16 +322,14 @@ def examine_node(folder: Path) -> Iterator[Diagnosis]:
     if not (folder / "config.json").exists():
         return
     try:
-        config = load_config(folder / "config.json")
-    except UserError as error:
-        yield Diagnosis(
-            "settings",
-            False,
-            str(error),
-            do=f"gossamer node --state {for_shell(folder)} --forget all, and set them again",
-        )
+        config = parse_config(understood(memory_of(folder).last))
+    except StaleSettingsError as error:
+        yield Diagnosis("settings", False, error.why, do=error.command)
         return
-    if folder.stat().st_mode & 0o077:  # older versions made it so
+    except UserError as error:
+        yield Diagnosis("settings", False, str(error), do="mend or delete that file")
+        return
+    if folder.stat().st_mode & 0o077:
         yield Diagnosis(
             "privacy", False, f"others can look into {folder}", needed=False, do=f"chmod 700 {for_shell(folder)}"
         )

@@ -9,9 +9,9 @@ defaults    of `node.config`
 """
 
 import copy
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import structlog
@@ -20,6 +20,7 @@ from node.config import (
     NAMED_PRESETS,
     NetworkConfig,
     NodeConfig,
+    OtherVersionError,
     fill,
     flatten,
     is_key,
@@ -28,14 +29,17 @@ from node.config import (
     parse_config,
     put,
     read_tree,
+    refused_keys,
+    understood,
     unknown_key,
 )
-from node.errors import UserError
+from node.errors import UserError, for_shell
 from node.operations.config_text import toml_value
 from node.operations.presets import preset_of
 from node.state_folder import Memory, recall
 
 PRESET_OF = ("policy.model", "policy.device", "policy.lora.r")  # what a preset is made for
+TRAINED = ("role", "policy.model", "policy.dtype", "policy.lora.r", "tasks")  # what checkpoints belong to
 SECRET = ("observe.token",)
 
 log = structlog.get_logger()
@@ -48,7 +52,6 @@ class Settled(NamedTuple):
     notes: Mapping[str, str]
     remembered: Sequence[str] = ()
     changes: Sequence[str] = ()
-    gone: Mapping[str, str] = MappingProxyType({})  # of what an earlier release was set to
 
     def say(self, path: Path | None) -> None:
         """Tell the log what the folder remembers, and what differs from its last start, a line each."""
@@ -58,8 +61,6 @@ class Settled(NamedTuple):
             log.info(line)
         if self.changes:
             log.info("changed since the last start", settings=self.changes)
-        for key, said in self.gone.items():
-            log.warning("a setting of an earlier release has no effect", key=key, now=said)
         for line in idle_settings(self.config):
             log.warning(line)
 
@@ -73,6 +74,7 @@ def settle(  # noqa: PLR0913  # each is a source of its own
     seeds: Sequence[str] = (),
     forget: Sequence[str] = (),
     preset: str | None = None,
+    verb: str = "node",
     sharers: Callable[[], int] = lambda: 1,
     look: Callable[[NodeConfig], object] = lambda given: None,
 ) -> Settled:
@@ -86,18 +88,16 @@ def settle(  # noqa: PLR0913  # each is a source of its own
         seeds: further addresses to meet the swarm by.
         forget: keys that the folder shall not remember, or "all".
         preset: a name among `NAMED_PRESETS`; what is set otherwise goes before.
+        verb: by which a person starts what is in `folder`.
         sharers: says among how many processes FSDP2 shares the weights out; called after `look`.
         look: called with what was said, before a preset is made, for which torch may be imported.
 
     Raises:
+        StaleSettingsError: the folder's settings are of another version.
         UserError: something that was said is of no use, or there is no such model.
     """
     forget = [*forget, *(["rounds"] if named.get("rounds") == 0 else [])]
-    memory = _without(recall(folder), forget)
-    try:
-        parse_config(memory.settings)
-    except UserError as error:
-        raise UserError(f"{folder} remembers what is of no use now ({error}): leave it out with --forget KEY") from None
+    memory = memory_of(folder, forget, verb)
     tree = asked(path, settings, {**named, "rounds": named.get("rounds") or None}, preset)
     given = parse_config(merge(memory.settings, tree))
     if seeds:
@@ -118,8 +118,58 @@ def settle(  # noqa: PLR0913  # each is a source of its own
             if value not in (None, "", [], {})
         ],
         changes(memory.last, config.model_dump(mode="json")),
-        memory.gone,
     )
+
+
+class StaleSettingsError(UserError):
+    """A folder's settings are not those of this version; `command` takes its key and checkpoints over to new ones."""
+
+    def __init__(self, why: str, command: str) -> None:
+        super().__init__(f"{why}: to go on with its key and checkpoints, type {command}")
+        self.why = why
+        self.command = command
+
+
+def memory_of(folder: Path, forget: Sequence[str] = (), verb: str = "node") -> Memory:
+    """Return what `folder` remembers, without the keys of `forget`, for a node that is started by `verb`.
+
+    Raises:
+        StaleSettingsError: what was set is of another version.
+        UserError: it cannot be read, or there is no such key to forget.
+    """
+    start = f"gossamer {verb} --state {for_shell(folder)}"
+    try:
+        memory = _without(recall(folder), forget)
+    except OtherVersionError as error:
+        if "all" in forget:
+            return Memory({}, {})
+        raise StaleSettingsError(str(error), f"{start} {_anew(error.tree)}") from None
+    try:
+        parse_config(memory.settings)
+    except UserError as error:
+        keys = {_place(memory.settings, key) for key in refused_keys(memory.settings)}
+        more = _anew(memory.settings) if "" in keys else " ".join(f"--forget {key}" for key in sorted(keys))
+        raise StaleSettingsError(f"{folder} has a setting of another version ({error})", f"{start} {more}") from None
+    return memory
+
+
+def _anew(settings: Mapping[str, Any]) -> str:
+    """Return the options of a start with new settings, of the same model on the same tasks."""
+    kept = flatten(understood(settings))
+    told = [shlex.quote(f"{key}={toml_value(kept[key])}") for key in TRAINED if key in kept]
+    return " ".join(["--forget all", *(f"--set {one}" for one in told)])
+
+
+def _place(settings: Mapping[str, Any], key: str) -> str:
+    """Return as much of dotted `key` as leads to a value, or a table, in `settings`."""
+    found: list[str] = []
+    inner: Any = settings
+    for name in key.split("."):
+        if not isinstance(inner, Mapping) or name not in inner:
+            break
+        found.append(name)
+        inner = inner[name]
+    return ".".join(found)
 
 
 def asked(
@@ -178,18 +228,18 @@ def _unset_values(
     config: NodeConfig, memory: Memory, sharers: Callable[[], int], *, as_before: bool
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what holds where nothing is set: what ran last, for the same model, so that a run stays what it is."""
-    last = flatten(memory.last)
+    last = flatten(understood(memory.last))
     now = flatten(config.model_dump(mode="json"))
     same = all(last.get(key) == now[key] for key in PRESET_OF if is_set(config, key))
     if last and as_before and same:
-        return {key: value for key, value in last.items() if is_key(key)}, {}
+        return last, {}
     return preset_of(config, sharers=sharers())
 
 
 def _without(memory: Memory, forget: Sequence[str]) -> Memory:
     """Return `memory` without the keys, or tables, of `forget`; `UserError` for one that there is not."""
     if "all" in forget:
-        return memory._replace(settings={}, gone={})
+        return memory._replace(settings={})
     settings: dict[str, Any] = copy.deepcopy(dict(memory.settings))
     for key in forget:
         *tables, last = key.split(".")

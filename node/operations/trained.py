@@ -5,16 +5,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from node.config import NodeConfig, TaskConfig, fill, load_config, merge, parse_config
-from node.earlier_settings import upgraded
+import structlog
+
+from node.config import (
+    NodeConfig,
+    OtherVersionError,
+    TaskConfig,
+    fill,
+    flatten,
+    load_config,
+    merge,
+    parse_config,
+    read_tree,
+    understood,
+)
 from node.errors import UserError
 from node.operations.given import task_config
-from node.state_folder import KEY_FILE, of_a_node
+from node.state_folder import CONFIG_FILE, KEY_FILE, of_a_node
 
 if TYPE_CHECKING:
     from node.tasks.questions import Split
 
 ADAPTERS = "adapter_config.json"  # in a checkpoint of LoRA adapters; the model is elsewhere
+
+
+log = structlog.get_logger()
 
 
 class Trained(NamedTuple):
@@ -109,10 +124,15 @@ def _base(adapters: Path) -> str:
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
+    """Return what the node last ran, as far as this version knows its settings; say what is left out."""
+    if not (folder / CONFIG_FILE).exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder / 'config.json'}: {error}") from None
-    return upgraded(recorded) if isinstance(recorded, dict) else {}
+    try:
+        recorded = read_tree(folder / CONFIG_FILE)
+    except OtherVersionError as error:
+        log.warning("a setting may have had another meaning when this node ran", reason=str(error))
+        recorded = dict(error.tree)
+    known = understood(recorded)
+    if left_out := sorted(flatten(recorded).keys() - flatten(known).keys()):
+        log.warning("settings of another version are left out", settings=left_out)
+    return known

@@ -319,7 +319,13 @@ def test_only_the_same_run_goes_on(tmp_path: Path) -> None:
     record = json.loads((out / "swarm.json").read_text())
     del record["config"]["trainer"]["stop_grace"]
     (out / "swarm.json").write_text(json.dumps(record))
-    make_plan(out, 1, NodeConfig(rounds=2))  # of an earlier release, which had no such setting
+    make_plan(out, 1, NodeConfig(rounds=2))  # written before there was such a setting
+    record["config"]["frobnicate"] = 1
+    (out / "swarm.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"of another version .*'frobnicate'.* gossamer node --state .*nodes/n0"):
+        make_plan(out, 1, NodeConfig(rounds=2))
+    del record["config"]["frobnicate"]
+    (out / "swarm.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"nodes, sampling\.local"):
         make_plan(out, 2, NodeConfig(seed=1, rounds=2, sampling={"local": 1}))
     for nearer in ({"rounds": 1}, {"rounds": 2, "budget": {"compute": 9}}):

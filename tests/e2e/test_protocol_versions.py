@@ -24,8 +24,8 @@ from protocol.joiner import fetch_manifest
 from tests.protocol_hosts import SWARM, ask, running, spawn
 from tests.waiting import wait_until
 
-# protocol/ of a commit whose nodes speak version 2 (tests/old_folder/make.sh).
-ARCHIVE = Path(__file__).parents[1] / "old_folder" / "19586e0-protocol.tar.xz"
+# Of a commit whose nodes speak version 2: `git archive 19586e0 protocol | xz -9e`.
+ARCHIVE = Path(__file__).parents[1] / "protocol_2.tar.xz"
 CHILD = """
 import sys, time
 from pathlib import Path

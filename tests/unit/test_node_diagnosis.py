@@ -148,7 +148,10 @@ def test_settings_and_a_manifest_that_are_damaged_are_findings(tmp_path: Path) -
     (tmp_path / "manifest.bin").write_bytes(b"x")
     assert not found("swarm", examine_node(tmp_path)).ok
     (tmp_path / "config.json").write_text("[]")
-    assert "--forget all" in found("settings", examine_node(tmp_path)).do
+    assert "damaged" in found("settings", examine_node(tmp_path)).text
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "settings.json").write_text('{"frobnicate": 1}')
+    assert found("settings", examine_node(tmp_path)).do == f"gossamer node --state {tmp_path} --forget frobnicate"
 
 
 def test_a_folder_that_others_can_look_into_is_worth_knowing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a node is to run: options before the file, before what its folder remembers, before the preset."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,10 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.config import NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
-from node.earlier_settings import REMOVED_SETTINGS
+from node.config import SETTINGS_VERSION, NodeConfig, all_keys, fill, flatten, is_key, merge, parse_config
 from node.errors import UserError
 from node.operations.presets import with_preset
-from node.operations.settling import Settled, changes, settle
+from node.operations.settling import Settled, StaleSettingsError, changes, settle
 from node.policy.footprint import ModelSize
 from node.state_folder import keep_config, recall, resolve_seed
 
@@ -42,7 +42,7 @@ def start(folder: Path, *settings: str, path: Path | None = None, **options: Any
 def test_what_a_node_was_told_is_for_its_owner_alone_also_in_a_folder_that_others_may_read(tmp_path: Path) -> None:
     folder = tmp_path / "n0"
     folder.mkdir(mode=0o755)
-    (folder / "settings.json").write_text("{}")  # of an older version
+    (folder / "settings.json").write_text("{}")
     start(folder, "observe.token=s3cret")
     kept = {path.name: path for path in folder.iterdir() if "s3cret" in path.read_text()}
     assert {name: path.stat().st_mode & 0o777 for name, path in kept.items()} == {
@@ -177,33 +177,61 @@ def test_a_template_that_a_preset_chose_goes_on(tmp_path: Path) -> None:
     assert start(tmp_path).config.policy.template == {"enable_thinking": False}
 
 
-def test_a_folder_of_a_release_without_settings_is_remembered_whole(tmp_path: Path) -> None:
+def test_a_folder_without_settings_goes_on_with_what_it_last_ran(tmp_path: Path) -> None:
     old = parse_config({"rounds": 5, "seed": 3, "sampling": {"local": 3}})
     (tmp_path / "config.json").write_text(old.model_dump_json())
     assert start(tmp_path).config == old
 
 
-@pytest.mark.parametrize(("name", "refused"), [("settings.json", True), ("config.json", False)])
-def test_a_key_of_another_release_can_be_forgotten(name: str, refused: bool, tmp_path: Path) -> None:
-    start(tmp_path, rounds=5)
-    tree = json.loads((tmp_path / name).read_text())
-    (tmp_path / name).write_text(json.dumps(tree | {"frobnicate": 1}))
-    if refused:
-        with pytest.raises(UserError, match=r"remembers what is of no use now .*'frobnicate'.* --forget KEY"):
-            start(tmp_path)
-    assert start(tmp_path, forget=["frobnicate"] if refused else []).config.rounds == 5
-    assert "frobnicate" not in recall(tmp_path).settings
+def changed(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_what_was_set_in_an_earlier_release_and_is_gone_is_said_in_a_line_and_forgotten(tmp_path: Path) -> None:
+def test_settings_of_another_version_are_refused_with_the_command_that_keeps_the_rest(tmp_path: Path) -> None:
+    start(tmp_path, "sampling.local=3", rounds=5)
+    changed(tmp_path / "settings.json", frobnicate=1, tasks=[{"nam": "builtin"}], sampling={"local": 3, "probe": 8})
+    command = f"gossamer node --state {tmp_path} --forget frobnicate --forget sampling.probe --forget tasks"
+    with pytest.raises(StaleSettingsError, match="has a setting of another version") as error:
+        start(tmp_path)
+    assert str(error.value).endswith(f"to go on with its key and checkpoints, type {command}")
+    again = start(tmp_path, forget=["frobnicate", "sampling.probe", "tasks"]).config
+    assert (again.rounds, again.sampling.local) == (5, 3)
+    assert start(tmp_path).config.sampling == again.sampling
+
+
+def test_settings_under_another_version_number_are_left_behind_but_for_what_the_checkpoints_are_of(
+    tmp_path: Path,
+) -> None:
+    start(tmp_path, "sampling.local=3", policy__model="large", tasks=[{"name": "builtin/sums"}])
+    seed = recall(tmp_path).last["seed"]
+    for name in ("settings.json", "config.json"):
+        changed(tmp_path / name, version=SETTINGS_VERSION + 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(StaleSettingsError, match=f"settings of version {SETTINGS_VERSION + 1}, and this is") as error:
+        start(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    words = shlex.split(error.value.command)
+    assert words[:6] == ["gossamer", "node", "--state", str(tmp_path), "--forget", "all"]
+    again = start(tmp_path, *words[7::2], forget=["all"]).config
+    assert (again.policy.model, again.tasks[0].name, again.sampling.local) == ("large", "builtin/sums", 2)
+    assert recall(tmp_path).last["seed"] == seed
+
+
+def test_settings_that_do_not_agree_any_more_are_left_behind(tmp_path: Path) -> None:
     start(tmp_path, rounds=5)
-    settings = {"rounds": 5, "weights": {"streams": 4, "outer_lr": None}, "rollout_log": {"own": 7}, "journal": {}}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with structlog.testing.capture_logs() as logs:
-        start(tmp_path).say(None)
-        start(tmp_path).say(None)
-    gone = [(entry["key"], entry["now"]) for entry in logs if "earlier release" in entry["event"]]
-    assert gone == [(key, REMOVED_SETTINGS[key]) for key in ("weights.streams", "rollout_log.own")]
+    changed(tmp_path / "settings.json", policy={"dtype": "nf4"})
+    with pytest.raises(StaleSettingsError) as error:
+        settle(None, [], {}, folder=tmp_path, verb="board")
+    assert error.value.command == f"gossamer board --state {tmp_path} --forget all"
+
+
+def test_what_ran_last_and_is_no_setting_now_is_told_among_the_changes(tmp_path: Path) -> None:
+    start(tmp_path, policy__model="large")
+    last = recall(tmp_path).last
+    changed(tmp_path / "config.json", frobnicate=1, sampling=last["sampling"] | {"rule": "correct"})
+    again = start(tmp_path)
+    assert again.changes == ["sampling.rule: 'correct' -> 'positive'"]
+    assert again.config.trainer.learning_rate == 1e-5
 
 
 def test_what_was_refused_is_not_remembered(tmp_path: Path) -> None:
