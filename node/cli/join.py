@@ -9,22 +9,13 @@ from node.cli.options import AllowedTasks, Config, Debug, Folder, Forget, Listen
 from node.cli.running import run
 from node.operations.given import read_invite
 from node.operations.settling import settle
-from node.state_folder import check_free, of_a_node
+from node.state_folder import check_free
 
 Uri = Annotated[
     str,
     typer.Argument(
         metavar="INVITE",
         help="What `gossamer invite` printed, gossamer://...; - reads standard input, @FILE a file.",
-        show_default=False,
-    ),
-]
-Old = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="OLD",
-        help="Copy key, settings and newest checkpoint from this folder of a node in another swarm.",
         show_default=False,
     ),
 ]
@@ -41,7 +32,6 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     settings: Settings = None,
     seed: Seed = None,
     forget: Forget = None,
-    old: Old = None,
     allow_task: AllowedTasks = None,
     no_start: NoStart = False,
     debug: Debug = False,
@@ -52,22 +42,14 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     all settings but the tasks; of a task it may set how your model is asked. A task that could read your files or run a
     package's code waits for your word (--allow-task). The same command resumes from the node's checkpoint.
 
-    With --from, a node moves to another swarm. It keeps its key, settings and newest checkpoint, and leaves peers and
-    rollouts behind.
-
     \b
     Example:
       gossamer join @invite.txt --state n1 --model my-model
-      gossamer join @new-invite.txt --from n1 --state n1-new
     """
     parsed = read_invite(invite)
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
     check_free(folder)
-    if old is not None:
-        from node.operations.moving import check_old
-
-        check_old(of_a_node(old), folder, parsed)
-    settled = settle(config, settings, named, folder=folder if old is None else old, forget=forget or [])
+    settled = settle(config, settings, named, folder=folder, forget=forget or [])
 
     from node.swarm import founding
     from node.swarm.peering import check_endpoint
@@ -76,12 +58,7 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     if not no_start:
         check_endpoint(settled.config.network)
     setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-    if old is None:
-        joined = founding.join(parsed, settled.config, folder, allow_task or [])
-    else:
-        from node.operations.moving import join_from
-
-        joined = join_from(parsed, settled.config, old, folder, allow_task or [])
+    joined = founding.join(parsed, settled.config, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
     return 0 if no_start else run(joined, folder)

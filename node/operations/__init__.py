@@ -10,6 +10,5 @@ preflight        what can be told before torch is imported (`gossamer node`, `go
 trained          a checkpoint, a node's folder or a model, as a person names it
 model_export     what a node trained as an ordinary model folder
 backup           a node's folder in one file, and back
-moving           a node goes to another swarm, with its key, settings and checkpoint (`gossamer join --from`)
 health           is the node in this folder alive (`python -m node.operations.health`)
 """

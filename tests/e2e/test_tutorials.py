@@ -19,7 +19,7 @@ from node.cli.app import run
 from protocol.identity import Identity
 from tests.namespaces import Namespace, why_impossible, wired
 from tests.protocol_hosts import NEXT_MINOR
-from tests.swarms import ROOT, events_of, rows_of
+from tests.swarms import ROOT, rows_of
 from tests.waiting import wait_until
 
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -258,12 +258,9 @@ def test_a_public_swarm_survives_the_loss_of_its_founder_and_of_a_relay_and_move
             wait_until(Path(folder, "revocations.bin").exists, 60, f"{folder} to hear of it")
 
         stop(ran_by(started, "n"))
-        rounds = [row["round"] for row in rows_of(Path("n"))]
         read(parts.pop("Other rules"))
-        wait_until(lambda: len(rows_of(Path("n-2"))) > len(rounds) + 2, 120, "n to go on")
+        wait_until(lambda: len(rows_of(Path("n-2"))) > 2, 120, "n to go on")
         assert key_of("n-2") in nodes and key_of("n-2") == key_of("n")
-        assert [row["round"] for row in rows_of(Path("n-2"))][: len(rounds)] == rounds == [*range(1, len(rounds) + 1)]
-        assert events_of(Path("n-2"), "training")[-1]["round"] == len(rounds)
-        (task,) = json.loads(Path("n-2", "config.json").read_text())["tasks"]
-        assert task["name"] == "builtin/sums"
+        moved = json.loads(Path("n-2", "config.json").read_text())
+        assert moved["policy"]["model"] == "n-model" and [task["name"] for task in moved["tasks"]] == ["builtin/sums"]
     assert [part for part, text in parts.items() if "```sh" in text] == []

@@ -1,4 +1,4 @@
-"""A node's folder in one file and back, or in another swarm: whole or not at all, and never two of one key."""
+"""A node's folder in one file and back: whole or not at all, and never two of one key."""
 
 import io
 import json
@@ -8,33 +8,28 @@ import random
 import shutil
 import signal
 import sqlite3
-import stat
 import subprocess
 import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from node.cli.app import run
-from node.config import TaskConfig, parse_config
+from node.config import parse_config
 from node.errors import UserError
 from node.operations.backup import HEAD, SUMS, back_up, restore
-from node.operations.settling import settle
-from node.state_folder import exclusive, keep_config, sole_process_of
+from node.state_folder import sole_process_of
 from node.swarm import founding
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.training.checkpoint import find_damage
 from protocol.credentials.invite import Invite
-from protocol.credentials.manifest import JoinPolicy, make_manifest
+from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
 from protocol.identity import Identity
-from protocol.joiner import FetchedManifest
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -307,134 +302,6 @@ def swarm_of(folder: Path, tasks: Sequence[str], split: Split = DEFAULT_SPLIT) -
     settings = parse_config({"tasks": [{"name": name} for name in tasks]})
     manifest = founding.found(settings, folder, folder.name, JoinPolicy.OPEN, [], split)
     return Invite(folder.name, manifest.hash, (SEED,))
-
-
-@pytest.fixture
-def moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs `gossamer join INVITE --from n0 --state n1` without a network, in which every swarm here admits."""
-
-    def fetch(identity: Identity, invite: Invite, *_: object) -> FetchedManifest:
-        known = founding.load_manifest(tmp_path / invite.name)
-        assert known is not None and Identity.load(tmp_path / "n0" / "identity.key").node_id == identity.node_id
-        return FetchedManifest(known, b"a grant", b"")
-
-    monkeypatch.setattr(founding, "fetch_manifest", fetch)
-
-    def move(invite: Invite, *more: str) -> int:
-        words = ["join", str(invite), "--from", str(tmp_path / "n0"), "--state", str(tmp_path / "n1"), "--no-start"]
-        return run([*words, *more], debug=False)
-
-    return move
-
-
-@pytest.fixture
-def member(tmp_path: Path) -> Path:
-    """A node of swarm `club` that has trained six rounds on sums and weekdays."""
-    invite = swarm_of(tmp_path / "club", ["builtin/sums", "builtin/weekdays"])
-    folder = tmp_path / "n0"
-    folder.mkdir(mode=0o700)
-    Identity.generate().save(folder / "identity.key")
-    tree = {
-        "seed": 7,
-        "sampling": {"local": 3},
-        "tasks": [{"name": "builtin/sums", "weight": 5.0}],
-        "network": {"seeds": [str(seed) for seed in invite.seeds], "listen": "tcp://127.0.0.1:4007"},
-    }
-    keep_config(parse_config(tree), 7, folder)
-    (folder / "manifest.bin").write_bytes((tmp_path / "club" / "manifest.bin").read_bytes())
-    for name in ("grant.bin", "peers.json", "pool.sqlite", "address", "evaluations.jsonl"):
-        (folder / name).write_bytes(b"of the old swarm")
-    (folder / "lock").touch()
-    (folder / "metrics.jsonl").write_text('{"round": 6}\n')
-    make_checkpoint(folder, 5)
-    newest = make_checkpoint(folder, 6)
-    (newest / "evaluation.json").write_text("{}")
-    save_file({"outer": np.zeros(3, np.float32)}, newest / "weights.safetensors")
-    return folder
-
-
-def test_a_node_moves_to_another_swarm_with_key_settings_rows_and_checkpoint_and_nothing_of_the_old_swarm(
-    member: Path, moving: Callable[..., int], tmp_path: Path
-) -> None:
-    before = files_of(member)
-    other = Invite("other", swarm_of(tmp_path / "other", ["builtin/sums"]).manifest, (OTHER_SEED,))
-    assert moving(other, "--rounds", "9") == 0
-    assert files_of(member) == before, "the old folder stays as it was"
-    moved = files_of(tmp_path / "n1")
-    checkpoint = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
-    assert moved.keys() == {
-        *("identity.key", "config.json", "settings.json", "manifest.bin", "grant.bin", "metrics.jsonl"),
-        *("lock", "log.jsonl"),
-        *(f"checkpoints/checkpoint-6/{name}" for name in checkpoint),
-    }
-    for name in ("identity.key", "metrics.jsonl", *(name for name in moved if name.startswith("checkpoints/"))):
-        assert moved[name] == before[name]
-    assert moved["manifest.bin"] == (tmp_path / "other" / "manifest.bin").read_bytes()
-    assert moved["grant.bin"] == b"a grant"
-    again = settle(None, [], {}, folder=tmp_path / "n1").config
-    assert (again.seed, again.sampling.local, again.rounds) == (7, 3, 9)
-    assert (again.network.listen, again.network.seeds) == ("tcp://127.0.0.1:4007", [str(OTHER_SEED)])
-    assert [(task.name, task.weight) for task in again.tasks] == [("builtin/sums", 5.0)]
-    assert stat.S_IMODE((tmp_path / "n1").stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("same swarm", "is in swarm 'club' already: `gossamer join INVITE --state "),
-        ("running", "another node is running in"),
-        ("no key", "no node ran there, for it has no config.json or no identity.key"),
-        ("there already", "n1 is there already: start its node with"),
-        ("other split", "has trained on questions that swarm 'other' holds out for evaluation: join without --from"),
-        ("other model", "is of model builtin: leave out --model, or join without --from"),
-        ("unknown task", "task 'builtin/sums' has version 99 in the swarm"),
-        ("damaged", "no checkpoint in "),
-    ],
-)
-def test_a_node_that_cannot_move_says_why_in_one_line_and_leaves_no_folder(
-    change: str,
-    says: str,
-    member: Path,
-    moving: Callable[..., int],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    split = Split(0.25, 1) if change == "other split" else DEFAULT_SPLIT
-    other, model = swarm_of(tmp_path / "other", ["builtin/sums"], split), ()
-    with ExitStack() as stack:
-        if change == "same swarm":
-            other = Invite("club", founding.load_manifest(member).hash, (SEED,))  # type: ignore[union-attr]
-        elif change == "running":
-            stack.enter_context(exclusive(member))
-        elif change == "no key":
-            (member / "identity.key").unlink()
-        elif change == "there already":
-            (tmp_path / "n1").mkdir()
-            (tmp_path / "n1" / "notes.txt").touch()
-        elif change == "other model":
-            model = ("--model", str(ROOT / "examples/bases/dense"))
-        elif change == "unknown task":
-            described = founding.describe_tasks([TaskConfig(name="builtin/sums")])
-            later = make_manifest(
-                Identity(bytes(32)), "other", 1, JoinPolicy.OPEN, [one._replace(version=99) for one in described]
-            )
-            founding.save_manifest(tmp_path / "other", later)
-            other = Invite("other", later.hash, (SEED,))
-        elif change == "damaged":
-            for checkpoint in (member / "checkpoints").iterdir():
-                (checkpoint / "model.safetensors").write_bytes(b"x")
-        assert moving(other, *model) == 2
-    assert says in capfd.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} - {"n1"} == {"club", "other", "n0"}
-    assert (tmp_path / "n1").exists() == (change == "there already")
-
-
-def test_a_relay_moves_without_a_checkpoint(member: Path, moving: Callable[..., int], tmp_path: Path) -> None:
-    shutil.rmtree(member / "checkpoints")
-    keep_config(parse_config({"role": "relay"}), 7, member)
-    assert moving(swarm_of(tmp_path / "other", ["builtin/sums"])) == 0
-    assert settle(None, [], {}, folder=tmp_path / "n1").config.role == "relay"
-    assert not (tmp_path / "n1" / "checkpoints").exists()
 
 
 def test_a_founder_from_an_older_backup_goes_on_from_the_revocation_list_of_a_member(tmp_path: Path) -> None:
