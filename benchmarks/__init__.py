@@ -1,1 +1,4 @@
-"""What `gossamer bench` runs: each module's `run` yields rows, one JSON object a line, last the ratios."""
+"""Benchmarks: `python -m benchmarks.round --help`, and so on.
+
+Each module's `run` yields rows, one JSON object a line, last the ratios.
+"""

@@ -34,9 +34,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks import diloco
+from benchmarks.options import numbers, sizes
 from benchmarks.ranks import Ranks, RanksError
 from benchmarks.slow_links import delayed, shaped
 from collectives.mesh.shared_memory import is_possible
@@ -145,7 +148,7 @@ def _pccl(stack: ExitStack, count: int, python: str) -> Ranks:
     if problem:
         raise RanksError(
             f"{python} cannot load pypccl ({problem}): make an environment for it as "
-            "`gossamer bench allreduce --help` says, on a machine with NVIDIA's driver, and give --pccl-python"
+            "`python -m benchmarks.allreduce --help` says, on a machine with NVIDIA's driver, and give --pccl-python"
         )
     port = ranks.ask(0, "master", {}, TIMEOUT_S)["port"]
     ranks.tell("join", {"port": port, "ranks": count}, TIMEOUT_S)
@@ -245,6 +248,49 @@ def _row(impl: str, seconds: Sequence[float], **parameters: Any) -> Row:
     }
 
 
-if __name__ == "__main__":
-    for row in run():
+def command(  # noqa: PLR0913  # one option each
+    ranks: Annotated[str, typer.Option(help="Numbers of processes, separated by commas.")] = "2,4,8",
+    mib: Annotated[str, typer.Option(help="Sizes of the float32 vector in MiB, such as 0.0625,4,64.")] = "4,64,256",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each kind; all sides take turns.")] = 7,
+    against: Annotated[str, typer.Option(help="gloo, pccl, gloo,pccl or none.")] = "gloo",
+    protect: Annotated[bool, typer.Option(help="Also measure what encryption and authentication cost.")] = False,
+    pccl_python: Annotated[str, typer.Option(help="A Python 3.12 interpreter with pypccl; if empty, this one.")] = "",
+    link: Annotated[bool, typer.Option(help="Also int8 against float32 at 200 Mbit/s, in namespaces (root).")] = False,
+    delay: Annotated[bool, typer.Option(help="Also 8 streams against 1 with 50 ms of delay.")] = False,
+    diloco: Annotated[
+        bool, typer.Option(help="Also outer steps of DiLoCo against none at 200 Mbit/s, in namespaces (root).")
+    ] = False,
+) -> None:
+    """Time an all-reduce on this machine.
+
+    Times a Communicator, the same as a backend of torch.distributed, gloo and PCCL, in turns.
+
+    \b
+    pypccl needs Python 3.12 and NVIDIA's libcuda.so.1. If it cannot be loaded, a row says so:
+      python3.12 -m venv .venv-pccl && .venv-pccl/bin/pip install pypccl==1.0.0 numpy cffi
+
+    \b
+    Example:
+      python -m benchmarks.allreduce --ranks 2,4 --mib 64 > allreduce.jsonl
+      python -m benchmarks.allreduce --against gloo,pccl --pccl-python .venv-pccl/bin/python --protect --link --delay
+      python -m benchmarks.allreduce --ranks 2 --mib 32 --against none --diloco
+    """
+    others = [] if against == "none" else against.split(",")
+    if not set(others) <= {"gloo", "pccl"}:
+        raise typer.BadParameter(f"--against wants gloo, pccl, gloo,pccl or none; got {against!r}")
+    for row in run(
+        ranks=numbers("--ranks", ranks, 2),
+        mib=sizes("--mib", mib),
+        runs=runs,
+        against=others,
+        protected=protect,
+        pccl_python=pccl_python,
+        link=link,
+        delay=delay,
+        outer=diloco,
+    ):
         print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(command)

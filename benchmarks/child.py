@@ -1,4 +1,4 @@
-"""What the peers of `bench gossip` are told, a JSON object a line, whichever network they speak.
+"""What the peers of `benchmarks.gossip` are told, a JSON object a line, whichever network they speak.
 
 Only the standard library: the peers of another network run under an interpreter of their own.
 

@@ -1,4 +1,4 @@
-"""The peers of one side of `bench gossip`: child processes that are started, timed and ended together."""
+"""The peers of one side of `benchmarks.gossip`: child processes that are started, timed and ended together."""
 
 import json
 import subprocess

@@ -13,7 +13,7 @@ subkey, and asks for the key again and again until all subkeys are there. hivemi
 an interpreter of its own:
 
     python3 -m venv .venv-hivemind && .venv-hivemind/bin/pip install hivemind==1.1.12
-    gossamer bench gossip --against hivemind --hivemind-python .venv-hivemind/bin/python
+    python -m benchmarks.gossip --against hivemind --hivemind-python .venv-hivemind/bin/python
 
 `sent_per_delivered` is all that left the nodes' transports, control messages included, over
 the bytes of the bodies that were delivered to others. `cpu_s` is of all processes of a side and
@@ -28,10 +28,14 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
 
 from benchmarks import ingest, large_items
 from benchmarks.crowd import Crowd, CrowdError, Round
+from benchmarks.options import numbers
 
 Row = dict[str, Any]
 
@@ -139,6 +143,47 @@ def _row(impl: str, nodes: int, kib: int, rounds: Sequence[Round]) -> Row:
     } | ({"error": error} if error else {})
 
 
-if __name__ == "__main__":
-    for row in run():
+def command(
+    nodes: Annotated[str, typer.Option(help="Numbers of nodes, separated by commas.")] = "8,16,64",
+    kib: Annotated[str, typer.Option(help="Sizes of a rollout in KiB, separated by commas.")] = "10,100,1000",
+    runs: Annotated[int, typer.Option(min=1, help="Rounds of each kind; the two sides take turns.")] = 5,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a round has failed.")] = 30.0,
+    against: Annotated[Literal["none", "hivemind"], typer.Option(help="Measure another library, too.")] = "none",
+    hivemind_python: Annotated[
+        str, typer.Option(help="An interpreter with hivemind, in its own virtual environment.")
+    ] = ".venv-hivemind/bin/python",
+    ingest: Annotated[
+        bool, typer.Option(help="Also measure the groups a second that one core verifies, and its time for 1 MB.")
+    ] = True,
+) -> None:
+    """Time the spread of rollouts to all nodes.
+
+    Also measures bytes sent for each byte delivered, and processor time. Nodes are real hosts on loopback; more than
+    eight share processes.
+
+    \b
+    For --against hivemind, which needs other versions of our dependencies:
+      python3 -m venv .venv-hivemind && .venv-hivemind/bin/pip install hivemind==1.1.12
+
+    \b
+    Example:
+      python -m benchmarks.gossip --nodes 8,16 --kib 10,100 > gossip.jsonl
+      python -m benchmarks.gossip --nodes 8,16,64 --kib 10,100,1000 --against hivemind
+    """
+    if against == "hivemind" and not Path(hivemind_python).is_file():
+        raise typer.BadParameter(
+            f"there is no {hivemind_python}: make it as `python -m benchmarks.gossip --help` says, or name another"
+        )
+    for row in run(
+        nodes=numbers("--nodes", nodes, 2),
+        kib=numbers("--kib", kib, 1),
+        runs=runs,
+        timeout=timeout,
+        hivemind_python=hivemind_python if against == "hivemind" else "",
+        ingest_groups=2000 if ingest else 0,
+    ):
         print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,4 +1,4 @@
-"""Hosts of ours in a child process of `bench gossip`; see `benchmarks.child` for what they are told.
+"""Hosts of ours in a child process of `benchmarks.gossip`; see `benchmarks.child` for what they are told.
 
 python -m benchmarks.gossip_peers SWARM_HEX
 """

@@ -1,4 +1,4 @@
-"""hivemind's DHT in a child process of `bench gossip`, used as rl-swarm uses it.
+"""hivemind's DHT in a child process of `benchmarks.gossip`, used as rl-swarm uses it.
 
 A round is a key; each peer stores its rollout under a subkey, its own id, and asks for the key
 until all subkeys are there. Runs under an interpreter that has hivemind and need not have us:

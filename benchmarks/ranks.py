@@ -1,4 +1,4 @@
-"""The processes of `bench allreduce`: started, told what to do a JSON object a line, timed and ended together."""
+"""The processes of `benchmarks.allreduce`: started, told what to do a JSON object a line, timed and ended together."""
 
 import json
 import subprocess

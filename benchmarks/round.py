@@ -31,14 +31,16 @@ import tempfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.block import SEED, Block, Engine, Stamp, block, forget_peak, stamp, time_gossamer
+from benchmarks.options import lengths_of
 from benchmarks.sharing import time_beside, time_sharing
 from node.config import NodeConfig, parse_config
 from node.policy.load import Policy, load_policy
@@ -326,6 +328,51 @@ def _prompt(policy: Policy, item: Item) -> Any:
     return chat_turns(item, system_role=True)
 
 
-if __name__ == "__main__":
-    for row in run():
+def command(  # noqa: PLR0913  # one option each
+    model: Annotated[str, typer.Option(help="As policy.model.")] = "builtin",
+    questions: Annotated[int, typer.Option(min=1, help="Questions a round.")] = 4,
+    completions: Annotated[int, typer.Option(min=2, help="Completions a question.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds timed in each block.")] = 20,
+    warm_rounds: Annotated[int, typer.Option(min=1, help="Rounds before those, if sharing is timed.")] = 100,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of each side, in turns.")] = 6,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads for tensors.")] = 1,
+    compare: Annotated[Literal["trl", "sharing", "both"], typer.Option(help="Which comparison to make.")] = "both",
+    examples: Annotated[int, typer.Option(min=0, help="Solved examples before each question, for real models.")] = 0,
+    engine: Annotated[
+        Literal["generate", "paged", "vllm"],
+        typer.Option(help="Both sides generate by transformers, its continuous batching, or vLLM on the same GPU."),
+    ] = "generate",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="As policy.device.")] = "cpu",
+    lengths: Annotated[str, typer.Option(help="Longest prompt and completion in tokens, such as 256,128.")] = "",
+) -> None:
+    """Time a round against TRL's, or with sharing.
+
+    `trl` times the same work in TRL's own trainer. `sharing` times a node with peers against the same node alone, on an
+    idle machine and beside an unrelated swarm.
+
+    \b
+    Example:
+      python -m benchmarks.round --blocks 6 > round.jsonl
+      python -m benchmarks.round --compare trl --model runs/models/smollm2-135m-instruct --examples 3 --rounds 3
+      python -m benchmarks.round --compare trl --model Qwen/Qwen3-0.6B --device cuda --engine vllm --lengths 256,128
+      python -m benchmarks.round --compare sharing --model runs/models/smollm2-135m-instruct --rounds 3 --warm-rounds 4
+    """
+    for row in run(
+        model=model,
+        questions=questions,
+        completions=completions,
+        rounds=rounds,
+        warm_rounds=warm_rounds,
+        blocks=blocks,
+        threads=threads,
+        compare=compare,
+        examples=examples,
+        engine=engine,
+        device=device,
+        lengths=lengths_of(lengths),
+    ):
         print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(command)

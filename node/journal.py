@@ -1,5 +1,7 @@
 """A node's record of its rounds, `rounds.journal`: all that is needed to do any of them again.
 
+`gossamer node --journal` begins one. A folder that has one goes on with it; to end it, delete the file.
+
 The file is a row of frames: four bytes of length (big-endian), then that much MessagePack, compressed by zstandard. The
 first frame is a `Start`: the settings, which questions are held out, and the replay buffer as the node found it. Each
 `Round` after it holds

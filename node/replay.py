@@ -14,7 +14,7 @@ from typing import NamedTuple
 from node.config import NodeConfig, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.episodes import Episodes, Groups, Played
-from node.errors import UserError
+from node.errors import UserError, for_shell
 from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_verdicts, read_journal, verdicts
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
@@ -58,7 +58,8 @@ def replay(folder: Path) -> Iterator[Compared]:
         start, section = entry, []
     if start is None:
         raise UserError(
-            f"{folder} has no round of this release in {JOURNAL_FILE}: name the folder of a node that trained with it"
+            f"no round of this version was recorded in {folder}: `gossamer node --state {for_shell(folder)} --journal` "
+            f"trains on and records each round in {JOURNAL_FILE}"
         )
     yield from _again(start, section, checkpoint)
 

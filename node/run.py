@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import DivergedError, NonFiniteError, UserError
-from node.journal import Journal, NoJournal, RoundJournal, Start
+from node.journal import JOURNAL_FILE, Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
 from node.operations.presets import rate_warning
 from node.policy.load import Policy, load_policy
@@ -81,13 +81,16 @@ def run_node(
     processes: int | None = None,
     accelerate: Path | None = None,
     given: Given = NOTHING_GIVEN,
+    *,
     before: Before | None = None,
+    journal: bool = False,
 ) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
     `listening` is called once the network is up, before training. `processes` is how many train the node, and
     `accelerate` is accelerate's file of settings (`node.training.processes`). `given` comes from the Python program
-    that runs this node (`node.api`). `before` is as for `first_start`.
+    that runs this node (`node.api`). `before` is as for `first_start`. With `journal` the node records its rounds
+    (`node.journal`); a folder with a journal goes on with it.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -99,7 +102,8 @@ def run_node(
         stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))
-            train_node(_start(config, folder, listening, join, stack, given.tasks), stopping, given)
+            record = Journal(folder, MAX_JOURNAL_BYTES) if journal or (folder / JOURNAL_FILE).exists() else None
+            train_node(_start(config, folder, listening, join, stack, given.tasks, record), stopping, given)
         except GivenUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
@@ -112,6 +116,7 @@ def _start(
     join: Callable[[], Ranks],
     stack: ExitStack,
     given: Mapping[str, Task],
+    journal: Journal | None,
 ) -> "Parts":
     """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
@@ -127,8 +132,9 @@ def _start(
     for line in doubts(folder, config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
-    journal = Journal(folder, MAX_JOURNAL_BYTES)
-    exchange, limits, directory = stack.enter_context(_exchange(config, folder, tasks, metrics, listening, journal))
+    exchange, limits, directory = stack.enter_context(
+        _exchange(config, folder, tasks, metrics, listening, journal or NoJournal())
+    )
     if config.threads:
         torch.set_num_threads(config.threads)
     log.info("loading", model=config.policy.model)

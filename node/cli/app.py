@@ -14,7 +14,6 @@ import typer
 
 from node.cli import (
     backup,
-    bench,
     board,
     chat,
     demo,
@@ -91,7 +90,6 @@ app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
-app.add_typer(bench.app, name="bench")
 app.add_typer(lab.app, name="lab")
 app.command("inspect")(inspect.inspect)
 app.command("replay")(replay.replay)

@@ -141,8 +141,8 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
         raise UserError(f"the record in {folder} cannot be read: {error}") from None
     if found is None:
         raise UserError(
-            f"{folder} has no record of a round {wanted}: rounds.journal reaches back as far as it may grow, "
-            "and not to those of an earlier release"
+            f"{folder} has no record of a round {wanted}: `gossamer node --journal` records rounds, and keeps the last "
+            "64 MiB of them, or twice that"
         )
     peers = len({row.group for row in found.rows if row.external})
     refused = [(one.reason, one.sender) for one in found.seen if one.reason]

@@ -54,6 +54,9 @@ Join = Annotated[
         show_default=False,
     ),
 ]
+Recorded = Annotated[
+    bool, typer.Option("--journal", help="Record each round for `gossamer replay`, also after the next starts.")
+]
 
 
 def node(  # noqa: PLR0913  # one parameter for each option of the command
@@ -75,6 +78,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     forget: Forget = None,
     processes: Processes = None,
     accelerate_config: AccelerateConfig = None,
+    journal: Recorded = False,
     dry_run: DryRun = False,
     every_key: EveryKey = False,
     debug: Debug = False,
@@ -102,7 +106,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         raise UserError("--allow-task is for a swarm's task: give --join INVITE, too")
     if not dry_run:
         check_free(folder)
-    training: dict[str, Any] = {"processes": processes, "accelerate": accelerate_config}
+    training: dict[str, Any] = {"processes": processes, "accelerate": accelerate_config, "journal": journal or None}
     training = {key: value for key, value in training.items() if value is not None}
     named = {
         "role": "relay" if seed_only else None,
@@ -137,7 +141,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         return 0
 
     if training and settled.config.role == "relay":
-        raise UserError("a relay trains nothing: leave out --processes and --accelerate-config")
+        raise UserError("a relay trains nothing: leave out --processes, --accelerate-config and --journal")
 
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs

@@ -17,12 +17,12 @@ EVERY = 1000  # rounds between two lines of progress, if the output is no termin
 def replay(folder: Place, debug: Debug = False) -> int:
     """Repeat a node's decisions, and compare.
 
-    Reads the recorded rounds in FOLDER, and repeats what the node admitted, refused, drew and weighted. Names each
-    round that differs, and then exits with 1. The node may be running.
+    `gossamer node --journal` records a node's rounds. This reads them in FOLDER, and repeats what the node admitted,
+    refused, drew and weighted. It names each round that differs, and then exits with 1. The node may be running.
 
     \b
     Example:
-      gossamer replay runs/a/nodes/n0
+      gossamer replay n0
     """
     from rich.console import Console
 

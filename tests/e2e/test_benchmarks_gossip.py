@@ -1,15 +1,15 @@
 """The benchmark of gossip: real hosts hold everything, a dead side is a row and not a crash, bad options are told."""
 
+import importlib
+import re
 import sys
 
 import pytest
-from typer.testing import CliRunner
+import typer
 
 from benchmarks import spread
 from benchmarks.crowd import Crowd
 from benchmarks.gossip import run
-from node.cli.bench import app
-from node.errors import UserError
 from tests.namespaces import why_impossible
 
 OBSTACLE = why_impossible()
@@ -47,18 +47,22 @@ def test_a_crowd_that_lost_a_process_says_so_and_stops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "hint"),
+    ("benchmark", "options", "hint"),
     [
-        (["--nodes", "8,x"], "--nodes"),
-        (["--nodes", "1"], "at least 2"),
-        (["--kib", "0"], "--kib"),
-        (["--against", "hivemind", "--hivemind-python", "/nowhere/python"], "--help"),
+        ("gossip", ["--nodes", "8,x"], "--nodes"),
+        ("gossip", ["--nodes", "1"], "at least 2"),
+        ("gossip", ["--kib", "0"], "--kib"),
+        ("gossip", ["--against", "hivemind", "--hivemind-python", "/nowhere/python"], "--help"),
+        ("allreduce", ["--against", "nccl"], "gloo,pccl"),
+        *(("allreduce", ["--mib", mib], "sizes from 0.001 to 4096") for mib in ("x", "", "0", "nan", "1,-4", "5000")),
+        ("round", ["--lengths", "256"], "two numbers"),
     ],
 )
-def test_bad_options_are_one_clear_line(options: list[str], hint: str) -> None:
-    result = CliRunner().invoke(app, ["gossip", *options])
-    assert isinstance(result.exception, UserError)
-    assert hint in str(result.exception)
+def test_bad_options_are_told_before_anything_is_measured(benchmark: str, options: list[str], hint: str) -> None:
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"benchmarks.{benchmark}").command)
+    with pytest.raises(typer.BadParameter, match=re.escape(hint)):
+        app(options, standalone_mode=False)
 
 
 @pytest.mark.slow

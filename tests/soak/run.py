@@ -214,7 +214,7 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
     invite = options.out / "invite.txt"
     invite.write_text(_say("invite", str(relay.folder)))
     for number in range(options.nodes):
-        yield started(f"n{number}", "--join", f"@{invite}", *(f"--set={one}" for one in SETTINGS))
+        yield started(f"n{number}", "--journal", "--join", f"@{invite}", *(f"--set={one}" for one in SETTINGS))
 
 
 def _say(*arguments: str) -> str:
