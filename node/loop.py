@@ -52,7 +52,7 @@ from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outsi
 from node.tasks.environments import start_of
 from node.tasks.quotations import Quotations
 from node.tasks.task_set import TaskSet, outside
-from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none
+from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none, latest_reason
 from node.telemetry.metrics import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
@@ -62,6 +62,7 @@ from node.training.likelihood import surprises
 log = structlog.get_logger()
 
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
+MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
 LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising", "swarm/quotes_held_out")
@@ -103,6 +104,7 @@ class Loop:
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _handed_over: float = 0.0
+    _unscored: int | None = 0  # rounds since the start, all without an answer that could be scored; None: one had some
     _told_outside: set[TaskKey] = field(
         init=False
     )  # tasks of which a person was told so, when they were loaded or since
@@ -156,6 +158,7 @@ class Loop:
             self._turn_end = self.policy.turn_end(turn.token_ids[-1] for turn in turns if turn.finished)
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
+            self._check_scored(questions, own, version)
             took = time.monotonic() - began
             if isinstance(self.engine, Ahead) and version + 1 < self.config.last_round:
                 ahead = self._questions(version + 1, sampling.questions_per_round)
@@ -274,6 +277,18 @@ class Loop:
             if sum(one is not None for one in judged) > 1:
                 groups.append(self._group(question, made, judged, version))
         return groups
+
+    def _check_scored(self, questions: Sequence[Question], own: Sequence[EncodedGroup], version: int) -> None:
+        """Raise `UserError` where no answer could be scored since the start, in rounds enough or to the last one."""
+        if own or self._unscored is None:
+            self._unscored = None
+            return
+        self._unscored += 1
+        if self._unscored == min(MOST_UNSCORED, self.config.last_round) or version + 1 == self.config.last_round:
+            names = dict.fromkeys(question.task.key.name for question in questions)
+            why = "; ".join(f"task {name!r}: {latest_reason(name)}" for name in names)
+            rounds = "a round" if self._unscored == 1 else f"{self._unscored} rounds"
+            raise UserError(f"nothing can be learnt: no group of {rounds} has two answers that can be scored ({why})")
 
     def _group(
         self, question: Question, made: Sequence[Played], judged: Sequence[Verdict], version: int

@@ -49,6 +49,7 @@ from node.tasks.verdicts import bound_memory
 
 Prompt = str | list[dict[str, str]]
 Reward = float | None
+SHOWN = 60  # characters of what a function returned instead of rewards
 TOLERANCE = 1e-6  # as between a peer's reward and ours (`node.rollouts.screening`)
 JUDGE = "judge"
 HERE = "here"  # in place of a module: a function that a Python program gave (`node.api`)
@@ -105,7 +106,11 @@ class Function:
     digest: str
 
     def pay(self, answers: Sequence[Answered], tokens: Callable[[str], list[int]]) -> list[Reward]:
-        """Return its rewards of `answers`, none of them NaN; raise `RewardError` for what is no list of them."""
+        """Return its rewards of `answers`, with None for NaN; raise `RewardError` for what is no list of them."""
+        return [None if one is None or math.isnan(one) else one for one in self.give(answers, tokens)]
+
+    def give(self, answers: Sequence[Answered], tokens: Callable[[str], list[int]]) -> list[Reward]:
+        """Return what it pays for `answers`, NaN included; raise `RewardError` for what is no list of rewards."""
         columns = {name: [one.columns[name] for one in answers] for name in answers[0].columns}
         try:
             called = self.call(
@@ -118,14 +123,32 @@ class Function:
                 log_metric=_log_nothing,
             )
             paid = awaited(called)
-            rewards = [None if one is None or math.isnan(one) else float(one) for one in paid]
+            given = None if isinstance(paid, str | bytes | Mapping) or not hasattr(paid, "__iter__") else list(paid)
         except Exception as error:  # it may raise anything
             raise RewardError(f"{self.name} {described(error)}") from error
-        if len(rewards) != len(answers):
-            raise RewardError(f"{self.name} returned {len(rewards)} rewards for {len(answers)} completions")
-        if not all(one is None or is_reward(one) for one in rewards):
-            raise RewardError(f"{self.name} returned {rewards}: a reward is a finite number or None")
-        return rewards
+        if given is None:
+            raise RewardError(f"{self.name} returned {shown(paid)}: a reward function returns a list of rewards")
+        if len(given) != len(answers):
+            raise RewardError(f"{self.name} returned {len(given)} rewards for {len(answers)} completions")
+        return [self._checked(one) for one in given]
+
+    def _checked(self, given: Any) -> Reward:
+        try:
+            reward = None if given is None or isinstance(given, str | bytes) else float(given)
+        except Exception:  # noqa: BLE001  # somebody's object may raise anything
+            reward = None
+        if (reward is None and given is not None) or not (reward is None or math.isnan(reward) or is_reward(reward)):
+            raise RewardError(f"{self.name} returned {shown(given)} as a reward: a reward is a finite number or None")
+        return reward
+
+
+def shown(value: Any) -> str:
+    """Return a value in a few words, for the line that says what a function returned."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # somebody's object may raise anything
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... (a {type(value).__name__})"
 
 
 class RewardError(Exception):
@@ -213,12 +236,17 @@ class Functions:
         return names
 
     def score(self, answered: Answered) -> Message:
-        """Return the reward of a text, None where no function can tell, and what each function gave."""
-        paid = [one.pay([answered], self.tokens)[0] for one in self.functions]
+        """Return the reward of a text, and what each function gave.
+
+        Raises:
+            RewardError: none can tell, or one gives what is no reward.
+        """
+        given = [one.give([answered], self.tokens)[0] for one in self.functions]
+        paid = [None if one is None or math.isnan(one) else one for one in given]
         parts = {name: reward for name, reward in zip(self.names, paid, strict=True) if reward is not None}
         total = weighted_sum(self.weights, paid)
         if total is None:
-            return {"reward": None}
+            raise RewardError(", ".join(f"{name} returned {one}" for name, one in zip(self.names, given, strict=True)))
         reward = scaled(total, self.low, self.high)
         if not is_reward(reward):
             raise RewardError(f"the weighted sum {total:g} is no reward: it is too large")

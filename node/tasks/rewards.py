@@ -203,7 +203,7 @@ class LocalRewards(_RowsTask):
 
     def verify(self, item: Item, text: str) -> Verdict:
         said = self.functions.score(Answered(*self.rows[item.content], text))
-        return None if said["reward"] is None else Scored(said["reward"], said["parts"])
+        return Scored(said["reward"], said["parts"])
 
 
 @dataclass(frozen=True, slots=True)

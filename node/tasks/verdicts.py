@@ -196,9 +196,18 @@ def already(verdict: Verdict) -> "Future[Verdict]":
     return future
 
 
+_reasons: dict[str, str] = {}  # by task, the latest
+
+
 def warn_unscorable(task: str, reason: str) -> None:
     """Tell the log that an answer to a question of this task is unscorable, and why."""
+    _reasons[task] = reason[:QUOTED]
     log.warning("unscorable", task=task, reason=reason[:QUOTED])
+
+
+def latest_reason(task: str) -> str:
+    """Return why an answer to a question of this task was unscorable most lately in this process."""
+    return _reasons.get(task, "it had to wait too long")
 
 
 class Workers:

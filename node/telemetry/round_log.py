@@ -22,14 +22,14 @@ class RoundLog:
         """Take in the round that ended at `now`; return the fields of a line where one is due.
 
         Rewards are means over the rounds since the last line, groups are their sums, tokens are those that this node
-        generated, times are by the clock.
+        generated, times are by the clock. Own answers that could not be scored are counted if there are any.
         """
         self._rows.append(row)
         rounds, seconds = len(self._rows), now - self._since
         if seconds < INTERVAL_S:
             return None
         tokens = sum(number(row, "tokens_generated") for row in self._rows)
-        fields = {
+        fields: dict[str, Any] = {
             "round": row["round"],
             "reward": round(sum(number(row, "reward") for row in self._rows) / rounds, 3),
             "own": sum(int(number(row, "groups_local")) for row in self._rows),
@@ -38,5 +38,7 @@ class RoundLog:
             "s_per_round": float(f"{seconds / rounds:.3g}"),
             "tokens_per_s": round(tokens / seconds),
         }
+        if unscorable := sum(int(number(row, "unscorable")) for row in self._rows):
+            fields["unscorable"] = unscorable
         self._since, self._rows = now, []
         return fields

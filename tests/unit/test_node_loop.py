@@ -799,6 +799,37 @@ def test_own_completions_that_cannot_be_scored_are_neither_trained_on_nor_publis
     assert (loop.row["generated"], loop.row["unscorable"], loop.row["reward"]) == (4, 2, 0.5)
 
 
+class Silent(Guess):
+    """The same, where no text can be scored until `speaks` is set."""
+
+    speaks = False
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        if not self.speaks:
+            raise RuntimeError("digits returned nan")
+        return super().verify(item, text)
+
+
+@pytest.mark.parametrize(("rounds", "whole"), [(9, 2), (2, 1), (1, 0)])
+def test_a_run_in_which_nothing_can_be_scored_ends_with_a_line_that_says_why(
+    rounds: int, whole: int, node_of: Callable[..., Loop]
+) -> None:
+    going = node_of(Swarm(), alone(Silent()), rounds=rounds).rounds(0)
+    assert [list(next(going)) for _ in range(whole)] == [[]] * whole
+    with pytest.raises(UserError, match=r"two answers that can be scored \(task 'guess': digits returned nan\)"):
+        next(going)
+
+
+def test_a_node_that_has_scored_once_goes_on_while_nothing_can_be_scored(node_of: Callable[..., Loop]) -> None:
+    task = Silent()
+    going = node_of(Swarm(), alone(task), rounds=9).rounds(0)
+    assert list(next(going)) == []
+    task.speaks = True
+    assert next(going)
+    task.speaks = False
+    assert [list(samples) for samples in going] == [[]] * 7
+
+
 class InParts(Guess):
     """The same, paid by two functions, of which one cannot tell of some texts."""
 

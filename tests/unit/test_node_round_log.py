@@ -40,3 +40,12 @@ def test_a_slow_round_has_a_line_of_its_own() -> None:
         line = said.after_round(row(number), 26.0 * number)
         assert line is not None
         assert (line["round"], line["own"], line["s_per_round"]) == (number, 4, 26.0)
+
+
+def test_answers_that_could_not_be_scored_are_counted_where_there_are_any() -> None:
+    said = RoundLog(0.0)
+    assert said.after_round(row(1, unscorable=3), 5.0) is None
+    line = said.after_round(row(2, unscorable=4), 12.0)
+    assert line is not None and line["unscorable"] == 7
+    later = said.after_round(row(3, unscorable=0), 30.0)
+    assert later is not None and "unscorable" not in later

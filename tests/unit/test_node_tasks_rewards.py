@@ -200,9 +200,15 @@ def test_an_async_function_is_awaited_in_a_notebook_too_whose_loop_runs() -> Non
     ("paid", "complaint"),
     [
         ([], "returned 0 rewards for 1 completions"),
-        ([float("inf")], "a reward is a finite number or None"),
-        (["good"], "raised TypeError"),
-        (None, "raised TypeError"),
+        ([1.0, 0.0], "returned 2 rewards for 1 completions"),
+        ([float("inf")], "returned inf as a reward: a reward is a finite number or None"),
+        (["good"], "returned 'good' as a reward: a reward is a finite number or None"),
+        (["1.0"], "returned '1.0' as a reward"),
+        ([[1.0]], r"returned \[1.0\] as a reward"),
+        (None, "returned None: a reward function returns a list of rewards"),
+        (0.5, "returned 0.5: a reward function returns a list of rewards"),
+        ("good", "returned 'good': a reward function returns a list of rewards"),
+        ("y" * 99, r"returned 'y{59}\.\.\. \(a str\): a reward"),
     ],
 )
 def test_what_is_no_list_of_rewards_names_the_function(paid: object, complaint: str) -> None:
@@ -216,7 +222,8 @@ def test_none_and_nan_are_left_out_of_the_weighted_sum_as_trl_leaves_them_out() 
     ]
     functions = Functions(made, [2.0, 1.0, 1.0, 0.5], -1.0, 3.0, tokens_of(""))
     assert functions.score(ONE) == {"reward": (1.0 - 0.5 + 1.0) / 4.0, "parts": {"f0": 0.5, "f3": -1.0}}
-    assert Functions(made[1:3], [1.0, 1.0], 0.0, 2.0, tokens_of("")).score(ONE) == {"reward": None}
+    with pytest.raises(RewardError, match=r"^f1 returned None, f2 returned nan$"):
+        Functions(made[1:3], [1.0, 1.0], 0.0, 2.0, tokens_of("")).score(ONE)
 
 
 @pytest.mark.parametrize(("paid", "reward"), [(-5.0, -1.0), (-1.0, 0.0), (0.0, 0.25), (3.0, 1.0), (9.0, 2.5)])
@@ -447,7 +454,9 @@ def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_t
     item = task.make(1)
     assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [1.5, 0.5, None, None, 1.5]
     alone = load_rewards("rewards", options(folder, "unsure"))
-    assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
+    with capture_logs() as logs:
+        assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
+    assert [(one["event"], one["reason"]) for one in logs] == [("unscorable", "unsure returned None")]
 
 
 def test_a_function_that_hangs_is_told_when_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
