@@ -62,6 +62,7 @@ from node.training.likelihood import surprises
 log = structlog.get_logger()
 
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
+ROWS_MEASURED = 4096  # of a task, before training: some seconds' work
 MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
@@ -132,6 +133,38 @@ class Loop:
             self._surprises,
             self.journal.judged,
             Quotations(held_out).are_in,
+        )
+
+    def check_rows(self) -> None:
+        """Tell the log how the rows of each task are split, and how many are too long to be asked.
+
+        Of more than `ROWS_MEASURED` rows, as many are drawn and measured.
+
+        Raises:
+            UserError: most of a task's rows are too long.
+        """
+        for task, training, held_out, items in self.tasks.rows(ROWS_MEASURED):
+            log.info("rows", task=task.key.name, for_training=training, held_out_for_evaluation=held_out)
+            lengths = [len(self.policy.encode_prompt(item)) for item in items]
+            too_long = sum(length > self._longest_prompt for length in lengths)
+            if too_long:
+                line = (
+                    f"task {task.key.name!r}: the prompts of {too_long} of {len(lengths)} rows have more than "
+                    f"{self._longest_prompt} tokens and are not asked: {self._remedy(max(lengths))}"
+                )
+                if 2 * too_long > len(lengths):
+                    raise UserError(line)
+                log.warning(line)
+
+    def _remedy(self, longest: int) -> str:
+        """Return how to have prompts of `longest` tokens asked."""
+        engine, positions = self.config.engine, self.policy.positions
+        if positions is None or longest + engine.max_completion_length <= positions:
+            return f"set engine.max_prompt_length={longest} to ask all"
+        return (
+            f"the longest has {longest}, and engine.max_completion_length={engine.max_completion_length} leaves "
+            f"{positions - engine.max_completion_length} of the policy's {positions} positions: set "
+            "engine.max_prompt_length and engine.max_completion_length to fit, or shorten the rows"
         )
 
     def rounds(self, first: int) -> Iterator[Sequence[Sample]]:

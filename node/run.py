@@ -215,8 +215,8 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             journal=node.journal or NoJournal(),
             rule=node.rule,
         )
-        checkpoint = node.checkpoint
-        resumed = checkpoint.path if checkpoint else None
+        loop.check_rows()
+        resumed = node.checkpoint.path if node.checkpoint else None
         loop.resume(resumed)
         weights = stack.enter_context(exchange_weights(config, folder, policy, resumed, node.directory))
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
@@ -265,7 +265,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             _EndsAndSaves(stopping, loop, improved, 60 * (config.trainer.save_minutes or math.inf)),
             *given.callbacks,
         )
-        done = checkpoint.round if checkpoint else 0
+        done = node.checkpoint.round if node.checkpoint else 0
         for kept in (buffer, metrics, scores, rollouts):
             kept.rewind(done)
         loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
@@ -281,7 +281,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         said = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, buffer=len(buffer))
         with _ending_in_order(stopping, trainer, config.trainer, loop):
-            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         log.info("finished", round=metrics.last.get("round", done))
 
 

@@ -55,6 +55,15 @@ class TrainingQuestion(NamedTuple):
     item: Item
 
 
+class SplitRows(NamedTuple):
+    """How many rows of a task training asks, how many are held out, and what some of the former, or all, ask."""
+
+    task: Task
+    training: int
+    held_out: int
+    asked: Iterator[Item]
+
+
 def size_of(task: Task) -> int | None:
     """Return how many rows a task has; None for one that makes a question of any seed."""
     return getattr(task, "size", None)
@@ -272,6 +281,14 @@ class TaskSet:
                 "held-out questions that another task trains on are not asked", task=task.key.name, first=question[:80]
             )
         return False
+
+    def rows(self, most: int) -> Iterator[SplitRows]:
+        """Yield how the rows of each task that has rows are split, with `most` drawn items where training has more."""
+        for task in self.tasks:
+            if (rows := self._rows.get(task.key)) is not None:
+                count = len(rows.training)
+                drawn = random.Random(derive_seed("rows", *task.key)).sample(rows.training, min(most, count))
+                yield SplitRows(task, count, len(rows.evaluation), (one.item for one in _made(task, drawn)))
 
     def small_tasks(self) -> Iterator[str]:
         """Yield a line for each task with few different questions, or with all or none of them held out.

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -484,6 +484,48 @@ def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy
         longest_prompt(node_config(max_completion_length=POSITIONS).engine, policy)
 
 
+@dataclass(frozen=True)
+class LongRows:
+    """Rows by their lengths in tokens; a character is one."""
+
+    lengths: Sequence[int]
+    key = TaskKey("rows", 1, "c")
+
+    @property
+    def size(self) -> int:
+        return len(self.lengths)
+
+    def make(self, seed: int) -> Item:
+        return Item(f"{seed}".zfill(self.lengths[seed] - 1), "")  # behind the token that begins a text
+
+    def verify(self, item: Item, text: str) -> float:
+        return 0.0
+
+
+def test_rows_that_are_too_long_are_counted_with_the_setting_and_refused_where_they_are_most(
+    node_of: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checked(lengths: Sequence[int], split: Split = WHOLE) -> list[Any]:
+        with capture_logs() as logs:
+            node_of(Swarm(), TaskSet([(LongRows(lengths), 1.0)], split), engine={"max_prompt_length": 20}).check_rows()
+        return logs
+
+    (said,) = checked([9, 20, 20])
+    assert said == {
+        "event": "rows", "task": "rows", "for_training": 3, "held_out_for_evaluation": 0, "log_level": "info"
+    }  # fmt: skip
+    (said,) = checked([9] * 40, HALF)
+    assert said["for_training"] + said["held_out_for_evaluation"] == 40 and said["for_training"] < 30
+    _, warned = checked([9, 20, 21, 30])
+    line = "task 'rows': the prompts of 2 of 4 rows have more than 20 tokens and are not asked: "
+    assert (warned["event"], warned["log_level"]) == (f"{line}set engine.max_prompt_length=30 to ask all", "warning")
+    with pytest.raises(UserError, match=r"prompts of 3 of 4 rows .*: the longest has 200, and engine.max_completion_"):
+        checked([9, 21, 30, 200])
+    monkeypatch.setattr("node.loop.ROWS_MEASURED", 3)
+    with pytest.raises(UserError, match="prompts of 3 of 3 rows"):
+        checked([30] * 9)
+
+
 class Says(HfEngine):
     """A policy that answers every question with the same texts."""
 
@@ -709,7 +751,7 @@ def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
         swarm: Swarm, tasks: TaskSet, own: Sequence[str] = ("11", "1"), seed: int = 0, rounds: int = 9, **tables: Any
     ) -> Loop:
         sampling = {"local": 1, "external": 1, "completions": len(own), **UNBOUNDED, **tables.pop("sampling", {})}
-        engine = {"max_completion_length": LONGEST}
+        engine = {"max_completion_length": LONGEST, **tables.pop("engine", {})}
         config = parse_config({"rounds": rounds, "engine": engine, "sampling": sampling, **tables})
         buffer = ReplayBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
         return Loop(config, seed, policy, Says(policy, *own), tasks, buffer, swarm, MetricsLog(tmp_path / "metrics"))

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.tasks import Item, Task, TaskKey, load_tasks, task_set
+from node.tasks import UNIT, Item, Task, TaskKey, load_tasks, task_set
 from node.tasks.questions import DEFAULT_SPLIT, Split, question_id
 from node.tasks.task_set import TRIES, TaskSet, turn_at
 from node.tasks.verdicts import Workers
@@ -396,6 +396,6 @@ def test_the_training_part_and_the_evaluation_part_are_apart_in_every_kind_of_ta
 def test_they_are_apart_in_a_task_set_of_verifiers() -> None:
     items = tuple(Item(f"{n} + {n}?", "", content=str(n)) for n in range(80))
     task = VerifiersTask(
-        TaskKey("verifiers/sums", 2, "aa"), items, Workers("verifiers/sums", "no.such.module", {}), None
+        TaskKey("verifiers/sums", 2, "aa"), items, Workers("verifiers/sums", "no.such.module", {}), None, UNIT
     )
     assert_parts_are_apart(alone(task), task)
