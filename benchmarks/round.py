@@ -309,7 +309,7 @@ def _trl_config(config: NodeConfig, folder: str, bf16: bool, engine: Engine) -> 
         bf16=bf16,
         gradient_checkpointing=None,
         learning_rate=trainer.learning_rate,
-        **options.of_update,
+        **trainer.of_update,
         beta=0.0,
         scale_rewards=options.scale_rewards,
         temperature=config.engine.temperature,

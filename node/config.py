@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from collectives.types import Codec
 from node.errors import UserError
@@ -27,8 +36,13 @@ if TYPE_CHECKING:
     CodecName = str
 else:
     CodecName = Literal[tuple(codec.value for codec in Codec)]
+Schedule = Literal[
+    "constant", "constant_with_warmup", "inverse_sqrt",
+    "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
+]  # fmt: skip
 AnswerMode = Literal["tags", "boxed", "last_number", "first_line", "whole"]
-DECAYING = ("linear", "cosine")  # learning rates that come down to 0 at the last round
+# Learning rates that come down until the last round.
+DECAYING = ("linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial")
 
 COMMON_KEYS = frozenset(
     (
@@ -304,7 +318,8 @@ class SamplingConfig(Section):
 
 
 _WITHOUT_ADVANTAGE = "it pulls at completions without an advantage too, and a round without signal is no step"
-_LEFT_OUT = {
+LEFT_OUT = {
+    "beta": "no reference model is kept",
     "gradient_accumulation_steps": "tokens_per_batch splits a round",
     "entropy_coef": _WITHOUT_ADVANTAGE,
     "use_adaptive_entropy": _WITHOUT_ADVANTAGE,
@@ -313,22 +328,39 @@ _LEFT_OUT = {
 
 
 _OF_UPDATE = {
-    *("lr_scheduler_type", "optim", "adam_beta2", "weight_decay", "max_grad_norm", "loss_type"),
-    *("importance_sampling_level", "epsilon", "epsilon_high", "off_policy_mask_threshold"),
+    *("lr_scheduler_type", "optim", "adam_beta2", "loss_type", "importance_sampling_level"),
+    *("epsilon_high", "off_policy_mask_threshold"),
 }
+NotNegative, Positive = Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(
+        ("weight_decay", "vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"), NotNegative
+    ),
+    **dict.fromkeys(("max_grad_norm", "adam_epsilon", "epsilon", "delta"), Positive),
+    **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos"), Positive),
+    "adam_beta1": Annotated[float, Field(ge=0, lt=1)],
+    "lr_scheduler_kwargs": dict[str, Any],
+}
+_Passed = create_model(
+    "_Passed",
+    __config__=ConfigDict(allow_inf_nan=False),
+    **{name: (type_, None) for name, type_ in _TYPES.items()},
+)  # type: ignore[call-overload]
+PASSED = tuple(_TYPES)
+"""The options of `trainer.trl` that go to TRL's `GRPOConfig` as they are, which also has their defaults."""
 
 
 class TrlOptions(Section):
-    """The options that `trainer.trl` may hold: those of TRL's `GRPOConfig`, by its names."""
+    """The options of `trainer.trl`, beside `PASSED`, by the names of TRL's `GRPOConfig`: the node reads them itself, or
+    has another default.
+    """
 
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
+    lr_scheduler_type: Schedule = "constant"
     warmup_steps: int = Field(0, ge=0, description="rounds")
     optim: Literal["adamw_torch_fused", "adamw_8bit"] = Field(
         "adamw_torch_fused", description="'adamw_8bit': Adam's moments take 2 bytes a weight and not 8, by bitsandbytes"
     )
     adam_beta2: float = Field(0.99, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"] = Field(
         "dapo",
         description="each over the whole round, however it is split into micro-batches; 'sapo' is Soft Adaptive "
@@ -340,7 +372,6 @@ class TrlOptions(Section):
     mask_truncated_completions: bool = Field(
         False, description="do not train on completions that reached the limit without an end-of-text"
     )
-    epsilon: float = Field(0.2, gt=0)
     epsilon_high: float = Field(0.28, gt=0, description="for 'cispo', as in TRL, the largest ratio itself: 5, say")
     scale_rewards: Literal["none", "group"] = "none"
     vllm_importance_sampling_correction: bool = Field(
@@ -359,11 +390,6 @@ class TrlOptions(Section):
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         [], description="trackers that each round's metrics go to; each decides what it sends where"
     )
-
-    @property
-    def of_update(self) -> dict[str, Any]:
-        """Those that say how a step is computed, in the words and the meaning of `GRPOConfig`."""
-        return self.model_dump(include=_OF_UPDATE)
 
     @model_validator(mode="after")
     def _level_of_the_loss(self) -> "TrlOptions":
@@ -413,29 +439,40 @@ class TrainerConfig(Section):
     @classmethod
     def _of_trl(cls, given: dict[str, Any]) -> dict[str, Any]:
         try:
-            TrlOptions.model_validate(given)
+            TrlOptions.model_validate(_without_passed(given))
+            _Passed.model_validate({name: value for name, value in given.items() if name in _TYPES})
         except ValidationError as error:
             raise ValueError(_trl_complaint(error)) from None
         return given
 
     @property
     def options(self) -> TrlOptions:
-        """The options of `trl`, with the defaults of those that are not in it."""
-        return TrlOptions.model_validate(self.trl)
+        """The options of `trl` that the node reads, with the defaults of those that are not in it."""
+        return TrlOptions.model_validate(_without_passed(self.trl))
+
+    @property
+    def of_update(self) -> dict[str, Any]:
+        """The options of `trl` that say how a step is computed, in the words and the meaning of `GRPOConfig`."""
+        passed = {name: value for name, value in self.trl.items() if name in _TYPES}
+        return self.options.model_dump(include=_OF_UPDATE) | passed
+
+
+def _without_passed(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in _TYPES}
 
 
 def _trl_complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    if name in _LEFT_OUT:
-        return f"{name} of TRL is left out: {_LEFT_OUT[name]}"
+    if name in LEFT_OUT:
+        return f"{name} of TRL is left out: {LEFT_OUT[name]}"
     if name in TrainerConfig.model_fields:
         return f"{name} is a setting of its own: set trainer.{name}"
     if first["type"] != "extra_forbidden":
         return f"{name}: {first['msg']}" if name else first["msg"].removeprefix("Value error, ")
-    close = difflib.get_close_matches(name, TrlOptions.model_fields, n=1)
+    close = difflib.get_close_matches(name, TRL_OPTIONS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name!r} is no option of it: {hint}there are {', '.join(TrlOptions.model_fields)}"
+    return f"{name!r} is no option of it: {hint}there are {', '.join(TRL_OPTIONS)}"
 
 
 def _endpoint_to_bind(text: str) -> str:
@@ -631,13 +668,15 @@ class NodeConfig(Section):
         schedule = self.trainer.options.lr_scheduler_type
         if self.rounds is None and schedule in DECAYING:
             raise ValueError(
-                f"trainer.trl.lr_scheduler_type={schedule!r} comes down to 0 at the last round: "
+                f"trainer.trl.lr_scheduler_type={schedule!r} comes down until the last round: "
                 "set rounds, or choose a constant one"
             )
         return self
 
 
-TRL_KEYS = tuple(f"trainer.trl.{name}" for name in TrlOptions.model_fields)
+TRL_OPTIONS = (*TrlOptions.model_fields, *PASSED)
+"""What `trainer.trl` may hold."""
+TRL_KEYS = tuple(f"trainer.trl.{name}" for name in TRL_OPTIONS)
 
 
 class OtherVersionError(UserError):
@@ -768,8 +807,8 @@ def is_key(key: str) -> bool:
 def unknown_key(key: str) -> str:
     """Return what to say of an unknown dotted key: which one may have been meant."""
     table, _, last = key.rpartition(".")
-    if table == "trainer" and last in _LEFT_OUT:
-        return f"{last} of TRL is left out: {_LEFT_OUT[last]}"
+    if table == "trainer" and last in LEFT_OUT:
+        return f"{last} of TRL is left out: {LEFT_OUT[last]}"
     known = [*all_keys(), *TRL_KEYS]
     close = difflib.get_close_matches(key, known, n=1)
     close = close or [one for one in known if one.rpartition(".")[2] == last]

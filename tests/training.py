@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from node.config import NodeConfig, TrlOptions, parse_config
+from node.config import TRL_OPTIONS, NodeConfig, parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.policy.load import Policy
@@ -19,7 +19,7 @@ FULL_WEIGHT = 2 + 16 * 0.5 / 8
 
 def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1.0, **trainer: Any) -> NodeConfig:
     """A node whose trainer has these options and never clips the gradient's norm unless told to."""
-    options = {"max_grad_norm": 1e9, **{name: trainer.pop(name) for name in TrlOptions.model_fields.keys() & trainer}}
+    options = {"max_grad_norm": 1e9, **{name: trainer.pop(name) for name in trainer.keys() & TRL_OPTIONS}}
     return parse_config(
         {
             "seed": 0,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from node.config import COMMON_KEYS, TrlOptions, is_key
+from node.config import COMMON_KEYS, PASSED, TrlOptions, is_key
 
 
 def to_toml(
@@ -72,6 +72,8 @@ def _trl_options(given: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator
             yield f"# trl.{name} ={comment}"
         else:
             yield f"{'' if name in given else '# '}trl.{name} = {toml_value(value)}{comment}"
+    yield from (f"trl.{name} = {toml_value(given[name])}" for name in PASSED if name in given)
+    yield f"# of TRL as they are: {', '.join(f'trl.{name}' for name in PASSED if name not in given)}"
 
 
 def _is_tables(value: Any) -> bool:

@@ -789,7 +789,7 @@ def _trl_config(config: NodeConfig, policy: Policy, folder: Path) -> GRPOConfig:
         use_cpu=policy.model.device.type == "cpu",
         # The update.
         learning_rate=trainer.learning_rate,
-        **options.of_update,
+        **trainer.of_update,
         warmup_steps=options.warmup_steps * trainer.num_iterations,
         beta=0.0,  # no reference model is kept
         num_iterations=trainer.num_iterations,

@@ -127,7 +127,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["node", "--rounds", "-1"], "--rounds"),
         (["swarm", "--rounds", "0"], "configuration key 'rounds'"),
         (["node", "--forget", "sampling.locl"], "--forget sampling.locl: unknown configuration key 'sampling.locl'"),
-        (["node", "--set", "trainer.trl.lr_scheduler_type=cosine"], "comes down to 0 at the last round: set rounds"),
+        (["node", "--set", "trainer.trl.lr_scheduler_type=cosine"], "comes down until the last round: set rounds"),
         (["node", "missing.toml"], "no configuration file missing.toml: check the path"),
         (["swarm", "-n", "0"], "-n"),
         (["swarm", "-n", "four"], "-n"),
@@ -474,14 +474,14 @@ def test_every_key_of_a_written_file_holds_as_its_comment_says(
 
 
 def test_every_key_with_all_includes_each_of_trls_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["node", "--dry-run", "--all", "--set", "trainer.trl.epsilon=0.1"], debug=False) == 0
+    assert run(["node", "--dry-run", "--all", "--set", "trainer.trl.epsilon_high=0.1"], debug=False) == 0
     printed = capfd.readouterr().out
-    assert "\ntrl.epsilon = 0.1" in printed
+    assert "\ntrl.epsilon_high = 0.1" in printed
     (tmp_path / "printed.toml").write_text(printed)
-    assert load_config(tmp_path / "printed.toml").trainer.trl == {"epsilon": 0.1}
+    assert load_config(tmp_path / "printed.toml").trainer.trl == {"epsilon_high": 0.1}
     (tmp_path / "live.toml").write_text(re.sub(r"^# (trl\.\w+ = (?=[^ #]))", r"\1", printed, flags=re.MULTILINE))
     set_now = load_config(tmp_path / "live.toml").trainer
-    assert set_now.options == TrlOptions(epsilon=0.1)
+    assert set_now.options == TrlOptions(epsilon_high=0.1)
     without_default = {name for name, field in TrlOptions.model_fields.items() if field.default is None}
     assert set_now.trl.keys() == TrlOptions.model_fields.keys() - without_default
     assert all(f"\n# trl.{name} =  # " in printed for name in without_default)

@@ -108,7 +108,7 @@ def test_a_file_goes_before_the_folder_and_the_rest_is_remembered(tmp_path: Path
     path.write_text("[sampling]\nlocal = 5\n[trainer]\nsave_steps = 7\n")
     again = start(folder, "trainer.save_steps=9", path=path)
     assert (again.config.sampling.local, again.config.trainer.save_steps) == (5, 9)
-    assert (again.config.trainer.options.weight_decay, again.config.network.listen) == (0.1, "tcp://0.0.0.0:4001")
+    assert (again.config.trainer.trl["weight_decay"], again.config.network.listen) == (0.1, "tcp://0.0.0.0:4001")
     remembered = ["trainer.trl = {weight_decay = 0.1, epsilon = 0.1}", 'network.listen = "tcp://0.0.0.0:4001"']
     assert again.remembered == remembered
     other = start(folder, "trainer.trl.epsilon=0.3", path=path)

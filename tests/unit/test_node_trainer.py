@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from node.config import TrlOptions, parse_config
+from node.config import PASSED, TRL_OPTIONS, parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import DivergedError, UserError
@@ -81,11 +81,11 @@ def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[fl
         else (one - torch.tensor(row.logprobs)[drawn(row)]).exp().clamp(max=cap)
         for row, one in zip(rows, old, strict=True)
     ]
-    low, high = options.epsilon, options.epsilon_high
+    low, high = config.trainer.trl.get("epsilon", GRPOConfig.epsilon), options.epsilon_high
     loss = round_loss(new, old, rows, FULL_WEIGHT, options.loss_type, low, high, longest, level, corrections)
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
-    return loss.item(), gradients, clipped_fraction(new, old, advantages, options.epsilon, options.epsilon_high)
+    return loss.item(), gradients, clipped_fraction(new, old, advantages, low, high)
 
 
 def assert_same(found: Named, expected: Named) -> None:
@@ -204,7 +204,7 @@ def test_a_truncated_completion_is_masked_and_its_row_counts(policy, tmp_path, l
         ({"trainer": {"gradient_accumulation_steps": 2}}, "tokens_per_batch splits a round"),
         ({"trainer": {"trl": {"loss_type": "luspo"}}}, "loss_type='luspo' wants importance_sampling_level='sequence'"),
         ({"trainer": {"trl": {"lose_type": "grpo"}}}, "'lose_type' is no option of it: did you mean 'loss_type'?"),
-        ({"trainer": {"trl": {"delta": 1.5}}}, "'delta' is no option of it: there are lr_scheduler_type, "),
+        ({"trainer": {"trl": {"beta": 0.1}}}, "beta of TRL is left out: no reference model is kept"),
         ({"trainer": {"trl": {"epsilon": 0}}}, "'trainer.trl': epsilon: Input should be greater than 0"),
         ({"trainer": {"trl": {"learning_rate": 1e-5}}}, "a setting of its own: set trainer.learning_rate"),
         ({"trainer": {"lose_type": "grpo"}}, "did you mean 'trainer.trl.loss_type'?"),
@@ -220,7 +220,18 @@ UNCORRECTED = {"vllm_importance_sampling_correction": False}
 
 
 def test_an_option_of_trls_is_one_in_trl_too():
-    assert TrlOptions.model_fields.keys() <= {field.name for field in dataclasses.fields(GRPOConfig)}
+    assert set(TRL_OPTIONS) <= {field.name for field in dataclasses.fields(GRPOConfig)}
+
+
+def test_an_option_that_the_node_does_not_read_reaches_trl_as_it_is_and_else_has_trls_default(policy, tmp_path):
+    given = {"delta": 1.5, "epsilon": 0.1, "adam_beta1": 0.8, "sapo_temperature_pos": 0.9, "weight_decay": 0.01}
+    config = parse_config({"rounds": 1, "trainer": {"trl": given}})
+    args = trainer_of(policy, config, tmp_path / "node", fixed_rounds()).args
+    plain = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert {name: getattr(args, name) for name in PASSED} == {name: getattr(plain, name) for name in PASSED} | given
+    for bad, complaint in ({"epsilon": -1}, "epsilon: .* greater than 0"), ({"delta": "x"}, "delta: .* a valid number"):
+        with pytest.raises(UserError, match=complaint):
+            parse_config({"trainer": {"trl": bad}})
 
 
 def test_top_p_is_no_trouble_without_the_ratio():
