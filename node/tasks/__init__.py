@@ -106,8 +106,9 @@ class Task(Protocol):
                       without it, or where it is empty, they are shared
         range         the two numbers that a person knows as rewards 0 and 1; without it, these
         outside       what it pays outside of 0 to 1, as far as was found when it was loaded; a line for a person
-        submit        queues a text for a worker process (`node.tasks.verdicts.Submit`); other people's tasks get
+        submit        queues texts for worker processes (`node.tasks.verdicts.Submit`); other people's tasks get
                       theirs when they are loaded
+        verify_together  scores several of this node's own texts in one call (`node.tasks.verdicts.Together`)
         start         begins an episode of several turns, which then takes the place of `verify`; and
         replayable    whether peers may play it again: see `node.tasks.environments`
         confine       whether somebody's `verify` and episodes are kept from the network and from writing files; they

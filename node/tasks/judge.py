@@ -11,6 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ RUBRIC = "You grade answers. 1 is right and complete, 0 is wrong."
 ASK = "Reply with one number from 0 to 1 and nothing else."
 MAX_TOKENS = 1024  # of a reply: some models think first
 MAX_REPLY_BYTES = 1 << 20
+AT_ONCE = 8  # requests to a judge
 _NUMBER = re.compile(r"(?<![\d.-])(?:0(?:\.\d*)?|1(?:\.0*)?|\.\d+)(?![\d.]*\d)")
 
 
@@ -36,7 +38,8 @@ class Judge:
 
     def __call__(self, prompts: list[Any], completions: list[Any], **_: object) -> list[float]:
         """Return what the judge pays for each completion; raise `JudgeError` if it does not say."""
-        return [self._paid(_text(asked), _text(made)) for asked, made in zip(prompts, completions, strict=True)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._paid, map(_text, prompts), map(_text, completions)))
 
     def _paid(self, asked: str, made: str) -> float:
         question = f"Question:\n{asked}\n\nAnswer:\n{made}\n\n{ASK}"

@@ -19,7 +19,7 @@ from node.tasks import Item, Task, TaskKey, Wrapper, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
 from node.tasks.environments import start_of
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Submit, Verdict, already, played, submit_of
+from node.tasks.verdicts import Asked, Submit, Together, Verdict, already, submit_of
 
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
@@ -44,17 +44,31 @@ class Prompted(Wrapper):
 
     @property
     def submit(self) -> Submit | None:
-        """Queues a text for a worker process; None if the task scores in this process."""
+        """Queues texts for worker processes; None if the task scores in this process."""
         submit = submit_of(self.base)
         if submit is None or self.mode is None:
             return submit
-        return lambda item, text, is_own: (
-            already(0.0) if (read := self._read(text)) is None else submit(item, read, is_own)
-        )
 
-    def submit_episode(self, item: Item, texts: Sequence[str], is_own: bool) -> "Future[Verdict]":
-        """Queue an episode, to be played again by a worker process of the task's."""
-        return played(self.base)(item, texts, is_own)
+        def read_first(batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+            read = [one._replace(text=found) for one in batch if (found := self._read(one.text)) is not None]
+            futures = iter(submit(read, is_own))
+            return [already(0.0) if self._read(one.text) is None else next(futures) for one in batch]
+
+        return read_first
+
+    @property
+    def verify_together(self) -> Together | None:
+        """Scores several own texts in one call, in this process; None if the task has no such call."""
+        together: Together | None = getattr(self.base, "verify_together", None)
+        if together is None or self.mode is None:
+            return together
+
+        def read_first(batch: Sequence[Asked]) -> list[Verdict]:
+            read = [one._replace(text=found) for one in batch if (found := self._read(one.text)) is not None]
+            verdicts = iter(together(read) if read else [])
+            return [0.0 if self._read(one.text) is None else next(verdicts) for one in batch]
+
+        return read_first
 
     @property
     def answer_mode(self) -> AnswerMode:

@@ -14,8 +14,9 @@ A function is named by where it is:
 It gets what TRL 1.16 hands over (`GRPOTrainer._calculate_rewards`): prompts, completions, completion_ids and the other
 columns of the rows, each a list; `log_extra` and `log_metric`, which do nothing here; and `trainer_state`, which raises
 when it is used, since the receiver of a group cannot know how far its maker was. A completion is a text, or one message
-of an assistant where the row's prompt is a list of messages. Functions may be async. Each text is paid alone, in a list
-of one. Token ids are those of the task's tokenizer, without an end of text; without one, a token is a character.
+of an assistant where the row's prompt is a list of messages. Functions may be async. A node's own texts of a round are
+paid in one call, a peer's each alone, in a list of one. Token ids are those of the task's tokenizer, without an end of
+text; without one, a token is a character.
 
 TRL's sum: each reward times its weight, None and NaN left out. The reward is this sum, or (sum - low) / (high - low)
 where the task states a range; nothing is clipped. If no function can tell, the text is unscorable.
@@ -235,14 +236,17 @@ class Functions:
             names.append(f"{one.name}_{before + 1}" if one.name in names else one.name)
         return names
 
-    def score(self, answered: Answered) -> Message:
-        """Return the reward of a text, and what each function gave.
+    def score(self, answers: Sequence[Answered]) -> list[Message]:
+        """Return the reward of each text, and what each function gave, by one call of each function.
 
         Raises:
-            RewardError: none can tell, or one gives what is no reward.
+            RewardError: a function raises or gives what is no reward, or none can tell about one of the texts.
         """
-        given = [one.give([answered], self.tokens)[0] for one in self.functions]
-        paid = [None if one is None or math.isnan(one) else one for one in given]
+        given = [function.give(answers, self.tokens) for function in self.functions]
+        return [self._summed(of_text) for of_text in zip(*given, strict=True)]
+
+    def _summed(self, given: Sequence[Any]) -> Message:
+        paid = [None if reward is None or math.isnan(reward) else reward for reward in given]
         parts = {name: reward for name, reward in zip(self.names, paid, strict=True) if reward is not None}
         total = weighted_sum(self.weights, paid)
         if total is None:
@@ -349,7 +353,7 @@ def main() -> None:
         if asked["call"] == "trial":
             requests.reply(_tried(functions, request, asked["rows"]))
         else:
-            requests.reply(_scored(functions, Answered(asked["prompt"], asked["columns"], asked["text"])))
+            requests.reply(_scored(functions, asked))
 
 
 def begin(request: Message) -> tuple[Functions, Message]:
@@ -390,9 +394,12 @@ def _refused(first: Message, error: Exception) -> Message:
     return {"error": f"{line}{HELD}" if first["confine"] and "Permission" in line else line}
 
 
-def _scored(functions: Functions, answered: Answered) -> Message:
+def _scored(functions: Functions, asked: Message) -> Message:
+    """Reply to a request for one text, or for a batch."""
     try:
-        return functions.score(answered)
+        if "batch" not in asked:
+            return functions.score([Answered(*asked["answered"])])[0]
+        return {"scored": functions.score([Answered(*one["answered"]) for one in asked["batch"]])}
     except RewardError as error:
         return {"error": one_line(error)}
 

@@ -74,7 +74,7 @@ from node.tasks.reward_functions import (
     trial_texts,
     weighted_sum,
 )
-from node.tasks.verdicts import LOAD_S, Answer, Scored, Verdict, Workers, score
+from node.tasks.verdicts import LOAD_S, Answer, Asked, Scored, Verdict, Workers, score
 
 VERSION = 1
 TRIAL_ROWS = 2
@@ -202,8 +202,12 @@ class LocalRewards(_RowsTask):
     functions: Functions
 
     def verify(self, item: Item, text: str) -> Verdict:
-        said = self.functions.score(Answered(*self.rows[item.content], text))
-        return Scored(said["reward"], said["parts"])
+        return self.verify_together([Asked(item, text)])[0]
+
+    def verify_together(self, batch: Sequence[Asked]) -> list[Verdict]:
+        """Score several texts, in one call of each function."""
+        said = self.functions.score([Answered(*self.rows[one.item.content], one.text) for one in batch])
+        return [Scored(one["reward"], one["parts"]) for one in said]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +221,12 @@ class RewardsTask(_RowsTask):
     def verify(self, item: Item, text: str) -> Verdict:
         return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        """Queue a text for a worker process."""
-        prompt, columns = self.rows[item.content]
-        return self.workers.submit({"call": "score", "prompt": prompt, "columns": columns, "text": text}, is_own)
+    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+        """Queue texts for worker processes: own ones for one call, as in TRL, a peer's for a call each."""
+        requests = [{"call": "score", "answered": Answered(*self.rows[one.item.content], one.text)} for one in batch]
+        if is_own:
+            return self.workers.submit_together(requests)
+        return [self.workers.submit(one, is_own) for one in requests]
 
 
 def load_rewards(

@@ -129,9 +129,7 @@ class ToolEpisode:
 
     def _reward(self, text: str) -> float:
         prompt, columns = self.row
-        said = self.functions.score(Answered(prompt, {**columns, "environments": self.instance}, text))
-        if said["reward"] is None:
-            raise ValueError("neither get_reward nor a function returned a number")
+        (said,) = self.functions.score([Answered(prompt, {**columns, "environments": self.instance}, text)])
         return float(said["reward"])
 
 

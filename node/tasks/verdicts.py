@@ -9,10 +9,14 @@ scores in worker processes with limits on memory and on the time for each text (
 before its peers'. In each worker at most one text of a peer delays them, for `SCORE_S`, and for the start of a new
 worker if that text ended the old one.
 
+A peer's text is always a call of its own. A node's own texts of reward functions are one call a round, as in TRL. If
+that call raises, ends its worker, or takes longer than `TOGETHER` texts may, each text is scored alone.
+
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": a number or null} or {"error": why
-not}; "parts" beside a reward are what each of several functions paid, by name. To a request "start" it replies with the
-channel of an episode (`node.tasks.fork_server`).
+not}; "parts" beside a reward are what each of several functions paid, by name. To a request with a "batch" it replies
+with such a reply for each of it, as "scored". To a request "start" it replies with the channel of an episode
+(`node.tasks.fork_server`).
 
 Somebody's text may have written any reply. So its form is checked (`reward_of`), and a reply that is to no request, or
 to an earlier one, is dropped and counted.
@@ -43,7 +47,15 @@ from node.config import TaskConfig
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
-from node.processes.worker_process import Message, Requests, WorkerError, WorkerProcess, connect, yield_memory
+from node.processes.worker_process import (
+    Message,
+    Requests,
+    WorkerError,
+    WorkerProcess,
+    WorkerTimeoutError,
+    connect,
+    yield_memory,
+)
 from node.tasks import Item, Task, TaskKey, Wrapper, is_reward
 from node.tasks.environments import StartEpisode, play_again, start_of
 from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
@@ -51,8 +63,21 @@ from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fo
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text had to wait too long to be scored
 MaybeLate = Verdict | Literal["late"]
-Submit = Callable[[Item, str, bool], "Future[Verdict]"]
-"""A task's `submit`: it queues a text for a worker process, before peers' texts if the third argument is true."""
+
+
+class Asked(NamedTuple):
+    """A text to be scored as an answer to an item; in an episode, after the texts said `before` it."""
+
+    item: Item
+    text: str
+    before: tuple[str, ...] = ()
+
+
+Submit = Callable[[Sequence[Asked], bool], "list[Future[Verdict]]"]
+"""A task's `submit`: it queues texts for worker processes. The second argument says whether they are this node's own,
+which go before peers' and may share a call."""
+Together = Callable[[Sequence[Asked]], list[Verdict]]
+"""A task's `verify_together`: one call for several of this node's own texts, in this process. It may raise."""
 
 LOAD_S = 300.0  # a busy machine may take a minute to import what a task needs
 SCORE_S = 20.0  # for one text; a usual one takes less than a millisecond
@@ -64,6 +89,7 @@ PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a ro
 CONFINED = "(it is confined unless it says `confine = False`) "
 QUOTED = 200  # characters of a reason in the log
 MAX_REPLY = 1 << 20  # bytes of a reply to a text
+TOGETHER = 4  # times the seconds of one text that a round's texts in one call may take; a text that hangs costs as much
 MAX_PARTS = 64  # functions of a task
 
 log = structlog.get_logger()
@@ -88,6 +114,11 @@ class Answer(NamedTuple):
     item: Item
     text: str
     before: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> Asked:
+        """The answer without its task."""
+        return Asked(self.item, self.text, self.before)
 
     def judged(self) -> Verdict:
         """Return the verdict, found in this process; raise what the task raises."""
@@ -120,7 +151,11 @@ class Scoring:
 
     def __init__(self, answers: Sequence[Answer], is_own: bool) -> None:
         self._answers = answers
-        self._queued = [_submitted(one, is_own) for one in answers]
+        self._is_own = is_own
+        self._queued: list[Future[Verdict] | None] = [None] * len(answers)
+        for places in _by_task(answers):
+            for place, future in zip(places, _submitted([answers[place] for place in places], is_own), strict=True):
+                self._queued[place] = future
 
     def wait(self, seconds: float) -> list[MaybeLate]:
         """Return the verdict on each answer, after `seconds` at most.
@@ -128,15 +163,30 @@ class Scoring:
         An answer that is being scored then is unscorable. One whose turn did not come is `LATE`: it is not scored.
         """
         deadline = time.monotonic() + seconds
-        here = [
-            _in_place(one, deadline) if future is None else None
-            for one, future in zip(self._answers, self._queued, strict=True)
-        ]
+        here = self._in_place(deadline)
         wait_for([one for one in self._queued if one is not None], max(0.0, deadline - time.monotonic()))
         return [
-            verdict if future is None else _outcome(one, future)
-            for one, future, verdict in zip(self._answers, self._queued, here, strict=True)
+            here[place] if future is None else _outcome(one, future)
+            for place, (one, future) in enumerate(zip(self._answers, self._queued, strict=True))
         ]
+
+    def _in_place(self, deadline: float) -> dict[int, MaybeLate]:
+        """Return the verdicts that are found in this process, by place."""
+        found: dict[int, MaybeLate] = {}
+        for places in _by_task(self._answers):
+            if self._queued[places[0]] is None:
+                answers = [self._answers[place] for place in places]
+                together = getattr(answers[0].task, "verify_together", None) if self._is_own else None
+                found.update(zip(places, _all_in_place(answers, together, deadline), strict=True))
+        return found
+
+
+def _by_task(answers: Sequence[Answer]) -> list[list[int]]:
+    """Return the places of each task's answers."""
+    places: dict[int, list[int]] = {}
+    for place, one in enumerate(answers):
+        places.setdefault(id(one.task), []).append(place)
+    return list(places.values())
 
 
 def submit_of(task: Task) -> Submit | None:
@@ -149,21 +199,15 @@ def is_to_be_confined(task: Task) -> bool:
     return getattr(task, "confine", True)
 
 
-def played(task: Task) -> "Callable[[Item, Sequence[str], bool], Future[Verdict]]":
-    """Return the task's `submit_episode`, which queues an episode to be played again in a worker process."""
-    return task.submit_episode  # type: ignore[attr-defined]  # every task with a `submit` and a `start` has it
-
-
-def _submitted(answer: Answer, is_own: bool) -> "Future[Verdict] | None":
-    submit = submit_of(answer.task)
+def _submitted(answers: Sequence[Answer], is_own: bool) -> "Sequence[Future[Verdict] | None]":
+    """Queue answers to one task; None for each if the task scores in this process."""
+    submit = submit_of(answers[0].task)
     if submit is None:
-        return None
+        return [None] * len(answers)
     try:
-        if start_of(answer.task) is not None:
-            return played(answer.task)(answer.item, (*answer.before, answer.text), is_own)
-        return submit(answer.item, answer.text, is_own)
+        return submit([one.asked for one in answers], is_own)
     except Exception as error:  # noqa: BLE001  # as in `_in_place`
-        return already(_raised(answer, error))
+        return [already(_raised(one, error)) for one in answers]
 
 
 def _outcome(answer: Answer, future: "Future[Verdict]") -> MaybeLate:
@@ -173,6 +217,13 @@ def _outcome(answer: Answer, future: "Future[Verdict]") -> MaybeLate:
         return future.result()
     warn_unscorable(answer.task.key.name, "it took too long")
     return None
+
+
+def _all_in_place(answers: Sequence[Answer], together: Together | None, deadline: float) -> list[MaybeLate]:
+    if together is not None and len(answers) > 1 and time.monotonic() <= deadline:
+        with suppress(Exception):  # one of the texts may be why: alone it is told
+            return [*together([one.asked for one in answers])]
+    return [_in_place(one, deadline) for one in answers]
 
 
 def _in_place(answer: Answer, deadline: float) -> MaybeLate:
@@ -267,6 +318,14 @@ class Workers:
         self._lanes.put(_OWN if is_own else _PEERS, lambda lane: lane.verdict(request), future)
         return future
 
+    def submit_together(self, requests: Sequence[Message]) -> "list[Future[Verdict]]":
+        """Queue own requests as one call; each alone if there is one, or once such a call was late."""
+        if len(requests) < 2 or not self._lanes.together:
+            return [self.submit(one, is_own=True) for one in requests]
+        futures: list[Future[Verdict]] = [Future() for _ in requests]
+        self._lanes.put(_OWN, lambda lane: lane.verdicts(requests, futures), Future())
+        return futures
+
 
 _CLOSE, _OWN, _PEERS = range(3)  # the order in which a lane takes what waits
 
@@ -302,6 +361,7 @@ class _Lanes:
         self.module = module
         self.first = first
         self.seconds = seconds
+        self.together = True  # whether own texts may share a call
         self.waiting: queue.PriorityQueue[tuple[int, int, Callable[[_WorkerThread], Any] | None, Future[Any]]] = (
             queue.PriorityQueue()
         )
@@ -407,8 +467,50 @@ class _WorkerThread:
             raise WorkerError(str(self._said if isinstance(self._said, Exception) else self._said["error"]))
         return self._worker
 
+    def verdicts(self, requests: Sequence[Message], futures: "Sequence[Future[Verdict]]") -> None:
+        """Settle `futures` by one call for all requests; by a call for each where that fails."""
+        live = [(one, future) for one, future in zip(requests, futures, strict=True) if _begins(future)]
+        if not live:
+            return
+        said = self._asked_together([one for one, _ in live])
+        for at, (request, future) in enumerate(live):
+            if said is not None:
+                future.set_result(self._read(said[at]))
+            else:
+                self._lanes.put(_OWN, partial(_WorkerThread._settle, request=request, future=future), Future())
+
+    def _settle(self, request: Message, future: "Future[Verdict]") -> None:
+        future.set_result(self.verdict(request))
+
+    def _asked_together(self, requests: Sequence[Message]) -> list[Message] | None:
+        """Return the reply to each of some requests in one call; None if the call failed."""
+        if self._worker is None:
+            return None
+        fields = [{name: one[name] for name in one if name != "call"} for one in requests]
+        request, began = {"call": requests[0]["call"], "batch": fields}, time.monotonic()
+        try:
+            scored = self.reply(request, self._lanes.seconds * TOGETHER).get("scored")
+        except WorkerTimeoutError:
+            self._lanes.together = False
+            log.warning(
+                "texts are scored one by one from here on: together they took too long",
+                task=self._lanes.task,
+                texts=len(requests),
+                seconds=self._lanes.seconds * TOGETHER,
+            )
+            return None
+        except Exception:  # noqa: BLE001  # alone, each says what it is
+            return None
+        finally:
+            self._busy += time.monotonic() - began
+        if not isinstance(scored, list) or len(scored) != len(requests):
+            return None
+        return scored if all(isinstance(one, dict) for one in scored) else None
+
     def verdict(self, request: Message) -> Verdict:
-        said = self._asked(request)
+        return self._read(self._asked(request))
+
+    def _read(self, said: Message) -> Verdict:
         try:
             verdict = reward_of(said)
             reason = said.get("error", "its task cannot tell")
@@ -431,6 +533,11 @@ class _WorkerThread:
             return {"error": str(error)}
         finally:
             self._busy += time.monotonic() - began
+
+
+def _begins(future: "Future[Verdict]") -> bool:
+    """Tell whether a text is still wanted, and keep it from being cancelled if it is."""
+    return future.set_running_or_notify_cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,14 +565,13 @@ class IsolatedTask(Wrapper):
     def verify(self, item: Item, text: str) -> Verdict:
         return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        """Queue a text for a worker process."""
-        return self.workers.submit({"call": "score", "item": asdict(item), "text": text}, is_own)
+    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+        """Queue texts for worker processes; an episode is played again there."""
+        return [self.workers.submit(_request(one), is_own) for one in batch]
 
-    def submit_episode(self, item: Item, texts: Sequence[str], is_own: bool) -> "Future[Verdict]":
-        """Queue an episode, to be played again by a worker process."""
-        *before, text = texts
-        return self.workers.submit({"call": "score", "item": asdict(item), "text": text, "before": before}, is_own)
+
+def _request(asked: Asked) -> Message:
+    return {"call": "score", "item": asdict(asked.item), "text": asked.text, "before": asked.before}
 
 
 def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> IsolatedTask:

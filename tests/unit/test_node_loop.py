@@ -35,7 +35,7 @@ from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Scored, Verdict, already
+from node.tasks.verdicts import Asked, Scored, Verdict, already
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
@@ -1059,8 +1059,8 @@ def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itse
 class Beside(Guess):
     """A task that scores in processes of its own."""
 
-    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        return already(self.verify(item, text))
+    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+        return [already(self.verify(one.item, one.text)) for one in batch]
 
 
 def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_the_same(

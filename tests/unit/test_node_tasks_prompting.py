@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from node.tasks.prompting import DRAWS, prompted, takes_more
 from node.tasks.questions import DEFAULT_SPLIT
 from node.tasks.reasoning_gym import SCORERS
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Answer, Verdict, already, score, submit_of
+from node.tasks.verdicts import Answer, Asked, Verdict, already, score, submit_of
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 
@@ -226,9 +226,9 @@ class Beside(Custom):
 
     given: list[str] = field(default_factory=list)
 
-    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        self.given.append(text)
-        return already(None if text == "number 0" else self.verify(item, text))
+    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+        self.given.extend(one.text for one in batch)
+        return [already(None if one.text == "number 0" else self.verify(one.item, one.text)) for one in batch]
 
 
 def test_what_is_scored_elsewhere_is_the_answer_that_is_read_and_a_text_without_one_earns_nothing() -> None:

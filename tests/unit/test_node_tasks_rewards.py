@@ -43,7 +43,7 @@ from node.tasks.reward_functions import (
     trial_texts,
 )
 from node.tasks.rewards import RewardsTask, load_rewards
-from node.tasks.verdicts import Scored
+from node.tasks.verdicts import Answer, Scored, Scoring, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 
@@ -221,14 +221,16 @@ def test_none_and_nan_are_left_out_of_the_weighted_sum_as_trl_leaves_them_out() 
         function(lambda *, it=reward, **_: [it], f"f{at}") for at, reward in enumerate((0.5, None, float("nan"), -1))
     ]
     functions = Functions(made, [2.0, 1.0, 1.0, 0.5], -1.0, 3.0, tokens_of(""))
-    assert functions.score(ONE) == {"reward": (1.0 - 0.5 + 1.0) / 4.0, "parts": {"f0": 0.5, "f3": -1.0}}
+    assert functions.score([ONE]) == [{"reward": (1.0 - 0.5 + 1.0) / 4.0, "parts": {"f0": 0.5, "f3": -1.0}}]
     with pytest.raises(RewardError, match=r"^f1 returned None, f2 returned nan$"):
-        Functions(made[1:3], [1.0, 1.0], 0.0, 2.0, tokens_of("")).score(ONE)
+        Functions(made[1:3], [1.0, 1.0], 0.0, 2.0, tokens_of("")).score([ONE])
 
 
 @pytest.mark.parametrize(("paid", "reward"), [(-5.0, -1.0), (-1.0, 0.0), (0.0, 0.25), (3.0, 1.0), (9.0, 2.5)])
 def test_a_range_says_which_sums_are_rewards_of_0_and_1_and_clips_nothing(paid: float, reward: float) -> None:
-    assert Functions([function(lambda **_: [paid])], [1.0], -1.0, 3.0, tokens_of("")).score(ONE)["reward"] == reward
+    assert (
+        Functions([function(lambda **_: [paid])], [1.0], -1.0, 3.0, tokens_of("")).score([ONE])[0]["reward"] == reward
+    )
 
 
 def test_without_a_range_the_sum_is_the_reward_as_in_trl(folder: Path) -> None:
@@ -239,13 +241,13 @@ def test_without_a_range_the_sum_is_the_reward_as_in_trl(folder: Path) -> None:
 def test_a_sum_that_rounding_puts_beyond_the_range_is_within_it() -> None:
     tenth = function(lambda **_: [0.1])
     assert sum([0.1] * 3) > 0.3
-    assert Functions([tenth] * 3, [1.0] * 3, 0.0, 0.3, tokens_of("")).score(ONE)["reward"] == 1.0
+    assert Functions([tenth] * 3, [1.0] * 3, 0.0, 0.3, tokens_of("")).score([ONE])[0]["reward"] == 1.0
 
 
 def test_a_sum_that_is_too_large_is_told() -> None:
     made = [function(lambda **_: [1e15])]
     with pytest.raises(RewardError, match=r"the weighted sum 1e\+20 is no reward"):
-        Functions(made, [1e5], 0.0, 1.0, tokens_of("")).score(ONE)
+        Functions(made, [1e5], 0.0, 1.0, tokens_of("")).score([ONE])
 
 
 @pytest.mark.parametrize(
@@ -351,14 +353,14 @@ def test_three_functions_of_trl_run_as_they_are() -> None:
     made = [load_function("rewards", parse_spec(one), {}) for one in specs]
     functions = Functions(made, [1.0, 1.0, 1.0], -1.0, 2.0, tokens_of(""))
     row = CHAT._replace(columns={"solution": r"$\frac{1}{3}$"})
-    *wrong, right = (functions.score(row._replace(text=text)) for text in trial_texts(*row[:2]))
+    *wrong, right = functions.score([row._replace(text=text) for text in trial_texts(*row[:2])])
     assert right["parts"] == {
         "accuracy_reward": 1.0,
         "think_format_reward": 1.0,
         "soft_overlong_punishment_reward": pytest.approx(-0.4),  # of 48 characters
     }
     assert {one["parts"]["accuracy_reward"] for one in wrong} == {0.0}
-    assert functions.score(row._replace(columns={"solution": "no formula"}))["parts"].keys() == {
+    assert functions.score([row._replace(columns={"solution": "no formula"})])[0]["parts"].keys() == {
         "think_format_reward",
         "soft_overlong_punishment_reward",
     }
@@ -382,6 +384,37 @@ def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in
     (folder / "copy" / "rewards.py").write_text(FUNCTIONS + "\n")
     changed = {**options(folder / "copy", "accuracy", "brevity", weights=[1.0, 0.5]), "path": given["path"]}
     assert len({task.key, ranged.key, load_rewards("rewards/sums", changed).key}) == 3
+
+
+def test_own_texts_of_a_round_are_one_call_as_in_trl_and_peers_texts_are_a_call_each(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "def counted(completions, **kwargs):\n"
+        "    if 'raise' in completions:\n"
+        "        raise ValueError('not this one')\n"
+        "    return [1 / len(completions) for _ in completions]\n"
+    )
+    given = {**options(tmp_path, "counted"), "path": folder / "rows.jsonl"}
+    with pytest.raises(UserError, match="pays a completion by those beside it"):
+        load_rewards("rewards/counted", given)
+    (tmp_path / "rewards.py").write_text(
+        (tmp_path / "rewards.py").read_text().replace("1 / len(completions)", "1 / max(len(completions) - 16, 1)")
+    )
+    task = load_rewards("rewards/counted", given)
+    texts = [Answer(task, task.make(at), str(at)) for at in range(20)]
+    assert Scoring(texts, is_own=True).wait(60) == [0.25] * 20
+    assert Scoring(texts, is_own=False).wait(60) == [1.0] * 20
+    texts[7] = texts[7]._replace(text="raise")
+    with capture_logs() as logs:
+        assert Scoring(texts, is_own=True).wait(60) == [*[1.0] * 7, None, *[1.0] * 12], "alone, each says what it is"
+    assert [one["reason"] for one in logs] == ["counted raised ValueError: not this one (rewards.py, line 3)"]
+    functions = {"here:counted": lambda completions, **_: [1 / max(len(completions) - 16, 1) for _ in completions]}
+    here = load_rewards("rewards", {**given, "functions": ["here:counted"]}, functions)
+    assert score([one._replace(task=here) for one in texts]) == [0.25] * 20
+    read = prompted(here, TaskConfig(name="rewards", answer="boxed"))
+    boxed = [one._replace(task=read, text=f"\\boxed{{{at}}}") for at, one in enumerate(texts)]
+    assert score([*boxed, boxed[0]._replace(text="none")]) == [*[0.25] * 20, 0.0]
 
 
 def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 
 from node.config import TaskConfig
 from node.processes import confinement
-from node.processes.worker_process import Message, WorkerError
+from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
-from node.tasks.verdicts import LATE, Answer, Scored, Scoring, Verdict, Workers, score
+from node.tasks.verdicts import LATE, Answer, Asked, Scored, Scoring, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
@@ -245,6 +245,8 @@ class Scene:
     fails: set[int] = field(default_factory=set)  # requests that end their worker
     holds: dict[int, threading.Event] = field(default_factory=dict)  # requests that are not answered before
     says: Message | None = None  # to every request
+    together: list[list[int]] = field(default_factory=list)  # requests that were one call
+    late: bool = False  # whether such a call takes too long
 
     def worker(self, command: Sequence[str], environment: object) -> SimpleNamespace:
         number, self.begun = self.begun, self.begun + 1
@@ -252,6 +254,11 @@ class Scene:
             raise OSError("no more processes")
 
         def call(message: Message, timeout: float, most: int = 0) -> Message:
+            if "batch" in message:
+                self.together.append([one["number"] for one in message["batch"]])
+                if (timeout, self.late) == (20.0 * 4, True):
+                    raise WorkerTimeoutError("no answer")
+                return self.says or {"scored": [{"reward": one["number"] / 100} for one in message["batch"]]}
             if "number" not in message:
                 assert self.loads is None or self.loads.wait(60)
                 self.clock.now += self.start_s
@@ -331,6 +338,33 @@ def test_own_texts_go_before_those_of_peers_that_wait(scene: Scene) -> None:
     first.set()
     assert [one.result(LATER) for one in own + peers] == [0.1, 0.11, *rewards(4)]
     assert [number for _, number in scene.asked] == [0, 10, 11, 1, 2, 3]
+
+
+def test_own_texts_are_one_call_and_one_by_one_where_that_fails_or_was_late(scene: Scene) -> None:
+    workers = Workers("t", "m", {})
+
+    def together(count: int) -> list[Verdict]:
+        return [one.result(LATER) for one in workers.submit_together(requests(count))]
+
+    assert together(3) == rewards(3) and (scene.together, scene.asked) == ([[0, 1, 2]], [])
+    assert together(1) == rewards(1) and scene.asked == [(0, 0)]
+    for says in ({"error": "no"}, {"scored": [{"reward": 1.0}]}, {"scored": [1, 2]}, {"scored": 1}):
+        scene.says = says
+        workers.submit_together(requests(2))[1].exception(LATER)
+    assert len(scene.together) == 5 and len(scene.asked) == 1 + 4 * 2
+    scene.says, scene.late = None, True
+    with capture_logs() as logs:
+        assert together(3) == rewards(3)
+    assert [one["event"] for one in logs] == ["texts are scored one by one from here on: together they took too long"]
+    assert together(3) == rewards(3) and len(scene.together) == 6
+
+
+def test_a_batch_leaves_out_what_nobody_waits_for_any_more(scene: Scene) -> None:
+    scene.loads = threading.Event()
+    futures = Workers("t", "m", {}).submit_together(requests(3))
+    assert futures[1].cancel()
+    scene.loads.set()
+    assert [futures[0].result(LATER), futures[2].result(LATER), scene.together] == [0.0, 0.02, [[0, 2]]]
 
 
 def test_workers_end_with_what_owns_them_though_one_is_busy(scene: Scene) -> None:
@@ -447,12 +481,14 @@ class Elsewhere(InPlace):
 
     queued: list[tuple[str, bool, "Future[Verdict]"]] = field(default_factory=list)
 
-    def submit(self, item: Item, text: str, is_own: bool) -> "Future[Verdict]":
-        if text == "raise":
-            raise ValueError("not this one")
-        future: Future[Verdict] = Future()
-        self.queued.append((text, is_own, future))
-        return future
+    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+        futures: list[Future[Verdict]] = []
+        for one in batch:
+            if one.text == "raise":
+                raise ValueError("not this one")
+            futures.append(Future())
+            self.queued.append((one.text, is_own, futures[-1]))
+        return futures
 
     def begin(self, text: str, verdict: Verdict = None, *, and_end: bool = True) -> None:
         (future,) = [future for one, _, future in self.queued if one == text]
