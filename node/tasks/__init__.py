@@ -19,7 +19,6 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     rewards          rows and reward functions in TRL's form
     trl_environments rows and environments in TRL's form, with tools
     tool_calls       the forms in which a policy calls a tool
-    tool_schemas     what a policy is told of a tool
     reward_functions calls them as TRL does, in a process of their own
     judge            another model as a reward function
     reasoning_gym    data sets of reasoning-gym, with scorers of our own

@@ -41,7 +41,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 Schema = Mapping[str, Any]
-"""A JSON schema of a tool's parameters, as `node.tasks.tool_schemas` makes it of a function."""
+"""A JSON schema of a tool's parameters, as `transformers.utils.get_json_schema` makes it of a function."""
 
 
 class SaidCall(NamedTuple):
@@ -223,3 +223,17 @@ def kind_of(schema: Schema) -> str:
         return " or ".join(map(json.dumps, schema["enum"]))
     kind = schema.get("type", "any")
     return " or ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
+
+
+def plain_form(tools: str) -> str:
+    """Return the text that tells the tools, schemas as in `Item.tools`, to a model whose template tells none."""
+    lines = [
+        f"To use a tool, say its call in a line of its own, as in {FORM}. Then you are told what it returns. Tools:"
+    ]
+    for tool in json.loads(tools):
+        function = tool["function"]
+        given = function["parameters"].get("properties", {})
+        signature = ", ".join(f"{name}: {kind_of(one)}" for name, one in given.items())
+        about = [function["description"], *(f"{name}: {one['description']}" for name, one in given.items())]
+        lines.append(f"{function['name']}({signature}): {' '.join(' '.join(about).split())}")
+    return "\n".join(lines)

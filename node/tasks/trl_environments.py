@@ -62,7 +62,6 @@ from node.tasks.rewards import (
 )
 from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
 from node.tasks.tool_calls import CallError, SaidCall, Schema, check_call, read_calls, told
-from node.tasks.tool_schemas import schema_of
 
 VERSION = 1
 NO_TOOLS = ("reset", "get_reward")
@@ -251,6 +250,9 @@ def _ask(instance: Any, row: PromptRow, tools: str) -> Item:
 
 def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:
     """Return the schemas of an environment's tools by their names, and the tools as `Item.tools` has them."""
+    from transformers.utils import get_json_schema  # as TRL does; it imports torch
+    from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+
     methods = [method for method, _ in inspect.getmembers(type(instance), predicate=inspect.isfunction)]
     if "reset" not in methods:
         raise UserError(f"task {name!r}: {type(instance).__name__} has no method reset(self, **row)")
@@ -258,8 +260,9 @@ def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:
     for method in methods:
         if not method.startswith("_") and method not in NO_TOOLS:
             try:
-                schemas.append(schema_of(getattr(instance, method)))
-            except (ValueError, TypeError, NameError) as error:  # NameError: of a type hint
+                schemas.append(get_json_schema(getattr(instance, method)))
+            except (DocstringParsingException, TypeHintParsingException, TypeError, NameError) as error:
+                # NameError: of a type hint
                 raise UserError(f"task {name!r}: the tool {method} cannot be told: {one_line(error)}") from None
     if not schemas:
         raise UserError(f"task {name!r}: {type(instance).__name__} has no public method, which would be a tool")

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.utils import get_json_schema
 from trl import GRPOConfig
 
 from node import run
@@ -39,11 +38,11 @@ from node.tasks.tool_calls import (
     check_call,
     fits,
     kind_of,
+    plain_form,
     read_calls,
     results_in,
 )
 from node.tasks.tool_calls import told as told_of_calls
-from node.tasks.tool_schemas import plain_form, schema_of
 from node.tasks.trl_environments import load_environment
 from node.tasks.verdicts import Answer, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
@@ -250,37 +249,6 @@ def test_a_schema_is_held_to_as_far_as_it_says() -> None:
     assert not fits(["a"], {"type": "array", "items": whole}) and not fits("b", {"enum": ["a"]})
 
 
-def test_tools_are_told_as_transformers_tells_them() -> None:
-    def find(what: str, most: int = 3, words: list[str] | None = None, either: int | str = 0, any_: bool = True):
-        """
-        Find something,
-        somewhere.
-
-        Args:
-            what: what to
-                look for
-            most (int): at most: so many
-            words: which
-            either: one of both
-            any_: whether one is enough
-
-        Returns:
-            what: it is
-        """
-
-    theirs, ours = get_json_schema(find)["function"], schema_of(find)["function"]
-    assert ours["name"] == "find" and ours["parameters"]["properties"]["what"]["description"] == "what to look for"
-    assert ours["description"] == theirs["description"]
-    assert ours["parameters"]["required"] == theirs["parameters"]["required"] == ["what"]
-    types = (
-        {name: {**one, "description": ""} for name, one in tool["parameters"]["properties"].items()}
-        for tool in (ours, theirs)
-    )
-    mine, other = types
-    other["either"] = {"anyOf": [{"type": one} for one in other["either"].pop("type")], **other["either"]}
-    assert mine == other
-
-
 GAME = '''
 class Game:
     def reset(self, target, **row):
@@ -397,6 +365,7 @@ def test_a_method_that_raises_is_told_and_one_that_hangs_costs_its_own_episode(
         ("class IncrementEnv:\n    def act(self): ...\n", "IncrementEnv", {}, "has no method reset"),
         ("class IncrementEnv:\n    def reset(self, **row): ...\n", "IncrementEnv", {}, "no public method"),
         (COUNTER.replace("step: int", "step"), "IncrementEnv", {}, "the tool increment cannot be told"),
+        (COUNTER.replace("step: Value", "by: Value"), "IncrementEnv", {}, "no description for the argument 'step'"),
         (COUNTER.replace("return None", "return 3"), "IncrementEnv", {}, "reset returned a int: return a text or None"),
         (COUNTER.replace("return None", "import os; return str(os.urandom(9))"), "IncrementEnv", {}, "another text"),
         (COUNTER.replace("return None", "1 / 0"), "IncrementEnv", {}, "raised ZeroDivisionError"),

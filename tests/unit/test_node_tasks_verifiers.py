@@ -17,7 +17,7 @@ from node.swarm.founding import adopt_tasks
 from node.tasks.environments import Done, Observation, step
 from node.tasks.prompting import prompted
 from node.tasks.task_set import TaskSet, unshared
-from node.tasks.tool_schemas import plain_form
+from node.tasks.tool_calls import plain_form
 from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.identity import Identity
