@@ -66,6 +66,8 @@ ROWS_MEASURED = 4096  # of a task, before training: some seconds' work
 MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
 PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
 
+TOOLS_LEFT_OUT = "; an environment's option tell = false leaves its tools out"
+
 LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising", "swarm/quotes_held_out")
 """Counts of peers' completions."""
 
@@ -151,6 +153,7 @@ class Loop:
                 line = (
                     f"task {task.key.name!r}: the prompts of {too_long} of {len(lengths)} rows have more than "
                     f"{self._longest_prompt} tokens and are not asked: {self._remedy(max(lengths))}"
+                    + (TOOLS_LEFT_OUT if any(item.tools for item in items) else "")
                 )
                 if 2 * too_long > len(lengths):
                     raise UserError(line)
@@ -273,7 +276,7 @@ class Loop:
                 raise UserError(
                     f"no question to train on is found: too many exceed {self._longest_prompt} tokens (raise "
                     "engine.max_prompt_length if the policy has room"
-                    + ("; an environment's option tell = false leaves its tools out" if has_tools else "")
+                    + (TOOLS_LEFT_OUT if has_tools else "")
                     + "), or all are held out for evaluation"
                 )
             questions.append(Question(asked.task, asked.seed, asked.item, prompt))
