@@ -129,10 +129,13 @@ def template(
     Example:
       gossamer tasks template riddles.py
     """
+    from node.operations.preflight import PACKAGES
     from node.tasks.third_party import TEMPLATE
 
     if file.suffix != ".py":
         raise UserError(f"{str(file)!r} is no Python file: give a name that ends in .py")
+    if file.stem in PACKAGES:
+        raise UserError(f"{file.name} would hide Gossamer's package {file.stem!r} from scripts: choose another name")
     check_parent(file)
     try:
         with file.open("x") as out:

@@ -23,6 +23,7 @@ import structlog
 from node.config import FUNCTION_FILE, NodeConfig
 from node.engines import kind_of
 from node.errors import UserError
+from node.operations.preflight import check_unhidden
 from node.policy.detection import measure_model
 from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
 
@@ -41,11 +42,13 @@ def connected(on: str) -> Any:
         on: "ray", for the cluster that this machine belongs to, or a new one on its loopback; or "ray=ADDRESS".
 
     Raises:
-        UserError: Ray is not installed, no cluster answers, or a new one would listen beyond loopback.
+        UserError: Ray is not installed, no cluster answers, a new one would listen beyond loopback, or a file of the
+            current folder, from which Ray's workers import, hides a package of ours.
     """
     kind, _, address = on.partition("=")
     if kind != "ray":
         raise UserError(f"--on {on}: write ray, or ray=ADDRESS")
+    check_unhidden(Path.cwd())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     is_new = not address and not _belongs_to_cluster()
     if is_new:  # read when Ray is imported, and by each of its processes

@@ -3,6 +3,7 @@
 Each check is as cheap as it can be. One that passes promises nothing: what needs the thing says so later.
 """
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -19,6 +20,7 @@ from node.policy.detection import check_bits, check_policy, has_gpu, main_memory
 from node.policy.footprint import NF4_BYTES
 
 LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
+PACKAGES = ("gossamer", "node", "collectives", "protocol")
 MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 
 
@@ -68,6 +70,17 @@ def _check_page(config: ObserveConfig) -> None:
         raise UserError(
             f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
         ) from None
+
+
+def check_unhidden(folder: Path) -> None:
+    """Raise `UserError` where Python, started in `folder`, would import something else than our packages."""
+    for name in PACKAGES:
+        ours = importlib.util.find_spec(name)
+        for path in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if path.is_file() and ours and ours.origin and not path.samefile(ours.origin):
+                raise UserError(
+                    f"{path} hides Gossamer's package {name!r} there: rename it, or start from another folder"
+                )
 
 
 def check_size(config: NodeConfig) -> None:

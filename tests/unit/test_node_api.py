@@ -1,5 +1,6 @@
 """The Python interface: `from gossamer import Node`, which is `node.api` and nothing else."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -37,6 +38,25 @@ def test_gossamer_is_another_name_of_the_interface_and_loads_nothing_twice() -> 
     path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+
+
+def test_the_version_is_that_of_what_is_installed() -> None:
+    assert gossamer.__version__ == importlib.metadata.version("gossamer")
+
+
+@pytest.mark.parametrize("hiding", ["node.py", "protocol.py", "collectives/__init__.py"])
+def test_a_file_beside_a_script_that_hides_a_package_of_ours_is_named(hiding: str, tmp_path: Path) -> None:
+    (tmp_path / hiding).parent.mkdir(exist_ok=True)
+    (tmp_path / hiding).write_text("x = 1\n")
+    (tmp_path / "train.py").write_text("from gossamer import Node\n")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    name = hiding.partition("/")[0].removesuffix(".py")
+    said = f"ImportError: {tmp_path / hiding} hides Gossamer's package '{name}': rename that file or folder"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, said)
 
 
 def test_a_function_of_a_package_or_a_file_is_named_and_one_of_this_process_is_not() -> None:

@@ -84,3 +84,16 @@ def test_a_cluster_that_refuses_is_one_line_that_names_the_token(ray: FakeRay) -
             UserError, match=r"no Ray cluster answers at a:1 .*set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ):
             connected("ray=a:1")
+
+
+@pytest.mark.parametrize("name", ["node.py", "gossamer.py", "protocol/__init__.py"])
+def test_a_file_of_the_current_folder_that_rays_workers_would_import_in_place_of_ours_is_named(
+    name: str, ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{tmp_path / name} hides Gossamer's package"):
+        connected("ray")
+    (tmp_path / name).rename(tmp_path / "mine.py")
+    assert connected("ray") is ray

@@ -292,6 +292,10 @@ def test_the_template_is_a_task_that_passes_the_check(tmp_path: Path, capsys: py
     assert run(["tasks", "template", str(path)], debug=False) == 2
     for wrong in (tmp_path / "words.txt", "", tmp_path / "nowhere" / "words.py"):
         assert run(["tasks", "template", str(wrong)], debug=False) == 2
+    for hiding in ("node.py", "gossamer.py", "protocol.py", "collectives.py"):
+        assert run(["tasks", "template", str(tmp_path / hiding)], debug=False) == 2
+        assert f"{hiding} would hide Gossamer's package" in capsys.readouterr().err
+        assert not (tmp_path / hiding).exists()
 
 
 HASHED = """

@@ -1,10 +1,21 @@
 """What a notebook or a script imports: `from gossamer import Node, Swarm`.
 
 All of it is `node.api` and `node.grpo_trainer`, by the name of the package that is installed. `node`, `collectives`
-and `protocol` stay what they are, and nothing is loaded twice.
+and `protocol` stay what they are, and nothing is loaded twice. A file `node.py` beside a script would be imported in
+place of ours, so that is looked at first.
 """
 
-from node.api import Node, Swarm, UserError
-from node.grpo_trainer import GRPOTrainer
+import importlib.metadata
+import importlib.util
+from pathlib import Path
 
-__all__ = ["GRPOTrainer", "Node", "Swarm", "UserError"]
+for _name, _file in (("node", "state_folder.py"), ("collectives", "communicator.py"), ("protocol", "joiner.py")):
+    _found = importlib.util.find_spec(_name)
+    if _found is not None and _found.origin is not None and not Path(_found.origin).with_name(_file).exists():
+        raise ImportError(f"{_found.origin} hides Gossamer's package {_name!r}: rename that file or folder")
+
+from node.api import Node, Swarm, UserError  # noqa: E402
+from node.grpo_trainer import GRPOTrainer  # noqa: E402
+
+__version__ = importlib.metadata.version("gossamer")
+__all__ = ["GRPOTrainer", "Node", "Swarm", "UserError", "__version__"]
