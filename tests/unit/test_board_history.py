@@ -3,12 +3,17 @@
 import multiprocessing
 import os
 import signal
+import sqlite3
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from node.board.history import DAY_S, HOUR_S, MINUTE_S, BoardHistory
 from node.swarm.reports import NodeReport
+from tests.locks import WatchedLock, watched
 
 START = 1_700_006_400.0  # a day begins
 LATELY = 750.0
@@ -93,6 +98,46 @@ def test_years_take_a_point_a_day(tmp_path: Path) -> None:
             history.tick(START + day * DAY_S, [])
         curve = history.curve()
         assert [point.step for point in curve] == 32 * [DAY_S] + 7 * [HOUR_S] + [MINUTE_S]
+
+
+class WatchedConnection(sqlite3.Connection):
+    """One that notes whether the thread holds `lock` at each statement."""
+
+    lock: WatchedLock
+    held: list[bool]
+
+    def execute(self, *given: Any) -> sqlite3.Cursor:
+        self.held.append(self.lock.is_mine)
+        return super().execute(*given)
+
+    def executemany(self, *given: Any) -> sqlite3.Cursor:
+        self.held.append(self.lock.is_mine)
+        return super().executemany(*given)
+
+
+def test_each_statement_is_made_under_the_lock_for_any_thread_may_call(tmp_path: Path) -> None:
+    opened = partial(sqlite3.connect, factory=WatchedConnection)
+    WatchedConnection.held = []
+    with (
+        watched("node.board.history.Lock") as WatchedConnection.lock,
+        mock.patch("node.board.history.sqlite3.connect", opened),
+    ):
+        history = BoardHistory(tmp_path / "h", LATELY, max_nodes=1)
+    WatchedConnection.held.clear()  # what made the tables: nobody else had it yet
+    with history:
+        for call in (
+            lambda: history.add("a", report(b=1), START),
+            lambda: history.add("b", report(), START + 1),  # for which "a" makes room
+            lambda: history.tick(START + 2, ["b"]),
+            lambda: history.name_seeds(["b"]),
+            history.seeds,
+            history.nodes,
+            history.curve,
+        ):
+            before = len(WatchedConnection.held)
+            call()
+            assert len(WatchedConnection.held) > before
+    assert all(WatchedConnection.held)
 
 
 def test_a_flood_of_identities_pushes_out_nobody_who_taught(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,13 @@ from structlog.testing import capture_logs
 from transformers import DynamicCache
 
 from node.config import PolicyConfig
-from node.engines import Generated, SamplingParams
+from node.engines import EngineError, Generated, SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import NonFiniteError, UserError
 from node.policy.load import Policy, load_policy
 from node.tasks import Item
 from tests.architectures import OTHERS, SHARING, policy_of
+from tests.locks import watched
 from tests.policies import tiny_policy, write_tiny_policy
 
 PARAMS = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=6)
@@ -127,6 +129,24 @@ def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_pa
     made = flat(HfEngine(two_ends).generate(prompts, 64, PARAMS, seed=2))
     assert {one.token_ids[-1] for one in made if one.finished} == {2, 30}
     assert all(policy_end not in one.token_ids[:-1] for one in made for policy_end in (2, 30))
+
+
+def test_an_engine_that_is_closed_waits_until_a_batch_in_work_has_ended(policy):
+    with watched() as lock:
+        engine = HfEngine(policy)
+    closing = threading.Thread(target=engine.close)
+    seen = []
+
+    def in_work(*_) -> None:
+        if not seen:
+            closing.start()
+            seen.append((lock.awaited.wait(timeout=60), closing.is_alive()))
+
+    policy.model.register_forward_pre_hook(in_work)
+    with pytest.raises(EngineError, match="the engine was closed"):
+        engine.generate(prompts_of(policy), 2, PARAMS, seed=5)
+    closing.join(timeout=60)
+    assert (seen, closing.is_alive()) == ([(True, True)], False)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])

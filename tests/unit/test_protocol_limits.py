@@ -16,6 +16,7 @@ from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, PeerSco
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Expiring, Recent
 from protocol.transport.inbound import _FAILURES
+from tests.locks import watched
 from tests.waiting import wait_until
 
 LIMITS = Limits()
@@ -181,6 +182,23 @@ def test_a_mailbox_keeps_the_newest_within_both_bounds(items: list[bytes], max_i
     assert box.dropped == len(items) - len(kept)
     assert box.take(len(items)) == kept
     assert len(box) == 0
+
+
+def test_a_mailbox_counts_its_bytes_under_its_lock_alone() -> None:
+    counted: list[bool] = []
+
+    def size(_: int) -> int:
+        counted.append(lock.is_mine)
+        return 1
+
+    with watched() as lock:
+        box: Mailbox[int] = Mailbox(3, 3, size)
+    for number in range(5):  # the last two push two out
+        box.put(number)
+    assert (box.take(1), box.take(5, timeout=60), box.dropped) == ([2], [3, 4], 2)
+    assert box.wait_to_put(5, timeout=60)
+    box.drop_oldest()
+    assert len(counted) == 5 + 2 + 3 + 2 and all(counted)
 
 
 def test_who_waits_at_a_mailbox_is_woken_by_what_comes() -> None:
