@@ -132,12 +132,12 @@ class Board:
 
     def _make_view(self, now: float) -> BoardView:
         nodes = [one for one in self._history.nodes() if not self._host.is_revoked(NodeId(one.id))]
-        linked = {peer.node_id for peer in self._host.peers()}
-        here = frozenset(one.id for one in nodes if one.id in linked or one.last > now - self._history.lately)
+        lately = self._history.lately
+        here = frozenset(one.id for one in nodes if one.last > now - lately)  # a link alone tells of no round
         seeds, curve = self._all_seeds(), self._history.curve()
         self._rollouts.trusted = seeds | {one.id for one in nodes if one.standing > 0}
         rollouts = self._rollouts.newest(now)
-        return BoardView(self._swarm, now, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
+        return BoardView(self._swarm, now, lately, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
 
     def _all_seeds(self) -> frozenset[str]:
         named = {node for seed in self._seeds if (node := self._host.node_at(seed)) is not None}

@@ -101,10 +101,11 @@ class ShownSwarm(NamedTuple):
 
 
 class BoardView(NamedTuple):
-    """All that is shown: at Unix time `at`, `here` are the ids of nodes that reported lately or are linked with us."""
+    """All that is shown at Unix time `at`: `here` are the ids of nodes that reported in the `lately` seconds before."""
 
     swarm: ShownSwarm
     at: float
+    lately: float
     nodes: Sequence[Remembered]
     here: frozenset[str]
     seeds: frozenset[str]

@@ -3,10 +3,11 @@
     report = MessagePack [1, since (Unix s), agent, model, rounds, reward, held-out accuracy,
                           [[task, reward], ...], [[node id (20), groups], ...]]
 
-The groups are those of peers that the node has trained on `since` then, by who signed them. Rewards and accuracies are
-millionths; one that is not known is nil. These are the metrics of `Display.BOARD` (node/metrics.py). All of it is the
-node's own word: what it says of others counts for them (`node.board.standing`), and what it says of itself counts for
-nothing. A newer version may append fields.
+The groups are those of peers that the node has trained on `since` then, by who signed them. Rewards are means over the
+rounds since then; a task that none of them asked keeps its last mean. The accuracy is the last one. Rewards and
+accuracies are millionths; one that is not known is nil. These are the metrics of `Display.BOARD` (node/metrics.py). All
+of it is the node's own word: what it says of others counts for them (`node.board.standing`), and what it says of itself
+counts for nothing. A newer version may append fields.
 
 A report travels as an item under `REPORTS_TOPIC`, so it is signed and dated as any item is. One comes at the node's
 first round, and then one in `ManifestLimits.reports_s` seconds. A receiver takes one report of each signer in half of
@@ -45,7 +46,10 @@ class ReportError(PeerError):
 
 
 class NodeReport(NamedTuple):
-    """A node's report on itself: `taught_by` holds how many groups of whom it has trained on since `since`, Unix s."""
+    """A node's report on itself.
+
+    `taught_by` holds how many groups of whom it has trained on since `since`, Unix s, and rewards are means since then.
+    """
 
     since: int
     agent: str
@@ -131,22 +135,30 @@ class Reporter:
     agent: str
     _since: float | None = None
     _taught_by: Counter[NodeId] = field(default_factory=Counter)
-    _rewards: dict[str, float] = field(default_factory=dict)
+    _rewards: dict[str, float] = field(default_factory=dict)  # by task, of the last period that asked it
+    _sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # of this period's rounds; under "" of all tasks
     _accuracy: float | None = None
 
     def after_round(self, row: Mapping[str, Any], model: str, now: float) -> bytes | None:
         """Take the row of a round of `model` that ended at `now`, Unix s; return a report if one is due."""
         taught_by = METRICS["swarm/taught_by"].found_in(row)
         self._taught_by.update({NodeId(node): groups for node, groups in taught_by.items()})
-        self._rewards |= METRICS["rewards/*/mean"].found_in(row)
+        whole = {"": row["reward"]} if row.get("reward") is not None else {}
+        for task, reward in {**METRICS["rewards/*/mean"].found_in(row), **whole}.items():
+            total, rounds = self._sums.get(task, (0.0, 0))
+            self._sums[task] = total + reward, rounds + 1
         self._accuracy = row.get("eval/accuracy", self._accuracy)
         if self._since is not None and now < self._since + self.every:
             return None
         since = int(now if self._since is None else self._since)
-        made = (self.agent, model, row["round"], row.get("reward"), self._accuracy)
+        means = {task: total / rounds for task, (total, rounds) in self._sums.items()}
+        reward = means.pop("", None)
+        self._rewards |= means
+        made = (self.agent, model, row["round"], reward, self._accuracy)
         report = encode(NodeReport(since, *made, self._rewards, self._taught_by))
         self._since = now
         self._taught_by.clear()
+        self._sums.clear()
         return report
 
 

@@ -79,6 +79,7 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> BoardView:
             "gossamer://riddles/example",
         ),
         now,
+        1200.0,
         remembered,
         frozenset(one.id for one in remembered if one.last > now - 1200),
         frozenset(ids[:1]),

@@ -107,8 +107,21 @@ def test_reports_become_nodes_with_standing(tmp_path: Path, monkeypatch: pytest.
     assert found["history"][-1]["reward"] == 0.5
     seen = {one["id"]: one["last_report"] for one in found["nodes"]}
     assert seen[B.node_id] == now - 7200  # when it was signed, and not when it came
-    assert {one["id"]: one["here"] for one in found["nodes"]}[B.node_id]  # a link with it is enough
     assert host.reports == []
+
+
+def test_who_has_not_reported_for_four_intervals_is_not_here_though_it_is_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    with board(tmp_path, Host(), monkeypatch) as (take, link):
+        take([report(FOUNDER, now - 1100), report(A, now - 1300), report(B, now - 1300)])  # B is linked
+        found, page = tree(link), get(link, "/")
+        alone = {one.node_id: get(link, f"/nodes/{one.node_id}") for one in (FOUNDER, A, B)}
+    assert {one["id"] for one in found["nodes"] if one["here"]} == {FOUNDER.node_id}
+    assert "<b>1</b> node now" in page and "reported in the last 20 minutes" in page
+    assert {node for node, text in alone.items() if ", here now." in text} == {FOUNDER.node_id}
+    assert {node for node, text in alone.items() if ", not here now." in text} == {A.node_id, B.node_id}
 
 
 def test_rollouts_of_nodes_with_standing_are_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

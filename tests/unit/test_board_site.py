@@ -19,8 +19,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from node.board import svg
+from node.board.history import CurvePoint, Remembered
 from node.board.site import FRESH_S, PART_BYTES, _cell, in_parts, make_site
-from node.board.view import MAX_SIGNERS_SHOWN, BoardView, Rollouts, ShownAnswer, ShownRollout, ago
+from node.board.view import MAX_SIGNERS_SHOWN, BoardView, Rollouts, ShownAnswer, ShownRollout, ago, day, lessons_of
 from node.rollouts.group import Episode, Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.dashboard import server
@@ -79,6 +80,69 @@ def test_the_page_shows_the_swarm_its_nodes_who_taught_whom_and_rollouts() -> No
     assert 'class="answer wrong"' in text
     assert "gossamer join gossamer://riddles/example" in text
     assert text.index("Nodes now") < text.index(short_name(shown.nodes[0].id)) < text.index("Nodes of the past")
+
+
+def test_each_number_of_a_page_is_what_it_says() -> None:
+    """Of four nodes that are here and one that is not; by standing the second is the median."""
+    a, b, c, d, past = (node_of(number) for number in range(5))
+    said = [
+        Remembered(a, NOW - 90_000, NOW - 60, "v1", "m1", 1000, 0.1, 0.2, {"sums": 0.11}, {b: 3.0}, 0.25),
+        Remembered(b, NOW - 90_000, NOW - 130, "v2", "m2", 2000, 0.3, 0.4, {"sums": 0.33}, {a: 1.5, c: 0.5}, 0.5),
+        Remembered(c, NOW - 90_000, NOW - 3700, "v3", "m3", 3000, 0.5, 0.6, {"sums": 0.55}, {}, 0.125),
+        Remembered(d, NOW - 90_000, NOW - 60, "v4", "m4", 4000, None, None, {}, {a: 9.0}, 0.0),
+        Remembered(past, NOW - 900_000, NOW - 90_000, "v5", "m5", 9000, 0.9, 0.9, {"sums": 0.99}, {}, 0.75),
+    ]
+    swarm = view().swarm._replace(tasks=[("sums", 2), ("days", 1)])
+    curve = [CurvePoint(int(NOW) - 60, 60, 4, 0.7, 0.8), CurvePoint(int(NOW), 60, 4, 0.31, 0.41)]
+    shown = BoardView(
+        swarm, NOW, 5400.0, said, frozenset((a, b, c, d)), frozenset([a]), lessons_of(said, [a]), curve, []
+    )
+    site = client(shown)
+    page = site.get("/").text
+    tiles = [" ".join(re.sub("<.*?>", " ", one).split()) for one in re.findall("<li>(.*?)</li>", page)]
+    assert tiles == ["4 nodes now", "0.310 reward", "0.410 held-out accuracy", "2,000 rounds of the median node"]
+    assert "reported in the last 90 minutes" in page
+    rows = [tuple(re.sub("<.*?>", "", cell).strip() for cell in row) for row in rows_of(page)]
+    first = day(NOW - 90_000)
+    assert rows == [
+        (f"{short_name(a)} (seed)", "25.0 %", first, "1 minute ago", "0.100", "0.200", "1000", "m1", "v1"),
+        (short_name(b), "50.0 %", first, "2 minutes ago", "0.300", "0.400", "2000", "m2", "v2"),
+        (short_name(c), "12.5 %", first, "1 hour ago", "0.500", "0.600", "3000", "m3", "v3"),
+        (short_name(d), "0.0 %", first, "1 minute ago", "–", "–", "4000", "m4", "v4"),
+        (short_name(b), short_name(a), "25.0 %", "3.0"),  # a seed's word counts in full
+        (short_name(a), short_name(b), "50.0 %", "1.5"),
+        (short_name(c), short_name(b), "50.0 %", "0.5"),
+        (short_name(a), short_name(d), "0.0 %", "9.0"),
+        ("sums", "2", "0.330"),
+        ("days", "1", "–"),
+        (short_name(past), "75.0 %", day(NOW - 900_000), "1 day ago", "0.900", "0.900", "9000", "m5", "v5"),
+    ]
+    weights = [float(one["weight"]) for one in csv.DictReader(io.StringIO(site.get("/taught.csv").text))]
+    assert weights == [1.0, 0.375, 0.125, 0.0]  # the part of a learner's groups, times its standing
+    node = site.get(f"/nodes/{a}").text
+    tiles = [" ".join(re.sub("<.*?>", " ", one).split()) for one in re.findall("<li.*?>(.*?)</li>", node)]
+    assert tiles == [
+        "25.0 % standing, a seed",
+        "0.100 reward, its claim",
+        "0.200 held-out accuracy, its claim",
+        "1,000 rounds, its claim",
+    ]
+    assert "<dt>sums</dt><dd>0.110</dd>" in node
+    assert [tuple(re.sub("<.*?>", "", cell).strip() for cell in row) for row in rows_of(node)] == [
+        (short_name(b), "1.5"),  # whom it taught
+        (short_name(d), "9.0"),
+        (short_name(b), "3.0"),  # who taught it
+    ]
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """Return the cells of all tables' bodies, row by row."""
+    bodies = re.findall("<tbody>(.*?)</tbody>", page, re.DOTALL)
+    return [
+        re.findall("<t[hd].*?>(.*?)</t[hd]>", row)
+        for body in bodies
+        for row in re.findall("<tr>(.*?)</tr>", body, re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -126,8 +126,26 @@ def test_a_node_reports_after_its_first_round_and_then_seldom() -> None:
     first, second, third = (decode(body, ME) for body in made.values())
     assert first == NodeReport(1000, "gossamer/1", "builtin", 1, 0.0, None, {"sums": 0.0}, {OTHERS[0]: 1})
     assert second.taught_by == {OTHERS[0]: 3, OTHERS[1]: 3}
-    assert (second.since, second.accuracy, second.rewards) == (1000, 0.75, {"sums": 0.6})
+    assert (second.since, second.rounds, second.accuracy) == (1000, 7, 0.75)
+    assert (second.reward, second.rewards) == (0.035, {"sums": 0.35})  # of rounds 2 to 7
+    assert (third.reward, third.rewards) == (0.095, {"sums": 0.95})
     assert third.since == 1300
+
+
+def test_a_reward_is_the_mean_of_the_rounds_that_had_one_and_a_task_keeps_its_last_mean() -> None:
+    reporter = Reporter(100, "gossamer/1")
+
+    def said(n: int, **row: float) -> NodeReport | None:
+        body = reporter.after_round({"round": n, **row}, "builtin", 1000.0 + 50 * n)
+        return None if body is None else decode(body, ME)
+
+    assert said(0, **{"rewards/sums/mean": 0.25, "reward": 0.25})
+    said(1, **{"rewards/days/mean": 1.0, "reward": 1.0})
+    second = said(2)
+    assert second is not None and (second.reward, second.rewards) == (1.0, {"days": 1.0, "sums": 0.25})
+    said(3)
+    third = said(4)
+    assert third is not None and (third.reward, third.rewards) == (None, {"days": 1.0, "sums": 0.25})
 
 
 def test_one_report_of_each_signer_is_taken_in_half_of_the_time() -> None:
