@@ -3,11 +3,13 @@
 For a worker that runs somebody's code on strangers' texts. Once it is confined, the process, its later threads and all
 that it starts
 
-    open no socket             seccomp denies socket(2): neither the network nor a service of this machine is reached
+    open no socket             seccomp denies socket(2), and socketpair(2) but for streams: neither the network nor a
+                               service of this machine is reached
     change no file             Landlock denies writing, making, removing and renaming; only /dev/null may be written.
                                seccomp denies what Landlock does not know of: modes, owners, times, attributes
     disturb no other process   Landlock denies tracing, and since Linux 6.12 signals; seccomp denies changing another's
-                               limits and priority, and System V's shared memory, queues and semaphores
+                               limits and priority, taking its descriptors, and System V's shared memory, queues and
+                               semaphores
     have no privileges         root keeps one capability: to read any file
 
 Reading stays as it was. What is open already stays open: the channel to the node, and the worker's log. Nothing takes
@@ -21,13 +23,17 @@ import ctypes
 import errno
 import os
 import platform
+import socket
+import stat
 import struct
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
 SECCOMP_MODE_FILTER = 2
+ALLOW, ERROR = 0x7FFF0000, 0x00050000  # seccomp's answers: go on, or fail with an error number
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, on every architecture
 LEAST_ABI = 3
 CAP_DAC_READ_SEARCH = 2
@@ -36,41 +42,54 @@ WRITE_FILE, TRUNCATE = 1 << 1, 1 << 14
 # The rights that change something: WRITE_FILE, REMOVE_DIR to REFER, TRUNCATE; since ABI 5 ioctls of devices, too.
 CHANGES: Final = WRITE_FILE | sum(1 << bit for bit in range(4, 14)) | TRUNCATE
 IOCTL_DEV = 1 << 15
+EXECUTE, READ_FILE, READ_DIR = 1 << 0, 1 << 2, 1 << 3
+READS: Final = EXECUTE | READ_FILE | READ_DIR
+OF_A_FILE: Final = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # the rights that a file can have
 SCOPES = 0b11  # since ABI 6: abstract Unix sockets and signals end at this process
 
 
-class _Architecture(NamedTuple):
-    """An architecture's number for seccomp, and the numbers of system calls there.
+ABSENT = -1  # the number of a call that an architecture does not have
+Calls = Mapping[str, tuple[int, int]]
+"""System calls by name, with their numbers on x86-64 and on arm64."""
 
-    `denied` always fail, `of_a_process` unless their first argument is 0, which stands for the caller itself.
-    """
+
+def calls(table: str) -> dict[str, tuple[int, int]]:
+    """Read "name x86-64 arm64, ..."; one number stands for both, a stroke for none."""
+    rows = [entry.split() for entry in table.split(",")]
+    numbers = {name: [ABSENT if one == "-" else int(one) for one in (*found, *found)] for name, *found in rows}
+    return {name: (found[0], found[1]) for name, found in numbers.items()}
+
+
+# What Landlock does not know of: modes, owners, times, attributes.
+CHANGED: Final = calls(
+    "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452, chown 92 -, lchown 94 -, fchown 93 55, fchownat 260 54, "
+    "utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, "
+    "setxattrat 463, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, removexattrat 466"
+)
+# io_uring opens sockets, too.
+DISTURBING: Final = calls(
+    "socket 41 198, io_uring_setup 425, pidfd_getfd 438, shmget 29 194, semget 64 190, msgget 68 186, "
+    "setpriority 141 140, ioprio_set 251 30"
+)
+# Denied unless their first argument is 0, which stands for the caller itself.
+OF_A_PROCESS: Final = calls(
+    "sched_setparam 142 118, sched_setscheduler 144 119, sched_setattr 314 274, sched_setaffinity 203 122, "
+    "prlimit64 302 261, migrate_pages 256 238, move_pages 279 239"
+)
+SOCKETPAIR: Final = (53, 199)  # only streams of this machine: a datagram socket of a pair reaches others by their names
+CLONE, CLONE3 = (56, 220), (435, 435)
+NEW_NAMESPACES = 0x7E020000  # the flags of clone(2) that make one
+OTHER_CALLS = 0x40000000  # from here on, numbers are of the ABI x32
+
+
+class _Architecture(NamedTuple):
+    """An architecture's number for seccomp, and its place in the pairs of numbers above."""
 
     audit: int
-    denied: tuple[int, ...]
-    of_a_process: tuple[int, ...]
+    place: int
 
 
-_EVERYWHERE = (425, 452, 463, 466)  # io_uring_setup (it opens sockets, too), fchmodat2, setxattrat, removexattrat
-MACHINES: Final = {
-    # socket; chmod, fchmod, chown, fchown, lchown; fchownat, fchmodat; utime, utimes, futimesat, utimensat;
-    # setxattr and removexattr, three of each; shmget, semget, msgget; setpriority, ioprio_set.
-    # sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr; prlimit64; migrate_pages, move_pages
-    "x86_64": _Architecture(
-        0xC000003E,
-        (
-            *(41, 90, 91, 92, 93, 94, 260, 268, 132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
-            *(29, 64, 68, 141, 251, *_EVERYWHERE),
-        ),
-        (142, 144, 203, 314, 302, 256, 279),
-    ),
-    # socket; fchmod, fchmodat, fchownat, fchown; utimensat; setxattr and removexattr, three of each; then as above
-    "aarch64": _Architecture(
-        0xC00000B7,
-        (198, 52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 194, 190, 186, 140, 30, *_EVERYWHERE),
-        (118, 119, 122, 274, 261, 238, 239),
-    ),
-}
-OTHER_CALLS = 0x40000000  # from here on, numbers are of the ABI x32
+MACHINES: Final = {"x86_64": _Architecture(0xC000003E, 0), "aarch64": _Architecture(0xC00000B7, 1)}
 
 
 class ConfinementError(Exception):
@@ -81,7 +100,7 @@ def unconfinable() -> str:
     """Return why no process can be confined here, as far as can be told without doing it; empty where one can."""
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         return "a process can be confined on Linux on x86-64 and arm64 only"
-    if ctypes.CDLL(None).syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1) < LEAST_ABI:
+    if landlock_abi() < LEAST_ABI:
         return "the kernel has no Landlock, or one of before Linux 6.2"
     return ""
 
@@ -96,51 +115,100 @@ def confine() -> None:
         raise ConfinementError(reason)
     tempfile.gettempdir()  # it looks for the folder by writing to it, once: torch asks for it when it is imported
     libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    renounce_privileges(libc)
+    handled = CHANGES | (IOCTL_DEV if landlock_abi() >= 5 else 0)
+    restrict_files(libc, ruleset(libc, handled, [(os.devnull, WRITE_FILE | TRUNCATE)]))
+    if os.geteuid() == 0:  # others have no capabilities
+        set_capabilities(libc, 1 << CAP_DAC_READ_SEARCH)
+    deny_calls(libc, CHANGED | DISTURBING)
+
+
+def landlock_abi() -> int:
+    """Return the version of Landlock; less than 1 where the kernel has none."""
+    return ctypes.CDLL(None).syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+
+
+def renounce_privileges(libc: ctypes.CDLL) -> None:
+    """Let no program that is started from here gain privileges; Landlock and seccomp ask for it."""
     _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    _deny_changes(libc, abi)
-    _drop_capabilities(libc)
-    _deny_calls(libc, MACHINES[platform.machine()])
 
 
-def _deny_changes(libc: ctypes.CDLL, abi: int) -> None:
-    handled = CHANGES | (IOCTL_DEV if abi >= 5 else 0)
-    attributes = struct.pack("=QQQ", handled, 0, SCOPES)[: 24 if abi >= 6 else 8]  # files, TCP ports, scopes
-    rules = libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+def ruleset(libc: ctypes.CDLL, handled: int, allowed: Iterable[tuple[str, int]]) -> int:
+    """Return the descriptor of Landlock's rules: of the rights `handled`, only those `allowed` beneath their paths.
+
+    A path that is not there is left out. Signals and abstract sockets end at the process, as far as Landlock can do it.
+    """
+    attributes = struct.pack("=QQQ", handled, 0, SCOPES)[: 24 if landlock_abi() >= 6 else 8]  # files, TCP ports, scopes
+    rules: int = libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     _check(rules, "Landlock")
-    null = os.open(os.devnull, os.O_PATH | os.O_CLOEXEC)
+    for path, rights in allowed:
+        try:
+            beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        rights &= handled if stat.S_ISDIR(os.fstat(beneath).st_mode) else handled & OF_A_FILE
+        try:
+            _check(libc.syscall(ADD_RULE, rules, 1, struct.pack("=Qi", rights, beneath), 0), "Landlock")
+        finally:
+            os.close(beneath)
+    return rules
+
+
+def restrict_files(libc: ctypes.CDLL, rules: int) -> None:
+    """Hold this process to rules, whose descriptor is closed."""
     try:
-        beneath = struct.pack("=Qi", WRITE_FILE | TRUNCATE, null)
-        _check(libc.syscall(ADD_RULE, rules, 1, beneath, 0), "Landlock")
         _check(libc.syscall(RESTRICT_SELF, rules, 0), "Landlock")
     finally:
-        os.close(null)
         os.close(rules)
 
 
-def _drop_capabilities(libc: ctypes.CDLL) -> None:
-    """Leave root the right to read, which it had; others have no capabilities, so nothing is taken from them."""
-    if os.geteuid() != 0:
-        return
+def set_capabilities(libc: ctypes.CDLL, kept: int, *, inherited: bool = False) -> None:
+    """Keep of this process's capabilities those whose bits are set, all below 32; let programs have them if asked."""
     header = struct.pack("=Ii", 0x20080522, 0)  # the third version: two sets of 32 bits, of this process
     data = (ctypes.c_uint32 * 6)()
     _check(libc.capget(header, data), "capget")
-    for at in range(6):  # effective, permitted, inheritable; low bits, then high ones
-        data[at] &= (1 << CAP_DAC_READ_SEARCH) if at < 2 else 0
+    had = data[1]  # effective, permitted, inheritable; low bits, then high ones
+    for at in range(6):
+        data[at] = had & kept if at < (3 if inherited else 2) else 0
     _check(libc.capset(header, data), "capset")
 
 
-def _deny_calls(libc: ctypes.CDLL, machine: _Architecture) -> None:
-    """Let the denied system calls fail with EACCES, and those of another architecture's ABI."""
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq k, jge k, ret k
-    allow, deny = 0x7FFF0000, 0x00050000 | errno.EACCES
-    tests = [(at_least, OTHER_CALLS), *((equal, number) for number in machine.denied)]
-    named = machine.of_a_process
-    # What is denied jumps to the last line, what names a process to the fourth last, which looks at the process's id.
-    lines = [(load, 0, 0, 4), (equal, 0, len(tests) + len(named) + 4, machine.audit), (load, 0, 0, 0)]
-    lines += [(code, len(tests) + len(named) + 3 - at, 0, value) for at, (code, value) in enumerate(tests)]
-    lines += [(equal, len(named) - at, 0, number) for at, number in enumerate(named)]
-    lines += [(answer, 0, 0, allow), (load, 0, 0, 16), (equal, 0, 1, 0), (answer, 0, 0, allow), (answer, 0, 0, deny)]
+def deny_calls(libc: ctypes.CDLL, denied: Calls, *, alone: bool = False) -> None:
+    """Let system calls fail with EACCES: those denied, those on other processes, and those of another ABI.
+
+    Args:
+        libc: the C library.
+        denied: the calls.
+        alone: whether clone(2) is to make no namespaces, either. clone3(2), whose flags cannot be seen, does not exist
+            then, and the C library takes clone(2).
+    """
+    audit, place = MACHINES[platform.machine()]
+    load, equal, at_least, any_bit, bits, answer = (
+        0x20,
+        0x15,
+        0x35,
+        0x45,
+        0x54,
+        0x06,
+    )  # BPF: ld [k], jeq k, jge, jset, and, ret
+    number, first, second = 0, 16, 24  # where seccomp_data has the call's number, and low halves of its arguments
+    allow, deny, absent = ((answer, 0, 0, value) for value in (ALLOW, ERROR | errno.EACCES, ERROR | errno.ENOSYS))
+    lines = [(load, 0, 0, 4), (equal, 1, 0, audit), deny, (load, 0, 0, number), (at_least, 0, 1, OTHER_CALLS), deny]
+
+    def on(call: tuple[int, int], *then: tuple[int, int, int, int]) -> None:
+        if call[place] != ABSENT:
+            lines.extend([(equal, 0, len(then), call[place]), *then])
+
+    for call in denied.values():
+        on(call, deny)
+    for call in OF_A_PROCESS.values():
+        on(call, (load, 0, 0, first), (equal, 0, 1, 0), allow, deny)
+    is_local = ((load, 0, 0, first), (equal, 0, 4, socket.AF_UNIX))
+    on(SOCKETPAIR, *is_local, (load, 0, 0, second), (bits, 0, 0, 0xF), (equal, 0, 1, socket.SOCK_STREAM), allow, deny)
+    if alone:
+        on(CLONE3, absent)
+        on(CLONE, (load, 0, 0, first), (any_bit, 0, 1, NEW_NAMESPACES), deny, allow)
+    lines.append(allow)
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
     described = struct.pack("@HP", len(lines), ctypes.addressof(program))
     _check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0), "seccomp")

@@ -29,6 +29,7 @@ import secrets
 import select
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -129,10 +130,11 @@ class Requests:
         send(self.channel, {**message, "request_id": self._id})
 
 
-def connect(channel: int, life: int) -> Requests:
+def connect(channel: int, life: int, *, folder: Path | None = None) -> Requests:
     """Become a guard, and return in a process forked from it, the worker: its end of the channel.
 
-    The guard ends all when the pipe `life` ends, which only the node holds open and nobody writes to.
+    The guard ends all when the pipe `life` ends, which only the node holds open and nobody writes to. Then it removes
+    `folder`.
 
     Signals to stop or to save are for the node, though service managers and Slurm send them to all processes of a job.
     """
@@ -146,7 +148,7 @@ def connect(channel: int, life: int) -> Requests:
         signal.signal(number, lambda *_: None)  # a byte in the pipe tells the guard
     if (worker := os.fork()) != 0:
         os.close(channel)  # the node must see it end when the worker does
-        _guard(worker, life, woken)
+        _guard(worker, life, woken, folder)
     die_with_parent()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, END_ALL):
@@ -156,8 +158,11 @@ def connect(channel: int, life: int) -> Requests:
     return Requests(socket.socket(fileno=channel))
 
 
-def _guard(worker: int, life: int, woken: int) -> NoReturn:
-    """Wait until the worker ends or `life` does, or for `END_ALL`; then end all that is below, and end as it did."""
+def _guard(worker: int, life: int, woken: int, folder: Path | None) -> NoReturn:
+    """Wait until the worker ends or `life` does, or for `END_ALL`; then end all that is below, and end as it did.
+
+    A process group other than its own holds only what is below: a signal to it is atomic against fork.
+    """
     status = None
     while status is None:
         ready, _, _ = select.select([life, woken], [], [])
@@ -167,13 +172,47 @@ def _guard(worker: int, life: int, woken: int) -> NoReturn:
     while below := descendants_of(os.getpid()):
         for process in below:
             with suppress(ProcessLookupError):
+                if (group := os.getpgid(process)) != os.getpgrp():
+                    os.killpg(group, signal.SIGKILL)
                 os.kill(process, signal.SIGKILL)
         status = _bury(worker, status, 0)
+    if folder is not None:
+        with suppress(OSError):
+            remove_folder(folder)
     if status is None:  # elsewhere than on Linux, where nothing tells what is below
         os.killpg(0, signal.SIGKILL)
     else:
-        _end_as(os.waitstatus_to_exitcode(status))
+        end_as(os.waitstatus_to_exitcode(status))
     raise AssertionError("it has ended")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all in it, whatever its depth, the length of its paths and the modes of its folders.
+
+    Folders within are moved up into `folder`, so that every path is short. Nobody may be at work in it.
+    """
+    while inner := [one for one in folder.iterdir() if _is_folder(one)]:
+        for one in inner:
+            for entry in list(_opened(one).iterdir()):
+                if _is_folder(entry):
+                    _opened(entry).rename(folder / secrets.token_hex(16))
+                else:
+                    entry.unlink()
+            one.rmdir()
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
+
+
+def _opened(folder: Path) -> Path:
+    """Return a folder that this process may read and move."""
+    if folder.stat().st_mode & stat.S_IRWXU != stat.S_IRWXU:
+        folder.chmod(stat.S_IRWXU)
+    return folder
 
 
 def _bury(worker: int, status: int | None, options: int) -> int | None:
@@ -185,7 +224,7 @@ def _bury(worker: int, status: int | None, options: int) -> int | None:
     return status
 
 
-def _end_as(code: int) -> NoReturn:
+def end_as(code: int) -> NoReturn:
     """End this process with an exit code, or by a signal if that is negative."""
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker has left one, if it is to

@@ -1,0 +1,279 @@
+"""Cages: what code in one can reach, and that nothing of it is left; as root, as another uid, under Docker's filter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from node.processes import cage, confinement
+from node.processes.cage import Cage, variables
+from node.processes.confinement import MACHINES, calls, unconfinable
+from node.processes.worker_process import remove_folder
+from tests.processes import alive
+
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+KEY = "the node's secret key"
+
+pytestmark = pytest.mark.skipif(bool(unconfinable()), reason=unconfinable())
+C = "import ctypes, os, socket, sys; libc = ctypes.CDLL(None, use_errno=True)\n"
+DENIED = "assert {} >= 0, os.strerror(ctypes.get_errno())"
+
+# What a text must not be able to do: code that raises nothing if it can.
+HARM = {
+    "read the node's folder": "open({key!r}).read()",
+    "list the node's folder": "import os; os.listdir({folder!r})",
+    "list the home": "import os; os.listdir({home!r})",
+    "read who has a password": "open('/etc/shadow').read()",
+    "read the node's environment": "open('/proc/{node}/environ', 'rb').read()",
+    "read the node's command line": "open('/proc/{node}/cmdline').read()",
+    "list the worker's descriptors": "import os; os.listdir(f'/proc/{{os.getppid()}}/fd')",
+    "find a secret variable": "import os; os.environ['GOSSAMER_TEST_TOKEN']",
+    "lock the node's folder": "import fcntl; fcntl.flock(open({key!r}), fcntl.LOCK_EX)",
+    "write a file": "open({folder!r} + '/harm', 'w')",
+    "write beside its folder": "open('../harm', 'w')",
+    "make a folder": "import os; os.mkdir({folder!r} + '/harm')",
+    "link a file into its folder": "import os; os.link({key!r}, 'linked')",
+    "write shared memory": "open('/dev/shm/harm', 'w')",
+    "change a mode": "import os; os.chmod({key!r}, 0o777)",
+    "open a TCP socket": "import socket; socket.socket()",
+    "open a UDP socket": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+    "open a Unix socket": "import socket; socket.socket(socket.AF_UNIX)",
+    "open a netlink socket": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "open datagram sockets": "import socket; socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+    "reach a service from a pair": "import socket; socket.socketpair()[0].connect('\\0gossamer')",
+    "signal the node": "import os; os.kill({node}, 0)",
+    "trace the node": C + DENIED.format("libc.ptrace(16, {node}, 0, 0)"),
+    "take a descriptor of the worker's": C + DENIED.format("libc.syscall(438, os.pidfd_open(os.getppid()), 3, 0)"),
+    "take a descriptor of the node's": C + DENIED.format("libc.syscall(438, os.pidfd_open({node}), 0, 0)"),
+    "read the worker's memory": C + DENIED.format("libc.process_vm_readv(os.getppid(), None, 0, None, 0, 0)"),
+    "leave its session": "import os; os.setsid()",
+    "leave its process group": "import os; os.setpgid(0, 0)",
+    "make a user namespace": C + DENIED.format("libc.unshare(0x10000000)"),
+    "make a namespace by clone": C + DENIED.format("libc.syscall({clone}, 0x10000011, 0, 0, 0, 0)"),
+    "mount a file system": C + DENIED.format("libc.mount(b't', b'/mnt', b'tmpfs', 0, None)"),
+    "change its root": "import os; os.chroot('.')",
+    "add a key": C + DENIED.format("libc.syscall({add_key}, b'user', b'gossamer', b'abc', 3, -4)"),
+    "open a message queue": C + DENIED.format("libc.mq_open(b'/gossamer', 0o102, 0o600, None)"),
+    "make shared memory": C + DENIED.format("libc.shmget(0, 4096, 0o1600)"),
+    "make a file in memory": "import os; os.memfd_create('a')",
+    "load a program into the kernel": C + DENIED.format("libc.syscall({bpf}, 0, None, 0)"),
+    "handle page faults": C + DENIED.format("libc.syscall({userfaultfd}, 0)"),
+    "open io_uring": C + DENIED.format("libc.syscall(425, 8, bytes(120))"),
+    "lower the node's priority": "import os; os.setpriority(os.PRIO_PROCESS, {node}, 19)",
+    "become root": "import os; os.setuid(0)",
+    "raise its limits": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))",
+    "write a large file": "open('large', 'wb').truncate(1 << 30)",
+    "take much memory": "import mmap; mmap.mmap(-1, 1 << 45)",
+}
+
+# What ordinary code rewards do.
+USE = {
+    "write and read files": "open('a.py', 'w').write('x = 1'); import sys; sys.path.append('.'); import a; assert a.x",
+    "use temporary files": "import tempfile; tempfile.NamedTemporaryFile().write(b'a'); tempfile.mkdtemp()",
+    "run a program": "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1)'], check=True)",
+    "run a shell": "import subprocess; subprocess.run('cat < /dev/null > a; ls', shell=True, check=True)",
+    "end a program": "import subprocess; p = subprocess.Popen(['sleep', '60']); p.kill(); p.wait()",
+    "wait asynchronously": "import asyncio; asyncio.run(asyncio.sleep(0))",
+    "run threads": "from concurrent.futures import ThreadPoolExecutor as P; P().submit(int).result()",
+    "import a library": "import decimal, sqlite3, unittest, fractions",
+    "find a time zone": "import zoneinfo, datetime; datetime.datetime.now().astimezone()",
+    "draw at random": "import os, random, secrets; open('/dev/urandom', 'rb').read(1); secrets.token_hex()",
+}
+
+
+HELD = {"PermissionError", "AssertionError", "OSError", "ValueError", "KeyError"}
+
+
+def numbers() -> dict[str, int]:
+    """The numbers of some system calls here."""
+    table = calls("clone 56 220, add_key 248 217, bpf 321 280, userfaultfd 323 282")
+    return {name: pair[MACHINES[os.uname().machine].place] for name, pair in table.items()}
+
+
+def caged(*texts: tuple[dict[str, str], float], uid: int | None = None, filtered: bool = False) -> dict[str, Any]:
+    """Return what came of calls in cages of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fakes.caged", str(os.geteuid() if uid is None else uid), str(filtered)],
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={name: value for name, value in (os.environ | variables(os.environ)).items() if value is not None},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["lacks"], found["left"]) == ("", [])
+    return found["calls"]
+
+
+@pytest.mark.parametrize(("uid", "filtered"), [(None, False), (NOBODY, False), (None, True)])
+def test_what_is_in_a_cage_reaches_nothing_of_the_node_and_can_do_what_code_rewards_do(
+    uid: int | None, filtered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if uid is not None and os.geteuid() != 0:
+        pytest.skip("only root can take another uid")
+    folder = tmp_path / "node"
+    folder.mkdir()
+    (folder / "identity.key").write_text(KEY)
+    for path in (folder, folder / "identity.key"):
+        os.chown(path, os.geteuid() if uid is None else uid, -1)
+    monkeypatch.setenv("GOSSAMER_TEST_TOKEN", KEY)
+    places = {"key": str(folder / "identity.key"), "folder": str(folder), "home": str(Path.home()), "node": os.getpid()}
+    harm = {name: code.format(**places, **numbers()) for name, code in HARM.items()}
+    (found,) = caged(({**USE, **harm}, 60.0), uid=uid, filtered=filtered)
+    for place in ("here", "program"):
+        assert {name for name in HARM if found[place][name] not in HELD} == set(), found[place]
+        assert {name: found[place][name] for name in USE} == dict.fromkeys(USE, "reached")
+    assert [one.name for one in folder.iterdir()] == ["identity.key"]
+
+
+DAEMON = """
+import os, time
+for signal in range(1, 32):
+    try:
+        __import__("signal").signal(signal, __import__("signal").SIG_IGN)
+    except (OSError, ValueError):
+        pass
+read, write = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.write(write, str(os.getpid()).encode())
+        os.closerange(0, 3)
+        time.sleep(600)
+    os._exit(0)
+said = int(os.read(read, 100))
+"""
+BOMB = """
+import os, time
+if os.fork() == 0:
+    os.closerange(0, 3)
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            pass
+time.sleep(0.5)
+said = os.getuid()
+"""
+
+
+@pytest.mark.parametrize("uid", [None, NOBODY])
+def test_all_that_a_call_has_started_ends_with_it_daemons_and_fork_bombs_too(uid: int | None) -> None:
+    if uid is not None and os.geteuid() != 0:
+        pytest.skip("only root can take another uid")
+    daemon, late, bomb = caged(
+        ({"daemon": DAEMON}, 20.0), ({"late": DAEMON + "time.sleep(60)"}, 1.0), ({"bomb": BOMB}, 20.0), uid=uid
+    )
+    assert late == "it took too long"
+    assert not alive(daemon["here"]["daemon"]) and not alive(daemon["program"]["daemon"])
+    assert isinstance(bomb["here"]["bomb"], int)
+    left = [one.info for one in psutil.process_iter(["cmdline"]) if "tests.fakes.caged" in (one.info["cmdline"] or [])]
+    assert left == []
+
+
+SAYS = """
+import os, struct
+for number in range(3, 64):
+    try:
+        os.write(number, {})
+    except OSError:
+        pass
+os._exit(0)
+"""
+
+
+def test_an_answer_has_a_bound_and_a_form_and_a_call_has_limits_and_the_next_one_is_as_the_first() -> None:
+    framed = "struct.pack('>I', len({0})) + {0}"
+    codes = [
+        SAYS.format(framed.format("b'[1]'")),
+        SAYS.format(framed.format("b'no JSON'")),
+        SAYS.format(framed.format(f"b'{'[' * 50_000}'")),
+        SAYS.format("struct.pack('>I', 1 << 30)"),
+        "import os; os._exit(0)",
+        "import ctypes; ctypes.string_at(0)",
+        "import time; time.sleep(60)",
+        "import os\nfor n in range(10**6): open(f'{n}', 'wb').write(b'x' * (8 << 20))",
+        "import os\nfor n in range(10**6): os.mkdir(f'{n}')",
+        "import os\nfor _ in range(10**6):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)",
+        "import os\nos.makedirs('a/b/c')\nos.mkdir('a/closed', 0)\nos.symlink('/', 'root')\nsaid = os.getcwd()",
+        "import os\nsaid = os.listdir('.')",
+    ]
+    *ended, full, fresh = caged(*(({"": code}, 1.0 if "sleep" in code else 10.0) for code in codes))
+    assert ended == [
+        *["its answer is no message"] * 3,
+        "its answer is too long",
+        "it ended without an answer",
+        "it ended without an answer (killed by SIGSEGV)",
+        "it took too long",
+        *["it filled its folder"] * 2,
+        "its folder cannot be looked into",
+    ]
+    assert full["program"][""].startswith("/")
+    assert fresh["here"][""] == []
+
+
+def test_a_folder_is_removed_whatever_its_depth_and_modes(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    back = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
+        for _ in range(60):
+            Path("d" * 100).mkdir()
+            Path("file").touch()
+            os.chdir("d" * 100)
+    finally:
+        os.fchdir(back)
+        os.close(back)
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "closed").mkdir(0)
+    (folder / "into").symlink_to("closed")
+    remove_folder(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_with_cages_gets_no_secrets_of_the_nodes_environment() -> None:
+    kept = {"PATH": "/bin", "LC_ALL": "C", "HF_HUB_OFFLINE": "1", "PYTHONPATH": "/a"}
+    secrets = {"HF_TOKEN": "a", "AWS_SECRET_ACCESS_KEY": "b", "WANDB_API_KEY": "c", "DATABASE_URL": "d"}
+    given = (kept | secrets) | variables(kept | secrets)
+    assert {name: given[name] for name in kept} == kept
+    assert {name: given[name] for name in secrets} == dict.fromkeys(secrets)
+
+
+def test_a_cage_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cage, "adopt_orphans", lambda: None)
+    monkeypatch.setattr(cage, "landlock_abi", lambda: 5)
+    monkeypatch.setattr(cage, "_other_uid", lambda: None)
+    monkeypatch.setattr(cage.os, "geteuid", lambda: 1000)
+    assert "before Linux 6.12" in Cage(tmp_path).lacks()
+    monkeypatch.setattr(cage.os, "geteuid", lambda: 0)
+    assert "cannot take another uid" in Cage(tmp_path).lacks()
+    monkeypatch.setattr(confinement, "LEAST_ABI", 1_000)
+    assert "no Landlock" in Cage(tmp_path).lacks()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_process_with_threads_is_not_forked_for_a_call(threads: int) -> None:
+    code = f"""
+import os, threading
+from node.processes.cage import fork_clean
+began = os.getpid()
+def load():
+    for _ in range({threads}):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return "loaded"
+loaded = fork_clean(load)
+print(loaded, os.getpid() == began, flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout == ("None True\n" if threads else "loaded False\n")
