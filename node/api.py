@@ -50,6 +50,7 @@ from node.telemetry.metrics import MetricsTail, Row, read_with_older
 if TYPE_CHECKING:
     from node.policy.load import Policy
     from node.tasks import Task
+    from node.training.evaluation import Answers
 
 __all__ = ["Node", "Swarm", "UserError"]
 
@@ -109,6 +110,7 @@ class Node:
             name = next(iter(self._functions)).removeprefix(f"{HERE}:")
             raise UserError(f"the function {name} is of this process alone: in a swarm, import it from a file")
         self._named = {"policy.model": model, "tasks": tables or None, **flatten(settings)}
+        self._loaded: tuple[Path | None, Policy, NodeConfig] | None = None  # for `generate`, `evaluate` and scripts
         self._settled(None)
 
     def _name(self, one: Reward) -> str:
@@ -167,14 +169,32 @@ class Node:
         Raises:
             UserError: the configuration, the folder or the machine needs a person.
         """
+        done = self.round
+        self.train_to(done + rounds, callbacks)
+        return [row for row in self.metrics if row["round"] > done]
+
+    def train_to(
+        self, last: int, callbacks: Sequence[Any] = (), evaluates: Callable[[int], bool] | None = None
+    ) -> list[Row]:
+        """Train until `last` rounds are done in all; return the metrics of those since the newest checkpoint.
+
+        Args:
+            last: at least 1.
+            callbacks: as `train` has them.
+            evaluates: tells after how many rounds to evaluate, where `eval.every` is set; without it, that decides.
+
+        Raises:
+            UserError: as `train` does.
+        """
         if threading.current_thread() is not threading.main_thread():
             raise UserError("a node trains in the main thread: signals end it there")
         from node.operations.preflight import check_first, check_size
         from node.run import Given, run_node
         from node.telemetry.logs import setup_logs
 
-        done = self.round
-        config = self._settled(done + rounds)
+        self._loaded = None  # its memory is for the training
+        _, done = self.checkpoint
+        config = self._settled(last)
         check_first(config, self.folder)
         check_size(config)
         make_folder(self.folder)
@@ -183,8 +203,9 @@ class Node:
             from node.swarm import founding
 
             config = founding.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
-        setup_logs(self.folder, quiet=True)
-        run_node(config, self.folder, given=Given(self._given(config), _as_callbacks(callbacks, self.folder)))
+        setup_logs(self.folder)
+        given = Given(self._given(config), _as_callbacks(callbacks, self.folder), evaluates)
+        run_node(config, self.folder, given=given)
         return [row for row in self.metrics if row["round"] > done]
 
     def _keep_rows(self) -> None:
@@ -202,6 +223,16 @@ class Node:
                 load = load_environment if "factory" in table.options else load_rewards
                 return {table.name: load(table.name, table.options, self._functions)}
         return {}
+
+    @property
+    def checkpoint(self) -> tuple[Path | None, int]:
+        """The newest checkpoint, if there is one, and the rounds that it has been trained for."""
+        if not (self.folder / "checkpoints").is_dir():
+            return None, 0
+        from node.training.checkpoint import latest_checkpoint
+
+        newest = latest_checkpoint(self.folder / "checkpoints")
+        return (None, 0) if newest is None else (newest.path, newest.round)
 
     @property
     def round(self) -> int:
@@ -254,39 +285,39 @@ class Node:
         Returns:
             "greedy", and "sampled" if there are `completions`: each with scores by task, and of all.
         """
+        from node.training.evaluation import SEED, score
+
+        kinds = {"greedy": self.answered(count, 0, seed)}
+        if completions:
+            kinds["sampled"] = self.answered(count, completions, seed)
+        return {kind: score(SEED if seed is None else seed, found).as_dict() for kind, found in kinds.items()}
+
+    def answered(self, count: int, completions: int = 0, seed: int | None = None) -> "Answers":
+        """Return scored answers to `count` held-out questions of each task, `completions` to each, or the likeliest.
+
+        The arguments are those of `evaluate`.
+        """
         from node.engines import SamplingParams, in_process
         from node.loop import longest_prompt
         from node.swarm.founding import load_manifest, split_of
         from node.tasks import load_tasks
-        from node.training.evaluation import SEED, answer, score
+        from node.training.evaluation import SEED, answer
 
         policy, config = self._policy()
         if self._kept:
             make_folder(self.folder)
             self._keep_rows()
-        tasks = load_tasks(config.tasks, split_of(load_manifest(self.folder)), given=self._given(config))
         sampling = SamplingParams.from_config(config.engine)
-        kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
-        if completions:
-            kinds["sampled"] = (sampling, completions)
-        chosen = SEED if seed is None else seed
-        engine, longest = in_process(policy), longest_prompt(config.engine, policy)
-        return {
-            kind: score(
-                chosen,
-                answer(
-                    policy,
-                    engine,
-                    tasks,
-                    count=count,
-                    seed=chosen,
-                    sampling=params,
-                    completions=each,
-                    longest=longest,
-                ),
-            ).as_dict()
-            for kind, (params, each) in kinds.items()
-        }
+        return answer(
+            policy,
+            in_process(policy),
+            load_tasks(config.tasks, split_of(load_manifest(self.folder)), given=self._given(config)),
+            count=count,
+            seed=SEED if seed is None else seed,
+            sampling=sampling if completions else replace(sampling, temperature=0.0, top_p=1.0),
+            completions=completions or 1,
+            longest=longest_prompt(config.engine, policy),
+        )
 
     def export(self, folder: str | Path, dtype: str | None = None) -> Path:
         """Write the policy of the newest checkpoint as an ordinary model folder, which must not exist; return it.
@@ -298,16 +329,25 @@ class Node:
         write_model(str(self.folder), Path(folder), dtype)
         return Path(folder)
 
+    @property
+    def policy(self) -> "Policy":
+        """The policy of the newest checkpoint, or the one that training would begin from; kept until it trains."""
+        return self._policy()[0]
+
     def _policy(self) -> "tuple[Policy, NodeConfig]":
-        """Return the policy of the newest checkpoint, or the one that training would begin from."""
         from node.operations.trained import find_trained
         from node.policy.load import load_policy
 
-        if not (self.folder / "checkpoints").is_dir():
-            config = self._settled(None)
-            return load_policy(config.policy, config.trainer.bf16), config
-        trained = find_trained(str(self.folder), None)
-        return load_policy(trained.config.policy, trained.config.trainer.bf16, trained.adapters), trained.config
+        path, _ = self.checkpoint
+        if self._loaded is None or self._loaded[0] != path:
+            self._loaded = None  # before another one takes as much memory
+            if not (self.folder / "checkpoints").is_dir():
+                config, adapters = self._settled(None), None
+            else:
+                trained = find_trained(str(self.folder), None)
+                config, adapters = trained.config, trained.adapters
+            self._loaded = path, load_policy(config.policy, config.trainer.bf16, adapters), config
+        return self._loaded[1:]
 
 
 class Swarm:
@@ -454,4 +494,5 @@ def _as_callbacks(callbacks: Sequence[Any], folder: Path) -> list[Any]:
                     control.should_training_stop = control.should_save = True
             return control
 
-    return [one if isinstance(one, TrainerCallback) else Telling(one) for one in callbacks]
+    made = [one() if isinstance(one, type) and issubclass(one, TrainerCallback) else one for one in callbacks]
+    return [one if isinstance(one, TrainerCallback) else Telling(one) for one in made]

@@ -110,7 +110,9 @@ class LoraConfig(Section):
 
     r: int = Field(0, ge=0, le=1024)
     alpha: int = Field(16, ge=1)
-    target_modules: str = "all-linear"
+    target_modules: str | list[str] = Field(
+        "all-linear", description="names of layers, or a pattern; []: those that peft chooses for the architecture"
+    )
 
 
 class PolicyConfig(Section):

@@ -12,8 +12,8 @@
     trainer.train()
 
 A step of TRL's is a round: `per_device_train_batch_size * gradient_accumulation_steps` completions of this node's own,
-`num_generations` to a question. `MAPPED` says which setting a field of `GRPOConfig` becomes, `WITHOUT_EFFECT` which
-fields change nothing that is learnt. Any other field that is not at its default is refused in one line.
+`num_generations` to a question. `node.grpo_config` says what becomes of each field of `GRPOConfig`. All that cannot be
+mapped is refused at once.
 
 Without a swarm nobody is met, and each round trains on all of its own completions, as TRL's does (`sampling.rule`
 "sapo"). With one, rounds also draw what peers share, by the node's default rule.
@@ -21,109 +21,44 @@ Without a swarm nobody is met, and each round trains on all of its own completio
 Without `args` the node's presets decide, and not TRL's defaults.
 """
 
-import dataclasses
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node.api import Node, Reward, Rows
-from node.config import merge, put
+from node.api import Node, Rows
+from node.config import NodeConfig, merge
 from node.errors import UserError
+from node.grpo_config import (
+    complaints_about,
+    evaluates,
+    groups_of,
+    model_said,
+    rounds_in,
+    settings_of,
+    without_effect,
+)
 from node.telemetry.metrics import Row
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from transformers import TrainerCallback, TrainerState
+    from transformers.trainer_utils import TrainOutput
 
-MAPPED: Mapping[str, str] = {
-    "learning_rate": "trainer.learning_rate",
-    "weight_decay": "trainer.trl.weight_decay",
-    "adam_beta2": "trainer.trl.adam_beta2",
-    "max_grad_norm": "trainer.trl.max_grad_norm",
-    "lr_scheduler_type": "trainer.trl.lr_scheduler_type",
-    "warmup_steps": "trainer.trl.warmup_steps",
-    "loss_type": "trainer.trl.loss_type",
-    "importance_sampling_level": "trainer.trl.importance_sampling_level",
-    "mask_truncated_completions": "trainer.trl.mask_truncated_completions",
-    "epsilon": "trainer.trl.epsilon",
-    "epsilon_high": "trainer.trl.epsilon_high",
-    "scale_rewards": "trainer.trl.scale_rewards",
-    "num_iterations": "trainer.num_iterations",
-    "off_policy_mask_threshold": "trainer.trl.off_policy_mask_threshold",
-    "vllm_importance_sampling_correction": "trainer.trl.vllm_importance_sampling_correction",
-    "vllm_importance_sampling_mode": "trainer.trl.vllm_importance_sampling_mode",
-    "vllm_importance_sampling_clip_max": "trainer.trl.vllm_importance_sampling_clip_max",
-    "save_steps": "trainer.save_steps",
-    "save_total_limit": "trainer.trl.save_total_limit",
-    "report_to": "trainer.trl.report_to",
-    "gradient_checkpointing": "trainer.gradient_checkpointing",
-    "bf16": "trainer.bf16",
-    "num_generations": "sampling.completions",
-    "max_completion_length": "engine.max_completion_length",
-    "temperature": "engine.temperature",
-    "top_p": "engine.top_p",
-    "use_vllm": "engine.kind",
-    "chat_template_kwargs": "policy.template",
-    "eval_steps": "eval.every",
-    "seed": "seed",
+NOT_TAKEN: Mapping[str, str] = {
+    "reward_processing_classes": "reward models are not taken",
+    "optimizers": "the optimiser is what args.optim says",
+    "tools": "an environment_factory has tools",
+    "rollout_func": "a node makes its rollouts itself; an environment_factory has several turns",
 }
-# Read by this file, and not one setting each.
-COUNTED = (
-    "output_dir",
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "reward_weights",
-    "eval_strategy",
-    "model_init_kwargs",
-)
-WITHOUT_EFFECT = (
-    # what is shown, and how often
-    "logging_strategy",
-    "logging_steps",
-    "logging_first_step",
-    "log_level",
-    "log_completions",
-    "num_completions_to_print",
-    "log_unique_prompts",
-    "disable_tqdm",
-    "run_name",
-    "project",
-    # what follows from others, or from the machine
-    "generation_batch_size",
-    "steps_per_generation",
-    "activation_checkpointing",
-    "gradient_checkpointing_kwargs",
-    "activation_checkpointing_kwargs",
-    "use_cpu",
-    "tf32",
-    "optim",  # checked below: each is AdamW
-    "remove_unused_columns",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "per_device_eval_batch_size",
-    "eval_accumulation_steps",
-    "num_generations_eval",
-    "do_train",
-    "do_eval",
-    "save_only_model",
-    "save_strategy",
-    # of vLLM, which the node places itself, and of a loss that is not chosen
-    "vllm_gpu_memory_utilization",
-    "vllm_tensor_parallel_size",
-    "vllm_max_model_length",
-    "vllm_enable_sleep_mode",
-)
-# What may be said of how a model is loaded: what a node does anyway.
-INIT_KWARGS: Mapping[str, tuple[Any, ...]] = {
-    "revision": (None, "main"),
-    "trust_remote_code": (None, False),
-    "attn_implementation": (None, "sdpa"),
-    "dtype": (None, "auto", "float32"),
-}
-OPTIMISERS = ("adamw_torch", "adamw_torch_fused")
+"""Arguments of TRL's class that have to be left out, and why."""
+EVALUATED = 100  # held-out rows that `evaluate` asks where there is no `eval_dataset` to count
+STALE = ("model*.safetensors", "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors")
+"""Weights of a model or adapters that were in a folder before: beside new ones they would be loaded, too."""
 
 
 class GRPOTrainer:
@@ -137,15 +72,16 @@ class GRPOTrainer:
         eval_dataset: rows of the same kind that training never asks.
         processing_class: taken if it is the model's own tokenizer, of which the node has one.
         callbacks: of transformers, or functions of a round's metrics.
+        peft_config: LoRA of `peft`, or a dict of its arguments.
+        quantization_config: 4 bits of bitsandbytes, beneath adapters.
         environment_factory: a class in TRL's form; each row begins an episode of it (`node.tasks.trl_environments`).
-        peft_config: LoRA of `peft`: its r, lora_alpha and target_modules.
         swarm: an invite to the swarm that it joins, or None.
         reward_range: the weighted sums that are rewards of 0 and 1, between which a swarm shares; without it, a sum is
             the reward, as in TRL.
-        others: further arguments of TRL's, which are refused unless they are None.
+        others: tables of a node's configuration, which go before what TRL's arguments say: `engine={"ahead": 1}`.
 
     Raises:
-        UserError: something that is given cannot be mapped; the line names it.
+        UserError: something that is given cannot be mapped; each such thing has a line.
     """
 
     def __init__(  # noqa: PLR0913  # TRL's, in its order
@@ -158,59 +94,215 @@ class GRPOTrainer:
         processing_class: Any = None,
         callbacks: Sequence[Any] | None = None,
         peft_config: Any = None,
+        quantization_config: Any = None,
         environment_factory: Any = None,
         swarm: str | None = None,
         reward_range: tuple[float, float] | None = None,
         **others: Any,
     ) -> None:
-        for name, value in others.items():
-            if value is not None and value != (None, None):
-                raise UserError(f"{name} of TRL's GRPOTrainer is not taken: leave it out")
-        if not isinstance(model, str):
-            raise UserError("model: give its folder or its id; a model that is loaded already is not taken")
-        if train_dataset is None:
-            raise UserError("train_dataset: give rows with a prompt")
-        if args is not None:
-            check_config(args)
-        if environment_factory is not None and not callable(environment_factory):
-            raise UserError("environment_factory: give one class, not several by name")
-        functions = [] if environment_factory and reward_funcs is None else _functions(reward_funcs)
-        rows = train_dataset if isinstance(train_dataset, str | Path) else list(train_dataset)
+        said = model_said(args, peft_config, quantization_config)
+        tables = {name: value for name, value in others.items() if name in NodeConfig.model_fields}
+        complaints = [
+            *_complaints(model, reward_funcs, train_dataset, eval_dataset, environment_factory),
+            *_complaints_about_names(others.keys() - tables.keys(), others),
+            *(complaints_about(args) if args is not None else ()),
+            *said.complaints,
+        ]
+        rows = train_dataset if isinstance(train_dataset, str | Path) else list(train_dataset or ())
+        if args is not None and args.max_steps <= 0 and isinstance(rows, str | Path):
+            complaints.append("train_dataset is a file: set max_steps, for its rows are not counted")
+        _refuse(complaints)
+        self.args = _default_args(model) if args is None else args
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.callbacks = list(callbacks or ())
-        settings = merge(settings_of(args, swarm, has_test=eval_dataset is not None), _lora(peft_config))
+        self.rounds = rounds_of(args, rows)
+        self._tests = _test(eval_dataset)
+        self._evaluates = evaluates(args, self.rounds) if args is not None else None
+        self._trained: list[Row] = []
+        functions = [] if environment_factory and reward_funcs is None else _functions(reward_funcs)
         options = {
             "weights": list(getattr(args, "reward_weights", None) or []) or None,
             "range": list(reward_range) if reward_range else None,
             "tokenizer": None if swarm or environment_factory else _tokenizer(model),  # peers may have another one
         }
-        self.rounds = rounds_of(args, rows)
+        settings = _alone() if swarm is None else {}
+        if args is not None:
+            tests = len(self._tests) if isinstance(self._tests, list) else 0
+            settings = merge(settings_of(args, self.rounds, None if eval_dataset is None else tests), settings)
+        settings = merge(merge(settings, {"policy": said.policy} if said.policy else {}), tables)
         self.node = Node(
             model,
             rewards=functions,
             data=rows,
-            test=_test(eval_dataset),
+            test=self._tests,
             options={key: value for key, value in options.items() if value is not None},
             environment=environment_factory,
-            folder=getattr(args, "output_dir", None) or f"{Path(model).name}-GRPO",
+            folder=self.args.output_dir,
             swarm=swarm,
             rounds=self.rounds,  # the schedule ends there
             **settings,
         )
+        unused = without_effect(args) if args is not None else []
+        for line in [*said.notes, *([f"GRPOConfig: without effect here: {', '.join(unused)}"] if unused else [])]:
+            _say(line)
 
-    def train(self, resume_from_checkpoint: Any = None) -> list[Row]:
-        """Train to the last round, from the newest checkpoint if there is one; return the metrics of its rounds."""
-        left = self.rounds - self.node.round
-        return self.node.train(left, self.callbacks) if left > 0 else []
+    def train(self, resume_from_checkpoint: Any = None) -> "TrainOutput":
+        """Train to the last round, from the newest checkpoint if there is one, and return as transformers does.
 
-    def evaluate(self, count: int = 100) -> dict[str, Any]:
-        """Score the policy on held-out rows, as `Node.evaluate`."""
-        return self.node.evaluate(count)
+        Args:
+            resume_from_checkpoint: True, None, or the newest checkpoint: a node goes on from no other one.
 
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the policy as an ordinary model folder: into `model` below it, if it is the node's own folder."""
+        Raises:
+            UserError: another checkpoint is named, or what `Node.train` raises.
+        """
+        from transformers.trainer_utils import TrainOutput, speed_metrics
+
+        checkpoint, done = self.node.checkpoint
+        if isinstance(resume_from_checkpoint, str | Path):
+            named = Path(resume_from_checkpoint).resolve()
+            if checkpoint is None or named not in (checkpoint.resolve(), Path(self.node.folder).resolve()):
+                raise UserError(
+                    f"resume_from_checkpoint={str(resume_from_checkpoint)!r}: a node goes on from its newest "
+                    f"checkpoint, {checkpoint or 'of which there is none yet'}: leave it out"
+                )
+        began = time.time()
+        if done >= self.rounds:
+            _say(
+                f"all {self.rounds} rounds are done in {self.node.folder}: set more max_steps to go on, or another "
+                "output_dir to begin anew"
+            )
+            rows = []
+        else:
+            if done:
+                _say(f"{self.node.folder} goes on after round {done} of {self.rounds}")
+            rows = self.node.train_to(self.rounds, self.callbacks, self._evaluates)
+        made = sum(int(row.get("generated", 0)) for row in rows)
+        metrics = speed_metrics("train", began, num_samples=made or None, num_steps=len(rows) or None)
+        losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
+        metrics["train_loss"] = statistics.fmean(losses) if losses else 0.0
+        metrics["epoch"] = self.state.epoch
+        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
+
+    @property
+    def state(self) -> "TrainerState":
+        """What has been trained so far, in transformers' form: a step is an update, `log_history` has the rounds."""
+        from transformers import TrainerState
+
+        iterations = self.args.num_iterations
+        history = [
+            {
+                **{key: value for key, value in row.items() if isinstance(value, int | float)},
+                **self._place(row["round"]),
+            }
+            for row in self.node.metrics
+        ]
+        _, done = self.node.checkpoint
+        return TrainerState(
+            epoch=self._place(done)["epoch"],
+            global_step=done * iterations,
+            max_steps=self.rounds * iterations,
+            num_train_epochs=math.ceil(self._place(self.rounds)["epoch"]),
+            log_history=history,
+        )
+
+    def _place(self, rounds: int) -> dict[str, Any]:
+        count = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else 0
+        epoch = rounds * groups_of(self.args) / count if count and not isinstance(self.train_dataset, str) else 0.0
+        return {"step": rounds * self.args.num_iterations, "epoch": epoch}
+
+    @property
+    def model(self) -> Any:
+        """The policy of the newest checkpoint, of transformers or, with adapters, of peft."""
+        return self.node.policy.model
+
+    @property
+    def processing_class(self) -> Any:
+        """The policy's tokenizer."""
+        return self.node.policy.tokenizer
+
+    def add_callback(self, callback: "type[TrainerCallback] | TrainerCallback | Callable[[Row], object]") -> None:
+        """Have a callback told of the training from now on: transformers', as an object or a class, or a function."""
+        self.callbacks.append(callback)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Sample completions to the rows of `eval_dataset`, or to held-out rows; return the metrics of their rewards.
+
+        Args:
+            eval_dataset: the one that the trainer was given, or None.
+            ignore_keys: without effect.
+            metric_key_prefix: begins each name.
+
+        Raises:
+            UserError: other rows are given.
+        """
+        from transformers.trainer_utils import speed_metrics
+
+        if eval_dataset is not None and eval_dataset is not self.eval_dataset:
+            raise UserError("evaluate: give eval_dataset to GRPOTrainer, so that training does not ask its rows")
+        began = time.time()
+        count = len(self._tests) if isinstance(self._tests, list) else EVALUATED
+        completions = getattr(self.args, "num_generations_eval", None) or self.args.num_generations
+        found = self.node.answered(count, completions)
+        rewards = [one.rewards for outcomes in found.values() for one in outcomes]
+        every = [reward for group in rewards for reward in group]
+        if not every:
+            raise UserError("evaluate: no held-out row could be asked and scored")
+        made = [answer for outcomes in found.values() for one in outcomes for answer in one.answers]
+        parts: dict[str, list[float]] = {}
+        for reward in every:
+            for name, part in getattr(reward, "parts", {}).items():
+                parts.setdefault(name, []).append(part)
+        metrics = {
+            "reward": statistics.fmean(every),
+            "reward_std": statistics.fmean(map(statistics.pstdev, rewards)),
+            "frac_reward_zero_std": statistics.fmean(len(set(group)) == 1 for group in rewards),
+            **{f"rewards/{name}/mean": statistics.fmean(values) for name, values in parts.items()},
+            **{f"rewards/{name}/std": statistics.pstdev(values) for name, values in parts.items()},
+            "completions/mean_length": statistics.fmean(one.drawn for one in made),
+            "completions/clipped_ratio": statistics.fmean(not one.finished for one in made),
+        }
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return named | speed_metrics(metric_key_prefix, began, len(rewards)) | {"epoch": self.state.epoch or 0.0}
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Write the policy as an ordinary model folder, or its adapters as a folder of peft.
+
+        What an earlier call wrote there is replaced. The node's own folder has it in `model`.
+        """
         own = Path(self.node.folder)
         out = own if output_dir is None else Path(output_dir)
-        self.node.export(out / "model" if out.resolve() == own.resolve() else out)
+        out = out / "model" if out.resolve() == own.resolve() else out
+        policy = self.node.policy
+        if hasattr(policy.model, "peft_config"):
+            _write_over(out, lambda folder: _write_adapters(policy, folder), ())
+        else:
+            _write_over(out, self.node.export, STALE)
+
+    def save_state(self) -> None:
+        """Write `state` to trainer_state.json in `output_dir`."""
+        from transformers.trainer_pt_utils import save_state
+
+        save_state(self)
+
+    def log_metrics(self, split: str, metrics: Mapping[str, float]) -> None:
+        """Print metrics as transformers does."""
+        from transformers.trainer_pt_utils import log_metrics
+
+        log_metrics(self, split, metrics)
+
+    def save_metrics(self, split: str, metrics: Mapping[str, float], combined: bool = True) -> None:
+        """Write metrics to SPLIT_results.json in `output_dir`, and with `combined` to all_results.json."""
+        from transformers.trainer_pt_utils import save_metrics
+
+        save_metrics(self, split, metrics, combined)
+
+    def is_world_process_zero(self) -> bool:
+        """Return that this process prints and writes: there is no other one."""
+        return True
+
+    is_local_process_zero = is_world_process_zero
 
     @property
     def accelerator(self) -> "PartialState":
@@ -223,126 +315,106 @@ class GRPOTrainer:
         """Do nothing: the node has left its trackers and its swarm when `train` returns."""
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(f"gossamer: {line}\n")
+
+
+def _refuse(complaints: Sequence[str]) -> None:
+    """Raise `UserError` with a line for each complaint, if there are any."""
+    if len(complaints) == 1:
+        raise UserError(complaints[0])
+    if complaints:
+        lines = "".join(f"\n- {one}" for one in complaints)
+        raise UserError(f"{len(complaints)} things that GRPOTrainer was given are not taken:{lines}")
+
+
+def _complaints(model: Any, reward_funcs: Any, rows: Any, tests: Any, environment: Any) -> list[str]:
+    """Return a line on each argument that will not do."""
+    found = []
+    if not isinstance(model, str):
+        found.append("model: give its folder or its id; a model that is loaded already is not taken")
+    if rows is None:
+        found.append("train_dataset: give rows with a prompt")
+    if isinstance(tests, Mapping):
+        found.append("eval_dataset: give one set of rows, not several by name")
+    if environment is not None and not callable(environment):
+        found.append("environment_factory: give one class, not several by name")
+    has_functions = environment is None or reward_funcs is not None
+    for one in _functions(reward_funcs) if has_functions else ():
+        if isinstance(one, str) and ":" not in one:
+            found.append(f"reward_funcs: {one!r} would be a reward model, which is not taken: give a function")
+        elif not isinstance(one, str) and (not callable(one) or hasattr(one, "state_dict")):
+            found.append("reward_funcs: give functions of prompts and completions; a reward model is not taken")
+    return found
+
+
+def _complaints_about_names(names: "set[str]", given: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in sorted(names):
+        if name not in NOT_TAKEN:
+            found.append(f"GRPOTrainer has no argument {name!r}")
+        elif given[name] is not None and given[name] != (None, None):
+            found.append(f"{name} of TRL's GRPOTrainer is not taken: {NOT_TAKEN[name]}: leave it out")
+    return found
+
+
+def _default_args(model: str) -> Any:
+    """Return what stands for `args` where there are none: of its fields, only the folder decides anything."""
+    from trl import GRPOConfig  # imports torch
+
+    return GRPOConfig(output_dir=f"{Path(model).name}-GRPO", bf16=False)
+
+
+def _alone() -> dict[str, Any]:
+    """Return the settings of a node that meets nobody, and trains on all that it makes."""
+    return {"sampling": {"external": 0, "rule": "sapo"}, "network": {"enabled": False}}
+
+
+def _write_adapters(policy: Any, folder: Path) -> None:
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+
+
+def _write_over(out: Path, write: Callable[[Path], object], stale: Sequence[str]) -> None:
+    """Have `write` make a folder, and put its files into `out`, from which files go whose names fit `stale`."""
+    aside = out.with_name(f".{out.name}-new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(aside)
+        if not out.exists():
+            aside.rename(out)
+            return
+        for file in {file for pattern in stale for file in out.glob(pattern)}:
+            file.unlink()
+        for file in aside.iterdir():
+            file.replace(out / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _tokenizer(model: str) -> str | None:
     """Return the file by which functions count the policy's own tokens; of the built-in one they are characters."""
     file = Path(model) / "tokenizer.json"
     return str(file.absolute()) if file.is_file() else None
 
 
-def _functions(reward_funcs: Any) -> list[Reward]:
-    functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-    for one in functions:
-        if isinstance(one, str) and ":" not in one:
-            raise UserError(f"reward_funcs: {one!r} would be a reward model, which is not taken: give a function")
-        if not isinstance(one, str) and (not callable(one) or hasattr(one, "state_dict")):
-            raise UserError("reward_funcs: give functions of prompts and completions; a reward model is not taken")
-    return functions
+def _functions(reward_funcs: Any) -> list[Any]:
+    return list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
 
 
 def _test(rows: Any) -> Rows | None:
-    if rows is None or isinstance(rows, str | Path):
-        return rows
-    if isinstance(rows, Mapping):
-        raise UserError("eval_dataset: give one set of rows, not several by name")
-    return list(rows)
-
-
-def check_config(args: Any) -> None:
-    """Raise `UserError` for the first field of a `GRPOConfig` that no setting stands for, and is not at its default."""
-    known = {*MAPPED, *COUNTED, *WITHOUT_EFFECT}
-    # A default may follow from other fields: two that both have them differ only where somebody set something.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of `args` were shown when it was made
-        plain = type(args)(output_dir=args.output_dir, bf16=args.bf16, use_cpu=args.use_cpu)
-    for field in dataclasses.fields(args):
-        value, default = getattr(args, field.name), getattr(plain, field.name)
-        if field.name not in known and repr(value) != repr(default):
-            raise UserError(f"GRPOConfig: {field.name}={value!r} has no counterpart in a node: leave it at {default!r}")
-    for name, value in (args.model_init_kwargs or {}).items():
-        if value not in INIT_KWARGS.get(name, ()):
-            raise UserError(f"GRPOConfig: model_init_kwargs {name}={value!r} is not taken: leave it out")
-    if _word(args.optim) not in OPTIMISERS:
-        raise UserError(f"GRPOConfig: optim={_word(args.optim)!r}: a node has AdamW (adamw_torch) only")
-    if _word(args.scale_rewards) == "batch":
-        raise UserError("GRPOConfig: scale_rewards='batch': a round has peers' groups, too: set 'group' or 'none'")
-    if args.per_device_train_batch_size * args.gradient_accumulation_steps % args.num_generations:
-        raise UserError(
-            "GRPOConfig: num_generations does not divide per_device_train_batch_size times gradient_accumulation_steps"
-        )
-    if args.steps_per_generation != args.gradient_accumulation_steps:
-        raise UserError(f"GRPOConfig: steps_per_generation={args.steps_per_generation}: a node generates for each step")
-
-
-def settings_of(args: Any, swarm: str | None, *, has_test: bool = False) -> dict[str, Any]:
-    """Return the tables of a node's configuration for a `GRPOConfig`, and for a node that is alone without a swarm."""
-    tree: dict[str, dict[str, Any]] = {"sampling": {}, "network": {}}
-    if args is not None:
-        for name, key in MAPPED.items():
-            value = _mapped(name, getattr(args, name), args)
-            if value is not None:
-                put(tree, key, value)
-        tree["sampling"]["local"] = groups_of(args)
-        if not has_test or _word(args.eval_strategy) == "no":
-            tree.pop("eval", None)
-    if swarm is None:
-        tree["sampling"] |= {"external": 0, "rule": "sapo"}
-        tree["network"]["enabled"] = False
-    return {name: table for name, table in tree.items() if table != {}}
-
-
-def _mapped(name: str, value: Any, args: Any) -> Any:
-    """Return the value of a setting for a field's; None where it says nothing."""
-    match name:
-        case "scale_rewards":
-            return {"True": "group", "False": "none"}.get(str(value), _word(value))
-        case "report_to":
-            return [one for one in ([value] if isinstance(value, str) else value or []) if one not in ("none", "all")]
-        case "use_vllm":
-            return "vllm" if value else None
-        case "bf16":  # TRL's default is true, on a CPU too
-            return "auto" if value else False
-        case "epsilon_high":
-            return args.epsilon if value is None else value
-        case "lr_scheduler_type":
-            return _word(value)
-        case "save_steps" | "eval_steps":
-            return None if value is None else max(1, round(value))
-    return value
-
-
-def groups_of(args: Any) -> int:
-    """Return how many questions a step of TRL's asks on one process."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps // args.num_generations
+    return rows if rows is None or isinstance(rows, str | Path) else list(rows)
 
 
 def rounds_of(args: Any, rows: Any) -> int:
     """Return how many rounds a node trains for: `max_steps`, or `num_train_epochs` times the rows by those of a round.
 
-    Without `args`, three epochs of two questions a round, as TRL's default has three epochs.
+    Without `args`, three epochs of two questions a round, as TRL's default has three epochs. A file needs `max_steps`.
     """
     if args is not None and args.max_steps > 0:
-        return int(args.max_steps)
+        return rounds_in(args.max_steps, args)
     if isinstance(rows, str | Path):
         raise UserError("train_dataset is a file: set max_steps, for its rows are not counted")
     epochs, groups = (3.0, 2) if args is None else (args.num_train_epochs, groups_of(args))
     return max(1, math.ceil(epochs * len(rows) / groups))
-
-
-def _lora(config: Any) -> dict[str, Any]:
-    if config is None:
-        return {}
-    plain = type(config)(r=config.r)
-    taken = ("r", "lora_alpha", "target_modules", "task_type", "base_model_name_or_path", "inference_mode")
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name not in taken and repr(value) != repr(getattr(plain, field.name)):
-            raise UserError(f"peft_config: {field.name}={value!r} has no counterpart in a node: leave it out")
-    targets = config.target_modules or "all-linear"
-    if not isinstance(targets, str):
-        raise UserError("peft_config: target_modules: give one text, such as 'all-linear', or a pattern")
-    return {"policy": {"lora": {"r": config.r, "alpha": config.lora_alpha, "target_modules": targets}}}
-
-
-def _word(value: Any) -> str:
-    """Return what an enum of transformers stands for."""
-    return str(getattr(value, "value", value))

@@ -63,12 +63,13 @@ log = structlog.get_logger()
 
 
 class Given(NamedTuple):
-    """Objects that a Python program gives a node beside its configuration: tasks by name, and callbacks of
-    transformers.
+    """Objects that a Python program gives a node beside its configuration: tasks by name, callbacks of transformers,
+    and what tells after how many rounds to evaluate, in place of `eval.every`.
     """
 
     tasks: Mapping[str, Task] = MappingProxyType({})
     callbacks: Sequence[TrainerCallback] = ()
+    evaluates: Callable[[int], bool] | None = None
 
 
 NOTHING_GIVEN = Given()
@@ -120,6 +121,7 @@ def _start(
 ) -> "Parts":
     """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
+    log.info("loading tasks", tasks=[task.name for task in config.tasks])
     split = split_of(load_manifest(folder))
     tasks = load_tasks(config.tasks, split, given=given)
     for line in tasks.small_tasks():
@@ -228,6 +230,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             _evaluated(config, node.tasks, given.tasks),
             longest_prompt(config.engine, policy),
             scores,
+            given.evaluates,
         )
 
         def rounds(done: int) -> Iterator[Sequence[Sample]]:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from node.config import LoraConfig, PolicyConfig
-from node.errors import UserError
+from node.errors import UserError, one_line
 from node.policy.completion_text import INCOMPLETE, CompletionText
 from node.policy.detection import check_bits, computes_in_bf16, find_model
 from node.policy.prompt import chat_turns, plain_text, tells_of_calls, with_tools_told
@@ -385,9 +385,13 @@ def _with_saved_adapters(model: PreTrainedModel, folder: Path) -> Any:
 def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:
     import peft
 
+    targets = lora.target_modules or None
     adapters = peft.LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)  # every node begins with the same adapters, and so does a node that starts again
-        return peft.get_peft_model(model, adapters)
+        try:
+            return peft.get_peft_model(model, adapters)
+        except ValueError as error:  # no such layers, or none that peft knows of the architecture
+            raise UserError(f"policy.lora.target_modules={lora.target_modules!r}: {one_line(error)}") from error

@@ -110,6 +110,7 @@ class Evaluations:
         tasks: whose questions are asked.
         longest: tokens that a prompt may have.
         rows: the file, rewound to the round that the node goes on from.
+        when: tells after how many rounds to evaluate, if `config.every` is set; without it, that decides.
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class Evaluations:
         tasks: TaskSet,
         longest: int,
         rows: MetricsLog,
+        when: Callable[[int], bool] | None = None,
     ) -> None:
+        self._when = when
         self._config = config
         self._sampling = sampling
         self._policy = policy
@@ -133,9 +136,11 @@ class Evaluations:
     def after_round(self, progress: RunProgress) -> dict[str, float]:
         """Evaluate if it is time to; return figures for the round's metrics."""
         done = progress.rounds
-        if not is_due(self._config, progress) or self._rows.last.get("round") == done:
+        due = is_due(self._config, progress) if self._when is None else self._config.every and self._when(done)
+        if not due or self._rows.last.get("round") == done:
             return {}
         began = time.perf_counter()
+        log.info("evaluating", round=done, questions=self._config.count, completions=self._config.completions)
         self._engine.load(done)
         at_a_mark = self._config.every == "marks" and not progress.at_an_end
         found = self._evaluate(0 if at_a_mark else self._config.completions)

@@ -1,22 +1,37 @@
 """TRL's arguments for a node: each field of `GRPOConfig` is mapped, has no effect, or is refused in one line."""
 
 import dataclasses
+import functools
+import json
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 import trl
 from gossamer import GRPOTrainer
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, PromptTuningConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 from trl import GRPOConfig
 
-from node.config import is_key, parse_config
+from node.config import PASSED, PolicyConfig, flatten, is_key, parse_config
 from node.errors import UserError
-from node.grpo_trainer import COUNTED, MAPPED, WITHOUT_EFFECT, check_config, rounds_of, settings_of
+from node.grpo_config import (
+    MAPPED,
+    READ,
+    REFUSED,
+    WITHOUT_EFFECT,
+    complaints_about,
+    evaluates,
+    model_said,
+    settings_of,
+)
+from node.grpo_trainer import rounds_of
+from node.policy.load import load_policy
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"prompt": f"{n}+{n}=", "solution": str(2 * n)} for n in range(20)]
@@ -32,15 +47,31 @@ def config(**fields: Any) -> GRPOConfig:
         return GRPOConfig(output_dir="out", bf16=False, **fields)
 
 
+FIELDS = [field.name for field in dataclasses.fields(GRPOConfig)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_field_of_the_installed_config_is_mapped_passed_read_without_effect_or_refused(name: str) -> None:
+    assert sum(name in table for table in (MAPPED, PASSED, READ, WITHOUT_EFFECT, REFUSED)) == 1
+
+
 def test_every_field_that_is_named_is_one_of_trls_and_every_setting_one_of_ours() -> None:
-    fields = {field.name for field in dataclasses.fields(GRPOConfig)}
-    named = [*MAPPED, *COUNTED, *WITHOUT_EFFECT]
-    assert set(named) <= fields and len(named) == len(set(named))
-    assert all(map(is_key, MAPPED.values()))
+    named = {*MAPPED, *PASSED, *READ, *WITHOUT_EFFECT, *REFUSED}
+    assert named <= set(FIELDS)
+    assert all(map(is_key, MAPPED.values())) and all(is_key(f"trainer.trl.{name}") for name in PASSED)
+
+
+def test_a_field_of_another_trl_is_refused_by_its_name_unless_it_has_its_default() -> None:
+    newer = dataclasses.make_dataclass("Newer", [("brand_new", int, 0)], bases=(GRPOConfig,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert list(complaints_about(newer(output_dir="out", bf16=False))) == []
+        (line,) = complaints_about(newer(output_dir="out", bf16=False, brand_new=1))
+    assert line == "GRPOConfig: brand_new=1: this release does not know the field; leave it at 0"
 
 
 def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
-    check_config(config())
+    assert list(complaints_about(config())) == []
     given = config(
         learning_rate=1e-4,
         num_generations=4,
@@ -53,10 +84,10 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
         chat_template_kwargs={"enable_thinking": False},
         max_steps=7,
     )
-    check_config(given)
-    settings = settings_of(given, None)
+    assert list(complaints_about(given)) == []
+    settings = settings_of(given, 7)
     parse_config({**settings, "rounds": 7})
-    assert settings["sampling"] == {"completions": 4, "local": 4, "external": 0, "rule": "sapo"}
+    assert settings["sampling"] == {"completions": 4, "local": 4}
     assert settings["engine"] == {"max_completion_length": 16, "temperature": 1.0, "top_p": 1.0}
     trainer = settings["trainer"]
     trl = trainer["trl"]
@@ -64,31 +95,95 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
     assert (trl["scale_rewards"], trl["lr_scheduler_type"], trl["report_to"]) == ("none", "linear", [])
     weighted = (trl["vllm_importance_sampling_mode"], trl["vllm_importance_sampling_clip_max"])
     assert weighted == ("sequence_mask", 3.0), "TRL's defaults are not the node's"
-    assert (settings["network"], settings["seed"]) == ({"enabled": False}, 42)
-    assert settings["policy"] == {"template": {"enable_thinking": False}}
-    joined = settings_of(given, "swarm:invite")
-    assert joined["sampling"] == {"completions": 4, "local": 4} and "network" not in joined
+    assert settings["policy"] == {"template": {"enable_thinking": False}} and settings["seed"] == 42
+    assert "eval" not in settings and "network" not in settings
     assert rounds_of(given, ROWS) == 7
     assert rounds_of(config(num_train_epochs=2, num_generations=4, per_device_train_batch_size=8), ROWS) == 20
 
 
 @pytest.mark.parametrize(
+    ("fields", "rounds", "expected"),
+    [
+        ({"warmup_steps": 0.1}, 20, {"trainer.trl.warmup_steps": 2}),
+        ({"warmup_steps": 5}, 20, {"trainer.trl.warmup_steps": 5}),
+        ({"num_iterations": 2, "max_steps": 9, "save_steps": 4, "warmup_steps": 4}, 5,
+         {"trainer.num_iterations": 2, "trainer.save_steps": 2, "trainer.trl.warmup_steps": 2}),
+        ({"save_steps": 0.25}, 40, {"trainer.save_steps": 10}),
+        ({"optim": "adamw_8bit"}, 1, {"trainer.trl.optim": "adamw_8bit"}),
+        ({"optim": "paged_adamw_8bit"}, 1, {"trainer.trl.optim": "adamw_8bit"}),
+        ({"delta": 1.5, "adam_beta1": 0.8}, 1, {"trainer.trl.delta": 1.5, "trainer.trl.adam_beta1": 0.8}),
+        ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-7}}, 9,
+         {"trainer.trl.lr_scheduler_kwargs": {"min_lr": 1e-7}}),
+        ({"vllm_max_model_length": 1024, "max_completion_length": 24}, 1, {"engine.max_prompt_length": 1000}),
+        ({"eval_strategy": "steps", "eval_steps": 5, "num_generations_eval": 2}, 9,
+         {"eval.every": 5, "eval.completions": 2, "eval.count": 20}),
+        ({"eval_strategy": "steps", "logging_steps": 7}, 9, {"eval.every": 7, "eval.completions": 8}),
+        ({"eval_strategy": "epoch", "num_train_epochs": 3}, 60, {"eval.every": 20}),
+    ],
+)  # fmt: skip
+def test_a_field_becomes_a_setting(fields: dict[str, Any], rounds: int, expected: dict[str, Any]) -> None:
+    given = config(**fields)
+    assert list(complaints_about(given)) == []
+    assert rounds_of(given, []) in (1, rounds)
+    settings = flatten(settings_of(given, rounds, tests=20))
+    trl = settings.pop("trainer.trl")
+    settings |= {f"trainer.trl.{name}": value for name, value in trl.items()}
+    assert {name: settings.get(name) for name in expected} == expected
+    parse_config({**settings_of(given, rounds, tests=20), "rounds": rounds})
+
+
+@pytest.mark.parametrize(
+    ("fields", "due"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 4}, [4, 8, 9]),
+        ({"eval_strategy": "steps", "eval_steps": 4, "eval_on_start": True}, [0, 4, 8, 9]),
+        ({"eval_strategy": "steps", "eval_steps": 2, "eval_delay": 5}, [6, 8, 9]),
+        ({"eval_strategy": "epoch", "num_train_epochs": 3}, [3, 6, 9]),
+        ({"eval_strategy": "epoch", "num_train_epochs": 3, "eval_delay": 2}, [6, 9]),
+    ],
+)
+def test_a_node_evaluates_when_trls_trainer_would(fields: dict[str, Any], due: list[int]) -> None:
+    assert [done for done in range(10) if evaluates(config(**fields), 9)(done)] == due
+
+
+@pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"beta": 0.04}, "GRPOConfig: beta=0.04 has no counterpart in a node: leave it at 0.0"),
-        ({"top_k": 50}, "top_k=50 has no counterpart"),
-        ({"delta": 1.5}, "delta=1.5 has no counterpart"),
-        ({"adam_beta1": 0.8}, "adam_beta1=0.8 has no counterpart in a node: leave it at 0.9"),
-        ({"optim": "adafactor"}, "a node has AdamW"),
+        ({"beta": 0.04}, "GRPOConfig: beta=0.04: no reference model is kept; leave it at 0.0"),
+        ({"top_k": 50}, "top_k=50: it changes the distribution"),
+        ({"fp16": True}, "fp16=True: a node computes in float32 or bfloat16"),
+        ({"optim": "adafactor"}, "a node has AdamW: adamw_torch, "),
         ({"scale_rewards": "batch"}, "set 'group' or 'none'"),
-        ({"use_vllm": True, "vllm_mode": "server"}, "vllm_mode='server' has no counterpart"),
+        ({"use_vllm": True, "vllm_mode": "server"}, "vllm_mode='server': a node's vLLM servers are set by engine="),
         ({"gradient_accumulation_steps": 4, "steps_per_generation": 8}, "a node generates for each step"),
-        ({"entropy_coef": 0.1}, "entropy_coef=0.1 has no counterpart"),
+        ({"entropy_coef": 0.1}, "entropy_coef=0.1: it pulls at completions"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_in_one_line(fields: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
-        check_config(config(**fields))
+    (line,) = complaints_about(config(**fields))
+    assert complaint in line
+
+
+def test_all_that_is_refused_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        GRPOTrainer(
+            "builtin",
+            "some/reward-model",
+            config(beta=0.1, top_k=5, model_init_kwargs={"dtype": "float16"}),
+            ROWS,
+            peft_config={"r": 8, "rank": 4},
+            tools=[print],
+            tool=None,
+        )
+    first, *lines = str(caught.value).split("\n- ")
+    assert first == "7 things that GRPOTrainer was given are not taken:"
+    begins = (
+        *("reward_funcs: ", "GRPOTrainer has no argument 'tool'", "tools of TRL's GRPOTrainer is not taken: an env"),
+        *("GRPOConfig: top_k", "GRPOConfig: beta", "peft_config: ", "model_init_kwargs: dtype=float16: "),
+    )
+    assert all(line.startswith(begin) for line, begin in zip(lines, begins, strict=True)), lines
+    assert "'rank'" in lines[5]
 
 
 @pytest.mark.parametrize(
@@ -98,10 +193,13 @@ def test_what_has_no_counterpart_is_refused_in_one_line(fields: dict[str, Any], 
         ({"reward_funcs": None}, "reward_funcs: give functions"),
         ({"model": object()}, "give its folder or its id"),
         ({"train_dataset": None}, "give rows with a prompt"),
+        ({"train_dataset": "rows.jsonl", "args": config()}, "train_dataset is a file: set max_steps"),
         ({"tools": [print]}, "tools of TRL's GRPOTrainer is not taken"),
         ({"eval_dataset": {"a": ROWS}}, "give one set of rows"),
         ({"peft_config": LoraConfig(r=4, use_dora=True)}, "use_dora=True has no counterpart"),
-        ({"peft_config": LoraConfig(r=4, target_modules=["q_proj"])}, "target_modules: give one text"),
+        ({"peft_config": PromptTuningConfig(num_virtual_tokens=4)}, "a PromptTuningConfig is not taken"),
+        ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "bnb_4bit_quant_type='nf4' alone"),
+        ({"engine": {"max_prompt": 5}}, "unknown configuration key 'engine.max_prompt'"),
     ],
 )
 def test_an_argument_that_cannot_be_mapped_is_one_clear_line(
@@ -112,6 +210,120 @@ def test_an_argument_that_cannot_be_mapped_is_one_clear_line(
     with pytest.raises(UserError, match=complaint):
         GRPOTrainer(**given)
     assert list(tmp_path.iterdir()) == []
+
+
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+@pytest.mark.parametrize(
+    ("lora", "init", "packed", "policy", "notes"),
+    [
+        ({"r": 4, "target_modules": ["v_proj", "q_proj"]}, {}, None,
+         {"lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}}, []),
+        ({"r": 4, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.05}, {}, None,
+         {"lora": {"r": 4, "alpha": 9, "target_modules": "all-linear"}}, ["lora_dropout=0.05 is not applied"]),
+        ({}, {"dtype": "bfloat16"}, None,
+         {"lora": {"r": 8, "alpha": 8, "target_modules": []}, "dtype": "bfloat16"}, []),
+        ({}, {}, NF4, {"lora": {"r": 8, "alpha": 8, "target_modules": []}, "dtype": "nf4"}, []),
+        (None, {"torch_dtype": torch.bfloat16, "revision": None}, None, {}, ["are float32 here, and not bfloat16"]),
+        (None, {"attn_implementation": "flash_attention_2", "device_map": "auto"}, None, {},
+         ["attention is sdpa here", "device_map='auto' has no effect"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_what_is_said_of_the_model_is_taken(
+    lora: Any, init: dict[str, Any], packed: Any, policy: dict[str, Any], notes: list[str], as_dict: bool
+) -> None:
+    given = lora if as_dict or lora is None else LoraConfig(**lora)
+    said = model_said(config(model_init_kwargs=init), given, packed)
+    assert (said.policy, said.complaints) == (policy, [])
+    assert len(said.notes) == len(notes) and all(part in note for part, note in zip(notes, said.notes, strict=True))
+    parse_config({"policy": said.policy})
+
+
+def here(function: Any) -> Any:
+    """A function of this process, which no worker has to import with all of this file."""
+
+    @functools.wraps(function)
+    def inside(*args: Any, **columns: Any) -> Any:
+        return function(*args, **columns)
+
+    inside.__qualname__ = "here.inside"
+    return inside
+
+
+class Watching(TrainerCallback):
+    """Notes the steps that are logged."""
+
+    steps: ClassVar[list[int]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps.append(state.global_step)
+
+
+TESTS = [{"prompt": f"{n}*{n}=", "solution": str(n * n)} for n in range(4)]
+
+
+@pytest.mark.slow
+def test_a_script_runs_twice_and_finds_after_training_what_trls_scripts_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fields = {"use_cpu": True, "max_completion_length": 8, "eval_strategy": "steps", "eval_steps": 2}
+
+    def trainer(steps: int) -> GRPOTrainer:
+        args = config(max_steps=steps, **fields)
+        return GRPOTrainer("builtin", here(accuracy), args, ROWS, TESTS, callbacks=[Watching])
+
+    for steps, lines in (
+        (3, ["loading tasks", "evaluating", "held_out_for_evaluation=4"]),
+        (3, ["all 3 rounds are done"]),
+    ):
+        one = trainer(steps)
+        made = one.train(resume_from_checkpoint=True)
+        said = capfd.readouterr().err
+        assert all(line in said for line in lines), said
+        assert (made.global_step, one.state.global_step, one.state.max_steps) == (3, 3, 3)
+    evaluated = [json.loads(line)["round"] for line in Path("out/evaluations.jsonl").read_text().splitlines()]
+    assert evaluated == [2, 3], "not before the first step, as transformers does"
+    assert Watching.steps[:3] == [1, 2, 3] and one.state.epoch == 3 / len(ROWS)
+    assert [row["step"] for row in one.state.log_history] == [1, 2, 3]
+    one.log_metrics("train", made.metrics)
+    one.save_metrics("train", made.metrics)
+    one.save_state()
+    assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 3
+    assert "train_runtime" in json.loads(Path("out/train_results.json").read_text())
+    found = one.evaluate()
+    assert {"eval_reward", "eval_rewards/accuracy/mean", "eval_completions/mean_length", "eval_runtime"} <= found.keys()
+    assert one.model is one.model and one.node.generate(["1+1="])
+    with pytest.raises(UserError, match="goes on from its newest checkpoint"):
+        trainer(5).train(resume_from_checkpoint="out/checkpoints/checkpoint-1")
+    more = trainer(4)
+    more.add_callback(Watching)
+    assert more.train().global_step == 4 and "goes on after round 3 of 4" in capfd.readouterr().err
+    Path("saved").mkdir()
+    Path("saved/notes").write_text("mine")
+    Path("saved/model-00001-of-00002.safetensors").write_text("of an earlier export")
+    for _ in range(2):
+        more.save_model("saved")
+    loaded = AutoModelForCausalLM.from_pretrained("saved")
+    assert torch.equal(loaded.get_input_embeddings().weight, more.model.get_input_embeddings().weight)
+    assert Path("saved/notes").exists() and not list(Path("saved").glob("model-*"))
+
+
+@pytest.mark.slow
+def test_adapters_are_saved_as_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = config(max_steps=1, use_cpu=True, max_completion_length=8)
+    one = GRPOTrainer("builtin", here(accuracy), args, ROWS, peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    one.train()
+    assert isinstance(one.model, PeftModel)
+    for _ in range(2):
+        one.save_model("adapters")
+    saved = LoraConfig.from_pretrained("adapters")
+    assert (saved.r, list(saved.target_modules)) == (2, ["q_proj"]) and not Path("adapters/model.safetensors").exists()
+    again = PeftModel.from_pretrained(load_policy(PolicyConfig()).model, "adapters")
+    assert {name for name, _ in again.named_parameters() if "lora" in name}
 
 
 # The form of TRL's documentation (quickstart and the page of GRPOTrainer), but for the import, the model and the rows.
