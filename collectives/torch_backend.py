@@ -65,7 +65,7 @@ from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, combine, describe, finish, start, work_dtype
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
-from collectives.reduce.tensors import DTYPES, memory, publish_pieces, set_apart
+from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
 from collectives.types import WAN, Codec, Op, Protection
 from protocol.identity import Identity, NodeId
 
@@ -215,7 +215,7 @@ class ProcessGroupGossamer(_TorchGroup):
             for each in tensors:
                 reduced = self._reduce_blocks("reduce", {self.members[opts.rootRank]: each}, op, factor)
                 if self.rank() == opts.rootRank:
-                    each.copy_(reduced)
+                    _land(reduced.view(-1), each)
 
         return self._run(tensors, opts, work)
 
@@ -869,8 +869,8 @@ def _in_a_row(tensor: torch.Tensor) -> torch.Tensor:
         raise BadArgument(
             f"a {tensor.layout} tensor on {tensor.device}: the backend takes dense tensors on {' or '.join(DEVICES)}"
         )
-    flat = tensor.detach().contiguous().resolve_conj().resolve_neg().view(-1)
-    return set_apart(flat) if flat.is_cpu else flat
+    flat = packed(tensor.detach().contiguous().resolve_conj().resolve_neg().view(-1))
+    return set_apart(flat) if flat.is_cpu or flat.is_inference() else flat
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -890,8 +890,7 @@ def _landing(tensor: torch.Tensor) -> torch.Tensor:
 
 def _land(flat: torch.Tensor, tensor: torch.Tensor) -> None:
     if flat.data_ptr() != tensor.data_ptr() and flat.numel():
-        with torch.no_grad():
-            tensor.copy_(flat.view(tensor.shape))
+        publish(flat, tensor)
 
 
 def _as_numbers(flat: torch.Tensor, op: Op) -> tuple[torch.Tensor, Op]:

@@ -65,8 +65,8 @@ def flatten(x: TensorLike) -> torch.Tensor:
     if isinstance(x, torch.Tensor):
         return stage(x, 1)[:]
     rows = np.ascontiguousarray(x).reshape(-1)
-    # torch has no read-only tensors, and warns.
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    # torch warns of a read-only array, and refuses the stride that one element of a reversed array has.
+    return packed(torch.from_numpy(rows if rows.flags.writeable and rows.size > 1 else rows.copy()))
 
 
 def stage(x: TensorLike, slices: int) -> Values:
@@ -81,9 +81,14 @@ def stage(x: TensorLike, slices: int) -> Values:
         return flatten(x)
     dtype_name(x)
     # A tensor's lazy negation is not in its memory yet.
-    flat = x.detach().reshape(-1).contiguous().resolve_neg()
+    flat = packed(x.detach().reshape(-1).contiguous().resolve_neg())
     copies = copies_of(flat)
     return set_apart(flat.cpu()) if copies is None else Staged(flat, copies, slices)
+
+
+def packed(x: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous 1-D tensor with stride 1: to torch one element, or none, is contiguous at any stride."""
+    return x.as_strided(x.shape, (1,))
 
 
 def check_target(x: TensorLike, out: TensorLike | None) -> TensorLike:
@@ -142,15 +147,18 @@ def publish_pieces(
     if not (target.is_contiguous() if isinstance(target, torch.Tensor) else target.flags.c_contiguous):
         publish(torch.cat([part for _, part in parts]), target)
         return
-    flat = target if isinstance(target, torch.Tensor) else torch.from_numpy(target)
-    with torch.inference_mode(flat.is_inference()), torch.no_grad():
-        if isinstance(values, Staged) and copies_of(flat) is not None and flat.device == values.device:
+    if isinstance(target, np.ndarray):
+        for (first, end), part in parts:
+            np.copyto(target.reshape(-1)[first:end], part.numpy())
+        return
+    with torch.inference_mode(target.is_inference()), torch.no_grad():
+        if isinstance(values, Staged) and copies_of(target) is not None and target.device == values.device:
             for (first, _), part in parts:
-                values.land(first, part, flat.view(-1))
+                values.land(first, part, target.view(-1))
             values.landed()
             return
         for (first, end), part in parts:
-            flat.view(-1)[first:end].copy_(part)
+            target.view(-1)[first:end].copy_(part)
 
 
 def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:
@@ -161,7 +169,7 @@ def fresh(like: TensorLike, shape: Sequence[int]) -> TensorLike:
 
 
 def set_apart(x: torch.Tensor) -> torch.Tensor:
-    """Return the same memory as another tensor on the CPU, with a storage object of its own.
+    """Return the same memory as another tensor, with a storage object of its own; it is no tensor of inference mode.
 
     `Tensor.numpy` marks a storage as one that can never be resized. FSDP resizes its parameters' storages, so the
     caller's must stay unmarked.

@@ -11,7 +11,7 @@ from collectives.reduce import kernels
 from collectives.reduce.codecs import BLOCK, coder_for
 from collectives.reduce.gather import all_gather, broadcast
 from collectives.reduce.kernels import Scratch
-from collectives.reduce.tensors import DTYPES, check_target, dtype_name, flatten, fresh, memory, publish
+from collectives.reduce.tensors import DTYPES, check_target, dtype_name, flatten, fresh, memory, publish, publish_pieces
 from collectives.types import Codec
 from tests.collectives_ports import members, together
 
@@ -49,6 +49,24 @@ def test_any_layout_is_read_and_written_in_its_own_order():
         wanted = view * 3
         publish(flatten(view) * 3, view)
         assert np.array_equal(view, wanted)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.arange(20.0).view(4, 5)[:1, 2],
+        torch.from_numpy(np.zeros(0)),
+        np.arange(4.0)[::-1][:1],
+        np.ones((4, 5))[:1],
+    ],
+    ids=["one element", "none", "one of a reversed array", "one row"],
+)
+def test_one_element_or_row_may_have_any_stride(x):
+    flat = flatten(x)
+    assert len(memory(flat)) == flat.numel() * flat.itemsize
+    wanted = (flat + 1).tolist()
+    publish_pieces([((0, flat.numel()), flat + 1)], x)
+    assert flatten(x).tolist() == wanted
 
 
 def test_a_contiguous_tensor_is_not_copied_and_one_with_gradients_may_be_written():
