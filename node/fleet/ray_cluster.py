@@ -22,7 +22,7 @@ import structlog
 
 from node.config import FUNCTION_FILE, NodeConfig
 from node.engines import kind_of
-from node.errors import UserError
+from node.errors import UserError, how_to_install
 from node.operations.preflight import check_unhidden
 from node.policy.detection import measure_model
 from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
@@ -59,7 +59,7 @@ def connected(on: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError("--on ray wants Ray: pip install 'gossamer[ray]'") from None
+        raise UserError(f"--on ray wants Ray: {how_to_install('ray')}") from None
     where = address or ("local" if is_new else "auto")
     try:
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

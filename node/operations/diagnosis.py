@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from node.config import NodeConfig, fill, is_set, load_config, parse_config, understood
 from node.engines import kind_of
 from node.engines.missing import missing
-from node.errors import UserError, for_shell
+from node.errors import UserError, for_shell, how_to_install
 from node.operations.presets import Overrides, preset
 from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
@@ -95,7 +95,7 @@ def _packages() -> Iterator[Diagnosis]:
     for extra in EXTRAS:
         found = _version(extra)
         fits = found is not None and (extra not in extras or extras[extra].specifier.contains(found, prereleases=True))
-        install = f"pip install 'gossamer[{extra}]'"
+        install = how_to_install(extra)
         text = "not installed" if found is None else found if fits else f"{found}, wants {extras[extra].specifier}"
         yield Diagnosis(extra, fits, text, needed=False, do=f"only if you want it: {install}")
 
@@ -293,7 +293,7 @@ def _advice(config: NodeConfig) -> str:
     """Return what to try first where a node with `config`, a preset, does not fit."""
     trainer = config.trainer
     if trainer.gradient_checkpointing and config.policy.lora.r and config.policy.dtype != "nf4":
-        return "pip install 'gossamer[bitsandbytes]' and set policy.dtype=nf4, or choose a smaller model"
+        return f"{how_to_install('bitsandbytes')} and set policy.dtype=nf4, or choose a smaller model"
     if trainer.gradient_checkpointing:
         return "choose a smaller model"
     return (

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from node.config import PolicyConfig
-from node.errors import UserError
+from node.errors import UserError, how_to_install
 from node.policy.footprint import Machine, ModelSize
 
 HUB_TIMEOUT_S = 10.0
@@ -65,9 +65,7 @@ def check_bits(dtype: str = "", optim: str = "") -> None:
     asked = [f"policy.dtype={dtype!r}"] if dtype == "nf4" else []
     asked += [f"trainer.trl.optim={optim!r}"] if optim == "adamw_8bit" else []
     if asked and not has_bitsandbytes():
-        raise UserError(
-            f"bitsandbytes is not installed, for {' and '.join(asked)}: pip install 'gossamer[bitsandbytes]'"
-        )
+        raise UserError(f"bitsandbytes is not installed, for {' and '.join(asked)}: {how_to_install('bitsandbytes')}")
 
 
 def has_bitsandbytes() -> bool:

@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from node.config import AnswerMode
-from node.errors import UserError
+from node.errors import UserError, how_to_install
 from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect
 from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import (
@@ -280,7 +280,7 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError:
-        raise UserError(f"task 'reasoning-gym/{name}': run pip install 'gossamer[reasoning-gym]'") from None
+        raise UserError(f"task 'reasoning-gym/{name}': run {how_to_install('reasoning-gym')}") from None
     known = {option.name for option in fields(DATASETS[name][1])} - {"seed", "size"}
     if unknown := options.keys() - known:
         raise UserError(

@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
-from node.errors import UserError
+from node.errors import UserError, how_to_install
 from node.processes.confinement import ConfinementError, confine
 from node.processes.worker_process import Message, WorkerError, connect
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_reward, scaled
@@ -118,7 +118,7 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
     if _NAME.fullmatch(name) is None:
         raise UserError(f"task {task!r}: {name!r} is no name of a task set: it has letters, digits, - and _")
     if importlib.util.find_spec("verifiers") is None:
-        raise UserError(f"task {task!r}: run pip install 'gossamer[verifiers]'")
+        raise UserError(f"task {task!r}: run {how_to_install('verifiers')}")
     first = {"call": "load", "id": name, **parsed.model_dump()}
     workers = Workers(task, "node.tasks.verifiers", first)
     try:

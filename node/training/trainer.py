@@ -42,7 +42,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
-from node.errors import DivergedError, UserError
+from node.errors import DivergedError, UserError, how_to_install
 from node.policy.detection import check_bits, first_line
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
@@ -770,9 +770,7 @@ def make_trainer(
     except (ImportError, RuntimeError) as error:
         if "requires" in str(error) and config.trainer.options.report_to:
             extras = ",".join(config.trainer.options.report_to)
-            raise UserError(
-                f"trainer.trl.report_to: {error}; install it with pip install 'gossamer[{extras}]'"
-            ) from error
+            raise UserError(f"trainer.trl.report_to: {error}; install it with {how_to_install(extras)}") from error
         raise
     except ValueError as error:
         if "lm_head" in str(error):

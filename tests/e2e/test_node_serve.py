@@ -25,6 +25,9 @@ def test_without_a_server_it_says_what_to_install(capsys: pytest.CaptureFixture[
     assert "pip install 'gossamer[serve]'" in capsys.readouterr().err
     assert run(["serve", "builtin", "--server", "vllm"], debug=False) == 2
     assert "pip install 'gossamer[vllm]'" in capsys.readouterr().err
+    monkeypatch.setattr("node.cli.serve.find_spec", lambda name: None if name == "openai" else name)
+    assert run(["serve", "builtin", "--server", "transformers"], debug=False) == 2
+    assert f"{sys.executable} -m pip install 'gossamer[serve]'" in capsys.readouterr().err
 
 
 def test_vllm_knows_the_model_by_its_folders_name() -> None:

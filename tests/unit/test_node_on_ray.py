@@ -345,6 +345,6 @@ def test_without_ray_a_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert command(["swarm", "--on", "ray", "--out", str(tmp_path / "run")], debug=False) == 2
-    assert capfd.readouterr().err == "error: --on ray wants Ray: pip install 'gossamer[ray]'\n"
+    assert capfd.readouterr().err == f"error: --on ray wants Ray: {sys.executable} -m pip install 'gossamer[ray]'\n"
     assert command(["swarm", "--on", "slurm", "--out", str(tmp_path / "run")], debug=False) == 2
     assert capfd.readouterr().err == "error: --on slurm: write ray, or ray=ADDRESS\n"

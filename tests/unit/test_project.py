@@ -123,6 +123,13 @@ def test_what_is_declared_is_used() -> None:
     assert not distribution_names(PROJECT["dependencies"]) - imported_distributions(*PACKAGES)
 
 
+def test_the_extra_that_serves_has_what_the_server_of_transformers_wants() -> None:
+    """transformers looks for all of it before it starts."""
+    wanted = [line for line in importlib.metadata.requires("transformers") or [] if 'extra == "serving"' in line]
+    ours = distribution_names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"])
+    assert wanted and distribution_names(wanted) <= ours
+
+
 def test_torch_is_a_range_and_no_local_build_is_named() -> None:
     torch = next(item for item in PROJECT["dependencies"] if item.startswith("torch"))
     assert "==" not in torch
