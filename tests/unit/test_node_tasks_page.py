@@ -22,7 +22,6 @@ SNIPPET = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILI
 def test_every_snippet_of_the_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.syspath_prepend(str(tmp_path))
     kinds = []
     for language, name, text in SNIPPET.findall(PAGE.read_text()):
         kinds.append(language)
@@ -34,7 +33,7 @@ def test_every_snippet_of_the_page_works(tmp_path: Path, monkeypatch: pytest.Mon
             path = tmp_path / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-            if language == "toml" and path.parent == tmp_path:
+            if language == "toml" and path.parent == tmp_path and "verifiers/" not in text:  # its command checks that
                 assert load_tasks(load_config(path).tasks).tasks
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"sh": 9, "toml": 8, "python": 4, "jsonl": 3}
 
@@ -45,7 +44,12 @@ def obey(command: list[str], folder: Path) -> None:
         offline = ["--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--target", str(folder / "site")]
         subprocess.run([sys.executable, "-m", "pip", "install", *offline, *command[2:]], check=True, timeout=100)
         importlib.invalidate_caches()
-    else:
+        return
+    with pytest.MonkeyPatch.context() as changed:
+        if command[0] == "PYTHONPATH=.":
+            changed.setenv("PYTHONPATH", ".")
+            changed.syspath_prepend(str(folder))
+            command = command[1:]
         assert command[0] == "gossamer"
         assert run(command[1:], debug=False) == 0, command
 
