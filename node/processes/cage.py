@@ -25,6 +25,7 @@ that process. So the text decides its own answer, and no other's.
 """
 
 import ctypes
+import functools
 import json
 import math
 import os
@@ -158,6 +159,7 @@ class Cage:
     """
 
     def __init__(self, folder: Path, files: Iterable[str] = ()) -> None:
+        tempfile.gettempdir()  # it looks for the folder by writing to it, once
         adopt_orphans()
         self._folder = folder
         self._files = tuple(files)
@@ -259,6 +261,31 @@ class Cage:
         restrict_files(libc, rules)
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
         deny_calls(libc, CHANGED | DISTURBING | CAGED, alone=True)
+
+
+def make_folder() -> Path:
+    """Make a folder for cages; raise `OSError`."""
+    folder = Path(tempfile.mkdtemp(prefix="gossamer-cage-"))
+    folder.chmod(0o711)
+    return folder
+
+
+@functools.cache
+def lacking() -> str:
+    """Return what a cage lacks on this machine to be whole, as another process finds it once; empty if it is whole."""
+    environment = os.environ | variables(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "node.processes.cage"],
+            env={name: value for name, value in environment.items() if value is not None},
+            capture_output=True,
+            text=True,
+            timeout=2 * TRIAL_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"a trial failed: {error}"
+    return "a trial failed" if done.returncode != 0 else done.stdout.strip()
 
 
 def fork_clean(load: Callable[[], T]) -> T | None:
@@ -437,3 +464,9 @@ def _tried() -> Message:
         time.sleep(60)  # the end of the call is its end
         os._exit(0)
     return {"lacks": ""}
+
+
+if __name__ == "__main__":
+    made = make_folder()
+    print(Cage(made).lacks())  # noqa: T201  # its answer
+    remove_folder(made)

@@ -275,7 +275,7 @@ class WorkerProcess:
 
     Args:
         command: its command line, to which the numbers of two file descriptors are added.
-        environment: variables added to this process's own.
+        environment: variables added to this process's own; None takes one out.
         log: file that its output is appended to; without one, a temporary file that nobody else sees.
 
     Raises:
@@ -285,18 +285,19 @@ class WorkerProcess:
         dropped: how many frames came that answered no request, or an earlier one.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str | None], log: Path | None = None) -> None:
         self.dropped = 0
         self._log: BinaryIO = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115  # kept
         self._shown = "its output" if log is None else str(log)
         self._channel, channel = socket.socketpair()
+        variables = {**_outside_any_group(), **environment}
         life, self._life = os.pipe()  # never written to: its end tells the child that this process is gone
         try:
             with channel:
                 self._process = subprocess.Popen(
                     [*command, str(channel.fileno()), str(life)],
                     pass_fds=[channel.fileno(), life],
-                    env={**_outside_any_group(), **environment},
+                    env={name: value for name, value in variables.items() if value is not None},
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
                     stderr=subprocess.STDOUT,

@@ -22,7 +22,8 @@ TRL's sum: each reward times its weight, None and NaN left out. The reward is th
 where the task states a range; nothing is clipped. If no function can tell, the text is unscorable.
 
 `python -m node.tasks.reward_functions CHANNEL LIFE` is the process (`node.processes.worker_process`). It confines
-itself before it loads anything of somebody's (`node.processes.confinement`).
+itself before it loads anything of somebody's (`node.processes.confinement`), and pays in this process. Or it pays each
+text in a cage (`node.processes.cage`): then it loads the functions and pays nothing itself.
 """
 
 import ast
@@ -35,15 +36,18 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
+from node.processes.cage import make_folder
 from node.processes.confinement import ConfinementError, confine
 from node.processes.threads import awaited
-from node.processes.worker_process import Message, connect, yield_memory
+from node.processes.worker_process import Message, Requests, connect, yield_memory
 from node.tasks import is_reward, scaled
+from node.tasks.caged import CODE_CHANGED, CageWork, serve_in_cages
 from node.tasks.judge import Judge
 from node.tasks.third_party import described, run_file
 from node.tasks.verdicts import bound_memory
@@ -53,8 +57,10 @@ Reward = float | None
 SHOWN = 60  # characters of what a function returned instead of rewards
 TOLERANCE = 1e-6  # as between a peer's reward and ours (`node.rollouts.screening`)
 JUDGE = "judge"
+TRL = "trl.rewards"
 HERE = "here"  # in place of a module: a function that a Python program gave (`node.api`)
-HELD = ": functions use no network and change no file here, unless the option confine is false"
+HELD = ": functions use no network and change no file here, unless the option judge is true"
+IN_CAGE = '; it ran in a cage: say isolate = "none" if no function runs a text, judge = true if one needs the network'
 # Their versions decide what a formula is worth, and a function that uses one uses all.
 MATH_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
 
@@ -85,7 +91,7 @@ def parse_spec(text: str) -> Spec:
     if not (where and colon and name.isidentifier()):
         hint = f"{text}:NAME" if text.endswith(".py") else "FILE.py:NAME, trl:NAME, MODULE:NAME or judge:URL"
         raise UserError(f"a reward function is named as {hint}, not {text!r}")
-    return Spec("trl.rewards" if where == "trl" else where, name, _arguments(text, rest) if opened else None)
+    return Spec(TRL if where == "trl" else where, name, _arguments(text, rest) if opened else None)
 
 
 def _arguments(text: str, rest: str) -> dict[str, object]:
@@ -338,10 +344,15 @@ def code_of(functions: Functions) -> Message:
 
 def main() -> None:
     """Load a task's functions, then score for the node at the other end of a channel."""
-    requests = connect(*map(int, sys.argv[1:3]))
+    channel, life = map(int, sys.argv[1:3])
+    folder = make_folder()
+    requests = connect(channel, life, folder=folder)
     yield_memory()
     bound_memory()
     request = requests.receive()
+    if request["isolate"] == "text":
+        _pay_in_cages(requests, request, folder)
+        return
     try:
         functions, said = begin(request)
     except UserError as error:
@@ -356,6 +367,23 @@ def main() -> None:
             requests.reply(_scored(functions, asked))
 
 
+def _pay_in_cages(requests: Requests, request: Message, folder: Path) -> None:
+    """Pay each text in a cage of its own."""
+    load = partial(load_functions, request)
+
+    def said(functions: Functions) -> Message:
+        return {"code": code_of(functions), "names": functions.names, "unconfined": ""}
+
+    def answer(functions: Functions, asked: Message) -> Message:
+        if asked["call"] == "trial":
+            return _tried(functions, request, asked["rows"])
+        return _scored(functions, asked)
+
+    files = [spec.where for spec in map(parse_spec, request["functions"]) if spec.where.endswith(".py")]
+    hint = "" if request["declared"] else IN_CAGE
+    serve_in_cages(requests, CageWork(load, said, answer, request, hint, [*files, request["tokenizer"]]), folder)
+
+
 def begin(request: Message) -> tuple[Functions, Message]:
     """Confine this process if the first message says so, and load its functions; return what to reply.
 
@@ -368,7 +396,7 @@ def begin(request: Message) -> tuple[Functions, Message]:
     functions = load_functions(request)
     code = code_of(functions)
     if request.get("code", code) != code:  # peers would take its rewards for lies
-        raise UserError("its code has changed since this node began: start the node again")
+        raise UserError(CODE_CHANGED)
     return functions, {"code": code, "names": functions.names, "unconfined": unconfined}
 
 

@@ -10,8 +10,8 @@
     prompt = "prompt"                # the column that is asked: a text, or messages that end with the user's
     tokenizer = "tokenizer.json"     # for functions that count tokens; without it they count characters
     seconds = 4                      # for a text; a longer one is unscorable
-    confine = true                   # whether functions run without network and change no file
-    # share = true                   # share though this machine cannot confine; false: never
+    # isolate = "text"               # "none": no function runs a text; "text": one does; without it, nobody knows
+    judge = false                    # whether functions need the network or change files: such a task is not shared
     model = ""                       # a judge's, and its rubric
     rubric = ""
 
@@ -21,9 +21,15 @@ tokenizer. It covers neither paths nor formats, nor modules that a file imports.
 A reward outside of 0 to 1 trains this node as it is, and its group stays at home.
 
 Every group of a task stays at home (`Task.unshared`) if a function pays the same text differently in another process or
-at another time, if one is a judge, or if its workers are not confined: a stranger's text might do harm where a function
-runs it. Functions that pay differently are found when the task is loaded: a few texts are paid twice in each of two
-processes.
+at another time, if one is a judge, or if a function might run a stranger's text and this machine has no whole cage for
+it (`node.processes.cage`). Functions that pay differently are found when the task is loaded: a few texts are paid twice
+in each of two processes, and one of these is a cage if strangers' texts are caged.
+
+    isolate    own texts                              strangers' texts
+    "none"     one call a round, confined             a call each, confined
+    not said   one call a round, confined             a call each, in a cage
+    "text"     a call each, in a cage                 a call each, in a cage
+    (judge)    one call a round, neither              none
 
 Messages become the node's own form: an instruction, earlier turns of user and assistant as examples, the question.
 """
@@ -35,13 +41,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import structlog
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from node.config import option_complaint
 from node.errors import UserError, one_line
+from node.processes.cage import lacking
 from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
 from node.tasks import (
     MAX_QUESTION_BYTES,
@@ -59,6 +66,7 @@ from node.tasks.judge import RUBRIC
 from node.tasks.questions import question_id
 from node.tasks.reward_functions import (
     JUDGE,
+    TRL,
     Answered,
     Function,
     Functions,
@@ -78,6 +86,7 @@ from node.tasks.verdicts import LOAD_S, Answer, Asked, Scored, Verdict, Workers,
 
 VERSION = 1
 TRIAL_ROWS = 2
+CAGE_S = 10.0  # beside a text's own time: to make a cage, to end all in it and to remove its folder
 FIRST_CALLS_S = 60.0  # beside each text's own time: a busy machine may need it for what functions import when called
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL itself passes these: no columns of a row
 WORKER = "node.tasks.reward_functions"
@@ -130,8 +139,8 @@ class RewardsOptions(Paid):
     tokenizer: Path | None = None
     # Below the 5 and 10 s after which math-verify gives up and pays 0, which would be a matter of the machine's speed.
     seconds: float = Field(4.0, gt=0, le=600)
-    confine: bool = True
-    share: bool | None = None
+    isolate: Literal["none", "text"] | None = None
+    judge: bool = False
     model: str = ""
     rubric: str = RUBRIC
 
@@ -146,8 +155,8 @@ class RewardsOptions(Paid):
 
     @model_validator(mode="after")
     def _fit(self) -> "RewardsOptions":
-        if self.judged and self.share:
-            raise ValueError("share: what a judge pays can be checked by nobody: leave it out")
+        if self.needs_network and self.isolate:
+            raise ValueError("isolate: what a judge pays is not shared, and nothing is isolated: leave it out")
         if self.judged and not self.model:
             raise ValueError("model: name the judge's model")
         return self
@@ -156,6 +165,17 @@ class RewardsOptions(Paid):
     def judged(self) -> bool:
         """Whether one of the functions is a judge."""
         return any(one.where == JUDGE for one in self.specs)
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether the functions are neither confined nor shared."""
+        return self.judge or self.judged
+
+    @property
+    def isolated(self) -> Literal["none", "text"] | None:
+        """What is known of the functions: those of TRL run no text."""
+        reads_only = self.needs_network or all(one.where == TRL for one in self.specs)
+        return self.isolate or ("none" if reads_only else None)
 
     @property
     def judging(self) -> dict[str, Any]:
@@ -212,9 +232,11 @@ class LocalRewards(_RowsTask):
 
 @dataclass(frozen=True, slots=True)
 class RewardsTask(_RowsTask):
-    """Rows with functions that are named: they are paid in worker processes."""
+    """Rows with functions that are named: they are paid in worker processes, peers' texts by `apart`."""
 
     workers: Workers
+    apart: Workers
+    together: bool
     range: tuple[float, float]
     outside: str
 
@@ -224,9 +246,9 @@ class RewardsTask(_RowsTask):
     def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes: own ones for one call, as in TRL, a peer's for a call each."""
         requests = [{"call": "score", "answered": Answered(*self.rows[one.item.content], one.text)} for one in batch]
-        if is_own:
+        if is_own and self.together:
             return self.workers.submit_together(requests)
-        return [self.workers.submit(one, is_own) for one in requests]
+        return [(self.workers if is_own else self.apart).submit(one, is_own) for one in requests]
 
 
 def load_rewards(
@@ -247,7 +269,8 @@ def load_rewards(
     tokenizer = _digest_of(name, parsed.tokenizer)
     rows, tests = read_prompts(name, parsed)
     functions = _load_here(name, parsed, rows, here) if here else None
-    workers, said = _begin(name, parsed, rows) if functions is None else (None, {"code": "", "names": functions.names})
+    begun = _begin(name, parsed, rows) if functions is None else None
+    said: Message = {"code": "", "names": functions.names} if functions is not None else begun.said  # type: ignore[union-attr]  # one of both
     asked = asked_by(name, rows, tests, item_of)
     config = {
         "functions": [[spec.name, spec.arguments] for spec in parsed.specs],
@@ -262,10 +285,16 @@ def load_rewards(
     found: dict[str, Any] = {"key": key, "names": tuple(said["names"]), **asked._asdict()}
     if functions is not None:
         return LocalRewards(**found, unshared=UNSHARED_HERE, functions=functions)
-    assert workers is not None
-    outside = _outside(name, parsed, said)
-    unshared = _unshared(parsed, said)
-    return RewardsTask(**found, unshared=unshared, workers=workers, range=parsed.bounds, outside=outside)
+    assert begun is not None
+    return RewardsTask(
+        **found,
+        unshared=_unshared(parsed, begun),
+        workers=begun.own,
+        apart=begun.apart,
+        together=parsed.isolated != "text",
+        range=parsed.bounds,
+        outside=_outside(name, parsed, said),
+    )
 
 
 class AskedRows(NamedTuple):
@@ -362,37 +391,64 @@ def _outside(name: str, options: RewardsOptions, said: Message) -> str:
     return "" if is_in_range(reward) else told_outside(name, reward, parts, options.bounds)
 
 
-def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tuple[Workers, Message]:
-    """Start workers with the functions; return them and what they say: `names`, `code`, `unconfined`, `unlike`.
+class _Begun(NamedTuple):
+    """Workers for own texts and for those of peers, and what they say: `names`, `code`, `unlike`, `trial`.
 
-    The functions pay some texts in two processes, of which one stays.
+    `lacks` is what a cage lacks here, and `fails` why the functions do not pay in one; both empty if all is well.
+    """
+
+    own: Workers
+    apart: Workers
+    said: Message
+    lacks: str
+    fails: str
+
+
+def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> _Begun:
+    """Start workers with the functions.
+
+    The functions pay some texts in two processes. Of these, one is a cage if peers' texts are caged.
 
     Raises:
         UserError: a function is not there, raises, pays no numbers, or takes too long.
     """
-    first: Message = {
+    direct: Message = {
         "call": "load",
         "task": name,
         "functions": options.functions,
         "weights": options.weighted,
         "range": options.bounds,
         "tokenizer": str(options.tokenizer or ""),
-        "confine": options.confine and not options.judged,
+        "confine": not options.needs_network,
+        "isolate": "none",
     }
     if options.judged:
-        first["judge"] = options.judging
+        direct["judge"] = options.judging
+    isolate = options.isolated
+    lacks = "" if isolate == "none" else lacking()
+    declared = {"whole": not lacks, "declared": isolate == "text", "seconds": options.seconds}
+    caged = {**direct, "confine": False, "isolate": "text", **declared}
     seconds = options.seconds + 1.0 if options.judged else options.seconds  # a judge's own wait ends first
     texts = sum(len(trial_texts(*row)) for row in rows[:TRIAL_ROWS])
     limit = FIRST_CALLS_S + seconds * texts
+    trial: Message = {"call": "trial", "rows": rows[:TRIAL_ROWS], "seconds": limit}
 
     def tried(workers: Workers) -> Message:
         said = workers.begin()
-        return said if "error" in said else said | workers.ask({"call": "trial", "rows": rows[:TRIAL_ROWS]}, limit)
+        if "error" in said:
+            return said
+        more = said.get("loads_for", 0.0)
+        if "loads_for" in said:
+            workers.allow(seconds + more + CAGE_S)
+        return said | workers.ask(trial, limit + more + CAGE_S)
 
-    both = [Workers(name, WORKER, first, seconds) for _ in range(2)]
+    firsts = (caged if isolate == "text" else direct, direct if isolate == "none" or lacks else caged)
+    if isolate == "text":
+        firsts = (caged, caged)
+    own, apart = (Workers(name, WORKER, first, seconds) for first in firsts)
     with ThreadPoolExecutor(2) as pool:
         try:
-            said, other = pool.map(tried, both)
+            said, other = pool.map(tried, (own, apart))
         except WorkerTimeoutError:
             raise UserError(
                 f"task {name!r}: its functions did not pay {texts} texts, each a few times, in {limit:g} s: "
@@ -407,24 +463,27 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> tup
             said["names"], said["trial"], other["trial"], strict=True
         )
         said["unlike"] = next((function for function, here, there in pairs if not same(here, there)), "")
-    both[0].restart_with({**first, "confine": first["confine"] and not said["unconfined"], "code": said["code"]})
-    return both[0], said
+    own.restart_with({**firsts[0], "confine": firsts[0]["confine"] and not said["unconfined"], "code": said["code"]})
+    if firsts[1] is direct:
+        apart = own
+    else:
+        apart.restart_with({**caged, "code": said["code"]})
+    return _Begun(own, apart, said, lacks, str(other.get("error", "")))
 
 
-def _unshared(options: RewardsOptions, said: Message) -> str:
+def _unshared(options: RewardsOptions, begun: _Begun) -> str:
     """Return why groups of the task stay at home; empty if they need not."""
     if options.judged:
         return "nobody else can check what a judge pays"
-    if said["unlike"]:
-        return f"the function {said['unlike']} does not pay the same text the same again"
-    if options.share:
-        return ""
-    if options.share is False:
-        return "its option share says so"
-    if not options.confine:
-        return "its functions are not confined, and might run a stranger's text: share = true shares all the same"
-    if said["unconfined"]:
-        return f"its functions cannot be confined here ({said['unconfined']}): share = true shares all the same"
+    if options.judge:
+        return "its functions may use the network (judge = true), so nobody else can check what they pay"
+    if begun.lacks:
+        but = "" if options.isolate else ': isolate = "none" shares it if no function runs a text'
+        return f"a stranger's text cannot be caged here ({begun.lacks}){but}"
+    if begun.fails:
+        return f"its functions do not pay in a cage ({begun.fails})"
+    if begun.said["unlike"]:
+        return f"the function {begun.said['unlike']} does not pay the same text the same again"
     return ""
 
 

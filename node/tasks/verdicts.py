@@ -45,6 +45,7 @@ import structlog
 
 from node.config import TaskConfig
 from node.errors import UserError, one_line
+from node.processes.cage import variables
 from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import (
@@ -298,6 +299,10 @@ class Workers:
         self._lanes.put(_OWN, lambda lane: lane.reply(request, seconds), future)
         return future.result()
 
+    def allow(self, seconds: float) -> None:
+        """Let each text take so long from now on."""
+        self._lanes.seconds = seconds
+
     def restart_with(self, first: Message) -> None:
         """Let workers that are started from now on get this first message."""
         self._lanes.first = first
@@ -427,9 +432,10 @@ class _WorkerThread:
 
     def _start(self) -> None:
         """Start a worker; this thread keeps it unless it replies {"error": why not}."""
-        path = os.pathsep.join(filter(None, sys.path))
+        environment = variables(os.environ) if self._lanes.first.get("isolate") == "text" else {}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         try:
-            self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], {"PYTHONPATH": path})
+            self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], environment)
             self._said = self._worker.call(self._lanes.first, LOAD_S)
         except (WorkerError, OSError, TypeError) as error:  # TypeError: options that cannot be written as JSON
             self._said = error

@@ -376,10 +376,10 @@ def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in
     assert isinstance(right, Scored) and isinstance(wrong, Scored)
     assert (right, wrong) == (1.25, 0.25)
     assert right.parts == {"accuracy": 1.0, "brevity": 0.5}
-    same = load_rewards("rewards/sums", {**given, "confine": False, "share": True})
+    same = load_rewards("rewards/sums", {**given, "isolate": "none"})
     assert (same.key, same.unshared) == (task.key, "")
-    ranged = load_rewards("rewards/sums", {**given, "confine": False, "range": [0.0, 1.5]})
-    assert ranged.unshared.startswith("its functions are not confined")
+    ranged = load_rewards("rewards/sums", {**given, "judge": True, "range": [0.0, 1.5]})
+    assert ranged.unshared.startswith("its functions may use the network")
     (folder / "copy").mkdir()
     (folder / "copy" / "rewards.py").write_text(FUNCTIONS + "\n")
     changed = {**options(folder / "copy", "accuracy", "brevity", weights=[1.0, 0.5]), "path": given["path"]}
@@ -430,7 +430,7 @@ def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, 
 def test_a_function_may_import_torch_and_one_that_writes_is_told_why_it_cannot(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "temporary"))
     assert task.verify(task.make(0), "") == 1.0
-    with pytest.raises(UserError, match=r"writing raised PermissionError.*, unless the option confine is false"):
+    with pytest.raises(UserError, match=r"writing raised PermissionError.*, unless the option judge is true"):
         load_rewards("rewards", options(folder, "writing"))
 
 
@@ -541,7 +541,7 @@ def test_messages_become_an_instruction_examples_and_a_question(folder: Path, tm
         ([{"prompt": "a?"}], {"functions": []}, "at least 1 item"),
         ([{"prompt": "a?"}], {"functions": ["judge:ftp://a"], "model": "m"}, "judge:http://"),
         ([{"prompt": "a?"}], {"functions": ["judge:http://a"]}, "name the judge's model"),
-        ([{"prompt": "a?"}], {"functions": ["judge:http://a"], "model": "m", "share": True}, "checked by nobody"),
+        ([{"prompt": "a?"}], {"judge": True, "isolate": "none"}, "what a judge pays is not shared"),
         ([{"prompt": "a?"}], {"functions": ["./rewards.py"]}, "named as ./rewards.py:NAME"),
         ([{"prompt": "a?"}], {"tokenizer": "none.json"}, "cannot read none.json"),
     ],
@@ -574,7 +574,7 @@ def test_paths_of_functions_begin_at_the_file_that_says_them_and_stay_at_home(fo
     with pytest.raises(UserError, match="needs rows and reward functions of yours"):
         adopt_tasks(manifest, [])
     harm = folder / "harm"
-    hostile = json.dumps({"functions": [f"pathlib:Path(path='{harm}')"], "path": str(harm), "confine": False})
+    hostile = json.dumps({"functions": [f"pathlib:Path(path='{harm}')"], "path": str(harm), "judge": True})
     manifest = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [described._replace(options=hostile)])
     assert adopt_tasks(manifest, [listed]) == [listed]  # a founder's functions are never looked at
 
