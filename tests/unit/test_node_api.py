@@ -12,6 +12,7 @@ import pytest
 from trl.rewards import think_format_reward
 
 import node.api
+import node.policy.load
 from node.api import Node, Swarm, UserError, spec_of
 from node.errors import for_shell
 from node.tasks.rewards import LocalRewards, load_rewards
@@ -103,6 +104,22 @@ def test_what_is_of_no_use_is_one_clear_line(tmp_path: Path, given: dict[str, ob
 def test_a_swarm_takes_functions_that_its_processes_can_import_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the function <lambda> is of this process alone"):
         Swarm(2, "builtin", rewards=[lambda **_: [1.0]], data=ROWS, out=tmp_path / "s")
+
+
+def test_a_node_loads_its_model_once_for_all_that_it_is_asked_until_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    load = node.policy.load.load_policy
+    monkeypatch.setattr("node.policy.load.load_policy", lambda *args: loaded.append(args) or load(*args))
+    one = Node("builtin", tasks=["builtin/sums"], folder=tmp_path / "n")
+    one.generate(["1+2="], max_tokens=2)
+    one.evaluate(count=2)
+    assert one.policy is one.policy and len(loaded) == 1
+    monkeypatch.setattr("node.run.run_node", lambda *_, **__: None)
+    one.train(rounds=1)
+    one.generate(["1+2="], max_tokens=2)
+    assert len(loaded) == 2
 
 
 @pytest.mark.slow

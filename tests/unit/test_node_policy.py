@@ -1,6 +1,7 @@
 """Policies: text to tokens and back, end-of-text, hostile text, and clear errors."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,6 +261,24 @@ def test_the_configured_type_is_used_and_no_dropout(tmp_path):
     policy = tiny_policy(tmp_path, dtype="bfloat16")
     assert policy.model.dtype == torch.bfloat16
     assert policy.model.config.attention_dropout == 0
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [([], {"q_proj", "v_proj"}), (["q_proj", "k_proj"], {"q_proj", "k_proj"}), (".*mlp.up_proj", {"up_proj"})],
+)
+def test_adapters_are_on_the_layers_that_are_named_or_on_pefts_choice(
+    tmp_path: Path, targets: str | list[str], adapted: set[str]
+) -> None:
+    tiny_policy(tmp_path)
+    lora = LoraConfig(r=2, target_modules=targets)
+    model = load_policy(PolicyConfig(model=str(tmp_path), device="cpu", lora=lora)).model
+    names = [name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora" in name]
+    assert {name.rpartition(".")[2] for name in names} == adapted
+    for absent in "no_such_layer", ["no_such_layer"]:
+        lora = LoraConfig(r=2, target_modules=absent)
+        with pytest.raises(UserError, match=r"policy.lora.target_modules=.*no_such_layer"):
+            load_policy(PolicyConfig(model=str(tmp_path), device="cpu", lora=lora))
 
 
 def test_adapters_start_as_the_model_itself_and_the_same_everywhere(tmp_path):
