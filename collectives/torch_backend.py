@@ -383,7 +383,7 @@ class ProcessGroupGossamer(_TorchGroup):
             nobody_is_left = all(plane.has_finished(member) for member in others)
             for member in others:
                 channel = self._channel(member, self.comm.node_id, tag)
-                if plane.has_early(self._op(channel, self._counts[channel])):
+                if plane.has_early(self._op(channel, self._counts[channel]), member):
                     return member
             if nobody_is_left:
                 raise self._break(Aborted("all other ranks have ended, and none has sent anything"))

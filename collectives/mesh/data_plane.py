@@ -2,8 +2,9 @@
 
 Every link has one outbox and all of its streams take pieces from it, so a slow stream takes fewer. A piece that comes
 is looked up by its operation. One that is not known yet gets an `Inbox`, since it is about to start here too; ended
-operations are remembered to drop their rest. Early pieces are bounded for each member, in bytes and in operations, so
-that one member costs no other its place.
+operations are remembered to drop their rest. Early pieces are bounded for each member, in bytes and in pieces, so
+that one member costs no other its place. Each member keeps within its room by itself: a CREDIT tells it what is free
+again, and one that holds pieces back (HELD) is told which operations have started (GRANT).
 
 A member that has no more operations to carry out says so with a FIN on each of its streams, later ones too (`finish`).
 A FIN says how many pieces the member has sent on all of them. When as many have arrived, whoever waits for another one
@@ -22,17 +23,28 @@ import structlog
 
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
-from collectives.mesh.framing import KEY_BYTES, PIECE_BYTES, SPREAD_BYTES, Piece, PieceKind, cut, operation_key
+from collectives.mesh.framing import (
+    KEY_BYTES,
+    MAX_HELD_PIECES,
+    PIECE_BYTES,
+    SPREAD_BYTES,
+    Piece,
+    PieceKind,
+    cut,
+    operation_key,
+)
 from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
 from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, SocketPort
-from collectives.mesh.stream import Outgoing, SendQueue, Stream
+from collectives.mesh.stream import Notice, Outgoing, SendQueue, Stream
 from protocol.identity import NodeId
 
 log = structlog.get_logger()
 
-MAX_UNKNOWN = 1024  # operations that a member started and we did not yet: 1 KB each
+MAX_UNKNOWN = (
+    MAX_HELD_PIECES + 1024
+)  # operations that a member started and we did not yet: 1 KB each; some have no data
 MAX_ENDED = 4096  # operations whose late pieces are told from those of unknown ones
 MAX_STREAMS = 256  # of one link, both ends' together
 MAX_HAND_OVERS = 8  # of an arena to one member, which may refuse it
@@ -50,13 +62,29 @@ class _MemberLane:
 
     outbox: SendQueue = field(default_factory=SendQueue)
     streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget = field(init=False)
+    holds_back: bool = False  # the member waits to hear which operations have started here
+    asked_for: set[bytes] = field(default_factory=set)  # operations that were granted before they start
     early: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # operations that have yet to start here
     hand_overs: int = 0  # of this member's arena, since the last stream was made
     arrived: int = 0  # pieces of data
     announced: int | None = None  # how many the member has sent, once it has finished
     has_lost: bool = False  # a stream has broken: not all of them may arrive
     is_finished: bool = False  # nothing of the member is on its way any more, for good
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.credit)
+
+    def credit(self, pieces: int, count: int) -> None:
+        """Tell the member of its room. If it still holds something back, it says so again."""
+        self.holds_back = False
+        self.asked_for.clear()
+        self.outbox.put([_bare(PieceKind.CREDIT, Piece(pieces, 0, count, 0))], urgent=True)
+
+    def grant(self, key: bytes) -> None:
+        """Let an operation's pieces come if the member holds any back."""
+        if self.holds_back:
+            self.outbox.put([_bare(PieceKind.GRANT, key=key)], urgent=True)
 
     def finishes(self) -> bool:
         """Tell whether what has changed finishes it."""
@@ -65,17 +93,6 @@ class _MemberLane:
         rest_is_lost = self.has_lost and all(stream.has_brought_fin for stream in self.streams)
         self.is_finished = rest_is_lost or self.arrived >= self.announced
         return self.is_finished
-
-
-@dataclass(frozen=True, slots=True)
-class _Notice:
-    """The sender of a piece that belongs to no open port: one that calls an operation off, or a FIN."""
-
-    key: bytes
-    wanted: bool = True
-
-    def left(self) -> None:
-        """Nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +107,8 @@ class _Handing:
         """Nobody waits for it."""
 
 
-def _fin() -> Outgoing:
-    return Outgoing(_Notice(bytes(KEY_BYTES)), PieceKind.FIN, Piece(0, 0, 0, 0), memoryview(b""))
+def _bare(kind: PieceKind, piece: Piece = Piece(0, 0, 0, 0), key: bytes = bytes(KEY_BYTES)) -> Outgoing:  # noqa: B008
+    return Outgoing(Notice(key), kind, piece, memoryview(b""))
 
 
 class DataPlane:
@@ -176,7 +193,10 @@ class DataPlane:
             dropped = self._ended.get(key)
             if told is not None:
                 self._loose.add(key)
-            finished = [member for member in members if member in self._lanes and self._lanes[member].is_finished]
+            lanes = {member: self._lanes[member] for member in members if member in self._lanes}
+            finished = [member for member, lane in lanes.items() if lane.is_finished]
+            for lane in lanes.values():
+                lane.grant(key)
         inbox.start(deadline, told, salt)
         for member in finished:
             inbox.finished(member)
@@ -184,10 +204,28 @@ class DataPlane:
             inbox.end(Aborted(dropped))
         return SocketPort(self._own, key, inbox, deadline, self._post, salt)
 
-    def has_early(self, op: OpId) -> bool:
-        """Tell whether something came for an operation that has not started here."""
+    def has_early(self, op: OpId, source: NodeId) -> bool:
+        """Tell whether something came of a member for an operation that has not started here; let it come if not."""
+        key = operation_key(op)
         with self._lock:
-            return operation_key(op) in self._unknown
+            lane = self._lanes.get(source)
+            if lane is not None and key not in self._unknown and key not in lane.asked_for:
+                lane.grant(key)
+                lane.asked_for.update([key] if lane.holds_back else [])
+            return key in self._unknown
+
+    def held_back(self, source: NodeId) -> None:
+        """See `stream.Arrivals`."""
+        with self._lock:
+            lane = self._lanes.get(source)
+            if lane is None or (lane.holds_back and lane.outbox.has_urgent):  # the answer to it has yet to leave
+                return
+            lane.holds_back = True
+            if self._has_finished:
+                lane.grant(bytes(KEY_BYTES))
+            for key, (_, members) in self._ports.items():
+                if source in members:
+                    lane.grant(key)
 
     def has_ways_to(self, members: Set[NodeId]) -> bool:
         """Tell whether what is sent to these would go somewhere."""
@@ -202,7 +240,7 @@ class DataPlane:
             with self._lock:
                 lane = self._lanes.get(member)
             if lane is not None:
-                lane.outbox.put([Outgoing(_Notice(port.key), PieceKind.REFUSAL, piece, text)])
+                lane.outbox.put([Outgoing(Notice(port.key), PieceKind.REFUSAL, piece, text)])
 
     def close_port(self, port: SocketPort, reason: str = "the operation is over", *, late: bool = False) -> None:
         """Forget an attempt: what still comes for it is dropped.
@@ -214,6 +252,8 @@ class DataPlane:
             _, members = self._ports.pop(port.key, (None, frozenset[NodeId]()))
             self._loose.discard(port.key)
             self._remember(port.key)
+            for member in members & self._lanes.keys():
+                self._lanes[member].outbox.forget(port.key)
             late = late and port.uses_streams
             lanes = [self._lanes[member] for member in members if member in self._lanes] if late else []
             silent = [stream for lane in lanes for stream in lane.streams if stream.moved < port.opened]
@@ -227,6 +267,8 @@ class DataPlane:
         with self._lock:
             self._remember(key)
             inbox = self._no_longer_early(key)
+            for lane in self._lanes.values():
+                lane.grant(key)
         if inbox is not None:
             inbox.end(Aborted(_OVER))
 
@@ -276,7 +318,11 @@ class DataPlane:
         inbox = self._inbox(source, key)
         with self._lock:
             lane = self._lanes.get(source)
-        where = None if inbox is None or lane is None else inbox.place(source, piece, PATIENCE_S, lane.budget)
+        where = None
+        if lane is not None and inbox is None:
+            lane.budget.passed(piece.length)
+        elif lane is not None and inbox is not None:
+            where = inbox.place(source, piece, PATIENCE_S, lane.budget)
         if where is None:
             self._count(source, pieces=1)
         return where
@@ -305,7 +351,7 @@ class DataPlane:
                 inbox, members = known
                 return inbox if source in members else None
             lane = self._lanes.get(source)
-            if key in self._ended or self._closed or lane is None:
+            if key in self._ended or self._closed or self._has_finished or lane is None:
                 return None
             lane.early[key] = None
             if len(lane.early) > MAX_UNKNOWN:
@@ -319,12 +365,19 @@ class DataPlane:
     # --- the end -------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Tell all members that this one sends nothing more. What it has sent comes to them before that."""
+        """Tell all members that this one sends nothing more. What it has sent comes to them before that.
+
+        It starts nothing more either, so what comes for other operations is dropped, and nobody holds it back.
+        """
         with self._lock:
             self._has_finished = True
+            early = [self._no_longer_early(key) for key in list(self._unknown)]
             lanes = list(self._lanes.values())
+        for inbox in filter(None, early):
+            inbox.end(Aborted(_OVER))
         for lane in lanes:
-            lane.outbox.finish(_fin())
+            lane.grant(bytes(KEY_BYTES))
+            lane.outbox.finish(_bare(PieceKind.FIN))
 
     def wait_finished(self, until: float) -> Set[NodeId]:
         """Wait until every other member has finished or is lost; return those that have not by `until`."""
@@ -367,7 +420,7 @@ class DataPlane:
             if not self._closed and member not in self._lanes:
                 lane = self._lanes[member] = _MemberLane()
                 if self._has_finished:
-                    lane.outbox.finish(_fin())
+                    lane.outbox.finish(_bare(PieceKind.FIN))
 
     def add_stream(self, peer: ProvenPeer, sock: socket.socket, dialled: bool) -> None:
         """Take over a proven data connection with a linked member."""
@@ -445,6 +498,7 @@ class DataPlane:
             if lane is None or lane.streams.pop(stream, None) is None:
                 return
             lane.has_lost = True
+            lane.outbox.renew()
             if lane.finishes():
                 self._changed.notify_all()
             waiting = self._concerned(stream.member)

@@ -25,6 +25,9 @@ PIECE_BYTES = 4 << 20
 SPREAD_BYTES = 256 << 10  # of several streams: a window of theirs, so that all are done at about the same time
 RECORD_BYTES = 256 << 10  # sealed, or its tag made, while it is in the processor's cache
 MAX_PAYLOAD_BYTES = 1 << 40
+# What comes of one member before it is expected is held. This is its room, and the sender counts what it has used.
+MAX_HELD_BYTES = 64 << 20
+MAX_HELD_PIECES = 1024  # each may be of an operation of its own: 1 KB
 
 
 class WireError(PeerError):
@@ -39,6 +42,12 @@ class PieceKind(IntEnum):
     REFUSAL = 3  # the answer: no; or, of an operation without an agreement, that it is off, and why
     MEMORY = 4  # the name of the sender's arena, and beside it the arena's descriptor: see `shared_memory`
     FIN = 5  # the sender sends nothing more; `total` is how many pieces of DATA it has sent, on all streams
+    HELD = 6  # the sender holds pieces back until it has room, or hears which operations have started
+    GRANT = 7  # this operation has started or ended, so its pieces may come now; with a key of zeros: all may, for good
+    CREDIT = 8  # there is room for `slot` more pieces and `total` more bytes
+
+
+WITHOUT_TEXT = (PieceKind.FIN, PieceKind.HELD, PieceKind.GRANT, PieceKind.CREDIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ def read_header(data: bytes | memoryview) -> tuple[bytes, PieceKind, Piece]:
     key, kind, slot, offset, total, length = _LAYOUT.unpack(data)
     if kind not in list(PieceKind):
         raise WireError("kind")
-    longest = {PieceKind.DATA: PIECE_BYTES, PieceKind.FIN: 0}.get(kind, MAX_REQUEST_BYTES)
+    longest = {PieceKind.DATA: PIECE_BYTES, **dict.fromkeys(WITHOUT_TEXT, 0)}.get(kind, MAX_REQUEST_BYTES)
     if length > longest or total > MAX_PAYLOAD_BYTES or offset + length > total:
         raise WireError("piece")
     return key, PieceKind(kind), Piece(slot, offset, total, length)

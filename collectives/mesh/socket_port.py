@@ -2,8 +2,8 @@
 
 An `Inbox` may be older than its port: other members start an operation a moment earlier, and what
 they send then is held until this member starts it too. What is held of one member is bounded, over all
-operations; when the bound is reached the readers of its streams wait, which in the end makes it wait, and
-no other member.
+operations. The member knows the bound, and holds back what has no room (see `stream.SendQueue`). Where it sends more,
+the readers of its streams wait, which in the end makes it wait, and no other member.
 
 Each inbox has a lock, held for bookkeeping only. Payload bytes are received without it, straight into the
 ticket's buffer.
@@ -16,12 +16,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from collectives.errors import Aborted, DeadlineExceeded
-from collectives.mesh.framing import Piece, PieceKind
+from collectives.mesh.framing import MAX_HELD_BYTES, MAX_HELD_PIECES, Piece, PieceKind
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT, Handler, PendingReceive, SourceLost
 from protocol.identity import NodeId
 
-MAX_HELD_BYTES = 64 << 20  # of one member: what comes before it is expected
-MAX_HELD_PIECES = 4096
 LOOK_S = 0.05  # between checks whether another operation gave back room that it held of this member
 MAX_REQUESTS = 1024  # that wait for an answer
 MAX_UNSENT_ANSWERS = 1024  # pieces that have yet to leave; those who ask have four requests under way each
@@ -51,12 +49,18 @@ class SocketReceive:
 
 
 class Budget:
-    """The bound on what is held for one member. Thread-safe; an inbox's lock is taken first where both are."""
+    """The room for what is held of one member, which learns what it has left. Thread-safe.
 
-    def __init__(self) -> None:
+    An inbox's lock is taken first where both are. Whatever the member sends uses its room until it is expected, or
+    dropped. `tell` is called with what is free again, pieces and bytes, once that is a quarter of all.
+    """
+
+    def __init__(self, tell: Callable[[int, int], None] = lambda pieces, count: None) -> None:
         self._lock = threading.Lock()
+        self._tell = tell
         self._bytes = MAX_HELD_BYTES
         self._pieces = MAX_HELD_PIECES
+        self._owed_pieces = self._owed_bytes = 0
 
     def take(self, count: int) -> bool:
         """Take room for a piece of `count` bytes; False: there is not so much left, and nothing was taken."""
@@ -72,6 +76,18 @@ class Budget:
         with self._lock:
             self._bytes += count
             self._pieces += 1
+        self.passed(count)
+
+    def passed(self, count: int) -> None:
+        """A piece of `count` bytes needs no room any more, or never needed any here."""
+        with self._lock:
+            self._owed_pieces += 1
+            self._owed_bytes += count
+            pieces, owed = self._owed_pieces, self._owed_bytes
+            if 4 * pieces < MAX_HELD_PIECES and 4 * owed < MAX_HELD_BYTES:
+                return
+            self._owed_pieces = self._owed_bytes = 0
+        self._tell(pieces, owed)
 
 
 class Inbox:
@@ -107,6 +123,7 @@ class Inbox:
             while self.ended is None:
                 ticket = self._tickets.get(name)
                 if ticket is not None:
+                    budget.passed(piece.length)
                     return self._within(ticket, piece)
                 if budget.take(piece.length):
                     buffer = bytearray(piece.length)
@@ -119,6 +136,7 @@ class Inbox:
                     self._end(Aborted("payloads came for an operation that did not start here: call it again"))
                 else:
                     break
+        budget.passed(piece.length)
         return None
 
     def _check_salt(self, source: NodeId, slot: int) -> None:

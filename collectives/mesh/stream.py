@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,13 +21,26 @@ from typing import Protocol
 import structlog
 
 from collectives.mesh.addresses import is_vouched
-from collectives.mesh.framing import HEADER_BYTES, RECORD_BYTES, Piece, PieceKind, WireError, header, read_header
+from collectives.mesh.framing import (
+    HEADER_BYTES,
+    KEY_BYTES,
+    MAX_HELD_BYTES,
+    MAX_HELD_PIECES,
+    RECORD_BYTES,
+    Piece,
+    PieceKind,
+    WireError,
+    header,
+    read_header,
+)
 from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.sealing import TAG_BYTES
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
 log = structlog.get_logger()
+
+MAX_GRANTED = 1 << 16  # operations that the other end has started and that are not over here: far more than there are
 
 
 class Sender(Protocol):
@@ -46,6 +59,17 @@ class Sender(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """The sender of a piece that belongs to no open port."""
+
+    key: bytes = bytes(KEY_BYTES)
+    wanted: bool = True
+
+    def left(self) -> None:
+        """Nobody waits for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """One piece on its way out."""
 
@@ -57,7 +81,12 @@ class Outgoing:
 
 
 class SendQueue:
-    """First in, first out; its readers can be told to ask again whether they shall end.
+    """First in, first out, but for what the other end has no room for yet; readers can be told to ask again.
+
+    The other end holds what comes for an operation that it has not started, and has room for so much. Whoever takes a
+    piece of data uses some of that room, and `credit` gives it back. Without room data waits, each operation by itself:
+    one that the other end has started (`grant`) goes on, whatever waits before it. So neither many small operations nor
+    a large one keep another one from its end.
 
     A queue that is finished gives each reader a FIN once it is empty: so every stream brings one, a later one too.
     """
@@ -65,15 +94,21 @@ class SendQueue:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._items: deque[Outgoing] = deque()
+        self._urgent: deque[Outgoing] = deque()  # what the other end waits for: not behind any data
+        self._held: OrderedDict[bytes, deque[Outgoing]] = OrderedDict()  # by operation: data that has no room
+        self._granted: OrderedDict[bytes, None] = OrderedDict()
+        self._all_granted = False
+        self._has_told = False  # that something is held, since the last credit
+        self._pieces, self._bytes = MAX_HELD_PIECES, MAX_HELD_BYTES  # of room; below 0 if granted ones used more
         self._closed = False
         self._taken = 0  # pieces of data
         self._fin: Outgoing | None = None
 
-    def put(self, items: list[Outgoing]) -> None:
-        """Append pieces; after `close` they are let go at once."""
+    def put(self, items: list[Outgoing], *, urgent: bool = False) -> None:
+        """Append pieces, before all data if they are `urgent`; after `close` they are let go at once."""
         with self._changed:
             if not self._closed:
-                self._items.extend(items)
+                (self._urgent if urgent else self._items).extend(items)
                 self._changed.notify(len(items))
                 return
         for item in items:
@@ -85,6 +120,33 @@ class SendQueue:
             self._fin = fin
             self._changed.notify_all()
 
+    def credit(self, pieces: int, count: int) -> None:
+        """The other end has room for so many more pieces and bytes."""
+        with self._changed:
+            self._pieces = min(MAX_HELD_PIECES, self._pieces + pieces)
+            self._bytes = min(MAX_HELD_BYTES, self._bytes + count)
+            self._has_told = False
+            self._changed.notify_all()
+
+    def grant(self, key: bytes) -> None:
+        """Let the pieces of an operation go without room; with a key of zeros those of all, for good."""
+        with self._changed:
+            self._all_granted = self._all_granted or not any(key)
+            self._granted[key] = None
+            if len(self._granted) > MAX_GRANTED:
+                self._granted.popitem(last=False)
+            for each in list(self._held) if self._all_granted else [key]:
+                self._items.extend(self._held.pop(each, ()))
+            self._changed.notify_all()
+
+    def forget(self, key: bytes) -> None:
+        """Let go what is held of an operation that is over here."""
+        with self._changed:
+            self._granted.pop(key, None)
+            dropped = self._held.pop(key, ())
+        for item in dropped:
+            item.sender.left()
+
     def take(self, ended: Callable[[], bool], *, has_fin: bool = False) -> Outgoing | None:
         """Wait for the next piece that is still wanted; None when `ended` says so, at the latest after `wake`.
 
@@ -92,20 +154,59 @@ class SendQueue:
         """
         while True:
             with self._changed:
-                while not self._items and (self._fin is None or has_fin) and not self._closed and not ended():
+                item = None
+                while not self._closed and not ended():
+                    item = self._next()
+                    if item is not None:
+                        break
+                    if self._fin is not None and not has_fin and not self._held:
+                        return replace(self._fin, piece=Piece(0, 0, self._taken, 0))
                     self._changed.wait()
-                if self._closed or ended():
+                if item is None:
                     self._changed.notify()  # another reader has to take what this one was woken for
                     return None
-                if not self._items and self._fin is not None:
-                    return replace(self._fin, piece=Piece(0, 0, self._taken, 0))
-                item = self._items.popleft()
                 wanted = item.sender.wanted
                 if wanted and item.kind is PieceKind.DATA:
                     self._taken += 1
+                    self._pieces -= 1
+                    self._bytes -= item.piece.length
             if wanted:
                 return item
             item.sender.left()
+
+    def _next(self) -> Outgoing | None:
+        """Take the next piece that may go now."""
+        if self._urgent:
+            return self._urgent.popleft()
+        for key, waiting in self._held.items():
+            if not self._has_room(waiting[0]):
+                break
+            item = waiting.popleft()
+            if not waiting:
+                del self._held[key]
+            return item
+        while self._items:
+            item = self._items.popleft()
+            key = item.sender.key
+            if item.kind is not PieceKind.DATA or self._all_granted or key in self._granted or self._has_room(item):
+                return item
+            self._held.setdefault(key, deque()).append(item)
+        if self._held and not self._has_told:
+            self._has_told = True
+            return Outgoing(Notice(), PieceKind.HELD, Piece(0, 0, 0, 0), memoryview(b""))
+        return None
+
+    def _has_room(self, item: Outgoing) -> bool:
+        return self._pieces > 0 and self._bytes >= item.piece.length
+
+    @property
+    def has_urgent(self) -> bool:
+        """Whether anything urgent has yet to be taken."""
+        return bool(self._urgent)
+
+    def renew(self) -> None:
+        """All room is free again, as far as is known: a stream broke, and what was on it needs none."""
+        self.credit(MAX_HELD_PIECES, MAX_HELD_BYTES)
 
     def wake(self) -> None:
         """Let every reader ask again."""
@@ -116,8 +217,9 @@ class SendQueue:
         """Let everything go: nobody will carry it."""
         with self._changed:
             self._closed = True
-            dropped = list(self._items)
-            self._items.clear()
+            dropped = [*self._urgent, *self._items, *(item for waiting in self._held.values() for item in waiting)]
+            for kept in (self._urgent, self._items, self._held):
+                kept.clear()
             self._changed.notify_all()
         for item in dropped:
             item.sender.left()
@@ -137,6 +239,9 @@ class Arrivals(Protocol):
 
     def handed(self, source: NodeId, serial: bytes, descriptor: int) -> None:
         """A member's arena came. The descriptor is closed afterwards."""
+
+    def held_back(self, source: NodeId) -> None:
+        """HELD came: the member has no room for what it wants to send."""
 
     def finished(self, source: NodeId, pieces: int) -> None:
         """A FIN came: the member has sent so many pieces of data, and sends nothing more."""
@@ -227,6 +332,15 @@ class Stream:
             if kind is PieceKind.FIN:
                 self.has_brought_fin = True
                 self._arrivals.finished(self.member, piece.total)
+                continue
+            if kind is PieceKind.HELD:
+                self._arrivals.held_back(self.member)
+                continue
+            if kind is PieceKind.GRANT:
+                self._outbox.grant(key)
+                continue
+            if kind is PieceKind.CREDIT:
+                self._outbox.credit(piece.slot, piece.total)
                 continue
             if kind is not PieceKind.DATA:
                 text = bytearray(piece.length)

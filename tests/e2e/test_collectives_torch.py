@@ -16,6 +16,7 @@ from torch.testing._internal import distributed
 
 from collectives.agreement.views import OpId
 from collectives.errors import BadArgument
+from collectives.mesh.framing import MAX_HELD_BYTES, MAX_HELD_PIECES
 from collectives.mesh.shared_memory import BAYS, is_possible
 from collectives.reduce import shared
 from collectives.torch_backend import MEETING, NO_RANK, BackendError, Options, ProcessGroupGossamer, _read_op, in_order
@@ -196,6 +197,31 @@ def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_
         return rank.barrier(opts)
 
     assert each(ranks, work) == [[]] * SIZE
+
+
+def test_a_rank_may_be_any_number_of_small_sends_ahead_of_a_late_one(ranks):
+    count = MAX_HELD_PIECES + 300
+    works = [ranks[0].send([torch.tensor([number])], 1, 0) for number in range(count)]
+    works.append(ranks[0].send([torch.tensor([-1])], 1, 7))
+    last = torch.zeros(1, dtype=torch.int64)
+    assert ranks[1].recv_anysource([last], 7).wait() and last.item() == -1
+    tensors = [torch.ones(3) for _ in ranks]
+    each(ranks, lambda rank, number, opts: rank.allreduce([tensors[number]], opts))
+    assert all((x == SIZE).all() for x in tensors)
+    came = [torch.zeros(1, dtype=torch.int64) for _ in range(count)]
+    for into in came:
+        ranks[1].recv([into], 0, 0).wait()
+    assert [into.item() for into in came] == list(range(count))
+    assert all(work.wait() for work in works)
+
+
+def test_a_large_send_that_waits_for_its_receiver_does_not_hold_up_a_collective(ranks):
+    large = torch.arange((MAX_HELD_BYTES >> 2) + (8 << 20), dtype=torch.int32)
+    work, into = ranks[0].send([large], 1, 0), torch.zeros_like(large)
+    tensors = [torch.ones(3) for _ in ranks]
+    each(ranks, lambda rank, number, opts: rank.allreduce([tensors[number]], opts))
+    assert all((x == SIZE).all() for x in tensors)
+    assert ranks[1].recv([into], 0, 0).wait() and work.wait() and torch.equal(into, large)
 
 
 def test_receives_from_any_source_wait_for_nobody_when_they_are_called_and_are_filled_in_their_order(ranks):

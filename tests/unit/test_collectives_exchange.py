@@ -18,6 +18,8 @@ from collectives.errors import Aborted, DeadlineExceeded
 from collectives.mesh.addresses import prepare
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
 from collectives.mesh.framing import (
+    MAX_HELD_BYTES,
+    MAX_HELD_PIECES,
     PIECE_BYTES,
     RECORD_BYTES,
     Piece,
@@ -30,7 +32,7 @@ from collectives.mesh.framing import (
 from collectives.mesh.handshake import ProvenPeer, Purpose
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
 from collectives.mesh.sealing import KEY_BYTES, Opener, Sealer
-from collectives.mesh.socket_port import MAX_HELD_BYTES, MAX_UNSENT_ANSWERS, Inbox
+from collectives.mesh.socket_port import MAX_UNSENT_ANSWERS, Inbox
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
@@ -132,9 +134,8 @@ def test_what_came_for_an_operation_that_will_not_start_is_dropped_and_its_strea
 def test_an_operation_whose_payloads_were_dropped_does_not_wait_for_them():
     exchange = DataPlane(A)
     exchange.link(B)
-    piece = Piece(0, 0, 1, 1)
     for n in range(MAX_UNKNOWN + 1):
-        exchange.place(B, operation_key(OP._replace(n=n)), piece)
+        exchange.told(B, operation_key(OP._replace(n=n)), PieceKind.REQUEST, 0, b"")
     port = exchange.open(OP, {A, B}, time.monotonic() + 60)
     with pytest.raises(Aborted, match="in flight"):
         port.wait(port.expect(B, 0, memoryview(bytearray(1))))
@@ -534,3 +535,61 @@ def test_a_fin_says_how_many_pieces_of_data_were_taken_before_it_and_goes_to_lin
     wait_until(lambda: planes[B].has_finished(A), 10, "the FIN")
     for plane in planes.values():
         plane.close()
+
+
+def data(op):
+    """A piece of data of an operation, on its way out."""
+    sender = types.SimpleNamespace(key=operation_key(op), wanted=True, left=lambda: None)
+    return Outgoing(sender, PieceKind.DATA, Piece(0, 0, 1, 1), memoryview(b"x"))
+
+
+def takes(queue, count):
+    """Take so many items; return the kind and the operation's key of each."""
+    taken = [queue.take(lambda: False) for _ in range(count)]
+    return [(item.kind, item.sender.key) for item in taken]
+
+
+def test_what_has_no_room_waits_and_goes_when_there_is_room_or_its_operation_has_started(monkeypatch):
+    monkeypatch.setattr("collectives.mesh.stream.MAX_HELD_PIECES", 2)
+    ops = [OP._replace(n=n) for n in range(5)]
+    keys = [operation_key(op) for op in ops]
+    queue = SendQueue()
+    queue.put([data(op) for op in ops])
+    sent, held = PieceKind.DATA, (PieceKind.HELD, bytes(16))
+    assert takes(queue, 3) == [(sent, keys[0]), (sent, keys[1]), held]
+    queue.grant(keys[4])
+    assert takes(queue, 1) == [(sent, keys[4])]
+    queue.credit(2, 2)  # one of which the granted piece has used
+    assert takes(queue, 2) == [(sent, keys[2]), held]
+    queue.forget(keys[3])  # it is over here
+    queue.put([data(ops[3]), data(ops[4])])
+    assert takes(queue, 1) == [(sent, keys[4])]
+    queue.grant(bytes(16))
+    assert takes(queue, 1) == [(sent, keys[3])]
+
+
+@pytest.fixture
+def planes():
+    """Two members with a stream between them."""
+    planes = {A: DataPlane(A), B: DataPlane(B)}
+    for (own, other), sock in zip(((A, B), (B, A)), socket.socketpair(), strict=True):
+        planes[own].link(other)
+        add_stream(planes[own], other, sock, dialled=own == A)
+    yield planes
+    for plane in planes.values():
+        plane.close()
+
+
+def test_members_that_hold_back_what_the_other_will_never_take_come_to_their_end(planes):
+    ports = []
+    for own, other in ((A, B), (B, A)):
+        for n in range(MAX_HELD_PIECES + 100):
+            port = planes[own].open(OP._replace(tag=ord(own), n=n), {A, B}, time.monotonic() + 60)
+            port.send(other, 0, memoryview(b"x"))
+            ports.append(port)
+    for own in (A, B):
+        planes[own].finish()
+    for own in (A, B):
+        assert planes[own].wait_finished(time.monotonic() + 20) == set()
+    for port in ports:
+        port.flush()
