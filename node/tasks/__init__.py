@@ -46,7 +46,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from numbers import Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from node.config import AnswerMode, TaskConfig
 from node.tasks.questions import DEFAULT_SPLIT, Split
@@ -59,6 +59,9 @@ MAX_QUESTION_BYTES = 64 << 10
 MAX_REWARD = 1e15  # so that the squares of a round's rewards are numbers of single precision
 UNIT = (0.0, 1.0)
 ROUNDING = 1e-9  # of a sum of weighted rewards that would be 0 or 1
+
+
+Isolate = Literal["none", "text"] | None
 
 
 class TaskKey(NamedTuple):
@@ -111,8 +114,10 @@ class Task(Protocol):
         verify_together  scores several of this node's own texts in one call (`node.tasks.verdicts.Together`)
         start         begins an episode of several turns, which then takes the place of `verify`; and
         replayable    whether peers may play it again: see `node.tasks.environments`
-        confine       whether somebody's `verify` and episodes are kept from the network and from writing files; they
-                      are, unless this is false
+        judge         whether somebody's `verify` and episodes need the network, or write files: then they are not
+                      confined, and the task is not shared
+        isolate       "none" if they only read texts, "text" if they run some; without it, nobody knows: a peer's text
+                      is scored in a cage unless it is "none" (`node.tasks.caged`)
     """
 
     @property
@@ -223,9 +228,14 @@ class Wrapper:
         return getattr(self.base, "replayable", False)
 
     @property
-    def confine(self) -> bool:
-        """Whether `verify` and episodes get neither network nor files to write, in processes of their own."""
-        return getattr(self.base, "confine", True)
+    def judge(self) -> bool:
+        """Whether `verify` and episodes get the network and files to write."""
+        return getattr(self.base, "judge", False)
+
+    @property
+    def isolate(self) -> Isolate:
+        """What `verify` and episodes do with texts; None where nobody knows."""
+        return getattr(self.base, "isolate", None)
 
 
 def config_hash(config: Mapping[str, object]) -> str:

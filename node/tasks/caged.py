@@ -36,7 +36,7 @@ class CageWork:
         said: what to tell the node of the code, with its "code" if that may change.
         answer: answers a request with the code.
         first: the node's first message: the "seconds" for a text, whether a cage has to be "whole", maybe its "code".
-        hint: added to an error.
+        hint: put before an error.
         files: to be read beside what every cage may read.
     """
 
@@ -75,7 +75,7 @@ def serve_in_cages(requests: Requests, work: CageWork, folder: Path) -> None:
         answer = partial(_answered, work, loaded, asked)
         seconds = float({**work.first, **asked}["seconds"])
         reply = _told(partial(cage.call, answer, seconds + more, MAX_ANSWER))
-        requests.reply({"error": f"{reply['error']}{work.hint}"} if "error" in reply else reply)
+        requests.reply({"error": f"{work.hint}{reply['error']}"} if "error" in reply else reply)
 
 
 def _answered(work: CageWork, loaded: Any, asked: Message) -> Message:

@@ -60,7 +60,7 @@ JUDGE = "judge"
 TRL = "trl.rewards"
 HERE = "here"  # in place of a module: a function that a Python program gave (`node.api`)
 HELD = ": functions use no network and change no file here, unless the option judge is true"
-IN_CAGE = '; it ran in a cage: say isolate = "none" if no function runs a text, judge = true if one needs the network'
+IN_CAGE = '(in a cage: say isolate = "none" if the functions only read texts) '
 # Their versions decide what a formula is worth, and a function that uses one uses all.
 MATH_PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
 

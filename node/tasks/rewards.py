@@ -82,11 +82,10 @@ from node.tasks.reward_functions import (
     trial_texts,
     weighted_sum,
 )
-from node.tasks.verdicts import LOAD_S, Answer, Asked, Scored, Verdict, Workers, score
+from node.tasks.verdicts import CAGE_S, LOAD_S, Answer, Asked, Scored, Verdict, Workers, score
 
 VERSION = 1
 TRIAL_ROWS = 2
-CAGE_S = 10.0  # beside a text's own time: to make a cage, to end all in it and to remove its folder
 FIRST_CALLS_S = 60.0  # beside each text's own time: a busy machine may need it for what functions import when called
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL itself passes these: no columns of a row
 WORKER = "node.tasks.reward_functions"
@@ -437,10 +436,7 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> _Be
         said = workers.begin()
         if "error" in said:
             return said
-        more = said.get("loads_for", 0.0)
-        if "loads_for" in said:
-            workers.allow(seconds + more + CAGE_S)
-        return said | workers.ask(trial, limit + more + CAGE_S)
+        return said | workers.ask(trial, limit + said.get("loads_for", 0.0) + CAGE_S)
 
     firsts = (caged if isolate == "text" else direct, direct if isolate == "none" or lacks else caged)
     if isolate == "text":

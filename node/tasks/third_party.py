@@ -12,9 +12,10 @@ A package declares an entry point in the group `gossamer.tasks`: a function from
 name is none of our own kinds', such as `builtin/x`.
 
 Their code is trusted as this program is. It makes questions in this process. It scores answers in worker processes
-(`node.tasks.verdicts`), and each episode has a process of its own (`node.tasks.fork_server`). These meet strangers'
-texts, so they get neither network nor files to write, where the machine can forbid it, unless the file or the task says
-`confine = False`. What it returns is checked. What it raises is told in one line that names the task. Examples of its
+(`node.tasks.verdicts`), and each episode has a process of its own (`node.tasks.fork_server`). These run on texts of
+models, so they get neither network nor files to write, where the machine can forbid it. Peers' texts are scored in
+cages (`node.tasks.caged`), unless the file or the task says `isolate = "none"`. Nothing of this holds if it says
+`judge = True`. What it returns is checked. What it raises is told in one line that names the task. Examples of its
 own that are held-out questions are not shown.
 """
 
@@ -40,6 +41,7 @@ from node.errors import UserError
 from node.tasks import (
     MAX_QUESTION_BYTES,
     UNIT,
+    Isolate,
     Item,
     TaskKey,
     Wrapper,
@@ -189,6 +191,8 @@ def checked(name: str, task: object) -> ThirdPartyTask:
         raise TaskError(f"task {name!r}: its range is {task.range!r:.{QUOTED}}: it is two numbers, the lower one first")  # type: ignore[attr-defined]
     if not isinstance(getattr(task, "unshared", ""), str):
         raise TaskError(f"task {name!r}: its unshared is {_kind(task.unshared)}: say in a text why it is not shared")  # type: ignore[attr-defined]
+    if getattr(task, "isolate", None) not in (None, "none", "text"):
+        raise TaskError(f"task {name!r}: its isolate is {task.isolate!r:.{QUOTED}}: it is 'none' or 'text'")  # type: ignore[attr-defined]
     wrapped = ThirdPartyTask(task, key)  # type: ignore[arg-type]
     item = wrapped.make(derive_seed("trial", *key))
     if wrapped.verify(item, "") is None and wrapped.verify(item, item.solution or item.answer) is None:
@@ -228,7 +232,8 @@ class FileTask:
     start: StartEpisode | None = None
     replayable: bool = False
     unshared: str = ""
-    confine: bool = True
+    judge: bool = False
+    isolate: Isolate = None
 
     def make(self, seed: int) -> Item:
         return self.maker(seed)
@@ -252,8 +257,8 @@ def load_file(name: str, options: Mapping[str, object]) -> ThirdPartyTask:
     key = TaskKey(name, VERSION, config_hash({"sha256": digest}))
     replayable = getattr(module, "replayable", False) is True
     unshared = getattr(module, "unshared", "")
-    confine = getattr(module, "confine", True) is not False
-    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable, unshared, confine))
+    judge, isolate = getattr(module, "judge", False) is True, getattr(module, "isolate", None)
+    return checked(name, FileTask(key, module.make, verifier, mode, start, replayable, unshared, judge, isolate))
 
 
 def _exact(item: Item, text: str) -> float:

@@ -10,7 +10,7 @@
     tell = true                     # whether the prompt tells the tools
     functions = []                  # reward functions that read `environments`, with weights
     range = [0.0, 1.0]              # the sums that are rewards of 0 and 1; without it, a sum is the reward
-    confine = true                  # whether episodes get neither network nor files to write
+    judge = false                   # whether episodes get network and files to write: such a task is not shared
 
 What TRL 1.16 does with the class:
 
@@ -30,7 +30,7 @@ a class of a file has a process of its own (`node.tasks.fork_server`); a class o
 joiner of a swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at home unless
 the class says `replayable = True` (`node.tasks.environments` lists what that promises) and there are no functions. The
 configuration hash covers the bytes of the class's and functions' files, the rows and the options, apart from `tell` and
-`confine`.
+`judge`.
 """
 
 import inspect
@@ -45,7 +45,7 @@ from pydantic import Field, field_validator
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.processes.threads import awaited
-from node.tasks import Item, TaskKey, config_hash, is_text
+from node.tasks import Isolate, Item, TaskKey, config_hash, is_text
 from node.tasks.environments import MAX_TURNS, Done, Observation, play_again
 from node.tasks.reward_functions import HERE, JUDGE, Answered, Function, Functions, parse_spec, tokens_of
 from node.tasks.rewards import (
@@ -74,7 +74,7 @@ class EnvironmentOptions(Paid):
     factory: str
     max_turns: int = Field(MAX_TURNS, ge=1, le=MAX_TURNS)
     tell: bool = True
-    confine: bool = True
+    judge: bool = False
 
     @field_validator("factory")
     @classmethod
@@ -146,7 +146,8 @@ class EnvironmentTask:
     max_turns: int
     replayable: bool
     unshared: str
-    confine: bool
+    judge: bool
+    isolate: Isolate
     range: tuple[float, float]
 
     @property
@@ -224,7 +225,8 @@ def load_environment(
         max_turns=parsed.max_turns,
         replayable=getattr(type(instance), "replayable", False) is True,
         unshared=UNSHARED_HERE if here else FUNCTIONS_SEE_IT if functions else "",
-        confine=parsed.confine,
+        judge=parsed.judge,
+        isolate=getattr(type(instance), "isolate", None),
         range=parsed.bounds,
     )
     return checked(name, task)

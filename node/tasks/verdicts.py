@@ -9,8 +9,9 @@ scores in worker processes with limits on memory and on the time for each text (
 before its peers'. In each worker at most one text of a peer delays them, for `SCORE_S`, and for the start of a new
 worker if that text ended the old one.
 
-A peer's text is always a call of its own. A node's own texts of reward functions are one call a round, as in TRL. If
-that call raises, ends its worker, or takes longer than `TOGETHER` texts may, each text is scored alone.
+A peer's text is always a call of its own. It is scored in a cage (`node.tasks.caged`) unless its task says that it only
+reads texts, or the task set is one of verifiers. A node's own texts of reward functions are one call a round, as in
+TRL. If that call raises, ends its worker, or takes longer than `TOGETHER` texts may, each text is scored alone.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": a number or null} or {"error": why
@@ -27,6 +28,7 @@ to an earlier one, is dropped and counted.
 import itertools
 import os
 import queue
+import re
 import resource
 import socket
 import sys
@@ -39,13 +41,14 @@ from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import structlog
 
 from node.config import TaskConfig
 from node.errors import UserError, one_line
-from node.processes.cage import variables
+from node.processes.cage import lacking, make_folder, variables
 from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
 from node.processes.worker_process import (
@@ -57,7 +60,8 @@ from node.processes.worker_process import (
     connect,
     yield_memory,
 )
-from node.tasks import Item, Task, TaskKey, Wrapper, is_reward
+from node.tasks import Isolate, Item, Task, TaskKey, Wrapper, is_reward
+from node.tasks.caged import CODE_CHANGED, CageWork, serve_in_cages
 from node.tasks.environments import StartEpisode, play_again, start_of
 from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
 
@@ -87,7 +91,9 @@ MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of
 LEAST_BYTES = 2 << 30  # of it, however little memory is free
 MOST_WORKERS = 8
 PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
-CONFINED = "(it is confined unless it says `confine = False`) "
+CONFINED = "(it is confined unless it says `judge = True`) "
+IN_CAGE = '(in a cage: say isolate = "none" if it only reads texts) '
+CAGE_S = 10.0  # beside a text's own time: to make a cage, to end all in it and to remove its folder
 QUOTED = 200  # characters of a reason in the log
 MAX_REPLY = 1 << 20  # bytes of a reply to a text
 TOGETHER = 4  # times the seconds of one text that a round's texts in one call may take; a text that hangs costs as much
@@ -196,8 +202,8 @@ def submit_of(task: Task) -> Submit | None:
 
 
 def is_to_be_confined(task: Task) -> bool:
-    """Tell whether a task's code is kept from the network and from writing files, where it meets strangers' texts."""
-    return getattr(task, "confine", True)
+    """Tell whether a task's code is kept from the network and from writing files."""
+    return not getattr(task, "judge", False)
 
 
 def _submitted(answers: Sequence[Answer], is_own: bool) -> "Sequence[Future[Verdict] | None]":
@@ -298,10 +304,6 @@ class Workers:
         future: Future[Message] = Future()
         self._lanes.put(_OWN, lambda lane: lane.reply(request, seconds), future)
         return future.result()
-
-    def allow(self, seconds: float) -> None:
-        """Let each text take so long from now on."""
-        self._lanes.seconds = seconds
 
     def restart_with(self, first: Message) -> None:
         """Let workers that are started from now on get this first message."""
@@ -406,6 +408,7 @@ class _WorkerThread:
         self._worker: WorkerProcess | None = None
         self._said: Message | Exception = {}  # the worker's first reply, or why there is no worker
         self._busy = 0.0  # seconds of scoring since nothing waited
+        self._more = 0.0  # seconds that a text gets beside its own, where each has a cage
 
     def run(self) -> None:
         waiting = self._lanes.waiting
@@ -436,7 +439,8 @@ class _WorkerThread:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         try:
             self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], environment)
-            self._said = self._worker.call(self._lanes.first, LOAD_S)
+            self._said = said = self._worker.call(self._lanes.first, LOAD_S)
+            self._more = said["loads_for"] + CAGE_S if "loads_for" in said else 0.0
         except (WorkerError, OSError, TypeError) as error:  # TypeError: options that cannot be written as JSON
             self._said = error
         if isinstance(self._said, Exception) or "error" in self._said:
@@ -531,7 +535,7 @@ class _WorkerThread:
             return {"error": str(self._said)} if isinstance(self._said, Exception) else self._said
         began, dropped = time.monotonic(), self._worker.dropped
         try:
-            said = self._worker.call(request, self._lanes.seconds, MAX_REPLY)
+            said = self._worker.call(request, self._lanes.seconds + self._more, MAX_REPLY)
             self._lanes.drop(self._worker.dropped - dropped)
             return said
         except Exception as error:  # noqa: BLE001  # it ended, or the request cannot be written as JSON
@@ -550,10 +554,13 @@ def _begins(future: "Future[Verdict]") -> bool:
 class IsolatedTask(Wrapper):
     """A task of other people's code: its questions are made here; its `verify` and its episodes run elsewhere.
 
-    Texts, and peers' episodes, go to `workers`; this node's own episodes begin by `begin`, if it has any.
+    Texts, and episodes to be played again, go to `workers`, peers' to `apart`. This node's own episodes begin by
+    `begin`, if it has any. `lacks` is what a cage lacks here for peers' texts; empty if nothing is.
     """
 
     workers: Workers
+    apart: Workers
+    lacks: str
     begin: StartEpisode | None
 
     @property
@@ -565,6 +572,16 @@ class IsolatedTask(Wrapper):
         """Begins an episode; None if the task has no environment."""
         return self.begin
 
+    @property
+    def unshared(self) -> str:
+        """Why its groups are not shared with peers; empty if they are."""
+        if own := getattr(self.base, "unshared", ""):
+            return str(own)
+        if self.judge:
+            return "it may use the network (judge = True), so nobody else can check what it pays"
+        but = "" if self.isolate else ': isolate = "none" shares it if it only reads texts'
+        return f"a stranger's text cannot be caged here ({self.lacks}){but}" if self.lacks else ""
+
     def make(self, seed: int) -> Item:
         return self.base.make(seed)
 
@@ -573,7 +590,8 @@ class IsolatedTask(Wrapper):
 
     def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes; an episode is played again there."""
-        return [self.workers.submit(_request(one), is_own) for one in batch]
+        workers = self.workers if is_own else self.apart
+        return [workers.submit(_request(one), is_own) for one in batch]
 
 
 def _request(asked: Asked) -> Message:
@@ -588,29 +606,41 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
     if is_to_be_confined(task) and (reason := unconfinable()):
         log.warning("its code meets strangers' texts and is not confined here", task=task.key.name, reason=reason)
     described = config.model_dump(mode="json", include={"name", "options"})
-    first: Message = {"call": "load", "task": described, "key": list(task.key)}
+    first: Message = {"call": "load", "task": described, "code": list(task.key), "isolate": "none"}
     begin = start_of(task)
     if begin is not None and not is_here:
         playing = Workers(task.key.name, "node.tasks.verdicts", first)  # no episode waits until a text is scored
         begin = ForkServer(task.key.name, playing, SCORE_S, LOAD_S + SCORE_S)
-    return IsolatedTask(task, Workers(task.key.name, "node.tasks.verdicts", first), begin)
+    workers = Workers(task.key.name, "node.tasks.verdicts", first)
+    isolate: Isolate = getattr(task, "isolate", None)
+    if isolate == "none" or is_here or not is_to_be_confined(task):
+        return IsolatedTask(task, workers, workers, "", begin)
+    lacks = lacking()
+    declared = {"declared": isolate == "text", "whole": not lacks, "seconds": SCORE_S}
+    caged = Workers(task.key.name, "node.tasks.verdicts", {**first, "isolate": "text", **declared})
+    return IsolatedTask(task, caged if isolate == "text" else workers, workers if lacks else caged, lacks, begin)
 
 
 def main() -> None:
     """Load one task, then score for the node at the other end of a channel."""
     from node.tasks import load_task
 
-    requests = connect(*map(int, sys.argv[1:3]))
+    channel, life = map(int, sys.argv[1:3])
+    folder = make_folder()
+    requests = connect(channel, life, folder=folder)
     yield_memory()
     bound_memory()
     request = requests.receive()
+    if request["isolate"] == "text":
+        _score_in_cages(requests, request, folder)
+        return
     try:
         task = load_task(TaskConfig.model_validate(request["task"]))
     except UserError as error:
         requests.reply({"error": one_line(error)})
         return
-    if list(task.key) != request["key"]:  # peers would take its rewards for lies
-        requests.reply({"error": "its code has changed since this node began: start the node again"})
+    if list(task.key) != request["code"]:  # peers would take its rewards for lies
+        requests.reply({"error": CODE_CHANGED})
         return
     if start_of(task) is None and is_to_be_confined(task):
         with suppress(ConfinementError):
@@ -620,6 +650,24 @@ def main() -> None:
     requests.reply({})
     while True:
         answer_one(requests, task)
+
+
+def _score_in_cages(requests: Requests, request: Message, folder: Path) -> None:
+    from node.tasks import load_task
+
+    def load() -> Task:
+        return load_task(TaskConfig.model_validate(request["task"]))
+
+    def said(task: Task) -> Message:
+        return {"code": list(task.key)}
+
+    def answer(task: Task, asked: Message) -> Message:
+        return _scored(Answer(task, _item(asked["item"]), asked["text"], (*asked["before"],)), confined="")
+
+    named = (request["task"]["options"].get(name, "") for name in ("path", "factory"))
+    files = [re.sub(r"(?<=\.py):\w+$", "", one) for one in named if isinstance(one, str)]
+    hint = "" if request["declared"] else IN_CAGE
+    serve_in_cages(requests, CageWork(load, said, answer, request, hint, files), folder)
 
 
 def answer_one(requests: Requests, task: Task) -> None:
@@ -648,14 +696,14 @@ def _item(fields: dict[str, Any]) -> Item:
     return Item(**{**fields, "examples": tuple(map(tuple, fields["examples"]))})
 
 
-def _scored(answer: Answer) -> Message:
+def _scored(answer: Answer, confined: str = CONFINED) -> Message:
     try:
         return {"reward": answer.judged()}
     except MemoryError:
         return {"error": "out of memory"}
     except Exception as error:  # noqa: BLE001  # it may raise anything
         line = one_line(error) or type(error).__name__
-        return {"error": f"{CONFINED if 'PermissionError' in line else ''}{line}"}
+        return {"error": f"{confined if 'PermissionError' in line else ''}{line}"}
 
 
 if __name__ == "__main__":

@@ -587,7 +587,7 @@ def test_a_game_that_hangs_is_ended_and_holds_up_no_other(apart: Task) -> None:
 
 
 def test_a_file_may_say_that_its_episodes_need_the_network_or_write_files(tmp_path: Path) -> None:
-    (tmp_path / "free.py").write_text(f"{APART}\nconfine = False\n")
+    (tmp_path / "free.py").write_text(f"{APART}\njudge = True\n")
     [task] = load_tasks([TaskConfig(name="file/free", options={"path": str(tmp_path / "free.py")})]).tasks
     assert isinstance(step(task.start(task.make(1)), "write"), Observation)
     assert (tmp_path / "written").exists()

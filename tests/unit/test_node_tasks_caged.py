@@ -12,11 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from node.config import TaskConfig
+from node.errors import UserError
 from node.processes.confinement import unconfinable
-from node.tasks import load_tasks, rewards
+from node.tasks import load_tasks, rewards, verdicts
 from node.tasks.rewards import RewardsTask, load_rewards
 from node.tasks.task_set import unshared
-from node.tasks.verdicts import Asked, Verdict
+from node.tasks.verdicts import Answer, Asked, Scoring, Verdict
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -264,3 +265,81 @@ def test_a_function_whose_module_starts_threads_is_loaded_anew_in_each_cage(tmp_
     assert isinstance(task, RewardsTask)
     ask(task, f"{PATCH}\n{WRONG}")
     assert all_is_well(task)
+
+
+FILE = """
+from node.tasks import Item
+from node.tasks.environments import Done, Observation
+
+replayable = True
+HEARD = []
+
+def make(seed):
+    return Item(f"Riddle {seed}?", "1")
+
+def judged(text):
+    names = {}
+    exec(text, names)
+    HEARD.append(text)
+    return names.get("reward", 0.0) / len(HEARD)
+"""
+VERIFIES = f"""{FILE}
+def verify(item, text):
+    return judged(text)
+"""
+PLAYS = f"""{FILE}
+class Game:
+    def step(self, text):
+        return Done(judged(text))
+
+def start(item):
+    return Game()
+"""
+KILLS = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize("code", [VERIFIES, PLAYS])
+@pytest.mark.parametrize("isolate", ["", 'isolate = "text"'])
+def test_a_peers_text_to_a_file_is_scored_in_a_cage_and_its_episode_played_in_one(
+    tmp_path: Path, code: str, isolate: str
+) -> None:
+    (tmp_path / "file.py").write_text(f"{code}\n{isolate}\n")
+    key = tmp_path / "identity.key"
+    key.write_text("secret")
+    (task,) = load_tasks([TaskConfig(name="file/file", options={"path": str(tmp_path / "file.py")})]).tasks
+    assert unshared(task) == ""
+    texts = [
+        "reward = 2.0",
+        f"reward = float(open({str(key)!r}).read() == 'secret')",
+        f"{KILLS}\nreward = 2.0",
+        "reward = 1.0",
+        "reward = 2.0",
+    ]
+    answers = [Answer(task, task.make(1), text) for text in texts]
+    with capture_logs() as logs:
+        assert Scoring(answers, is_own=False).wait(60) == [1.0, None, None, 0.5, 1.0], (
+            "each is the first after the trial"
+        )
+    assert ("say isolate = " in logs[0]["reason"]) == (not isolate)
+
+
+def test_a_file_says_what_it_does_with_texts_and_one_that_needs_the_network_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "lacking", lambda: "no Landlock")
+    path = tmp_path / "file.py"
+    config = TaskConfig(name="file/file", options={"path": str(path)})
+    for says, reason in (
+        ("", "a stranger's text cannot be caged here (no Landlock): isolate = "),
+        ('isolate = "text"', "a stranger's text cannot be caged here (no Landlock)"),
+        ('isolate = "none"', ""),
+        ("judge = True", "it may use the network"),
+        ('unshared = "mine"', "mine"),
+    ):
+        path.write_text(f"{VERIFIES}\n{says}\n")
+        (task,) = load_tasks([config]).tasks
+        assert unshared(task).startswith(reason) and bool(unshared(task)) == bool(reason)
+        assert task.verify(task.make(1), "reward = 2.0") == 1.0
+    path.write_text(f"{VERIFIES}\nisolate = 'never'\n")
+    with pytest.raises(UserError, match="its isolate is 'never': it is 'none' or 'text'"):
+        load_tasks([config])

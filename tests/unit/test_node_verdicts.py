@@ -69,7 +69,7 @@ def verify(item, text):
 """
 
 
-def hostile(folder: Path, more: str = "confine = False  # it leaves a file as a mark\n") -> TaskConfig:
+def hostile(folder: Path, more: str = "judge = True  # it leaves a file as a mark\n") -> TaskConfig:
     path = folder / "hostile.py"
     path.write_text(HOSTILE + more)
     return TaskConfig(name="file/hostile", options={"path": str(path)})
@@ -130,19 +130,19 @@ def test_a_text_that_something_goes_wrong_with_is_unscorable_and_the_next_one_is
     assert alive(before) != dies
 
 
-@pytest.mark.parametrize("more", ["", "confine = False\n"])
+@pytest.mark.parametrize("more", ["", "judge = True\n"])
 def test_what_is_scored_changes_no_file_unless_its_task_wants_to(more: str, tmp_path: Path) -> None:
     (task,) = load_tasks([hostile(tmp_path, HARM + more)]).tasks
     with capture_logs() as logs:
         assert task.verify(task.make(1), "harm") == (1.0 if more else None)
     assert (tmp_path / "harm").exists() == bool(more)
     if not more:
-        assert "PermissionError" in logs[0]["reason"] and "confine = False" in logs[0]["reason"]
+        assert "PermissionError" in logs[0]["reason"] and "judge = True" in logs[0]["reason"]
 
 
 def test_a_machine_that_cannot_confine_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(confinement, "LEAST_ABI", 1_000)
-    for more, lines in (("", 1), ("confine = False\n", 0)):
+    for more, lines in (("", 1), ("judge = True\n", 0)):
         with capture_logs() as logs:
             load_tasks([hostile(tmp_path, more)])
         assert ["no Landlock" in one["reason"] for one in logs] == [True] * lines
@@ -151,7 +151,7 @@ def test_a_machine_that_cannot_confine_says_so(tmp_path: Path, monkeypatch: pyte
 def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
     config = hostile(tmp_path)
     described = {"name": config.name, "options": config.options}
-    first: Message = {"call": "load", "task": described, "key": list(load_task(config).key)}
+    first: Message = {"call": "load", "task": described, "code": list(load_task(config).key), "isolate": "none"}
     workers = Workers("file/hostile", "node.tasks.verdicts", first, seconds=0.05)
     before = set(workers_here())
     assert workers.begin() == {}
