@@ -346,7 +346,7 @@ class GroupDriver:
         before = self.status.view
         for member in before.ids - members if before is not None else ():
             self.exchange.drop(member, f"member {member}: {reason}")
-        for member in members & self._mesh.linked:
+        for member in members - {self._agreement.own}:  # what is sent before there is a link waits for it
             self.exchange.link(member)
         self._mesh.enter(members)
 

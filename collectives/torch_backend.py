@@ -44,7 +44,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -1002,10 +1002,26 @@ def _is_failing() -> bool:
 def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
     """Found a group by way of torch's store, or join it; return the members in the order of their ranks.
 
+    Each world that is made over a store has keys of its own: a rank that makes the next one reads none of this one's.
+
     Raises:
         BadArgument: the store has no ids of as many ranks, or some ranks have a secret and others have none.
         DeadlineExceeded: the ranks did not meet in time.
     """
+    count = f"gossamer/worlds/{rank}"
+    world = f"gossamer/{store.add(count, 1)}"
+    try:
+        return _meet_by(store, world, rank, size, options, timeout)
+    except BaseException:
+        with suppress(RuntimeError):  # the store may be what failed
+            store.add(count, -1)
+        raise
+
+
+def _meet_by(
+    store: Any, world: str, rank: int, size: int, options: Options, timeout: float
+) -> tuple[Communicator, list[NodeId]]:
+    """See `_meet`; the keys begin with `world`."""
     identity, secret = Identity.generate(), os.environ.get(SECRET) if options.secret is None else options.secret
     if secret is None and rank == 0:
         log.info(
@@ -1013,15 +1029,15 @@ def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) ->
             who_can_join="whoever can write to torch's store while the ranks start",
             remedy=f"set {SECRET} to the same random text at all ranks",
         )
-    store.set(f"gossamer/rank/{rank}", f"{identity.node_id} {_SECRECY[secret is not None]}")
-    said = [store.get(f"gossamer/rank/{other}").decode(errors="replace").split(" ", 1) for other in range(size)]
+    store.set(f"{world}/rank/{rank}", f"{identity.node_id} {_SECRECY[secret is not None]}")
+    said = [store.get(f"{world}/rank/{other}").decode(errors="replace").split(" ", 1) for other in range(size)]
     for other, words in enumerate(said):
         if words[1:] != [_SECRECY[secret is not None]]:
             raise BadArgument(f"rank {rank} and rank {other}: set {SECRET} to the same text at all ranks, or at none")
     members = [NodeId(words[0]) for words in said]
     if members[rank] != identity.node_id or len(set(members)) < size:
         raise BadArgument(f"rank {rank} of {size} has met another one with its number: give each a number of its own")
-    seeds = [f"{store.get('gossamer/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
+    seeds = [f"{store.get(f'{world}/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
     is_local = _is_loopback() or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE") == str(size)
     comm = Communicator.connect(
         "torch.distributed",
@@ -1038,11 +1054,11 @@ def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) ->
     )
     try:
         if rank == 0:
-            store.set("gossamer/founder", comm.address)
+            store.set(f"{world}/founder", comm.address)
         comm.wait_for(size, timeout)
         comm.barrier(timeout)
-        for key in (f"gossamer/rank/{rank}", *(["gossamer/founder"] if rank == 0 else [])):
-            store.delete_key(key)  # another world may be made over the same store
+        for key in (f"{world}/rank/{rank}", *([f"{world}/founder"] if rank == 0 else [])):
+            store.delete_key(key)
         until = time.monotonic() + timeout
         while not comm.data_plane.has_ways_to(frozenset(members)):
             if time.monotonic() > until:

@@ -228,7 +228,7 @@ class DataPlane:
                     lane.grant(key)
 
     def has_ways_to(self, members: Set[NodeId]) -> bool:
-        """Tell whether what is sent to these would go somewhere."""
+        """Tell whether all of these are in the view, with no connection lost since."""
         with self._lock:
             return members - {self._own} <= self._lanes.keys()
 
@@ -415,7 +415,7 @@ class DataPlane:
     # --- streams -------------------------------------------------------------------------------
 
     def link(self, member: NodeId) -> None:
-        """There is a way to a member of the view: what is sent to it may wait for a stream, and come from one."""
+        """Let what is sent to a member of the view wait for a stream, and come from one."""
         with self._lock:
             if not self._closed and member not in self._lanes:
                 lane = self._lanes[member] = _MemberLane()

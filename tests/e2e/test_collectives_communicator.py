@@ -411,7 +411,6 @@ def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
 def test_the_last_call_counts_for_all_where_each_member_leaves_as_soon_as_it_returns(last):
     with group(3) as comms:
         root = comms[0].node_id
-        wait_until(lambda: all(comm.data_plane.has_ways_to({*comm.members}) for comm in comms), 20, "all links")
 
         def end(comm):
             x = torch.full((100_000,), float(comm.node_id == root))

@@ -64,15 +64,15 @@ def reduce(met):
 def test_who_reads_all_that_was_ever_in_the_store_does_not_join(stores, secret):
     met = meet(stores, (Options(secret=secret),) * 2)
     seen = {key: value for store in stores for key, value in store.seen.items()}
-    assert seen.keys() == {"gossamer/rank/0", "gossamer/rank/1", "gossamer/founder"}
+    assert seen.keys() == {"gossamer/1/rank/0", "gossamer/1/rank/1", "gossamer/1/founder"}
     assert all(members == met[0][1] for _, members in met)
     ids = {key: value.split(" ")[0] for key, value in seen.items()}
-    assert [ids["gossamer/rank/0"], ids["gossamer/rank/1"]] == [comm.node_id for comm, _ in met]
+    assert [ids["gossamer/1/rank/0"], ids["gossamer/1/rank/1"]] == [comm.node_id for comm, _ in met]
     for guess in (None, *seen.values(), *ids.values()):
         with pytest.raises(CollectiveError):
             Communicator.connect(
                 "torch.distributed",
-                [ids["gossamer/founder"]],
+                [ids["gossamer/1/founder"]],
                 secret=guess,
                 protection=Options().protection,
                 timeout=0.5,
@@ -81,14 +81,26 @@ def test_who_reads_all_that_was_ever_in_the_store_does_not_join(stores, secret):
     leave(met)
 
 
+def test_world_after_world_is_made_over_one_store_however_far_apart_the_ranks_are(stores):
+    """What an earlier world has left in the store misleads no rank of the next one."""
+    deletes = []
+    for store in stores:
+        store.delete_key = deletes.append  # a rank that is slow to clear up
+    for _ in range(2):
+        met = meet(stores)
+        assert all((x == 2).all() for x in reduce(met))
+        leave(met)
+    assert len(deletes) == 6
+
+
 @pytest.mark.parametrize("secret", [None, RANDOM])
 def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_secret(stores, secret):
     stranger = Identity.generate()
 
     def take_the_place():
         """Be rank 1 for rank 0, before the real one is there."""
-        stores[2].set("gossamer/rank/1", f"{stranger.node_id} {'with' if secret else 'without'} a secret")
-        address = stores[2].get("gossamer/founder").decode()
+        stores[2].set("gossamer/1/rank/1", f"{stranger.node_id} {'with' if secret else 'without'} a secret")
+        address = stores[2].get("gossamer/1/founder").decode()
         options = {"identity": stranger, "protection": Options().protection, "closed": True}
         with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
             return comm.world_size
@@ -115,7 +127,7 @@ def test_a_rank_that_alone_has_a_secret_is_told_so_at_once(stores):
 def test_a_rank_whose_number_another_process_has_too_is_told_so(stores):
     other = f"{Identity.generate().node_id} without a secret"
     stores[0].set = lambda key, _: stores[0].store.set(key, other)
-    stores[1].set("gossamer/rank/1", other)
+    stores[1].set("gossamer/1/rank/1", other)
     with pytest.raises(BadArgument, match="give each a number of its own"):
         _meet(stores[0], 0, 2, Options(), TIMEOUT_S)
 

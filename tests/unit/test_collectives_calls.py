@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from collectives import Aborted, Communicator, CommunicatorClosed, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
-from collectives.agreement.events import CallVerdict, Finished
-from collectives.agreement.views import OpId, View
+from collectives.agreement.events import CallVerdict, Finished, Install
+from collectives.agreement.views import Member, OpId, View
 from collectives.calls import PendingCall, error_of, finish_call
 from collectives.driver import GroupDriver, Status
 from collectives.errors import BadArgument
+from collectives.mesh.data_plane import DataPlane
 from collectives.types import GroupTiming
-from protocol.identity import Identity
+from protocol.identity import Identity, NodeId
 
 QUICK = GroupTiming(heartbeat=0.01, timeout=0.05)
 
@@ -104,6 +105,17 @@ def test_who_leaves_while_a_view_is_forced_is_told_so():
     driver.status = Status(View(b"group", 1, b"the mark", ()), stranded=True)
     with pytest.raises(CommunicatorClosed):
         driver.force_view(10.0)
+
+
+def test_what_is_sent_to_a_member_of_a_new_view_waits_for_its_link():
+    own, other = NodeId("a"), NodeId("b")
+    view = View.of(b"group", 1, b"the mark", [Member(member, "", bytes(8)) for member in (own, other)])
+    plane, mesh = DataPlane(own), SimpleNamespace(wake=lambda: None, linked=frozenset(), enter=lambda _: None)
+    driver = GroupDriver(SimpleNamespace(own=own), mesh, plane, QUICK, None)
+    driver._act(Install(view))
+    port = plane.open(OpId(b"the mark", 1, 0, 0), view.ids, time.monotonic() + 60)
+    port.send(other, 0, memoryview(b"x"))
+    assert not port.inbox.lost_members
 
 
 def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(monkeypatch):
