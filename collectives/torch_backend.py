@@ -13,7 +13,8 @@ by the end of a step of `Communicator.run`.
 
 **Errors.** When a member is lost, or calls something else (a hash of the arguments is in each payload's slot), or
 the time is up, an operation raises `BackendError`, which names the rank. The group is *broken* from then on: its other
-operations raise the same, here and, because this is told to them, at its other ranks. `enter` begins anew.
+operations raise the same, here and, because this is told to them, at its other ranks. `enter` begins anew. Arguments
+that cannot be used raise `BadArgument` at their caller, and break nothing: the call was not made.
 
 **Order.** Collectives of one group run one after the other on a thread of the group, or on the caller's own if it
 waits for the result and nothing is under way. A callback of a future runs on the group's thread, and the collectives
@@ -460,10 +461,13 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def _carry_out(self, over: "Work", work: Callable[[], None]) -> None:
         error: BaseException | None = None
+        before = self._counts[""]
         try:
             self._check()
             with torch.no_grad():
                 work()
+        except BadArgument as failed:  # if nothing was sent, the others' call is this rank's next one
+            error = failed if self._counts[""] == before else self._break(failed)
         except CollectiveError as failed:
             error = self._break(failed)
         except BaseException as failed:  # noqa: BLE001  # it belongs to whoever waits

@@ -386,8 +386,13 @@ def test_what_it_cannot_do_is_said(ranks):
     ids=["meta", "float8"],
 )
 def test_a_tensor_that_cannot_be_reduced_is_refused(ranks, tensor, said):
-    with pytest.raises(BackendError, match=said):
+    with pytest.raises(BadArgument, match=said):
         ranks[0].allreduce([tensor]).wait()
+    with pytest.raises(BadArgument, match="times as long"):
+        ranks[0].all_gather_single(torch.zeros(5), torch.zeros(4)).wait()
+    given = [torch.ones(3) for _ in ranks]
+    each(ranks, lambda rank, number, opts: rank.allreduce([given[number]], opts))
+    assert all((x == SIZE).all() for x in given), "an argument of one rank has harmed the group"
 
 
 @pytest.mark.slow
