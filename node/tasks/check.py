@@ -6,6 +6,7 @@ input and prints what the task makes of some seeds, as a digest.
 
 import hashlib
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -17,8 +18,11 @@ from node.tasks import Item, Task, derive_seed, has_own_code, is_in_range, load_
 from node.tasks.answers import MAX_TEXT, show
 from node.tasks.environments import Done, Observation, StartEpisode, start_of, step
 from node.tasks.prompting import own_mode, solution
+from node.tasks.task_set import bare_of, unshared
+from node.tasks.verdicts import Asked, Workers, submit_of
 
 SEEDS = 64
+TIMED = 5  # texts
 HASH_SEEDS = ("1", "2")
 OTHER_PROCESS_S = 120.0
 RUBBISH = ("", " ", "7", "rubbish", "<answer></answer>", "\\boxed{", "é½ﷺ🂡\u202e\x00", "9" * 1000, "x" * (MAX_TEXT + 1))
@@ -48,8 +52,25 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
     rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]  # in the first turn
     least = min(rewards)
+    yield from peers_text(task, items[0])
     beyond = "" if is_in_range(least) else f", {least:g} at least: groups with rewards outside of 0 to 1 are not shared"
     yield Finding(max(rewards) < 1, f"rubbish earns {max(rewards):g} at most{beyond}")
+
+
+def peers_text(task: Task, item: Item) -> Iterator[Finding]:
+    """Say how long scoring a peer's text takes, and where it is scored; nothing of a task that is not shared."""
+    apart: Workers | None = getattr(bare_of(task), "apart", None)
+    submit = submit_of(task)
+    if apart is None or submit is None or unshared(task):
+        return
+    loads_for = apart.begin().get("loads_for")  # seconds in a cage
+    where = {None: "in its worker", 0.0: "in a cage"}.get(loads_for, "in a cage that loads the code anew")
+    took = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        submit([Asked(item, solution(item))], False)[0].result()
+        took.append(time.perf_counter() - began)
+    yield Finding(True, f"a peer's text takes {statistics.median(took) * 1e3:.2g} ms, {where}")
 
 
 def _reward(task: Task, item: Item, text: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from node.config import TaskConfig
 from node.errors import UserError
 from node.processes.confinement import unconfinable
 from node.tasks import load_tasks, rewards, verdicts
+from node.tasks.check import peers_text
 from node.tasks.rewards import RewardsTask, load_rewards
 from node.tasks.task_set import unshared
 from node.tasks.verdicts import Answer, Asked, Scoring, Verdict
@@ -265,6 +267,19 @@ def test_a_function_whose_module_starts_threads_is_loaded_anew_in_each_cage(tmp_
     assert isinstance(task, RewardsTask)
     ask(task, f"{PATCH}\n{WRONG}")
     assert all_is_well(task)
+    (said,) = peers_text(task, task.make(0))
+    assert re.fullmatch(r"a peer's text takes \d\S* ms, in a cage that loads the code anew", said.line)
+
+
+@pytest.mark.parametrize(("isolate", "where"), [("text", "in a cage"), ("none", "in its worker")])
+def test_the_check_says_where_a_peers_text_is_scored_and_how_long_it_takes(
+    tmp_path: Path, isolate: str, where: str
+) -> None:
+    task = load_rewards("rewards/code", options(tmp_path, "executed", isolate=isolate))
+    (said,) = peers_text(task, task.make(0))
+    assert re.fullmatch(rf"a peer's text takes \d\S* ms, {where}", said.line)
+    home = load_rewards("rewards/code", options(tmp_path, "executed", judge=True))
+    assert list(peers_text(home, home.make(0))) == []
 
 
 FILE = """

@@ -288,7 +288,7 @@ def test_the_template_is_a_task_that_passes_the_check(tmp_path: Path, capsys: py
     assert path.read_text() == TEMPLATE.replace("FILE", "words.py")
     assert run(["tasks", "check", str(path), "--examples", "2"], debug=False) == 0
     said = capsys.readouterr().out
-    assert "FAILS" not in said and said.count("  ok  ") == 6 and "backwards" in said
+    assert "FAILS" not in said and said.count("  ok  ") == 7 and "backwards" in said
     assert run(["tasks", "template", str(path)], debug=False) == 2
     for wrong in (tmp_path / "words.txt", "", tmp_path / "nowhere" / "words.py"):
         assert run(["tasks", "template", str(wrong)], debug=False) == 2
