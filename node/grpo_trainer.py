@@ -254,14 +254,17 @@ class GRPOTrainer:
         for reward in every:
             for name, part in getattr(reward, "parts", {}).items():
                 parts.setdefault(name, []).append(part)
+        lengths = {
+            "mean_length": statistics.fmean(answer.drawn for answer in made),
+            "clipped_ratio": statistics.fmean(not answer.finished for answer in made),
+        }
         metrics = {
             "reward": statistics.fmean(every),
             "reward_std": statistics.fmean(map(statistics.pstdev, rewards)),
             "frac_reward_zero_std": statistics.fmean(len(set(group)) == 1 for group in rewards),
             **{f"rewards/{name}/mean": statistics.fmean(values) for name, values in parts.items()},
             **{f"rewards/{name}/std": statistics.pstdev(values) for name, values in parts.items()},
-            "completions/mean_length": statistics.fmean(one.drawn for one in made),
-            "completions/clipped_ratio": statistics.fmean(not one.finished for one in made),
+            **{f"completions/{name}": value for name, value in lengths.items()},
         }
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return named | speed_metrics(metric_key_prefix, began, len(rewards)) | {"epoch": self.state.epoch or 0.0}

@@ -147,13 +147,14 @@ class Loop:
         """
         for task, training, held_out, items in self.tasks.rows(ROWS_MEASURED):
             log.info("rows", task=task.key.name, for_training=training, held_out_for_evaluation=held_out)
-            lengths = [len(self.policy.encode_prompt(item)) for item in items]
+            asked = list(items)
+            lengths = [len(self.policy.encode_prompt(item)) for item in asked]
             too_long = sum(length > self._longest_prompt for length in lengths)
             if too_long:
                 line = (
                     f"task {task.key.name!r}: the prompts of {too_long} of {len(lengths)} rows have more than "
                     f"{self._longest_prompt} tokens and are not asked: {self._remedy(max(lengths))}"
-                    + (TOOLS_LEFT_OUT if any(item.tools for item in items) else "")
+                    + (TOOLS_LEFT_OUT if any(item.tools for item in asked) else "")
                 )
                 if 2 * too_long > len(lengths):
                     raise UserError(line)

@@ -37,7 +37,7 @@ from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
 from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, SocketPort
-from collectives.mesh.stream import Notice, Outgoing, SendQueue, Stream
+from collectives.mesh.stream import Outgoing, Portless, SendQueue, Stream
 from protocol.identity import NodeId
 
 log = structlog.get_logger()
@@ -108,7 +108,7 @@ class _Handing:
 
 
 def _bare(kind: PieceKind, piece: Piece = Piece(0, 0, 0, 0), key: bytes = bytes(KEY_BYTES)) -> Outgoing:  # noqa: B008
-    return Outgoing(Notice(key), kind, piece, memoryview(b""))
+    return Outgoing(Portless(key), kind, piece, memoryview(b""))
 
 
 class DataPlane:
@@ -240,7 +240,7 @@ class DataPlane:
             with self._lock:
                 lane = self._lanes.get(member)
             if lane is not None:
-                lane.outbox.put([Outgoing(Notice(port.key), PieceKind.REFUSAL, piece, text)])
+                lane.outbox.put([Outgoing(Portless(port.key), PieceKind.REFUSAL, piece, text)])
 
     def close_port(self, port: SocketPort, reason: str = "the operation is over", *, late: bool = False) -> None:
         """Forget an attempt: what still comes for it is dropped.

@@ -59,7 +59,7 @@ class Sender(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class Portless:
     """The sender of a piece that belongs to no open port."""
 
     key: bytes = bytes(KEY_BYTES)
@@ -193,7 +193,7 @@ class SendQueue:
             self._held.setdefault(key, deque()).append(item)
         if self._held and not self._has_told:
             self._has_told = True
-            return Outgoing(Notice(), PieceKind.HELD, Piece(0, 0, 0, 0), memoryview(b""))
+            return Outgoing(Portless(), PieceKind.HELD, Piece(0, 0, 0, 0), memoryview(b""))
         return None
 
     def _has_room(self, item: Outgoing) -> bool:

@@ -13,10 +13,6 @@ from node.errors import how_to_install
 
 LOOK_S = 2.0  # for an answer of another program
 CANNOT_RUN = "cannot run engine.vllm.python={python!r} ({reason}): name a Python that has vLLM"
-NO_VLLM = (
-    "{python} has no vLLM: {install}, or set engine.kind to 'hf', or, without a GPU, run "
-    "examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
-)
 
 
 def missing(kind: str, config: EngineConfig) -> str:
@@ -31,7 +27,7 @@ def missing(kind: str, config: EngineConfig) -> str:
 
 def _no_vllm(python: str) -> str:
     if not python:
-        return "" if find_spec("vllm") else NO_VLLM.format(python=sys.executable, install=how_to_install("vllm"))
+        return "" if find_spec("vllm") else no_vllm(sys.executable)
     code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
     try:
         done = subprocess.run([python, "-P", "-c", code], timeout=LOOK_S, capture_output=True, check=False)
@@ -39,10 +35,15 @@ def _no_vllm(python: str) -> str:
         return ""
     except OSError as error:
         return CANNOT_RUN.format(python=python, reason=error.strerror)
+    return no_vllm(python) if done.returncode else ""
+
+
+def no_vllm(python: str) -> str:
+    """Return what to do about an interpreter that has no vLLM."""
+    install = how_to_install("vllm") if python == sys.executable else f"{shlex.quote(python)} -m pip install vllm"
     return (
-        ""
-        if done.returncode == 0
-        else NO_VLLM.format(python=python, install=f"{shlex.quote(python)} -m pip install vllm")
+        f"{python} has no vLLM: {install}, or set engine.kind to 'hf', or, without a GPU, run "
+        "examples/install_vllm_cpu.sh and set engine.vllm.python as it says"
     )
 
 

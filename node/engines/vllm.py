@@ -28,7 +28,7 @@ from node.engines.hand_over import (
     expected_probe,
     probe_tokens,
 )
-from node.engines.missing import CANNOT_RUN, NO_VLLM
+from node.engines.missing import CANNOT_RUN, no_vllm
 from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.footprint import MARGIN, Machine, MemoryPart, ModelSize
@@ -271,7 +271,7 @@ class VllmEngine:
             about = child.call(request, self._config.timeout)
         except WorkerError as error:
             if error.status == EXIT_NO_VLLM:
-                raise UserError(NO_VLLM.format(python=python)) from None
+                raise UserError(no_vllm(python)) from None
             raise
         except BaseException:
             child.kill()

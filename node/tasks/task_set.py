@@ -55,7 +55,7 @@ class TrainingQuestion(NamedTuple):
     item: Item
 
 
-class SplitRows(NamedTuple):
+class RowCounts(NamedTuple):
     """How many rows of a task training asks, how many are held out, and what some of the former, or all, ask."""
 
     task: Task
@@ -282,13 +282,13 @@ class TaskSet:
             )
         return False
 
-    def rows(self, most: int) -> Iterator[SplitRows]:
+    def rows(self, most: int) -> Iterator[RowCounts]:
         """Yield how the rows of each task that has rows are split, with `most` drawn items where training has more."""
         for task in self.tasks:
             if (rows := self._rows.get(task.key)) is not None:
                 count = len(rows.training)
                 drawn = random.Random(derive_seed("rows", *task.key)).sample(rows.training, min(most, count))
-                yield SplitRows(task, count, len(rows.evaluation), (one.item for one in _made(task, drawn)))
+                yield RowCounts(task, count, len(rows.evaluation), (one.item for one in _made(task, drawn)))
 
     def small_tasks(self) -> Iterator[str]:
         """Yield a line for each task with few different questions, or with all or none of them held out.

@@ -64,6 +64,7 @@ def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path, monkeypa
     events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [event for event in events if event != "round"] == [
         "starting",
+        "loading tasks",
         "listening",
         "dashboard",
         "loading",
