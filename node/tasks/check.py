@@ -19,7 +19,7 @@ from node.tasks.answers import MAX_TEXT, show
 from node.tasks.environments import Done, Observation, StartEpisode, start_of, step
 from node.tasks.prompting import own_mode, solution
 from node.tasks.task_set import bare_of, unshared
-from node.tasks.verdicts import Asked, Workers, submit_of
+from node.tasks.verdicts import Submission, Workers, submit_of
 
 SEEDS = 64
 TIMED = 5  # texts
@@ -68,7 +68,7 @@ def peers_text(task: Task, item: Item) -> Iterator[Finding]:
     took = []
     for _ in range(TIMED):
         began = time.perf_counter()
-        submit([Asked(item, solution(item))], False)[0].result()
+        submit([Submission(item, solution(item))], False)[0].result()
         took.append(time.perf_counter() - began)
     yield Finding(True, f"a peer's text takes {statistics.median(took) * 1e3:.2g} ms, {where}")
 

@@ -19,7 +19,7 @@ from node.tasks import Item, Task, TaskKey, Wrapper, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
 from node.tasks.environments import start_of
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Asked, Submit, Together, Verdict, already, submit_of
+from node.tasks.verdicts import Submission, Submit, Together, Verdict, already, submit_of
 
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out
@@ -49,7 +49,7 @@ class Prompted(Wrapper):
         if submit is None or self.mode is None:
             return submit
 
-        def read_first(batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+        def read_first(batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
             read = [one._replace(text=found) for one in batch if (found := self._read(one.text)) is not None]
             futures = iter(submit(read, is_own))
             return [already(0.0) if self._read(one.text) is None else next(futures) for one in batch]
@@ -63,7 +63,7 @@ class Prompted(Wrapper):
         if together is None or self.mode is None:
             return together
 
-        def read_first(batch: Sequence[Asked]) -> list[Verdict]:
+        def read_first(batch: Sequence[Submission]) -> list[Verdict]:
             read = [one._replace(text=found) for one in batch if (found := self._read(one.text)) is not None]
             verdicts = iter(together(read) if read else [])
             return [0.0 if self._read(one.text) is None else next(verdicts) for one in batch]

@@ -82,7 +82,7 @@ from node.tasks.reward_functions import (
     trial_texts,
     weighted_sum,
 )
-from node.tasks.verdicts import CAGE_S, LOAD_S, Answer, Asked, Scored, Verdict, Workers, score
+from node.tasks.verdicts import CAGE_S, LOAD_S, Answer, Scored, Submission, Verdict, Workers, score
 
 VERSION = 1
 TRIAL_ROWS = 2
@@ -221,9 +221,9 @@ class LocalRewards(_RowsTask):
     functions: Functions
 
     def verify(self, item: Item, text: str) -> Verdict:
-        return self.verify_together([Asked(item, text)])[0]
+        return self.verify_together([Submission(item, text)])[0]
 
-    def verify_together(self, batch: Sequence[Asked]) -> list[Verdict]:
+    def verify_together(self, batch: Sequence[Submission]) -> list[Verdict]:
         """Score several texts, in one call of each function."""
         said = self.functions.score([Answered(*self.rows[one.item.content], one.text) for one in batch])
         return [Scored(one["reward"], one["parts"]) for one in said]
@@ -242,7 +242,7 @@ class RewardsTask(_RowsTask):
     def verify(self, item: Item, text: str) -> Verdict:
         return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes: own ones for one call, as in TRL, a peer's for a call each."""
         requests = [{"call": "score", "answered": Answered(*self.rows[one.item.content], one.text)} for one in batch]
         if is_own and self.together:

@@ -70,7 +70,7 @@ LATE: Final = "late"  # in place of a verdict: the text had to wait too long to 
 MaybeLate = Verdict | Literal["late"]
 
 
-class Asked(NamedTuple):
+class Submission(NamedTuple):
     """A text to be scored as an answer to an item; in an episode, after the texts said `before` it."""
 
     item: Item
@@ -78,10 +78,10 @@ class Asked(NamedTuple):
     before: tuple[str, ...] = ()
 
 
-Submit = Callable[[Sequence[Asked], bool], "list[Future[Verdict]]"]
+Submit = Callable[[Sequence[Submission], bool], "list[Future[Verdict]]"]
 """A task's `submit`: it queues texts for worker processes. The second argument says whether they are this node's own,
 which go before peers' and may share a call."""
-Together = Callable[[Sequence[Asked]], list[Verdict]]
+Together = Callable[[Sequence[Submission]], list[Verdict]]
 """A task's `verify_together`: one call for several of this node's own texts, in this process. It may raise."""
 
 LOAD_S = 300.0  # a busy machine may take a minute to import what a task needs
@@ -123,9 +123,9 @@ class Answer(NamedTuple):
     before: tuple[str, ...] = ()
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> Submission:
         """The answer without its task."""
-        return Asked(self.item, self.text, self.before)
+        return Submission(self.item, self.text, self.before)
 
     def judged(self) -> Verdict:
         """Return the verdict, found in this process; raise what the task raises."""
@@ -588,13 +588,13 @@ class IsolatedTask(Wrapper):
     def verify(self, item: Item, text: str) -> Verdict:
         return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes; an episode is played again there."""
         workers = self.workers if is_own else self.apart
         return [workers.submit(_request(one), is_own) for one in batch]
 
 
-def _request(asked: Asked) -> Message:
+def _request(asked: Submission) -> Message:
     return {"call": "score", "item": asdict(asked.item), "text": asked.text, "before": asked.before}
 
 

@@ -47,7 +47,7 @@ from node.processes.worker_process import Message, WorkerError, connect
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_reward, scaled
 from node.tasks.environments import MAX_TURNS, Done, Environment, play_again, step
 from node.tasks.fork_server import ForkServer, adopt_from_here, fork_episode
-from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Asked, Verdict, Workers, score
+from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Submission, Verdict, Workers, score
 
 KIND = "verifiers"
 VERSION = 2
@@ -98,7 +98,7 @@ class VerifiersTask:
             return play_again(self.start, item, [text])
         return score([Answer(self, item, text)], LOAD_S)[0]
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes."""
         return [
             self.workers.submit({"call": "score", "row": one.item.content, "text": one.text}, is_own) for one in batch

@@ -41,7 +41,7 @@ from node.tasks.environments import (
 from node.tasks.guess import GUESSES, HIGH, LOW, Guess
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Answer, Asked, score
+from node.tasks.verdicts import Answer, Submission, score
 from node.telemetry.metrics import MetricsLog
 from tests.policies import tiny_policy
 from tests.swarms import ROOT, UNBOUNDED
@@ -198,7 +198,7 @@ def test_one_that_raises_takes_no_other_episode_with_it() -> None:
 class Elsewhere(Echo):
     """Somebody else's: its answers come on threads."""
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[float]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[float]]":
         raise AssertionError("it is not asked to verify")
 
 

@@ -35,7 +35,7 @@ from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Asked, Scored, Verdict, already
+from node.tasks.verdicts import Scored, Submission, Verdict, already
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
@@ -1059,7 +1059,7 @@ def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itse
 class Beside(Guess):
     """A task that scores in processes of its own."""
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         return [already(self.verify(one.item, one.text)) for one in batch]
 
 

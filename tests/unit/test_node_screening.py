@@ -32,7 +32,7 @@ from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
 from node.tasks.third_party import run_file
-from node.tasks.verdicts import Asked, MaybeLate, Verdict
+from node.tasks.verdicts import MaybeLate, Submission, Verdict
 from tests.e2e.test_doors import NEWEST
 from tests.swarms import UNBOUNDED
 
@@ -163,7 +163,7 @@ class Even:
 class Slow(Even):
     """The same, scored in other processes: a text with a dot is never done, one with a comma never begun."""
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         return [self._queued(one.item, one.text) for one in batch]
 
     def _queued(self, item: Item, text: str) -> "Future[Verdict]":

@@ -19,7 +19,7 @@ from node.tasks import load_tasks, rewards, verdicts
 from node.tasks.check import peers_text
 from node.tasks.rewards import RewardsTask, load_rewards
 from node.tasks.task_set import unshared
-from node.tasks.verdicts import Answer, Asked, Scoring, Verdict
+from node.tasks.verdicts import Answer, Scoring, Submission, Verdict
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> RewardsTask:
 
 
 def ask(task: RewardsTask, text: str, *, is_own: bool = False) -> Verdict:
-    (future,) = task.submit([Asked(task.make(0), text)], is_own)
+    (future,) = task.submit([Submission(task.make(0), text)], is_own)
     return future.result(60)
 
 
@@ -214,9 +214,9 @@ time.sleep(600)
 """
     node = f"""
 from node.tasks.rewards import load_rewards
-from node.tasks.verdicts import Asked
+from node.tasks.verdicts import Submission
 task = load_rewards("rewards", {given!r})
-task.submit([Asked(task.make(0), {text!r})], False)[0].result()
+task.submit([Submission(task.make(0), {text!r})], False)[0].result()
 """
     (tmp_path / "tmp").mkdir(mode=0o711)
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}

@@ -22,7 +22,7 @@ from node.tasks.prompting import DRAWS, prompted, takes_more
 from node.tasks.questions import DEFAULT_SPLIT
 from node.tasks.reasoning_gym import SCORERS
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Answer, Asked, Verdict, already, score, submit_of
+from node.tasks.verdicts import Answer, Submission, Verdict, already, score, submit_of
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 
@@ -226,7 +226,7 @@ class Beside(Custom):
 
     given: list[str] = field(default_factory=list)
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         self.given.extend(one.text for one in batch)
         return [already(None if one.text == "number 0" else self.verify(one.item, one.text)) for one in batch]
 

@@ -19,7 +19,7 @@ from node.config import TaskConfig
 from node.processes import confinement
 from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
-from node.tasks.verdicts import LATE, Answer, Asked, Scored, Scoring, Verdict, Workers, score
+from node.tasks.verdicts import LATE, Answer, Scored, Scoring, Submission, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
@@ -481,7 +481,7 @@ class Elsewhere(InPlace):
 
     queued: list[tuple[str, bool, "Future[Verdict]"]] = field(default_factory=list)
 
-    def submit(self, batch: Sequence[Asked], is_own: bool) -> "list[Future[Verdict]]":
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         futures: list[Future[Verdict]] = []
         for one in batch:
             if one.text == "raise":
