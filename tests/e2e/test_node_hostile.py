@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from node.config import TaskConfig
-from node.rollouts.group import MAX_GROUP_BYTES, MAX_TEXT_BYTES, Episode, Group, encode, one_turn
+from node.rollouts.group import MAX_COMPLETIONS, MAX_GROUP_BYTES, MAX_TEXT_BYTES, Episode, Group, encode, one_turn
 from node.tasks import load_tasks
 from protocol.credentials.records import Address, make_record
 from protocol.events import Link, Opened
@@ -139,7 +139,8 @@ def of_an_unknown_task(attacker: Attacker) -> None:
 
 def too_many_completions(attacker: Attacker) -> None:
     group = honest_group(909)
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=group.completions * 10))))
+    completions = group.completions * MAX_COMPLETIONS
+    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=completions))))
 
 
 def several_turns_where_there_is_one(attacker: Attacker) -> None:
@@ -162,7 +163,7 @@ ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
     (lying_about_the_question, "false_question"),
     (on_a_question_of_the_evaluation, "held_out"),
     (of_an_unknown_task, "unknown_task"),
-    (too_many_completions, "group_size"),
+    (too_many_completions, "malformed"),
     (several_turns_where_there_is_one, "turns"),
 ]
 

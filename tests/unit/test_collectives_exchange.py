@@ -446,11 +446,12 @@ def test_what_is_on_the_other_streams_of_a_member_still_comes_where_one_has_brok
 
     broken.close()  # with two pieces on it
     wait_until(lambda: len(exchange.open_streams(B)) == 2, 10, "the stream to end")
+    port = exchange.open(OP, {A, B}, time.monotonic() + 10)
+    asked = port.expect(B, 1, memoryview(bytearray(1)))
     say(early, PieceKind.FIN, Piece(0, 0, 3, 0))
     say(early, PieceKind.REFUSAL, Piece(1, 0, 1, 1), b"x")
-    port = exchange.open(OP, {A, B}, time.monotonic() + 10)
     with pytest.raises(Aborted, match="does not have"):  # the refusal is here, and the FIN before it
-        port.wait(port.expect(B, 1, memoryview(bytearray(1))))
+        port.wait(asked)
     assert not exchange.has_finished(B)
     say(late, PieceKind.DATA, Piece(0, 0, 1, 1), b"y")
     port.wait(port.expect(B, 0, memoryview(got := bytearray(1))))
