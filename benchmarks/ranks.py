@@ -1,6 +1,8 @@
 """The processes of `benchmarks.allreduce`: started, told what to do a JSON object a line, timed and ended together."""
 
 import json
+import os
+import secrets
 import subprocess
 import time
 from collections.abc import Sequence
@@ -24,8 +26,13 @@ class Ranks:
 
     def __init__(self, commands: Sequence[list[str]]) -> None:
         pipe = subprocess.PIPE
+        variables = os.environ | {
+            "GOSSAMER_SECRET": secrets.token_hex(32)
+        }  # without it a rank says so, where it answers
         self._children = [
-            subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+            subprocess.Popen(
+                command, cwd=ROOT, env=variables, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            )
             for command in commands
         ]
         self._pool = ThreadPoolExecutor(len(commands))
