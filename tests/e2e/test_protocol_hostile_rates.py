@@ -49,7 +49,7 @@ REASONS = {
     "sealing what is not sealed": {"malformed", "graylisted"},
     "false records": {"forged", "graylisted"},
     "announcing what is not there": {"unanswered", "graylisted"},
-    "announcing it again and again": {"unanswered", "graylisted"},
+    "announcing it again and again": set(),  # the same items are asked for again after pauses that double
     "one key, many addresses": {"superseded"},
     "many keys, one address": {"too_many_connections"},
     "endless multipart": {"endless_message"},
