@@ -1,5 +1,6 @@
 """The backend with tensors of any layout gives what gloo gives with contiguous ones, and writes nowhere else."""
 
+import gc
 from datetime import timedelta
 
 import pytest
@@ -24,13 +25,15 @@ KINDS = ("allreduce", "broadcast", "reduce", "allgather", "gather", "scatter", "
 def backends():
     """Ranks of gloo and of the backend, all in this process."""
     store, wait = dist.HashStore(), timedelta(seconds=TIMEOUT_S)
-    gloo = together(*(lambda r=r: dist.ProcessGroupGloo(store, r, SIZE, wait) for r in range(SIZE)))
+    gloo = list(together(*(lambda r=r: dist.ProcessGroupGloo(store, r, SIZE, wait) for r in range(SIZE))))
     with group(SIZE, protection=Options().protection) as comms:
         members = [comm.node_id for comm in comms]
         own = [ProcessGroupGossamer(comm, "layouts", members, MEETING, TIMEOUT_S) for comm in comms]
         yield gloo, own
         for rank in own:
             rank.shutdown()
+    gloo.clear()  # its threads end here: a process that a later test forks has none of them, and would abort
+    gc.collect()
 
 
 @st.composite
