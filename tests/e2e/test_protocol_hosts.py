@@ -130,14 +130,20 @@ def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> N
         assert [item.body for item in two.receive(100)] == [b"7", b"8", b"9", b"10", b"11"]
 
 
+def given_while_nobody_reads(one: Host, two: Host) -> list[bytes]:
+    """Publish twelve items of 300 kB; return them once `two` has received all."""
+    wait_until(lambda: two.counters().peers == 1, 20)
+    bodies = [os.urandom(300_000) for _ in range(12)]
+    for body in bodies:
+        one.publish(body)
+    wait_until(lambda: two.counters().items_received == 12, 40, "all to come while nobody reads")
+    return bodies
+
+
 def test_what_the_inbox_has_no_room_for_is_taken_from_the_store_as_the_node_reads() -> None:
     limits = Limits(inbox_bytes=1 << 20)
     with running() as (one, address), running(address, limits=limits) as (two, _):
-        wait_until(lambda: two.counters().peers == 1, 20)
-        bodies = [os.urandom(300_000) for _ in range(12)]
-        for body in bodies:
-            one.publish(body)
-        wait_until(lambda: two.counters().items_received == 12, 40, "all to come while nobody reads")
+        bodies = given_while_nobody_reads(one, two)
         assert len(two._inbox) == 3
         assert {item.body for item in collect(two, 12)} == set(bodies)
         assert "inbox_full" not in two.counters().rejected and two.counters().items_received == 12
@@ -146,11 +152,7 @@ def test_what_the_inbox_has_no_room_for_is_taken_from_the_store_as_the_node_read
 def test_what_waited_for_room_and_the_store_let_go_drops_nothing_that_waits_to_be_read() -> None:
     limits = Limits(inbox_bytes=1 << 20, held_bytes=1 << 20)
     with running() as (one, address), running(address, limits=limits) as (two, _):
-        wait_until(lambda: two.counters().peers == 1, 20)
-        bodies = [os.urandom(300_000) for _ in range(12)]
-        for body in bodies:
-            one.publish(body)
-        wait_until(lambda: two.counters().items_received == 12, 40, "all to come while nobody reads")
+        given_while_nobody_reads(one, two)
         first = two.receive(1)
         wait_until(lambda: two.counters().rejected.get("inbox_full") == 12 - 3 - 3, 20, "what the store let go")
         assert len({item.id for item in (*first, *collect(two, 5))}) == 6

@@ -435,6 +435,18 @@ def up_to_10(completions, **kwargs):
 """
 
 
+def run_script(folder: Path, text: str, *arguments: str, timeout: float) -> "subprocess.CompletedProcess[str]":
+    """Run a script in `folder`, beside the reward functions of paid.py, to its good end."""
+    (folder / "script.py").write_text(text)
+    (folder / "paid.py").write_text(PAID)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "script.py", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=True
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "lowest", "highest"), [("near_20", -20, 0), ("up_to_10", 0, 10)])
 def test_trls_quick_start_learns_alone_from_rewards_outside_of_0_to_1(
@@ -442,19 +454,7 @@ def test_trls_quick_start_learns_alone_from_rewards_outside_of_0_to_1(
 ) -> None:
     from node.telemetry.metrics import read_metrics
 
-    (tmp_path / "script.py").write_text(QUICKSTART)
-    (tmp_path / "paid.py").write_text(PAID)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "script.py", function],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    done = run_script(tmp_path, QUICKSTART, function, timeout=300)
     assert "outside of its range" not in done.stderr, "alone, a reward has no range"
     rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
     rewards = [row["reward"] for row in rows]
@@ -478,19 +478,7 @@ node.train(rounds=3)
 def test_a_program_whose_node_may_have_peers_is_told_on_its_screen_which_rewards_are_not_shared(tmp_path: Path) -> None:
     from node.telemetry.metrics import read_metrics
 
-    (tmp_path / "script.py").write_text(OPEN)
-    (tmp_path / "paid.py").write_text(PAID)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "node" / "public")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=True,
-    )
+    done = run_script(tmp_path, OPEN, timeout=110)
     assert done.stderr.count("outside of its range 0 to 1") == 1
     assert "task 'rewards/rows' pays -20 (near_20 -20), outside" in done.stderr
     rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
