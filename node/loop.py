@@ -125,7 +125,9 @@ class Loop:
         self._longest_prompt = longest_prompt(self.config.engine, self.policy)
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
         asked = self.config.eval.count if self.config.eval.every else 0
-        held_out = self.tasks.listed_held_out(SEED, asked) if self.config.sampling.external else ()
+        sampling = self.config.sampling
+        draws = sampling.external and (self.config.network.enabled or sampling.source == "self")
+        held_out = self.tasks.listed_held_out(SEED, asked) if draws else ()  # a node alone makes no rows for it
         self._screen = ScreeningContext(
             self.config.sampling,
             self.tasks,
