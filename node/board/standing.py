@@ -14,6 +14,8 @@ Using Hitting Time"), so
  3. identities that only one node names, or each other, have together at most the standing of that node: from it a walk
     goes on with probability `ONWARD`, a half, and comes to ONWARD / (1 - ONWARD) = 1 node beyond it on average.
 
+Until a seed reports a teacher, no walk goes anywhere; so long, the seeds have all standing, alike.
+
 The probability is estimated by `WALKS` walks, each with a random source of its own number, so that it is the same each
 time, and rule 1 holds to the last digit. Its standard error is at most 0.5 %.
 """
@@ -44,7 +46,7 @@ def standing(taught: Taught, seeds: Sequence[str], walks: int = WALKS) -> dict[s
     came: Counter[str] = Counter()
     for number in range(walks if seeds else 0):
         came.update(_walk(roads, seeds[number % len(seeds)], random.Random(number)))
-    return {node: count / walks for node, count in came.items()}
+    return {node: count / walks for node, count in came.items()} or {seed: 1 / len(seeds) for seed in seeds}
 
 
 def weighted_median(values: Sequence[tuple[float, float]]) -> float | None:

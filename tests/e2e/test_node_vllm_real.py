@@ -282,9 +282,15 @@ child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seed=0, n=4, temperatu
     with subprocess.Popen(
         [sys.executable, "-c", node], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
-        worker = psutil.Process(int(process.stdout.readline()))
-        family = [worker, *worker.children(recursive=True)]
-        before = worker.cpu_times().user
-        wait_until(lambda: worker.cpu_times().user > before + 1, timeout=60, what="vLLM to be at work")
-        process.kill()
+        try:
+            guard = psutil.Process(int(process.stdout.readline()))
+            family = [guard, *guard.children(recursive=True)]
+
+            def seconds_of_work() -> float:
+                return sum(member.cpu_times().user for member in family)
+
+            before = seconds_of_work()
+            wait_until(lambda: seconds_of_work() > before + 1, timeout=60, what="vLLM to be at work")
+        finally:
+            process.kill()
     wait_until(lambda: not any(map(alive, family)), timeout=20, what="all of vLLM to end")

@@ -53,6 +53,12 @@ def test_without_seeds_nobody_has_standing() -> None:
     assert standing(swarm(), []) == {}
 
 
+def test_until_a_seed_reports_a_teacher_the_seeds_have_all_standing() -> None:
+    crowd = {one: dict.fromkeys(CROWD, 1.0) for one in CROWD}
+    assert standing(crowd, ["h0", "h3"], FEW) == {"h0": 0.5, "h3": 0.5}
+    assert standing(crowd | {"h3": {"h1": 1.0}}, ["h0", "h3"], FEW).keys() == {"h1"}
+
+
 def test_a_node_that_praises_itself_gains_nothing() -> None:
     before = standing(swarm(), ["h0"], FEW)
     taught = swarm()
