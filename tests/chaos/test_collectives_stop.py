@@ -12,6 +12,7 @@ from tests.collectives_member import digest, state_at
 from tests.waiting import wait_until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "protection"), [("coordinator", Protection.ENCRYPTED), ("member", Protection.AUTHENTICATED)]
 )

@@ -52,6 +52,7 @@ def test_an_edge_that_only_one_end_can_dial_carries_what_others_do():
             commit(members, step)
 
 
+@pytest.mark.slow
 def test_a_member_behind_nat_works_with_all_others():
     with ExitStack() as stack:
         first, router, third = stack.enter_context(wired(*"arc"))
