@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import zmq
 from zmq.utils import z85
@@ -30,13 +31,15 @@ class RawPeer:
         *,
         curve: bool = True,
         source: str = "",
-        context: zmq.Context | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         self.identity = identity
         self.swarm = swarm
         self._sequence = int(time.time() * 1e6)
         self._own_context = None if context else zmq.Context()
-        self._socket = (context or self._own_context).socket(zmq.DEALER)
+        context = context or self._own_context
+        assert context is not None
+        self._socket = context.socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.sndtimeo = 5000
         self._socket.reconnect_ivl = -1
@@ -94,7 +97,7 @@ class RawPeer:
 
 
 @contextmanager
-def raw_peer(address: Address, swarm: bytes, identity: Identity | None = None, **options) -> Iterator[RawPeer]:
+def raw_peer(address: Address, swarm: bytes, identity: Identity | None = None, **options: Any) -> Iterator[RawPeer]:
     """Dial, and hang up at the end."""
     peer = RawPeer(identity or Identity.generate(), address, swarm, **options)
     try:
