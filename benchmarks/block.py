@@ -103,8 +103,8 @@ class _Listening:
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         made = self._engine.generate(prompts, n, sampling, seed)
-        self.texts += [one.text for of_prompt in made for one in of_prompt]
-        self.tokens.append(sum(len(one.token_ids) for of_prompt in made for one in of_prompt))
+        self.texts += [completion.text for of_prompt in made for completion in of_prompt]
+        self.tokens.append(sum(len(completion.token_ids) for of_prompt in made for completion in of_prompt))
         return made
 
     def load(self, version: int) -> None:

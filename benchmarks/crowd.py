@@ -132,7 +132,7 @@ class Crowd:
         asked = [self._pool.submit(_ask, *pair) for pair in zip(children, commands, strict=True)]
         deadline = time.monotonic() + timeout
         try:
-            return [one.result(max(0.0, deadline - time.monotonic())) for one in asked]
+            return [future.result(max(0.0, deadline - time.monotonic())) for future in asked]
         except TimeoutError:
             for child in children:  # their threads wait for a line that may never come
                 for process in _family(child):

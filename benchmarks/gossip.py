@@ -115,17 +115,17 @@ def _in_turns(crowds: dict[str, Crowd], size: int, runs: int, timeout: float) ->
     done: dict[str, list[Round]] = {impl: [] for impl in crowds}
     for _ in range(runs):
         for impl, crowd in crowds.items():
-            failed = [one.seconds is None for one in done[impl][-MAX_FAILURES:]]
+            failed = [outcome.seconds is None for outcome in done[impl][-MAX_FAILURES:]]
             if len(failed) < MAX_FAILURES or not all(failed):
                 done[impl].append(crowd.round(size, timeout))
     return done
 
 
 def _row(impl: str, nodes: int, kib: int, rounds: Sequence[Round]) -> Row:
-    took = [one.seconds for one in rounds if one.seconds is not None]
+    took = [trial.seconds for trial in rounds if trial.seconds is not None]
     delivered = nodes * (nodes - 1) * (kib << 10)
-    sent = [one.sent / delivered for one in rounds if one.sent is not None]
-    error = next((one.error for one in rounds if one.error), "")
+    sent = [trial.sent / delivered for trial in rounds if trial.sent is not None]
+    error = next((trial.error for trial in rounds if trial.error), "")
     return {
         "bench": "gossip",
         "impl": impl,
@@ -135,10 +135,10 @@ def _row(impl: str, nodes: int, kib: int, rounds: Sequence[Round]) -> Row:
         "median_s": statistics.median(took) if len(took) > len(rounds) / 2 else None,
         "slowest_s": max(took, default=None),
         "sent_per_delivered": round(statistics.median(sent), 3) if sent else None,
-        "cpu_s": round(statistics.median(one.cpu_s for one in rounds), 3),
+        "cpu_s": round(statistics.median(trial.cpu_s for trial in rounds), 3),
         "runs": len(rounds),
         "failed": len(rounds) - len(took),
-        "held": round(min(one.held for one in rounds) / nodes**2, 3),
+        "held": round(min(trial.held for trial in rounds) / nodes**2, 3),
         "load": round(os.getloadavg()[0], 2),
     } | ({"error": error} if error else {})
 

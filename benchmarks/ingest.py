@@ -47,7 +47,7 @@ TIMEOUT_S = 60.0
 def run(runs: int, groups: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each of the paths, of `runs` times `groups`; `median_s` is CPU seconds a group."""
     tasks = TaskSet([(family(), 1.0) for family in FAMILIES.values()])
-    bodies = [_body(one) for one in tasks.questions(derive_seed("ingest"), groups)]
+    bodies = [_body(question) for question in tasks.questions(derive_seed("ingest"), groups)]
     for path, measure in (("frames", _frames), ("buffer", _to_buffer), ("sockets", _sockets)):
         seconds = [measure(tasks, bodies) / groups for _ in range(runs)]
         median = statistics.median(seconds)

@@ -103,7 +103,7 @@ class Ranks:
         asked = [self._pool.submit(_ask, self._children[rank], command) for rank, command in commands.items()]
         deadline = time.monotonic() + timeout
         try:
-            return [one.result(max(0.0, deadline - time.monotonic())) for one in asked]
+            return [future.result(max(0.0, deadline - time.monotonic())) for future in asked]
         except TimeoutError:
             for child in self._children:  # their threads wait for a line that may never come
                 child.kill()

@@ -155,8 +155,8 @@ def _bodies(config: NodeConfig, tasks: TaskSet, peers: int) -> Bodies:
     return [
         [
             [
-                (topic_of(one.task.key), encode(_group(one, config.sampling.completions)))
-                for one in tasks.questions(derive_seed("peer", peer, number), count)
+                (topic_of(question.task.key), encode(_group(question, config.sampling.completions)))
+                for question in tasks.questions(derive_seed("peer", peer, number), count)
             ]
             for number in range(config.last_round)
         ]

@@ -52,7 +52,7 @@ def run(
                         took[impl].append(_round(crowd, size * 1_000_000, 60.0 + 20 * 8 * size / line))
                 medians = {}
                 for impl, seconds in took.items():
-                    there = [one for one in seconds if one is not None]
+                    there = [second for second in seconds if second is not None]
                     medians[impl] = statistics.median(there) if len(there) == runs else None
                     yield {
                         "bench": "spread",
@@ -77,13 +77,13 @@ def _crowd(command: list[str], spaces: Sequence[Space]) -> Ranks:
 def _introduce(impl: str, crowd: Ranks, spaces: Sequence[Space]) -> None:
     """Let all peers of a side know each other. Raises `RanksError`."""
     addresses = [space.address for space in spaces]
-    found = [one["address"] for one in crowd.tell("start", {"addresses": addresses}, START_S)]
+    found = [answer["address"] for answer in crowd.tell("start", {"addresses": addresses}, START_S)]
     if impl != "gossamer":
         crowd.tell("meet", {"addresses": found}, START_S)
         return
     first = crowd.ask(0, "meet", {"rank": 0, "addresses": []}, START_S)["address"]
     deadline = time.monotonic() + START_S
-    while min(one["peers"] for one in crowd.tell("meet", {"addresses": [first] * 2}, START_S)) < len(spaces) - 1:
+    while min(answer["peers"] for answer in crowd.tell("meet", {"addresses": [first] * 2}, START_S)) < len(spaces) - 1:
         if time.monotonic() > deadline:
             raise RanksError("our peers did not find each other in time")
         time.sleep(PAUSE_S)
@@ -93,7 +93,7 @@ def _round(crowd: Ranks, size: int, timeout: float) -> float | None:
     """Return the seconds until the last one had the item; None if one had it not in time."""
     at = time.time() + 1.0 + MADE_S_A_MB * size / 1e6
     options = {"seed": secrets.token_hex(8), "bytes": size, "at": at, "timeout": timeout}
-    seconds = [one["seconds"] for one in crowd.tell("round", options, START_S + timeout)]
+    seconds = [answer["seconds"] for answer in crowd.tell("round", options, START_S + timeout)]
     time.sleep(PAUSE_S)
     return None if None in seconds else max(seconds)
 

@@ -39,7 +39,9 @@ class Ours:
         from protocol.identity import Identity
 
         if self._host is None:
-            self._host = Host(Identity.generate(), SWARM, self._listen, [Address.parse(one) for one in addresses[:1]])
+            self._host = Host(
+                Identity.generate(), SWARM, self._listen, [Address.parse(address) for address in addresses[:1]]
+            )
             self.address = str(self._host.start())
         peers: int = self._host.counters().peers
         return peers
@@ -96,7 +98,7 @@ class Torrent:
         (Path(params.save_path) / params.ti.name()).unlink()
         _wait_until(at)
         handle = self._session.add_torrent(params)
-        for host, _, port in (one.rpartition(":") for one in self._others):
+        for host, _, port in (other.rpartition(":") for other in self._others):
             handle.connect_peer((host, int(port)))
         while time.time() < at + timeout:
             if handle.status().is_seeding:

@@ -89,7 +89,9 @@ def work(options: argparse.Namespace) -> None:
         print(json.dumps({"step": done.number, "members": len(done.members), "attempts": done.attempts}), flush=True)
     asked = torch.randn(2000, WIDTH, generator=torch.Generator().manual_seed(1))
     loss = nn.functional.mse_loss(model(asked), teacher(asked)).item()
-    digest = hashlib.sha256(b"".join(one.detach().numpy().tobytes() for one in model.parameters())).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
+    ).hexdigest()
     print(json.dumps({"loss": loss, "digest": digest}), flush=True)
     comm.barrier(LIMIT_S)  # nobody leaves before the others have their last step
     comm.leave()

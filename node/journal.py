@@ -214,8 +214,11 @@ class Journal:
         self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
     ) -> None:
         """Write the round."""
-        bodies = [encode(one) for one in own]
-        rows = [TrainedRow(one.source, one.index, one.advantage, one.weight, one.external) for one in samples]
+        bodies = [encode(group) for group in own]
+        rows = [
+            TrainedRow(sample.source, sample.index, sample.advantage, sample.weight, sample.external)
+            for sample in samples
+        ]
         admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
         outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._revoked)
         size = self._append(Round(number, played, *outside, bodies, rows, admitted, drawn))
@@ -265,10 +268,10 @@ def digest_of_draw(own: Sequence[bytes], samples: Sequence[Sample]) -> bytes:
     """Return a SHA-256 over a round's own groups and every row that it trains on: tokens, advantage, weight, order."""
     rows = [
         [
-            *(list(one.prompt), list(one.completion), sorted(one.given)),
-            *(one.advantage, one.weight, one.group, one.external),
+            *(list(sample.prompt), list(sample.completion), sorted(sample.given)),
+            *(sample.advantage, sample.weight, sample.group, sample.external),
         ]
-        for one in samples
+        for sample in samples
     ]
     return _digest([list(own), rows])
 
@@ -300,10 +303,10 @@ def _decode(body: bytes) -> Start | Round | None:
         number, played, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
-    made = [[Played.from_list(one) for one in group] for group in played]
+    made = [[Played.from_list(completion) for completion in group] for group in played]
     judged = [ReadGroup(*one) for one in seen], [RefusedGroup(*one) for one in refused]
     outside = (*judged, times, measured, unscorable, revoked)
-    return Round(number, made, *outside, own, [TrainedRow(*one) for one in rows], admitted, drawn)
+    return Round(number, made, *outside, own, [TrainedRow(*row) for row in rows], admitted, drawn)
 
 
 def _kind(entry: type) -> str:

@@ -133,15 +133,15 @@ class BoardHistory:
     def tick(self, now: float, seeds: Collection[str]) -> None:
         """Once a minute: work out each node's standing, add a point to the swarm's curve, and let old points go."""
         nodes, self._roots = self.nodes(), frozenset(seeds)
-        stands = standing({one.id: one.taught_by for one in nodes}, sorted(seeds))
-        here = [one for one in nodes if one.last > now - self.lately]
+        stands = standing({node.id: node.taught_by for node in nodes}, sorted(seeds))
+        here = [node for node in nodes if node.last > now - self.lately]
         weights = {one.id: stands.get(one.id, 0.0) for one in here}
         reward = weighted_median([(one.reward, weights[one.id]) for one in here if one.reward is not None])
         accuracy = weighted_median([(one.accuracy, weights[one.id]) for one in here if one.accuracy is not None])
         with self._lock, self._db:
             self._db.execute("BEGIN")
             self._db.executemany(
-                "UPDATE nodes SET standing = ? WHERE id = ?", [(stands.get(one.id, 0.0), one.id) for one in nodes]
+                "UPDATE nodes SET standing = ? WHERE id = ?", [(stands.get(node.id, 0.0), node.id) for node in nodes]
             )
             self._add_point(SWARM, now, len(here), reward, accuracy)
             old = [(step, _begin_of(now - kept, COARSER[step])) for step, kept in KEPT_S.items()]
@@ -198,6 +198,6 @@ def _begin_of(now: float, step: int) -> int:
 
 def _faded(before: Mapping[str, float], now: Mapping[Any, int], factor: float) -> dict[str, float]:
     """Return both sums together, the earlier one times `factor`; those who taught most, as many as a report names."""
-    both = {one: factor * before.get(one, 0.0) + now.get(one, 0.0) for one in {**before, **now}}
-    most = sorted(both.items(), key=lambda one: (-one[1], one[0]))[:MAX_TEACHERS]
+    both = {teacher: factor * before.get(teacher, 0.0) + now.get(teacher, 0.0) for teacher in {**before, **now}}
+    most = sorted(both.items(), key=lambda item: (-item[1], item[0]))[:MAX_TEACHERS]
     return {node: groups for node, groups in most if groups >= LEAST_GROUPS}

@@ -87,7 +87,7 @@ class Board:
         self._history = history
         self._seeds = seeds
         self._intake = ReportIntake(
-            manifest.limits.reports_s or NO_REPORTS_S, {NodeId(one.id): one.last for one in history.nodes()}
+            manifest.limits.reports_s or NO_REPORTS_S, {NodeId(node.id): node.last for node in history.nodes()}
         )
         self._rollouts = Rollouts()
         now = time.time()
@@ -131,11 +131,11 @@ class Board:
         self._rollouts.add(item.sender, group, now)
 
     def _make_view(self, now: float) -> BoardView:
-        nodes = [one for one in self._history.nodes() if not self._host.is_revoked(NodeId(one.id))]
+        nodes = [node for node in self._history.nodes() if not self._host.is_revoked(NodeId(node.id))]
         lately = self._history.lately
-        here = frozenset(one.id for one in nodes if one.last > now - lately)  # a link alone tells of no round
+        here = frozenset(node.id for node in nodes if node.last > now - lately)  # a link alone tells of no round
         seeds, curve = self._all_seeds(), self._history.curve()
-        self._rollouts.trusted = seeds | {one.id for one in nodes if one.standing > 0}
+        self._rollouts.trusted = seeds | {node.id for node in nodes if node.standing > 0}
         rollouts = self._rollouts.newest(now)
         return BoardView(self._swarm, now, lately, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
 

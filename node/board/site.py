@@ -146,17 +146,17 @@ class _Pages:
 
     def swarm(self, view: BoardView) -> str:
         """Return the swarm's page."""
-        here = [one for one in view.nodes if one.id in view.here]
-        gone = [one for one in view.nodes if one.id not in view.here]
+        here = [node for node in view.nodes if node.id in view.here]
+        gone = [node for node in view.nodes if node.id not in view.here]
         by_task = rewards_by_task(here)
         tasks = [(task, version, weighted_median(by_task.get(task, []))) for task, version in view.swarm.tasks]
         lessons = view.lessons
         drawn = here[:DRAWN]
         ids = {one.id for one in drawn}
         edges = [
-            (one.teacher, one.learner, one.weight)
-            for one in lessons
-            if one.weight > 0 and one.teacher in ids and one.learner in ids
+            (lesson.teacher, lesson.learner, lesson.weight)
+            for lesson in lessons
+            if lesson.weight > 0 and lesson.teacher in ids and lesson.learner in ids
         ]
         return self._swarm_page.render(
             view=view,
@@ -171,8 +171,8 @@ class _Pages:
             lessons=lessons[:LESSONS_SHOWN],
             lesson_count=len(lessons),
             graph=svg.graph([(one.id, short_name(one.id), one.standing) for one in drawn], edges) if edges else "",
-            ago={one.id: ago(view.at - one.last) for one in view.nodes},
-            standing={one.id: one.standing for one in view.nodes},
+            ago={node.id: ago(view.at - node.last) for node in view.nodes},
+            standing={node.id: node.standing for node in view.nodes},
         )
 
     def node(self, view: BoardView, one: Remembered) -> str:
@@ -229,10 +229,10 @@ def _nodes_csv(view: BoardView) -> str:
         head,
         (
             (
-                *(one.id, short_name(one.id), int(one.id in view.here), one.standing, one.first, one.last),
-                *(one.model, one.agent, one.rounds, one.reward, one.accuracy),
+                *(node.id, short_name(node.id), int(node.id in view.here), node.standing, node.first, node.last),
+                *(node.model, node.agent, node.rounds, node.reward, node.accuracy),
             )
-            for one in view.nodes
+            for node in view.nodes
         ),
     )
 
@@ -250,11 +250,11 @@ def _rollouts_csv(view: BoardView) -> str:
         "time,node,model,task,question,before,answer,reward,finished",
         (
             (
-                *(one.at, one.node, one.model, one.task, one.question),
+                *(rollout.at, rollout.node, rollout.model, rollout.task, rollout.question),
                 *("\n".join(answer.before), answer.text, answer.reward, int(answer.finished)),
             )
-            for one in view.rollouts
-            for answer in one.answers
+            for rollout in view.rollouts
+            for answer in rollout.answers
         ),
     )
 

@@ -118,10 +118,11 @@ class BoardView(NamedTuple):
         return {
             "swarm": self.swarm._asdict(),
             "time": self.at,
-            "nodes": [self.node_tree(one) for one in self.nodes],
+            "nodes": [self.node_tree(node) for node in self.nodes],
             "history": [point._asdict() for point in self.curve],
             "rollouts": [
-                one._asdict() | {"answers": [answer._asdict() for answer in one.answers]} for one in self.rollouts
+                rollout._asdict() | {"answers": [answer._asdict() for answer in rollout.answers]}
+                for rollout in self.rollouts
             ],
         }
 
@@ -159,7 +160,7 @@ class Rollouts:
 
     def add(self, node: str, group: Group, now: float) -> None:
         """Keep a group that `node` signed and that came at `now`, Unix s."""
-        ranked = sorted(group.completions, key=lambda one: -one.reward)
+        ranked = sorted(group.completions, key=lambda completion: -completion.reward)
         kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
         answers = [_answer(one) for one in kept]
         made = ShownRollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
@@ -186,20 +187,20 @@ class Rollouts:
 def lessons_of(nodes: Sequence[Remembered], seeds: Collection[str]) -> list[Lesson]:
     """Return who taught whom: first what counts most, then what most is said of."""
     lessons = [
-        Lesson(teacher, one.id, groups, groups / whole * (1.0 if one.id in seeds else one.standing))
-        for one in nodes
-        if (whole := sum(one.taught_by.values())) > 0
-        for teacher, groups in one.taught_by.items()
+        Lesson(teacher, node.id, groups, groups / whole * (1.0 if node.id in seeds else node.standing))
+        for node in nodes
+        if (whole := sum(node.taught_by.values())) > 0
+        for teacher, groups in node.taught_by.items()
     ]
-    return sorted(lessons, key=lambda one: (-one.weight, -one.groups, one.teacher, one.learner))
+    return sorted(lessons, key=lambda lesson: (-lesson.weight, -lesson.groups, lesson.teacher, lesson.learner))
 
 
 def rewards_by_task(nodes: Sequence[Remembered]) -> Mapping[str, list[tuple[float, float]]]:
     """Return (reward, standing) of each node that has reported one, by task."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for one in nodes:
-        for task, reward in one.rewards.items():
-            found.setdefault(task, []).append((reward, one.standing))
+    for node in nodes:
+        for task, reward in node.rewards.items():
+            found.setdefault(task, []).append((reward, node.standing))
     return found
 
 

@@ -104,10 +104,10 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
         item = replace(around, question=question, examples=(*around.examples, *before))
         prompt = _prompt(policy, item, sampling.max_completion_length)
         (made,) = engine.generate([prompt], answers, sampling, seed + number)
-        for one in made:
-            print(_shown(one.text), flush=True)
-            if not one.finished:
-                print(f"(cut off after {len(one.token_ids)} tokens: --max-tokens)", file=sys.stderr)
+        for reply in made:
+            print(_shown(reply.text), flush=True)
+            if not reply.finished:
+                print(f"(cut off after {len(reply.token_ids)} tokens: --max-tokens)", file=sys.stderr)
         if remember:
             before.append((question, made[0].text))
 

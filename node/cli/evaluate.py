@@ -170,5 +170,5 @@ def _pass_cells(reports: "dict[str, EvalReport]", task: str, best: int | None) -
     if best is None:
         return ()
     sampled = reports["sampled"]
-    score = next((one for one in (*sampled.tasks, sampled.overall) if one.task == task), None)
+    score = next((row for row in (*sampled.tasks, sampled.overall) if row.task == task), None)
     return ("", "") if score is None else (f"{score.pass_at[1]:.1%}", f"{score.pass_at[best]:.1%}")

@@ -221,7 +221,10 @@ def _one(db: sqlite3.Connection, start: str) -> list[str]:
         f"task      {quoted(group.task.name)} version {group.task.version}, config {quoted(group.task.config)}",
         f"seed      {group.seed}",
         f"question  {quoted(group.question)}",
-        *(completion_line(one.reward, one.finished, one.texts) for one in group.completions),
+        *(
+            completion_line(completion.reward, completion.finished, completion.texts)
+            for completion in group.completions
+        ),
     ]
 
 

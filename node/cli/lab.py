@@ -105,7 +105,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     table = to_markdown(lines, lab)
     target = results or folder
     write_results(target, lab.name, table, to_json(found, lines, lab))
-    drawn = plot([one for one in found if not arm or one.arm in arm], target, lab.name, lab.config.central)
+    drawn = plot([result for result in found if not arm or result.arm in arm], target, lab.name, lab.config.central)
     print(f"\n{table}\nwritten to {target}: {', '.join([f'{lab.name}.md', f'{lab.name}.json', *drawn])}")
 
 
@@ -166,7 +166,9 @@ def price(
     from node.lab.results import read_known
     from node.lab.tables import price as table_of
 
-    found = [one for one in read_known(file)[1] if (not arm or one.arm in arm) and (not base or one.base in base)]
+    found = [
+        result for result in read_known(file)[1] if (not arm or result.arm in arm) and (not base or result.base in base)
+    ]
     if not found:
         raise UserError(f"{file} has no run of these arms on these bases")
     print(table_of(found, cost or [0.0]), end="")

@@ -31,17 +31,21 @@ def replay(folder: Place, debug: Debug = False) -> int:
     console = Console()
     done = differing = 0
     with console.status("reading the record") as spinner:  # which is shown in a terminal alone
-        for one in rounds_again(folder):
+        for again in rounds_again(folder):
             done += 1
-            if one.difference:
+            if again.difference:
                 differing += 1
                 console.print(
-                    f"round {one.number}: {one.difference}", highlight=False, markup=False, emoji=False, soft_wrap=True
+                    f"round {again.number}: {again.difference}",
+                    highlight=False,
+                    markup=False,
+                    emoji=False,
+                    soft_wrap=True,
                 )
             elif console.is_terminal:
-                spinner.update(f"round {one.number}: as recorded")
+                spinner.update(f"round {again.number}: as recorded")
             elif done % EVERY == 0:
-                print(f"round {one.number}: as recorded", flush=True)
+                print(f"round {again.number}: as recorded", flush=True)
     rounds = "1 round" if done == 1 else f"{done} rounds"
     print(f"{rounds} done again, {differing} of them otherwise than recorded")
     return 1 if differing else 0

@@ -98,7 +98,7 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
         configs = load_config(Path(task)).tasks
     else:
         tables = tasks_given([task] if task else [], reward, data, option or [])
-        configs = parse_config({"tasks": [{**one, "examples": examples, "answer": answer} for one in tables]}).tasks
+        configs = parse_config({"tasks": [{**table, "examples": examples, "answer": answer} for table in tables]}).tasks
     ask = _asking(policy) if policy else None
     holds = True
     for config in configs:

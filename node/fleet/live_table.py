@@ -132,8 +132,8 @@ def line(children: Sequence[NodeProcess], elapsed: float) -> str:
     return (
         f"{clock(elapsed)}  {sum(child.alive for child in children)} of {len(children)} nodes up{starts}, "
         f"round {min(rounds)} to {max(rounds)}{end}, reward {reward}, "
-        f"groups {local} own {external} external, {sum(one.unfit for one in counts)} not fit to teach, "
-        f"{sum(one.rejected for one in counts)} rejected{beside}"
+        f"groups {local} own {external} external, {sum(count.unfit for count in counts)} not fit to teach, "
+        f"{sum(count.rejected for count in counts)} rejected{beside}"
     )
 
 

@@ -59,8 +59,8 @@ def parts_of(folder: Path) -> Iterator[Part]:
     for name in ROWS:
         if (folder / name).exists():
             yield from _parts(folder / name, name)
-    for one in list_checkpoints(folder / CHECKPOINTS):
-        yield from _parts_of_checkpoint(one.round, one.path)
+    for checkpoint in list_checkpoints(folder / CHECKPOINTS):
+        yield from _parts_of_checkpoint(checkpoint.round, checkpoint.path)
 
 
 def _parts(file: Path, name: str) -> Iterator[FilePart]:
@@ -101,7 +101,7 @@ class MirrorSender:
         if part is None:
             self._sending = self._next_checkpoint()
             part = next(self._sending, None)
-        return [one for one in (*grown, part) if one is not None]
+        return [piece for piece in (*grown, part) if piece is not None]
 
     def close(self) -> None:
         """Close the files."""
@@ -128,7 +128,7 @@ class MirrorSender:
         """Link the next checkpoint to send, so that the node does not remove it, and return its parts."""
         folder = self._folder / CHECKPOINTS
         ends = (best_checkpoint(folder), latest_checkpoint(folder))
-        found = [one for one in ends if one is not None and one.round > self._newest]
+        found = [end for end in ends if end is not None and end.round > self._newest]
         if not found:
             return iter(())
         one = min(found, key=lambda found: found.round)

@@ -119,10 +119,10 @@ def share_of(machines: Sequence[ClusterMachine], nodes: int, memory: int = 0, *,
         UserError: the machines have too little memory.
     """
     if gpu:
-        beside = math.ceil(nodes / sum(int(one.gpus) for one in machines))
-        cpus = min(min(1.0, one.cpus / (int(one.gpus) * beside)) for one in machines)
+        beside = math.ceil(nodes / sum(int(machine.gpus) for machine in machines))
+        cpus = min(min(1.0, machine.cpus / (int(machine.gpus) * beside)) for machine in machines)
         return NodeShare(_part(cpus * (1 - SPARE)), _part(1 / beside), 0, beside)
-    room = [int(one.memory // memory) if memory else nodes for one in machines]
+    room = [int(machine.memory // memory) if memory else nodes for machine in machines]
     if sum(room) < nodes:
         raise UserError(
             f"a node takes some {memory / 1e9:.1f} GB, and the cluster's machines have room for {sum(room)}, "
@@ -145,7 +145,7 @@ def wants_gpu(policy: PolicyConfig, machines: Sequence[ClusterMachine]) -> bool:
     Raises:
         UserError: it is told to, and there is none.
     """
-    there = any(one.gpus >= 1 for one in machines)
+    there = any(machine.gpus >= 1 for machine in machines)
     if policy.device == "cuda" and not there:
         raise UserError("policy.device is 'cuda', and no machine of the cluster has a GPU: use 'auto' or 'cpu'")
     return there and (policy.device == "cuda" or (policy.device == "auto" and policy.model != "builtin"))
@@ -157,7 +157,7 @@ def able(machines: Sequence[ClusterMachine], *, gpu: bool) -> list[ClusterMachin
     Raises:
         UserError: there is none.
     """
-    found = [one for one in machines if one.cpus > 0 and (one.gpus >= 1 or not gpu)]
+    found = [machine for machine in machines if machine.cpus > 0 and (machine.gpus >= 1 or not gpu)]
     if not found:
         raise UserError(f"no machine of the cluster has a processor{' and a GPU' if gpu else ''}: see `ray status`")
     return found
@@ -173,8 +173,10 @@ class RaySwarm:
         self._ray = ray
         self._debug = debug
         self._nodes: dict[Path, RayNode] = {}
-        counted = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-        known = [ClusterMachine(*(one.get(key, 0.0) for key in ("CPU", "GPU", "memory"))) for one in counted]
+        counted = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        known = [
+            ClusterMachine(*(resources.get(key, 0.0) for key in ("CPU", "GPU", "memory"))) for resources in counted
+        ]
         gpu = wants_gpu(given.policy, known)
         machines = able(known, gpu=gpu)
         files = packed_files([given.model_dump(mode="json", exclude_unset=True)], "the swarm")
@@ -182,7 +184,7 @@ class RaySwarm:
         settled = self._settle(given, share_of(machines, nodes, gpu=gpu))
         self.config, self.reasons = fill(given, settled.values), settled.reasons
         self._share = share_of(machines, nodes, settled.memory, gpu=gpu)
-        self.machines = Machines(int(sum(one.cpus for one in machines)), self._start, RESTART_DELAY)
+        self.machines = Machines(int(sum(machine.cpus for machine in machines)), self._start, RESTART_DELAY)
         self.line = (
             f"Ray: {len(machines)} machine{'s' if len(machines) > 1 else ''}; a node asks for "
             f"{self._share.cpus:g} processors, "

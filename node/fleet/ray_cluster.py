@@ -150,7 +150,7 @@ def unpack(data: bytes, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         members = archive.getmembers()
-        if sum(one.size for one in members) > MOST_RECORDS:
+        if sum(member.size for member in members) > MOST_RECORDS:
             raise UserError(f"a run brought more than {MOST_RECORDS >> 20} MiB of records")
         archive.extractall(folder, members=members, filter="data")
     return folder

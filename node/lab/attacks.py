@@ -127,7 +127,7 @@ def garbage(scene: Scene) -> list[Group]:
 def copies(scene: Scene) -> list[Group]:
     """Return others' newest groups as this node's own: other bytes, and so another id."""
     chosen = scene.rng.sample(scene.seen, min(scene.count, len(scene.seen)))
-    return [replace(one, policy_version=one.policy_version + 1) for one in chosen]
+    return [replace(pick, policy_version=pick.policy_version + 1) for pick in chosen]
 
 
 def duplicates(scene: Scene) -> list[Group]:

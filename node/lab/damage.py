@@ -42,7 +42,7 @@ class Witness:
             item = task.make(group.seed)
             self._made[round_number] += len(group.completions)
             marked = {
-                shows: sum(shows(one.text, item) for one in group.completions)
+                shows: sum(shows(completion.text, item) for completion in group.completions)
                 for shows in {attack.shows for attack in ATTACKS.values()}
             }
             for kind, attack in ATTACKS.items():
@@ -153,7 +153,7 @@ def to_markdown(lines: Sequence[DamageLine], trials: Trials) -> str:
         trial = line.trial
         who = f"{trial.hostile} of {trial.nodes}" if trial.attack else f"0 of {trial.nodes - trial.hostile}"
         cells = [trial.defence, trial.attack or "none", who, str(line.seeds)]
-        cells += ["" if one is None else str(one) for one in line[2:]]
+        cells += ["" if cell is None else str(cell) for cell in line[2:]]
         rows.append([*([trial.base] if bases else []), *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -128,7 +128,7 @@ class _Stack:
         self._heads = config.num_attention_heads
         self._epsilon = config.rms_norm_eps
         inner = [dict(model.model.named_parameters()) for model in models]
-        self._weights = {name: torch.stack([one[name].detach() for one in inner]) for name in inner[0]}
+        self._weights = {name: torch.stack([state[name].detach() for state in inner]) for name in inner[0]}
         for layer in range(self._layers):
             at = f"layers.{layer}."
             for name, parts in {

@@ -45,7 +45,7 @@ class ArmLine(NamedTuple):
 
 def reach(result: RunResult, baseline: RunResult) -> float:
     """Return how many times less compute `result` took to the baseline's best smoothed reward; 0 if it never did."""
-    theirs, ours = (_spent_until(one, baseline.best) for one in (baseline, result))
+    theirs, ours = (_spent_until(run, baseline.best) for run in (baseline, result))
     return theirs / ours if theirs and ours else 0.0
 
 
@@ -106,15 +106,15 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         baseline: the arm that others are compared with, if they name none.
         central: the arm of one node with a swarm's whole compute, which arms that spent as much are compared with.
     """
-    whole = {(one.base, one.arm, one.seed): one for one in results if not one.part}
+    whole = {(result.base, result.arm, result.seed): result for result in results if not result.part}
     lines = []
-    for base, arm, part in dict.fromkeys((one.base, one.arm, one.part) for one in results):
-        mine = [one for one in results if (one.base, one.arm, one.part) == (base, arm, part)]
+    for base, arm, part in dict.fromkeys((result.base, result.arm, result.part) for result in results):
+        mine = [result for result in results if (result.base, result.arm, result.part) == (base, arm, part)]
         beside = mine[-1].beside
         against = {one.seed: whole.get((base, beside or baseline, one.seed)) for one in mine}
         paired = [(one, other) for one in mine if (other := against[one.seed]) is not None]
         values = [figures(one) for one in mine]
-        estimates = {key: estimate([one[key] for one in values if key in one]) for key in values[0]}
+        estimates = {key: estimate([value[key] for value in values if key in value]) for key in values[0]}
         if paired:
             ratios = [
                 one.cumulative / other.cumulative
@@ -125,14 +125,16 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
             estimates["reach"] = estimate([reach(one, other) for one, other in paired])
             equal = [found for one, other in paired if (found := at_equal(one, other))]
             if len(equal) == len(paired):
-                common = [key for key in equal[0] if all(key in one for one in equal)]
-                estimates |= {key: estimate([one[key] for one in equal]) for key in common}
+                common = [key for key in equal[0] if all(key in point for point in equal)]
+                estimates |= {key: estimate([point[key] for point in equal]) for key in common}
         for key, name in (("accuracy", "gain"), ("graded", "graded_gain")):
             both = [(getattr(one, key), getattr(other, key)) for one, other in paired if one is not other]
             gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
             if gains:
                 estimates[name] = estimate(gains)
-        centrals = [one for one in results if (one.base, one.arm) == (base, central) and not part and arm != central]
+        centrals = [
+            result for result in results if (result.base, result.arm) == (base, central) and not part and arm != central
+        ]
         pairs = pairs_at_equal_compute(mine, centrals)
         less = [
             pair.swarm.accuracy - pair.central.accuracy

@@ -359,9 +359,9 @@ class MailExchange:
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return the others' groups of earlier rounds."""
         shared, self._place = self._mail.read(self._index, self._place, self._round)
-        self._received += sum(len(one.body) for one in shared)
+        self._received += sum(len(item.body) for item in shared)
         self._items_received += len(shared)
-        return [one._replace(received=time.time()) for one in shared if not known(one.id)]
+        return [item._replace(received=time.time()) for item in shared if not known(item.id)]
 
     def revoked(self, signers: Collection[str]) -> list[str]:
         """Return nobody."""

@@ -57,7 +57,7 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
     waiting, needs = list(runs), {}
     running: dict[Any, Run] = {}
     try:
-        machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for run in runs:
             needs[run.folder] = _fitted(needs_of(runner, run), machines, name_of(run))
         news = ray.remote(num_cpus=0)(_RunLines).remote()
@@ -103,7 +103,7 @@ def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) ->
     Raises:
         UserError: no machine has enough memory, a GPU, or both at once; Ray would wait for one for ever.
     """
-    most = {key: max((one.get(key, 0.0) for one in machines), default=0.0) for key in ("GPU", "memory")}
+    most = {key: max((machine.get(key, 0.0) for machine in machines), default=0.0) for key in ("GPU", "memory")}
     if needs.num_gpus and not most["GPU"]:
         raise UserError(f"{name} wants a GPU, and no machine of the cluster has one: set settings.policy.device")
     if needs.memory > most["memory"]:
@@ -112,9 +112,9 @@ def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) ->
             f"{most['memory'] / 1e9:.1f}: use a smaller model, or fewer nodes"
         )
     able = [
-        (min(one.get("GPU", 0.0), needs.num_gpus), one.get("CPU", 0.0))
-        for one in machines
-        if one.get("memory", 0.0) >= needs.memory and (not needs.num_gpus or one.get("GPU", 0.0) >= 1)
+        (min(machine.get("GPU", 0.0), needs.num_gpus), machine.get("CPU", 0.0))
+        for machine in machines
+        if machine.get("memory", 0.0) >= needs.memory and (not needs.num_gpus or machine.get("GPU", 0.0) >= 1)
     ]
     if not able:
         raise UserError(

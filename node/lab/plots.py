@@ -25,10 +25,12 @@ def plot(results: Sequence[RunResult], folder: Path, name: str, central: str = "
 
     Curves are of arms that spent as much as the arm `central`, all nodes together; of all arms where there is none.
     """
-    if any(one.accuracy is not None for one in results):
+    if any(result.accuracy is not None for result in results):
         plot_accuracy(results, folder / f"{name}.svg")
         curved = [
-            one for one in results if len(one.curve) > ENDS and (not central or _is_beside(one, results, central))
+            result
+            for result in results
+            if len(result.curve) > ENDS and (not central or _is_beside(result, results, central))
         ]
         if not curved:
             return [f"{name}.svg"]
@@ -52,15 +54,15 @@ def plot_accuracy(results: Sequence[RunResult], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    bases = list(dict.fromkeys(one.base for one in results))
-    arms = list(dict.fromkeys(one.name for one in results))
+    bases = list(dict.fromkeys(result.base for result in results))
+    arms = list(dict.fromkeys(result.name for result in results))
     size = (2.0 + 3.2 * len(bases), 1.2 + 0.42 * len(arms))
     with mpl.rc_context({"svg.hashsalt": "gossamer"}):
         figure, panels = pyplot.subplots(1, len(bases), figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axes, base in zip(panels[0], bases, strict=True):
             for row, arm in enumerate(arms):
-                here = [one for one in results if (one.base, one.name) == (base, arm)]
-                values = [one.accuracy for one in here if one.accuracy is not None]
+                here = [result for result in results if (result.base, result.name) == (base, arm)]
+                values = [point.accuracy for point in here if point.accuracy is not None]
                 if not values:
                     continue
                 mean, half = estimate(values)
@@ -89,21 +91,21 @@ def plot_curves(results: Sequence[RunResult], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    bases = list(dict.fromkeys(one.base for one in results))
-    arms = list(dict.fromkeys(one.name for one in results))
+    bases = list(dict.fromkeys(result.base for result in results))
+    arms = list(dict.fromkeys(result.name for result in results))
     size = (8 if len(bases) == 1 else 5 * len(bases), 4.6)
     with mpl.rc_context({"svg.hashsalt": "gossamer"}):
         figure, panels = pyplot.subplots(1, len(bases), figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axes, base in zip(panels[0], bases, strict=True):
             for at, arm in enumerate(arms):
-                runs = [one for one in results if (one.base, one.name) == (base, arm)]
+                runs = [result for result in results if (result.base, result.name) == (base, arm)]
                 if not runs:
                     continue
                 curve = mean_curve(runs)
                 color, marker = f"C{at % 10}", MARKERS[at % len(MARKERS)]
                 places, values = [point.compute for point in curve], [point.accuracy for point in curve]
                 axes.plot(places, values, color=color, marker=marker, markersize=4, linewidth=1.6, label=arm)
-                half = estimate([one.curve[-1][1] for one in runs]).half
+                half = estimate([run.curve[-1][1] for run in runs]).half
                 if half > 0:
                     axes.errorbar(places[-1:], values[-1:], yerr=[half], color=color, capsize=3)
             axes.set_xscale("log")
@@ -125,12 +127,12 @@ def plot_curves(results: Sequence[RunResult], path: Path) -> None:
 
 def plot_rounds(results: Sequence[RunResult], path: Path) -> None:
     """Draw smoothed reward over rounds, a panel for each base."""
-    _plot(results, path, "round", lambda runs: [list(range(1, min(one.rounds for one in runs) + 1)) for _ in runs])
+    _plot(results, path, "round", lambda runs: [list(range(1, min(run.rounds for run in runs) + 1)) for _ in runs])
 
 
 def plot_compute(results: Sequence[RunResult], path: Path) -> None:
     """Draw smoothed reward over what a node spent: generated tokens + 3 x trained ones."""
-    _plot(results, path, "compute: tokens generated + 3 x trained, a node", lambda runs: [one.spent for one in runs])
+    _plot(results, path, "compute: tokens generated + 3 x trained, a node", lambda runs: [run.spent for run in runs])
 
 
 def _plot(
@@ -144,15 +146,15 @@ def _plot(
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    bases = list(dict.fromkeys(one.base for one in results))
+    bases = list(dict.fromkeys(result.base for result in results))
     with mpl.rc_context({"svg.hashsalt": "gossamer"}):
         figure, panels = pyplot.subplots(
             1, len(bases), figsize=(8 if len(bases) == 1 else 5 * len(bases), 4.6), layout="constrained", squeeze=False
         )
         for axes, base in zip(panels[0], bases, strict=True):
-            for arm in dict.fromkeys(one.name for one in results if one.base == base):
-                runs = [one for one in results if (one.base, one.name) == (base, arm)]
-                grid, curves = _on_one_grid(places(runs), [smooth(one.rewards) for one in runs])
+            for arm in dict.fromkeys(result.name for result in results if result.base == base):
+                runs = [result for result in results if (result.base, result.name) == (base, arm)]
+                grid, curves = _on_one_grid(places(runs), [smooth(run.rewards) for run in runs])
                 (line,) = axes.plot(grid, [statistics.fmean(at) for at in curves], label=arm, linewidth=1.8)
                 low, high = [min(at) for at in curves], [max(at) for at in curves]
                 axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -174,4 +176,4 @@ def _on_one_grid(
     """Return places that all curves reach, and the curves' values there."""
     grid = np.linspace(max(one[0] for one in places), min(one[-1] for one in places), POINTS)
     values = [np.interp(grid, place, curve[: len(place)]) for place, curve in zip(places, curves, strict=True)]
-    return grid.tolist(), list(zip(*(one.tolist() for one in values), strict=True))
+    return grid.tolist(), list(zip(*(value.tolist() for value in values), strict=True))

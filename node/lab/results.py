@@ -81,7 +81,9 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
     rewards = _by_round(nodes, lambda row: number(row, "reward"), rounds)
     tenth = max(rounds // 10, 1)
     each = [[one.compute for one in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
-    spent = tuple(statistics.fmean(values) for values in zip(*(one[:rounds] for one in each), strict=True))
+    spent = tuple(
+        statistics.fmean(values) for values in zip(*(spent_by_round[:rounds] for spent_by_round in each), strict=True)
+    )
     evaluated = [rows for path in paths if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
     lasts = [rows[-1] for rows in evaluated]
     on_the_way = zip(*(rows[:-1] for rows in evaluated), strict=False)  # nodes that end sooner have fewer
@@ -94,7 +96,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         first=statistics.fmean(rewards[:tenth]),
         last=statistics.fmean(rewards[-tenth:]),
         best=max(smooth(rewards)),
-        compute=statistics.fmean(one[-1] for one in each),
+        compute=statistics.fmean(spent_by_round[-1] for spent_by_round in each),
         external=statistics.fmean(_by_round(nodes, lambda row: number(row, "groups_external"), rounds)),
         kib_sent=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / len(rows) / 1024 for rows in nodes),
         accuracy=_mean(lasts, "accuracy"),
@@ -105,7 +107,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         held_out=tuple(map(_sampled, [*on_the_way, lasts])),
         graded=_mean(lasts, "reward") if any(row.get("reward") != row.get("accuracy") for row in lasts) else None,
         nodes=len(nodes),
-        curve=_curve(evaluated, [one[-1] for one in each]),
+        curve=_curve(evaluated, [spent_by_round[-1] for spent_by_round in each]),
     )
 
 
@@ -178,7 +180,7 @@ def with_known(lab: Lab, known: LabConfig, results: Sequence[RunResult]) -> Lab:
     Raises:
         UserError: a run of both has other settings there.
     """
-    done = {(one.base, one.arm, one.seed) for one in results}
+    done = {(result.base, result.arm, result.seed) for result in results}
     missing = []
     for run in lab.runs:
         if (run.base, run.arm, run.seed) not in done:
@@ -186,7 +188,7 @@ def with_known(lab: Lab, known: LabConfig, results: Sequence[RunResult]) -> Lab:
         elif as_given(known, run.base, run.arm) != as_given(lab.config, run.base, run.arm):
             raise UserError(f"{run.arm!r} on base {run.base!r} was run with other settings: leave --known out")
     arms, bases = lab.config.arms | known.arms | lab.config.arms, lab.config.bases | known.bases | lab.config.bases
-    seeds = sorted({one.seed for one in results} | {run.seed for run in lab.runs})
+    seeds = sorted({result.seed for result in results} | {run.seed for run in lab.runs})
     config = lab.config.model_copy(update={"arms": arms, "bases": bases, "seeds": seeds})
     return lab._replace(config=config, runs=missing)
 
@@ -194,11 +196,11 @@ def with_known(lab: Lab, known: LabConfig, results: Sequence[RunResult]) -> Lab:
 def in_order(results: Sequence[RunResult], lab: Lab) -> list[RunResult]:
     """Return the results base by base and arm by arm, as the file names them, and by seed."""
     bases, arms = list(lab.config.bases), list(lab.config.arms)
-    return sorted(results, key=lambda one: (bases.index(one.base), arms.index(one.arm), one.seed))
+    return sorted(results, key=lambda result: (bases.index(result.base), arms.index(result.arm), result.seed))
 
 
 def _by_round(nodes: Sequence[Sequence[Row]], figure: Callable[[Row], float], rounds: int) -> tuple[float, ...]:
-    return tuple(statistics.fmean(map(figure, rows)) for rows in zip(*(one[:rounds] for one in nodes), strict=True))
+    return tuple(statistics.fmean(map(figure, rows)) for rows in zip(*(node[:rounds] for node in nodes), strict=True))
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:

@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
             mean = f"{round(self.mean):,}" if abs(self.mean) >= 1000 else f"{self.mean:.3g}"
             return mean if math.isnan(self.half) else f"{mean} ± 0"
         digits = min(1 - math.floor(math.log10(self.half)), 3)  # two of the interval's, and three decimals at most
-        return " ± ".join(f"{round(one, digits):,.{max(digits, 0)}f}" for one in self)
+        return " ± ".join(f"{round(number, digits):,.{max(digits, 0)}f}" for number in self)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -72,7 +72,7 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, tuple | list):
-        return [rounded(one) for one in value]
+        return [rounded(element) for element in value]
     if isinstance(value, Mapping):
         return {key: rounded(one) for key, one in value.items()}
     return value

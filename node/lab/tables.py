@@ -93,7 +93,7 @@ def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) ->
             }
             for line in lines
         ],
-        "runs": [rounded(asdict(one)) for one in results],
+        "runs": [rounded(asdict(result)) for result in results],
     }
     return json.dumps(tree, separators=(",", ":")) + "\n"
 
@@ -113,10 +113,10 @@ def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:
         results: of an experiment.
         overhead: what a round costs, in tokens of compute; a line on each base for each.
     """
-    arms = list(dict.fromkeys(one.name for one in results))
+    arms = list(dict.fromkeys(result.name for result in results))
     rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
-    for base, cost in itertools.product(dict.fromkeys(one.base for one in results), overhead):
-        here = [one for one in results if one.base == base]
+    for base, cost in itertools.product(dict.fromkeys(result.base for result in results), overhead):
+        here = [result for result in results if result.base == base]
         until = min(cost_of(one, cost) for one in here)
         found = [[by_compute(one, cost, until) for one in here if one.name == arm] for arm in arms]
         rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in found)])

@@ -424,7 +424,9 @@ def reachability(tree: Tree) -> str:
     from protocol.limits.networks import Scope, scope_of
 
     seen_at, asked, relays = tree["seen_at"], tree["dialable_asked"], len(tree["peers"])
-    failed = "".join(f"; {one['endpoint']} could not be dialled from {one['tried_from']}" for one in tree["unreached"])
+    failed = "".join(
+        f"; {failure['endpoint']} could not be dialled from {failure['tried_from']}" for failure in tree["unreached"]
+    )
     if seen_at and tree["dialable"]:
         whom = "everybody" if scope_of(seen_at) is Scope.PUBLIC else "nodes of its own network"
         return f"by {whom}, at {seen_at}" + (", says one peer" if asked == 1 else "") + failed

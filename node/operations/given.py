@@ -46,7 +46,7 @@ def tasks_given(
         UserError: --reward without --data, or --data without --reward and without an environment; a weight
             that is no number.
     """
-    made = [task_config(one, options) for one in tasks or []]
+    made = [task_config(task, options) for task in tasks or []]
     environments = [one for one in made if "factory" in one["options"]]
     if bool(rewards or (environments and rows)) != bool(rows):
         hint = f"--task {rows} asks what it holds" if rows else "name the rows that it pays"

@@ -157,7 +157,7 @@ def _anew(settings: Mapping[str, Any]) -> str:
     """Return the options of a start with new settings, of the same model on the same tasks."""
     kept = flatten(understood(settings))
     told = [shlex.quote(f"{key}={toml_value(kept[key])}") for key in TRAINED if key in kept]
-    return " ".join(["--forget all", *(f"--set {one}" for one in told)])
+    return " ".join(["--forget all", *(f"--set {setting}" for setting in told)])
 
 
 def _place(settings: Mapping[str, Any], key: str) -> str:

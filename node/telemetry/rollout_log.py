@@ -38,7 +38,7 @@ def own_rows(number: int, groups: Sequence[Group]) -> list[Row]:
 
 def external_rows(number: int, drawn: Iterable[Drawn]) -> list[Row]:
     """Return the rows of some of the peers' groups that round `number` trains on."""
-    return [row for one in drawn for row in _rows(number, one.peer, one.age, one.group)]
+    return [row for pick in drawn for row in _rows(number, pick.peer, pick.age, pick.group)]
 
 
 def quoted(text: str) -> str:
@@ -61,7 +61,7 @@ def in_one_line(texts: Sequence[str]) -> str:
 
 
 def _rows(number: int, whose: str, age: float, group: Group) -> list[Row]:
-    ranked = sorted(group.completions, key=lambda one: -one.reward)
+    ranked = sorted(group.completions, key=lambda completion: -completion.reward)
     kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
     return [
         {

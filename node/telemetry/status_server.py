@@ -56,7 +56,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
     process = psutil.Process()
     memory, uptime = process.memory_info().rss, time.time() - process.create_time()
     now = {"process/memory": memory, "process/uptime": uptime, **traffic_row(counters)}
-    metrics = {one.name: recent(one, [*rows, now]) for one in METRICS.values() if one.exported}
+    metrics = {metric.name: recent(metric, [*rows, now]) for metric in METRICS.values() if metric.exported}
     return {
         "swarm": {"id": network.swarm.hex(), "name": manifest.name if manifest else None},
         "policy": str(manifest.policy) if manifest else None,
@@ -70,7 +70,8 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "dialable": network.host.standing.dialable,
         "dialable_asked": network.host.standing.answers,
         "unreached": [
-            {"endpoint": str(one.endpoint), "tried_from": one.tried_from} for one in network.host.standing.failures
+            {"endpoint": str(failure.endpoint), "tried_from": failure.tried_from}
+            for failure in network.host.standing.failures
         ],
         "router": network.mapping.said.failure or None if network.mapping and network.mapping.said else None,
         "round": row.get("round"),

@@ -80,7 +80,7 @@ class RevocationList:
         """Tell whether this list is newer than `other`, and its chain goes on from there."""
         if other is None:
             return True
-        owners, before = [[one.owner for one in each.handovers] for each in (self, other)]
+        owners, before = [[handover.owner for handover in each.handovers] for each in (self, other)]
         return self.revision > other.revision and owners[: len(before)] == before
 
 

@@ -155,7 +155,7 @@ class Wants:
 
     def lost(self, node: NodeId) -> None:
         """Forget a peer that is gone, and what it was asked for."""
-        for item_id in [one for items in self._holders[node].everything.values() for one in items]:
+        for item_id in [item for items in self._holders[node].everything.values() for item in items]:
             self._withdraw(self._wants[item_id], node)
         del self._holders[node]
         self._cancels.pop(node, None)

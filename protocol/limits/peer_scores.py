@@ -118,8 +118,8 @@ class ScoreBoard:
         offender = self._offenders.get(subject) or _Offender()
         self._offenders.set(subject, offender)
         left = self._left(offender, now)
-        for one in offender.points:
-            offender.points[one] *= left
+        for point in offender.points:
+            offender.points[point] *= left
         offender.points[reason] += points
         offender.updated = now
         if -sum(offender.points.values()) >= self._limit or now < offender.refused_until:

@@ -262,7 +262,7 @@ class Book:
             self._neighbours.set(key, Contact(addresses, scope))
 
     def neighbours_due(self, now: Instant) -> list[Contact]:
-        return [one for one in self._neighbours.values() if one.is_due(now)]
+        return [neighbour for neighbour in self._neighbours.values() if neighbour.is_due(now)]
 
     def contacts_due(self, now: Instant, rng: random.Random) -> Iterator[Contact]:
         """Yield contacts to dial now, from book and candidates in turn, in random order, those that failed last.

@@ -168,8 +168,8 @@ class Links:
 
     def listen_at(self, endpoints: Iterable[Endpoint]) -> None:
         """Note where we listen. Names tell no network."""
-        self._own_segments = {segment(one.host) for one in endpoints} - {""}
-        self._own_addresses = {read_address(one.host) for one in endpoints} - {None}
+        self._own_segments = {segment(endpoint.host) for endpoint in endpoints} - {""}
+        self._own_addresses = {read_address(endpoint.host) for endpoint in endpoints} - {None}
 
     def network_of(self, host: str) -> str:
         """Return the network whose links are bounded: the public one of `host`, or itself if it is in our segment.

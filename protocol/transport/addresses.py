@@ -88,10 +88,10 @@ def _addresses_of(family: socket.AddressFamily) -> Iterable[str]:
         return [source]
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     found = [
-        one.address
+        address.address
         for name, addresses in psutil.net_if_addrs().items()
-        for one in addresses
-        if name in up and one.family == family and not _is_for_neighbours_only(one.address)
+        for address in addresses
+        if name in up and address.family == family and not _is_for_neighbours_only(address.address)
     ]
     return found[:MAX_OWN]
 

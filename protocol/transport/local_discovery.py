@@ -48,10 +48,13 @@ def private_interfaces() -> list[ipaddress.IPv4Interface]:
     """Return this machine's private IPv4 addresses, each with its network."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     return [
-        ipaddress.IPv4Interface(f"{one.address}/{one.netmask}")
+        ipaddress.IPv4Interface(f"{address.address}/{address.netmask}")
         for name, addresses in psutil.net_if_addrs().items()
-        for one in addresses
-        if name in up and one.family == socket.AF_INET and one.netmask and scope_of(one.address) is Scope.PRIVATE
+        for address in addresses
+        if name in up
+        and address.family == socket.AF_INET
+        and address.netmask
+        and scope_of(address.address) is Scope.PRIVATE
     ]
 
 
@@ -111,7 +114,7 @@ class LocalDiscovery:
     @property
     def _here(self) -> list[ipaddress.IPv4Interface]:
         everywhere = self._listen in {"*", "0.0.0.0", "::"}
-        return [one for one in private_interfaces() if everywhere or str(one.ip) == self._listen]
+        return [interface for interface in private_interfaces() if everywhere or str(interface.ip) == self._listen]
 
     def _run(self) -> None:
         if find_spec("zeroconf") is None:
@@ -138,7 +141,7 @@ class LocalDiscovery:
         """Announce and look until the node stops or its addresses change."""
         from zeroconf import IPVersion, ServiceBrowser, Zeroconf
 
-        zeroconf = Zeroconf(interfaces=[str(one.ip) for one in here], ip_version=IPVersion.V4Only)
+        zeroconf = Zeroconf(interfaces=[str(interface.ip) for interface in here], ip_version=IPVersion.V4Only)
         try:
             browser = ServiceBrowser(zeroconf, TYPE, handlers=[self._changed])
             zeroconf.register_service(self._announcement(here))
@@ -156,7 +159,7 @@ class LocalDiscovery:
             TYPE,
             f"{name}.{TYPE}",
             port=self._port,
-            addresses=[one.ip.packed for one in here],
+            addresses=[interface.ip.packed for interface in here],
             properties={"key": self._key.hex()},
             server=f"{name}.local.",
         )

@@ -114,7 +114,7 @@ class DialledLinks:
     def _connect(self, dialled: _Dialled, endpoints: list[Endpoint]) -> None:
         try:
             # Without a route to an address, libzmq would try again and again.
-            endpoints = [one for one in endpoints if source_towards(one.host) is not None]
+            endpoints = [endpoint for endpoint in endpoints if source_towards(endpoint.host) is not None]
             if endpoints:
                 dialled.addresses.extend(endpoints)
                 dialled.socket.connect(str(endpoints[0]))
