@@ -351,6 +351,8 @@ class Communicator:
         Guarantees:
             A step that `run` returns from counts: every member that stays in the group returns from it with
             the same `number` and `members`, in this call of `run` or, if it was cut off at that moment, the next.
+            A step is one view: the contributors to each of its calls are its `members`. If a member is lost between two
+            of its calls, the step is taken again.
             Numbers rise by one, but for a member that was out of the group: it goes on where the others are.
             The function may run any number of times for a step, also after all its calls have succeeded. So it must
             compute its calls' arguments each time (a buffer that was reduced in place is no gradient any more),
@@ -533,6 +535,14 @@ class Communicator:
         """The operation that was the last rendezvous of `run`, the same at all members; None before it."""
         return self._step_runner.turn
 
+    def carry_out_in(self, view: bytes) -> None:
+        """Say that operations of the step of `run` that is being taken are carried out in the view of this mark.
+
+        Raises `Aborted` if others of the step were carried out in another view: then the step is taken again.
+        """
+        if self._step_runner.attempt is not None:
+            self._step_runner.attempt.carry_out_in(view)
+
     @property
     def data_plane(self) -> DataPlane:
         """The streams to the other members."""
@@ -583,8 +593,11 @@ class Communicator:
         began = time.perf_counter()
         call = self._begin(tag, job.kind, digest, FLAGS[self._status.pending] + job.share, timeout)
         seen: list[AgreedPending] = []
+        attempt = self._step_runner.attempt
 
         def perform(start: Perform, port: Port) -> Any:
+            if attempt is not None:
+                attempt.carry_out_in(start.view.mark)
             seen.append(AgreedPending(start.view.mark, any(s[:1] == FLAGS[True] for s in start.shares.values())))
             return job.perform(replace(start, shares={name: s[1:] for name, s in start.shares.items()}), port)
 

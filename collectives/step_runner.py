@@ -9,7 +9,7 @@ from collectives.agreement.views import OpId
 from collectives.errors import CALLED_OFF, BadArgument, DeadlineExceeded, InDoubt
 from collectives.operations import EndOfStep, Rendezvous
 from collectives.shared_state.state import SharedState
-from collectives.steps import Phase, Steps
+from collectives.steps import Attempt, Phase, Steps
 from collectives.types import ReduceResult, StepResult, SyncResult, SyncStrategy
 from protocol.identity import NodeId
 
@@ -56,6 +56,7 @@ class StepRunner(Generic[C]):
     def __init__(self) -> None:
         self._steps: Steps | None = None
         self.turn: OpId | None = None  # the last rendezvous: all members who take a step have the same one
+        self.attempt: Attempt | None = None  # of the step that is being taken; calls that begin now belong to it
         self._patience = 0.0  # seconds, of one call of the runner's own
         self._one_at_a_time = threading.Lock()
         self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
@@ -93,6 +94,7 @@ class StepRunner(Generic[C]):
                 if earlier is not None:
                     return earlier
                 attempts += 1
+                self.attempt = Attempt()
                 value = step(comm)
                 if time.monotonic() >= until:
                     raise DeadlineExceeded(f"the step came to its end after its time-out of {timeout:g} s: allow more")
@@ -102,6 +104,8 @@ class StepRunner(Generic[C]):
                 steps.disturbed(admits=comm.outside or comm.pending())
                 if not isinstance(error, CALLED_OFF) or time.monotonic() >= until:
                     raise
+            finally:
+                self.attempt = None
 
     def _come_together(
         self, comm: C, meet: Meet, steps: Steps, state: SharedState | None, until: float

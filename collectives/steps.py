@@ -18,15 +18,23 @@ if another one stayed: it may come from another group.
 A member that calls for a rendezvous draws all others to it, whatever they wait in (see `coordinator`). So
 nothing here depends on members seeing the same errors, or in the same order. Torch elastic's workers, too, meet in a
 rendezvous after each change; there a store runs it, here the members do.
+
+Invariants:
+    One view a step: all calls of a step that counts, and its END, are carried out in one view. So the contributors to
+        each of them are the step's members. A member in which a call of an `Attempt` starts in another view than an
+        earlier one calls it off, and all take the step again.
+    One outcome a step: it counts for all of its members or for none, but for those in doubt until they meet.
+    Rising numbers: a member that stays in the group counts each step once, in order.
 """
 
 import struct
+import threading
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
 from collectives.agreement.views import OpId
-from collectives.errors import CollectiveError
+from collectives.errors import Aborted, CollectiveError
 from protocol.identity import NodeId
 from protocol.wire.encoding import UINT64_MAX
 
@@ -86,6 +94,22 @@ def locate(claims: Mapping[NodeId, Claim]) -> tuple[StepPlace, dict[NodeId, Step
     }
     stayed = [places[member] for member, claim in claims.items() if claim.stayed]
     return max(stayed or places.values()), places
+
+
+class Attempt:
+    """One member's attempt at a step: the view that its calls are carried out in. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mark: bytes | None = None
+
+    def carry_out_in(self, mark: bytes) -> None:
+        """A call of the step is about to be carried out in the view `mark`. Raises `Aborted` if one was in another."""
+        with self._lock:
+            if self._mark is None:
+                self._mark = mark
+            elif self._mark != mark:
+                raise Aborted("the group changed within the step, which is taken again")
 
 
 class Steps:

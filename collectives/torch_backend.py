@@ -131,7 +131,7 @@ class ProcessGroupGossamer(_TorchGroup):
         super().__init__(self.members.index(comm.node_id), len(members))
         self.broken: BackendError | None = None
         view = comm.view
-        self._mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
+        self.mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
         self._name = name
         self._timeout = self._time_left = timeout  # of the operations; of the collective that is under way
         self._ids = frozenset(members)
@@ -482,7 +482,7 @@ class ProcessGroupGossamer(_TorchGroup):
         """Return the name of the n-th operation of a channel of this group."""
         what = f"{self._name}|{channel}|{self.turn.n}|{self.turn.mark.hex()}|{','.join(self.members)}"
         tag = FIRST_TAG + (int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], "big") >> 2)
-        return OpId(self._mark, self._epoch, tag, n)
+        return OpId(self.mark, self._epoch, tag, n)
 
     def _begin(self, channel: str, with_whom: set[NodeId], arguments: tuple[Any, ...], timeout: float) -> SocketPort:
         """Open the port of the channel's next operation; its slots say what the arguments are."""
@@ -522,7 +522,7 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def _check(self) -> None:
         view = self.comm.view
-        if self.broken is None and (view is None or view.mark != self._mark):
+        if self.broken is None and (view is None or view.mark != self.mark):
             self._break(Aborted("the group changed: its members have to meet again"))
         if self.broken is not None:
             raise self.broken
@@ -1100,6 +1100,7 @@ def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
         and known.turn == comm.turn
         and known.broken is None
     ):
+        comm.carry_out_in(known.mark)
         return False
     own = known.getRank() if isinstance(known, ProcessGroupGossamer) and known.comm is comm else NO_RANK
     said = comm.all_gather(torch.tensor([own]), tag=MAX_TAG, timeout=timeout)

@@ -14,7 +14,8 @@ from random import Random
 from collectives.agreement import messages
 from collectives.agreement.events import ADMIT, Begin, CallVerdict, Finished, Install, OutOfGroup, Perform, Performed
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
-from collectives.steps import Claim, Phase, Steps
+from collectives.errors import Aborted
+from collectives.steps import Attempt, Claim, Phase, Steps
 from collectives.types import LAN, Partition
 from protocol.identity import NodeId
 
@@ -177,6 +178,8 @@ class Stepper:
     counted: dict[int, bytes] = field(default_factory=dict)  # by number: the name under which a step counted here
     reduced: int = 0  # reductions of this step that committed
     calling: int | None = None  # under which tag
+    attempt: Attempt = field(default_factory=Attempt)
+    contributors: list[tuple[NodeId, ...]] = field(default_factory=list)  # to each call of this attempt
 
     def begin(self, deadline: float, now: float, *, pending: bool) -> Begin:
         """Make the next call."""
@@ -187,6 +190,17 @@ class Stepper:
         tag = self.calling = tags.get(phase, reduction)
         return self.owner.begin(tag, deadline, now, share)
 
+    def start(self, start: Perform, done: Performed) -> Performed:
+        """Return what to say of a call that is carried out: no, if it is of a step that began in another view."""
+        if start.op.tag not in (*TAGS, END_TAG):
+            return done
+        try:
+            self.attempt.carry_out_in(start.view.mark)
+        except Aborted as error:
+            return Performed(start.op, ok=False, reason=str(error))
+        self.contributors.append(start.view.members)
+        return done
+
     def finished(self, finished: Finished, *, pending: bool) -> None:
         """Go on from how it ended."""
         steps, op, self.calling = self.steps, finished.op, None
@@ -194,8 +208,9 @@ class Stepper:
         if finished.verdict is not CallVerdict.COMMIT:
             if op.tag == END_TAG and finished.verdict is CallVerdict.DOUBT and self.owner.started.get(op.tag) == op:
                 steps.doubted(op)
+                self._expect_one_view()
             steps.disturbed(admits=pending or self.owner.view is None)
-            self.reduced = 0
+            self._begin_step()
             return
         if op.tag == ADMIT_TAG:
             steps.admitted()
@@ -209,11 +224,20 @@ class Stepper:
         elif op.tag == END_TAG:
             steps.ended(op, b"1" in shares.values())
             self._count(steps.done, steps.by)
-            self.reduced = 0
+            self._expect_one_view()
+            self._begin_step()
         else:
             self.reduced += 1
             if self.reduced == len(TAGS):
                 steps.stepped()
+
+    def _begin_step(self) -> None:
+        self.reduced, self.attempt, self.contributors = 0, Attempt(), []
+
+    def _expect_one_view(self) -> None:
+        """The contributors to each call of a step that counts, its END among them, are the same."""
+        expect(len(self.contributors) == len(TAGS) + 1, f"a step of {len(self.contributors)} calls")
+        expect(len(set(self.contributors)) == 1, f"a step with the contributors {self.contributors}")
 
     def _count(self, number: int, name: bytes) -> None:
         last = max(self.counted, default=0)

@@ -351,6 +351,8 @@ class GroupTrial:
 
     def _perform(self, node: SimulatedMember, start: Perform) -> None:
         done = node.owner.start(start)
+        if node.stepper is not None:
+            done = node.stepper.start(start, done)
         members = {NUMBERS[member] for member in start.view.members}
         dead = [path for path in self._dead_paths if node.number in path and members >= path]
         if dead and not node.hung:

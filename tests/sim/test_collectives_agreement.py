@@ -18,6 +18,7 @@ from collectives.agreement.agreement import Agreement
 from collectives.simulator import trial
 from collectives.simulator.schedule import KINDS, LIVENESS_KINDS, MOMENTS, Schedule
 from collectives.simulator.sweep import ScheduleOutcome, outcome, sweep
+from collectives.steps import Attempt
 from collectives.types import LAN
 
 BATCHES = 4  # so that a failure shows early, and workers could share them
@@ -113,6 +114,13 @@ def test_schedules_find_a_defect_where_its_mend_is_taken_out(that, core, replace
     monkeypatch.setattr(trial, "Agreement", lambda *a, **options: Agreement(*a, **{**options, **core}))
     monkeypatch.setattr(trial.GroupTrial, "replaces_streams", replaces_streams)
     assert any(outcome(seed, 4).violation for seed in seeds)
+
+
+def test_a_step_is_one_view_and_schedules_find_where_it_is_not(monkeypatch) -> None:
+    seeds = (900, 1147, 1961)  # a view changes between two calls of a step
+    assert all(not outcome(seed, 4).violation for seed in seeds)
+    monkeypatch.setattr(Attempt, "carry_out_in", lambda attempt, mark: None)
+    assert all("a step with the contributors" in outcome(seed, 4).violation for seed in seeds)
 
 
 @pytest.mark.slow

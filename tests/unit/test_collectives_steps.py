@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectives.agreement.views import OpId
-from collectives.errors import CollectiveError
-from collectives.steps import NO_STEP, Claim, Phase, StepPlace, Steps, locate, name_of
+from collectives.errors import Aborted, CollectiveError
+from collectives.steps import NO_STEP, Attempt, Claim, Phase, StepPlace, Steps, locate, name_of
 from protocol.identity import id_of_bytes
 
 A, B, C = (id_of_bytes(bytes([number]) * 20) for number in (1, 2, 3))
@@ -95,6 +95,15 @@ def test_whoever_waits_is_let_in_between_steps() -> None:
     assert one.phase is Phase.ADMIT
     one.disturbed(admits=True)  # whom nobody can let in does not keep the others from their steps
     assert one.phase is Phase.MEET
+
+
+def test_all_calls_of_an_attempt_are_carried_out_in_one_view() -> None:
+    attempt = Attempt()
+    attempt.carry_out_in(b"a view")
+    attempt.carry_out_in(b"a view")
+    with pytest.raises(Aborted, match="taken again"):
+        attempt.carry_out_in(b"another")
+    attempt.carry_out_in(b"a view")
 
 
 NAMES = st.sampled_from([NO_STEP, *(name_of(end_of(number)) for number in range(3))])
