@@ -572,7 +572,11 @@ class ProcessGroupGossamer(_TorchGroup):
                 self._wait_for_other_ends()
         finally:
             self._release()
-            self.comm.data_plane.close_port(self._all)
+            with self._lock:
+                unread = [port for port in self._ports if port.receives]  # of receives that nobody waited for
+                self._ports.difference_update(unread)
+            for port in [*unread, self._all]:
+                self.comm.data_plane.close_port(port)
             if self in _worlds:
                 _worlds.remove(self)
                 if in_order:

@@ -36,7 +36,7 @@ from collectives.mesh.framing import (
 from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
-from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, SocketPort
+from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, Landing, SocketPort
 from collectives.mesh.stream import Outgoing, Portless, SendQueue, Stream
 from protocol.identity import NodeId
 
@@ -313,7 +313,7 @@ class DataPlane:
 
     # --- what streams bring --------------------------------------------------------------------
 
-    def place(self, source: NodeId, key: bytes, piece: Piece) -> memoryview | None:
+    def place(self, source: NodeId, key: bytes, piece: Piece) -> Landing | None:
         """See `stream.Arrivals`."""
         inbox = self._inbox(source, key)
         with self._lock:
@@ -327,7 +327,7 @@ class DataPlane:
             self._count(source, pieces=1)
         return where
 
-    def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
+    def arrived(self, source: NodeId, key: bytes, piece: Piece, where: Landing) -> None:
         """See `stream.Arrivals`."""
         inbox = self._inbox(source, key)
         if inbox is not None:

@@ -10,9 +10,9 @@ agree on each slot's length. Payloads may overtake each other: order comes from 
     port.flush()                              # every payload has left: its buffer may change
 
 A payload that comes before it is expected is held, up to a bound; above that the link waits. So expect early. A port
-that is cancelled (abort, deadline, a lost member) wakes every wait with an error. **Buffers given to a cancelled port
-must be dropped, not used again**: a thread may still be reading into them or sending from them. So `into` is scratch,
-never a caller's own buffer.
+that is cancelled (abort, deadline, a lost member) wakes every wait with an error. **Once `cancel` has returned, nothing
+is received to the port's buffers.** A thread may still be sending from them, so others must not use what comes: they
+know that the attempt is over.
 
 For state transfer there are questions and answers. Every member that has something to give calls
 `serve(handler)` and goes on serving, by itself, until the verdict closes the port; a fetcher calls
@@ -100,4 +100,4 @@ class Port(Protocol):
         """
 
     def cancel(self, reason: str) -> None:
-        """End the attempt: every wait, now and later, raises `Aborted(reason)`."""
+        """End the attempt: every wait, now and later, raises `Aborted(reason)`, and no ticket's `into` changes."""

@@ -48,6 +48,31 @@ class SocketReceive:
         return self.missing <= 0 or self.error is not None
 
 
+class Landing:
+    """Where a piece is received to. Whoever writes to `part` of it holds `lock` meanwhile."""
+
+    __slots__ = ("_into", "length", "lock")
+
+    def __init__(self, into: memoryview) -> None:
+        self.length = len(into)
+        self.lock = threading.Lock()
+        self._into: memoryview | None = into
+
+    def part(self, first: int, end: int) -> memoryview:
+        """Return the memory of some of its bytes; after `revoke`, memory that nobody reads."""
+        return memoryview(bytearray(end - first)) if self._into is None else self._into[first:end]
+
+    @property
+    def owner(self) -> object:
+        """Whose memory it is; None after `revoke`."""
+        return None if self._into is None else self._into.obj
+
+    def revoke(self) -> None:
+        """See to it that nobody writes there any more."""
+        with self.lock:
+            self._into = None
+
+
 class Budget:
     """The room for what is held of one member, which learns what it has left. Thread-safe.
 
@@ -107,10 +132,11 @@ class Inbox:
         self._told: Callable[[NodeId, str], None] | None = None  # of an operation without an agreement
         self._called_off: tuple[NodeId, str] | None = None
         self._salt: int | None = None
+        self._landings: set[Landing] = set()  # parts of tickets that are being received to
 
     # --- the readers' side ---------------------------------------------------------------------
 
-    def place(self, source: NodeId, piece: Piece, patience: float, budget: Budget) -> memoryview | None:
+    def place(self, source: NodeId, piece: Piece, patience: float, budget: Budget) -> Landing | None:
         """Return where to receive a piece of a payload, or None: nobody will ever want it.
 
         Blocks when it is not expected yet and `budget`, the member's, is used up: to the attempt's deadline, however
@@ -124,11 +150,16 @@ class Inbox:
                 ticket = self._tickets.get(name)
                 if ticket is not None:
                     budget.passed(piece.length)
-                    return self._within(ticket, piece)
+                    into = self._within(ticket, piece)
+                    if into is None:
+                        return None
+                    landing = Landing(into)
+                    self._landings.add(landing)
+                    return landing
                 if budget.take(piece.length):
                     buffer = bytearray(piece.length)
                     self._paid[id(buffer)] = buffer, budget
-                    return memoryview(buffer)
+                    return Landing(memoryview(buffer))
                 left = (began + patience if self.deadline is None else self.deadline) - time.monotonic()
                 if left > 0:
                     self.changed.wait(min(left, LOOK_S))
@@ -154,17 +185,19 @@ class Inbox:
             self._end(Aborted(problem + ": every member must run the same version", ticket.source))
         return None
 
-    def arrived(self, source: NodeId, piece: Piece, where: memoryview) -> None:
+    def arrived(self, source: NodeId, piece: Piece, where: Landing) -> None:
         """Count a piece that was received to where `place` said."""
         name = (source, piece.slot)
         with self.changed:
             self.bytes_received += piece.length
+            self._landings.discard(where)
+            if self.ended is not None:
+                return
             ticket = self._tickets.get(name)
-            buffer = where.obj
+            buffer = where.owner
             if isinstance(buffer, bytearray) and (ticket is None or ticket.into.obj is not buffer):
                 if ticket is None:
-                    if self.ended is None:
-                        self._held[name].append((piece, buffer))
+                    self._held[name].append((piece, buffer))
                     return
                 self._settle(ticket, piece, buffer)  # expected while it was on its way
             else:
@@ -290,6 +323,9 @@ class Inbox:
             self._held.clear()
             for buffer, _ in list(self._paid.values()):
                 self._give_back(buffer)
+            for landing in self._landings:
+                landing.revoke()
+            self._landings.clear()
         self.changed.notify_all()
 
 
@@ -319,6 +355,7 @@ class SocketPort:
         self._left = threading.Condition()
         self._answers = 0
         self.uses_streams = False
+        self.receives = False
         self._servers: deque[threading.Thread] = deque()
 
     @property
@@ -337,7 +374,7 @@ class SocketPort:
 
     def expect(self, source: NodeId, slot: int, into: memoryview) -> SocketReceive:
         """See `Port.expect`."""
-        self.uses_streams = True
+        self.uses_streams = self.receives = True
         return self.inbox.expect(source, self._first + slot, into)
 
     def wait(self, ticket: PendingReceive) -> None:

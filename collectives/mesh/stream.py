@@ -1,7 +1,8 @@
 """One data stream: a proven connection, a thread that reads it and one that writes it.
 
 The socket blocks: the kernel's buffers are the pipeline, and both directions move at once. Payloads
-are received straight into the buffer that they are expected in, and sent straight from theirs.
+are received straight into the buffer that they are expected in (by way of a record's where they are sealed, so that
+none arrives unchecked), and sent straight from theirs. A buffer that is revoked meanwhile stays as it is.
 
 Pieces for one member wait in one queue (`SendQueue`), and all of its streams take from it, the free one first.
 
@@ -9,6 +10,7 @@ Between processes of one user on one machine a stream also hands over descriptor
 """
 
 import os
+import select
 import socket
 import threading
 import time
@@ -35,6 +37,7 @@ from collectives.mesh.framing import (
 )
 from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.sealing import TAG_BYTES
+from collectives.mesh.socket_port import Landing
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
@@ -228,10 +231,10 @@ class SendQueue:
 class Arrivals(Protocol):
     """Says where a stream's pieces go."""
 
-    def place(self, source: NodeId, key: bytes, piece: Piece) -> memoryview | None:
+    def place(self, source: NodeId, key: bytes, piece: Piece) -> Landing | None:
         """Return where to receive a piece, None to drop it."""
 
-    def arrived(self, source: NodeId, key: bytes, piece: Piece, where: memoryview) -> None:
+    def arrived(self, source: NodeId, key: bytes, piece: Piece, where: Landing) -> None:
         """A piece is where `place` said."""
 
     def told(self, source: NodeId, key: bytes, kind: PieceKind, slot: int, text: bytes) -> None:
@@ -273,6 +276,8 @@ class Stream:
         self._lock = threading.Lock()
         self._running = 2
         sock.setblocking(True)
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
         self._threads = [
             threading.Thread(target=self._run, args=(work,), name=f"gossamer-{name}", daemon=True)
             for name, work in (("reader", self._read), ("writer", self._write))
@@ -344,7 +349,7 @@ class Stream:
                 continue
             if kind is not PieceKind.DATA:
                 text = bytearray(piece.length)
-                self._receive(memoryview(text), record)
+                self._receive(Landing(memoryview(text)), record)
                 self._arrivals.told(self.member, key, kind, piece.slot, bytes(text))
                 continue
             where = self._arrivals.place(self.member, key, piece)
@@ -352,25 +357,44 @@ class Stream:
                 self._receive(where, record)
                 self._arrivals.arrived(self.member, key, piece, where)
             else:
-                self._receive(memoryview(bytearray(piece.length)), record)
+                self._receive(Landing(memoryview(bytearray(piece.length))), record)
 
-    def _receive(self, into: memoryview, record: memoryview) -> None:
-        """Receive a piece to `into`; `record` has room for one record."""
+    def _receive(self, where: Landing, record: memoryview) -> None:
+        """Receive a piece; `record` has room for one record. What comes after `where` is revoked is dropped."""
         opener = self._peer.opener
         if self._peer.bare:
-            self._must_fill(into)
+            self._receive_bare(where)
             return
-        for at in range(0, len(into), RECORD_BYTES):
-            plain = into[at : at + RECORD_BYTES]
-            if opener.encrypts:
-                sealed = record[: len(plain) + TAG_BYTES]
-                self._must_fill(sealed)
-                opener.open_into(sealed, plain)
-            else:
-                tag = record[:TAG_BYTES]
-                self._must_fill(plain)
-                self._must_fill(tag)
-                opener.check(plain, tag)
+        for at in range(0, where.length, RECORD_BYTES):
+            count = min(RECORD_BYTES, where.length - at)
+            sealed = record[: count + TAG_BYTES]
+            self._must_fill(sealed)
+            if not opener.encrypts:
+                opener.check(sealed[:count], sealed[count:])
+            with where.lock:
+                plain = where.part(at, at + count)
+                if opener.encrypts:
+                    opener.open_into(sealed, plain)
+                else:
+                    plain[:] = sealed[:count]
+
+    def _receive_bare(self, where: Landing) -> None:
+        """Receive what is not in records: as much at once as has come, for none must come after `where` is revoked."""
+        at = min(len(self._early), where.length)
+        with where.lock:
+            where.part(0, at)[:] = self._early[:at]
+        self._early = self._early[at:]
+        while at < where.length:
+            try:
+                with where.lock:
+                    count = self._socket.recv_into(where.part(at, where.length), 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._readable.poll()
+                continue
+            if count == 0:
+                raise ConnectionResetError("closed")
+            self.moved = time.monotonic()
+            at += count
 
     def _take_descriptors(self, length: int) -> None:
         if not self.hands_over or self._early:

@@ -1,8 +1,11 @@
 """What streams bring for operations that have not started, are over, or are late; and whose memory it goes to."""
 
+import fcntl
 import gc
 import queue
 import socket
+import struct
+import termios
 import threading
 import time
 import tracemalloc
@@ -32,10 +35,11 @@ from collectives.mesh.framing import (
 from collectives.mesh.handshake import ProvenPeer, Purpose
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
 from collectives.mesh.sealing import KEY_BYTES, Opener, Sealer
-from collectives.mesh.socket_port import MAX_UNSENT_ANSWERS, Inbox
+from collectives.mesh.socket_port import MAX_UNSENT_ANSWERS, Inbox, Landing
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
+from collectives.types import Protection
 from protocol.identity import NodeId
 from tests.waiting import wait_until
 
@@ -90,7 +94,7 @@ def test_a_stream_waits_for_a_member_that_stands_still_as_long_as_the_operation_
         port.expect(B, piece.slot, into)
 
     port.inbox.changed = Meanwhile(stand_still)
-    assert exchange.place(B, port.key, piece).obj is into.obj
+    assert exchange.place(B, port.key, piece).owner is into.obj
     assert port.inbox.ended is None
 
 
@@ -251,7 +255,7 @@ def test_a_stream_keeps_no_memory_of_the_large_pieces_that_it_carried(encrypted)
         came = threading.Event()
 
         def place(self, source, key, piece):
-            return memoryview(into)
+            return Landing(memoryview(into))
 
         def arrived(self, source, key, piece, where):
             self.came.set()
@@ -328,8 +332,46 @@ def test_no_later_operation_gets_memory_that_a_stream_may_still_write_to(algorit
 
     later = [scratch.take(COUNT * factor, torch.float32).zero_() for factor in (1, 2)]
     later.append(scratch.take(32 * 2**20, torch.uint8).zero_())
-    where[:] = b"\xff" * length
+    where.part(0, length)[:] = b"\xff" * length
     assert all(not buffer.any() for buffer in later)
+
+
+@pytest.mark.parametrize("protection", Protection)
+@pytest.mark.parametrize("came", [1, RECORD_BYTES + 1000])
+def test_nothing_is_received_to_the_buffers_of_an_operation_that_is_over(protection, came):
+    """A slow stream is in the middle of a piece when its operation is called off; the next operation uses it still."""
+    encrypts, bare = protection is Protection.ENCRYPTED, protection is Protection.UNAUTHENTICATED
+    exchange, sealer = DataPlane(A), Sealer(bytes(KEY_BYTES), encrypts=encrypts)
+    exchange.link(B)
+    here, there = socket.socketpair()
+    opener = Opener(bytes(KEY_BYTES), encrypts=encrypts)
+    peer = ProvenPeer(B, bytes(8), Purpose.DATA, 0, Sealer(bytes(KEY_BYTES)), opener, b"", bare=bare)
+    exchange.add_stream(peer, here, True)
+    payload = b"\xff" * (2 * RECORD_BYTES)
+
+    def piece_of(port):
+        head = sealer.seal(header(port.key, PieceKind.DATA, Piece(0, 0, len(payload), len(payload))))
+        parts = [payload[at : at + RECORD_BYTES] for at in range(0, len(payload), RECORD_BYTES)]
+        return head, b"".join(parts if bare else map(sealer.seal, parts))
+
+    ports = [exchange.open(OP._replace(n=n), {A, B}, time.monotonic() + 60) for n in (0, 1)]
+    buffers = [bytearray(len(payload)) for _ in ports]
+    tickets = [port.expect(B, 0, memoryview(buffer)) for port, buffer in zip(ports, buffers, strict=True)]
+    with there:
+        head, rest = piece_of(ports[0])
+        there.sendall(head + rest[:came])
+        wait_until(lambda: unread(here) == 0, 10, "the stream to read what came")
+        exchange.close_port(ports[0])
+        buffers[0][:] = b"\x01" * len(payload)
+        there.sendall(rest[came:] + b"".join(piece_of(ports[1])))
+        ports[1].wait(tickets[1])
+        assert buffers == [b"\x01" * len(payload), payload]
+    exchange.close()
+
+
+def unread(sock):
+    """Return how many bytes have come that nobody has read."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
 
 
 def test_a_stream_whose_path_drops_everything_is_closed_by_the_first_operation_that_times_out():
@@ -376,7 +418,7 @@ def test_a_member_has_finished_when_as_much_has_come_as_it_says_it_sent_whatever
     where = exchange.place(B, port.key, piece)
     exchange.finished(B, 2)  # by another stream
     assert not exchange.has_finished(B) and not unsent.done()
-    where[:] = b"x"
+    where.part(0, 1)[:] = b"x"
     exchange.arrived(B, port.key, piece, where)
     exchange.forget(OP._replace(n=1))
     assert not exchange.has_finished(B)
@@ -395,7 +437,7 @@ def test_an_operation_that_starts_after_a_member_has_finished_gets_what_that_sen
     exchange.link(B)
     piece = Piece(0, 0, 1, 1)
     where = exchange.place(B, operation_key(OP), piece)
-    where[:] = b"x"
+    where.part(0, 1)[:] = b"x"
     exchange.arrived(B, operation_key(OP), piece, where)
     exchange.finished(B, 1)
     port = exchange.open(OP, {A, B}, time.monotonic() + 60)
