@@ -102,7 +102,7 @@ class Communicator:
         self._estimates = Estimates()
         self._in_flight = HandlesInFlight()
         self._agreed_pending = AgreedPending()
-        self._step_runner: StepRunner[Communicator] = StepRunner()
+        self._step_runner: StepRunner[Communicator] = StepRunner(driver.timing.hang)
         # So that no thread or socket stays when it is dropped without `leave`, or the program ends.
         self._finalizer = weakref.finalize(self, driver.stop, True)
 
@@ -264,7 +264,7 @@ class Communicator:
         Raises:
             Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: nobody was let in, as far as is known.
         """
-        call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout)
+        call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout, self._step_runner.lag(timeout, of_step=False))
         with waiting(self._driver, call):
             finished = call.wait_finish(last_moment(call, self._driver.timing.settling))
         if finished.verdict is not CallVerdict.COMMIT:
@@ -591,7 +591,8 @@ class Communicator:
             raise BadArgument(f"step = {step}: give an integer in [0, {MAX_STEP}]")
         digest = (*((("step", step),) if step is not None else ()), *job.digest)
         began = time.perf_counter()
-        call = self._begin(tag, job.kind, digest, FLAGS[self._status.pending] + job.share, timeout)
+        lag = self._step_runner.lag(timeout, of_step=not isinstance(job, Rendezvous | EndOfStep))
+        call = self._begin(tag, job.kind, digest, FLAGS[self._status.pending] + job.share, timeout, lag)
         seen: list[AgreedPending] = []
         attempt = self._step_runner.attempt
 
@@ -616,13 +617,13 @@ class Communicator:
         return carry_out
 
     def _begin(
-        self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float
+        self, tag: int, kind: str, digest: tuple[tuple[str, int | str], ...], share: bytes, timeout: float, lag: float
     ) -> PendingCall:
         if self._status.closed or not self._finalizer.alive:
             raise CommunicatorClosed(HAS_LEFT)
         if check_timeout(timeout) <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
-        return self._driver.begin(Begin(tag, kind, timeout, digest, share))
+        return self._driver.begin(Begin(tag, kind, timeout, digest, share, lag))
 
 
 def _own_tag(tag: int) -> int:

@@ -48,12 +48,16 @@ Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an
 # One call of the runner waits for the others at most this part of a step's time. So a member that hangs has missed
 # enough calls (`GroupTiming.misses`, 3) to be left out before the time is up, and the others take the step.
 PATIENCE = 1 / 5
+LAG = 1 / 2  # of a call's time-out: how late others may be, unless that is less than `GroupTiming.hang`
 
 
 class StepRunner(Generic[C]):
     """The steps of one communicator, one at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, hang: float) -> None:
+        """`hang` is that of `GroupTiming`, in seconds."""
+        self._hang = hang
+        self._lag = 0.0  # the most that the calls of the last attempt with any allowed, in seconds
         self._steps: Steps | None = None
         self.turn: OpId | None = None  # the last rendezvous: all members who take a step have the same one
         self.attempt: Attempt | None = None  # of the step that is being taken; calls that begin now belong to it
@@ -65,6 +69,20 @@ class StepRunner(Generic[C]):
     def under_way(self) -> bool:
         """Whether a step is being taken."""
         return self._one_at_a_time.locked()
+
+    def lag(self, timeout: float, *, of_step: bool) -> float:
+        """Return how many seconds late others may be for a call that begins now: see `Begin`.
+
+        `of_step`: it is a call of the step's. For the runner's own calls others may be as late as for those.
+        """
+        if not self.under_way:
+            return 0.0
+        lag = max(self._hang, timeout * LAG)
+        if self.attempt is None or not of_step:
+            return min(self._lag, lag) if self._lag else lag
+        self._lag = max(self._lag, lag) if self.attempt.has_called else lag
+        self.attempt.has_called = True
+        return lag
 
     def run(
         self, comm: C, meet: Meet, step: Callable[[C], T], state: SharedState | None, timeout: float

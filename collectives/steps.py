@@ -100,6 +100,7 @@ class Attempt:
     """One member's attempt at a step: the view that its calls are carried out in. Thread-safe."""
 
     def __init__(self) -> None:
+        self.has_called = False  # that it has made a call
         self._lock = threading.Lock()
         self._mark: bytes | None = None
 

@@ -68,6 +68,9 @@ class GroupTiming:
     misses      a member that lets so many of the others' calls in a row end at their deadline, and makes none
                 itself, is left out: its process lives, but its owner hangs. Calls that wait less than `timeout`
                 do not count
+    hang        in a step of `run`, a member that makes no call while the others wait in one for this long, or for half
+                of its time-out if that is longer, is left out. Half of the default time-out, so that the rest of it is
+                enough to go on without that member
 
     a dead member is out of the view within
         timeout (or grace, where its socket closed) + heartbeat (others are told) + 2 round trips
@@ -77,6 +80,7 @@ class GroupTiming:
     heartbeat: float
     timeout: float
     misses: int = 3
+    hang: float = 15.0
 
     @property
     def grace(self) -> float:

@@ -14,9 +14,10 @@ operation never wait for each other. An admission that is called off is over for
 
 Nobody is waited for for ever. When a call ends at its deadline before all have made it, while at least half of the
 members wait in calls, it is a miss of each one that waits in none. After `GroupTiming.misses` misses in a row a
-member is left out. A member whose arguments differ from those that more than half gave is left out at once: the
-others are told to call again, and it is told of its mismatch. So is one whose values the coordinator's own owner could
-not use.
+member is left out. It is left out before that if all who wait in a call say how late others may be (`Initiate.lag_ms`),
+and it is later than all of them say. A member whose arguments differ from those that more than half gave is left out at
+once: the others are told to call again, and it is told of its mismatch. So is one whose values the coordinator's own
+owner could not use.
 
 At a rendezvous members that have lost each other begin anew. It needs the calls of all. A member that waits in it makes
 no other call, so each call that lacks this member is called off at once: so all come. When the rendezvous commits, all
@@ -147,6 +148,7 @@ class Coordinator:
     def advance(self, now: float) -> None:
         """Start what everybody called and nothing holds up; call off what waits for members at the rendezvous."""
         self._send_to_rendezvous()
+        self._leave_out_late(now)
         waiting = {op: transaction for op, transaction in self._transactions.items() if not transaction.started}
         admissions = {op: transaction for op, transaction in waiting.items() if op.tag == ADMIT_TAG}
         under_way = [op for op, transaction in self._transactions.items() if transaction.started]
@@ -197,6 +199,22 @@ class Coordinator:
         """This member's own owner could not use what `member` sent: leave it out."""
         if member in self._view.ids and member != self._own:
             self._evict(member, op, reason)
+
+    def _leave_out_late(self, now: float) -> None:
+        """Leave out members that make no call for longer than those who wait for them allow, this one included."""
+        waiting = {member for transaction in self._transactions.values() for member in transaction.calls}
+        absent = sorted(self._view.ids - waiting)
+        if not absent or 2 * len(waiting) < len(self._view.members):
+            return
+        for op, transaction in self._transactions.items():
+            lags = [call.lag_ms / 1000 for call in transaction.calls.values()]
+            if transaction.started or not lags or 0 in lags or now - transaction.since < max(lags):
+                continue
+            transaction.since = now  # the view that lacks them is on its way
+            kind = next(iter(transaction.calls.values())).kind
+            for member in absent:
+                self._evict(member, op, f"the others waited {max(lags):g} s for its call of {kind}, and it made none")
+            return
 
     def _count_misses(self, op: OpId, transaction: Transaction, now: float) -> None:
         """Leave out members that missed too many calls in a row, this one included."""

@@ -58,7 +58,8 @@ class Begin:
     """The owner calls an operation: at most one outstanding a tag.
 
     `digest` must be equal at all members, field by field; `share` (at most 64 KiB) is handed to
-    all. `deadline` is in seconds from now. Kind `ADMIT` lets newcomers in, under `ADMIT_TAG`.
+    all. `deadline` is in seconds from now. Kind `ADMIT` lets newcomers in, under `ADMIT_TAG`. A member that lets
+    all who called wait for `lag` seconds, and makes no call itself, is left out; 0: its time is not bounded.
     """
 
     tag: int
@@ -66,6 +67,7 @@ class Begin:
     deadline: float
     digest: tuple[tuple[str, int | str], ...] = ()
     share: bytes = b""
+    lag: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ MAX_LEDGERS = 4  # views whose operations a report tells about
 MAX_FIELDS = 16  # of a digest
 MAX_PENDING = 64  # newcomers that are kept waiting
 MAX_RULINGS = MAX_LEDGERS * (MAX_ENTRIES + MAX_OPEN)
+MAX_LAG_MS = 2**40
 MAX_APPLIED_EPOCH = 2**48  # a stranger cannot use the epochs up
 
 PackedView = Annotated[View, Packed()]
@@ -96,12 +97,13 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Initiate:
-    """The sender's owner called `op`."""
+    """The sender's owner called `op`. `lag_ms`: see `Begin`."""
 
     op: OpId
     kind: Text
     digest: Digest
     share: Share
+    lag_ms: Annotated[int, AtMost(MAX_LAG_MS)] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ from protocol.errors import PeerError
 from protocol.identity import KEY_BYTES as IDENTITY_BYTES
 from protocol.identity import SIGNATURE_BYTES, Identity, NodeId, node_id
 
-VERSION = 2
+VERSION = 3
 SESSION_BYTES = 8
 _MAGIC = b"GSMC"
 _HELLO = struct.Struct("!4sBBBB32s")

@@ -2,13 +2,16 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from collectives import Communicator, DeadlineExceeded, Mismatch, Op, SharedState
+from collectives.agreement.events import Begin
 from collectives.errors import BadArgument
+from collectives.types import LAN
 from tests.groups import group, together
 from tests.waiting import wait_until
 
@@ -89,6 +92,45 @@ def test_a_step_that_takes_longer_than_its_time_out_is_told_so_and_the_next_one_
         with pytest.raises(DeadlineExceeded, match="came to its end after its time-out of 30 s: allow more"):
             comm.run(lambda _: passed.append(100.0), timeout=LIMIT_S)
         assert comm.run(summed).number == 1
+
+
+def test_one_that_hangs_in_a_step_costs_the_others_half_of_a_calls_time_and_comes_back_in_step():
+    with group(3, timing=replace(LAN, hang=1.0)) as comms:
+        hung, goes_on = comms[2], threading.Event()
+
+        def step(comm):
+            if comm is hung:
+                goes_on.wait(LIMIT_S)
+            return comm.all_reduce(np.ones(3), op=Op.SUM, timeout=8.0).value
+
+        def take_steps(comm):
+            began = time.monotonic()
+            done = comm.run(step)
+            assert (done.number, len(done.members), done.attempts) == (1, 2, 1)
+            assert 4.0 <= time.monotonic() - began < 8.0
+            goes_on.set()
+            while len(done.members) < 3:
+                done = comm.run(step)
+            return done
+
+        results = together(*(lambda c=c: take_steps(c) for c in comms[:2]), lambda: hung.run(step))
+        assert [result.value.tolist() for result in results] == [[3.0] * 3] * 3
+        assert len({result.number for result in results}) == 1
+        assert [result.joined for result in results] == [False, False, True]
+
+
+@pytest.mark.parametrize(("timeout", "lag"), [(2.0, 15.0), (30.0, 15.0), (300.0, 150.0)])
+def test_how_late_others_may_be_for_the_calls_of_a_step_follows_from_their_time_outs(timeout, lag):
+    begun = []
+    with group(1, observer=lambda what: begun.append(what) if isinstance(what, Begin) else None) as (comm,):
+        comm.run(lambda comm: comm.all_reduce(np.ones(3), timeout=timeout))
+        comm.run(lambda comm: comm.all_reduce(np.ones(3), timeout=timeout))
+        comm.all_reduce(np.ones(3), timeout=timeout)
+    assert [(begin.kind, begin.lag) for begin in begun] == [
+        ("rendezvous", 60.0),  # no call has said it yet: half of the fifth of a step's time that a rendezvous has
+        *[("all_reduce", lag), ("step", min(lag, 60.0))] * 2,
+        ("all_reduce", 0.0),
+    ]
 
 
 def test_one_that_raises_comes_back_in_step():

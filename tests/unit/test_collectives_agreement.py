@@ -148,6 +148,32 @@ def test_who_misses_three_calls_that_all_others_made_is_left_out_and_told_and_co
     assert [members for _, members in group.views()] == [ALL]
 
 
+@pytest.mark.parametrize("hung", ALL)
+def test_who_is_later_than_all_that_wait_allow_is_left_out_within_the_time_of_their_call(hung: int) -> None:
+    group = group_of_three()
+    others = tuple(number for number in ALL if number != hung)
+    lags = dict(zip(others, (10.0, LAN.hang), strict=True))
+    for number, lag in lags.items():
+        group.feed(number, Begin(0, "reduce", 30.0, (("count", 1),), b"", lag))
+    group.run(LAN.hang - 0.5)
+    assert [members for _, members in group.views()] == [ALL]
+    group.run(2.5)
+    assert {tuple(group.verdicts()[number]) for number in others} == {("commit",)}
+    group.call(hung)
+    assert "left this member out: the others waited 15 s for its call of reduce" in group.finished[hung][-1].reason
+
+
+def test_who_is_late_for_calls_that_do_not_say_how_late_it_may_be_is_not_left_out() -> None:
+    group = group_of_three()
+    group.feed(0, Begin(0, "reduce", 60.0, (("count", 1),), b"", 1.0))
+    group.call(1, deadline=60.0)
+    group.run(30.0)
+    assert group.views() == [(3, ALL)]
+    group.call(2)
+    group.run(0.5)
+    assert [group.verdicts()[number] for number in ALL] == [["commit"]] * 3
+
+
 def test_of_two_the_one_that_hangs_is_left_out_also_under_majority() -> None:
     group = Group(2, Partition.MAJORITY)
     hang(group, 0, calls=4)
