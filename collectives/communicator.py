@@ -168,7 +168,16 @@ class Communicator:
         exchange = DataPlane(identity.node_id)
         party = Party(identity, key, os.urandom(SESSION_BYTES), protected, may_join or anybody)
         closed = secret is not None if closed is None else closed
-        mesh = Mesh(party, listening, streams, exchange.add_stream, exchange.open_streams, closed=closed)
+        mesh = Mesh(
+            party,
+            listening,
+            streams,
+            exchange.add_stream,
+            exchange.open_streams,
+            closed=closed,
+            # Else silence ends a member as soon.
+            unacknowledged_s=timing.timeout if timing.silence > timing.timeout else None,
+        )
         agreement = Agreement(
             identity.node_id,
             mesh.address,

@@ -67,7 +67,7 @@ from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, combine, describe, finish, start, work_dtype
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
 from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
-from collectives.types import WAN, Codec, Op, Protection
+from collectives.types import RANKS, Codec, GroupTiming, Op, Protection
 from protocol.identity import Identity, NodeId
 
 log = structlog.get_logger()
@@ -108,13 +108,15 @@ class Options:
 
     `listen` is where other ranks dial this one; by default on loopback if `MASTER_ADDR` is, or if torchrun has started
     all ranks on this machine, else on all interfaces. `secret` is what only the ranks know: 16 random bytes or more, by
-    default the environment's `GOSSAMER_SECRET`; without any, see above.
+    default the environment's `GOSSAMER_SECRET`; without any, see above. `timing` says how patient ranks are: one that
+    keeps Python's lock to itself, or is stopped, is lost after `timing.stall` seconds.
     """
 
     protection: Protection = Protection.AUTHENTICATED
     streams: int = 1
     listen: str = ""
     secret: str | None = field(default=None, repr=False)
+    timing: GroupTiming = RANKS
 
 
 class ProcessGroupGossamer(_TorchGroup):
@@ -1058,7 +1060,7 @@ def _meet_by(
         protection=options.protection,
         streams=options.streams,
         timeout=timeout,
-        timing=WAN,  # a rank that loads a model may hold its interpreter for seconds
+        timing=options.timing,
     )
     try:
         if rank == 0:

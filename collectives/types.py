@@ -1,6 +1,6 @@
 """The words of the public interface: operations, codecs, how patient members are, and what comes of a call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -62,6 +62,8 @@ class GroupTiming:
     timeout     silence for this long is death: 6 heartbeats, so that five late ones in a row are
                 forgiven. A member that is stopped (SIGSTOP), or whose process holds its interpreter
                 for longer, is left out and has to be let in again
+    stall       it is only death after this long, if that is longer, while there is a connection whose other end
+                acknowledges what is sent: the machine is there, and so is the process, which may hold its interpreter
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more wait no longer than this for it
     patience    how long a proposer waits for a member's report, and a member for the decision
@@ -81,6 +83,12 @@ class GroupTiming:
     timeout: float
     misses: int = 3
     hang: float = 15.0
+    stall: float = 0.0
+
+    @property
+    def silence(self) -> float:
+        """How long a member may say nothing while its connection lives."""
+        return max(self.timeout, self.stall)
 
     @property
     def grace(self) -> float:
@@ -100,6 +108,8 @@ class GroupTiming:
 
 LAN = GroupTiming(heartbeat=0.25, timeout=1.5)
 WAN = GroupTiming(heartbeat=1.0, timeout=6.0)
+# Of torch's ranks, which are restarted all together where one is lost: one that loads or compiles a model is not.
+RANKS = replace(WAN, stall=60.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,13 @@ def _shares_memory(comm):
     return True
 
 
+def _fork(comm):
+    """Fork a process that does nothing, as a loader of data may; return its id."""
+    if (forked := os.fork()) == 0:
+        signal.pause()
+    return forked
+
+
 def _admit(comm, timeout):
     try:
         comm.admit(timeout=timeout)
@@ -250,6 +257,7 @@ _ACTIONS = {
     "sync": _sync,
     "admit": _admit,
     "memory": _memory,
+    "fork": _fork,
     "shares_memory": _shares_memory,
     "wait_for": lambda comm, members, timeout: comm.wait_for(members, timeout),
     "members": lambda comm: comm.members,

@@ -1,5 +1,6 @@
 """What ranks of a world do as processes of their own: `spawn(function, backend, size, ...)` returns what each said."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -83,6 +84,20 @@ def train(rank, size, device="cpu"):
         dist.all_reduce(two := torch.ones(1), group=part)
         assert two == 2
     return ddp, run(sharded)
+
+
+def hold_the_lock(rank, size, seconds):
+    """Let rank 1 keep Python's lock to itself, as a long call of C may; return what the ranks' next sum is."""
+    import torch
+    import torch.distributed as dist
+
+    dist.all_reduce(x := torch.ones(3))
+    if rank == 1:
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    else:
+        time.sleep(seconds / 2)  # so that the call's own time-out is no matter
+    dist.all_reduce(x)
+    return x.tolist()
 
 
 def lose(rank, size, kind, how):

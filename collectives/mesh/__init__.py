@@ -5,6 +5,7 @@
     sealing        the records after it, encrypted or authenticated only
     limits         what those who are no members may cost: handshakes, links, frames
     connection     one control connection: its handshake, then its frames, on a socket that never blocks
+    forks          what a forked process does not keep: the sockets
     mesh           all of them: who is linked, who is dialled; one thread's
     framing        the header of a piece on a data stream
     stream         one data stream: a thread that reads, one that writes, and the queue that it sends from

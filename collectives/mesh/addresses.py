@@ -129,6 +129,13 @@ def is_vouched(sock: socket.socket) -> bool:
 KEEPALIVE = {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
 
+def end_where_unacknowledged(sock: socket.socket, seconds: float) -> None:
+    """Let the kernel end a connection once the other end has acknowledged nothing for so long; see `KEEPALIVE`."""
+    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
+
+
 def prepare(sock: socket.socket) -> None:
     """Set a connected or connecting socket's options."""
     if sock.family == socket.AF_UNIX:

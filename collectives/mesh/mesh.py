@@ -29,6 +29,7 @@ from collectives.mesh.addresses import (
     Address,
     BadAddress,
     connecting,
+    end_where_unacknowledged,
     is_vouched,
     listen,
     listen_locally,
@@ -37,6 +38,7 @@ from collectives.mesh.addresses import (
     prepare,
 )
 from collectives.mesh.connection import Channel, ChannelState, MemberLink
+from collectives.mesh.forks import close_in_children
 from collectives.mesh.handshake import Handshake, HandshakeError, Party, ProvenPeer, Purpose
 from collectives.mesh.limits import (
     MAX_LINKS_OUTSIDE,
@@ -130,10 +132,12 @@ class Mesh:
         open_streams: Callable[[NodeId], Set[int]],
         *,
         closed: bool = False,
+        unacknowledged_s: float | None = None,
     ) -> None:
         """Listen. `open_streams` tells which of a member's streams that we dialled are alive.
 
-        `closed`: every node that completes a handshake may join.
+        `closed`: every node that completes a handshake may join. `unacknowledged_s`: how long the other end of a
+        control connection may acknowledge nothing; None: as long as that of any connection.
 
         Raises:
             BadAddress: it is not possible to listen there.
@@ -142,13 +146,15 @@ class Mesh:
         self._own = party.identity.node_id
         self._allows = party.may_join
         self._closed = closed
+        self._unacknowledged_s = unacknowledged_s
         self._ask_again = 0.0
         self._streams = streams
         self._on_stream = on_stream
         self._open_streams = open_streams
         listener, where = listen(listening)
         self.address = str(where)
-        self._listeners = [sock for sock in (listener, listen_locally(party.session)) if sock is not None]
+        listeners = [sock for sock in (listener, listen_locally(party.session)) if sock is not None]
+        self._listeners = [close_in_children(sock) for sock in listeners]
         self.refused: Counter[str] = Counter()
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
@@ -331,7 +337,7 @@ class Mesh:
             self._end(next(c for c in unproven if c.prefix == most), "crowded_out")
 
     def _begin(self, sock: socket.socket, handshake: Handshake, **facts: Any) -> None:
-        prepare(sock)
+        prepare(close_in_children(sock))
         connection = ChannelState(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
         self._connections[connection.channel] = connection
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
@@ -376,6 +382,8 @@ class Mesh:
     def _prove(self, connection: ChannelState, peer: ProvenPeer) -> None:
         """The handshake is over: a control connection introduces itself, a data connection leaves us."""
         if peer.purpose is Purpose.CONTROL:
+            if self._unacknowledged_s is not None:
+                end_where_unacknowledged(connection.channel.socket, self._unacknowledged_s)
             connection.channel.send(pack([self.address]))
             return
         link = self._links.get(peer.member)

@@ -5,6 +5,7 @@ with the exact sum of its `contributors`, at every member, and every buffer of a
 commit with what it was.
 """
 
+import os
 import signal
 import time
 from itertools import product
@@ -12,6 +13,7 @@ from itertools import product
 import pytest
 
 from collectives.mesh.shared_memory import is_possible
+from collectives.types import WAN
 from tests.collectives_member import STATES, Member, digest, vector
 from tests.waiting import wait_until
 
@@ -132,3 +134,21 @@ def test_the_others_go_on(four, state, who, number, protection):
     finally:
         if newcomer is not None:
             newcomer.end()
+
+
+def test_one_that_is_killed_is_lost_at_once_though_a_process_that_it_forked_lives():
+    members, forked = [Member() for _ in range(2)], None
+    try:
+        members[0].connect(timing=WAN)
+        members[1].connect([members[0].address], timing=WAN)
+        forked = members[1].ask("fork")
+        reduce_all(members, "before")
+        members[1].signal(signal.SIGKILL)
+        began = time.monotonic()
+        wait_until(lambda: len(members[0].ask("members")) == 1, 20, "the view without it")
+        assert time.monotonic() - began < WAN.timeout - WAN.heartbeat
+    finally:
+        if forked is not None:
+            os.kill(forked, signal.SIGKILL)
+        for member in members:
+            member.end()

@@ -22,7 +22,7 @@ from collectives.reduce import shared
 from collectives.torch_backend import MEETING, NO_RANK, BackendError, Options, ProcessGroupGossamer, _read_op, in_order
 from tests.groups import group, together
 from tests.late_copies import treat_as_on_a_device
-from tests.torch_ranks import lose, spawn, train
+from tests.torch_ranks import hold_the_lock, lose, spawn, train
 from tests.waiting import wait_until
 
 SIZE = 3
@@ -403,6 +403,12 @@ def test_ddp_and_fsdp_train_to_the_loss_of_gloo_bit_by_bit(tmp_path):
         (tmp_path / backend).mkdir()
         losses.append(spawn(train, backend, 2, tmp_path / backend))
     assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_rank_that_keeps_pythons_lock_for_ten_seconds_is_waited_for(tmp_path):
+    assert spawn(hold_the_lock, "gossamer", 2, tmp_path, 10.0) == dict.fromkeys(range(2), [4.0] * 3)
 
 
 @pytest.mark.slow

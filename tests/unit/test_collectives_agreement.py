@@ -29,12 +29,13 @@ from collectives.agreement.events import (
     Tick,
     Unlinked,
 )
+from collectives.agreement.failure_detector import FailureDetector
 from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import MAX_OPEN, Stage
 from collectives.agreement.view_change import compatible
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, Ballot, Member, OpId, View, outranks
 from collectives.simulator.network import MAX_DELAY
-from collectives.types import LAN, Partition
+from collectives.types import LAN, RANKS, Partition
 from tests.agreements import IDS, Group
 
 ALL = (0, 1, 2)
@@ -111,6 +112,24 @@ def test_where_no_half_agrees_a_mismatch_names_the_member_and_the_field_to_every
         assert ended.mismatch.member == IDS[1 - number]
         assert (ended.mismatch.field, ended.mismatch.ours) == ("count", 7 if number else 3)
     assert all(core.view is not None for core in group.cores.values())
+
+
+# --- processes that stand still ---
+
+
+def test_a_rank_that_says_nothing_is_not_missing_while_its_machine_acknowledges_what_is_sent() -> None:
+    here, there = IDS[:2]
+    view = View.of(b"group", 1, b"the view", [Member(name, "", bytes(8)) for name in (here, there)])
+    detector = FailureDetector(here, RANKS)
+    detector.enter(view, 0.0)
+    detector.link(there, "", 0.0)
+    assert not detector.missing(view, 10.0) and detector.missing(view, 61.0) == {there}
+    detector.unlink(there, view, 10.0)  # the kernel ended the connection, or the process has ended
+    assert detector.missing(view, 11.0) == {there}
+    lan = FailureDetector(here, LAN)
+    lan.enter(view, 0.0)
+    lan.link(there, "", 0.0)
+    assert lan.missing(view, 2.0) == {there}
 
 
 # --- owners that hang ---
