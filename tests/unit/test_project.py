@@ -6,7 +6,9 @@ import importlib
 import importlib.metadata
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -116,7 +118,7 @@ def test_what_is_imported_is_declared() -> None:
     extras = [item for name in named for item in optional[name]]
     declared = distribution_names(PROJECT["dependencies"] + extras)
     assert imported_distributions(*PACKAGES) <= declared
-    assert imported_distributions("examples") <= declared | distribution_names(PROJECT["optional-dependencies"]["dev"])
+    assert imported_distributions("examples") <= declared | distribution_names(optional["gguf"])
 
 
 def test_what_is_declared_is_used() -> None:
@@ -190,6 +192,24 @@ def test_no_test_is_skipped_or_marked_flaky() -> None:
 
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def test_the_demo_installs_what_a_node_needs_and_the_tests_install_the_rest_into_the_same_environment(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+
+    def installed_by(target: str) -> list[str]:
+        command = ["make", "--dry-run", "--no-print-directory", "-C", str(tmp_path), target]
+        return re.findall(r"--editable '\.\[(\w+)\]'", subprocess.run(command, capture_output=True, text=True).stdout)
+
+    assert installed_by("demo") == installed_by("real") == ["gguf"]
+    assert installed_by("test") == ["dev"]
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed-node").touch()
+    assert installed_by("demo") == []
+    assert installed_by("test") == ["dev"]
 
 
 @pytest.mark.parametrize("document", ["README.md", ".ci/run"])
