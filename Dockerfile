@@ -52,10 +52,10 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /opt/gossamer
 # The dependencies first, in a layer that only a change of pyproject.toml makes anew.
-COPY pyproject.toml README.md LICENSE ./
-# What is installed is this project, by its path; its ranges are in pyproject.toml.
+COPY pyproject.toml README.md LICENSE .ci/constraints.txt ./
+# What is installed is this project, by its path; the versions of what it needs are in the constraints.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir ".[${EXTRAS}]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
 COPY protocol protocol
 COPY collectives collectives
 COPY node node

@@ -8,6 +8,9 @@ SHELL := bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 NODE := .venv/.installed-node
+# CI names a file of versions here; without one, pip takes the newest that pyproject.toml allows.
+CONSTRAINTS ?=
+SITE := mkdocs-material>=9.5,<10
 
 # Nothing here needs a model hub, a screen or anyone's telemetry.
 export HF_HUB_OFFLINE := 1
@@ -28,7 +31,7 @@ PIP_PROGRESS = while read -r word name rest; do \
 		Installing\ collected*) set -- $$rest; echo "  unpacking $$(($$\# - 1)) packages" ;; \
 	esac; done
 
-.PHONY: help install demo real test slow long repeat gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci clean
+.PHONY: help install demo real test slow long repeat gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -75,7 +78,7 @@ pictures: $(STAMP) ## take the pictures of the dashboard in docs/ anew; wants wh
 	@PICTURES=docs PICTURES_ROUNDS=120 $(BIN)/pytest -m browser -k pictures
 
 docs: $(STAMP) ## the documents as a site, in site/, links checked; mkdocs-material goes into .venv-docs first
-	@[ -d .venv-docs/mkdocs ] || $(BIN)/python -m pip install --quiet --target .venv-docs 'mkdocs-material>=9.5,<10'
+	@[ -d .venv-docs/mkdocs ] || $(BIN)/python -m pip install --quiet $(CONSTRAINTS:%=--constraint %) --target .venv-docs '$(SITE)'
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=.venv-docs $(BIN)/python -m mkdocs build --quiet --strict --config-file website/mkdocs.yml
 
 sbom: $(STAMP) ## sbom.json: all that a node needs, with versions and licences; cyclonedx-bom goes into .venv-sbom first
@@ -110,8 +113,11 @@ contracts: $(STAMP) ## the import contracts between the packages
 ci: ## everything that CI runs
 	@.ci/run
 
+constraints: $(STAMP) ## the versions that CI and the images are made with, anew: .ci/constraints.txt
+	@.ci/constraints.sh '$(SITE)'
+
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom .venv-uv sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # The stamps are touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
 # $(1): the extras to install, $(2): what they are for.
@@ -125,7 +131,8 @@ define INSTALL
 		"$$python" -m venv --clear .venv; \
 	fi
 	@echo "installing gossamer and what $(2) into .venv (a few minutes the first time)"
-	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --progress-bar off --editable '.[$(1)]' | $(PIP_PROGRESS)
+	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --progress-bar off $(CONSTRAINTS:%=--constraint %) \
+		--editable '.[$(1)]' | $(PIP_PROGRESS)
 endef
 
 # What a node runs with; `gguf` reads the model of `make real`.

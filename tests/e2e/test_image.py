@@ -73,6 +73,7 @@ def build(image: Image, venv: Path, work: Path) -> None:
             for source in sources:
                 copied_as_docker_does(source, work)
         elif word == "RUN" and rest.startswith("pip "):
+            rest = rest.replace("--constraint constraints.txt", "")  # offline there is what this interpreter has
             wanted = rest.replace('"', "").replace("${EXTRAS}", image.environment["EXTRAS"]).split()[2:]
             offline = ["--no-index", "--no-build-isolation", "--quiet"]
             done = run([sys.executable, "-m", "pip", "--python", python, "install", *offline, *wanted], None, work)

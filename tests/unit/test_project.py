@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from node.cli.app import EXIT_USER_ERROR, app
 from node.processes.signals import signals_to_stop
@@ -130,6 +132,24 @@ def test_the_extra_that_serves_has_what_the_server_of_transformers_wants() -> No
     wanted = [line for line in importlib.metadata.requires("transformers") or [] if 'extra == "serving"' in line]
     ours = distribution_names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"])
     assert wanted and distribution_names(wanted) <= ours
+
+
+def test_what_ci_and_the_images_are_made_with_is_within_the_ranges() -> None:
+    """`make constraints` writes it anew after a change of the ranges."""
+    text = (ROOT / ".ci" / "constraints.txt").read_text()
+    versions = dict(re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE))
+    extras = PROJECT["optional-dependencies"]
+    ours, *dev = map(Requirement, extras["dev"])
+    lines = PROJECT["dependencies"] + [line for name in {"vllm", *ours.extras} for line in extras[name]]
+    wrong = {
+        item.name
+        for item in (*map(Requirement, lines), *dev)
+        if (item.marker is None or item.marker.evaluate({"python_version": "3.11"}))
+        and not item.specifier.contains(versions.get(canonicalize_name(item.name), "0"))
+    }
+    assert not wrong
+    assert "--constraint constraints.txt" in (ROOT / "Dockerfile").read_text()
+    assert "CONSTRAINTS=.ci/constraints.txt" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_torch_is_a_range_and_no_local_build_is_named() -> None:
