@@ -31,7 +31,7 @@ PIP_PROGRESS = while read -r word name rest; do \
 		Installing\ collected*) set -- $$rest; echo "  unpacking $$(($$\# - 1)) packages" ;; \
 	esac; done
 
-.PHONY: help install demo real test slow long repeat gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci constraints clean
+.PHONY: help install demo real test slow long repeat gpu browser pictures docs sbom fuzz soak experiment lint format types contracts ci constraints release clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -115,6 +115,9 @@ ci: ## everything that CI runs
 
 constraints: $(STAMP) ## the versions that CI and the images are made with, anew: .ci/constraints.txt
 	@.ci/constraints.sh '$(SITE)'
+
+release: $(STAMP) ## wheel, source archive and image recipe in dist/, and the wheel tried in an empty environment
+	@.ci/release.sh
 
 clean: ## remove .venv, caches and builds; runs/ stays
 	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom .venv-uv sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
