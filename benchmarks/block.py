@@ -17,7 +17,7 @@ from node.engines.hf import HfEngine
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.replay_buffer import ReplayBuffer
-from node.swarm.sharing import Exchange
+from node.swarm.sharing import GroupExchange
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics import MetricsLog
 from node.training.trainer import make_trainer
@@ -43,7 +43,7 @@ class Block:
 
 
 def time_gossamer(
-    config: NodeConfig, tasks: TaskSet, exchange: Exchange, warm: int = 1, engine_name: Engine = "generate"
+    config: NodeConfig, tasks: TaskSet, exchange: GroupExchange, warm: int = 1, engine_name: Engine = "generate"
 ) -> Block:
     """Run the node's loop and trainer; every round but the first `warm` is timed."""
     forget_peak()

@@ -28,6 +28,7 @@ from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
+from node.exchange.drawing import PeerDraw
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
@@ -47,7 +48,7 @@ from node.rollouts.sampling import (
     local_samples,
 )
 from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
-from node.swarm.sharing import Exchange, shared_form, traffic_row
+from node.swarm.sharing import GroupExchange, shared_form, traffic_row
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments import start_of
 from node.tasks.quotations import Quotations
@@ -99,7 +100,7 @@ class Loop:
     engine: RolloutEngine
     tasks: TaskSet
     buffer: ReplayBuffer
-    exchange: Exchange
+    exchange: GroupExchange
     metrics: MetricsLog
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
     journal: RoundJournal = field(default_factory=NoJournal)
@@ -115,7 +116,7 @@ class Loop:
     _longest_prompt: int = field(init=False)
     _encode_observation: Callable[[str], list[int]] = field(init=False)
     _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
-    _screen: ScreeningContext = field(init=False)
+    _peers: PeerDraw = field(init=False)
 
     def __post_init__(self) -> None:
         self._told_outside = {task.key for task in self.tasks.tasks if outside(task)}
@@ -128,7 +129,7 @@ class Loop:
         sampling = self.config.sampling
         draws = sampling.external and (self.config.network.enabled or sampling.source == "self")
         held_out = self.tasks.listed_held_out(SEED, asked) if draws else ()  # a node alone makes no rows for it
-        self._screen = ScreeningContext(
+        screen = ScreeningContext(
             self.config.sampling,
             self.tasks,
             self.buffer.read,
@@ -138,6 +139,8 @@ class Loop:
             self.journal.judged,
             Quotations(held_out).are_in,
         )
+        journal = self.journal
+        self._peers = PeerDraw(screen, self.buffer, self.exchange, journal.now, journal.revoked, journal.refused)
 
     def check_rows(self) -> None:
         """Tell the log how the rows of each task are split, and how many are too long to be asked.
@@ -188,7 +191,7 @@ class Loop:
                 questions = self._questions(version, sampling.questions_per_round)
             screening = self._screening(version)
             if self.tasks.scores_in_workers:
-                screening.draw(self._candidates(version, screening))
+                screening.draw(self._peers.candidates(screening, version + 1))
             began = time.monotonic()
             with self._timed("generate"):
                 completions = play(self.engine, self._episodes(questions, version))
@@ -366,15 +369,7 @@ class Loop:
         asked = Draw(
             sampling.external, sampling.completions, SCALES[self.config.trainer.options.scale_rewards], rng, own.reward
         )
-        return Screening(self._screen, self.rule or RULES[sampling.rule], asked, len(self.buffer.signers))
-
-    def _candidates(self, version: int, screening: Screening) -> list[Candidate]:
-        """Return peers' groups that the round may draw, and tell the screening which nodes the owner has revoked."""
-        if not self.config.sampling.external:
-            return []
-        signers = {*self.buffer.signers, *screening.signers_drawn}
-        screening.revoked = frozenset(self.journal.revoked(lambda: self.exchange.revoked(signers)))
-        return self.buffer.candidates(self.journal.now(), version + 1)
+        return self._peers.begin(self.rule or RULES[sampling.rule], asked)
 
     def _draw(
         self, own: Sequence[EncodedGroup], version: int, screening: Screening, seconds: float
@@ -384,15 +379,10 @@ class Loop:
         local = local_samples(own, sampling.local, screening.rule, screening.asked)
         if sampling.external == 0:
             return local, []
-        screening.signers = len(self.buffer.signers)
-        candidates = self._candidates(version, screening)
-        screening.fill(candidates, results, seconds)
+        candidates = self._peers.fill(screening, version + 1, results, seconds)
         now = self.journal.now()
-        self._refuse(screening, version)
-        groups, used = screening.usable, screening.used
-        self.buffer.use(used, version + 1, now)
-        left = sum(one.informative for one in screening.left(candidates))
-        self.exchange.drew(len(groups), left, self._asks_for_easy(screening))
+        used = self._peers.take(screening, version + 1, now, candidates)
+        groups = screening.usable
         external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
@@ -403,22 +393,6 @@ class Loop:
         }
         drawn = [Drawn(one.peer, now - one.received, groups[one.id].group) for one in used]
         return local + external, drawn
-
-    def _asks_for_easy(self, screening: Screening) -> frozenset[TaskKey]:
-        """Return the tasks of which this node draws groups that are all right."""
-        own = self.buffer.own_results
-        return frozenset(task.key for task in self.tasks.tasks if own.reward(task.key.name) < screening.rule.easy_below)
-
-    def _refuse(self, screening: Screening, version: int) -> None:
-        """Remove refused groups and the liars' other groups for good; report each refused group to the swarm."""
-        buried = [one.id for one in screening.refused]
-        if screening.liars:
-            buried += [one.id for one in self.buffer.of_signers(screening.liars)]
-        if buried:
-            self.buffer.bury(buried, version + 1)
-        for one in screening.refused:
-            self.exchange.report(one.id, one.reason)
-            self.journal.refused(one)
 
     def _check_held_out(self, groups: Iterable[EncodedGroup]) -> None:
         """Raise if a group on a held-out question is about to be published or trained on."""

@@ -8,7 +8,6 @@ abandoned one again at its next start, with the same numbers on a CPU.
 """
 
 import math
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,22 +21,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
-from node.errors import DivergedError, NonFiniteError, UserError
+from node.errors import DivergedError, NonFiniteError
+from node.exchange.opening import open_buffer, share
 from node.journal import JOURNAL_FILE, Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
 from node.operations.presets import rate_warning
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
 from node.processes.signals import GivenUp, Stopping, graceful_stop
-from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.sampling import Rule, Sample
 from node.rollouts.screening import GroupBounds
 from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
-from node.swarm.founding import check_rules, load_manifest, split_of
-from node.swarm.peering import Network, agent, item_life, open_network
-from node.swarm.reports import reporter_of
-from node.swarm.sharing import Exchange, NetworkExchange, NoExchange
+from node.swarm.founding import load_manifest, split_of
+from node.swarm.peering import Network, open_network
+from node.swarm.sharing import GroupExchange, NoExchange
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
@@ -51,7 +49,6 @@ from node.training.evaluation import Evaluations, doubts
 from node.training.processes import several
 from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
-from protocol.credentials.manifest import ManifestLimits
 from protocol.host import Host
 
 MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 35000 rounds; one older file is kept beside it
@@ -181,7 +178,7 @@ class Parts(NamedTuple):
     policy: Policy
     engine: RolloutEngine
     tasks: TaskSet
-    exchange: Exchange
+    exchange: GroupExchange
     metrics: MetricsLog
     directory: Host | None = None
     journal: Journal | None = None
@@ -202,7 +199,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
     stopping = Stopping() if stopping is None else stopping  # one that nobody has asked to stop is false
     config, folder, policy, engine, metrics = node.config, node.folder, node.policy, node.engine, node.metrics
     with ExitStack() as stack:
-        buffer = stack.enter_context(_buffer(config, folder, node.limits.life))
+        buffer = stack.enter_context(open_buffer(config, folder, node.limits.life))
         rollouts = MetricsLog(folder / ROLLOUTS_FILE, MAX_ROLLOUTS_BYTES)
         loop = Loop(
             config,
@@ -335,44 +332,15 @@ def _exchange(
     metrics: MetricsLog,
     listening: Callable[[Network], None],
     journal: RoundJournal,
-) -> Iterator[tuple[Exchange, GroupBounds, Host | None]]:
+) -> Iterator[tuple[GroupExchange, GroupBounds, Host | None]]:
     if not config.network.enabled:
         yield NoExchange(), GroupBounds(0, 0), None
         return
     with open_network(config, folder) as network:
-        limits = ManifestLimits()
-        if network.manifest is not None:
-            check_rules(network.manifest, tasks, config.sampling.completions)
-            limits = network.manifest.limits
+        exchange, bounds = share(network, config, tasks, journal.saw)
         with observe(config.observe, folder, lambda: describe(network, metrics.recent, config.rounds)):
             listening(network)
-            exchange = NetworkExchange(
-                network.host,
-                tasks,
-                max_completions=limits.max_completions,
-                max_bytes=limits.max_group_bytes,
-                external=config.sampling.external if config.sampling.source == "peers" else 0,
-                reports_s=limits.reports_s,
-                reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
-                saw=journal.saw,
-            )
-            life = item_life(limits.max_item_age_s)
-            yield exchange, GroupBounds(limits.max_completions, limits.max_group_bytes, life), network.host
-
-
-@contextmanager
-def _buffer(config: NodeConfig, folder: Path, item_life: float) -> Iterator[ReplayBuffer]:
-    try:
-        with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses, item_life) as buffer:
-            yield buffer
-    except sqlite3.OperationalError as error:
-        raise UserError(
-            f"cannot write {folder / 'pool.sqlite'}: {error}; free disk space or fix its permissions"
-        ) from error
-    except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"{folder / 'pool.sqlite'} is damaged ({error}): delete it; only shared rollouts are lost"
-        ) from error
+            yield exchange, bounds, network.host
 
 
 class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

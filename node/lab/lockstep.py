@@ -318,7 +318,7 @@ class Mail:
 
 
 class MailExchange:
-    """A node's place at the mail (`node.swarm.sharing.Exchange`)."""
+    """A node's place at the mail (`node.swarm.sharing.GroupExchange`)."""
 
     def __init__(self, mail: Mail, index: int, witness: Witness | None = None) -> None:
         self._mail = mail

@@ -241,6 +241,7 @@ class Screening:
     _pending: list[_PendingGroup] = field(default_factory=list)
     _scoring: Scoring | None = None
     _is_late: bool = False
+    _told: int = 0  # of the refused groups, how many `newly_refused` has returned
     _usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
 
     @property
@@ -257,6 +258,11 @@ class Screening:
     def liars(self) -> set[str]:
         """The signers of groups that were refused for a lie."""
         return {one.sender for one in self.refused if one.reason not in BLAMELESS}
+
+    def newly_refused(self) -> list[RefusedGroup]:
+        """Return the groups that were refused since the last call."""
+        found, self._told = self.refused[self._told :], len(self.refused)
+        return found
 
     @property
     def _distrusted(self) -> set[str]:
@@ -361,7 +367,7 @@ class Screening:
         room = MAX_DRAWN_PER_SLOT * self.asked.count - len(self._drawn)
         share, most = self.context.sampling.max_signer_share, None
         if share and self.signers:
-            most = math.ceil(share * self.context.sampling.external / self.signers)
+            most = math.ceil(share * self.asked.count / self.signers)
         taken = Counter(one.peer for one in self._drawn.values())
         return replace(self.asked, count=max(min(free, room), 0), per_signer=most, taken=taken)
 

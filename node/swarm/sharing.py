@@ -1,6 +1,6 @@
 """Sends the loop's groups to the network and returns peers' groups; nothing here waits.
 
-`Exchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
+`GroupExchange` is all that the loop knows of its peers. `NetworkExchange` speaks through
 the protocol's host; `NoExchange` is a node alone, for which the loop is plain GRPO.
 
 Demand: a node asks the swarm for its tasks' topics, and for as many groups a second as it can use. Groups that are all
@@ -47,7 +47,7 @@ MAX_EASY = 2  # answers that are sent of a group that is all right: a second may
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
 
-class Exchange(Protocol):
+class GroupExchange(Protocol):
     """How a round shares its groups and gets others'. No method waits."""
 
     def publish(self, groups: Sequence[Group]) -> None:
@@ -175,17 +175,30 @@ class NetworkExchange:
 
         One that peers would refuse, or that the network thread has no room for, is counted, not sent.
         """
-        if self._demand.next_round(time.monotonic()):
+        self.begin_round()
+        self.offer(groups)
+
+    def begin_round(self, external: int | None = None) -> None:
+        """Note that a round begins: the demand follows.
+
+        `external` is how many of peers' groups it draws, if it is another number than before.
+        """
+        if self._demand.next_round(time.monotonic(), external):
             self._subscribe()
+
+    def offer(self, groups: Sequence[Group]) -> int:
+        """Do what `publish` does, within a round; return how many groups the network thread has taken."""
+        sent = 0
         for group in filter(None, (shared_form(one, self._tasks) for one in groups)):
             body, topic = encode(group), topic_of_group(group)
             reason = OWN_REFUSED[self._reader.read(body, topic).reason]
             if not reason:
-                self._publish(body, topic)
+                sent += self._publish(body, topic)
                 continue
             if reason not in self._unsent:
                 log.warning("a group of this node's own is not shared, as peers would refuse it", counted_as=reason)
             self._unsent[reason] += 1
+        return sent
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Read what the host has collected; a bad item costs its signer and nobody else."""
@@ -213,11 +226,11 @@ class NetworkExchange:
             self.report(item.id, error.reason)
 
     def revoked(self, signers: Collection[str]) -> list[str]:
-        """See `Exchange.revoked`."""
+        """See `GroupExchange.revoked`."""
         return [one for one in signers if self._host.is_revoked(NodeId(one))]
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """See `Exchange.drew`: the next round's demand follows."""
+        """See `GroupExchange.drew`: the next round's demand follows."""
         self._demand.drew(groups, left)
         asked = sorted(topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key))
         topics = self._always.union(asked[: max(0, MAX_TOPICS - len(self._always))])  # more would count as all topics
@@ -233,7 +246,7 @@ class NetworkExchange:
         self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
-        """See `Exchange.finished`. A report names the tasks that are shared, and no others."""
+        """See `GroupExchange.finished`. A report names the tasks that are shared, and no others."""
         if self._reporter is None:
             return
         told = {f"rewards/{task.key.name}/mean" for task in self._tasks.tasks if not unshared(task)}
@@ -241,12 +254,14 @@ class NetworkExchange:
         if (report := self._reporter.after_round(row, model, time.time())) is not None:
             self._publish(report, REPORTS_TOPIC)
 
-    def _publish(self, body: bytes, topic: bytes) -> None:
-        """Publish without waiting: the training does not wait for the network thread."""
+    def _publish(self, body: bytes, topic: bytes) -> bool:
+        """Publish without waiting, as the training does not wait for the network thread; tell whether it was taken."""
         try:
             self._host.publish(body, topic, timeout=0.0)
         except OutboxFull:
             self._unsent["outbox_full"] += 1
+            return False
+        return True
 
     def traffic(self) -> Counters:
         """Return the host's counts."""
@@ -340,8 +355,12 @@ class Demand:
         least = LESS if left >= enough else SPARE
         self._factor = OVERSAMPLING if groups < self._external else max(least, EASE * self._factor)
 
-    def next_round(self, now: float) -> bool:
-        """Note that a round begins at `now` (s, monotonic); True if `told` has become another number."""
+    def next_round(self, now: float, external: int | None = None) -> bool:
+        """Note that a round begins at `now` (s, monotonic); True if `told` has become another number.
+
+        `external` is how many of peers' groups a round draws from now on, if it is another number.
+        """
+        self._external = self._external if external is None else external
         if self._began is not None:
             took = now - self._began
             self._seconds = took if self._rounds == 0 else self._seconds + WEIGHT * (took - self._seconds)

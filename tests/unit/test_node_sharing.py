@@ -57,6 +57,13 @@ def test_the_demand_follows_the_pace_of_the_rounds_and_not_their_jitter() -> Non
     assert OVERSAMPLING * 4 / 2.7 <= later[-1] <= TELL_RATIO * OVERSAMPLING * 4 / 2.7
 
 
+def test_the_demand_follows_how_many_groups_a_round_draws() -> None:
+    demand = Demand(4)
+    told(demand, 0.5, FIRST_ROUNDS + 1)
+    assert demand.next_round(0.5 * (FIRST_ROUNDS + 1), external=40)
+    assert demand.told == OVERSAMPLING * 40 / 0.5
+
+
 @pytest.mark.parametrize(("left", "factor"), [(0, SPARE), (7, SPARE), (8, LESS)])
 def test_little_more_is_wanted_than_is_drawn_or_less_while_enough_wait(left: int, factor: float) -> None:
     demand = Demand(4)

@@ -1,0 +1,63 @@
+"""What stands between a node's folder and its peers: what is shared over the network, and the replay buffer."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.config import NodeConfig
+from node.errors import UserError
+from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.screening import GroupBounds, ReadGroup
+from node.swarm.founding import check_rules
+from node.swarm.peering import Network, agent, item_life
+from node.swarm.reports import reporter_of
+from node.swarm.sharing import NetworkExchange
+from node.tasks.task_set import TaskSet
+from protocol.credentials.manifest import ManifestLimits
+
+BUFFER_FILE = "pool.sqlite"
+
+
+def share(
+    network: Network, config: NodeConfig, tasks: TaskSet, saw: Callable[[ReadGroup], None] = lambda seen: None
+) -> tuple[NetworkExchange, GroupBounds]:
+    """Share groups of `tasks` over a network, by its swarm's rules; return the bounds of a group beside it.
+
+    `saw` is told of every item that is read as a group.
+
+    Raises:
+        UserError: no peer would take what the node makes.
+    """
+    limits = ManifestLimits()
+    if network.manifest is not None:
+        check_rules(network.manifest, tasks, config.sampling.completions)
+        limits = network.manifest.limits
+    exchange = NetworkExchange(
+        network.host,
+        tasks,
+        max_completions=limits.max_completions,
+        max_bytes=limits.max_group_bytes,
+        external=config.sampling.external if config.sampling.source == "peers" else 0,
+        reports_s=limits.reports_s,
+        reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
+        saw=saw,
+    )
+    return exchange, GroupBounds(limits.max_completions, limits.max_group_bytes, item_life(limits.max_item_age_s))
+
+
+@contextmanager
+def open_buffer(config: NodeConfig, folder: Path, life: float) -> Iterator[ReplayBuffer]:
+    """Open the replay buffer in `folder` for a block; `life` is how many seconds after its signing an item may come.
+
+    Raises:
+        UserError: its file cannot be written, or is damaged.
+    """
+    path = folder / BUFFER_FILE
+    try:
+        with ReplayBuffer(path, config.buffer, config.sampling.max_uses, life) as buffer:
+            yield buffer
+    except sqlite3.OperationalError as error:
+        raise UserError(f"cannot write {path}: {error}; free disk space or fix its permissions") from error
+    except sqlite3.DatabaseError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it; only shared rollouts are lost") from error
