@@ -15,7 +15,7 @@ replay          a node's rounds again, from its journal
 loop            the algorithm
 operations/     settings settled, presets, diagnosis, export, backup
 training/       the update
-exchange/       one path to a swarm and from it
+exchange/       one path to a swarm and from it, for any trainer
 telemetry/      logs, metrics, plots, status and dashboard
 journal         a record of each round
 swarm/          a node among its peers

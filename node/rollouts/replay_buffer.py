@@ -156,6 +156,15 @@ class ReplayBuffer:
         return self._peer_count.keys()
 
     @property
+    def last_round(self) -> int:
+        """The last round of which something is remembered here; 0 if there is none."""
+        (last,) = self._db.execute(
+            "SELECT max(round) FROM (SELECT first_round AS round FROM groups UNION ALL SELECT round FROM uses "
+            "UNION ALL SELECT round FROM buried UNION ALL SELECT round FROM own_results)"
+        ).fetchone()
+        return last or 0
+
+    @property
     def own_results(self) -> OwnResults:
         """The results of this node's own groups in the last rounds."""
         return self._own_results

@@ -154,6 +154,15 @@ class TaskSet:
             if (size := size_of(task)) is not None
         }
 
+    def only(self, keep: Callable[[Task], bool]) -> "TaskSet":
+        """Return the set of the tasks that `keep` tells to keep.
+
+        Raises:
+            UserError: it keeps none.
+        """
+        kept = [pair for pair in zip(self.tasks, self._weights, strict=True) if keep(pair[0])]
+        return self if len(kept) == len(self.tasks) else TaskSet(kept, self.split)
+
     @property
     def split(self) -> Split:
         """Which questions are held out for evaluation, unless a task has test questions of its own."""

@@ -65,6 +65,23 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
     )
 
 
+def log_by_logging() -> None:
+    """Hand events to Python's `logging`, where nothing else was set up: in somebody's program, whose matter logs are.
+
+    They are of the loggers "node", "protocol" and "collectives"; without a word of the program, warnings go to stderr.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.processors.format_exc_info,
+                structlog.processors.KeyValueRenderer(key_order=["event"]),
+            ],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+
+
 def flush_logs() -> None:
     """Wait until what was logged is written, at most `FLUSH_S` for each place, and once for one that hangs."""
     for handler in logging.getLogger().handlers:

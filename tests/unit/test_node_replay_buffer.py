@@ -443,3 +443,16 @@ def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path
 
 def test_a_reward_that_misses_all_there_is_by_rounding_is_a_right_answers() -> None:
     assert own_result("sums", [3, 9], [sum([0.1] * 10), 0.5]).right_length == 3
+
+
+def test_the_last_round_is_that_of_whatever_is_remembered(path: Path) -> None:
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert buffer.last_round == 0
+        buffer.add([shared(1)], now=0, first_round=2)
+        assert buffer.last_round == 2
+        use(buffer, 1, 3)
+        buffer.bury([shared(1).id], 4)
+        assert buffer.last_round == 4
+        buffer.record_own_results(5, [own_result("t", [1], [1.0])])
+    with ReplayBuffer(path, BufferConfig()) as buffer:
+        assert buffer.last_round == 5

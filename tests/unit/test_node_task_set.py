@@ -60,6 +60,17 @@ def test_the_turns_of_a_task_come_one_after_the_other_wherever_one_begins_to_loo
     assert times == sorted(times)
 
 
+def test_some_of_the_tasks_of_a_set_keep_their_weights_and_what_is_held_out() -> None:
+    configs = [
+        TaskConfig(name=f"builtin/{name}", weight=weight) for name, weight in (("sums", 3), ("logic", 1), ("bases", 4))
+    ]
+    tasks = load_tasks(configs, Split(0.5, 7))
+    some = tasks.only(lambda task: task.key.name != "builtin/bases")
+    asked = Counter(one.task.key.name for one in some.questions(0, 40))
+    assert asked == {"builtin/sums": 30, "builtin/logic": 10} and some.split == Split(0.5, 7)
+    assert tasks.only(lambda task: True) is tasks
+
+
 def test_a_task_alone_has_every_turn() -> None:
     assert [turn_at([1.0], [0.25], number) for number in (0, 1, 2, 10**9)] == [(0, 0), (0, 1), (0, 2), (0, 10**9)]
 

@@ -1,8 +1,8 @@
-"""What a notebook or a script imports: `from gossamer import Node, Swarm`.
+"""What a notebook or a script imports: `from gossamer import Node, Swarm, Exchange`.
 
-All of it is `node.api` and `node.grpo_trainer`, by the name of the package that is installed. `node`, `collectives`
-and `protocol` stay what they are, and nothing is loaded twice. A file `node.py` beside a script would be imported in
-place of ours, so that is looked at first.
+All of it is `node.api`, `node.exchange` and `node.grpo_trainer`, by the name of the package that is installed. `node`,
+`collectives` and `protocol` stay what they are, and nothing is loaded twice. A file `node.py` beside a script would be
+imported in place of ours, so that is looked at first.
 """
 
 import importlib.metadata
@@ -15,7 +15,8 @@ for _name, _file in (("node", "state_folder.py"), ("collectives", "communicator.
         raise ImportError(f"{_found.origin} hides Gossamer's package {_name!r}: rename that file or folder")
 
 from node.api import Node, Swarm, UserError  # noqa: E402
+from node.exchange import Exchange  # noqa: E402
 from node.grpo_trainer import GRPOTrainer  # noqa: E402
 
 __version__ = importlib.metadata.version("gossamer")
-__all__ = ["GRPOTrainer", "Node", "Swarm", "UserError", "__version__"]
+__all__ = ["Exchange", "GRPOTrainer", "Node", "Swarm", "UserError", "__version__"]

@@ -1,0 +1,565 @@
+"""`Exchange`: a member of a swarm for any trainer. It asks, scores, publishes and draws; it trains nothing.
+
+    from gossamer import Exchange
+
+    with Exchange.join(invite, state="member") as swarm:
+        for question in swarm.ask(8):                               # never held out
+            texts, finished = generate(question.messages)           # yours
+            rewards = swarm.score(question, texts)
+            swarm.publish(question, texts, finished)                # only what may teach is sent
+        for group in swarm.draw(16):                                # peers': scored here, each given once
+            train(group.question.messages, group.texts, group.advantages)
+
+A folder that has joined, or founded, is opened by `Exchange("member")`. It is a node's folder: one process at a time
+holds it, and after `kill -9` the next one goes on with the same key, asks new questions, and draws no group again that
+was drawn before.
+
+What a node does with its peers is done here by the same parts (`node.exchange.drawing`, `node.swarm.sharing`). A member
+differs from a node in these:
+- Lengths are counted in characters: there is no tokenizer. A peer's answer of more than `sampling.max_length_ratio`
+  times the usual length of the member's own is left out.
+- There is no policy, so nothing bounds how surprising a peer's text may be: `sampling.max_surprise` has no effect.
+- Whole groups are drawn, uniformly among those whose rewards differ: the rule is the paper's (`sapo`).
+- Tasks with environments are left out: none of their questions is asked, and none of their groups is drawn.
+
+Calls take a `timeout` in seconds. Those that cannot end in time raise `TimeoutError`, at most `GRACE_S` later, which
+says what was waited for. Calls from several threads go one after the other. A waiting `draw` lets others through.
+"""
+
+import asyncio
+import hashlib
+import random
+import statistics
+import threading
+import time
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import structlog
+
+from node.config import NodeConfig, anchor_files, merge, parse_config
+from node.errors import UserError
+from node.exchange.drawing import PeerDraw
+from node.exchange.opening import open_buffer, share
+from node.policy.prompt import chat_turns, plain_text
+from node.processes.threads import CallThread
+from node.rollouts.group import MAX_COMPLETIONS, MAX_NAME_BYTES, EncodedGroup, Episode, Group, Tokens, one_turn
+from node.rollouts.own_results import OwnResult, own_result
+from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.rules import RULES
+from node.rollouts.sampling import Draw, mean_advantages
+from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
+from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
+from node.swarm import founding
+from node.swarm.peering import Network, open_network
+from node.swarm.sharing import NetworkExchange, shared_form, traffic_row
+from node.tasks import Item, Task, TaskKey, derive_seed, load_tasks
+from node.tasks.environments import start_of
+from node.tasks.quotations import Quotations
+from node.tasks.task_set import TRIES, TaskSet
+from node.tasks.verdicts import LATE, PATIENCE_S, Answer, Scoring, Verdict
+from node.telemetry.logs import log_by_logging
+from protocol.credentials.invite import Invite
+from protocol.storage import write_atomically
+
+ASKED_FILE = "asked"  # how many questions were asked, in the folder
+START_S = 300.0  # joining takes half a minute at most; other people's tasks may take minutes to load
+CALL_S = 30.0
+GRACE_S = 1.0  # that a call may take beyond its `timeout`: what it began is ended in order
+POLL_S = 0.05  # between two looks for groups while a draw waits
+MAX_VERDICTS = 1 << 16  # that are remembered between `score` and `publish`: some 15 MB
+
+Messages = Sequence[Mapping[str, str]]
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+
+class AskedQuestion(NamedTuple):
+    """A question of a task of the swarm: `item` is what the task makes of `seed`."""
+
+    task: TaskKey
+    seed: int
+    item: Item
+
+    @property
+    def text(self) -> str:
+        """The bare question."""
+        return self.item.question
+
+    @property
+    def messages(self) -> Messages:
+        """The question as a chat: instruction, solved examples and the question, as a chat template takes them."""
+        return chat_turns(self.item, system_role=True)
+
+    @property
+    def prompt(self) -> str:
+        """The question as a text to be continued."""
+        return plain_text(self.item)
+
+
+class DrawnGroup(NamedTuple):
+    """A peer's group: answers to one question, with rewards as they were scored here.
+
+    Completions that are not fit to teach are left out: those much longer than this member's own, and those that quote a
+    held-out question with its answer. `advantages` are rewards less the mean of the whole group, those included.
+
+    `signer` is the id of the node that signed it. `policy` is the model that made it, as that node says. `id` is the
+    group's content id.
+    """
+
+    id: bytes
+    signer: str
+    policy: str
+    question: AskedQuestion
+    texts: tuple[str, ...]
+    finished: tuple[bool, ...]
+    rewards: tuple[float, ...]
+    advantages: tuple[float, ...]
+
+
+class _OpenFolder(NamedTuple):
+    """What an open folder has; all of it is used by the member's own thread alone, but for the network's host."""
+
+    config: NodeConfig
+    seed: int
+    tasks: TaskSet
+    network: Network
+    sharing: NetworkExchange
+    bounds: GroupBounds
+    buffer: ReplayBuffer
+    peers: PeerDraw
+
+
+class Exchange:
+    """A member of a swarm, open until `close`; a context manager, also an asynchronous one.
+
+    Args:
+        state: the member's folder, made if it is not there.
+        invite: to the swarm that the folder joins first, gossamer://...; without one, it has joined or founded, or
+            `settings` say where its peers are.
+        allow_tasks: tasks of that swarm to take with all that its founder chose, as `gossamer join --allow-task` does.
+        policy: the name of the model that answers, which peers are told.
+        fits: tells of a question's messages whether it may be asked, and whether a peer's group on it may be drawn.
+        timeout: seconds until it is open.
+        settings: tables of a node's configuration, such as `tasks=[{"name": "builtin"}]` and
+            `network={"listen": "tcp://0.0.0.0:4001"}`; they are remembered in the folder.
+
+    Raises:
+        TimeoutError: it was not open in time.
+        UserError: something that is given is of no use.
+        JoinError: no member of the swarm admitted it.
+    """
+
+    def __init__(  # each is a thing of its own
+        self,
+        state: str | Path,
+        *,
+        invite: str | None = None,
+        allow_tasks: Sequence[str] = (),
+        policy: str = "unnamed",
+        fits: Callable[[Messages], bool] = lambda messages: True,
+        timeout: float = START_S,
+        **settings: Any,
+    ) -> None:
+        if not 0 < len(policy.encode()) <= MAX_NAME_BYTES:
+            raise UserError(
+                f"the policy's name has to have 1 to {MAX_NAME_BYTES} bytes, and not {len(policy.encode())}"
+            )
+        log_by_logging()
+        self.folder = Path(state)
+        self._policy = policy
+        self._fits = fits
+        self._asked = 0
+        self._round = 0
+        self._own: list[tuple[OwnResult, Sequence[float]]] = []  # groups published since the last draw
+        self._verdicts: OrderedDict[tuple[TaskKey, int, bytes], Verdict] = OrderedDict()
+        self._drawing = threading.Lock()
+        self._closing = threading.Lock()
+        self._stack = ExitStack()  # what is open
+        self._thread = CallThread("exchange")
+        self._left = weakref.finalize(self, _leave, self._thread, self._stack)  # what its program forgot, at the latest
+        try:
+            self._parts = self._do(lambda: self._open(settings, invite, allow_tasks), timeout, f"opening {self.folder}")
+        except BaseException:
+            self._close()
+            raise
+
+    @classmethod
+    def join(cls, invite: str, *, state: str | Path, **others: Any) -> Self:
+        """Join a swarm by its invite, in the folder `state`; open the folder again if it has joined it before.
+
+        Args and errors are those of the class.
+        """
+        return cls(state, invite=invite, **others)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def node(self) -> str:
+        """This member's id, by which peers know it."""
+        return self._parts.network.identity.node_id
+
+    @property
+    def address(self) -> str | None:
+        """Where peers dial this member; None if it only dials."""
+        address = self._parts.network.address
+        return None if address is None else str(address)
+
+    def ask(self, count: int, *, timeout: float = CALL_S) -> list[AskedQuestion]:
+        """Return the next `count` questions: none held out for evaluation, none asked before in this folder.
+
+        Tasks take turns by their weights. A task with rows asks each row once before any row comes again.
+
+        Raises:
+            TimeoutError: the tasks did not make them in time.
+            UserError: a task makes no question, or none that fits.
+        """
+        return self._do(lambda: self._ask(count), timeout, f"{count} questions")
+
+    def score(self, question: AskedQuestion, texts: Sequence[str], *, timeout: float = PATIENCE_S) -> list[Verdict]:
+        """Return the reward of each answer to a question; None for one that cannot be scored here.
+
+        Raises:
+            TimeoutError: some were not scored in time; a further call goes on from there.
+            UserError: the question is of no task here.
+        """
+        return self._do(lambda: self._score(question, texts, timeout), timeout, f"{len(texts)} answers to be scored")
+
+    def publish(
+        self,
+        question: AskedQuestion,
+        texts: Sequence[str],
+        finished: Sequence[bool],
+        *,
+        timeout: float = PATIENCE_S,
+    ) -> bool:
+        """Send the answers to a question as one group, if it may teach; tell whether it was sent.
+
+        A group whose rewards differ is sent whole. Of one that is all right, two answers are sent. Other groups teach
+        nobody and are not sent, nor are groups of tasks that are not shared. Answers that cannot be scored are left
+        out. What `score` found is not scored again.
+
+        Args:
+            question: from `ask`, or of a drawn group.
+            texts: all answers of the group, wrong ones too.
+            finished: whether each ended by itself, and not at a limit of length: peers train the end of those alone.
+            timeout: seconds.
+
+        Raises:
+            TimeoutError: some could not be scored in time; nothing is sent.
+            UserError: the question is of no task here, or is held out; or the group is larger than its swarm allows.
+            ValueError: there are not as many `finished` as `texts`.
+        """
+        if len(texts) != len(finished):
+            raise ValueError(f"{len(texts)} texts have {len(finished)} values of finished: give one for each")
+        return self._do(
+            lambda: self._publish(question, texts, finished, timeout), timeout, f"{len(texts)} answers to be sent"
+        )
+
+    def draw(self, count: int, *, least: int = 0, timeout: float = CALL_S) -> list[DrawnGroup]:
+        """Return at most `count` of the peers' groups that are here.
+
+        Each has been verified: its question was made again, its answers were scored here. A group that lies is reported
+        to the swarm, and its signer's other groups are not drawn any more. A group may be returned `sampling.max_uses`
+        times, which is once by default, also if it comes again under another id.
+
+        Args:
+            count: of groups.
+            least: to wait for; without it, nothing is waited for but the scoring of what is here.
+            timeout: seconds.
+
+        Raises:
+            TimeoutError: fewer than `least` came in time; those that came may be drawn by a later call.
+        """
+        deadline = time.monotonic() + timeout
+        if not self._drawing.acquire(timeout=max(0.0, timeout)):
+            raise TimeoutError(f"another draw did not end in {timeout:g} s")
+        try:
+            screening = self._do(lambda: self._begin(count), timeout, "the draw to begin")
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                self._do(lambda: self._fill(screening, left), left, "peers' answers to be scored")  # noqa: B023  # at once
+                if len(screening.usable) >= min(least, count):
+                    return self._do(lambda: self._take(screening), None, "")
+                if time.monotonic() >= deadline:
+                    peers = self._parts.network.host.counters().peers
+                    raise TimeoutError(
+                        f"{len(screening.usable)} of {least} groups came from {peers} peers in {timeout:g} s"
+                    )
+                time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+        finally:
+            self._drawing.release()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what came and went so far, by the names of a node's metrics: `swarm/peers`, `swarm/rejected`, ..."""
+        return {"swarm/buffer": len(self._parts.buffer), **traffic_row(self._parts.sharing.traffic())}
+
+    def close(self, *, timeout: float = CALL_S) -> None:
+        """Leave the network and let go of the folder. Closing twice does nothing.
+
+        Raises:
+            TimeoutError: a call in progress did not end in time; it is closed once that ends.
+        """
+        with self._closing:
+            if self._left.alive:
+                _result(self._close(), timeout, "the call in progress to end")
+
+    async def aask(self, count: int, *, timeout: float = CALL_S) -> list[AskedQuestion]:  # as `ask`
+        """Do what `ask` does."""
+        return await asyncio.to_thread(self.ask, count, timeout=timeout)
+
+    async def ascore(
+        self,
+        question: AskedQuestion,
+        texts: Sequence[str],
+        *,
+        timeout: float = PATIENCE_S,  # as `score`
+    ) -> list[Verdict]:
+        """Do what `score` does."""
+        return await asyncio.to_thread(self.score, question, texts, timeout=timeout)
+
+    async def apublish(
+        self,
+        question: AskedQuestion,
+        texts: Sequence[str],
+        finished: Sequence[bool],
+        *,
+        timeout: float = PATIENCE_S,  # as `publish`
+    ) -> bool:
+        """Do what `publish` does."""
+        return await asyncio.to_thread(self.publish, question, texts, finished, timeout=timeout)
+
+    async def adraw(self, count: int, *, least: int = 0, timeout: float = CALL_S) -> list[DrawnGroup]:
+        """Do what `draw` does. A task that is cancelled loses the groups that the call would have returned."""
+        return await asyncio.to_thread(self.draw, count, least=least, timeout=timeout)
+
+    async def aclose(self, *, timeout: float = CALL_S) -> None:  # as `close`
+        """Do what `close` does."""
+        await asyncio.to_thread(self.close, timeout=timeout)
+
+    def _close(self) -> "Future[None]":
+        """Let all be closed after the calls that wait."""
+        self._left.detach()
+        done = self._thread.submit(self._stack.close)
+        self._thread.end()
+        return done
+
+    def _do(self, work: Callable[[], T], timeout: float | None, what: str) -> T:
+        """Return what `work` returns on the member's own thread, after all that was given to it before."""
+        if not self._left.alive:
+            raise UserError(f"the exchange in {self.folder} is closed: open it again")
+        return _result(self._thread.submit(work), timeout, what)
+
+    def _open(self, settings: Mapping[str, Any], invite: str | None, allow_tasks: Sequence[str]) -> _OpenFolder:
+        config = _settled(self.folder, settings, invite)
+        if invite is not None:
+            config = founding.join(Invite.parse(invite.strip()), config, self.folder, allow_tasks)
+        with full_disk_is_clear(self.folder), ExitStack() as stack:
+            stack.enter_context(exclusive(self.folder))
+            stack.enter_context(first_start(config, self.folder))
+            seed = resolve_seed(config, self.folder)
+            tasks = _answered_at_once(load_tasks(config.tasks, founding.split_of(founding.load_manifest(self.folder))))
+            network = stack.enter_context(open_network(config, self.folder))
+            sharing, bounds = share(network, config, tasks)
+            buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))
+            self._asked = _read_count(self.folder / ASKED_FILE)
+            self._round = buffer.last_round
+            context = ScreeningContext(
+                config.sampling.model_copy(update={"max_surprise": 0.0, "source": "peers"}),
+                tasks,
+                buffer.read,
+                self._encode_prompt,
+                _in_characters,
+                surprises=lambda rows: [],
+                judged=lambda judge, seconds: judge(seconds),
+                quotes_held_out=Quotations(tasks.listed_held_out(0, 0)).are_in,
+            )
+            keep_config(config, seed, self.folder)
+            self._stack.enter_context(stack.pop_all())
+        return _OpenFolder(config, seed, tasks, network, sharing, bounds, buffer, PeerDraw(context, buffer, sharing))
+
+    def _encode_prompt(self, item: Item) -> Sequence[int] | None:
+        return () if self._fits(chat_turns(item, system_role=True)) else None
+
+    def _task(self, question: AskedQuestion) -> Task:
+        task = self._parts.tasks.get(question.task)
+        if task is None:
+            raise UserError(
+                f"the question is of task {question.task.name!r}, which is none here: ask, or draw, another"
+            )
+        return task
+
+    def _ask(self, count: int) -> list[AskedQuestion]:
+        questions: list[AskedQuestion] = []
+        tried = 0
+        while len(questions) < count:
+            found = self._parts.tasks.ask(self._parts.seed, self._asked)
+            self._asked += 1
+            tried += 1
+            if found is not None and self._encode_prompt(found.item) is not None:
+                questions.append(AskedQuestion(found.task.key, found.seed, found.item))
+                tried = 0
+            if tried == TRIES:
+                raise UserError(f"none of {TRIES} questions fits: give a `fits` that takes more, or other tasks")
+        write_atomically(self.folder / ASKED_FILE, f"{self._asked}\n".encode())  # before anybody sees them
+        return questions
+
+    def _score(self, question: AskedQuestion, texts: Sequence[str], seconds: float) -> list[Verdict]:
+        task = self._task(question)
+        keys = {
+            text: (question.task, question.seed, hashlib.sha256(text.encode(errors="replace")).digest())
+            for text in texts
+        }
+        new = [text for text, key in keys.items() if key not in self._verdicts]
+        verdicts = Scoring([Answer(task, question.item, text) for text in new], is_own=True).wait(seconds)
+        found = {text: self._verdicts[key] for text, key in keys.items() if key in self._verdicts}
+        found |= {text: verdict for text, verdict in zip(new, verdicts, strict=True) if verdict != LATE}
+        for text, verdict in found.items():
+            self._verdicts[keys[text]] = verdict
+        while len(self._verdicts) > MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
+        if late := len(keys) - len(found):
+            raise TimeoutError(f"{late} of {len(keys)} answers were not scored in {seconds:g} s")
+        return [found[text] for text in texts]
+
+    def _publish(self, question: AskedQuestion, texts: Sequence[str], finished: Sequence[bool], seconds: float) -> bool:
+        task = self._task(question)
+        if self._parts.tasks.is_held_out(task, question.text):
+            raise UserError(f"a held-out question is not published: {question.text!r:.200}")
+        if len(texts) > self._parts.bounds.completions:
+            raise UserError(f"a group of this swarm has at most {self._parts.bounds.completions} answers: send fewer")
+        verdicts = self._score(question, texts, seconds)
+        made = [
+            one_turn(text, bool(ended), reward)
+            for text, ended, reward in zip(texts, finished, verdicts, strict=True)
+            if reward is not None
+        ]
+        if len(made) < 2:
+            return False
+        item = question.item
+        group = Group(question.task, question.seed, item.question, tuple(made), self._policy, self._round, item.content)
+        lengths = [len(one.text) for one in made]
+        self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
+        return shared_form(group, self._parts.tasks) is not None and self._parts.sharing.offer([group]) == 1
+
+    def _begin(self, count: int) -> Screening:
+        self._parts.sharing.begin_round(count)
+        own = self._parts.buffer.own_results
+        rng = random.Random(derive_seed(self._parts.seed, "draw", self._round))
+        return self._parts.peers.begin(RULES["sapo"], Draw(count, MAX_COMPLETIONS, mean_advantages, rng, own.reward))
+
+    def _fill(self, screening: Screening, seconds: float) -> None:
+        parts, number = self._parts, self._round + 1
+        with parts.buffer.transaction():
+            now = time.time()
+            parts.buffer.add(parts.sharing.receive(parts.buffer.__contains__), now, number)
+            results = parts.buffer.record_own_results(number, [result for result, _ in self._own])
+            parts.peers.fill(screening, number, results, seconds)
+
+    def _take(self, screening: Screening) -> list[DrawnGroup]:
+        """Record the uses, which are on disk before anybody sees the groups."""
+        parts, number = self._parts, self._round + 1
+        with parts.buffer.transaction():
+            now = time.time()
+            used = parts.peers.take(screening, number, now, parts.buffer.candidates(now, number))
+        self._round = number
+        rewards = [reward for _, of_group in self._own for reward in of_group]
+        row: dict[str, Any] = {"round": number, "swarm/taught_by": dict(Counter(one.peer for one in used))}
+        if rewards:
+            row["reward"] = statistics.fmean(rewards)
+        parts.sharing.finished(row, self._policy)
+        self._own.clear()
+        return [self._drawn(screening.usable[one.id], one.peer) for one in used]
+
+    def _drawn(self, encoded: EncodedGroup, signer: str) -> DrawnGroup:
+        group, places = encoded.group, sorted(encoded.completions)
+        task = self._parts.tasks.get(group.task)
+        assert task is not None, "the screening has just rebuilt it"
+        made = [group.completions[place] for place in places]
+        advantages = mean_advantages(group.rewards)
+        return DrawnGroup(
+            encoded.id,
+            signer,
+            group.policy,
+            AskedQuestion(group.task, group.seed, task.make(group.seed)),
+            tuple(one.text for one in made),
+            tuple(one.finished for one in made),
+            tuple(one.reward for one in made),
+            tuple(advantages[place] for place in places),
+        )
+
+
+def _leave(thread: CallThread, stack: ExitStack) -> None:
+    """Close what a program that ends, or has forgotten its exchange, has left open."""
+    done = thread.submit(stack.close)
+    thread.end()
+    if not thread.is_current:
+        with suppress(TimeoutError):
+            done.result(GRACE_S)
+
+
+def _result(future: "Future[T]", timeout: float | None, what: str) -> T:
+    try:
+        return future.result(None if timeout is None else max(0.0, timeout) + GRACE_S)
+    except TimeoutError:
+        if future.done() and not future.cancelled():
+            raise
+        future.cancel()
+        raise TimeoutError(f"waited {timeout:g} s for {what}") from None
+
+
+def _settled(folder: Path, settings: Mapping[str, Any], invite: str | None) -> NodeConfig:
+    """Return what a member in `folder` runs: what is given, over what the folder remembers."""
+    tree = deepcopy(dict(settings))
+    if "tasks" in tree:
+        tree["tasks"] = [{"name": task} if isinstance(task, str) else dict(task) for task in tree["tasks"]]
+        anchor_files(tree, Path())
+    remembered = recall(folder).settings
+    if not tree and not remembered and invite is None:
+        raise UserError(f"{folder} has joined no swarm: Exchange.join(invite, state=...), or say tasks and network")
+    config = parse_config(merge(remembered, tree))
+    if invite is None:
+        check_begun(config, folder)
+    if not config.network.enabled:
+        raise UserError("an exchange needs its network: leave out network.enabled")
+    return config
+
+
+def _answered_at_once(tasks: TaskSet) -> TaskSet:
+    """Return the tasks whose answers are one text."""
+    kept = tasks.only(lambda task: start_of(task) is None)
+    for task in tasks.tasks:
+        if task not in kept.tasks:
+            log.warning("an exchange leaves out a task with an environment", task=task.key.name)
+    return kept
+
+
+def _in_characters(prompt: Sequence[int], made: Episode) -> Tokens:
+    """Return as many places as an answer has characters: its length, where there is no tokenizer."""
+    return Tokens(range(len(made.text)))
+
+
+def _read_count(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        raise UserError(f"{path} is damaged: delete it; questions may be asked again") from None
