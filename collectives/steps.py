@@ -28,7 +28,6 @@ Invariants:
 """
 
 import struct
-import threading
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -101,16 +100,12 @@ class Attempt:
 
     def __init__(self) -> None:
         self.has_called = False  # that it has made a call
-        self._lock = threading.Lock()
-        self._mark: bytes | None = None
+        self._view: dict[str, bytes] = {}  # its mark; `dict.setdefault` is atomic
 
     def carry_out_in(self, mark: bytes) -> None:
         """A call of the step is about to be carried out in the view `mark`. Raises `Aborted` if one was in another."""
-        with self._lock:
-            if self._mark is None:
-                self._mark = mark
-            elif self._mark != mark:
-                raise Aborted("the group changed within the step, which is taken again")
+        if self._view.setdefault("mark", mark) != mark:
+            raise Aborted("the group changed within the step, which is taken again")
 
 
 class Steps:

@@ -144,7 +144,8 @@ def test_what_ci_and_the_images_are_made_with_is_within_the_ranges() -> None:
     wrong = {
         item.name
         for item in (*map(Requirement, lines), *dev)
-        if (item.marker is None or item.marker.evaluate({"python_version": "3.11"}))
+        if item.name != "torch"  # its build is the machine's choice
+        and (item.marker is None or item.marker.evaluate({"python_version": "3.11"}))
         and not item.specifier.contains(versions.get(canonicalize_name(item.name), "0"))
     }
     assert not wrong
