@@ -129,7 +129,8 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
             time.sleep(POLL_S)
         took = time.monotonic() - began
         if not host.peers():
-            why = f": {printable(host.refusal)}" if host.refusal else ""
+            dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(host.counters().rejected.items()))
+            why = f": {printable(host.refusal)}" if host.refusal else f"; dropped here: {dropped}" if dropped else ""
             remedy = "are its members full? Start a relay: gossamer node --join INVITE --seed-only"
             yield Diagnosis("stranger", False, f"does not get in within {patience:g} s{why}", do=remedy)
             return
