@@ -258,7 +258,7 @@ class Agreement:
             state.decided(decision, now)
             return
         if state.coordinator is not None and not state.change.fenced:
-            state.coordinator.advance(now)
+            state.coordinator.tick(now)
             self._admit_by_itself(view, now)
         for member in view.members:
             if member != self.own and self._quiet_to(member, now):

@@ -91,6 +91,9 @@ class Coordinator:
         self._holds = holds
         self._evict = evict
         self._misses: dict[NodeId, tuple[int, float]] = {}  # in a row, and when the last one was counted
+        self._awaited: dict[NodeId, float] = {}  # seconds that others have waited since each one's last call
+        self._absent: frozenset[NodeId] = frozenset()  # whom others waited for at `_looked`
+        self._looked = 0.0
         self._transactions: dict[OpId, Transaction] = {}
         self._settled: dict[int, int] = {}  # by tag: operations before this one have a verdict
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
@@ -100,6 +103,7 @@ class Coordinator:
         """`member` called it."""
         op = message.op
         self._misses.pop(member, None)
+        self._awaited.pop(member, None)
         settled = self._due(op.tag)
         if op.n < settled and op not in self._transactions:
             since, abort = self._last_abort.get(op.tag, (settled, None))
@@ -145,10 +149,14 @@ class Coordinator:
             self._finish(message.op, transaction)
             self.advance(now)
 
+    def tick(self, now: float) -> None:
+        """Time passed: leave out who is too late, and `advance`."""
+        self._leave_out_late(now)
+        self.advance(now)
+
     def advance(self, now: float) -> None:
         """Start what everybody called and nothing holds up; call off what waits for members at the rendezvous."""
         self._send_to_rendezvous()
-        self._leave_out_late(now)
         waiting = {op: transaction for op, transaction in self._transactions.items() if not transaction.started}
         admissions = {op: transaction for op, transaction in waiting.items() if op.tag == ADMIT_TAG}
         under_way = [op for op, transaction in self._transactions.items() if transaction.started]
@@ -202,19 +210,23 @@ class Coordinator:
 
     def _leave_out_late(self, now: float) -> None:
         """Leave out members that make no call for longer than those who wait for them allow, this one included."""
+        elapsed, self._looked = min(now - self._looked, self._timing.heartbeat), now
         waiting = {member for transaction in self._transactions.values() for member in transaction.calls}
-        absent = sorted(self._view.ids - waiting)
-        if not absent or 2 * len(waiting) < len(self._view.members):
-            return
-        for op, transaction in self._transactions.items():
+        waits = 2 * len(waiting) >= len(self._view.members)
+        before, absent = self._absent, sorted(self._view.ids - waiting) if waits else []
+        self._absent = frozenset(absent)
+        for member in absent:
+            self._awaited[member] = self._awaited.get(member, 0.0) + elapsed * (member in before)
+        for op, transaction in self._transactions.items() if absent else ():
             lags = [call.lag_ms / 1000 for call in transaction.calls.values()]
-            if transaction.started or not lags or 0 in lags or now - transaction.since < max(lags):
+            if transaction.started or not lags or 0 in lags:
                 continue
-            transaction.since = now  # the view that lacks them is on its way
             kind = next(iter(transaction.calls.values())).kind
             for member in absent:
-                self._evict(member, op, f"the others waited {max(lags):g} s for its call of {kind}, and it made none")
-            return
+                if self._awaited[member] >= max(lags):
+                    self._awaited[member] = 0.0  # the view without it is on its way
+                    reason = f"the others waited {max(lags):g} s for its calls, the last one {kind}, and it made none"
+                    self._evict(member, op, reason)
 
     def _count_misses(self, op: OpId, transaction: Transaction, now: float) -> None:
         """Leave out members that missed too many calls in a row, this one included."""

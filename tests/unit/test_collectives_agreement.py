@@ -179,7 +179,27 @@ def test_who_is_later_than_all_that_wait_allow_is_left_out_within_the_time_of_th
     group.run(2.5)
     assert {tuple(group.verdicts()[number]) for number in others} == {("commit",)}
     group.call(hung)
-    assert "left this member out: the others waited 15 s for its call of reduce" in group.finished[hung][-1].reason
+    assert (
+        "left this member out: the others waited 15 s for its calls, the last one reduce"
+        in group.finished[hung][-1].reason
+    )
+
+
+def test_the_time_that_others_wait_is_that_of_all_their_calls_and_begins_anew_when_it_makes_one() -> None:
+    group = group_of_three()
+    for _ in range(3):
+        for number in (0, 1):
+            group.feed(number, Begin(0, "reduce", 8.0, (("count", 1),), b"", LAN.hang))
+        group.run(8.5)
+    assert [group.verdicts()[number] for number in (0, 1)] == [["deadline", "commit", "commit"]] * 2
+    group = group_of_three()
+    for _ in range(3):
+        for number in (0, 1):
+            group.feed(number, Begin(0, "reduce", 30.0, (("count", 1),), b"", LAN.hang))
+        group.run(10.0)
+        group.call(2)
+        group.run(0.5)
+    assert [group.verdicts()[number] for number in ALL] == [["commit"] * 3] * 3
 
 
 def test_who_is_late_for_calls_that_do_not_say_how_late_it_may_be_is_not_left_out() -> None:
