@@ -33,6 +33,7 @@ from collectives.reduce.codecs import Feedback, coder_for
 from collectives.reduce.kernels import Reduction, Scratch, check_weight, describe
 from collectives.reduce.shared import Pieces
 from collectives.reduce.tensors import (
+    DTYPES,
     TensorLike,
     check_target,
     dtype_name,
@@ -112,6 +113,7 @@ class AllReduce:
         """`members` are those there are now, as far as is known. Call `end` when it is over. Raises `BadArgument`."""
         self._known = known
         self._op, self._codec, self._feedback = op, codec, feedback
+        dtype_name(x, DTYPES)
         self._target = check_target(x, out)
         self._values = stage(x, max(1, len(members)))
         if feedback is not None and coder_for(codec, self._values.dtype) is not None:

@@ -5,11 +5,11 @@ nobody writes to it; what was reduced is scratch, and `publish` copies it back w
 has committed. So an operation that is called off has touched nothing.
 
 A CUDA tensor is staged through pinned memory: `stage` gives its values while they are being copied (see `staging`).
-NumPy has no bfloat16 and torch no strings, dates, structures or foreign byte order. A type that either side lacks is
-refused here, before anything is sent.
+`DTYPES` are the types that can be reduced, `MOVED` those that can be sent as they are. NumPy has no bfloat16 and torch
+no strings, dates, structures or foreign byte order: those are refused here, before anything is sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,31 +24,35 @@ TensorLike: TypeAlias = torch.Tensor | np.ndarray[Any, Any]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+COMPLEX = (torch.complex64, torch.complex128)
+FLOATS_8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FLOATS, *SIGNED, *UNSIGNED)}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MOVED = DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in (torch.bool, *COMPLEX, *FLOATS_8)}
+_NAMES = {dtype: name for name, dtype in MOVED.items()}
 
 
-def dtype_name(x: TensorLike) -> str:
+def dtype_name(x: TensorLike, among: Mapping[str, torch.dtype] = MOVED) -> str:
     """Return the name of the element type, the same for a tensor and an array: "float32", say.
 
     Raises:
-        BadArgument: `x` is neither, or of a type that cannot be reduced.
+        BadArgument: `x` is neither, or of a type that is not `among` these.
     """
     if isinstance(x, torch.Tensor):
-        name = _NAMES.get(x.dtype)
-        if name is None or x.layout is not torch.strided or x.is_meta:
-            raise _refused(f"a {x.layout} tensor of {x.dtype} on {x.device}")
+        name = _NAMES.get(x.dtype, "")
+        if name not in among or x.layout is not torch.strided or x.is_meta:
+            raise _refused(f"a {x.layout} tensor of {x.dtype} on {x.device}", among)
         return name
     if isinstance(x, np.ndarray):
-        if x.dtype.name not in DTYPES or not x.dtype.isnative:
-            raise _refused(f"an array of {x.dtype!r}")
+        if x.dtype.name not in among or not x.dtype.isnative:
+            raise _refused(f"an array of {x.dtype!r}", among)
         return x.dtype.name
-    raise _refused(f"a {type(x).__name__}")
+    raise _refused(f"a {type(x).__name__}", among)
 
 
-def _refused(what: str) -> BadArgument:
+def _refused(what: str, among: Mapping[str, torch.dtype]) -> BadArgument:
+    verb = "reduce" if among is DTYPES else "send"
     return BadArgument(
-        f"cannot reduce {what}: give a dense torch.Tensor or numpy.ndarray of one of {', '.join(DTYPES)}, "
+        f"cannot {verb} {what}: give a dense torch.Tensor or numpy.ndarray of one of {', '.join(among)}, "
         "in this machine's byte order"
     )
 
@@ -80,8 +84,8 @@ def stage(x: TensorLike, slices: int) -> Values:
     if not isinstance(x, torch.Tensor):
         return flatten(x)
     dtype_name(x)
-    # A tensor's lazy negation is not in its memory yet.
-    flat = packed(x.detach().reshape(-1).contiguous().resolve_neg())
+    # A tensor's lazy negation and conjugation are not in its memory yet.
+    flat = packed(x.detach().reshape(-1).contiguous().resolve_conj().resolve_neg())
     copies = copies_of(flat)
     return set_apart(flat.cpu()) if copies is None else Staged(flat, copies, slices)
 
@@ -174,8 +178,8 @@ def set_apart(x: torch.Tensor) -> torch.Tensor:
     `Tensor.numpy` marks a storage as one that can never be resized. FSDP resizes its parameters' storages, so the
     caller's must stay unmarked.
     """
-    alias: torch.Tensor = from_dlpack(to_dlpack(x))
-    return alias
+    alias: torch.Tensor = from_dlpack(to_dlpack(x.view(torch.uint8)))  # it does not know all types
+    return alias.view(x.dtype)
 
 
 def memory(flat: torch.Tensor) -> memoryview:

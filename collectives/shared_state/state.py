@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from collectives.errors import BadArgument, Mismatch
-from collectives.reduce.tensors import DTYPES, TensorLike, check_target, dtype_name, flatten, memory
+from collectives.reduce.tensors import MOVED, TensorLike, check_target, dtype_name, flatten, memory
 from collectives.shared_state.selection import HASH_BYTES, MAX_INLINE_TABLE, MAX_TABLE_BYTES, Share, ShareError
 from collectives.types import SyncStrategy
 from protocol.identity import NodeId
@@ -83,7 +83,7 @@ class StateEntry:
     @property
     def nbytes(self) -> int:
         """Length of its values."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * MOVED[self.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def _entry(row: Any) -> StateEntry:
     name, dtype, shape, own, digest = row
     sound = (
         isinstance(name, str)
-        and dtype in DTYPES
+        and dtype in MOVED
         and isinstance(shape, list)
         and len(shape) <= MAX_DIMENSIONS
         and all(is_uint(size) for size in shape)

@@ -17,7 +17,7 @@ import torch
 
 from collectives.errors import Aborted, CollectiveError, Mismatch
 from collectives.mesh.port import Port, SourceLost
-from collectives.reduce.tensors import DTYPES, memory, publish
+from collectives.reduce.tensors import MOVED, memory, publish
 from collectives.shared_state.fetch import WantedAnswer, gather
 from collectives.shared_state.selection import HASH_BYTES, Share, ShareError, StateChoice, choose, decode_all
 from collectives.shared_state.state import (
@@ -82,7 +82,7 @@ class SyncOutcome:
             scratch = torch.empty(len(before), dtype=torch.uint8)
             for wanted, into, old in zip(hashes, chunks_of(memory(scratch)), chunks_of(before), strict=True):
                 into[:] = memory(state.arrived[wanted]) if wanted in state.arrived else old
-            publish(scratch.view(DTYPES[entry.dtype]), state.tensors[entry.name])
+            publish(scratch.view(MOVED[entry.dtype]), state.tensors[entry.name])
         state.revision = state.synced = self.revision
         state.arrived.clear()
         state.contents = None

@@ -156,6 +156,31 @@ def test_many_at_once_come_back_in_order(three):
         assert all((x == 1).all() for x in tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_values_that_cannot_be_reduced_are_gathered_broadcast_and_shared(three, dtype):
+    def be(number):
+        comm, own = three[number], torch.tensor([0.0, number, 1.0]).to(dtype)
+        gathered = comm.all_gather(own).value
+        root = comm.members[0]
+        comm.broadcast(shown := own.clone(), root)
+        state = SharedState({"w": own.clone()}, revision=int(comm.node_id == root))
+        comm.sync_state(state)
+        return comm.node_id, plain(gathered).tolist(), shown, state
+
+    def plain(values):
+        return (values.real if dtype.is_complex else values).float()
+
+    told = together(*(lambda n=n: be(n) for n in range(3)))
+    numbers = {told[number][0]: plain(torch.tensor(float(number)).to(dtype)).item() for number in range(3)}
+    first = torch.tensor([0.0, numbers[three[0].members[0]], 1.0]).to(dtype)
+    for _, gathered, shown, state in told:
+        assert gathered == [[0.0, numbers[member], 1.0] for member in three[0].members]
+        for values in (shown, state.tensors["w"]):
+            assert torch.equal(values.view(torch.uint8), first.view(torch.uint8))
+    with pytest.raises(BadArgument, match="cannot reduce"):
+        three[0].all_reduce(first)
+
+
 def test_gather_broadcast_and_barrier(three):
     gathered = together(*(lambda c=c, i=i: c.all_gather(torch.full((2, 50_000), i)) for i, c in enumerate(three)))
     for result in gathered:

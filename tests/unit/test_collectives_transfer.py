@@ -264,7 +264,7 @@ def test_bad_arguments():
         SharedState({}, revision=-1)
     with pytest.raises(BadArgument, match="no such tensor"):
         SharedState({"w": torch.ones(1)}, allow_difference={"x"})
-    with pytest.raises(BadArgument, match="cannot reduce a str"):
+    with pytest.raises(BadArgument, match="cannot send a str"):
         SharedState({"w": "text"})
     state = SharedState({"w": torch.ones(1).expand(4)})
     with pytest.raises(BadArgument, match="cannot be written"):
