@@ -9,6 +9,7 @@ communicator  the public API, of:   types, errors            its words, and what
                                     calls, operations        a call from beginning to verdict, and what each one does
                                     steps, step_runner       training steps that a group takes together
                                     driver                   the control thread between the mesh and the agreement
+logs          where it logs
 torch_backend the same streams as a backend of `torch.distributed`
 diloco        many steps apart, then one together, by `outer_optimizer`
 

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 
-import structlog
-
 from collectives.agreement.agreement import Agreement
 from collectives.agreement.events import (
     Action,
@@ -43,6 +41,7 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.views import View
 from collectives.calls import PendingCall
 from collectives.errors import BadArgument, CollectiveError, CommunicatorClosed, DeadlineExceeded
+from collectives.logs import Log
 from collectives.mesh import mesh as links
 from collectives.mesh.addresses import Address, BadAddress
 from collectives.mesh.data_plane import DataPlane
@@ -50,7 +49,7 @@ from collectives.types import GroupTiming, Health
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
-log = structlog.get_logger()
+log = Log()
 
 Observer = Callable[[Event | Action], None]  # told of everything on the control thread; it must be quick
 TICKS_A_BEAT = 4  # the core asks for two

@@ -40,6 +40,7 @@ import atexit
 import hashlib
 import math
 import os
+import platform
 import sys
 import threading
 import time
@@ -50,10 +51,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from multiprocessing.util import Finalize
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import structlog
 import torch
 import torch.distributed as dist
 from torch.futures import Future
@@ -61,6 +62,7 @@ from torch.futures import Future
 from collectives.agreement.views import NOWHERE, OpId
 from collectives.communicator import MAX_TAG, Communicator
 from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
+from collectives.logs import Log
 from collectives.mesh.shared_memory import OFFER_BYTES, Lease, MemoryOffer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
@@ -70,7 +72,7 @@ from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_
 from collectives.types import RANKS, Codec, GroupTiming, Op, Protection
 from protocol.identity import Identity, NodeId
 
-log = structlog.get_logger()
+log = Log()
 
 NAME = "gossamer"
 SECRET = "GOSSAMER_SECRET"  # of the environment
@@ -106,8 +108,8 @@ class BackendError(Aborted, RuntimeError):
 class Options:
     """The options of `init_process_group(pg_options=)`; the same at all ranks.
 
-    `listen` is where other ranks dial this one; by default on loopback if `MASTER_ADDR` is, or if torchrun has started
-    all ranks on this machine, else on all interfaces. `secret` is what only the ranks know: 16 random bytes or more, by
+    `listen` is where other ranks dial this one; by default on loopback if all ranks are on this machine, else on all
+    interfaces. `secret` is what only the ranks know: 16 random bytes or more, by
     default the environment's `GOSSAMER_SECRET`; without any, see above. `timing` says how patient ranks are: one that
     keeps Python's lock to itself, or is stopped, is lost after `timing.stall` seconds.
     """
@@ -346,10 +348,12 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def send(self, tensors: list[torch.Tensor], to: int, tag: int) -> "Work":
         """Send to a rank. Over once it is handed to the kernel."""
+        self._check_open()
         receiver = self.members[to]
         values = _flat(tensors[0])
         port = self._begin(self._channel(self.comm.node_id, receiver, tag), {receiver}, (), self._timeout)
         port.send(receiver, 0, memory(values))
+        port.when_sent(lambda: self._close(port))  # also where nobody waits for it
 
         def finish() -> None:
             with self._until_over(port):
@@ -359,10 +363,12 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> "Work":
         """Receive from a rank."""
+        self._check_open()
         return self._point(tensors, self._receive(tensors[0], self.members[source], tag))
 
     def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> "Work":
         """Receive from whoever sends first."""
+        self._check_open()
         until = time.monotonic() + self._timeout
         earlier = self._from_anybody.get(tag)
 
@@ -432,7 +438,7 @@ class ProcessGroupGossamer(_TorchGroup):
         A callback's operation is carried out now, too. `tensors` are what the work gives; `inputs` are what it reads
         besides.
         """
-        self._check()
+        self._check_open()
         timeout = getattr(opts, "timeout", None)
         over = Work(tensors, None, None)
         made = queued([tensors, inputs])
@@ -510,9 +516,12 @@ class ProcessGroupGossamer(_TorchGroup):
         except CollectiveError as error:
             raise self._break(error) from error
         finally:
-            with self._lock:
-                self._ports.discard(port)
-            self.comm.data_plane.close_port(port)
+            self._close(port)
+
+    def _close(self, port: SocketPort) -> None:
+        with self._lock:
+            self._ports.discard(port)
+        self.comm.data_plane.close_port(port)
 
     @contextmanager
     def _port(self, *arguments: Any) -> Iterator[SocketPort]:
@@ -528,6 +537,12 @@ class ProcessGroupGossamer(_TorchGroup):
             self._break(Aborted("the group changed: its members have to meet again"))
         if self.broken is not None:
             raise self.broken
+
+    def _check_open(self) -> None:
+        """Raise `BackendError` if no operation can be called here any more."""
+        if self._is_shut:
+            raise BackendError("the process group was destroyed: make another one")
+        self._check()
 
     def _called_off(self, by: NodeId, why: str) -> None:
         self._break(Aborted(f"called off by member {by}: {why}"), tell=False)
@@ -972,10 +987,10 @@ def _make(made: Any, options: Any) -> ProcessGroupGossamer:
     """Make one of torch's process groups: the world, or a part of it."""
     timeout = _seconds(made.timeout) or DEFAULT_TIMEOUT_S
     ranks = list(made.global_ranks_in_group)
-    if ranks:
-        world: Any = dist.distributed_c10d._get_default_group()
+    default: Any = dist.distributed_c10d._get_default_group() if ranks else None
+    if isinstance(default, ProcessGroupGossamer):
         return ProcessGroupGossamer(
-            world.comm, made.group_id, [world.members[rank] for rank in ranks], world.turn, timeout
+            default.comm, made.group_id, [default.members[rank] for rank in ranks], default.turn, timeout
         )
     if _entering:
         comm, members = _entering[-1]
@@ -1039,16 +1054,17 @@ def _meet_by(
             who_can_join="whoever can write to torch's store while the ranks start",
             remedy=f"set {SECRET} to the same random text at all ranks",
         )
-    store.set(f"{world}/rank/{rank}", f"{identity.node_id} {_SECRECY[secret is not None]}")
-    said = [store.get(f"{world}/rank/{other}").decode(errors="replace").split(" ", 1) for other in range(size)]
+    own = identity.node_id, _SECRECY[secret is not None], _this_machine()
+    store.set(f"{world}/rank/{rank}", "|".join(own))
+    said = [store.get(f"{world}/rank/{other}").decode(errors="replace").split("|", 2) for other in range(size)]
     for other, words in enumerate(said):
-        if words[1:] != [_SECRECY[secret is not None]]:
+        if words[1:2] != [own[1]]:
             raise BadArgument(f"rank {rank} and rank {other}: set {SECRET} to the same text at all ranks, or at none")
     members = [NodeId(words[0]) for words in said]
     if members[rank] != identity.node_id or len(set(members)) < size:
         raise BadArgument(f"rank {rank} of {size} has met another one with its number: give each a number of its own")
     seeds = [f"{store.get(f'{world}/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
-    is_local = _is_loopback() or os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE") == str(size)
+    is_local = all(words[2:] == [own[2]] for words in said)
     comm = Communicator.connect(
         "torch.distributed",
         seeds,
@@ -1083,8 +1099,13 @@ def _meet_by(
 _SECRECY = {False: "without a secret", True: "with a secret"}
 
 
-def _is_loopback() -> bool:
-    return os.environ.get("MASTER_ADDR", "localhost") in ("localhost", "127.0.0.1", "::1")
+def _this_machine() -> str:
+    """Return a text that is the same in all processes that reach each other by loopback."""
+    try:
+        facts = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), Path("/proc/self/ns/net").readlink()
+    except OSError:
+        facts = platform.node(), Path()
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:

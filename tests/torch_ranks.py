@@ -86,6 +86,20 @@ def train(rank, size, device="cpu"):
     return ddp, run(sharded)
 
 
+def reduce_in_another_world(rank, size):
+    """Reduce in groups of the backend, of two ranks and of all, where the world is another backend's."""
+    import torch
+    import torch.distributed as dist
+
+    groups = [dist.new_group(ranks, backend="gossamer") for ranks in ([0, size - 1], list(range(size)))]
+    found = []
+    for group in groups:
+        if dist.get_rank(group) >= 0:
+            dist.all_reduce(x := torch.ones(1), group=group)
+            found.append(x.item())
+    return found
+
+
 def hold_the_lock(rank, size, seconds):
     """Let rank 1 keep Python's lock to itself, as a long call of C may; return what the ranks' next sum is."""
     import torch

@@ -19,10 +19,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
-import structlog
-
 from collectives.agreement.views import OpId
 from collectives.errors import Aborted
+from collectives.logs import Log
 from collectives.mesh.framing import (
     KEY_BYTES,
     MAX_HELD_PIECES,
@@ -40,7 +39,7 @@ from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, Landing, Socke
 from collectives.mesh.stream import Outgoing, Portless, SendQueue, Stream
 from protocol.identity import NodeId
 
-log = structlog.get_logger()
+log = Log()
 
 MAX_UNKNOWN = (
     MAX_HELD_PIECES + 1024
@@ -248,6 +247,7 @@ class DataPlane:
         `late`: it was called off because time was up. Then a stream on which nothing has come since it began may have
         lost its path without a word (a NAT that forgot it): it is closed, and whoever dialled it dials again.
         """
+        port.when_sent(None)
         with self._lock:
             _, members = self._ports.pop(port.key, (None, frozenset[NodeId]()))
             self._loose.discard(port.key)

@@ -22,8 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
+from collectives.logs import Log
 from collectives.mesh.addresses import (
     MAX_ADDRESS_BYTES,
     Address,
@@ -60,7 +59,7 @@ from protocol.limits.networks import counts_as
 from protocol.transport.addresses import Resolver
 from protocol.wire.encoding import pack, unpack
 
-log = structlog.get_logger()
+log = Log()
 
 
 @dataclass(frozen=True, slots=True)

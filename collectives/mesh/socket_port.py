@@ -353,6 +353,8 @@ class SocketPort:
         self._unsent = 0
         self._sent_to: set[NodeId] = set()
         self._left = threading.Condition()
+        self._when_sent: Callable[[], None] | None = None
+        self._is_sent = False
         self._answers = 0
         self.uses_streams = False
         self.receives = False
@@ -389,6 +391,8 @@ class SocketPort:
                 self._check()
                 if not self._left.wait(self._deadline - time.monotonic()) and time.monotonic() >= self._deadline:
                     raise DeadlineExceeded("not everything could be sent in time: allow more, or call it again")
+            if self._is_sent:
+                return
         self._check()
 
     def check(self, member: NodeId) -> None:
@@ -439,6 +443,25 @@ class SocketPort:
             self._unsent -= 1
             if self._unsent <= 0 or self._unsent == MAX_UNSENT_ANSWERS - 1:
                 self._left.notify_all()
+            tell = self._sent()
+        tell()
+
+    def when_sent(self, tell: Callable[[], None] | None) -> None:
+        """Let `tell` be called once all that was sent so far has left, if nothing fails before: here or on a writer.
+
+        `flush` returns from then on, also when the port is closed. None: `tell` is not called any more.
+        """
+        with self._left:
+            self._when_sent = tell
+            tell = self._sent()
+        tell()
+
+    def _sent(self) -> Callable[[], None]:
+        tell = self._when_sent
+        if tell is None or self._unsent > 0 or not self.wanted or self.inbox.lost_members:
+            return lambda: None
+        self._when_sent, self._is_sent = None, True
+        return tell
 
     def queued(self, pieces: int) -> None:
         """So many pieces are about to be queued."""

@@ -20,8 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import structlog
-
+from collectives.logs import Log
 from collectives.mesh.addresses import is_vouched
 from collectives.mesh.framing import (
     HEADER_BYTES,
@@ -41,7 +40,7 @@ from collectives.mesh.socket_port import Landing
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
-log = structlog.get_logger()
+log = Log()
 
 MAX_GRANTED = 1 << 16  # operations that the other end has started and that are not over here: far more than there are
 

@@ -22,7 +22,7 @@ from collectives.reduce import shared
 from collectives.torch_backend import MEETING, NO_RANK, BackendError, Options, ProcessGroupGossamer, _read_op, in_order
 from tests.groups import group, together
 from tests.late_copies import treat_as_on_a_device
-from tests.torch_ranks import hold_the_lock, lose, spawn, train
+from tests.torch_ranks import hold_the_lock, lose, reduce_in_another_world, spawn, train
 from tests.waiting import wait_until
 
 SIZE = 3
@@ -403,6 +403,40 @@ def test_ddp_and_fsdp_train_to_the_loss_of_gloo_bit_by_bit(tmp_path):
         (tmp_path / backend).mkdir()
         losses.append(spawn(train, backend, 2, tmp_path / backend))
     assert losses[0] == losses[1]
+
+
+def test_a_call_of_a_group_that_was_destroyed_says_so(ranks):
+    for rank in ranks:
+        rank.shutdown()
+    for call in (
+        lambda: ranks[0].allreduce([torch.ones(1)], options()),
+        ranks[0].barrier,
+        lambda: ranks[0].send([torch.ones(1)], 1, 0),
+        lambda: ranks[0].recv([torch.ones(1)], 1, 0),
+        lambda: ranks[0].recv_anysource([torch.ones(1)], 0),
+    ):
+        with pytest.raises(BackendError, match="was destroyed"):
+            call()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_was_sent_leaves_nothing_behind_whether_anybody_waits_for_it_or_not(comms, ranks, monkeypatch, waits):
+    plane, closed = comms[0].data_plane, []
+    close = plane.close_port
+    monkeypatch.setattr(plane, "close_port", lambda port, *more: closed.append(port) or close(port, *more))
+    works = [ranks[0].send([torch.full((3,), float(number))], 1, 0) for number in range(20)]
+    wait_until(lambda: len(closed) == 20, 10, "the ports to be closed")
+    if waits:
+        assert all(work.wait() for work in works)
+    for number in range(20):
+        ranks[1].recv([x := torch.zeros(3)], 0, 0).wait()
+        assert x.tolist() == [number] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_group_of_this_backend_stands_in_a_world_of_gloo(tmp_path):
+    assert spawn(reduce_in_another_world, "gloo", 3, tmp_path) == {0: [2.0, 3.0], 1: [3.0], 2: [2.0, 3.0]}
 
 
 @pytest.mark.slow
