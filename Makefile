@@ -65,8 +65,8 @@ long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on v
 repeat: $(STAMP) ## each test that starts processes or sockets, TIMES (20) times alone and as often beside eight busy processes; hours
 	@$(BIN)/python -m tests.repeat --times $${TIMES:-20} $(ARGS)
 
-gpu: ## what only a GPU shows: its tests, and rounds against TRL's, under 10 minutes; needs a Python that has torch for CUDA
-	@test -x .venv-gpu/bin/python || $(PYTHON) -m venv --system-site-packages .venv-gpu
+gpu: ## what only a GPU shows: its tests, and rounds against TRL's, under 10 minutes; needs a Python that has torch for CUDA, which PYTHON names
+	@test -x .venv-gpu/bin/python || $${PYTHON:-python3} -m venv --system-site-packages .venv-gpu
 	@.venv-gpu/bin/python -m pip install --quiet --progress-bar off -e '.[dev]'
 	@.venv-gpu/bin/python -m pytest -m gpu tests/gpu
 	@.venv-gpu/bin/python -m benchmarks.gpu --out runs/gpu

@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
-from node.errors import UserError
+from node.errors import UserError, for_shell
 from node.journal import JOURNAL_FILE, OLDER_FILE
 from node.state_folder import (
     CONFIG_FILE,
@@ -110,12 +110,17 @@ def restore(file: Path, folder: Path) -> Head:
     """Make `folder` from the backup in `file`; return what its head says.
 
     Raises:
-        UserError: there is something in `folder`, `file` is damaged or no backup, its node runs on this machine, or the
-            disk is full.
+        UserError: there is something in `folder`, or it is the current or a mounted one, `file` is damaged or no
+            backup, its node runs on this machine, or the disk is full.
         IdentityError: the key in it cannot be used.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: choose another --state, or move it away first")
+    if folder.resolve() == Path.cwd() or os.path.ismount(folder):  # no folder can be renamed to it
+        raise UserError(
+            f"{folder} is the current folder, or a mounted one: name a new folder in it, such as "
+            f"--state {for_shell(folder / 'n0')}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_is_clear(folder.parent), scratch_folder(folder.parent / f".{folder.name}.restoring") as scratch:
         try:

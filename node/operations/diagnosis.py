@@ -96,8 +96,11 @@ def _packages() -> Iterator[Diagnosis]:
         found = _version(extra)
         fits = found is not None and (extra not in extras or extras[extra].specifier.contains(found, prereleases=True))
         install = how_to_install(extra)
-        text = "not installed" if found is None else found if fits else f"{found}, wants {extras[extra].specifier}"
-        yield Diagnosis(extra, fits, text, needed=False, do=f"only if you want it: {install}")
+        if found is None:  # nothing is wrong
+            yield Diagnosis(extra, True, f"not installed; if you want it: {install}", needed=False)
+        else:
+            text = found if fits else f"{found}, wants {extras[extra].specifier}"
+            yield Diagnosis(extra, fits, text, needed=False, do=install)
 
 
 def _namesakes() -> Iterator[Diagnosis]:

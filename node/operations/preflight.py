@@ -16,7 +16,7 @@ from node.config import NodeConfig, ObserveConfig
 from node.engines.missing import LOOK_S, missing
 from node.errors import UserError
 from node.operations.presets import TRAINING_BYTES
-from node.policy.detection import check_bits, check_policy, has_gpu, main_memory
+from node.policy.detection import check_bits, check_policy, check_trackers, has_gpu, main_memory
 from node.policy.footprint import NF4_BYTES
 
 LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
@@ -28,8 +28,8 @@ def check_first(config: NodeConfig, folder: Path) -> None:
     """Look for what would end a node in `folder` anyway, in well under a second.
 
     Raises:
-        UserError: a full disk, a busy port, no such GPU, no vLLM, no bitsandbytes, no server that answers, or a model
-            without weights.
+        UserError: a full disk, a busy port, no such GPU, no vLLM, no bitsandbytes, no tracker that is named, no server
+            that answers, or a model without weights.
     """
     check_place(config, folder)
     if config.role != "relay":
@@ -46,6 +46,7 @@ def check_means(config: NodeConfig) -> None:
     """Raise `UserError` where this machine lacks what training takes: a GPU, a library, a server, weights."""
     check_policy(config.policy)
     check_bits(config.policy.dtype, config.trainer.options.optim)
+    check_trackers(config.trainer.options.report_to)
     if lacks := missing(config.engine.kind, config.engine):
         raise UserError(lacks)
 

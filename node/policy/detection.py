@@ -6,6 +6,7 @@ once.
 
 import json
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def check_bits(dtype: str = "", optim: str = "") -> None:
     asked += [f"trainer.trl.optim={optim!r}"] if optim == "adamw_8bit" else []
     if asked and not has_bitsandbytes():
         raise UserError(f"bitsandbytes is not installed, for {' and '.join(asked)}: {how_to_install('bitsandbytes')}")
+
+
+def check_trackers(named: Sequence[str]) -> None:
+    """Raise `UserError` where `trainer.trl.report_to` names trackers that are not installed."""
+    writers = {"tensorboard": ("tensorboard", "tensorboardX")}  # either will do
+    lacks = [name for name in named if not any(map(find_spec, writers.get(name, (name,))))]
+    if lacks:
+        raise UserError(
+            f"trainer.trl.report_to: {' and '.join(lacks)} not installed: {how_to_install(','.join(lacks))}"
+        )
 
 
 def has_bitsandbytes() -> bool:

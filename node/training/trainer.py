@@ -42,8 +42,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from trl import GRPOConfig, GRPOTrainer
 
 from node.config import NodeConfig
-from node.errors import DivergedError, UserError, how_to_install
-from node.policy.detection import check_bits, first_line
+from node.errors import DivergedError, UserError
+from node.policy.detection import check_bits, check_trackers, first_line
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 from node.rollouts.rules import configured_weight
@@ -758,6 +758,7 @@ def make_trainer(
     """
     ranks = ranks or Ranks()
     check_bits(optim=config.trainer.options.optim)
+    check_trackers(config.trainer.options.report_to)
     if ranks.sharded and (config.policy.dtype == "nf4" or config.trainer.options.optim == "adamw_8bit"):
         raise UserError(
             "FSDP2 shares out neither policy.dtype='nf4' nor trainer.trl.optim='adamw_8bit': leave them out"
@@ -767,11 +768,6 @@ def make_trainer(
     args = _trl_config(config, policy, folder)
     try:
         return SwarmTrainer(policy, args, config, rounds, on_update, also_save, also_log, ranks)
-    except (ImportError, RuntimeError) as error:
-        if "requires" in str(error) and config.trainer.options.report_to:
-            extras = ",".join(config.trainer.options.report_to)
-            raise UserError(f"trainer.trl.report_to: {error}; install it with {how_to_install(extras)}") from error
-        raise
     except ValueError as error:
         if "lm_head" in str(error):
             raise UserError(f"policy.lora.target_modules: {error}") from error

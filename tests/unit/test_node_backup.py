@@ -146,6 +146,17 @@ def test_rows_that_are_moved_out_of_the_way_meanwhile_are_taken_once(
     assert (tmp_path / "again" / "metrics.jsonl").read_text() == '{"round": 7}\n'
 
 
+def test_nothing_is_restored_onto_the_current_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(folder, tmp_path / "n0.tar")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"is the current folder, .* --state n0"):
+        restore(tmp_path / "n0.tar", Path())
+    restore(tmp_path / "n0.tar", Path("n0"))
+
+
 def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     back_up(folder, tmp_path / "n0.tar")
     held = (tmp_path / "n0.tar").read_bytes()

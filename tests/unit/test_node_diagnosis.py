@@ -50,6 +50,12 @@ def test_a_package_of_others_in_our_folders_is_told_and_how_to_be_rid_of_it(
     assert not check.ok and check.needed and "pip uninstall node" in check.do
 
 
+def test_an_extra_that_is_not_installed_is_no_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("node.operations.diagnosis.EXTRAS", ("no-such-thing",))
+    check = found("no-such-thing", examine(0, tmp_path))
+    assert check.ok and check.text.startswith("not installed; if you want it: ")
+
+
 def test_an_extra_of_another_version_is_worth_knowing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ['reasoning-gym>=99; extra == "reasoning-gym"'])
     check = found("reasoning-gym", examine(0, tmp_path))

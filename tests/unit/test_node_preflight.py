@@ -90,6 +90,18 @@ def test_without_bitsandbytes_what_needs_it_is_told(tmp_path: Path, monkeypatch:
         check_first(config, tmp_path)
 
 
+def test_a_tracker_that_is_not_here_is_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(trainer={"trl": {"report_to": ["tensorboard", "wandb", "trackio"]}})
+    here = {"tensorboardX", "wandb"}
+    monkeypatch.setattr("node.policy.detection.find_spec", lambda name: True if name in here else None)
+    with pytest.raises(UserError, match=r"report_to: trackio not installed: .* -m pip install 'gossamer\[trackio\]'"):
+        check_first(config, tmp_path)
+    here.add("trackio")
+    check_first(config, tmp_path)
+
+
 def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
     monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: 80_000_000_000)
