@@ -1,4 +1,4 @@
-"""docs/tutorials, and docs/public-swarm.md: each page is followed to its end, from its own text."""
+"""docs/tutorials, docs/exchange.md and docs/public-swarm.md: each page is followed to its end, from its own text."""
 
 import json
 import os
@@ -147,6 +147,19 @@ def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said["python swarm.py"].splitlines()[-1] == "[3, 3]"
     assert 0 <= float(said["python trl_script.py"].splitlines()[-1]) <= 1
     assert (tmp_path / "my-model/model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trainer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "node/public"))))
+    with background() as started:
+        said = follow_text((ROOT / "docs" / "exchange.md").read_text(), {}, started)
+        node = Identity.load(Path("n0", "identity.key")).node_id
+        assert {line.split()[0] for line in said["python member.py"].splitlines()} == {node}
+        member = Identity.load(Path("member", "identity.key")).node_id
+        wait_until(lambda: any(member in row["swarm/taught_by"] for row in rows_of(Path("n0"))), 60, "n0 to be taught")
 
 
 @pytest.mark.slow
