@@ -1,6 +1,7 @@
 """Other people's trainers in a swarm with an ordinary node: each draws groups of the other."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,24 +38,33 @@ def teachers(folder: Path) -> set[str]:
     return {peer for row in rows_of(folder) for peer in row["swarm/taught_by"]}
 
 
+@contextmanager
+def example(name: str, invite: str, folder: Path, count: str) -> Iterator[subprocess.Popen[str]]:
+    """One of examples/ as a member of the swarm in `folder`, for a number of rounds or steps."""
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), invite, "--state", str(folder), *count.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_bare_loop_and_a_node_draw_each_others_groups(tmp_path: Path) -> None:
-    with swarm_of_one(tmp_path / "node") as invite:
-        command = [sys.executable, str(ROOT / "examples" / "bare_loop.py"), invite]
-        done = subprocess.run(
-            [*command, "--state", str(tmp_path / "bare"), "--rounds", "30"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = [line.split() for line in done.stdout.splitlines()]
-        assert len(lines) == 30 and sum(int(line[-1]) for line in lines) > 0
-        bare = Identity.load(tmp_path / "bare" / "identity.key").node_id
-        wait_until(lambda: bare in teachers(tmp_path / "node"), 60, "the node to be taught by the bare loop")
-        assert all(
-            row["swarm/rejected"].keys().isdisjoint({"false_reward", "false_question"})
-            for row in rows_of(tmp_path / "node")
-        )
+def test_trls_own_trainer_a_bare_loop_and_a_node_draw_each_others_groups(tmp_path: Path) -> None:
+    node, bare, trl = (tmp_path / name for name in ("node", "bare", "trl"))
+    with (
+        swarm_of_one(node) as invite,
+        example("bare_loop", invite, bare, "--rounds 40") as first,
+        example("trl_exchange", invite, trl, "--steps 40") as second,
+    ):
+        for process, count in ((first, 40), (second, 40)):
+            said, _ = process.communicate(timeout=250)
+            assert process.returncode == 0
+            drawn = [int(number) for number in re.findall(r"\bdrawn (\d+)", said)]
+            assert len(drawn) == count and sum(drawn) > 0
+        members = {Identity.load(folder / "identity.key").node_id for folder in (bare, trl)}
+        wait_until(lambda: members <= teachers(node), 60, "the node to be taught by both")
+        refused = {reason for row in rows_of(node) for reason in row["swarm/rejected"]}
+        assert refused.isdisjoint({"false_reward", "false_question", "false_topic", "malformed"})
