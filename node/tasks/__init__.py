@@ -9,6 +9,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     quotations       does a text give away a question and its answer
     task_set         the tasks of a node: what training asks next, what evaluation asks
     verdicts         what an answer earns; other people's code scores in worker processes
+    time_budget      the seconds that scoring some peers' texts may take
     caged            the worker that scores each text in a cage
     environments     tasks of several turns, and peers' episodes played again
     fork_server      a process for each episode of other people's environments

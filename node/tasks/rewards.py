@@ -247,7 +247,8 @@ class RewardsTask(_RowsTask):
         requests = [{"call": "score", "answered": Answered(*self.rows[one.item.content], one.text)} for one in batch]
         if is_own and self.together:
             return self.workers.submit_together(requests)
-        return [(self.workers if is_own else self.apart).submit(one, is_own) for one in requests]
+        workers = self.workers if is_own else self.apart
+        return [workers.submit(one, is_own, asked.budget) for one, asked in zip(requests, batch, strict=True)]
 
 
 def load_rewards(
@@ -459,9 +460,12 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> _Be
             said["names"], said["trial"], other["trial"], strict=True
         )
         said["unlike"] = next((function for function, here, there in pairs if not same(here, there)), "")
-    own.restart_with({**firsts[0], "confine": firsts[0]["confine"] and not said["unconfined"], "code": said["code"]})
-    if firsts[1] is direct:
-        apart = own
+    own_first = {**firsts[0], "confine": firsts[0]["confine"] and not said["unconfined"], "code": said["code"]}
+    own.restart_with(own_first)
+    if options.needs_network or lacks:
+        apart = own  # no peer's text is scored
+    elif firsts[1] is direct:
+        apart = Workers(name, WORKER, own_first, seconds)  # its process starts when a peer's text comes
     else:
         apart.restart_with({**caged, "code": said["code"]})
     return _Begun(own, apart, said, lacks, str(other.get("error", "")))

@@ -5,9 +5,11 @@ raised, could not tell, or returned what is no reward. An unscorable answer is n
 costs nobody: it does not earn 0.
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
-scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers go
-before its peers'. In each worker at most one text of a peer delays them, for `SCORE_S`, and for the start of a new
-worker if that text ended the old one.
+scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers have
+workers of their own, so none waits for a peer's text. What peers' texts take is charged to budgets
+(`node.tasks.time_budget`). Of peers' texts, those whose budget lies within another go last. A text is unscorable if it
+outlasts its budget, and late if the budget is spent before its turn. The first text of a new worker may wait for what
+is imported then: it is charged only if it takes all the time that a text has, or if its budget lies within another.
 
 A peer's text is always a call of its own. It is scored in a cage (`node.tasks.caged`) unless its task says that it only
 reads texts, or the task set is one of verifiers. A node's own texts of reward functions are one call a round, as in
@@ -64,6 +66,7 @@ from node.tasks import Isolate, Item, Task, TaskKey, Wrapper, is_reward
 from node.tasks.caged import CODE_CHANGED, CageWork, serve_in_cages
 from node.tasks.environments import StartEpisode, play_again, start_of
 from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
+from node.tasks.time_budget import TimeBudget
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text had to wait too long to be scored
@@ -71,16 +74,20 @@ MaybeLate = Verdict | Literal["late"]
 
 
 class Submission(NamedTuple):
-    """A text to be scored as an answer to an item; in an episode, after the texts said `before` it."""
+    """A text to be scored as an answer to an item; in an episode, after the texts said `before` it.
+
+    Worker processes charge what it takes to `budget`, if it has one.
+    """
 
     item: Item
     text: str
     before: tuple[str, ...] = ()
+    budget: TimeBudget | None = None
 
 
 Submit = Callable[[Sequence[Submission], bool], "list[Future[Verdict]]"]
 """A task's `submit`: it queues texts for worker processes. The second argument says whether they are this node's own,
-which go before peers' and may share a call."""
+which have workers of their own and may share a call."""
 Together = Callable[[Sequence[Submission]], list[Verdict]]
 """A task's `verify_together`: one call for several of this node's own texts, in this process. It may raise."""
 
@@ -115,17 +122,21 @@ class Scored(float):
 
 
 class Answer(NamedTuple):
-    """A text to be scored as an answer to an item of a task; in an episode, after the texts said `before` it."""
+    """A text to be scored as an answer to an item of a task; in an episode, after the texts said `before` it.
+
+    Worker processes charge what it takes to `budget`, if it has one.
+    """
 
     task: Task
     item: Item
     text: str
     before: tuple[str, ...] = ()
+    budget: TimeBudget | None = None
 
     @property
     def asked(self) -> Submission:
         """The answer without its task."""
-        return Submission(self.item, self.text, self.before)
+        return Submission(self.item, self.text, self.before, self.budget)
 
     def judged(self) -> Verdict:
         """Return the verdict, found in this process; raise what the task raises."""
@@ -153,7 +164,7 @@ class Scoring:
 
     Args:
         answers: to score.
-        is_own: whether they are this node's own, which go before peers'.
+        is_own: whether they are this node's own.
     """
 
     def __init__(self, answers: Sequence[Answer], is_own: bool) -> None:
@@ -167,7 +178,8 @@ class Scoring:
     def wait(self, seconds: float) -> list[MaybeLate]:
         """Return the verdict on each answer, after `seconds` at most.
 
-        An answer that is being scored then is unscorable. One whose turn did not come is `LATE`: it is not scored.
+        An answer that is being scored then is unscorable. One whose turn did not come, or whose budget was spent
+        before, is `LATE`: it is not scored.
         """
         deadline = time.monotonic() + seconds
         here = self._in_place(deadline)
@@ -319,10 +331,14 @@ class Workers:
         self._lanes.put(_OWN, lambda lane: lane.opened(request), future)
         return future.result()
 
-    def submit(self, request: Message, is_own: bool) -> "Future[Verdict]":
-        """Queue a request; the verdict on it is None if anything goes wrong."""
+    def submit(self, request: Message, is_own: bool, budget: TimeBudget | None = None) -> "Future[Verdict]":
+        """Queue a request; the verdict on it is None if anything goes wrong.
+
+        It is cancelled if its `budget` is spent before its turn.
+        """
         future: Future[Verdict] = Future()
-        self._lanes.put(_OWN if is_own else _PEERS, lambda lane: lane.verdict(request), future)
+        order = _OWN if is_own else _PEERS if budget is None or budget.within is None else _NEWCOMERS
+        self._lanes.put(order, lambda lane: lane.verdict(request, budget), future, budget)
         return future
 
     def submit_together(self, requests: Sequence[Message]) -> "list[Future[Verdict]]":
@@ -334,7 +350,9 @@ class Workers:
         return futures
 
 
-_CLOSE, _OWN, _PEERS = range(3)  # the order in which a lane takes what waits
+_Job = Callable[["_WorkerThread"], Any]
+_Waiting = tuple[int, int, _Job | None, "Future[Any]", TimeBudget | None]
+_CLOSE, _OWN, _PEERS, _NEWCOMERS = range(4)  # the order in which a lane takes what waits
 
 
 def reward_of(said: Message) -> Verdict:
@@ -369,16 +387,14 @@ class _Lanes:
         self.first = first
         self.seconds = seconds
         self.together = True  # whether own texts may share a call
-        self.waiting: queue.PriorityQueue[tuple[int, int, Callable[[_WorkerThread], Any] | None, Future[Any]]] = (
-            queue.PriorityQueue()
-        )
+        self.waiting: queue.PriorityQueue[_Waiting] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._count = 0
         self._dropped = 0
         self._lock = threading.Lock()
 
-    def put(self, order: int, job: "Callable[[_WorkerThread], Any] | None", future: "Future[Any]") -> None:
-        self.waiting.put((order, next(self._numbers), job, future))
+    def put(self, order: int, job: "_Job | None", future: "Future[Any]", budget: TimeBudget | None = None) -> None:
+        self.waiting.put((order, next(self._numbers), job, future, budget))
         self.grow(1)
 
     def grow(self, most: int) -> None:
@@ -397,7 +413,7 @@ class _Lanes:
 
     def close(self) -> None:
         """End the lanes, each after its current request; each passes this on to the next."""
-        self.waiting.put((_CLOSE, next(self._numbers), None, Future()))
+        self.waiting.put((_CLOSE, next(self._numbers), None, Future(), None))
 
 
 class _WorkerThread:
@@ -409,16 +425,19 @@ class _WorkerThread:
         self._said: Message | Exception = {}  # the worker's first reply, or why there is no worker
         self._busy = 0.0  # seconds of scoring since nothing waited
         self._more = 0.0  # seconds that a text gets beside its own, where each has a cage
+        self._is_new = False  # whether the worker has scored nothing yet
 
     def run(self) -> None:
         waiting = self._lanes.waiting
         while True:
-            *_, job, future = waiting.get()
+            *_, job, future, budget = waiting.get()
             if job is None:
                 self._lanes.close()
                 break
             if self._worker is None:
                 self._start()  # while it loads, the text can still be cancelled
+            if budget is not None and budget.is_spent(time.monotonic()):
+                future.cancel()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -440,6 +459,7 @@ class _WorkerThread:
         try:
             self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], environment)
             self._said = said = self._worker.call(self._lanes.first, LOAD_S)
+            self._is_new = True
             self._more = said["loads_for"] + CAGE_S if "loads_for" in said else 0.0
         except (WorkerError, OSError, TypeError) as error:  # TypeError: options that cannot be written as JSON
             self._said = error
@@ -517,8 +537,8 @@ class _WorkerThread:
             return None
         return scored if all(isinstance(one, dict) for one in scored) else None
 
-    def verdict(self, request: Message) -> Verdict:
-        return self._read(self._asked(request))
+    def verdict(self, request: Message, budget: TimeBudget | None = None) -> Verdict:
+        return self._read(self._asked(request, budget))
 
     def _read(self, said: Message) -> Verdict:
         try:
@@ -530,19 +550,31 @@ class _WorkerThread:
             warn_unscorable(self._lanes.task, " ".join(str(reason).split()))
         return verdict
 
-    def _asked(self, request: Message) -> Message:
+    def _asked(self, request: Message, budget: TimeBudget | None) -> Message:
         if self._worker is None:
             return {"error": str(self._said)} if isinstance(self._said, Exception) else self._said
-        began, dropped = time.monotonic(), self._worker.dropped
+        began, dropped, seconds = time.monotonic(), self._worker.dropped, self._lanes.seconds
+        is_free, self._is_new = self._is_new and (budget is None or budget.within is None), False
+        if budget is not None and not is_free:
+            seconds = min(seconds, budget.left(began))
+            budget.begin(began)
+        if self._more:
+            request = {**request, "seconds": seconds}
         try:
-            said = self._worker.call(request, self._lanes.seconds + self._more, MAX_REPLY)
+            said = self._worker.call(request, seconds + self._more, MAX_REPLY)
             self._lanes.drop(self._worker.dropped - dropped)
             return said
         except Exception as error:  # noqa: BLE001  # it ended, or the request cannot be written as JSON
             self._end()
             return {"error": str(error)}
         finally:
-            self._busy += time.monotonic() - began
+            now = time.monotonic()
+            self._busy += now - began
+            if budget is not None and is_free and now - began >= seconds:
+                budget.begin(began)
+                is_free = False
+            if budget is not None and not is_free:
+                budget.end(now)
 
 
 def _begins(future: "Future[Verdict]") -> bool:
@@ -591,7 +623,7 @@ class IsolatedTask(Wrapper):
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes; an episode is played again there."""
         workers = self.workers if is_own else self.apart
-        return [workers.submit(_request(one), is_own) for one in batch]
+        return [workers.submit(_request(one), is_own, one.budget) for one in batch]
 
 
 def _request(asked: Submission) -> Message:
@@ -611,14 +643,14 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
     if begin is not None and not is_here:
         playing = Workers(task.key.name, "node.tasks.verdicts", first)  # no episode waits until a text is scored
         begin = ForkServer(task.key.name, playing, SCORE_S, LOAD_S + SCORE_S)
-    workers = Workers(task.key.name, "node.tasks.verdicts", first)
     isolate: Isolate = getattr(task, "isolate", None)
-    if isolate == "none" or is_here or not is_to_be_confined(task):
-        return IsolatedTask(task, workers, workers, "", begin)
-    lacks = lacking()
+    is_caged = not (isolate == "none" or is_here or not is_to_be_confined(task))
+    lacks = lacking() if is_caged else ""
     declared = {"declared": isolate == "text", "whole": not lacks, "seconds": SCORE_S}
-    caged = Workers(task.key.name, "node.tasks.verdicts", {**first, "isolate": "text", **declared})
-    return IsolatedTask(task, caged if isolate == "text" else workers, workers if lacks else caged, lacks, begin)
+    caged: Message = {**first, "isolate": "text", **declared}
+    firsts = (caged if is_caged and isolate == "text" else first, caged if is_caged and not lacks else first)
+    own, apart = (Workers(task.key.name, "node.tasks.verdicts", one) for one in firsts)
+    return IsolatedTask(task, own, apart, lacks, begin)
 
 
 def main() -> None:

@@ -72,11 +72,15 @@ class VerifiersOptions(Section):
 
 @dataclass(frozen=True, slots=True)
 class VerifiersTask:
-    """One task set: `items` by row, the processes that score, and what begins an episode, if it has episodes."""
+    """One task set: `items` by row, the processes that score, and what begins an episode, if it has episodes.
+
+    Peers' texts go to `apart`.
+    """
 
     key: TaskKey
     items: tuple[Item, ...]
     workers: Workers
+    apart: Workers
     start: ForkServer | None
     range: tuple[float, float]
 
@@ -100,8 +104,10 @@ class VerifiersTask:
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes."""
+        workers = self.workers if is_own else self.apart
         return [
-            self.workers.submit({"call": "score", "row": one.item.content, "text": one.text}, is_own) for one in batch
+            workers.submit({"call": "score", "row": one.item.content, "text": one.text}, is_own, one.budget)
+            for one in batch
         ]
 
 
@@ -120,7 +126,7 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
     if importlib.util.find_spec("verifiers") is None:
         raise UserError(f"task {task!r}: run {how_to_install('verifiers')}")
     first = {"call": "load", "id": name, **parsed.model_dump()}
-    workers = Workers(task, "node.tasks.verifiers", first)
+    workers, apart = (Workers(task, "node.tasks.verifiers", first) for _ in range(2))
     try:
         said = workers.begin()
     except (WorkerError, TypeError) as error:
@@ -132,7 +138,7 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
         Item(question, "", system, content=row, tools=said["tools"]) for question, system, row in said["rows"]
     )
     start = ForkServer(task, workers, SCORE_S, LOAD_S + SCORE_S) if said["plays"] else None
-    return VerifiersTask(TaskKey(task, VERSION, config), items, workers, start, (parsed.low, parsed.high))
+    return VerifiersTask(TaskKey(task, VERSION, config), items, workers, apart, start, (parsed.low, parsed.high))
 
 
 class RefusedError(Exception):

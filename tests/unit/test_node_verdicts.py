@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -19,6 +20,7 @@ from node.config import TaskConfig
 from node.processes import confinement
 from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
+from node.tasks.time_budget import TimeBudget
 from node.tasks.verdicts import LATE, Answer, Scored, Scoring, Submission, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
@@ -539,6 +541,7 @@ def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch:
 
 
 GAME = """
+import time
 from node.tasks import Item
 from node.tasks.environments import Done, Observation
 
@@ -553,7 +556,7 @@ class Game:
     def step(self, text):
         if text == "forever":
             while True:
-                pass
+                time.sleep(1)
         return Done(1.0) if text == "end" else Observation(f"you said {text}")
 
 
@@ -570,3 +573,38 @@ def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(t
     asked = [Answer(task, item, texts[-1], texts[:-1]) for texts in episodes]
     assert Scoring(asked, is_own=False).wait(60) == [1.0, 1.0, None, 0.0]
     assert Scoring([Answer(task, item, "forever")], is_own=False).wait(0.5) == [None], "it holds up nobody"
+
+
+RIDDLE = """
+import time
+from node.tasks import Item
+
+isolate = "none"
+
+
+def make(seed):
+    return Item(f"riddle {seed}", "end")
+
+
+def verify(item, text):
+    if text == "forever":
+        while True:
+            time.sleep(1)
+    return float(text == item.answer)
+"""
+
+
+@pytest.mark.parametrize("code", [RIDDLE, GAME, GAME + "isolate = 'none'"], ids=["text", "caged game", "game"])
+def test_a_peers_slow_text_holds_up_no_own_one_and_ends_with_its_signers_budget(code: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(code)
+    [task] = load_tasks([TaskConfig(name="file/slow", options={"path": str(tmp_path / "slow.py")})]).tasks
+    item, budget = task.make(1), TimeBudget(5.0)
+    for is_own in (True, False):
+        assert Scoring([Answer(task, item, "end")], is_own=is_own).wait(LATER) == [1.0]
+    asked = [Answer(task, item, text, budget=budget) for text in ("end", "forever", "end")]
+    slow = Scoring([*asked, Answer(task, item, "end")], is_own=False)
+    wait_until(lambda: budget.spent(time.monotonic()) > 0.5, timeout=LATER)
+    assert Scoring([Answer(task, item, "end")], is_own=True).wait(LATER) == [1.0]
+    assert not budget.is_spent(time.monotonic()), "the slow one is still at it"
+    assert slow.wait(LATER) == [1.0, None, LATE, 1.0]
+    assert 4.5 < budget.spent(time.monotonic()) < 15.0, "a text may take 20 s"
