@@ -78,7 +78,7 @@ class Round(NamedTuple):
     times: Sequence[float]
     measured: Sequence[float]  # how surprising completions were under the policy's weights
     unscorable: Sequence[Sequence[int]]  # of each batch of verdicts: i where number i is None, -1 - i if it is late
-    revoked: Sequence[Sequence[str]]  # the revoked signers, each time that the round asked for them
+    barred: Sequence[Sequence[str]]  # the signers that the round kept out, each time that it asked for them
     own: Sequence[bytes]  # the bodies of this node's groups
     rows: Sequence[TrainedRow]
     admitted: bytes  # digests, see `digest_of_verdicts` and `digest_of_draw`
@@ -108,8 +108,8 @@ class RoundJournal(Protocol):
         """Return the verdicts that `judge` finds within `seconds`."""
         ...
 
-    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Return the revoked signers that `find` returns."""
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Return the signers that `find` returns: revoked ones, those set aside, or those whose budget is spent."""
         ...
 
     def end_round(
@@ -140,7 +140,7 @@ class NoJournal:
         """Judge."""
         return judge(seconds)
 
-    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Find them."""
         return find()
 
@@ -167,7 +167,7 @@ class Journal:
         self._times: list[float] = []
         self._measured: list[float] = []
         self._unscorable: list[list[int]] = []
-        self._revoked: list[Sequence[str]] = []
+        self._barred: list[Sequence[str]] = []
         self._began = 0  # bytes of the file before the first round after its newest start
 
     def begin(self, done: int, start: Callable[[int], Start]) -> None:
@@ -205,10 +205,10 @@ class Journal:
         )
         return found
 
-    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Find them, and keep them."""
-        self._revoked.append(sorted(find()))
-        return self._revoked[-1]
+        self._barred.append(sorted(find()))
+        return self._barred[-1]
 
     def end_round(
         self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
@@ -220,7 +220,7 @@ class Journal:
             for sample in samples
         ]
         admitted, drawn = digest_of_verdicts(self._seen, self._refused), digest_of_draw(bodies, samples)
-        outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._revoked)
+        outside = (self._seen, self._refused, self._times, self._measured, self._unscorable, self._barred)
         size = self._append(Round(number, played, *outside, bodies, rows, admitted, drawn))
         for kept in outside:
             kept.clear()
@@ -300,12 +300,12 @@ def _decode(body: bytes) -> Start | Round | None:
         if kind == _kind(Start):
             done, config, seed, limits, split, buffer = fields
             return Start(done, config, seed, GroupBounds(*limits), Split(*split), Snapshot(*buffer))
-        number, played, seen, refused, times, measured, unscorable, revoked, own, rows, admitted, drawn = fields
+        number, played, seen, refused, times, measured, unscorable, barred, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[Played.from_list(completion) for completion in group] for group in played]
     judged = [ReadGroup(*one) for one in seen], [RefusedGroup(*one) for one in refused]
-    outside = (*judged, times, measured, unscorable, revoked)
+    outside = (*judged, times, measured, unscorable, barred)
     return Round(number, made, *outside, own, [TrainedRow(*row) for row in rows], admitted, drawn)
 
 

@@ -15,7 +15,7 @@ on one is refused, and `_check_held_out` ends the node if one got through all th
 import random
 import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,7 +65,8 @@ log = structlog.get_logger()
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 ROWS_MEASURED = 4096  # of a task, before training: some seconds' work
 MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
-PEERS_S = 5.0  # seconds that scoring peers' answers may take; more if making and scoring the node's own took longer
+PEERS_S = 5.0  # seconds that a round waits for peers' verdicts, or for what its own part takes if that is longer
+OWN_PARTS = 8  # rounds, of whose own parts the shortest counts: what peers slow down does not lengthen the wait
 
 TOOLS_LEFT_OUT = "; an environment's option tell = false leaves its tools out"
 
@@ -107,6 +108,8 @@ class Loop:
     rule: Rule | None = None  # in place of the configuration's
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
+    _measurable: dict[str, Answer] = field(default_factory=dict)  # by task: an answer of this node's own to be timed
+    _own_parts: deque[float] = field(default_factory=lambda: deque(maxlen=OWN_PARTS))  # in seconds
     _handed_over: float = 0.0
     _unscored: int | None = 0  # rounds since the start, all without an answer that could be scored; None: one had some
     _told_outside: set[TaskKey] = field(
@@ -138,9 +141,10 @@ class Loop:
             self._surprises,
             self.journal.judged,
             Quotations(held_out).are_in,
+            self.journal.barred,
         )
         journal = self.journal
-        self._peers = PeerDraw(screen, self.buffer, self.exchange, journal.now, journal.revoked, journal.refused)
+        self._peers = PeerDraw(screen, self.buffer, self.exchange, journal.now, journal.barred, journal.refused)
 
     def check_rows(self) -> None:
         """Tell the log how the rows of each task are split, and how many are too long to be asked.
@@ -191,6 +195,8 @@ class Loop:
                 questions = self._questions(version, sampling.questions_per_round)
             screening = self._screening(version)
             if self.tasks.scores_in_workers:
+                if self.buffer.signers:
+                    self._peers.yardstick.measure(self._measurable)
                 screening.draw(self._peers.candidates(screening, version + 1))
             began = time.monotonic()
             with self._timed("generate"):
@@ -201,7 +207,7 @@ class Loop:
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
             self._check_scored(questions, own, version)
-            took = time.monotonic() - began
+            self._own_parts.append(time.monotonic() - began)
             if isinstance(self.engine, Ahead) and version + 1 < self.config.last_round:
                 ahead = self._questions(version + 1, sampling.questions_per_round)
                 self.engine.begin(self._episodes(ahead, version + 1))  # with the weights before this round's update
@@ -217,7 +223,7 @@ class Loop:
                     elif sampling.external:
                         self.buffer.add(received, now, first_round=version + 1)
                 with self._timed("draw"):
-                    samples, drawn = self._draw(own, version, screening, max(took, PEERS_S))
+                    samples, drawn = self._draw(own, version, screening, max(min(self._own_parts), PEERS_S))
             self._check_held_out(screening.usable.values())
             self.journal.end_round(version + 1, completions, [one.group for one in own], samples)
             self._describe(own, completions, samples)
@@ -318,6 +324,11 @@ class Loop:
             judged = [one.reward if start_of(question.task) else next(verdicts) for one in made]
             if sum(one is not None for one in judged) > 1:
                 groups.append(self._group(question, made, judged, version))
+                if self.tasks.shared(question.task.key) is None:
+                    continue
+                scored = next(one for one, reward in zip(made, judged, strict=True) if reward is not None)
+                answer = Answer(question.task, question.item, scored.texts[-1], tuple(scored.texts[:-1]))
+                self._measurable[question.task.key.name] = answer
         return groups
 
     def _check_scored(self, questions: Sequence[Question], own: Sequence[EncodedGroup], version: int) -> None:

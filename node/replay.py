@@ -113,7 +113,7 @@ class _Again:
         self.times: list[float] = []
         self.measured: list[float] = []
         self.unscorable: list[Sequence[int]] = []
-        self.revoked: list[Sequence[str]] = []
+        self.barred: list[Sequence[str]] = []
         self.seen: list[ReadGroup] = []
         self.refused: list[RefusedGroup] = []
         self.digests = (b"", b"")
@@ -122,7 +122,7 @@ class _Again:
         """Begin with this round."""
         self.recorded = one
         self.times, self.measured = list(one.times), list(one.measured)
-        self.unscorable, self.revoked = list(one.unscorable), list(one.revoked)
+        self.unscorable, self.barred = list(one.unscorable), list(one.barred)
         self.seen, self.refused = [], []
 
     @property
@@ -203,9 +203,9 @@ class _RecordedJournal:
         none = self._again.unscorable.pop(0)
         return [None if at in none else LATE if -1 - at in none else one for at, one in enumerate(judge(FOREVER_S))]
 
-    def revoked(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Return the signers that were revoked then."""
-        return self._again.revoked.pop(0)
+    def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """Return the signers that were kept out then."""
+        return self._again.barred.pop(0)
 
     def saw(self, seen: ReadGroup) -> None:
         """Do nothing: what came is read again."""

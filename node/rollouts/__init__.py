@@ -4,6 +4,7 @@ group           a question's completions with their rewards, and their wire form
 sampling        what a round trains on: from groups to weighted completions, by a rule
 rules/          the rules, one a file
 screening       what a peer's group must pass, from its arrival to the round that trains on it
+slow_texts      the seconds that a signer's texts may take
 replay_buffer   peers' groups, on disk and bounded
 own_results     the results of this node's own groups: how long its answers are, and how good
 """

@@ -15,11 +15,13 @@ A drawn group goes through these states, and no other:
 
     drawn -> pending -> usable        its rewards are true, and one of its completions may be trained on
                      -> refused       it is a lie, or of no use here: it is not drawn again
-                     -> late          its verdicts did not come in time: it may be drawn in another round
+                     -> late          its verdicts did not come in time, or its signer's budget of seconds was spent
+                                      (`node.rollouts.slow_texts`): it may be drawn in another round
           -> refused                  its question is not the one it claims, or of no use here
 
 Invariants of a round, which has a slot for each group that it may use:
 - At most `MAX_DRAWN_PER_SLOT` groups are drawn for each slot, and of no signer more than its share.
+- No group is drawn of a signer whose budget is spent.
 - No group is drawn twice. A slot that a refused group leaves is filled from the groups not drawn yet.
 - A group is usable only if its verdicts were found here, and only while its signer is neither found to lie nor revoked.
 """
@@ -36,10 +38,12 @@ from node.errors import UserError
 from node.rollouts.group import MAX_GROUP_BYTES, EncodedGroup, Episode, Group, GroupError, Question, Tokens, decode
 from node.rollouts.own_results import OwnResults
 from node.rollouts.sampling import Candidate, Draw, Pick, Place, Rule, is_right
+from node.rollouts.slow_texts import RoundBudgets
 from node.tasks import Item
 from node.tasks.environments import start_of
 from node.tasks.prompting import takes_more
 from node.tasks.task_set import TaskSet
+from node.tasks.time_budget import TimeBudget
 from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
 
 REWARD_TOLERANCE = 1e-6
@@ -59,6 +63,7 @@ BLAMELESS = frozenset(
         "too_surprising",
         "quotes_held_out",
         "early_report",
+        "slow_signer",
     }
 )
 
@@ -70,6 +75,8 @@ ScoredRow = tuple[Sequence[int], Tokens]  # the tokens of a prompt, and of an ep
 Surprises = Callable[[Sequence[ScoredRow]], list[float]]
 Judged = Callable[[Callable[[float], list[MaybeLate]], float], list[MaybeLate]]
 """A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
+Barred = Callable[[Callable[[], Sequence[str]]], Sequence[str]]
+"""A journal's `barred`: it returns the signers that its argument finds."""
 
 
 class ReadGroup(NamedTuple):
@@ -195,6 +202,7 @@ class ScreeningContext:
         surprises: returns how surprising completions are under the local policy, in nats.
         judged: waits for verdicts.
         quotes_held_out: tells whether a text gives away a held-out question and its answer.
+        barred: finds the signers whose budget is spent.
     """
 
     sampling: SamplingConfig
@@ -205,13 +213,15 @@ class ScreeningContext:
     surprises: Surprises
     judged: Judged
     quotes_held_out: Callable[[str], bool] = lambda text: False
+    barred: Barred = lambda find: find()
 
 
 @dataclass(slots=True)
 class _PendingGroup:
     """A drawn group whose verdicts are awaited.
 
-    The completions at `places` are scored; those of `picks` may be trained on.
+    The completions at `places` are scored; those of `picks` may be trained on. Worker processes charge what they take
+    to `budget`, its signer's; None if the task scores in this process.
     """
 
     candidate: Candidate
@@ -219,6 +229,13 @@ class _PendingGroup:
     question: Question
     picks: Sequence[Pick]
     places: Sequence[int]
+    budget: TimeBudget | None
+
+    @property
+    def answers(self) -> list[Answer]:
+        """What is scored."""
+        made = (_answer(self.question, self.group.completions[place]) for place in self.places)
+        return [one._replace(budget=self.budget) for one in made]
 
 
 @dataclass(slots=True)
@@ -232,16 +249,20 @@ class Screening:
     rule: Rule
     asked: Draw  # what the rule is asked for where all slots are free
     signers: int  # that have a group in the buffer
+    budgets: RoundBudgets = field(default_factory=RoundBudgets)
     usable: dict[bytes, EncodedGroup] = field(default_factory=dict)  # each with the tokens of its picked completions
     picks: list[Pick] = field(default_factory=list)  # from usable groups
     refused: list[RefusedGroup] = field(default_factory=list)
     revoked: frozenset[str] = frozenset()  # signers whose groups the round must not use
+    set_aside: frozenset[str] = frozenset()  # signers whose groups the round does not score
     left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, counted by reason
     _drawn: dict[bytes, Candidate] = field(default_factory=dict)
     _pending: list[_PendingGroup] = field(default_factory=list)
     _scoring: Scoring | None = None
     _is_late: bool = False
     _told: int = 0  # of the refused groups, how many `newly_refused` has returned
+    _offered: frozenset[str] = frozenset()  # the signers of all candidates of the last draw
+    _spent: set[str] = field(default_factory=set)  # signers of whom no further text is begun
     _usual: dict[str, float] = field(default_factory=dict)  # length of an answer, by task
 
     @property
@@ -269,15 +290,17 @@ class Screening:
         return self.liars | self.revoked
 
     def left(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates that may still be drawn: of trusted signers, on questions that were not drawn yet."""
-        distrusted, drawn = self._distrusted, {one.question for one in self._drawn.values()}
-        return [one for one in candidates if one.peer not in distrusted and one.question not in drawn]
+        """Return the candidates that may still be drawn: their questions were not, and their signers may be."""
+        not_drawn = self._distrusted | self.set_aside | self._spent
+        drawn = {one.question for one in self._drawn.values()}
+        return [one for one in candidates if one.peer not in not_drawn and one.question not in drawn]
 
     def draw(self, candidates: Sequence[Candidate]) -> bool:
         """Draw groups for the free slots; tell whether any was drawn.
 
         If a task scores in worker processes, scoring begins at once.
         """
+        self._offered = frozenset(one.peer for one in candidates)
         of_group = self._choose(candidates)
         self._drawn |= {one.id: one for one in candidates if one.id in of_group}
         for key, group in self.context.read(of_group).items():
@@ -288,8 +311,10 @@ class Screening:
                 self.refused.append(RefusedGroup(key, one.peer, error.reason))
                 continue
             places = sorted({place for pick in of_group[key] for place in pick.rests_on})
-            self._pending.append(_PendingGroup(one, group, question, of_group[key], places))
-        if any(submit_of(one.question.task) is not None for one in self._pending):
+            in_workers = submit_of(question.task) is not None
+            budget = self.budgets.of(one.peer, group.task.name, len(places)) if in_workers else None
+            self._pending.append(_PendingGroup(one, group, question, of_group[key], places, budget))
+        if any(one.budget is not None for one in self._pending):
             self._scoring = Scoring(self._answers(), is_own=False)
         return bool(of_group)
 
@@ -330,6 +355,9 @@ class Screening:
         pending, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
         verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
+        if scoring is not None:
+            signers = sorted(self._offered.union(one.candidate.peer for one in pending))
+            self._spent.update(self.context.barred(lambda: self.budgets.spent(signers)))
         true: list[_PendingGroup] = []
         for one in pending:
             found = [next(verdicts) for _ in one.places]
@@ -340,7 +368,7 @@ class Screening:
                 self.refused.append(RefusedGroup(one.candidate.id, one.candidate.peer, reason))
             elif LATE in found:
                 self.left_out["late"] += len(one.picks)
-                self._is_late = True
+                self._is_late |= one.candidate.peer not in self._spent
             else:
                 true.append(one)
         self._take(true, own)
@@ -348,7 +376,7 @@ class Screening:
     def fill(self, candidates: Sequence[Candidate], own: OwnResults, seconds: float) -> None:
         """Settle what was drawn, and draw again until the round's slots are full or nothing is left to be drawn.
 
-        It waits for `seconds` in all. Once a verdict comes late, nothing more is drawn.
+        It waits for `seconds` in all. Once a verdict comes late, nothing more is drawn, unless its signer is at fault.
         """
         deadline = time.monotonic() + seconds
         self.settle(own, seconds)
@@ -372,7 +400,7 @@ class Screening:
         return replace(self.asked, count=max(min(free, room), 0), per_signer=most, taken=taken)
 
     def _answers(self) -> list[Answer]:
-        return [_answer(one.question, one.group.completions[place]) for one in self._pending for place in one.places]
+        return [answer for one in self._pending for answer in one.answers]
 
     def _take(self, true: Sequence[_PendingGroup], own: OwnResults) -> None:
         """Take the picks of true groups that may be trained on; refuse a group of which none is left.

@@ -18,6 +18,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "false_topic": "a group under another topic than its own",
         "unverifiable": "this node's task failed to make a group's question; nobody's fault",
         "unscorable": "this node could not score a group's text in time, or at all; nobody's fault",
+        "slow_signer": "a group of a signer whose texts twice took too long to score here: none is scored for 64 "
+        "rounds; counted as nobody's fault",
         "prompt_too_long": "a group's question leaves this node's model no room; nobody's fault",
         "too_long": "a group's right answers are longer than this node lets its own be; nobody's fault",
         "over_long": "a group's right answers are far longer than this node's (sampling.max_length_ratio); "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Scored, Submission, Verdict, already
+from node.tasks.verdicts import PATIENCE_S, MaybeLate, Scored, Submission, Verdict, already
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
@@ -1079,3 +1080,61 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     assert not any(one.id in loop.buffer for one in early) and len(loop.buffer) == 2
     assert texts_id(old) in {texts for texts, *_ in loop.buffer.snapshot().uses}
     assert [peers(policy, samples) for samples in rounds] == [["44"], []]
+
+
+class Drags(Guess):
+    """A task scored in processes of its own: a text that begins with 9 takes a minute there, and an own one if told."""
+
+    def __init__(self, own_is_slow: bool = False) -> None:
+        self.own_is_slow = own_is_slow
+        self.asked: list[str] = []
+
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
+        return [self._scored(one) for one in batch]
+
+    def _scored(self, one: Submission) -> "Future[Verdict]":
+        self.asked.append(one.text)
+        is_slow = one.text.startswith("9") or (self.own_is_slow and one.text.startswith("1"))
+        if one.budget is not None:
+            one.budget.begin(0.0)
+            one.budget.end(60.0 if is_slow else 0.01)
+        return already(self.verify(one.item, one.text))
+
+
+@pytest.mark.parametrize("own_is_slow", [False, True])
+def test_a_signer_of_slow_texts_is_set_aside_after_two_rounds_unless_own_texts_were_slow_too(
+    own_is_slow: bool, policy: Policy, node_of: Callable[..., Loop]
+) -> None:
+    task = Drags()
+    given = [[sent(at, "9" * 2, "9", peer="slow", task=task)] for at in range(1, 8)]
+    swarm = Swarm(*given)
+    loop = node_of(swarm, alone(task), rounds=7, sampling={"external": 1})
+    rounds = loop.rounds(0)
+    next(rounds), next(rounds)  # nothing is measured before the second round begins
+    task.own_is_slow = own_is_slow
+    for _ in range(2):
+        next(rounds)
+    task.asked.clear()
+    assert "slow_signer" not in swarm.reasons
+    next(rounds)
+    assert swarm.reasons.count("slow_signer") == (0 if own_is_slow else 1)
+    assert ("99" in task.asked) == own_is_slow
+
+
+def test_a_round_waits_for_peers_by_the_shortest_of_its_own_parts_of_late(
+    policy: Policy, node_of: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = iter([0.0, 30.0, 40.0, 47.0, 50.0, 90.0])
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: next(ends)})
+    monkeypatch.setattr(loop_module, "time", clock)
+    loop = node_of(Swarm([sent(1, "22", "2")], [sent(2, "22", "2")], [sent(3, "22", "2")]), alone(Guess()), rounds=3)
+    waits: list[float] = []
+
+    def judged(judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
+        waits.append(seconds)
+        return judge(seconds)
+
+    monkeypatch.setattr(loop.journal, "judged", judged)
+    loop._screen = replace(loop._screen, judged=judged)
+    list(loop.rounds(0))
+    assert [seconds for seconds in waits if seconds != PATIENCE_S] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)
