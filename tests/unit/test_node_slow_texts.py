@@ -1,6 +1,7 @@
 """A slow text costs its signer, and nobody else for long. Workers are fakes, and time passes when they say so."""
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -55,13 +56,13 @@ class Scorer:
 
     clock: Clock
     start_s: float = 0.0
-    begun: int = 0
     asked: list[str] = field(default_factory=list)
+    loads: threading.Event | None = None  # until then no worker is ready
 
     def worker(self, command: Sequence[str], environment: object) -> SimpleNamespace:
         def call(message: Message, timeout: float, most: int = 0) -> Message:
             if "text" not in message:
-                self.begun += 1
+                assert self.loads is None or self.loads.wait(LATER)
                 self.clock.now += self.start_s
                 return {}
             self.asked.append(message["text"])
@@ -230,11 +231,17 @@ def test_a_text_is_ended_when_its_budget_is_spent_and_the_next_one_is_not_begun(
     assert scorer.asked == ["0 right", "600 right", "0 right"] and budget.spent(scorer.clock.now) == 4.0
 
 
-def test_own_texts_do_not_wait_for_a_peers(scorer: Scorer) -> None:
-    task = Timed()
-    Scoring([Answer(task, task.make(0), "0 right")], is_own=False).wait(LATER)
-    Scoring([Answer(task, task.make(0), "0 right")], is_own=True).wait(LATER)
-    assert scorer.begun == 2
+def test_newcomers_texts_are_scored_after_those_of_signers_with_standing(scorer: Scorer) -> None:
+    task, loads = Timed(), threading.Event()
+    scorer.loads = loads
+    budgets = {"new": TimeBudget(9.0, TimeBudget(9.0)), "old": TimeBudget(9.0)}
+    asked = [Answer(task, task.make(0), f"0 {who}", budget=budgets[who]) for who in ("new", "old", "new", "old")]
+    scoring = Scoring(asked, is_own=False)
+    loads.set()
+    scoring.wait(LATER)
+    _, *rest = scorer.asked
+    assert rest == sorted(rest, key=lambda text: text == "0 new"), "the first was taken before the others came"
+    assert sorted(scorer.asked) == sorted(one.text for one in asked)
 
 
 def test_a_budget_is_charged_while_a_text_runs_and_so_is_the_one_that_it_lies_within() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -43,9 +44,11 @@ from node.tasks.reward_functions import (
     trial_texts,
 )
 from node.tasks.rewards import RewardsTask, load_rewards
+from node.tasks.time_budget import TimeBudget
 from node.tasks.verdicts import Answer, Scored, Scoring, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
+from tests.waiting import wait_until
 
 WHOLE = Split(0.0)  # nothing is held out
 FUNCTIONS = '''
@@ -706,3 +709,20 @@ def test_the_check_shows_what_a_policy_says_and_earns_and_what_fools_the_functio
     fooled = re.search(r"FAILS  fuzz, an empty text: earns 0\.5 at most, where a wrong answer earns ([0-9.]+):", said)
     assert fooled and float(fooled[1]) in (0.167, 0.25), said  # (1 / (1 + letters)) / 2; the task draws the questions
     assert said.count("FAILS") == 1 and said.count("  ok  fuzz, ") == 5
+
+
+def test_a_formula_that_math_verify_does_not_finish_delays_no_own_text_and_changes_no_later_reward(
+    tmp_path: Path,
+) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": [{"role": "user", "content": "2+2="}], "solution": "4"}])
+    task = load_rewards("rewards", {"path": rows, "functions": ["trl:accuracy_reward"], "seconds": 60.0})
+    item, budget = task.make(0), TimeBudget(4.0)
+    usual = [Answer(task, item, f"\\boxed{{{text}}}") for text in ("4", "5", "x=4")]
+    before = [Scoring(usual, is_own=is_own).wait(60) for is_own in (True, False)]
+    assert before == [[1.0, 0.0, 1.0]] * 2
+    slow = Scoring([Answer(task, item, "\\boxed{(((9!)!)!)!}", budget=budget)], is_own=False)
+    wait_until(lambda: budget.spent(time.monotonic()) > 0.2, timeout=60)
+    assert Scoring(usual, is_own=True).wait(60) == before[0]
+    assert not budget.is_spent(time.monotonic()), "the formula is still looked at"
+    assert slow.wait(60) == [None]
+    assert Scoring(usual, is_own=False).wait(60) == before[1]
