@@ -15,7 +15,7 @@ node counts its own such completions as `completions/retokenized`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -25,19 +25,27 @@ INCOMPLETE = "\ufffd"  # what bytes that make no whole character are decoded to
 
 
 class CompletionText:
-    """Encodes and decodes completions with a copy of `tokenizer`."""
+    """Encodes and decodes completions with a copy of `tokenizer`.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: of the policy.
+        ends: tokens that end a turn of the policy: they are special here, though the tokenizer may not say so.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> None:
         self._tokenizer: Any = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._middle: Tokenizer | None = None
         if backend is not None:
-            self._middle = Tokenizer.from_str(json.dumps(_without_beginnings(json.loads(backend.to_str()))))
+            described = _without_beginnings(json.loads(backend.to_str()))
+            for one in described["added_tokens"]:
+                one["special"] |= one["id"] in ends
+            self._middle = Tokenizer.from_str(json.dumps(described))
             self._middle.no_padding()
             self._middle.no_truncation()
             self._middle.encode_special_tokens = True
         added = {token for token, one in tokenizer.added_tokens_decoder.items() if one.special}
-        self._special = ({*tokenizer.all_special_ids} | added) - {tokenizer.unk_token_id}
+        self._special = ({*tokenizer.all_special_ids, *ends} | added) - {tokenizer.unk_token_id}
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of `text`.

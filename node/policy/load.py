@@ -62,7 +62,7 @@ class Policy:
     _template_end: int | None = field(init=False, repr=False, compare=False)  # what the chat template ends a turn with
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_completion_text", CompletionText(self.tokenizer))
+        object.__setattr__(self, "_completion_text", CompletionText(self.tokenizer, self.eos_token_ids))
         behind_answer = ((self._around("user", 1) if self._chats else None) or [[]])[0]
         end = self._first_end(behind_answer)
         object.__setattr__(self, "_template_end", None if end is None else behind_answer[end])

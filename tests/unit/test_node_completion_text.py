@@ -195,3 +195,19 @@ def test_of_a_completion_that_ends_inside_a_character_a_policy_leaves_that_part_
     assert policy.decode(ids[:-1]) == "one "
     assert policy.decode([*ids[:-1], 2]) == f"one {INCOMPLETE}"  # finished: that is what the model said
     assert policy.encode_completion("one ", finished=False) == ids[: len(policy.encode_completion("one ", False))]
+
+
+def test_a_token_that_ends_a_turn_is_neither_shown_nor_written_though_its_tokenizer_does_not_call_it_special() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=False)])
+    end = tokenizer.token_to_id("<end_of_turn>")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    assert end in CompletionText(wrapped).encode("7<end_of_turn>"), "it is written if nobody says that it ends a turn"
+    text = CompletionText(wrapped, [end])
+    ids = text.encode("7<end_of_turn>x")
+    assert end not in ids and text.decode(ids) == "7<end_of_turn>x"
+    assert text.decode([*text.encode("7"), end]) == "7"
+    policy = Policy(None, wrapped, "p", (tokenizer.token_to_id("</s>"), end))
+    assert policy.encode_completion("7<end_of_turn>x", finished=False) == ids
