@@ -1136,6 +1136,6 @@ def test_a_round_waits_for_peers_by_the_shortest_of_its_own_parts_of_late(
         return judge(seconds)
 
     monkeypatch.setattr(loop.journal, "judged", judged)
-    loop._screen = replace(loop._screen, judged=judged)
+    loop._peers = replace(loop._peers, context=replace(loop._peers.context, judged=judged))
     list(loop.rounds(0))
     assert [seconds for seconds in waits if seconds != PATIENCE_S] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)
