@@ -15,7 +15,6 @@ from node.operations.trained import find_trained
 from node.processes.signals import interrupting_signals
 
 NAME = "policy"  # requests ask for a node's policy by this name
-TRANSFORMERS = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
 
 Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Listen here; anybody who reaches it may ask.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")]
@@ -71,7 +70,7 @@ def command(server: str, name: str, host: str, port: int) -> list[str]:
     if server == "vllm":
         module = "vllm.entrypoints.openai.api_server"
         return [sys.executable, "-P", "-m", module, "--model", name, "--served-model-name", name, *at]
-    return [sys.executable, "-P", "-c", TRANSFORMERS, "serve", name, *at]
+    return [sys.executable, "-P", "-m", "node.operations.pinned_server", host, "serve", name, *at]
 
 
 def _folder(model: str, made: Path, settings: list[str] | None) -> Path:

@@ -5,8 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -55,13 +58,24 @@ def test_a_policy_answers_requests_until_it_is_asked_to_end(tmp_path: Path) -> N
         wait_until(answers, 100, "the server")
         said = asked(f"{url}/v1/completions", {"model": "policy", "prompt": "1+2=", "max_tokens": 8, "temperature": 0})
         assert said["choices"][0]["finish_reason"] == "stop"
+        for path, body, headers, status in (
+            ("/v1/completions", {"model": "gpt2", "prompt": "1+2="}, {}, 400),
+            ("/load_model", {"model": "gpt2"}, {}, 404),
+            ("/reset", {}, {}, 404),
+            ("/v1/completions", {"model": "policy", "prompt": "1+2="}, {"Host": "evil.example"}, 421),
+            ("/v1/completions", {"model": "policy", "prompt": "1+2="}, {"Origin": "http://evil.example"}, 403),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                asked(f"{url}{path}", body, headers)
+            assert refused.value.code == status, path
+            refused.value.close()
     finally:
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 0
 
 
-def asked(url: str, body: dict[str, object] | None = None) -> Any:
+def asked(url: str, body: Mapping[str, object] | None = None, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
     with urllib.request.urlopen(request, timeout=30) as reply:
         return json.loads(reply.read())

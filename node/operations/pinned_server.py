@@ -1,0 +1,91 @@
+"""The server of transformers for one model: only what asks that model is passed on, and only for who asks this host.
+
+`python -m node.operations.pinned_server HOST WORDS...` runs `transformers WORDS...`, which listens at HOST.
+
+That server loads or unloads any model, also one of the hub, if `/load_model` or `/reset` says so. A page of another
+site could ask it through the browser of somebody on this machine, by its address or by a name that is made to mean this
+machine (DNS rebinding). So all that is not in `PASSED` is not there, and on loopback a request has to name a loopback
+host. Elsewhere the names are unknown, but an origin has to be that host.
+"""
+
+import sys
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+PASSED = frozenset(
+    {
+        ("GET", "/health"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/responses"),
+    }
+)
+
+
+class Pinned:
+    """Passes requests on to `app`, as the module says.
+
+    Args:
+        app: the server's.
+        host: that it listens at.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app = app
+        self._is_loopback = _is_loopback(host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        refused = self._refused(scope) if scope["type"] in ("http", "websocket") else None
+        await (self._app if refused is None else refused)(scope, receive, send)
+
+    def _refused(self, scope: Scope) -> ASGIApp | None:
+        headers = Headers(scope=scope)
+        asked = headers.get("host", "")
+        if self._is_loopback and not _is_loopback(_name(f"//{asked}")):
+            return PlainTextResponse("this is not the host that you asked for\n", 421)
+        origin = headers.get("origin")
+        if origin not in (None, f"http://{asked}", f"https://{asked}"):
+            return PlainTextResponse("pages of other sites get no answers here\n", 403)
+        if (scope.get("method"), scope["path"]) not in PASSED:
+            return PlainTextResponse("this is not served here\n", 404)
+        return None
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main() -> None:
+    """Run the server, with what it serves pinned."""
+    from transformers.cli.transformers import main as run
+
+    host = sys.argv.pop(1)
+
+    class Config(uvicorn.Config):
+        def __init__(self, app: Any, *given: Any, **named: Any) -> None:
+            super().__init__(Pinned(app, host), *given, **named)
+
+    uvicorn.Config = Config  # type: ignore[misc]  # the server makes one with its app
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What the server of `gossamer serve` passes on."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from node.operations.pinned_server import Pinned
+
+HERE = {"host": "127.0.0.1:8000"}
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+def status(host: str, method: str, path: str, headers: dict[str, str]) -> int:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": lines}
+    asyncio.run(Pinned(app, host)(scope, None, send))  # type: ignore[arg-type]  # nothing is received
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "expected"),
+    [
+        ("POST", "/v1/completions", {}, 200),
+        ("GET", "/health", {"host": "localhost:8000"}, 200),
+        ("GET", "/health", {"host": "[::1]:8000"}, 200),
+        ("POST", "/v1/completions", {"origin": "http://127.0.0.1:8000"}, 200),
+        ("POST", "/load_model", {}, 404),
+        ("POST", "/reset", {}, 404),
+        ("GET", "/openapi.json", {}, 404),
+        ("OPTIONS", "/v1/completions", {}, 404),
+        ("GET", "/health", {"host": "evil.example"}, 421),
+        ("GET", "/health", {"host": "127.0.0.1.evil.example:8000"}, 421),
+        ("GET", "/health", {"host": "["}, 421),
+        ("GET", "/health", {"host": ""}, 421),
+        ("POST", "/v1/completions", {"origin": "http://evil.example"}, 403),
+        ("POST", "/v1/completions", {"origin": "null"}, 403),
+        ("POST", "/v1/completions", {"origin": "http://["}, 403),
+        ("POST", "/v1/completions", {"origin": "http://127.0.0.1:8001"}, 403),
+    ],
+)
+def test_a_server_on_loopback_answers_for_its_model_and_nobody_elses_page(
+    method: str, path: str, headers: dict[str, str], expected: int
+) -> None:
+    assert status("127.0.0.1", method, path, HERE | headers) == expected
+
+
+def test_a_server_for_other_machines_may_have_any_name_and_refuses_pages_of_others() -> None:
+    named = {"host": "box.example:8000"}
+    assert status("0.0.0.0", "GET", "/health", named) == 200  # nothing listens
+    assert status("0.0.0.0", "GET", "/health", named | {"origin": "http://evil.example"}) == 403  # as above
