@@ -96,15 +96,16 @@ def locate(claims: Mapping[NodeId, Claim]) -> tuple[StepPlace, dict[NodeId, Step
 
 
 class Attempt:
-    """One member's attempt at a step: the view that its calls are carried out in. Thread-safe."""
+    """One member's attempt at a step: the view that its calls, on any threads, are carried out in."""
 
     def __init__(self) -> None:
         self.has_called = False  # that it has made a call
-        self._view: dict[str, bytes] = {}  # its mark; `dict.setdefault` is atomic
+        self._marks: set[bytes] = set()
 
     def carry_out_in(self, mark: bytes) -> None:
         """A call of the step is about to be carried out in the view `mark`. Raises `Aborted` if one was in another."""
-        if self._view.setdefault("mark", mark) != mark:
+        self._marks.add(mark)  # first, so that of two threads with different ones at least the later one raises
+        if len(self._marks) > 1:
             raise Aborted("the group changed within the step, which is taken again")
 
 

@@ -62,8 +62,8 @@ class GroupTiming:
     timeout     silence for this long is death: 6 heartbeats, so that five late ones in a row are
                 forgiven. A member that is stopped (SIGSTOP), or whose process holds its interpreter
                 for longer, is left out and has to be let in again
-    stall       it is only death after this long, if that is longer, while there is a connection whose other end
-                acknowledges what is sent: the machine is there, and so is the process, which may hold its interpreter
+    stall       if longer than `timeout`: silence is only death after this long while a connection with the member lives.
+                Then its machine and its process are there; the process is stopped, or holds its interpreter
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more wait no longer than this for it
     patience    how long a proposer waits for a member's report, and a member for the decision

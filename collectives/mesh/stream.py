@@ -1,8 +1,8 @@
 """One data stream: a proven connection, a thread that reads it and one that writes it.
 
 The socket blocks: the kernel's buffers are the pipeline, and both directions move at once. Payloads
-are received straight into the buffer that they are expected in (by way of a record's where they are sealed, so that
-none arrives unchecked), and sent straight from theirs. A buffer that is revoked meanwhile stays as it is.
+are received straight into the buffer that they are expected in, and sent straight from theirs. Sealed ones are checked
+record by record before they are there. A buffer that is revoked meanwhile stays as it is.
 
 Pieces for one member wait in one queue (`SendQueue`), and all of its streams take from it, the free one first.
 

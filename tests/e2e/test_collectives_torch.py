@@ -433,6 +433,18 @@ def test_what_was_sent_leaves_nothing_behind_whether_anybody_waits_for_it_or_not
         assert x.tolist() == [number] * 3
 
 
+def test_a_receive_that_nobody_waited_for_fills_nothing_once_its_group_is_destroyed(comms, ranks):
+    later = [ProcessGroupGossamer(comm, "later", ranks[0].members, MEETING, TIMEOUT_S) for comm in comms]
+    ranks[1].recv([late := torch.zeros(3)], 0, 0)
+    ranks[1].shutdown()
+    ranks[0].send([torch.ones(3)], 1, 0).wait()
+    later[0].send([torch.ones(3)], 1, 0).wait()  # by the same stream
+    later[1].recv([x := torch.zeros(3)], 0, 0).wait()
+    assert x.tolist() == [1.0] * 3 and late.tolist() == [0.0] * 3
+    for one in later:
+        one.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_group_of_this_backend_stands_in_a_world_of_gloo(tmp_path):
