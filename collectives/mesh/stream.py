@@ -396,8 +396,11 @@ class Stream:
             at += count
 
     def _take_descriptors(self, length: int) -> None:
-        if not self.hands_over or self._early:
+        if not self.hands_over:
             raise WireError("memory")
+        if self._early:  # who read the handshake has lost the descriptor: the member hands it over again
+            self._must_fill(memoryview(bytearray(length)))
+            return
         text, descriptors, _, _ = socket.recv_fds(self._socket, length, 1, socket.MSG_CMSG_CLOEXEC)
         try:
             if len(text) < length:

@@ -369,6 +369,25 @@ def test_nothing_is_received_to_the_buffers_of_an_operation_that_is_over(protect
     exchange.close()
 
 
+def test_memory_that_is_handed_over_before_the_handshake_is_read_breaks_no_stream():
+    """What comes with the end of the handshake is read without descriptors."""
+    exchange, sealer = DataPlane(A), Sealer(bytes(KEY_BYTES))
+    exchange.link(B)
+    here, there = socket.socketpair()
+    early = sealer.seal(header(bytes(16), PieceKind.MEMORY, Piece(0, 0, 16, 16))) + bytes(16)
+    peer = ProvenPeer(
+        B, bytes(8), Purpose.DATA, 0, Sealer(bytes(KEY_BYTES)), Opener(bytes(KEY_BYTES)), early, bare=True
+    )
+    exchange.add_stream(peer, here, True)
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    ticket = port.expect(B, 0, memoryview(into := bytearray(3)))
+    with there:
+        there.sendall(sealer.seal(header(port.key, PieceKind.DATA, Piece(0, 0, 3, 3))) + b"abc")
+        port.wait(ticket)
+    assert into == b"abc"
+    exchange.close()
+
+
 def unread(sock):
     """Return how many bytes have come that nobody has read."""
     return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
