@@ -6,7 +6,9 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,62 @@ TOP_LEVEL = {"gossamer", "node", "collectives", "protocol"}
 USERS_FILES = ("node.py", "collectives.py", "protocol.py", "benchmarks.py", "tests.py", "torch.py", "rich.py")
 
 
-def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=100, **options)  # type: ignore[call-overload]
+def run(*command: str | Path, limit: float = 100, **options: object) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=limit, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
+
+
+# What each extra is for, in a line of Python; `dev` is for the tests, and vLLM is several GB for a GPU.
+PURPOSES = {
+    "bitsandbytes": "from bitsandbytes.optim import AdamW8bit; from bitsandbytes.nn import Linear4bit",
+    "gguf": "from transformers.utils import is_gguf_available; assert is_gguf_available()",
+    "math": "from trl.rewards import accuracy_reward as score; "
+    "assert score([[{'content': r'\\boxed{\\frac{2}{4}}'}]], [r'$\\frac{1}{2}$']) == [1.0]",
+    "ray": "import node.fleet.ray_cluster, ray; from ray.util import placement_group",
+    "reasoning-gym": "import reasoning_gym; next(iter(reasoning_gym.create_dataset('leg_counting', size=1, seed=1)))",
+    "serve": "from transformers.cli.serve import Serve; from transformers.utils import import_utils; "
+    "assert import_utils.is_serve_available()",
+    "tensorboard": "from torch.utils.tensorboard import SummaryWriter",
+    "trackio": "import trackio",
+    "verifiers": "import node.tasks.verifiers_episodes",
+    "wandb": "import wandb",
+}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A wheel, and an environment that has it and what it needs, from the index that pip knows; gone afterwards."""
+    folder = tmp_path_factory.mktemp("clean")
+    shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, folder / "source")
+    (wheel,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "venv", folder / "venv")
+    run(folder / "venv/bin/python", "-m", "pip", "install", "--quiet", wheel, limit=1500)
+    yield wheel, folder / "venv"
+    shutil.rmtree(folder)
+
+
+def test_each_extra_has_a_purpose_that_is_tried() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(PURPOSES) == set(extras) - {"dev", "vllm"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("extra", sorted(PURPOSES))
+def test_an_extra_alone_brings_what_it_is_for(extra: str, clean: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each is installed beside the same clean environment, into one that sees that."""
+    wheel, base = clean
+    python = tmp_path / "venv/bin/python"
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    Path(run(python, "-c", where).strip(), "base.pth").write_text(run(base / "bin/python", "-c", where))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run(*pip, f"gossamer[{extra}] @ {wheel.as_uri()}", env=environment, limit=600)
+    run(python, "-c", PURPOSES[extra], cwd=tmp_path, env=environment)
+    shutil.rmtree(tmp_path / "venv")
 
 
 @pytest.mark.slow
