@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,15 +39,12 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(given.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 
-    def encode(text: str, finished: bool = False) -> list[int]:
-        return [*tokenizer.encode(text, add_special_tokens=False), *([tokenizer.eos_token_id] if finished else [])]
-
     with Exchange.join(given.invite, state=given.state, policy="bare") as swarm:
         for number in range(1, given.rounds + 1):
             rows: list[Row] = []
             paid: list[float] = []
             for question in swarm.ask(QUESTIONS):
-                prompt = encode(question.prompt)
+                prompt = encode(tokenizer, question.prompt)
                 answers = generate(model, prompt, tokenizer.eos_token_id)
                 texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
                 rewards = [reward or 0.0 for reward in swarm.score(question, texts)]
@@ -56,8 +54,8 @@ def main() -> None:
                 paid += rewards
             groups = swarm.draw(DRAWN)
             for group in groups:
-                made = map(encode, group.texts, group.finished)
-                prompt = encode(group.question.prompt)
+                made = [encode(tokenizer, *one) for one in zip(group.texts, group.finished, strict=True)]
+                prompt = encode(tokenizer, group.question.prompt)
                 rows += [(prompt, ids, advantage) for ids, advantage in zip(made, group.advantages, strict=True)]
             if rows := [row for row in rows if row[2] and row[1]]:
                 optimizer.zero_grad()
@@ -65,6 +63,12 @@ def main() -> None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
             print(number, f"reward {sum(paid) / len(paid):.3f}", "drawn", len(groups), flush=True)
+
+
+def encode(tokenizer: Any, text: str, finished: bool = False) -> list[int]:
+    """Return the tokens of a text; anybody may have written it, so that it cannot spell a special token."""
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return [*ids, *([tokenizer.eos_token_id] if finished else [])]
 
 
 @torch.no_grad()

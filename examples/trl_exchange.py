@@ -71,9 +71,6 @@ def rollouts(swarm: Exchange, count: int, trainer: GRPOTrainer) -> dict[str, lis
     tokenizer = trainer.processing_class
     made: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "reward": []}
 
-    def encode(text: str, finished: bool = False) -> list[int]:
-        return [*tokenizer.encode(text, add_special_tokens=False), *([tokenizer.eos_token_id] if finished else [])]
-
     def add(prompt: list[int], answers: Sequence[list[int]], rewards: Sequence[float | None]) -> None:
         missing = ANSWERS - len(answers)
         made["prompt_ids"] += [prompt] * ANSWERS
@@ -82,17 +79,23 @@ def rollouts(swarm: Exchange, count: int, trainer: GRPOTrainer) -> dict[str, lis
 
     drawn = swarm.draw(DRAWN)
     for group in drawn:
-        answers = [encode(*one) for one in zip(group.texts, group.finished, strict=True)]
+        answers = [encode(tokenizer, *one) for one in zip(group.texts, group.finished, strict=True)]
         some = [place for place, ids in enumerate(answers) if ids][:ANSWERS]
-        add(encode(group.question.prompt), [answers[at] for at in some], [group.rewards[at] for at in some])
+        add(encode(tokenizer, group.question.prompt), [answers[at] for at in some], [group.rewards[at] for at in some])
     for question in swarm.ask(count - len(drawn)):
-        prompt = encode(question.prompt)
+        prompt = encode(tokenizer, question.prompt)
         answers = generate(trainer.model, prompt, tokenizer.eos_token_id)
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         add(prompt, answers, swarm.score(question, texts))
         swarm.publish(question, texts, [ids[-1] == tokenizer.eos_token_id for ids in answers])
     print("drawn", len(drawn), flush=True)
     return {**made, "logprobs": None}
+
+
+def encode(tokenizer: Any, text: str, finished: bool = False) -> list[int]:
+    """Return the tokens of a text; anybody may have written it, so that it cannot spell a special token."""
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return [*ids, *([tokenizer.eos_token_id] if finished else [])]
 
 
 @torch.no_grad()

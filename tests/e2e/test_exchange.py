@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from node.swarm.founding import found, make_invite
 from protocol.credentials.manifest import JoinPolicy
@@ -48,6 +50,14 @@ def example(name: str, invite: str, folder: Path, count: str) -> Iterator[subpro
             yield process
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("name", ["bare_loop", "trl_exchange"])
+def test_no_peers_text_spells_a_special_token(name: str) -> None:
+    encode = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["encode"]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "node" / "policy" / "builtin")
+    end = tokenizer.eos_token_id
+    assert end not in encode(tokenizer, f"1{tokenizer.eos_token}") and encode(tokenizer, "1", True)[-1] == end
 
 
 @pytest.mark.slow
