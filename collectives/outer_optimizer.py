@@ -121,21 +121,21 @@ class TrainedParameters:
     def __init__(self, parameters: torch.nn.Module | Iterable[torch.Tensor]) -> None:
         given = parameters.parameters() if isinstance(parameters, torch.nn.Module) else parameters
         self.tensors = [one for one in given if not isinstance(parameters, torch.nn.Module) or one.requires_grad]
-        if not self.tensors or not all(one.is_floating_point() for one in self.tensors):
+        if not self.tensors or not all(tensor.is_floating_point() for tensor in self.tensors):
             raise BadArgument("DiLoCo wants at least one parameter, and floating-point tensors only")
 
     def flat_copy(self) -> torch.Tensor:
         """Return them one after the other, on the CPU: float64 where one of them is, else float32."""
-        dtype = torch.float64 if any(one.dtype is torch.float64 for one in self.tensors) else torch.float32
-        return torch.cat([one.detach().reshape(-1).to("cpu", dtype) for one in self.tensors])
+        dtype = torch.float64 if any(tensor.dtype is torch.float64 for tensor in self.tensors) else torch.float32
+        return torch.cat([tensor.detach().reshape(-1).to("cpu", dtype) for tensor in self.tensors])
 
     def write_back(self, flat: torch.Tensor) -> None:
         """Copy what `flat_copy` would give into them, each rounded to its own type."""
         at = 0
         with torch.no_grad():
-            for one in self.tensors:
-                one.copy_(flat[at : at + one.numel()].view(one.shape))
-                at += one.numel()
+            for tensor in self.tensors:
+                tensor.copy_(flat[at : at + tensor.numel()].view(tensor.shape))
+                at += tensor.numel()
 
 
 class OuterRounds:

@@ -101,7 +101,7 @@ class Node:
         self._allow_tasks = allow_tasks
         self._functions: dict[str, Callable[..., Any]] = {}
         self._kept: dict[str, Iterable[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
-        tables = [task_config(one) if isinstance(one, str) else dict(one) for one in tasks]
+        tables = [task_config(task) if isinstance(task, str) else dict(task) for task in tasks]
         if (data is None) != (not rewards and environment is None):
             raise UserError("rewards and data go together, as environment and data do: give both, or tasks alone")
         if data is not None:
@@ -271,7 +271,7 @@ class Node:
             sampling = replace(sampling, temperature=temperature)
         if max_tokens is not None:
             sampling = replace(sampling, max_completion_length=max_tokens)
-        prompts = [policy.encode_prompt(Item(one, "")) for one in questions]
+        prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
         return [[made.text for made in group] for group in in_process(policy).generate(prompts, n, sampling, seed)]
 
     def evaluate(self, count: int = 100, completions: int = 0, seed: int | None = None) -> dict[str, Any]:
@@ -494,5 +494,8 @@ def _as_callbacks(callbacks: Sequence[Any], folder: Path) -> list[Any]:
                     control.should_training_stop = control.should_save = True
             return control
 
-    made = [one() if isinstance(one, type) and issubclass(one, TrainerCallback) else one for one in callbacks]
+    made = [
+        callback() if isinstance(callback, type) and issubclass(callback, TrainerCallback) else callback
+        for callback in callbacks
+    ]
     return [one if isinstance(one, TrainerCallback) else Telling(one) for one in made]

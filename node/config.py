@@ -738,7 +738,7 @@ def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
                 options["factory"] = _anchored(options["factory"], folder)
             functions = options.get("functions")
             if isinstance(functions, list):
-                options["functions"] = [_anchored(one, folder) for one in functions]
+                options["functions"] = [_anchored(function, folder) for function in functions]
     for table in tree.values():
         if isinstance(table, Mapping):
             anchor_files(table, folder)

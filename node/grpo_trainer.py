@@ -245,11 +245,11 @@ class GRPOTrainer:
         count = len(self._tests) if isinstance(self._tests, list) else EVALUATED
         completions = getattr(self.args, "num_generations_eval", None) or self.args.num_generations
         found = self.node.answered(count, completions)
-        rewards = [one.rewards for outcomes in found.values() for one in outcomes]
+        rewards = [outcome.rewards for outcomes in found.values() for outcome in outcomes]
         every = [reward for group in rewards for reward in group]
         if not every:
             raise UserError("evaluate: no held-out row could be asked and scored")
-        made = [answer for outcomes in found.values() for one in outcomes for answer in one.answers]
+        made = [answer for outcomes in found.values() for outcome in outcomes for answer in outcome.answers]
         parts: dict[str, list[float]] = {}
         for reward in every:
             for name, part in getattr(reward, "parts", {}).items():
@@ -327,7 +327,7 @@ def _refuse(complaints: Sequence[str]) -> None:
     if len(complaints) == 1:
         raise UserError(complaints[0])
     if complaints:
-        lines = "".join(f"\n- {one}" for one in complaints)
+        lines = "".join(f"\n- {complaint}" for complaint in complaints)
         raise UserError(f"{len(complaints)} things that GRPOTrainer was given are not taken:{lines}")
 
 

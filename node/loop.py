@@ -407,10 +407,10 @@ class Loop:
 
     def _check_held_out(self, groups: Iterable[EncodedGroup]) -> None:
         """Raise if a group on a held-out question is about to be published or trained on."""
-        for one in groups:
-            task = self.tasks.get(one.group.task)
-            if task is None or self.tasks.is_held_out(task, one.group.question):
-                raise AssertionError(f"a held-out question in training: {one.group.question!r:.200}")
+        for group in groups:
+            task = self.tasks.get(group.group.task)
+            if task is None or self.tasks.is_held_out(task, group.group.question):
+                raise AssertionError(f"a held-out question in training: {group.group.question!r:.200}")
 
     def _surprises(self, rows: Sequence[ScoredRow]) -> list[float]:
         """Return how surprising completions are under the policy, and count their tokens as spent."""
@@ -527,5 +527,5 @@ def _staleness(
         "swarm/age_seconds_max": max(seconds),
         "swarm/age_rounds": statistics.fmean(rounds),
         "swarm/age_rounds_max": max(rounds),
-        "swarm/claimed_lag": statistics.median(version - one.group.policy_version for one in groups.values()),
+        "swarm/claimed_lag": statistics.median(version - group.group.policy_version for group in groups.values()),
     }

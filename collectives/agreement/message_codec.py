@@ -243,7 +243,7 @@ def _many(item: Form, most: int, rules: list[Any]) -> Form:
         return items
 
     def write(items: Iterable[Any]) -> list[Any]:
-        return list(items) if write_item is None else [write_item(one) for one in items]
+        return list(items) if write_item is None else [write_item(item) for item in items]
 
     return _array([item], read, write, items=most, most=most * item.bytes)
 

@@ -449,7 +449,7 @@ class Mesh:
         if member in self._members:
             return
         strangers = [(link.since, name) for name, link in self._links.items() if name not in self._members]
-        of_prefix = [one for one in strangers if self._links[one[1]].prefix == connection.prefix]
+        of_prefix = [stranger for stranger in strangers if self._links[stranger[1]].prefix == connection.prefix]
         if self._closed or not connection.inbound:  # the nodes that we dial may be a whole other view, too
             crowd, most = strangers, MAX_STRANGERS_WHO_MAY_JOIN
         elif len(of_prefix) >= MAX_STRANGERS_OF_PREFIX:

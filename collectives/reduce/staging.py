@@ -159,5 +159,5 @@ def _each(tensors: Any) -> Iterator[torch.Tensor]:
     if isinstance(tensors, torch.Tensor):
         yield tensors
     elif isinstance(tensors, Sequence):
-        for one in tensors:
-            yield from _each(one)
+        for tensor in tensors:
+            yield from _each(tensor)

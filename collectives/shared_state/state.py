@@ -163,14 +163,16 @@ def chunks_of(data: Bytes) -> list[Bytes]:
 
 def encode_table(entries: Iterable[StateEntry]) -> bytes:
     """Return the wire form of a table."""
-    return pack([[[one.name, one.dtype, list(one.shape), int(one.own), one.digest] for one in entries]])
+    return pack([[[entry.name, entry.dtype, list(entry.shape), int(entry.own), entry.digest] for entry in entries]])
 
 
 def root_hashes(entries: Iterable[StateEntry]) -> tuple[bytes, bytes]:
     """Return the hash of a table's layout, and that of its content."""
     entries = list(entries)
-    layout = sha256(encode_table([StateEntry(one.name, one.dtype, one.shape, one.own, b"") for one in entries]))
-    return layout, sha256(layout + b"".join(one.digest for one in entries))
+    layout = sha256(
+        encode_table([StateEntry(entry.name, entry.dtype, entry.shape, entry.own, b"") for entry in entries])
+    )
+    return layout, sha256(layout + b"".join(entry.digest for entry in entries))
 
 
 def decode_table(data: bytes, share: Share) -> tuple[StateEntry, ...]:

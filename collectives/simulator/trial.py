@@ -500,12 +500,12 @@ class GroupTrial:
             return
         told = [[number for number in sides if sides[number] == side] for side in range(3)]
         self.struck.append(f"{network.now:.3f} sides {' | '.join(str(side) for side in told if side)}")
-        for one in self.nodes:
+        for node in self.nodes:
             for other in self.nodes:
-                if sides[one] != sides[other]:
-                    network.block(one, other)
-                    if one < other and self.rng.random() < 0.8:
-                        network.cut(one, other)
+                if sides[node] != sides[other]:
+                    network.block(node, other)
+                    if node < other and self.rng.random() < 0.8:
+                        network.cut(node, other)
         network.at(network.now + self.rng.uniform(0.3, 1.2) * fault.lasts, self._roll, fault, stages - 1)
 
 

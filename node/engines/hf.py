@@ -161,7 +161,7 @@ class HfEngine:
             self._most = len(rows) // 2
             log.warning("out of memory: fewer completions are generated at once", rows=self._most)
         if len(prompts) > 1:
-            return [one for some in (prompts[:half], prompts[half:]) for one in self._in_parts(some, n, sampling)]
+            return [part for some in (prompts[:half], prompts[half:]) for part in self._in_parts(some, n, sampling)]
         (first,), (second,) = (self._in_parts(prompts, count, sampling) for count in (n - n // 2, n // 2))
         return [first + second]
 

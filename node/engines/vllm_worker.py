@@ -155,7 +155,9 @@ class WorkerEngine:
 
     def _run(self, prompts: list[list[int]], params: Any) -> Any:
         adapters = {"lora_request": self._adapters} if self._adapters is not None else {}
-        return self._llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False, **adapters)
+        return self._llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False, **adapters
+        )
 
 
 def set_seed(worker: Any, seed: int) -> None:

@@ -340,7 +340,7 @@ def _is_open(file: str) -> bool:
     path = Path(file).resolve()
     try:
         return bool(path.stat().st_mode & stat.S_IROTH) and all(
-            one.stat().st_mode & stat.S_IXOTH for one in path.parents
+            parent.stat().st_mode & stat.S_IXOTH for parent in path.parents
         )
     except OSError:
         return False

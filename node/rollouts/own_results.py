@@ -70,8 +70,8 @@ class OwnResults:
                 del values[bisect_left(values, length)]
         self._rounds[round_number] = results
         self._rewards.clear()
-        for one in results:
-            for values, length in self._of(one):
+        for result in results:
+            for values, length in self._of(result):
                 insort(values, length)
         return gone
 

@@ -246,7 +246,7 @@ class ReplayBuffer:
         texts = [one.texts for one in drawn]
         self._uses.update(texts)
         with self.transaction():
-            self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", [(one, round_number, time) for one in texts])
+            self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", [(text, round_number, time) for text in texts])
             self._delete(self._evict(time))
             old = time - self._remembers_for
             forgotten = self._db.execute("SELECT texts FROM uses WHERE time < ?", (old,)).fetchall()
@@ -270,7 +270,7 @@ class ReplayBuffer:
         gone = self._own_results.put(round_number, results)
         with self.transaction():
             self._db.executemany("DELETE FROM own_results WHERE round = ?", [(number,) for number in gone])
-            rows = [(round_number, *one) for one in results]
+            rows = [(round_number, *result) for result in results]
             self._db.executemany("INSERT INTO own_results VALUES (?, ?, ?, ?, ?)", rows)
         return self._own_results
 

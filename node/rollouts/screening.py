@@ -126,7 +126,7 @@ def read(body: bytes, tasks: TaskSet, max_completions: int, max_bytes: int = MAX
         raise GroupError("unknown_task", group.task.name)
     if len(group.completions) > max_completions:
         raise GroupError("group_size", str(len(group.completions)))
-    if start_of(task) is None and any(len(one.texts) > 1 for one in group.completions):
+    if start_of(task) is None and any(len(completion.texts) > 1 for completion in group.completions):
         raise GroupError("turns", group.task.name)
     if tasks.is_held_out(task, group.question):
         raise GroupError("held_out", group.task.name)
@@ -185,7 +185,7 @@ def check(
         question = rebuild(group, tasks, encode_prompt)
     except GroupError as error:
         return ReadResult(None, error.reason)
-    verdicts = score([_answer(question, one) for one in group.completions])
+    verdicts = score([_answer(question, completion) for completion in group.completions])
     reason = compare(group, enumerate(verdicts))
     return ReadResult(None, reason) if reason else ReadResult(group, "")
 
@@ -293,16 +293,18 @@ class Screening:
         """Return the candidates that may still be drawn: their questions were not, and their signers may be."""
         not_drawn = self._distrusted | self.set_aside | self._spent
         drawn = {one.question for one in self._drawn.values()}
-        return [one for one in candidates if one.peer not in not_drawn and one.question not in drawn]
+        return [
+            candidate for candidate in candidates if candidate.peer not in not_drawn and candidate.question not in drawn
+        ]
 
     def draw(self, candidates: Sequence[Candidate]) -> bool:
         """Draw groups for the free slots; tell whether any was drawn.
 
         If a task scores in worker processes, scoring begins at once.
         """
-        self._offered = frozenset(one.peer for one in candidates)
+        self._offered = frozenset(candidate.peer for candidate in candidates)
         of_group = self._choose(candidates)
-        self._drawn |= {one.id: one for one in candidates if one.id in of_group}
+        self._drawn |= {candidate.id: candidate for candidate in candidates if candidate.id in of_group}
         for key, group in self.context.read(of_group).items():
             one = self._drawn[key]
             try:
@@ -387,7 +389,7 @@ class Screening:
         """Give up the usable groups of distrusted signers."""
         distrusted = self._distrusted
         self.usable = {key: one for key, one in self.usable.items() if self._drawn[key].peer not in distrusted}
-        self.picks = [one for one in self.picks if one.id in self.usable]
+        self.picks = [pick for pick in self.picks if pick.id in self.usable]
 
     def _asked_now(self) -> Draw:
         """Return what the rule is asked for now: a group for each free slot, within the round's bounds."""

@@ -115,12 +115,12 @@ class RoundBudgets:
     def spent(self, signers: Iterable[str]) -> list[str]:
         """Return those of `signers` of whom no further text is begun in this round."""
         now = self._clock()
-        newcomers = any(one.within for one in self._budgets.values()) and self._newcomers.is_spent(now)
+        newcomers = any(budget.within for budget in self._budgets.values()) and self._newcomers.is_spent(now)
         return [
-            one
-            for one in signers
-            if (one in self._budgets and self._budgets[one].is_spent(now))
-            or (newcomers and not self._has_standing(one))
+            signer
+            for signer in signers
+            if (signer in self._budgets and self._budgets[signer].is_spent(now))
+            or (newcomers and not self._has_standing(signer))
         ]
 
     def exceeded(self) -> set[str]:

@@ -107,7 +107,7 @@ class OwnWeights:
 def group_name(config: WeightsConfig, swarm: bytes, policy: Policy) -> str:
     """Return the name of the group of all nodes that this one can average weights with."""
     settings = outer_of(config)
-    shapes = [list(one.shape) for one in TrainedParameters(policy.model).tensors]
+    shapes = [list(tensor.shape) for tensor in TrainedParameters(policy.model).tensors]
     what = [swarm.hex(), policy.name, shapes, config.mode, settings.lr, settings.momentum, config.codec]
     return f"gossamer/weights/{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]}"
 

@@ -64,7 +64,7 @@ class NodeReport(NamedTuple):
 def encode(report: NodeReport) -> bytes:
     """Return a report as bytes: its first tasks by name, and the best teachers; texts are cut and made printable."""
     tasks = sorted(report.rewards.items())[:MAX_TASKS]
-    teachers = sorted(report.taught_by.items(), key=lambda one: (-one[1], one[0]))[:MAX_TEACHERS]
+    teachers = sorted(report.taught_by.items(), key=lambda item: (-item[1], item[0]))[:MAX_TEACHERS]
     return pack(
         [
             FORMAT,

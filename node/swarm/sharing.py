@@ -227,7 +227,7 @@ class NetworkExchange:
 
     def revoked(self, signers: Collection[str]) -> list[str]:
         """See `GroupExchange.revoked`."""
-        return [one for one in signers if self._host.is_revoked(NodeId(one))]
+        return [signer for signer in signers if self._host.is_revoked(NodeId(signer))]
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """See `GroupExchange.drew`: the next round's demand follows."""
@@ -312,8 +312,10 @@ def shared_form(group: Group, tasks: TaskSet) -> Group | None:
         return group
     if not is_easy(group):
         return None
-    by_texts = {one.texts: one for one in reversed(group.completions)}  # the first of those with the same texts
-    different = [one for one in group.completions if by_texts[one.texts] is one]
+    by_texts = {
+        completion.texts: completion for completion in reversed(group.completions)
+    }  # the first of those with the same texts
+    different = [completion for completion in group.completions if by_texts[completion.texts] is completion]
     return replace(group, completions=tuple(different[:MAX_EASY]))
 
 

@@ -51,7 +51,7 @@ def attempts(item: Item, answers: Sequence[str]) -> Iterator[FoolingText]:
     )
     for mode in READERS:
         yield FoolingText("the question as its answer", show(item.question, mode))
-        yield FoolingText("everything at once", "\n".join(show(one, mode) for one in answers))
+        yield FoolingText("everything at once", "\n".join(show(answer, mode) for answer in answers))
     yield FoolingText("everything at once", ", ".join(answers))
     yield FoolingText("everything at once", " ".join(map(str, range(1000))))
     yield from (FoolingText("injected tags", text) for text in INJECTED)

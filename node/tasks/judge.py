@@ -75,4 +75,4 @@ def _text(messages: Any) -> str:
     """Return a prompt or a completion as text."""
     if isinstance(messages, str):
         return messages
-    return "\n\n".join(str(one["content"]) for one in messages)
+    return "\n\n".join(str(message["content"]) for message in messages)

@@ -97,9 +97,9 @@ def parse_spec(text: str) -> Spec:
 def _arguments(text: str, rest: str) -> dict[str, object]:
     try:
         parsed: Any = ast.parse(f"f({rest}", mode="eval").body
-        if parsed.args or not all(one.arg for one in parsed.keywords):
+        if parsed.args or not all(keyword.arg for keyword in parsed.keywords):
             raise ValueError("without names")
-        return {one.arg: ast.literal_eval(one.value) for one in parsed.keywords}
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in parsed.keywords}
     except (SyntaxError, ValueError, AttributeError):
         raise UserError(f"{text!r}: the arguments of a reward function are plain values by name: (limit=3)") from None
 
@@ -118,12 +118,12 @@ class Function:
 
     def give(self, answers: Sequence[Answered], tokens: Callable[[str], list[int]]) -> list[Reward]:
         """Return what it pays for `answers`, NaN included; raise `RewardError` for what is no list of rewards."""
-        columns = {name: [one.columns[name] for one in answers] for name in answers[0].columns}
+        columns = {name: [answer.columns[name] for answer in answers] for name in answers[0].columns}
         try:
             called = self.call(
-                prompts=[one.prompt for one in answers],
-                completions=[completion(one) for one in answers],
-                completion_ids=[tokens(one.text) for one in answers],
+                prompts=[answer.prompt for answer in answers],
+                completions=[completion(answer) for answer in answers],
+                completion_ids=[tokens(answer.text) for answer in answers],
                 **columns,
                 trainer_state=_NoState(),
                 log_extra=_log_nothing,
@@ -237,9 +237,9 @@ class Functions:
     def names(self) -> list[str]:
         """The functions' names, as TRL has them; a second one of a name is numbered."""
         names: list[str] = []
-        for one in self.functions:
-            before = sum(name == one.name or name.startswith(f"{one.name}_") for name in names)
-            names.append(f"{one.name}_{before + 1}" if one.name in names else one.name)
+        for function in self.functions:
+            before = sum(name == function.name or name.startswith(f"{function.name}_") for name in names)
+            names.append(f"{function.name}_{before + 1}" if function.name in names else function.name)
         return names
 
     def score(self, answers: Sequence[Answered]) -> list[Message]:
@@ -337,7 +337,7 @@ def code_of(functions: Functions) -> Message:
     """Return what names the functions' code: the hash of each one's file, and versions of packages for formulas."""
     packages = MATH_PACKAGES if "math_verify" in sys.modules else ()
     return {
-        "digests": [one.digest for one in functions.functions],
+        "digests": [function.digest for function in functions.functions],
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
 

@@ -146,10 +146,10 @@ class RewardsOptions(Paid):
     @field_validator("functions")
     @classmethod
     def _are_named(cls, functions: list[str]) -> list[str]:
-        for one in functions:
-            spec = parse_spec(one)
+        for function in functions:
+            spec = parse_spec(function)
             if spec.where == JUDGE and not spec.name.startswith(("http://", "https://")):
-                raise ValueError(f"a judge is named as judge:http://..., not {one!r}")
+                raise ValueError(f"a judge is named as judge:http://..., not {function!r}")
         return functions
 
     @model_validator(mode="after")
@@ -163,7 +163,7 @@ class RewardsOptions(Paid):
     @property
     def judged(self) -> bool:
         """Whether one of the functions is a judge."""
-        return any(one.where == JUDGE for one in self.specs)
+        return any(spec.where == JUDGE for spec in self.specs)
 
     @property
     def needs_network(self) -> bool:
@@ -173,7 +173,7 @@ class RewardsOptions(Paid):
     @property
     def isolated(self) -> Literal["none", "text"] | None:
         """What is known of the functions: those of TRL run no text."""
-        reads_only = self.needs_network or all(one.where == TRL for one in self.specs)
+        reads_only = self.needs_network or all(spec.where == TRL for spec in self.specs)
         return self.isolate or ("none" if reads_only else None)
 
     @property

@@ -182,7 +182,7 @@ def checked(name: str, task: object) -> ThirdPartyTask:
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise TaskError(f"task {name!r}: its size is {size!r:.{QUOTED}}: it is how many rows it has, 1 or more")
     if test_ids is not None and not (
-        isinstance(test_ids, frozenset) and all(isinstance(one, bytes) for one in test_ids)
+        isinstance(test_ids, frozenset) and all(isinstance(test_id, bytes) for test_id in test_ids)
     ):
         raise TaskError(
             f"task {name!r}: its test_ids are {_kind(test_ids)}: return a frozenset of node.tasks.questions' ids"

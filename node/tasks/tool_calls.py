@@ -88,7 +88,7 @@ def told(said: SaidCalls, results: Sequence[str]) -> str:
     """
     if not said.tagged:
         return "\n".join(results)
-    untagged = (_RESULT_TAG.sub(r"[\1]", one) for one in results)
+    untagged = (_RESULT_TAG.sub(r"[\1]", result) for result in results)
     return "\n".join(f"{RESULT}{one}{RESULT_END}" for one in untagged)
 
 

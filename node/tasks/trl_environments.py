@@ -87,9 +87,9 @@ class EnvironmentOptions(Paid):
     @field_validator("functions")
     @classmethod
     def _are_no_judges(cls, functions: list[str]) -> list[str]:
-        for one in functions:
-            if parse_spec(one).where == JUDGE:
-                raise ValueError(f"{one!r} sees no environment: give functions that read environments")
+        for function in functions:
+            if parse_spec(function).where == JUDGE:
+                raise ValueError(f"{function!r} sees no environment: give functions that read environments")
         return functions
 
 
@@ -208,7 +208,7 @@ def load_environment(
         "sha256": digest,
         "class": called,
         "functions": [[one.name, one.arguments] for one in map(parse_spec, parsed.functions)],
-        "code": [one.digest for one in functions],
+        "code": [function.digest for function in functions],
         "weights": list(paid.weights),
         "range": [paid.low, paid.high],
         "max_turns": parsed.max_turns,
@@ -268,7 +268,7 @@ def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:
                 raise UserError(f"task {name!r}: the tool {method} cannot be told: {one_line(error)}") from None
     if not schemas:
         raise UserError(f"task {name!r}: {type(instance).__name__} has no public method, which would be a tool")
-    return {one["function"]["name"]: one["function"]["parameters"] for one in schemas}, json.dumps(schemas)
+    return {schema["function"]["name"]: schema["function"]["parameters"] for schema in schemas}, json.dumps(schemas)
 
 
 def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list[Function]) -> Functions:
@@ -285,4 +285,4 @@ def _paid(name: str, options: EnvironmentOptions, instance: Any, functions: list
 
 
 def _own_reward(environments: list[Any], **_: object) -> list[Any]:
-    return [awaited(one.get_reward()) for one in environments]
+    return [awaited(environment.get_reward()) for environment in environments]

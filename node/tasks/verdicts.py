@@ -224,9 +224,9 @@ def _submitted(answers: Sequence[Answer], is_own: bool) -> "Sequence[Future[Verd
     if submit is None:
         return [None] * len(answers)
     try:
-        return submit([one.asked for one in answers], is_own)
+        return submit([answer.asked for answer in answers], is_own)
     except Exception as error:  # noqa: BLE001  # as in `_in_place`
-        return [already(_raised(one, error)) for one in answers]
+        return [already(_raised(answer, error)) for answer in answers]
 
 
 def _outcome(answer: Answer, future: "Future[Verdict]") -> MaybeLate:
@@ -241,8 +241,8 @@ def _outcome(answer: Answer, future: "Future[Verdict]") -> MaybeLate:
 def _all_in_place(answers: Sequence[Answer], together: Together | None, deadline: float) -> list[MaybeLate]:
     if together is not None and len(answers) > 1 and time.monotonic() <= deadline:
         with suppress(Exception):  # one of the texts may be why: alone it is told
-            return [*together([one.asked for one in answers])]
-    return [_in_place(one, deadline) for one in answers]
+            return [*together([answer.asked for answer in answers])]
+    return [_in_place(answer, deadline) for answer in answers]
 
 
 def _in_place(answer: Answer, deadline: float) -> MaybeLate:
@@ -344,7 +344,7 @@ class Workers:
     def submit_together(self, requests: Sequence[Message]) -> "list[Future[Verdict]]":
         """Queue own requests as one call; each alone if there is one, or once such a call was late."""
         if len(requests) < 2 or not self._lanes.together:
-            return [self.submit(one, is_own=True) for one in requests]
+            return [self.submit(request, is_own=True) for request in requests]
         futures: list[Future[Verdict]] = [Future() for _ in requests]
         self._lanes.put(_OWN, lambda lane: lane.verdicts(requests, futures), Future())
         return futures

@@ -281,7 +281,7 @@ def _text(message: Any) -> str:
     if isinstance(message, str):
         return message
     contents = [one["content"] if isinstance(one, dict) else one.content for one in message]
-    return "\n\n".join(content_text(one) for one in contents)
+    return "\n\n".join(content_text(content) for content in contents)
 
 
 def environment_of(name: str, config: dict[str, Any]) -> Any:
@@ -296,7 +296,7 @@ def refuse(env: Any, task: Any) -> str:
     if type(env).start is not v1.Env.start:
         return "its environment starts something that all episodes share"
     if discover_decorated(task, "intercept") or any(
-        hook_boundary(one, allow_trace=True) is not v1.Trace for one in task.hooks("stop")
+        hook_boundary(hook, allow_trace=True) is not v1.Trace for hook in task.hooks("stop")
     ):
         return "it looks at a model server's requests"
     for toolset in toolsets_of(env, task):

@@ -75,12 +75,14 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest complete checkpoint in `folder`, or None."""
-    return max(list_checkpoints(folder), key=lambda one: one.round, default=None)
+    return max(list_checkpoints(folder), key=lambda checkpoint: checkpoint.round, default=None)
 
 
 def best_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the complete checkpoint in `folder` with the highest score, the oldest of equals; None if none has one."""
-    scored = [(found, one) for one in list_checkpoints(folder) if (found := _score(one.path)) is not None]
+    scored = [
+        (found, checkpoint) for checkpoint in list_checkpoints(folder) if (found := _score(checkpoint.path)) is not None
+    ]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
@@ -221,9 +223,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _prune(folder: Path, newest: int, keep: Keep) -> None:
-    for one in list_checkpoints(folder):
-        if one.round > newest:
-            _discard(one.path)
+    for checkpoint in list_checkpoints(folder):
+        if checkpoint.round > newest:
+            _discard(checkpoint.path)
     found, best = list_checkpoints(folder), best_checkpoint(folder)
     for one in found[: -keep.total]:
         if one != best:

@@ -200,16 +200,16 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
         "reward": overall.reward,
         "finished": overall.finished,
         "mean_length": overall.mean_length,
-        "tasks": {one.task: {"questions": one.questions, "accuracy": one.accuracy} for one in greedy.tasks},
+        "tasks": {task.task: {"questions": task.questions, "accuracy": task.accuracy} for task in greedy.tasks},
     }
     if sampled is not None:
         questions = sampled.overall.questions
         for k, rate in sampled.overall.pass_at.items():
             low, high = wilson_interval(rate * questions, questions)
             row |= {f"pass@{k}": rate, f"pass@{k}_low": low, f"pass@{k}_high": high}
-        for one in sampled.tasks:  # one report may lack a task whose answers were all unscorable
-            of_task = row["tasks"].setdefault(one.task, {"questions": one.questions})
-            of_task |= {f"pass@{k}": rate for k, rate in one.pass_at.items()}
+        for task in sampled.tasks:  # one report may lack a task whose answers were all unscorable
+            of_task = row["tasks"].setdefault(task.task, {"questions": task.questions})
+            of_task |= {f"pass@{k}": rate for k, rate in task.pass_at.items()}
     return row
 
 
@@ -326,8 +326,8 @@ def right_entropy(answers: Answers) -> float | None:
     counts = [one for one in found if one.total() > 1]
     if not counts:
         return None
-    same = _mean([sum(n * (n - 1) for n in one.values()) / (one.total() * (one.total() - 1)) for one in counts])
-    least = 1 / (len(counts) * max(comb(one.total(), 2) for one in counts))
+    same = _mean([sum(n * (n - 1) for n in count.values()) / (count.total() * (count.total() - 1)) for count in counts])
+    least = 1 / (len(counts) * max(comb(count.total(), 2) for count in counts))
     return -math.log(same or least) or 0.0  # not -0
 
 

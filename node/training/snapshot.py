@@ -16,8 +16,8 @@ def copied(state: T) -> T | None:
 
     Tensors that share their numbers go on to share them: safetensors writes tied weights once.
     """
-    tensors = {_place(one): one for one in _tensors(state)}
-    if sum(one.nbytes for one in tensors.values()) > MOST * available_memory():
+    tensors = {_place(tensor): tensor for tensor in _tensors(state)}
+    if sum(tensor.nbytes for tensor in tensors.values()) > MOST * available_memory():
         return None
     copies = {place: one.detach().to("cpu", copy=True) for place, one in tensors.items()}
     return _replaced(state, copies)
