@@ -76,7 +76,7 @@ def imported_roots(path: Path) -> set[str]:
         elif isinstance(statement, ast.ImportFrom) and statement.module and statement.level == 0:
             roots.add(statement.module.partition(".")[0])
     foreign = FOREIGN.get(str(path.relative_to(ROOT)), "")
-    return roots - set(sys.stdlib_module_names) - {*PACKAGES, "examples", foreign}
+    return roots - set(sys.stdlib_module_names) - {*PACKAGES, "gossamer", "examples", foreign}
 
 
 def imported_distributions(*folders: str) -> set[str]:
