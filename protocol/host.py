@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -616,7 +616,7 @@ class Host:
                 log.warning("cannot keep uses of invites, so they are not granted", error=str(failure))
             driver.feed(Stored(uses, ok=failure is None))
         if self._writing is None and (fresh := tuple(self._setup.gate.take_fresh())):
-            future = self._disk.submit(self._uses.append, fresh, now.unix * 1000)
+            future = self._on_disk(self._uses.append, fresh, now.unix * 1000)
             self._writing = (future, fresh)
             future.add_done_callback(lambda _: self._wake())
 
@@ -636,7 +636,7 @@ class Host:
                     driver.feed(Revoked(self._list_on_disk))
         elif self._looking is None and now.steady >= self._next_list:
             self._next_list = now.steady + LIST_INTERVAL_S
-            self._looking = self._disk.submit(
+            self._looking = self._on_disk(
                 exchange_bytes, self._revocations, self._list_on_disk, ours, MAX_REVOCATIONS_BYTES
             )
 
@@ -644,7 +644,19 @@ class Host:
         """Have the known peers written on the disk's thread."""
         if self._peers_file is not None:
             records = [record.encoded for record in core.membership.saved_records]
-            self._saving = self._disk.submit(_try_to_save, self._peers_file, records)
+            self._saving = self._on_disk(_try_to_save, self._peers_file, records)
+
+    def _on_disk(self, work: Callable[..., T], *arguments: Any) -> "Future[T]":
+        """Do this on the disk's thread, or here while the program ends, when no thread pool takes work any more."""
+        try:
+            return self._disk.submit(work, *arguments)
+        except RuntimeError:
+            done: Future[T] = Future()
+            try:
+                done.set_result(work(*arguments))
+            except OSError as error:
+                done.set_exception(error)
+            return done
 
 
 def _try_to_save(path: Path, records: Sequence[bytes]) -> None:

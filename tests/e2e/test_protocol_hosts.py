@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -27,6 +29,8 @@ from tests.log_places import hanging_log, own_logs
 from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
 from tests.protocol_raw import raw_peer
 from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_two_hosts_exchange_items_of_every_size() -> None:
@@ -368,3 +372,23 @@ def test_a_log_that_hangs_holds_up_no_network_thread(tmp_path: Path) -> None:
             other.publish(b"all the same")
             assert collect(host, 1)[0].body == b"all the same"
         assert place.read(1)[0]["event"] == "refused a peer that speaks another version of the protocol"
+
+
+FORGETFUL = """
+import atexit, sys
+from pathlib import Path
+from protocol.host import Host
+from protocol.identity import Identity
+
+host = Host(Identity.generate(), b"a swarm of tests", "tcp://127.0.0.1:0", (), peers_file=Path(sys.argv[1]))
+host.start()
+atexit.register(host.stop)
+"""
+
+
+def test_a_host_that_is_stopped_as_its_program_ends_keeps_its_peers_and_reports_no_failure(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORGETFUL, str(tmp_path / "peers.json")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert "the network failed" not in ended.stdout + ended.stderr
+    assert (tmp_path / "peers.json").exists()
