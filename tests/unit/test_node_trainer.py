@@ -657,7 +657,7 @@ def test_lora_trains_adapters_only_and_agrees_with_the_oracle(tmp_path):
 
 
 def test_a_missing_reporting_package_is_a_clear_error(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    monkeypatch.setattr("node.policy.detection.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gossamer\[tensorboard\]"):
         trainer_of(policy, node_config(report_to=["tensorboard"]), tmp_path, fixed_rounds())
 
