@@ -149,7 +149,7 @@ def test_what_is_in_doubt_is_not_reduced_again():
 )
 def test_a_group_is_closed_if_its_caller_says_so_or_gives_a_secret(monkeypatch, options, closed):
     asked = []
-    monkeypatch.setattr("collectives.communicator.Mesh", lambda *_, closed: asked.append(closed) or 1 / 0)
+    monkeypatch.setattr("collectives.communicator.Mesh", lambda *_, closed, **__: asked.append(closed) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Communicator.connect("test", **options)
     assert asked == [closed]
