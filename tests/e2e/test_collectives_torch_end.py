@@ -222,7 +222,7 @@ def test_the_end_of_a_sub_group_waits_for_nobody(world):
 
 def run_ranks(program, size, folder):
     """Run a program at all ranks; return how each ended, and what it said."""
-    environment = os.environ | {"WORLD_SIZE": str(size)}
+    environment = os.environ | {"WORLD_SIZE": str(size), "GOSSAMER_SECRET": "of this test"}  # else a line says so
     command = [sys.executable, "-W", "ignore", "-m", "tests.torch_ends", program, f"file://{folder}/store"]
     ranks = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
@@ -277,7 +277,8 @@ def test_a_rank_that_is_killed_at_its_end_is_no_error_of_the_others_and_they_do_
 def torchrun(*arguments):
     """Run programs under torchrun's agent; return the finished process."""
     command = [sys.executable, "-W", "ignore", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=7200)
+    environment = os.environ | {"GOSSAMER_SECRET": "of this test"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=7200)
 
 
 @pytest.mark.slow
