@@ -289,7 +289,7 @@ def test_a_script_under_torchrun_ends_without_an_error(size):
     done = torchrun(*run, "in_order")
     assert done.returncode == 0, done.stderr
     done = torchrun("-m", "tests.torch_ends", "in_order", str(size), "5")
-    assert done.stdout.endswith("\n5 of 5 ended without an error\n"), done.stderr
+    assert done.stdout.endswith("5 of 5 ended without an error\n"), done.stderr
 
 
 @pytest.mark.long
@@ -297,4 +297,4 @@ def test_a_script_under_torchrun_ends_without_an_error(size):
 @pytest.mark.parametrize("times", [1000])
 def test_a_thousand_scripts_of_four_ranks_end_without_an_error(times):
     done = torchrun("-m", "tests.torch_ends", "in_order", "4", str(times))
-    assert done.stdout.endswith(f"\n{times} of {times} ended without an error\n"), done.stderr[-4000:]
+    assert done.stdout.endswith(f"{times} of {times} ended without an error\n"), done.stderr[-4000:]
