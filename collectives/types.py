@@ -62,8 +62,8 @@ class GroupTiming:
     timeout     silence for this long is death: 6 heartbeats, so that five late ones in a row are
                 forgiven. A member that is stopped (SIGSTOP), or whose process holds its interpreter
                 for longer, is left out and has to be let in again
-    stall       if longer than `timeout`: silence is death only after this long while a connection with it lives.
-                Then its machine and its process are there; the process is stopped, or holds its interpreter
+    stall       instead of `timeout`, if longer, while a connection with the silent member lives: its machine and its
+                process are there. The process is stopped, or holds its interpreter
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more wait no longer than this for it
     patience    how long a proposer waits for a member's report, and a member for the decision

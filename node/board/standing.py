@@ -14,7 +14,7 @@ Using Hitting Time"), so
  3. identities that only one node names, or each other, have together at most the standing of that node: from it a walk
     goes on with probability `ONWARD`, a half, and comes to ONWARD / (1 - ONWARD) = 1 node beyond it on average.
 
-Until a seed reports a teacher, no walk goes anywhere; so long, the seeds have all standing, alike.
+Until a seed reports a teacher, no walk goes anywhere. Until then the seeds have all standing, in equal parts.
 
 The probability is estimated by `WALKS` walks, each with a random source of its own number, so that it is the same each
 time, and rule 1 holds to the last digit. Its standard error is at most 0.5 %.

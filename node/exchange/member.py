@@ -53,7 +53,7 @@ from node.rollouts.group import MAX_COMPLETIONS, MAX_NAME_BYTES, EncodedGroup, E
 from node.rollouts.own_results import OwnResult, own_result
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.rules import RULES
-from node.rollouts.sampling import Draw, mean_advantages
+from node.rollouts.sampling import Candidate, Draw, mean_advantages
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import founding
@@ -295,9 +295,13 @@ class Exchange:
             screening = self._do(lambda: self._begin(count), timeout, "the draw to begin")
             while True:
                 left = max(0.0, deadline - time.monotonic())
-                self._do(lambda: self._fill(screening, left), left, "peers' answers to be scored")  # noqa: B023  # at once
+                candidates = self._do(
+                    lambda: self._fill(screening, left),  # noqa: B023  # at once
+                    left,
+                    "peers' answers to be scored",
+                )
                 if len(screening.usable) >= min(least, count):
-                    return self._do(lambda: self._take(screening), None, "")
+                    return self._do(lambda: self._take(screening, candidates), None, "")  # noqa: B023
                 if time.monotonic() >= deadline:
                     peers = self._parts.network.host.counters().peers
                     raise TimeoutError(
@@ -357,9 +361,7 @@ class Exchange:
     def _close(self) -> "Future[None]":
         """Let all be closed after the calls that wait."""
         self._left.detach()
-        done = self._thread.submit(self._stack.close)
-        self._thread.end()
-        return done
+        return _end(self._thread, self._stack)
 
     def _do(self, work: Callable[[], T], timeout: float | None, what: str) -> T:
         """Return what `work` returns on the member's own thread, after all that was given to it before."""
@@ -465,20 +467,19 @@ class Exchange:
         rng = random.Random(derive_seed(self._parts.seed, "draw", self._round))
         return self._parts.peers.begin(RULES["sapo"], Draw(count, MAX_COMPLETIONS, mean_advantages, rng, own.reward))
 
-    def _fill(self, screening: Screening, seconds: float) -> None:
+    def _fill(self, screening: Screening, seconds: float) -> list[Candidate]:
         parts, number = self._parts, self._round + 1
         with parts.buffer.transaction():
             now = time.time()
             parts.buffer.add(parts.sharing.receive(parts.buffer.__contains__), now, number)
             results = parts.buffer.record_own_results(number, [result for result, _ in self._own])
-            parts.peers.fill(screening, number, results, seconds)
+            return parts.peers.fill(screening, number, results, seconds)
 
-    def _take(self, screening: Screening) -> list[DrawnGroup]:
+    def _take(self, screening: Screening, candidates: Sequence[Candidate]) -> list[DrawnGroup]:
         """Record the uses, which are on disk before anybody sees the groups."""
         parts, number = self._parts, self._round + 1
         with parts.buffer.transaction():
-            now = time.time()
-            used = parts.peers.take(screening, number, now, parts.buffer.candidates(now, number))
+            used = parts.peers.take(screening, number, time.time(), candidates)
         self._round = number
         rewards = [reward for _, of_group in self._own for reward in of_group]
         row: dict[str, Any] = {"round": number, "swarm/taught_by": dict(Counter(one.peer for one in used))}
@@ -506,10 +507,16 @@ class Exchange:
         )
 
 
-def _leave(thread: CallThread, stack: ExitStack) -> None:
-    """Close what a program that ends, or has forgotten its exchange, has left open."""
+def _end(thread: CallThread, stack: ExitStack) -> "Future[None]":
+    """Have all closed that is open, after the calls that wait, and then the thread ended."""
     done = thread.submit(stack.close)
     thread.end()
+    return done
+
+
+def _leave(thread: CallThread, stack: ExitStack) -> None:
+    """Close what a program that ends, or has forgotten its exchange, has left open."""
+    done = _end(thread, stack)
     if not thread.is_current:
         with suppress(TimeoutError):
             done.result(GRACE_S)

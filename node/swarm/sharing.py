@@ -312,10 +312,8 @@ def shared_form(group: Group, tasks: TaskSet) -> Group | None:
         return group
     if not is_easy(group):
         return None
-    by_texts = {
-        completion.texts: completion for completion in reversed(group.completions)
-    }  # the first of those with the same texts
-    different = [completion for completion in group.completions if by_texts[completion.texts] is completion]
+    first = {completion.texts: completion for completion in reversed(group.completions)}
+    different = [completion for completion in group.completions if first[completion.texts] is completion]
     return replace(group, completions=tuple(different[:MAX_EASY]))
 
 
