@@ -72,9 +72,9 @@ def encode(tokenizer: Any, text: str, finished: bool = False) -> list[int]:
 
 
 @torch.no_grad()
-def generate(model: torch.nn.Module, prompt: Sequence[int], end: int) -> list[list[int]]:
+def generate(model: Any, prompt: Sequence[int], end: int) -> list[list[int]]:
     """Return the tokens of `ANSWERS` answers to a prompt; one that ended by itself has `end` last."""
-    tokens = torch.tensor([prompt] * ANSWERS)
+    tokens = torch.tensor([prompt] * ANSWERS, device=model.device)
     sampling = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": LONGEST, "pad_token_id": end}
     made = model.generate(tokens, do_sample=True, **sampling)[:, len(prompt) :].tolist()
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in made]

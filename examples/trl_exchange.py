@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -23,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "node" / "public"))
 
 from gossamer import Exchange
 
+from examples.bare_loop import ANSWERS, LONGEST, encode, generate
+
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS, ANSWERS, DRAWN, LONGEST = 8, 8, 4, 16  # a step's groups, answers in each, peers' groups; tokens of an answer
+GROUPS, DRAWN = 8, 4  # a step's groups, of `ANSWERS` answers each, and how many of them are peers'
 
 
 def main() -> None:
@@ -90,21 +91,6 @@ def rollouts(swarm: Exchange, count: int, trainer: GRPOTrainer) -> dict[str, lis
         swarm.publish(question, texts, [ids[-1] == tokenizer.eos_token_id for ids in answers])
     print("drawn", len(drawn), flush=True)
     return {**made, "logprobs": None}
-
-
-def encode(tokenizer: Any, text: str, finished: bool = False) -> list[int]:
-    """Return the tokens of a text; anybody may have written it, so that it cannot spell a special token."""
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return [*ids, *([tokenizer.eos_token_id] if finished else [])]
-
-
-@torch.no_grad()
-def generate(model: Any, prompt: Sequence[int], end: int) -> list[list[int]]:
-    """Return the tokens of `ANSWERS` answers to a prompt; one that ended by itself has `end` last."""
-    tokens = torch.tensor([prompt] * ANSWERS, device=model.device)
-    sampling = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": LONGEST, "pad_token_id": end}
-    made = model.generate(tokens, do_sample=True, **sampling)[:, len(prompt) :].tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in made]
 
 
 if __name__ == "__main__":
