@@ -11,12 +11,13 @@ host. Elsewhere the names are unknown, but an origin has to be that host.
 import sys
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from node.telemetry.same_site import asked_host, is_of_another_site
 
 PASSED = frozenset(
     {
@@ -48,22 +49,13 @@ class Pinned:
 
     def _refused(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
-        asked = headers.get("host", "")
-        if self._is_loopback and not _is_loopback(_name(f"//{asked}")):
+        if self._is_loopback and not _is_loopback(asked_host(headers)):
             return PlainTextResponse("this is not the host that you asked for\n", 421)
-        origin = headers.get("origin")
-        if origin not in (None, f"http://{asked}", f"https://{asked}"):
+        if is_of_another_site(headers):
             return PlainTextResponse("pages of other sites get no answers here\n", 403)
         if (scope.get("method"), scope["path"]) not in PASSED:
             return PlainTextResponse("this is not served here\n", 404)
         return None
-
-
-def _name(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,6 +7,7 @@ rollout_log     what the model says: a few rollouts of each round
 logs            structured events
 round_log       a line now and then on how training goes
 status_server   a running node over HTTP
+same_site       whom a request asks, and whether a page of another site has made it
 refusals        the reasons by which a node refuses, and what each tells a person
 plots           the figures of a report
 names           short names for node ids

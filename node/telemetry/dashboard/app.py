@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -42,6 +42,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from node.rollouts.screening import BLAMELESS
 from node.telemetry.dashboard.feed import Feed, curves
 from node.telemetry.refusals import MEANINGS
+from node.telemetry.same_site import asked_host, is_of_another_site
 
 STATIC = Path(str(files("node.telemetry.dashboard"))) / "static"
 MAX_PAGES = 16  # open at once; each reads the files for itself
@@ -169,10 +170,9 @@ class _Guard:
         headers = Headers(scope=scope)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("nothing is taken in here\n", 405)
-        if self._hosts and _name(f"//{headers.get('host', '')}") not in self._hosts:
+        if self._hosts and asked_host(headers) not in self._hosts:
             return PlainTextResponse("this is not the host that you asked for\n", 421)
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if is_of_another_site(headers):
             return PlainTextResponse("a page of another site may not read this one\n", 403)
         followed = headers.get("sec-fetch-mode") == "navigate" and scope["path"] == "/"
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not followed:  # as for an image
@@ -194,11 +194,3 @@ class _Guard:
 
     def _knows(self, word: str) -> bool:
         return hmac.compare_digest(word.encode(), self._token.encode())
-
-
-def _name(url: str) -> str:
-    """Return the host's name in a URL, "" where there is none."""
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
