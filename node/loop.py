@@ -268,6 +268,8 @@ class Loop:
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
         self.row |= {"swarm/buffer": len(self.buffer), **traffic_row(self.exchange.traffic())}
+        if taught := self.exchange.taught():
+            self.row["swarm/taught"] = taught
         self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
         self.exchange.finished(self.row, self.policy.name)
 

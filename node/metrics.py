@@ -236,6 +236,14 @@ DECLARED = (
         DASHBOARD | BOARD,
         label="peer",
     ),
+    Metric(
+        "swarm/taught",
+        "taught",
+        "groups",
+        "this node's groups that peers have trained on since it started, as their reports say, by peer",
+        COUNTER,
+        label="peer",
+    ),
     Metric("swarm/age_seconds", "age of external groups", "s", "mean time since the drawn groups came", MEAN, REPORT),
     Metric(
         "swarm/age_seconds_max",

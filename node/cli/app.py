@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from node.cli import (
+    answer,
     backup,
     board,
     chat,
@@ -78,6 +79,7 @@ app.command("node")(node.node)
 app.command("found")(found.found)
 app.command("invite")(invite.invite)
 app.command("join")(join.join)
+app.command("answer")(answer.answer)
 app.command("board")(board.board)
 app.command("revoke")(revoke.revoke)
 app.command("status")(status.status)

@@ -65,6 +65,8 @@ from node.tasks.quotations import Quotations
 from node.tasks.task_set import TRIES, TaskSet
 from node.tasks.verdicts import LATE, PATIENCE_S, Answer, Scoring, Verdict
 from node.telemetry.logs import log_by_logging
+from node.telemetry.metrics import MetricsLog
+from node.telemetry.status_server import describe, observe
 from protocol.credentials.invite import Invite
 from protocol.storage import write_atomically
 
@@ -73,6 +75,7 @@ START_S = 300.0  # joining takes half a minute at most; other people's tasks may
 CALL_S = 30.0
 GRACE_S = 1.0  # that a call may take beyond its `timeout`: what it began is ended in order
 POLL_S = 0.05  # between two looks for groups while a draw waits
+MAX_METRICS_BYTES = 16 << 20  # one older file of the same size is kept beside it
 MAX_VERDICTS = 1 << 16  # that are remembered between `score` and `publish`: some 15 MB
 
 Messages = Sequence[Mapping[str, str]]
@@ -135,6 +138,7 @@ class _OpenFolder(NamedTuple):
     bounds: GroupBounds
     buffer: ReplayBuffer
     peers: PeerDraw
+    metrics: MetricsLog
 
 
 class Exchange:
@@ -221,6 +225,11 @@ class Exchange:
         """Where peers dial this member; None if it only dials."""
         address = self._parts.network.address
         return None if address is None else str(address)
+
+    @property
+    def max_answers(self) -> int:
+        """How many answers a group of this swarm has at most."""
+        return self._parts.bounds.completions
 
     def ask(self, count: int, *, timeout: float = CALL_S) -> list[AskedQuestion]:
         """Return the next `count` questions: none held out for evaluation, none asked before in this folder.
@@ -313,7 +322,12 @@ class Exchange:
 
     def statistics(self) -> dict[str, Any]:
         """Return what came and went so far, by the names of a node's metrics: `swarm/peers`, `swarm/rejected`, ..."""
-        return {"swarm/buffer": len(self._parts.buffer), **traffic_row(self._parts.sharing.traffic())}
+        sharing = self._parts.sharing
+        return {
+            "swarm/buffer": len(self._parts.buffer),
+            "swarm/taught": sharing.taught(),
+            **traffic_row(sharing.traffic()),
+        }
 
     def close(self, *, timeout: float = CALL_S) -> None:
         """Leave the network and let go of the folder. Closing twice does nothing.
@@ -393,9 +407,12 @@ class Exchange:
                 judged=lambda judge, seconds: judge(seconds),
                 quotes_held_out=Quotations(tasks.listed_held_out(0, 0)).are_in,
             )
+            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_METRICS_BYTES)
+            stack.enter_context(observe(config.observe, self.folder, lambda: describe(network, metrics.recent, None)))
             keep_config(config, seed, self.folder)
             self._stack.enter_context(stack.pop_all())
-        return _OpenFolder(config, seed, tasks, network, sharing, bounds, buffer, PeerDraw(context, buffer, sharing))
+        peers = PeerDraw(context, buffer, sharing)
+        return _OpenFolder(config, seed, tasks, network, sharing, bounds, buffer, peers, metrics)
 
     def _encode_prompt(self, item: Item) -> Sequence[int] | None:
         return () if self._fits(chat_turns(item, system_role=True)) else None
@@ -481,10 +498,23 @@ class Exchange:
         with parts.buffer.transaction():
             used = parts.peers.take(screening, number, time.time(), candidates)
         self._round = number
-        rewards = [reward for _, of_group in self._own for reward in of_group]
-        row: dict[str, Any] = {"round": number, "swarm/taught_by": dict(Counter(one.peer for one in used))}
-        if rewards:
-            row["reward"] = statistics.fmean(rewards)
+        by_task: dict[str, list[float]] = {}
+        for own, rewards in self._own:
+            by_task.setdefault(own.task, []).extend(rewards)
+        made = [reward for rewards in by_task.values() for reward in rewards]
+        row: dict[str, Any] = {
+            "round": number,
+            "time": time.time(),
+            **({"reward": statistics.fmean(made)} if made else {}),
+            **{f"rewards/{task}/mean": statistics.fmean(rewards) for task, rewards in by_task.items()},
+            "generated": len(made),
+            "groups_external": len(used),
+            "swarm/taught_by": dict(Counter(one.peer for one in used)),
+            "swarm/taught": parts.sharing.taught(),
+            "swarm/buffer": len(parts.buffer),
+            **traffic_row(parts.sharing.traffic()),
+        }
+        parts.metrics.append(row)
         parts.sharing.finished(row, self._policy)
         self._own.clear()
         return [self._drawn(screening.usable[one.id], one.peer) for one in used]

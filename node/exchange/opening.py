@@ -42,6 +42,7 @@ def share(
         reports_s=limits.reports_s,
         reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
         saw=saw,
+        node=network.identity.node_id,
     )
     return exchange, GroupBounds(limits.max_completions, limits.max_group_bytes, item_life(limits.max_item_age_s))
 

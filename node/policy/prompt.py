@@ -53,6 +53,13 @@ def plain_text(item: Item) -> str:
     return "\n\n".join([*blocks, f"Question: {item.question}\nAnswer:"])
 
 
+def stop_texts(item: Item) -> list[str]:
+    """Return the texts at which a continuation of `plain_text(item)` has left its answer for a next question."""
+    if not item.system and not item.examples:
+        return []
+    return ["\n"] if _in_place(item) else ["\n\nQuestion:"]
+
+
 def with_tools_told(item: Item) -> Item:
     """Return `item` with its tools told in the instruction, in the plain form of calls."""
     if not item.tools:

@@ -44,6 +44,7 @@ OWN_REFUSED = {  # from why a peer would refuse a group to the name under which 
     "turns": "own_turns",
 }
 MAX_EASY = 2  # answers that are sent of a group that is all right: a second may show another way
+MAX_PUPILS = 256  # peers whose reports on this node are counted
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
 
@@ -77,6 +78,10 @@ class GroupExchange(Protocol):
         """Note that a round of `model` is done, with its metrics: a report may be due."""
         ...
 
+    def taught(self) -> Mapping[str, int]:
+        """Return how many of this node's groups peers have trained on since it started, as they report, by peer."""
+        ...
+
     def traffic(self) -> Counters: ...
 
 
@@ -102,6 +107,10 @@ class NoExchange:
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """Tell nobody."""
+
+    def taught(self) -> Mapping[str, int]:
+        """Return nothing."""
+        return {}
 
     def traffic(self) -> Counters:
         """Return zeros."""
@@ -140,7 +149,7 @@ class GroupReader:
 class NetworkExchange:
     """Shares through a running `Host`, which relays, deduplicates and counts."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a thing of its own
         self,
         host: Host,
         tasks: TaskSet,
@@ -151,13 +160,15 @@ class NetworkExchange:
         reports_s: int = 0,
         reporter: Reporter | None = None,
         saw: Callable[[ReadGroup], None] = lambda seen: None,
+        node: str = "",
     ) -> None:
         """Share over `host`; ask it for as many of the tasks' groups as a node that draws `external` a round needs.
 
         In a swarm whose nodes report every `reports_s` seconds, it passes on their reports; `reporter` makes this
-        node's. `saw` is told of every item that is read as a group.
+        node's. `saw` is told of every item that is read as a group. `node` is this node's id, for `taught`.
         """
         self._host = host
+        self._node = NodeId(node)
         self._tasks = tasks
         self._reader = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
         self._saw = saw
@@ -165,6 +176,7 @@ class NetworkExchange:
         self._demand = Demand(external)
         self._reports = ReportIntake(reports_s) if reports_s else None
         self._reporter = reporter
+        self._taught: Counter[str] = Counter()
         self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
         self._always = frozenset(topic_of(task.key) for task in tasks.tasks if not unshared(task)) | self._beside
         self._topics = self._always
@@ -219,11 +231,14 @@ class NetworkExchange:
         return shared
 
     def _pass_on(self, reports: ReportIntake, item: Received) -> None:
-        """Take a report; unless it is bad the host passes it on."""
+        """Take a report, and note what it says of this node; unless it is bad the host passes it on."""
         try:
-            reports.take(item.body, item.sender, item.time)
+            groups = reports.take(item.body, item.sender, item.time).taught_by.get(self._node, 0)
         except ReportError as error:
             self.report(item.id, error.reason)
+        else:
+            if groups and (item.sender in self._taught or len(self._taught) < MAX_PUPILS):
+                self._taught[item.sender] += groups
 
     def revoked(self, signers: Collection[str]) -> list[str]:
         """See `GroupExchange.revoked`."""
@@ -262,6 +277,10 @@ class NetworkExchange:
             self._unsent["outbox_full"] += 1
             return False
         return True
+
+    def taught(self) -> Mapping[str, int]:
+        """See `GroupExchange.taught`; nothing in a swarm without reports."""
+        return dict(self._taught)
 
     def traffic(self) -> Counters:
         """Return the host's counts."""

@@ -1,0 +1,190 @@
+"""A member that only answers the swarm's questions, with a model behind an OpenAI-compatible URL, for those who train.
+
+    ask -> endpoint (node.exchange.endpoint) -> score and publish what may teach -> `answered.json`
+
+Several questions are with the endpoint at a time. Nothing is asked while no peer is here: nobody would learn from it.
+`answered.json` in the folder says what was spent, so that a budget holds over all starts. After `kill -9` it lacks what
+was with the endpoint then.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from node.errors import UserError
+from node.exchange.endpoint import Endpoint, EndpointAnswers, StoppedError
+from node.exchange.member import AskedQuestion, Exchange
+from node.policy.prompt import stop_texts
+from node.processes.threads import on_daemon
+from protocol.storage import write_atomically
+
+ANSWERED_FILE = "answered.json"
+LOOK_S = 0.2  # between two looks for an end, or for peers
+SAY_S = 10.0  # between two lines about progress
+ALONE_S = 60.0  # between two lines that nobody is here
+EMPTY_SAID = 16  # answers without a text, in a row, after which a line says so
+MILLION = 1_000_000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a folder's member has answered, over all its starts. `cost` is by the prices that were given."""
+
+    questions: int = 0
+    published: int = 0  # groups
+    answers: int = 0
+    empty: int = 0  # answers without a text, which are left out
+    reward: float = 0.0  # sum over the other answers
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """All tokens that the endpoint counted."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __str__(self) -> str:
+        scored = self.answers - self.empty
+        reward = f", mean reward {self.reward / scored:.3f}" if scored else ""
+        cost = f", cost {self.cost:.2f}" if self.cost else ""
+        return (
+            f"{self.questions} questions, {self.answers} answers{reward}, {self.published} groups published, "
+            f"{self.tokens} tokens{cost}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be spent over all starts; None for no limit. `price` is of a million tokens of prompts, of answers."""
+
+    questions: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    price: tuple[float, float] = (0.0, 0.0)
+
+    def is_spent(self, answered: Answered) -> bool:
+        """Tell whether no more may be asked."""
+        pairs = (
+            (self.questions, answered.questions),
+            (self.tokens, answered.tokens),
+            (self.cost, answered.cost),
+        )
+        return any(most is not None and spent >= most for most, spent in pairs)
+
+
+def read_answered(folder: Path) -> Answered:
+    """Return what the member in `folder` has answered so far.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / ANSWERED_FILE
+    try:
+        return Answered(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return Answered()
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: delete it; what was spent is counted from 0 then") from None
+
+
+def answer(
+    swarm: Exchange,
+    endpoint: Endpoint,
+    completions: int,
+    at_once: int,
+    budget: Budget,
+    is_stopping: Callable[[], object],
+) -> Answered:
+    """Answer questions until the budget is spent, or until the program is to end; return what was answered.
+
+    Args:
+        swarm: an open member.
+        endpoint: that answers.
+        completions: answers to a question.
+        at_once: questions that are with the endpoint at a time.
+        budget: of all starts. Questions that are with the endpoint when it is spent are still answered and published.
+        is_stopping: tells that the program is to end: what is with the endpoint is dropped.
+
+    Raises:
+        UserError: the endpoint refuses, or the swarm's tasks cannot be asked.
+    """
+    answered = read_answered(swarm.folder)
+    asked = answered.questions  # with those that are with the endpoint
+    asking: dict[Future[EndpointAnswers], AskedQuestion] = {}
+    said, empty, began = answered, 0, time.monotonic()
+    while not is_stopping():
+        is_over = budget.is_spent(answered) or (budget.questions is not None and asked >= budget.questions)
+        if is_over and not asking:
+            break
+        if not is_over and len(asking) < at_once:
+            _wait_for_a_peer(swarm, is_stopping)
+            (question,) = swarm.ask(1)
+            stop = stop_texts(question.item)
+            call = partial(endpoint.answer, question.messages, question.prompt, stop, completions)
+            asking[on_daemon(call, "endpoint")] = question
+            asked += 1
+            continue
+        done, _ = wait(asking, LOOK_S, FIRST_COMPLETED)
+        for future in done:
+            question = asking.pop(future)
+            try:
+                answers = future.result()
+            except StoppedError:
+                break
+            answered = _take(swarm, question, answers, answered, budget)
+            has_text = any(one.text.strip() for one in answers.answers)
+            empty = 0 if has_text else empty + len(answers.answers)
+            if empty >= EMPTY_SAID:
+                log.warning("the model's answers are empty: raise --max-tokens, if it thinks first", answers=empty)
+                empty = 0
+        if done:
+            swarm.draw(0)
+            write_atomically(swarm.folder / ANSWERED_FILE, f"{json.dumps(asdict(answered))}\n".encode())
+        if answered != said and time.monotonic() - began >= SAY_S:
+            log.info(str(answered), peers=swarm.statistics()["swarm/peers"])
+            said, began = answered, time.monotonic()
+    return answered
+
+
+def _wait_for_a_peer(swarm: Exchange, is_stopping: Callable[[], object]) -> None:
+    said = None
+    while not is_stopping() and not swarm.statistics()["swarm/peers"]:
+        if said is None or time.monotonic() - said >= ALONE_S:
+            said = time.monotonic()
+            log.info("no peer is here: nothing is asked until one is")
+        time.sleep(LOOK_S)
+
+
+def _take(
+    swarm: Exchange, question: AskedQuestion, answers: EndpointAnswers, answered: Answered, budget: Budget
+) -> Answered:
+    """Publish the answers to a question if they may teach; return what was answered with them."""
+    kept = [one for one in answers.answers if one.text.strip()]
+    texts, finished = [one.text for one in kept], [one.finished for one in kept]
+    try:
+        rewards = swarm.score(question, texts)
+        is_sent = swarm.publish(question, texts, finished)
+    except TimeoutError as late:
+        log.warning("a question's answers are dropped", why=str(late))
+        rewards, is_sent = [], False
+    prices = zip(answers.usage, budget.price, strict=True)
+    return replace(
+        answered,
+        questions=answered.questions + 1,
+        published=answered.published + is_sent,
+        answers=answered.answers + len(answers.answers),
+        empty=answered.empty + len(answers.answers) - len(kept),
+        reward=answered.reward + sum(reward or 0.0 for reward in rewards),
+        prompt_tokens=answered.prompt_tokens + answers.usage.prompt,
+        completion_tokens=answered.completion_tokens + answers.usage.completion,
+        cost=answered.cost + sum(tokens * price for tokens, price in prices) / MILLION,
+    )

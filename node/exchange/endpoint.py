@@ -1,0 +1,308 @@
+"""A model behind an OpenAI-compatible URL, on this machine (Ollama, llama.cpp, vLLM) or a rented one, which answers.
+
+    POST URL/chat/completions     a question as a chat
+    POST URL/completions          a question as a text to be continued, for models that were not taught to chat
+
+Servers differ in what they take, and are not asked which they are. A server that gives fewer answers than `n` is asked
+again for the rest, and one that refuses `n` is asked for one at a time. Where a refusal names `max_completion_tokens`,
+or says that there is no system role, the request is put that way from then on.
+
+A server that is busy, fails or does not answer is asked again, after the pause that it names, or after 1 s, then 2, 4
+and so on to `LONGEST_PAUSE_S`. Meanwhile no other question is sent to it. A refusal that no waiting mends is an error,
+and so is a server that fails by a defect of its own (500) `DEFECTS` times in a row.
+
+The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
+"""
+
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any, NamedTuple
+
+import structlog
+
+from node.errors import PassingError, UserError
+
+MAX_REPLY_BYTES = 64 << 20
+LONGEST_PAUSE_S = 60.0
+CHECK_S = 10.0  # that the first look at a server may take
+DEFECTS = 4
+LOOK_S = 0.2  # between two looks whether the program is to end
+DEFECT = 500
+PASSING = {408, 409, 425, 429, DEFECT, 502, 503, 504, 529}  # statuses after which asking again may help
+FORM = {400, 422, DEFECT, 501}  # statuses of a server that wants the request in another form
+BYTES_A_TOKEN = 4  # of a text whose server does not count tokens
+
+log = structlog.get_logger()
+
+
+class EndpointAnswer(NamedTuple):
+    """One answer; `finished` tells that it ended by itself, and not at a limit of length."""
+
+    text: str
+    finished: bool
+
+
+class Usage(NamedTuple):
+    """Tokens that a server has counted, or that were estimated from texts where it counts none."""
+
+    prompt: int = 0
+    completion: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]  # sums, and does not append
+        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+
+
+class EndpointAnswers(NamedTuple):
+    """Answers to one question, and what they took."""
+
+    answers: tuple[EndpointAnswer, ...]
+    usage: Usage
+
+
+class StoppedError(Exception):
+    """The program is to end."""
+
+
+class _BusyError(PassingError):
+    """Asking again may help, after so many seconds if the server says how many."""
+
+    def __init__(self, why: str, seconds: float | None = None) -> None:
+        super().__init__(why)
+        self.seconds = seconds
+
+
+class _RefusedError(UserError):
+    """The server refuses the request as it is."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """Asks one endpoint, from any number of threads.
+
+    Args:
+        url: http://HOST:PORT/v1, say, to which the paths above are added.
+        model: which of the server's models answers.
+        max_tokens: of an answer.
+        temperature: of sampling; None leaves it to the server.
+        is_chat: whether a question is sent as a chat.
+        seconds: that one request may take.
+        requests_a_minute: at most; None for no limit of one's own.
+        is_stopping: tells that the program is to end.
+        clock: seconds.
+        sleep: waits so many seconds.
+    """
+
+    url: str
+    model: str
+    max_tokens: int
+    temperature: float | None = 1.0
+    is_chat: bool = True
+    seconds: float = 300.0
+    requests_a_minute: float | None = None
+    is_stopping: Callable[[], object] = bool
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _takes_n: bool = True
+    _limit: str = "max_tokens"  # the field's name
+    _takes_system: bool = True
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _next: float = -float("inf")  # when the next request may go
+    _failures: int = 0  # since the last answer
+
+    def __post_init__(self) -> None:
+        self.url = self.url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"the endpoint's URL has to begin with http:// or https://, and {self.url!r} does not")
+
+    def check(self) -> None:
+        """Look whether a server is there.
+
+        Raises:
+            UserError: none is, or it does not admit this key.
+        """
+        try:
+            with urllib.request.urlopen(self._request("/models"), timeout=CHECK_S):
+                pass
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise UserError(
+                    f"{self.url} answers {error.code}: set OPENAI_API_KEY to a key that it admits"
+                ) from None
+        except (OSError, HTTPException) as error:
+            why = getattr(error, "reason", None) or error
+            raise UserError(f"no server is at {self.url} ({why}): start it first, or name another --url") from None
+
+    def answer(
+        self, messages: Sequence[Mapping[str, str]], prompt: str, stop: Sequence[str], n: int
+    ) -> EndpointAnswers:
+        """Return `n` answers to a question.
+
+        Args:
+            messages: the question as a chat.
+            prompt: the question as a text to be continued.
+            stop: texts at which a continuation has ended.
+            n: of answers.
+
+        Raises:
+            UserError: the server refuses the request, for its key or its model, say.
+            StoppedError: the program is to end.
+        """
+        answers: list[EndpointAnswer] = []
+        usage = Usage()
+        while len(answers) < n:
+            wanted = n - len(answers) if self._takes_n else 1
+            found, took = self._ask(messages, prompt, stop, wanted)
+            self._takes_n = self._takes_n and len(found) == wanted
+            answers += found[:wanted]
+            usage += took
+        return EndpointAnswers(tuple(answers), usage)
+
+    def _ask(
+        self, messages: Sequence[Mapping[str, str]], prompt: str, stop: Sequence[str], n: int
+    ) -> tuple[list[EndpointAnswer], Usage]:
+        """Return at most `n` answers, and at least one."""
+        while True:
+            body: dict[str, Any] = {"model": self.model, self._limit: self.max_tokens}
+            if self.temperature is not None:
+                body["temperature"] = self.temperature
+            if n > 1:
+                body["n"] = n
+            if self.is_chat:
+                body["messages"] = list(messages) if self._takes_system else _without_system(messages)
+            else:
+                body |= {"prompt": prompt, **({"stop": list(stop)} if stop else {})}
+            try:
+                return self._read(self._patiently("/chat/completions" if self.is_chat else "/completions", body), body)
+            except _RefusedError as refused:
+                if refused.status not in FORM or not self._adapt(str(refused), messages, n):
+                    raise
+                n = n if self._takes_n else 1
+
+    def _adapt(self, why: str, messages: Sequence[Mapping[str, str]], n: int) -> bool:
+        """Put the next request in another form, after a refusal of `n` answers to `messages`; tell if there is one."""
+        if "max_completion_tokens" in why and self._limit == "max_tokens":
+            self._limit = "max_completion_tokens"
+        elif self.is_chat and self._takes_system and "system" in why.lower() and messages[0]["role"] == "system":
+            self._takes_system = False
+        elif n > 1:
+            self._takes_n = False
+        else:
+            return False
+        return True
+
+    def _read(self, reply: Any, body: Mapping[str, Any]) -> tuple[list[EndpointAnswer], Usage]:
+        try:
+            answers = [_answer(choice) for choice in reply["choices"]]
+            if not answers:
+                raise LookupError("no choice")
+        except (TypeError, LookupError, AttributeError) as error:
+            raise UserError(
+                f"{self.url} does not answer as an OpenAI-compatible server ({type(error).__name__}: {error})"
+            ) from None
+        try:
+            counted = reply["usage"]
+            usage = Usage(int(counted["prompt_tokens"]), int(counted["completion_tokens"]))
+        except (TypeError, LookupError, ValueError):
+            asked = json.dumps(body.get("messages", body.get("prompt", "")))
+            usage = Usage(_estimate(asked), sum(_estimate(answer.text) for answer in answers))
+        return answers, usage
+
+    def _patiently(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the reply to a request, which is sent again for as long as that may help."""
+        while True:
+            self._wait()
+            try:
+                reply = self._send(path, body)
+            except _BusyError as busy:
+                self._pause(busy)
+                continue
+            with self._lock:
+                if self._failures:
+                    log.info("the endpoint answers again", url=self.url)
+                self._failures = 0
+            return reply
+
+    def _wait(self) -> None:
+        """Wait until the next request may go, and take its turn."""
+        while not self.is_stopping():
+            with self._lock:
+                left = self._next - self.clock()
+                if left <= 0:
+                    if self.requests_a_minute:
+                        self._next = self.clock() + 60.0 / self.requests_a_minute
+                    return
+            self.sleep(min(left, LOOK_S))
+        raise StoppedError
+
+    def _pause(self, busy: _BusyError) -> None:
+        with self._lock:
+            now = self.clock()
+            if self._next > now + LOOK_S and self._failures:
+                return  # another request has failed in the same moment
+            self._failures += 1
+            pause = min(LONGEST_PAUSE_S, 2.0 ** min(self._failures - 1, 10) if busy.seconds is None else busy.seconds)
+            self._next = now + pause
+        log.warning("the endpoint does not answer", why=str(busy), again_in_s=pause)
+
+    def _send(self, path: str, body: Mapping[str, Any]) -> Any:
+        try:
+            with urllib.request.urlopen(self._request(path, body), timeout=self.seconds) as reply:
+                text = reply.read(MAX_REPLY_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read(4096).decode(errors="replace").split())
+            why = f"{self.url}{path} answers {error.code}: {said[:300]}"
+            if error.code in PASSING and (error.code != DEFECT or self._failures < DEFECTS):
+                raise _BusyError(why, _seconds(error.headers.get("Retry-After"))) from None
+            raise _RefusedError(error.code, why) from None
+        except (OSError, HTTPException) as error:
+            raise _BusyError(f"{self.url}{path} does not answer: {getattr(error, 'reason', None) or error}") from None
+        if len(text) > MAX_REPLY_BYTES:
+            raise UserError(f"{self.url}{path} answers with more than {MAX_REPLY_BYTES >> 20} MiB")
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise UserError(f"{self.url}{path} does not answer in JSON: is this the URL of an API?") from None
+
+    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> urllib.request.Request:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        return urllib.request.Request(self.url + path, data, headers)  # http or https: see `__post_init__`
+
+
+def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
+    message = choice.get("message")
+    text = choice.get("text") if message is None else message.get("content")
+    return EndpointAnswer(text if isinstance(text, str) else "", choice.get("finish_reason") == "stop")
+
+
+def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return a chat whose instruction opens the first turn."""
+    if messages[0]["role"] != "system":
+        return list(messages)
+    system, first, *others = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+
+def _estimate(text: str) -> int:
+    return -(-len(text.encode(errors="replace")) // BYTES_A_TOKEN)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read the header, which may also be a date; that counts as not said."""
+    try:
+        return max(0.0, float(retry_after or ""))
+    except ValueError:
+        return None

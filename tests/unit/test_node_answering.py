@@ -1,0 +1,144 @@
+"""A member that only answers, with a server of this machine, for a peer that draws."""
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from gossamer import Exchange, UserError
+
+from node.exchange.answering import ANSWERED_FILE, Answered, Budget, answer, read_answered
+from node.exchange.endpoint import Endpoint
+from tests.chat_server import Asked, Body, Reply, chat_server, says, sum_of
+from tests.log_places import own_logs
+from tests.waiting import wait_until
+
+SUMS = {"tasks": ["builtin/sums"], "sampling": {"max_length_ratio": 0.0}}
+
+
+@pytest.fixture(autouse=True)
+def logs_are_put_back() -> Iterator[None]:
+    """Undo what opening an `Exchange` sets up for the program."""
+    with own_logs():
+        yield
+
+
+@pytest.fixture
+def pupil(tmp_path: Path) -> Iterator[Exchange]:
+    with Exchange(tmp_path / "pupil", **SUMS) as member:
+        yield member
+
+
+def half_right(body: Body) -> Reply:
+    """Two answers, of which one is right."""
+    return says(str(sum_of(body)), "no")
+
+
+@contextmanager
+def answering(folder: Path, pupil: Exchange) -> Iterator[Exchange]:
+    settings = {"tasks": ["builtin/sums"], "sampling": {"external": 0}, "network": {"seeds": [pupil.address]}}
+    with Exchange(folder, policy="tiny", **settings) as member:
+        yield member
+
+
+def answer_some(member: Exchange, url: str, budget: Budget, is_stopping: object = False) -> Answered:
+    return answer(member, Endpoint(url, "tiny", 16, is_stopping=lambda: is_stopping), 2, 3, budget, lambda: is_stopping)
+
+
+def test_a_peer_draws_what_an_endpoint_answered_as_it_is_scored_there(pupil: Exchange, tmp_path: Path) -> None:
+    with chat_server(half_right) as (url, asked), answering(tmp_path / "a", pupil) as member:
+        answered = answer_some(member, url, Budget(questions=4))
+        groups = pupil.draw(8, least=4)
+        assert {(group.signer, group.policy, group.rewards) for group in groups} == {(member.node, "tiny", (1.0, 0.0))}
+        assert {group.question.text for group in groups} == {
+            request.body["messages"][-1]["content"] for request in asked
+        }
+    assert answered == Answered(4, 4, 8, 0, 4.0, 40, 12)
+    assert str(answered) == "4 questions, 8 answers, mean reward 0.500, 4 groups published, 52 tokens"
+
+
+def test_a_budget_holds_over_all_starts_and_no_question_comes_again(pupil: Exchange, tmp_path: Path) -> None:
+    questions: list[Asked] = []
+    for most in (2, 5, 5):
+        with chat_server(half_right) as (url, asked), answering(tmp_path / "a", pupil) as member:
+            assert answer_some(member, url, Budget(questions=most)).questions == most
+            questions += asked
+    assert len({request.body["messages"][-1]["content"] for request in questions}) == len(questions) == 5
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(tokens=40), Budget(cost=0.00004, price=(1.0, 1.0)), Budget(cost=0.00001, price=(0.0, 1.0))]
+)
+def test_no_more_is_asked_once_the_tokens_or_the_money_are_spent(
+    budget: Budget, pupil: Exchange, tmp_path: Path
+) -> None:
+    with chat_server(half_right) as (url, asked), answering(tmp_path / "a", pupil) as member:
+        answered = answer_some(member, url, budget)
+    assert 4 <= answered.questions == len(asked) <= 4 + 2  # 13 tokens each; two more were with the endpoint
+    assert read_answered(tmp_path / "a") == answered and budget.is_spent(answered)
+
+
+def test_nothing_is_asked_while_no_peer_is_here(tmp_path: Path) -> None:
+    stopping: list[int] = []
+    with chat_server(half_right) as (url, asked), Exchange(tmp_path / "a", **SUMS) as member:
+        thread = threading.Thread(target=answer_some, args=(member, url, Budget(questions=1), stopping))
+        thread.start()
+        with Exchange(tmp_path / "other", network={"seeds": [member.address]}, **SUMS):
+            assert not asked
+            wait_until(lambda: asked, 30, "a question, as a peer is here")
+            thread.join(30)
+    assert not thread.is_alive() and len(asked) == 1
+
+
+def test_a_stop_waits_for_no_server_that_hangs(pupil: Exchange, tmp_path: Path) -> None:
+    hangs, stopping = threading.Event(), list[int]()
+
+    def hang(body: Body) -> Reply:
+        stopping.append(1)
+        hangs.wait(60)
+        return half_right(body)
+
+    with chat_server(hang) as (url, _), answering(tmp_path / "a", pupil) as member:
+        try:
+            assert answer_some(member, url, Budget(), stopping).questions == 0
+        finally:
+            hangs.set()
+
+
+def test_answers_without_a_text_are_left_out_and_said(
+    pupil: Exchange, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = itertools.count()
+
+    def thinks(body: Body) -> Reply:
+        return half_right(body) if next(number) == 0 else says(" ", "", reason="length")
+
+    with chat_server(thinks) as (url, _), answering(tmp_path / "a", pupil) as member:
+        answered = answer_some(member, url, Budget(questions=9))
+    assert (answered.empty, answered.published, answered.reward) == (16, 1, 1.0)
+    assert "the model's answers are empty" in caplog.text
+
+
+def test_a_refusal_ends_it_and_keeps_what_was_done(pupil: Exchange, tmp_path: Path) -> None:
+    number = itertools.count()
+
+    def reply(body: Body) -> Reply:
+        return half_right(body) if next(number) < 4 else Reply(402, "no credit is left")
+
+    with (
+        chat_server(reply) as (url, _),
+        answering(tmp_path / "a", pupil) as member,
+        pytest.raises(UserError, match="answers 402: no credit is left"),
+    ):
+        answer_some(member, url, Budget())
+    assert 1 <= read_answered(tmp_path / "a").questions <= 4
+
+
+def test_a_damaged_count_is_one_line(tmp_path: Path) -> None:
+    for text in ("{", "[]", json.dumps({"questions": 1, "other": 2})):
+        (tmp_path / ANSWERED_FILE).write_text(text)
+        with pytest.raises(UserError, match="is damaged: delete it"):
+            read_answered(tmp_path)

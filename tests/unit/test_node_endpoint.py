@@ -1,0 +1,170 @@
+"""An endpoint that answers: servers that differ, are busy, refuse or make no sense, over sockets of this machine."""
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from node.errors import UserError
+from node.exchange.endpoint import DEFECTS, LONGEST_PAUSE_S, Endpoint, EndpointAnswer, StoppedError, Usage
+from tests.chat_server import Asked, Body, Reply, chat_server, says
+
+CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3+4="}]
+PROMPT, STOP = "Add.\n\n3+4=", ["\n"]
+
+
+class Clock:
+    """Time that passes by being waited for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waited: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.waited.append(seconds)
+
+
+def answers(
+    reply: Callable[[Body], Reply], n: int = 2, is_stopping: Callable[[], object] = bool, **options: Any
+) -> tuple[Any, list[Asked], Clock]:
+    """Ask a server for `n` answers; return them, what it was asked, and the clock."""
+    clock = Clock()
+    with chat_server(reply) as (url, asked):
+        endpoint = Endpoint(
+            url, "tiny", 16, is_stopping=is_stopping, clock=clock, sleep=clock.sleep, seconds=20.0, **options
+        )
+        endpoint.check()
+        return endpoint.answer(CHAT, PROMPT, STOP, n), asked, clock
+
+
+def in_turn(*replies: Reply) -> Callable[[Body], Reply]:
+    """Give these replies one after the other."""
+    left: Iterator[Reply] = iter(replies)
+    return lambda body: next(left)
+
+
+def test_a_question_is_a_chat_and_its_answers_come_with_their_ends_and_what_they_took() -> None:
+    made, asked, _ = answers(lambda body: says("7", "8"))
+    assert made.answers == (EndpointAnswer("7", True), EndpointAnswer("8", True)) and made.usage == Usage(10, 3)
+    (request,) = asked
+    assert request.path == "/v1/chat/completions" and request.key is None
+    assert request.body == {"model": "tiny", "max_tokens": 16, "temperature": 1.0, "n": 2, "messages": CHAT}
+    made, _, _ = answers(lambda body: says("7", "8", reason="length"))
+    assert not any(answer.finished for answer in made.answers)
+
+
+def test_a_model_that_does_not_chat_continues_a_text_to_the_next_question() -> None:
+    made, asked, _ = answers(lambda body: says("7"), n=1, is_chat=False, temperature=None)
+    assert made.answers == (EndpointAnswer("7", True),)
+    assert asked[0].path == "/v1/completions"
+    assert asked[0].body == {"model": "tiny", "max_tokens": 16, "prompt": PROMPT, "stop": STOP}
+
+
+def test_a_key_is_sent_if_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    _, asked, _ = answers(lambda body: says("7", "8"))
+    assert asked[0].key == "Bearer secret"
+
+
+def test_a_server_that_gives_one_answer_is_asked_for_the_rest_and_then_for_one_at_a_time() -> None:
+    made, asked, _ = answers(lambda body: says("7"), n=4)
+    assert len(made.answers) == 4 and made.usage == Usage(40, 12)
+    assert [request.body.get("n") for request in asked] == [4, None, None, None]
+
+
+def test_more_answers_than_were_asked_for_are_not_taken() -> None:
+    made, _, _ = answers(lambda body: says("7", "8", "9"))
+    assert [answer.text for answer in made.answers] == ["7", "8"]
+
+
+@pytest.mark.parametrize("status", [400, 422, 501])
+def test_a_server_that_refuses_n_is_asked_for_one_at_a_time(status: int) -> None:
+    made, asked, _ = answers(lambda body: Reply(status, "n is not supported") if "n" in body else says("7"))
+    assert len(made.answers) == 2 and len(asked) == 3
+
+
+def test_a_limit_by_its_newer_name() -> None:
+    refusal = Reply(400, {"error": {"message": "Use 'max_completion_tokens' instead of 'max_tokens'."}})
+    made, asked, _ = answers(lambda body: refusal if "max_tokens" in body else says("7", "8"))
+    assert len(made.answers) == 2 and asked[-1].body["max_completion_tokens"] == 16
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_model_without_a_system_role_gets_the_instruction_in_the_first_turn(status: int) -> None:
+    def reply(body: Body) -> Reply:
+        return Reply(status, "System role not supported") if len(body["messages"]) == 2 else says("7", "8")
+
+    made, asked, _ = answers(reply)
+    assert len(made.answers) == 2
+    assert asked[-1].body["messages"] == [{"role": "user", "content": "Add.\n\n3+4="}]
+
+
+def test_a_busy_server_is_asked_again_after_the_pause_that_it_names() -> None:
+    made, _, clock = answers(in_turn(Reply(429, "slow down", {"Retry-After": "7"}), says("7", "8")))
+    assert len(made.answers) == 2 and clock.now == pytest.approx(7.0)
+
+
+def test_a_server_that_fails_is_asked_again_after_longer_and_longer_pauses() -> None:
+    fails = [Reply(503, "loading")] * 8
+    made, asked, clock = answers(in_turn(*fails, says("7", "8")))
+    assert len(made.answers) == 2 and len(asked) == 9
+    assert clock.now == pytest.approx(sum(min(2.0**at, LONGEST_PAUSE_S) for at in range(8)))
+
+
+def test_a_server_with_a_defect_is_no_endless_wait() -> None:
+    with pytest.raises(UserError, match="answers 500: out of memory"):
+        answers(lambda body: Reply(500, "out of memory"), n=1)
+    made, asked, _ = answers(in_turn(*[Reply(500, "once")] * DEFECTS, says("7")), n=1)
+    assert len(made.answers) == 1 and len(asked) == DEFECTS + 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(401, {"error": "no such key"}), "answers 401: .*no such key"),
+        (Reply(404, "model 'tiny' not found"), "answers 404: model 'tiny' not found"),
+        (Reply(200, "<html>"), "does not answer in JSON: is this the URL of an API"),
+        (Reply(200, {"choices": []}), "does not answer as an OpenAI-compatible server"),
+        (Reply(200, ["7"]), "does not answer as an OpenAI-compatible server"),
+        (Reply(200, {"choices": ["7"]}), "does not answer as an OpenAI-compatible server"),
+    ],
+)
+def test_what_no_waiting_mends_is_one_line(reply: Reply, error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        answers(lambda body: reply, n=1)
+
+
+def test_where_no_server_is_that_is_said_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with pytest.raises(UserError, match=f"no server is at {url} .*start it first"):
+            Endpoint(url, "tiny", 16).check()
+    with pytest.raises(UserError, match="has to begin with http:// or https://"):
+        Endpoint("file:///etc/passwd", "tiny", 16)
+
+
+def test_tokens_that_a_server_does_not_count_are_estimated() -> None:
+    made, _, _ = answers(lambda body: says("a" * 40, "", usage=None))
+    assert made.usage.completion == 10 and made.usage.prompt > 10
+
+
+def test_requests_keep_to_a_rate_of_ones_own() -> None:
+    _, asked, clock = answers(lambda body: says("7"), n=4, requests_a_minute=30)
+    assert len(asked) == 4 and clock.now == pytest.approx(6.0)
+
+
+def test_a_pause_ends_with_the_program() -> None:
+    stops: list[int] = []
+
+    def reply(body: Body) -> Reply:
+        stops.append(1)
+        return Reply(503, "loading", {"Retry-After": "3600"})
+
+    with pytest.raises(StoppedError):
+        answers(reply, is_stopping=lambda: stops)
