@@ -79,10 +79,11 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     allow_task: AllowedTasks = None,
     debug: Debug = False,
 ) -> None:
-    """Answer a swarm's questions with a model behind an OpenAI-compatible URL.
+    """Answer a swarm's questions with a model behind a URL.
 
-    It trains nothing, and needs neither torch nor a GPU. Answers are scored here, and groups that may teach are
-    published, as a node's own are. Nothing is asked while no peer is here. Without INVITE, it resumes from its folder.
+    The URL is OpenAI-compatible. The member trains nothing, and needs neither torch nor a GPU. Answers are scored here,
+    and groups that may teach are published, as a node's own are. Nothing is asked while no peer is here. Without
+    INVITE, it resumes from its folder.
 
     \b
     Example:
