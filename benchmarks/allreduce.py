@@ -6,9 +6,8 @@ Ranks are processes. One round: every rank has its values ready, all start at th
 the time is that until the last one has the sum in its buffer; what it has is then checked. Rounds of
 all implementations alternate, so that a busy machine is busy for each. Ours and gloo share processes.
 
-    gossamer                    in shared memory, as ranks of one machine and user have it; not encrypted
+    gossamer                    the default: in shared memory, as ranks of one machine and user have it
     gossamer-torch              the same by the backend of torch.distributed, which has no agreement for each call
-    gossamer-encrypted          the default, over Unix sockets
     gossamer-tcp                over TCP, as between machines, and unauthenticated, as the others are
     gossamer-tcp-authenticated  the same, authenticated
     gossamer-tcp-encrypted      the default, over TCP
@@ -47,11 +46,10 @@ from collectives.mesh.shared_memory import is_possible
 Row = dict[str, Any]
 
 OURS = {  # what each of ours is connected with
-    "gossamer": {"protection": "authenticated", "streams": 1, "local": True},
+    "gossamer": {"protection": "encrypted", "streams": 1, "local": True},
     "gossamer-tcp": {"protection": "unauthenticated", "streams": 1, "local": False},
 }
 PROTECTED = {
-    "gossamer-encrypted": {"protection": "encrypted", "streams": 1, "local": True},
     "gossamer-tcp-authenticated": {"protection": "authenticated", "streams": 1, "local": False},
     "gossamer-tcp-encrypted": {"protection": "encrypted", "streams": 1, "local": False},
 }
@@ -116,7 +114,6 @@ def run(  # noqa: PLR0913  # one option each
                     *((impl, "gossamer", impl) for impl in ("gloo", "pccl")),
                     ("gloo, torch", "gossamer-torch", "gloo"),
                     *((f"{impl}, tcp", "gossamer-tcp", impl) for impl in ("gloo", "pccl")),
-                    ("encrypted over plain", "gossamer-encrypted", "gossamer"),
                     ("authenticated over plain, tcp", "gossamer-tcp-authenticated", "gossamer-tcp"),
                     ("encrypted over plain, tcp", "gossamer-tcp-encrypted", "gossamer-tcp"),
                 ):

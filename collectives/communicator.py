@@ -142,8 +142,8 @@ class Communicator:
                 several members that meet become one, as each believes what more than half of the other's members say.
                 None: whether there is a secret. A predicate that admits all closes nothing.
             protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change
-                it (between processes of one user on one machine the kernel sees to that, and they share memory); or
-                "unauthenticated": tensors can be changed on the way too. All members must want the same.
+                it; or "unauthenticated": tensors can be changed on the way too. All members must want the same.
+                Between processes of one user on one machine the kernel sees to it, and they share memory.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
             partition: what the two sides of a split group do: "continue", or "majority" (one goes on at most).

@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
+from functools import cache, lru_cache
 from multiprocessing.util import Finalize
 from pathlib import Path
 from queue import SimpleQueue
@@ -66,7 +66,7 @@ from collectives.logs import Log
 from collectives.mesh.shared_memory import OFFER_BYTES, Lease, MemoryOffer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
-from collectives.reduce.kernels import Reduction, Scratch, combine, describe, finish, start, work_dtype
+from collectives.reduce.kernels import Reduction, Scratch, add_up, combine, describe, finish, start, work_dtype
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
 from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
 from collectives.types import RANKS, Codec, GroupTiming, Op, Protection
@@ -81,8 +81,8 @@ DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
 MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
 LEAST_SHARED_BYTES = 16 << 10  # of a tensor; below, a message is as fast
+SHOWN_TO_ALL = ("allgather", "all_gather_single", "barrier")  # in which each rank gives all the same block, and waits
 BLOCK_FOR_ALL = ("allgather", "all_gather_single", "gather")  # operations in which each rank gives one block
-SHARING_TRIES = 16  # operations that ask whether all ranks can share memory
 NO_RANK = -1
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
 LOOK_S = 0.001  # between looks for a message from any source
@@ -148,9 +148,10 @@ class ProcessGroupGossamer(_TorchGroup):
         self._thread: threading.Thread | None = None
         self._coalesced: list[Work] | None = None
         self._scratch = Scratch()
+        self._jobs: dict[tuple[torch.dtype, Op], Reduction] = {}
         self._lease: Lease | None = None
         self._room: shared.Room | None = None
-        self._tries = 0
+        self._room_calls = 0
         self._is_shut = False
         self._process = os.getpid()
         # Calls off all that follows: a rank that finds the group broken ends this one.
@@ -498,7 +499,10 @@ class ProcessGroupGossamer(_TorchGroup):
         with self._lock:
             n = self._counts[channel]
             self._counts[channel] += 1
-        salt = _hash(arguments) % (MAX_SALT + 1)
+        asked = _hash(arguments)
+        if self._room is not None and not channel:
+            self._room.note(self.comm.node_id, n + 1, asked)
+        salt = asked % (MAX_SALT + 1)
         deadline = time.monotonic() + timeout
         members = with_whom | {self.comm.node_id}
         port = self.comm.data_plane.open(self._op(channel, n), members, deadline, self._called_off, salt)
@@ -629,6 +633,13 @@ class ProcessGroupGossamer(_TorchGroup):
         staged = None if copies is None else Staged(numbers, copies, self.size())
         values = staged or numbers
         arguments = "allreduce", op.value, str(values.dtype), values.numel()
+        if staged is None and self._shows(numbers.nbytes):
+            job, shown = self._job(numbers.dtype, op), self._show(numbers, arguments)
+            work = torch.empty(numbers.numel(), dtype=job.work)
+            add_up(job, lambda member: shown[member].view(numbers.dtype), work)
+            finish(op, work, job.total, numbers)
+            _land(flat, tensor)
+            return
         with self._port(*arguments) as port:
             job = self._job(values.dtype, op)
             room = self._room_of(port, values.nbytes) if shared.fits(job, values.numel()) else None
@@ -644,15 +655,45 @@ class ProcessGroupGossamer(_TorchGroup):
         _land(flat, tensor)
 
     def _job(self, dtype: torch.dtype, op: Op) -> Reduction:
-        return describe(self.members, dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
+        job = self._jobs.get((dtype, op))
+        if job is None:
+            job = describe(self.members, dtype, op, dict.fromkeys(self.members, 1.0), Codec.NONE)
+            self._jobs[dtype, op] = job
+        return job
 
-    def _room_of(self, port: SocketPort, length: int) -> shared.Room | None:
-        """Return the memory that the ranks share, for `length` bytes. The first calls ask all whether they can."""
-        if length < LEAST_SHARED_BYTES:
+    def _shows(self, length: int) -> bool:
+        """Tell whether an operation in which each rank gives all `length` bytes goes by `_show`."""
+        return self._room is not None and shared.is_small(self.size(), length)
+
+    def _show(self, values: torch.Tensor, arguments: tuple[Any, ...]) -> dict[NodeId, torch.Tensor]:
+        """Show all ranks some values, and return everybody's, as bytes: they hold until the next operation."""
+        assert self._room is not None
+        self._check()
+        until = time.monotonic() + self._time_left
+        with self._lock:
+            self._counts[""] += 1
+            number = self._counts[""]
+
+        def check(member: NodeId) -> None:
+            self._check()
+            self._all.check(member)
+            if time.monotonic() >= until:
+                raise DeadlineExceeded(f"member {member} wrote too little in time: allow more, or call it again")
+
+        return self._room.show(self.comm.node_id, values.view(torch.uint8), number, _hash(arguments), check)
+
+    def _room_of(self, port: SocketPort, length: int, *, waits_for_all: bool = True) -> shared.Room | None:
+        """Return the memory that the ranks share, for `length` bytes.
+
+        The first, second, fourth, eighth... call asks all ranks whether they have each other's by now, for as long as
+        they have not. A small operation that does not wait for all is neither made to wait, nor in shared memory.
+        """
+        if length < LEAST_SHARED_BYTES and not waits_for_all:
             return None
-        if self._room is not None or self._tries >= SHARING_TRIES or self.size() == 1:
-            return self._room
-        self._tries += 1
+        self._room_calls += 1
+        is_turn = self._room_calls & (self._room_calls - 1) == 0
+        if self._room is not None or not is_turn or self.size() == 1:
+            return self._room if length >= LEAST_SHARED_BYTES else None
         if self._lease is not None:
             self._lease.end()
         plane = self.comm.data_plane
@@ -666,22 +707,22 @@ class ProcessGroupGossamer(_TorchGroup):
             port.wait(ticket)
         port.flush()
         if self._lease is None or not all(into[0] for into in buffers.values()):
-            self._tries = SHARING_TRIES  # all ranks know it, and do the same
-            return None
+            return None  # not all are here, or their streams are not there yet
         offers = {member: MemoryOffer.decode(bytes(into[1:])) for member, into in buffers.items()}
         bays = self._lease.bays({**offers, self.comm.node_id: self._lease.offer})
         if bays is None:
             plane.hand_over_memory(self._ids)
         else:
             self._room = shared.Room(bays)
-        return self._room
+        return self._room if length >= LEAST_SHARED_BYTES else None
 
     def _broadcast(self, tensor: torch.Tensor, root: NodeId) -> None:
         flat = _flat(tensor)
         data, own = flat.view(torch.uint8), self.comm.node_id
         arguments = "broadcast", root, str(flat.dtype), flat.numel()
         with self._port(*arguments) as port:
-            room = self._room_of(port, flat.nbytes) if shared.can_show(self.size(), flat.nbytes) else None
+            can_show = shared.can_show(self.size(), flat.nbytes)
+            room = self._room_of(port, flat.nbytes, waits_for_all=False) if can_show else None
             if room is not None:
                 lengths = {member: flat.nbytes if member == root else 0 for member in self.members}
                 wanted = {root: data} if root != own else {}
@@ -719,9 +760,17 @@ class ProcessGroupGossamer(_TorchGroup):
         example = next(iter({**blocks, **into}.values()))
         length = () if is_uneven else (example.numel(),)
         arguments = kind, str(example.dtype), *length
+        if kind in SHOWN_TO_ALL and self._shows(example.nbytes):
+            everybodys = self._show(blocks[own], arguments)
+            for member, where in into.items():
+                where.view(torch.uint8).copy_(everybodys[member])
+            for member, tensor in outs.items():
+                _land(into[member], tensor)
+            return
         with self._port(*arguments) as port:
             can_show = kind in BLOCK_FOR_ALL and shared.can_show(self.size(), example.nbytes)
-            room = self._room_of(port, example.nbytes) if can_show else None
+            waits = kind in SHOWN_TO_ALL
+            room = self._room_of(port, example.nbytes, waits_for_all=waits) if can_show else None
             if room is None:
                 self._send_and_receive(port, blocks, into)
             else:
@@ -880,6 +929,7 @@ class Work(_TorchWork):
         return self._tensors
 
 
+@lru_cache(maxsize=1024)
 def _hash(arguments: tuple[Any, ...]) -> int:
     """Return 32 bits that stand for what an operation was asked for."""
     return int.from_bytes(hashlib.sha256(repr(arguments).encode()).digest()[:4], "big")

@@ -46,7 +46,10 @@ class Partition(Enum):
 
 
 class Protection(Enum):
-    """The protection of members' messages from those on the way; all members of a group want the same."""
+    """The protection of members' messages from those on the way; all members of a group want the same.
+
+    Tensors between processes of one user on one machine do not leave it, and have none.
+    """
 
     ENCRYPTED = "encrypted"  # nobody can read it or change it (AES-256-GCM)
     AUTHENTICATED = "authenticated"  # anybody can read it, nobody can change it (AES-256-GMAC)

@@ -27,7 +27,7 @@ from collectives import CollectiveError, Communicator, Op, SharedState
 from collectives import operations as jobs_of
 from collectives.agreement.events import Begin, Heard, Send
 from collectives.agreement.messages import Commit
-from collectives.mesh import shared_memory
+from collectives.mesh import data_plane, shared_memory
 from node.processes.machine import return_freed_memory
 
 CLONE_NEWNET = 0x40000000
@@ -141,6 +141,8 @@ def run(pipe):
         try:
             if command == "connect":
                 seeds, options = arguments
+                if not options.pop("shares_memory", True):
+                    data_plane.is_possible = lambda: False
                 comm = Communicator.connect("chaos", seeds, observer=holder.observe, **options)
                 state = SharedState({"w": vector(comm.node_id, "state", STATE_COUNT) if seeds else state_at(0)})
                 result = comm.address, comm.node_id

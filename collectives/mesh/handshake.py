@@ -21,9 +21,10 @@ The rules, after SIGMA-R (Krawczyk 2003, section 5.2), with what the group knows
 - The role is signed, so nobody's own proof can be sent back to it. The transcript holds both fresh keys,
   and the responder's also the initiator's PROOF, so a recorded handshake proves nothing to anybody later.
 - Each end asks `may_join` about who the other has proven to be: the responder before it proves anything
-  itself. Both ends must want the same protection. The payload of data streams has no tag where both want
-  it unauthenticated, or authenticated and the kernel vouches at both ends (a Unix socket between processes
-  of one user: whoever could change it there could as well change the processes' memory). What is refused
+  itself. Both ends must want the same protection. The payload of data streams is neither encrypted nor has
+  it a tag where both want it unauthenticated, or where the kernel vouches at both ends: on a Unix socket
+  between processes of one user. It does not leave the machine, and whoever could read or change it there
+  could as well read or change the processes' memory. What is refused
   ends in `HandshakeError`; its `reason` is counted, and no byte of an unproven peer is read beyond these lengths.
 
 Others learn little: one who listens, nothing but that two processes speak this. One who dials a member learns neither
@@ -51,7 +52,7 @@ from protocol.errors import PeerError
 from protocol.identity import KEY_BYTES as IDENTITY_BYTES
 from protocol.identity import SIGNATURE_BYTES, Identity, NodeId, node_id
 
-VERSION = 3
+VERSION = 4
 SESSION_BYTES = 8
 _MAGIC = b"GSMC"
 _HELLO = struct.Struct("!4sBBBB32s")
@@ -202,7 +203,7 @@ class Handshake:
         protection = self._party.protection
         _refuse_unless(flags & ~_VOUCHED == _FLAGS[protection], "protection")
         vouched = self._vouched and bool(flags & _VOUCHED)
-        self._bare = protection is Protection.UNAUTHENTICATED or (vouched and protection is Protection.AUTHENTICATED)
+        self._bare = vouched or protection is Protection.UNAUTHENTICATED
         _refuse_unless(purpose in (Purpose.CONTROL, Purpose.DATA), "purpose")
         if self._initiator:
             _refuse_unless((purpose, stream) == (self._purpose, self._stream), "purpose")

@@ -1,7 +1,7 @@
 """Memory of one machine: each member writes an arena of its own (a memfd), and the others read it in place.
 
     arena     one member's; sealed, so that others can map it to read it, and neither write it nor make it shorter
-    bay       a part of an arena that one operation has: three counters, and data behind them
+    bay       a part of an arena that one operation, or one process group, has: counters, and data behind them
     lease     what one operation has at one member: a bay of its own arena, and all others' arenas
     offer     what a member says with its call: its arena, whose arenas it holds, its bay
 
@@ -9,7 +9,8 @@ An operation uses shared memory if all members say, in their offers, that they h
 wrong with a descriptor only means that the members use their sockets.
 
 **Counters** only grow while an operation has the bay. `given` and `reduced` count chunks that others may read.
-`finished` counts the operations that this member has had in the bay. A member writes data first and then its counter.
+`finished` counts the operations that this member has had in the bay. `shown` and `called` are those of a `Room`
+(`collectives.reduce.shared`). A member writes data first and then its counter.
 x86-64 keeps the order of stores and the order of loads; on other processors members use their sockets. A member waits
 for a counter in the kernel (futex), and does not hold Python's lock meanwhile.
 
@@ -43,7 +44,9 @@ from protocol.identity import NodeId
 BAYS = 8  # operations in flight, and process groups; others use sockets
 BAY_BYTES = 256 << 20  # addresses only: memory is taken where it is written. Larger results use sockets
 ARENA_BYTES = BAYS * BAY_BYTES
-HEAD_BYTES = 4096  # of a bay: its counters, a cache line each
+SMALL_BYTES = 1 << 20  # of each of the two places in a bay for small values
+_COUNTERS_BYTES = 4096  # a cache line each
+HEAD_BYTES = _COUNTERS_BYTES + 2 * SMALL_BYTES  # of a bay: what lies before its data
 COUNTS = 1 << 32  # values of a counter
 _LINE = 64
 SERIAL_BYTES = 8
@@ -81,6 +84,10 @@ class Counter:
         """Return it."""
         return int(self._value[0])
 
+    def put(self, value: int) -> None:
+        """Set it, and wake nobody."""
+        self._value[0] = value % COUNTS
+
     def write(self, value: int) -> None:
         """Set it, and wake all who wait for it."""
         self._value[0] = value % COUNTS
@@ -93,11 +100,18 @@ class Counter:
 
 
 class Bay:
-    """A part of an arena. `data` is what its member writes and others read, as bytes."""
+    """A part of an arena. `data` is what its member writes and others read, as bytes.
+
+    `shown` counts the small values that were shown in turn in `halves`. `called` is the number of the group's last
+    operation. A hash of what was asked for lies beside both, for the last two.
+    """
 
     def __init__(self, memory: "np.ndarray[Any, Any]") -> None:
         self.given, self.reduced, self.finished = (Counter(memory, line) for line in range(3))
         self.calls = memory[3 * _LINE :][:8].view(np.uint32)  # what the last two operations were asked for: see `Room`
+        self.shown, self.called = (Counter(memory, line) for line in (4, 6))
+        self.shown_asked, self.called_asked = (memory[line * _LINE :][:8].view(np.uint32) for line in (5, 7))
+        self.halves = memory[_COUNTERS_BYTES:HEAD_BYTES].reshape(2, SMALL_BYTES)
         self.data = memory[HEAD_BYTES:]
         self.moved = 0.0  # when its member was last seen to write, on the monotonic clock
 
@@ -244,8 +258,8 @@ class SharedMemory:
             for index, before in enumerate(self._leases):
                 if before is None or _is_over(before):
                     bay = self._arena.bays[index]
-                    bay.given.write(0)
-                    bay.reduced.write(0)
+                    for counter in (bay.given, bay.reduced, bay.shown, bay.called):
+                        counter.write(0)
                     held = _held({member: arena.serial for member, arena in arenas.items()})
                     offer = MemoryOffer(
                         self._arena.serial, held, index, before.offer.use + 1 if before is not None else 1

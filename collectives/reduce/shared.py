@@ -8,6 +8,10 @@ On commit each member copies the results from the owners' bays into its caller's
 each reads and writes 4.5 S in all: S for the contribution, 1.5 S for the sum, 2 S for the copy. gloo moves 5.5 S,
 and the direct exchange over sockets 7.5 S.
 
+**Small values** are shown to all: each member writes its own, counts, and reads everybody's (`Room.show`). There is one
+wake-up, no port and no plan. A member's values lie in two places in turn. It shows the next but one only after all have
+shown the next, so after all have read this one.
+
 A `Room` does parts of it too. A reduce-scatter leaves the results in the owners' bays. Bytes that only move lie in
 their giver's bay, in the place of results, until all who want them have copied them.
 
@@ -18,14 +22,14 @@ reduced its own chunk r, so it is about to give a chunk k <= r. There is room fo
 r - 1 chunks or more. So m's chunk comes, and some r grows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from collectives.errors import Aborted
 from collectives.mesh.port import Port
-from collectives.mesh.shared_memory import BAY_BYTES, COUNTS, HEAD_BYTES, Bay, Counter, saw
+from collectives.mesh.shared_memory import BAY_BYTES, COUNTS, HEAD_BYTES, SMALL_BYTES, Bay, Counter, saw
 from collectives.reduce.codecs import BLOCK
 from collectives.reduce.kernels import Reduction, Span, add_up, chunks, cut, finish
 from collectives.reduce.staging import Values
@@ -37,6 +41,7 @@ LEAST_BYTES = 256 << 10  # below, waiting for each other costs what sending does
 CHUNK_BYTES = 256 << 10
 LEAST_WINDOW = 4
 WINDOW_BYTES = 8 << 20
+MOST_SHOWN_BYTES = 4 << 20  # that a member reads of small values: beyond, the owners' sums read less
 LOOK_S = 0.05  # between looks whether the operation was called off
 
 
@@ -54,6 +59,11 @@ class BayLayout:
 def _results_begin(members: int) -> int:
     """Return where in a bay its member's results begin, in bytes: the same for all operations, see `Room`."""
     return max(WINDOW_BYTES, (members - 1) * LEAST_WINDOW * CHUNK_BYTES)
+
+
+def is_small(members: int, count: int) -> bool:
+    """Tell whether `count` bytes of each member are shown to all, as `Room.show` does."""
+    return 0 < count <= SMALL_BYTES and members * count <= MOST_SHOWN_BYTES
 
 
 def can_show(members: int, count: int) -> bool:
@@ -116,6 +126,8 @@ class Room:
     def __init__(self, bays: Mapping[NodeId, Bay]) -> None:
         """Take everybody's bays, which nothing else uses."""
         self._bays = bays
+        self._halves = {member: torch.from_numpy(bay.halves) for member, bay in bays.items()}
+        self._shows = 0
         self._bases: dict[tuple[NodeId, str], int] = {}
         self._number = 0
 
@@ -131,6 +143,59 @@ class Room:
         exchange.run()
         self._bases = exchange.reached()
         return exchange.pieces()
+
+    def note(self, own: NodeId, number: int, asked: int) -> None:
+        """Let others see what this member calls as the group's `number`-th operation, whichever way that goes."""
+        bay = self._bays[own]
+        bay.called_asked[number % 2] = asked
+        bay.called.put(number)
+
+    def show(
+        self, own: NodeId, values: torch.Tensor, number: int, asked: int, check: Callable[[NodeId], None]
+    ) -> dict[NodeId, torch.Tensor]:
+        """Show all members a few bytes, and return what each of them shows; all call it with equally many.
+
+        Args:
+            own: this member.
+            values: bytes, 1-D, at most `SMALL_BYTES`.
+            number: of the operation in its group, for `note`.
+            asked: a hash of 32 bits of what the caller asked for.
+            check: of a member that is waited for: raises if the operation was called off.
+
+        Returns:
+            Bytes where they lie: read them before the next call.
+
+        Raises:
+            Aborted, DeadlineExceeded: as `check`; Aborted if a member asked for something else.
+        """
+        self._shows += 1
+        half, count = self._shows % 2, values.numel()
+        bay = self._bays[own]
+        self._halves[own][half, :count].copy_(values)
+        bay.shown_asked[half] = asked
+        self.note(own, number, asked)
+        bay.shown.write(self._shows)
+        for member, bay in self._bays.items():
+            if member != own:
+                self._wait_shown(member, bay, number, asked, check)
+        return {member: halves[half, :count] for member, halves in self._halves.items()}
+
+    def _wait_shown(self, member: NodeId, bay: Bay, number: int, asked: int, check: Callable[[NodeId], None]) -> None:
+        lost: Aborted | None = None
+        while (seen := bay.shown.read()) != self._shows % COUNTS and (self._shows - seen) % COUNTS < COUNTS // 2:
+            if lost is not None:
+                raise lost
+            bay.shown.wait(seen, LOOK_S)
+            if bay.shown.read() == seen:
+                if _calls_another(bay, number, asked):
+                    raise _another_call(member)
+                try:
+                    check(member)
+                except Aborted as error:
+                    lost = error  # it may have shown its values just before it ended: look once more
+        saw(bay)
+        if int(bay.shown_asked[self._shows % 2]) != asked:
+            raise _another_call(member)
 
     def reduce_scatter(self, port: Port, job: Reduction, parts: Sequence[torch.Tensor], asked: int) -> torch.Tensor:
         """Return this member's part of the reduced values; `parts` are its values, equally many for each member.
@@ -168,6 +233,18 @@ class Room:
         self._number += 1
         self._bays[port.own].calls[self._number % 2] = asked
         return self._number % 2, asked
+
+
+def _another_call(member: NodeId) -> Aborted:
+    return Aborted(f"member {member} has called another operation, or with other arguments", member)
+
+
+def _calls_another(bay: Bay, number: int, asked: int) -> bool:
+    """Tell whether a member's call of this number, in which it is, is not the one that was asked for."""
+    if bay.called.read() != number % COUNTS:
+        return False
+    theirs = int(bay.called_asked[number % 2])
+    return theirs != asked and bay.called.read() == number % COUNTS  # still: then it has not written over that yet
 
 
 class _RankParts:
@@ -229,7 +306,7 @@ class _BayTurn:
             counter.wait(self._seen[member, name] + self._bases.get((member, name), 0), LOOK_S)
         saw(self._bays[member])
         if self._asked is not None and int(self._bays[member].calls[self._asked[0]]) != self._asked[1]:
-            raise Aborted(f"member {member} has called another operation, or with other arguments", member)
+            raise _another_call(member)
 
 
 class _Move(_BayTurn):

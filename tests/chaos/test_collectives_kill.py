@@ -35,12 +35,12 @@ def check(step, answers, members):
 
 
 @pytest.fixture
-def four(protection):
-    members = [Member() for _ in range(4)]
+def four(way):
+    members, options = [Member() for _ in range(4)], {"shares_memory": way == MEMORY}
     try:
-        members[0].connect(protection=protection)
+        members[0].connect(**options)
         for number, member in enumerate(members[1:], 1):
-            member.tell("connect", [members[0].address], {"protection": protection})
+            member.tell("connect", [members[0].address], options)
             if number > 1:
                 there = members[:number]
                 wait_until(lambda there=there: all(m.ask("pending") for m in there), 20, "the newcomer to be seen")
@@ -61,7 +61,7 @@ def reduce_all(members, step, timeout=15.0):
 
 
 # Some of each run always, the others with the slow ones: a case takes some 4 s, most of it to get going.
-SOCKETS, MEMORY = "encrypted", "authenticated"
+SOCKETS, MEMORY = "sockets", "memory"
 ALWAYS = {
     ("reduce", "member", signal.SIGSTOP, MEMORY),
     ("commit", "coordinator", signal.SIGKILL, MEMORY),
@@ -78,10 +78,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("state", "who", "number", "protection"), CASES)
-def test_the_others_go_on(four, state, who, number, protection):
+@pytest.mark.parametrize(("state", "who", "number", "way"), CASES)
+def test_the_others_go_on(four, state, who, number, way):
     ids = sorted(member.node_id for member in four)
-    if protection == MEMORY:
+    if way == MEMORY:
         for step in range(-20, 0):
             check(step, reduce_all(four, step), ids)
             if all(member.ask("shares_memory") for member in four):

@@ -5,7 +5,6 @@ import signal
 import psutil
 import pytest
 
-from collectives import Protection
 from collectives.mesh.shared_memory import is_possible
 from tests.collectives_group import COUNTS, PATIENCE_S, commit, let_in, members_in
 from tests.collectives_member import digest, state_at
@@ -13,12 +12,9 @@ from tests.waiting import wait_until
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("who", "protection"), [("coordinator", Protection.ENCRYPTED), ("member", Protection.AUTHENTICATED)]
-)
-def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what_the_others_have(who, protection):
-    in_memory = protection is Protection.AUTHENTICATED and is_possible()
-    with members_in([None] * 3, protection=protection) as members:
+@pytest.mark.parametrize(("who", "in_memory"), [("coordinator", False), ("member", is_possible())])
+def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what_the_others_have(who, in_memory):
+    with members_in([None] * 3, shares_memory=in_memory) as members:
         commit(members, "together")
         while in_memory and not all(member.ask("shares_memory") for member in members):
             commit(members, "by sockets")

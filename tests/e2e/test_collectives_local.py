@@ -117,7 +117,7 @@ def sum_until(comms, reached):
 
 
 @shares_memory
-@pytest.mark.parametrize("protection", [Protection.AUTHENTICATED, Protection.UNAUTHENTICATED])
+@pytest.mark.parametrize("protection", Protection)
 def test_members_of_one_user_come_to_share_memory(in_memory, protection):
     with group(3, protection=protection) as comms:
         sum_until(comms, lambda: len(in_memory) == 3)
@@ -129,18 +129,10 @@ def test_members_of_one_user_come_to_share_memory(in_memory, protection):
 
 
 @shares_memory
-def test_what_is_to_be_encrypted_is_in_no_shared_memory(in_memory):
-    with group(2, protection=Protection.ENCRYPTED) as comms:
-        for _ in range(4):
-            check_a_sum(comms)
-    assert not in_memory
-
-
-@shares_memory
 def test_a_member_that_comes_or_goes_costs_the_others_a_few_sums_by_sockets(in_memory):
-    with group(2, protection=Protection.AUTHENTICATED) as comms:
+    with group(2) as comms:
         sum_until(comms, lambda: len(in_memory) == 2)
-        comms.append(join(comms, protection=Protection.AUTHENTICATED))
+        comms.append(join(comms))
         in_memory.clear()
         sum_until(comms, lambda: len(in_memory) == 3)
         before = {arena_of(comm) for comm in comms[:2]}
@@ -167,7 +159,7 @@ def test_a_descriptor_that_is_refused_costs_nothing_but_the_shared_memory(in_mem
         return arena
 
     monkeypatch.setattr(Arena, "make", unsealed)
-    with Path("/dev/zero").open("rb+", buffering=0) as zero, group(2, protection=Protection.AUTHENTICATED) as comms:
+    with Path("/dev/zero").open("rb+", buffering=0) as zero, group(2) as comms:
         for _ in range(12):
             check_a_sum(comms)
     assert not in_memory
@@ -176,7 +168,7 @@ def test_a_descriptor_that_is_refused_costs_nothing_but_the_shared_memory(in_mem
 @shares_memory
 def test_a_member_that_is_slow_to_copy_its_result_has_the_right_one(in_memory, monkeypatch):
     """Others begin further operations meanwhile: none is where the slow member still reads."""
-    with group(2, protection=Protection.AUTHENTICATED) as comms:
+    with group(2) as comms:
         sum_until(comms, lambda: len(in_memory) == 2)
         held, go_on = threading.Event(), threading.Event()
         publish = AllReduce.publish
@@ -200,7 +192,7 @@ def test_a_member_that_is_slow_to_copy_its_result_has_the_right_one(in_memory, m
 
 @shares_memory
 def test_a_call_that_is_called_off_leaves_the_buffer_and_the_next_one_is_right(in_memory, monkeypatch):
-    with group(2, protection=Protection.AUTHENTICATED) as comms:
+    with group(2) as comms:
         sum_until(comms, lambda: len(in_memory) == 2)
         perform = AllReduce.perform
 
@@ -227,7 +219,7 @@ def test_a_group_that_ended_leaves_no_descriptor_and_no_mapping(in_memory):
         return len(list(Path("/proc/self/fd").iterdir())), Path("/proc/self/maps").read_text().count("gossamer-arena")
 
     before = left()
-    with group(3, protection=Protection.AUTHENTICATED) as comms:
+    with group(3) as comms:
         sum_until(comms, lambda: len(in_memory) == 3)
         assert left()[1] == before[1] + 9
     del comms

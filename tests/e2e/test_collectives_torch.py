@@ -1,5 +1,6 @@
 """The backend for `torch.distributed`: each operation among ranks on threads, and what an error does to a group."""
 
+import random
 import re
 import subprocess
 import sys
@@ -82,11 +83,11 @@ def test_ranks_of_one_user_reduce_and_move_in_shared_memory_and_give_it_back(com
     reduce = shared.Room.all_reduce
     monkeypatch.setattr(shared.Room, "all_reduce", lambda *a: rooms.append(a[0]) or reduce(*a))
     for _ in range(10):
-        given = [torch.full((100_000,), 1.0 + rank) for rank in range(SIZE)]
+        given = [torch.full((300_000,), 1.0 + rank) for rank in range(SIZE)]
         together(*(lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(ranks, given, strict=True)))
-        assert all(torch.equal(x, torch.full((100_000,), 6.0)) for x in given)
+        assert all(torch.equal(x, torch.full((300_000,), 6.0)) for x in given)
     assert len(set(rooms)) == SIZE
-    for kind in ("move", "reduce_scatter"):
+    for kind in ("move", "reduce_scatter", "show"):
         other = getattr(shared.Room, kind)
         monkeypatch.setattr(shared.Room, kind, lambda *a, kind=kind, other=other: rooms.append(kind) or other(*a))
 
@@ -101,13 +102,91 @@ def test_ranks_of_one_user_reduce_and_move_in_shared_memory_and_give_it_back(com
         return rank.barrier(opts)
 
     assert each(ranks, all_of_them) == [[]] * SIZE
-    assert (rooms.count("move"), rooms.count("reduce_scatter")) == (4 * SIZE, SIZE)
+    # Broadcast and gather; the reduction; two gatherings for all, and the barrier.
+    assert [rooms.count(kind) for kind in ("move", "reduce_scatter", "show")] == [2 * SIZE, SIZE, 3 * SIZE]
     for one in ranks:
         one.shutdown()
     leases = [comm.data_plane.lease_memory(frozenset(comm.members)) for comm in comms for _ in range(BAYS)]
     assert all(lease.bay is not None for lease in leases), "a group keeps a bay"
     for lease in leases:
         lease.end()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_and_large_operations_in_any_order_give_what_they_should_though_some_ranks_run_ahead(ranks, seed):
+    """Operations that wait for all, by memory with one wake-up and with several, among others that do not wait."""
+    choose = random.Random(seed)
+    kinds = ["sum", "sum", "sum", "gather", "barrier", "reduce", "broadcast", "scatter"]
+    program = [(choose.choice(kinds), choose.choice([1, 7, 1000, 40_000, 300_000])) for _ in range(60)]
+
+    def run(rank, number):
+        for place, (kind, count) in enumerate(program):
+            opts = options()
+            opts.rootRank = root = place % SIZE
+            own = torch.arange(count) % 11 + 100 * place + number
+            total = SIZE * (own - number) + sum(range(SIZE))
+            everybodys = [own - number + other for other in range(SIZE)]
+            if kind == "sum":
+                rank.allreduce([got := own.clone()], opts).wait()
+                assert torch.equal(got, total), (place, kind, count)
+            elif kind == "gather":
+                rank.allgather([outs := [torch.zeros_like(own) for _ in range(SIZE)]], [own], opts).wait()
+                assert all(map(torch.equal, outs, everybodys)), (place, kind, count)
+            elif kind == "barrier":
+                rank.barrier(opts).wait()
+            elif kind == "reduce":
+                rank.reduce([got := own.clone()], opts).wait()
+                assert torch.equal(got, total if number == root else own), (place, kind, count)
+            elif kind == "broadcast":
+                rank.broadcast([got := own.clone()], opts).wait()
+                assert torch.equal(got, everybodys[root]), (place, kind, count)
+            else:
+                blocks = [own + 1000 * other for other in range(SIZE)] if number == root else []
+                rank.scatter([got := torch.zeros_like(own)], [blocks] if blocks else [], opts).wait()
+                assert torch.equal(got, everybodys[root] + 1000 * number), (place, kind, count)
+
+    assert together(*(lambda r=r, n=n: run(r, n) for n, r in enumerate(ranks))) == [None] * SIZE
+
+
+@pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
+@pytest.mark.parametrize("other", ["more", "another operation", "one that waits for nobody"])
+def test_a_rank_that_calls_something_else_in_shared_memory_breaks_the_group_for_all_at_once(ranks, other):
+    each(ranks, lambda rank, number, opts: rank.allreduce([torch.ones(9)], opts))
+    wait_until(lambda: all(rank._room for rank in ranks) or not each(ranks, _sum), 20, "shared memory")
+
+    def work(rank, number, opts):
+        if number != 1:
+            return rank.allreduce([torch.ones(8)], opts)
+        if other == "one that waits for nobody":
+            return rank.reduce([torch.ones(8)], opts)
+        return rank.barrier(opts) if other == "another operation" else rank.allreduce([torch.ones(9)], opts)
+
+    began = time.monotonic()
+    errors = each(ranks, work)
+    assert all(isinstance(error, BackendError) for error in errors if not isinstance(error, list)), errors
+    assert sum(isinstance(error, BackendError) for error in errors) >= SIZE - 1
+    assert any("has called another operation, or with other arguments" in str(error) for error in errors)
+    assert time.monotonic() - began < TIMEOUT_S / 2
+
+
+def _sum(rank, number, opts):
+    return rank.allreduce([torch.ones(9)], opts)
+
+
+@pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
+def test_a_rank_that_goes_while_others_wait_for_its_small_values_is_named_and_their_tensors_stay(ranks):
+    wait_until(lambda: all(rank._room for rank in ranks) or not each(ranks, _sum), 20, "shared memory")
+    given = [torch.ones(5) for _ in ranks]
+
+    def work(rank, number, opts):
+        if number == 1:
+            return rank.abort()
+        return rank.allreduce([given[number]], opts).wait()
+
+    outcomes = together(*(lambda r=r, n=n: work(r, n, options()) for n, r in enumerate(ranks)))
+    assert [isinstance(outcome, BackendError) for outcome in outcomes] == [True, False, True]
+    assert all("the process group was aborted" in str(outcome) for outcome in outcomes if outcome is not None)
+    assert all(torch.equal(tensor, torch.ones(5)) for tensor in given)
 
 
 def test_ranks_keep_their_order_while_members_live_and_new_members_come_last():

@@ -81,7 +81,9 @@ def test_both_ends_learn_who_the_other_is_and_can_speak(protection):
         (Protection.AUTHENTICATED, True, False, False),
         (Protection.AUTHENTICATED, False, True, False),
         (Protection.AUTHENTICATED, False, False, False),
-        (Protection.ENCRYPTED, True, True, False),
+        (Protection.ENCRYPTED, True, True, True),
+        (Protection.ENCRYPTED, True, False, False),
+        (Protection.ENCRYPTED, False, False, False),
         (Protection.UNAUTHENTICATED, False, False, True),
         (Protection.UNAUTHENTICATED, True, True, True),
     ],
@@ -212,7 +214,7 @@ def test_nothing_that_is_sent_depends_on_the_group_or_the_member_in_a_way_that_o
         alice = Handshake(party(ALICE, group=group_key(name)), initiator=True)
         bob = Handshake(party(BOB, group=group_key(name)), initiator=False)
         said = shake(alice, bob)
-        assert said[0][:8] == said[1][:8] == b"GSMC\x03\x01\x01\x00"  # the rest of a hello is the fresh key
+        assert said[0][:8] == said[1][:8] == b"GSMC\x04\x01\x01\x00"  # the rest of a hello is the fresh key
         for known in (ALICE, BOB):
             assert known.public_key not in b"".join(said)
         assert b"8 bytes." not in b"".join(said) and group_key(name) not in b"".join(said)
