@@ -122,8 +122,10 @@ class PolicyConfig(Section):
     prompt: Literal["auto", "chat", "plain"] = Field(
         "auto", description="by the model's chat template, or plain text; 'auto': the template where there is one"
     )
-    dtype: Literal["float32", "bfloat16", "nf4"] = Field(
-        "float32", description="of the weights; 'nf4': 4 bits each beneath adapters (QLoRA), by bitsandbytes"
+    dtype: Literal["float32", "bfloat16", "float16", "nf4"] = Field(
+        "float32",
+        description="of the weights; all but 'float32' are for weights beneath adapters; 'float16': for a GPU without "
+        "bfloat16; 'nf4': 4 bits each (QLoRA), by bitsandbytes",
     )
     template: dict[str, Any] = Field(
         {}, description="variables for the model's chat template, such as { enable_thinking = false }"
@@ -638,10 +640,10 @@ class NodeConfig(Section):
     def _steps_reach_the_weights(self) -> "NodeConfig":
         if self.policy.dtype == "nf4" and self.policy.lora.r == 0:
             raise ValueError("policy.dtype='nf4' is for weights beneath adapters: set policy.lora.r=16")
-        if self.policy.dtype == "bfloat16" and self.policy.lora.r == 0:
+        if self.policy.dtype != "float32" and self.policy.lora.r == 0:
             raise ValueError(
-                "policy.dtype='bfloat16' rounds away what a small learning rate adds to a weight: leave it at "
-                "'float32' (trainer.bf16 computes in bfloat16 all the same), or set policy.lora.r, whose adapters "
+                f"policy.dtype={self.policy.dtype!r} rounds away what a small learning rate adds to a weight: leave it "
+                "at 'float32' (trainer.bf16 computes in bfloat16 all the same), or set policy.lora.r, whose adapters "
                 "are float32"
             )
         return self

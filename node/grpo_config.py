@@ -346,7 +346,7 @@ def _read_lora(config: Any, said: ModelSaid) -> None:
 
 
 def _read_dtype(dtype: str, said: ModelSaid) -> None:
-    if dtype == "bfloat16" and "lora" in said.policy:
+    if dtype in ("bfloat16", "float16") and "lora" in said.policy:
         said.policy["dtype"] = dtype
     elif dtype == "bfloat16":
         said.notes.append(
@@ -354,7 +354,9 @@ def _read_dtype(dtype: str, said: ModelSaid) -> None:
             "bf16 says in what products are computed"
         )
     elif dtype not in ("None", "auto", "float32"):
-        said.complaints.append(f"model_init_kwargs: dtype={dtype}: a node has float32, and bfloat16 beneath adapters")
+        said.complaints.append(
+            f"model_init_kwargs: dtype={dtype}: a node has float32, and bfloat16 or float16 beneath adapters"
+        )
 
 
 def _read_quantization(config: Any, said: ModelSaid) -> None:

@@ -379,9 +379,10 @@ def _settle_there(tree: Mapping[str, Any], files: Mapping[str, bytes], beside: i
     with tempfile.TemporaryDirectory(prefix=PREFIX) as temporary:
         given = parse_config(relocated(tree, unpack_files(files, Path(temporary))))
         check_means(given)
-        check_size(given)
         values, reasons = preset_of(given, beside)
-        return Fitted(values, reasons, memory_of(fill(given, values)))
+        config = fill(given, values)
+        check_size(config)
+        return Fitted(values, reasons, memory_of(config))
 
 
 class _NodeActor:

@@ -15,9 +15,8 @@ from pathlib import Path
 from node.config import NodeConfig, ObserveConfig
 from node.engines.missing import LOOK_S, missing
 from node.errors import UserError
-from node.operations.presets import TRAINING_BYTES
-from node.policy.detection import check_bits, check_policy, check_trackers, has_gpu, main_memory
-from node.policy.footprint import NF4_BYTES
+from node.policy.detection import check_bits, check_policy, check_trackers, has_bitsandbytes, has_gpu, main_memory
+from node.policy.footprint import frozen_bytes, trained_bytes
 
 LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
 PACKAGES = ("gossamer", "node", "collectives", "protocol")
@@ -89,18 +88,30 @@ def check_size(config: NodeConfig) -> None:
     policy = config.policy
     if config.role == "relay" or not Path(policy.model).is_dir():
         return
-    adapters = policy.lora.r > 0
-    width = {"nf4": NF4_BYTES, "bfloat16": 2}.get(policy.dtype, 4)
     weights = weights_in(Path(policy.model))
-    need = weights * (width if adapters else TRAINING_BYTES)
+    need = weights * (frozen_bytes(policy.dtype) if policy.lora.r else trained_bytes())
     on_gpu = policy.device in ("auto", "cuda") and has_gpu()
     memory = gpu_memory() if on_gpu else main_memory()
     if memory is not None and need > memory:
-        remedy = "" if adapters else "set policy.lora.r=16 and policy.dtype=bfloat16 to train adapters, or "
         raise UserError(
             f"policy.model has {weights / 1e9:.3g} G weights, which take {need / 1e9:.0f} GB before any activation; "
-            f"{'the GPU' if on_gpu else 'this machine'} has {memory / 1e9:.0f} GB: {remedy}choose a smaller model"
+            f"{'the GPU' if on_gpu else 'this machine'} has {memory / 1e9:.0f} GB: "
+            f"{_smaller(config, weights, memory)}choose a smaller model"
         )
+
+
+def _smaller(config: NodeConfig, weights: int, memory: int) -> str:
+    """Return what to set for this model to fit after all; "" if nothing will do."""
+    dtypes = ["bfloat16"]
+    if has_bitsandbytes() and config.engine.kind == "hf":
+        dtypes.append("nf4")
+    fits = [dtype for dtype in dtypes if weights * frozen_bytes(dtype) <= memory]
+    if not fits:
+        return ""
+    settings = [] if config.policy.lora.r else ["policy.lora.r=16"]
+    if config.policy.lora.r or fits[0] == "nf4":  # otherwise the preset chooses 16 bits
+        settings.append(f"policy.dtype={fits[0]}")
+    return f"set {' and '.join(settings)} to train adapters, or "
 
 
 def weights_in(folder: Path) -> int:

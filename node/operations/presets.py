@@ -7,8 +7,8 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
     up to 50 M      a rate for its size; the optimiser's state in the newest checkpoint alone
     above           longer questions and answers; on a GPU longer ones still, and vLLM where it fits
     reasoning       room to finish where the memory has it; else the model is asked not to think
-    LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory; over
-                    weights of 4 bits where those of 16 would not fit
+    LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
+    frozen weights  beneath adapters, whoever asked for them: 16 bits each, or 4 where those would not fit
     micro-batches   of fewer tokens where the activations would not fit
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
@@ -27,13 +27,13 @@ from node.policy.footprint import (
     ModelSize,
     activation_bytes,
     logits_bytes,
+    trained_bytes,
     weight_bytes,
 )
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
-TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 MOST_GENERATING = 0.95  # of a GPU that trainer and engine may fill together while it generates
 GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
@@ -136,7 +136,7 @@ def preset(
     """
     parameters, whole, engine = size.parameters, machine, engine or EngineConfig()
     chooses = parameters > SPEAKING and dtype != "nf4"  # which transformers alone generates with
-    name, share = _choose_engine(size, machine, lora, engine) if chooses else ("hf", DeviceShare(0, 0))
+    name, share = _choose_engine(size, machine, lora, engine, dtype) if chooses else ("hf", DeviceShare(0, 0))
     machine = machine._replace(memory=machine.memory - share.resting)  # what it keeps is not there for training
     adapters = _wants_adapters(parameters, machine, lora)
     overrides = _rate(parameters, adapters=adapters)
@@ -147,15 +147,11 @@ def preset(
     )
     held = _held(size, machine, adapters=adapters, dtype=dtype)
     if adapters and lora is None:
-        packs = (
-            dtype is None
-            and machine.nf4
-            and machine.sharers == 1
-            and engine.kind == "hf"
-            and not _trains(size, machine, held)
-        )
-        overrides |= _adapters(parameters, machine, packs=packs)
+        overrides |= _adapters(parameters, machine)
+    if adapters and dtype is None:
+        packs = machine.nf4 and machine.sharers == 1 and engine.kind == "hf" and not _trains(size, machine, held)
         held = _held(size, machine, adapters=True, dtype="nf4") if packs else held
+        overrides |= _frozen(size, machine, packs=packs)
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
         overrides |= _engine(whole, name, held.generating, engine) if chooses else {}
@@ -165,16 +161,11 @@ def preset(
 
 
 def _wants_adapters(parameters: int, machine: Machine, lora: int | None) -> bool:
-    return _training_bytes(machine) * parameters > machine.memory // 2 if lora is None else lora > 0
-
-
-def _training_bytes(machine: Machine) -> float:
-    """Return what a trained weight takes of the device; with FSDP2 a part of it, and a whole copy beside."""
-    return TRAINING_BYTES if machine.sharers == 1 else TRAINING_BYTES / machine.sharers + 4
+    return trained_bytes(machine.sharers) * parameters > machine.memory // 2 if lora is None else lora > 0
 
 
 def _choose_engine(
-    size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig
+    size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig, dtype: str | None
 ) -> tuple[str, DeviceShare]:
     """Return the best engine that fits beside the trainer, and what it takes there."""
     for name in BY_PREFERENCE:
@@ -182,20 +173,31 @@ def _choose_engine(
         if share is None:
             continue
         left = machine._replace(memory=machine.memory - share.resting)
-        held = _held(size, left, adapters=_wants_adapters(size.parameters, left, lora))
+        held = _held(size, left, adapters=_wants_adapters(size.parameters, left, lora), dtype=dtype)
         generates = held.generating + share.generating <= MOST_GENERATING * machine.memory
         if generates and _trains(size, left, held):
             return name, share
     return "hf", DeviceShare(0, 0)
 
 
-def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None = None) -> HeldMemory:
+def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None) -> HeldMemory:
     if adapters:
-        frozen = weight_bytes(size, dtype or "bfloat16")
+        frozen = weight_bytes(size, dtype or _half(size, machine))
         frozen += frozen // machine.sharers if machine.sharers > 1 else 0
         return HeldMemory(frozen, frozen, adapters=True)
-    training = int(_training_bytes(machine) * size.parameters)
+    training = int(trained_bytes(machine.sharers) * size.parameters)
     return HeldMemory(training, training - 4 * size.parameters // machine.sharers, adapters=False)
+
+
+def _half(size: ModelSize, machine: Machine) -> str:
+    """Return the `policy.dtype` of 16 bits that suits the machine.
+
+    A processor without bfloat16 computes with it through float32, so it has float32 itself where there is plenty.
+    """
+    if machine.gpu and not machine.bf16:
+        return "float16"
+    scarce = 4 * weight_bytes(size, "float32") > machine.memory
+    return "bfloat16" if machine.bf16 or scarce else "float32"
 
 
 def _trains(size: ModelSize, machine: Machine, held: HeldMemory) -> bool:
@@ -242,17 +244,26 @@ def _rate(parameters: int, *, adapters: bool) -> Overrides:
     }
 
 
-def _adapters(parameters: int, machine: Machine, *, packs: bool) -> Overrides:
-    need = _training_bytes(machine) * parameters / 1e9
+def _adapters(parameters: int, machine: Machine) -> Overrides:
+    need = trained_bytes(machine.sharers) * parameters / 1e9
     reason = f"training all weights takes {need:.1f} GB before any activation, of {machine.memory / 1e9:.1f} GB"
     rank = 32 if parameters <= HUGE else 16
     return {
         "policy.lora.r": PresetValue(rank, reason),
         "policy.lora.alpha": PresetValue(2 * rank, "twice the rank, as is usual"),
-        "policy.dtype": PresetValue("nf4", f"frozen weights of 16 bits would not fit {machine.memory / 1e9:.1f} GB")
-        if packs
-        else PresetValue("bfloat16", "frozen weights need no more; the adapters stay fp32"),
     }
+
+
+def _frozen(size: ModelSize, machine: Machine, *, packs: bool) -> Overrides:
+    """Return the precision of the weights beneath adapters."""
+    if packs:
+        reason = f"frozen weights of 16 bits would not fit {machine.memory / 1e9:.1f} GB"
+        return {"policy.dtype": PresetValue("nf4", reason)}
+    dtype = _half(size, machine)
+    if dtype == PolicyConfig().dtype:
+        return {}
+    reason = "frozen weights need no more; the adapters stay fp32"
+    return {"policy.dtype": PresetValue(dtype, reason if dtype == "bfloat16" else f"{reason}; no bfloat16 here")}
 
 
 def _speaking(size: ModelSize, machine: Machine) -> Overrides:

@@ -23,6 +23,7 @@ CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32
 LOGIT = 24  # bytes of each: six tensors in float32, as measured
 MARGIN = 1.1  # what the allocator holds between two passes
 NF4_BYTES = 0.516  # of a weight: 4 bits, and a scale of 8 bits for 64 of them, which have scales themselves
+TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 ADAM_BYTES = {"adamw_torch_fused": 8.0, "adamw_8bit": 2.03}  # two moments of a trained weight
 LIBRARIES = 500_000_000  # torch and transformers, as measured
 
@@ -156,13 +157,24 @@ def peak(parts: list[MemoryPart]) -> int:
     return int(of["always"] + max(of["generation"], of["update"]))
 
 
+def trained_bytes(sharers: int = 1) -> float:
+    """Return what a trained weight takes of a device; with FSDP2 a part of it, and a whole copy beside."""
+    return TRAINING_BYTES if sharers == 1 else TRAINING_BYTES / sharers + 4
+
+
+def frozen_bytes(dtype: str, sharers: int = 1) -> float:
+    """Return what a weight beneath adapters takes of a device, by `policy.dtype`; with FSDP2 likewise."""
+    width = {"float32": 4, "nf4": NF4_BYTES}.get(dtype, 2)
+    return width if sharers == 1 else width / sharers + width
+
+
 def weight_bytes(size: ModelSize, dtype: str) -> int:
     """Return what a model's weights take by `policy.dtype`; with "nf4" the matrices of its layers alone have 4 bits."""
     if dtype == "nf4":
         attention = 2 * size.hidden * (size.hidden + size.kv_width)
         matrices = min(size.parameters, size.layers * (attention + 3 * size.hidden * size.intermediate))
         return int(NF4_BYTES * matrices) + 2 * (size.parameters - matrices)
-    return size.parameters * (4 if dtype == "float32" else 2)
+    return int(size.parameters * frozen_bytes(dtype))
 
 
 def adapter_parameters(size: ModelSize, rank: int) -> int:

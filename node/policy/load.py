@@ -246,7 +246,7 @@ def load_policy(
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             config=architecture,
-            dtype=torch.bfloat16 if packed else getattr(torch, config.dtype),
+            dtype=_half_of(device) if packed else getattr(torch, config.dtype),
             **(_in_four_bits(device) if packed else {}),
             output_loading_info=True,
             local_files_only=here,
@@ -291,10 +291,15 @@ def _in_four_bits(device: str) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=_half_of(device),
     )
     place = torch.cuda.current_device() if device == "cuda" else device  # accelerate compares numbers of GPUs
     return {"quantization_config": quantization, "device_map": {"": place}}
+
+
+def _half_of(device: str) -> torch.dtype:
+    """Return the numbers of 16 bits that a device computes with beside weights of 4 bits."""
+    return torch.float16 if device == "cuda" and not computes_in_bf16(device) else torch.bfloat16
 
 
 def _as_packed(model: Any) -> Any:

@@ -74,6 +74,7 @@ from node.training.shared_prefix import (
 from node.training.snapshot import copied
 from node.training.surprise import Surprise
 
+LOSS_SCALE = 4096  # with float16, whose least normal number is 6e-5: 1 over the tokens of a round of 16 thousand
 SAY_S = 60.0  # seconds between lines on a wait
 MOST_NONFINITE = 8  # steps in a row; a single one may be an overflow that the next batch does not have
 
@@ -127,6 +128,7 @@ class SwarmTrainer(GRPOTrainer):
         self._full_weight = configured_weight(config.sampling)
         self._eos_token_ids = policy.eos_token_ids
         self._budget = self._told = config.trainer.tokens_per_batch  # halved where that many do not fit the memory
+        self._scale = LOSS_SCALE if policy.model.dtype == torch.float16 else 1
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -209,6 +211,11 @@ class SwarmTrainer(GRPOTrainer):
             self._told = self._budget
             remedy = f"trainer.tokens_per_batch={self._budget}"
             log.warning("out of memory: fewer tokens go through the model at once", set=remedy)
+        if self._scale != 1:
+            loss /= self._scale
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight.grad /= self._scale
         return self._finite(model, loss) if inputs else loss
 
     def _within_budget(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -231,7 +238,7 @@ class SwarmTrainer(GRPOTrainer):
         if len(batch["advantages"]) == 1:
             raise UserError(
                 f"out of memory in the update, with one completion and its prompt at once ({tokens} tokens): set "
-                "trainer.gradient_checkpointing=true, train adapters (policy.lora.r=16), or bound texts by "
+                f"trainer.gradient_checkpointing=true, {self._fewer_weights()}, or bound texts by "
                 "engine.max_prompt_length and engine.max_completion_length"
             ) from error
         if self._ranks.count > 1:  # all take equally many micro-batches: none can split its own
@@ -256,11 +263,17 @@ class SwarmTrainer(GRPOTrainer):
                 raise
             raise UserError(
                 f"out of memory outside of the update's passes ({first_line(error)}): the optimiser keeps 8 bytes for "
-                "each trained weight; train adapters (policy.lora.r=16) or a smaller model, and start again: the node "
-                "goes on from its last checkpoint"
+                f"each trained weight; {self._fewer_weights()} or a smaller model, and start again: the node goes on "
+                "from its last checkpoint"
             ) from error
         finally:
             self.wait_for_checkpoint()
+
+    def _fewer_weights(self) -> str:
+        """Return the next setting by which weights take less memory."""
+        if not hasattr(self._whole_model, "peft_config"):
+            return "train adapters (policy.lora.r=16)"
+        return "take frozen weights of fewer bits (policy.dtype=nf4)"
 
     def _finite(self, model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Return a step's loss; if the step is not finite, drop its gradients, count it, and return 0.
@@ -289,11 +302,14 @@ class SwarmTrainer(GRPOTrainer):
         return scheduler
 
     def compute_loss(self, model: torch.nn.Module, inputs: Batch, *others: Any, **named: Any) -> Any:
-        """Return TRL's loss; on the way, note how likely peers' tokens are before the round changes the weights."""
+        """Return TRL's loss, times what gradients through float16 need.
+
+        On the way, note how likely peers' tokens are before the round changes the weights.
+        """
         loss = super().compute_loss(model, inputs, *others, **named)
         if self.state.global_step % self.args.num_iterations == 0:
             self._surprise.note(self._latest_logps, drawn_mask(inputs), inputs["external"])
-        return loss
+        return loss * self._scale
 
     def _get_per_token_logps_and_entropies(
         self, *args: Any, **named: Any
@@ -352,7 +368,7 @@ class SwarmTrainer(GRPOTrainer):
         def differs(tried: Pass) -> str:
             return disagreement(self.model, alone(way()), tried, precision)
 
-        precision = torch.bfloat16 if self.args.bf16 or self.model.dtype == torch.bfloat16 else torch.float32
+        precision = torch.bfloat16 if self.args.bf16 or self.model.dtype.itemsize < 4 else torch.float32
         large = self.model.num_parameters() > LARGE
         padding = "" if large else differs(together(way()))
         shares = large or bool(padding)

@@ -170,7 +170,7 @@ def test_all_that_is_refused_is_said_at_once(tmp_path: Path, monkeypatch: pytest
         GRPOTrainer(
             "builtin",
             "some/reward-model",
-            config(beta=0.1, top_k=5, model_init_kwargs={"dtype": "float16"}),
+            config(beta=0.1, top_k=5, model_init_kwargs={"dtype": "float64"}),
             ROWS,
             peft_config={"r": 8, "rank": 4},
             tools=[print],
@@ -180,7 +180,7 @@ def test_all_that_is_refused_is_said_at_once(tmp_path: Path, monkeypatch: pytest
     assert first == "7 things that GRPOTrainer was given are not taken:"
     begins = (
         *("reward_funcs: ", "GRPOTrainer has no argument 'tool'", "tools of TRL's GRPOTrainer is not taken: an env"),
-        *("GRPOConfig: top_k", "GRPOConfig: beta", "peft_config: ", "model_init_kwargs: dtype=float16: "),
+        *("GRPOConfig: top_k", "GRPOConfig: beta", "peft_config: ", "model_init_kwargs: dtype=float64: "),
     )
     assert all(line.startswith(begin) for line, begin in zip(lines, begins, strict=True)), lines
     assert "'rank'" in lines[5]

@@ -109,6 +109,29 @@ def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, mon
     assert weights_in(Path(folder)) == 8_000_000_000
     with pytest.raises(UserError, match=r"8 G weights, which take 128 GB .* the GPU has 80 GB: set policy\.lora\.r=16"):
         check_size(config_of(policy={"model": folder}))
-    check_size(config_of(policy={"model": folder, "dtype": "bfloat16", "lora": {"r": 16}}))
+    for dtype in ("bfloat16", "float16"):
+        check_size(config_of(policy={"model": folder, "dtype": dtype, "lora": {"r": 16}}))
     with pytest.raises(UserError, match="this machine has"):
         check_size(config_of(policy={"model": str(model_folder(tmp_path / "huge", 10**15)), "device": "cpu"}))
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "policy", "remedy"),
+    [
+        (24, {}, "set policy.lora.r=16 to train adapters, or choose"),
+        (24, {"lora": {"r": 16}}, "set policy.dtype=bfloat16 to train adapters, or choose"),
+        (12, {}, "set policy.lora.r=16 and policy.dtype=nf4 to train adapters, or choose"),
+        (12, {"lora": {"r": 16}, "dtype": "bfloat16"}, "set policy.dtype=nf4 to train adapters, or choose"),
+        (4, {}, "has 4 GB: choose a smaller model"),
+    ],
+)
+def test_what_is_advised_passes_the_same_sum(
+    gigabytes: int, policy: dict[str, object], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
+    monkeypatch.setattr("node.operations.preflight.has_bitsandbytes", lambda: True)
+    monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: gigabytes * 10**9)
+    policy = policy | {"model": str(model_folder(tmp_path / "large", weights=8_000_000_000))}
+    with pytest.raises(UserError) as refused:
+        check_size(config_of(policy=policy))
+    assert remedy in str(refused.value)

@@ -12,10 +12,11 @@ from structlog.testing import capture_logs
 
 from benchmarks.cards import CARDS, MODELS, choice, table
 from node.config import EngineConfig, NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
+from node.engines import kind_of
 from node.errors import UserError
 from node.operations.presets import SMALL, preset, preset_for, rate_warning
 from node.policy.detection import find_model, looks_like_path, measure_model
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, footprint
+from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, footprint, peak
 from node.policy.load import BUILTIN
 from node.run import run_node
 from tests.policies import write_tiny_policy
@@ -109,7 +110,8 @@ machines = st.builds(
 @given(sizes, machines, st.none() | st.integers(0, 64), st.booleans())
 def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int | None, thinks: bool) -> None:
     choices = preset(size, machine, lora, thinks=thinks)
-    config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
+    given = NodeConfig() if lora is None else parse_config({"policy": {"lora": {"r": lora}}})
+    config = fill(given, {key: choice.value for key, choice in choices.items()})
     asked = config.policy.lora.r if lora is None else lora
     assert rate_warning(config.trainer, size.parameters if asked == 0 else SMALL) == ""
     length = config.engine.max_prompt_length + config.engine.max_completion_length
@@ -196,9 +198,10 @@ def test_weights_of_16_bits_that_do_not_fit_have_4_where_bitsandbytes_is_install
     assert values(QWEN, machine)["policy.dtype"] == "bfloat16"
     found = values(QWEN, machine._replace(nf4=True))
     assert (found["policy.dtype"], found["policy.lora.r"]) == ("nf4", 16)
+    assert values(QWEN, machine._replace(nf4=True), 16)["policy.dtype"] == "nf4"
     assert values(QWEN, machine._replace(nf4=True, memory=24 << 30))["policy.dtype"] == "bfloat16"
-    for own in ({"dtype": "bfloat16"}, {"engine": EngineConfig(kind="vllm")}):
-        assert values(QWEN, machine._replace(nf4=True), **own)["policy.dtype"] == "bfloat16"
+    assert "policy.dtype" not in values(QWEN, machine._replace(nf4=True), dtype="bfloat16")
+    assert values(QWEN, machine._replace(nf4=True), engine=EngineConfig(kind="vllm"))["policy.dtype"] == "bfloat16"
 
 
 def test_cards_that_share_the_weights_out_train_more_of_them_and_never_4_bits() -> None:
@@ -207,6 +210,28 @@ def test_cards_that_share_the_weights_out_train_more_of_them_and_never_4_bits() 
     assert values(QWEN, card._replace(sharers=4))["policy.dtype"] == "bfloat16"
     assert "policy.lora.r" in values(model(3e9), GPU._replace(vllm=False))
     assert "policy.lora.r" not in values(model(3e9), GPU._replace(vllm=False, sharers=8))
+
+
+@pytest.mark.parametrize("gigabytes", [24, 48, 80])
+@pytest.mark.parametrize("name", ["Qwen3-4B", "Qwen3-8B"])
+def test_adapters_that_a_person_asks_for_lie_over_weights_of_16_bits_and_fit(name: str, gigabytes: int) -> None:
+    """They left the weights in float32: 31.8 GB of 24 for 4 B."""
+    size, machine = MODELS[name], GPU._replace(memory=gigabytes * 10**9)
+    config = fill(parse_config({"policy": {"lora": {"r": 16}}}), values(size, machine, 16))
+    engine = kind_of(config.engine.kind).memory(size, config, 2, machine.memory)
+    assert config.policy.dtype == "bfloat16"
+    assert peak(footprint(size, config, engine, bf16=True, gpu_memory=machine.memory)) <= machine.memory
+
+
+def test_frozen_weights_are_as_the_machine_computes_and_as_a_person_says() -> None:
+    turing = GPU._replace(bf16=False, memory=16 << 30)
+    assert values(model(600e6), turing, 16)["policy.dtype"] == "float16"
+    assert values(model(1.7e9), turing)["policy.dtype"] == "float16"
+    assert values(model(600e6), SERVER, 16)["policy.dtype"] == "bfloat16"
+    assert "policy.dtype" not in values(model(600e6), LAPTOP, 16), "its processor has no bfloat16, and there is room"
+    assert values(model(3e9), LAPTOP, 16)["policy.dtype"] == "bfloat16", "there is none"
+    assert "policy.dtype" not in values(model(600e6), GPU, 16, dtype="float32")
+    assert "policy.dtype" not in values(model(600e6), GPU, 0)
 
 
 def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> None:

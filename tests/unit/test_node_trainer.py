@@ -587,7 +587,7 @@ def test_weights_that_are_not_finite_are_not_written(policy, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
 
 
-@pytest.mark.parametrize(("lora", "dtype"), [(0, "float32"), (4, "float32"), (4, "bfloat16")])
+@pytest.mark.parametrize(("lora", "dtype"), [(0, "float32"), (4, "float32"), (4, "bfloat16"), (4, "float16")])
 def test_a_small_rate_moves_every_weight_by_what_adam_intends(tmp_path, lora, dtype):
     """Adam's first step is the learning rate in each coordinate that has a gradient."""
     policy = tiny_policy(tmp_path / "policy", lora=lora, dtype=dtype)
@@ -601,14 +601,28 @@ def test_a_small_rate_moves_every_weight_by_what_adam_intends(tmp_path, lora, dt
     assert float(moved.norm() / intended.norm()) == pytest.approx(1, abs=0.05)
 
 
+def test_small_gradients_come_through_a_base_in_float16(tmp_path):
+    """Float16's least number is 6e-8, and the gradient of a token's logits is 1 over the tokens of a round."""
+    gradients = {}
+    for dtype in ("float32", "float16"):
+        policy = tiny_policy(tmp_path / "policy", lora=4, dtype=dtype)
+        assert {weight.dtype for weight in policy.model.parameters() if weight.requires_grad} == {torch.float32}
+        samples = [replace(row, advantage=1e-6 * row.advantage) for row in mixed_samples(policy)]
+        watch, _ = train(policy, node_config(rounds=1), tmp_path / dtype, samples)
+        gradients[dtype] = torch.cat([gradient.flatten() for gradient in watch.gradients[0].values()])
+    off = (gradients["float16"] - gradients["float32"]).norm() / gradients["float32"].norm()
+    assert float(off) < 0.02
+
+
 def test_weights_that_such_a_step_would_not_reach_are_refused():
     with pytest.raises(UserError, match=r"is for weights beneath adapters: set policy\.lora\.r=16"):
         parse_config({"policy": {"dtype": "nf4"}})
     with pytest.raises(UserError, match=r"set engine\.kind='hf', or policy\.dtype='bfloat16'"):
         parse_config({"policy": {"dtype": "nf4", "lora": {"r": 4}}, "engine": {"kind": "vllm"}})
-    with pytest.raises(UserError, match=r"policy\.dtype='bfloat16' rounds away"):
-        parse_config({"policy": {"dtype": "bfloat16"}})
-    parse_config({"policy": {"dtype": "bfloat16", "lora": {"r": 4}}})
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(UserError, match=rf"policy\.dtype='{dtype}' rounds away"):
+            parse_config({"policy": {"dtype": dtype}})
+        parse_config({"policy": {"dtype": dtype, "lora": {"r": 4}}})
 
 
 def surprise_of(policy, row) -> float:
@@ -672,7 +686,8 @@ class Room:
 
     def __init__(self, trainer: SwarmTrainer, tokens: int, where: str, error: Exception) -> None:
         self.error, self.failures, self.passes = error, 0, 0
-        forward, layer = trainer._forward, next(iter(trainer.model.parameters()))
+        forward = trainer._forward
+        layer = next(weight for weight in trainer.model.parameters() if weight.requires_grad)
 
         def watched(model: torch.nn.Module, ids: torch.Tensor, *args: object, **named: object) -> object:
             self.full = ids.numel() > tokens
@@ -745,11 +760,14 @@ def test_shared_prompts_too_are_split(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["backward", "old log-probabilities"])
-def test_without_memory_for_a_single_row_the_line_says_what_to_set(policy, tmp_path, where):
+@pytest.mark.parametrize(("lora", "says"), [(0, r"policy\.lora\.r=16"), (4, r"policy\.dtype=nf4")])
+def test_without_memory_for_a_single_row_the_line_says_what_to_set(tmp_path, where, lora, says):
+    policy = tiny_policy(tmp_path / "policy", lora=lora)
     rounds = fixed_rounds(mixed_samples(policy))
     trainer = trainer_of(policy, node_config(rounds=1, num_iterations=2), tmp_path, rounds)
     Room(trainer, 1, where, GPU_IS_FULL)
-    with pytest.raises(UserError, match=r"with one completion and its prompt at once \(\d+ tokens\): set ") as caught:
+    one_row = rf"with one completion and its prompt at once \(\d+ tokens\): set .*{says}"
+    with pytest.raises(UserError, match=one_row) as caught:
         trainer.train()
     assert "\n" not in str(caught.value)
 
