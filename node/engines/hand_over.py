@@ -6,8 +6,16 @@ device, so that a GPU and a processor are served alike: 2 bytes a weight go thro
 
 **Adapters** are a folder as `peft` writes it, in a file system of memory where there is room in one.
 
-**The probe**: the engine scores a fixed text, and so does the trainer. Rounding makes a small difference. Weights that
-did not arrive make a larger one. An engine that fails the probe generates nothing more.
+**Checksums**: a child sums up the bits of what it computes with. The sum has to be that of what it was given. If it
+keeps weights in another form (packed, quantised, shared out), so that the sums differ at the first hand-over, its sum
+has to change at each later one.
+
+**The probe**: the engine scores a fixed text, and so does the trainer. Rounding makes a small difference, and a wrong
+model a larger one. The update of a round makes less than rounding, so this alone cannot tell that it is missing. But
+other weights round elsewhere: SmolLM2's probabilities in vLLM move by 0.045 nats a token at each step of Adam, from
+rates of 1e-8 to 1e-5. So an engine that says to the digit what it said before has its old weights (`Answers`).
+
+An engine that fails generates nothing more.
 """
 
 import hashlib
@@ -16,12 +24,13 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from node.engines.vllm_worker import checksum
 from node.errors import NonFiniteError
 from node.policy.export import published
 from node.policy.load import Policy
@@ -32,7 +41,7 @@ PROBE = (
 )
 MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  # in a container it may be small: `_has_room` asks
 DTYPE = "bfloat16"  # of whole weights in an engine: what models are published in, and half of what float32 moves
-TOLERANCE = 0.1  # nats a token: more than rounding to `DTYPE` costs, and less than weights that did not arrive
+TOLERANCE = 0.1  # nats a token: more than rounding to `DTYPE` costs, and less than another model
 ALIGNMENT = 64  # bytes at whose multiples tensors begin
 
 
@@ -47,14 +56,44 @@ def digest(policy: Policy) -> tuple[float, ...]:
         return tuple(torch.stack(sums).tolist())
 
 
+Checksum = list[int]  # as `vllm_worker.checksum` returns it
+
+
+class Receipts:
+    """Tells by checksums whether a child computes with what it was given."""
+
+    def __init__(self) -> None:
+        self._given: Checksum = []  # of the last hand-over
+        self._exact = False  # whether a child has had that very checksum
+
+    def check(self, given: Checksum, before: Sequence[Checksum], held: Sequence[Checksum], version: int) -> None:
+        """Compare what was handed over as `version` with what the child's processes held before, and hold now.
+
+        Raises:
+            WeightMismatchError: it is something else, or it did not change.
+        """
+        same = all(checksum == given for checksum in held)
+        if not same and (self._exact or (held == before and given != self._given)):
+            raise WeightMismatchError(
+                f"the engine does not have policy version {version}: the weights that it holds are not those that it "
+                "was given"
+            )
+        self._given = given
+        self._exact |= same
+
+
 class SharedWeights:
     """A copy of a policy's weights that other processes of this user can read.
 
     Args:
         dtype: of the copy, by torch's name.
+
+    Attributes:
+        checksum: of the copy.
     """
 
     def __init__(self, dtype: str) -> None:
+        self.checksum: Checksum = []
         self._dtype = getattr(torch, dtype)
         self._file = os.memfd_create("gossamer-weights")
         self._memory: mmap.mmap | None = None
@@ -76,14 +115,19 @@ class SharedWeights:
             os.ftruncate(self._file, end)
             self._memory = mmap.mmap(self._file, end)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        dtype = str(self._dtype).removeprefix("torch.")
+        sums = [0, 0]
         with torch.no_grad():
             ready = published(policy.model, weights.values())  # one after another: some are copies
             for (_, tensor), (_, shape, start) in zip(ready, places, strict=True):
+                rounded = tensor.to(self._dtype)  # where it is: half as much is copied
                 part = whole[start : start + tensor.numel() * self._dtype.itemsize].view(self._dtype).view(shape)
-                part.copy_(tensor)
+                part.copy_(rounded)
+                sums = [total + more for total, more in zip(sums, checksum([rounded], dtype), strict=True)]
+        self.checksum = [total % 2**64 for total in sums]
         return {
             "path": f"/proc/{os.getpid()}/fd/{self._file}",
-            "dtype": str(self._dtype).removeprefix("torch."),
+            "dtype": dtype,
             "tensors": places,
         }
 
@@ -101,11 +145,15 @@ class AdapterFolder:
     Args:
         node: the node's folder, in which it is made.
         in_memory: it is made in a file system of memory instead, where there is room in one.
+
+    Attributes:
+        checksum: of the adapters in it, as vLLM computes with them.
     """
 
     def __init__(self, node: Path, *, in_memory: bool) -> None:
         self._parent = node
         self._in_memory = in_memory
+        self.checksum: Checksum = []
         self._folder: Path | None = None
         self._prefix = f"gossamer-adapters-{hashlib.sha256(os.fsencode(node.resolve())).hexdigest()[:16]}-"
         for parent in (node, MEMORY_FOLDER):
@@ -118,6 +166,7 @@ class AdapterFolder:
         parent = MEMORY_FOLDER if self._in_memory and _has_room(MEMORY_FOLDER, 4 * size) else self._parent
         before, self._folder = self._folder, Path(tempfile.mkdtemp(dir=parent, prefix=self._prefix))
         model.save_pretrained(str(self._folder))
+        self.checksum = checksum(_adapters_as_computed(model), DTYPE)
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)
         return self._folder
@@ -127,6 +176,15 @@ class AdapterFolder:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+
+def _adapters_as_computed(model: Any) -> Iterator[torch.Tensor]:
+    """Yield the matrices of all adapters as vLLM has them: rounded, the second one times its scaling."""
+    number = getattr(torch, DTYPE)
+    for layer in model.modules():
+        for name, first in getattr(layer, "lora_A", {}).items():
+            yield first.weight.to(number)
+            yield layer.lora_B[name].weight.detach().to(number) * layer.scaling[name]
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:
@@ -162,13 +220,54 @@ def check_probe(ours: Sequence[float], theirs: Sequence[float], version: int) ->
     Raises:
         WeightMismatchError: that is more than `TOLERANCE`.
     """
-    error = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    error = _distance(ours, theirs)
     if not error <= TOLERANCE:  # NaN is no agreement either
         raise WeightMismatchError(
             f"the engine does not have policy version {version}: its log-probabilities are off by {error:.3g} "
             f"nats a token, of which {TOLERANCE:g} may be rounding"
         )
     return error
+
+
+class Answers:
+    """The answers of an engine that has no checksums to the probe: another update gives another one."""
+
+    def __init__(self) -> None:
+        self._first: list[float] = []  # before it was given any weights: it says so again once it was started again
+        self._left_first = False
+        self._former: list[float] = []  # by other weights than those of now
+        self._latest: list[float] = []  # by those of now
+
+    def begin(self, theirs: list[float]) -> None:
+        """Note the answer of an engine that has not been given any weights yet."""
+        self._first = theirs
+
+    def renew(self) -> None:
+        """Note that it is given other weights."""
+        self._former, self._latest = self._latest or self._former, []
+
+    def check(self, ours: Sequence[float], theirs: list[float], version: int) -> None:
+        """Compare an answer with what is expected and with earlier ones.
+
+        Raises:
+            WeightMismatchError: it is too far from what is expected, or it is an earlier one.
+        """
+        rounding = check_probe(ours, theirs, version)
+
+        def is_answer(known: Sequence[float]) -> bool:
+            return bool(known) and _distance(known, theirs) <= rounding / 10
+
+        if is_answer(self._former) or (self._left_first and is_answer(self._first)):
+            raise WeightMismatchError(
+                f"the engine does not have policy version {version}: it says of a text what it said before"
+            )
+        self._left_first |= not is_answer(self._first)
+        self._latest = theirs
+
+
+def _distance(some: Sequence[float], others: Sequence[float]) -> float:
+    """Return the mean difference."""
+    return sum(abs(a - b) for a, b in zip(some, others, strict=True)) / len(some)
 
 
 def policy_logprobs(policy: Policy, tokens: Sequence[int]) -> list[float]:

@@ -6,6 +6,8 @@
 A round's questions are divided among the servers that answer. New weights are written to the node's folder, which a
 server has to see under the same path, and loaded by its `/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each
 batch is preceded by a probe (`hand_over`): a server that was started again has lost the weights, and does not say so.
+That a part of the weights did not arrive shows only if it moves probabilities by more than rounding does.
+
 A server that fails, or lacks the weights, is left out until the next round. Its questions go to the others. If it fails
 again, it is left out for longer each time, in proportion to the seconds that the failure took: a server that hangs
 costs little. Before it is used again it has to complete a short text within `QUICK_S`: a server whose engine hangs
@@ -20,7 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -33,9 +35,9 @@ from node.engines import EngineError, EngineKind, Generated, SamplingParams
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
+    Answers,
     WeightMismatchError,
     adapters_of,
-    check_probe,
     digest,
     expected_probe,
     probe_tokens,
@@ -78,6 +80,7 @@ class Server:
 
     url: str
     given: tuple[float, ...] = ()  # digest of the weights that it was given
+    answers: Answers = field(default_factory=Answers)  # to the probe
     model: str = ""  # what it calls its model
     failed: str = ""  # why it is left out
     failures: int = 0  # since it last answered for a part of a round
@@ -221,8 +224,10 @@ class ServerEngine:
                 server.model = str(models["data"][0]["id"])
             except (TypeError, LookupError):
                 raise ServerError(f"{server.url} names no model: is it vLLM's server?") from None
-        if server.failed:
-            server.call("/v1/completions", {"model": server.model, **self._probe_body}, QUICK_S)
+        if server.failed or not server.given:
+            said = self._answer(server, server.model, QUICK_S if server.failed else timeout)
+            if not server.given:
+                server.answers.begin(said)
         if self._adapters is not None:
             body = {"lora_name": ADAPTERS, "lora_path": str(folder), "load_inplace": True}
             server.call("/v1/load_lora_adapter", body, timeout)
@@ -230,18 +235,24 @@ class ServerEngine:
             body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}, "timeout": timeout}
             server.call("/collective_rpc", body, timeout)
         server.call("/reset_prefix_cache", {}, QUICK_S)
+        if server.given != self._wanted:
+            server.answers.renew()
         server.given = self._wanted
 
     def _probe(self, server: Server) -> None:
-        answer = server.call("/v1/completions", self._named(server, self._probe_body), self._config.timeout)
+        model = server.model if self._adapters is None else ADAPTERS
+        server.answers.check(self._expected, self._answer(server, model, self._config.timeout), self._version)
+
+    def _answer(self, server: Server, model: str, timeout: float) -> list[float]:
+        """Return the log-probabilities, in nats, of the probe's tokens by one of the server's models."""
+        answer = server.call("/v1/completions", {"model": model, **self._probe_body}, timeout)
         try:
             entries = answer["choices"][0]["prompt_logprobs"][1:]
-            theirs = [
+            return [
                 float(entry[str(token)]["logprob"]) for token, entry in zip(self._probe_ids[1:], entries, strict=True)
             ]
         except (TypeError, LookupError, ValueError) as error:
             raise ServerError(f"{server.url} gives no log-probabilities of a prompt ({error!r})") from error
-        check_probe(self._expected, theirs, self._version)
 
     def _named(self, server: Server, body: dict[str, Any]) -> dict[str, Any]:
         return {"model": server.model if self._adapters is None else ADAPTERS, **body}

@@ -21,6 +21,8 @@ from node.engines import DeviceShare, EngineError, EngineKind, Generated, Sampli
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
+    Checksum,
+    Receipts,
     SharedWeights,
     adapters_of,
     check_probe,
@@ -118,6 +120,8 @@ class VllmEngine:
         self._adapters = AdapterFolder(folder, in_memory=True) if adapters_of(policy) else None
         self._weights = None if self._adapters else SharedWeights(DTYPE)
         self._hand_overs = 0
+        self._receipts = Receipts()
+        self._held: list[Checksum] = []  # what the child's processes hold
         self._version = 0
         self._wanted: tuple[float, ...] = ()  # digest of the weights to generate with, which lie ready
         self._ready_message: Message = {}  # which tells a child where they lie
@@ -205,6 +209,7 @@ class VllmEngine:
             free_memory()  # torch keeps what the update took of the GPU, and now vLLM is to have it
         if self._child is None:
             self._child, self._given, self._asleep = self._start(), (), False
+            self._held = self._child.call({"call": "held"}, self._config.timeout)["checksums"]
         if self._given != self._wanted or self._asleep:
             self._hand_over(self._child)
         return self._child
@@ -223,10 +228,14 @@ class VllmEngine:
         self._wanted = now
 
     def _hand_over(self, child: WorkerProcess) -> None:
+        source = self._weights or self._adapters
+        assert source is not None
         child.call(self._ready_message, self._config.timeout)
+        before, self._held = self._held, child.call({"call": "held"}, self._config.timeout)["checksums"]
         theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._config.timeout)["logprobs"]
         try:
             error = check_probe(self._expected, theirs, self._version)
+            self._receipts.check(source.checksum, before, self._held, self._version)
         except BaseException:
             self._end_child()
             raise

@@ -10,6 +10,7 @@ where vLLM may print what it likes.
      "tensors": [[name, shape, first byte], ...]}
     {"call": "adapt", "folder": folder, "number": int}  -> {}   adapters, by another number each time
     {"call": "rest"}                                    -> {}   gives the device's memory back until the next load
+    {"call": "held"}                                    -> {"checksums": [[int, int] of each of vLLM's processes]}
     {"call": "score", "tokens": [id, ...]}              -> {"logprobs": [nats of the second, third, ... token]}
     {"call": "generate", "prompts": [[id, ...], ...],   -> {"completions": per prompt, per completion,
      "seed": ..., "n": ..., ...}                            [[id, ...], [nats, ...] or null]}
@@ -17,6 +18,7 @@ where vLLM may print what it likes.
 
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ del sys.path[0]  # nothing else is imported from there
 
 EXIT_NO_VLLM = 3
 CPU_CACHE_BYTES = 1 << 30  # of keys and values, on a processor
+CHECKED = 1 << 22  # numbers that a checksum looks at together: 64 MiB
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
 
@@ -41,6 +44,7 @@ def main() -> None:
         "load": engine.load,
         "adapt": engine.adapt,
         "rest": engine.rest,
+        "held": engine.held,
         "score": engine.score,
         "generate": engine.generate,
     }
@@ -75,6 +79,7 @@ class WorkerEngine:
         if rank:
             own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(one for one in RANKS if one >= rank)}
         self._keeps_weights = rank > 0
+        self._dtype = request["dtype"]
         self._llm = vllm.LLM(
             model=request["model"],
             load_format="auto" if self._keeps_weights else "dummy",
@@ -129,6 +134,11 @@ class WorkerEngine:
             self._asleep = True
         return {}
 
+    def held(self, request: Message) -> Message:
+        """Return checksums of the weights, or of the adapters, that are computed with."""
+        asked = {"adapters": self._keeps_weights, "dtype": self._dtype}
+        return {"checksums": self._llm.collective_rpc(checksum_of_held, kwargs=asked)}
+
     def score(self, request: Message) -> Message:
         """Return the log-probability of each of the given tokens after the first."""
         tokens = request["tokens"]
@@ -165,6 +175,32 @@ def set_seed(worker: Any, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
+
+
+def checksum_of_held(worker: Any, adapters: bool, dtype: str) -> list[int]:
+    """Return the checksum of all weights, or of all adapters, that a worker of vLLM computes with."""
+    model = worker.model_runner.get_model()
+    if not adapters:
+        return checksum(model.parameters(), dtype)
+    names = ("lora_a_stacked", "lora_b_stacked")  # a matrix for each layer that vLLM has merged into one
+    return checksum((one for layer in model.modules() for name in names for one in getattr(layer, name, ())), dtype)
+
+
+def checksum(tensors: Iterable[Any], dtype: str) -> list[int]:
+    """Return the sum of all numbers' bits, and that of their squares, modulo 2**64.
+
+    It depends on neither the order of numbers nor on zeros beside them: vLLM merges matrices, and fills them up.
+    """
+    import torch
+
+    number = getattr(torch, dtype)
+    bits = {2: torch.int16, 4: torch.int32}[number.itemsize]
+    sums = [0, 0]
+    for tensor in tensors:
+        for part in tensor.detach().to(number).flatten().split(CHECKED):
+            wide = part.view(bits).long()
+            sums = [total + int(of.sum()) for total, of in zip(sums, (wide, wide * wide), strict=True)]
+    return [total % 2**64 for total in sums]
 
 
 def take_weights(worker: Any, path: str, dtype: str, tensors: list[Any]) -> None:

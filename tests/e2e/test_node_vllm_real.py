@@ -22,7 +22,7 @@ import torch
 from node.config import EngineConfig, PolicyConfig
 from node.engines import EngineError, SamplingParams, make_engine, vllm_worker
 from node.engines import vllm as engine_module
-from node.engines.hand_over import SharedWeights, WeightMismatchError, policy_logprobs
+from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, policy_logprobs
 from node.engines.missing import missing
 from node.engines.vllm import VllmEngine
 from node.exchange.endpoint import Endpoint
@@ -180,29 +180,59 @@ print(json.dumps([answer.prompt_token_ids, chosen]))
         assert disagreement(policy, [prompt], [group]) > NOISE, "a model without them would show"
 
 
-def test_weights_of_which_half_arrive_are_refused(policy, tmp_path, monkeypatch):
-    """As with tied weights where vLLM keeps the old output matrix, on some processors."""
-    whole = SharedWeights.write
-    first = {}
+def take_a_step(policy):
+    """Move what is trained as an update does: Adam's first steps are the learning rate, this way or that."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn(weight.shape, generator=generator).sign(), alpha=1e-5)
 
-    def write_half(shared, policy):
-        half = copy.deepcopy(policy.model)
-        state = half.state_dict()
-        if first:
-            half.load_state_dict({name: first[name] if at % 2 else state[name] for at, name in enumerate(state)})
-        else:
-            first.update({name: weight.clone() for name, weight in state.items()})
-        return whole(shared, replace(policy, model=half))
 
-    monkeypatch.setattr(SharedWeights, "write", write_half)
+@pytest.mark.parametrize(("lora", "call"), [(0, "load"), (4, "adapt")])
+@pytest.mark.parametrize("arrives", ["nothing", "half"])
+def test_an_update_that_does_not_arrive_whole_is_refused(policy, tmp_path, monkeypatch, lora, call, arrives):
+    """Half of it, as with tied weights where vLLM keeps the old output matrix, on some processors.
+
+    The probe alone says the same of these weights as of the old ones.
+    """
+    policy = load_policy(PolicyConfig(model=str(MODEL), device="cpu", lora={"r": lora, "alpha": 2 * lora or 1}))
     engine = VllmEngine(policy, CONFIG, tmp_path)
     try:
         engine.load(0)
-        disturb(policy, 0.05)
-        with pytest.raises(WeightMismatchError, match="version 1"):
-            engine.load(1)
+        take_a_step(policy)
+        engine.load(1)
+        before = copy.deepcopy(policy.model.state_dict())
+        take_a_step(policy)
+        if arrives == "nothing":
+            sent = engine._child.call
+            monkeypatch.setattr(
+                engine._child, "call", lambda message, s: {} if message["call"] == call else sent(message, s)
+            )
+        else:
+            write_half_of(before, monkeypatch)
+        with pytest.raises(WeightMismatchError, match="version 2"):
+            engine.load(2)
     finally:
         engine.close()
+
+
+def write_half_of(before, monkeypatch):
+    """Have every second tensor written as it was `before`; the checksum is of the whole update."""
+    for kind in (SharedWeights, AdapterFolder):
+        whole = kind.write
+
+        def write(source, policy, whole=whole):
+            whole(source, policy)
+            checksum, state = source.checksum, policy.model.state_dict()
+            trained = [name for name, weight in policy.model.named_parameters() if weight.requires_grad]
+            half = copy.deepcopy(policy.model)
+            half.load_state_dict(state | {name: before[name] for name in trained[::2]})
+            written = whole(source, replace(policy, model=half))
+            source.checksum = checksum
+            return written
+
+        monkeypatch.setattr(kind, "write", write)
 
 
 def test_vllm_is_given_adapters_alone_and_generates_with_those_of_the_moment(installed, tmp_path):

@@ -129,7 +129,7 @@ def test_a_round_is_divided_and_comes_back_in_order_with_todays_weights(engine, 
     engine.load(0)
     for version in (1, 2):
         with torch.no_grad():
-            engine.policy.model.lm_head.weight.mul_(-1)
+            engine.policy.model.lm_head.weight.mul_(-0.5)
         engine.load(version)
         groups = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
         for prompt, group in zip(PROMPTS, groups, strict=True):
@@ -137,7 +137,7 @@ def test_a_round_is_divided_and_comes_back_in_order_with_todays_weights(engine, 
                 row = engine.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
             assert [one.token_ids for one in group] == [(int(row.argmax()),)] * 2
             assert group[0].logprobs[0] == pytest.approx(float(row.max()), abs=1e-4)
-    assert all(server.calls.count("/v1/completions") == 2 + 2 for server in servers), "each probed, each asked"
+    assert all(server.calls.count("/v1/completions") == 1 + 2 + 2 for server in servers), "each probed, each asked"
     assert not list(engine._folder.glob("weights-*"))
 
 
@@ -222,6 +222,40 @@ def test_weights_that_did_not_arrive_are_noticed(engine, servers):
     before = servers[1].calls.count("/v1/completions")
     assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == made
     assert servers[1].calls.count("/v1/completions") == before
+
+
+def take_a_step(policy):
+    """Move all weights by as much as an update does: less than rounding changes probabilities."""
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.mul_(1 + 1e-3)
+
+
+def test_a_small_update_that_did_not_arrive_is_noticed(engine, servers):
+    engine.load(0)
+    whole = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    servers[1].fault = "stale"
+    for version in (1, 2):
+        take_a_step(engine.policy)
+        engine.load(version)
+        with capture_logs() as said:
+            assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) != whole
+        assert f"does not have policy version {version}: it says of a text what" in said[0]["reason"]
+
+
+def test_after_a_small_update_a_server_that_was_started_again_is_noticed(engine, servers):
+    start = {name: weight.clone() for name, weight in servers[1].model.model.state_dict().items()}
+    for version in range(4):
+        engine.load(version)
+        engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+        take_a_step(engine.policy)
+    assert not engine._servers[1].failed
+    servers[1].model.model.load_state_dict(start)
+    engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    assert "it says of a text what it said before" in engine._servers[1].failed
+    engine.load(3)
+    engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    assert not engine._servers[1].failed
 
 
 def test_a_server_that_was_started_again_is_given_the_weights_again(engine, servers):

@@ -21,6 +21,7 @@ from node.config import EngineConfig, PolicyConfig
 from node.engines import EngineError, SamplingParams, vllm_worker
 from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, digest, policy_logprobs
 from node.engines.vllm import VllmEngine, _environment
+from node.engines.vllm_worker import checksum
 from node.errors import NonFiniteError, UserError
 from node.policy.export import export_weights
 from node.policy.load import load_policy
@@ -276,12 +277,44 @@ def test_a_policy_whose_logits_are_not_finite_is_an_error_of_its_own(engine_of, 
         engine_of().load(0)
 
 
-def test_a_reload_that_leaves_old_weights_is_refused(engine_of, policy):
-    engine = engine_of("stale-head")
+def take_a_step(model):
+    """Move all weights by as much as an update does: less than rounding changes probabilities."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 1e-6)
+
+
+@pytest.mark.parametrize("fault", ["lost", "stale-head", "lost, packs"])
+@pytest.mark.parametrize("step", [take_a_step, lambda model: set_logits(model, seed=1)])
+def test_a_hand_over_that_does_not_arrive_whole_is_refused(engine_of, policy, fault, step):
+    engine = engine_of(fault)
     engine.load(0)
-    set_logits(policy.model, seed=1)
+    step(policy.model)
     with pytest.raises(WeightMismatchError, match="version 1"):
         engine.load(1)
+
+
+@pytest.mark.parametrize("fault", ["", "packs"])
+def test_a_small_update_arrives_in_a_child_that_was_replaced_too(engine_of, policy, fault):
+    engine = engine_of(fault)
+    for version in range(3):
+        engine.load(version)
+        take_a_step(policy.model)
+        engine.load(version)
+        if version == 1:
+            kill_worker()
+            engine.generate([[1, 5]], 2, SAMPLING, seed=0)
+    assert engine.restarts == 1
+
+
+def test_a_checksum_is_of_numbers_and_neither_of_their_order_nor_of_zeros_beside_them():
+    first, second = torch.randn(3, 4), torch.randn(2, 4)
+    whole = torch.cat([second, first, torch.zeros(5, 4)])
+    for dtype in ("bfloat16", "float32"):
+        assert checksum([first, second], dtype) == checksum([whole.T], dtype)
+        swapped = first.clone()
+        swapped[0, 0], swapped[0, 1] = first[0, 0] * (1 + 2**-7), first[0, 1] * (1 - 2**-7)
+        assert checksum([swapped, second], dtype) != checksum([first, second], dtype)
 
 
 def test_a_killed_child_is_replaced_by_one_with_the_same_weights(engine_of, policy):

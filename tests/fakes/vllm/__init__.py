@@ -1,9 +1,18 @@
 """Stands in for vLLM in the worker process: what the worker uses of it, in the standard library.
 
 It "runs" unigram models: the logit of a token is the sum of its row of `lm_head.weight`,
-whatever came before. It writes what it is told to do into its log. `VLLM_FAKE` makes it misbehave: `broken-start`,
-`full` (its GPU has less memory free than it is to take), `stale-head` (new weights leave the output matrix as it was),
-`dies`, `dies-once` (in generate), `hangs`, `helper` (starts a process of its own), `gpu` (it says that it has one).
+whatever came before. It writes what it is told to do into its log. `VLLM_FAKE` makes it
+misbehave:
+
+    broken-start        it does not start
+    full                its GPU has less memory free than it is to take
+    stale-head          new weights leave the output matrix as it was
+    lost                only the first weights arrive
+    packs               it keeps weights in another form
+    dies, dies-once     in generate
+    hangs               in generate
+    helper              it starts a process of its own
+    gpu                 it says that it has one
 """
 
 import math
@@ -18,6 +27,7 @@ from types import SimpleNamespace
 
 __version__ = "0.fake"
 FAULT = os.environ.get("VLLM_FAKE", "")
+HEAD, TOKENS = "lm_head.weight", 99
 
 
 class SamplingParams(SimpleNamespace):
@@ -37,15 +47,22 @@ class LLM:
         assert settings["logprobs_mode"] == "processed_logprobs"
         assert settings["load_format"] == "dummy"
         assert (Path(model) / "config.json").exists()
+        self._weights = {}
         self._logits = None
         self._seed = settings["seed"]
 
     def collective_rpc(self, method, kwargs):
+        if method.__name__ == "checksum_of_held":
+            return [checksum(self._weights.values())]
         print(f"told {method.__name__}", flush=True)
         if method.__name__ == "set_seed":
             self._seed = kwargs["seed"]
-        elif self._logits is None or FAULT != "stale-head":
-            self._logits = read_logits(**kwargs)
+        else:
+            kept = {HEAD} & self._weights.keys() if "stale-head" in FAULT else set()
+            kept |= self._weights.keys() if "lost" in FAULT else set()
+            self._weights |= {name: bits for name, bits in read(**kwargs).items() if name not in kept}
+            self._logits = row_sums(self._weights[HEAD])
+        return [None]
 
     def sleep(self, level):
         print(f"told sleep {level}", flush=True)
@@ -102,10 +119,25 @@ def log_softmax(logits, temperature):
     return [value - norm for value in scaled]
 
 
-def read_logits(path, dtype, tensors):
-    """Read the output matrix from shared memory, where `node.engines.hand_over` has put it."""
+def read(path, dtype, tensors):
+    """Read the bits of all weights from shared memory, where `node.engines.hand_over` has put them."""
     assert dtype == "float32"
-    [((rows, columns), start)] = [(shape, start) for name, shape, start in tensors if name == "lm_head.weight"]
-    data = Path(path).read_bytes()[start : start + 4 * rows * columns]
-    values = struct.unpack(f"<{rows * columns}f", data)
-    return [sum(values[row * columns : (row + 1) * columns]) for row in range(rows)]
+    data = Path(path).read_bytes()
+    sizes = {name: math.prod(shape) for name, shape, _ in tensors}
+    return {name: struct.unpack_from(f"<{sizes[name]}i", data, start) for name, _, start in tensors}
+
+
+def row_sums(bits):
+    """Return the sums of an output matrix's rows, of which there is one for each of the tokenizer's 99 tokens."""
+    values = struct.unpack(f"<{len(bits)}f", struct.pack(f"<{len(bits)}i", *bits))
+    columns = len(values) // TOKENS
+    return [sum(values[row * columns : (row + 1) * columns]) for row in range(TOKENS)]
+
+
+def checksum(weights):
+    """As `node.engines.vllm_worker.checksum`; of weights in another form it is another."""
+    first = second = 7 if "packs" in FAULT else 0
+    for bits in weights:
+        first += sum(bits)
+        second += sum(value * value for value in bits)
+    return [first % 2**64, second % 2**64]
