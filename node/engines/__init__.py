@@ -154,7 +154,7 @@ class EngineKind(ABC):
         Args:
             machine: one node's part of it.
             config: of the engine, as far as a person set it.
-            resident: bytes that the trainer holds while the engine generates.
+            resident: bytes that the trainer holds while the engine generates; with `ahead`, in its update.
         """
         return {}
 

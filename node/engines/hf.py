@@ -5,6 +5,10 @@ It calls `generate` of the very model that is being trained. On a GPU with Flash
 each row would look at the pages of all others. Continuous batching computes in the precision of the weights. Where the
 policy's weights are float32 and its products bfloat16, a copy of the weights in bfloat16 generates. It takes 2 bytes a
 weight and is brought up to date before each round.
+
+If products are bfloat16 and weights float32, torch's autocast rounds a trained weight once a batch, and a frozen one
+once a token. So the copy that generates ahead has its linear layers in bfloat16, and frozen weights pass for trained
+ones while they generate.
 """
 
 import copy
@@ -24,7 +28,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import EngineError, EngineKind, Generated, SamplingParams
+from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
 from node.policy.footprint import Machine, MemoryPart, ModelSize, cache_bytes, weight_bytes
@@ -59,10 +63,17 @@ class HfKind(EngineKind):
         parts = [MemoryPart("key-value cache", rows * row, why, when="generation")]
         if config.engine.ahead:
             why = "a copy, as the policy is trained meanwhile"
-            parts.append(MemoryPart("weights to generate", weight_bytes(size, config.policy.dtype), why))
+            parts.append(MemoryPart("weights to generate", _copy_bytes(size, config.policy.dtype, width), why))
         elif width == 2 and config.policy.dtype == "float32":
             parts.append(MemoryPart("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
         return parts
+
+    def device_share(self, size: ModelSize, machine: Machine, config: EngineConfig) -> DeviceShare:
+        """Return what it takes beside the trainer: a copy of the weights where it generates ahead."""
+        if not config.ahead:
+            return DeviceShare(0, 0)
+        copy = _copy_bytes(size, "float32", 2 if machine.bf16 else 4)
+        return DeviceShare(copy, copy)
 
     def holds(self, size: ModelSize, machine: Machine, left: int, rows: int, tokens: int) -> bool:
         """Tell whether the keys and values of so many completions fit the memory in a few turns."""
@@ -93,17 +104,20 @@ class HfEngine:
         self._working = threading.Lock()  # held by a batch in work
         self._closed = False
         self._model: Any = policy.model
-        narrow = paged and policy.bf16 and policy.model.dtype == torch.float32
-        if narrow or ahead:
+        narrow = policy.bf16 and policy.model.dtype == torch.float32
+        if ahead or (paged and narrow):
             self._model = copy.deepcopy(policy.model).requires_grad_(False)
-        if narrow:
+        if paged and narrow:
             self._model = self._model.to(torch.bfloat16)
+        elif ahead and narrow:
+            _round_linear_layers(self._model)
 
     def load(self, version: int) -> None:
         """Bring the copy up to date, if there is one: otherwise the trainer's weights are this engine's."""
         if self._model is not self._policy.model:
+            ours, theirs = (list(_weights(model)) for model in (self._model, self._policy.model))
             with torch.no_grad():
-                torch._foreach_copy_(list(self._model.parameters()), list(self._policy.model.parameters()))
+                torch._foreach_copy_(ours, theirs)
 
     def rest(self) -> None:
         """Give the device's memory back that torch keeps for the next generation."""
@@ -126,7 +140,7 @@ class HfEngine:
             if self._paged and (made := self._by_pages([row for row in prompts for _ in range(n)], sampling, seed)):
                 return [made[at : at + n] for at in range(0, len(made), n)]
             self._most = min(self._most, self._rows_that_fit(prompts, sampling))
-            with self._policy.autocast():  # one context: weights are converted once
+            with self._policy.autocast(), _rounded_once(self._model):  # one context: weights are converted once
                 return self._in_parts(prompts, n, sampling)
 
     def _rows_that_fit(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> int:
@@ -244,6 +258,38 @@ class HfEngine:
             return {}
         cache.batch_repeat_interleave(n)
         return {"cache": cache}
+
+
+def _copy_bytes(size: ModelSize, dtype: str, width: int) -> int:
+    """Return what the copy takes that generates ahead, where products have `width` bytes."""
+    if dtype != "float32" or width == 4:
+        return weight_bytes(size, dtype)
+    return 2 * size.parameters + 4 * size.vocabulary * size.hidden  # embeddings stay float32, apart from the head
+
+
+def _weights(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield each layer's weights; those of tied layers as often as there are layers."""
+    return (weight for layer in model.modules() for weight in layer.parameters(recurse=False))
+
+
+def _round_linear_layers(model: torch.nn.Module) -> None:
+    """Round the matrices of linear layers to bfloat16, as autocast does; embeddings and norms stay as they are."""
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):  # a head that is tied to embeddings has its own from here on
+            layer.weight = torch.nn.Parameter(layer.weight.to(torch.bfloat16), requires_grad=False)
+
+
+@contextmanager
+def _rounded_once(model: torch.nn.Module) -> Iterator[None]:
+    """Have autocast keep, within, what it rounds of frozen weights, too: it does so where a gradient is wanted."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad and weight.dtype == torch.float32]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 def _rows_at_once(row: int, gpu_memory: int) -> int:

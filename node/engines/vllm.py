@@ -4,7 +4,8 @@ The child (`vllm_worker.py`) may have an interpreter and packages of its own: vL
 share. Weights go to it through shared memory, or adapters alone, and each hand-over is probed (`hand_over`). Nothing is
 handed over when nothing has changed.
 
-On the trainer's own GPU the two take turns: vLLM sleeps while the policy is trained. On other GPUs it stays awake.
+On the trainer's own GPU the two take turns: vLLM sleeps while the policy is trained. It stays awake on other GPUs, and
+where it generates ahead.
 """
 
 import os
@@ -67,6 +68,9 @@ class VllmKind(EngineKind):
             why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
             return [MemoryPart("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
         share = config.engine.vllm.gpu_memory_utilization
+        if config.engine.ahead:
+            why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU; it generates while the policy is trained"
+            return [MemoryPart("vllm", int(share * gpu_memory), why, bound=True)]
         why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
         why_asleep = "CUDA itself and its graphs, while the policy is trained"
         asleep = MemoryPart("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
@@ -78,14 +82,16 @@ class VllmKind(EngineKind):
             return None
         if config.devices:
             return DeviceShare(0, 0)
-        return DeviceShare(int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE, ASLEEP)
+        awake = int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE
+        return DeviceShare(awake, awake if config.ahead else ASLEEP)
 
     def settings(self, machine: Machine, config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
         """Return how much of the GPU it has."""
         if config.devices:
             return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
         share = min(MOST, 1 - SPARE - MARGIN * resident / machine.memory) * machine.share
-        reason = f"what the trainer leaves of {machine.memory / 1e9:.1f} GB while vLLM generates"
+        when = "in its update" if config.ahead else "while vLLM generates"
+        reason = f"what the trainer leaves of {machine.memory / 1e9:.1f} GB {when}"
         return {"engine.vllm.gpu_memory_utilization": (float(f"{0.995 * share:.3g}"), reason)}  # rounded down
 
 

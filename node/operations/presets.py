@@ -23,6 +23,7 @@ from node.engines.missing import missing
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.footprint import (
     BUILTIN_SIZE,
+    MARGIN,
     Machine,
     ModelSize,
     activation_bytes,
@@ -154,7 +155,8 @@ def preset(
         overrides |= _frozen(size, machine, packs=packs)
     if parameters > SPEAKING:
         overrides |= _speaking(size, machine)
-        overrides |= _engine(whole, name, held.generating, engine) if chooses else {}
+        beside = _updating(size, machine, held) if engine.ahead else held.generating
+        overrides |= _engine(whole, name, beside, engine) if chooses else {}
     if thinks:
         overrides |= _thinking(size, machine, held, kind_of(name))
     return overrides | _tokens(size, machine, held)
@@ -168,16 +170,18 @@ def _choose_engine(
     size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig, dtype: str | None
 ) -> tuple[str, DeviceShare]:
     """Return the best engine that fits beside the trainer, and what it takes there."""
-    for name in BY_PREFERENCE:
+    *others, last = BY_PREFERENCE
+    for name in others:
         share = kind_of(name).device_share(size, machine, config)
         if share is None:
             continue
         left = machine._replace(memory=machine.memory - share.resting)
         held = _held(size, left, adapters=_wants_adapters(size.parameters, left, lora), dtype=dtype)
-        generates = held.generating + share.generating <= MOST_GENERATING * machine.memory
+        beside = MARGIN * _updating(size, left, held) if config.ahead else held.generating
+        generates = beside + share.generating <= MOST_GENERATING * machine.memory
         if generates and _trains(size, left, held):
             return name, share
-    return "hf", DeviceShare(0, 0)
+    return last, kind_of(last).device_share(size, machine, config) or DeviceShare(0, 0)
 
 
 def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None) -> HeldMemory:
@@ -205,6 +209,13 @@ def _trains(size: ModelSize, machine: Machine, held: HeldMemory) -> bool:
     tokens = FEWEST_TOKENS * activation_bytes(size, 2, checkpointing=size.parameters > HUGE)
     tokens += logits_bytes(size, FEWEST_TOKENS, adapters=held.adapters)
     return held.training + tokens <= machine.memory
+
+
+def _updating(size: ModelSize, machine: Machine, held: HeldMemory) -> int:
+    """Return what the trainer holds at most, in the update."""
+    tokens = min(_fitting_tokens(size, machine, held), TrainerConfig().tokens_per_batch)
+    cast = 2 * size.parameters if machine.bf16 and not held.adapters else 0
+    return held.training + cast + tokens * _token_bytes(size, machine) + _logits(size, held)
 
 
 def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) -> Overrides:
@@ -295,12 +306,18 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
 
 def _fitting_tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> int:
     """Return the tokens of a micro-batch whose activations take half of what weights and logits leave."""
-    logits = logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=held.adapters)
-    budget = max(0, machine.memory - held.training - logits) // 2
-    fitting = budget // activation_bytes(
-        size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu
-    )
+    budget = max(0, machine.memory - held.training - _logits(size, held)) // 2
+    fitting = budget // _token_bytes(size, machine)
     return max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
+
+
+def _token_bytes(size: ModelSize, machine: Machine) -> int:
+    """Return the activations of a token in the update."""
+    return activation_bytes(size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu)
+
+
+def _logits(size: ModelSize, held: HeldMemory) -> int:
+    return logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=held.adapters)
 
 
 def _tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> Overrides:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from structlog.testing import capture_logs
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from node.config import PolicyConfig
@@ -60,6 +61,51 @@ def test_the_seed_decides_and_no_global_random_state_is_touched(policy):
     torch.manual_seed(99)
     assert engine.generate(prompts, 4, PARAMS, seed=5) == first
     assert engine.generate(prompts, 4, PARAMS, seed=6) != first
+
+
+class Rounded(TorchDispatchMode):
+    """Counts the matrices that are rounded to bfloat16."""
+
+    def __init__(self, shapes) -> None:
+        super().__init__()
+        self.shapes, self.count = shapes, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+            self.count += args[0].shape in self.shapes
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("lora", "ahead"), [(0, False), (0, True), (4, False), (4, True)])
+def test_float32_weights_are_rounded_once_a_batch_whether_they_train_or_not(tmp_path, lora, ahead):
+    """Frozen ones were rounded again for each token, which took five times as long."""
+    policy = replace(tiny_policy(tmp_path, width=20, lora=lora), bf16=True)
+    frozen = {name for name, weight in policy.model.named_parameters() if not weight.requires_grad}
+    engine = HfEngine(policy, ahead=ahead)
+    shapes = {weight.shape for weight in policy.model.parameters() if weight.ndim > 1}
+    counts = []
+    for length in (2, 6):
+        with Rounded(shapes) as rounded:
+            engine.generate(prompts_of(policy), 2, replace(PARAMS, max_completion_length=length), seed=5)
+        counts.append(rounded.count)
+    assert counts[0] == counts[1]
+    assert frozen == {name for name, weight in policy.model.named_parameters() if not weight.requires_grad}
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_copy_in_bfloat16_says_what_the_weights_say_that_train(tmp_path, lora):
+    policy = replace(tiny_policy(tmp_path, lora=lora), bf16=True)
+    engine, ahead = HfEngine(policy), HfEngine(policy, ahead=True)
+    prompts = prompts_of(policy)
+    for version in range(2):
+        ahead.load(version)
+        ours = flat(engine.generate(prompts, 4, PARAMS, seed=5))
+        assert [one.token_ids for one in flat(ahead.generate(prompts, 4, PARAMS, seed=5))] == [
+            one.token_ids for one in ours
+        ]
+        with torch.no_grad():
+            for weight in policy.model.parameters():
+                weight.mul_(1.5 if weight.requires_grad else 1)
 
 
 def test_temperature_0_takes_the_likeliest_token_each_time(policy):

@@ -234,6 +234,29 @@ def test_frozen_weights_are_as_the_machine_computes_and_as_a_person_says() -> No
     assert "policy.dtype" not in values(model(600e6), GPU, 0)
 
 
+@pytest.mark.parametrize("gigabytes", CARDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_vllm_that_generates_ahead_fits_beside_the_update(name: str, gigabytes: int) -> None:
+    """It is awake meanwhile. It was to have all that the trainer leaves while it sleeps: 84.6 of 80 GB for 0.6 B."""
+    size, machine = MODELS[name], GPU._replace(memory=gigabytes * 10**9)
+    config = parse_config({"engine": {"ahead": 1}})
+    config = fill(config, values(size, machine, engine=config.engine))
+    if config.engine.kind == "vllm":
+        engine = kind_of("vllm").memory(size, config, 2, machine.memory)
+        parts = footprint(size, config, engine, bf16=True, gpu_memory=machine.memory)
+        assert peak(parts) <= machine.memory
+        [vllm] = engine
+        assert vllm.when == "always" and vllm.bytes > 2 * size.parameters, "its weights, and a cache"
+    turns = values(size, machine)[KIND]
+    assert (turns, config.engine.kind) in {("vllm", "vllm"), ("hf", "hf")}
+
+
+def test_transformers_that_generate_ahead_have_room_for_their_copy() -> None:
+    size, machine = model(2.9e9), GPU._replace(memory=48_000_000_000, vllm=False)
+    assert values(size, machine, 0, engine=EngineConfig(ahead=0)).get("trainer.tokens_per_batch") is None
+    assert values(size, machine, 0, engine=EngineConfig(ahead=1))["trainer.tokens_per_batch"] == 256
+
+
 def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> None:
     assert values(model(7e9), GPU)[KIND] == "vllm"
     assert KIND not in values(model(7e9), GPU, 16, dtype="nf4")
