@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from node.config import EngineConfig, NodeConfig
 from node.errors import PassingError
+from node.tasks import derive_seed
 
 if TYPE_CHECKING:
     from node.policy.footprint import Machine, MemoryPart, ModelSize
@@ -157,6 +158,14 @@ class EngineKind(ABC):
             resident: bytes that the trainer holds while the engine generates; with `ahead`, in its update.
         """
         return {}
+
+
+def seed_of_prompt(seed: int, at: int) -> int:
+    """Return the seed from which vLLM draws for prompt number `at` of a batch.
+
+    It takes the next ones for further completions of the prompt, so those of two prompts are far apart.
+    """
+    return derive_seed(seed, at) >> 1  # vLLM's are of 63 bits, with those that follow
 
 
 def kind_of(name: str) -> EngineKind:

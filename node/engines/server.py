@@ -3,10 +3,13 @@
     vllm serve MODEL --logprobs-mode processed_logprobs             with VLLM_SERVER_DEV_MODE=1 in its environment
     ... --enable-lora --max-lora-rank R                             for adapters, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1
 
-A round's questions are divided among the servers that answer. New weights are written to the node's folder, which a
-server has to see under the same path, and loaded by its `/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each
-batch is preceded by a probe (`hand_over`): a server that was started again has lost the weights, and does not say so.
-That a part of the weights did not arrive shows only if it moves probabilities by more than rounding does.
+A round's questions are divided among the servers that answer. Each question is a request of its own: all prompts of a
+request would have its seed, so that completions of the same number would be drawn alike.
+
+New weights are written to the node's folder, which a server has to see under the same path, and loaded by its
+`/collective_rpc`; adapters by `/v1/load_lora_adapter`. Each batch is preceded by a probe (`hand_over`): a server that
+was started again has lost the weights, and does not say so. That a part of the weights did not arrive shows only if it
+moves probabilities by more than rounding does.
 
 A server that fails, or lacks the weights, is left out until the next round. Its questions go to the others. If it fails
 again, it is left out for longer each time, in proportion to the seconds that the failure took: a server that hangs
@@ -31,7 +34,7 @@ from typing import Any
 import structlog
 
 from node.config import EngineConfig
-from node.engines import EngineError, EngineKind, Generated, SamplingParams
+from node.engines import EngineError, EngineKind, Generated, SamplingParams, seed_of_prompt
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -56,6 +59,7 @@ NO_DEFAULTS = {  # a server takes what a request leaves out from the model's gen
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+AT_ONCE = 64  # requests to a server: it computes them together, and each is a connection and a thread here
 QUICK_S = 10.0  # for a question that takes a server no time
 LONGEST_PAUSE = 30  # times what a failure took: a server that always fails costs at most a thirtieth of the time
 
@@ -166,8 +170,15 @@ class ServerEngine:
 
             def ask(server: Server, part: list[int]) -> None:
                 self._probe(server)
-                answers = self._ask(server, [prompts[at] for at in part], n, sampling, seed)
-                made.update(zip(part, answers, strict=True))
+                waiting = iter(part)  # for the next thread that is free
+
+                def ask_in_turn() -> list[tuple[int, list[Generated]]]:
+                    return [
+                        (at, self._ask(server, prompts[at], n, sampling, seed_of_prompt(seed, at))) for at in waiting
+                    ]
+
+                threads = [on_daemon(ask_in_turn, "question") for _ in range(min(len(part), AT_ONCE))]
+                made.update(answer for thread in threads for answer in thread.result())
                 server.failures = 0
 
             self._try_each([(one, partial(ask, part=part)) for one, part in zip(servers, parts, strict=True) if part])
@@ -258,15 +269,13 @@ class ServerEngine:
         return {"model": server.model if self._adapters is None else ADAPTERS, **body}
 
     def _ask(
-        self, server: Server, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
-    ) -> list[list[Generated]]:
+        self, server: Server, prompt: Sequence[int], n: int, sampling: SamplingParams, seed: int
+    ) -> list[Generated]:
         whole = sampling.top_p == 1  # else its log-probabilities are of the nucleus
         body = {
-            "prompt": [list(prompt) for prompt in prompts],
+            "prompt": list(prompt),
             "n": n,
-            # vLLM draws for each prompt by the request's seed, and by the next ones for its further completions. With
-            # one completion each, which is a later turn of episodes, those of a group would say the same.
-            **({"seed": seed % 2**31} if n > 1 else {}),
+            "seed": seed,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             **NO_DEFAULTS,
@@ -282,9 +291,9 @@ class ServerEngine:
             made = [self._read(choice, whole) for choice in choices]
         except (TypeError, LookupError, ValueError) as error:
             raise ServerError(f"{server.url} answers what vLLM's server would not ({error!r})") from error
-        if len(made) != len(prompts) * n:
-            raise ServerError(f"{server.url} answers {len(made)} completions, and {len(prompts) * n} were asked for")
-        return [made[at : at + n] for at in range(0, len(made), n)]
+        if len(made) != n:
+            raise ServerError(f"{server.url} answers {len(made)} completions, and {n} were asked for")
+        return made
 
     def _read(self, choice: dict[str, Any], whole: bool) -> Generated:
         tokens = tuple(int(token) for token in choice["token_ids"])

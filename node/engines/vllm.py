@@ -18,7 +18,7 @@ import structlog
 import torch
 
 from node.config import EngineConfig, NodeConfig
-from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams
+from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams, seed_of_prompt
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -152,7 +152,7 @@ class VllmEngine:
         request: Message = {
             "call": "generate",
             "prompts": [list(prompt) for prompt in prompts],
-            "seed": seed % 2**63,
+            "seeds": [seed_of_prompt(seed, at) for at in range(len(prompts))],
             "n": n,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

@@ -13,7 +13,7 @@ where vLLM may print what it likes.
     {"call": "held"}                                    -> {"checksums": [[int, int] of each of vLLM's processes]}
     {"call": "score", "tokens": [id, ...]}              -> {"logprobs": [nats of the second, third, ... token]}
     {"call": "generate", "prompts": [[id, ...], ...],   -> {"completions": per prompt, per completion,
-     "seed": ..., "n": ..., ...}                            [[id, ...], [nats, ...] or null]}
+     "seeds": [int, ...], "n": ..., ...}                    [[id, ...], [nats, ...] or null]}
 """
 
 import importlib.util
@@ -148,18 +148,22 @@ class WorkerEngine:
         return {"logprobs": [entry[token].logprob for token, entry in zip(tokens[1:], entries, strict=True)]}
 
     def generate(self, request: Message) -> Message:
-        """Sample `n` completions of every prompt in one batch, from one stream of random numbers."""
-        params = self._vllm.SamplingParams(
-            n=request["n"],
-            temperature=request["temperature"],
-            top_p=request["top_p"],
-            max_tokens=request["max_tokens"],
-            stop_token_ids=request["stop"],
-            ignore_eos=True,  # the node names every token that ends a text
-            logprobs=0 if request["logprobs"] else None,  # of the sampled token alone
-            detokenize=False,
-        )
-        self._llm.collective_rpc(set_seed, kwargs={"seed": request["seed"]})
+        """Sample `n` completions of every prompt in one batch, each prompt from a seed of its own.
+
+        Number i of a prompt has its seed plus i. Without seeds vLLM's model runner draws from where it likes: on GPUs
+        from numpy, whatever torch is seeded with.
+        """
+        asked = {
+            "n": request["n"],
+            "temperature": request["temperature"],
+            "top_p": request["top_p"],
+            "max_tokens": request["max_tokens"],
+            "stop_token_ids": request["stop"],
+            "ignore_eos": True,  # the node names every token that ends a text
+            "logprobs": 0 if request["logprobs"] else None,  # of the sampled token alone
+            "detokenize": False,
+        }
+        params = [self._vllm.SamplingParams(**asked, seed=seed) for seed in request["seeds"]]
         outputs = self._run(request["prompts"], params)
         return {"completions": [[_completion(one) for one in output.outputs] for output in outputs]}
 
@@ -168,13 +172,6 @@ class WorkerEngine:
         return self._llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False, **adapters
         )
-
-
-def set_seed(worker: Any, seed: int) -> None:
-    """Begin the stream of random numbers from which a worker of vLLM samples."""
-    import torch
-
-    torch.manual_seed(seed)
 
 
 def checksum_of_held(worker: Any, adapters: bool, dtype: str) -> list[int]:

@@ -310,7 +310,7 @@ child = WorkerProcess([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine
 child.call(dict(call="start", model="weights", dtype="bfloat16", max_model_len=4096, tensor_parallel_size=1,
                 lora_rank=0, sleeps=True, gpu_memory_utilization=0.4), 600)
 print(child.pid, flush=True)
-child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seed=0, n=4, temperature=1.0, top_p=1.0,
+child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seeds=list(range(8)), n=4, temperature=1.0, top_p=1.0,
                 max_tokens=4000, stop=[], logprobs=False), 600)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -5,6 +5,7 @@ import socket
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.calls, self.paths, self.fault, self.model = [], [], "", None
+        self.seeds = []  # of each prompt that it completed
         self.ended = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -75,15 +77,11 @@ class Handler(BaseHTTPRequestHandler):
             return {"choices": [{"index": 0, "prompt_logprobs": [None, *entries]}]}
         assert body["ignore_eos"] and body["return_token_ids"] and body["max_tokens"] == 6
         assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0, 1), "not the model's own defaults"
-        assert ("seed" in body) == (body["n"] > 1), "vLLM begins the draws of each prompt of a request with its seed"
-        choices = []
-        for at, prompt in enumerate(body["prompt"]):
-            for index in range(at * body["n"], (at + 1) * body["n"]):
-                row = self.server.logprobs(prompt)[-1]
-                token = int(row.argmax())
-                choices.append(
-                    {"index": index, "token_ids": [token], "logprobs": {"token_logprobs": [float(row[token])]}}
-                )
+        self.server.seeds.append((tuple(body["prompt"]), body["seed"]))
+        row = self.server.logprobs(body["prompt"])[-1]
+        token = int(row.argmax())
+        likelihood = {"token_logprobs": [float(row[token])]}
+        choices = [{"index": index, "token_ids": [token], "logprobs": likelihood} for index in range(body["n"])]
         return {"choices": choices[::-1]}
 
     def reply(self, body):
@@ -137,8 +135,25 @@ def test_a_round_is_divided_and_comes_back_in_order_with_todays_weights(engine, 
                 row = engine.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
             assert [one.token_ids for one in group] == [(int(row.argmax()),)] * 2
             assert group[0].logprobs[0] == pytest.approx(float(row.max()), abs=1e-4)
-    assert all(server.calls.count("/v1/completions") == 1 + 2 + 2 for server in servers), "each probed, each asked"
+    asked = [server.calls.count("/v1/completions") for server in servers]
+    assert asked == [1 + 2 * (1 + 3), 1 + 2 * (1 + 2)], "both were probed, and asked for three prompts and for two"
     assert not list(engine._folder.glob("weights-*"))
+
+
+def test_each_question_has_a_seed_of_its_own_whatever_server_answers(engine, servers):
+    """With one seed for all, number i of every question was drawn by the same random numbers."""
+    engine.load(0)
+    prompts, seen = [*PROMPTS, PROMPTS[0]], []
+    for seed, fault in ((3, ""), (3, "fails"), (4, "")):
+        servers[1].fault = fault
+        engine.load(0)
+        engine.generate(prompts, 1, SAMPLING, seed=seed)
+        seen.append(sorted(servers[0].seeds + servers[1].seeds))
+        servers[0].seeds, servers[1].seeds = [], []
+    assert seen[0] == seen[1] != seen[2]
+    seeds = sorted(seed for round_of in (seen[0], seen[2]) for _, seed in round_of)
+    assert min(later - seed for seed, later in pairwise(seeds)) > 128, "vLLM takes the next ones, too"
+    assert seeds[0] >= 0 and seeds[-1] + 128 < 2**63
 
 
 def test_nothing_is_handed_over_when_nothing_changed(engine, servers):

@@ -49,19 +49,15 @@ class LLM:
         assert (Path(model) / "config.json").exists()
         self._weights = {}
         self._logits = None
-        self._seed = settings["seed"]
 
     def collective_rpc(self, method, kwargs):
         if method.__name__ == "checksum_of_held":
             return [checksum(self._weights.values())]
         print(f"told {method.__name__}", flush=True)
-        if method.__name__ == "set_seed":
-            self._seed = kwargs["seed"]
-        else:
-            kept = {HEAD} & self._weights.keys() if "stale-head" in FAULT else set()
-            kept |= self._weights.keys() if "lost" in FAULT else set()
-            self._weights |= {name: bits for name, bits in read(**kwargs).items() if name not in kept}
-            self._logits = row_sums(self._weights[HEAD])
+        kept = {HEAD} & self._weights.keys() if "stale-head" in FAULT else set()
+        kept |= self._weights.keys() if "lost" in FAULT else set()
+        self._weights |= {name: bits for name, bits in read(**kwargs).items() if name not in kept}
+        self._logits = row_sums(self._weights[HEAD])
         return [None]
 
     def sleep(self, level):
@@ -85,11 +81,10 @@ class LLM:
             logprobs = log_softmax(self._logits, 1.0)
             return SimpleNamespace(prompt_logprobs=[None, *(entry(token, logprobs) for token in tokens[1:])])
         misbehave()
-        return SimpleNamespace(outputs=[self._sample(params) for _ in range(params.n)])
+        return SimpleNamespace(outputs=[self._sample(params, params.seed + number) for number in range(params.n)])
 
-    def _sample(self, params):
-        self._seed += 1
-        rng = random.Random(self._seed)
+    def _sample(self, params, seed):
+        rng = random.Random(seed)
         logprobs = log_softmax(self._logits, params.temperature)
         tokens = []
         while len(tokens) < params.max_tokens and (not tokens or tokens[-1] not in params.stop_token_ids):
