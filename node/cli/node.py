@@ -27,7 +27,7 @@ from node.cli.options import (
     Tasks,
     warn,
 )
-from node.cli.running import run
+from node.cli.running import run, sharers
 from node.config import NodeConfig
 from node.errors import UserError
 from node.operations.config_text import to_toml
@@ -132,7 +132,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         forget=forget or [],
         preset=preset,
         look=look,
-        sharers=lambda: _sharers(processes, accelerate_config),
+        sharers=lambda: sharers(processes, accelerate_config),
     )
     if dry_run:
         notes = check_tasks(settled.config)
@@ -156,15 +156,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     setup_logs(folder, debug=debug)
     settled.say(config)
     return run(joined, folder, **training)
-
-
-def _sharers(processes: int | None, accelerate_config: Path | None) -> int:
-    """Return among how many cards the weights are shared out."""
-    if not (accelerate_config or "WORLD_SIZE" in os.environ):
-        return 1
-    from node.training.processes import sharers_of  # which imports torch
-
-    return sharers_of(processes, accelerate_config)
 
 
 def _follow() -> int:

@@ -1,5 +1,6 @@
 """How the verbs that start a node run it to its end."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,7 @@ def run(
             # Another start in this folder fails at once, while this one still loads.
             with exclusive(folder), first_start(config, folder) as before:
                 check_first(config, folder)
-                check_size(config)
+                check_size(config, sharers(more.get("processes"), more.get("accelerate")))
                 log.info("starting", folder=str(folder), role=config.role)
                 for line in undefended():
                     log.warning(line)
@@ -52,6 +53,19 @@ def run(
     except KeyboardInterrupt:
         log.info("stopped while starting")
     return 0
+
+
+def sharers(processes: int | None, accelerate: Path | None) -> int:
+    """Return among how many cards FSDP2 shares the weights out, by these options or a launcher; 1 without it.
+
+    Raises:
+        UserError: accelerate's file cannot be used.
+    """
+    if not (accelerate or "WORLD_SIZE" in os.environ):
+        return 1
+    from node.training.processes import sharers_of  # which imports torch
+
+    return sharers_of(processes, accelerate)
 
 
 def print_invite(invite: "Invite") -> None:

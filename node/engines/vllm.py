@@ -44,6 +44,7 @@ WORTHWHILE = 50_000_000  # parameters: a smaller model is done before vLLM has b
 WEIGHT_BYTES = 2.2  # that it needs for each weight: bfloat16, and a tenth for what it packs anew
 LEAST_CACHE = 3_000_000_000  # bytes beside its weights: a small key-value cache, and scratch space
 ASLEEP = 2_000_000_000  # bytes of a GPU that it keeps while it sleeps: CUDA's own, and CUDA graphs
+BFLOAT16 = (8, 0)  # the least compute capability of an NVIDIA GPU that has it; T4, V100 and RTX 20 have less
 MOST = 0.9  # of a GPU
 SPARE = 0.05  # of a GPU, which stays free
 LESS = 0.8  # of its last part of a GPU, if it did not start for want of memory
@@ -57,7 +58,9 @@ class VllmKind(EngineKind):
     """vLLM, before it starts."""
 
     def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
-        """Return the engine."""
+        """Return the engine; `UserError` where the cards or their number will not do for it."""
+        _check_cards(config.devices)
+        _check_split(policy.model.config.get_text_config(), len(config.devices))
         return VllmEngine(policy, config, folder)
 
     def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[MemoryPart]:
@@ -77,8 +80,11 @@ class VllmKind(EngineKind):
         return [MemoryPart("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
 
     def device_share(self, size: ModelSize, machine: Machine, config: EngineConfig) -> DeviceShare | None:
-        """Return what it takes beside the trainer; None where it is not installed, or a model is too small for it."""
-        if not (machine.gpu and machine.vllm and size.parameters > WORTHWHILE):
+        """Return what it takes beside the trainer.
+
+        None where it is not installed, where the GPU has no bfloat16, and for a model that is too small for it.
+        """
+        if not (machine.gpu and machine.bf16 and machine.vllm and size.parameters > WORTHWHILE):
             return None
         if config.devices:
             return DeviceShare(0, 0)
@@ -302,6 +308,34 @@ class VllmEngine:
         self._model.mkdir(exist_ok=True)
         self._policy.model.config.save_pretrained(self._model)
         return str(self._model)
+
+
+def _check_cards(devices: Sequence[int]) -> None:
+    """Raise `UserError` for a card that cannot compute in `DTYPE`, in which vLLM is started."""
+    count = torch.cuda.device_count()
+    for number in devices or range(min(count, 1)):
+        capability = torch.cuda.get_device_capability(number) if number < count else BFLOAT16
+        if capability < BFLOAT16:
+            raise UserError(
+                f"vLLM computes in bfloat16 here, which GPU {number} lacks ({torch.cuda.get_device_name(number)}, "
+                f"compute capability {capability[0]}.{capability[1]}): set engine.kind='hf'"
+            )
+
+
+def _check_split(text: Any, devices: int) -> None:
+    """Raise `UserError` where a model's attention heads cannot be shared out evenly among so many cards."""
+    heads = text.num_attention_heads
+    of_keys = getattr(text, "num_key_value_heads", None) or heads
+
+    def divides(count: int) -> bool:
+        return heads % count == 0 and (of_keys % count == 0 or count % of_keys == 0)
+
+    if devices and not divides(devices):
+        fewer = next(count for count in range(devices, 0, -1) if divides(count))
+        raise UserError(
+            f"engine.placement names {devices} GPUs, and vLLM shares the model's {heads} attention heads out evenly "
+            f"({of_keys} of keys and values): name {fewer} of them"
+        )
 
 
 def _environment(devices: Sequence[int] = ()) -> dict[str, str]:

@@ -83,29 +83,33 @@ def check_unhidden(folder: Path) -> None:
                 )
 
 
-def check_size(config: NodeConfig) -> None:
-    """Raise `UserError` where a folder's model needs more memory than there is, by its weights alone."""
+def check_size(config: NodeConfig, sharers: int = 1) -> None:
+    """Raise `UserError` where a folder's model needs more memory than there is, by its weights alone.
+
+    With FSDP2, `sharers` processes share the weights out among GPUs. On a processor all parts are in one memory.
+    """
     policy = config.policy
     if config.role == "relay" or not Path(policy.model).is_dir():
         return
     weights = weights_in(Path(policy.model))
-    need = weights * (frozen_bytes(policy.dtype) if policy.lora.r else trained_bytes())
     on_gpu = policy.device in ("auto", "cuda") and has_gpu()
+    sharers = sharers if on_gpu else 1
+    need = weights * (frozen_bytes(policy.dtype, sharers) if policy.lora.r else trained_bytes(sharers))
     memory = gpu_memory() if on_gpu else main_memory()
     if memory is not None and need > memory:
         raise UserError(
             f"policy.model has {weights / 1e9:.3g} G weights, which take {need / 1e9:.0f} GB before any activation; "
             f"{'the GPU' if on_gpu else 'this machine'} has {memory / 1e9:.0f} GB: "
-            f"{_smaller(config, weights, memory)}choose a smaller model"
+            f"{_smaller(config, weights, memory, sharers)}choose a smaller model"
         )
 
 
-def _smaller(config: NodeConfig, weights: int, memory: int) -> str:
+def _smaller(config: NodeConfig, weights: int, memory: int, sharers: int) -> str:
     """Return what to set for this model to fit after all; "" if nothing will do."""
     dtypes = ["bfloat16"]
-    if has_bitsandbytes() and config.engine.kind == "hf":
+    if has_bitsandbytes() and config.engine.kind == "hf" and sharers == 1:
         dtypes.append("nf4")
-    fits = [dtype for dtype in dtypes if weights * frozen_bytes(dtype) <= memory]
+    fits = [dtype for dtype in dtypes if weights * frozen_bytes(dtype, sharers) <= memory]
     if not fits:
         return ""
     settings = [] if config.policy.lora.r else ["policy.lora.r=16"]

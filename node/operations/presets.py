@@ -223,7 +223,8 @@ def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) ->
     if not (machine.gpu and machine.vllm):
         return {}
     if name == "hf":
-        return {"engine.kind": PresetValue("hf", "another engine's copy of the weights has no room beside training")}
+        lacks = "another engine's copy of the weights has no room beside training"
+        return {"engine.kind": PresetValue("hf", lacks if machine.bf16 else "vLLM wants a GPU that has bfloat16")}
     chosen = {"engine.kind": PresetValue(name, "installed here, and several times as fast as transformers")}
     own = kind_of(name).settings(machine, config, resident)
     return chosen | {key: PresetValue(value, reason) for key, (value, reason) in own.items()}

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from node.cli.running import run
 from node.config import NodeConfig, parse_config
 from node.errors import UserError
 from node.operations.preflight import check_first, check_size, weights_in
@@ -113,6 +114,43 @@ def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, mon
         check_size(config_of(policy={"model": folder, "dtype": dtype, "lora": {"r": 16}}))
     with pytest.raises(UserError, match="this machine has"):
         check_size(config_of(policy={"model": str(model_folder(tmp_path / "huge", 10**15)), "device": "cpu"}))
+
+
+FSDP2 = """\
+distributed_type: FSDP
+num_machines: 1
+num_processes: 4
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+"""
+
+
+def test_a_model_that_cards_share_out_need_not_fit_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
+    monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: 80_000_000_000)
+    monkeypatch.setattr("node.cli.running.check_first", lambda *_: None)
+    config = config_of(policy={"model": str(model_folder(tmp_path / "large", weights=8_000_000_000))})
+    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    trained = []
+    monkeypatch.setattr("node.run.run_node", lambda *_, **more: trained.append(more))
+    with pytest.raises(UserError, match="take 128 GB"):
+        run(config, tmp_path / "node")
+    run(config, tmp_path / "node", accelerate=tmp_path / "fsdp2.yaml")
+    assert len(trained) == 1
+    with pytest.raises(UserError, match=r"take 96 GB .*; the GPU has 80 GB: set policy\.lora\.r=16 to"):
+        run(config, tmp_path / "node", accelerate=tmp_path / "fsdp2.yaml", processes=2)
+    run(config_of(policy={"model": config.policy.model, "lora": {"r": 16}, "dtype": "bfloat16"}), tmp_path / "node")
+    assert len(trained) == 2
+
+
+def test_on_a_processor_all_parts_are_in_one_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.operations.preflight.main_memory", lambda: 80_000_000_000)
+    model = str(model_folder(tmp_path / "large", weights=8_000_000_000))
+    with pytest.raises(UserError, match=r"take 128 GB .* this machine has 80 GB"):
+        check_size(config_of(policy={"model": model, "device": "cpu"}), sharers=4)
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,14 @@ def test_transformers_that_generate_ahead_have_room_for_their_copy() -> None:
     assert values(size, machine, 0, engine=EngineConfig(ahead=1))["trainer.tokens_per_batch"] == 256
 
 
+def test_on_a_card_without_bfloat16_transformers_generate_with_weights_in_float16() -> None:
+    """On T4, V100 or RTX 20: vLLM was to compute in bfloat16 there, and refused."""
+    found = preset(MODELS["Qwen2.5-1.5B"], Machine(15 * 10**9, gpu=True, bf16=False, vllm=True))
+    assert (found[KIND].value, found["policy.dtype"].value) == ("hf", "float16")
+    assert "has bfloat16" in found[KIND].reason
+    assert values(model(135e6), GPU._replace(bf16=False))[KIND] == "hf"
+
+
 def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> None:
     assert values(model(7e9), GPU)[KIND] == "vllm"
     assert KIND not in values(model(7e9), GPU, 16, dtype="nf4")

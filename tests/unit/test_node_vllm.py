@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from node.config import EngineConfig, PolicyConfig
 from node.engines import EngineError, SamplingParams, vllm_worker
 from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, digest, policy_logprobs
-from node.engines.vllm import VllmEngine, _environment
+from node.engines.vllm import VllmEngine, VllmKind, _environment
 from node.engines.vllm_worker import checksum
 from node.errors import NonFiniteError, UserError
 from node.policy.export import export_weights
@@ -260,6 +260,31 @@ def test_on_gpus_of_its_own_vllm_stays_awake(engine_of, tmp_path):
     engine.load(0)
     engine.rest()
     assert told(tmp_path) == ["take_weights"]
+
+
+@pytest.mark.parametrize("placement", ["same", [1], [0, 1]])
+def test_a_card_without_bfloat16_is_refused_in_a_line(policy, tmp_path, monkeypatch, placement):
+    cards = [("Tesla T4", (7, 5)), ("Tesla V100", (7, 0))]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(cards))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda number: cards[number][0])
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda number: cards[number][1])
+    card = "GPU 1 lacks .Tesla V100, compute capability 7.0" if placement == [1] else "GPU 0 lacks .Tesla T4"
+    with pytest.raises(UserError, match=rf"bfloat16 here, which {card}.*: set engine\.kind='hf'"):
+        VllmKind().make(EngineConfig(kind="vllm", placement=placement), policy, tmp_path)
+    cards = [("A100", (8, 0)), ("H100", (9, 0))]
+    VllmKind().make(EngineConfig(kind="vllm", placement=placement), policy, tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("heads", "keys", "cards", "fewer"), [(16, 8, 3, 2), (14, 2, 4, 2), (12, 2, 3, 2), (9, 3, 6, 3), (16, 8, 12, 8)]
+)
+def test_cards_that_do_not_divide_the_heads_are_refused_in_a_line(policy, tmp_path, heads, keys, cards, fewer):
+    policy.model.config.num_attention_heads, policy.model.config.num_key_value_heads = heads, keys
+    config = EngineConfig(kind="vllm", placement=list(range(cards)))
+    with pytest.raises(UserError, match=rf"names {cards} GPUs, .* {heads} attention heads .*: name {fewer} of them"):
+        VllmKind().make(config, policy, tmp_path)
+    config = EngineConfig(kind="vllm", placement=list(range(fewer)))
+    VllmKind().make(config, policy, tmp_path).close()
 
 
 def test_other_gpus_are_named_by_what_this_process_sees(monkeypatch):
