@@ -428,7 +428,7 @@ class TrainerConfig(Section):
         description="seconds that a round in progress may still take after a signal to stop; then it is abandoned, and "
         "done again at the next start",
     )
-    save_steps: int = Field(20, ge=1, description="rounds between checkpoints")
+    save_steps: int = Field(20, ge=1, description="rounds between checkpoints, or more, to write 1 TB a day at most")
     save_minutes: float | None = Field(
         None, gt=0, description="minutes between checkpoints at most, for long rounds; default: as save_steps says"
     )

@@ -44,7 +44,7 @@ from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, progress, spent_in
-from node.training.checkpoint import Checkpoint, is_better, whole_checkpoint, write_score
+from node.training.checkpoint import A_DAY, Checkpoint, Writes, is_better, whole_checkpoint, write_score
 from node.training.evaluation import Evaluations, doubts
 from node.training.processes import several
 from node.training.ranks import Ranks
@@ -262,7 +262,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update, node.ranks)
         _add_callbacks(
             trainer,
-            _EndsAndSaves(stopping, loop, improved, 60 * (config.trainer.save_minutes or math.inf)),
+            _EndsAndSaves(stopping, loop, improved, trainer.writes, 60 * (config.trainer.save_minutes or math.inf)),
             *given.callbacks,
         )
         done = node.checkpoint.round if node.checkpoint else 0
@@ -347,13 +347,17 @@ class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is u
     """Ends training, with a checkpoint, when a round was logged and a signal came or the budget was reached.
 
     Saves, too, when a signal asked for it, when the policy scored more than before, or when the newest checkpoint is
-    `seconds` old.
+    `seconds` old. Of the checkpoints that `save_steps` asks for, it leaves out those that `writes` does not allow.
     """
 
-    def __init__(self, stopping: Stopping, loop: Loop, improved: Callable[[], bool], seconds: float) -> None:
+    def __init__(
+        self, stopping: Stopping, loop: Loop, improved: Callable[[], bool], writes: Writes, seconds: float
+    ) -> None:
         self._stopping = stopping
         self._loop = loop
         self._improved = improved
+        self._writes = writes
+        self._left_out = False
         self._seconds = seconds
         self._saved = time.monotonic()
 
@@ -362,6 +366,11 @@ class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is u
     ) -> TrainerControl:
         if "loss" not in logs:  # once a round: `finish` has its row
             return control
+        if control.should_save and not self._writes.allow():
+            control.should_save = False
+            if not self._left_out:
+                self._left_out = True
+                log.info("some checkpoints are left out", bytes_a_day=A_DAY, set="trainer.save_steps")
         if self._stopping or self._loop.is_last():
             self._loop.settle()  # for the grace period at most; the checkpoint itself is written to its end
             self._stopping.finish()

@@ -20,6 +20,7 @@ import errno
 import json
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +42,8 @@ _WEIGHTS_ONLY = "weights-only"
 EVALUATION_FILE = "evaluation.json"
 _BEST = "best"
 SLICE = 1 << 24  # numbers of a tensor that are looked at together: it takes a few times their bytes
+A_DAY = 10**12  # bytes: a small SSD stands some 600 times as much, one for servers is made to be rewritten each day
+AT_ONCE = 20 * 10**9  # bytes before that counts: short runs and small models save as often as is set
 _ALMOST_NOTHING = 1 << 20  # bytes free; the last file's remains leave this little on a disk that filled up
 
 
@@ -53,6 +56,33 @@ class Checkpoint:
 
     round: int
     path: Path
+
+
+class Writes:
+    """Bounds what checkpoints write to `A_DAY` bytes a day, after the first `AT_ONCE`.
+
+    A larger one than that is allowed as soon as nothing is owed.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = 0  # bytes of the newest checkpoint
+        self._owed, self._at = 0.0, clock()  # bytes that were too many then
+
+    def note(self, size: int) -> None:
+        """Note a checkpoint of so many bytes."""
+        self._last, self._owed, self._at = size, self._now_owed() + size, self._clock()
+
+    def allow(self) -> bool:
+        """Tell whether another one like the last may be written."""
+        owed = self._now_owed()
+        return owed == 0 or owed + self._last <= AT_ONCE
+
+    def _now_owed(self) -> float:
+        return max(0.0, self._owed - (self._clock() - self._at) * A_DAY / 86400)
 
 
 class Keep(NamedTuple):

@@ -16,11 +16,16 @@ def copied(state: T) -> T | None:
 
     Tensors that share their numbers go on to share them: safetensors writes tied weights once.
     """
-    tensors = {_place(tensor): tensor for tensor in _tensors(state)}
-    if sum(tensor.nbytes for tensor in tensors.values()) > MOST * available_memory():
+    if size_of(state) > MOST * available_memory():
         return None
+    tensors = {_place(tensor): tensor for tensor in _tensors(state)}
     copies = {place: one.detach().to("cpu", copy=True) for place, one in tensors.items()}
     return _replaced(state, copies)
+
+
+def size_of(state: Any) -> int:
+    """Return the bytes of the tensors in a tree; those that share their numbers count once."""
+    return sum(tensor.nbytes for tensor in {_place(tensor): tensor for tensor in _tensors(state)}.values())
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:

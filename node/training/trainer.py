@@ -51,6 +51,7 @@ from node.rollouts.sampling import Sample
 from node.training.batch import Batch, drawn_mask, make_batches, parts_within, tokens_of
 from node.training.checkpoint import (
     Keep,
+    Writes,
     begin_checkpoint,
     end_checkpoint,
     has_optimiser,
@@ -71,7 +72,7 @@ from node.training.shared_prefix import (
     takes_our_mask,
     together,
 )
-from node.training.snapshot import copied
+from node.training.snapshot import copied, size_of
 from node.training.surprise import Surprise
 
 LOSS_SCALE = 4096  # with float16, whose least normal number is 6e-5: 1 over the tokens of a round of 16 thousand
@@ -132,6 +133,7 @@ class SwarmTrainer(GRPOTrainer):
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row
         self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self.writes = Writes()
         self._written: Future[None] | None = None
         self._weights_after: int | None = None  # this many rounds; None between a step and its round's end
         self._latest_logps = torch.zeros(0)
@@ -518,6 +520,7 @@ class SwarmTrainer(GRPOTrainer):
         keep = Keep(self._options.save_total_limit, self._config.save_full)
         aside = begin_checkpoint(self._checkpoints, number, self._write_small)
         large = self._large_state(moments)
+        self.writes.note(size_of(large))
         copy = copied(large)
         if copy is None:
             log.info("training waits for its checkpoint", reason="a copy would take over half of the free memory")

@@ -10,11 +10,16 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 
 from node.errors import UserError
+from node.run import run_node
 from node.training.checkpoint import (
+    A_DAY,
+    AT_ONCE,
     Checkpoint,
     Keep,
+    Writes,
     begin_checkpoint,
     end_checkpoint,
     find_damage,
@@ -28,6 +33,7 @@ from node.training.checkpoint import (
     write_score,
 )
 from tests.policies import tiny_policy
+from tests.swarms import GRADED, small_config
 from tests.training import fixed_rounds, mixed_samples, node_config, trainer_of
 
 
@@ -55,6 +61,44 @@ def test_the_newest_is_found_by_number_and_the_oldest_go(tmp_path):
     assert latest_checkpoint(tmp_path) == Checkpoint(100, tmp_path / "checkpoint-100")
     assert (tmp_path / "checkpoint-100" / "deeper" / "state").read_text() == "100"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100", "checkpoint-9"]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "seconds", "written"),
+    [
+        (0.001, 60, 1440),  # adapters: all that were asked for
+        (7.2, 60, 141),  # 0.6 B weights, all trained: one in ten minutes
+        (98, 3600, 8),  # 8 B
+    ],
+)
+def test_checkpoints_write_at_most_a_terabyte_a_day_after_the_first_ones(
+    gigabytes: float, seconds: int, written: int
+) -> None:
+    now, count = 0, 0
+    bound = Writes(clock=lambda: now)
+    while now < 86400:
+        if bound.allow():
+            bound.note(int(gigabytes * 10**9))
+            count += 1
+        now += seconds
+    assert count == written
+    assert count * gigabytes * 10**9 <= AT_ONCE + A_DAY
+
+
+def test_checkpoints_that_would_write_too_much_are_left_out_but_for_the_last_and_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0}}
+    config = small_config(11, **alone, tasks=GRADED, trainer={"save_steps": 2})
+    monkeypatch.setattr("node.training.checkpoint.AT_ONCE", 0)
+    monkeypatch.setattr("node.training.checkpoint.A_DAY", 1)
+    with capture_logs() as said:
+        run_node(config, tmp_path / "node")
+    assert rounds_in(tmp_path / "node" / "checkpoints") == [2, 11]
+    assert len([line for line in said if "checkpoints are left out" in line["event"]]) == 1
+    monkeypatch.undo()
+    run_node(config, tmp_path / "other")
+    assert rounds_in(tmp_path / "other" / "checkpoints") == [10, 11]
 
 
 def test_there_is_none_before_the_first(tmp_path):

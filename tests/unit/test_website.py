@@ -50,7 +50,10 @@ def test_the_reference_names_every_verb_every_setting_and_its_meaning() -> None:
     tables = {key for key in all_keys() if any(other.startswith(f"{key}.") for other in all_keys())}
     assert {key for key in all_keys() if key not in tables} - named == set()
     assert not re.search(r"Annotated|Union|Optional|object at", settings)
-    assert "| `save_steps` | `20` | int, >= 1 | rounds between checkpoints |" in settings
+    assert (
+        "| `save_steps` | `20` | int, >= 1 | rounds between checkpoints, or more, to write 1 TB a day at most |"
+        in settings
+    )
 
 
 def test_the_reference_of_metrics_names_each_and_its_meaning() -> None:
