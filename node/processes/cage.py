@@ -10,7 +10,8 @@ reads one answer, and ends all that the process has started. Such a process
     reaches no other   process: no tracing, no signals, no descriptors, keys, namespaces, mounts, shared memory
     is somebody else   where the worker is root: another uid, of no group. It has no capability, unless Python lies in a
                        folder that root alone may enter: then it has one, to read what is named above
-    is limited         in seconds, processor time, memory, files, their size, and processes
+    is limited         in seconds, processor time, files, their size, and, with all that it has started, in processes,
+                       memory and disk (`node.processes.supervisor`)
     answers            by a channel of its own, with one message of bounded length
 
 **All that it has started ends with the call.** seccomp denies setsid and setpgid, so its descendants stay in its
@@ -30,7 +31,6 @@ import json
 import math
 import os
 import resource
-import select
 import signal
 import site
 import socket
@@ -56,7 +56,7 @@ from node.processes.confinement import (
     WRITE_FILE,
     ConfinementError,
     calls,
-    deny_calls,
+    deny_calls_and_tell,
     landlock_abi,
     renounce_privileges,
     restrict_files,
@@ -64,6 +64,7 @@ from node.processes.confinement import (
     set_capabilities,
     unconfinable,
 )
+from node.processes.supervisor import CageError, Supervisor
 from node.processes.worker_process import HEADER, Message, adopt_orphans, die_with_parent, end_as, remove_folder
 
 T = TypeVar("T")
@@ -75,12 +76,10 @@ SIGNALS_ABI = 6  # of Landlock: a process signals none outside of its cage
 
 FIRST_UID = 0x70000000  # of uids that nobody has; in a container that has fewer, NOBODY
 NOBODY = 65534
-PROCESSES = 64  # that a call may have at a time, beside those of other programs of its uid
 FILES = 256  # that one of its processes may have open
 FILE_BYTES = 32 << 20  # of one file
-FOLDER_BYTES, FOLDER_ENTRIES = 64 << 20, 1_000  # of its folder; some disks take 3 ms to remove an entry
-LOOK_S = 0.1  # between two looks at its folder
-BLOCK_BYTES = 512  # of st_blocks, whatever the file system
+SIGNALS = 1_000  # that wait, of all processes of its uid: with more, others could queue none
+ENTERED = b"\0"  # its first byte, with the listener of its forks
 TRIAL_S = 20.0  # for the trial of a cage, which starts Python in it: a busy machine may need seconds
 CLOSE_RANGE = 436  # the system call
 UNCLEAN = 77  # exit status of a process that cannot be forked again
@@ -93,7 +92,8 @@ CAGED: Final = calls(
     "mount 165 40, umount2 166 39, pivot_root 155 41, chroot 161 51, open_tree 428, move_mount 429, fsopen 430, "
     "fsconfig 431, fsmount 432, fspick 433, mount_setattr 442, bpf 321 280, perf_event_open 298 241, "
     "userfaultfd 323 282, memfd_create 319 279, memfd_secret 447, mq_open 240 180, mq_unlink 241 181, "
-    "name_to_handle_at 303 264, open_by_handle_at 304 265, fanotify_init 300 262, syslog 103 116, personality 135 92, "
+    "name_to_handle_at 303 264, open_by_handle_at 304 265, fanotify_init 300 262, inotify_init 253 -, "
+    "inotify_init1 294 26, inotify_add_watch 254 27, syslog 103 116, personality 135 92, "
     "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89"
 )
 
@@ -146,10 +146,6 @@ def variables(own: Iterable[str]) -> dict[str, str | None]:
     return {**dict.fromkeys(taken), **ONE_THREAD, "TOKENIZERS_PARALLELISM": "false"}
 
 
-class CageError(Exception):
-    """A call gave no answer; the text says why."""
-
-
 class Cage:
     """Makes calls in cages, one at a time. This process must have one thread, and must not have used a GPU.
 
@@ -189,14 +185,19 @@ class Cage:
         with suppress(OSError):  # it has done so itself
             os.setpgid(pid, pid)
         theirs.close()
+        reason = ended = ""
+        message: Message = {}
         try:
             with ours:
-                return _read(ours, time.monotonic() + seconds, most, scratch)
+                message = self._answered(ours, Supervisor(pid, scratch, _memory()), time.monotonic() + seconds, most)
         except CageError as error:
-            raise CageError(f"{error}{_end(pid)}") from None
+            reason = str(error)
         finally:
-            _end(pid)
+            ended = _end(pid)
             remove_folder(scratch)
+        if reason:
+            raise CageError(f"{reason}{ended}")
+        return message
 
     def lacks(self) -> str:
         """Return what a cage lacks on this machine to be whole; empty if it is."""
@@ -204,8 +205,8 @@ class Cage:
             return reason
         if self._uid is None and os.geteuid() == 0:
             return "root cannot take another uid here"
-        if self._uid is None and landlock_abi() < SIGNALS_ABI:
-            return "the kernel is of before Linux 6.12, and lets a text send signals to this node"
+        if self._uid in (None, NOBODY) and landlock_abi() < SIGNALS_ABI:
+            return "the kernel is of before Linux 6.12, and lets a text send signals to others of its uid"
         self._is_whole = True
         try:
             lacks = str(self.call(_tried, TRIAL_S, 1 << 16)["lacks"])
@@ -214,22 +215,37 @@ class Cage:
         self._is_whole = not lacks
         return lacks
 
+    def _answered(self, channel: socket.socket, supervisor: Supervisor, deadline: float, most: int) -> Message:
+        """Return the message of a call, which has sent its listener before."""
+        supervisor.wait(channel.fileno(), deadline)
+        _, descriptors, *_ = socket.recv_fds(channel, 1, 1)
+        try:
+            supervisor.listener = next(iter(descriptors), None)
+            message = _read(channel, supervisor, deadline, most)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if self._is_whole and supervisor.is_blind:
+            raise CageError("its processes cannot be counted: /proc hides them")
+        return message
+
     def _answer(self, channel: socket.socket, scratch: Path, answer: Callable[[], Message], seconds: float) -> NoReturn:
         try:
             os.setpgid(0, 0)
             try:
-                self._enter(channel.fileno(), scratch, seconds)
+                self._enter(channel, scratch, seconds)
             except (ConfinementError, OSError):
                 if self._is_whole:
                     os._exit(1)
+                channel.send(ENTERED)
             data = json.dumps(answer()).encode()
             channel.sendall(HEADER.pack(len(data)) + data)
         except BaseException:  # noqa: BLE001  # it may raise anything, and exit
             os._exit(1)
         os._exit(0)
 
-    def _enter(self, channel: int, scratch: Path, seconds: float) -> None:
-        """Become a caged process.
+    def _enter(self, channel: socket.socket, scratch: Path, seconds: float) -> None:
+        """Become a caged process, and send the listener of its forks.
 
         Raises:
             ConfinementError, OSError: the rest of it cannot be had.
@@ -240,15 +256,15 @@ class Cage:
         null = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(null, number)
-        os.closerange(3, channel)
-        if libc.syscall(CLOSE_RANGE, channel + 1, ctypes.c_uint(0xFFFFFFFF), 0) < 0:
+        os.closerange(3, channel.fileno())
+        if libc.syscall(CLOSE_RANGE, channel.fileno() + 1, ctypes.c_uint(0xFFFFFFFF), 0) < 0:
             raise ConfinementError("descriptors cannot be closed")
         if self._uid is not None:
             os.chown(scratch, self._uid, self._uid)
         os.chdir(scratch)
         os.environ.update(HOME=str(scratch), TMPDIR=str(scratch))
         tempfile.tempdir = str(scratch)
-        _limit(seconds, self._uid)
+        _limit(seconds)
         handled = READS | CHANGES | (IOCTL_DEV if landlock_abi() >= 5 else 0)
         allowed = [*(self._allowed or ()), (str(scratch), SCRATCH), (os.devnull, READ_FILE | WRITE_FILE | TRUNCATE)]
         renounce_privileges(libc)
@@ -260,7 +276,9 @@ class Cage:
             libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0)
         restrict_files(libc, rules)
         libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-        deny_calls(libc, CHANGED | DISTURBING | CAGED, alone=True)
+        listener = deny_calls_and_tell(libc, CHANGED | DISTURBING | CAGED)
+        socket.send_fds(channel, [ENTERED], [listener])
+        os.close(listener)
 
 
 def make_folder() -> Path:
@@ -291,7 +309,8 @@ def lacking() -> str:
 def fork_clean(load: Callable[[], T]) -> T | None:
     """Return what `load` returns, in a process forked for it, or None in this one, where that cannot be forked again.
 
-    That is so if it has several threads then, or uses a GPU. What `load` raises is raised in the new process.
+    That is so if it has several threads then, uses a GPU, or shares memory that it writes. What `load` raises is raised
+    in the new process.
     """
     pid = os.fork()
     if pid == 0:
@@ -307,9 +326,14 @@ def fork_clean(load: Callable[[], T]) -> T | None:
 
 
 def is_clean() -> bool:
-    """Tell whether this process has one thread and no GPU in use, so that it can be forked."""
+    """Tell whether this process can be forked: it has one thread, uses no GPU, and a fork can change nothing of it.
+
+    A fork writes into memory that is mapped as shared, such as a lock of `multiprocessing`.
+    """
     torch = sys.modules.get("torch")
-    return len(list(Path("/proc/self/task").iterdir())) == 1 and not (torch is not None and torch.cuda.is_initialized())
+    if len(list(Path("/proc/self/task").iterdir())) > 1 or (torch is not None and torch.cuda.is_initialized()):
+        return False
+    return not any(line.split()[1].startswith("rw-s") for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def _other_uid() -> int | None:
@@ -360,16 +384,21 @@ def _allowed(files: Iterable[str]) -> Iterator[tuple[str, int]]:
             yield file, READ_FILE
 
 
-def _limit(seconds: float, uid: int | None) -> None:
+def _memory() -> float:
+    """Return how many bytes the processes of a call may have together: the data of one, beside what a fork has."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    data, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return math.inf if data == resource.RLIM_INFINITY else data + (resident - shared) * resource.getpagesize()
+
+
+def _limit(seconds: float) -> None:
     own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     data, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    everything = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])  # threads of this machine
-    threads = PROCESSES if uid is not None and uid != NOBODY else everything + PROCESSES
     for name, most in (
         (resource.RLIMIT_AS, resource.RLIM_INFINITY if data == resource.RLIM_INFINITY else own_bytes + data),
         (resource.RLIMIT_CPU, math.ceil(seconds) + 1),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
-        (resource.RLIMIT_NPROC, threads),
+        (resource.RLIMIT_SIGPENDING, SIGNALS),
         (resource.RLIMIT_NOFILE, FILES),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -381,20 +410,11 @@ def _limit(seconds: float, uid: int | None) -> None:
         resource.setrlimit(name, (most, most))
 
 
-def _read(channel: socket.socket, deadline: float, most: int, scratch: Path) -> Message:
-    """Read the one message of a call, and look at its folder meanwhile."""
+def _read(channel: socket.socket, supervisor: Supervisor, deadline: float, most: int) -> Message:
+    """Read the one message of a call."""
     data = bytearray()
-    next_look = time.monotonic() + LOOK_S
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
-        now = time.monotonic()
-        if now >= deadline:
-            raise CageError("it took too long")
-        if now >= next_look:
-            _look(scratch)
-            next_look = time.monotonic() + LOOK_S
-        ready, _, _ = select.select([channel], [], [], max(0.0, min(deadline, next_look) - now))
-        if not ready:
-            continue
+        supervisor.wait(channel.fileno(), deadline)
         chunk = channel.recv(1 << 16)
         if not chunk:
             raise CageError("it ended without an answer")
@@ -408,27 +428,6 @@ def _read(channel: socket.socket, deadline: float, most: int, scratch: Path) -> 
     if not isinstance(message, dict):
         raise CageError("its answer is no message")
     return message
-
-
-def _look(scratch: Path) -> None:
-    """Raise `CageError` if a folder holds too much, or cannot be looked into."""
-    size = count = 0
-    folders = [scratch]
-    while folders:
-        try:
-            for entry in folders.pop().iterdir():
-                count += 1
-                with suppress(FileNotFoundError):  # it is at work
-                    found = entry.lstat()
-                    size += found.st_blocks * BLOCK_BYTES
-                    if stat.S_ISDIR(found.st_mode):
-                        folders.append(entry)
-                if size > FOLDER_BYTES or count > FOLDER_ENTRIES:
-                    raise CageError("it filled its folder")
-        except FileNotFoundError:
-            continue
-        except OSError:
-            raise CageError("its folder cannot be looked into") from None
 
 
 def _end(pid: int) -> str:

@@ -9,8 +9,10 @@ that it starts
                                seccomp denies what Landlock does not know of: modes, owners, times, attributes
     disturb no other process   Landlock denies tracing, and since Linux 6.12 signals; seccomp denies changing another's
                                limits and priority, taking its descriptors, and System V's shared memory, queues and
-                               semaphores
+                               semaphores, new ones and those that are there
     have no privileges         root keeps one capability: to read any file
+
+seccomp denies calls by a list, so it lets none through that is newer than the list.
 
 Reading stays as it was. What is open already stays open: the channel to the node, and the worker's log. Nothing takes
 the confinement back. It needs Linux 6.2 (Landlock of ABI 3, which denies truncation) on x86-64 or arm64, and no rights.
@@ -32,8 +34,10 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
-SECCOMP_MODE_FILTER = 2
-ALLOW, ERROR = 0x7FFF0000, 0x00050000  # seccomp's answers: go on, or fail with an error number
+SECCOMP_MODE_FILTER = 2  # of prctl(2)
+SET_MODE_FILTER, NEW_LISTENER = 1, 1 << 3  # of seccomp(2)
+# seccomp's answers: go on, fail with an error number, or wait for a listener's answer.
+ALLOW, ERROR, ASK = 0x7FFF0000, 0x00050000, 0x7FC00000
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls, on every architecture
 LEAST_ABI = 3
 CAP_DAC_READ_SEARCH = 2
@@ -64,12 +68,13 @@ def calls(table: str) -> dict[str, tuple[int, int]]:
 CHANGED: Final = calls(
     "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452, chown 92 -, lchown 94 -, fchown 93 55, fchownat 260 54, "
     "utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, "
-    "setxattrat 463, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, removexattrat 466"
+    "removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16"
 )
-# io_uring opens sockets, too.
+# io_uring opens sockets, too. io_setup takes from what the whole machine has (fs.aio-max-nr).
 DISTURBING: Final = calls(
-    "socket 41 198, io_uring_setup 425, pidfd_getfd 438, shmget 29 194, semget 64 190, msgget 68 186, "
-    "setpriority 141 140, ioprio_set 251 30"
+    "socket 41 198, io_uring_setup 425, io_setup 206 0, pidfd_getfd 438, setpriority 141 140, ioprio_set 251 30, "
+    "shmget 29 194, shmat 30 196, shmctl 31 195, semget 64 190, semop 65 193, semtimedop 220 192, semctl 66 191, "
+    "msgget 68 186, msgsnd 69 189, msgrcv 70 188, msgctl 71 187"
 )
 # Denied unless their first argument is 0, which stands for the caller itself.
 OF_A_PROCESS: Final = calls(
@@ -77,9 +82,13 @@ OF_A_PROCESS: Final = calls(
     "prlimit64 302 261, migrate_pages 256 238, move_pages 279 239"
 )
 SOCKETPAIR: Final = (53, 199)  # only streams of this machine: a datagram socket of a pair reaches others by their names
+SECCOMP = (317, 277)
 CLONE, CLONE3 = (56, 220), (435, 435)
+FORKS: Final = calls("fork 57 -, vfork 58 -")
 NEW_NAMESPACES = 0x7E020000  # the flags of clone(2) that make one
-OTHER_CALLS = 0x40000000  # from here on, numbers are of the ABI x32
+# From here on, calls do not exist: they are newer than the lists above (setxattrat of Linux 6.13 and later ones), or of
+# the ABI x32.
+NEWER = 463
 
 
 class _Architecture(NamedTuple):
@@ -173,15 +182,31 @@ def set_capabilities(libc: ctypes.CDLL, kept: int, *, inherited: bool = False) -
     _check(libc.capset(header, data), "capset")
 
 
-def deny_calls(libc: ctypes.CDLL, denied: Calls, *, alone: bool = False) -> None:
-    """Let system calls fail with EACCES: those denied, those on other processes, and those of another ABI.
+def deny_calls(libc: ctypes.CDLL, denied: Calls) -> None:
+    """Let system calls fail with EACCES: those denied, those on other processes, and those of another architecture."""
+    _check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(_filter(denied, {})), 0, 0), "seccomp")
 
-    Args:
-        libc: the C library.
-        denied: the calls.
-        alone: whether clone(2) is to make no namespaces, either. clone3(2), whose flags cannot be seen, does not exist
-            then, and the C library takes clone(2).
+
+def deny_calls_and_tell(libc: ctypes.CDLL, denied: Calls) -> int:
+    """Deny calls, as `deny_calls` does, and new namespaces; return where forks wait, a listener of seccomp.
+
+    clone3(2), whose flags cannot be seen, does not exist then, and the C library takes clone(2).
     """
+    _, place = MACHINES[platform.machine()]
+    program = ctypes.byref(_filter(denied, FORKS))
+    listener: int = libc.syscall(SECCOMP[place], SET_MODE_FILTER, NEW_LISTENER, program)
+    _check(listener, "seccomp")
+    return listener
+
+
+class _Program(ctypes.Structure):
+    """A program of seccomp (sock_fprog)."""
+
+    _fields_ = (("count", ctypes.c_ushort), ("lines", ctypes.c_char_p))
+
+
+def _filter(denied: Calls, told: Calls) -> _Program:
+    """Return seccomp's program; calls that are `told` wait for what a listener answers."""
     audit, place = MACHINES[platform.machine()]
     load, equal, at_least, any_bit, bits, answer = (
         0x20,
@@ -192,8 +217,9 @@ def deny_calls(libc: ctypes.CDLL, denied: Calls, *, alone: bool = False) -> None
         0x06,
     )  # BPF: ld [k], jeq k, jge, jset, and, ret
     number, first, second = 0, 16, 24  # where seccomp_data has the call's number, and low halves of its arguments
-    allow, deny, absent = ((answer, 0, 0, value) for value in (ALLOW, ERROR | errno.EACCES, ERROR | errno.ENOSYS))
-    lines = [(load, 0, 0, 4), (equal, 1, 0, audit), deny, (load, 0, 0, number), (at_least, 0, 1, OTHER_CALLS), deny]
+    answers = ALLOW, ERROR | errno.EACCES, ERROR | errno.ENOSYS, ASK
+    allow, deny, absent, ask = ((answer, 0, 0, value) for value in answers)
+    lines = [(load, 0, 0, 4), (equal, 1, 0, audit), deny, (load, 0, 0, number), (at_least, 0, 1, NEWER), absent]
 
     def on(call: tuple[int, int], *then: tuple[int, int, int, int]) -> None:
         if call[place] != ABSENT:
@@ -205,13 +231,13 @@ def deny_calls(libc: ctypes.CDLL, denied: Calls, *, alone: bool = False) -> None
         on(call, (load, 0, 0, first), (equal, 0, 1, 0), allow, deny)
     is_local = ((load, 0, 0, first), (equal, 0, 4, socket.AF_UNIX))
     on(SOCKETPAIR, *is_local, (load, 0, 0, second), (bits, 0, 0, 0xF), (equal, 0, 1, socket.SOCK_STREAM), allow, deny)
-    if alone:
+    if told:
         on(CLONE3, absent)
-        on(CLONE, (load, 0, 0, first), (any_bit, 0, 1, NEW_NAMESPACES), deny, allow)
+        on(CLONE, (load, 0, 0, first), (any_bit, 0, 1, NEW_NAMESPACES), deny, ask)
+    for call in told.values():
+        on(call, ask)
     lines.append(allow)
-    program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
-    described = struct.pack("@HP", len(lines), ctypes.addressof(program))
-    _check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described, 0, 0), "seccomp")
+    return _Program(len(lines), b"".join(struct.pack("=HBBI", *line) for line in lines))
 
 
 def _check(result: int, what: str) -> None:

@@ -5,12 +5,15 @@
 Each entry is a call. Its codes are run one after another by `exec` in the caged process, and by a Python that this
 starts. What raises nothing is "reached", or what it calls `said`; else the error's class. UID 0 stays root. With
 FILTERED, unshare and mount are denied before, as Docker's filter does.
+
+The data of each process is bounded by `DATA`.
 """
 
 import ctypes
 import inspect
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,7 @@ from node.processes.confinement import CAP_DAC_READ_SEARCH, calls, deny_calls, r
 from node.processes.worker_process import Message
 
 MOST = 1 << 16  # bytes of an answer
+DATA = 1 << 30  # bytes
 
 
 def become(uid: int) -> None:
@@ -63,6 +67,7 @@ def main() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         renounce_privileges(libc)
         deny_calls(libc, calls("unshare 272 97, mount 165 40, setns 308 268"))
+    resource.setrlimit(resource.RLIMIT_DATA, (DATA, DATA))
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o711)
     cage = Cage(folder)

@@ -1,18 +1,23 @@
 """Cages: what code in one can reach, and that nothing of it is left; as root, as another uid, under Docker's filter."""
 
+import ctypes
 import json
 import os
+import resource
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from node.processes import cage, confinement
+from node.processes import cage, confinement, supervisor
 from node.processes.cage import Cage, variables
 from node.processes.confinement import MACHINES, calls, unconfinable
+from node.processes.supervisor import PROCESSES, CageError, Supervisor
 from node.processes.worker_process import remove_folder
 from tests.processes import alive
 
@@ -59,6 +64,22 @@ HARM = {
     "mount a file system": C + DENIED.format("libc.mount(b't', b'/mnt', b'tmpfs', 0, None)"),
     "change its root": "import os; os.chroot('.')",
     "add a key": C + DENIED.format("libc.syscall({add_key}, b'user', b'gossamer', b'abc', 3, -4)"),
+    "attach memory that others share": C
+    + "libc.shmat.restype = ctypes.c_void_p; assert libc.shmat({shm}, None, 0) != 2**64 - 1",
+    "remove memory that others share": C + DENIED.format("libc.shmctl({shm}, 0, None)"),
+    "wake who waits for a semaphore": C + DENIED.format("libc.semop({sem}, (ctypes.c_short * 3)(0, 1, 0), 1)"),
+    "set a semaphore": C + DENIED.format("libc.semctl({sem}, 0, 16, 5)"),
+    "send to a queue": C + DENIED.format("libc.msgsnd({msg}, bytes([1] * 16), 8, 0)"),
+    "remove a queue": C + DENIED.format("libc.msgctl({msg}, 0, None)"),
+    "watch the node's folder": C
+    + DENIED.format("libc.inotify_add_watch(libc.inotify_init1(0), {folder!r}.encode(), 2)"),
+    "take the machine's asynchronous I/O": C + DENIED.format("libc.syscall({io_setup}, 1000, bytes(8))"),
+    "change a file's attributes": C + DENIED.format("libc.syscall(469, -100, {key!r}.encode(), bytes(24), 24, 0)"),
+    "do what is newer than its filter": C + DENIED.format("libc.syscall(467, -100, b'/', 0, None, 0)"),
+    "queue all of a user's signals": C
+    + "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [40])\n"
+    + "info = bytes([40, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]) + bytes(116)\n"
+    + f"for _ in range(2_000): {DENIED.format('libc.syscall({sigqueue}, os.getpid(), 40, info)')}",
     "open a message queue": C + DENIED.format("libc.mq_open(b'/gossamer', 0o102, 0o600, None)"),
     "make shared memory": C + DENIED.format("libc.shmget(0, 4096, 0o1600)"),
     "make a file in memory": "import os; os.memfd_create('a')",
@@ -92,7 +113,7 @@ HELD = {"PermissionError", "AssertionError", "OSError", "ValueError", "KeyError"
 
 def numbers() -> dict[str, int]:
     """The numbers of some system calls here."""
-    table = calls("clone 56 220, add_key 248 217, bpf 321 280, userfaultfd 323 282")
+    table = calls("clone 56 220, add_key 248 217, bpf 321 280, userfaultfd 323 282, io_setup 206 0, sigqueue 129 138")
     return {name: pair[MACHINES[os.uname().machine].place] for name, pair in table.items()}
 
 
@@ -114,9 +135,24 @@ def caged(*texts: tuple[dict[str, str], float], uid: int | None = None, filtered
     return found["calls"]
 
 
+@pytest.fixture
+def system_v() -> Iterator[dict[str, int]]:
+    """Shared memory, a semaphore and a queue that everybody may use."""
+    libc = ctypes.CDLL(None)
+    made = {"shm": libc.shmget(0, 4096, 0o1666), "sem": libc.semget(0, 1, 0o1666), "msg": libc.msgget(0, 0o1666)}
+    yield made
+    libc.shmctl(made["shm"], 0, None)
+    libc.semctl(made["sem"], 0, 0)
+    libc.msgctl(made["msg"], 0, None)
+
+
 @pytest.mark.parametrize(("uid", "filtered"), [(None, False), (NOBODY, False), (None, True)])
 def test_what_is_in_a_cage_reaches_nothing_of_the_node_and_can_do_what_code_rewards_do(
-    uid: int | None, filtered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uid: int | None,
+    filtered: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    system_v: dict[str, int],
 ) -> None:
     if uid is not None and os.geteuid() != 0:
         pytest.skip("only root can take another uid")
@@ -127,7 +163,7 @@ def test_what_is_in_a_cage_reaches_nothing_of_the_node_and_can_do_what_code_rewa
         os.chown(path, os.geteuid() if uid is None else uid, -1)
     monkeypatch.setenv("GOSSAMER_TEST_TOKEN", KEY)
     places = {"key": str(folder / "identity.key"), "folder": str(folder), "home": str(Path.home()), "node": os.getpid()}
-    harm = {name: code.format(**places, **numbers()) for name, code in HARM.items()}
+    harm = {name: code.format(**places, **numbers(), **system_v) for name, code in HARM.items()}
     (found,) = caged(({**USE, **harm}, 60.0), uid=uid, filtered=filtered)
     for place in ("here", "program"):
         assert {name for name in HARM if found[place][name] not in HELD} == set(), found[place]
@@ -177,6 +213,74 @@ def test_all_that_a_call_has_started_ends_with_it_daemons_and_fork_bombs_too(uid
     assert isinstance(bomb["program"]["bomb"], int) or bomb["program"]["bomb"] == "BlockingIOError"  # another's bomb
     left = [one.info for one in psutil.process_iter(["cmdline"]) if "tests.fakes.caged" in (one.info["cmdline"] or [])]
     assert left == []
+
+
+FORKS = """
+import os, resource, time
+count = 0
+try:
+    while count < 500:
+        if os.fork() == 0:
+            os.closerange(0, 3)
+            time.sleep(600)
+        count += 1
+except BlockingIOError:
+    pass
+said = [count, resource.getrlimit(resource.RLIMIT_NPROC)[0]]
+"""
+TAKES = """
+import os, time
+read, write = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        taken = b"x" * (300 << 20)
+        os.write(write, b"x")
+        time.sleep(600)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("uid", [None, NOBODY])
+def test_processes_and_memory_of_a_call_have_a_bound_together_and_others_of_its_uid_are_not_counted(
+    uid: int | None,
+) -> None:
+    if uid is not None and os.geteuid() != 0:
+        pytest.skip("only root can take another uid")
+    forks, takes = caged(({"": FORKS}, 20.0), ({"": TAKES}, 20.0), uid=uid)
+    assert forks["program"][""] == [PROCESSES - 2, resource.getrlimit(resource.RLIMIT_NPROC)[0]]
+    assert takes == "its processes took too much memory"
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machine(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {"memory": [100, 24], "disk": [100, 24]}
+    left["disk" if what == "memory" else "memory"] = [100, 25]
+    monkeypatch.setattr(supervisor, "available_memory", lambda: left["memory"].pop(0))
+    monkeypatch.setattr(supervisor, "free_disk", lambda folder: left["disk"].pop(0))
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    read, write = os.pipe()
+    with pytest.raises(CageError, match=f"this machine was about to run out of {what}"):
+        Supervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 60)
+    os.close(read)
+    os.close(write)
+
+
+def test_a_cage_whose_processes_proc_hides_is_not_whole() -> None:
+    code = """
+import psutil
+from node.processes.cage import Cage, make_folder
+from node.processes.worker_process import remove_folder
+psutil.pids = lambda: []
+folder = make_folder()
+print(Cage(folder).lacks())
+remove_folder(folder)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout == "a trial failed: its processes cannot be counted: /proc hides them\n"
 
 
 SAYS = """
@@ -256,19 +360,28 @@ def test_a_cage_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "before Linux 6.12" in Cage(tmp_path).lacks()
     monkeypatch.setattr(cage.os, "geteuid", lambda: 0)
     assert "cannot take another uid" in Cage(tmp_path).lacks()
+    monkeypatch.setattr(cage, "_other_uid", lambda: NOBODY)  # as other workers have
+    assert "before Linux 6.12" in Cage(tmp_path).lacks()
     monkeypatch.setattr(confinement, "LEAST_ABI", 1_000)
     assert "no Landlock" in Cage(tmp_path).lacks()
 
 
-@pytest.mark.parametrize("threads", [0, 1])
-def test_a_process_with_threads_is_not_forked_for_a_call(threads: int) -> None:
+@pytest.mark.parametrize(
+    ("does", "is_forked"),
+    [
+        ("", True),
+        ("threading.Thread(target=threading.Event().wait, daemon=True).start()", False),
+        ("kept.append(multiprocessing.Lock())", False),
+        ("kept.append(mmap.mmap(-1, 4096))", False),
+    ],
+)
+def test_a_process_with_threads_or_shared_memory_is_not_forked_for_a_call(does: str, is_forked: bool) -> None:
     code = f"""
-import os, threading
+import mmap, multiprocessing, os, threading
 from node.processes.cage import fork_clean
-began = os.getpid()
+began, kept = os.getpid(), []
 def load():
-    for _ in range({threads}):
-        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    {does}
     return "loaded"
 loaded = fork_clean(load)
 print(loaded, os.getpid() == began, flush=True)
@@ -276,4 +389,4 @@ print(loaded, os.getpid() == began, flush=True)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
     )
-    assert done.stdout == ("None True\n" if threads else "loaded False\n")
+    assert done.stdout == ("loaded False\n" if is_forked else "None True\n")

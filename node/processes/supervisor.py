@@ -1,0 +1,177 @@
+"""Supervisor: looks at what a call in a cage takes, and ends it in time (seccomp's user notification, /proc).
+
+What no limit of a single process holds is looked at by the worker, while it waits for the answer:
+
+    processes   each fork waits until the worker lets it go on, so there are at most `PROCESSES`, threads included.
+                RLIMIT_NPROC would count all processes of a uid: one text's forks would let another's fail
+    memory      of all of its processes together: at most the bytes that each may have
+    folder      bytes and entries
+    machine     what no count finds: files without a name, pages of shared memory that no process has mapped. The call
+                ends where less is left, of memory or disk, than `LEFT` of what there was when it began
+
+All but forks are looked at every `LOOK_S`.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import stat
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from node.processes.machine import available_memory
+
+PROCESSES = 64  # that a call may have at a time, and threads
+FOLDER_BYTES, FOLDER_ENTRIES = 64 << 20, 1_000  # of its folder; some disks take 3 ms to remove an entry
+LEFT = 0.25  # a share: a trainer beside it takes its memory in small steps
+LOOK_S = 0.1  # between two looks
+COUNT_S = 0.01  # between two counts while it has too many processes
+BLOCK_BYTES = 512  # of st_blocks, whatever the file system
+
+RECEIVE, ANSWER = 0xC0502100, 0xC0182101  # ioctls of a listener; of its messages the first 8 bytes are an id
+NOTICE_BYTES = 80
+GO_ON = 1
+
+
+class CageError(Exception):
+    """A call gave no answer; the text says why."""
+
+
+class _Process(NamedTuple):
+    """A process of a call: how many threads it has, and how many bytes of memory that no file gives back."""
+
+    threads: int
+    memory: int
+
+
+class Supervisor:
+    """What one call takes.
+
+    Args:
+        group: its process group, which its processes cannot leave.
+        folder: it writes there alone.
+        memory: bytes that its processes may have together.
+
+    Attributes:
+        listener: where its forks wait; without one they go on.
+        is_blind: whether /proc has hidden its processes.
+    """
+
+    def __init__(self, group: int, folder: Path, memory: float) -> None:
+        self.listener: int | None = None
+        self.is_blind = False
+        self._group = group
+        self._folder = folder
+        self._memory = memory
+        self._least = LEFT * available_memory(), LEFT * free_disk(folder)
+        self._room = 0  # forks that may go on before the next count
+        self._next_look = time.monotonic() + LOOK_S
+        self._next_count = 0.0
+
+    def wait(self, channel: int, deadline: float) -> None:
+        """Wait until `channel` can be read, and look at the call meanwhile.
+
+        Raises:
+            CageError: it takes too much, or longer than until `deadline` on the monotonic clock.
+        """
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        if self.listener is not None:
+            poll.register(self.listener, select.POLLIN)
+        while True:
+            now = time.monotonic()
+            if now >= deadline:
+                raise CageError("it took too long")
+            if now >= self._next_look:
+                self._look()
+                self._next_look = time.monotonic() + LOOK_S
+            ready = dict(poll.poll(1e3 * max(0.0, min(deadline, self._next_look) - now)))
+            if channel in ready:
+                return
+            for number, events in ready.items():
+                if not events & select.POLLIN:  # nobody is left who could fork
+                    poll.unregister(number)
+                    self.listener = None
+                else:
+                    self._fork()
+
+    def _fork(self) -> None:
+        """Let a fork that waits go on, or fail."""
+        assert self.listener is not None
+        notice = bytearray(NOTICE_BYTES)
+        now = time.monotonic()
+        try:
+            fcntl.ioctl(self.listener, RECEIVE, notice)
+        except OSError:  # it was killed meanwhile
+            return
+        if self._room == 0 and now >= self._next_count:
+            self._room = max(0, PROCESSES - sum(process.threads for process in self._processes()))
+            self._next_count = now + COUNT_S
+        if self._room > 0:
+            self._room -= 1
+            answer = struct.pack("=8sqiI", notice[:8], 0, 0, GO_ON)
+        else:
+            answer = struct.pack("=8sqiI", notice[:8], 0, -errno.EAGAIN, 0)
+        with suppress(OSError):  # it was killed meanwhile
+            fcntl.ioctl(self.listener, ANSWER, answer)
+
+    def _look(self) -> None:
+        if sum(process.memory for process in self._processes()) > self._memory:
+            raise CageError("its processes took too much memory")
+        for what, left, least in zip(
+            ("memory", "disk"), (available_memory(), free_disk(self._folder)), self._least, strict=True
+        ):
+            if left < least:
+                raise CageError(f"this machine was about to run out of {what}")
+        look_into(self._folder)
+
+    def _processes(self) -> list[_Process]:
+        found = [*_of_group(self._group)]
+        self.is_blind = self.is_blind or not found
+        return found
+
+
+def _of_group(group: int) -> Iterator[_Process]:
+    """Yield the processes of a group; those that have ended have no memory."""
+    for process in psutil.pids():
+        with suppress(OSError):  # it is gone
+            if os.getpgid(process) != group:
+                continue
+            rows = (line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines())
+            said = {row[0]: row[1] for row in rows if len(row) > 1}
+            kib = sum(int(said.get(kind, 0)) for kind in ("RssAnon:", "RssShmem:", "VmSwap:"))
+            yield _Process(int(said["Threads:"]), kib << 10)
+
+
+def free_disk(folder: Path) -> int:
+    """Return how many bytes others than root may still write where a folder is."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def look_into(folder: Path) -> None:
+    """Raise `CageError` if a folder holds too much, or cannot be looked into."""
+    size = count = 0
+    folders = [folder]
+    while folders:
+        try:
+            for entry in folders.pop().iterdir():
+                count += 1
+                with suppress(FileNotFoundError):  # it is at work
+                    found = entry.lstat()
+                    size += found.st_blocks * BLOCK_BYTES
+                    if stat.S_ISDIR(found.st_mode):
+                        folders.append(entry)
+                if size > FOLDER_BYTES or count > FOLDER_ENTRIES:
+                    raise CageError("it filled its folder")
+        except FileNotFoundError:
+            continue
+        except OSError:
+            raise CageError("its folder cannot be looked into") from None
