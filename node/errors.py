@@ -46,6 +46,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def printable(text: str) -> str:
+    """Return somebody's text with escapes for what a terminal obeys, or a log cannot encode."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def how_to_install(extra: str) -> str:
     """Return the command that installs an extra of ours into the environment of this process."""
     return f"{shlex.quote(sys.executable)} -m pip install 'gossamer[{extra}]'"

@@ -64,7 +64,7 @@ from node.processes.confinement import (
     set_capabilities,
     unconfinable,
 )
-from node.processes.supervisor import CageError, Supervisor
+from node.processes.supervisor import NO_ANSWER, CageError, Supervisor
 from node.processes.worker_process import HEADER, Message, adopt_orphans, die_with_parent, end_as, remove_folder
 
 T = TypeVar("T")
@@ -417,7 +417,7 @@ def _read(channel: socket.socket, supervisor: Supervisor, deadline: float, most:
         supervisor.wait(channel.fileno(), deadline)
         chunk = channel.recv(1 << 16)
         if not chunk:
-            raise CageError("it ended without an answer")
+            raise CageError(NO_ANSWER)
         data += chunk
         if len(data) >= HEADER.size and HEADER.unpack_from(data)[0] > most:
             raise CageError("its answer is too long")

@@ -38,6 +38,7 @@ BLOCK_BYTES = 512  # of st_blocks, whatever the file system
 RECEIVE, ANSWER = 0xC0502100, 0xC0182101  # ioctls of a listener; of its messages the first 8 bytes are an id
 NOTICE_BYTES = 80
 GO_ON = 1
+NO_ANSWER = "it ended without an answer"
 
 
 class CageError(Exception):
@@ -79,7 +80,8 @@ class Supervisor:
         """Wait until `channel` can be read, and look at the call meanwhile.
 
         Raises:
-            CageError: it takes too much, or longer than until `deadline` on the monotonic clock.
+            CageError: it takes too much, or longer than until `deadline` on the monotonic clock, or its first process
+                has ended, though what that has started may hold the channel.
         """
         poll = select.poll()
         poll.register(channel, select.POLLIN)
@@ -89,12 +91,15 @@ class Supervisor:
             now = time.monotonic()
             if now >= deadline:
                 raise CageError("it took too long")
+            is_over = False
             if now >= self._next_look:
-                self._look()
+                is_over = self._look()
                 self._next_look = time.monotonic() + LOOK_S
-            ready = dict(poll.poll(1e3 * max(0.0, min(deadline, self._next_look) - now)))
+            ready = dict(poll.poll(0 if is_over else 1e3 * max(0.0, min(deadline, self._next_look) - now)))
             if channel in ready:
                 return
+            if is_over:
+                raise CageError(NO_ANSWER)
             for number, events in ready.items():
                 if not events & select.POLLIN:  # nobody is left who could fork
                     poll.unregister(number)
@@ -122,7 +127,8 @@ class Supervisor:
         with suppress(OSError):  # it was killed meanwhile
             fcntl.ioctl(self.listener, ANSWER, answer)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Tell whether the first process has ended; raise `CageError`."""
         if sum(process.memory for process in self._processes()) > self._memory:
             raise CageError("its processes took too much memory")
         for what, left, least in zip(
@@ -131,6 +137,9 @@ class Supervisor:
             if left < least:
                 raise CageError(f"this machine was about to run out of {what}")
         look_into(self._folder)
+        with suppress(ChildProcessError):
+            return os.waitid(os.P_PID, self._group, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return False
 
     def _processes(self) -> list[_Process]:
         found = [*_of_group(self._group)]

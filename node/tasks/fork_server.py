@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
-from node.processes.worker_process import Message, Requests, WorkerError, adopt_orphans, ask, children_of
+from node.processes.worker_process import Message, Requests, WorkerError, adopt_orphans, ask, children_of, receive, send
 from node.tasks import Item
 from node.tasks.environments import Done, Environment, Observation, step
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 BEGIN_S = 10.0  # for a process to be forked and confined, which takes some milliseconds
 BEGUN = b"\0"  # its first byte
+MAX_ANSWER = 1 << 16  # bytes, fewer than a channel holds
 ENDED = "the process of an episode ended: its environment took too long, or too much memory"
 
 
@@ -144,20 +145,30 @@ def _has_begun(channel: socket.socket) -> bool:
 
 
 def answer_apart(requests: Requests, answer: Callable[[], Message], *, confined: bool) -> None:
-    """Reply with what `answer` returns, found in a forked process; in the worker. Raises `OSError` if there is none."""
+    """Reply with what `answer` returns, found in a forked process; in the worker. Raises `OSError` if there is none.
+
+    That process has no channel to the node, and its answer counts once it has ended: how it ends says nothing.
+    """
     _end_orphans()
-    pid = os.fork()
-    if pid == 0:
-        failed = 1
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    ours, theirs = socket.socketpair()
+    with ours:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                requests.channel.close()
+                _become_episode(confined)
+                send(theirs, answer())
+            finally:
+                os._exit(0)
+        theirs.close()
+        os.waitpid(pid, 0)
+        ours.setblocking(False)  # what it has left behind may hold the other end
         try:
-            _become_episode(confined)
-            requests.reply(answer())
-            failed = 0
-        finally:
-            os._exit(failed)
-    _, status = os.waitpid(pid, 0)
-    if status != 0:
-        requests.reply({"error": ENDED})
+            said = receive(ours, most=MAX_ANSWER)
+        except (EOFError, OSError, ValueError):
+            said = {"error": ENDED}
+    requests.reply(said)
 
 
 def adopt_from_here() -> None:

@@ -17,9 +17,9 @@ TRL. If that call raises, ends its worker, or takes longer than `TOGETHER` texts
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": a number or null} or {"error": why
-not}; "parts" beside a reward are what each of several functions paid, by name. To a request with a "batch" it replies
-with such a reply for each of it, as "scored". To a request "start" it replies with the channel of an episode
-(`node.tasks.fork_server`).
+not}; "parts" beside a reward are what each of several functions paid, by the "names" of its first reply. To a request
+with a "batch" it replies with such a reply for each of it, as "scored". To a request "start" it replies with the
+channel of an episode (`node.tasks.fork_server`).
 
 Somebody's text may have written any reply. So its form is checked (`reward_of`), and a reply that is to no request, or
 to an earlier one, is dropped and counted.
@@ -37,7 +37,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -49,7 +49,7 @@ from typing import Any, Final, Literal, NamedTuple
 import structlog
 
 from node.config import TaskConfig
-from node.errors import UserError, one_line
+from node.errors import UserError, one_line, printable
 from node.processes.cage import lacking, make_folder, variables
 from node.processes.confinement import ConfinementError, confine, unconfinable
 from node.processes.machine import available_memory, usable_cores
@@ -104,7 +104,6 @@ CAGE_S = 10.0  # beside a text's own time: to make a cage, to end all in it and 
 QUOTED = 200  # characters of a reason in the log
 MAX_REPLY = 1 << 20  # bytes of a reply to a text
 TOGETHER = 4  # times the seconds of one text that a round's texts in one call may take; a text that hangs costs as much
-MAX_PARTS = 64  # functions of a task
 
 log = structlog.get_logger()
 
@@ -270,9 +269,9 @@ _reasons: dict[str, str] = {}  # by task, the latest
 
 
 def warn_unscorable(task: str, reason: str) -> None:
-    """Tell the log that an answer to a question of this task is unscorable, and why."""
-    _reasons[task] = reason[:QUOTED]
-    log.warning("unscorable", task=task, reason=reason[:QUOTED])
+    """Tell the log that an answer to a question of this task is unscorable, and why; a text may have written that."""
+    _reasons[task] = told = printable(reason[:QUOTED])
+    log.warning("unscorable", task=task, reason=told)
 
 
 def latest_reason(task: str) -> str:
@@ -355,8 +354,12 @@ _Waiting = tuple[int, int, _Job | None, "Future[Any]", TimeBudget | None]
 _CLOSE, _OWN, _PEERS, _NEWCOMERS = range(4)  # the order in which a lane takes what waits
 
 
-def reward_of(said: Message) -> Verdict:
+def reward_of(said: Message, functions: Collection[str]) -> Verdict:
     """Return the reward in a worker's reply, None where it says that it cannot tell.
+
+    Args:
+        said: the reply.
+        functions: names that parts may have.
 
     Raises:
         ValueError: the reply is of another form; the text says how.
@@ -366,7 +369,7 @@ def reward_of(said: Message) -> Verdict:
         return None
     if isinstance(reward, bool) or not is_reward(reward):
         raise ValueError(f"a reward of {reward!r:.60}")
-    if not isinstance(parts, dict) or len(parts) > MAX_PARTS or not all(map(_is_part, parts.values())):
+    if not (isinstance(parts, dict) and parts.keys() <= {*functions} and all(map(_is_part, parts.values()))):
         raise ValueError(f"a reward in parts of {parts!r:.60}")
     return Scored(reward, parts) if parts else float(reward)
 
@@ -423,6 +426,7 @@ class _WorkerThread:
         self._lanes = lanes
         self._worker: WorkerProcess | None = None
         self._said: Message | Exception = {}  # the worker's first reply, or why there is no worker
+        self._names: Collection[str] = ()  # of a task's functions
         self._busy = 0.0  # seconds of scoring since nothing waited
         self._more = 0.0  # seconds that a text gets beside its own, where each has a cage
         self._is_new = False  # whether the worker has scored nothing yet
@@ -460,6 +464,7 @@ class _WorkerThread:
             self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], environment)
             self._said = said = self._worker.call(self._lanes.first, LOAD_S)
             self._is_new = True
+            self._names = said.get("names", ())
             self._more = said["loads_for"] + CAGE_S if "loads_for" in said else 0.0
         except (WorkerError, OSError, TypeError) as error:  # TypeError: options that cannot be written as JSON
             self._said = error
@@ -542,7 +547,7 @@ class _WorkerThread:
 
     def _read(self, said: Message) -> Verdict:
         try:
-            verdict = reward_of(said)
+            verdict = reward_of(said, self._names)
             reason = said.get("error", "its task cannot tell")
         except ValueError as error:
             verdict, reason = None, error

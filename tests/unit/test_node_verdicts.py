@@ -423,7 +423,9 @@ def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
         ({"reward": 1.0, "parts": ["a"]}, "a reward in parts of ['a']"),
         ({"reward": 1.0, "parts": {"a": None}}, "a reward in parts of {'a': None}"),
         ({"reward": 1.0, "parts": {"a": float("nan")}}, "a reward in parts of {'a': nan}"),
+        ({"reward": 1.0, "parts": {"b": 1.0}}, "a reward in parts of {'b': 1.0}"),
         ({"error": {"a": 1}}, "{'a': 1}"),
+        ({"error": "\x1b]0;é\x07\ud800"}, "\\x1b]0;é\\x07\\ud800"),
         ({"reward": "1"}, "a reward of '1'"),
         ({"reward": [1.0]}, "a reward of [1.0]"),
         ({}, "its task cannot tell"),
@@ -431,7 +433,7 @@ def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
     ],
 )
 def test_what_a_worker_says_that_is_no_reward_is_none(scene: Scene, says: Message, reason: str) -> None:
-    scene.says = says
+    scene.first, scene.says = {"names": ["a"]}, says
     with capture_logs() as logs:
         assert found(Workers("t", "m", {}), requests(2)) == [None, None]
     assert [one["reason"] for one in logs] == [reason, reason]
@@ -440,7 +442,7 @@ def test_what_a_worker_says_that_is_no_reward_is_none(scene: Scene, says: Messag
 
 @pytest.mark.parametrize("reward", [7, -18.5, 0, 1e15])
 def test_any_finite_number_is_a_reward(scene: Scene, reward: float) -> None:
-    scene.says = {"reward": reward, "parts": {"one": reward / 2}}
+    scene.first, scene.says = {"names": ["one", "two"]}, {"reward": reward, "parts": {"one": reward / 2}}
     (verdict,) = found(Workers("t", "m", {}), requests(1))
     assert isinstance(verdict, Scored) and (verdict, verdict.parts) == (reward, {"one": reward / 2})
 
@@ -541,7 +543,7 @@ def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch:
 
 
 GAME = """
-import time
+import os, time
 from node.tasks import Item
 from node.tasks.environments import Done, Observation
 
@@ -557,6 +559,12 @@ class Game:
         if text == "forever":
             while True:
                 time.sleep(1)
+        if text == "exit":
+            os._exit(0)
+        if text == "leave" and os.fork() != 0:
+            os._exit(0)
+        if text == "leave":
+            time.sleep(600)
         return Done(1.0) if text == "end" else Observation(f"you said {text}")
 
 
@@ -573,6 +581,17 @@ def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(t
     asked = [Answer(task, item, texts[-1], texts[:-1]) for texts in episodes]
     assert Scoring(asked, is_own=False).wait(60) == [1.0, 1.0, None, 0.0]
     assert Scoring([Answer(task, item, "forever")], is_own=False).wait(0.5) == [None], "it holds up nobody"
+
+
+@pytest.mark.parametrize("isolate", ["", "isolate = 'none'"])
+def test_a_process_of_an_episode_that_ends_without_an_answer_costs_no_wait(isolate: str, tmp_path: Path) -> None:
+    (tmp_path / "game.py").write_text(f"{GAME}\n{isolate}\n")
+    [task] = load_tasks([TaskConfig(name="file/game", options={"path": str(tmp_path / "game.py")})]).tasks
+    for is_own in (False, True):
+        asked = [Answer(task, task.make(1), text) for text in ("end", "exit", "leave", "end")]
+        with capture_logs() as logs:
+            assert Scoring(asked, is_own=is_own).wait(60) == [1.0, None, None, 1.0]
+        assert not any("no answer to" in one["reason"] or "it took too long" in one["reason"] for one in logs)
 
 
 RIDDLE = """
