@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from node.config import FILE_OPTIONS, HUB_OPTIONS, NodeConfig, TaskConfig, is_file_task, parse_config
 from node.errors import UserError, for_shell
 from node.state_folder import KEY_FILE, exclusive, gone_if_new, keep_config, recall, resolve_seed
-from node.tasks import Task, TaskKey, founder_may_choose, has_own_code, kind_of, load_tasks
+from node.tasks import Task, TaskKey, founder_may_choose, has_own_code, kind_of, load_tasks, own_options
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from node.tasks.third_party import installed
@@ -507,7 +507,7 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
     for config in configs:
         for task in load_tasks([config]).tasks:
             name = _name_to_build_by(config, task)
-            options = {} if has_own_code(name) else dict(config.options)
+            options = {} if has_own_code(name) else _without(config.options, own_options(name))
             if is_file_task(name):
                 for option in FILE_OPTIONS:
                     options.pop(option, None)  # paths of this machine concern nobody else
@@ -517,6 +517,10 @@ def describe_tasks(configs: Sequence[TaskConfig]) -> list[ManifestTask]:
                 options[PROMPTING] = config.prompting
             described.append(ManifestTask(name, task.key.version, task.key.config, _canonical(name, options)))
     return described
+
+
+def _without(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {option: value for option, value in options.items() if option not in names}
 
 
 def _name_to_build_by(config: TaskConfig, task: Task) -> str:
@@ -637,7 +641,8 @@ def _first_that_is(task: ManifestTask, candidates: Sequence[TaskConfig]) -> Task
 
 
 def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
-    options = _options(task)
+    own = own_options(task.name)
+    options = _without(_options(task), own)
     prompting = options.pop(PROMPTING, {})
     if has_own_code(task.name):  # no founder chooses what runs here
         options = dict(mine.options)
@@ -647,6 +652,7 @@ def _merged(task: ManifestTask, mine: TaskConfig) -> TaskConfig:
             options.pop(option, None)  # no founder chooses our files
         if ours:  # our files: we say what they hold, and in which columns
             options |= mine.options
+    options |= {option: mine.options[option] for option in own & mine.options.keys()}
     asked = mine.model_dump(include={"examples", "instruction"}, exclude_unset=True)
     try:  # a founder who sets another field too, such as whose code to run, makes this a TypeError
         return TaskConfig(name=task.name, weight=mine.weight, options=options, **(prompting | asked))

@@ -321,6 +321,7 @@ class TaskKind(NamedTuple):
     own_code: str = ""  # the owner's code that it runs: no founder of a swarm chooses that
     code_option: str = ""  # the option that names the code
     package_code: bool = False  # it runs code of an installed package
+    own_options: frozenset[str] = frozenset()  # options that each node sets for itself: they are in no manifest
     safe_texts: frozenset[str] = frozenset()  # options whose text a founder may choose, as it names nothing here
     may_choose: Callable[[str, str, Any], bool] | None = None  # a task's name, option, value: may a founder choose it?
 
@@ -419,7 +420,7 @@ KINDS: Mapping[str, TaskKind] = MappingProxyType(
         # Data sets of reasoning-gym (an extra): reasoning-gym/NAME.
         "reasoning-gym": TaskKind(_load_reasoning_gym, _gym_names, may_choose=_gym_may_choose),
         # Installed task sets of verifiers (an extra): verifiers/NAME.
-        "verifiers": TaskKind(_load_verifiers, package_code=True),
+        "verifiers": TaskKind(_load_verifiers, package_code=True, own_options=frozenset({"isolate"})),
     }
 )
 
@@ -433,6 +434,12 @@ def has_own_code(name: str) -> bool:
     """Tell whether a task of this name runs code that its options name: a node's owner chooses it, and no founder."""
     kind = kind_of(name)
     return kind is not None and bool(kind.own_code)
+
+
+def own_options(name: str) -> frozenset[str]:
+    """Return the options of the task `name` that each node sets for itself."""
+    kind = kind_of(name)
+    return frozenset() if kind is None else kind.own_options
 
 
 def founder_may_choose(name: str, option: str, value: Any) -> bool:

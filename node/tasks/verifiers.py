@@ -6,6 +6,7 @@
     rows = 1000                      # how many of its questions are used
     low = 0.0                        # the sums that are rewards of 0
     high = 1.0                       # and of 1: a group with a sum outside of them is not shared
+    # isolate = "none"               # "none": its rewards run no text; "text": one does; without it, nobody knows
     config = {}                      # the task set's own configuration
 
 A task set with tools, or with an environment of its own, is played in episodes (`node.tasks.verifiers_episodes`). They
@@ -16,8 +17,10 @@ carries the row's hash, and a receiver whose row has another one sets the group 
 
 The task set is other people's code. A worker process loads it and computes rewards, with limits on time and memory.
 Once it is loaded, it is confined (`node.processes.confinement`); where a machine cannot do that, Python's own network
-is denied. A joiner loads a task set only by its own word (`node.tasks.choices`). A completion whose reward fails or
-takes too long is unscorable (`node.tasks.verdicts`).
+is denied. A peer's text is scored in a cage (`node.tasks.caged`), unless `isolate` is "none"; where there is no whole
+cage, or its rewards fail in one, groups stay at home. If `isolate` is "text", own texts have cages, too. A joiner loads
+a task set only by its own word (`node.tasks.choices`), and no founder says what `isolate` is at a joiner's. A
+completion whose reward fails or takes too long is unscorable (`node.tasks.verdicts`).
 
 `python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """
@@ -28,7 +31,6 @@ import importlib.util
 import inspect
 import math
 import re
-import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -36,22 +38,36 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
 from node.errors import UserError, how_to_install
+from node.processes.cage import lacking, make_folder
 from node.processes.confinement import ConfinementError, confine
-from node.processes.worker_process import Message, WorkerError, connect
+from node.processes.worker_process import Message, WorkerError, connect, yield_memory
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_reward, scaled
+from node.tasks.caged import CageWork, serve_in_cages
 from node.tasks.environments import MAX_TURNS, Done, Environment, play_again, step
 from node.tasks.fork_server import ForkServer, adopt_from_here, fork_episode
-from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Submission, Verdict, Workers, score
+from node.tasks.verdicts import (
+    CAGE_S,
+    LOAD_S,
+    SCORE_S,
+    Answer,
+    Submission,
+    Verdict,
+    Workers,
+    bound_memory,
+    score,
+)
 
 KIND = "verifiers"
 VERSION = 2
-MAX_BYTES = 8 << 30  # of the process's address space
+MODULE = "node.tasks.verifiers"
+RUBBISH = "rubbish"
+IN_CAGE = '(in a cage: say isolate = "none" if its rewards only read texts) '
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -61,6 +77,7 @@ class VerifiersOptions(Section):
     rows: int = Field(1000, ge=1, le=100_000)
     low: float = 0.0
     high: float = 1.0
+    isolate: Literal["none", "text"] | None = None
     config: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
@@ -74,7 +91,7 @@ class VerifiersOptions(Section):
 class VerifiersTask:
     """One task set: `items` by row, the processes that score, and what begins an episode, if it has episodes.
 
-    Peers' texts go to `apart`.
+    Peers' texts go to `apart`. `unshared` says why its groups stay at home; empty if they do not.
     """
 
     key: TaskKey
@@ -83,11 +100,7 @@ class VerifiersTask:
     apart: Workers
     start: ForkServer | None
     range: tuple[float, float]
-
-    @property
-    def unshared(self) -> str:
-        """Why its groups stay at home: episodes do."""
-        return "" if self.start is None else "no peer can play the episodes of its environment again"
+    unshared: str
 
     @property
     def size(self) -> int:
@@ -125,20 +138,50 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
         raise UserError(f"task {task!r}: {name!r} is no name of a task set: it has letters, digits, - and _")
     if importlib.util.find_spec("verifiers") is None:
         raise UserError(f"task {task!r}: run {how_to_install('verifiers')}")
-    first = {"call": "load", "id": name, **parsed.model_dump()}
-    workers, apart = (Workers(task, "node.tasks.verifiers", first) for _ in range(2))
+    first = {"call": "load", "id": name, **parsed.model_dump(), "isolate": "none"}
+    direct = Workers(task, MODULE, first)
     try:
-        said = workers.begin()
+        said = direct.begin()
     except (WorkerError, TypeError) as error:
         raise UserError(f"task {task!r} cannot be loaded: {error}") from None
     if "error" in said:
         raise UserError(f"task {task!r} cannot be used: {said['error']}")
-    config = config_hash({"versions": said["versions"], **parsed.model_dump()})
+    hashed = {"versions": said["versions"], **parsed.model_dump(exclude={"isolate"})}
+    key = TaskKey(task, VERSION, config_hash(hashed))
     items = tuple(
         Item(question, "", system, content=row, tools=said["tools"]) for question, system, row in said["rows"]
     )
-    start = ForkServer(task, workers, SCORE_S, LOAD_S + SCORE_S) if said["plays"] else None
-    return VerifiersTask(TaskKey(task, VERSION, config), items, workers, apart, start, (parsed.low, parsed.high))
+    bounds = parsed.low, parsed.high
+    if said["plays"]:
+        start = ForkServer(task, direct, SCORE_S, LOAD_S + SCORE_S)
+        return VerifiersTask(key, items, direct, direct, start, bounds, NOT_REPLAYED)
+    if parsed.isolate == "none":
+        return VerifiersTask(key, items, direct, Workers(task, MODULE, first), None, bounds, "")
+    lacks = lacking()
+    declared = {"declared": parsed.isolate == "text", "whole": not lacks, "seconds": SCORE_S}
+    caged = {**first, "isolate": "text", **declared, "code": said["versions"]}
+    own = Workers(task, MODULE, caged) if parsed.isolate == "text" else direct
+    if lacks:
+        but = "" if parsed.isolate else ': isolate = "none" shares it if its rewards run no text'
+        why = f"a stranger's text cannot be caged here ({lacks}){but}"
+        return VerifiersTask(key, items, own, own, None, bounds, why)
+    apart = Workers(task, MODULE, caged)
+    return VerifiersTask(key, items, own, apart, None, bounds, _fails(apart, items[0].content))
+
+
+def _fails(apart: Workers, row: str) -> str:
+    """Try a reward in a cage; return why the task set is not shared, if it fails there."""
+    try:
+        said = apart.begin()
+        if "error" not in said:
+            seconds = SCORE_S + said["loads_for"] + CAGE_S
+            said = apart.ask({"call": "score", "row": row, "text": RUBBISH}, seconds)
+    except WorkerError as error:
+        said = {"error": str(error)}
+    return f"its rewards fail in a cage ({said['error']})" if "error" in said else ""
+
+
+NOT_REPLAYED = "no peer can play the episodes of its environment again"
 
 
 class RefusedError(Exception):
@@ -147,18 +190,23 @@ class RefusedError(Exception):
 
 def main() -> None:
     """Load one task set, then score or play for the node at the other end of a channel."""
-    requests = connect(*map(int, sys.argv[1:3]))
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+    channel, life = map(int, sys.argv[1:3])
+    folder = make_folder()
+    requests = connect(channel, life, folder=folder)
+    yield_memory()
+    bound_memory()
     request = requests.receive()
     scale = partial(_scaled, request["low"], request["high"])
+    load = partial(_load, request)
+    if request["isolate"] == "text":
+        hint = "" if request["declared"] else IN_CAGE
+        serve_in_cages(requests, CageWork(load, _code_of, partial(_answered, scale), request, hint, ()), folder)
+        return
     try:
-        loaded = load_rows(request["id"], request["config"], request["rows"])
-        sys.addaudithook(_no_network)
-        rows = {task.hash: task for task in loaded.tasks}
+        loaded = load()
         told = _opened(loaded, scale) if loaded.env is not None else _tried(loaded)
     except Exception as error:  # noqa: BLE001  # a task set may raise anything, and the node is told in one line
-        said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
-        requests.reply({"error": " ".join(said.split())[:500]})
+        requests.reply({"error": str(error) if isinstance(error, UserError) else _line(error)})
         return
     if loaded.env is None:  # else each episode is confined
         with suppress(ConfinementError):
@@ -169,10 +217,33 @@ def main() -> None:
     while True:
         request = requests.receive()
         if request["call"] == "start":
-            begin = partial(_begun, loaded.env, rows, request["item"], scale)
+            begin = partial(_begun, loaded, request["item"], scale)
             fork_episode(requests, begin, confined=True)
         else:
-            requests.reply(_scored(rows[request["row"]], request["text"], scale))
+            requests.reply(_answered(scale, loaded, request))
+
+
+def _load(request: Message) -> "Loaded":
+    """Load what a first message names, and deny this process the network; raise `UserError`."""
+    try:
+        loaded = load_rows(request["id"], request["config"], request["rows"])
+    except Exception as error:  # noqa: BLE001  # a task set may raise anything
+        raise UserError(_line(error)) from None
+    sys.addaudithook(_no_network)
+    return loaded
+
+
+def _line(error: Exception) -> str:
+    said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())[:500]
+
+
+def _code_of(loaded: "Loaded") -> Message:
+    return {"code": loaded.versions}
+
+
+def _answered(scale: Callable[[float], float], loaded: "Loaded", asked: Message) -> Message:
+    return _scored(loaded.by_hash[asked["row"]], asked["text"], scale)
 
 
 def _scaled(low: float, high: float, reward: float) -> float:
@@ -183,7 +254,7 @@ def _scaled(low: float, high: float, reward: float) -> float:
 
 def _tried(loaded: "Loaded") -> Message:
     """Try a reward, and return what to tell the node of rows that are answered by one text."""
-    reward = asyncio.run(_score(loaded.tasks[0], "rubbish"))
+    reward = asyncio.run(_score(loaded.tasks[0], RUBBISH))
     if not math.isfinite(reward):
         raise RefusedError(f"its reward of rubbish is {reward}")
     return {"rows": [[*asked(task.data), task.hash] for task in loaded.tasks], "tools": ""}
@@ -195,7 +266,7 @@ def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
 
     tried = TaskSetGame(loaded.env, loaded.tasks[0], scale)
     for _ in range(MAX_TURNS):
-        if isinstance(step(tried, "rubbish"), Done):
+        if isinstance(step(tried, RUBBISH), Done):
             break
     rows = []
     for task in loaded.tasks:
@@ -210,11 +281,11 @@ def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
     return {"rows": rows, "tools": asyncio.run(tools_told(loaded.env, loaded.tasks[0]))}
 
 
-def _begun(env: Any, rows: Mapping[str, Any], item: Mapping[str, str], scale: Callable[[float], float]) -> Environment:
+def _begun(loaded: "Loaded", item: Mapping[str, str], scale: Callable[[float], float]) -> Environment:
     from node.tasks.verifiers_episodes import TaskSetGame
 
-    task = rows[item["content"]]
-    game = TaskSetGame(env, task, scale)
+    task = loaded.by_hash[item["content"]]
+    game = TaskSetGame(loaded.env, task, scale)
     if task.data.prompt is None and game.told != item["question"]:
         raise ValueError("its environment opens an episode otherwise than before: let it depend on the row alone")
     return game
@@ -231,6 +302,7 @@ class Loaded(NamedTuple):
     """The tasks of a task set, the versions that make it what it is, and its environment if it is played."""
 
     tasks: list[Any]
+    by_hash: dict[str, Any]
     versions: dict[str, str]
     env: Any
 
@@ -256,7 +328,8 @@ def load_rows(name: str, config: dict[str, Any], rows: int) -> Loaded:
     env = _environment(name, config, tasks) if own or tooled else None
     module = kind.__module__.partition(".")[0]
     packages = [*importlib.metadata.packages_distributions().get(module, []), "verifiers"]
-    return Loaded(tasks, {package: importlib.metadata.version(package) for package in packages}, env)
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return Loaded(tasks, {task.hash: task for task in tasks}, versions, env)
 
 
 def _environment(name: str, config: dict[str, Any], tasks: Sequence[Any]) -> Any:

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from node.config import TaskConfig
 from node.errors import UserError
+from node.processes.cage import lacking
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
-from node.swarm.founding import adopt_tasks
+from node.swarm.founding import adopt_tasks, describe_tasks
+from node.tasks import verifiers
 from node.tasks.environments import Done, Observation, step
 from node.tasks.prompting import prompted
 from node.tasks.task_set import TaskSet, unshared
 from node.tasks.tool_calls import plain_form
+from node.tasks.verdicts import Answer, Scoring
 from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.identity import Identity
@@ -74,7 +78,11 @@ def sums(packages: Path) -> VerifiersTask:
         "if text == 'program':\n"
         "    import subprocess, sys\n"
         "    subprocess.run([sys.executable, '-S', '-c', 'import socket; socket.socket()'], check=True)\n"
-        "if text.startswith('write '): open(text[6:], 'w')\n" + RIGHT,
+        "if text.startswith('write '): open(text[6:], 'w')\n"
+        "if text.startswith('run '):\n"
+        "    exec(text[4:])\n"
+        "    vars(vf).setdefault('ran', []).append(text)\n"
+        "    return 1.0 / len(vf.ran)\n" + RIGHT,
         " " * 8,
     )
     write(packages, "good_sums", reward=hostile)
@@ -104,6 +112,50 @@ def test_a_reward_writes_no_file_and_what_it_starts_gets_no_network(sums: Verifi
     assert sums.verify(item, str(2 * int(item.question.split("+")[0]))) == 1.0
 
 
+@pytest.mark.skipif(bool(lacking()), reason=lacking())
+def test_a_peers_text_to_a_task_set_is_scored_in_a_cage(sums: VerifiersTask, tmp_path: Path) -> None:
+    item = sums.make(1)
+    right = str(2 * int(item.question.split("+")[0]))
+    (key := tmp_path / "identity.key").write_text("secret")
+    key.chmod(0o644)
+    texts = ["run pass", f"run open({str(key)!r}).read()", "boom", "run pass", right, "0"]
+    assert unshared(sums) == ""
+    with capture_logs() as logs:
+        found = Scoring([Answer(sums, item, text) for text in texts], is_own=False).wait(60)
+    assert found == [0.5, None, None, 0.5, 1.0, 0.0], "each is the first"
+    assert "PermissionError" in logs[0]["reason"]
+    assert all('say isolate = "none"' in one["reason"] for one in logs)
+
+
+def test_where_a_task_set_has_no_cage_it_is_shared_only_if_its_rewards_run_no_text(
+    packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(packages, "plain_sums")
+    monkeypatch.setattr(verifiers, "lacking", lambda: "no Landlock")
+    keys = set()
+    for isolate, reason in (
+        (None, """cannot be caged here (no Landlock): isolate = "none" shares it if its rewards run no text"""),
+        ("text", "a stranger's text cannot be caged here (no Landlock)"),
+        ("none", ""),
+    ):
+        task = load_verifiers("plain-sums", {"rows": 3, "high": 2.0, **({"isolate": isolate} if isolate else {})})
+        assert unshared(task).endswith(reason) and bool(unshared(task)) == bool(reason)
+        keys.add(task.key)
+    assert len(keys) == 1, "nodes that isolate otherwise agree on rewards"
+
+
+@pytest.mark.skipif(bool(lacking()), reason=lacking())
+def test_rewards_that_fail_in_a_cage_keep_a_task_set_at_home(packages: Path) -> None:
+    (packages / "words.txt").write_text("words")
+    reads = (
+        "from pathlib import Path; return float(trace.last_reply in Path(__file__).with_name('words.txt').read_text())"
+    )
+    write(packages, "reading_sums", reward=reads)
+    task = load_verifiers("reading-sums", {"rows": 3})
+    assert "its rewards fail in a cage" in task.unshared and 'say isolate = "none"' in task.unshared
+    assert task.verify(task.make(1), "words") == 1.0
+
+
 @pytest.mark.slow  # a process that imports verifiers takes seconds, as in the next two that are slow
 def test_a_process_that_died_is_replaced(sums: VerifiersTask) -> None:
     item = sums.make(1)
@@ -129,12 +181,21 @@ def test_a_group_carries_its_rows_hash_and_another_row_is_nobodys_fault(sums: Ve
 @pytest.mark.slow
 def test_a_joiner_runs_a_task_set_only_if_it_says_so_itself(sums: VerifiersTask) -> None:
     own = TaskConfig(name="verifiers/good-sums", options={"rows": 30, "high": 2.0, "config": {"rows": 35}})
-    described = ManifestTask(*sums.key, json.dumps(own.options))
+    described = ManifestTask(*sums.key, json.dumps(own.options | {"isolate": "none"}))
     swarm = make_manifest(Identity(bytes(32)), "s", 1, JoinPolicy.OPEN, [described])
     with pytest.raises(UserError, match=r"runs code of an installed package .* --allow-task verifiers/good-sums"):
         adopt_tasks(swarm, [])
     (adopted,) = adopt_tasks(swarm, [TaskConfig(name="verifiers/good-sums")])
-    assert adopted.options == json.loads(described.options)
+    assert adopted.options == own.options, "its founder does not say whether texts are caged here"
+    mine = TaskConfig(name="verifiers/good-sums", options={"isolate": "text"})
+    assert adopt_tasks(swarm, [mine])[0].options == own.options | {"isolate": "text"}
+
+
+@pytest.mark.slow
+def test_what_a_founder_isolates_is_in_no_manifest(sums: VerifiersTask) -> None:
+    options = {"rows": 30, "high": 2.0, "config": {"rows": 35}}
+    [described] = describe_tasks([TaskConfig(name="verifiers/good-sums", options=options | {"isolate": "none"})])
+    assert json.loads(described.options) == options and described.config == sums.key.config
 
 
 def test_examples_need_answers_that_can_be_shown(sums: VerifiersTask) -> None:
@@ -175,10 +236,10 @@ def test_a_prompt_of_messages_is_a_question_with_its_instruction(packages: Path)
     from node.tasks.verifiers import asked
 
     write(packages, "messages", prompt="[vf.SystemMessage(content='Be brief.'), vf.UserMessage(content=f'{n}?')]")
-    tasks, versions, env = load_rows("messages", {}, 5)
-    assert env is None
-    assert [asked(task.data) for task in tasks] == [(f"{n}?", "Be brief.\n\nAdd.") for n in range(5)]
-    assert set(versions) == {"verifiers"}
+    loaded = load_rows("messages", {}, 5)
+    assert loaded.env is None
+    assert [asked(task.data) for task in loaded.tasks] == [(f"{n}?", "Be brief.\n\nAdd.") for n in range(5)]
+    assert set(loaded.versions) == {"verifiers"}
 
 
 @pytest.mark.parametrize(
@@ -424,8 +485,8 @@ def test_an_environment_that_does_something_else_in_an_episode_raises(
     from node.tasks.verifiers_episodes import TaskSetGame
 
     write_own(packages, name, run=run)
-    [task], _, env = load_rows(name, {}, 5)
+    loaded = load_rows(name, {}, 5)
     with pytest.raises((ValueError, ZeroDivisionError), match=complaint):
-        game = TaskSetGame(env, task, float)
+        game = TaskSetGame(loaded.env, loaded.tasks[0], float)
         while True:
             game.step("Gone.")

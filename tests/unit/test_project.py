@@ -189,6 +189,7 @@ MAY_SKIP = {
     "test_node_machine.py": "glibc",
     "test_node_cage.py": "Landlock, and root to become somebody else",
     "test_node_tasks_caged.py": "Landlock",
+    "test_node_tasks_verifiers.py": "Landlock",
     "test_benchmarks_allreduce.py": "network namespaces",
     "test_benchmarks_gossip.py": "network namespaces",
     "test_protocol_interop.py": "Node.js and npm",
