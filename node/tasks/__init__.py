@@ -23,7 +23,7 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     tool_calls       the forms in which a policy calls a tool
     reward_functions calls them as TRL does, in a process of their own
     judge            another model as a reward function
-    reasoning_gym    data sets of reasoning-gym, with scorers of our own
+    reasoning_gym    data sets of reasoning-gym, with scorers of our own, or its own in a cage
     propositional_logic  does a statement follow from premises
     verifiers        task sets of verifiers, scored and played in processes of their own
     verifiers_episodes  its environments and tools, with the policy as their agent

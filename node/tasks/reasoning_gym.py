@@ -1,24 +1,29 @@
-"""Data sets of reasoning-gym as tasks: its questions and answers, our own scorers.
+"""Data sets of reasoning-gym as tasks: its questions and answers, and scorers of ours where one answer is right.
 
-reasoning-gym's `score_answer` is never called: several of them evaluate the completion
-or a field of the entry as code, and most pay partial credit. A completion here earns 1
-when the text in its last pair of answer tags is right, and 0 otherwise; what right
-means is one line of `SCORERS`. Only the data sets listed there can be asked.
+A completion earns 1 when the text in its last pair of answer tags is right, and 0 otherwise; what right means is one
+line of `SCORERS`. Only the data sets listed there can be asked.
 
-Two nodes agree on a group only if they run the same reasoning-gym: its version is part
-of the configuration hash.
+reasoning-gym's own `score_answer` is called for data sets whose questions have several right answers, and in a cage
+alone (`node.tasks.caged`): right is what it pays in full. It is called for none that evaluates the completion, or a
+field of the entry, as code: such a text could pay itself.
 
-`python -m node.tasks.reasoning_gym CHANNEL LIFE` is a worker process (`node.processes.worker_process`): it draws under
-a hash seed of 0 for the data sets that need it, and tries options that somebody chose before they are used here.
+Two nodes agree on a group only if they run the same reasoning-gym: its version is part of the configuration hash.
+
+`python -m node.tasks.reasoning_gym CHANNEL LIFE` is a worker process (`node.processes.worker_process`). It draws under
+a hash seed of 0 for the data sets that need it, tries options that somebody chose before they are used here, and scores
+in cages.
 """
 
+import functools
+import json
 import os
 import resource
 import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, fields
 from decimal import Context, Decimal, localcontext
@@ -31,7 +36,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get
 
 from node.config import AnswerMode
 from node.errors import UserError, how_to_install
-from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect
+from node.processes.cage import lacking, make_folder
+from node.processes.worker_process import Message, WorkerError, WorkerProcess, connect, yield_memory
 from node.tasks import Item, TaskKey, config_hash, derive_seed
 from node.tasks.answers import (
     INSTRUCTIONS,
@@ -54,8 +60,10 @@ from node.tasks.answers import (
     same_text,
     same_words,
 )
+from node.tasks.caged import CageWork, serve_in_cages
 from node.tasks.choices import is_choice
 from node.tasks.propositional_logic import find_conclusion, is_conclusion
+from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Submission, Verdict, Workers, already, bound_memory, score
 
 VERSION = 1
 DRAWS = 64
@@ -64,6 +72,7 @@ TRIAL_CPU_S = 8  # of processor time, for all of them
 TRIAL_S = 120.0  # of a busy machine's time, the imports included
 TRIAL_BYTES = 4 << 30  # of address space
 MAX_QUESTION = 1 << 15  # characters: a model reads a thousand tokens or ten thousand, not a book
+MAX_ENTRY = 1 << 14  # characters of an entry that `score_answer` gets
 QUESTION_S = 60.0
 
 Entry = Mapping[str, Any]
@@ -80,15 +89,14 @@ class GymQuestion(NamedTuple):
 class Scorer:
     """How answers of one data set are judged.
 
-    `same` compares an answer with the ground truth; `truth` takes that from an entry,
-    `None` for one that no answer could satisfy (another is drawn). `defaults` replace
-    options of the data set, and `refuse` says what is wrong with options that could make a
-    question never end. `hint` is added to the instruction, `solution` makes a right answer
-    of a ground truth that is not one itself, `hashes` says that questions depend on the
-    process's hash seed, and `seeds` is how many seeds the data set takes.
+    `same` compares an answer with the ground truth, or is None where `score_answer` does. `truth` takes that from an
+    entry, `None` for one that no answer could satisfy (another is drawn). `defaults` replace options of the data set,
+    and `refuse` says what is wrong with options that could make a question never end. `hint` is added to the
+    instruction, `solution` makes a right answer of a ground truth that is not one itself, `hashes` says that questions
+    depend on the process's hash seed, and `seeds` is how many seeds the data set takes.
     """
 
-    same: Callable[[str, str], bool]
+    same: Callable[[str, str], bool] | None
     truth: Callable[[Entry], str | None] = lambda entry: str(entry["answer"]).strip() or None
     defaults: Mapping[str, object] = field(default_factory=dict)
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda options: None
@@ -107,6 +115,25 @@ def _logic_truth(entry: Entry) -> str | None:
 
 def _same_conclusion(answer: str, truth: str) -> bool:
     return is_conclusion(answer, truth.split("\n")[1:])
+
+
+def _whole_entry(entry: Entry) -> str:
+    return json.dumps(entry)
+
+
+def _its_answer(truth: str) -> str:
+    return str(json.loads(truth)["answer"])
+
+
+ITS_OWN = Scorer(None, _whole_entry, solution=_its_answer)
+
+
+def _boards(entry: Entry) -> str:
+    return "\n\n".join(entry["metadata"]["valid_answers"])
+
+
+def _is_board(answer: str, truth: str) -> bool:
+    return answer in truth.split("\n\n")
 
 
 def _decimal_truth(entry: Entry) -> str:
@@ -156,9 +183,16 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "decimal_arithmetic": Scorer(partial(same_number, tolerance=Decimal("0.001")), _decimal_truth),
         "calendar_arithmetic": Scorer(same_text),
         "binary_matrix": Scorer(same_grid),
-        # Others with one right answer. What is not here has several (n_queens, countdown, cryptarithm, ...) or none
-        # that its entries hold, runs code (codeio), takes a third of a second a question (arc_agi), or makes another
-        # question of a seed when it is asked again (list_functions).
+        # Several right answers, of which an entry holds all, or one.
+        "n_queens": Scorer(_is_board, _boards, solution=lambda truth: truth.split("\n\n")[0]),
+        "cryptarithm": ITS_OWN,
+        "jugs": ITS_OWN,
+        "palindrome_generation": ITS_OWN,
+        "shortest_path": ITS_OWN,
+        "tower_of_hanoi": ITS_OWN,
+        # Others with one right answer. What is not here has several, and evaluates them (countdown, puzzle24) or takes
+        # what is none (kakurasu); or it has none that its entries hold (rubiks_cube), runs code (codeio), takes a third
+        # of a second a question (arc_agi), or makes another question of a seed when it is asked again (list_functions).
         "ab": Scorer(same_text),
         "acre": Scorer(same_text),
         "advanced_geometry": Scorer(partial(same_numbers, tolerance=Decimal("0.01"), ordered=True)),
@@ -228,6 +262,7 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "string_splitting": Scorer(same_text),
         "string_synthesis": Scorer(same_text),
         "sudoku": Scorer(same_grid),
+        "survo": Scorer(same_grid),
         "syllogism": Scorer(same_text),
         "time_intervals": Scorer(same_text),
         "tsumego": Scorer(same_text),
@@ -263,9 +298,48 @@ class GymTask:
                 return Item(drawn.question, drawn.answer, system, solution=self.scorer.solution(drawn.answer))
         raise RuntimeError(f"no question with an answer in {DRAWS} draws")
 
-    def verify(self, item: Item, text: str) -> float:
+    def verify(self, item: Item, text: str) -> Verdict:
         answer = extract_answer(text)
-        return float(answer is not None and self.scorer.same(answer, item.answer))
+        return float(answer is not None and self.scorer.same is not None and self.scorer.same(answer, item.answer))
+
+
+@dataclass(frozen=True, slots=True)
+class CagedGymTask(GymTask):
+    """A data set whose own `score_answer` judges, with the data set's `options`; `unshared` says why it stays at home.
+
+    All data sets of this kind have the same workers: some for own texts, others for peers'.
+    """
+
+    options: Mapping[str, Any]
+    unshared: str
+
+    @property
+    def apart(self) -> Workers:
+        """The workers for peers' texts."""
+        return _scorers(is_own=False)
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        return score([Answer(self, item, text)], LOAD_S)[0]
+
+    def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
+        """Queue texts that have an answer of bounded length for worker processes; others earn nothing."""
+        return [self._submitted(submitted, is_own) for submitted in batch]
+
+    def _submitted(self, submitted: Submission, is_own: bool) -> "Future[Verdict]":
+        answer = extract_answer(submitted.text)
+        if answer is None or len(answer) > MAX_ANSWER:
+            return already(0.0)
+        _, _, name = self.key.name.partition("/")
+        asked = {"call": "score", "name": name, "options": dict(self.options), "answer": answer}
+        request = {**asked, "entry": submitted.item.answer}
+        return _scorers(is_own).submit(request, is_own, submitted.budget)
+
+
+@functools.cache
+def _scorers(is_own: bool) -> Workers:
+    """Return the workers that score this node's own texts, or peers'."""
+    first = {"call": "load", "isolate": "text", "whole": not lacking(), "seconds": SCORE_S}
+    return Workers("reasoning-gym", "node.tasks.reasoning_gym", first)
 
 
 def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
@@ -294,11 +368,17 @@ def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
             _try(name, chosen)
         config = config_hash({"reasoning-gym": version("reasoning-gym"), "options": chosen})
         draw = GymProcess(name, chosen).draw if scorer.hashes else partial(draw_here, name, chosen)
-        task = GymTask(TaskKey(f"reasoning-gym/{name}", VERSION, config), scorer, draw)
+        key = TaskKey(f"reasoning-gym/{name}", VERSION, config)
+        task = GymTask(key, scorer, draw) if scorer.same else CagedGymTask(key, scorer, draw, chosen, _unshared())
         task.make(0)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"task 'reasoning-gym/{name}' does not accept its options: {error}") from None
     return task
+
+
+def _unshared() -> str:
+    lacks = lacking()
+    return f"a stranger's text cannot be caged here ({lacks})" if lacks else ""
 
 
 def may_choose(name: str, option: str, value: object) -> bool:
@@ -332,7 +412,8 @@ def draw_here(name: str, options: Mapping[str, Any], seed: int) -> GymQuestion |
         except ArithmeticError:
             return None
     answer = scorer.truth(entry)
-    return None if answer is None or len(answer) > MAX_ANSWER else GymQuestion(entry["question"], answer)
+    most = MAX_ANSWER if scorer.same else MAX_ENTRY
+    return None if answer is None or len(answer) > most else GymQuestion(entry["question"], answer)
 
 
 class GymProcess:
@@ -383,16 +464,45 @@ def _start_worker() -> WorkerProcess:
 
 
 def main() -> None:
-    """Draw for the node at the other end of a channel, under limits on processor time and memory."""
-    requests = connect(*map(int, sys.argv[1:3]))
+    """Draw or score for the node at the other end of a channel, under limits on processor time and memory."""
+    channel, life = map(int, sys.argv[1:3])
+    folder = make_folder()
+    requests = connect(channel, life, folder=folder)
+    request = requests.receive()
+    if request["call"] == "load":
+        yield_memory()
+        bound_memory()
+        serve_in_cages(requests, CageWork(_loaded, _code, _scored, request, "", ()), folder)
+        return
     resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
     while True:
-        request = requests.receive()
         name, options = request["name"], request["options"]
         if request["call"] == "draw":
             requests.reply({"drawn": draw_here(name, options, request["seed"])})
         else:
             requests.reply(_trial(name, options, request["cpu_s"]))
+        request = requests.receive()
+
+
+def _loaded() -> Callable[..., Any]:
+    from reasoning_gym.factory import create_dataset
+
+    return create_dataset
+
+
+def _code(create: Callable[..., Any]) -> Message:
+    return {"code": version("reasoning-gym")}
+
+
+def _scored(create: Callable[..., Any], asked: Message) -> Message:
+    """Score an answer; in a cage. What the data set's own scorer cannot read earns nothing."""
+    data_set = create(asked["name"], size=1, seed=0, **asked["options"])
+    with redirect_stdout(StringIO()):
+        try:
+            paid = data_set.score_answer(asked["answer"], entry=json.loads(asked["entry"]))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return {"reward": 0.0}
+    return {"reward": float(paid == 1)}
 
 
 def _trial(name: str, options: Mapping[str, Any], cpu_s: int) -> Message:

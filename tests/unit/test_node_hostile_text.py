@@ -25,6 +25,7 @@ from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.reasoning_gym import SCORERS, GymTask
 from node.tasks.task_set import TaskSet, TrainingQuestion
+from node.tasks.verdicts import submit_of
 
 
 class _Planter:
@@ -137,7 +138,7 @@ def test_a_scorer_of_reasoning_gym_itself_would_fall_for_them(workplace: Path) -
 def test_no_scorer_runs_a_completion(every_task: TaskSet) -> None:
     assert len(every_task.tasks) == 8 + len(SCORERS)
     for task in every_task.tasks:
-        for seed in range(3):
+        for seed in range(3 if submit_of(task) is None else 1):  # a cage takes longer
             item = task.make(seed)
             answer = item.answer.split("\n")[0] if "propositional" in task.key.name else item.answer
             for payload in PAYLOADS:

@@ -119,7 +119,7 @@ def test_a_third_party_task_comes_from_its_entry_point(plugin: None) -> None:
         ("file", {}, "'path'"),
         ("reasoning-gym", {}, "unknown task"),
         ("reasoning-gym/", {}, "unknown task"),
-        ("reasoning-gym/n_queens", {}, "no safe scorer"),
+        ("reasoning-gym/countdown", {}, "no safe scorer"),
         ("reasoning-gym/__init__", {}, "no safe scorer"),
         ("lost", {}, "cannot be loaded"),
         ("missing", {}, "cannot be loaded"),

@@ -2,9 +2,11 @@
 
 import decimal
 import hashlib
+import inspect
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +19,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reasoning_gym.factory import DATASETS
 
+from node.config import TaskConfig
 from node.errors import UserError
+from node.processes.cage import lacking
 from node.processes.worker_process import children_of
-from node.tasks import Item, Task
+from node.tasks import Item, Task, load_tasks, reasoning_gym
 from node.tasks.answers import (
     same_close,
     same_complex,
@@ -33,8 +38,11 @@ from node.tasks.answers import (
     same_polynomial,
     same_words,
 )
+from node.tasks.check import peers_text
 from node.tasks.prompting import solution
 from node.tasks.reasoning_gym import SCORERS, GymTask, load_reasoning_gym
+from node.tasks.task_set import unshared
+from node.tasks.verdicts import Answer, Scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = (
@@ -188,8 +196,41 @@ def firsts(tasks: Mapping[str, GymTask]) -> Sequence[tuple[GymTask, Item]]:
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("0123456789.,-+*/^()[]\"'eijxC<> \n"), max_size=300))
 def test_no_text_breaks_a_scorer(firsts: Sequence[tuple[GymTask, Item]], text: str) -> None:
     for task, item in firsts:
+        if task.scorer.same is None:  # in a cage
+            continue
         assert task.verify(item, text) == 0.0
         assert task.verify(item, f"<answer>{text}</answer>") in (0.0, 1.0)
+
+
+CAGED = sorted(name for name, scorer in SCORERS.items() if scorer.same is None)
+
+
+def test_where_several_answers_are_right_the_data_set_itself_judges_in_a_cage(
+    tasks: Mapping[str, GymTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CAGED:
+        task, item = tasks[name], tasks[name].make(1)
+        right, *wrong = (
+            f"<answer>{solution(item)}</answer>",
+            "<answer>[</answer>",
+            f"<answer>{'[' * 4000}</answer>",
+            "7",
+        )
+        asked = [Answer(task, item, text) for text in (right, *wrong)]
+        assert Scoring(asked, is_own=False).wait(60) == [1.0, 0.0, 0.0, 0.0]
+    [jugs] = load_tasks([TaskConfig(name="reasoning-gym/jugs")]).tasks
+    assert bool(unshared(jugs)) == bool(lacking())
+    assert [said.line.endswith("in a cage") for said in peers_text(jugs, jugs.make(1))] == [True] * (not lacking())
+    monkeypatch.setattr(reasoning_gym, "lacking", lambda: "no Landlock")
+    at_home = load_tasks([TaskConfig(name="reasoning-gym/jugs")])
+    assert unshared(at_home.tasks[0]) == "a stranger's text cannot be caged here (no Landlock)"
+    assert at_home.shared(jugs.key) is None
+
+
+def test_no_scorer_that_is_called_evaluates_what_it_reads() -> None:
+    for name in CAGED:
+        source = Path(inspect.getfile(DATASETS[name][0])).read_text()
+        assert not re.search(r"\b(eval|exec|compile|parse_expr|sympify|pickle|subprocess)\b", source), name
 
 
 @pytest.mark.parametrize(
@@ -206,7 +247,7 @@ def test_no_text_breaks_a_scorer(firsts: Sequence[tuple[GymTask, Item]], text: s
         pytest.param("calendar_arithmetic", {"tasks": ["moon_phase"]}, "moon_phase", marks=pytest.mark.slow),
         ("propositional_logic", {"min_statements": 1, "max_statements": 1}, "no question with an answer"),
         ("arc_agi", {}, "no safe scorer"),
-        ("n_queens", {}, "no safe scorer"),
+        ("countdown", {}, "no safe scorer"),
         ("codeio", {}, "no safe scorer"),
         ("count_primes", {"max_n": 10**12}, "takes more than 4 GiB"),
         pytest.param("spell_backward", {"min_word_len": "a"}, "does not accept its options", marks=pytest.mark.slow),
