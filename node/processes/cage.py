@@ -94,8 +94,8 @@ CAGED: Final = calls(
     "userfaultfd 323 282, memfd_create 319 279, memfd_secret 447, mq_open 240 180, mq_unlink 241 181, "
     "name_to_handle_at 303 264, open_by_handle_at 304 265, fanotify_init 300 262, inotify_init 253 -, "
     "inotify_init1 294 26, inotify_add_watch 254 27, syslog 103 116, personality 135 92, "
-    "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89"
-)
+    "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89, fallocate 285 47, sync 162 81"
+)  # fallocate(2) takes a disk faster than anybody looks
 
 # A folder of scratch: all but devices and sockets, which are made by mknod(2) and bind(2).
 MAKE_CHAR, MAKE_SOCK, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11

@@ -76,6 +76,8 @@ HARM = {
     "take the machine's asynchronous I/O": C + DENIED.format("libc.syscall({io_setup}, 1000, bytes(8))"),
     "change a file's attributes": C + DENIED.format("libc.syscall(469, -100, {key!r}.encode(), bytes(24), 24, 0)"),
     "do what is newer than its filter": C + DENIED.format("libc.syscall(467, -100, b'/', 0, None, 0)"),
+    "take a disk without writing": "import os; os.posix_fallocate(open('taken', 'wb').fileno(), 0, 100)",
+    "flush what others write": C + DENIED.format("libc.syscall({sync})"),
     "queue all of a user's signals": C
     + "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [40])\n"
     + "info = bytes([40, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]) + bytes(116)\n"
@@ -113,7 +115,9 @@ HELD = {"PermissionError", "AssertionError", "OSError", "ValueError", "KeyError"
 
 def numbers() -> dict[str, int]:
     """The numbers of some system calls here."""
-    table = calls("clone 56 220, add_key 248 217, bpf 321 280, userfaultfd 323 282, io_setup 206 0, sigqueue 129 138")
+    table = calls(
+        "clone 56 220, add_key 248 217, bpf 321 280, userfaultfd 323 282, io_setup 206 0, sigqueue 129 138, sync 162 81"
+    )
     return {name: pair[MACHINES[os.uname().machine].place] for name, pair in table.items()}
 
 
