@@ -262,8 +262,8 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update, node.ranks)
         _add_callbacks(
             trainer,
-            _EndsAndSaves(stopping, loop, improved, trainer.writes, 60 * (config.trainer.save_minutes or math.inf)),
             *given.callbacks,
+            _EndsAndSaves(stopping, loop, improved, trainer.writes, 60 * (config.trainer.save_minutes or math.inf)),
         )
         done = node.checkpoint.round if node.checkpoint else 0
         for kept in (buffer, metrics, scores, rollouts):
@@ -346,6 +346,9 @@ def _exchange(
 class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     """Ends training, with a checkpoint, when a round was logged and a signal came or the budget was reached.
 
+    It ends there, too, where another callback says `should_training_stop`, at whichever of a round's updates. So it
+    comes after the others.
+
     Saves, too, when a signal asked for it, when the policy scored more than before, or when the newest checkpoint is
     `seconds` old. Of the checkpoints that `save_steps` asks for, it leaves out those that `writes` does not allow.
     """
@@ -360,6 +363,11 @@ class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is u
         self._left_out = False
         self._seconds = seconds
         self._saved = time.monotonic()
+        self._is_asked = False  # by another callback, between two updates of a round
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if control.should_training_stop and not control.should_log:
+            self._is_asked, control.should_training_stop = True, False
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: object
@@ -371,7 +379,7 @@ class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is u
             if not self._left_out:
                 self._left_out = True
                 log.info("some checkpoints are left out", bytes_a_day=A_DAY, set="trainer.save_steps")
-        if self._stopping or self._loop.is_last():
+        if self._stopping or self._loop.is_last() or self._is_asked or control.should_training_stop:
             self._loop.settle()  # for the grace period at most; the checkpoint itself is written to its end
             self._stopping.finish()
             control.should_training_stop = True

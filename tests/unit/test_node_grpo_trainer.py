@@ -311,6 +311,32 @@ def test_a_script_runs_twice_and_finds_after_training_what_trls_scripts_use(
     assert Path("saved/notes").exists() and not list(Path("saved").glob("model-*"))
 
 
+class Stopping(TrainerCallback):
+    """Asks for the end of the training after an update, as transformers' callbacks do: without asking for a save."""
+
+    def __init__(self, event: str, step: int) -> None:
+        setattr(self, event, self._stop)
+        self._step = step
+
+    def _stop(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step == self._step
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "iterations", "ends"),
+    [("on_step_end", 2, 1, 2), ("on_log", 2, 1, 2), ("on_step_end", 3, 2, 4)],
+)
+def test_a_callback_that_stops_the_training_leaves_a_checkpoint_of_the_rounds_whole_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str, step: int, iterations: int, ends: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = config(max_steps=8, use_cpu=True, max_completion_length=8, num_iterations=iterations)
+    trainer = GRPOTrainer("builtin", here(accuracy), args, ROWS, callbacks=[Stopping(event, step)])
+    made = trainer.train()
+    assert (made.global_step, trainer.state.global_step) == (ends, ends)
+    assert trainer.node.checkpoint[1] == len(trainer.node.metrics) == 2, "save_model has what was trained"
+
+
 @pytest.mark.slow
 def test_adapters_are_saved_as_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
