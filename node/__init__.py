@@ -4,6 +4,7 @@ Top layer first: a folder imports only what stands below it. A `layers` contract
 
 cli/            the `gossamer` command, one file for each verb
 grpo_trainer    a node that takes the arguments of TRL's trainer
+grpo_metrics    what TRL's trainer says of an evaluation
 grpo_config     what becomes of each field of TRL's configuration
 api             a node for a notebook: `from gossamer import Node` (the package in public/)
 lab/            experiments: arms x seeds, attacks, churn

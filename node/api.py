@@ -50,7 +50,7 @@ from node.telemetry.metrics import MetricsTail, Row, read_with_older
 if TYPE_CHECKING:
     from node.policy.load import Policy
     from node.tasks import Task
-    from node.training.evaluation import Answers
+    from node.training.evaluation import Answers, Decided
 
 __all__ = ["Node", "Swarm", "UserError"]
 
@@ -174,14 +174,17 @@ class Node:
         return [row for row in self.metrics if row["round"] > done]
 
     def train_to(
-        self, last: int, callbacks: Sequence[Any] = (), evaluates: Callable[[int], bool] | None = None
+        self,
+        last: int,
+        callbacks: Sequence[Any] = (),
+        evaluations: "Decided | None" = None,
     ) -> list[Row]:
         """Train until `last` rounds are done in all; return the metrics of those since the newest checkpoint.
 
         Args:
             last: at least 1.
             callbacks: as `train` has them.
-            evaluates: tells after how many rounds to evaluate, where `eval.every` is set; without it, that decides.
+            evaluations: when they are made and what is said of them; without it, the configuration decides.
 
         Raises:
             UserError: as `train` does.
@@ -191,6 +194,7 @@ class Node:
         from node.operations.preflight import check_first, check_size
         from node.run import Given, run_node
         from node.telemetry.logs import setup_logs
+        from node.training.evaluation import NOTHING_DECIDED
 
         self._loaded = None  # its memory is for the training
         _, done = self.checkpoint
@@ -204,7 +208,7 @@ class Node:
 
             config = founding.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
         setup_logs(self.folder)
-        given = Given(self._given(config), _as_callbacks(callbacks, self.folder), evaluates)
+        given = Given(self._given(config), _as_callbacks(callbacks, self.folder), evaluations or NOTHING_DECIDED)
         run_node(config, self.folder, given=given)
         return [row for row in self.metrics if row["round"] > done]
 

@@ -42,12 +42,16 @@ from node.grpo_config import (
     settings_of,
     without_effect,
 )
-from node.telemetry.metrics import Row
+from node.telemetry.evaluations import EVALUATIONS_FILE
+from node.telemetry.metrics import Row, read_with_older
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from transformers import TrainerCallback, TrainerState
     from transformers.trainer_utils import TrainOutput
+
+    from node.policy.load import Policy
+    from node.training.evaluation import Answers
 
 NOT_TAKEN: Mapping[str, str] = {
     "reward_processing_classes": "reward models are not taken",
@@ -157,6 +161,8 @@ class GRPOTrainer:
         """
         from transformers.trainer_utils import TrainOutput, speed_metrics
 
+        from node.training.evaluation import Decided  # imports torch
+
         checkpoint, done = self.node.checkpoint
         if isinstance(resume_from_checkpoint, str | Path):
             named = Path(resume_from_checkpoint).resolve()
@@ -175,7 +181,7 @@ class GRPOTrainer:
         else:
             if done:
                 _say(f"{self.node.folder} goes on after round {done} of {self.rounds}")
-            rows = self.node.train_to(self.rounds, self.callbacks, self._evaluates)
+            rows = self.node.train_to(self.rounds, self.callbacks, Decided(self._evaluates, self._described))
         made = sum(int(row.get("generated", 0)) for row in rows)
         metrics = speed_metrics("train", began, num_samples=made or None, num_steps=len(rows) or None)
         losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
@@ -183,18 +189,27 @@ class GRPOTrainer:
         metrics["epoch"] = self.state.epoch
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
+    def _described(self, policy: "Policy", found: "Answers") -> Row:
+        from node.grpo_metrics import evaluation_metrics  # imports torch
+
+        return evaluation_metrics(policy, found, self.args)
+
     @property
     def state(self) -> "TrainerState":
-        """What has been trained so far, in transformers' form: a step is an update, `log_history` has the rounds."""
+        """What has been trained so far, in transformers' form: a step is an update.
+
+        `log_history` has the rounds, and after a round the evaluation that followed it.
+        """
         from transformers import TrainerState
 
         iterations = self.args.num_iterations
+        logged = [(row["round"], row) for row in self.node.metrics]
+        for row in read_with_older(Path(self.node.folder) / EVALUATIONS_FILE):
+            found = {f"eval_{name}": value for name, value in row.get("described", {}).items()}
+            logged += [(row["round"], found)] if found else []
         history = [
-            {
-                **{key: value for key, value in row.items() if isinstance(value, int | float)},
-                **self._place(row["round"]),
-            }
-            for row in self.node.metrics
+            {**{key: value for key, value in row.items() if isinstance(value, int | float)}, **self._place(done)}
+            for done, row in sorted(logged, key=lambda one: one[0])
         ]
         _, done = self.node.checkpoint
         return TrainerState(
@@ -227,7 +242,10 @@ class GRPOTrainer:
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Sample completions to the rows of `eval_dataset`, or to held-out rows; return the metrics of their rewards.
+        """Sample completions to the rows of `eval_dataset`, or to held-out rows; return TRL's metrics of them.
+
+        `node.grpo_metrics` says which these are, and how `eval_loss` is computed. The same completions are drawn each
+        time from the same weights. No callback is told.
 
         Args:
             eval_dataset: the one that the trainer was given, or None.
@@ -239,35 +257,22 @@ class GRPOTrainer:
         """
         from transformers.trainer_utils import speed_metrics
 
+        from node.grpo_metrics import evaluation_metrics  # imports torch
+
         if eval_dataset is not None and eval_dataset is not self.eval_dataset:
             raise UserError("evaluate: give eval_dataset to GRPOTrainer, so that training does not ask its rows")
         began = time.time()
         count = len(self._tests) if isinstance(self._tests, list) else EVALUATED
         completions = getattr(self.args, "num_generations_eval", None) or self.args.num_generations
         found = self.node.answered(count, completions)
-        rewards = [outcome.rewards for outcomes in found.values() for outcome in outcomes]
-        every = [reward for group in rewards for reward in group]
-        if not every:
+        metrics = evaluation_metrics(self.node.policy, found, self.args)
+        if not metrics:
             raise UserError("evaluate: no held-out row could be asked and scored")
-        made = [answer for outcomes in found.values() for outcome in outcomes for answer in outcome.answers]
-        parts: dict[str, list[float]] = {}
-        for reward in every:
-            for name, part in getattr(reward, "parts", {}).items():
-                parts.setdefault(name, []).append(part)
-        lengths = {
-            "mean_length": statistics.fmean(answer.drawn for answer in made),
-            "clipped_ratio": statistics.fmean(not answer.finished for answer in made),
-        }
-        metrics = {
-            "reward": statistics.fmean(every),
-            "reward_std": statistics.fmean(map(statistics.pstdev, rewards)),
-            "frac_reward_zero_std": statistics.fmean(len(set(group)) == 1 for group in rewards),
-            **{f"rewards/{name}/mean": statistics.fmean(values) for name, values in parts.items()},
-            **{f"rewards/{name}/std": statistics.pstdev(values) for name, values in parts.items()},
-            **{f"completions/{name}": value for name, value in lengths.items()},
-        }
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return named | speed_metrics(metric_key_prefix, began, len(rewards)) | {"epoch": self.state.epoch or 0.0}
+        asked = sum(map(len, found.values()))
+        steps = math.ceil(asked * completions / self.args.per_device_eval_batch_size)
+        speed = speed_metrics(metric_key_prefix, began, asked, steps)
+        return named | speed | {"epoch": self.state.epoch or 0.0}
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Write the policy as an ordinary model folder, or its adapters as a folder of peft.

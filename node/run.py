@@ -45,7 +45,7 @@ from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, progress, spent_in
 from node.training.checkpoint import A_DAY, Checkpoint, Writes, is_better, whole_checkpoint, write_score
-from node.training.evaluation import Evaluations, doubts
+from node.training.evaluation import NOTHING_DECIDED, Decided, Evaluations, doubts
 from node.training.processes import several
 from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
@@ -61,12 +61,12 @@ log = structlog.get_logger()
 
 class Given(NamedTuple):
     """Objects that a Python program gives a node beside its configuration: tasks by name, callbacks of transformers,
-    and what tells after how many rounds to evaluate, in place of `eval.every`.
+    and what it decides of evaluations.
     """
 
     tasks: Mapping[str, Task] = MappingProxyType({})
     callbacks: Sequence[TrainerCallback] = ()
-    evaluates: Callable[[int], bool] | None = None
+    evaluations: Decided = NOTHING_DECIDED
 
 
 NOTHING_GIVEN = Given()
@@ -227,7 +227,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             _evaluated(config, node.tasks, given.tasks),
             longest_prompt(config.engine, policy),
             scores,
-            given.evaluates,
+            given.evaluations,
         )
 
         def rounds(done: int) -> Iterator[Sequence[Sample]]:
@@ -260,8 +260,9 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             return "eval/accuracy" in loop.row and is_better(scores.last, folder / "checkpoints")
 
         trainer = make_trainer(policy, config, folder, rounds, finish, also_save, after_update, node.ranks)
-        _add_callbacks(
+        _connect(
             trainer,
+            evaluations,
             *given.callbacks,
             _EndsAndSaves(stopping, loop, improved, trainer.writes, 60 * (config.trainer.save_minutes or math.inf)),
         )
@@ -285,7 +286,8 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         log.info("finished", round=metrics.last.get("round", done))
 
 
-def _add_callbacks(trainer: SwarmTrainer, *callbacks: TrainerCallback) -> None:
+def _connect(trainer: SwarmTrainer, evaluations: Evaluations, *callbacks: TrainerCallback) -> None:
+    evaluations.tell = trainer.tell_of_evaluation
     for callback in callbacks:
         trainer.add_callback(callback)
 

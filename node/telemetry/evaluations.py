@@ -6,7 +6,8 @@
      "reward": ..., "finished": ..., "mean_length": ...,            greedy
      "pass@1": ..., ..., "pass@8": ..., "pass@8_low": ..., "pass@8_high": ...,    sampled
      "entropy": ..., "right_entropy": ..., sampled: nats a token; of the right answers to a question, where it has some
-     "tasks": {"builtin/sums": {"questions": ..., "accuracy": ..., "pass@8": ...}, ...}}
+     "tasks": {"builtin/sums": {"questions": ..., "accuracy": ..., "pass@8": ...}, ...},
+     "described": {"loss": ..., ...}}     sampled: TRL's metrics (`node.grpo_metrics`), in a run of `GRPOTrainer`
 
 Intervals are at 95 % and count questions alone. A question's result lies between 0 and 1
 whether it is one answer, an estimate of pass@k or a mean over nodes that were asked the same

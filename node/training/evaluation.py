@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -99,6 +99,20 @@ class ScoredQuestion:
 Answers = dict[str, list[ScoredQuestion]]  # by task
 
 
+class Decided(NamedTuple):
+    """What a program decides of evaluations.
+
+    `when` tells after how many rounds to evaluate, if `eval.every` is set; without it, that decides. `describe` returns
+    what is said of the sampled answers, which a row has as `described`; without it, the row is all that is said.
+    """
+
+    when: Callable[[int], bool] | None = None
+    describe: Callable[[Policy, Answers], Row] | None = None
+
+
+NOTHING_DECIDED = Decided()
+
+
 class Evaluations:
     """Evaluates a policy while it trains, whenever the configuration says, and keeps the rows in `evaluations.jsonl`.
 
@@ -110,7 +124,9 @@ class Evaluations:
         tasks: whose questions are asked.
         longest: tokens that a prompt may have.
         rows: the file, rewound to the round that the node goes on from.
-        when: tells after how many rounds to evaluate, if `config.every` is set; without it, that decides.
+        decided: goes before `config`.
+
+    `tell` is called with what is said of each evaluation.
     """
 
     def __init__(
@@ -122,9 +138,10 @@ class Evaluations:
         tasks: TaskSet,
         longest: int,
         rows: MetricsLog,
-        when: Callable[[int], bool] | None = None,
+        decided: Decided = NOTHING_DECIDED,
     ) -> None:
-        self._when = when
+        self.tell: Callable[[Row], object] = lambda row: None
+        self._when, self._describe = decided
         self._config = config
         self._sampling = sampling
         self._policy = policy
@@ -150,6 +167,7 @@ class Evaluations:
         row = found | {"round": done, "compute": progress.compute, "time": time.time()}
         row["seconds"] = time.perf_counter() - began
         self._rows.append(row)
+        self.tell(row.get("described", row))
         figures = {f"eval/{key}": row[key] for key in ("accuracy", "reward", "pass@1", PASS) if key in row}
         log.info("evaluated", round=done, seconds=row["seconds"], **figures)
         return figures | {"time/eval": row["seconds"]}
@@ -164,7 +182,8 @@ class Evaluations:
             return evaluation_row(greedy, None)
         entropy = mean_entropy(self._policy, sampled, self._sampling.temperature)
         also = {"entropy": entropy, "right_entropy": right_entropy(sampled)}
-        return evaluation_row(greedy, score(SEED, sampled)) | {key: one for key, one in also.items() if one is not None}
+        row = evaluation_row(greedy, score(SEED, sampled)) | {key: one for key, one in also.items() if one is not None}
+        return row | ({"described": self._describe(self._policy, sampled)} if self._describe else {})
 
     def _ask(self, sampling: SamplingParams, completions: int) -> Answers:
         return answer(

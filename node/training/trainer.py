@@ -94,6 +94,7 @@ class SwarmTrainer(GRPOTrainer):
     """
 
     is_fsdp_enabled: bool  # transformers': the weights are in parts
+    control: TrainerControl
 
     def __init__(
         self,
@@ -500,6 +501,11 @@ class SwarmTrainer(GRPOTrainer):
         super().log(logs, start_time)
         if "loss" in logs:  # number 0 may have evaluated meanwhile, and decides on stopping and saving
             self._ranks.agree_on(self.control)
+
+    def tell_of_evaluation(self, found: Mapping[str, object]) -> None:
+        """Tell transformers' callbacks the numbers of an evaluation, each by its name after `eval_`."""
+        metrics = {f"eval_{name}": value for name, value in found.items() if isinstance(value, int | float)}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
 
     def _maybe_log_save_evaluate(self, *args: Any, **named: Any) -> None:
         """Log and save as number 0 decides, and wait until it has done so."""

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +21,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallba
 from trl import GRPOConfig
 
 from node.config import PASSED, PolicyConfig, flatten, is_key, parse_config
+from node.engines import Generated
+from node.engines.episodes import Played
 from node.errors import UserError
 from node.grpo_config import (
     MAPPED,
@@ -30,6 +34,7 @@ from node.grpo_config import (
     model_said,
     settings_of,
 )
+from node.grpo_metrics import advantages, loss
 from node.grpo_trainer import rounds_of
 from node.policy.load import load_policy
 
@@ -241,6 +246,46 @@ def test_what_is_said_of_the_model_is_taken(
     parse_config({"policy": said.policy})
 
 
+class TrlsLoss(SimpleNamespace):
+    """What TRL's loss reads of its trainer in an evaluation."""
+
+    top_entropy_quantile, off_policy_mask_threshold, beta, use_vllm = 1.0, None, 0.0, False
+    aux_loss_enabled, _entropy_bonus_enabled, vllm_importance_sampling_correction = False, False, False
+    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
+    model = SimpleNamespace(training=False)
+    get_gamma_weights = staticmethod(trl.GRPOTrainer.get_gamma_weights)
+
+    def __init__(self, args: GRPOConfig, logps: torch.Tensor) -> None:
+        super().__init__(args=args, loss_type=args.loss_type, epsilon_low=args.epsilon, _metrics={"eval": {}})
+        self.epsilon_high = args.epsilon_high or args.epsilon
+        self.importance_sampling_level = args.importance_sampling_level
+        self.max_completion_length = args.max_completion_length
+        self._metrics = {"eval": defaultdict(list)}
+        self._logps = logps
+
+    def _get_per_token_logps_and_entropies(self, *_: Any, **__: Any) -> Any:
+        return self._logps, torch.zeros_like(self._logps), None
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("kind", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"])
+def test_the_loss_of_an_evaluation_is_trls(kind: str, level: str, cut: bool) -> None:
+    args = config(loss_type=kind, importance_sampling_level=level, mask_truncated_completions=cut, epsilon_high=0.3)
+    counts, ended = [3, 1, 5, 2], [True, True, False, True]
+    logps = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).abs().neg()
+    played = [Played((Generated((0,) * count, "", end),)) for count, end in zip(counts, ended, strict=True)]
+    advantage = advantages(torch.tensor([[0.0, 1.0], [0.25, 2.0]]), "group").flatten()
+    whole = torch.arange(5) < torch.tensor(counts)[:, None]
+    mask = whole & torch.tensor(ended)[:, None] if cut else whole
+    ids = torch.zeros(4, 5, dtype=torch.long)
+    batch = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask.long()}
+    batch |= {"advantages": advantage, "num_items_in_batch": mask.sum()}
+    expected = trl.GRPOTrainer._compute_loss(TrlsLoss(args, logps), None, batch)
+    found = loss(advantage, [row[:count] for row, count in zip(logps, counts, strict=True)], played, args)
+    assert found == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+
+
 def here(function: Any) -> Any:
     """A function of this process, which no worker has to import with all of this file."""
 
@@ -253,14 +298,26 @@ def here(function: Any) -> Any:
 
 
 class Watching(TrainerCallback):
-    """Notes the steps that are logged."""
+    """Notes the steps that are logged, and the metrics of evaluations."""
 
     steps: ClassVar[list[int]] = []
+    evaluated: ClassVar[list[tuple[int, dict[str, float]]]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.steps.append(state.global_step)
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        self.evaluated.append((state.global_step, metrics))
 
+
+# Of TRL's own script with the same arguments, but for `num_tokens` and `model_preparation_time`.
+EVALUATED = {
+    *("loss", "reward", "reward_std", "frac_reward_zero_std", "rewards/accuracy/mean", "rewards/accuracy/std"),
+    *("completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio"),
+    *("completions/mean_terminated_length", "completions/min_terminated_length", "completions/max_terminated_length"),
+    *("entropy", "clip_ratio/low_mean", "clip_ratio/low_min", "clip_ratio/high_mean", "clip_ratio/high_max"),
+    "clip_ratio/region_mean",
+}
 TESTS = [{"prompt": f"{n}*{n}=", "solution": str(n * n)} for n in range(4)]
 
 
@@ -287,14 +344,20 @@ def test_a_script_runs_twice_and_finds_after_training_what_trls_scripts_use(
     evaluated = [json.loads(line)["round"] for line in Path("out/evaluations.jsonl").read_text().splitlines()]
     assert evaluated == [2, 3], "not before the first step, as transformers does"
     assert Watching.steps[:3] == [1, 2, 3] and one.state.epoch == 3 / len(ROWS)
-    assert [row["step"] for row in one.state.log_history] == [1, 2, 3]
+    history = one.state.log_history
+    assert [row["step"] for row in history] == [1, 2, 2, 3, 3]
+    evaluations = [{key: row[key] for key in row.keys() - {"step", "epoch"}} for row in (history[2], history[4])]
+    assert Watching.evaluated == [(2, evaluations[0]), (3, evaluations[1])]
+    assert evaluations[0].keys() == {f"eval_{name}" for name in EVALUATED}
     one.log_metrics("train", made.metrics)
     one.save_metrics("train", made.metrics)
     one.save_state()
     assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 3
     assert "train_runtime" in json.loads(Path("out/train_results.json").read_text())
     found = one.evaluate()
-    assert {"eval_reward", "eval_rewards/accuracy/mean", "eval_completions/mean_length", "eval_runtime"} <= found.keys()
+    speed = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    assert found.keys() == {*(f"eval_{name}" for name in EVALUATED), *speed, "epoch"}
+    assert {key: found[key] for key in evaluations[1]} == pytest.approx(evaluations[1]), "as after the last round"
     assert one.model is one.model and one.node.generate(["1+1="])
     with pytest.raises(UserError, match="goes on from its newest checkpoint"):
         trainer(5).train(resume_from_checkpoint="out/checkpoints/checkpoint-1")
