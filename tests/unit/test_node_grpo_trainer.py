@@ -202,6 +202,7 @@ def test_all_that_is_refused_is_said_at_once(tmp_path: Path, monkeypatch: pytest
         ({"tools": [print]}, "tools of TRL's GRPOTrainer is not taken"),
         ({"eval_dataset": {"a": ROWS}}, "give one set of rows"),
         ({"peft_config": LoraConfig(r=4, use_dora=True)}, "use_dora=True has no counterpart"),
+        ({"peft_config": {"lora_dropout": 0.05}}, "lora_dropout=0.05: an update compares .* set lora_dropout=0$"),
         ({"peft_config": PromptTuningConfig(num_virtual_tokens=4)}, "a PromptTuningConfig is not taken"),
         ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "bnb_4bit_quant_type='nf4' alone"),
         ({"engine": {"max_prompt": 5}}, "unknown configuration key 'engine.max_prompt'"),
@@ -225,8 +226,8 @@ NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     [
         ({"r": 4, "target_modules": ["v_proj", "q_proj"]}, {}, None,
          {"lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}}, []),
-        ({"r": 4, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.05}, {}, None,
-         {"lora": {"r": 4, "alpha": 9, "target_modules": "all-linear"}}, ["lora_dropout=0.05 is not applied"]),
+        ({"r": 4, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.0}, {}, None,
+         {"lora": {"r": 4, "alpha": 9, "target_modules": "all-linear"}}, []),
         ({}, {"dtype": "bfloat16"}, None,
          {"lora": {"r": 8, "alpha": 8, "target_modules": []}, "dtype": "bfloat16"}, []),
         ({}, {}, NF4, {"lora": {"r": 8, "alpha": 8, "target_modules": []}, "dtype": "nf4"}, []),
