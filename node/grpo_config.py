@@ -342,7 +342,7 @@ def _read_lora(config: Any, said: ModelSaid) -> None:
     if config.lora_dropout:
         said.complaints.append(
             f"peft_config: lora_dropout={config.lora_dropout:g}: an update compares probabilities with those that "
-            "tokens were drawn with, which dropout would change; set lora_dropout=0"
+            "tokens were drawn with, which dropout would change; leave it at 0"
         )
 
 

@@ -108,11 +108,12 @@ class GRPOTrainer:
         tables = {name: value for name, value in others.items() if name in NodeConfig.model_fields}
         complaints = [
             *_complaints(model, reward_funcs, train_dataset, eval_dataset, environment_factory),
+            *(f"callbacks: {one!r} cannot be called" for one in callbacks or () if not _is_callback(one)),
             *_complaints_about_names(others.keys() - tables.keys(), others),
             *(complaints_about(args) if args is not None else ()),
             *said.complaints,
         ]
-        rows = train_dataset if isinstance(train_dataset, str | Path) else list(train_dataset or ())
+        rows = train_dataset if isinstance(train_dataset, str | Path | Mapping) else list(train_dataset or ())
         if args is not None and args.max_steps <= 0 and isinstance(rows, str | Path):
             complaints.append("train_dataset is a file: set max_steps, for its rows are not counted")
         _refuse(complaints)
@@ -343,6 +344,9 @@ def _complaints(model: Any, reward_funcs: Any, rows: Any, tests: Any, environmen
         found.append("model: give its folder or its id; a model that is loaded already is not taken")
     if rows is None:
         found.append("train_dataset: give rows with a prompt")
+    elif isinstance(rows, Mapping):
+        names = ", ".join(map(str, rows))
+        found.append(f"train_dataset: give one set of rows, such as dataset['train'], not several by name ({names})")
     if isinstance(tests, Mapping):
         found.append("eval_dataset: give one set of rows, not several by name")
     if environment is not None and not callable(environment):
@@ -354,6 +358,12 @@ def _complaints(model: Any, reward_funcs: Any, rows: Any, tests: Any, environmen
         elif not isinstance(one, str) and (not callable(one) or hasattr(one, "state_dict")):
             found.append("reward_funcs: give functions of prompts and completions; a reward model is not taken")
     return found
+
+
+def _is_callback(given: Any) -> bool:
+    from transformers import TrainerCallback
+
+    return callable(given) or isinstance(given, TrainerCallback)
 
 
 def _complaints_about_names(names: "set[str]", given: Mapping[str, Any]) -> list[str]:
