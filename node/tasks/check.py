@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from node.config import TaskConfig
+from node.processes.cage import lacking
 from node.tasks import Item, Task, derive_seed, has_own_code, is_in_range, load_tasks
 from node.tasks.answers import MAX_TEXT, show
 from node.tasks.environments import Done, Observation, StartEpisode, start_of, step
 from node.tasks.prompting import own_mode, solution
-from node.tasks.task_set import bare_of, unshared
+from node.tasks.rewards import RewardsTask
+from node.tasks.task_set import bare_of, outside, unshared
 from node.tasks.verdicts import Submission, Workers, submit_of
 
 SEEDS = 64
@@ -42,7 +44,7 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     items = [task.make(seed) for seed in seeds]
     took = (time.perf_counter() - began) / SEEDS
     yield Finding(True, f"{SEEDS} questions, {len({item.question for item in items})} of them different")
-    yield Finding(took < 1.0, f"a question takes {took * 1e3:.2g} ms")
+    yield Finding(took < 1.0, f"a question takes {_ms(took)}")
     yield Finding(items == [task.make(seed) for seed in seeds], "the same seeds give the same questions again")
     same = all(digest_elsewhere(config, hash_seed) == digest([config]) for hash_seed in HASH_SEEDS)
     yield Finding(same, f"and in other processes, with PYTHONHASHSEED {' and '.join(HASH_SEEDS)}")
@@ -52,9 +54,33 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
     rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]  # in the first turn
     least = min(rewards)
+    if line := outside(task):
+        yield Finding(True, line)
+    yield from how_paid(task)
     yield from peers_text(task, items[0])
     beyond = "" if is_in_range(least) else f", {least:g} at least: groups with rewards outside of 0 to 1 are not shared"
     yield Finding(max(rewards) < 1, f"rubbish earns {max(rewards):g} at most{beyond}")
+
+
+def how_paid(task: Task) -> Iterator[Finding]:
+    """Say of each reward function how texts are given to it and what one costs, and what a cage lacks here."""
+    bare = bare_of(task)
+    if not isinstance(bare, RewardsTask):
+        return
+    peers = "a peer's text is never scored" if unshared(task) else f"a peer's text has {_ways(bare.apart)}"
+    own = "own texts have one call a round" if bare.together else f"an own text has {_ways(bare.workers)}"
+    for name, seconds in zip(bare.names, bare.seconds, strict=True):
+        yield Finding(True, f"{name} takes {_ms(seconds)} a text: {own}, {peers}")
+    if lacks := lacking():
+        yield Finding(True, f"a cage lacks on this machine: {lacks}")
+    else:
+        yield Finding(True, "a cage lacks nothing on this machine")
+
+
+def _ways(workers: Workers) -> str:
+    """Return how workers run a text."""
+    ways = {None: "a call of its own", 0.0: "a fork of the loaded code, in a cage"}
+    return ways.get(workers.begin().get("loads_for"), "a fresh process that loads the code, in a cage")
 
 
 def peers_text(task: Task, item: Item) -> Iterator[Finding]:
@@ -70,7 +96,12 @@ def peers_text(task: Task, item: Item) -> Iterator[Finding]:
         began = time.perf_counter()
         submit([Submission(item, text)], False)[0].result()
         took.append(time.perf_counter() - began)
-    yield Finding(True, f"a peer's text takes {statistics.median(took) * 1e3:.2g} ms, {where}")
+    yield Finding(True, f"a peer's text takes {_ms(statistics.median(took))}, {where}")
+
+
+def _ms(seconds: float) -> str:
+    ms = seconds * 1e3
+    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.2g} ms"  # from which on .2g has an exponent
 
 
 def _reward(task: Task, item: Item, text: str) -> float:
@@ -128,7 +159,8 @@ def _right_answers(task: Task, items: list[Item]) -> Finding:
             return Finding(False, "none of the rows' bare answers can be scored")
         unscored = len(verdicts) - len(earned)
         but = f", but {unscored} of {len(verdicts)} cannot be scored" if unscored else ""
-        return Finding(True, f"the rows' bare answers earn {min(earned):.3g} to {max(earned):.3g}{but}")
+        none = "" if max(earned) > 0 else ": the right answer is not paid, unless it comes in another form"
+        return Finding(True, f"the rows' bare answers earn {min(earned):.3g} to {max(earned):.3g}{but}{none}")
     wrong = [item for item in solved if task.verify(item, show(solution(item), own_mode(task))) != 1.0]
     if wrong:
         return Finding(False, f"the answer {solution(wrong[0])!r} to {wrong[0].question!r} does not earn 1")

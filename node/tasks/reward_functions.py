@@ -34,6 +34,7 @@ import inspect
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -262,29 +263,36 @@ class Functions:
             raise RewardError(f"the weighted sum {total:g} is no reward: it is too large")
         return {"reward": reward, "parts": parts}
 
-    def trial(self, answers: Sequence[Answered]) -> tuple[list[list[Reward]], str]:
-        """Pay some texts twice: return each function's rewards, and the first function that pays otherwise again.
+    def trial(self, answers: Sequence[Answered]) -> tuple[list[list[Reward]], str, list[float]]:
+        """Pay some texts twice: return each function's rewards, the first function that pays otherwise again, and the
+        seconds that each took for a text.
 
-        A judge is asked about one text, to see that it answers.
+        A judge is asked about one text, to see that it answers. What a first call loads is not in the seconds.
 
         Raises:
             RewardError: one raises, or pays a text by what stands beside it.
         """
         rewards: list[list[Reward]] = []
         unlike = ""
+        seconds: list[float] = []
         for one, name in zip(self.functions, self.names, strict=True):
             if isinstance(one.call, Judge):
+                began = time.perf_counter()
                 one.pay(answers[:1], self.tokens)
+                seconds.append(time.perf_counter() - began)
                 rewards.append([])
                 continue
-            alone, again = ([one.pay([answer], self.tokens)[0] for answer in answers] for _ in range(2))
+            alone = [one.pay([answer], self.tokens)[0] for answer in answers]
+            began = time.perf_counter()
+            again = [one.pay([answer], self.tokens)[0] for answer in answers]
+            seconds.append((time.perf_counter() - began) / len(answers))
             together = one.pay(answers, self.tokens)
             if not same(alone, again):
                 unlike = unlike or name
             elif not same(alone, together):
                 raise RewardError(f"{name} pays a completion by those beside it: here each is paid alone")
             rewards.append(alone)
-        return rewards, unlike
+        return rewards, unlike, seconds
 
 
 def weighted_sum(weights: Sequence[float], paid: Sequence[Reward]) -> float | None:
@@ -411,10 +419,10 @@ def _confined() -> str:
 def _tried(functions: Functions, first: Message, rows: Sequence[tuple[Prompt, Mapping[str, object]]]) -> Message:
     answers = [Answered(*row, text) for row in rows for text in trial_texts(*row)]
     try:
-        rewards, unlike = functions.trial(answers)
+        rewards, unlike, seconds = functions.trial(answers)
     except RewardError as error:
         return _refused(first, error)
-    return {"trial": rewards, "unlike": unlike}
+    return {"trial": rewards, "unlike": unlike, "seconds": seconds}
 
 
 def _refused(first: Message, error: Exception) -> Message:

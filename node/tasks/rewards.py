@@ -231,11 +231,15 @@ class LocalRewards(_RowsTask):
 
 @dataclass(frozen=True, slots=True)
 class RewardsTask(_RowsTask):
-    """Rows with functions that are named: they are paid in worker processes, peers' texts by `apart`."""
+    """Rows with functions that are named: they are paid in worker processes, peers' texts by `apart`.
+
+    `seconds` is what each function took for a text when the task was loaded.
+    """
 
     workers: Workers
     apart: Workers
     together: bool
+    seconds: tuple[float, ...]
     range: tuple[float, float]
     outside: str
 
@@ -292,6 +296,7 @@ def load_rewards(
         workers=begun.own,
         apart=begun.apart,
         together=parsed.isolated != "text",
+        seconds=tuple(said["seconds"]),
         range=parsed.bounds,
         outside=_outside(name, parsed, said),
     )

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from node.config import TaskConfig
 from node.errors import UserError
 from node.processes.confinement import unconfinable
-from node.tasks import load_tasks, rewards, verdicts
-from node.tasks.check import peers_text
+from node.tasks import check, load_tasks, rewards, verdicts
+from node.tasks.check import how_paid, peers_text
 from node.tasks.rewards import RewardsTask, load_rewards
 from node.tasks.task_set import unshared
 from node.tasks.verdicts import Answer, Scoring, Submission, Verdict
@@ -280,6 +280,32 @@ def test_the_check_says_where_a_peers_text_is_scored_and_how_long_it_takes(
     assert re.fullmatch(rf"a peer's text takes \d\S* ms, {where}", said.line)
     home = load_rewards("rewards/code", options(tmp_path, "executed", judge=True))
     assert list(peers_text(home, home.make(0))) == []
+
+
+THREADS = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+CALL, FORK = "a call of its own", "a fork of the loaded code, in a cage"
+FRESH = "a fresh process that loads the code, in a cage"
+
+
+@pytest.mark.parametrize(
+    ("code", "more", "own", "peers"),
+    [
+        (FUNCTIONS, {"isolate": "none"}, "own texts have one call a round", f"a peer's text has {CALL}"),
+        (FUNCTIONS, {}, "own texts have one call a round", f"a peer's text has {FORK}"),
+        (FUNCTIONS, {"isolate": "text"}, f"an own text has {FORK}", f"a peer's text has {FORK}"),
+        (THREADS + FUNCTIONS, {"isolate": "text"}, f"an own text has {FRESH}", f"a peer's text has {FRESH}"),
+        (FUNCTIONS, {"judge": True}, "own texts have one call a round", "a peer's text is never scored"),
+    ],
+)
+def test_the_check_says_of_each_function_how_a_text_is_run_and_what_it_costs_and_what_the_cage_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, more: dict[str, object], own: str, peers: str
+) -> None:
+    task = load_rewards("rewards/code", options(tmp_path, "executed", code, **more))
+    for lacks, line in (("", "nothing on this machine"), ("no Landlock", "on this machine: no Landlock")):
+        monkeypatch.setattr(check, "lacking", lambda lacks=lacks: lacks)
+        of_function, of_cage = how_paid(task)
+        assert re.fullmatch(rf"executed takes \d\S* ms a text: {own}, {peers}", of_function.line)
+        assert of_cage.line == f"a cage lacks {line}"
 
 
 FILE = """

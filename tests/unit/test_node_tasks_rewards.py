@@ -343,8 +343,9 @@ def test_a_function_that_pays_a_text_by_those_beside_it_is_refused_and_one_that_
     answers = [ONE, ONE._replace(text="333")]
     with pytest.raises(RewardError, match="best pays a completion by those beside it"):
         Functions([steady, best], [1, 1], 0, 1, tokens_of("")).trial(answers)
-    rewards, unlike = Functions([steady, counting], [1, 1], 0, 1, tokens_of("")).trial(answers)
+    rewards, unlike, seconds = Functions([steady, counting], [1, 1], 0, 1, tokens_of("")).trial(answers)
     assert (rewards[0], unlike) == ([1.0, 3.0], "counting")
+    assert len(seconds) == 2 and min(seconds) > 0
 
 
 def test_three_functions_of_trl_run_as_they_are() -> None:
@@ -680,20 +681,26 @@ def test_a_weight_that_is_none_is_one_clear_line() -> None:
             tasks_given(None, [f"a.py:f={weight}"], "OWNER/NAME")
 
 
-def test_the_check_says_what_cannot_be_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_says_what_cannot_be_scored_or_is_not_paid_or_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("digest", "digest_elsewhere"):
         monkeypatch.setattr(f"node.tasks.check.{name}", lambda *_: "")
 
     def found(verify: Any) -> list[Finding]:
         task = SimpleNamespace(
-            key=TaskKey("rewards/sums", 1, ""), make=lambda seed: Item(f"{seed}?", str(seed % 2)), verify=verify
+            key=TaskKey("rewards/sums", 1, ""),
+            make=lambda seed: Item(f"{seed}?", str(seed % 2)),
+            verify=verify,
+            outside="it pays 2",
         )
-        findings = tried(TaskConfig(name="rewards/sums"), task)  # type: ignore[arg-type]
+        findings = list(tried(TaskConfig(name="rewards/sums"), task))  # type: ignore[arg-type]
+        assert Finding(True, "it pays 2") in findings
         return [one for one in findings if "bare answers" in one.line]
 
     assert found(lambda *_: None) == [(False, "none of the rows' bare answers can be scored")]
     ((holds, line),) = found(lambda item, text: None if item.answer == "1" else float(text == item.answer))
     assert holds and re.fullmatch(r"the rows' bare answers earn 1 to 1, but \d\d of 64 cannot be scored", line)
+    ((holds, line),) = found(lambda *_: 0.0)
+    assert holds and line.endswith("earn 0 to 0: the right answer is not paid, unless it comes in another form")
 
 
 @pytest.mark.slow
