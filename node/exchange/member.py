@@ -247,8 +247,10 @@ class Exchange:
 
         Raises:
             TimeoutError: some were not scored in time; a further call goes on from there.
+            TypeError: `texts` is no list of texts.
             UserError: the question is of no task here.
         """
+        _check_texts(texts)
         return self._do(lambda: self._score(question, texts, timeout), timeout, f"{len(texts)} answers to be scored")
 
     def publish(
@@ -273,9 +275,13 @@ class Exchange:
 
         Raises:
             TimeoutError: some could not be scored in time; nothing is sent.
+            TypeError: `texts` is no list of texts, or `finished` no list of truths.
             UserError: the question is of no task here, or is held out; or the group is larger than its swarm allows.
             ValueError: there are not as many `finished` as `texts`.
         """
+        _check_texts(texts)
+        if not hasattr(finished, "__len__") or any(isinstance(one, str) for one in finished):
+            raise TypeError("finished: give a list with True or False for each answer")
         if len(texts) != len(finished):
             raise ValueError(f"{len(texts)} texts have {len(finished)} values of finished: give one for each")
         return self._do(
@@ -291,12 +297,15 @@ class Exchange:
 
         Args:
             count: of groups.
-            least: to wait for; without it, nothing is waited for but the scoring of what is here.
+            least: to wait for, at most `count`; without it, nothing is waited for but the scoring of what is here.
             timeout: seconds.
 
         Raises:
             TimeoutError: fewer than `least` came in time; those that came may be drawn by a later call.
+            ValueError: `least` is more than `count`.
         """
+        if least > count:
+            raise ValueError(f"a draw of at most {count} groups cannot have least={least}")
         deadline = time.monotonic() + timeout
         if not self._drawing.acquire(timeout=max(0.0, timeout)):
             raise TimeoutError(f"another draw did not end in {timeout:g} s")
@@ -309,7 +318,7 @@ class Exchange:
                     left,
                     "peers' answers to be scored",
                 )
-                if len(screening.usable) >= min(least, count):
+                if len(screening.usable) >= least:
                     return self._do(lambda: self._take(screening, candidates), None, "")  # noqa: B023
                 if time.monotonic() >= deadline:
                     peers = self._parts.network.host.counters().peers
@@ -550,6 +559,12 @@ def _leave(thread: CallThread, stack: ExitStack) -> None:
     if not thread.is_current:
         with suppress(TimeoutError):
             done.result(GRACE_S)
+
+
+def _check_texts(texts: Any) -> None:
+    """Raise `TypeError` unless it is a list of texts; a text is none, though each of its letters is a text."""
+    if isinstance(texts, str) or not hasattr(texts, "__len__") or not all(isinstance(one, str) for one in texts):
+        raise TypeError("texts: give a list with a text for each answer")
 
 
 def _result(future: "Future[T]", timeout: float | None, what: str) -> T:

@@ -116,6 +116,15 @@ def test_what_cannot_be_sent_is_an_error_and_says_why(teacher: Exchange) -> None
     (question,) = teacher.ask(1)
     with pytest.raises(ValueError, match="2 texts have 1 values of finished"):
         teacher.publish(question, ["1", "2"], [True])
+    for few in ("12", ["12", 5], None):
+        for call in (teacher.score, lambda *given: teacher.publish(*given, [True, True])):
+            with pytest.raises(TypeError, match=r"^texts: give a list with a text for each answer$"):
+                call(question, few)
+    for ended in (True, ["yes", "no"]):
+        with pytest.raises(TypeError, match=r"^finished: give a list with True or False for each answer$"):
+            teacher.publish(question, ["1", "2"], ended)
+    with pytest.raises(ValueError, match="a draw of at most 2 groups cannot have least=3"):
+        teacher.draw(2, least=3, timeout=0.1)
     with pytest.raises(UserError, match="at most 128 answers"):
         teacher.publish(question, [str(number) for number in range(129)], [True] * 129)
     other = question._replace(task=question.task._replace(name="builtin/riddles"))
