@@ -322,8 +322,8 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
 
     Raises:
         WordNeededError: as `adopt_tasks`.
-        UserError: the folder belongs to another swarm, its node has trained under another split, or a task cannot be
-            verified here.
+        UserError: the folder belongs to another swarm, the swarm has another name than the invite says, the node has
+            trained under another split, or a task cannot be verified here.
         JoinError: no seed admitted one who is no member yet, or one of them refused a member.
         IdentityError: the folder's key cannot be used.
     """
@@ -342,6 +342,11 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
             _check_split(folder, fetched.manifest)
             manifest = fetched.manifest
             _keep_rights(folder, fetched)
+            if manifest.name != invite.name:  # which anybody can write into the line
+                raise UserError(
+                    f"the invite is to swarm {manifest.name!r}, and not to {invite.name!r} as it says: if that is the "
+                    "swarm you want, put its name into the line"
+                )
         elif _needs_grant(invite, folder):
             try:
                 _keep_rights(folder, _fetch(identity, invite, folder))

@@ -427,6 +427,19 @@ def test_a_join_that_fails_once_it_has_a_grant_goes_on_with_it_when_it_is_run_ag
     assert shown[0] == shown[1] == (Identity.load(folder / "identity.key").node_id, [load_grant(folder)])
 
 
+def test_an_invite_that_names_another_swarm_than_it_is_for_joins_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swarm = manifest([sums()])
+    monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+    other = replace(as_invited(swarm), name="freinds", grant=None)
+    with capture_logs():
+        with pytest.raises(UserError, match=rf"^the invite is to swarm {swarm.name!r}, and not to 'freinds'"):
+            join(other, NodeConfig(), tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+        join(replace(other, name=swarm.name), NodeConfig(), tmp_path / "new")
+
+
 def test_a_join_that_fails_leaves_no_folder_where_it_was_granted_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
