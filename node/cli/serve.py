@@ -1,5 +1,6 @@
 """`gossamer serve`: OpenAI-style requests, answered by a trained policy through somebody else's server."""
 
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,7 @@ def serve(
     extra, packages = _NEEDS[chosen]
     if any(find_spec(package) is None for package in packages):
         raise UserError(f"the server of {chosen} is not here: {how_to_install(extra)}")
+    _check_free(host, port)
     with tempfile.TemporaryDirectory(prefix="gossamer-serve-") as made:
         folder = _folder(model, Path(made), settings)
         print(f"serving {model} as {folder.name!r} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
@@ -58,6 +60,16 @@ def serve(
                 child.terminate()
                 child.wait()
                 return 0
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise `UserError` if nobody can listen there; the server itself finds out once it has loaded the model."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            tried.bind((host, port))
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
 
 
 _NEEDS = {"vllm": ("vllm", ("vllm",)), "transformers": ("serve", ("fastapi", "openai"))}

@@ -1,20 +1,24 @@
 """The server of transformers for one model: only what asks that model is passed on, and only for who asks this host.
 
-`python -m node.operations.pinned_server HOST WORDS...` runs `transformers WORDS...`, which listens at HOST.
+`python -m node.operations.pinned_server HOST serve MODEL ...` runs `transformers serve MODEL ...`, which listens there.
 
 That server loads or unloads any model, also one of the hub, if `/load_model` or `/reset` says so. A page of another
 site could ask it through the browser of somebody on this machine, by its address or by a name that is made to mean this
 machine (DNS rebinding). So all that is not in `PASSED` is not there, and on loopback a request has to name a loopback
 host. Elsewhere the names are unknown, but an origin has to be that host.
+
+A model without a chat template gets no chats: the server would answer that it failed.
 """
 
+import json
 import sys
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.telemetry.same_site import asked_host, is_of_another_site
@@ -28,6 +32,8 @@ PASSED = frozenset(
         ("POST", "/v1/responses"),
     }
 )
+CHATS = frozenset({"/v1/chat/completions", "/v1/responses"})
+NO_CHATS = "this model has no chat template: send a prompt to /v1/completions"
 
 
 class Pinned:
@@ -36,10 +42,12 @@ class Pinned:
     Args:
         app: the server's.
         host: that it listens at.
+        chats: whether the model has a chat template.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, *, chats: bool = True) -> None:
         self._app = app
+        self._chats = chats
         self._is_loopback = _is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,6 +63,8 @@ class Pinned:
             return PlainTextResponse("pages of other sites get no answers here\n", 403)
         if (scope.get("method"), scope["path"]) not in PASSED:
             return PlainTextResponse("this is not served here\n", 404)
+        if scope["path"] in CHATS and not self._chats:
+            return JSONResponse({"error": {"message": NO_CHATS, "type": "invalid_request_error"}}, 400)
         return None
 
 
@@ -65,15 +75,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Tell whether the model in a folder has a chat template, as a file of its own or in its tokenizer's."""
+    settings = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and bool(json.loads(settings.read_text()).get("chat_template"))
+    )
+
+
 def main() -> None:
     """Run the server, with what it serves pinned."""
     from transformers.cli.transformers import main as run
 
     host = sys.argv.pop(1)
+    chats = has_chat_template(Path(sys.argv[2]))
 
     class Config(uvicorn.Config):
         def __init__(self, app: Any, *given: Any, **named: Any) -> None:
-            super().__init__(Pinned(app, host), *given, **named)
+            super().__init__(Pinned(app, host, chats=chats), *given, **named)
 
     uvicorn.Config = Config  # type: ignore[misc]  # the server makes one with its app
     run()

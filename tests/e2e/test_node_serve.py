@@ -34,6 +34,15 @@ def test_without_a_server_it_says_what_to_install(capsys: pytest.CaptureFixture[
     assert f"{sys.executable} -m pip install 'gossamer[serve]'" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", "no/such-model", "--port", str(port), "--server", "transformers"], debug=False) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: cannot listen on 127.0.0.1:{port} (Address already in use): choose another --port\n"
+
+
 def test_vllm_knows_the_model_by_its_folders_name() -> None:
     words = command("vllm", "policy", "127.0.0.1", 8000)
     assert words[words.index("--model") + 1] == words[words.index("--served-model-name") + 1] == "policy"
@@ -63,6 +72,7 @@ def test_a_policy_answers_requests_until_it_is_asked_to_end(tmp_path: Path) -> N
         assert len(made.answers) == 3 and any(answer.finished for answer in made.answers) and made.usage.completion > 3
         for path, body, headers, status in (
             ("/v1/completions", {"model": "gpt2", "prompt": "1+2="}, {}, 400),
+            ("/v1/chat/completions", {"model": "policy", "messages": [{"role": "user", "content": "1+2="}]}, {}, 400),
             ("/load_model", {"model": "gpt2"}, {}, 404),
             ("/reset", {}, {}, 404),
             ("/v1/completions", {"model": "policy", "prompt": "1+2="}, {"Host": "evil.example"}, 421),

@@ -1,11 +1,12 @@
 """What the server of `gossamer serve` passes on."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from node.operations.pinned_server import Pinned
+from node.operations.pinned_server import Pinned, has_chat_template
 
 HERE = {"host": "127.0.0.1:8000"}
 
@@ -14,7 +15,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
 
 
-def status(host: str, method: str, path: str, headers: dict[str, str]) -> int:
+def status(host: str, method: str, path: str, headers: dict[str, str], *, chats: bool = True) -> int:
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -22,7 +23,7 @@ def status(host: str, method: str, path: str, headers: dict[str, str]) -> int:
 
     lines = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": path, "headers": lines}
-    asyncio.run(Pinned(app, host)(scope, None, send))  # type: ignore[arg-type]  # nothing is received
+    asyncio.run(Pinned(app, host, chats=chats)(scope, None, send))  # type: ignore[arg-type]  # nothing is received
     return int(sent[0]["status"])
 
 
@@ -57,3 +58,18 @@ def test_a_server_for_other_machines_may_have_any_name_and_refuses_pages_of_othe
     named = {"host": "box.example:8000"}
     assert status("0.0.0.0", "GET", "/health", named) == 200  # nothing listens
     assert status("0.0.0.0", "GET", "/health", named | {"origin": "http://evil.example"}) == 403  # as above
+
+
+def test_a_model_without_a_chat_template_gets_no_chats(tmp_path: Path) -> None:
+    for path in ("/v1/chat/completions", "/v1/responses"):
+        assert status("127.0.0.1", "POST", path, HERE) == 200
+        assert status("127.0.0.1", "POST", path, HERE, chats=False) == 400
+    assert status("127.0.0.1", "POST", "/v1/completions", HERE, chats=False) == 200
+    assert not has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    assert not has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert has_chat_template(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert has_chat_template(tmp_path)
