@@ -39,8 +39,9 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     """Join a swarm with an invite, and start a node in it.
 
     The node fetches and verifies the manifest. It trains your own model on the swarm's tasks. CONFIG has the model and
-    all settings but the tasks; of a task it may set how your model is asked. A task that could read your files or run a
-    package's code waits for your word (--allow-task). The same command resumes from the node's checkpoint.
+    all other settings. It lists the swarm's tasks that need files of yours, and may set how your model is asked a task.
+    A task that could read your files or run a package's code waits for your word (--allow-task). The same command
+    resumes from the node's checkpoint.
 
     \b
     Example:

@@ -124,9 +124,12 @@ def in_process(page: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_reward_function_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    said = follow("my-rewards.md", {}, [])
+    with background() as started:
+        said = follow("my-rewards.md", {}, started)
+    assert len(rows_of(tmp_path / "n1")) == 3
     (checked,) = (text for line, text in said.items() if line.startswith("gossamer tasks check"))
     assert checked.count("  accuracy ") == 10 and "FAILS" not in checked and "not shared" not in checked
     rows = [json.loads(line) for line in (tmp_path / "runs/sums/nodes/n0/metrics.jsonl").read_text().splitlines()]
