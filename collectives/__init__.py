@@ -5,6 +5,8 @@
     with Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0") as comm:
         result = comm.all_reduce(gradient)  # in place: the mean of all members' gradients
 
+docs/architecture.md draws a step of `Communicator.run`, from call to commit.
+
 communicator  the public API, of:   types, errors            its words, and what can go wrong
                                     calls, operations        a call from beginning to verdict, and what each one does
                                     steps, step_runner       training steps that a group takes together

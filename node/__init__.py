@@ -1,6 +1,7 @@
 """The node: one policy, its rollouts, its training and its place in a swarm.
 
 Top layer first: a folder imports only what stands below it. A `layers` contract in pyproject.toml checks that.
+docs/architecture.md draws a round, and a peer's group on its way, function by function.
 
 cli/            the `gossamer` command, one file for each verb
 grpo_trainer    a node that takes the arguments of TRL's trainer

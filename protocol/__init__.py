@@ -3,6 +3,7 @@
 The cores (`membership`, `gossip`, `limits`, joined in `core`, and `bootstrap`) are pure state machines:
 `handle(event, now) -> actions`, without sockets, clocks or threads. `host` drives them
 on real sockets in one network thread, `joiner` for a node that is yet to join, `simulator` on a virtual clock.
+docs/architecture.md draws a group's way from the socket to the update.
 
 core         one node's whole machine             bootstrap  asking for a swarm's manifest, before there is a node
 driver       its step, on any transport           joiner     bootstrap on real sockets
