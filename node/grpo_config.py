@@ -340,9 +340,8 @@ def _read_lora(config: Any, said: ModelSaid) -> None:
     names = targets if isinstance(targets, str) else sorted(targets or ())  # of none, peft chooses by the architecture
     said.policy["lora"] = {"r": config.r, "alpha": config.lora_alpha, "target_modules": names}
     if config.lora_dropout:
-        said.complaints.append(
-            f"peft_config: lora_dropout={config.lora_dropout:g}: an update compares probabilities with those that "
-            "tokens were drawn with, which dropout would change; leave it at 0"
+        said.notes.append(
+            f"peft_config: lora_dropout={config.lora_dropout:g} is not applied: weights train as they generate"
         )
 
 

@@ -204,7 +204,6 @@ def test_all_that_is_refused_is_said_at_once(tmp_path: Path, monkeypatch: pytest
         ({"train_dataset": {"train": ROWS, "test": ROWS}}, r"'train'\], not several by name \(train, test\)"),
         ({"callbacks": [print, TrainerCallback, "wandb"]}, "^callbacks: 'wandb' cannot be called$"),
         ({"peft_config": LoraConfig(r=4, use_dora=True)}, "use_dora=True has no counterpart"),
-        ({"peft_config": {"lora_dropout": 0.05}}, "lora_dropout=0.05: an update compares .* leave it at 0$"),
         ({"peft_config": PromptTuningConfig(num_virtual_tokens=4)}, "a PromptTuningConfig is not taken"),
         ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "bnb_4bit_quant_type='nf4' alone"),
         ({"engine": {"max_prompt": 5}}, "unknown configuration key 'engine.max_prompt'"),
@@ -228,8 +227,8 @@ NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     [
         ({"r": 4, "target_modules": ["v_proj", "q_proj"]}, {}, None,
          {"lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}}, []),
-        ({"r": 4, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.0}, {}, None,
-         {"lora": {"r": 4, "alpha": 9, "target_modules": "all-linear"}}, []),
+        ({"r": 4, "lora_alpha": 9, "target_modules": "all-linear", "lora_dropout": 0.05}, {}, None,
+         {"lora": {"r": 4, "alpha": 9, "target_modules": "all-linear"}}, ["lora_dropout=0.05 is not applied"]),
         ({}, {"dtype": "bfloat16"}, None,
          {"lora": {"r": 8, "alpha": 8, "target_modules": []}, "dtype": "bfloat16"}, []),
         ({}, {}, NF4, {"lora": {"r": 8, "alpha": 8, "target_modules": []}, "dtype": "nf4"}, []),
