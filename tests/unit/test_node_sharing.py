@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from node.rollouts.group import MAX_NAME_BYTES, MAX_TEXT_BYTES, Episode, Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
-from node.swarm import sharing
-from node.swarm.reports import REPORTS_TOPIC, decode, reporter_of
+from node.swarm import reports, sharing
+from node.swarm.reports import REPORTS_TOPIC, NodeReport, decode, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
     LESS,
@@ -346,6 +346,23 @@ def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -
         host.inbox.append(Received(b"i" * 32, id_of_bytes(sender), body, time, REPORTS_TOPIC))
     assert exchange.receive(lambda _: False) == []
     assert host.reports == [(Verdict.IGNORE, "early_report"), (Verdict.REJECT, "self_praise")]
+
+
+def test_a_node_counts_whom_its_groups_taught_by_what_peers_report_once_and_no_more_peers_than_it_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node.swarm.sharing.MAX_PUPILS", 2)
+    host, own, other = _Host(), id_of_bytes(b"o" * 20), id_of_bytes(b"x" * 20)
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4, reports_s=300, node=own)
+
+    def report(sender: bytes, time: float, **taught_by: int) -> None:
+        body = reports.encode(NodeReport(0, "a/1", "tests", 1, None, None, {}, {own: taught_by["own"], other: 5}))
+        host.inbox.append(Received(b"i" * 32, id_of_bytes(sender), body, time, REPORTS_TOPIC))
+
+    for sender, time, groups in ((b"s", 0.0, 3), (b"s", 1.0, 4), (b"s", 300.0, 2), (b"t", 0.0, 1), (b"u", 0.0, 9)):
+        report(sender * 20, time, own=groups)
+    exchange.receive(lambda _: False)
+    assert exchange.taught() == {id_of_bytes(b"s" * 20): 5, id_of_bytes(b"t" * 20): 1}
 
 
 def test_a_report_does_not_name_a_task_whose_groups_stay_at_home() -> None:
