@@ -12,6 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gossamer import Exchange
+
+from node.config import parse_config
+from node.swarm.founding import found, make_invite
+from protocol.credentials.manifest import JoinPolicy
+from protocol.credentials.records import Address
+from tests.chat_server import chat_server, says, sum_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # What nobody imports, and a node cannot do without.
@@ -89,6 +96,28 @@ def test_an_extra_alone_brings_what_it_is_for(extra: str, clean: tuple[Path, Pat
     run(*pip, f"gossamer[{extra}] @ {wheel.as_uri()}", env=environment, limit=600)
     run(python, "-c", PURPOSES[extra], cwd=tmp_path, env=environment)
     shutil.rmtree(tmp_path / "venv")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_machine_that_only_answers_needs_the_packages_of_its_own_list_alone(tmp_path: Path) -> None:
+    """As docs/answer.md installs it: it joins, answers and ends, and torch is not there."""
+    shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    pip = [tmp_path / "venv/bin/pip", "install", "--quiet"]
+    run(*pip, "-r", tmp_path / "source/examples/answer-requirements.txt", env=environment, limit=600)
+    run(*pip, "--no-deps", tmp_path / "source", env=environment, limit=300)
+    config = parse_config({"tasks": [{"name": "builtin/sums"}]})
+    found(config, tmp_path / "first", "club", JoinPolicy.OPEN, [])
+    with Exchange(tmp_path / "first") as peer, chat_server(lambda body: says(str(sum_of(body)), "no")) as (url, _):
+        own = [Address.parse(peer.address or "")]
+        (tmp_path / "invite").write_text(str(make_invite(tmp_path / "first", [], own=own)))
+        words = ["answer", "@invite", "--url", url, "--model", "tiny", "--completions", "2", "--questions", "3"]
+        said = run(tmp_path / "venv/bin/gossamer", *words, cwd=tmp_path, env=environment)
+        assert said.startswith("3 questions, 6 answers, mean reward 0.500, 3 groups published")
+        assert len(peer.draw(4, least=3)) == 3
+    run(tmp_path / "venv/bin/python", "-c", "import importlib.util; assert importlib.util.find_spec('torch') is None")
 
 
 @pytest.mark.slow
