@@ -1,9 +1,11 @@
 """Supervisor: looks at what a call in a cage takes, and ends it in time (seccomp's user notification, /proc).
 
-What no limit of a single process holds is looked at by the worker, while it waits for the answer:
+While the worker waits for an answer, it looks at what no limit of a single process holds:
 
-    processes   each fork waits until the worker lets it go on, so there are at most `PROCESSES`, threads included.
-                RLIMIT_NPROC would count all processes of a uid: one text's forks would let another's fail
+    processes   each fork waits until the worker lets it go on, which it does while there are fewer than `PROCESSES`,
+                threads included. As many may be in the making, so there are at most twice as many. Where seccomp tells
+                of no forks, which is no whole cage, the call ends once it has more. RLIMIT_NPROC would not do: it
+                counts all processes of a uid, so that one text's forks let another's fail
     memory      of all of its processes together: at most the bytes that each may have
     folder      bytes and entries
     machine     what no count finds: files without a name, pages of shared memory that no process has mapped. The call
@@ -28,7 +30,7 @@ import psutil
 
 from node.processes.machine import available_memory
 
-PROCESSES = 64  # that a call may have at a time, and threads
+PROCESSES = 64  # of a call, and threads, before a further fork fails
 FOLDER_BYTES, FOLDER_ENTRIES = 64 << 20, 1_000  # of its folder; some disks take 3 ms to remove an entry
 LEFT = 0.25  # a share: a trainer beside it takes its memory in small steps
 LOOK_S = 0.1  # between two looks
@@ -129,7 +131,10 @@ class Supervisor:
 
     def _look(self) -> bool:
         """Tell whether the first process has ended; raise `CageError`."""
-        if sum(process.memory for process in self._processes()) > self._memory:
+        processes = self._processes()
+        if sum(process.threads for process in processes) > 2 * PROCESSES:
+            raise CageError("it started too many processes")
+        if sum(process.memory for process in processes) > self._memory:
             raise CageError("its processes took too much memory")
         for what, left, least in zip(
             ("memory", "disk"), (available_memory(), free_disk(self._folder)), self._least, strict=True

@@ -92,7 +92,7 @@ class Scorer:
     `same` compares an answer with the ground truth, or is None where `score_answer` does. `truth` takes that from an
     entry, `None` for one that no answer could satisfy (another is drawn). `defaults` replace options of the data set,
     and `refuse` says what is wrong with options that could make a question never end. `hint` is added to the
-    instruction, `solution` makes a right answer of a ground truth that is not one itself, `hashes` says that questions
+    instruction. `solution` makes a right answer of a ground truth that is not one itself. `hashes` says that questions
     depend on the process's hash seed, and `seeds` is how many seeds the data set takes.
     """
 
@@ -190,9 +190,9 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "palindrome_generation": ITS_OWN,
         "shortest_path": ITS_OWN,
         "tower_of_hanoi": ITS_OWN,
-        # Others with one right answer. What is not here has several, and evaluates them (countdown, puzzle24) or takes
-        # what is none (kakurasu); or it has none that its entries hold (rubiks_cube), runs code (codeio), takes a third
-        # of a second a question (arc_agi), or makes another question of a seed when it is asked again (list_functions).
+        # Others with one right answer. Left out are sets that evaluate what is right (countdown, puzzle24), take
+        # what is wrong (kakurasu), hold no answer (rubiks_cube), or run code (codeio). So are those that take a third
+        # of a second a question (arc_agi), or make another question of a seed when asked again (list_functions).
         "ab": Scorer(same_text),
         "acre": Scorer(same_text),
         "advanced_geometry": Scorer(partial(same_numbers, tolerance=Decimal("0.01"), ordered=True)),

@@ -271,6 +271,19 @@ def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machin
     os.close(write)
 
 
+def test_where_seccomp_tells_of_no_forks_a_call_ends_once_it_has_too_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    read, write = os.pipe()
+    for most, reason in ((0, "it started too many processes"), (1 << 20, "it took too long")):
+        monkeypatch.setattr(supervisor, "PROCESSES", most)
+        with pytest.raises(CageError, match=reason):
+            Supervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 1)
+    os.close(read)
+    os.close(write)
+
+
 def test_a_cage_whose_processes_proc_hides_is_not_whole() -> None:
     code = """
 import psutil
