@@ -407,5 +407,5 @@ def test_the_training_part_and_the_evaluation_part_are_apart_in_every_kind_of_ta
 def test_they_are_apart_in_a_task_set_of_verifiers() -> None:
     items = tuple(Item(f"{n} + {n}?", "", content=str(n)) for n in range(80))
     workers = Workers("verifiers/sums", "no.such.module", {})
-    task = VerifiersTask(TaskKey("verifiers/sums", 2, "aa"), items, workers, workers, None, UNIT)
+    task = VerifiersTask(TaskKey("verifiers/sums", 2, "aa"), items, workers, workers, None, UNIT, "")
     assert_parts_are_apart(alone(task), task)
