@@ -70,7 +70,7 @@ def how_paid(task: Task) -> Iterator[Finding]:
     peers = "a peer's text is never scored" if unshared(task) else f"a peer's text has {_ways(bare.apart)}"
     own = "own texts have one call a round" if bare.together else f"an own text has {_ways(bare.workers)}"
     for name, seconds in zip(bare.names, bare.seconds, strict=True):
-        yield Finding(True, f"{name} takes {_ms(seconds)} a text: {own}, {peers}")
+        yield Finding(True, f"function {name} takes {_ms(seconds)} a text: {own}, {peers}")
     if lacks := lacking():
         yield Finding(True, f"a cage lacks on this machine: {lacks}")
     else:

@@ -304,7 +304,7 @@ def test_the_check_says_of_each_function_how_a_text_is_run_and_what_it_costs_and
     for lacks, line in (("", "nothing on this machine"), ("no Landlock", "on this machine: no Landlock")):
         monkeypatch.setattr(check, "lacking", lambda lacks=lacks: lacks)
         of_function, of_cage = how_paid(task)
-        assert re.fullmatch(rf"executed takes \d\S* ms a text: {own}, {peers}", of_function.line)
+        assert re.fullmatch(rf"function executed takes \d\S* ms a text: {own}, {peers}", of_function.line)
         assert of_cage.line == f"a cage lacks {line}"
 
 
