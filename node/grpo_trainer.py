@@ -26,7 +26,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ class GRPOTrainer:
         tables = {name: value for name, value in others.items() if name in NodeConfig.model_fields}
         complaints = [
             *_complaints(model, reward_funcs, train_dataset, eval_dataset, environment_factory),
-            *(f"callbacks: {one!r} cannot be called" for one in callbacks or () if not _is_callback(one)),
+            *_complaints_about_callbacks(callbacks or ()),
             *_complaints_about_names(others.keys() - tables.keys(), others),
             *(complaints_about(args) if args is not None else ()),
             *said.complaints,
@@ -360,10 +360,17 @@ def _complaints(model: Any, reward_funcs: Any, rows: Any, tests: Any, environmen
     return found
 
 
-def _is_callback(given: Any) -> bool:
-    from transformers import TrainerCallback
+def _complaints_about_callbacks(callbacks: Sequence[Any]) -> Iterator[str]:
+    from transformers import EarlyStoppingCallback, TrainerCallback
 
-    return callable(given) or isinstance(given, TrainerCallback)
+    for callback in callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            yield (
+                "callbacks: an EarlyStoppingCallback goes by metric_for_best_model, which is not taken: set "
+                "control.should_training_stop in on_evaluate of a callback of yours"
+            )
+        elif not (callable(callback) or isinstance(callback, TrainerCallback)):
+            yield f"callbacks: {callback!r} cannot be called"
 
 
 def _complaints_about_names(names: "set[str]", given: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 import trl
 from gossamer import GRPOTrainer
 from peft import LoraConfig, PeftModel, PromptTuningConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback
 from trl import GRPOConfig
 
 from node.config import PASSED, PolicyConfig, flatten, is_key, parse_config
@@ -202,6 +202,7 @@ def test_all_that_is_refused_is_said_at_once(tmp_path: Path, monkeypatch: pytest
         ({"tools": [print]}, "tools of TRL's GRPOTrainer is not taken"),
         ({"eval_dataset": {"a": ROWS}}, "give one set of rows"),
         ({"train_dataset": {"train": ROWS, "test": ROWS}}, r"'train'\], not several by name \(train, test\)"),
+        ({"callbacks": [EarlyStoppingCallback(2)]}, "should_training_stop in on_evaluate of a callback of yours"),
         ({"callbacks": [print, TrainerCallback, "wandb"]}, "^callbacks: 'wandb' cannot be called$"),
         ({"peft_config": LoraConfig(r=4, use_dora=True)}, "use_dora=True has no counterpart"),
         ({"peft_config": PromptTuningConfig(num_virtual_tokens=4)}, "a PromptTuningConfig is not taken"),
@@ -389,14 +390,15 @@ class Stopping(TrainerCallback):
 
 @pytest.mark.parametrize(
     ("event", "step", "iterations", "ends"),
-    [("on_step_end", 2, 1, 2), ("on_log", 2, 1, 2), ("on_step_end", 3, 2, 4)],
+    [("on_step_end", 2, 1, 2), ("on_log", 2, 1, 2), ("on_evaluate", 2, 1, 2), ("on_step_end", 3, 2, 4)],
 )
 def test_a_callback_that_stops_the_training_leaves_a_checkpoint_of_the_rounds_whole_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str, step: int, iterations: int, ends: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    args = config(max_steps=8, use_cpu=True, max_completion_length=8, num_iterations=iterations)
-    trainer = GRPOTrainer("builtin", here(accuracy), args, ROWS, callbacks=[Stopping(event, step)])
+    fields = {"use_cpu": True, "max_completion_length": 8, "eval_strategy": "steps", "eval_steps": 1}
+    args = config(max_steps=8, num_iterations=iterations, **fields)
+    trainer = GRPOTrainer("builtin", here(accuracy), args, ROWS, TESTS, callbacks=[Stopping(event, step)])
     made = trainer.train()
     assert (made.global_step, trainer.state.global_step) == (ends, ends)
     assert trainer.node.checkpoint[1] == len(trainer.node.metrics) == 2, "save_model has what was trained"
