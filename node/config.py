@@ -229,6 +229,24 @@ class EngineConfig(Section):
         """Tokens of the longest sequence: a prompt and its completion."""
         return self.max_prompt_length + self.max_completion_length
 
+    def longest_prompt(self, positions: int | None) -> int:
+        """Return how many tokens a prompt may have, so that the longest completion still has positions after it.
+
+        `positions` are the policy's; None if it has no bound.
+
+        Raises:
+            UserError: the completions leave no room for a question.
+        """
+        if positions is None:
+            return self.max_prompt_length
+        room = positions - self.max_completion_length
+        if room < 1:
+            raise UserError(
+                f"engine.max_completion_length={self.max_completion_length} leaves no room for a question: "
+                f"the policy has {positions} positions"
+            )
+        return min(self.max_prompt_length, room)
+
     @property
     def own_weights(self) -> bool:
         """Whether the tokens come from the very weights that are then trained on them."""

@@ -80,15 +80,7 @@ def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
     Raises:
         UserError: the completions leave no room for a question.
     """
-    if policy.positions is None:
-        return engine.max_prompt_length
-    room = policy.positions - engine.max_completion_length
-    if room < 1:
-        raise UserError(
-            f"engine.max_completion_length={engine.max_completion_length} leaves no room for a question: "
-            f"the policy has {policy.positions} positions"
-        )
-    return min(engine.max_prompt_length, room)
+    return engine.longest_prompt(policy.positions)
 
 
 @dataclass(slots=True)

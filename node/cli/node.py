@@ -33,6 +33,7 @@ from node.errors import UserError
 from node.operations.config_text import to_toml
 from node.operations.given import check_tasks, read_invite, tasks_given
 from node.operations.preflight import check_first
+from node.operations.presets import notes_on_model
 from node.operations.settling import settle
 from node.state_folder import check_begun, check_free
 
@@ -135,7 +136,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         sharers=lambda: sharers(processes, accelerate_config),
     )
     if dry_run:
-        notes = check_tasks(settled.config)
+        notes = [*check_tasks(settled.config), *notes_on_model(settled.config)]
         print(to_toml(settled.config, settled.notes, every_key=every_key), end="")
         warn(settled.config, notes)
         return 0

@@ -27,7 +27,7 @@ from node.errors import UserError, for_shell
 from node.operations.config_text import to_toml
 from node.operations.given import check_tasks, tasks_given
 from node.operations.preflight import check_first, check_place, check_size
-from node.operations.presets import with_preset
+from node.operations.presets import notes_on_model, with_preset
 from node.operations.settling import asked
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
         if cluster is None and not dry_run:
             check_first(given, out or Path())
         settled, reasons = (cluster.config, cluster.reasons) if cluster else with_preset(given, nodes)
-        warn(settled, notes)
+        warn(settled, [*notes, *(notes_on_model(settled) if dry_run and cluster is None else ())])
         if dry_run:
             print(to_toml(settled, reasons, every_key=every_key), end="")
             return 0

@@ -27,6 +27,7 @@ from node.policy.footprint import (
     Machine,
     ModelSize,
     activation_bytes,
+    adapter_parameters,
     logits_bytes,
     trained_bytes,
     weight_bytes,
@@ -331,6 +332,21 @@ def _tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> Overrides:
             tokens, f"activations of more would not fit {machine.memory / 1e9:.1f} GB"
         )
     }
+
+
+def notes_on_model(config: NodeConfig) -> list[str]:
+    """Return what a start says of settings that do not suit the model; for a dry run, which loads none.
+
+    Raises:
+        UserError: a start refuses one of them.
+    """
+    if config.role == "relay":  # runs no model
+        return []
+    builtin, rank = config.policy.model == "builtin", config.policy.lora.r
+    size = BUILTIN_SIZE if builtin else measure_model(config.policy.model)
+    config.engine.longest_prompt(size.positions)
+    line = rate_warning(config.trainer, adapter_parameters(size, rank) if rank else size.parameters)
+    return [line] if line else []
 
 
 def rate_warning(trainer: TrainerConfig, trained: int) -> str:

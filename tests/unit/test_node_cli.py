@@ -635,6 +635,17 @@ def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_pa
     assert config.network.listen == "tcp://0.0.0.0:4001"
 
 
+@pytest.mark.parametrize("verb", ["node", "swarm"])
+def test_a_dry_run_refuses_and_warns_of_what_a_start_would(
+    verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = fails(capfd, verb, "--dry-run", "--set", "engine.max_completion_length=128")
+    assert "leaves no room for a question: the policy has 128 positions" in line
+    monkeypatch.setattr("node.operations.presets.SMALL", 1000)
+    assert run([verb, "--dry-run", "--set", "trainer.learning_rate=1.0"], debug=False) == 0
+    assert "note: trainer.learning_rate=1 over 0 M trained weights mostly destroys" in capfd.readouterr().err
+
+
 def test_a_dry_run_shows_what_people_set_and_what_differs_and_all_of_it_on_request(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
