@@ -98,17 +98,17 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     for setting in ["sampling.external=0", *([f"network.listen={listen}"] if listen else []), *(settings or [])]:
         apply_override(given, setting)  # it draws nothing
 
-    from node.exchange.answering import Budget
+    from node.exchange.answering import AnsweringBudget
     from node.exchange.answering import answer as answer_questions
-    from node.exchange.endpoint import Endpoint
+    from node.exchange.endpoint import ModelEndpoint
     from node.exchange.member import Exchange
     from node.processes.signals import interrupting_signals, stop_signals
     from node.swarm.founding import load_manifest
     from node.telemetry.logs import setup_logs
 
-    budget = Budget(questions, tokens, cost, prices)
+    budget = AnsweringBudget(questions, tokens, cost, prices)
     heat = None if temperature < 0 else temperature
-    endpoint = Endpoint(url, model, max_tokens, heat, not plain, timeout, requests_a_minute)
+    endpoint = ModelEndpoint(url, model, max_tokens, heat, not plain, timeout, requests_a_minute)
     if parsed is None and load_manifest(folder) is None and not given.get("network", {}).get("seeds"):
         raise UserError(f"{folder} belongs to no swarm: `gossamer answer INVITE --state {for_shell(folder)}` joins one")
     try:

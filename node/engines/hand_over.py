@@ -13,7 +13,7 @@ has to change at each later one.
 **The probe**: the engine scores a fixed text, and so does the trainer. Rounding makes a small difference, and a wrong
 model a larger one. The update of a round makes less than rounding, so this alone cannot tell that it is missing. But
 other weights round elsewhere: SmolLM2's probabilities in vLLM move by 0.045 nats a token at each step of Adam, from
-rates of 1e-8 to 1e-5. So an engine that says to the digit what it said before has its old weights (`Answers`).
+rates of 1e-8 to 1e-5. So an engine that says to the digit what it said before has its old weights (`ProbeAnswers`).
 
 An engine that fails generates nothing more.
 """
@@ -229,7 +229,7 @@ def check_probe(ours: Sequence[float], theirs: Sequence[float], version: int) ->
     return error
 
 
-class Answers:
+class ProbeAnswers:
     """The answers of an engine that has no checksums to the probe: another update gives another one."""
 
     def __init__(self) -> None:

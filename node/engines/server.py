@@ -38,7 +38,7 @@ from node.engines import EngineError, EngineKind, Generated, SamplingParams, see
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
-    Answers,
+    ProbeAnswers,
     WeightMismatchError,
     adapters_of,
     digest,
@@ -84,7 +84,7 @@ class Server:
 
     url: str
     given: tuple[float, ...] = ()  # digest of the weights that it was given
-    answers: Answers = field(default_factory=Answers)  # to the probe
+    answers: ProbeAnswers = field(default_factory=ProbeAnswers)  # to the probe
     model: str = ""  # what it calls its model
     failed: str = ""  # why it is left out
     failures: int = 0  # since it last answered for a part of a round

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from node.errors import UserError
-from node.exchange.endpoint import Endpoint, EndpointAnswers, StoppedError
+from node.exchange.endpoint import EndpointAnswers, ModelEndpoint, StoppedError
 from node.exchange.member import AskedQuestion, Exchange
 from node.policy.prompt import stop_texts
 from node.processes.threads import on_daemon
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredTotals:
     """What a folder's member has answered, over all its starts. `cost` is by the prices that were given."""
 
     questions: int = 0
@@ -63,7 +63,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class AnsweringBudget:
     """What may be spent over all starts; None for no limit. `price` is of a million tokens of prompts, of answers."""
 
     questions: int | None = None
@@ -71,7 +71,7 @@ class Budget:
     cost: float | None = None
     price: tuple[float, float] = (0.0, 0.0)
 
-    def is_spent(self, answered: Answered) -> bool:
+    def is_spent(self, answered: AnsweredTotals) -> bool:
         """Tell whether no more may be asked."""
         pairs = (
             (self.questions, answered.questions),
@@ -81,7 +81,7 @@ class Budget:
         return any(most is not None and spent >= most for most, spent in pairs)
 
 
-def read_answered(folder: Path) -> Answered:
+def read_answered(folder: Path) -> AnsweredTotals:
     """Return what the member in `folder` has answered so far.
 
     Raises:
@@ -89,21 +89,21 @@ def read_answered(folder: Path) -> Answered:
     """
     path = folder / ANSWERED_FILE
     try:
-        return Answered(**json.loads(path.read_text()))
+        return AnsweredTotals(**json.loads(path.read_text()))
     except FileNotFoundError:
-        return Answered()
+        return AnsweredTotals()
     except (ValueError, TypeError):
         raise UserError(f"{path} is damaged: delete it; what was spent is counted from 0 then") from None
 
 
 def answer(
     swarm: Exchange,
-    endpoint: Endpoint,
+    endpoint: ModelEndpoint,
     completions: int,
     at_once: int,
-    budget: Budget,
+    budget: AnsweringBudget,
     is_stopping: Callable[[], object],
-) -> Answered:
+) -> AnsweredTotals:
     """Answer questions until the budget is spent, or until the program is to end; return what was answered.
 
     Args:
@@ -165,8 +165,12 @@ def _wait_for_a_peer(swarm: Exchange, is_stopping: Callable[[], object]) -> None
 
 
 def _take(
-    swarm: Exchange, question: AskedQuestion, answers: EndpointAnswers, answered: Answered, budget: Budget
-) -> Answered:
+    swarm: Exchange,
+    question: AskedQuestion,
+    answers: EndpointAnswers,
+    answered: AnsweredTotals,
+    budget: AnsweringBudget,
+) -> AnsweredTotals:
     """Publish the answers to a question if they may teach; return what was answered with them."""
     kept = [one for one in answers.answers if one.text.strip()]
     texts, finished = [one.text for one in kept], [one.finished for one in kept]

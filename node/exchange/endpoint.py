@@ -49,21 +49,21 @@ class EndpointAnswer(NamedTuple):
     finished: bool
 
 
-class Usage(NamedTuple):
+class TokenUsage(NamedTuple):
     """Tokens that a server has counted, or that were estimated from texts where it counts none."""
 
     prompt: int = 0
     completion: int = 0
 
-    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]  # sums, and does not append
-        return Usage(self.prompt + other.prompt, self.completion + other.completion)
+    def __add__(self, other: "TokenUsage") -> "TokenUsage":  # type: ignore[override]  # sums, and does not append
+        return TokenUsage(self.prompt + other.prompt, self.completion + other.completion)
 
 
 class EndpointAnswers(NamedTuple):
     """Answers to one question, and what they took."""
 
     answers: tuple[EndpointAnswer, ...]
-    usage: Usage
+    usage: TokenUsage
 
 
 class StoppedError(Exception):
@@ -78,7 +78,7 @@ class _BusyError(PassingError):
         self.seconds = seconds
 
 
-class _RefusedError(UserError):
+class _RefusedRequestError(UserError):
     """The server refuses the request as it is."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -87,7 +87,7 @@ class _RefusedError(UserError):
 
 
 @dataclass(slots=True)
-class Endpoint:
+class ModelEndpoint:
     """Asks one endpoint, from any number of threads.
 
     Args:
@@ -159,7 +159,7 @@ class Endpoint:
             StoppedError: the program is to end.
         """
         answers: list[EndpointAnswer] = []
-        usage = Usage()
+        usage = TokenUsage()
         while len(answers) < n:
             wanted = n - len(answers) if self._takes_n else 1
             found, took = self._ask(messages, prompt, stop, wanted)
@@ -170,7 +170,7 @@ class Endpoint:
 
     def _ask(
         self, messages: Sequence[Mapping[str, str]], prompt: str, stop: Sequence[str], n: int
-    ) -> tuple[list[EndpointAnswer], Usage]:
+    ) -> tuple[list[EndpointAnswer], TokenUsage]:
         """Return at most `n` answers, and at least one."""
         while True:
             body: dict[str, Any] = {"model": self.model, self._limit: self.max_tokens}
@@ -184,7 +184,7 @@ class Endpoint:
                 body |= {"prompt": prompt, **({"stop": list(stop)} if stop else {})}
             try:
                 return self._read(self._patiently("/chat/completions" if self.is_chat else "/completions", body), body)
-            except _RefusedError as refused:
+            except _RefusedRequestError as refused:
                 if refused.status not in FORM or not self._adapt(str(refused), messages, n):
                     raise
                 n = n if self._takes_n else 1
@@ -201,7 +201,7 @@ class Endpoint:
             return False
         return True
 
-    def _read(self, reply: Any, body: Mapping[str, Any]) -> tuple[list[EndpointAnswer], Usage]:
+    def _read(self, reply: Any, body: Mapping[str, Any]) -> tuple[list[EndpointAnswer], TokenUsage]:
         try:
             answers = [_answer(choice) for choice in reply["choices"]]
             if not answers:
@@ -212,10 +212,10 @@ class Endpoint:
             ) from None
         try:
             counted = reply["usage"]
-            usage = Usage(int(counted["prompt_tokens"]), int(counted["completion_tokens"]))
+            usage = TokenUsage(int(counted["prompt_tokens"]), int(counted["completion_tokens"]))
         except (TypeError, LookupError, ValueError):
             asked = json.dumps(body.get("messages", body.get("prompt", "")))
-            usage = Usage(_estimate(asked), sum(_estimate(answer.text) for answer in answers))
+            usage = TokenUsage(_estimate(asked), sum(_estimate(answer.text) for answer in answers))
         return answers, usage
 
     def _patiently(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -264,7 +264,7 @@ class Endpoint:
             why = f"{self.url}{path} answers {error.code}: {said[:300]}"
             if error.code in PASSING and (error.code != DEFECT or self._failures < DEFECTS):
                 raise _BusyError(why, _seconds(error.headers.get("Retry-After"))) from None
-            raise _RefusedError(error.code, why) from None
+            raise _RefusedRequestError(error.code, why) from None
         except (OSError, HTTPException) as error:
             raise _BusyError(f"{self.url}{path} does not answer: {getattr(error, 'reason', None) or error}") from None
         if len(text) > MAX_REPLY_BYTES:

@@ -64,7 +64,7 @@ from node.processes.confinement import (
     set_capabilities,
     unconfinable,
 )
-from node.processes.supervisor import NO_ANSWER, CageError, Supervisor
+from node.processes.supervisor import NO_ANSWER, CageError, CallSupervisor
 from node.processes.worker_process import HEADER, Message, adopt_orphans, die_with_parent, end_as, remove_folder
 
 T = TypeVar("T")
@@ -189,7 +189,9 @@ class Cage:
         message: Message = {}
         try:
             with ours:
-                message = self._answered(ours, Supervisor(pid, scratch, _memory()), time.monotonic() + seconds, most)
+                message = self._answered(
+                    ours, CallSupervisor(pid, scratch, _memory()), time.monotonic() + seconds, most
+                )
         except CageError as error:
             reason = str(error)
         finally:
@@ -215,7 +217,7 @@ class Cage:
         self._is_whole = not lacks
         return lacks
 
-    def _answered(self, channel: socket.socket, supervisor: Supervisor, deadline: float, most: int) -> Message:
+    def _answered(self, channel: socket.socket, supervisor: CallSupervisor, deadline: float, most: int) -> Message:
         """Return the message of a call, which has sent its listener before."""
         supervisor.wait(channel.fileno(), deadline)
         _, descriptors, *_ = socket.recv_fds(channel, 1, 1)
@@ -410,7 +412,7 @@ def _limit(seconds: float) -> None:
         resource.setrlimit(name, (most, most))
 
 
-def _read(channel: socket.socket, supervisor: Supervisor, deadline: float, most: int) -> Message:
+def _read(channel: socket.socket, supervisor: CallSupervisor, deadline: float, most: int) -> Message:
     """Read the one message of a call."""
     data = bytearray()
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:

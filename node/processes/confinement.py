@@ -199,13 +199,13 @@ def deny_calls_and_tell(libc: ctypes.CDLL, denied: Calls) -> int:
     return listener
 
 
-class _Program(ctypes.Structure):
+class _FilterProgram(ctypes.Structure):
     """A program of seccomp (sock_fprog)."""
 
     _fields_ = (("count", ctypes.c_ushort), ("lines", ctypes.c_char_p))
 
 
-def _filter(denied: Calls, told: Calls) -> _Program:
+def _filter(denied: Calls, told: Calls) -> _FilterProgram:
     """Return seccomp's program; calls that are `told` wait for what a listener answers."""
     audit, place = MACHINES[platform.machine()]
     load, equal, at_least, any_bit, bits, answer = (
@@ -237,7 +237,7 @@ def _filter(denied: Calls, told: Calls) -> _Program:
     for call in told.values():
         on(call, ask)
     lines.append(allow)
-    return _Program(len(lines), b"".join(struct.pack("=HBBI", *line) for line in lines))
+    return _FilterProgram(len(lines), b"".join(struct.pack("=HBBI", *line) for line in lines))
 
 
 def _check(result: int, what: str) -> None:

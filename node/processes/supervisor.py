@@ -54,7 +54,7 @@ class _Process(NamedTuple):
     memory: int
 
 
-class Supervisor:
+class CallSupervisor:
     """What one call takes.
 
     Args:

@@ -25,7 +25,7 @@ from node.engines import vllm as engine_module
 from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, policy_logprobs
 from node.engines.missing import missing
 from node.engines.vllm import VllmEngine
-from node.exchange.endpoint import Endpoint
+from node.exchange.endpoint import ModelEndpoint
 from node.policy.export import export_model, export_weights
 from node.policy.load import load_policy
 from node.tasks import Item
@@ -281,7 +281,7 @@ def test_a_real_server_is_given_weights_and_answers_with_them(policy, tmp_path):
         wait_until(lambda: server.poll() is not None or not missing("server", config), 300, "the server to answer")
         assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
         engine = make_engine(config, policy, tmp_path)
-        endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", "start", 8)
+        endpoint = ModelEndpoint(f"http://127.0.0.1:{port}/v1", "start", 8)
         chat = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "What is 2 + 2?"}]
         made = endpoint.answer(chat, "", [], 4)  # what a member that only answers asks
         assert len(made.answers) == 4 and all(answer.text for answer in made.answers) and made.usage.completion > 4

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from gossamer import Exchange, UserError
 
-from node.exchange.answering import ANSWERED_FILE, Answered, Budget, answer, read_answered
-from node.exchange.endpoint import Endpoint
+from node.exchange.answering import ANSWERED_FILE, AnsweredTotals, AnsweringBudget, answer, read_answered
+from node.exchange.endpoint import ModelEndpoint
 from tests.chat_server import Asked, Body, Reply, chat_server, says, sum_of
 from tests.log_places import own_logs
 from tests.waiting import wait_until
@@ -44,36 +44,45 @@ def answering(folder: Path, pupil: Exchange) -> Iterator[Exchange]:
         yield member
 
 
-def answer_some(member: Exchange, url: str, budget: Budget, is_stopping: object = False) -> Answered:
-    return answer(member, Endpoint(url, "tiny", 16, is_stopping=lambda: is_stopping), 2, 3, budget, lambda: is_stopping)
+def answer_some(member: Exchange, url: str, budget: AnsweringBudget, is_stopping: object = False) -> AnsweredTotals:
+    return answer(
+        member, ModelEndpoint(url, "tiny", 16, is_stopping=lambda: is_stopping), 2, 3, budget, lambda: is_stopping
+    )
 
 
 def test_a_peer_draws_what_an_endpoint_answered_as_it_is_scored_there(pupil: Exchange, tmp_path: Path) -> None:
     with chat_server(half_right) as (url, asked), answering(tmp_path / "a", pupil) as member:
-        answered = answer_some(member, url, Budget(questions=4))
+        answered = answer_some(member, url, AnsweringBudget(questions=4))
         groups = pupil.draw(8, least=4)
         assert {(group.signer, group.policy, group.rewards) for group in groups} == {(member.node, "tiny", (1.0, 0.0))}
         assert {group.question.text for group in groups} == {
             request.body["messages"][-1]["content"] for request in asked
         }
-    assert answered == Answered(4, 4, 8, 0, 4.0, 40, 12)
+    assert answered == AnsweredTotals(4, 4, 8, 0, 4.0, 40, 12)
     assert str(answered) == "4 questions, 8 answers, mean reward 0.500, 4 groups published, 52 tokens"
 
 
 def test_a_budget_holds_over_all_starts_and_no_question_comes_again(pupil: Exchange, tmp_path: Path) -> None:
-    questions: list[Asked] = []
+    requests: list[Asked] = []
     for most in (2, 5, 5):
         with chat_server(half_right) as (url, asked), answering(tmp_path / "a", pupil) as member:
-            assert answer_some(member, url, Budget(questions=most)).questions == most
-            questions += asked
-    assert len({request.body["messages"][-1]["content"] for request in questions}) == len(questions) == 5
+            assert answer_some(member, url, AnsweringBudget(questions=most)).questions == most
+            requests += asked
+    assert len(requests) == 5
+    seeds = {group.question.seed for group in pupil.draw(8, least=5)}  # two seeds may make the same sum
+    assert len(seeds) == 5
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(tokens=40), Budget(cost=0.00004, price=(1.0, 1.0)), Budget(cost=0.00001, price=(0.0, 1.0))]
+    "budget",
+    [
+        AnsweringBudget(tokens=40),
+        AnsweringBudget(cost=0.00004, price=(1.0, 1.0)),
+        AnsweringBudget(cost=0.00001, price=(0.0, 1.0)),
+    ],
 )
 def test_no_more_is_asked_once_the_tokens_or_the_money_are_spent(
-    budget: Budget, pupil: Exchange, tmp_path: Path
+    budget: AnsweringBudget, pupil: Exchange, tmp_path: Path
 ) -> None:
     with chat_server(half_right) as (url, asked), answering(tmp_path / "a", pupil) as member:
         answered = answer_some(member, url, budget)
@@ -84,7 +93,7 @@ def test_no_more_is_asked_once_the_tokens_or_the_money_are_spent(
 def test_nothing_is_asked_while_no_peer_is_here(tmp_path: Path) -> None:
     stopping: list[int] = []
     with chat_server(half_right) as (url, asked), Exchange(tmp_path / "a", **SUMS) as member:
-        thread = threading.Thread(target=answer_some, args=(member, url, Budget(questions=1), stopping))
+        thread = threading.Thread(target=answer_some, args=(member, url, AnsweringBudget(questions=1), stopping))
         thread.start()
         with Exchange(tmp_path / "other", network={"seeds": [member.address]}, **SUMS):
             assert not asked
@@ -103,7 +112,7 @@ def test_a_stop_waits_for_no_server_that_hangs(pupil: Exchange, tmp_path: Path) 
 
     with chat_server(hang) as (url, _), answering(tmp_path / "a", pupil) as member:
         try:
-            assert answer_some(member, url, Budget(), stopping).questions == 0
+            assert answer_some(member, url, AnsweringBudget(), stopping).questions == 0
         finally:
             hangs.set()
 
@@ -117,7 +126,7 @@ def test_answers_without_a_text_are_left_out_and_said(
         return half_right(body) if next(number) == 0 else says(" ", "", reason="length")
 
     with chat_server(thinks) as (url, _), answering(tmp_path / "a", pupil) as member:
-        answered = answer_some(member, url, Budget(questions=9))
+        answered = answer_some(member, url, AnsweringBudget(questions=9))
     assert (answered.empty, answered.published, answered.reward) == (16, 1, 1.0)
     assert "the model's answers are empty" in caplog.text
 
@@ -133,7 +142,7 @@ def test_a_refusal_ends_it_and_keeps_what_was_done(pupil: Exchange, tmp_path: Pa
         answering(tmp_path / "a", pupil) as member,
         pytest.raises(UserError, match="answers 402: no credit is left"),
     ):
-        answer_some(member, url, Budget())
+        answer_some(member, url, AnsweringBudget())
     assert 1 <= read_answered(tmp_path / "a").questions <= 4
 
 

@@ -17,7 +17,7 @@ import pytest
 from node.processes import cage, confinement, supervisor
 from node.processes.cage import Cage, variables
 from node.processes.confinement import MACHINES, calls, unconfinable
-from node.processes.supervisor import PROCESSES, CageError, Supervisor
+from node.processes.supervisor import PROCESSES, CageError, CallSupervisor
 from node.processes.worker_process import remove_folder
 from tests.processes import alive
 
@@ -266,7 +266,7 @@ def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machin
     monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
     read, write = os.pipe()
     with pytest.raises(CageError, match=f"this machine was about to run out of {what}"):
-        Supervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 60)
+        CallSupervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 60)
     os.close(read)
     os.close(write)
 
@@ -279,7 +279,7 @@ def test_where_seccomp_tells_of_no_forks_a_call_ends_once_it_has_too_many_proces
     for most, reason in ((0, "it started too many processes"), (1 << 20, "it took too long")):
         monkeypatch.setattr(supervisor, "PROCESSES", most)
         with pytest.raises(CageError, match=reason):
-            Supervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 1)
+            CallSupervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 1)
     os.close(read)
     os.close(write)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from node.errors import UserError
-from node.exchange.endpoint import DEFECTS, LONGEST_PAUSE_S, Endpoint, EndpointAnswer, StoppedError, Usage
+from node.exchange.endpoint import DEFECTS, LONGEST_PAUSE_S, EndpointAnswer, ModelEndpoint, StoppedError, TokenUsage
 from tests.chat_server import Asked, Body, Reply, chat_server, says
 
 CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3+4="}]
@@ -35,7 +35,7 @@ def answers(
     """Ask a server for `n` answers; return them, what it was asked, and the clock."""
     clock = Clock()
     with chat_server(reply) as (url, asked):
-        endpoint = Endpoint(
+        endpoint = ModelEndpoint(
             url, "tiny", 16, is_stopping=is_stopping, clock=clock, sleep=clock.sleep, seconds=20.0, **options
         )
         endpoint.check()
@@ -50,7 +50,7 @@ def in_turn(*replies: Reply) -> Callable[[Body], Reply]:
 
 def test_a_question_is_a_chat_and_its_answers_come_with_their_ends_and_what_they_took() -> None:
     made, asked, _ = answers(lambda body: says("7", "8"))
-    assert made.answers == (EndpointAnswer("7", True), EndpointAnswer("8", True)) and made.usage == Usage(10, 3)
+    assert made.answers == (EndpointAnswer("7", True), EndpointAnswer("8", True)) and made.usage == TokenUsage(10, 3)
     (request,) = asked
     assert request.path == "/v1/chat/completions" and request.key is None
     assert request.body == {"model": "tiny", "max_tokens": 16, "temperature": 1.0, "n": 2, "messages": CHAT}
@@ -73,7 +73,7 @@ def test_a_key_is_sent_if_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_gives_one_answer_is_asked_for_the_rest_and_then_for_one_at_a_time() -> None:
     made, asked, _ = answers(lambda body: says("7"), n=4)
-    assert len(made.answers) == 4 and made.usage == Usage(40, 12)
+    assert len(made.answers) == 4 and made.usage == TokenUsage(40, 12)
     assert [request.body.get("n") for request in asked] == [4, None, None, None]
 
 
@@ -144,9 +144,9 @@ def test_where_no_server_is_that_is_said_at_once() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with pytest.raises(UserError, match=f"no server is at {url} .*start it first"):
-            Endpoint(url, "tiny", 16).check()
+            ModelEndpoint(url, "tiny", 16).check()
     with pytest.raises(UserError, match="has to begin with http:// or https://"):
-        Endpoint("file:///etc/passwd", "tiny", 16)
+        ModelEndpoint("file:///etc/passwd", "tiny", 16)
 
 
 def test_tokens_that_a_server_does_not_count_are_estimated() -> None:
