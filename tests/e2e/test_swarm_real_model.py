@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 def run(out: Path, rounds: int, **settings: object) -> Outcome:
     """What `examples/real.toml` comes to after so many rounds, under these settings."""
     assert (ROOT / DEFAULT_FOLDER).is_dir(), "python examples/fetch_smollm2.py gets the model"
-    shorter = {"eval.count": 64, "eval.completions": 2, **settings}
+    shorter = {"eval.count": 32, "eval.completions": 2, **settings}
     changes = [word for key, value in shorter.items() for word in ("--set", f"{key}={value}")]
     swarm = gossamer(
         "swarm", "examples/real.toml", "-n", 2, "--rounds", rounds, "--seed", 1, "--out", out, "--no-table", *changes
