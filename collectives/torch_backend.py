@@ -685,15 +685,18 @@ class ProcessGroupGossamer(_TorchGroup):
     def _room_of(self, port: SocketPort, length: int, *, waits_for_all: bool = True) -> shared.Room | None:
         """Return the memory that the ranks share, for `length` bytes.
 
-        The first, second, fourth, eighth... call asks all ranks whether they have each other's by now, for as long as
-        they have not. A small operation that does not wait for all is neither made to wait, nor in shared memory.
+        A small operation that does not wait for all is neither made to wait, nor in shared memory.
         """
-        if length < LEAST_SHARED_BYTES and not waits_for_all:
-            return None
+        if length >= LEAST_SHARED_BYTES or waits_for_all:
+            self._look_for_room(port)
+        return self._room if length >= LEAST_SHARED_BYTES else None
+
+    def _look_for_room(self, port: SocketPort) -> None:
+        """Ask all ranks, in the first, second, fourth, eighth... call, whether they have each other's memory by now."""
         self._room_calls += 1
         is_turn = self._room_calls & (self._room_calls - 1) == 0
         if self._room is not None or not is_turn or self.size() == 1:
-            return self._room if length >= LEAST_SHARED_BYTES else None
+            return
         if self._lease is not None:
             self._lease.end()
         plane = self.comm.data_plane
@@ -707,14 +710,13 @@ class ProcessGroupGossamer(_TorchGroup):
             port.wait(ticket)
         port.flush()
         if self._lease is None or not all(into[0] for into in buffers.values()):
-            return None  # not all are here, or their streams are not there yet
+            return  # not all are here, or their streams are not there yet
         offers = {member: MemoryOffer.decode(bytes(into[1:])) for member, into in buffers.items()}
         bays = self._lease.bays({**offers, self.comm.node_id: self._lease.offer})
         if bays is None:
             plane.hand_over_memory(self._ids)
         else:
             self._room = shared.Room(bays)
-        return self._room if length >= LEAST_SHARED_BYTES else None
 
     def _broadcast(self, tensor: torch.Tensor, root: NodeId) -> None:
         flat = _flat(tensor)

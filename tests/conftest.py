@@ -6,8 +6,10 @@ The environment is set here, before any test module imports torch, matplotlib or
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from multiprocessing import forkserver
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -39,3 +41,12 @@ def pytest_collection_finish() -> None:
         forkserver.ensure_running()
     gc.collect()
     gc.freeze()  # what is imported lives to the end: no collection need walk it, here or in a process forked from here
+
+
+@pytest.fixture
+def own_log_setup() -> Iterator[None]:
+    """Undo what a test sets up for the program's logs, as opening an `Exchange` does."""
+    from tests.log_places import own_logs
+
+    with own_logs():
+        yield

@@ -10,6 +10,16 @@ from accelerate.state import AcceleratorState
 
 from tests.commands import FORK
 
+# A launcher's configuration, which divides a model over the ranks.
+FSDP2 = """\
+distributed_type: FSDP
+num_machines: 1
+num_processes: 4
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+"""
+
 
 def start_ranks(count: int, target: Callable[..., Any], *args: Any, **variables: str) -> list[Any]:
     """Start `count` processes that run `target(*args)`, each with the variables that a launcher sets."""

@@ -90,7 +90,7 @@ class Counter:
 
     def write(self, value: int) -> None:
         """Set it, and wake all who wait for it."""
-        self._value[0] = value % COUNTS
+        self.put(value)
         _libc.syscall(_FUTEX, self._address, _WAKE, _ALL, None, None, 0)
 
     def wait(self, seen: int, seconds: float) -> None:

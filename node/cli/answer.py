@@ -7,20 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from node.cli.options import AllowedTasks, Debug, Folder, Listen, Settings
+from node.cli.options import AllowedTasks, Debug, Folder, Listen, OptionalInvite, Settings
 from node.config import apply_override
 from node.errors import UserError, for_shell
 from node.operations.given import read_invite
 from node.state_folder import check_free
 
-Uri = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[INVITE]",
-        help="What `gossamer invite` printed; - reads standard input, @FILE a file. The folder remembers it.",
-        show_default=False,
-    ),
-]
 Url = Annotated[
     str,
     typer.Option(
@@ -58,7 +50,7 @@ Price = Annotated[
 
 
 def answer(  # noqa: PLR0913  # one parameter for each option of the command
-    invite: Uri = None,
+    invite: OptionalInvite = None,
     *,
     url: Url,
     model: Name,
@@ -94,9 +86,9 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     parsed = None if invite is None else read_invite(invite)
     prices = _prices(price)
     check_free(folder)
-    given: dict[str, Any] = {}
-    for setting in ["sampling.external=0", *([f"network.listen={listen}"] if listen else []), *(settings or [])]:
-        apply_override(given, setting)  # it draws nothing
+    given: dict[str, Any] = {"sampling": {"external": 0}}  # it draws nothing
+    for setting in [*([f"network.listen={listen}"] if listen else []), *(settings or [])]:
+        apply_override(given, setting)
 
     from node.exchange.answering import AnsweringBudget
     from node.exchange.answering import answer as answer_questions
@@ -124,7 +116,7 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
         if completions > swarm.max_answers:
             raise UserError(f"a group of this swarm has at most {swarm.max_answers} answers: lower --completions")
         endpoint.is_stopping = lambda: stopping
-        answered = answer_questions(swarm, endpoint, completions, at_once, budget, endpoint.is_stopping)
+        answered = answer_questions(swarm, endpoint, completions, at_once, budget)
     print(answered)
 
 

@@ -6,21 +6,13 @@ from typing import Annotated
 
 import typer
 
-from node.cli.options import Debug, Folder, Forget, Listen, Settings
+from node.cli.options import Debug, Folder, Forget, Listen, OptionalInvite, Settings
 from node.cli.running import run
 from node.errors import UserError, for_shell
 from node.operations.given import read_invite
 from node.operations.settling import settle
 from node.state_folder import check_free
 
-Uri = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[INVITE]",
-        help="What `gossamer invite` printed; - reads standard input, @FILE a file. The folder remembers it.",
-        show_default=False,
-    ),
-]
 Host = Annotated[str, typer.Option("--host", help="Serve the page here; 0.0.0.0 for everybody.")]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0: any free one.")]
 Trust = Annotated[
@@ -34,7 +26,7 @@ Trust = Annotated[
 
 
 def board(  # noqa: PLR0913  # one parameter for each option of the command
-    invite: Uri = None,
+    invite: OptionalInvite = None,
     folder: Folder = Path("board-state"),
     listen: Listen = None,
     host: Host = "127.0.0.1",

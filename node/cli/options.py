@@ -20,6 +20,14 @@ Folder = Annotated[
         "--state", "--out", callback=of_a_node, help="The node's folder: key, manifest, replay buffer, checkpoints."
     ),
 ]
+OptionalInvite = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[INVITE]",
+        help="What `gossamer invite` printed; - reads standard input, @FILE a file. The folder remembers it.",
+        show_default=False,
+    ),
+]
 Listen = Annotated[
     str | None,
     typer.Option(metavar="ENDPOINT", help="Listen for peers here, e.g. tcp://0.0.0.0:4001.", show_default=False),

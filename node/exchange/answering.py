@@ -20,7 +20,6 @@ import structlog
 from node.errors import UserError
 from node.exchange.endpoint import EndpointAnswers, ModelEndpoint, StoppedError
 from node.exchange.member import AskedQuestion, Exchange
-from node.policy.prompt import stop_texts
 from node.processes.threads import on_daemon
 from protocol.storage import write_atomically
 
@@ -102,17 +101,15 @@ def answer(
     completions: int,
     at_once: int,
     budget: AnsweringBudget,
-    is_stopping: Callable[[], object],
 ) -> AnsweredTotals:
     """Answer questions until the budget is spent, or until the program is to end; return what was answered.
 
     Args:
         swarm: an open member.
-        endpoint: that answers.
+        endpoint: that answers. It says when the program is to end: then what is with it is dropped.
         completions: answers to a question.
         at_once: questions that are with the endpoint at a time.
         budget: of all starts. Questions that are with the endpoint when it is spent are still answered and published.
-        is_stopping: tells that the program is to end: what is with the endpoint is dropped.
 
     Raises:
         UserError: the endpoint refuses, or the swarm's tasks cannot be asked.
@@ -121,16 +118,14 @@ def answer(
     asked = answered.questions  # with those that are with the endpoint
     asking: dict[Future[EndpointAnswers], AskedQuestion] = {}
     said, empty, began = answered, 0, time.monotonic()
-    while not is_stopping():
+    while not endpoint.is_stopping():
         is_over = budget.is_spent(answered) or (budget.questions is not None and asked >= budget.questions)
         if is_over and not asking:
             break
         if not is_over and len(asking) < at_once:
-            _wait_for_a_peer(swarm, is_stopping)
+            _wait_for_a_peer(swarm, endpoint.is_stopping)
             (question,) = swarm.ask(1)
-            stop = stop_texts(question.item)
-            call = partial(endpoint.answer, question.messages, question.prompt, stop, completions)
-            asking[on_daemon(call, "endpoint")] = question
+            asking[on_daemon(partial(endpoint.answer, question.item, completions), "endpoint")] = question
             asked += 1
             continue
         done, _ = wait(asking, LOOK_S, FIRST_COMPLETED)
@@ -141,14 +136,14 @@ def answer(
             except StoppedError:
                 break
             answered = _take(swarm, question, answers, answered, budget)
-            has_text = any(one.text.strip() for one in answers.answers)
+            write_atomically(swarm.folder / ANSWERED_FILE, f"{json.dumps(asdict(answered))}\n".encode())
+            has_text = any(answer.text.strip() for answer in answers.answers)
             empty = 0 if has_text else empty + len(answers.answers)
             if empty >= EMPTY_SAID:
                 log.warning("the model's answers are empty: raise --max-tokens, if it thinks first", answers=empty)
                 empty = 0
         if done:
             swarm.draw(0)
-            write_atomically(swarm.folder / ANSWERED_FILE, f"{json.dumps(asdict(answered))}\n".encode())
         if answered != said and time.monotonic() - began >= SAY_S:
             log.info(str(answered), peers=swarm.statistics()["swarm/peers"])
             said, began = answered, time.monotonic()
@@ -172,8 +167,8 @@ def _take(
     budget: AnsweringBudget,
 ) -> AnsweredTotals:
     """Publish the answers to a question if they may teach; return what was answered with them."""
-    kept = [one for one in answers.answers if one.text.strip()]
-    texts, finished = [one.text for one in kept], [one.finished for one in kept]
+    kept = [answer for answer in answers.answers if answer.text.strip()]
+    texts, finished = [answer.text for answer in kept], [answer.finished for answer in kept]
     try:
         rewards = swarm.score(question, texts)
         is_sent = swarm.publish(question, texts, finished)

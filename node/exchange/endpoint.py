@@ -15,12 +15,11 @@ The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
 """
 
 import json
-import os
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any, NamedTuple
@@ -28,6 +27,9 @@ from typing import Any, NamedTuple
 import structlog
 
 from node.errors import PassingError, UserError
+from node.policy.prompt import chat_turns, plain_text, stop_texts
+from node.tasks import Item
+from node.tasks.judge import openai_request
 
 MAX_REPLY_BYTES = 64 << 20
 LONGEST_PAUSE_S = 60.0
@@ -132,7 +134,7 @@ class ModelEndpoint:
             UserError: none is, or it does not admit this key.
         """
         try:
-            with urllib.request.urlopen(self._request("/models"), timeout=CHECK_S):
+            with urllib.request.urlopen(openai_request(self.url + "/models"), timeout=CHECK_S):
                 pass
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
@@ -143,16 +145,8 @@ class ModelEndpoint:
             why = getattr(error, "reason", None) or error
             raise UserError(f"no server is at {self.url} ({why}): start it first, or name another --url") from None
 
-    def answer(
-        self, messages: Sequence[Mapping[str, str]], prompt: str, stop: Sequence[str], n: int
-    ) -> EndpointAnswers:
+    def answer(self, item: Item, n: int) -> EndpointAnswers:
         """Return `n` answers to a question.
-
-        Args:
-            messages: the question as a chat.
-            prompt: the question as a text to be continued.
-            stop: texts at which a continuation has ended.
-            n: of answers.
 
         Raises:
             UserError: the server refuses the request, for its key or its model, say.
@@ -162,15 +156,13 @@ class ModelEndpoint:
         usage = TokenUsage()
         while len(answers) < n:
             wanted = n - len(answers) if self._takes_n else 1
-            found, took = self._ask(messages, prompt, stop, wanted)
+            found, took = self._ask(item, wanted)
             self._takes_n = self._takes_n and len(found) == wanted
             answers += found[:wanted]
             usage += took
         return EndpointAnswers(tuple(answers), usage)
 
-    def _ask(
-        self, messages: Sequence[Mapping[str, str]], prompt: str, stop: Sequence[str], n: int
-    ) -> tuple[list[EndpointAnswer], TokenUsage]:
+    def _ask(self, item: Item, n: int) -> tuple[list[EndpointAnswer], TokenUsage]:
         """Return at most `n` answers, and at least one."""
         while True:
             body: dict[str, Any] = {"model": self.model, self._limit: self.max_tokens}
@@ -179,21 +171,22 @@ class ModelEndpoint:
             if n > 1:
                 body["n"] = n
             if self.is_chat:
-                body["messages"] = list(messages) if self._takes_system else _without_system(messages)
+                body["messages"] = chat_turns(item, system_role=self._takes_system)
             else:
-                body |= {"prompt": prompt, **({"stop": list(stop)} if stop else {})}
+                stop = stop_texts(item)
+                body |= {"prompt": plain_text(item), **({"stop": stop} if stop else {})}
             try:
                 return self._read(self._patiently("/chat/completions" if self.is_chat else "/completions", body), body)
             except _RefusedRequestError as refused:
-                if refused.status not in FORM or not self._adapt(str(refused), messages, n):
+                if refused.status not in FORM or not self._adapt(str(refused), item, n):
                     raise
                 n = n if self._takes_n else 1
 
-    def _adapt(self, why: str, messages: Sequence[Mapping[str, str]], n: int) -> bool:
-        """Put the next request in another form, after a refusal of `n` answers to `messages`; tell if there is one."""
+    def _adapt(self, why: str, item: Item, n: int) -> bool:
+        """Put the next request in another form, after a refusal of `n` answers to `item`; tell if there is one."""
         if "max_completion_tokens" in why and self._limit == "max_tokens":
             self._limit = "max_completion_tokens"
-        elif self.is_chat and self._takes_system and "system" in why.lower() and messages[0]["role"] == "system":
+        elif self.is_chat and self._takes_system and "system" in why.lower() and item.system:
             self._takes_system = False
         elif n > 1:
             self._takes_n = False
@@ -257,7 +250,7 @@ class ModelEndpoint:
 
     def _send(self, path: str, body: Mapping[str, Any]) -> Any:
         try:
-            with urllib.request.urlopen(self._request(path, body), timeout=self.seconds) as reply:
+            with urllib.request.urlopen(openai_request(self.url + path, body), timeout=self.seconds) as reply:
                 text = reply.read(MAX_REPLY_BYTES + 1)
         except urllib.error.HTTPError as error:
             said = " ".join(error.read(4096).decode(errors="replace").split())
@@ -274,26 +267,11 @@ class ModelEndpoint:
         except ValueError:
             raise UserError(f"{self.url}{path} does not answer in JSON: is this the URL of an API?") from None
 
-    def _request(self, path: str, body: Mapping[str, Any] | None = None) -> urllib.request.Request:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        return urllib.request.Request(self.url + path, data, headers)  # http or https: see `__post_init__`
-
 
 def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
     message = choice.get("message")
     text = choice.get("text") if message is None else message.get("content")
     return EndpointAnswer(text if isinstance(text, str) else "", choice.get("finish_reason") == "stop")
-
-
-def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    """Return a chat whose instruction opens the first turn."""
-    if messages[0]["role"] != "system":
-        return list(messages)
-    system, first, *others = messages
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
 
 
 def _estimate(text: str) -> int:

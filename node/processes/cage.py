@@ -11,7 +11,7 @@ reads one answer, and ends all that the process has started. Such a process
     is somebody else   where the worker is root: another uid, of no group. It has no capability, unless Python lies in a
                        folder that root alone may enter: then it has one, to read what is named above
     is limited         in seconds, processor time, files, their size, and, with all that it has started, in processes,
-                       memory and disk (`node.processes.supervisor`)
+                       memory and disk (`node.processes.call_supervisor`)
     answers            by a channel of its own, with one message of bounded length
 
 **All that it has started ends with the call.** seccomp denies setsid and setpgid, so its descendants stay in its
@@ -44,6 +44,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
+from node.processes.call_supervisor import NO_ANSWER, CageError, CallSupervisor
 from node.processes.confinement import (
     CAP_DAC_READ_SEARCH,
     CHANGED,
@@ -64,7 +65,6 @@ from node.processes.confinement import (
     set_capabilities,
     unconfinable,
 )
-from node.processes.supervisor import NO_ANSWER, CageError, CallSupervisor
 from node.processes.worker_process import HEADER, Message, adopt_orphans, die_with_parent, end_as, remove_folder
 
 T = TypeVar("T")

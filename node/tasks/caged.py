@@ -19,7 +19,7 @@ from typing import Any
 
 from node.errors import UserError, one_line
 from node.processes.cage import Cage, fork_clean
-from node.processes.supervisor import CageError
+from node.processes.call_supervisor import CageError
 from node.processes.worker_process import Message, Requests
 
 CODE_CHANGED = "its code has changed since this node began: start the node again"

@@ -11,6 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -49,11 +50,7 @@ class Judge:
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
         }
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)  # http by the options
+        request = openai_request(f"{self.url.rstrip('/')}/chat/completions", body)
         try:
             with urllib.request.urlopen(request, timeout=self.seconds) as reply:
                 said: Any = json.loads(reply.read(MAX_REPLY_BYTES))
@@ -61,6 +58,17 @@ class Judge:
         except (OSError, ValueError, LookupError, TypeError) as error:  # OSError: of urllib, too
             raise JudgeError(f"the judge at {self.url} does not answer: {type(error).__name__}: {error}") from None
         return paid_by(text)
+
+
+def openai_request(address: str, body: Mapping[str, Any] | None = None) -> urllib.request.Request:
+    """Return a request to an OpenAI-compatible server, with `body` as JSON if there is one, and the key if it is set.
+
+    `address` begins with http:// or https://, which the caller has looked at.
+    """
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    return urllib.request.Request(address, None if body is None else json.dumps(body).encode(), headers)
 
 
 def paid_by(reply: str) -> float:

@@ -17,6 +17,7 @@ import pytest
 from node.cli.app import run
 from node.cli.serve import command
 from node.exchange.endpoint import ModelEndpoint
+from node.tasks import Item
 from tests.swarms import ROOT
 from tests.waiting import wait_until
 
@@ -68,9 +69,8 @@ def test_a_policy_answers_requests_until_it_is_asked_to_end(tmp_path: Path) -> N
         wait_until(answers, 100, "the server")
         said = asked(f"{url}/v1/completions", {"model": "policy", "prompt": "1+2=", "max_tokens": 8, "temperature": 0})
         assert said["choices"][0]["finish_reason"] == "stop"
-        made = ModelEndpoint(f"{url}/v1", "policy", 8, is_chat=False).answer(
-            [], "1+2=", [], 3
-        )  # it gives one at a time
+        # This server gives one answer at a time.
+        made = ModelEndpoint(f"{url}/v1", "policy", 8, is_chat=False).answer(Item("1+2=", ""), 3)
         assert len(made.answers) == 3 and any(answer.finished for answer in made.answers) and made.usage.completion > 3
         for path, body, headers, status in (
             ("/v1/completions", {"model": "gpt2", "prompt": "1+2="}, {}, 400),

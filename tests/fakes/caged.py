@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from node.processes.cage import PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_SET_KEEPCAPS, Cage
+from node.processes.call_supervisor import CageError
 from node.processes.confinement import CAP_DAC_READ_SEARCH, calls, deny_calls, renounce_privileges, set_capabilities
-from node.processes.supervisor import CageError
 from node.processes.worker_process import Message
 
 MOST = 1 << 16  # bytes of an answer

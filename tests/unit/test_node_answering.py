@@ -13,17 +13,10 @@ from gossamer import Exchange, UserError
 from node.exchange.answering import ANSWERED_FILE, AnsweredTotals, AnsweringBudget, answer, read_answered
 from node.exchange.endpoint import ModelEndpoint
 from tests.chat_server import Asked, Body, Reply, chat_server, says, sum_of
-from tests.log_places import own_logs
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("own_log_setup")
 SUMS = {"tasks": ["builtin/sums"], "sampling": {"max_length_ratio": 0.0}}
-
-
-@pytest.fixture(autouse=True)
-def logs_are_put_back() -> Iterator[None]:
-    """Undo what opening an `Exchange` sets up for the program."""
-    with own_logs():
-        yield
 
 
 @pytest.fixture
@@ -45,9 +38,7 @@ def answering(folder: Path, pupil: Exchange) -> Iterator[Exchange]:
 
 
 def answer_some(member: Exchange, url: str, budget: AnsweringBudget, is_stopping: object = False) -> AnsweredTotals:
-    return answer(
-        member, ModelEndpoint(url, "tiny", 16, is_stopping=lambda: is_stopping), 2, 3, budget, lambda: is_stopping
-    )
+    return answer(member, ModelEndpoint(url, "tiny", 16, is_stopping=lambda: is_stopping), 2, 3, budget)
 
 
 def test_a_peer_draws_what_an_endpoint_answered_as_it_is_scored_there(pupil: Exchange, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from node.processes import cage, confinement, supervisor
+from node.processes import cage, call_supervisor, confinement
 from node.processes.cage import Cage, variables
+from node.processes.call_supervisor import PROCESSES, CageError, CallSupervisor
 from node.processes.confinement import MACHINES, calls, unconfinable
-from node.processes.supervisor import PROCESSES, CageError, CallSupervisor
 from node.processes.worker_process import remove_folder
 from tests.processes import alive
 
@@ -261,9 +261,9 @@ def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machin
 ) -> None:
     left = {"memory": [100, 24], "disk": [100, 24]}
     left["disk" if what == "memory" else "memory"] = [100, 25]
-    monkeypatch.setattr(supervisor, "available_memory", lambda: left["memory"].pop(0))
-    monkeypatch.setattr(supervisor, "free_disk", lambda folder: left["disk"].pop(0))
-    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    monkeypatch.setattr(call_supervisor, "available_memory", lambda: left["memory"].pop(0))
+    monkeypatch.setattr(call_supervisor, "free_disk", lambda folder: left["disk"].pop(0))
+    monkeypatch.setattr(call_supervisor, "LOOK_S", 0.0)
     read, write = os.pipe()
     with pytest.raises(CageError, match=f"this machine was about to run out of {what}"):
         CallSupervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 60)
@@ -274,10 +274,10 @@ def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machin
 def test_where_seccomp_tells_of_no_forks_a_call_ends_once_it_has_too_many_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    monkeypatch.setattr(call_supervisor, "LOOK_S", 0.0)
     read, write = os.pipe()
     for most, reason in ((0, "it started too many processes"), (1 << 20, "it took too long")):
-        monkeypatch.setattr(supervisor, "PROCESSES", most)
+        monkeypatch.setattr(call_supervisor, "PROCESSES", most)
         with pytest.raises(CageError, match=reason):
             CallSupervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 1)
     os.close(read)

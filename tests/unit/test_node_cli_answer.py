@@ -19,8 +19,8 @@ from node.swarm.founding import found, make_invite
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
 from tests.chat_server import Body, Reply, chat_server, says, sum_of
-from tests.log_places import own_logs
 
+pytestmark = pytest.mark.usefixtures("own_log_setup")
 ROOT = Path(__file__).parents[2]
 SEEDS = ["--set", f"network.seeds=['tcp://127.0.0.1:1?key={'ab' * 32}']"]
 PROGRAM = """
@@ -30,13 +30,6 @@ status = run(sys.argv[1:], debug=False)
 assert not {"torch", "transformers", "trl", "numpy", "matplotlib"} & set(sys.modules)
 sys.exit(status)
 """
-
-
-@pytest.fixture(autouse=True)
-def logs_are_put_back() -> Iterator[None]:
-    """Undo what opening an `Exchange` sets up for the program."""
-    with own_logs():
-        yield
 
 
 @pytest.fixture

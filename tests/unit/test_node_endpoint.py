@@ -8,8 +8,10 @@ import pytest
 
 from node.errors import UserError
 from node.exchange.endpoint import DEFECTS, LONGEST_PAUSE_S, EndpointAnswer, ModelEndpoint, StoppedError, TokenUsage
+from node.tasks import Item
 from tests.chat_server import Asked, Body, Reply, chat_server, says
 
+ITEM = Item("3+4=", "7", "Add.")
 CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3+4="}]
 PROMPT, STOP = "Add.\n\n3+4=", ["\n"]
 
@@ -39,7 +41,7 @@ def answers(
             url, "tiny", 16, is_stopping=is_stopping, clock=clock, sleep=clock.sleep, seconds=20.0, **options
         )
         endpoint.check()
-        return endpoint.answer(CHAT, PROMPT, STOP, n), asked, clock
+        return endpoint.answer(ITEM, n), asked, clock
 
 
 def in_turn(*replies: Reply) -> Callable[[Body], Reply]:

@@ -25,18 +25,11 @@ from node.tasks.questions import DEFAULT_SPLIT
 from node.telemetry.logs import log_by_logging
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
-from tests.log_places import own_logs
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("own_log_setup")
 ROOT = Path(__file__).parents[2]
 SUMS = {"tasks": ["builtin/sums"], "sampling": {"max_length_ratio": 0.0}}
-
-
-@pytest.fixture(autouse=True)
-def logs_are_put_back() -> Iterator[None]:
-    """Undo what opening an `Exchange` sets up for the program."""
-    with own_logs():
-        yield
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from node.policy.footprint import (
     peak,
 )
 from tests.policies import tiny_policy
+from tests.ranks import FSDP2
 
 SMOLLM2 = ModelSize(134_515_008, 30, 576, 1536, 9, 192, 49152, 8192)
 
@@ -54,16 +55,6 @@ def test_of_weights_that_are_shared_out_the_nodes_own_card_has_a_part_and_a_whol
     assert parts["whole weights"].bytes == whole["weights"].bytes
     assert parts["layers in work"].bytes < whole["weights"].bytes
     assert parts["activations"] == whole["activations"]
-
-
-FSDP2 = """\
-distributed_type: FSDP
-num_machines: 1
-num_processes: 4
-fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-"""
 
 
 def test_doctor_sums_for_accelerates_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

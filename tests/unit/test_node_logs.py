@@ -6,7 +6,6 @@ import multiprocessing
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,9 @@ from node.config import NodeConfig
 from node.fleet.child_process import start_child, start_server
 from node.telemetry import logs
 from node.telemetry.logs import BackgroundHandler, flush_logs, setup_logs
-from tests.log_places import hanging_log, own_logs
+from tests.log_places import hanging_log
 
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    with own_logs():
-        yield
+pytestmark = pytest.mark.usefixtures("own_log_setup")
 
 
 def events(folder: Path) -> list[dict[str, object]]:

@@ -15,6 +15,7 @@ from node.cli.running import run
 from node.config import NodeConfig, parse_config
 from node.errors import UserError
 from node.operations.preflight import check_first, check_size, weights_in
+from tests.ranks import FSDP2
 
 
 def config_of(**tables: object) -> NodeConfig:
@@ -114,16 +115,6 @@ def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, mon
         check_size(config_of(policy={"model": folder, "dtype": dtype, "lora": {"r": 16}}))
     with pytest.raises(UserError, match="this machine has"):
         check_size(config_of(policy={"model": str(model_folder(tmp_path / "huge", 10**15)), "device": "cpu"}))
-
-
-FSDP2 = """\
-distributed_type: FSDP
-num_machines: 1
-num_processes: 4
-fsdp_config:
-  fsdp_version: 2
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-"""
 
 
 def test_a_model_that_cards_share_out_need_not_fit_one(
