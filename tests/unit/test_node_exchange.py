@@ -45,8 +45,11 @@ def pupil(teacher: Exchange, tmp_path: Path) -> Iterator[Exchange]:
 
 
 def teach(member: Exchange, count: int) -> list[AskedQuestion]:
-    """Publish a right and a wrong answer to each of so many questions."""
-    questions = member.ask(count)
+    """Publish a right and a wrong answer to each of so many questions, no two of the same words."""
+    asked: dict[str, AskedQuestion] = {}
+    while len(asked) < count:  # two seeds may make the same sum, whose answers are drawn once
+        asked |= {question.text: question for question in member.ask(count - len(asked))}
+    questions = list(asked.values())
     for one in questions:
         assert member.publish(one, [one.item.answer, "no"], [True, False])
     return questions
