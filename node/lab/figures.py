@@ -137,9 +137,9 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         ]
         pairs = pairs_at_equal_compute(mine, centrals)
         less = [
-            pair.swarm.accuracy - pair.central.accuracy
+            pair.swarm.accuracy - pair.central_accuracy
             for pair in pairs
-            if pair.swarm.accuracy is not None and pair.central.accuracy is not None
+            if pair.swarm.accuracy is not None and pair.central_accuracy is not None
         ]
         if less:
             estimates["less_central"] = estimate(less)

@@ -1,6 +1,7 @@
 """What a swarm is worth: its accuracy less that of one node with the whole compute, and pooling efficiency.
 
-The runs of a pair have one seed and one total budget: that of all nodes of the swarm, and of the central node alone.
+The runs of a pair have one seed, and are compared when all nodes of the swarm together have spent what the central node
+has: at its end, or at a mark on its way. So one central node serves swarms of several sizes.
 
     less_central          the swarm's accuracy at the end, a mean over its nodes, less the central node's
     pooling efficiency    the compute with which the central node has the swarm's accuracy, over the swarm's whole
@@ -28,15 +29,16 @@ from node.lab.results import RunResult
 
 TOLD_APART = 2  # ends of an interval: their ratio, at most
 RESAMPLES = 2000  # of the bootstrap: the ends of an interval at 95 % come from 50 on each side
-EQUAL = 0.1  # two arms that spent amounts less far apart had one budget: a run ends with the round that reaches it
+EQUAL = 0.05  # amounts less far apart are one budget: a run ends with the round that reaches it
 STEPS = 2  # of marks for a factor of 2 in compute
 
 
 class RunPair(NamedTuple):
-    """Two runs of one seed and one total compute."""
+    """Two runs of one seed, and what the central node's accuracy was when it had spent as much; None: not measured."""
 
     swarm: RunResult
     central: RunResult
+    central_accuracy: float | None
 
 
 class MeanPoint(NamedTuple):
@@ -135,8 +137,21 @@ def pooling_efficiency(pairs: Sequence[RunPair]) -> Pooling | None:
 
 
 def pairs_at_equal_compute(swarm: Sequence[RunResult], central: Sequence[RunResult]) -> list[RunPair]:
-    """Return the runs of two arms seed by seed; none if all nodes together spent other amounts."""
+    """Return the runs of two arms seed by seed; none if the central node was not measured at the swarm's total compute.
+
+    Nodes that took nothing from others are no swarm: they are compared with the end of the central node alone.
+    """
     by_seed = {run.seed: run for run in central}
-    pairs = [RunPair(run, by_seed[run.seed]) for run in swarm if run.seed in by_seed]
-    spent = [statistics.fmean(run.nodes * run.compute for run in side) for side in zip(*pairs, strict=True)]
-    return pairs if pairs and math.isclose(*spent, rel_tol=EQUAL) else []
+    pairs = []
+    for run in swarm:
+        if (other := by_seed.get(run.seed)) is None:
+            continue
+        total = run.nodes * run.compute
+        moments = [(other.nodes * other.compute, other.accuracy)]
+        if run.external:
+            moments += [(other.nodes * compute, accuracy) for compute, accuracy in other.curve[1:-1]]
+        compute, accuracy = min(moments, key=lambda moment: abs(moment[0] - total))
+        if not math.isclose(compute, total, rel_tol=EQUAL):
+            return []
+        pairs.append(RunPair(run, other, accuracy))
+    return pairs

@@ -35,7 +35,7 @@ def run(arm: str, seed: int, accuracies: list[float], nodes: int = 1, spent: flo
     figures: dict[str, Any] = {"accuracy": accuracies[-1], "passes": {}, "entropy": None, **more}
     curve = ((0.0, 0.1), *marks)
     return RunResult(
-        "", arm, seed, 2, **plain, compute=spent, rewards=(0.0,), spent=(spent,), nodes=nodes, curve=curve, **figures
+        "", arm, seed, 2, compute=spent, rewards=(0.0,), spent=(spent,), nodes=nodes, curve=curve, **plain | figures
     )
 
 
@@ -148,6 +148,19 @@ def test_runs_are_paired_by_seed_and_only_at_equal_total_compute() -> None:
     assert [(pair.swarm.seed, pair.central.seed) for pair in pairs_at_equal_compute(swarm, central)] == [(2, 2), (4, 4)]
     alone = [run("alone", seed, [0.2, 0.5], nodes=3, spent=200.0) for seed in (2, 4)]
     assert pairs_at_equal_compute(alone, central) == pairs_at_equal_compute(swarm, []) == []
+
+
+def test_a_smaller_swarm_is_held_against_the_central_node_when_it_had_spent_as_much() -> None:
+    swarm = [run("swarm", seed, [0.2, 0.5], nodes=2, spent=202.0, external=3.0) for seed in (1, 2)]
+    central = [run("central", seed, [0.2, 0.3 + seed / 10, 0.6, 0.8]) for seed in (1, 2)]
+    pairs = pairs_at_equal_compute(swarm, central)
+    assert [pair.central_accuracy for pair in pairs] == [0.4, 0.5]
+    pooling = pooling_efficiency(pairs)
+    assert pooling is not None and pooling.most == pytest.approx(1600 / 404), "more than the swarm spent was measured"
+    assert pooling.value == pytest.approx(400 * 2 ** (0.05 / 0.15) / 404)
+    assert pairs_at_equal_compute([run("swarm", 1, [0.5], nodes=3, spent=200.0, external=3.0)], central) == []
+    apart = [run("alone", 1, [0.5], nodes=2, spent=200.0)]
+    assert pairs_at_equal_compute(apart, central) == [], "nodes that do not meet are no swarm"
 
 
 def test_without_marks_there_is_no_pooling_efficiency() -> None:
