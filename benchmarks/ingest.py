@@ -25,7 +25,7 @@ from node.rollouts.replay_buffer import ReplayBuffer, Shared
 from node.rollouts.screening import GroupBounds, check
 from node.swarm.sharing import GroupReader, topic_of
 from node.tasks import TaskKey, derive_seed
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.tasks.task_set import TaskSet, TrainingQuestion
 from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core

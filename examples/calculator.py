@@ -10,7 +10,7 @@ three turns. The calculator reads a grammar of its own: two numbers of at most f
 import random
 
 from node.tasks import Item
-from node.tasks.environments import Done, Observation
+from node.tasks.environments.episodes import Done, Observation
 
 replayable = True
 

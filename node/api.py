@@ -17,8 +17,8 @@ Functions of a notebook are not in the folder: give them again.
 
 Settings are those of the command line, by table: `Node(sampling={"local": 4}, trainer={"learning_rate": 1e-5})`.
 
-Reward functions are given as they are, or by name (`node.tasks.reward_functions`). One that can be imported again, from
-a file or a package, is paid in worker processes and shared with peers. One of a notebook, of the script itself or
+Reward functions are given as they are, or by name (`node.tasks.rewards.functions`). One that can be imported again,
+from a file or a package, is paid in worker processes and shared with peers. One of a notebook, of the script itself or
 inside another function is paid in this process, and its groups are not shared: no peer can have it.
 
 `Swarm` runs nodes in processes of their own.
@@ -44,7 +44,7 @@ from node.operations.config_text import to_toml
 from node.operations.given import anchored_tasks, read_invite, task_config
 from node.operations.settling import settle
 from node.state_folder import check_begun, make_folder, of_a_node
-from node.tasks.reward_functions import HERE
+from node.tasks.rewards.functions import HERE
 from node.telemetry.metrics import MetricsTail, Row, read_with_older
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ class Node:
         rewards: functions in TRL's form, for the rows of `data`.
         data: rows for `rewards` or an `environment`: a file, OWNER/NAME on the hub, or dicts with a `prompt`.
         test: rows of `data`'s kind that training never asks; without them, one in eight of `data`.
-        options: further options of that task, such as weights and range (`node.tasks.rewards`).
-        environment: a class in TRL's form, for the rows of `data` (`node.tasks.trl_environments`).
+        options: further options of that task, such as weights and range (`node.tasks.rewards.rows`).
+        environment: a class in TRL's form, for the rows of `data` (`node.tasks.environments.trl`).
         folder: the node's; made when it trains.
         swarm: an invite to the swarm that it joins; without one, it meets the peers that `network` says, if any.
         allow_tasks: tasks of that swarm to take with all that its founder chose, as `gossamer join --allow-task` does.
@@ -219,8 +219,8 @@ class Node:
 
     def _given(self, config: NodeConfig) -> "dict[str, Task]":
         """Return the task with functions or a class of this process, if there is one."""
-        from node.tasks.rewards import load_rewards
-        from node.tasks.trl_environments import load_environment
+        from node.tasks.environments.trl import load_environment
+        from node.tasks.rewards.rows import load_rewards
 
         for table in config.tasks:
             if {*table.options.get("functions", ()), table.options.get("factory")} & set(self._functions):

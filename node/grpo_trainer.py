@@ -78,7 +78,7 @@ class GRPOTrainer:
         callbacks: of transformers, or functions of a round's metrics.
         peft_config: LoRA of `peft`, or a dict of its arguments.
         quantization_config: 4 bits of bitsandbytes, beneath adapters.
-        environment_factory: a class in TRL's form; each row begins an episode of it (`node.tasks.trl_environments`).
+        environment_factory: a class in TRL's form; each row begins an episode of it (`node.tasks.environments.trl`).
         swarm: an invite to the swarm that it joins, or None.
         reward_range: the weighted sums that are rewards of 0 and 1, between which a swarm shares; without it, a sum is
             the reward, as in TRL.

@@ -34,7 +34,7 @@ from node.rollouts.replay_buffer import Snapshot
 from node.rollouts.sampling import Sample
 from node.rollouts.screening import GroupBounds, ReadGroup, RefusedGroup
 from node.tasks.questions import Split
-from node.tasks.verdicts import LATE, MaybeLate
+from node.tasks.scoring.verdicts import LATE, MaybeLate
 
 FORMAT = 4  # of a frame
 JOURNAL_FILE = "rounds.journal"

@@ -50,10 +50,10 @@ from node.rollouts.sampling import (
 from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import GroupExchange, shared_form, traffic_row
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
+from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none, latest_reason
 from node.tasks.task_set import TaskSet, outside
-from node.tasks.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none, latest_reason
 from node.telemetry.metrics import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done

@@ -24,8 +24,8 @@ from node.rollouts.sampling import Sample
 from node.rollouts.screening import ReadGroup, RefusedGroup
 from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import load_tasks
+from node.tasks.scoring.verdicts import LATE, MaybeLate
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import LATE, MaybeLate
 from node.telemetry.metrics import MetricsLog
 from node.training.checkpoint import latest_checkpoint
 

@@ -81,7 +81,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     from node.engines import SamplingParams, in_process
     from node.policy.load import load_policy
     from node.tasks import Item, load_tasks
-    from node.tasks.environments import start_of
+    from node.tasks.environments.episodes import start_of
     from node.telemetry.logs import setup_logs
 
     setup_logs(debug=debug)

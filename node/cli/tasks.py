@@ -164,7 +164,7 @@ def _asking(model: str) -> "Callable[[Item, int], str]":
 
 
 def _paid(verdict: float | None) -> str:
-    from node.tasks.verdicts import Scored
+    from node.tasks.scoring.verdicts import Scored
 
     if verdict is None:
         return "nothing: it cannot be scored"

@@ -1,8 +1,8 @@
 """Episodes, played turn by turn on any engine: from questions to what the policy and its environments said.
 
 The first turns of all episodes are one call of `generate`, and so are the next turns of all that go on. A task without
-an environment has one turn, whose text is scored elsewhere (`node.tasks.verdicts`). Tokens stay as they were sampled:
-the prompt of a turn is the question's, then all that was said so far.
+an environment has one turn, whose text is scored elsewhere (`node.tasks.scoring.verdicts`). Tokens stay as they were
+sampled: the prompt of a turn is the question's, then all that was said so far.
 
 Bounds: `engine.max_prompt_length` tokens for the prompt of a turn, `engine.max_completion_length` for a turn,
 `MAX_TURNS` turns, `MAX_OBSERVATION_BYTES` for what an environment says at once, and `SCORE_S` seconds for all that it
@@ -27,8 +27,8 @@ from node.errors import one_line
 from node.processes.threads import on_daemon, settle
 from node.rollouts.group import MAX_BEFORE_BYTES, Tokens
 from node.tasks import Item, Task, derive_seed
-from node.tasks.environments import MAX_TURNS, Done, Environment, Observation, start_of, step
-from node.tasks.verdicts import SCORE_S, Verdict, submit_of, warn_unscorable
+from node.tasks.environments.episodes import MAX_TURNS, Done, Environment, Observation, start_of, step
+from node.tasks.scoring.verdicts import SCORE_S, Verdict, submit_of, warn_unscorable
 
 GRACE_S = 0.1  # what environments on threads may take before the others play on without them: most take far less
 

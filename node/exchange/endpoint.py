@@ -29,7 +29,7 @@ import structlog
 from node.errors import PassingError, UserError
 from node.policy.prompt import chat_turns, plain_text, stop_texts
 from node.tasks import Item
-from node.tasks.judge import openai_request
+from node.tasks.rewards.judge import openai_request
 
 MAX_REPLY_BYTES = 64 << 20
 LONGEST_PAUSE_S = 60.0

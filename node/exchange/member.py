@@ -60,10 +60,10 @@ from node.swarm import founding
 from node.swarm.peering import Network, open_network
 from node.swarm.sharing import NetworkExchange, shared_form, traffic_row
 from node.tasks import Item, Task, TaskKey, derive_seed, load_tasks
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
+from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Scoring, Verdict
 from node.tasks.task_set import TRIES, TaskSet
-from node.tasks.verdicts import LATE, PATIENCE_S, Answer, Scoring, Verdict
 from node.telemetry.logs import log_by_logging
 from node.telemetry.metrics import MetricsLog
 from node.telemetry.status_server import describe, observe

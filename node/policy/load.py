@@ -29,7 +29,7 @@ from node.policy.completion_text import INCOMPLETE, CompletionText
 from node.policy.detection import check_bits, computes_in_bf16, find_model
 from node.policy.prompt import chat_turns, plain_text, tells_of_calls, with_tools_told
 from node.tasks import Item
-from node.tasks.tool_calls import results_in
+from node.tasks.environments.tool_calls import results_in
 
 BUILTIN = Path(__file__).with_name("builtin")
 """The policy that ships with the node: a tiny Llama-style model over characters, as `transformers` saves it."""
@@ -141,8 +141,9 @@ class Policy:
         """Return what encodes a text that an environment says between two turns of this policy.
 
         A chat has it as a user's turn, up to where the policy's next one begins; plain text has it as it is. Results of
-        tagged calls (`node.tasks.tool_calls.told`) stand in turns of the role `tool`, if the template knows it. Special
-        tokens that are spelt out are encoded letter by letter. What this returns may be called on any thread.
+        tagged calls (`node.tasks.environments.tool_calls.told`) stand in turns of the role `tool`, if the template
+        knows it. Special tokens that are spelt out are encoded letter by letter. What this returns may be called on any
+        thread.
 
         Args:
             chats: whether a chat may come; without it the template is not tried.

@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from node.policy.load import BUILTIN
 from node.tasks import Item, Task, derive_seed
-from node.tasks.builtin import BY_NAME, FAMILIES
+from node.tasks.builtin.families import BY_NAME, FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT
 from node.tasks.task_set import TaskSet
 

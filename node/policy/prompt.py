@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from node.tasks import Item
-from node.tasks.tool_calls import plain_form
+from node.tasks.environments.tool_calls import plain_form
 
 
 def chat_turns(item: Item, *, system_role: bool) -> list[Mapping[str, str]]:

@@ -1,7 +1,8 @@
 """A rollout: one question, a whole group of episodes on it, and their rewards.
 
-An episode is what was said to the question: texts of the policy and of an environment (`node.tasks.environments`) in
-turn, of which the policy has the first and the last. Most episodes have one text.
+An episode is what was said to the question: texts of the policy and of an environment
+(`node.tasks.environments.episodes`) in turn, of which the policy has the first and the last. Most episodes have one
+text.
 
 Groups travel as text, because peers may run other models, and carry the seed of
 their question rather than its answer: the receiver rebuilds both. The wire form is
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import msgpack
 
 from node.tasks import MAX_QUESTION_BYTES, Item, Task, TaskKey
-from node.tasks.environments import MAX_TEXTS
+from node.tasks.environments.episodes import MAX_TEXTS
 from protocol.value import value
 from protocol.wire.encoding import at_most
 

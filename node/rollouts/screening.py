@@ -5,11 +5,11 @@ layout, its bounds, whether its task is ours, and that its question is not held 
 a round draws it (`Screening`).
 
 Ground truth is regenerated, never received. The seed gives the question and the answer, and the episodes that the draw
-rests on are scored here; those of several turns are played again (`node.tasks.environments`). A claimed question or
-reward that differs is a lie. It costs its signer, and the signer's other groups are not drawn any more. Nobody is at
-fault for a task that this node does not run or cannot check, a question that its policy has no room for, or an episode
-that cannot be scored here (`node.tasks.verdicts`). Nor is anybody at fault for a held-out question: nodes of an earlier
-release, or with fewer test questions, do not hold it out.
+rests on are scored here; those of several turns are played again (`node.tasks.environments.episodes`). A claimed
+question or reward that differs is a lie. It costs its signer, and the signer's other groups are not drawn any more.
+Nobody is at fault for a task that this node does not run or cannot check, a question that its policy has no room for,
+or an episode that cannot be scored here (`node.tasks.scoring.verdicts`). Nor is anybody at fault for a held-out
+question: nodes of an earlier release, or with fewer test questions, do not hold it out.
 
 A drawn group goes through these states, and no other:
 
@@ -40,11 +40,11 @@ from node.rollouts.own_results import OwnResults
 from node.rollouts.sampling import Candidate, Draw, Pick, Place, Rule, is_right
 from node.rollouts.slow_texts import RoundBudgets
 from node.tasks import Item
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
 from node.tasks.prompting import takes_more
+from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
 from node.tasks.task_set import TaskSet
-from node.tasks.time_budget import TimeBudget
-from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
 
 REWARD_TOLERANCE = 1e-6
 MAX_DRAWN_PER_SLOT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs

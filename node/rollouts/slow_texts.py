@@ -24,8 +24,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from node.rollouts.replay_buffer import OWN
-from node.tasks.time_budget import TimeBudget
-from node.tasks.verdicts import Answer, Verdict, submit_of
+from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.verdicts import Answer, Verdict, submit_of
 
 BASE_S = 2.0  # of a signer's budget, however few its texts: a busy machine may pause for as long
 TIMES = 4.0  # what a text of a peer may take, in times of what an own one does: answers differ in length

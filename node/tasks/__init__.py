@@ -8,28 +8,21 @@ text, so a receiver can rebuild what a peer claims to have been asked instead of
     questions        which questions are the same, and which are held out for evaluation
     quotations       does a text give away a question and its answer
     task_set         the tasks of a node: what training asks next, what evaluation asks
-    verdicts         what an answer earns; other people's code scores in worker processes
-    time_budget      the seconds that scoring some peers' texts may take
-    caged            the worker that scores each text in a cage
-    environments     tasks of several turns, and peers' episodes played again
-    fork_server      a process for each episode of other people's environments
-    choices          what a swarm's founder may choose for who joins
     prompting        around any task: solved examples, an instruction, where its answer is read
-    builtin          small families and natural arithmetic, in the standard library only
-    guess            a game of several turns: higher or lower
-    dataset          questions and answers from a file, or from a set on the hub
-    rewards          rows and reward functions in TRL's form
-    trl_environments rows and environments in TRL's form, with tools
-    tool_calls       the forms in which a policy calls a tool
-    reward_functions calls them as TRL does, in a process of their own
-    judge            another model as a reward function
-    reasoning_gym    data sets of reasoning-gym, with scorers of our own, or its own in a cage
-    propositional_logic  does a statement follow from premises
-    verifiers        task sets of verifiers, scored and played in processes of their own
-    verifiers_episodes  its environments and tools, with the policy as their agent
-    third_party      a Python file of yours, and entry points of installed packages
+    choices          what a swarm's founder may choose for who joins
+    scoring/         what an answer earns; other people's code scores in worker processes, in a cage
     check            what `gossamer tasks check` tries
     fuzz             what it tries to fool a verifier with
+
+The kinds of tasks:
+
+    builtin/         small families, natural arithmetic and a game, in the standard library only
+    dataset          questions and answers from a file, or from a set on the hub
+    rewards/         rows and reward functions in TRL's form
+    environments/    tasks of several turns; rows and environments in TRL's form, with tools
+    reasoning_gym/   data sets of reasoning-gym, with scorers of our own, or its own in a cage
+    verifiers/       task sets of verifiers, scored and played in processes of their own
+    third_party      a Python file of yours, and entry points of installed packages
 
 `load_tasks` goes from the `tasks` table of a configuration to the tasks themselves, by `KINDS`. Any other name is an
 entry point in the group `gossamer.tasks`, which is called with the options.
@@ -53,7 +46,7 @@ from node.config import AnswerMode, TaskConfig
 from node.tasks.questions import DEFAULT_SPLIT, Split
 
 if TYPE_CHECKING:
-    from node.tasks.environments import StartEpisode
+    from node.tasks.environments.episodes import StartEpisode
     from node.tasks.task_set import TaskSet
 
 MAX_QUESTION_BYTES = 64 << 10
@@ -110,15 +103,15 @@ class Task(Protocol):
                       without it, or where it is empty, they are shared
         range         the two numbers that a person knows as rewards 0 and 1; without it, these
         outside       what it pays outside of 0 to 1, as far as was found when it was loaded; a line for a person
-        submit        queues texts for worker processes (`node.tasks.verdicts.Submit`); other people's tasks get
+        submit        queues texts for worker processes (`node.tasks.scoring.verdicts.Submit`); other people's tasks get
                       theirs when they are loaded
-        verify_together  scores several of this node's own texts in one call (`node.tasks.verdicts.Together`)
+        verify_together  scores several of this node's own texts in one call (`node.tasks.scoring.verdicts.Together`)
         start         begins an episode of several turns, which then takes the place of `verify`; and
-        replayable    whether peers may play it again: see `node.tasks.environments`
+        replayable    whether peers may play it again: see `node.tasks.environments.episodes`
         judge         whether somebody's `verify` and episodes need the network, or write files: then they are not
                       confined, and the task is not shared
         isolate       "none" if they only read texts, "text" if they run some; without it, nobody knows: a peer's text
-                      is scored in a cage unless it is "none" (`node.tasks.caged`)
+                      is scored in a cage unless it is "none" (`node.tasks.scoring.caged`)
     """
 
     @property
@@ -269,9 +262,9 @@ def load_tasks(
         UserError: an unknown name, a bad option, a missing file or a missing extra.
     """
     from node.tasks.prompting import prompted
+    from node.tasks.scoring.verdicts import isolated
     from node.tasks.task_set import HeldOut, TaskSet
     from node.tasks.third_party import ThirdPartyTask
-    from node.tasks.verdicts import isolated
 
     loaded = [
         (config, task, weight)
@@ -328,17 +321,17 @@ class TaskKind(NamedTuple):
 
 def _builtin() -> Mapping[str, Callable[..., Task]]:
     """Return the built-in tasks by name, each a function of the options."""
-    from node.tasks import builtin, guess
+    from node.tasks.builtin import families, guess
 
-    families = {f"builtin/{name}": family for name, family in builtin.BY_NAME.items()}
-    return families | {
-        "builtin/arithmetic": lambda **options: builtin.load_arithmetic(options),
+    by_name = {f"builtin/{name}": family for name, family in families.BY_NAME.items()}
+    return by_name | {
+        "builtin/arithmetic": lambda **options: families.load_arithmetic(options),
         guess.NAME: guess.load_guess,
     }
 
 
 def _load_builtin(name: str, options: Options) -> Sequence[Task]:
-    from node.tasks.builtin import FAMILIES
+    from node.tasks.builtin.families import FAMILIES
 
     if name == "builtin":
         return [family(**options) for family in FAMILIES.values()]
@@ -353,13 +346,13 @@ def _load_dataset(name: str, options: Options) -> Sequence[Task]:
 
 
 def _load_rewards(name: str, options: Options) -> Sequence[Task]:
-    from node.tasks.rewards import load_rewards
+    from node.tasks.rewards.rows import load_rewards
 
     return [load_rewards(name, options)]
 
 
 def _load_environment(name: str, options: Options) -> Sequence[Task]:
-    from node.tasks.trl_environments import load_environment
+    from node.tasks.environments.trl import load_environment
 
     return [load_environment(name, options)]
 
@@ -371,27 +364,27 @@ def _load_file(name: str, options: Options) -> Sequence[Task]:
 
 
 def _load_reasoning_gym(name: str, options: Options) -> Sequence[Task]:
-    from node.tasks.reasoning_gym import load_reasoning_gym
+    from node.tasks.reasoning_gym.data_sets import load_reasoning_gym
 
     _, _, data_set = name.partition("/")
     return [load_reasoning_gym(data_set, options)] if data_set else []
 
 
 def _load_verifiers(name: str, options: Options) -> Sequence[Task]:
-    from node.tasks.verifiers import load_verifiers
+    from node.tasks.verifiers.task_sets import load_verifiers
 
     _, _, task_set = name.partition("/")
     return [load_verifiers(task_set, options)] if task_set else []
 
 
 def _gym_names() -> Sequence[str]:
-    from node.tasks.reasoning_gym import SCORERS
+    from node.tasks.reasoning_gym.data_sets import SCORERS
 
     return [f"reasoning-gym/{name}" for name in sorted(SCORERS)] if find_spec("reasoning_gym") else []
 
 
 def _gym_may_choose(name: str, option: str, value: Any) -> bool:
-    from node.tasks.reasoning_gym import may_choose
+    from node.tasks.reasoning_gym.data_sets import may_choose
 
     _, _, data_set = name.partition("/")
     return may_choose(data_set, option, value)

@@ -17,11 +17,11 @@ from node.config import TaskConfig
 from node.processes.cage import lacking
 from node.tasks import Item, Task, derive_seed, has_own_code, is_in_range, load_tasks
 from node.tasks.answers import MAX_TEXT, show
-from node.tasks.environments import Done, Observation, StartEpisode, start_of, step
+from node.tasks.environments.episodes import Done, Observation, StartEpisode, start_of, step
 from node.tasks.prompting import own_mode, solution
-from node.tasks.rewards import RewardsTask
+from node.tasks.rewards.rows import RewardsTask
+from node.tasks.scoring.verdicts import Submission, Workers, submit_of
 from node.tasks.task_set import bare_of, outside, unshared
-from node.tasks.verdicts import Submission, Workers, submit_of
 
 SEEDS = 64
 TIMED = 5  # texts

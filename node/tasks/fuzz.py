@@ -12,7 +12,7 @@ from node.tasks import Item, Task, derive_seed
 from node.tasks.answers import READERS, show
 from node.tasks.check import Finding
 from node.tasks.prompting import own_mode, solution
-from node.tasks.verdicts import Answer, Scoring, late_as_none
+from node.tasks.scoring.verdicts import Answer, Scoring, late_as_none
 
 QUESTIONS = 4  # questions to fuzz, of those with an answer if there are any
 ANSWERS = 24  # given at once

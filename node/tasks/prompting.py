@@ -17,9 +17,9 @@ from node.config import AnswerMode, TaskConfig
 from node.errors import UserError
 from node.tasks import Item, Task, TaskKey, Wrapper, config_hash, derive_seed
 from node.tasks.answers import INSTRUCTIONS, READERS, show
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
+from node.tasks.scoring.verdicts import Submission, Submit, Together, Verdict, already, submit_of
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Submission, Submit, Together, Verdict, already, submit_of
 
 VERSION = 1
 DRAWS = 16  # seeds tried for each example: its question may repeat another one, or be held out

@@ -35,9 +35,9 @@ import structlog
 
 from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split, question_id, text_id
-from node.tasks.verdicts import submit_of
+from node.tasks.scoring.verdicts import submit_of
 
 TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
 SAMPLE = 256  # questions made to find out whether a family has few different ones

@@ -5,18 +5,18 @@
     options = { path = "riddles.py" }
 
 The file has `make(seed) -> Item`, and `verify(item, text) -> float` where an exact match is not enough, or
-`start(item)` where an answer takes several turns (`node.tasks.environments`). Its bytes are part of the configuration
-hash; its path stays at home.
+`start(item)` where an answer takes several turns (`node.tasks.environments.episodes`). Its bytes are part of the
+configuration hash; its path stays at home.
 
 A package declares an entry point in the group `gossamer.tasks`: a function from the task's options to a `Task`. Its
 name is none of our own kinds', such as `builtin/x`.
 
 Their code is trusted as this program is. It makes questions in this process. It scores answers in worker processes
-(`node.tasks.verdicts`), and each episode has a process of its own (`node.tasks.fork_server`). These run on texts of
-models, so they get neither network nor files to write, where the machine can forbid it. Peers' texts are scored in
-cages (`node.tasks.caged`), unless the file or the task says `isolate = "none"`. Nothing of this holds if it says
-`judge = True`. What it returns is checked. What it raises is told in one line that names the task. Examples of its
-own that are held-out questions are not shown.
+(`node.tasks.scoring.verdicts`), and each episode has a process of its own (`node.tasks.scoring.fork_server`). These run
+on texts of models, so they get neither network nor files to write, where the machine can forbid it. Peers' texts are
+scored in cages (`node.tasks.scoring.caged`), unless the file or the task says `isolate = "none"`. Nothing of this holds
+if it says `judge = True`. What it returns is checked. What it raises is told in one line that names the task. Examples
+of its own that are held-out questions are not shown.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ from node.tasks import (
     task_names,
 )
 from node.tasks.answers import READERS, same_output
-from node.tasks.environments import Environment, StartEpisode, play_again, start_of
+from node.tasks.environments.episodes import Environment, StartEpisode, play_again, start_of
 from node.tasks.questions import question_id
 
 VERSION = 1

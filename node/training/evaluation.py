@@ -28,11 +28,11 @@ from node.errors import UserError
 from node.policy.load import Policy
 from node.rollouts.sampling import is_right
 from node.tasks import Item, Task, derive_seed
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
+from node.tasks.scoring.verdicts import Answer
+from node.tasks.scoring.verdicts import score as judge
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Answer
-from node.tasks.verdicts import score as judge
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics import MetricsLog, Row, iter_with_older
 from node.training.budget import RunProgress

@@ -230,14 +230,19 @@ DOORS = {
         frozenset({"Task", "is_file_task", "node/config.py", "node.tasks.choices"}),  # it has no files and no texts
     ),
     "family": Door(
-        "node/tasks/builtin.py",
+        "node/tasks/builtin/families.py",
         "To add a family:",
         (
-            Step("above", "node/tasks/builtin.py", "    arithmetic  two", "    twice       a number twice    3:  33\n"),
-            Step("BY_NAME", "node/tasks/builtin.py", "FAMILIES: Mapping", TWICE),
+            Step(
+                "above",
+                "node/tasks/builtin/families.py",
+                "    arithmetic  two",
+                "    twice       a number twice    3:  33\n",
+            ),
+            Step("BY_NAME", "node/tasks/builtin/families.py", "FAMILIES: Mapping", TWICE),
             Step(
                 "BY_NAME",
-                "node/tasks/builtin.py",
+                "node/tasks/builtin/families.py",
                 '"summands": partial',
                 '"twice": partial(build, "builtin/twice", twice), ',
             ),

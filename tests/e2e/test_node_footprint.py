@@ -21,7 +21,7 @@ PEAK_OF = (
 # Arithmetic whose every completion earns something else: without it, no update is made where all are alike.
 TASK = """
 import zlib
-from node.tasks.builtin import load_arithmetic
+from node.tasks.builtin.families import load_arithmetic
 
 make = load_arithmetic({}).make
 

@@ -58,7 +58,7 @@ PURPOSES = {
     "assert import_utils.is_serve_available()",
     "tensorboard": "from torch.utils.tensorboard import SummaryWriter",
     "trackio": "import trackio",
-    "verifiers": "import node.tasks.verifiers_episodes",
+    "verifiers": "import node.tasks.verifiers.episodes",
     "wandb": "import wandb",
 }
 

@@ -16,7 +16,7 @@ from node.engines.episodes import EpisodeQuestion, Episodes
 from node.engines.hf import HfEngine
 from node.rollouts.group import Tokens
 from node.run import run_node
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.training.likelihood import of_each_token
 from node.training.trainer import importance_weights
 from tests.policies import tiny_policy

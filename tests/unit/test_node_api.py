@@ -15,8 +15,8 @@ import node.api
 import node.policy.load
 from node.api import Node, Swarm, UserError, spec_of
 from node.errors import for_shell
-from node.tasks.rewards import LocalRewards, load_rewards
-from node.tasks.verdicts import Scored
+from node.tasks.rewards.rows import LocalRewards, load_rewards
+from node.tasks.scoring.verdicts import Scored
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"prompt": f"{n}+{n}=", "answer": str(2 * n)} for n in range(20)]

@@ -30,7 +30,8 @@ from node.rollouts.sampling import Sample
 from node.rollouts.screening import GroupBounds, check
 from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
-from node.tasks.environments import (
+from node.tasks.builtin.guess import GUESSES, HIGH, LOW, Guess
+from node.tasks.environments.episodes import (
     MAX_OBSERVATION_BYTES,
     MAX_TURNS,
     Done,
@@ -38,10 +39,9 @@ from node.tasks.environments import (
     play_again,
     step,
 )
-from node.tasks.guess import GUESSES, HIGH, LOW, Guess
 from node.tasks.questions import Split
+from node.tasks.scoring.verdicts import Answer, Submission, score
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import Answer, Submission, score
 from node.telemetry.metrics import MetricsLog
 from tests.policies import tiny_policy
 from tests.swarms import ROOT, UNBOUNDED
@@ -465,7 +465,7 @@ def test_a_task_whose_episodes_nobody_can_play_again_trains_its_own_node_and_is_
 
 GAME = """
 from node.tasks import Item
-from node.tasks.environments import Done, Observation
+from node.tasks.environments.episodes import Done, Observation
 
 def make(seed):
     return Item(f"game {seed % 1000}", "")
@@ -484,7 +484,7 @@ import os, random, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 from node.tasks import Item
-from node.tasks.environments import Done, Observation
+from node.tasks.environments.episodes import Done, Observation
 
 replayable = True
 
@@ -632,7 +632,7 @@ def test_what_an_episode_has_left_behind_ends_when_the_next_one_begins(apart: Ta
 HANGS = """
 import os, socket, time
 from node.processes.worker_process import Requests, receive
-from node.tasks import fork_server
+from node.tasks.scoring import fork_server
 
 fork_server.BEGIN_S = 0.1
 os.register_at_fork(after_in_child=lambda: time.sleep(600))  # as a lock that another thread held

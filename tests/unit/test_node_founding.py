@@ -30,7 +30,7 @@ from node.swarm.founding import (
     words_needed,
 )
 from node.tasks import load_tasks, task_names
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from protocol.bootstrap import FALSE_MANIFEST
 from protocol.credentials.grants import REFUSALS, make_pass

@@ -19,7 +19,7 @@ from node.rollouts.group import (
     encode,
 )
 from node.tasks import MAX_QUESTION_BYTES, TaskKey
-from node.tasks.environments import MAX_TEXTS
+from node.tasks.environments.episodes import MAX_TEXTS
 
 names = st.text(min_size=1, max_size=20).filter(lambda text: len(text.encode()) <= 80)
 counts = st.integers(0, 2**63 - 1)

@@ -23,9 +23,9 @@ from node.errors import UserError
 from node.rollouts.group import MAX_TEXT_BYTES, Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.tasks import Item, TaskKey, load_tasks
-from node.tasks.reasoning_gym import SCORERS, GymTask
+from node.tasks.reasoning_gym.data_sets import SCORERS, GymTask
+from node.tasks.scoring.verdicts import submit_of
 from node.tasks.task_set import TaskSet, TrainingQuestion
-from node.tasks.verdicts import submit_of
 
 
 class _Planter:

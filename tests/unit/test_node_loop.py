@@ -35,8 +35,8 @@ from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
+from node.tasks.scoring.verdicts import PATIENCE_S, MaybeLate, Scored, Submission, Verdict, already
 from node.tasks.task_set import TaskSet
-from node.tasks.verdicts import PATIENCE_S, MaybeLate, Scored, Submission, Verdict, already
 from node.telemetry.metrics import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches

@@ -30,9 +30,9 @@ from node.rollouts.screening import (
 )
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
+from node.tasks.scoring.verdicts import MaybeLate, Submission, Verdict
 from node.tasks.task_set import TaskSet
 from node.tasks.third_party import run_file
-from node.tasks.verdicts import MaybeLate, Submission, Verdict
 from tests.e2e.test_doors import NEWEST
 from tests.swarms import UNBOUNDED
 

@@ -24,7 +24,7 @@ from node.swarm.sharing import (
     topic_of,
 )
 from node.tasks import Item, TaskKey, Wrapper
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
 from protocol.errors import OutboxFull

@@ -30,11 +30,12 @@ from node.rollouts.slow_texts import (
     SlowSigners,
     Yardstick,
 )
-from node.tasks import Item, TaskKey, verdicts
+from node.tasks import Item, TaskKey
 from node.tasks.questions import Split, question_id
+from node.tasks.scoring import verdicts
+from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.verdicts import Answer, Scoring, Submission, Verdict, Workers
 from node.tasks.task_set import TaskSet
-from node.tasks.time_budget import TimeBudget
-from node.tasks.verdicts import Answer, Scoring, Submission, Verdict, Workers
 from tests.swarms import UNBOUNDED
 
 LATER = 60.0  # real seconds that a test waits at most

@@ -16,9 +16,9 @@ from node.config import TaskConfig
 from node.errors import UserError
 from node.tasks import UNIT, Item, Task, TaskKey, load_tasks, task_set
 from node.tasks.questions import DEFAULT_SPLIT, Split, question_id
+from node.tasks.scoring.verdicts import Workers
 from node.tasks.task_set import TRIES, TaskSet, turn_at
-from node.tasks.verdicts import Workers
-from node.tasks.verifiers import VerifiersTask
+from node.tasks.verifiers.task_sets import VerifiersTask
 
 SEEDS = st.integers(0, 2**63 - 1)
 EVERY_TURN = 150

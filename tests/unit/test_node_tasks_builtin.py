@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from node.errors import UserError
-from node.tasks.builtin import BY_NAME, FAMILIES, load_arithmetic
+from node.tasks.builtin.families import BY_NAME, FAMILIES, load_arithmetic
 
 SEEDS = st.integers(0, 2**63 - 1)
 DIFFICULTIES = st.integers(1, 10)

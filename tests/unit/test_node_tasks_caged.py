@@ -15,11 +15,13 @@ from structlog.testing import capture_logs
 from node.config import TaskConfig
 from node.errors import UserError
 from node.processes.confinement import unconfinable
-from node.tasks import check, load_tasks, rewards, verdicts
+from node.tasks import check, load_tasks
 from node.tasks.check import how_paid, peers_text
-from node.tasks.rewards import RewardsTask, load_rewards
+from node.tasks.rewards import rows
+from node.tasks.rewards.rows import RewardsTask, load_rewards
+from node.tasks.scoring import verdicts
+from node.tasks.scoring.verdicts import Answer, Scoring, Submission, Verdict
 from node.tasks.task_set import unshared
-from node.tasks.verdicts import Answer, Scoring, Submission, Verdict
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -213,8 +215,8 @@ for _ in range(5):
 time.sleep(600)
 """
     node = f"""
-from node.tasks.rewards import load_rewards
-from node.tasks.verdicts import Submission
+from node.tasks.rewards.rows import load_rewards
+from node.tasks.scoring.verdicts import Submission
 task = load_rewards("rewards", {given!r})
 task.submit([Submission(task.make(0), {text!r})], False)[0].result()
 """
@@ -230,7 +232,7 @@ task.submit([Submission(task.make(0), {text!r})], False)[0].result()
 def test_where_a_cage_is_not_whole_what_may_run_texts_is_neither_shared_nor_scored_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rewards, "lacking", lambda: "no Landlock")
+    monkeypatch.setattr(rows, "lacking", lambda: "no Landlock")
     for more, reason in (
         ({}, """cannot be caged here (no Landlock): isolate = "none" shares it if no function runs a text"""),
         ({"isolate": "text"}, "a stranger's text cannot be caged here (no Landlock)"),
@@ -310,7 +312,7 @@ def test_the_check_says_of_each_function_how_a_text_is_run_and_what_it_costs_and
 
 FILE = """
 from node.tasks import Item
-from node.tasks.environments import Done, Observation
+from node.tasks.environments.episodes import Done, Observation
 
 replayable = True
 HEARD = []

@@ -10,7 +10,7 @@ from reasoning_gym.factory import DATASETS
 
 from node.tasks import KINDS, founder_may_choose
 from node.tasks.choices import MAX_NUMBER, is_choice, is_plain
-from node.tasks.reasoning_gym import SCORERS
+from node.tasks.reasoning_gym.data_sets import SCORERS
 
 # Options of which a founder may choose nothing but the default: texts, and what JSON cannot say.
 FIXED = {

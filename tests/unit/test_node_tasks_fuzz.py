@@ -6,7 +6,7 @@ import pytest
 
 from node.tasks import Item, TaskKey
 from node.tasks.answers import READERS
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.tasks.dataset import Dataset
 from node.tasks.fuzz import fuzz
 

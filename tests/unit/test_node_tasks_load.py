@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from node.config import TaskConfig
 from node.errors import UserError
 from node.tasks import KINDS, TaskKey, load_tasks
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.tasks.task_set import TaskSet
 
 ROOT = Path(__file__).resolve().parents[2]

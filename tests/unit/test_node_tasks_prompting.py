@@ -17,12 +17,12 @@ from node.errors import UserError
 from node.swarm.founding import adopt_tasks, check_rules, describe_tasks
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
-from node.tasks.builtin import FAMILIES
+from node.tasks.builtin.families import FAMILIES
 from node.tasks.prompting import DRAWS, prompted, takes_more
 from node.tasks.questions import DEFAULT_SPLIT
-from node.tasks.reasoning_gym import SCORERS
+from node.tasks.reasoning_gym.data_sets import SCORERS
+from node.tasks.scoring.verdicts import Answer, Submission, Verdict, already, score, submit_of
 from node.tasks.task_set import HeldOut
-from node.tasks.verdicts import Answer, Submission, Verdict, already, score, submit_of
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from node.tasks.propositional_logic import MAX_SYMBOLS, Formula, find_conclusion, is_conclusion, parse
+from node.tasks.reasoning_gym.propositional_logic import MAX_SYMBOLS, Formula, find_conclusion, is_conclusion, parse
 
 VARIABLES = ("P", "Q", "R")
 FORMULAS = st.recursive(

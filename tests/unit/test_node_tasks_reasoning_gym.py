@@ -25,7 +25,7 @@ from node.config import TaskConfig
 from node.errors import UserError
 from node.processes.cage import lacking
 from node.processes.worker_process import children_of
-from node.tasks import Item, Task, load_tasks, reasoning_gym
+from node.tasks import Item, Task, load_tasks
 from node.tasks.answers import (
     same_close,
     same_complex,
@@ -40,9 +40,10 @@ from node.tasks.answers import (
 )
 from node.tasks.check import peers_text
 from node.tasks.prompting import solution
-from node.tasks.reasoning_gym import SCORERS, GymTask, load_reasoning_gym
+from node.tasks.reasoning_gym import data_sets
+from node.tasks.reasoning_gym.data_sets import SCORERS, GymTask, load_reasoning_gym
+from node.tasks.scoring.verdicts import Answer, Scoring
 from node.tasks.task_set import unshared
-from node.tasks.verdicts import Answer, Scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = (
@@ -221,7 +222,7 @@ def test_where_several_answers_are_right_the_data_set_itself_judges_in_a_cage(
     [jugs] = load_tasks([TaskConfig(name="reasoning-gym/jugs")]).tasks
     assert bool(unshared(jugs)) == bool(lacking())
     assert [said.line.endswith("in a cage") for said in peers_text(jugs, jugs.make(1))] == [True] * (not lacking())
-    monkeypatch.setattr(reasoning_gym, "lacking", lambda: "no Landlock")
+    monkeypatch.setattr(data_sets, "lacking", lambda: "no Landlock")
     at_home = load_tasks([TaskConfig(name="reasoning-gym/jugs")])
     assert unshared(at_home.tasks[0]) == "a stranger's text cannot be caged here (no Landlock)"
     assert at_home.shared(jugs.key) is None
@@ -267,7 +268,7 @@ def test_a_bad_option_is_one_clear_line(name: str, options: dict[str, object], c
 
 
 def test_options_whose_questions_take_too_long_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.tasks.reasoning_gym.TRIAL_CPU_S", 1)
+    monkeypatch.setattr("node.tasks.reasoning_gym.data_sets.TRIAL_CPU_S", 1)
     with pytest.raises(UserError, match=r"^[^\n]* take more than 1 s[^\n]*$"):
         load_reasoning_gym("gcd", {"min_numbers": 10**7, "max_numbers": 10**7})
 
@@ -280,7 +281,7 @@ def test_options_are_part_of_the_key() -> None:
 
 def test_another_version_of_the_package_is_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_reasoning_gym("gcd", {}).key
-    monkeypatch.setattr("node.tasks.reasoning_gym.version", lambda package: "0.0.1")
+    monkeypatch.setattr("node.tasks.reasoning_gym.data_sets.version", lambda package: "0.0.1")
     assert load_reasoning_gym("gcd", {}).key != before
 
 

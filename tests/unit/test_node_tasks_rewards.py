@@ -26,13 +26,13 @@ from node.processes.confinement import ConfinementError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import check
 from node.swarm.founding import adopt_tasks, describe_tasks
-from node.tasks import Item, TaskKey, load_tasks, reward_functions
+from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.check import Finding
 from node.tasks.check import check as tried
-from node.tasks.judge import JudgeError, paid_by
 from node.tasks.prompting import prompted
 from node.tasks.questions import Split
-from node.tasks.reward_functions import (
+from node.tasks.rewards import functions
+from node.tasks.rewards.functions import (
     Answered,
     Function,
     Functions,
@@ -43,9 +43,10 @@ from node.tasks.reward_functions import (
     tokens_of,
     trial_texts,
 )
-from node.tasks.rewards import RewardsTask, load_rewards
-from node.tasks.time_budget import TimeBudget
-from node.tasks.verdicts import Answer, Scored, Scoring, score
+from node.tasks.rewards.judge import JudgeError, paid_by
+from node.tasks.rewards.rows import RewardsTask, load_rewards
+from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.verdicts import Answer, Scored, Scoring, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 from tests.waiting import wait_until
@@ -459,7 +460,7 @@ def test_where_a_machine_cannot_confine_the_functions_run_and_nothing_is_shared(
     def cannot() -> None:
         raise ConfinementError("no Landlock")
 
-    monkeypatch.setattr(reward_functions, "confine", cannot)
+    monkeypatch.setattr(functions, "confine", cannot)
     request = {
         "task": "rewards",
         "functions": [f"{folder / 'rewards.py'}:accuracy"],
@@ -468,10 +469,10 @@ def test_where_a_machine_cannot_confine_the_functions_run_and_nothing_is_shared(
         "tokenizer": "",
         "confine": True,
     }
-    _, said = reward_functions.begin(request)
+    _, said = functions.begin(request)
     assert said["unconfined"] == "no Landlock"
     with pytest.raises(UserError, match="no Landlock"):  # one that was confined when the node began
-        reward_functions.begin({**request, "code": said["code"]})
+        functions.begin({**request, "code": said["code"]})
 
 
 def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: Path) -> None:
@@ -497,7 +498,7 @@ def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_t
 
 
 def test_a_function_that_hangs_is_told_when_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.tasks.rewards.FIRST_CALLS_S", 0.2)
+    monkeypatch.setattr("node.tasks.rewards.rows.FIRST_CALLS_S", 0.2)
     with pytest.raises(UserError, match=r"did not pay 8 texts, each a few times, in 0.28 s: .*option seconds"):
         load_rewards("rewards", options(folder, "stuck", seconds=0.01))
 

@@ -15,8 +15,8 @@ from node.tasks import Item, TaskKey, load_tasks, task_names, task_set
 from node.tasks.check import HASH_SEEDS, check, digest, digest_elsewhere
 from node.tasks.prompting import prompted
 from node.tasks.questions import question_id
+from node.tasks.scoring.verdicts import isolated
 from node.tasks.third_party import MAX_FILE_BYTES, TEMPLATE, TaskError, checked, load_file
-from node.tasks.verdicts import isolated
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 

@@ -24,10 +24,9 @@ from node.grpo_trainer import GRPOTrainer
 from node.operations.given import tasks_given
 from node.policy.load import Policy, load_policy
 from node.swarm.founding import adopt_tasks, describe_tasks
-from node.tasks import Item, load_tasks, verdicts
-from node.tasks.environments import Done, Observation
-from node.tasks.task_set import unshared
-from node.tasks.tool_calls import (
+from node.tasks import Item, load_tasks
+from node.tasks.environments.episodes import Done, Observation
+from node.tasks.environments.tool_calls import (
     MAX_CALL,
     MAX_CALLS,
     MAX_DEPTH,
@@ -42,9 +41,11 @@ from node.tasks.tool_calls import (
     read_calls,
     results_in,
 )
-from node.tasks.tool_calls import told as told_of_calls
-from node.tasks.trl_environments import load_environment
-from node.tasks.verdicts import Answer, score
+from node.tasks.environments.tool_calls import told as told_of_calls
+from node.tasks.environments.trl import load_environment
+from node.tasks.scoring import verdicts
+from node.tasks.scoring.verdicts import Answer, score
+from node.tasks.task_set import unshared
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 from tests.policies import tiny_policy

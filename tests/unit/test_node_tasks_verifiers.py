@@ -16,13 +16,13 @@ from node.processes.cage import lacking
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
 from node.swarm.founding import adopt_tasks, describe_tasks
-from node.tasks import verifiers
-from node.tasks.environments import Done, Observation, step
+from node.tasks.environments.episodes import Done, Observation, step
+from node.tasks.environments.tool_calls import plain_form
 from node.tasks.prompting import prompted
+from node.tasks.scoring.verdicts import Answer, Scoring
 from node.tasks.task_set import TaskSet, unshared
-from node.tasks.tool_calls import plain_form
-from node.tasks.verdicts import Answer, Scoring
-from node.tasks.verifiers import RefusedError, VerifiersTask, load_rows, load_verifiers
+from node.tasks.verifiers import task_sets
+from node.tasks.verifiers.task_sets import RefusedError, VerifiersTask, load_rows, load_verifiers
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.identity import Identity
 
@@ -131,7 +131,7 @@ def test_where_a_task_set_has_no_cage_it_is_shared_only_if_its_rewards_run_no_te
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(packages, "plain_sums")
-    monkeypatch.setattr(verifiers, "lacking", lambda: "no Landlock")
+    monkeypatch.setattr(task_sets, "lacking", lambda: "no Landlock")
     keys = set()
     for isolate, reason in (
         (None, """cannot be caged here (no Landlock): isolate = "none" shares it if its rewards run no text"""),
@@ -160,7 +160,7 @@ def test_rewards_that_fail_in_a_cage_keep_a_task_set_at_home(packages: Path) -> 
 def test_a_process_that_died_is_replaced(sums: VerifiersTask) -> None:
     item = sums.make(1)
     right = str(2 * int(item.question.split("+")[0]))
-    workers = [one for one in psutil.Process().children() if "node.tasks.verifiers" in one.cmdline()]
+    workers = [one for one in psutil.Process().children() if "node.tasks.verifiers.task_sets" in one.cmdline()]
     worker = min(workers, key=psutil.Process.create_time)  # the other one has cages
     worker.kill()
     worker.wait()
@@ -234,7 +234,7 @@ def test_what_needs_more_than_a_text_is_refused(
 
 
 def test_a_prompt_of_messages_is_a_question_with_its_instruction(packages: Path) -> None:
-    from node.tasks.verifiers import asked
+    from node.tasks.verifiers.task_sets import asked
 
     write(packages, "messages", prompt="[vf.SystemMessage(content='Be brief.'), vf.UserMessage(content=f'{n}?')]")
     loaded = load_rows("messages", {}, 5)
@@ -483,7 +483,7 @@ def write_own(folder: Path, name: str, **parts: str) -> None:
 def test_an_environment_that_does_something_else_in_an_episode_raises(
     packages: Path, name: str, run: str, complaint: str
 ) -> None:
-    from node.tasks.verifiers_episodes import TaskSetGame
+    from node.tasks.verifiers.episodes import TaskSetGame
 
     write_own(packages, name, run=run)
     loaded = load_rows(name, {}, 5)

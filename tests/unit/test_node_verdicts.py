@@ -19,9 +19,10 @@ from structlog.testing import capture_logs
 from node.config import TaskConfig
 from node.processes import confinement
 from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
-from node.tasks import Item, Task, TaskKey, load_task, load_tasks, verdicts
-from node.tasks.time_budget import TimeBudget
-from node.tasks.verdicts import LATE, Answer, Scored, Scoring, Submission, Verdict, Workers, score
+from node.tasks import Item, Task, TaskKey, load_task, load_tasks
+from node.tasks.scoring import verdicts
+from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.verdicts import LATE, Answer, Scored, Scoring, Submission, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
@@ -95,7 +96,7 @@ def workers_here() -> list[int]:
     found = []
     for one in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):  # one that has just ended
-            if "node.tasks.verdicts" in one.cmdline():
+            if "node.tasks.scoring.verdicts" in one.cmdline():
                 found.append(one.pid)
     return found
 
@@ -154,7 +155,7 @@ def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_r
     config = hostile(tmp_path)
     described = {"name": config.name, "options": config.options}
     first: Message = {"call": "load", "task": described, "code": list(load_task(config).key), "isolate": "none"}
-    workers = Workers("file/hostile", "node.tasks.verdicts", first, seconds=0.05)
+    workers = Workers("file/hostile", "node.tasks.scoring.verdicts", first, seconds=0.05)
     before = set(workers_here())
     assert workers.begin() == {}
     (worker,) = set(workers_here()) - before
@@ -207,7 +208,7 @@ def test_a_node_that_ends_while_a_text_is_scored_does_not_wait_for_it(tmp_path: 
     node = f"""
 from node.config import TaskConfig
 from node.tasks import load_tasks
-from node.tasks.verdicts import Answer, Scoring
+from node.tasks.scoring.verdicts import Answer, Scoring
 (task,) = load_tasks([TaskConfig(name={config.name!r}, options={config.options!r})]).tasks
 print(round(task.verify(task.make(1), "pid") * {PIDS}), flush=True)
 scoring = Scoring([Answer(task, task.make(1), {f"sleep {asleep}"!r})], is_own=False)
@@ -545,7 +546,7 @@ def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch:
 GAME = """
 import os, time
 from node.tasks import Item
-from node.tasks.environments import Done, Observation
+from node.tasks.environments.episodes import Done, Observation
 
 replayable = True
 

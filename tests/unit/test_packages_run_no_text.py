@@ -13,10 +13,12 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 # A reward function is imported by the name that a person gives. No manifest names one: `node.swarm.founding` takes
 # functions from the joiner's own configuration alone (test_node_tasks_rewards.py).
-NAMED_BY_A_PERSON = {"node/tasks/reward_functions.py": ["importlib.import_module(spec.where)"]}
+NAMED_BY_A_PERSON = {"node/tasks/rewards/functions.py": ["importlib.import_module(spec.where)"]}
 # Called in a cage alone, of sets whose scorer evaluates no text (test_node_tasks_reasoning_gym.py).
 IN_A_CAGE = {
-    "node/tasks/reasoning_gym.py": ["data_set.score_answer(asked['answer'], entry=json.loads(asked['entry']))"],
+    "node/tasks/reasoning_gym/data_sets.py": [
+        "data_set.score_answer(asked['answer'], entry=json.loads(asked['entry']))"
+    ],
 }
 METHODS = {"eval", "compile"}  # model.eval(), re.compile(): harmless as methods, not as built-in functions
 FORBIDDEN_MODULES = {

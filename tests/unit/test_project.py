@@ -85,7 +85,7 @@ def imported_distributions(*folders: str) -> set[str]:
     return {name.lower().replace("_", "-") for root in roots for name in by_root.get(root, [root])}
 
 
-SLOW = {"node.tasks.verifiers_episodes"}  # imports verifiers, for seconds, and its own tests import it too
+SLOW = {"node.tasks.verifiers.episodes"}  # imports verifiers, for seconds, and its own tests import it too
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ from node.errors import UserError, one_line
 from node.processes.confinement import ConfinementError, confine
 from node.processes.worker_process import Message, Requests, WorkerError, adopt_orphans, ask, children_of, receive, send
 from node.tasks import Item
-from node.tasks.environments import Done, Environment, Observation, step
+from node.tasks.environments.episodes import Done, Environment, Observation, step
 
 if TYPE_CHECKING:
-    from node.tasks.verdicts import Workers
+    from node.tasks.scoring.verdicts import Workers
 
 BEGIN_S = 10.0  # for a process to be forked and confined, which takes some milliseconds
 BEGUN = b"\0"  # its first byte
@@ -68,7 +68,7 @@ class EpisodeProcess:
         self._left -= time.monotonic() - began
         if "error" in said:
             raise UserError(str(said["error"]))
-        # `node.tasks.environments.step` looks at what is in them
+        # `node.tasks.environments.episodes.step` looks at what is in them
         return Observation(said["observation"]) if "observation" in said else Done(said["reward"])
 
 

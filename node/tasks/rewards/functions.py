@@ -9,7 +9,7 @@ A function is named by where it is:
     package.module:function                          an installed package
     trl:get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
                                                      what a call returns, with plain values by name
-    judge:http://127.0.0.1:8000/v1                   another model (`node.tasks.judge`)
+    judge:http://127.0.0.1:8000/v1                   another model (`node.tasks.rewards.judge`)
 
 It gets what TRL 1.16 hands over (`GRPOTrainer._calculate_rewards`): prompts, completions, completion_ids and the other
 columns of the rows, each a list; `log_extra` and `log_metric`, which do nothing here; and `trainer_state`, which raises
@@ -21,7 +21,7 @@ text; without one, a token is a character.
 TRL's sum: each reward times its weight, None and NaN left out. The reward is this sum, or (sum - low) / (high - low)
 where the task states a range; nothing is clipped. If no function can tell, the text is unscorable.
 
-`python -m node.tasks.reward_functions CHANNEL LIFE` is the process (`node.processes.worker_process`). It confines
+`python -m node.tasks.rewards.functions CHANNEL LIFE` is the process (`node.processes.worker_process`). It confines
 itself before it loads anything of somebody's (`node.processes.confinement`), and pays in this process. Or it pays each
 text in a cage (`node.processes.cage`): then it loads the functions and pays nothing itself.
 """
@@ -48,10 +48,10 @@ from node.processes.confinement import ConfinementError, confine
 from node.processes.threads import awaited
 from node.processes.worker_process import Message, Requests, connect, yield_memory
 from node.tasks import is_reward, scaled
-from node.tasks.caged import CODE_CHANGED, CageWork, serve_in_cages
-from node.tasks.judge import Judge
+from node.tasks.rewards.judge import Judge
+from node.tasks.scoring.caged import CODE_CHANGED, CageWork, serve_in_cages
+from node.tasks.scoring.verdicts import bound_memory
 from node.tasks.third_party import described, run_file
-from node.tasks.verdicts import bound_memory
 
 Prompt = str | list[dict[str, str]]
 Reward = float | None

@@ -5,13 +5,13 @@ Here the agent is a stand-in whose words come from the node, turn by turn, and t
 environment and a task set see what they see there: `agent.run`, `agent.interaction`, `turn`, the trace and its state.
 
     turn(message)       the message is the policy's next observation; what it says is the reply
-    a turn with calls   (`node.tasks.tool_calls`) is answered by the tools, and the policy speaks again
+    a turn with calls   (`node.tasks.environments.tool_calls`) is answered by the tools, and the policy speaks again
     the end of run      pays the trace's reward
 
 One agent and one conversation are all that there is: no containers, judges, second agents or servers elsewhere.
 `refuse` says so in a line. Tool sets are made for each episode, also those that are shared in verifiers.
 
-Only a worker process imports this (`node.tasks.verifiers`).
+Only a worker process imports this (`node.tasks.verifiers.task_sets`).
 """
 
 import asyncio
@@ -34,8 +34,8 @@ from verifiers.v1.types import ToolCall, ToolMessage, content_text
 from verifiers.v1.utils.decorators import discover_decorated, invoke
 from verifiers.v1.utils.loaders import load_environment, resolve_env_config
 
-from node.tasks.environments import Done, Observation
-from node.tasks.tool_calls import (
+from node.tasks.environments.episodes import Done, Observation
+from node.tasks.environments.tool_calls import (
     OPENED,
     CallError,
     SaidCall,

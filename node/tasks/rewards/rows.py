@@ -4,7 +4,7 @@
     name = "rewards/maths"           # or "rewards": what follows the stroke is a name of yours
     [tasks.options]
     path = "rows.jsonl"              # rows as `node.tasks.dataset` reads them, from a file or with hub = "OWNER/NAME"
-    functions = ["./rewards.py:accuracy", "trl:think_format_reward"]    # see `node.tasks.reward_functions`
+    functions = ["./rewards.py:accuracy", "trl:think_format_reward"]    # see `node.tasks.rewards.functions`
     weights = [1.0, 0.2]             # as TRL's reward_weights; without it, 1 for each
     range = [0.0, 1.2]               # the weighted sums that are rewards of 0 and 1; without it, a sum is the reward
     prompt = "prompt"                # the column that is asked: a text, or messages that end with the user's
@@ -62,9 +62,8 @@ from node.tasks import (
     told_outside,
 )
 from node.tasks.dataset import MAX_BYTES, MAX_ROWS, RowsSource, check_source, read_rows
-from node.tasks.judge import RUBRIC
 from node.tasks.questions import question_id
-from node.tasks.reward_functions import (
+from node.tasks.rewards.functions import (
     JUDGE,
     TRL,
     Answered,
@@ -82,13 +81,14 @@ from node.tasks.reward_functions import (
     trial_texts,
     weighted_sum,
 )
-from node.tasks.verdicts import CAGE_S, LOAD_S, Answer, Scored, Submission, Verdict, Workers, score
+from node.tasks.rewards.judge import RUBRIC
+from node.tasks.scoring.verdicts import CAGE_S, LOAD_S, Answer, Scored, Submission, Verdict, Workers, score
 
 VERSION = 1
 TRIAL_ROWS = 2
 FIRST_CALLS_S = 60.0  # beside each text's own time: a busy machine may need it for what functions import when called
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # TRL itself passes these: no columns of a row
-WORKER = "node.tasks.reward_functions"
+WORKER = "node.tasks.rewards.functions"
 
 UNSHARED_HERE = "its functions are of this process alone: functions of a file, FILE.py:NAME, can be shared"
 NONE_HERE: Mapping[str, Callable[..., Any]] = {}

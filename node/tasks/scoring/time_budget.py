@@ -1,7 +1,8 @@
 """Time budgets: the seconds that worker processes may spend on somebody's texts in a round.
 
 A budget is charged while a text is scored, for as long as that takes. A text that would outlast it is ended
-(`node.tasks.verdicts`), and none is begun once it is spent. A budget may lie within another one, which is charged, too.
+(`node.tasks.scoring.verdicts`), and none is begun once it is spent. A budget may lie within another one, which is
+charged, too.
 """
 
 import math

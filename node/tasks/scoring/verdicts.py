@@ -7,24 +7,25 @@ costs nobody: it does not earn 0.
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers have
 workers of their own, so none waits for a peer's text. What peers' texts take is charged to budgets
-(`node.tasks.time_budget`). Of peers' texts, those whose budget lies within another go last. A text is unscorable if it
-outlasts its budget, and late if the budget is spent before its turn. The first text of a new worker may wait for what
-is imported then: it is charged only if it takes all the time that a text has, or if its budget lies within another.
+(`node.tasks.scoring.time_budget`). Of peers' texts, those whose budget lies within another go last. A text is
+unscorable if it outlasts its budget, and late if the budget is spent before its turn. The first text of a new worker
+may wait for what is imported then: it is charged only if it takes all the time that a text has, or if its budget lies
+within another.
 
-A peer's text is always a call of its own. It is scored in a cage (`node.tasks.caged`) unless its task says that it only
-reads texts, or the task set is one of verifiers. A node's own texts of reward functions are one call a round, as in
-TRL. If that call raises, ends its worker, or takes longer than `TOGETHER` texts may, each text is scored alone.
+A peer's text is always a call of its own. It is scored in a cage (`node.tasks.scoring.caged`) unless its task says that
+it only reads texts, or the task set is one of verifiers. A node's own texts of reward functions are one call a round,
+as in TRL. If that call raises, ends its worker, or takes longer than `TOGETHER` texts may, each text is scored alone.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": a number or null} or {"error": why
 not}; "parts" beside a reward are what each of several functions paid, by the "names" of its first reply. To a request
 with a "batch" it replies with such a reply for each of it, as "scored". To a request "start" it replies with the
-channel of an episode (`node.tasks.fork_server`).
+channel of an episode (`node.tasks.scoring.fork_server`).
 
 Somebody's text may have written any reply. So its form is checked (`reward_of`), and a reply that is to no request, or
 to an earlier one, is dropped and counted.
 
-`python -m node.tasks.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
+`python -m node.tasks.scoring.verdicts CHANNEL LIFE` is the worker for tasks of a file or a package.
 """
 
 import itertools
@@ -63,10 +64,10 @@ from node.processes.worker_process import (
     yield_memory,
 )
 from node.tasks import Isolate, Item, Task, TaskKey, Wrapper, is_reward
-from node.tasks.caged import CODE_CHANGED, CageWork, serve_in_cages
-from node.tasks.environments import StartEpisode, play_again, start_of
-from node.tasks.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
-from node.tasks.time_budget import TimeBudget
+from node.tasks.environments.episodes import StartEpisode, play_again, start_of
+from node.tasks.scoring.caged import CODE_CHANGED, CageWork, serve_in_cages
+from node.tasks.scoring.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
+from node.tasks.scoring.time_budget import TimeBudget
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text had to wait too long to be scored
@@ -646,7 +647,9 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
     first: Message = {"call": "load", "task": described, "code": list(task.key), "isolate": "none"}
     begin = start_of(task)
     if begin is not None and not is_here:
-        playing = Workers(task.key.name, "node.tasks.verdicts", first)  # no episode waits until a text is scored
+        playing = Workers(
+            task.key.name, "node.tasks.scoring.verdicts", first
+        )  # no episode waits until a text is scored
         begin = ForkServer(task.key.name, playing, SCORE_S, LOAD_S + SCORE_S)
     isolate: Isolate = getattr(task, "isolate", None)
     is_caged = not (isolate == "none" or is_here or not is_to_be_confined(task))
@@ -654,7 +657,7 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
     declared = {"declared": isolate == "text", "whole": not lacks, "seconds": SCORE_S}
     caged: Message = {**first, "isolate": "text", **declared}
     firsts = (caged if is_caged and isolate == "text" else first, caged if is_caged and not lacks else first)
-    own, apart = (Workers(task.key.name, "node.tasks.verdicts", one) for one in firsts)
+    own, apart = (Workers(task.key.name, "node.tasks.scoring.verdicts", one) for one in firsts)
     return IsolatedTask(task, own, apart, lacks, begin)
 
 

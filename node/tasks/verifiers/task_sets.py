@@ -9,7 +9,7 @@
     # isolate = "none"               # "none": its rewards run no text; "text": one does; without it, nobody knows
     config = {}                      # the task set's own configuration
 
-A task set with tools, or with an environment of its own, is played in episodes (`node.tasks.verifiers_episodes`). They
+A task set with tools, or with an environment of its own, is played in episodes (`node.tasks.verifiers.episodes`). They
 train their maker, and are not shared. A question of any other is answered by one text, as follows.
 
 A question cannot be made again from a seed alone: a seed stands for a row of what is installed here. So a group
@@ -17,12 +17,12 @@ carries the row's hash, and a receiver whose row has another one sets the group 
 
 The task set is other people's code. A worker process loads it and computes rewards, with limits on time and memory.
 Once it is loaded, it is confined (`node.processes.confinement`); where a machine cannot do that, Python's own network
-is denied. A peer's text is scored in a cage (`node.tasks.caged`), unless `isolate` is "none"; where there is no whole
-cage, or its rewards fail in one, groups stay at home. If `isolate` is "text", own texts have cages, too. A joiner loads
-a task set only by its own word (`node.tasks.choices`), and no founder says what `isolate` is at a joiner's. A
-completion whose reward fails or takes too long is unscorable (`node.tasks.verdicts`).
+is denied. A peer's text is scored in a cage (`node.tasks.scoring.caged`), unless `isolate` is "none"; where there is no
+whole cage, or its rewards fail in one, groups stay at home. If `isolate` is "text", own texts have cages, too. A joiner
+loads a task set only by its own word (`node.tasks.choices`), and no founder says what `isolate` is at a joiner's. A
+completion whose reward fails or takes too long is unscorable (`node.tasks.scoring.verdicts`).
 
-`python -m node.tasks.verifiers CHANNEL LIFE` is that process (`node.processes.worker_process`).
+`python -m node.tasks.verifiers.task_sets CHANNEL LIFE` is that process (`node.processes.worker_process`).
 """
 
 import asyncio
@@ -48,10 +48,10 @@ from node.processes.cage import lacking, make_folder
 from node.processes.confinement import ConfinementError, confine
 from node.processes.worker_process import Message, WorkerError, connect, yield_memory
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_reward, scaled
-from node.tasks.caged import CageWork, serve_in_cages
-from node.tasks.environments import MAX_TURNS, Done, Environment, play_again, step
-from node.tasks.fork_server import ForkServer, adopt_from_here, fork_episode
-from node.tasks.verdicts import (
+from node.tasks.environments.episodes import MAX_TURNS, Done, Environment, play_again, step
+from node.tasks.scoring.caged import CageWork, serve_in_cages
+from node.tasks.scoring.fork_server import ForkServer, adopt_from_here, fork_episode
+from node.tasks.scoring.verdicts import (
     CAGE_S,
     LOAD_S,
     SCORE_S,
@@ -65,7 +65,7 @@ from node.tasks.verdicts import (
 
 KIND = "verifiers"
 VERSION = 2
-MODULE = "node.tasks.verifiers"
+MODULE = "node.tasks.verifiers.task_sets"
 RUBBISH = "rubbish"
 IN_CAGE = '(in a cage: say isolate = "none" if its rewards only read texts) '
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -262,7 +262,7 @@ def _tried(loaded: "Loaded") -> Message:
 
 def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
     """Try an episode, and return what to tell the node of rows that are played: an environment may ask the question."""
-    from node.tasks.verifiers_episodes import TaskSetGame, tools_told
+    from node.tasks.verifiers.episodes import TaskSetGame, tools_told
 
     tried = TaskSetGame(loaded.env, loaded.tasks[0], scale)
     for _ in range(MAX_TURNS):
@@ -282,7 +282,7 @@ def _opened(loaded: "Loaded", scale: Callable[[float], float]) -> Message:
 
 
 def _begun(loaded: "Loaded", item: Mapping[str, str], scale: Callable[[float], float]) -> Environment:
-    from node.tasks.verifiers_episodes import TaskSetGame
+    from node.tasks.verifiers.episodes import TaskSetGame
 
     task = loaded.by_hash[item["content"]]
     game = TaskSetGame(loaded.env, task, scale)
@@ -333,7 +333,7 @@ def load_rows(name: str, config: dict[str, Any], rows: int) -> Loaded:
 
 
 def _environment(name: str, config: dict[str, Any], tasks: Sequence[Any]) -> Any:
-    from node.tasks.verifiers_episodes import environment_of, refuse
+    from node.tasks.verifiers.episodes import environment_of, refuse
 
     env = environment_of(name, config)
     why = next(filter(None, (refuse(env, task) for task in tasks)), "")

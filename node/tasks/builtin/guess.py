@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from node.errors import UserError
 from node.tasks import Item, TaskKey, config_hash, derive_seed
-from node.tasks.environments import Done, Observation, play_again
+from node.tasks.environments.episodes import Done, Observation, play_again
 
 NAME = "builtin/guess"
 VERSION = 1

@@ -1,6 +1,6 @@
 """A judge: another model, behind an OpenAI-compatible URL, that pays a completion from 0 to 1 by a rubric.
 
-It is one more reward function (`node.tasks.reward_functions`). No peer can check what it says, so a task with a judge
+It is one more reward function (`node.tasks.rewards.functions`). No peer can check what it says, so a task with a judge
 trains its maker alone. A text is unscorable if the judge does not answer in time, or with no number from 0 to 1.
 
 The variable OPENAI_API_KEY is sent along if it is set, as other clients do.

@@ -4,14 +4,14 @@ A completion earns 1 when the text in its last pair of answer tags is right, and
 line of `SCORERS`. Only the data sets listed there can be asked.
 
 reasoning-gym's own `score_answer` is called for data sets whose questions have several right answers, and in a cage
-alone (`node.tasks.caged`): right is what it pays in full. It is called for none that evaluates the completion, or a
-field of the entry, as code: such a text could pay itself.
+alone (`node.tasks.scoring.caged`): right is what it pays in full. It is called for none that evaluates the completion,
+or a field of the entry, as code: such a text could pay itself.
 
 Two nodes agree on a group only if they run the same reasoning-gym: its version is part of the configuration hash.
 
-`python -m node.tasks.reasoning_gym CHANNEL LIFE` is a worker process (`node.processes.worker_process`). It draws under
-a hash seed of 0 for the data sets that need it, tries options that somebody chose before they are used here, and scores
-in cages.
+`python -m node.tasks.reasoning_gym.data_sets CHANNEL LIFE` is a worker process (`node.processes.worker_process`). It
+draws under a hash seed of 0 for the data sets that need it, tries options that somebody chose before they are used
+here, and scores in cages.
 """
 
 import functools
@@ -60,10 +60,20 @@ from node.tasks.answers import (
     same_text,
     same_words,
 )
-from node.tasks.caged import CageWork, serve_in_cages
 from node.tasks.choices import is_choice
-from node.tasks.propositional_logic import find_conclusion, is_conclusion
-from node.tasks.verdicts import LOAD_S, SCORE_S, Answer, Submission, Verdict, Workers, already, bound_memory, score
+from node.tasks.reasoning_gym.propositional_logic import find_conclusion, is_conclusion
+from node.tasks.scoring.caged import CageWork, serve_in_cages
+from node.tasks.scoring.verdicts import (
+    LOAD_S,
+    SCORE_S,
+    Answer,
+    Submission,
+    Verdict,
+    Workers,
+    already,
+    bound_memory,
+    score,
+)
 
 VERSION = 1
 DRAWS = 64
@@ -339,7 +349,7 @@ class CagedGymTask(GymTask):
 def _scorers(is_own: bool) -> Workers:
     """Return the workers that score this node's own texts, or peers'."""
     first = {"call": "load", "isolate": "text", "whole": not lacking(), "seconds": SCORE_S}
-    return Workers("reasoning-gym", "node.tasks.reasoning_gym", first)
+    return Workers("reasoning-gym", "node.tasks.reasoning_gym.data_sets", first)
 
 
 def load_reasoning_gym(name: str, options: Mapping[str, Any]) -> GymTask:
@@ -459,7 +469,7 @@ def _try(name: str, options: Mapping[str, Any]) -> None:
 
 def _start_worker() -> WorkerProcess:
     path = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-P", "-m", "node.tasks.reasoning_gym"]
+    command = [sys.executable, "-P", "-m", "node.tasks.reasoning_gym.data_sets"]
     return WorkerProcess(command, {"PYTHONHASHSEED": "0", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
 
 

@@ -4,7 +4,7 @@
     name = "environment/counter"    # or "environment": what follows the stroke is a name of yours
     [tasks.options]
     factory = "./env.py:CounterEnv" # a class of a file, or a function that returns an instance
-    path = "rows.jsonl"             # rows as `node.tasks.rewards` reads them, from a file or with hub = "OWNER/NAME"
+    path = "rows.jsonl"             # as `node.tasks.rewards.rows` reads them, from a file or with hub = "OWNER/NAME"
     prompt = "prompt"               # the column that is asked
     max_turns = 32                  # of the policy; after the last one, the episode ends
     tell = true                     # whether the prompt tells the tools
@@ -20,17 +20,17 @@ What TRL 1.16 does with the class:
 
 Unlike in TRL, each episode has an instance of its own, and `reset` is called for each row when the task is loaded: it
 has to return the same text again in the episode. The reward is the sum of rewards, or follows from it by the range, as
-in `node.tasks.reward_functions`.
+in `node.tasks.rewards.functions`.
 
-A turn that calls tools (`node.tasks.tool_calls`) is answered by what they return, a turn without a call ends the
-episode. A call that cannot be read, or is of no tool here, is answered by an error.
+A turn that calls tools (`node.tasks.environments.tool_calls`) is answered by what they return, a turn without a call
+ends the episode. A call that cannot be read, or is of no tool here, is answered by an error.
 
 The class is code of this node's owner. `reset` is called in the node's process when the task is loaded. Each episode of
-a class of a file has a process of its own (`node.tasks.fork_server`); a class of a notebook runs in the notebook. A
-joiner of a swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at home unless
-the class says `replayable = True` (`node.tasks.environments` lists what that promises) and there are no functions. The
-configuration hash covers the bytes of the class's and functions' files, the rows and the options, apart from `tell` and
-`judge`.
+a class of a file has a process of its own (`node.tasks.scoring.fork_server`); a class of a notebook runs in the
+notebook. A joiner of a swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at
+home unless the class says `replayable = True` (`node.tasks.environments.episodes` lists what that promises) and there
+are no functions. The configuration hash covers the bytes of the class's and functions' files, the rows and the options,
+apart from `tell` and `judge`.
 """
 
 import inspect
@@ -46,9 +46,10 @@ from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
 from node.processes.threads import awaited
 from node.tasks import Isolate, Item, TaskKey, config_hash, is_text
-from node.tasks.environments import MAX_TURNS, Done, Observation, play_again
-from node.tasks.reward_functions import HERE, JUDGE, Answered, Function, Functions, parse_spec, tokens_of
-from node.tasks.rewards import (
+from node.tasks.environments.episodes import MAX_TURNS, Done, Observation, play_again
+from node.tasks.environments.tool_calls import CallError, SaidCall, Schema, check_call, read_calls, told
+from node.tasks.rewards.functions import HERE, JUDGE, Answered, Function, Functions, parse_spec, tokens_of
+from node.tasks.rewards.rows import (
     NONE_HERE,
     UNSHARED_HERE,
     Paid,
@@ -61,7 +62,6 @@ from node.tasks.rewards import (
     read_prompts,
 )
 from node.tasks.third_party import TaskError, ThirdPartyTask, checked, described, run_file
-from node.tasks.tool_calls import CallError, SaidCall, Schema, check_call, read_calls, told
 
 VERSION = 1
 NO_TOOLS = ("reset", "get_reward")
