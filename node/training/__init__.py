@@ -1,6 +1,7 @@
 """Training: from weighted completions to the next version of the policy.
 
 trainer         TRL's GRPOTrainer on rounds of our own
+saving          its checkpoints: the order of a save, and how a run goes on
 batch           from samples to tensors
 checkpoint      folders that are whole or absent
 snapshot        a copy in main memory, to write a checkpoint from

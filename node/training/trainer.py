@@ -10,9 +10,7 @@ clipping, optimiser, schedule, precision, devices, logging, callbacks) is theirs
     _get_per_token_logps_and_entropies   computes a group's prompt once (`shared_prefix`), and the logits of
                            completions alone, some at a time (`head`)
 
-A few more are overridden at the edges: `_save_checkpoint` writes the same files as theirs, but atomically and without a
-model card, and the methods that load them report errors in one line. Weights and optimiser are copied, and written on a
-thread while training goes on; one checkpoint at a time.
+Checkpoints are the matter of the class above it (`saving`).
 
 The data loader is not prepared by accelerate, which would fetch one batch ahead: the loop
 is resumed only when the update of its last round, its log and the copy for its checkpoint are done.
@@ -23,11 +21,9 @@ number 0 draws rounds, logs and saves.
 """
 
 import copy
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,10 +32,8 @@ import structlog
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from datasets import Dataset
-from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from node.config import NodeConfig
 from node.errors import DivergedError, UserError
@@ -50,18 +44,11 @@ from node.rollouts.rules import configured_weight
 from node.rollouts.sampling import Sample
 from node.training.batch import Batch, drawn_mask, make_batches, parts_within, tokens_of
 from node.training.checkpoint import (
-    Keep,
-    Writes,
-    begin_checkpoint,
-    end_checkpoint,
-    has_optimiser,
-    is_finite,
-    latest_checkpoint,
-    mark_weights_only,
     remove_leftovers,
 )
 from node.training.head import logps_and_entropies, positions_at_once
-from node.training.ranks import Ranks, is_broken, own_part, sharded_state, whole_state
+from node.training.ranks import Ranks, own_part
+from node.training.saving import SavingTrainer, trained_weights
 from node.training.shared_prefix import (
     Pass,
     alone,
@@ -72,11 +59,9 @@ from node.training.shared_prefix import (
     takes_our_mask,
     together,
 )
-from node.training.snapshot import copied, size_of
 from node.training.surprise import Surprise
 
 LOSS_SCALE = 4096  # with float16, whose least normal number is 6e-5: 1 over the tokens of a round of 16 thousand
-SAY_S = 60.0  # seconds between lines on a wait
 MOST_NONFINITE = 8  # steps in a row; a single one may be an overflow that the next batch does not have
 
 log = structlog.get_logger()
@@ -85,7 +70,7 @@ Rounds = Callable[[int], Iterator[Sequence[Sample]]]
 OnUpdate = Callable[[int, Mapping[str, float]], None]
 
 
-class SwarmTrainer(GRPOTrainer):
+class SwarmTrainer(SavingTrainer):
     """TRL's update on rounds of weighted completions; made by `make_trainer`.
 
     A round without a row that has an advantage has no micro-batches, so no gradients: weights,
@@ -93,7 +78,6 @@ class SwarmTrainer(GRPOTrainer):
     a step whose loss or gradients are not finite; after `MOST_NONFINITE` in a row the run has diverged.
     """
 
-    is_fsdp_enabled: bool  # transformers': the weights are in parts
     control: TrainerControl
 
     def __init__(
@@ -107,10 +91,13 @@ class SwarmTrainer(GRPOTrainer):
         also_log: Callable[[int], Mapping[str, float]],
         ranks: Ranks,
     ) -> None:
-        self._ranks = ranks
         keeps_a_copy = ranks.sharded and ranks.number == 0  # whole, beside its parts
-        held = [(weight, weight.data) for weight in _trained(policy.model)]
+        held = [(weight, weight.data) for weight in trained_weights(policy.model)]
         super().__init__(
+            policy.model,
+            config.trainer,
+            also_save,
+            ranks,
             model=copy.deepcopy(policy.model) if keeps_a_copy else policy.model,
             reward_funcs=_unused_reward,
             args=args,
@@ -122,10 +109,6 @@ class SwarmTrainer(GRPOTrainer):
             if weight.dtype != values.dtype:
                 weight.data = values
         self.remove_callback(PrinterCallback)
-        self._checkpoints = Path(args.output_dir) / "checkpoints"
-        self._config = config.trainer
-        self._options = config.trainer.options
-        self._whole_model = policy.model
         self._changed_elsewhere = config.weights.mode != "off"  # by peers' weights, on number 0
         self._full_weight = configured_weight(config.sampling)
         self._eos_token_ids = policy.eos_token_ids
@@ -133,13 +116,8 @@ class SwarmTrainer(GRPOTrainer):
         self._scale = LOSS_SCALE if policy.model.dtype == torch.float16 else 1
         self._surprise = Surprise()
         self._nonfinite = 0  # steps in a row
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self.writes = Writes()
-        self._written: Future[None] | None = None
-        self._weights_after: int | None = None  # this many rounds; None between a step and its round's end
         self._latest_logps = torch.zeros(0)
         self._rounds = rounds
-        self._also_save = also_save
         self._also_log = also_log
         self._window = attention_window(policy.model.config)
         # TRL reports the time of each pass; before training begins trackio has nobody to report to, and fails.
@@ -158,19 +136,6 @@ class SwarmTrainer(GRPOTrainer):
             if self.args.bf16:
                 state.fsdp_plugin.set_mixed_precision("bf16")
             self.is_fsdp_enabled = True
-
-    @property
-    def rounds_done(self) -> int:
-        """Rounds whose last optimiser step is done."""
-        return self.state.global_step // self.args.num_iterations
-
-    def begin_step(self) -> None:
-        """Note that from now on the weights are between two rounds."""
-        self._weights_after = None
-
-    def end_round(self) -> None:
-        """Note that the weights are those of `rounds_done` rounds, of which the last one was logged."""
-        self._weights_after = self.rounds_done
 
     def get_train_dataloader(self) -> Any:
         """Return an iterable over steps' micro-batches, without a length; it starts where the trainer's state is."""
@@ -426,7 +391,7 @@ class SwarmTrainer(GRPOTrainer):
         self._weights_after = self.rounds_done
         for batches in self._ranks.hand_out(self._drawn()):
             if self._changed_elsewhere and self._ranks.count > 1:
-                self._ranks.scatter(_trained(self.model), _trained(self._whole_model))
+                self._ranks.scatter(trained_weights(self.model), trained_weights(self._whole_model))
             batches = self._with_ratios(batches)
             for _ in range(args.num_iterations):
                 yield batches
@@ -510,159 +475,9 @@ class SwarmTrainer(GRPOTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **named: Any) -> None:
         """Log and save as number 0 decides, and wait until it has done so."""
         if self._ranks.sharded and self.control.should_log:  # once a round, before anybody looks at the weights
-            self._ranks.gather(_trained(self.model), _trained(self._whole_model))
+            self._ranks.gather(trained_weights(self.model), trained_weights(self._whole_model))
         super()._maybe_log_save_evaluate(*args, **named)
         self._ranks.wait()
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        if self.state.global_step % self.args.num_iterations:
-            return  # between two iterations of a round; it is done again from its beginning
-        full = self._ranks.sharded and self._config.save_full > 0
-        moments = whole_state(self.optimizer) if full else None  # all ranks take part
-        if self._ranks.number:
-            return
-        self.wait_for_checkpoint()
-        number = self.rounds_done
-        keep = Keep(self._options.save_total_limit, self._config.save_full)
-        aside = begin_checkpoint(self._checkpoints, number, self._write_small)
-        large = self._large_state(moments)
-        self.writes.note(size_of(large))
-        copy = copied(large)
-        if copy is None:
-            log.info("training waits for its checkpoint", reason="a copy would take over half of the free memory")
-            end_checkpoint(aside, partial(self._write_large, number, large), keep)
-        else:
-            write = partial(self._write_large, number, copy)
-            self._written = self._writer.submit(end_checkpoint, aside, write, keep)
-
-    def wait_for_checkpoint(self) -> None:
-        """Return when nothing is being written any more.
-
-        Raises:
-            DivergedError: the weights to be written are not finite.
-            UserError: the disk is full.
-        """
-        if self._written is None:
-            return
-        began = time.monotonic()
-        while not wait([self._written], SAY_S).done:  # a disk may take any time; a second signal ends the node
-            log.warning("waiting for a checkpoint to be written", seconds=round(time.monotonic() - began))
-        self._written.result()
-        self._written = None
-
-    def save_whole_round(self) -> None:
-        """Write a checkpoint of the last whole round, for a run whose round in progress was abandoned.
-
-        Gradients are no part of a checkpoint, so a round that has made no optimiser step has changed nothing. After a
-        step the weights are of no round: then the newest checkpoint stays, as it does if it is of this round already.
-        It stays, too, where each rank has a part of the optimiser's state: the others may be amid an exchange.
-        """
-        self.wait_for_checkpoint()
-        if self._ranks.sharded:
-            return
-        newest = latest_checkpoint(self._checkpoints)
-        if self._weights_after and (newest is None or newest.round != self._weights_after):
-            self._save_checkpoint(self.model, None)
-            self.wait_for_checkpoint()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        with _must_fit(resume_from_checkpoint):
-            self._check_iterations(Path(resume_from_checkpoint))
-            if not self._ranks.sharded:
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-                return
-            if self._ranks.number == 0:
-                self.is_fsdp_enabled = False  # the file is of whole weights, and so is what it is loaded into
-                super()._load_from_checkpoint(resume_from_checkpoint, self._whole_model)
-                self.is_fsdp_enabled = True
-            self._ranks.scatter(_trained(self.model), _trained(self._whole_model))
-
-    def _check_iterations(self, checkpoint: Path) -> None:
-        """Raise `UserError` where rounds had other numbers of steps: rounds done could not be told from steps done."""
-        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
-        done = int(checkpoint.name.rpartition("-")[2])
-        if steps != done * self.args.num_iterations:
-            raise UserError(
-                f"cannot go on from {checkpoint}: its {done} rounds had {steps / done:g} updates each, and "
-                f"trainer.num_iterations={self.args.num_iterations}: set it as it was, or use another --state"
-            )
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-        with _must_fit(checkpoint):
-            if self._ranks.sharded and has_optimiser(Path(checkpoint)):
-                state = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
-                self.optimizer.load_state_dict(sharded_state(state, self.optimizer))
-            elif not self._ranks.sharded:
-                super()._load_optimizer_and_scheduler(checkpoint)
-                self._check_moments(checkpoint)
-            if self._ranks.sharded or not has_optimiser(Path(checkpoint)):  # then transformers loads neither
-                scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
-        # torch keeps rate, decay and betas with the state, and would go on with those: the settings of now hold.
-        scheduler.base_lrs = [setting["initial_lr"] for setting in settings]
-        rates = [
-            base * of_step(scheduler.last_epoch)
-            for base, of_step in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, setting, rate in zip(self.optimizer.param_groups, settings, rates, strict=True):
-            group.update(setting | {"lr": rate})
-        scheduler._last_lr = rates
-
-    def _check_moments(self, checkpoint: str) -> None:
-        """Raise `UserError` where the optimiser's state is of another `trainer.trl.optim` than is set now."""
-        of_8_bits = self._options.optim == "adamw_8bit"
-        if any(("exp_avg" in moments) == of_8_bits for moments in self.optimizer.state.values()):
-            raise UserError(
-                f"{checkpoint} was not trained with trainer.trl.optim={self._options.optim!r}: set it as it was, or "
-                "use another --state"
-            )
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A weight that is tied to another is not in the file, and not missing either."""
-        for name in getattr(self.model, "all_tied_weights_keys", {}):
-            if name in load_result.missing_keys:
-                load_result.missing_keys.remove(name)
-        super()._issue_warnings_after_load(load_result)
-
-    def _write_small(self, folder: Path) -> None:
-        """Write what is small and changes with the next round, and what another thread must not touch."""
-        path = str(folder)
-        self.processing_class.save_pretrained(path)
-        torch.save(self.args, folder / TRAINING_ARGS_NAME)
-        torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
-        if not self._config.save_full:
-            mark_weights_only(folder)
-        self._save_scaler(path)
-        self._save_rng_state(path)
-        self._also_save(folder)
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-
-    def _large_state(self, moments: dict[str, Any] | None) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-        """Return the weights, or only the adapters if there are some, and the optimiser's state.
-
-        `moments` is that state where its parts were put together.
-        """
-        model = self._whole_model
-        weights = model.state_dict()
-        if hasattr(model, "peft_config"):
-            trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-            weights = {name: weight for name, weight in weights.items() if name in trained}
-        if moments is None and self._config.save_full:
-            moments = self.optimizer.state_dict()
-        return weights, moments
-
-    def _write_large(
-        self, number: int, state: tuple[dict[str, torch.Tensor], dict[str, Any] | None], folder: Path
-    ) -> None:
-        weights, optimiser = state
-        if not all(map(is_finite, weights.values())):
-            raise DivergedError(number, "a weight is not finite", self._config.learning_rate)
-        self._whole_model.save_pretrained(str(folder), state_dict=weights)
-        if optimiser is not None:
-            torch.save(optimiser, folder / OPTIMIZER_NAME)
 
 
 def importance_weights(differences: torch.Tensor, mode: str, most: float) -> torch.Tensor:
@@ -676,25 +491,6 @@ def importance_weights(differences: torch.Tensor, mode: str, most: float) -> tor
     """
     ratios = (differences.sum(-1, keepdim=True) if mode.startswith("sequence") else differences).exp()
     return ratios.clamp(max=most) if mode.endswith("truncate") else ratios.masked_fill(ratios > most, 0.0)
-
-
-def _trained(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [weight for weight in model.parameters() if weight.requires_grad]
-
-
-@contextmanager
-def _must_fit(checkpoint: str | None) -> Iterator[None]:
-    """Say in one line that a checkpoint, though whole, cannot be loaded."""
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and is_broken(error):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"cannot go on from {checkpoint} ({reason}): it is damaged or of another model; "
-            "set policy.model as it was, delete this checkpoint, or use another --state"
-        ) from error
 
 
 def _unused_reward(**_: object) -> list[float]:
