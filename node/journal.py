@@ -31,7 +31,7 @@ import zstandard
 from node.engines.episodes import Played
 from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import Snapshot
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.rollouts.screening import GroupBounds, ReadGroup, RefusedGroup
 from node.tasks.questions import Split
 from node.tasks.scoring.verdicts import LATE, MaybeLate

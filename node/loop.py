@@ -34,8 +34,7 @@ from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
 from node.rollouts.own_results import OwnResult, own_result
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
-from node.rollouts.rules import RULES
-from node.rollouts.sampling import (
+from node.rollouts.rule import (
     SCALES,
     Candidate,
     Draw,
@@ -47,6 +46,7 @@ from node.rollouts.sampling import (
     is_informative,
     local_samples,
 )
+from node.rollouts.rules import RULES
 from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import GroupExchange, shared_form, traffic_row
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside

@@ -20,7 +20,7 @@ from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.rollouts.screening import ReadGroup, RefusedGroup
 from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import load_tasks

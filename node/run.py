@@ -29,7 +29,7 @@ from node.operations.presets import rate_warning
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
 from node.processes.signals import GivenUp, Stopping, graceful_stop
-from node.rollouts.sampling import Rule, Sample
+from node.rollouts.rule import Rule, Sample
 from node.rollouts.screening import GroupBounds
 from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 
 
 def completion_logps(model: torch.nn.Module, row: Sample, temperature: float) -> torch.Tensor:

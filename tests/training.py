@@ -9,7 +9,7 @@ from node.config import TRL_OPTIONS, NodeConfig, parse_config
 from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.policy.load import Policy
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.tasks import Item
 from node.training.trainer import SwarmTrainer, make_trainer
 

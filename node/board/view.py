@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from node.board.history import CurvePoint, Remembered
 from node.rollouts.group import Episode, Group
-from node.rollouts.sampling import is_right
+from node.rollouts.rule import is_right
 from node.telemetry.names import short_name
 from protocol.credentials.manifest import SwarmManifest
 

@@ -124,7 +124,7 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
     """Yield lines about a round: what came and was refused, and each row that it trained on."""
     from node.journal import Round, read_journal
     from node.rollouts.group import content_id, decode
-    from node.rollouts.sampling import is_informative
+    from node.rollouts.rule import is_informative
 
     known: dict[bytes, tuple[str, float, int, bytes]] = {}  # of a group: whose, when and in which round it came, body
     found, came = None, dict(known)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from node.rollouts.own_results import OwnResults
 from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.sampling import Candidate, Draw, Rule
+from node.rollouts.rule import Candidate, Draw, Rule
 from node.rollouts.screening import Barred, RefusedGroup, Screening, ScreeningContext
 from node.rollouts.slow_texts import RoundBudgets, SlowSigners, Yardstick
 from node.swarm.sharing import GroupExchange

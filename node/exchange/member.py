@@ -52,8 +52,8 @@ from node.processes.threads import CallThread
 from node.rollouts.group import MAX_COMPLETIONS, MAX_NAME_BYTES, EncodedGroup, Episode, Group, Tokens, one_turn
 from node.rollouts.own_results import OwnResult, own_result
 from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.rule import Candidate, Draw, mean_advantages
 from node.rollouts.rules import RULES
-from node.rollouts.sampling import Candidate, Draw, mean_advantages
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import founding

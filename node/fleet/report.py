@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from node.metrics import Display, shown_in
-from node.rollouts.sampling import is_right
+from node.rollouts.rule import is_right
 from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
 from node.telemetry.metrics import Row, number, read_metrics, read_with_older

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from node.rollouts.group import Group, one_turn
-from node.rollouts.sampling import is_informative
+from node.rollouts.rule import is_informative
 from node.tasks import Item, Task
 from node.tasks.task_set import TaskSet
 

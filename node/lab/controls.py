@@ -11,8 +11,8 @@ To add a control: write its function, and give it a line above and in `CONTROLS`
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from node.rollouts.rule import FLAT, Candidate, Draw, Pick, Rule
 from node.rollouts.rules import positive
-from node.rollouts.sampling import FLAT, Candidate, Draw, Pick, Rule
 
 
 def wrong_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:

@@ -1,7 +1,7 @@
 """Rollouts: from a round's groups to the swarm and back into what is trained on.
 
 group           a question's completions with their rewards, and their wire form
-sampling        what a round trains on: from groups to weighted completions, by a rule
+rule            what a round trains on: from groups to weighted completions, by a rule
 rules/          the rules, one a file
 screening       what a peer's group must pass, from its arrival to the round that trains on it
 slow_texts      the seconds that a signer's texts may take

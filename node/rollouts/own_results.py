@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
-from node.rollouts.sampling import is_right
+from node.rollouts.rule import is_right
 
 KEPT = 256  # rounds that are remembered
 RECENT = 32  # groups of a task whose rewards are averaged: older ones say little of a policy that learns

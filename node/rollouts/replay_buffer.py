@@ -36,7 +36,7 @@ import structlog
 from node.config import BufferConfig
 from node.rollouts.group import Group, content_id, decode, encode
 from node.rollouts.own_results import OwnResult, OwnResults
-from node.rollouts.sampling import Candidate
+from node.rollouts.rule import Candidate
 from node.tasks.questions import question_id
 
 _SCHEMA = """

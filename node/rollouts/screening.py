@@ -37,7 +37,7 @@ from node.config import SamplingConfig
 from node.errors import UserError
 from node.rollouts.group import MAX_GROUP_BYTES, EncodedGroup, Episode, Group, GroupError, Question, Tokens, decode
 from node.rollouts.own_results import OwnResults
-from node.rollouts.sampling import Candidate, Draw, Pick, Place, Rule, is_right
+from node.rollouts.rule import Candidate, Draw, Pick, Place, Rule, is_right
 from node.rollouts.slow_texts import RoundBudgets
 from node.tasks import Item
 from node.tasks.environments.episodes import start_of

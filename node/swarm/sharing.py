@@ -23,7 +23,7 @@ import structlog
 
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.replay_buffer import Shared
-from node.rollouts.sampling import is_informative, is_right
+from node.rollouts.rule import is_informative, is_right
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey, is_in_range

@@ -35,7 +35,7 @@ from typing import Literal
 
 import torch
 
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.training.shared_prefix import blocks_of, side_by_side
 
 LossType = Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]

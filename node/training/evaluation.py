@@ -26,7 +26,7 @@ from node.engines import RolloutEngine, SamplingParams
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.policy.load import Policy
-from node.rollouts.sampling import is_right
+from node.rollouts.rule import is_right
 from node.tasks import Item, Task, derive_seed
 from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split

@@ -18,7 +18,7 @@ from node.errors import UserError
 from node.policy.load import load_policy
 from node.processes.signals import signals_to_stop
 from node.processes.worker_process import connect, die_with_parent
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.training.ranks import Dismissed, Ranks, is_broken
 from node.training.trainer import make_trainer
 

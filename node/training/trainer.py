@@ -40,8 +40,8 @@ from node.errors import DivergedError, UserError
 from node.policy.detection import check_bits, check_trackers, first_line
 from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
+from node.rollouts.rule import Sample
 from node.rollouts.rules import configured_weight
-from node.rollouts.sampling import Sample
 from node.training.batch import Batch, drawn_mask, make_batches, parts_within, tokens_of
 from node.training.checkpoint import (
     remove_leftovers,

@@ -22,7 +22,7 @@ NEWEST = '''"""The newest rule: peers' informative groups that came last, whole.
 
 from collections.abc import Sequence
 
-from node.rollouts.sampling import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
+from node.rollouts.rule import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
 
 
 def draw_newest(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.training.batch import make_batches
 from node.training.shared_prefix import lay_out
 

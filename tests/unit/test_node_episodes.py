@@ -26,7 +26,7 @@ from node.policy.load import Policy
 from node.replay import replay
 from node.rollouts.group import MAX_BEFORE_BYTES, Episode, Group, Tokens, encode
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.rollouts.screening import GroupBounds, check
 from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks

@@ -12,7 +12,7 @@ from transformers import CohereConfig, GraniteConfig, LlamaConfig
 from node.config import LoraConfig, PolicyConfig
 from node.errors import UserError
 from node.policy.load import Policy, load_policy
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.training import head
 from node.training.batch import make_batches
 from node.training.head import logps_and_entropies

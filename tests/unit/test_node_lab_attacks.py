@@ -17,7 +17,7 @@ from node.lab.plan import AttackConfig, Run, read_lab
 from node.lab.trials import Trials, read_trials
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, own_shared
-from node.rollouts.sampling import is_informative
+from node.rollouts.rule import is_informative
 from node.rollouts.screening import check
 from node.tasks import load_tasks
 from node.tasks.task_set import TaskSet

@@ -31,7 +31,7 @@ from node.lab.results import read_run
 from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
 from node.rollouts.group import Group, one_turn
-from node.rollouts.sampling import Candidate, Draw, Pick
+from node.rollouts.rule import Candidate, Draw, Pick
 from node.run import run_node
 from node.tasks import load_tasks
 from node.telemetry.metrics import read_metrics

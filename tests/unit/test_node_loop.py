@@ -29,8 +29,8 @@ from node.metrics import is_declared
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
+from node.rollouts.rule import Sample
 from node.rollouts.rules import configured_weight
-from node.rollouts.sampling import Sample
 from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks

@@ -19,7 +19,7 @@ from node.config import BufferConfig
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.own_results import KEPT, RECENT, OwnResult, OwnResults, own_result
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
-from node.rollouts.sampling import Candidate
+from node.rollouts.rule import Candidate
 from node.tasks import TaskKey
 
 

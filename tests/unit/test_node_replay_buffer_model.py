@@ -25,7 +25,7 @@ from node.config import BufferConfig
 from node.rollouts import replay_buffer
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
-from node.rollouts.sampling import Candidate
+from node.rollouts.rule import Candidate
 from node.tasks import TaskKey
 
 PEER_SHARE = replay_buffer.MAX_PEER_SHARE

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from node.config import SamplingConfig
 from node.lab.controls import CONTROLS
 from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
-from node.rollouts.rules import RULES, configured_weight
-from node.rollouts.rules.positive import MASTERED
-from node.rollouts.sampling import (
+from node.rollouts.rule import (
     SCALES,
     Candidate,
     Draw,
@@ -27,6 +25,8 @@ from node.rollouts.sampling import (
     mean_advantages,
     scaled_advantages,
 )
+from node.rollouts.rules import RULES, configured_weight
+from node.rollouts.rules.positive import MASTERED
 from node.tasks import TaskKey
 
 rewards = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=2, max_size=8).map(tuple)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from node.config import SamplingConfig, TaskConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, encode, one_turn
 from node.rollouts.own_results import OwnResult, OwnResults
+from node.rollouts.rule import Candidate, Draw, Pick, Rule, mean_advantages, picks_of_groups, whole_group
 from node.rollouts.rules import RULES
-from node.rollouts.sampling import Candidate, Draw, Pick, Rule, mean_advantages, picks_of_groups, whole_group
 from node.rollouts.screening import (
     BLAMELESS,
     MAX_DRAWN_PER_SLOT,

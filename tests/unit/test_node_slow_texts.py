@@ -15,8 +15,8 @@ from node.config import SamplingConfig
 from node.processes.worker_process import Message, WorkerTimeoutError
 from node.rollouts.group import Group, Tokens, content_id, encode, one_turn
 from node.rollouts.own_results import OwnResults
+from node.rollouts.rule import Candidate, Draw, mean_advantages
 from node.rollouts.rules import RULES
-from node.rollouts.sampling import Candidate, Draw, mean_advantages
 from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
 from node.rollouts.slow_texts import (
     ASIDE,

@@ -21,7 +21,7 @@ from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import DivergedError, UserError
 from node.policy.load import Policy
-from node.rollouts.sampling import Sample
+from node.rollouts.rule import Sample
 from node.tasks import Item
 from node.training.batch import make_batches
 from node.training.checkpoint import list_checkpoints

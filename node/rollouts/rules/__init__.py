@@ -16,8 +16,8 @@ Others were measured and were not ahead: see docs/learning.md, "Staleness".
 from collections.abc import Mapping
 
 from node.config import SamplingConfig
+from node.rollouts.rule import Rule
 from node.rollouts.rules import gentle, positive, rare, rft, sapo
-from node.rollouts.sampling import Rule
 
 RULES: Mapping[str, Rule] = {
     "sapo": sapo.RULE,

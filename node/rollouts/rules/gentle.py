@@ -21,8 +21,8 @@ ones alone keep it (arXiv 2506.01347).
 
 from collections.abc import Sequence
 
+from node.rollouts.rule import Advantages, Draw, Rule
 from node.rollouts.rules.positive import MASTERED, best_of_each, good_and_as_many_bad, one_of_a_group
-from node.rollouts.sampling import Advantages, Draw, Rule
 
 
 def unscaled(rewards: Sequence[float], draw: Draw) -> Advantages:

@@ -34,7 +34,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from node.rollouts.sampling import FLAT, Advantages, Candidate, Draw, Pick, Rule, is_right
+from node.rollouts.rule import FLAT, Advantages, Candidate, Draw, Pick, Rule, is_right
 
 MASTERED = 0.5  # own reward on a task from which peers' groups that are all right teach it no more
 Gain = Callable[[float, float], float]  # from a best answer's reward and this node's own to its advantage

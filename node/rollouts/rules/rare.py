@@ -19,8 +19,8 @@ Source: measured here. The baseline is that of REINFORCE; MaxRL (arXiv 2602.0271
 
 from collections.abc import Sequence
 
+from node.rollouts.rule import FLAT, Candidate, Draw, Pick, Rule
 from node.rollouts.rules.positive import MASTERED, balanced, best_of_each, one_of_a_group
-from node.rollouts.sampling import FLAT, Candidate, Draw, Pick, Rule
 
 
 def gain_by_rarity(reward: float, own: float) -> float:

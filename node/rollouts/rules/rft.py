@@ -21,8 +21,8 @@ Source: RFT (arXiv 2308.01825), STaR (arXiv 2203.14465), RAFT (arXiv 2304.06767)
 import statistics
 from collections.abc import Sequence
 
+from node.rollouts.rule import Advantages, Draw, Rule, is_informative
 from node.rollouts.rules.positive import MASTERED, best_of_each, gain, one_of_a_group, one_of_the_best
-from node.rollouts.sampling import Advantages, Draw, Rule, is_informative
 
 
 def one_right(rewards: Sequence[float], draw: Draw) -> Advantages:

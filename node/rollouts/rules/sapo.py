@@ -6,7 +6,7 @@ are drawn uniformly without replacement, whole. Own groups are trained on whole.
 
 from collections.abc import Sequence
 
-from node.rollouts.sampling import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
+from node.rollouts.rule import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
 
 
 def draw_informative(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:

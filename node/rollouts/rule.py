@@ -1,4 +1,4 @@
-"""Sampling: from groups to weighted completions, by a rule. Pure.
+"""What a rule is: it goes from groups to weighted completions. Pure.
 
 A rule (`node.rollouts.rules`, one a file) looks at candidates and returns picks: single completions, each with an
 advantage and a weight. So a rule may take whole groups, as the paper does, or choose among completions, and nothing
