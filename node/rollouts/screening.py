@@ -234,8 +234,8 @@ class _PendingGroup:
     @property
     def answers(self) -> list[Answer]:
         """What is scored."""
-        made = (_answer(self.question, self.group.completions[place]) for place in self.places)
-        return [one._replace(budget=self.budget) for one in made]
+        answers = (_answer(self.question, self.group.completions[place]) for place in self.places)
+        return [answer._replace(budget=self.budget) for answer in answers]
 
 
 @dataclass(slots=True)
@@ -273,12 +273,12 @@ class Screening:
     @property
     def signers_drawn(self) -> set[str]:
         """The signers of the drawn groups."""
-        return {one.peer for one in self._drawn.values()}
+        return {candidate.peer for candidate in self._drawn.values()}
 
     @property
     def liars(self) -> set[str]:
         """The signers of groups that were refused for a lie."""
-        return {one.sender for one in self.refused if one.reason not in BLAMELESS}
+        return {group.sender for group in self.refused if group.reason not in BLAMELESS}
 
     def newly_refused(self) -> list[RefusedGroup]:
         """Return the groups that were refused since the last call."""
@@ -292,7 +292,7 @@ class Screening:
     def left(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that may still be drawn: their questions were not, and their signers may be."""
         not_drawn = self._distrusted | self.set_aside | self._spent
-        drawn = {one.question for one in self._drawn.values()}
+        drawn = {candidate.question for candidate in self._drawn.values()}
         return [
             candidate for candidate in candidates if candidate.peer not in not_drawn and candidate.question not in drawn
         ]
@@ -306,17 +306,17 @@ class Screening:
         of_group = self._choose(candidates)
         self._drawn |= {candidate.id: candidate for candidate in candidates if candidate.id in of_group}
         for key, group in self.context.read(of_group).items():
-            one = self._drawn[key]
+            candidate = self._drawn[key]
             try:
                 question = rebuild(group, self.context.tasks, self.context.encode_prompt)
             except GroupError as error:
-                self.refused.append(RefusedGroup(key, one.peer, error.reason))
+                self.refused.append(RefusedGroup(key, candidate.peer, error.reason))
                 continue
             places = sorted({place for pick in of_group[key] for place in pick.rests_on})
             in_workers = submit_of(question.task) is not None
-            budget = self.budgets.of(one.peer, group.task.name, len(places)) if in_workers else None
-            self._pending.append(_PendingGroup(one, group, question, of_group[key], places, budget))
-        if any(one.budget is not None for one in self._pending):
+            budget = self.budgets.of(candidate.peer, group.task.name, len(places)) if in_workers else None
+            self._pending.append(_PendingGroup(candidate, group, question, of_group[key], places, budget))
+        if any(pending.budget is not None for pending in self._pending):
             self._scoring = Scoring(self._answers(), is_own=False)
         return bool(of_group)
 
@@ -336,7 +336,7 @@ class Screening:
             of_group: dict[bytes, list[Pick]] = {}
             for pick in self.rule.peers(offered, replace(asked, count=count, taken=Counter(taken))):
                 of_group.setdefault(pick.id, []).append(pick)
-            signers = {one.id: one.peer for one in offered}
+            signers = {candidate.id: candidate.peer for candidate in offered}
             drawn = [key for key in of_group if key in signers][:count]
             for key in drawn:
                 if taken[signers[key]] < most:
@@ -344,7 +344,9 @@ class Screening:
                     chosen[key] = of_group[key]
             if all(key in chosen for key in drawn):
                 break
-            offered = [one for one in offered if one.id not in chosen and taken[one.peer] < most]
+            offered = [
+                candidate for candidate in offered if candidate.id not in chosen and taken[candidate.peer] < most
+            ]
         return chosen
 
     def settle(self, own: OwnResults, seconds: float) -> None:
@@ -354,25 +356,26 @@ class Screening:
         self._withdraw()
 
     def _decide(self, own: OwnResults, seconds: float) -> None:
-        pending, scoring, answers = self._pending, self._scoring, self._answers()
+        drawn, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
         verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
         if scoring is not None:
-            signers = sorted(self._offered.union(one.candidate.peer for one in pending))
+            signers = sorted(self._offered.union(pending.candidate.peer for pending in drawn))
             self._spent.update(self.context.barred(lambda: self.budgets.spent(signers)))
         true: list[_PendingGroup] = []
-        for one in pending:
-            found = [next(verdicts) for _ in one.places]
-            if one.candidate.peer in self.revoked:
+        for pending in drawn:
+            signer = pending.candidate.peer
+            found = [next(verdicts) for _ in pending.places]
+            if signer in self.revoked:
                 continue
-            there = [(place, verdict) for place, verdict in zip(one.places, found, strict=True) if verdict != LATE]
-            if reason := compare(one.group, there):
-                self.refused.append(RefusedGroup(one.candidate.id, one.candidate.peer, reason))
+            there = [(place, verdict) for place, verdict in zip(pending.places, found, strict=True) if verdict != LATE]
+            if reason := compare(pending.group, there):
+                self.refused.append(RefusedGroup(pending.candidate.id, signer, reason))
             elif LATE in found:
-                self.left_out["late"] += len(one.picks)
-                self._is_late |= one.candidate.peer not in self._spent
+                self.left_out["late"] += len(pending.picks)
+                self._is_late |= signer not in self._spent
             else:
-                true.append(one)
+                true.append(pending)
         self._take(true, own)
 
     def fill(self, candidates: Sequence[Candidate], own: OwnResults, seconds: float) -> None:
@@ -388,7 +391,7 @@ class Screening:
     def _withdraw(self) -> None:
         """Give up the usable groups of distrusted signers."""
         distrusted = self._distrusted
-        self.usable = {key: one for key, one in self.usable.items() if self._drawn[key].peer not in distrusted}
+        self.usable = {key: group for key, group in self.usable.items() if self._drawn[key].peer not in distrusted}
         self.picks = [pick for pick in self.picks if pick.id in self.usable]
 
     def _asked_now(self) -> Draw:
@@ -398,11 +401,11 @@ class Screening:
         share, most = self.context.sampling.max_signer_share, None
         if share and self.signers:
             most = math.ceil(share * self.asked.count / self.signers)
-        taken = Counter(one.peer for one in self._drawn.values())
+        taken = Counter(candidate.peer for candidate in self._drawn.values())
         return replace(self.asked, count=max(min(free, room), 0), per_signer=most, taken=taken)
 
     def _answers(self) -> list[Answer]:
-        return [answer for one in self._pending for answer in one.answers]
+        return [answer for pending in self._pending for answer in pending.answers]
 
     def _take(self, true: Sequence[_PendingGroup], own: OwnResults) -> None:
         """Take the picks of true groups that may be trained on; refuse a group of which none is left.
@@ -412,38 +415,41 @@ class Screening:
         tokens: dict[Place, Tokens] = {}
         why: dict[Place, str] = {}
         asked: list[tuple[Place, ScoredRow]] = []
-        for one in true:
-            for pick in one.picks:
+        for pending in true:
+            prompt = pending.question.prompt
+            for pick in pending.picks:
                 place = (pick.id, pick.index)
-                made = one.group.completions[pick.index]
-                encoded = self.context.encode(one.question.prompt, made)
-                bare = says_nothing_else(one.question, made)
-                why[place] = "too_long" if encoded is None else self._over_long(one, encoded, bare, own)
-                if not why[place] and not bare and any(map(self.context.quotes_held_out, made.texts[::2])):
+                episode = pending.group.completions[pick.index]
+                encoded = self.context.encode(prompt, episode)
+                bare = says_nothing_else(pending.question, episode)
+                why[place] = "too_long" if encoded is None else self._over_long(pending.group, encoded, bare, own)
+                if not why[place] and not bare and any(map(self.context.quotes_held_out, episode.texts[::2])):
                     why[place] = "quotes_held_out"
                 if encoded is not None and not why[place]:
                     tokens[place] = encoded
                     if encoded.drawn and not bare:
-                        asked.append((place, (one.question.prompt, encoded)))
+                        asked.append((place, (prompt, encoded)))
         self._bound_surprise(asked, why)
         self.left_out.update(filter(None, why.values()))
-        for one in true:
-            good = [pick for pick in one.picks if not why[pick.id, pick.index]]
-            right = [pick for pick in one.picks if pick.advantage > 0]  # may be none where a large group is cut down
-            reasons = [why[pick.id, pick.index] for pick in right or one.picks]
+        for pending in true:
+            candidate = pending.candidate
+            good = [pick for pick in pending.picks if not why[pick.id, pick.index]]
+            right = [
+                pick for pick in pending.picks if pick.advantage > 0
+            ]  # none, maybe, where a large group is cut down
+            reasons = [why[pick.id, pick.index] for pick in right or pending.picks]
             if all(reasons):
-                self.refused.append(RefusedGroup(one.candidate.id, one.candidate.peer, reasons[0]))
+                self.refused.append(RefusedGroup(candidate.id, candidate.peer, reasons[0]))
                 continue
-            key = one.candidate.id
             picked = {pick.index: tokens[pick.id, pick.index] for pick in good}
-            self.usable[key] = EncodedGroup(one.group, one.question.prompt, picked, id=key)
+            self.usable[candidate.id] = EncodedGroup(pending.group, pending.question.prompt, picked, id=candidate.id)
             self.picks += good
 
-    def _over_long(self, one: _PendingGroup, encoded: Tokens, bare: bool, own: OwnResults) -> str:
+    def _over_long(self, group: Group, encoded: Tokens, bare: bool, own: OwnResults) -> str:
         sampling = self.context.sampling
         if not sampling.max_length_ratio or sampling.source != "peers" or bare:
             return ""
-        task = one.group.task.name
+        task = group.task.name
         if task not in self._usual:
             self._usual[task] = own.usual_length(task)
         usual = self._usual[task]
@@ -453,20 +459,24 @@ class Screening:
         bound = self.context.sampling.max_surprise
         if not bound or self.context.sampling.source != "peers":
             return
-        found = self.context.surprises([row for _, row in asked])
-        why |= {place: "too_surprising" for (place, _), one in zip(asked, found, strict=True) if not one <= bound}
+        surprises = self.context.surprises([row for _, row in asked])
+        why |= {
+            place: "too_surprising"
+            for (place, _), surprise in zip(asked, surprises, strict=True)
+            if not surprise <= bound  # nan, too
+        }
 
 
-def _answer(question: Question, one: Episode) -> Answer:
-    return Answer(question.task, question.item, one.text, one.texts[:-1])
+def _answer(question: Question, episode: Episode) -> Answer:
+    return Answer(question.task, question.item, episode.text, episode.texts[:-1])
 
 
-def says_nothing_else(question: Question, made: Episode) -> bool:
+def says_nothing_else(question: Question, episode: Episode) -> bool:
     """Tell whether a completion is the bare right answer to a task that pays no other text: nothing can hide in it.
 
     Of an episode with an environment nobody knows.
     """
-    if start_of(question.task) is not None or not is_right(made.reward) or made.text != question.item.answer:
+    if start_of(question.task) is not None or not is_right(episode.reward) or episode.text != question.item.answer:
         return False
     if submit_of(question.task) is not None:  # `takes_more` would score again, in another process
         return False
