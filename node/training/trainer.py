@@ -437,11 +437,11 @@ class SwarmTrainer(SavingTrainer):
         trainer's. TRL has it only for a vLLM that it runs itself. A token without its sampler's
         log-probability (NaN) keeps weight 1.
         """
-        mask, old = drawn_mask(batch), batch["old_per_token_logps"]
-        samplers = samplers.to(old.device)
-        differences = torch.where((mask == 1) & ~samplers.isnan(), old - samplers, 0.0)
+        old = batch["old_per_token_logps"]
+        samplers = samplers.to(old.device)  # NaN, too, where nothing was drawn
+        differences = torch.where(samplers.isnan(), 0.0, old - samplers)
         ratios = differences.exp()
-        known = ratios[(mask == 1) & ~samplers.isnan()]
+        known = ratios[~samplers.isnan()]
         for name, value in {
             "sampling_logp_difference/mean": differences.abs().sum() / max(len(known), 1),
             "sampling_logp_difference/max": differences.abs().max(),

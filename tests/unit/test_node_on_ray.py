@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from structlog.testing import capture_logs
 
 from node.cli.app import run as command
 from node.config import NodeConfig, PolicyConfig, parse_config
@@ -320,14 +321,18 @@ def test_a_node_that_hangs_is_killed_with_its_actor(
     ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_ray, "run_real_node", nodes.stuck)
+    monkeypatch.setattr("node.fleet.supervisor.END_S", 0.25)
+
+    asked: list[None] = []
 
     def stop(children: Sequence[NodeProcess]) -> None:
-        if children[0].progress.round:
-            monkeypatch.setattr("node.fleet.supervisor.END_S", 0.1)
-            os.kill(os.getpid(), signal.SIGINT)
+        if children[0].progress.round and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGINT))
 
-    outcome = run(tmp_path, stop, count=1, trainer={"stop_grace": 0.0})
+    with capture_logs() as logs:
+        outcome = run(tmp_path, stop, count=1, trainer={"stop_grace": 0.5})
     assert outcome.children[0].state is NodeState.STOPPED
+    assert [entry["seconds"] for entry in logs if "did not end in time" in entry["event"]] == [0.5 + 0.25]
 
 
 def test_what_is_wrong_at_a_machine_is_one_line(

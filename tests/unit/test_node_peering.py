@@ -127,5 +127,13 @@ def test_a_swarm_on_this_machine_listens_on_loopback_whatever_it_is_given(tmp_pa
     assert network.seeds == []
 
 
+@pytest.mark.parametrize(("given", "taken"), [(0, 2), (3, 3)])
+def test_nodes_of_a_swarm_on_this_machine_share_its_cores_unless_they_are_given_threads(
+    given: int, taken: int, tmp_path: Path
+) -> None:
+    plan = RunPlan(tmp_path, "ab" * 16, 2, 1, parse_config({"threads": given}))
+    assert node_config(plan, 0, cores=4).threads == taken
+
+
 def test_an_item_of_a_clock_that_is_ahead_comes_for_longer() -> None:
     assert item_life(3600) == 3600 + Limits().max_clock_ahead_s
