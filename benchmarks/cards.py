@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from node.config import NodeConfig, fill
 from node.engines import kind_of
 from node.operations.presets import preset
-from node.policy.footprint import Machine, ModelSize, cache_width, footprint, peak
+from node.policy.memory import Machine, ModelSize, cache_width, footprint, peak
 
 GB = 10**9
 CARDS = (8, 12, 16, 24, 48, 80)

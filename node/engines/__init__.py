@@ -26,8 +26,8 @@ from node.errors import PassingError
 from node.tasks import derive_seed
 
 if TYPE_CHECKING:
-    from node.policy.footprint import Machine, MemoryPart, ModelSize
     from node.policy.load import Policy
+    from node.policy.memory import Machine, MemoryPart, ModelSize
 
 BY_PREFERENCE = ("vllm", "hf")  # engines that a preset may choose, the best first
 

@@ -31,8 +31,8 @@ from node.config import EngineConfig, NodeConfig
 from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
-from node.policy.footprint import Machine, MemoryPart, ModelSize, cache_bytes, weight_bytes
 from node.policy.load import LARGE, Policy
+from node.policy.memory import Machine, MemoryPart, ModelSize, cache_bytes, weight_bytes
 from node.processes.machine import free_memory, is_out_of_memory
 
 PAGE = 32  # tokens of a page of keys and values

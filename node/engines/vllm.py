@@ -34,8 +34,8 @@ from node.engines.hand_over import (
 from node.engines.missing import CANNOT_RUN, no_vllm
 from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
 from node.errors import UserError
-from node.policy.footprint import MARGIN, Machine, MemoryPart, ModelSize
 from node.policy.load import Policy
+from node.policy.memory import MARGIN, Machine, MemoryPart, ModelSize
 from node.processes.machine import free_memory
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
 

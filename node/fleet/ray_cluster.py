@@ -25,7 +25,7 @@ from node.engines import kind_of
 from node.errors import UserError, how_to_install
 from node.operations.preflight import check_unhidden
 from node.policy.detection import measure_model
-from node.policy.footprint import BUILTIN_SIZE, cache_width, footprint, peak
+from node.policy.memory import BUILTIN_SIZE, cache_width, footprint, peak
 
 MOST_SHIPPED = 256 << 20  # bytes of the files that settings name: larger models are better named by their hub's id
 MOST_RECORDS = 256 << 20  # bytes that an archive may unpack to

@@ -27,7 +27,7 @@ from node.engines.missing import missing
 from node.errors import UserError, for_shell, how_to_install
 from node.operations.presets import Overrides, preset
 from node.operations.settling import StaleSettingsError, memory_of
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
+from node.policy.memory import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
 from node.processes.machine import undefended, usable_cores
 
 MIN_PYTHON = (3, 11)
@@ -307,7 +307,7 @@ def _advice(config: NodeConfig) -> str:
 
 def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Diagnosis:
     """Return whether checkpoints and the replay buffer fit on the disk; while one is written there is one more."""
-    from node.policy.footprint import adapter_parameters
+    from node.policy.memory import adapter_parameters
 
     trainer, rank = config.trainer, config.policy.lora.r
     trained = adapter_parameters(size, rank) if rank else size.parameters

@@ -16,7 +16,7 @@ from node.config import NodeConfig, ObserveConfig
 from node.engines.missing import LOOK_S, missing
 from node.errors import UserError
 from node.policy.detection import check_bits, check_policy, check_trackers, has_bitsandbytes, has_gpu, main_memory
-from node.policy.footprint import frozen_bytes, trained_bytes
+from node.policy.memory import frozen_bytes, trained_bytes
 
 LEAST_DISK = 16 << 20  # bytes: the built-in policy's checkpoints and some metrics
 PACKAGES = ("gossamer", "node", "collectives", "protocol")

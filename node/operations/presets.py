@@ -21,7 +21,7 @@ from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, 
 from node.engines import BY_PREFERENCE, DeviceShare, EngineKind, kind_of
 from node.engines.missing import missing
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
-from node.policy.footprint import (
+from node.policy.memory import (
     BUILTIN_SIZE,
     MARGIN,
     Machine,

@@ -4,7 +4,7 @@ load            the policy itself, from a folder or a model id
 prompt          a question as the turns of a chat, or as plain text
 completion_text between a completion's tokens and its text
 detection       what this machine is, and how large a model is
-footprint       memory that a node takes with a model
+memory          what a node with a model holds at once
 export          its weights as an ordinary model folder
 model_card      how an exported model came about
 builtin/        the policy that ships with the node; `make_builtin` made it

@@ -15,7 +15,7 @@ import psutil
 
 from node.config import PolicyConfig
 from node.errors import UserError, how_to_install
-from node.policy.footprint import Machine, ModelSize
+from node.policy.memory import Machine, ModelSize
 
 HUB_TIMEOUT_S = 10.0
 _WEIGHTS = (".safetensors", ".bin", ".gguf")  # as transformers reads them

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from node.policy.footprint import CHUNK
+from node.policy.memory import CHUNK
 
 
 def positions_at_once(model: Any) -> int:

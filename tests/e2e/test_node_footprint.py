@@ -10,7 +10,7 @@ import pytest
 from node.config import load_config
 from node.engines import kind_of
 from node.policy.detection import computes_in_bf16, measure_model
-from node.policy.footprint import cache_width, footprint, peak
+from node.policy.memory import cache_width, footprint, peak
 from tests.swarms import ROOT, rows_of
 
 MODEL = ROOT / "runs" / "models" / "smollm2-135m-instruct"

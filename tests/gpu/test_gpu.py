@@ -14,8 +14,8 @@ from node.engines.hand_over import policy_logprobs
 from node.engines.hf import HfEngine
 from node.operations.presets import with_preset
 from node.policy.detection import measure_model
-from node.policy.footprint import cache_width, footprint, peak
 from node.policy.load import Policy, load_policy
+from node.policy.memory import cache_width, footprint, peak
 from node.run import run_node
 from tests.swarms import rows_of
 

@@ -9,8 +9,8 @@ from node.engines import SamplingParams, in_process
 from node.errors import UserError
 from node.policy.detection import measure_model
 from node.policy.export import export_model
-from node.policy.footprint import weight_bytes
 from node.policy.load import Policy, load_policy
+from node.policy.memory import weight_bytes
 from node.training.trainer import make_trainer
 from tests.policies import write_tiny_policy
 from tests.training import fixed_rounds, mixed_samples, node_config

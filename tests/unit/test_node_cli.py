@@ -28,7 +28,7 @@ from node.engines import EngineError
 from node.errors import UserError
 from node.operations.config_text import to_toml
 from node.operations.trained import find_trained
-from node.policy.footprint import Machine, ModelSize
+from node.policy.memory import Machine, ModelSize
 from node.state_folder import check_free, exclusive
 from node.tasks import load_tasks
 from node.tasks.questions import Split

@@ -16,8 +16,8 @@ from node.engines import kind_of
 from node.errors import UserError
 from node.operations.presets import SMALL, preset, preset_for, rate_warning
 from node.policy.detection import find_model, looks_like_path, measure_model
-from node.policy.footprint import BUILTIN_SIZE, Machine, ModelSize, footprint, peak
 from node.policy.load import BUILTIN
+from node.policy.memory import BUILTIN_SIZE, Machine, ModelSize, footprint, peak
 from node.run import run_node
 from tests.policies import write_tiny_policy
 from tests.swarms import small_config

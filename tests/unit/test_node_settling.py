@@ -14,7 +14,7 @@ from node.config import SETTINGS_VERSION, NodeConfig, all_keys, fill, flatten, i
 from node.errors import UserError
 from node.operations.presets import with_preset
 from node.operations.settling import Settled, StaleSettingsError, changes, settle
-from node.policy.footprint import ModelSize
+from node.policy.memory import ModelSize
 from node.state_folder import keep_config, recall, resolve_seed
 
 SIZES = {

@@ -11,7 +11,7 @@ from node.cli.app import run
 from node.config import parse_config
 from node.engines import kind_of
 from node.policy.detection import measure_model
-from node.policy.footprint import (
+from node.policy.memory import (
     CHUNK,
     LOGIT,
     Machine,
