@@ -8,9 +8,8 @@ Nothing is measured and nothing is loaded: it is `gossamer doctor --model ... --
 from collections.abc import Iterator
 
 from node.config import NodeConfig, fill
-from node.engines import kind_of
 from node.operations.presets import preset
-from node.policy.memory import Machine, ModelSize, cache_width, footprint, peak
+from node.policy.memory import Machine, ModelSize, memory_held
 
 GB = 10**9
 CARDS = (8, 12, 16, 24, 48, 80)
@@ -27,9 +26,8 @@ MODELS = {
 def choice(size: ModelSize, gigabytes: int, *, vllm: bool) -> tuple[NodeConfig, int]:
     """Return the configuration that the preset makes for a card, and the bytes that it sums up to."""
     machine = Machine(gigabytes * GB, gpu=True, bf16=True, vllm=vllm, nf4=True)
-    config = fill(NodeConfig(), {key: one.value for key, one in preset(size, machine).items()})
-    engine = kind_of(config.engine.kind).memory(size, config, cache_width(config, bf16=True), machine.memory)
-    return config, peak(footprint(size, config, engine, bf16=True, gpu_memory=machine.memory))
+    config = fill(NodeConfig(), {key: one.value for key, one in preset(NodeConfig(), size, machine).items()})
+    return config, memory_held(size, config, machine).peak()
 
 
 def cell(size: ModelSize, gigabytes: int, *, vllm: bool) -> str:

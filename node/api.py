@@ -191,7 +191,8 @@ class Node:
         """
         if threading.current_thread() is not threading.main_thread():
             raise UserError("a node trains in the main thread: signals end it there")
-        from node.operations.preflight import check_first, check_size
+        from node.operations.preflight import check_first
+        from node.operations.presets import check_size
         from node.run import Given, run_node
         from node.telemetry.logs import setup_logs
         from node.training.evaluation import NOTHING_DECIDED

@@ -136,7 +136,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         sharers=lambda: sharers(processes, accelerate_config),
     )
     if dry_run:
-        notes = [*check_tasks(settled.config), *notes_on_model(settled.config)]
+        notes = [*check_tasks(settled.config), *notes_on_model(settled.config, sharers(processes, accelerate_config))]
         print(to_toml(settled.config, settled.notes, every_key=every_key), end="")
         warn(settled.config, notes)
         return 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from node.config import NodeConfig
-from node.operations.preflight import check_first, check_size
+from node.operations.preflight import check_first
+from node.operations.presets import check_size
 from node.processes.machine import undefended
 from node.processes.signals import interrupting_signals
 from node.state_folder import exclusive, first_start

@@ -26,8 +26,8 @@ from node.config import NodeConfig, parse_config
 from node.errors import UserError, for_shell
 from node.operations.config_text import to_toml
 from node.operations.given import check_tasks, tasks_given
-from node.operations.preflight import check_first, check_place, check_size
-from node.operations.presets import notes_on_model, with_preset
+from node.operations.preflight import check_first, check_place
+from node.operations.presets import check_size, notes_on_model, with_preset
 from node.operations.settling import asked
 
 if TYPE_CHECKING:

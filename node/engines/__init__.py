@@ -9,27 +9,22 @@
 
     missing         what has to be installed, set or started before one of them can start
 
-To add an engine: write a module with an `EngineKind` and a `RolloutEngine`. Give it a line above and in `kind_of`, and
-its name to `EngineConfig.kind` in node/config.py. Where something has to be installed for it, `missing` says so.
-
-Presets, doctor, evaluations and the laboratory ask nothing else of an engine.
+To add an engine: write a module with a `RolloutEngine` and a function `make`. Give it a line above and in
+`make_engine`, and its name to `EngineConfig.kind` in node/config.py. Where something has to be installed for it,
+`missing` says so. What it holds of the trainer's memory is a row of `node.policy.memory`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from node.config import EngineConfig, NodeConfig
+from node.config import EngineConfig
 from node.errors import PassingError
 from node.tasks import derive_seed
 
 if TYPE_CHECKING:
     from node.policy.load import Policy
-    from node.policy.memory import Machine, MemoryPart, ModelSize
-
-BY_PREFERENCE = ("vllm", "hf")  # engines that a preset may choose, the best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,56 +103,8 @@ class RolloutEngine(Protocol):
         ...
 
 
-class DeviceShare(NamedTuple):
-    """An engine's share of the device that trains, in bytes."""
-
-    generating: int  # while it generates
-    resting: int  # while the policy is trained
-
-
-class EngineKind(ABC):
-    """An engine before it runs: what presets, doctor and the laboratory ask of it. Each engine's module has one."""
-
-    @abstractmethod
-    def make(self, config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
-        """Return the engine, for a node whose state is in `folder`."""
-
-    def memory(self, size: "ModelSize", config: NodeConfig, width: int, gpu_memory: int) -> "list[MemoryPart]":
-        """Return what it takes of the memory of the device that trains: here nothing.
-
-        Args:
-            size: of the policy's model.
-            config: of the node.
-            width: bytes of a number in the key-value cache.
-            gpu_memory: of the GPU that trains, in bytes; 0 for a processor.
-        """
-        return []
-
-    def device_share(self, size: "ModelSize", machine: "Machine", config: EngineConfig) -> DeviceShare | None:
-        """Return what it takes beside the trainer on this machine: here nothing. None if it is not worth it there."""
-        return DeviceShare(0, 0)
-
-    def holds(self, size: "ModelSize", machine: "Machine", left: int, rows: int, tokens: int) -> bool:
-        """Tell whether it gets through `rows` completions of so many `tokens` each, prompts included: here yes.
-
-        Args:
-            size: of the policy's model.
-            machine: one node's part of it.
-            left: bytes of the device that the weights leave.
-            rows: completions of a round.
-            tokens: of each of them, prompt and all.
-        """
-        return True
-
-    def settings(self, machine: "Machine", config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
-        """Return the settings, by dotted key, that it wants there, each with its reason: here none.
-
-        Args:
-            machine: one node's part of it.
-            config: of the engine, as far as a person set it.
-            resident: bytes that the trainer holds while the engine generates; with `ahead`, in its update.
-        """
-        return {}
+MakeEngine = Callable[[EngineConfig, "Policy", Path], RolloutEngine]
+"""Returns an engine, for a node whose state is in a folder."""
 
 
 def seed_of_prompt(seed: int, at: int) -> int:
@@ -168,22 +115,21 @@ def seed_of_prompt(seed: int, at: int) -> int:
     return derive_seed(seed, at) >> 1  # vLLM's are of 63 bits, with those that follow
 
 
-def kind_of(name: str) -> EngineKind:
-    """Return the engine of this name."""
-    from node.engines import hf, server, vllm
-
-    kinds: dict[str, type[EngineKind]] = {"hf": hf.HfKind, "vllm": vllm.VllmKind, "server": server.ServerKind}
-    return kinds[name]()
-
-
 def in_process(policy: "Policy") -> RolloutEngine:
     """Return the engine that needs nothing but the model: for a chat, an evaluation, the laboratory."""
-    return kind_of("hf").make(EngineConfig(), policy, Path())
+    return make_engine(EngineConfig(), policy, Path())
 
 
 def make_engine(config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
-    """Return the engine that `config.kind` names, for a node whose state is in `folder`."""
-    engine = kind_of(config.kind).make(config, policy, folder)
+    """Return the engine that `config.kind` names, for a node whose state is in `folder`.
+
+    Raises:
+        UserError: the cards or their number will not do for it.
+    """
+    from node.engines import hf, server, vllm
+
+    made: Mapping[str, MakeEngine] = {"hf": hf.make, "vllm": vllm.make, "server": server.make}
+    engine = made[config.kind](config, policy, folder)
     if config.ahead:
         from node.engines.ahead import Ahead
 

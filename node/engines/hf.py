@@ -27,59 +27,26 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
-from node.config import EngineConfig, NodeConfig
-from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams
+from node.config import EngineConfig
+from node.engines import EngineError, Generated, SamplingParams
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
 from node.policy.load import LARGE, Policy
-from node.policy.memory import Machine, MemoryPart, ModelSize, cache_bytes, weight_bytes
+from node.policy.memory import cache_bytes, rows_at_once
 from node.processes.machine import free_memory, is_out_of_memory
 
 PAGE = 32  # tokens of a page of keys and values
 CLOSE_S = 10.0  # seconds that a batch in work may take to end; it looks once a token
-CACHE_PART = 0.15  # of a GPU, for keys and values; more rows than fit take turns
-MOST_TURNS = 4  # that a preset asks for: with 2,048 tokens each they take minutes
 BATCH_TOKENS = 4096  # tokens of prompts and completions that go through the model at once
 _REPEATABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 log = structlog.get_logger()
 
 
-class HfKind(EngineKind):
-    """transformers, before it generates; it does so with what the trainer has."""
-
-    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
-        """Return the engine."""
-        paged = policy.model.device.type == "cuda" and is_flash_attn_2_available()
-        return HfEngine(policy, paged=paged, ahead=config.ahead > 0)
-
-    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[MemoryPart]:
-        """Return the keys and values of a round's completions, and the copy that generates."""
-        rows, longest = config.sampling.questions_per_round * config.sampling.completions, config.engine.longest
-        row = longest * cache_bytes(size.layers, size.kv_width, width)
-        if gpu_memory:
-            rows = min(rows, _rows_at_once(row, gpu_memory))
-        why = f"{rows} completions of up to {longest} tokens at once"
-        parts = [MemoryPart("key-value cache", rows * row, why, when="generation")]
-        if config.engine.ahead:
-            why = "a copy, as the policy is trained meanwhile"
-            parts.append(MemoryPart("weights to generate", _copy_bytes(size, config.policy.dtype, width), why))
-        elif width == 2 and config.policy.dtype == "float32":
-            parts.append(MemoryPart("weights to generate", 2 * size.parameters, "in bfloat16", when="generation"))
-        return parts
-
-    def device_share(self, size: ModelSize, machine: Machine, config: EngineConfig) -> DeviceShare:
-        """Return what it takes beside the trainer: a copy of the weights where it generates ahead."""
-        if not config.ahead:
-            return DeviceShare(0, 0)
-        copy = _copy_bytes(size, "float32", 2 if machine.bf16 else 4)
-        return DeviceShare(copy, copy)
-
-    def holds(self, size: ModelSize, machine: Machine, left: int, rows: int, tokens: int) -> bool:
-        """Tell whether the keys and values of so many completions fit the memory in a few turns."""
-        row = tokens * cache_bytes(size.layers, size.kv_width, 2 if machine.bf16 else 4)
-        at_once = min(rows, _rows_at_once(row, machine.memory))
-        return at_once * row <= left and MOST_TURNS * at_once >= rows
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
+    """Return the engine, which generates with what the trainer has."""
+    paged = policy.model.device.type == "cuda" and is_flash_attn_2_available()
+    return HfEngine(policy, paged=paged, ahead=config.ahead > 0)
 
 
 class HfEngine:
@@ -150,7 +117,7 @@ class HfEngine:
         longest = max(map(len, prompts)) + sampling.max_completion_length
         total = torch.cuda.get_device_properties(self._model.device).total_memory
         narrow = 2 if self._policy.bf16 else self._model.dtype.itemsize
-        return _rows_at_once(longest * _token_bytes(self._model, narrow), total)
+        return rows_at_once(longest * _token_bytes(self._model, narrow), total)
 
     def _in_parts(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[list[Generated]]:
         """Generate for all prompts at once, or in halves where the memory does not suffice for that.
@@ -260,13 +227,6 @@ class HfEngine:
         return {"cache": cache}
 
 
-def _copy_bytes(size: ModelSize, dtype: str, width: int) -> int:
-    """Return what the copy takes that generates ahead, where products have `width` bytes."""
-    if dtype != "float32" or width == 4:
-        return weight_bytes(size, dtype)
-    return 2 * size.parameters + 4 * size.vocabulary * size.hidden  # embeddings stay float32, apart from the head
-
-
 def _weights(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     """Yield each layer's weights; those of tied layers as often as there are layers."""
     return (weight for layer in model.modules() for weight in layer.parameters(recurse=False))
@@ -290,11 +250,6 @@ def _rounded_once(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
-
-
-def _rows_at_once(row: int, gpu_memory: int) -> int:
-    """Return for how many rows the keys and values, `row` bytes each, fit their part of a GPU."""
-    return max(1, int(CACHE_PART * gpu_memory) // row)
 
 
 def _pages_that_fit(model: Any) -> int:

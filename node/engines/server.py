@@ -34,7 +34,7 @@ from typing import Any
 import structlog
 
 from node.config import EngineConfig
-from node.engines import EngineError, EngineKind, Generated, SamplingParams, seed_of_prompt
+from node.engines import EngineError, Generated, SamplingParams, seed_of_prompt
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -66,12 +66,9 @@ LONGEST_PAUSE = 30  # times what a failure took: a server that always fails cost
 log = structlog.get_logger()
 
 
-class ServerKind(EngineKind):
-    """vLLM's servers, before they are asked; they take nothing of the device that trains."""
-
-    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "ServerEngine":
-        """Return the engine."""
-        return ServerEngine(policy, config, folder)
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "ServerEngine":
+    """Return the engine."""
+    return ServerEngine(policy, config, folder)
 
 
 class ServerError(Exception):

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from node.config import EngineConfig, NodeConfig
-from node.engines import DeviceShare, EngineError, EngineKind, Generated, SamplingParams, seed_of_prompt
+from node.config import EngineConfig
+from node.engines import EngineError, Generated, SamplingParams, seed_of_prompt
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -32,21 +32,15 @@ from node.engines.hand_over import (
     probe_tokens,
 )
 from node.engines.missing import CANNOT_RUN, no_vllm
-from node.engines.vllm_worker import CPU_CACHE_BYTES, EXIT_NO_VLLM
+from node.engines.vllm_worker import EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.load import Policy
-from node.policy.memory import MARGIN, Machine, MemoryPart, ModelSize
+from node.policy.memory import VLLM_CPU_CACHE, vllm_sleeps
 from node.processes.machine import free_memory
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
-WORTHWHILE = 50_000_000  # parameters: a smaller model is done before vLLM has begun
-WEIGHT_BYTES = 2.2  # that it needs for each weight: bfloat16, and a tenth for what it packs anew
-LEAST_CACHE = 3_000_000_000  # bytes beside its weights: a small key-value cache, and scratch space
-ASLEEP = 2_000_000_000  # bytes of a GPU that it keeps while it sleeps: CUDA's own, and CUDA graphs
 BFLOAT16 = (8, 0)  # the least compute capability of an NVIDIA GPU that has it; T4, V100 and RTX 20 have less
-MOST = 0.9  # of a GPU
-SPARE = 0.05  # of a GPU, which stays free
 LESS = 0.8  # of its last part of a GPU, if it did not start for want of memory
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "is less than desired gpu memory utilization")
 
@@ -54,51 +48,11 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class VllmKind(EngineKind):
-    """vLLM, before it starts."""
-
-    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
-        """Return the engine; `UserError` where the cards or their number will not do for it."""
-        _check_cards(config.devices)
-        _check_split(policy.model.config.get_text_config(), len(config.devices))
-        return VllmEngine(policy, config, folder)
-
-    def memory(self, size: ModelSize, config: NodeConfig, width: int, gpu_memory: int) -> list[MemoryPart]:
-        """Return its part of the trainer's device."""
-        if config.engine.devices:
-            return []
-        if not gpu_memory:
-            why = "two copies of the weights, of which one is handed over, and 1 GiB of cache"
-            return [MemoryPart("vllm", CPU_CACHE_BYTES + 4 * size.parameters, why)]
-        share = config.engine.vllm.gpu_memory_utilization
-        if config.engine.ahead:
-            why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU; it generates while the policy is trained"
-            return [MemoryPart("vllm", int(share * gpu_memory), why, bound=True)]
-        why = f"engine.vllm.gpu_memory_utilization={share:g} of the GPU, while it generates"
-        why_asleep = "CUDA itself and its graphs, while the policy is trained"
-        asleep = MemoryPart("vllm asleep", ASLEEP, why_asleep, when="update", bound=True)
-        return [MemoryPart("vllm", int(share * gpu_memory), why, when="generation", bound=True), asleep]
-
-    def device_share(self, size: ModelSize, machine: Machine, config: EngineConfig) -> DeviceShare | None:
-        """Return what it takes beside the trainer.
-
-        None where it is not installed, where the GPU has no bfloat16, and for a model that is too small for it.
-        """
-        if not (machine.gpu and machine.bf16 and machine.vllm and size.parameters > WORTHWHILE):
-            return None
-        if config.devices:
-            return DeviceShare(0, 0)
-        awake = int(WEIGHT_BYTES * size.parameters) + LEAST_CACHE
-        return DeviceShare(awake, awake if config.ahead else ASLEEP)
-
-    def settings(self, machine: Machine, config: EngineConfig, resident: int) -> dict[str, tuple[Any, str]]:
-        """Return how much of the GPU it has."""
-        if config.devices:
-            return {"engine.vllm.gpu_memory_utilization": (MOST, "it has the GPUs for itself")}
-        share = min(MOST, 1 - SPARE - MARGIN * resident / machine.memory) * machine.share
-        when = "in its update" if config.ahead else "while vLLM generates"
-        reason = f"what the trainer leaves of {machine.memory / 1e9:.1f} GB {when}"
-        return {"engine.vllm.gpu_memory_utilization": (float(f"{0.995 * share:.3g}"), reason)}  # rounded down
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
+    """Return the engine; `UserError` where the cards or their number will not do for it."""
+    _check_cards(config.devices)
+    _check_split(policy.model.config.get_text_config(), len(config.devices))
+    return VllmEngine(policy, config, folder)
 
 
 class VllmEngine:
@@ -287,7 +241,8 @@ class VllmEngine:
                 "max_model_len": self._max_model_len,
                 "tensor_parallel_size": max(1, len(devices)),
                 "gpu_memory_utilization": self._share,
-                "sleeps": not devices and not self._config.ahead,
+                "cpu_cache_bytes": VLLM_CPU_CACHE,
+                "sleeps": vllm_sleeps(self._config),
             }
             about = child.call(request, self._config.timeout)
         except WorkerError as error:

@@ -28,7 +28,6 @@ from node.processes.worker_process import Message, connect
 del sys.path[0]  # nothing else is imported from there
 
 EXIT_NO_VLLM = 3
-CPU_CACHE_BYTES = 1 << 30  # of keys and values, on a processor
 CHECKED = 1 << 22  # numbers that a checksum looks at together: 64 MiB
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 
@@ -73,7 +72,7 @@ class WorkerEngine:
         if on_cpu:
             # On a CPU vLLM 0.31 fails at a prompt split between two steps: it rewinds the request's generator, and
             # those of a CPU cannot be rewound.
-            own |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enable_chunked_prefill": False}
+            own |= {"kv_cache_memory_bytes": request["cpu_cache_bytes"], "enable_chunked_prefill": False}
         else:
             own |= {"gpu_memory_utilization": request["gpu_memory_utilization"], "enable_sleep_mode": self._sleeps}
         if rank:

@@ -51,8 +51,8 @@ from node.fleet.child_process import (
 from node.fleet.local_swarm import Machines
 from node.fleet.mirror import CheckpointEnd, MirrorReceiver, MirrorSender, Part, parts_of
 from node.fleet.ray_cluster import connected, memory_of, packed_files, relocated, unpack_files
-from node.operations.preflight import check_means, check_size
-from node.operations.presets import preset_of
+from node.operations.preflight import check_means
+from node.operations.presets import check_size, preset_of
 from node.state_folder import exclusive, keep_config, make_folder
 from node.telemetry.status_server import ask
 

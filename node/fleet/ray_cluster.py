@@ -21,11 +21,10 @@ from typing import Any
 import structlog
 
 from node.config import FUNCTION_FILE, NodeConfig
-from node.engines import kind_of
 from node.errors import UserError, how_to_install
 from node.operations.preflight import check_unhidden
 from node.policy.detection import measure_model
-from node.policy.memory import BUILTIN_SIZE, cache_width, footprint, peak
+from node.policy.memory import BUILTIN_SIZE, Machine, memory_held
 
 MOST_SHIPPED = 256 << 20  # bytes of the files that settings name: larger models are better named by their hub's id
 MOST_RECORDS = 256 << 20  # bytes that an archive may unpack to
@@ -85,9 +84,7 @@ def _belongs_to_cluster() -> bool:
 def memory_of(config: NodeConfig) -> int:
     """Return the bytes of main memory that a node takes at its most, without a GPU."""
     size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
-    width = cache_width(config, bf16=False)
-    parts = kind_of(config.engine.kind).memory(size, config, width, 0)
-    return peak(footprint(size, config, parts, bf16=False))
+    return memory_held(size, config, Machine(0)).peak()
 
 
 def packed_files(settings: Sequence[Mapping[str, Any]], name: str) -> dict[str, bytes]:

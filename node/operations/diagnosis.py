@@ -22,12 +22,11 @@ import psutil
 from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, is_set, load_config, parse_config, understood
-from node.engines import kind_of
 from node.engines.missing import missing
 from node.errors import UserError, for_shell, how_to_install
-from node.operations.presets import Overrides, preset
+from node.operations.presets import preset, smaller
 from node.operations.settling import StaleSettingsError, memory_of
-from node.policy.memory import BUILTIN_SIZE, Machine, ModelSize, cache_width, footprint, peak
+from node.policy.memory import BUILTIN_SIZE, PHASES, Device, Machine, ModelSize, adapter_parameters, memory_held
 from node.processes.machine import undefended, usable_cores
 
 MIN_PYTHON = (3, 11)
@@ -261,54 +260,44 @@ def examine_model(
     machines = [machine._replace(sharers=sharers) for machine in machines]
     for machine in machines:
         yield from _fit(asked, size, machine)
-    yield _checkpoints(size, _with_preset(asked, size, machines[0]), folder)
-
-
-def _preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> Overrides:
-    rank = asked.policy.lora.r if is_set(asked, "policy.lora.r") else None
-    dtype = asked.policy.dtype if is_set(asked, "policy.dtype") else None
-    return preset(size, machine, rank, engine=asked.engine, dtype=dtype)
-
-
-def _with_preset(asked: NodeConfig, size: ModelSize, machine: Machine) -> NodeConfig:
-    return fill(asked, {key: choice.value for key, choice in _preset(asked, size, machine).items()})
+    choices = preset(asked, size, machines[0])
+    yield _checkpoints(size, fill(asked, {key: choice.value for key, choice in choices.items()}), folder)
 
 
 def _fit(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Diagnosis]:
-    device = "gpu" if machine.gpu else "cpu"
-    config = _with_preset(asked, size, machine)
-    bf16 = machine.bf16 if config.trainer.bf16 == "auto" else config.trainer.bf16
-    gpu_memory = machine.memory if machine.gpu else 0
-    engine = kind_of(config.engine.kind).memory(size, config, cache_width(config, bf16=bf16), gpu_memory)
-    parts = footprint(size, config, engine, bf16=bf16, gpu_memory=gpu_memory, sharers=machine.sharers)
-    for part in parts:
-        yield Diagnosis(f"{device} {part.name}", True, f"{part.bytes / 1e9:6.2f} GB  {part.why}")
-    need = peak(parts)
+    """Yield the table of what a node with the preset of this machine holds, whether it fits, and the preset."""
+    choices = preset(asked, size, machine)
+    config = fill(asked, {key: choice.value for key, choice in choices.items()})
+    table, own = memory_held(size, config, machine), "gpu" if machine.gpu else "cpu"
+    named: dict[Device, str] = {"trainer": own, "engine": "engine's", "main": "main"}
+    for device, name in named.items():
+        parts = [part for part in table.parts if part.device == device]
+        if parts:
+            yield Diagnosis(f"{name} GB", True, "".join(f"{phase:>10}" for phase in PHASES))
+        for part in parts:
+            held = [part.bytes if phase in part.phases else 0 for phase in PHASES]
+            yield Diagnosis(f"{name} {part.name}", True, f"{_columns(held)}  {part.why}")
+        if parts:
+            what = "with what the allocators keep"
+            yield Diagnosis(
+                f"{name} in all", True, f"{_columns([table.total(phase, device) for phase in PHASES])}  {what}"
+            )
     what = "adapters" if config.policy.lora.r else "all weights"
-    text = f"{need / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} with what is set here"
-    yield Diagnosis(f"{device} together", need <= machine.memory, text, needed=False, do=_advice(config))
-    for key, choice in _preset(asked, size, machine).items():
+    text = f"{table.peak() / 1e9:6.2f} GB  of {machine.memory / 1e9:.1f} GB, training {what} with what is set here"
+    fits = table.peak() <= machine.memory
+    remedy = "" if fits else smaller(config, size, machine, lambda table: table.peak() <= machine.memory)
+    yield Diagnosis(f"{own} together", fits, text, needed=False, do=f"{remedy}choose a smaller model")
+    for key, choice in choices.items():
         if not is_set(asked, key):
-            yield Diagnosis(f"{device} set", True, f"{key}={choice.value}  # {choice.reason}")
+            yield Diagnosis(f"{own} set", True, f"{key}={choice.value}  # {choice.reason}")
 
 
-def _advice(config: NodeConfig) -> str:
-    """Return what to try first where a node with `config`, a preset, does not fit."""
-    trainer = config.trainer
-    if trainer.gradient_checkpointing and config.policy.lora.r and config.policy.dtype != "nf4":
-        return f"{how_to_install('bitsandbytes')} and set policy.dtype=nf4, or choose a smaller model"
-    if trainer.gradient_checkpointing:
-        return "choose a smaller model"
-    return (
-        f"set trainer.gradient_checkpointing=true and trainer.tokens_per_batch={trainer.tokens_per_batch // 2}, "
-        "or choose a smaller model"
-    )
+def _columns(held: Sequence[int]) -> str:
+    return "".join(f"{some / 1e9:10.2f}" if some else f"{'-':>10}" for some in held)
 
 
 def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Diagnosis:
     """Return whether checkpoints and the replay buffer fit on the disk; while one is written there is one more."""
-    from node.policy.memory import adapter_parameters
-
     trainer, rank = config.trainer, config.policy.lora.r
     trained = adapter_parameters(size, rank) if rank else size.parameters
     most = trainer.options.save_total_limit

@@ -7,40 +7,56 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
     up to 50 M      a rate for its size; the optimiser's state in the newest checkpoint alone
     above           longer questions and answers; on a GPU longer ones still, and vLLM where it fits
     reasoning       room to finish where the memory has it; else the model is asked not to think
-    LoRA            where all weights, their gradients and Adam's two moments would fill half of the memory
-    frozen weights  beneath adapters, whoever asked for them: 16 bits each, or 4 where those would not fit
-    micro-batches   of fewer tokens where the activations would not fit
+
+Of the settings that decide on memory, the first row that fits (`node.policy.memory`) beside what a person set:
+
+    engine          vLLM, then transformers
+    weights         all, where they leave half of the memory; adapters over 16 bits; adapters over 4 bits
+    micro-batch     2,048 tokens, then half as many, down to 256
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import combinations
+from operator import getitem
 from typing import Any, NamedTuple
 
-from node.config import EngineConfig, NodeConfig, PolicyConfig, SamplingConfig, TrainerConfig, fill, is_set
-from node.engines import BY_PREFERENCE, DeviceShare, EngineKind, kind_of
+from node.config import NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
 from node.engines.missing import missing
+from node.errors import UserError, how_to_install
+from node.operations.config_text import toml_value
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.memory import (
     BUILTIN_SIZE,
-    MARGIN,
+    VLLM_LEAST,
+    VLLM_WEIGHT,
     Machine,
+    MemoryTable,
     ModelSize,
-    activation_bytes,
     adapter_parameters,
-    logits_bytes,
-    trained_bytes,
+    memory_held,
+    row_bytes,
+    rows_at_once,
+    vllm_sleeps,
     weight_bytes,
+    whole_memory,
 )
 
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
-SPEAKING = 50_000_000  # parameters: from here on models answer in sentences
+SPEAKING = 50_000_000  # parameters: from here on models answer in sentences, and vLLM begins before they are done
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
-MOST_GENERATING = 0.95  # of a GPU that trainer and engine may fill together while it generates
 GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
-FEWEST_TOKENS = 256  # a micro-batch holds a row at least, however long
+MOST_TURNS = 4  # of transformers, for a round of thoughts: with 2,048 tokens each they take minutes
+SMALLER_BATCHES = (1024, 512, 256)  # tokens, where those of the default do not fit
+SPARE = 0.05  # of a GPU, for CUDA itself and what the sum misses
+MOST = 0.9  # of a GPU, for vLLM
+OTHERS = 0.2  # of main memory, for other programs: who takes too much there is ended, and cannot try again with less
 RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
+VLLM_SHARE = "engine.vllm.gpu_memory_utilization"
 
 # Learning rates by the most parameters they suit: of all weights, and of adapters. With Adam they fall about as the
 # root of the number of weights; those of adapters are best at ten times as much (Schulman et al., LoRA Without Regret).
@@ -65,17 +81,7 @@ Overrides = dict[str, PresetValue]
 """By dotted key of the configuration."""
 
 
-class HeldMemory(NamedTuple):
-    """The bytes of a model that the trainer holds: weights, and where they are trained, their gradients and Adam's
-    moments.
-    """
-
-    training: int  # bytes
-    generating: int  # bytes, without gradients
-    adapters: bool  # alone are trained
-
-
-def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1, sharers: int = 1) -> Overrides:
+def preset_for(asked: NodeConfig, nodes: int = 1, sharers: int = 1) -> Overrides:
     """Return the preset of the policy's model on this machine, of which each of `nodes` nodes has an equal part.
 
     With several GPUs, as many nodes as come on one share it. FSDP2 shares the weights out among `sharers` processes.
@@ -83,16 +89,15 @@ def preset_for(policy: PolicyConfig, engine: EngineConfig, nodes: int = 1, share
     Raises:
         UserError: there is no such model.
     """
-    lora = policy.lora.r if "r" in policy.lora.model_fields_set else None
+    policy = asked.policy
     if policy.model == "builtin":
-        return preset(BUILTIN_SIZE, Machine(main_memory()), lora)  # without importing torch
-    dtype = policy.dtype if "dtype" in policy.model_fields_set else None
+        return preset(asked, BUILTIN_SIZE, Machine(main_memory()))  # without importing torch
     size = measure_model(policy.model)
-    machine = detect_machine(policy.device, vllm=not missing("vllm", engine))
+    machine = detect_machine(policy.device, vllm=not missing("vllm", asked.engine))
     beside = math.ceil(nodes / machine.devices)  # on one device
     machine = machine._replace(memory=machine.memory // beside, share=1 / beside, sharers=sharers)
     thinks = can_be_asked_not_to_think(policy.model) and not policy.template
-    return preset(size, machine, lora, thinks=thinks, engine=engine, dtype=dtype)
+    return preset(asked, size, machine, thinks=thinks)
 
 
 def with_preset(config: NodeConfig, nodes: int = 1) -> tuple[NodeConfig, dict[str, str]]:
@@ -109,7 +114,7 @@ def preset_of(config: NodeConfig, nodes: int = 1, sharers: int = 1) -> tuple[dic
     """Return the preset of the policy's model by dotted key, and the reasons for the keys that `config` leaves open."""
     if config.role == "relay":  # runs no model
         return {}, {}
-    choices = preset_for(config.policy, config.engine, nodes, sharers)
+    choices = preset_for(config, nodes, sharers)
     reasons = {key: choice.reason for key, choice in choices.items() if not is_set(config, key)}
     return (
         {key: choice.value for key, choice in choices.items()},
@@ -117,84 +122,90 @@ def preset_of(config: NodeConfig, nodes: int = 1, sharers: int = 1) -> tuple[dic
     )
 
 
-def preset(
-    size: ModelSize,
-    machine: Machine,
-    lora: int | None = None,
-    *,
-    thinks: bool = False,
-    engine: EngineConfig | None = None,
-    dtype: str | None = None,
-) -> Overrides:
+def preset(asked: NodeConfig, size: ModelSize, machine: Machine, *, thinks: bool = False) -> Overrides:
     """Return the settings in which a model should differ from the defaults of `node.config`.
 
     Args:
+        asked: what a person set.
         size: of the model, without adapters.
         machine: one node's part of it.
-        lora: rank of the adapters that a person asked for, 0 for none; None leaves it to the preset.
         thinks: its chat template can be asked to leave out a chain of thought.
-        engine: what a person set of it, above all its placement.
-        dtype: of the weights, as a person set it; None leaves it to the preset.
     """
-    parameters, whole, engine = size.parameters, machine, engine or EngineConfig()
-    chooses = parameters > SPEAKING and dtype != "nf4"  # which transformers alone generates with
-    name, share = _choose_engine(size, machine, lora, engine, dtype) if chooses else ("hf", DeviceShare(0, 0))
-    machine = machine._replace(memory=machine.memory - share.resting)  # what it keeps is not there for training
-    adapters = _wants_adapters(parameters, machine, lora)
-    overrides = _rate(parameters, adapters=adapters)
-    if parameters <= SMALL:
-        return overrides | {"threads": PresetValue(1, "small matrices: more threads only wait for each other")}
-    overrides["trainer.save_full"] = PresetValue(
-        1, "an optimiser's state is twice the weights: only the newest needs it"
-    )
-    held = _held(size, machine, adapters=adapters, dtype=dtype)
-    if adapters and lora is None:
-        overrides |= _adapters(parameters, machine)
-    if adapters and dtype is None:
-        packs = machine.nf4 and machine.sharers == 1 and engine.kind == "hf" and not _trains(size, machine, held)
-        held = _held(size, machine, adapters=True, dtype="nf4") if packs else held
-        overrides |= _frozen(size, machine, packs=packs)
-    if parameters > SPEAKING:
-        overrides |= _speaking(size, machine)
-        beside = _updating(size, machine, held) if engine.ahead else held.generating
-        overrides |= _engine(whole, name, beside, engine) if chooses else {}
+    if size.parameters <= SMALL:
+        rate = _rate(size.parameters, adapters=asked.policy.lora.r > 0)
+        return rate | {"threads": PresetValue(1, "small matrices: more threads only wait for each other")}
+    lengths = _speaking(size, machine) if size.parameters > SPEAKING else {}
+    rows = [lengths | row for row in _rows(asked, size, machine)]
+    fitting = (found for row in rows if (found := _fitting(asked, row, size, machine)))
+    chosen = next(fitting, rows[-1])  # the last takes the least
     if thinks:
-        overrides |= _thinking(size, machine, held, kind_of(name))
-    return overrides | _tokens(size, machine, held)
+        chosen |= _thinking(asked, chosen, size, machine)
+    adapters = _filled(asked, chosen).policy.lora.r > 0
+    newest = PresetValue(1, "an optimiser's state is twice the weights: only the newest needs it")
+    return {"trainer.save_full": newest} | _rate(size.parameters, adapters=adapters) | chosen
 
 
-def _wants_adapters(parameters: int, machine: Machine, lora: int | None) -> bool:
-    return trained_bytes(machine.sharers) * parameters > machine.memory // 2 if lora is None else lora > 0
+def _filled(asked: NodeConfig, choices: Overrides) -> NodeConfig:
+    return fill(asked, {key: choice.value for key, choice in choices.items()})
 
 
-def _choose_engine(
-    size: ModelSize, machine: Machine, lora: int | None, config: EngineConfig, dtype: str | None
-) -> tuple[str, DeviceShare]:
-    """Return the best engine that fits beside the trainer, and what it takes there."""
-    *others, last = BY_PREFERENCE
-    for name in others:
-        share = kind_of(name).device_share(size, machine, config)
-        if share is None:
-            continue
-        left = machine._replace(memory=machine.memory - share.resting)
-        held = _held(size, left, adapters=_wants_adapters(size.parameters, left, lora), dtype=dtype)
-        beside = MARGIN * _updating(size, left, held) if config.ahead else held.generating
-        generates = beside + share.generating <= MOST_GENERATING * machine.memory
-        if generates and _trains(size, left, held):
-            return name, share
-    return last, kind_of(last).device_share(size, machine, config) or DeviceShare(0, 0)
+def _rows(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Overrides]:
+    """Yield settings, the best first: each engine with all weights or adapters, and with ever smaller micro-batches."""
+    gigabytes = f"{machine.memory / 1e9:.1f} GB"
+    for engine in _engines(asked, size, machine):
+        kind = _filled(asked, engine).engine.kind
+        for weights in _weights(asked, size, machine, packs=machine.nf4 and machine.sharers == 1 and kind == "hf"):
+            yield engine | weights
+            for tokens in SMALLER_BATCHES:
+                fewer = PresetValue(tokens, f"activations of more would not fit {gigabytes}")
+                yield engine | weights | {"trainer.tokens_per_batch": fewer}
 
 
-def _held(size: ModelSize, machine: Machine, *, adapters: bool, dtype: str | None) -> HeldMemory:
-    if adapters:
-        frozen = weight_bytes(size, dtype or _half(size, machine))
-        frozen += frozen // machine.sharers if machine.sharers > 1 else 0
-        return HeldMemory(frozen, frozen, adapters=True)
-    training = int(trained_bytes(machine.sharers) * size.parameters)
-    return HeldMemory(training, training - 4 * size.parameters // machine.sharers, adapters=False)
+def _engines(asked: NodeConfig, size: ModelSize, machine: Machine) -> list[Overrides]:
+    """Return which engines may generate, the best first."""
+    can = machine.gpu and machine.vllm and size.parameters > SPEAKING
+    if not can or is_set(asked, "engine.kind") or asked.policy.dtype == "nf4":
+        return [{}]
+    lacks = "another engine's copy of the weights has no room beside training"
+    hf = PresetValue("hf", lacks if machine.bf16 else "vLLM wants a GPU that has bfloat16")
+    vllm = PresetValue("vllm", "installed here, and several times as fast as transformers")
+    return [*([{"engine.kind": vllm}] if machine.bf16 else []), {"engine.kind": hf}]
 
 
-def _half(size: ModelSize, machine: Machine) -> str:
+def _weights(asked: NodeConfig, size: ModelSize, machine: Machine, *, packs: bool) -> list[Overrides]:
+    """Return what may be trained, and in which precision the weights beneath adapters may be.
+
+    Args:
+        asked: what a person set.
+        size: of the model.
+        machine: one node's part of it.
+        packs: weights of 4 bits are possible.
+    """
+    lora = asked.policy.lora.r
+    if is_set(asked, "policy.lora.r") and not lora:
+        return [{}]
+    gigabytes = f"{machine.memory / 1e9:.1f} GB"
+    frozen: list[Overrides] = [{}]
+    if not is_set(asked, "policy.dtype"):
+        half, why = half_width(size, machine), "frozen weights need no more; the adapters stay fp32"
+        why += "; no bfloat16 here" if half == "float16" else ""
+        frozen = [{"policy.dtype": PresetValue(half, why)} if half != PolicyConfig().dtype else {}]
+        if packs:
+            frozen += [{"policy.dtype": PresetValue("nf4", f"frozen weights of 16 bits would not fit {gigabytes}")}]
+    if lora:
+        return frozen
+    need = memory_held(size, asked, machine).least / 1e9
+    rank = 32 if size.parameters <= HUGE else 16
+    adapters = {
+        "policy.lora.r": PresetValue(
+            rank, f"training all weights takes {need:.1f} GB before any activation, of {gigabytes}"
+        ),
+        "policy.lora.alpha": PresetValue(2 * rank, "twice the rank, as is usual"),
+    }
+    return [{}, *(adapters | weights for weights in frozen)]
+
+
+def half_width(size: ModelSize, machine: Machine) -> str:
     """Return the `policy.dtype` of 16 bits that suits the machine.
 
     A processor without bfloat16 computes with it through float32, so it has float32 itself where there is plenty.
@@ -205,44 +216,55 @@ def _half(size: ModelSize, machine: Machine) -> str:
     return "bfloat16" if machine.bf16 or scarce else "float32"
 
 
-def _trains(size: ModelSize, machine: Machine, held: HeldMemory) -> bool:
-    """Tell whether the smallest micro-batch fits beside what is held."""
-    tokens = FEWEST_TOKENS * activation_bytes(size, 2, checkpointing=size.parameters > HUGE)
-    tokens += logits_bytes(size, FEWEST_TOKENS, adapters=held.adapters)
-    return held.training + tokens <= machine.memory
+def _fitting(asked: NodeConfig, row: Overrides, size: ModelSize, machine: Machine) -> Overrides | None:
+    """Return a row, with vLLM's part of the GPU if that generates; None where it does not fit."""
+    config = _filled(asked, row)
+    if machine.gpu and config.engine.kind == "vllm" and not is_set(asked, VLLM_SHARE):
+        part = _vllm_share(config, size, machine)
+        if part is None:
+            return None
+        row = row | {VLLM_SHARE: part}
+    return row if _fits(_filled(asked, row), size, machine) else None
 
 
-def _updating(size: ModelSize, machine: Machine, held: HeldMemory) -> int:
-    """Return what the trainer holds at most, in the update."""
-    tokens = min(_fitting_tokens(size, machine, held), TrainerConfig().tokens_per_batch)
-    cast = 2 * size.parameters if machine.bf16 and not held.adapters else 0
-    return held.training + cast + tokens * _token_bytes(size, machine) + _logits(size, held)
+def _vllm_share(config: NodeConfig, size: ModelSize, machine: Machine) -> PresetValue | None:
+    """Return the part of a GPU that vLLM may have; None where its weights and a small cache do not fit it."""
+    if config.engine.devices:
+        return PresetValue(MOST, "it has the GPUs for itself")
+    parts = memory_held(size, config, machine).parts
+    others = MemoryTable([part for part in parts if part.name != "vllm"])
+    beside = max(others.total(phase) for part in parts if part.name == "vllm" for phase in part.phases)
+    share = min(MOST, 1 - SPARE - beside / machine.memory)
+    if share * machine.memory < VLLM_WEIGHT * size.parameters + VLLM_LEAST:
+        return None
+    when = "while vLLM generates" if vllm_sleeps(config.engine) else "in its update"
+    rounded = float(f"{0.995 * share * machine.share:.3g}")  # down
+    return PresetValue(rounded, f"what the trainer leaves of {machine.memory / 1e9:.1f} GB {when}")
 
 
-def _engine(machine: Machine, name: str, resident: int, config: EngineConfig) -> Overrides:
-    """Return which engine generates, and its own settings."""
-    if not (machine.gpu and machine.vllm):
-        return {}
-    if name == "hf":
-        lacks = "another engine's copy of the weights has no room beside training"
-        return {"engine.kind": PresetValue("hf", lacks if machine.bf16 else "vLLM wants a GPU that has bfloat16")}
-    chosen = {"engine.kind": PresetValue(name, "installed here, and several times as fast as transformers")}
-    own = kind_of(name).settings(machine, config, resident)
-    return chosen | {key: PresetValue(value, reason) for key, (value, reason) in own.items()}
+def _fits(config: NodeConfig, size: ModelSize, machine: Machine) -> bool:
+    table = memory_held(size, config, machine)
+    chosen_for_all = config.policy.lora.r == 0 and not is_set(config, "policy.lora.r")
+    if chosen_for_all and 2 * table.least > machine.memory:  # adapters leave room for larger micro-batches and a cache
+        return False
+    return table.peak() <= (1 - (SPARE if machine.gpu else OTHERS)) * machine.memory
 
 
-def _thinking(size: ModelSize, machine: Machine, held: HeldMemory, engine: EngineKind) -> Overrides:
+def _thinking(asked: NodeConfig, choices: Overrides, size: ModelSize, machine: Machine) -> Overrides:
     """Return how long a reasoning model may think; without room in the update or the engine it is asked not to."""
-    positions = size.positions or 2048
-    prompt = min(1024, positions // 2)
-    answer = min(THOUGHTS, positions - prompt)
-    trains = _fitting_tokens(size, machine, held) >= prompt + answer
-    left, rows = machine.memory - held.training, GPU_QUESTIONS * SamplingConfig().completions
-    if not (machine.gpu and trains and engine.holds(size, machine, left, rows, prompt + answer)):
-        return {"policy.template": PresetValue({"enable_thinking": False}, "its thoughts would be cut off")}
-    return {
-        "engine.max_completion_length": PresetValue(answer, "it thinks before it answers"),
-    }
+    positions, config = size.positions or 2048, _filled(asked, choices)
+    answer = min(THOUGHTS, positions - min(config.engine.max_prompt_length, positions // 2))
+    length = PresetValue(answer, "it thinks before it answers")
+    tokens = max(config.trainer.tokens_per_batch, config.engine.max_prompt_length + answer)  # a row at least
+    thinking = {"engine.max_completion_length": length, "trainer.tokens_per_batch": PresetValue(tokens, "")}
+    fitting = _fitting(asked, choices | thinking, size, machine)
+    longer = _filled(asked, choices | thinking)
+    rows = longer.sampling.questions_per_round * longer.sampling.completions
+    at_once = rows_at_once(row_bytes(size, longer, machine), whole_memory(machine))
+    in_time = longer.engine.kind != "hf" or MOST_TURNS * at_once >= rows
+    if machine.gpu and in_time and fitting:
+        return {key: fitting[key] for key in ("engine.max_completion_length", VLLM_SHARE) if key in fitting}
+    return {"policy.template": PresetValue({"enable_thinking": False}, "its thoughts would be cut off")}
 
 
 def _rate(parameters: int, *, adapters: bool) -> Overrides:
@@ -255,28 +277,6 @@ def _rate(parameters: int, *, adapters: bool) -> Overrides:
             rate, f"adapters, ten times what all weights take: {reason}" if adapters else reason
         )
     }
-
-
-def _adapters(parameters: int, machine: Machine) -> Overrides:
-    need = trained_bytes(machine.sharers) * parameters / 1e9
-    reason = f"training all weights takes {need:.1f} GB before any activation, of {machine.memory / 1e9:.1f} GB"
-    rank = 32 if parameters <= HUGE else 16
-    return {
-        "policy.lora.r": PresetValue(rank, reason),
-        "policy.lora.alpha": PresetValue(2 * rank, "twice the rank, as is usual"),
-    }
-
-
-def _frozen(size: ModelSize, machine: Machine, *, packs: bool) -> Overrides:
-    """Return the precision of the weights beneath adapters."""
-    if packs:
-        reason = f"frozen weights of 16 bits would not fit {machine.memory / 1e9:.1f} GB"
-        return {"policy.dtype": PresetValue("nf4", reason)}
-    dtype = _half(size, machine)
-    if dtype == PolicyConfig().dtype:
-        return {}
-    reason = "frozen weights need no more; the adapters stay fp32"
-    return {"policy.dtype": PresetValue(dtype, reason if dtype == "bfloat16" else f"{reason}; no bfloat16 here")}
 
 
 def _speaking(size: ModelSize, machine: Machine) -> Overrides:
@@ -306,47 +306,66 @@ def _speaking(size: ModelSize, machine: Machine) -> Overrides:
     return overrides
 
 
-def _fitting_tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> int:
-    """Return the tokens of a micro-batch whose activations take half of what weights and logits leave."""
-    budget = max(0, machine.memory - held.training - _logits(size, held)) // 2
-    fitting = budget // _token_bytes(size, machine)
-    return max(FEWEST_TOKENS, 1 << max(0, fitting.bit_length() - 1))
-
-
-def _token_bytes(size: ModelSize, machine: Machine) -> int:
-    """Return the activations of a token in the update."""
-    return activation_bytes(size, 2 if machine.bf16 else 4, checkpointing=size.parameters > HUGE and machine.gpu)
-
-
-def _logits(size: ModelSize, held: HeldMemory) -> int:
-    return logits_bytes(size, TrainerConfig().tokens_per_batch, adapters=held.adapters)
-
-
-def _tokens(size: ModelSize, machine: Machine, held: HeldMemory) -> Overrides:
-    """Return the micro-batch that fits, if the default one does not."""
-    tokens = _fitting_tokens(size, machine, held)
-    if tokens >= TrainerConfig().tokens_per_batch:
-        return {}
-    return {
-        "trainer.tokens_per_batch": PresetValue(
-            tokens, f"activations of more would not fit {machine.memory / 1e9:.1f} GB"
-        )
-    }
-
-
-def notes_on_model(config: NodeConfig) -> list[str]:
+def notes_on_model(config: NodeConfig, sharers: int = 1) -> list[str]:
     """Return what a start says of settings that do not suit the model; for a dry run, which loads none.
 
     Raises:
-        UserError: a start refuses one of them.
+        UserError: a start refuses one of them, or the model does not fit the memory.
     """
     if config.role == "relay":  # runs no model
         return []
-    builtin, rank = config.policy.model == "builtin", config.policy.lora.r
-    size = BUILTIN_SIZE if builtin else measure_model(config.policy.model)
+    check_size(config, sharers)
+    rank = config.policy.lora.r
+    size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
     config.engine.longest_prompt(size.positions)
     line = rate_warning(config.trainer, adapter_parameters(size, rank) if rank else size.parameters)
     return [line] if line else []
+
+
+def check_size(config: NodeConfig, sharers: int = 1) -> None:
+    """Raise `UserError` where a model cannot fit, by what it takes however small the micro-batch is.
+
+    With FSDP2, `sharers` processes share the weights out among GPUs.
+    """
+    if config.role == "relay" or config.policy.model == "builtin":
+        return
+    size = measure_model(config.policy.model)
+    machine = detect_machine(config.policy.device)._replace(sharers=sharers)
+    need = memory_held(size, config, machine).least
+    if need <= machine.memory:
+        return
+    remedy = smaller(config, size, machine, lambda table: table.least <= machine.memory)
+    raise UserError(
+        f"policy.model has {size.parameters / 1e9:.3g} G weights, which take {need / 1e9:.0f} GB before any "
+        f"activation; {'the GPU' if machine.gpu else 'this machine'} has {machine.memory / 1e9:.0f} GB: "
+        f"{remedy}choose a smaller model"
+    )
+
+
+def smaller(config: NodeConfig, size: ModelSize, machine: Machine, fits: Callable[[MemoryTable], bool]) -> str:
+    """Return the fewest settings by which a model fits after all, as "set ..., or "; "" if nothing will do."""
+    rank = config.policy.lora.r or 16
+    steps: list[dict[str, Any]] = [
+        {"policy.lora.r": rank, "policy.dtype": half_width(size, machine)},
+        {"trainer.gradient_checkpointing": True},
+        {"trainer.tokens_per_batch": SMALLER_BATCHES[-1]},
+    ]
+    if machine.gpu and machine.sharers == 1 and config.engine.kind == "hf":
+        steps.append({"policy.lora.r": rank, "policy.dtype": "nf4"})
+    sets = [some for count in range(1, 1 + len(steps)) for some in combinations(steps, count)]
+    for settings in [{key: value for step in some for key, value in step.items()} for some in sets]:
+        tree = config.model_dump()
+        changed = []
+        for key, value in settings.items():
+            *tables, last = key.split(".")
+            table = reduce(getitem, tables, tree)
+            if table[last] != value:
+                changed.append(f"{key}={toml_value(value)}")
+            table[last] = value
+        if fits(memory_held(size, parse_config(tree), machine)):
+            install = f"{how_to_install('bitsandbytes')} and " if "nf4" in settings.values() and not machine.nf4 else ""
+            return f"{install}set {' and '.join(changed)}, or "
+    return ""
 
 
 def rate_warning(trainer: TrainerConfig, trained: int) -> str:

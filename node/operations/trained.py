@@ -85,7 +85,7 @@ def _with_lengths(config: NodeConfig) -> NodeConfig:
     """Return `config` with the lengths that a node would train its model with."""
     from node.operations.presets import preset_for
 
-    choices = preset_for(config.policy, config.engine)
+    choices = preset_for(config)
     return fill(config, {key: choice.value for key, choice in choices.items() if key.startswith("engine.max_")})
 
 

@@ -1,11 +1,21 @@
-"""Memory that a node takes with a model, in bytes, estimated from the model's shape: for `gossamer doctor --model`.
+"""Memory: what a node with a model holds at once, in bytes, as one table. Nothing else adds memory up.
+
+A row is a part, and a column a phase of a round:
+
+    generate     the engine answers a round's questions
+    hand over    it is given the weights of the last update
+    update       gradients, with what the backward pass needs of the forward one
+    save         a checkpoint is written from a copy
+
+`memory_held` is pure. Presets take the first row of settings that fits by it, doctor prints it, and a start refuses by
+it what cannot fit. What it misses is caught later: the update, transformers and vLLM try again with less.
 
     weights           as `policy.dtype` says
     gradients, Adam   of the trained weights, in float32: 4 and 8 bytes each; 2 for Adam with `adamw_8bit`
     activations       what the backward pass needs again, of the micro-batch in work
     logits            of `CHUNK` numbers of its completions: themselves, their logarithms, their gradients, and copies;
                       and a gradient of the output matrix that is added to the others
-    key-value cache   of all completions that a round generates at once
+    key-value cache   of all completions that are generated at once
     libraries         torch and transformers themselves, in main memory
 
 The margins were fitted to SmolLM2-135M on a processor: 5.2 GB for 8 rows of 160 tokens in float32 (estimated 5.2), 3.2
@@ -14,18 +24,25 @@ round took 3.4 to 3.5 GB (3.95) with all weights and 2.7 (2.24) with adapters, f
 tests/e2e/test_node_footprint.py prints both.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from node.config import NodeConfig
+from node.config import EngineConfig, NodeConfig
+
+Phase = Literal["generate", "hand over", "update", "save"]
+Device = Literal["trainer", "engine", "main"]  # the device that trains, each of engine.placement, and main memory
+PHASES: tuple[Phase, ...] = ("generate", "hand over", "update", "save")
 
 CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32
 LOGIT = 24  # bytes of each: six tensors in float32, as measured
 MARGIN = 1.1  # what the allocator holds between two passes
 NF4_BYTES = 0.516  # of a weight: 4 bits, and a scale of 8 bits for 64 of them, which have scales themselves
-TRAINING_BYTES = 16  # a trained weight in fp32: itself 4, its gradient 4, Adam's two moments 8
 ADAM_BYTES = {"adamw_torch_fused": 8.0, "adamw_8bit": 2.03}  # two moments of a trained weight
 LIBRARIES = 500_000_000  # torch and transformers, as measured
+CACHE_PART = 0.15  # of a GPU, for keys and values of transformers; more rows than fit take turns
+VLLM_WEIGHT = 2.2  # bytes that vLLM needs for each weight: bfloat16, and a tenth for what it packs anew
+VLLM_LEAST = 3_000_000_000  # bytes beside them: a small key-value cache, and scratch space
+VLLM_CPU_CACHE = 1 << 30  # of keys and values, without a GPU
+VLLM_ASLEEP = 2_000_000_000  # bytes of a GPU that vLLM keeps while it sleeps: CUDA's own, and CUDA graphs
 
 
 class ModelSize(NamedTuple):
@@ -56,22 +73,179 @@ class Machine(NamedTuple):
     share: float = 1.0  # of the device: `memory` is as large a part of its whole
     devices: int = 1  # that are alike, of which a node has one
     nf4: bool = False  # bitsandbytes is installed
-    sharers: int = 1  # processes, each on a device like this, among which FSDP2 shares the weights out
+    sharers: int = 1  # processes, each on a GPU like this, among which FSDP2 shares the weights out
 
 
 class MemoryPart(NamedTuple):
-    """One entry of the sum: its bytes, and how they come about."""
+    """A row of the table: its bytes in each of its phases, and how they come about."""
 
     name: str
     bytes: int
     why: str
-    when: Literal["always", "generation", "update"] = "always"  # the last two take turns
+    phases: tuple[Phase, ...] = PHASES
+    device: Device = "trainer"
+    fixed: bool = False  # no smaller micro-batch, cache or part of a GPU makes it less
     bound: bool = False  # what takes it takes no more; else torch's allocator does, by `MARGIN`
 
 
-def cache_width(config: NodeConfig, *, bf16: bool) -> int:
+class MemoryTable(NamedTuple):
+    """The rows that `memory_held` returns."""
+
+    parts: list[MemoryPart]
+
+    def total(self, phase: Phase, device: Device = "trainer", *, fixed: bool = False) -> int:
+        """Return what a phase takes of a device, with what its allocator keeps; or of it the `fixed` parts, bare."""
+        parts = [part for part in self.parts if phase in part.phases and part.device == device]
+        if fixed:
+            return sum(part.bytes for part in parts if part.fixed)
+        return int(sum(part.bytes if part.bound else MARGIN * part.bytes for part in parts))
+
+    def peak(self, device: Device = "trainer") -> int:
+        """Return what the largest phase takes of a device."""
+        return max(self.total(phase, device) for phase in PHASES)
+
+    @property
+    def least(self) -> int:
+        """The device that trains needs so many bytes, however small the micro-batch is."""
+        return max(self.total(phase, fixed=True) for phase in PHASES)
+
+
+def memory_held(size: ModelSize, config: NodeConfig, machine: Machine) -> MemoryTable:
+    """Return what a node with this configuration holds.
+
+    With FSDP2 it is what the node's own process holds, which keeps a whole copy of the weights beside its part. Further
+    processes without FSDP2 hold the same on their GPUs, without an engine.
+
+    Args:
+        size: of the policy's model.
+        config: of the node.
+        machine: the node's part of it. GPUs of `engine.placement` count as like the one that trains.
+    """
+    parts = [*_training(size, config, machine), *_generating(size, config, machine)]
+    main: Device = "main" if machine.gpu else "trainer"
+    parts.append(MemoryPart("libraries", LIBRARIES, "torch and transformers", device=main))
+    if config.sampling.external:
+        parts.append(MemoryPart("replay buffer", config.buffer.max_bytes, "buffer.max_bytes", device=main))
+    trained, moments = _trained(size, config)
+    copy = MemoryPart("checkpoint", 4 * trained + moments, "a copy to write from", ("save",), main, bound=True)
+    left = machine.memory - MemoryTable(parts).total("save")
+    if machine.gpu or 2 * copy.bytes <= left:  # otherwise training waits for the disk (`node.training.snapshot`)
+        parts.append(copy)
+    return MemoryTable(parts)
+
+
+def _training(size: ModelSize, config: NodeConfig, machine: Machine) -> list[MemoryPart]:
+    """Return what the trainer holds."""
+    sampling, trainer, dtype = config.sampling, config.trainer, config.policy.dtype
+    answers = sampling.completions * config.engine.max_completion_length
+    group = config.engine.max_prompt_length + answers  # tokens of a group, whose prompt is computed once
+    tokens = min(trainer.tokens_per_batch, (sampling.local + sampling.external) * group)
+    weights, (trained, moments) = weight_bytes(size, dtype), _trained(size, config)
+    sharers = machine.sharers if machine.gpu else 1  # processors have one memory
+    of_all = f", 1/{sharers} of them" if sharers > 1 else ""
+    each = f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"
+    activations = activation_bytes(size, product_bytes(config, machine), checkpointing=trainer.gradient_checkpointing)
+    words = tokens * answers // group
+    millions = f"{trained / 1e6:.3g} M trained weights{of_all}"
+    parts = [
+        MemoryPart("weights", weights // sharers, each + of_all, fixed=True),
+        MemoryPart("gradients", 4 * trained // sharers, millions, ("update",), fixed=True),
+        MemoryPart("Adam", moments // sharers, f"two moments of each trained weight{of_all}", fixed=True),
+        MemoryPart(
+            "activations", tokens * activations, f"{tokens} tokens at once: trainer.tokens_per_batch", ("update",)
+        ),
+        MemoryPart(
+            "logits",
+            logits_bytes(size, words, adapters=config.policy.lora.r > 0),
+            f"{words} tokens of completions, {size.vocabulary} words; {CHUNK / 1e6:.0f} M at once",
+            ("update",),
+        ),
+    ]
+    if _is_cast(config, machine):
+        parts.append(MemoryPart("bf16 weights", 2 * size.parameters, "cast once a pass", ("update",)))
+    if sharers > 1:
+        why = "to generate, evaluate and save; in the node's own process"
+        parts.append(MemoryPart("whole weights", weights, why, fixed=True))
+        gathered = 2 * (size.parameters // size.layers + size.vocabulary * size.hidden) * weights // size.parameters
+        parts.append(MemoryPart("layers in work", gathered, "two layers, embeddings and head, whole", ("update",)))
+    return parts
+
+
+def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[MemoryPart]:
+    """Return what the engine holds, wherever; a server's memory is its own."""
+    engine = config.engine
+    main: Device = "main" if machine.gpu else "trainer"
+    while_it_generates: tuple[Phase, ...] = PHASES if engine.ahead else ("generate",)
+    if engine.kind == "hf":
+        rows, row = config.sampling.questions_per_round * config.sampling.completions, row_bytes(size, config, machine)
+        rows = min(rows, rows_at_once(row, whole_memory(machine))) if machine.gpu else rows
+        why = f"{rows} completions of up to {engine.longest} tokens at once"
+        parts = [MemoryPart("key-value cache", rows * row, why, while_it_generates)]
+        if engine.ahead:
+            # With products in bfloat16 only linear layers have 2 bytes: embeddings stay float32, apart from the head.
+            copy = weight_bytes(size, config.policy.dtype)
+            if _is_cast(config, machine):
+                copy = 2 * size.parameters + 4 * size.vocabulary * size.hidden
+            parts.append(MemoryPart("generating copy", copy, "a copy, as the policy is trained meanwhile"))
+        elif _is_cast(config, machine):  # continuous batching, on a GPU, keeps them
+            phases: tuple[Phase, ...] = PHASES if machine.gpu else ("generate",)
+            parts.append(MemoryPart("generating copy", 2 * size.parameters, "in bfloat16", phases))
+        return parts
+    if engine.kind != "vllm":
+        return []
+    parts = []
+    if engine.devices:
+        part = engine.vllm.gpu_memory_utilization
+        why = f"engine.vllm.gpu_memory_utilization={part:g} of each GPU of engine.placement"
+        parts.append(MemoryPart("vllm", int(part * whole_memory(machine)), why, device="engine", bound=True))
+    elif not machine.gpu:
+        why = "its copy of the weights, and 1 GiB of cache"
+        parts.append(MemoryPart("vllm", VLLM_CPU_CACHE + 2 * size.parameters, why))
+    else:
+        part = engine.vllm.gpu_memory_utilization
+        why = f"engine.vllm.gpu_memory_utilization={part:g} of the GPU, "
+        why += "while it generates" if vllm_sleeps(engine) else "all the time"
+        awake: tuple[Phase, ...] = ("generate", "hand over") if vllm_sleeps(engine) else PHASES
+        parts.append(MemoryPart("vllm", int(part * whole_memory(machine)), why, awake, bound=True))
+        if vllm_sleeps(engine):
+            why = "CUDA itself and its graphs, while the policy is trained"
+            asleep: tuple[Phase, ...] = ("update", "save")
+            parts.append(MemoryPart("vllm asleep", VLLM_ASLEEP, why, asleep, fixed=True, bound=True))
+    if config.policy.lora.r == 0:
+        parts.append(MemoryPart("copy for vllm", 2 * size.parameters, "the weights, as vLLM reads them", device=main))
+    elif machine.gpu and vllm_sleeps(engine):
+        why = "which vLLM keeps while it sleeps"
+        parts.append(MemoryPart("weights asleep", 2 * size.parameters, why, ("update", "save"), main))
+    return parts
+
+
+def vllm_sleeps(engine: EngineConfig) -> bool:
+    """Tell whether vLLM gives its GPU to the update: where it has none of its own, and does not generate ahead."""
+    return not engine.devices and not engine.ahead
+
+
+def whole_memory(machine: Machine) -> int:
+    """Return the bytes of the whole device, of which a node may have a part."""
+    return int(machine.memory / machine.share)
+
+
+def product_bytes(config: NodeConfig, machine: Machine) -> int:
     """Return the bytes of a number in the key-value cache, and in what a layer keeps for its backward pass."""
-    return 2 if bf16 or config.policy.dtype != "float32" else 4
+    return 2 if _in_bf16(config, machine) or config.policy.dtype != "float32" else 4
+
+
+def _in_bf16(config: NodeConfig, machine: Machine) -> bool:
+    return machine.bf16 if config.trainer.bf16 == "auto" else config.trainer.bf16
+
+
+def _is_cast(config: NodeConfig, machine: Machine) -> bool:
+    """Tell whether weights in float32 are rounded for products in bfloat16."""
+    return _in_bf16(config, machine) and config.policy.dtype == "float32"
+
+
+def row_bytes(size: ModelSize, config: NodeConfig, machine: Machine) -> int:
+    """Return what the keys and values of the longest prompt and its completion take."""
+    return config.engine.longest * cache_bytes(size.layers, size.kv_width, product_bytes(config, machine))
 
 
 def cache_bytes(layers: int, kv_width: int, width: int) -> int:
@@ -79,93 +253,16 @@ def cache_bytes(layers: int, kv_width: int, width: int) -> int:
     return layers * 2 * kv_width * width
 
 
-def footprint(
-    size: ModelSize,
-    config: NodeConfig,
-    engine_parts: Sequence[MemoryPart],
-    *,
-    bf16: bool,
-    gpu_memory: int = 0,
-    sharers: int = 1,
-) -> list[MemoryPart]:
-    """Return what a node with this configuration takes of the memory of the device that trains.
-
-    With FSDP2 it is the device of the node's own process, which keeps a whole copy of the weights beside its part.
-
-    Args:
-        size: of the policy's model.
-        config: of the node.
-        engine_parts: what its engine takes of the device, as the engine says (`node.engines.EngineKind.memory`).
-        bf16: whether products are computed in bfloat16.
-        gpu_memory: of the GPU that trains, whose libraries are in another memory; 0 for a processor.
-        sharers: processes among which FSDP2 shares out the weights; 1 without it.
-    """
-    sampling, engine, lora = config.sampling, config.engine, config.policy.lora
-    prompt, completion = engine.max_prompt_length, engine.max_completion_length
-    answers = sampling.completions * completion
-    group = prompt + answers  # tokens of a group, whose prompt is computed once
-    tokens = min(config.trainer.tokens_per_batch, (sampling.local + sampling.external) * group)
-    dtype = config.policy.dtype
-    weights = weight_bytes(size, dtype)
-    trained = adapter_parameters(size, lora.r) if lora.r else size.parameters
-    checkpointing = config.trainer.gradient_checkpointing
-    of_all = f", 1/{sharers} of them" if sharers > 1 else ""
-    moments = int(ADAM_BYTES[config.trainer.options.optim] * trained)
-    each = f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"
-    parts = [
-        MemoryPart("weights", weights // sharers, each + of_all),
-        MemoryPart(
-            "gradients", 4 * trained // sharers, f"{trained / 1e6:.3g} M trained weights{of_all}", when="update"
-        ),
-        MemoryPart("Adam", moments // sharers, f"two moments of each trained weight{of_all}"),
-        MemoryPart(
-            "activations",
-            tokens * activation_bytes(size, cache_width(config, bf16=bf16), checkpointing=checkpointing),
-            f"{tokens} tokens at once: trainer.tokens_per_batch",
-            when="update",
-        ),
-        MemoryPart(
-            "logits",
-            logits_bytes(size, tokens * answers // group, adapters=lora.r > 0),
-            f"{tokens * answers // group} tokens of completions, {size.vocabulary} words; {CHUNK / 1e6:.0f} M at once",
-            when="update",
-        ),
-    ]
-    if bf16 and dtype == "float32":
-        parts.append(MemoryPart("bf16 weights", 2 * size.parameters, "cast once a pass", when="update"))
-    if sharers > 1:
-        parts.append(MemoryPart("whole weights", weights, "to generate, evaluate and save; in the node's own process"))
-        gathered = 2 * (size.parameters // size.layers + size.vocabulary * size.hidden)
-        width = weights / size.parameters
-        parts.append(
-            MemoryPart("layers in work", int(gathered * width), "two layers, embeddings and head, whole", when="update")
-        )
-    parts += engine_parts
-    if not gpu_memory:
-        parts.append(MemoryPart("libraries", LIBRARIES, "torch and transformers"))
-        if sampling.external:
-            parts.append(MemoryPart("replay buffer", config.buffer.max_bytes, "buffer.max_bytes"))
-    return parts
+def rows_at_once(row: int, gpu_memory: int) -> int:
+    """Return for how many rows the keys and values, `row` bytes each, fit transformers' part of a GPU."""
+    return max(1, int(CACHE_PART * gpu_memory) // row)
 
 
-def peak(parts: list[MemoryPart]) -> int:
-    """Return what `footprint`'s parts take at once: generation, and the update with its gradients, take turns."""
-    of = {
-        when: sum(part.bytes if part.bound else MARGIN * part.bytes for part in parts if part.when == when)
-        for when in ("always", "generation", "update")
-    }
-    return int(of["always"] + max(of["generation"], of["update"]))
-
-
-def trained_bytes(sharers: int = 1) -> float:
-    """Return what a trained weight takes of a device; with FSDP2 a part of it, and a whole copy beside."""
-    return TRAINING_BYTES if sharers == 1 else TRAINING_BYTES / sharers + 4
-
-
-def frozen_bytes(dtype: str, sharers: int = 1) -> float:
-    """Return what a weight beneath adapters takes of a device, by `policy.dtype`; with FSDP2 likewise."""
-    width = {"float32": 4, "nf4": NF4_BYTES}.get(dtype, 2)
-    return width if sharers == 1 else width / sharers + width
+def _trained(size: ModelSize, config: NodeConfig) -> tuple[int, int]:
+    """Return how many weights are trained, and the bytes of Adam's moments of them."""
+    rank = config.policy.lora.r
+    trained = adapter_parameters(size, rank) if rank else size.parameters
+    return trained, int(ADAM_BYTES[config.trainer.options.optim] * trained)
 
 
 def weight_bytes(size: ModelSize, dtype: str) -> int:
@@ -174,7 +271,7 @@ def weight_bytes(size: ModelSize, dtype: str) -> int:
         attention = 2 * size.hidden * (size.hidden + size.kv_width)
         matrices = min(size.parameters, size.layers * (attention + 3 * size.hidden * size.intermediate))
         return int(NF4_BYTES * matrices) + 2 * (size.parameters - matrices)
-    return int(size.parameters * frozen_bytes(dtype))
+    return size.parameters * (4 if dtype == "float32" else 2)
 
 
 def adapter_parameters(size: ModelSize, rank: int) -> int:

@@ -41,16 +41,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from node.config import EngineConfig
-from node.engines import EngineKind, Generated, SamplingParams
+from node.engines import Generated, SamplingParams
 from node.policy.load import Policy
 
 
-class EchoKind(EngineKind):
-    """The engine before it runs."""
-
-    def make(self, config: EngineConfig, policy: Policy, folder: Path) -> "EchoEngine":
-        """Return the engine."""
-        return EchoEngine(policy)
+def make(config: EngineConfig, policy: Policy, folder: Path) -> "EchoEngine":
+    """Return the engine."""
+    return EchoEngine(policy)
 
 
 class EchoEngine:
@@ -209,11 +206,11 @@ DOORS = {
         (
             Step("RolloutEngine", "node/engines/echo.py", "", ECHO),
             Step("above", ENGINES, "    server    ", "    echo            says 0 or 1\n"),
-            Step("kind_of", ENGINES, "hf, server, vllm\n", "echo, "),
-            Step("kind_of", ENGINES, '"hf": hf.', '"echo": echo.EchoKind, '),
+            Step("make_engine", ENGINES, "hf, server, vllm\n", "echo, "),
+            Step("make_engine", ENGINES, '"hf": hf.', '"echo": echo.make, '),
             Step("EngineConfig.kind", "node/config.py", '"hf", "vllm", "server"]', '"echo", '),
         ),
-        frozenset({"EngineKind", "missing"}),  # its module has one; nothing has to be installed
+        frozenset({"make", "missing", "node.policy.memory"}),  # its module has one; nothing is installed or held
     ),
     "task": Door(
         TASKS,

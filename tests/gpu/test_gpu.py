@@ -9,13 +9,13 @@ import torch
 
 from benchmarks.gpu import SHAPES, make_model
 from node.config import PolicyConfig, load_config
-from node.engines import Generated, SamplingParams, kind_of
+from node.engines import Generated, SamplingParams
 from node.engines.hand_over import policy_logprobs
 from node.engines.hf import HfEngine
 from node.operations.presets import with_preset
-from node.policy.detection import measure_model
+from node.policy.detection import detect_machine, measure_model
 from node.policy.load import Policy, load_policy
-from node.policy.memory import cache_width, footprint, peak
+from node.policy.memory import memory_held
 from node.run import run_node
 from tests.swarms import rows_of
 
@@ -103,15 +103,14 @@ def test_the_estimate_of_memory_covers_what_torch_held(tmp_path: Path) -> None:
     ]
     config, _ = with_preset(load_config(None, settings))
     size = measure_model(str(tmp_path / "model"))
-    width = cache_width(config, bf16=DEVICE == "cuda")
-    parts = footprint(size, config, kind_of("hf").memory(size, config, width, 1), bf16=DEVICE == "cuda", gpu_memory=1)
+    estimated = memory_held(size, config, detect_machine(DEVICE)).peak()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     run_node(config, tmp_path / "node")
     if DEVICE == "cuda":
         took = torch.cuda.max_memory_allocated()
-        print(f"estimated {peak(parts) / 1e9:.2f} GB, took {took / 1e9:.2f} GB")
-        assert took <= peak(parts) < 4 * took
+        print(f"estimated {estimated / 1e9:.2f} GB, took {took / 1e9:.2f} GB")
+        assert took <= estimated < 4 * took
 
 
 def test_without_memory_for_all_rows_fewer_are_generated_at_once(policy: Policy) -> None:

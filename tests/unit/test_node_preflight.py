@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,9 @@ import pytest
 from node.cli.running import run
 from node.config import NodeConfig, parse_config
 from node.errors import UserError
-from node.operations.preflight import check_first, check_size, weights_in
+from node.operations.preflight import check_first
+from node.operations.presets import check_size, notes_on_model
+from node.policy.memory import Machine, ModelSize
 from tests.ranks import FSDP2
 
 
@@ -22,14 +23,23 @@ def config_of(**tables: object) -> NodeConfig:
     return parse_config(tables)
 
 
-def model_folder(folder: Path, weights: int = 0) -> Path:
-    """A folder as a model's; its file of weights holds a header alone."""
+EIGHT = ModelSize(8_000_000_000, 36, 4096, 12_288, 32, 1024, 128_256, 8192)
+CARD, BOX = Machine(80_000_000_000, gpu=True, bf16=True), Machine(80_000_000_000)
+
+
+def model_folder(folder: Path, *, weights: bool = False) -> Path:
+    """A folder as a model's."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     if weights:
-        header = json.dumps({"__metadata__": {"format": "pt"}, "a": {"shape": [weights // 10, 10]}}).encode()
-        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        (folder / "model.safetensors").touch()
     return folder
+
+
+def here_is(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    """Have every model of any name 8 G weights, and this machine be `machine`."""
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda name: EIGHT)
+    monkeypatch.setattr("node.operations.presets.detect_machine", lambda device, **_: machine)
 
 
 def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None:
@@ -75,7 +85,7 @@ def test_a_full_disk_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_missing_parts_of_a_model_are_named(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "parts", weights=100)
+    folder = model_folder(tmp_path / "parts", weights=True)
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"1 of 2 files of weights, without model-00002-of-00002\.safetensors"):
@@ -104,26 +114,30 @@ def test_a_tracker_that_is_not_here_is_told_before_a_model_is_loaded(
     check_first(config, tmp_path)
 
 
-def test_a_model_that_is_far_too_large_is_told_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
-    monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: 80_000_000_000)
-    folder = str(model_folder(tmp_path / "large", weights=8_000_000_000))
-    assert weights_in(Path(folder)) == 8_000_000_000
+def test_a_model_that_is_far_too_large_is_told_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    here_is(monkeypatch, CARD)
     with pytest.raises(UserError, match=r"8 G weights, which take 128 GB .* the GPU has 80 GB: set policy\.lora\.r=16"):
-        check_size(config_of(policy={"model": folder}))
+        check_size(config_of(policy={"model": "a/model"}))
     for dtype in ("bfloat16", "float16"):
-        check_size(config_of(policy={"model": folder, "dtype": dtype, "lora": {"r": 16}}))
-    with pytest.raises(UserError, match="this machine has"):
-        check_size(config_of(policy={"model": str(model_folder(tmp_path / "huge", 10**15)), "device": "cpu"}))
+        check_size(config_of(policy={"model": "a/model", "dtype": dtype, "lora": {"r": 16}}))
+    here_is(monkeypatch, Machine(16_000_000_000))
+    with pytest.raises(UserError, match="this machine has 16 GB"):
+        check_size(config_of(policy={"model": "a/model", "device": "cpu"}))
+
+
+def test_a_dry_run_refuses_a_model_that_is_far_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    here_is(monkeypatch, CARD)
+    with pytest.raises(UserError, match="take 128 GB"):
+        notes_on_model(config_of(policy={"model": "a/model"}))
+    assert notes_on_model(config_of(policy={"model": "a/model"}, trainer={"learning_rate": 1e-6}), sharers=4) == []
 
 
 def test_a_model_that_cards_share_out_need_not_fit_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
-    monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: 80_000_000_000)
+    here_is(monkeypatch, CARD)
     monkeypatch.setattr("node.cli.running.check_first", lambda *_: None)
-    config = config_of(policy={"model": str(model_folder(tmp_path / "large", weights=8_000_000_000))})
+    config = config_of(policy={"model": "a/model"})
     (tmp_path / "fsdp2.yaml").write_text(FSDP2)
     trained = []
     monkeypatch.setattr("node.run.run_node", lambda *_, **more: trained.append(more))
@@ -131,36 +145,32 @@ def test_a_model_that_cards_share_out_need_not_fit_one(
         run(config, tmp_path / "node")
     run(config, tmp_path / "node", accelerate=tmp_path / "fsdp2.yaml")
     assert len(trained) == 1
-    with pytest.raises(UserError, match=r"take 96 GB .*; the GPU has 80 GB: set policy\.lora\.r=16 to"):
+    with pytest.raises(UserError, match=r"take 96 GB .*; the GPU has 80 GB: set policy\.lora\.r=16 "):
         run(config, tmp_path / "node", accelerate=tmp_path / "fsdp2.yaml", processes=2)
     run(config_of(policy={"model": config.policy.model, "lora": {"r": 16}, "dtype": "bfloat16"}), tmp_path / "node")
     assert len(trained) == 2
 
 
-def test_on_a_processor_all_parts_are_in_one_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.operations.preflight.main_memory", lambda: 80_000_000_000)
-    model = str(model_folder(tmp_path / "large", weights=8_000_000_000))
+def test_on_a_processor_all_parts_are_in_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    here_is(monkeypatch, BOX)
     with pytest.raises(UserError, match=r"take 128 GB .* this machine has 80 GB"):
-        check_size(config_of(policy={"model": model, "device": "cpu"}), sharers=4)
+        check_size(config_of(policy={"model": "a/model", "device": "cpu"}), sharers=4)
 
 
 @pytest.mark.parametrize(
     ("gigabytes", "policy", "remedy"),
     [
-        (24, {}, "set policy.lora.r=16 to train adapters, or choose"),
-        (24, {"lora": {"r": 16}}, "set policy.dtype=bfloat16 to train adapters, or choose"),
-        (12, {}, "set policy.lora.r=16 and policy.dtype=nf4 to train adapters, or choose"),
-        (12, {"lora": {"r": 16}, "dtype": "bfloat16"}, "set policy.dtype=nf4 to train adapters, or choose"),
+        (24, {}, 'set policy.lora.r=16 and policy.dtype="bfloat16", or choose'),
+        (24, {"lora": {"r": 16}}, 'set policy.dtype="bfloat16", or choose'),
+        (12, {}, 'set policy.lora.r=16 and policy.dtype="nf4", or choose'),
+        (12, {"lora": {"r": 16}, "dtype": "bfloat16"}, 'set policy.dtype="nf4", or choose'),
         (4, {}, "has 4 GB: choose a smaller model"),
     ],
 )
 def test_what_is_advised_passes_the_same_sum(
-    gigabytes: int, policy: dict[str, object], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gigabytes: int, policy: dict[str, object], remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.operations.preflight.has_gpu", lambda: True)
-    monkeypatch.setattr("node.operations.preflight.has_bitsandbytes", lambda: True)
-    monkeypatch.setattr("node.operations.preflight.gpu_memory", lambda: gigabytes * 10**9)
-    policy = policy | {"model": str(model_folder(tmp_path / "large", weights=8_000_000_000))}
+    here_is(monkeypatch, CARD._replace(memory=gigabytes * 10**9, nf4=True))
     with pytest.raises(UserError) as refused:
-        check_size(config_of(policy=policy))
+        check_size(config_of(policy=policy | {"model": "a/model"}))
     assert remedy in str(refused.value)

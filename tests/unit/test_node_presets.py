@@ -3,7 +3,9 @@
 import json
 import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,13 +13,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from benchmarks.cards import CARDS, MODELS, choice, table
-from node.config import EngineConfig, NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
-from node.engines import kind_of
+from node.config import NodeConfig, TrainerConfig, fill, is_set, parse_config
 from node.errors import UserError
 from node.operations.presets import SMALL, preset, preset_for, rate_warning
 from node.policy.detection import find_model, looks_like_path, measure_model
 from node.policy.load import BUILTIN
-from node.policy.memory import BUILTIN_SIZE, Machine, ModelSize, footprint, peak
+from node.policy.memory import BUILTIN_SIZE, Machine, ModelSize, memory_held
 from node.run import run_node
 from tests.policies import write_tiny_policy
 from tests.swarms import small_config
@@ -25,6 +26,12 @@ from tests.swarms import small_config
 LAPTOP = Machine(16 << 30)
 SERVER = Machine(64 << 30, bf16=True)
 GPU = Machine(80 << 30, gpu=True, bf16=True, vllm=True)
+
+
+def asking(lora: int | None = None, dtype: str | None = None, engine: Mapping[str, object] | None = None) -> NodeConfig:
+    """Return what a person set."""
+    policy = ({} if lora is None else {"lora": {"r": lora}}) | ({} if dtype is None else {"dtype": dtype})
+    return parse_config({"policy": policy, "engine": engine or {}})
 
 
 def model(parameters: float, positions: int | None = 8192) -> ModelSize:
@@ -81,7 +88,7 @@ def model(parameters: float, positions: int | None = 8192) -> ModelSize:
     ],
 )
 def test_what_a_model_wants(parameters: float, machine: Machine, lora: int | None, wants: dict[str, object]) -> None:
-    chosen = {key: choice.value for key, choice in preset(model(parameters), machine, lora).items()}
+    chosen = {key: choice.value for key, choice in preset(asking(lora), model(parameters), machine).items()}
     assert chosen | wants == chosen
     lesser = {
         "engine.max_prompt_length",
@@ -109,9 +116,8 @@ machines = st.builds(
 
 @given(sizes, machines, st.none() | st.integers(0, 64), st.booleans())
 def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int | None, thinks: bool) -> None:
-    choices = preset(size, machine, lora, thinks=thinks)
-    given = NodeConfig() if lora is None else parse_config({"policy": {"lora": {"r": lora}}})
-    config = fill(given, {key: choice.value for key, choice in choices.items()})
+    choices = preset(asking(lora), size, machine, thinks=thinks)
+    config = fill(asking(lora), {key: choice.value for key, choice in choices.items()})
     asked = config.policy.lora.r if lora is None else lora
     assert rate_warning(config.trainer, size.parameters if asked == 0 else SMALL) == ""
     length = config.engine.max_prompt_length + config.engine.max_completion_length
@@ -122,7 +128,7 @@ def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int
 
 @pytest.mark.parametrize(("gigabytes", "tokens"), [(64, 2048), (16, 2048), (5, 512), (1, 256)])
 def test_a_small_machine_takes_smaller_micro_batches(gigabytes: int, tokens: int) -> None:
-    choices = preset(model(135e6), Machine(gigabytes << 30))
+    choices = preset(NodeConfig(), model(135e6), Machine(gigabytes << 30))
     config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
     assert config.trainer.tokens_per_batch == tokens
 
@@ -130,24 +136,27 @@ def test_a_small_machine_takes_smaller_micro_batches(gigabytes: int, tokens: int
 def test_the_builtin_policy_keeps_the_defaults_but_for_its_one_thread() -> None:
     assert measure_model(str(BUILTIN)) == BUILTIN_SIZE
     config = NodeConfig()
-    choices = preset_for(config.policy, config.engine)
+    choices = preset_for(config)
     assert {key: choice.value for key, choice in choices.items()} == {"threads": 1}
 
 
 def test_nodes_that_share_a_gpu_share_vllms_part_of_it() -> None:
-    alone, shared = preset(model(135e6), GPU), preset(model(135e6), GPU._replace(share=0.25))
+    alone, shared = (preset(NodeConfig(), model(135e6), GPU._replace(share=share)) for share in (1, 0.25))
     assert shared[SHARE].value == pytest.approx(alone[SHARE].value / 4, rel=0.01)
 
 
 def test_what_vllm_keeps_while_it_sleeps_is_not_there_for_training() -> None:
     size = model(2.6e9)  # 41.6 GB to train all weights, of which half are to be free
     machine = GPU._replace(memory=84_000_000_000)
-    assert "policy.lora.r" not in preset(size, machine._replace(vllm=False))
-    assert "policy.lora.r" in preset(size, machine)
+    assert "policy.lora.r" not in values(size, machine._replace(vllm=False))
+    assert "policy.lora.r" in values(size, machine)
 
 
-def values(size: ModelSize, machine: Machine, lora: int | None = None, **says: object) -> dict[str, object]:
-    return {key: choice.value for key, choice in preset(size, machine, lora, **says).items()}
+def values(
+    size: ModelSize, machine: Machine, lora: int | None = None, *, thinks: bool = False, **says: Any
+) -> dict[str, object]:
+    choices = preset(asking(lora, **says), size, machine, thinks=thinks)
+    return {key: choice.value for key, choice in choices.items()}
 
 
 KIND, SHARE = "engine.kind", "engine.vllm.gpu_memory_utilization"
@@ -181,16 +190,12 @@ def test_vllm_generates_where_its_copy_of_the_weights_fits_beside_the_trainers(
 
 @given(sizes, machines.filter(lambda machine: machine.gpu))
 def test_what_is_chosen_fits_while_it_generates_and_while_it_trains(size: ModelSize, machine: Machine) -> None:
-    choices = preset(size, machine)
-    config = fill(NodeConfig(), {key: choice.value for key, choice in choices.items()})
-    if config.engine.kind != "vllm":
-        return
-    whole = machine.memory / machine.share
-    parts = footprint(size, config, [], bf16=True, gpu_memory=int(whole), sharers=machine.sharers)
-    held = sum(part.bytes for part in parts if part.name in ("weights", "Adam", "whole weights"))
-    vllm = config.engine.vllm.gpu_memory_utilization * whole
-    assert held + vllm <= machine.memory
-    assert vllm > 2 * size.parameters, "its weights, and a cache"
+    config = fill(NodeConfig(), values(size, machine))
+    table = memory_held(size, config, machine)
+    if config.engine.kind == "vllm":
+        assert table.peak() <= machine.memory
+        [vllm] = [part.bytes for part in table.parts if part.name == "vllm"]
+        assert vllm > 2 * size.parameters, "its weights, and a cache"
 
 
 def test_weights_of_16_bits_that_do_not_fit_have_4_where_bitsandbytes_is_installed() -> None:
@@ -200,8 +205,8 @@ def test_weights_of_16_bits_that_do_not_fit_have_4_where_bitsandbytes_is_install
     assert (found["policy.dtype"], found["policy.lora.r"]) == ("nf4", 16)
     assert values(QWEN, machine._replace(nf4=True), 16)["policy.dtype"] == "nf4"
     assert values(QWEN, machine._replace(nf4=True, memory=24 << 30))["policy.dtype"] == "bfloat16"
-    assert "policy.dtype" not in values(QWEN, machine._replace(nf4=True), dtype="bfloat16")
-    assert values(QWEN, machine._replace(nf4=True), engine=EngineConfig(kind="vllm"))["policy.dtype"] == "bfloat16"
+    assert "policy.dtype" not in values(QWEN, machine._replace(nf4=True), 16, dtype="bfloat16")
+    assert values(QWEN, machine._replace(nf4=True), engine={"kind": "vllm"})["policy.dtype"] == "bfloat16"
 
 
 def test_cards_that_share_the_weights_out_train_more_of_them_and_never_4_bits() -> None:
@@ -218,9 +223,8 @@ def test_adapters_that_a_person_asks_for_lie_over_weights_of_16_bits_and_fit(nam
     """They left the weights in float32: 31.8 GB of 24 for 4 B."""
     size, machine = MODELS[name], GPU._replace(memory=gigabytes * 10**9)
     config = fill(parse_config({"policy": {"lora": {"r": 16}}}), values(size, machine, 16))
-    engine = kind_of(config.engine.kind).memory(size, config, 2, machine.memory)
     assert config.policy.dtype == "bfloat16"
-    assert peak(footprint(size, config, engine, bf16=True, gpu_memory=machine.memory)) <= machine.memory
+    assert memory_held(size, config, machine).peak() <= machine.memory
 
 
 def test_frozen_weights_are_as_the_machine_computes_and_as_a_person_says() -> None:
@@ -239,27 +243,25 @@ def test_frozen_weights_are_as_the_machine_computes_and_as_a_person_says() -> No
 def test_vllm_that_generates_ahead_fits_beside_the_update(name: str, gigabytes: int) -> None:
     """It is awake meanwhile. It was to have all that the trainer leaves while it sleeps: 84.6 of 80 GB for 0.6 B."""
     size, machine = MODELS[name], GPU._replace(memory=gigabytes * 10**9)
-    config = parse_config({"engine": {"ahead": 1}})
-    config = fill(config, values(size, machine, engine=config.engine))
+    config = fill(asking(engine={"ahead": 1}), values(size, machine, engine={"ahead": 1}))
     if config.engine.kind == "vllm":
-        engine = kind_of("vllm").memory(size, config, 2, machine.memory)
-        parts = footprint(size, config, engine, bf16=True, gpu_memory=machine.memory)
-        assert peak(parts) <= machine.memory
-        [vllm] = engine
-        assert vllm.when == "always" and vllm.bytes > 2 * size.parameters, "its weights, and a cache"
+        table = memory_held(size, config, machine)
+        assert table.peak() <= machine.memory
+        [vllm] = [part for part in table.parts if part.name == "vllm"]
+        assert "update" in vllm.phases and vllm.bytes > 2 * size.parameters, "its weights, and a cache"
     turns = values(size, machine)[KIND]
-    assert (turns, config.engine.kind) in {("vllm", "vllm"), ("hf", "hf")}
+    assert turns == "vllm" or config.engine.kind == "hf"
 
 
 def test_transformers_that_generate_ahead_have_room_for_their_copy() -> None:
-    size, machine = model(2.9e9), GPU._replace(memory=48_000_000_000, vllm=False)
-    assert values(size, machine, 0, engine=EngineConfig(ahead=0)).get("trainer.tokens_per_batch") is None
-    assert values(size, machine, 0, engine=EngineConfig(ahead=1))["trainer.tokens_per_batch"] == 256
+    size, machine = model(2.9e9), GPU._replace(memory=70_000_000_000, vllm=False)
+    assert values(size, machine, 0, engine={"ahead": 0}).get("trainer.tokens_per_batch") is None
+    assert values(size, machine, 0, engine={"ahead": 1})["trainer.tokens_per_batch"] == 256
 
 
 def test_on_a_card_without_bfloat16_transformers_generate_with_weights_in_float16() -> None:
     """On T4, V100 or RTX 20: vLLM was to compute in bfloat16 there, and refused."""
-    found = preset(MODELS["Qwen2.5-1.5B"], Machine(15 * 10**9, gpu=True, bf16=False, vllm=True))
+    found = preset(NodeConfig(), MODELS["Qwen2.5-1.5B"], Machine(15 * 10**9, gpu=True, bf16=False, vllm=True))
     assert (found[KIND].value, found["policy.dtype"].value) == ("hf", "float16")
     assert "has bfloat16" in found[KIND].reason
     assert values(model(135e6), GPU._replace(bf16=False))[KIND] == "hf"
@@ -271,16 +273,16 @@ def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> No
 
 
 def test_on_gpus_of_its_own_vllm_takes_nothing_of_the_trainers() -> None:
-    apart = EngineConfig(kind="vllm", placement=[1, 2])
-    found = preset(model(7e9), GPU._replace(memory=24 << 30), engine=apart)
-    assert (found[KIND].value, found[SHARE].value) == ("vllm", 0.9)
+    apart = {"kind": "vllm", "placement": [1, 2]}
+    found = values(model(7e9), GPU._replace(memory=24 << 30), engine=apart)
+    assert found[SHARE] == 0.9
 
 
 def test_where_vllm_does_not_fit_training_has_the_whole_gpu_and_the_reason_is_told() -> None:
     machine = GPU._replace(memory=24 << 30)
-    found = preset(model(7e9), machine)
+    found = preset(NodeConfig(), model(7e9), machine)
     others = {key: choice for key, choice in found.items() if key != KIND}
-    assert others == preset(model(7e9), machine._replace(vllm=False))
+    assert others == preset(NodeConfig(), model(7e9), machine._replace(vllm=False))
     assert "no room beside training" in found[KIND].reason
 
 
@@ -340,10 +342,9 @@ def test_a_reasoning_model_is_told_by_its_template_and_what_a_person_says_of_it_
     monkeypatch.setattr("node.operations.presets.measure_model", lambda _: model(135e6))
     thinks = thinking_model(tmp_path / "a", "{% if enable_thinking is false %}<think></think>{% endif %}")
     plain = thinking_model(tmp_path / "b", "{{ messages[0].content }}")
-    engine = NodeConfig().engine
 
     def template(model: str, **says: object) -> object:
-        choice = preset_for(PolicyConfig(model=model, **says), engine).get(TEMPLATE)
+        choice = preset_for(parse_config({"policy": {"model": model, **says}})).get(TEMPLATE)
         return choice and choice.value
 
     assert (template(thinks), template(plain)) == (NO_THOUGHTS, None)
@@ -357,7 +358,7 @@ def test_nodes_on_one_machine_share_its_memory(nodes: int, tmp_path: Path, monke
     monkeypatch.setattr("node.operations.presets.detect_machine", lambda *_, **__: LAPTOP)
     monkeypatch.setattr("node.operations.presets.measure_model", lambda _: model(135e6))
     config = parse_config({"policy": {"model": "any"}})
-    assert ("policy.lora.r" in preset_for(config.policy, config.engine, nodes)) == (nodes > 1)
+    assert ("policy.lora.r" in preset_for(config, nodes)) == (nodes > 1)
 
 
 @pytest.mark.parametrize(("nodes", "on_one"), [(1, 1), (4, 1), (5, 2), (8, 2)])
@@ -367,8 +368,8 @@ def test_nodes_on_several_gpus_share_the_one_that_they_are_on(
     monkeypatch.setattr("node.operations.presets.detect_machine", lambda *_, **__: GPU._replace(devices=4))
     monkeypatch.setattr("node.operations.presets.measure_model", lambda _: model(135e6))
     config = parse_config({"policy": {"model": "any"}})
-    of_one = preset(model(135e6), GPU._replace(memory=GPU.memory // on_one, share=1 / on_one))
-    assert preset_for(config.policy, config.engine, nodes) == of_one
+    of_one = preset(NodeConfig(), model(135e6), GPU._replace(memory=GPU.memory // on_one, share=1 / on_one))
+    assert preset_for(config, nodes) == of_one
 
 
 def test_what_a_person_set_goes_before_a_preset_and_is_told_from_it() -> None:

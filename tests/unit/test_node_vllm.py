@@ -20,7 +20,8 @@ from structlog.testing import capture_logs
 from node.config import EngineConfig, PolicyConfig
 from node.engines import EngineError, SamplingParams, vllm_worker
 from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, digest, policy_logprobs
-from node.engines.vllm import VllmEngine, VllmKind, _environment
+from node.engines.vllm import VllmEngine, _environment
+from node.engines.vllm import make as make_vllm
 from node.engines.vllm_worker import checksum
 from node.errors import NonFiniteError, UserError
 from node.policy.export import export_weights
@@ -270,9 +271,9 @@ def test_a_card_without_bfloat16_is_refused_in_a_line(policy, tmp_path, monkeypa
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda number: cards[number][1])
     card = "GPU 1 lacks .Tesla V100, compute capability 7.0" if placement == [1] else "GPU 0 lacks .Tesla T4"
     with pytest.raises(UserError, match=rf"bfloat16 here, which {card}.*: set engine\.kind='hf'"):
-        VllmKind().make(EngineConfig(kind="vllm", placement=placement), policy, tmp_path)
+        make_vllm(EngineConfig(kind="vllm", placement=placement), policy, tmp_path)
     cards = [("A100", (8, 0)), ("H100", (9, 0))]
-    VllmKind().make(EngineConfig(kind="vllm", placement=placement), policy, tmp_path).close()
+    make_vllm(EngineConfig(kind="vllm", placement=placement), policy, tmp_path).close()
 
 
 @pytest.mark.parametrize(
@@ -282,9 +283,9 @@ def test_cards_that_do_not_divide_the_heads_are_refused_in_a_line(policy, tmp_pa
     policy.model.config.num_attention_heads, policy.model.config.num_key_value_heads = heads, keys
     config = EngineConfig(kind="vllm", placement=list(range(cards)))
     with pytest.raises(UserError, match=rf"names {cards} GPUs, .* {heads} attention heads .*: name {fewer} of them"):
-        VllmKind().make(config, policy, tmp_path)
+        make_vllm(config, policy, tmp_path)
     config = EngineConfig(kind="vllm", placement=list(range(fewer)))
-    VllmKind().make(config, policy, tmp_path).close()
+    make_vllm(config, policy, tmp_path).close()
 
 
 def test_other_gpus_are_named_by_what_this_process_sees(monkeypatch):
@@ -402,7 +403,7 @@ from pathlib import Path
 from node.processes.worker_process import WorkerProcess
 child = WorkerProcess([sys.executable, "-P", {vllm_worker.__file__!r}], {{}}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="float32", max_model_len=64, tensor_parallel_size=1,
-                lora_rank=0, sleeps=True, gpu_memory_utilization=0.4), 60)
+                lora_rank=0, sleeps=True, gpu_memory_utilization=0.4, cpu_cache_bytes=1 << 30), 60)
 print(child.pid, flush=True)
 time.sleep(600)
 """
