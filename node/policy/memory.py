@@ -202,15 +202,15 @@ def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[M
         why = "its copy of the weights, and 1 GiB of cache"
         parts.append(MemoryPart("vllm", VLLM_CPU_CACHE + 2 * size.parameters, why))
     else:
-        part = engine.vllm.gpu_memory_utilization
-        why = f"engine.vllm.gpu_memory_utilization={part:g} of the GPU, "
-        why += "while it generates" if vllm_sleeps(engine) else "all the time"
-        awake: tuple[Phase, ...] = ("generate", "hand over") if vllm_sleeps(engine) else PHASES
-        parts.append(MemoryPart("vllm", int(part * whole_memory(machine)), why, awake, bound=True))
-        if vllm_sleeps(engine):
+        part, sleeps = engine.vllm.gpu_memory_utilization, vllm_sleeps(engine)
+        held = int(part * whole_memory(machine))
+        why = f"engine.vllm.gpu_memory_utilization={part:g} of the GPU, {'while it generates' if sleeps else 'always'}"
+        awake: tuple[Phase, ...] = ("generate", "hand over") if sleeps else PHASES
+        parts.append(MemoryPart("vllm", held, why, awake, bound=True))
+        if sleeps:
             why = "CUDA itself and its graphs, while the policy is trained"
-            asleep: tuple[Phase, ...] = ("update", "save")
-            parts.append(MemoryPart("vllm asleep", VLLM_ASLEEP, why, asleep, fixed=True, bound=True))
+            kept, asleep = min(VLLM_ASLEEP, held), tuple(phase for phase in PHASES if phase not in awake)
+            parts.append(MemoryPart("vllm asleep", kept, why, asleep, fixed=True, bound=True))
     if config.policy.lora.r == 0:
         parts.append(MemoryPart("copy for vllm", 2 * size.parameters, "the weights, as vLLM reads them", device=main))
     elif machine.gpu and vllm_sleeps(engine):
