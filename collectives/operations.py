@@ -8,7 +8,6 @@
 Arguments are checked when a job is made, before anything is sent.
 """
 
-import hashlib
 import struct
 import threading
 import time
@@ -28,7 +27,7 @@ from collectives.mesh.port import Port
 from collectives.mesh.shared_memory import OFFER_BYTES, Bay, MemoryOffer
 from collectives.reduce import all_reduce as allreduce
 from collectives.reduce import gather, shared
-from collectives.reduce.all_reduce import pack_values, reduce_inline
+from collectives.reduce.all_reduce import may_go_by_ring, pack_values, reduce_inline
 from collectives.reduce.codecs import Feedback, coder_for
 from collectives.reduce.kernels import Reduction, Scratch, check_weight, describe
 from collectives.reduce.shared import Pieces
@@ -43,17 +42,19 @@ from collectives.reduce.tensors import (
     publish_pieces,
     stage,
 )
-from collectives.reduce.topology import PROBE_BYTES, Estimates, Topology, goes_inline, matrix, tour
+from collectives.reduce.topology import PROBE_BYTES, SumPlan, goes_inline, links_of
 from collectives.shared_state.state import SharedState, share_of
 from collectives.shared_state.transfer import SyncOutcome, sync
 from collectives.steps import Claim
 from collectives.types import Codec, Op, SyncStrategy
 from protocol.identity import NodeId
 
-_HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and which topology this member knows
+_HEAD = struct.Struct(">d8s")  # of an all-reduce's share: the weight, and the mark of this member's plan
+_LARGE = struct.Struct(">Qd")  # an END's share: the bytes of the step's large sums, and their seconds
 _PINGS = 3  # the first waits for a member that is late; the least of the others counts
 _SIZES = (1,) * _PINGS + (PROBE_BYTES,)
-_SLOTS = 2 * len(_SIZES)  # of one round: each probe and its receipt
+_SLOTS = 2 * len(_SIZES)  # of one round: each probe and its receipt; those below are for the rows
+MAX_STEP_S = 1e9  # of sums in one step
 T = TypeVar("T")
 
 
@@ -85,10 +86,10 @@ class Job(Protocol[T]):
 
 @dataclass
 class Known:
-    """A communicator's store for its operations. `topology` is replaced whole."""
+    """A communicator's store for its operations. `plan` is replaced whole."""
 
-    topology: Topology = field(default_factory=Topology)
-    mark: bytes = bytes(8)  # tells one agreed topology from another
+    plan: SumPlan = field(default_factory=SumPlan)
+    large: list[tuple[int, float]] = field(default_factory=list)  # bytes and seconds of large sums since the last END
     scratch: Scratch = field(default_factory=Scratch)
     plane: DataPlane | None = None  # whose members may share memory
 
@@ -120,13 +121,14 @@ class AllReduce:
             feedback.check(self._values.numel(), op)
         self.inline = (0, 0)
         self._pooled = False
+        self._large: tuple[int, float] | None = None  # bytes and seconds, of a sum that a ring may serve
         self.digest: Digest = (
             ("dtype", dtype_name(x)),
             ("count", self._values.numel()),
             ("op", op.value),
             ("codec", codec.value),
         )
-        head = _HEAD.pack(check_weight(weight), known.mark)
+        head = _HEAD.pack(check_weight(weight), known.plan.mark)
         inline = feedback is None and goes_inline(
             1 + len(head) + self._values.nbytes, len(members)
         )  # 1: a flag of the communicator's
@@ -158,11 +160,14 @@ class AllReduce:
             self.inline = pieces.sent, pieces.received
             return pieces
         self._pooled = True
-        agreed = {mark for _, mark in heads.values()} == {self._known.mark}
-        topology = self._known.topology if agreed else None
-        return allreduce.reduce(
-            port, job, self._values, self._known.scratch, topology=topology, feedback=self._feedback
-        )
+        plan = self._known.plan
+        if {mark for _, mark in heads.values()} != {plan.mark} or not plan.suits(job.order):
+            plan = SumPlan()
+        began = time.perf_counter()
+        result = allreduce.reduce(port, job, self._values, self._known.scratch, plan=plan, feedback=self._feedback)
+        if may_go_by_ring(job, self._values.nbytes):
+            self._large = self._values.nbytes, time.perf_counter() - began
+        return result
 
     def _bays(self, start: Perform, job: Reduction) -> Mapping[NodeId, Bay] | None:
         """Return where all have room for this operation; None, at all members, if it cannot go by shared memory."""
@@ -182,6 +187,8 @@ class AllReduce:
             self._feedback.commit()
         if self._pooled and isinstance(outcome, torch.Tensor):
             self._known.scratch.give(outcome)
+        if self._large is not None:
+            self._known.large.append(self._large)
         return self._target
 
     def end(self) -> None:
@@ -191,7 +198,7 @@ class AllReduce:
 
 
 def _read_head(member: NodeId, share: bytes) -> tuple[float, bytes]:
-    """Return the weight and the topology's mark of a share. Raises `Aborted`, and blames its sender."""
+    """Return the weight and the plan's mark of a share. Raises `Aborted`, and blames its sender."""
     try:
         weight, mark = _HEAD.unpack_from(share)
         return check_weight(weight), mark
@@ -272,7 +279,8 @@ class Rendezvous:
     kind = "rendezvous"
     inline = (0, 0)
 
-    def __init__(self, claim: Claim, has_state: bool) -> None:
+    def __init__(self, known: Known, claim: Claim, has_state: bool) -> None:
+        self._known = known
         self.share = claim.encode()
         self.digest: Digest = (("state", "given" if has_state else "not given"),)
         self.op: OpId | None = None
@@ -283,7 +291,9 @@ class Rendezvous:
         return {member: _read_claim(member, share) for member, share in start.shares.items()}
 
     def publish(self, outcome: dict[NodeId, Claim]) -> dict[NodeId, Claim]:
-        """Return it."""
+        """Return it; a plan begins anew with those who are here."""
+        self._known.plan = SumPlan()
+        self._known.large.clear()
         return outcome
 
 
@@ -298,10 +308,13 @@ class EndOfStep:
     """All have come to the end of a step; once all called, `op` names it, and `members` take it."""
 
     kind = "step"
-    share = b""
     inline = (0, 0)
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, known: Known, number: int) -> None:
+        self._known = known
+        self._plan = known.plan
+        large, known.large = known.large, []
+        self.share = _LARGE.pack(sum(nbytes for nbytes, _ in large), sum(seconds for _, seconds in large))
         self.digest: Digest = (("step", number),)
         self.op: OpId | None = None
         self.members: tuple[NodeId, ...] = ()
@@ -309,11 +322,25 @@ class EndOfStep:
     def perform(self, start: Perform, port: Port) -> OpId:
         """Note its name: without that this member has not sent OperationDone, and it cannot count."""
         self.op, self.members = start.op, start.view.members
+        large = [_read_large(member, share) for member, share in start.shares.items()]
+        nbytes, seconds = min(nbytes for nbytes, _ in large), max(seconds for _, seconds in large)
+        self._plan = self._plan.after(self.members, nbytes, seconds)
         return start.op
 
     def publish(self, outcome: OpId) -> OpId:
-        """Return its name."""
+        """Return its name; the plan is that of the next step."""
+        self._known.plan = self._plan
         return outcome
+
+
+def _read_large(member: NodeId, share: bytes) -> tuple[int, float]:
+    """Return the bytes and seconds of a member's large sums. Raises `Aborted`, and blames it."""
+    if len(share) != _LARGE.size:
+        raise Aborted(f"member {member} sent {len(share)} bytes at the end of a step, not {_LARGE.size}", member)
+    nbytes, seconds = _LARGE.unpack(share)
+    if not 0 <= seconds <= MAX_STEP_S:
+        raise Aborted(f"member {member} says that its sums took {seconds} s", member)
+    return nbytes, seconds
 
 
 class Sync:
@@ -338,66 +365,48 @@ class Sync:
 
 
 class Measure:
-    """This member's links to all others, probed in turn."""
+    """All lines between the members, probed in turn, and the plan that follows from them."""
 
     kind = "measure"
     digest: Digest = ()
     share = b""
     inline = (0, 0)
 
-    def __init__(self, estimates: Estimates) -> None:
-        self._estimates = estimates
-
-    def perform(self, start: Perform, port: Port) -> None:
-        """Probe."""
-        probe(port, start.view.members, self._estimates)
-
-    def publish(self, outcome: None) -> None:
-        """The measurements are this member's own."""
-
-
-class AgreeTopology:
-    """Everybody's measurements, and the tour that follows from them."""
-
-    kind = "topology"
-    digest: Digest = ()
-    inline = (0, 0)
-
-    def __init__(self, known: Known, row: bytes) -> None:
+    def __init__(self, known: Known) -> None:
         self._known = known
-        self.share = row
 
-    def perform(self, start: Perform, port: Port) -> tuple[Topology, bytes]:
-        """Compute the same tour at every member."""
-        links = matrix(start.view.members, start.shares)
-        found = Topology(tour(start.view.members, links), links)
-        mark = hashlib.sha256(b"".join(start.shares[member] for member in start.view.members)).digest()[:8]
-        return found, mark
+    def perform(self, start: Perform, port: Port) -> SumPlan:
+        """Probe the own lines, and tell all others; every member gets the same rows."""
+        order = start.view.members
+        row = torch.tensor(probe(port, order), dtype=torch.float64)
+        rows = gather.all_gather(port, order, row, Scratch()).view(len(order), len(order))
+        return self._known.plan.measured(order, links_of(order, rows.tolist()))
 
-    def publish(self, outcome: tuple[Topology, bytes]) -> Topology:
+    def publish(self, outcome: SumPlan) -> None:
         """Use it from now on."""
-        self._known.topology, self._known.mark = outcome
-        return outcome[0]
+        self._known.plan = outcome
 
 
-def probe(port: Port, order: Sequence[NodeId], estimates: Estimates) -> None:
-    """Measure this member's links to all others of `order`, which all call this.
+def probe(port: Port, order: Sequence[NodeId]) -> list[float]:
+    """Return the bytes a second from this member to each of `order`, 0 to itself; all call this.
 
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
     """
     own = list(order).index(port.own)
+    bandwidth = [0.0] * len(order)
     # A member's receipts are given on a thread of their own: what it waits for itself must not delay them.
     receipts = threading.Thread(target=_give_receipts, args=(port, order, own), name="gossamer-probe", daemon=True)
     receipts.start()
     for distance in range(1, len(order)):
-        target = order[(own + distance) % len(order)]
-        *trips, took = (_send_one(port, target, distance * _SLOTS + 2 * i, size) for i, size in enumerate(_SIZES))
-        trip = min(trips[1:])
-        estimates.answered(target, trip, time.monotonic())
-        estimates.carried(target, PROBE_BYTES, max(took - trip, 1e-6), time.monotonic())
+        target = (own + distance) % len(order)
+        *trips, took = (
+            _send_one(port, order[target], distance * _SLOTS + 2 * i, size) for i, size in enumerate(_SIZES)
+        )
+        bandwidth[target] = PROBE_BYTES / max(took - min(trips[1:]), 1e-6)
     receipts.join()
     port.flush()
+    return bandwidth
 
 
 def _send_one(port: Port, target: NodeId, slot: int, size: int) -> float:

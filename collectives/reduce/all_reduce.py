@@ -1,4 +1,4 @@
-"""An all-reduce from values to a result, by the algorithm that the members' links suggest.
+"""An all-reduce from values to a result, by the algorithm that the members' plan names.
 
 Few values travel with the agreement itself (`reduce_inline`), and every member does the whole sum. A member's share,
 which it sends when it initiates an operation, goes to everybody when the operation starts. Values that fit in there
@@ -17,7 +17,7 @@ from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Reduction, Scratch, combine, finish, start
 from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
-from collectives.reduce.topology import Topology, capacities, choose
+from collectives.reduce.topology import RING_BYTES, SumPlan
 from protocol.identity import NodeId
 
 
@@ -27,7 +27,7 @@ def reduce(
     flat: Values,
     scratch: Scratch,
     *,
-    topology: Topology | None = None,
+    plan: SumPlan,
     feedback: Feedback | None = None,
 ) -> torch.Tensor:
     """Return the members' values reduced: 1-D, scratch, the same bits at every member.
@@ -37,25 +37,26 @@ def reduce(
         job: from `kernels.describe`, the same at every member.
         flat: this member's own values, from `tensors.stage`; they are only read.
         scratch: where the result's memory comes from; give the result back once it is published.
-        topology: what the members agreed about their links.
+        plan: the same at every member.
         feedback: this tensor's residual; the caller commits or aborts it with the operation.
 
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
         BadArgument: the feedback does not fit.
     """
-    topology = topology or Topology()
+    if plan.by_ring and may_go_by_ring(job, flat.nbytes):
+        return ring.all_reduce(port, job, flat, scratch, tour=plan.tour)
     values: Values = flat
     counts = job.coder is not None and job.weights[port.own] > 0
     if feedback is not None and counts:
         values = feedback.start(flat[:], job.op, job.work)
     collected = feedback if counts else None
-    tour = topology.ring_of(job.order)
-    is_exact = job.coder is None and job.work is job.dtype
-    if choose(job.order, tour, flat.nbytes, topology.links, is_exact=is_exact) == "ring":
-        return ring.all_reduce(port, job, values, scratch, tour=tour, feedback=collected)
-    capacity = capacities(job.order, topology.links)
-    return direct.all_reduce(port, job, values, scratch, capacity=capacity, feedback=collected)
+    return direct.all_reduce(port, job, values, scratch, capacity=plan.capacity, feedback=collected)
+
+
+def may_go_by_ring(job: Reduction, nbytes: int) -> bool:
+    """Tell whether a ring may serve: large values whose partial sums travel as they are, in the tensor's own type."""
+    return nbytes >= RING_BYTES and job.coder is None and job.work is job.dtype
 
 
 def pack_values(values: torch.Tensor) -> bytes:

@@ -4,13 +4,12 @@ The values are cut into n segments. Member p of the tour starts the sum of segme
 member adds its own and passes it on, until member p, n - 1 steps later, has the whole of segment p:
 
     step t < n - 1      p sends its partial sum of segment p - 1 - t
-    step n - 1          p finishes segment p, encodes it once, sends it
+    step n - 1          p finishes segment p, and sends it
     step n - 1 + s      p passes on segment p - s as it came
 
 Steps run into one another, a chunk at a time. So the order of a segment's sum is that of the tour,
-from its owner's successor to its owner. Partial sums travel in the work type, which is float32 for
-16-bit floats; a codec encodes them again at every hop, so its error grows with the members, where the
-direct exchange has it twice.
+from its owner's successor to its owner. Partial sums travel in the values' own type, and no codec
+encodes them: it would do so at every hop, and its error would grow with the members.
 
 A segment's partial sum and, later, its result use the same memory: the result exists only after
 every member has received the partial sum.
@@ -21,7 +20,6 @@ from collections.abc import Sequence
 import torch
 
 from collectives.mesh.port import PendingReceive, Port
-from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine, cut, finish, start
 from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
@@ -33,55 +31,39 @@ CHUNK = 2
 
 
 def all_reduce(
-    port: Port,
-    job: Reduction,
-    values: Values,
-    scratch: Scratch,
-    *,
-    tour: Sequence[NodeId] = (),
-    feedback: Feedback | None = None,
+    port: Port, job: Reduction, values: Values, scratch: Scratch, *, tour: Sequence[NodeId] = ()
 ) -> torch.Tensor:
     """Return the reduced values, from `scratch`, with the same bits at every member.
 
     Args:
         port: the way to the other members; only two of them are used.
-        job: the same at every member.
-        values: this member's own, 1-D, of the tensor's type, or the work type with feedback.
+        job: the same at every member; without a codec, and its work type is that of the values.
+        values: this member's own, 1-D.
         scratch: where the result's memory comes from.
         tour: the members in the order of the ring, agreed by all; empty: in `job.order`.
-        feedback: collects what the codec loses of this member's partial sums.
 
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
     """
-    return _Ring(port, job, values, scratch, tuple(tour) or job.order, feedback).run()
+    return _Ring(port, job, values, scratch, tuple(tour) or job.order).run()
 
 
 class _Ring:
-    def __init__(
-        self,
-        port: Port,
-        job: Reduction,
-        values: Values,
-        scratch: Scratch,
-        tour: tuple[NodeId, ...],
-        feedback: Feedback | None,
-    ) -> None:
-        self._port, self._job, self._values, self._feedback = port, job, values, feedback
+    def __init__(self, port: Port, job: Reduction, values: Values, scratch: Scratch, tour: tuple[NodeId, ...]) -> None:
+        self._port, self._job, self._values = port, job, values
         self._members = len(tour)
         self._place = tour.index(port.own)
         self._left, self._right = tour[self._place - 1], tour[(self._place + 1) % self._members]
         self._segments = [list(chunks(span, CHUNK * job.chunk)) for span in cut(values.numel(), [1.0] * self._members)]
         self._most = max(map(len, self._segments))  # chunks of a segment: numbers the slots
         self._result = scratch.take(values.numel(), job.dtype)
-        same = job.work is job.dtype
-        self._work = self._result if same else torch.empty(values.numel(), dtype=job.work)
-        self._coming: dict[int, tuple[PendingReceive, torch.Tensor]] = {}
+        self._coming: dict[int, PendingReceive] = {}
 
     def run(self) -> torch.Tensor:
         for step in range(1, 2 * self._members - 1):
             for c, span in enumerate(self._segments[self._segment(step)]):
-                self._expect(step, c, span)
+                slot = self._slot(step, c)
+                self._coming[slot] = self._port.expect(self._left, slot, memory(self._result[slice(*span)]))
         for step in range(self._members):
             for c, span in enumerate(self._segments[self._segment(step)]):
                 self._add(step, c, span)
@@ -98,69 +80,20 @@ class _Ring:
     def _slot(self, step: int, c: int) -> int:
         return step * self._most + c
 
-    def _expect(self, step: int, c: int, span: Span) -> None:
-        """Make room for what the left neighbour sent in its step before."""
-        coder = self._job.coder
-        if coder is not None:
-            into = torch.empty(coder.size(span[1] - span[0]), dtype=torch.uint8)
-        else:
-            into = (self._work if step < self._members else self._result)[slice(*span)]
-        slot = self._slot(step, c)
-        self._coming[slot] = self._port.expect(self._left, slot, memory(into)), into
-
-    def _receive(self, step: int, c: int) -> torch.Tensor:
-        ticket, data = self._coming.pop(self._slot(step, c))
-        self._port.wait(ticket)
-        return data
-
     def _add(self, step: int, c: int, span: Span) -> None:
-        job, work, own = self._job, self._work[slice(*span)], self._values[slice(*span)]
+        job, work, own = self._job, self._result[slice(*span)], self._values[slice(*span)]
         weight = job.weights[self._port.own]
         if step == 0:
             start(own, weight, work)
         else:
-            data = self._receive(step, c)
-            if job.coder is not None:
-                job.coder.decode(data, work)
+            self._port.wait(self._coming.pop(self._slot(step, c)))
             combine(job.op, work, own, weight)
-        if step < self._members - 1:
-            sent = work if job.coder is None else self._encode(span, work, 1 / weight if weight else 0.0)
-        else:
-            sent = self._finish(span, work, weight)
+        if step == self._members - 1:
+            finish(job.op, work, job.total, work)
         if self._members > 1:
-            self._port.send(self._right, self._slot(step + 1, c), memory(sent))
-
-    def _finish(self, span: Span, work: torch.Tensor, weight: float) -> torch.Tensor:
-        job, into = self._job, self._result[slice(*span)]
-        if job.coder is None or self._members == 1:
-            finish(job.op, work, job.total, into)
-            return into
-        finish(job.op, work, job.total, work)
-        share = job.total if job.op.name == "AVG" else 1.0
-        sent = self._encode(span, work, share / weight if weight else 0.0)
-        job.coder.decode(sent, work)
-        if work.data_ptr() != into.data_ptr():
-            into.copy_(work)
-        return sent
-
-    def _encode(self, span: Span, work: torch.Tensor, factor: float) -> torch.Tensor:
-        """Return the encoding; what it loses is `factor` times that in units of our own contribution."""
-        coder = self._job.coder
-        assert coder is not None
-        sent = coder.encode(work)
-        if self._feedback is not None and factor:
-            got = torch.empty_like(work)
-            coder.decode(sent, got)
-            self._feedback.lost(span[0], work, got, factor)
-        return sent
+            self._port.send(self._right, self._slot(step + 1, c), memory(work))
 
     def _pass_on(self, step: int, c: int, span: Span) -> None:
-        data = self._receive(step, c)
+        self._port.wait(self._coming.pop(self._slot(step, c)))
         if step < 2 * self._members - 2:
-            self._port.send(self._right, self._slot(step + 1, c), memory(data))
-        if self._job.coder is not None:
-            into = self._result[slice(*span)]
-            work = self._work[slice(*span)]
-            self._job.coder.decode(data, work)
-            if work.data_ptr() != into.data_ptr():
-                into.copy_(work)
+            self._port.send(self._right, self._slot(step + 1, c), memory(self._result[slice(*span)]))

@@ -196,14 +196,6 @@ def test_gather_broadcast_and_barrier(three):
     assert all(isinstance(error, BadArgument) for error in errors)
 
 
-def test_the_measured_topology_is_the_same_at_all_and_is_used(three):
-    tours = together(*(comm.optimize_topology for comm in three))
-    assert tours[0] == tours[1] == tours[2] and sorted(tours[0]) == sorted(three[0].members)
-    inputs = [torch.ones(300_000) for _ in three]
-    together(*(lambda c=c, x=x: c.all_reduce(x, op=Op.SUM) for c, x in zip(three, inputs, strict=True)))
-    assert all((x == 3).all() for x in inputs)
-
-
 def test_shared_state_comes_to_whoever_lacks_it(three):
     states = [SharedState({"w": torch.full((500_000,), float(i == 2))}, revision=0) for i in range(3)]
     results = together(*(lambda c=c, s=s: c.sync_state(s) for c, s in zip(three, states, strict=True)))

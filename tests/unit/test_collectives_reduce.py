@@ -16,10 +16,10 @@ from collectives.operations import AllReduce, Known
 from collectives.reduce import all_reduce, direct, kernels, ring, shared
 from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
 from collectives.reduce.codecs import Feedback
-from collectives.reduce.kernels import Scratch, cut, describe
+from collectives.reduce.kernels import Scratch, cut, describe, work_dtype
 from collectives.reduce.staging import Staged
 from collectives.reduce.tensors import DTYPES, publish_pieces
-from collectives.reduce.topology import LinkSpeed, Topology
+from collectives.reduce.topology import RING_BYTES, SumPlan
 from collectives.types import Codec, Op
 from tests.collectives_ports import Network, members, together
 from tests.late_copies import LateCopies
@@ -109,6 +109,7 @@ def test_any_reduction_is_that_of_float64_and_the_same_everywhere(
     algorithm, world, count, dtype, op, codec, seed, queue, data
 ):
     assume(algorithm is not shared or (codec is Codec.NONE and world > 1))
+    assume(algorithm is not ring or (codec is Codec.NONE and work_dtype(dtype, op) is dtype))
     given = [given_values(count, dtype, seed + i) for i in range(world)]
     weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0, 3.0)), min_size=world, max_size=world).filter(any))
     results = run(algorithm, given, op, codec, weights, seed, queue)
@@ -133,12 +134,13 @@ def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
     given = [torch.tensor([2**63 - 1, -(2**63), 5, 2**53 + 1], dtype=torch.int64)] * 3
     assert run(algorithm, given, Op.MAX)[0].tolist() == given[0].tolist()
     assert run(algorithm, given, Op.SUM)[0].tolist()[0] == 2**63 - 3
-    assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
+    if algorithm is not ring:  # their mean needs a wider type
+        assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
 
 
 @pytest.mark.parametrize(
     ("algorithm", "codec"),
-    [(one, codec) for one in ALGORITHMS for codec in Codec if one is not shared or codec is Codec.NONE],
+    [(one, codec) for one in ALGORITHMS for codec in Codec if one not in (shared, ring) or codec is Codec.NONE],
 )
 def test_nan_and_infinity_pass(algorithm, codec):
     given = [torch.ones(600) * (i + 1) for i in range(3)]
@@ -177,13 +179,13 @@ def test_no_weight_at_all_is_an_error_that_says_so():
 def test_sixteen_bit_floats_are_rounded_once():
     # 2048 + 1 is 2048 in float16, whichever way it is rounded: a sum that rounds at each step stays there.
     given = [torch.tensor([2048.0], dtype=torch.float16)] + [torch.tensor([1.0], dtype=torch.float16)] * 4
-    for algorithm in ALGORITHMS:
+    for algorithm in set(ALGORITHMS) - {ring}:
         assert run(algorithm, given, Op.SUM)[0].tolist() == [2052.0]
 
 
 def test_large_values_of_sixteen_bits_have_a_mean():
     given = [torch.tensor([60000.0], dtype=torch.float16)] * 4
-    for algorithm in ALGORITHMS:
+    for algorithm in set(ALGORITHMS) - {ring}:
         assert run(algorithm, given, Op.AVG)[0].tolist() == [60000.0]
 
 
@@ -191,7 +193,7 @@ def test_the_values_given_are_not_written_to():
     given = [given_values(3001, torch.float32, i) for i in range(3)]
     copies = [values.clone() for values in given]
     for algorithm in (direct, ring):
-        run(algorithm, given, Op.AVG, Codec.INT8, [1.0, 2.0, 0.5])
+        run(algorithm, given, Op.AVG, Codec.NONE if algorithm is ring else Codec.INT8, [1.0, 2.0, 0.5])
     assert all(torch.equal(one, other) for one, other in zip(given, copies, strict=True))
 
 
@@ -451,28 +453,32 @@ def test_each_byte_is_sent_once(algorithm):
     assert together(order, work) == [(2 * 3 * count, 2 * 3 * count)] * 4  # 2 (n - 1) / n of 4 bytes a value
 
 
-def test_the_links_choose_the_algorithm_and_the_bits_agree():
+def test_the_plan_says_the_way_of_large_exact_values_and_others_go_direct():
     order = members(4)
-    given = [given_values(40_000, torch.float32, i) for i in range(4)]
-    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
-    # A circle of fast links in an order of its own; the rest is slow.
     tour = (order[0], order[2], order[1], order[3])
-    edges = set(zip(tour, [*tour[1:], tour[0]], strict=True))
-    links = {(a, b): LinkSpeed(1e9 if (a, b) in edges else 1e6, 1e-4) for a in order for b in order if a != b}
+    plan = SumPlan(tour=tour, capacity=(3.0, 1.0, 1.0, 1.0), by_ring=True)
 
-    def work(port, i):
-        return reduce(port, job, given[i], Scratch(), topology=Topology(tour, links)), port.bytes_sent
+    def by_plan(dtype, count, codec=Codec.NONE):
+        given = [given_values(count, dtype, i) for i in range(4)]
+        job = describe(order, dtype, Op.SUM, dict.fromkeys(order, 1.0), codec)
+        results = together(order, lambda port, i: reduce(port, job, given[i], Scratch(), plan=plan))
+        assert_alike(results)
+        ways = {
+            "ring": lambda port, i: ring.all_reduce(port, job, given[i], Scratch(), tour=tour),
+            "direct": lambda port, i: direct.all_reduce(port, job, given[i], Scratch(), capacity=plan.capacity),
+        }
+        return {way for way, work in ways.items() if torch.equal(together(order, work)[0], results[0])}
 
-    results = [result for result, _ in together(order, work)]
-    assert_alike(results)
-    by_ring = together(order, lambda port, i: ring.all_reduce(port, job, given[i], Scratch(), tour=tour))
-    assert torch.equal(results[0], by_ring[0])
+    enough = RING_BYTES // 4
+    assert by_plan(torch.float32, enough) == {"ring"}
+    assert by_plan(torch.float32, enough - 256) == {"direct"}
+    assert "direct" in by_plan(torch.bfloat16, enough)
+    assert "direct" in by_plan(torch.float32, enough, Codec.INT8)
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring])
 @pytest.mark.parametrize("codec", [Codec.INT8, Codec.UINT8_ZERO_POINT])
 @pytest.mark.parametrize("op", [Op.SUM, Op.AVG])
-def test_with_feedback_errors_do_not_pile_up(algorithm, codec, op):
+def test_with_feedback_errors_do_not_pile_up(codec, op):
     order, rounds = members(3), 30
     weights = dict(zip(order, (1.0, 2.0, 0.5), strict=True))
     job = describe(order, torch.float32, op, weights, codec)
@@ -485,7 +491,7 @@ def test_with_feedback_errors_do_not_pile_up(algorithm, codec, op):
         def work(port, i):
             feedback = kept[i] if with_feedback else None
             values = feedback.start(given[i], op, torch.float32) if feedback else given[i]
-            result = algorithm.all_reduce(port, job, values, Scratch(), feedback=feedback)
+            result = direct.all_reduce(port, job, values, Scratch(), feedback=feedback)
             if feedback:
                 feedback.commit()
             return result.double()
