@@ -26,8 +26,6 @@ class Codec(Enum):
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"  # symmetric, a float32 scale for each block of 256
-    UINT8_MINMAX = "uint8-minmax"  # affine between the least and the greatest of each block
-    UINT8_ZERO_POINT = "uint8-zero-point"  # affine with an integral zero point, so that zero stays zero
 
 
 class SyncStrategy(Enum):

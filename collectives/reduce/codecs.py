@@ -1,14 +1,12 @@
 """How float values travel in fewer bytes: one encoding of fixed size for each run of values.
 
 A run is cut into blocks of 256 values, so that one large value costs precision near it only.
-With M the greatest magnitude of a block's finite values and R their range (greatest - least):
+With M the greatest magnitude of a block's finite values:
 
     codec             what travels for a block               |decoded - value| is at most
     FLOAT16           int16 exponent, 256 float16            2^-11 |value| + 2^-39 M
     BFLOAT16          int16 exponent, 256 bfloat16           2^-8 |value| + 2^-133 M
     INT8              scale, 256 int8                        M / 254       (M / 252 beside NaN or infinity)
-    UINT8_MINMAX      scale, least, 256 uint8                R / 510       (R / 504)
-    UINT8_ZERO_POINT  scale, zero point, 256 uint8           R / 510       (R / 504), the range made to hold 0
 
 and for the arithmetic itself 2^-20 M more; where M is subnormal, a step of the subnormals for each
 code, and in a FLOAT16 block of float64 values 2^-1047, half a step of a float16 that is subnormal too.
@@ -122,20 +120,18 @@ class _Half:
         into[whole * BLOCK :].mul_(factors[-1])
 
 
-class _Eight:
-    """A scale for each block, for some codecs an offset too; then a code of 8 bits a value."""
+class _Int8:
+    """A scale for each block; then a code of 8 bits a value. A negative scale marks a block with special codes."""
 
-    codes = torch.uint8
-    levels, levels_beside_specials = 255, 252  # the greatest code of a finite value
-    nan, plus, minus = 253, 254, 255
-    offset_bytes = 0
+    levels, levels_beside_specials = 127, 126  # the greatest code of a finite value
+    nan, plus, minus = -128, 127, -127
 
     def __init__(self, scale: torch.dtype) -> None:
         self._scale = scale
         self._scale_bytes = torch.finfo(scale).bits // 8
 
     def size(self, count: int) -> int:
-        return (self._scale_bytes + self.offset_bytes) * _blocks(count) + count
+        return self._scale_bytes * _blocks(count) + count
 
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         count = values.numel()
@@ -143,25 +139,23 @@ class _Eight:
         if not count:
             return data
         rows = _rows(values)
-        least, greatest = rows.amin(1), rows.amax(1)
+        greatest = rows.abs().amax(1)
         given, finite, specials = rows, None, None
-        levels = torch.full_like(least, self.levels)
-        if not bool((least.isfinite() & greatest.isfinite()).all()):
+        levels = torch.full_like(greatest, self.levels)
+        if not bool(greatest.isfinite().all()):
             finite = rows.isfinite()
             specials = ~finite.all(1)
-            least = torch.where(finite, rows, torch.inf).amin(1)
-            least.masked_fill_(least.isinf(), 0.0)  # no finite value at all
-            rows = torch.where(finite, rows, least[:, None])
-            greatest = rows.amax(1)
+            rows = torch.where(finite, rows, 0)
+            greatest = rows.abs().amax(1)
             levels.masked_fill_(specials, self.levels_beside_specials)
-        scale, offset, codes = self._quantise(rows, least, greatest, levels)
+        scale = greatest / levels
+        divisor = torch.where(scale == 0, 1, scale)  # a block of nothing, or of next to nothing
+        codes = (rows / divisor[:, None]).round_().clamp_(-levels[:, None], levels[:, None])
         if finite is not None and specials is not None:
             codes = torch.where(finite, codes, self._special_codes(given))
-            scale = torch.where(specials, -scale.abs(), scale.abs())
-        scales, offsets, all_codes = self._parts(data, count)
+            scale = torch.where(specials, -scale, scale)
+        scales, all_codes = self._parts(data, count)
         scales.copy_(scale)
-        if offset is not None:
-            offsets.copy_(offset)
         all_codes.copy_(codes.view(-1)[:count])
         return data
 
@@ -169,128 +163,46 @@ class _Eight:
         count = into.numel()
         if not count:
             return
-        scales, offsets, codes = self._parts(data, count)
+        scales, codes = self._parts(data, count)
         rows = into.view(-1, BLOCK) if count % BLOCK == 0 else into.new_empty((_blocks(count), BLOCK))
         rows.view(-1)[:count] = codes
         rows.view(-1)[count:] = 0
-        scale = scales.to(into.dtype)
+        scale = scales.to(into.dtype)  # not in place: these are the bytes that others get
         marked = scale.signbit()
         special = rows[marked] if bool(marked.any()) else None
-        self._spread(rows, scale.abs(), offsets)  # not in place: these are the bytes that others get
+        scale = scale.abs()
+        rows.mul_(scale[:, None])
+        if not bool((scale * self.levels).isfinite().all()):  # rounding up at the very end of the type's range
+            end = torch.finfo(rows.dtype).max
+            rows.clamp_(-end, end)
         if special is not None:
             for code, value in ((self.nan, torch.nan), (self.plus, torch.inf), (self.minus, -torch.inf)):
                 rows[marked] = torch.where(special == code, value, rows[marked])
         if count % BLOCK:
             into.copy_(rows.view(-1)[:count])
 
-    def _parts(self, data: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        blocks = _blocks(count)
-        first = blocks * self._scale_bytes
-        second = first + blocks * self.offset_bytes
-        offset = torch.uint8 if self.offset_bytes == 1 else self._scale
-        return data[:first].view(self._scale), data[first:second].view(offset), data[second:].view(self.codes)
+    def _parts(self, data: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        head = _blocks(count) * self._scale_bytes
+        return data[:head].view(self._scale), data[head:].view(torch.int8)
 
     def _special_codes(self, rows: torch.Tensor) -> torch.Tensor:
         codes = torch.where(rows > 0, float(self.plus), float(self.minus))
         return codes.masked_fill_(rows.isnan(), float(self.nan)).to(rows.dtype)
-
-    def _quantise(
-        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return scales, offsets, and integral codes of finite values."""
-        raise NotImplementedError
-
-    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
-        """Turn codes into values, in place; no finite one may become infinite."""
-        raise NotImplementedError
-
-
-def _divisor(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale == 0, 1, scale)[:, None]  # a block of nothing, or of next to nothing
-
-
-def _keep_finite(rows: torch.Tensor, *extremes: torch.Tensor) -> None:
-    """Undo what rounding the scale up may do at the very end of the type's range."""
-    if not all(bool(extreme.isfinite().all()) for extreme in extremes):
-        end = torch.finfo(rows.dtype).max
-        rows.clamp_(-end, end)
-
-
-class _Int8(_Eight):
-    codes = torch.int8
-    levels, levels_beside_specials = 127, 126
-    nan, plus, minus = -128, 127, -127
-
-    def _quantise(
-        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        scale = torch.maximum(-least, greatest) / levels
-        codes = (rows / _divisor(scale)).round_()
-        return scale, None, codes.clamp_(-levels[:, None], levels[:, None])
-
-    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
-        rows.mul_(scale[:, None])
-        _keep_finite(rows, scale * self.levels)
-
-
-class _MinMax(_Eight):
-    def __init__(self, scale: torch.dtype) -> None:
-        super().__init__(scale)
-        self.offset_bytes = self._scale_bytes
-
-    def _quantise(
-        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        scale = greatest / levels - least / levels
-        if bool((greatest - least).isfinite().all()):
-            codes = (rows - least[:, None]).div_(_divisor(scale))
-        else:  # the range itself is beyond the type
-            codes = (rows / 2 - least[:, None] / 2).div_(_divisor(scale) / 2)
-        return scale, least, codes.round_().clamp_(torch.zeros_like(levels)[:, None], levels[:, None])
-
-    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
-        least = offset.to(rows.dtype)
-        if bool((scale * self.levels).isfinite().all()):
-            rows.mul_(scale[:, None]).add_(least[:, None])
-        else:  # the range itself is beyond the type
-            rows.mul_(scale[:, None] / 2).add_(least[:, None] / 2).mul_(2)
-        _keep_finite(rows, (scale * (self.levels / 2) + least / 2) * 2)
-
-
-class _ZeroPoint(_Eight):
-    offset_bytes = 1
-
-    def _quantise(
-        self, rows: torch.Tensor, least: torch.Tensor, greatest: torch.Tensor, levels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        least, greatest = least.clamp(max=0), greatest.clamp(min=0)
-        scale = greatest / levels - least / levels
-        divisor = _divisor(scale)
-        zero = (-least[:, None] / divisor).round_().clamp_(torch.zeros_like(levels)[:, None], levels[:, None])
-        codes = (rows / divisor).round_().add_(zero)
-        return scale, zero[:, 0], codes.clamp_(torch.zeros_like(levels)[:, None], levels[:, None])
-
-    def _spread(self, rows: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> None:
-        zero = offset.to(rows.dtype)
-        rows.sub_(zero[:, None]).mul_(scale[:, None])
-        _keep_finite(rows, zero * scale, (self.levels - zero) * scale)
 
 
 def _half(half: torch.dtype) -> Callable[[torch.dtype], Coder | None]:
     return lambda dtype: None if dtype in _HALVES else _Half(half)
 
 
-def _eight(coder: type[_Eight]) -> Callable[[torch.dtype], Coder | None]:
-    return lambda dtype: coder(torch.float64 if dtype is torch.float64 else torch.float32)
+def _int8(dtype: torch.dtype) -> Coder:
+    return _Int8(torch.float64 if dtype is torch.float64 else torch.float32)
 
 
 CODERS: Mapping[Codec, Callable[[torch.dtype], Coder | None]] = {  # from the values' floating type to their coder
     Codec.NONE: lambda dtype: None,
     Codec.FLOAT16: _half(torch.float16),
     Codec.BFLOAT16: _half(torch.bfloat16),
-    Codec.INT8: _eight(_Int8),
-    Codec.UINT8_MINMAX: _eight(_MinMax),
-    Codec.UINT8_ZERO_POINT: _eight(_ZeroPoint),
+    Codec.INT8: _int8,
 }
 assert set(CODERS) == set(Codec), "each codec has its coder"
 

@@ -261,9 +261,9 @@ DOORS = {
         "To add a codec:",
         (
             Step("Codec", "collectives/types.py", '    INT8 = "int8"', '    INT8_TWIN = "int8-twin"\n'),
-            Step("CODERS", CODECS, "    Codec.INT8:", "    Codec.INT8_TWIN: _eight(_Int8),\n"),
+            Step("CODERS", CODECS, "    Codec.INT8:", "    Codec.INT8_TWIN: _int8,\n"),
             Step("codecs", CODECS, "    INT8      ", "    INT8_TWIN         as INT8\n"),
-            Step("STEP", STEPS, "Codec.INT8, Codec.UINT8_M", "Codec.INT8_TWIN, "),
+            Step("STEP", STEPS, "Codec.INT8: 1", "Codec.INT8_TWIN: 1 / 126, "),
             Step("bounds", BOUNDS, "    marked = ", "    codec = Codec.INT8 if codec is Codec.INT8_TWIN else codec\n"),
         ),
         frozenset({"weights.codec"}),  # takes it of itself

@@ -25,9 +25,7 @@ from tests.collectives_ports import Network, members, together
 from tests.late_copies import LateCopies
 
 SMALL_CHUNK = 2048
-STEP = {Codec.NONE: 0.0, Codec.FLOAT16: 2.0**-10, Codec.BFLOAT16: 2.0**-7} | dict.fromkeys(
-    (Codec.INT8, Codec.UINT8_MINMAX, Codec.UINT8_ZERO_POINT), 1 / 126
-)
+STEP = {Codec.NONE: 0.0, Codec.FLOAT16: 2.0**-10, Codec.BFLOAT16: 2.0**-7, Codec.INT8: 1 / 126}
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22, torch.float64: 2.0**-50}
 
 
@@ -476,12 +474,11 @@ def test_the_plan_says_the_way_of_large_exact_values_and_others_go_direct():
     assert "direct" in by_plan(torch.float32, enough, Codec.INT8)
 
 
-@pytest.mark.parametrize("codec", [Codec.INT8, Codec.UINT8_ZERO_POINT])
 @pytest.mark.parametrize("op", [Op.SUM, Op.AVG])
-def test_with_feedback_errors_do_not_pile_up(codec, op):
+def test_with_feedback_errors_do_not_pile_up(op):
     order, rounds = members(3), 30
     weights = dict(zip(order, (1.0, 2.0, 0.5), strict=True))
-    job = describe(order, torch.float32, op, weights, codec)
+    job = describe(order, torch.float32, op, weights, Codec.INT8)
     given = [given_values(777, torch.float32, i) for i in range(3)]
     exact = expected(op, given, list(weights.values()))
 
