@@ -17,7 +17,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -38,11 +38,10 @@ from collectives.calls import (
     error_of,
     finish_call,
     last_moment,
-    wait_for_all,
     waiting,
 )
 from collectives.driver import HAS_LEFT, GroupDriver, Observer, Status
-from collectives.errors import CALLED_OFF, Aborted, BadArgument, CommunicatorClosed, DeadlineExceeded
+from collectives.errors import CALLED_OFF, BadArgument, CommunicatorClosed, DeadlineExceeded
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
 from collectives.mesh.handshake import SESSION_BYTES, Party, anybody, group_id, group_key
@@ -86,7 +85,7 @@ MAX_TAG = 2**32 - 1  # of a caller's own tags; calls without a tag have larger o
 MAX_STEP = 2**63 - 1
 MAX_STREAMS = 128
 PENDING_S = 2.0  # how long an operation's answer to `pending` stands, for members that are a bit late
-_MANY, _SYNC, _BARRIER, _MEASURE, _STEP = 2**40, 2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3
+_SYNC, _BARRIER, _MEASURE, _STEP = 2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3
 
 
 class Communicator:
@@ -460,40 +459,6 @@ class Communicator:
         return self._in_flight.start(
             lambda: self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback, step), timeout
         )
-
-    def all_reduce_many(
-        self,
-        tensors: Sequence[TensorLike],
-        op: Op = Op.AVG,
-        weight: float = 1.0,
-        codec: Codec = Codec.NONE,
-        in_flight: int = 4,
-        retry: bool = True,
-        timeout: float = 30.0,
-        step: int | None = None,
-    ) -> list[ReduceResult]:
-        """Reduce each tensor in place, several at a time; every member must give the same number, in the same order.
-
-        With `retry` a tensor whose reduction was called off because a member failed is reduced again with
-        those who are left, until all are done; a member that is left alone has only its own values to combine.
-        In a step of `run` it is not: there the step is taken again. What is in doubt is not reduced again: others
-        may have its result.
-
-        Raises:
-            BadArgument, Mismatch, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: tensors before it may be reduced.
-            Aborted: only without `retry`.
-        """
-        if in_flight < 1:
-            raise BadArgument(f"in_flight = {in_flight}: give at least 1")
-
-        def start(index: int) -> Handle[ReduceResult]:
-            return self._in_flight.start(
-                lambda: self._reducing(tensors[index], op, None, weight, codec, _MANY + index, timeout, None, step),
-                timeout,
-            )
-
-        again = (Aborted,) if retry and not self._step_runner.under_way else ()
-        return wait_for_all(start, len(tensors), in_flight, again)
 
     def all_gather(self, x: TensorLike, tag: int = 0, timeout: float = 30.0, step: int | None = None) -> ReduceResult:
         """Return everybody's `x` (of one type and size) in a new buffer, `contributors` along its first dimension.

@@ -69,17 +69,12 @@ class StepRunner(Generic[C]):
         self._one_at_a_time = threading.Lock()
         self._doubtful: StepResult[Any] | None = None  # what the last step gave, if whether it counts is unknown
 
-    @property
-    def under_way(self) -> bool:
-        """Whether a step is being taken."""
-        return self._one_at_a_time.locked()
-
     def lag(self, timeout: float, *, of_step: bool) -> float:
         """Return how many seconds late others may be for a call that begins now: see `Begin`.
 
         `of_step`: it is a call of the step's. For the runner's own calls others may be as late as for those.
         """
-        if not self.under_way:
+        if not self._one_at_a_time.locked():
             return 0.0
         lag = max(self._hang, timeout * LAG)
         if self.attempt is None or not of_step:

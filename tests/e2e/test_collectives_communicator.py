@@ -148,14 +148,6 @@ def test_one_call_a_tag_at_a_time(three):
     assert handle.wait(10).value.tolist() == [1, 1, 1] and handle.done()
 
 
-def test_many_at_once_come_back_in_order(three):
-    lists = [[torch.full((size,), float(i)) for size in (1, 50_000, 3, 70_000, 2)] for i in range(3)]
-    results = together(*(lambda c=c, x=x: c.all_reduce_many(x, in_flight=2) for c, x in zip(three, lists, strict=True)))
-    for one, tensors in zip(results, lists, strict=True):
-        assert [result.value is x for result, x in zip(one, tensors, strict=True)] == [True] * 5
-        assert all((x == 1).all() for x in tensors)
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
 def test_values_that_cannot_be_reduced_are_gathered_broadcast_and_shared(three, dtype):
     def be(number):
@@ -287,7 +279,6 @@ def test_bad_arguments_are_refused_before_anything_is_sent(three):
         lambda: comm.all_reduce(torch.ones(2), out=torch.ones(3)),
         lambda: comm.all_reduce(torch.ones(2), weight=float("nan")),
         lambda: comm.all_reduce(torch.ones(2), tag=-1),
-        lambda: comm.all_reduce_many([torch.ones(1)], in_flight=0),
     ):
         with pytest.raises(BadArgument):
             call()
@@ -444,16 +435,11 @@ def test_the_last_call_counts_for_all_where_each_member_leaves_as_soon_as_it_ret
         assert all(torch.is_tensor(x) and (x == 1).all() for x in values), values
 
 
-def test_a_reduction_under_way_when_a_member_leaves_is_called_off_and_retried():
+def test_a_reduction_that_has_not_started_when_a_member_leaves_goes_on_among_the_others():
     with group(3) as comms:
         inputs = [torch.full((50_000,), float(i)) for i in range(3)]
         first = [comm.all_reduce_async(x, op=Op.SUM, timeout=20) for comm, x in zip(comms[:2], inputs, strict=False)]
-        many = [
-            lambda c=c, i=i: c.all_reduce_many([torch.full((9,), float(i))], op=Op.SUM) for i, c in enumerate(comms[:2])
-        ]
         comms[2].leave()
-        assert [result[0].value.tolist() for result in together(*many)] == [[1.0] * 9] * 2
-        # Calls that had not started go on among those who are left.
         assert all((handle.wait(10).value == 1).all() for handle in first)
 
 

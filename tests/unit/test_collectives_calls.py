@@ -4,7 +4,6 @@ import threading
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from collectives import Aborted, Communicator, CommunicatorClosed, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
@@ -130,12 +129,6 @@ def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(m
     with pytest.raises(KeyboardInterrupt):
         finish_call(runner, call, 6.0, lambda start, port: None)
     assert told == [7]
-
-
-def test_what_is_in_doubt_is_not_reduced_again():
-    comm = Communicator(Answering(CallVerdict.DOUBT), Identity.generate(), "tcp://127.0.0.1:1")
-    with pytest.raises(InDoubt):
-        comm.all_reduce_many([np.ones(3)], timeout=0.05)
 
 
 @pytest.mark.parametrize(
