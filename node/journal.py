@@ -36,7 +36,7 @@ from node.rollouts.screening import GroupBounds, ReadGroup, RefusedGroup
 from node.tasks.questions import Split
 from node.tasks.scoring.verdicts import LATE, MaybeLate
 
-FORMAT = 4  # of a frame
+FORMAT = 5  # of a frame
 JOURNAL_FILE = "rounds.journal"
 OLDER_FILE = "rounds.old.journal"
 _LENGTH = struct.Struct(">I")

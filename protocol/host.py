@@ -160,13 +160,17 @@ class Mailbox(Generic[T]):
 
 @value
 class Received:
-    """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave."""
+    """An item for the node: its id, who signed it, its body and topic, and the unix time (s) its signer gave.
+
+    `frame` is the signed item as it came (`protocol.wire.envelope.open_item`).
+    """
 
     id: ItemId
     sender: NodeId
     body: bytes
     time: float
     topic: bytes
+    frame: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +373,7 @@ class Host:
                     room -= error.size if isinstance(error, UnpackError) else 0
                     continue
                 room -= len(body)
-                items.append(Received(item.id, item.signer, body, item.time, item.topic))
+                items.append(Received(item.id, item.signer, body, item.time, item.topic, item.frame))
         return items
 
     def check(self) -> None:

@@ -47,6 +47,9 @@ Price = Annotated[
     str | None,
     typer.Option(metavar="IN,OUT", help="Of a million tokens of prompts, and of answers.", show_default=False),
 ]
+NotKept = Annotated[
+    bool, typer.Option("--not-kept", help="Mark the groups, so that no archive may keep them. Give it at each start.")
+]
 
 
 def answer(  # noqa: PLR0913  # one parameter for each option of the command
@@ -66,6 +69,7 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     tokens: Tokens = None,
     cost: Cost = None,
     price: Price = None,
+    not_kept: NotKept = False,
     listen: Listen = None,
     settings: Settings = None,
     allow_task: AllowedTasks = None,
@@ -116,7 +120,7 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
         if completions > swarm.max_answers:
             raise UserError(f"a group of this swarm has at most {swarm.max_answers} answers: lower --completions")
         endpoint.is_stopping = lambda: stopping
-        answered = answer_questions(swarm, endpoint, completions, at_once, budget)
+        answered = answer_questions(swarm, endpoint, completions, at_once, budget, kept=not not_kept)
     print(answered)
 
 

@@ -55,6 +55,13 @@ Reports = Annotated[
         help="Nodes report rewards and teachers every five minutes, for `gossamer board`.",
     ),
 ]
+Archive = Annotated[
+    bool,
+    typer.Option(
+        "--archive/--no-archive",
+        help="Members may keep what is shared for good (`gossamer archive`); joiners are told so.",
+    ),
+]
 NoStart = Annotated[bool, typer.Option("--no-start", help="Write the manifest and the configuration, and stop.")]
 
 
@@ -73,13 +80,15 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     held_out: HeldOut = 0.125,
     salt: Salt = 0,
     reports: Reports = False,
+    archive: Archive = False,
     no_start: NoStart = False,
     debug: Debug = False,
 ) -> int:
     """Found a swarm, print an invite, and start its first node.
 
     The manifest is signed here and never changes. It has the tasks with their versions, the choice of held-out
-    questions, the limits and the rule of admission. `gossamer node --state FOLDER` starts the node again.
+    questions, the limits, the rule of admission, and whether archives are allowed. `gossamer node --state FOLDER`
+    starts the node again.
 
     \b
     Example:
@@ -112,8 +121,10 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     with gone_if_new(folder, keep=lambda _: bool(is_known)):  # nobody can have heard of a swarm that never listened
         split, reports_s = Split(held_out, salt), REPORTS_S if reports else 0
         founded = founding.found(
-            settled, folder, name, manifest.JoinPolicy(policy), allowed, split, reports_s=reports_s
+            settled, folder, name, manifest.JoinPolicy(policy), allowed, split, reports_s=reports_s, archive=archive
         )
+        if archive:
+            print(f"note: {founding.lasting(founded)}", file=sys.stderr)
         for line in founding.words_needed(founded):
             print(f"note: who joins is told: {line}", file=sys.stderr)
         if no_start:

@@ -1,5 +1,6 @@
 """`gossamer join`: a node in somebody's swarm, from one line."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -62,4 +63,6 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     joined = founding.join(parsed, settled.config, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
+    if no_start and (manifest := founding.load_manifest(folder)) and manifest.archive:
+        print(f"note: {founding.lasting(manifest)}", file=sys.stderr)  # a start says so itself
     return 0 if no_start else run(joined, folder)

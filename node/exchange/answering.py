@@ -101,6 +101,8 @@ def answer(
     completions: int,
     at_once: int,
     budget: AnsweringBudget,
+    *,
+    kept: bool = True,
 ) -> AnsweredTotals:
     """Answer questions until the budget is spent, or until the program is to end; return what was answered.
 
@@ -110,6 +112,7 @@ def answer(
         completions: answers to a question.
         at_once: questions that are with the endpoint at a time.
         budget: of all starts. Questions that are with the endpoint when it is spent are still answered and published.
+        kept: whether archives may keep the groups, in a swarm that allows them.
 
     Raises:
         UserError: the endpoint refuses, or the swarm's tasks cannot be asked.
@@ -135,7 +138,7 @@ def answer(
                 answers = future.result()
             except StoppedError:
                 break
-            answered = _take(swarm, question, answers, answered, budget)
+            answered = _take(swarm, question, answers, answered, budget, kept=kept)
             write_atomically(swarm.folder / ANSWERED_FILE, f"{json.dumps(asdict(answered))}\n".encode())
             has_text = any(answer.text.strip() for answer in answers.answers)
             empty = 0 if has_text else empty + len(answers.answers)
@@ -165,13 +168,15 @@ def _take(
     answers: EndpointAnswers,
     answered: AnsweredTotals,
     budget: AnsweringBudget,
+    *,
+    kept: bool,
 ) -> AnsweredTotals:
     """Publish the answers to a question if they may teach; return what was answered with them."""
-    kept = [answer for answer in answers.answers if answer.text.strip()]
-    texts, finished = [answer.text for answer in kept], [answer.finished for answer in kept]
+    with_text = [answer for answer in answers.answers if answer.text.strip()]
+    texts, finished = [answer.text for answer in with_text], [answer.finished for answer in with_text]
     try:
         rewards = swarm.score(question, texts)
-        is_sent = swarm.publish(question, texts, finished)
+        is_sent = swarm.publish(question, texts, finished, kept=kept)
     except TimeoutError as late:
         log.warning("a question's answers are dropped", why=str(late))
         rewards, is_sent = [], False
@@ -181,7 +186,7 @@ def _take(
         questions=answered.questions + 1,
         published=answered.published + is_sent,
         answers=answered.answers + len(answers.answers),
-        empty=answered.empty + len(answers.answers) - len(kept),
+        empty=answered.empty + len(answers.answers) - len(with_text),
         reward=answered.reward + sum(reward or 0.0 for reward in rewards),
         prompt_tokens=answered.prompt_tokens + answers.usage.prompt,
         completion_tokens=answered.completion_tokens + answers.usage.completion,

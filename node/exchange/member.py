@@ -259,6 +259,7 @@ class Exchange:
         texts: Sequence[str],
         finished: Sequence[bool],
         *,
+        kept: bool = True,
         timeout: float = PATIENCE_S,
     ) -> bool:
         """Send the answers to a question as one group, if it may teach; tell whether it was sent.
@@ -271,6 +272,7 @@ class Exchange:
             question: from `ask`, or of a drawn group.
             texts: all answers of the group, wrong ones too.
             finished: whether each ended by itself, and not at a limit of length: peers train the end of those alone.
+            kept: whether archives may keep the group, in a swarm that allows them; its signed bytes say so.
             timeout: seconds.
 
         Raises:
@@ -285,7 +287,7 @@ class Exchange:
         if len(texts) != len(finished):
             raise ValueError(f"{len(texts)} texts have {len(finished)} values of finished: give one for each")
         return self._do(
-            lambda: self._publish(question, texts, finished, timeout), timeout, f"{len(texts)} answers to be sent"
+            lambda: self._publish(question, texts, finished, kept, timeout), timeout, f"{len(texts)} answers to be sent"
         )
 
     def draw(self, count: int, *, least: int = 0, timeout: float = CALL_S) -> list[DrawnGroup]:
@@ -368,10 +370,11 @@ class Exchange:
         texts: Sequence[str],
         finished: Sequence[bool],
         *,
+        kept: bool = True,
         timeout: float = PATIENCE_S,  # as `publish`
     ) -> bool:
         """Do what `publish` does."""
-        return await asyncio.to_thread(self.publish, question, texts, finished, timeout=timeout)
+        return await asyncio.to_thread(self.publish, question, texts, finished, kept=kept, timeout=timeout)
 
     async def adraw(self, count: int, *, least: int = 0, timeout: float = CALL_S) -> list[DrawnGroup]:
         """Do what `draw` does. A task that is cancelled loses the groups that the call would have returned."""
@@ -467,7 +470,9 @@ class Exchange:
             raise TimeoutError(f"{late} of {len(keys)} answers were not scored in {seconds:g} s")
         return [found[text] for text in texts]
 
-    def _publish(self, question: AskedQuestion, texts: Sequence[str], finished: Sequence[bool], seconds: float) -> bool:
+    def _publish(
+        self, question: AskedQuestion, texts: Sequence[str], finished: Sequence[bool], kept: bool, seconds: float
+    ) -> bool:
         task = self._task(question)
         if self._parts.tasks.is_held_out(task, question.text):
             raise UserError(f"a held-out question is not published: {question.text!r:.200}")
@@ -482,7 +487,9 @@ class Exchange:
         if len(made) < 2:
             return False
         item = question.item
-        group = Group(question.task, question.seed, item.question, tuple(made), self._policy, self._round, item.content)
+        group = Group(
+            question.task, question.seed, item.question, tuple(made), self._policy, self._round, item.content, kept
+        )
         lengths = [len(one.text) for one in made]
         self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
         return shared_form(group, self._parts.tasks) is not None and self._parts.sharing.offer([group]) == 1

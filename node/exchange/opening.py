@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
 from node.config import NodeConfig
 from node.errors import UserError
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.screening import GroupBounds, ReadGroup
-from node.swarm.founding import check_rules
+from node.swarm.founding import check_rules, lasting
 from node.swarm.peering import Network, agent, item_life
 from node.swarm.reports import reporter_of
 from node.swarm.sharing import NetworkExchange
@@ -17,6 +19,8 @@ from node.tasks.task_set import TaskSet
 from protocol.credentials.manifest import ManifestLimits
 
 BUFFER_FILE = "pool.sqlite"
+
+log = structlog.get_logger()
 
 
 def share(
@@ -33,6 +37,8 @@ def share(
     if network.manifest is not None:
         check_rules(network.manifest, tasks, config.sampling.completions)
         limits = network.manifest.limits
+        if network.manifest.archive:
+            log.warning(lasting(network.manifest))
     exchange = NetworkExchange(
         network.host,
         tasks,

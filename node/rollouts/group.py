@@ -8,8 +8,10 @@ Groups travel as text, because peers may run other models, and carry the seed of
 their question rather than its answer: the receiver rebuilds both. The wire form is
 a MessagePack array with a fixed layout:
 
-    [2, task name, task version, task config hash, seed, question,
-     [[[text, ...], finished, reward in [0, 1]], ...], policy name, policy version]
+    [3, task name, task version, task config hash, seed, question,
+     [[[text, ...], finished, reward in [0, 1]], ...], policy name, policy version, kept]
+
+`kept` is false if no archive may keep the group (`node.archive`).
 
 A last field follows if the seed alone does not say what the verifier goes by: its hash (`Item.content`).
 `decode` bounds every size before it looks at a value and raises `GroupError` with a
@@ -28,7 +30,7 @@ from node.tasks.environments.episodes import MAX_TEXTS
 from protocol.value import value
 from protocol.wire.encoding import at_most
 
-FORMAT = 2
+FORMAT = 3
 MAX_GROUP_BYTES = 16 << 20  # where no manifest says another number: 32 completions of 16 thousand tokens have 2 MiB
 MAX_COMPLETIONS = 128
 MAX_TEXT_BYTES = 128 << 10  # of a turn: 16 thousand tokens of eight bytes
@@ -76,6 +78,7 @@ class Group:
     policy: str
     policy_version: int
     content: str = ""
+    kept: bool = True  # false: no archive may keep it
     rewards: tuple[float, ...] = field(init=False, compare=False, repr=False)  # in the completions' order
 
     def __post_init__(self) -> None:
@@ -136,7 +139,8 @@ class EncodedGroup:
 def encode(group: Group) -> bytes:
     """Return the wire form of `group`; equal groups give equal bytes."""
     completions = [[list(c.texts), c.finished, float(c.reward)] for c in group.completions]
-    fields = [FORMAT, *group.task, group.seed, group.question, completions, group.policy, group.policy_version]
+    made_by = [group.policy, group.policy_version, group.kept]
+    fields = [FORMAT, *group.task, group.seed, group.question, completions, *made_by]
     return msgpack.packb([*fields, group.content] if group.content else fields)
 
 
@@ -168,16 +172,17 @@ def decode(data: bytes, max_bytes: int = MAX_GROUP_BYTES) -> Group:
 
 
 def _group(fields: object) -> Group:
-    _check(isinstance(fields, list) and len(fields) in (9, 10) and fields[0] == FORMAT, "layout")
+    _check(isinstance(fields, list) and len(fields) in (10, 11) and fields[0] == FORMAT, "layout")
     assert isinstance(fields, list)
-    name, version, config, seed, question, completions, policy, policy_version, *content = fields[1:]
+    name, version, config, seed, question, completions, policy, policy_version, kept, *content = fields[1:]
     _check(_is_name(name) and _is_name(config), "names")
     _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
     _check(isinstance(completions, list) and 0 < len(completions) <= MAX_COMPLETIONS, "completions")
     made = tuple(map(_episode, completions))
     _check(_is_name(policy) and all(map(_is_name, content)), "names")
     _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
-    return Group(TaskKey(name, version, config), seed, question, made, policy, policy_version, "".join(content))
+    _check(isinstance(kept, bool), "kept")
+    return Group(TaskKey(name, version, config), seed, question, made, policy, policy_version, "".join(content), kept)
 
 
 def _episode(fields: object) -> Episode:

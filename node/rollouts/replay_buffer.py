@@ -57,7 +57,7 @@ _EMPTY = "".join(  # of the tables of this format and of older ones
     f"DROP TABLE IF EXISTS {table};"
     for table in ("groups", "uses", "buried", "probes", "pulls", "own_lengths", "own_results")
 )
-FORMAT = 4  # of the tables and the groups in them; a file of another format is emptied
+FORMAT = 5  # of the tables and the groups in them; a file of another format is emptied
 _CLEAR = ("DELETE FROM groups", "DELETE FROM uses", "DELETE FROM buried", "DELETE FROM own_results")
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 MAX_PEER_SHARE = 0.5  # of the buffer, that one peer's groups may fill: a flood of one's leaves room for all others

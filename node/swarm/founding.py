@@ -72,11 +72,12 @@ def found(
     split: Split = DEFAULT_SPLIT,
     *,
     reports_s: int = 0,
+    archive: bool = False,
 ) -> SwarmManifest:
     """Make `folder` the first node of a new swarm with the configuration's tasks; it runs `config` from now on.
 
     `split` says which questions every node holds out for evaluation. Each node reports every `reports_s` seconds; 0:
-    never.
+    never. `archive` says whether members may keep for good what is shared.
 
     Raises:
         UserError: the folder belongs to a swarm already, its node has trained under another split, or what was asked
@@ -106,7 +107,9 @@ def found(
         identity = Identity.load(key) if key.exists() else Identity.generate()
         try:
             apart = ManifestSplit(round(split.share * 1e6), split.salt)
-            manifest = make_manifest(identity, name, int(time.time() * 1000), policy, tasks, allowed, limits, apart)
+            manifest = make_manifest(
+                identity, name, int(time.time() * 1000), policy, tasks, allowed, limits, apart, archive=archive
+            )
         except ManifestError as error:
             raise UserError(f"cannot make a manifest ({error}): use fewer tasks, or shorter options") from None
         _check_split(folder, manifest)
@@ -461,6 +464,11 @@ def load_manifest(folder: Path) -> SwarmManifest | None:
 def split_of(manifest: SwarmManifest | None) -> Split:
     """Return which questions a swarm holds out for evaluation; the default if it has no manifest."""
     return DEFAULT_SPLIT if manifest is None else Split(manifest.split.millionths / 1e6, manifest.split.salt)
+
+
+def lasting(manifest: SwarmManifest) -> str:
+    """Return what a member of a swarm that allows archives is told before it shares anything."""
+    return f"what is shared in swarm {manifest.name!r} is public and lasting: its manifest lets archives keep it"
 
 
 def save_manifest(folder: Path, manifest: SwarmManifest) -> None:

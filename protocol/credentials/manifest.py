@@ -4,10 +4,11 @@
     payload  = MessagePack [1, name, protocol version, created in ms, policy, node ids (20 each, joined),
                             [[task, its version, its config hash, its options as JSON], ...],
                             [group bytes, completions, item age in s, seconds between two reports of a node],
-                            [millionths of all questions that are held out for evaluation, salt of that choice]]
+                            [millionths of all questions that are held out for evaluation, salt of that choice],
+                            1 where archives may keep what is shared]
 
-A manifest of an earlier release lacks the last element; then the default counts. A manifest of a swarm without reports
-lacks their seconds; then they are 0.
+A manifest of an earlier release lacks the last elements; then the default split counts, and archives keep nothing. A
+manifest of a swarm without reports lacks their seconds; then they are 0.
 
 A swarm's id is a hash of the whole manifest. So a node that knows the id, or the hash in an invite, can take the
 manifest from anybody, and nothing in it can change afterwards.
@@ -92,7 +93,7 @@ class SwarmManifest:
     """The manifest; `encoded` holds the exact bytes that its hash and the swarm's id are made from.
 
     `allowed` lists the nodes that a swarm with an allowlist admits without a grant. The founder, who signed, needs no
-    place in it.
+    place in it. `archive` says whether members may keep for good what is shared.
     """
 
     founder_key: bytes
@@ -104,6 +105,7 @@ class SwarmManifest:
     tasks: tuple[ManifestTask, ...]
     limits: ManifestLimits
     split: ManifestSplit
+    archive: bool
     encoded: bytes
 
     @cached_property
@@ -127,7 +129,7 @@ def swarm_id(manifest_hash: bytes) -> bytes:
     return manifest_hash[:SWARM_BYTES]
 
 
-def make_manifest(
+def make_manifest(  # noqa: PLR0913  # one parameter for each part
     founder: Identity,
     name: str,
     created_ms: int,
@@ -136,6 +138,8 @@ def make_manifest(
     allowed: Sequence[NodeId] = (),
     limits: ManifestLimits = DEFAULT_LIMITS,
     split: ManifestSplit = DEFAULT_SPLIT,
+    *,
+    archive: bool = False,
 ) -> SwarmManifest:
     """Sign a new manifest.
 
@@ -145,7 +149,8 @@ def make_manifest(
     ids = b"".join(id_bytes(node) for node in dict.fromkeys(allowed))
     listed = [list(task) for task in tasks]
     bounds = list(limits if limits.reports_s else limits[:3])
-    payload = pack([FORMAT, name, VERSION, created_ms, str(policy), ids, listed, bounds, list(split)])
+    archives = [1] if archive else []
+    payload = pack([FORMAT, name, VERSION, created_ms, str(policy), ids, listed, bounds, list(split), *archives])
     return open_manifest(founder.public_key + founder.sign(_DOMAIN + payload) + payload)
 
 
@@ -169,15 +174,18 @@ def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
         max_bytes=MAX_ALLOWED * NODE_ID_BYTES,
         max_text=MAX_OPTIONS_BYTES,
         max_array=MAX_TASKS,
-        optional=1,
+        optional=2,
     )
-    form, name, version, created_ms, policy, ids, tasks, limits, *split = fields
+    form, name, version, created_ms, policy, ids, tasks, limits, *more = fields
+    split = more[0] if more else list(DEFAULT_SPLIT)
+    archive = more[1] if len(more) > 1 else 0
     _check(form == FORMAT, "format")
     _check(isinstance(name, str) and NAME.fullmatch(name) is not None, "name")
     _check(is_uint(version, 0xFFFF) and is_uint(created_ms), "integers")
     _check(policy in (JoinPolicy.OPEN.value, JoinPolicy.ALLOWLIST.value), "policy")
     _check(isinstance(ids, bytes) and len(ids) % NODE_ID_BYTES == 0, "node ids")
     _check(isinstance(tasks, list) and 0 < len(tasks) <= MAX_TASKS, "tasks")
+    _check(is_uint(archive, 1), "archive")
     allowed = (id_of_bytes(ids[start : start + NODE_ID_BYTES]) for start in range(0, len(ids), NODE_ID_BYTES))
     opened = tuple(map(_task, tasks))
     _check(len({task[:3] for task in opened}) == len(opened), "a task twice")
@@ -190,7 +198,8 @@ def open_manifest(data: bytes, check: Verify = verify) -> SwarmManifest:
         frozenset(allowed),
         opened,
         _limits(limits),
-        _split(split[0]) if split else DEFAULT_SPLIT,
+        _split(split),
+        archive == 1,
         data,
     )
 

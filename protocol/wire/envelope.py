@@ -141,12 +141,27 @@ def open_frame(frame: bytes, check: Verify = verify) -> Envelope:
     """
     if len(frame) > MAX_FRAME_BYTES:
         raise EnvelopeError("oversized", f"{len(frame)} bytes")
+    return _open(frame, check)
+
+
+def _open(frame: bytes, check: Verify) -> Envelope:
     _verify_head(frame[:HEAD_BYTES], check)
     _, kind, swarm, sequence, time_ms, size, root = _HEADER.unpack_from(frame, HEADER_BYTES)
     body = memoryview(frame)[HEAD_BYTES:]
     if size != len(body) or root != digest(body):
         raise EnvelopeError("forged", "body")
     return Envelope(frame[:KEY_BYTES], swarm, kind, sequence, time_ms, size, root, frame)
+
+
+def open_item(data: bytes, check: Verify = verify) -> Envelope:
+    """Verify and decode a whole item, of one chunk or of several: its head and all of its body.
+
+    Raises:
+        EnvelopeError: as `open_frame`; "oversized" beyond what any swarm allows.
+    """
+    if len(data) > HEAD_BYTES + MAX_ITEM_BYTES:
+        raise EnvelopeError("oversized", f"{len(data)} bytes")
+    return _open(data, check)
 
 
 @value

@@ -34,6 +34,7 @@ groups = st.builds(
     st.lists(completions, min_size=1, max_size=8).map(tuple),
     names,
     counts,
+    kept=st.booleans(),
 )
 
 
@@ -63,7 +64,7 @@ leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.float
 trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=10) | st.dictionaries(st.text(), inner, max_size=3))
 
 
-@given(st.lists(trees, min_size=9, max_size=9).map(lambda fields: [FORMAT, *fields[1:]]))
+@given(st.lists(trees, min_size=10, max_size=10).map(lambda fields: [FORMAT, *fields[1:]]))
 def test_well_formed_messagepack_of_the_wrong_shape_is_a_group_error(fields: list[object]) -> None:
     with pytest.raises(GroupError):
         decode(msgpack.packb(fields))
@@ -80,6 +81,7 @@ def _wire(**changes: object) -> bytes:
         "completions": [[["a"], True, 1.0]],
         "policy": "p",
         "policy_version": 0,
+        "kept": True,
     }
     return msgpack.packb(list((fields | changes).values()))
 
@@ -113,6 +115,8 @@ def _wire(**changes: object) -> bytes:
         {"question": "q" * (MAX_QUESTION_BYTES + 1)},
         {"completions": [[["a"], True, 1.0]] * (MAX_COMPLETIONS + 1)},
         {"policy": None},
+        {"kept": 1},
+        {"kept": None},
     ],
 )
 def test_each_bad_field_is_malformed(changes: dict[str, object]) -> None:
@@ -132,7 +136,7 @@ def test_deep_nesting_is_refused() -> None:
         decode(b"\x91" * 100_000 + b"\x01")
 
 
-@pytest.mark.parametrize("place", range(1, 10))
+@pytest.mark.parametrize("place", range(1, 11))
 def test_a_body_of_nothing_but_arrays_costs_no_more_memory_than_its_bytes(place: int) -> None:
     arrays: object = []
     for _ in range(3):

@@ -62,13 +62,14 @@ def reason(data: bytes) -> str:
         st.just(0) | st.integers(60, 86400),
     ),
     st.builds(ManifestSplit, st.integers(1, 500_000), st.integers(0, 2**32 - 1)),
+    st.booleans(),
 )
-def test_a_manifest_comes_back_as_it_was_signed(name, created, policy, allowed, listed, limits, split) -> None:
-    made = make_manifest(FOUNDER, name, created, policy, listed, allowed, limits, split)
+def test_a_manifest_comes_back_as_it_was_signed(name, created, policy, allowed, listed, limits, split, archive) -> None:
+    made = make_manifest(FOUNDER, name, created, policy, listed, allowed, limits, split, archive=archive)
     opened = open_manifest(made.encoded)
     assert opened == made
     assert (opened.name, opened.created_ms, opened.policy, opened.limits) == (name, created, policy, limits)
-    assert opened.split == split
+    assert (opened.split, opened.archive) == (split, archive)
     assert opened.tasks == tuple(listed)
     assert opened.allowed == set(allowed)
     assert opened.founder == FOUNDER.node_id
@@ -103,6 +104,7 @@ def fields(**changes) -> bytes:
         "tasks": [list(TASK)],
         "limits": [1000, 8, 60],
         "split": [1000, 7],
+        "archive": 1,
     }
     return signed(pack(list((tree | changes).values())))
 
@@ -112,13 +114,14 @@ def test_fields_of_a_newer_minor_version_are_skipped() -> None:
     opened = open_manifest(fields(tasks=[newer], limits=[1000, 8, 60, 300, 7], split=[1000, 7, "salted"], more="more"))
     assert opened.tasks == (TASK,)
     assert opened.limits == ManifestLimits(1000, 8, 60, 300)
-    assert opened.split == ManifestSplit(1000, 7)
+    assert opened.split == ManifestSplit(1000, 7) and opened.archive
 
 
-def test_a_manifest_of_an_earlier_release_keeps_the_default_part_of_all_questions_apart() -> None:
+def test_a_manifest_that_says_nothing_of_them_has_the_default_split_and_allows_no_archive() -> None:
     payload = pack([1, "s", 256, 1, "open", b"", [list(TASK)], [1000, 8, 60]])
     opened = open_manifest(signed(payload))
     assert opened.split == ManifestSplit(125_000, 0) == small().split
+    assert not opened.archive and not small().archive
     assert opened.encoded == signed(payload)
 
 
@@ -126,6 +129,9 @@ def test_a_manifest_of_an_earlier_release_keeps_the_default_part_of_all_question
     "change",
     [
         {"format": 2},
+        {"archive": True},
+        {"archive": 2},
+        {"archive": b"yes"},
         {"name": ""},
         {"name": "../up"},
         {"name": "x" * 65},
