@@ -17,6 +17,7 @@ replay          a node's rounds again, from its journal
 loop            the algorithm
 operations/     settings settled, presets, diagnosis, export, backup
 training/       the update
+archive/        a swarm's groups, kept for good
 exchange/       one path to a swarm and from it, for any trainer
 telemetry/      logs, metrics, plots, status and dashboard
 journal         a record of each round

@@ -14,6 +14,7 @@ import typer
 
 from node.cli import (
     answer,
+    archive,
     backup,
     board,
     chat,
@@ -81,6 +82,7 @@ app.command("invite")(invite.invite)
 app.command("join")(join.join)
 app.command("answer")(answer.answer)
 app.command("board")(board.board)
+app.add_typer(archive.app, name="archive")
 app.command("revoke")(revoke.revoke)
 app.command("status")(status.status)
 app.command("report")(report.report)

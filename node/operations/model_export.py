@@ -34,8 +34,8 @@ def write_model(
 
 
 def _history(trained: Trained) -> "TrainingHistory | None":
-    from node.policy.model_card import TrainingHistory
-    from node.swarm.founding import load_manifest
+    from node.policy.model_card import TrainingHistory, splits_in
+    from node.swarm.founding import load_manifest, split_of
     from node.telemetry.evaluations import EVALUATIONS_FILE
     from node.telemetry.metrics import iter_metrics, iter_with_older, number
     from node.telemetry.summary import summarise_node
@@ -50,4 +50,5 @@ def _history(trained: Trained) -> "TrainingHistory | None":
         int(max((number(row, "swarm/peers") for row in rows), default=0)),
         [row for row in iter_metrics(trained.node / EVALUATIONS_FILE) if row["round"] <= trained.round],
         manifest.name if manifest else "",
+        [split_of(manifest), *splits_in(Path(trained.base).expanduser())],
     )

@@ -2,6 +2,9 @@
 
 The card travels with the model, so it names no folder, account or machine: a base model that is a
 folder is told by the folder's own name, a task by its name, and peers by their number.
+
+Its front matter says which questions were held out from the training, by share and salt: of this training and of those
+that the base's card tells of. A swarm that holds out others may have its held-out questions trained on.
 """
 
 import datetime
@@ -13,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from node.config import NodeConfig
+from node.tasks.questions import Split
+from protocol.storage import read_bounded
 
+CARD_FILE = "README.md"
+HELD_OUT = "gossamer_held_out"  # in the front matter: [{"share": ..., "salt": ...}, ...]
+MAX_CARD_BYTES = 1 << 20
+MAX_SPLITS = 64  # of a card that are read
 PACKAGES = ("gossamer", "transformers", "trl", "torch", "peft")
 
 
@@ -21,8 +30,8 @@ PACKAGES = ("gossamer", "transformers", "trl", "torch", "peft")
 class TrainingHistory:
     """What is known of the training.
 
-    Its rounds, the node's figures in a run's summary, the most peers it had, its evaluations, and the swarm's name,
-    "" without one.
+    Its rounds, the node's figures in a run's summary, the most peers it had, its evaluations, the swarm's name, ""
+    without one, and which questions were held out: from it, and from what the base's card tells of.
     """
 
     rounds: int
@@ -30,6 +39,7 @@ class TrainingHistory:
     peers: int
     evaluations: Sequence[Mapping[str, Any]]
     swarm: str
+    held_out: Sequence[Split] = ()
 
 
 def model_card(
@@ -50,6 +60,7 @@ def model_card(
         "pipeline_tag": "text-generation",
         "tags": ["gossamer", "reinforcement-learning", "grpo"],
         **({"base_model": base} if is_id else {}),
+        **(held_out_entry(history.held_out) if history is not None and history.held_out else {}),
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     by = "trained" if history is not None else "exported"
@@ -60,6 +71,45 @@ def model_card(
     lines += ["", "## Versions", ""]
     lines += [", ".join(f"{package} {version(package)}" for package in PACKAGES) + f". Exported on {today}.", ""]
     return "\n".join(lines)
+
+
+def held_out_entry(splits: Sequence[Split]) -> dict[str, list[dict[str, float | int]]]:
+    """Return the entry of a card's front matter that says which questions were held out."""
+    return {HELD_OUT: [split._asdict() for split in dict.fromkeys(splits)]}
+
+
+def splits_in(folder: Path) -> list[Split]:
+    """Return what the card in a folder says was held out; nothing if there is no card, or none of ours."""
+    try:
+        text = read_bounded(folder / CARD_FILE, MAX_CARD_BYTES).decode(errors="replace")
+    except OSError:
+        return []
+    front = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
+    for line in front.splitlines():
+        key, _, value = line.partition(":")
+        if key == HELD_OUT:
+            return _splits(value)
+    return []
+
+
+def _splits(text: str) -> list[Split]:
+    try:
+        return [Split(float(one["share"]), int(one["salt"])) for one in json.loads(text)[:MAX_SPLITS]]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # somebody else's card, or a changed one
+        return []
+
+
+def card_doubts(model: str, split: Split) -> list[str]:
+    """Return a line for each training in which, by its card, a model may have met questions that `split` holds out.
+
+    Who held out by the same salt, and at least as many, held out all of them.
+    """
+    return [
+        f"the card of {model} says that it was trained where other questions are held out (share {other.share:g}, salt "
+        f"{other.salt}; here {split.share:g} and {split.salt}): it may have been trained on what is held out here"
+        for other in splits_in(Path(model).expanduser())
+        if other.salt != split.salt or other.share < split.share
+    ]
 
 
 def _training(config: NodeConfig, history: TrainingHistory) -> list[str]:

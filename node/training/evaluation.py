@@ -27,6 +27,7 @@ from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.policy.load import Policy
 from node.rollouts.rule import is_right
+from node.policy.model_card import card_doubts
 from node.tasks import Item, Task, derive_seed
 from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
@@ -311,6 +312,7 @@ def doubts(folder: Path | None, model: str, split: Split) -> Iterator[str]:
             "the built-in policy was taught questions of the built-in tasks that this swarm holds out: it was made "
             "with the default split"
         )
+    yield from card_doubts(model, split)
 
 
 def pass_at_k(solved: int, completions: int, k: int) -> float:

@@ -1,0 +1,106 @@
+"""A relay that keeps what it hears: each group of a swarm that allows it, once it is judged here.
+
+    item -> open_group (signature, the mark "not kept") -> Judge (held out, lies) -> a file
+
+What is refused is counted by its reason. A lie is reported, as a node reports it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from node.archive.judging import Judge
+from node.archive.store import ArchivedGroup, ArchiveError, ArchiveWriter, check_allowed, open_group, open_writer
+from node.config import TaskConfig
+from node.errors import UserError
+from node.rollouts.screening import BLAMELESS
+from node.swarm.peering import Network
+from node.swarm.reports import REPORTS_TOPIC
+from protocol.host import Host, Received, Verdict
+from protocol.wire.envelope import ItemId
+
+AT_ONCE = 64  # groups that are judged together: a kill loses no more
+JUDGE_S = 10.0  # that judging these may take; a signal to stop waits for as long
+SAY_S = 60.0  # between two lines about progress
+NOT_A_LIE = BLAMELESS | {"late"}
+
+log = structlog.get_logger()
+
+Take = Callable[[Sequence[Received]], None]
+
+
+@contextmanager
+def open_keeper(
+    network: Network, out: Path, max_bytes: int, own: Sequence[TaskConfig] = (), allowed: Sequence[str] = ()
+) -> Iterator[Take]:
+    """Open the archive in `out` while the block lasts; yield what takes the items that come.
+
+    Args:
+        network: the keeper's own, which relays.
+        out: the archive's folder.
+        max_bytes: that the archive may have.
+        own: what the owner of this machine says of the tasks, as for `Judge`.
+        allowed: tasks that are taken with all that the founder chose.
+
+    Raises:
+        UserError: there is no manifest, it allows no archives, or a task cannot be built here. The block raises it when
+            the archive is full.
+    """
+    if network.manifest is None:
+        raise UserError("an archive is of a swarm that was joined: give it an invite")
+    check_allowed(network.manifest)
+    judge = Judge(network.manifest, own, allowed)
+    with open_writer(out, network.manifest, max_bytes) as writer:
+        keeper = Keeper(network.host, judge, writer)
+        keeper.say()
+        yield keeper.take
+        keeper.say()
+
+
+class Keeper:
+    """Judges items that come, and keeps those that may be kept."""
+
+    def __init__(self, host: Host, judge: Judge, writer: ArchiveWriter) -> None:
+        self._host = host
+        self._judge = judge
+        self._writer = writer
+        self.refused: Counter[str] = Counter()
+        self._said_at = time.monotonic()
+
+    def take(self, items: Sequence[Received]) -> None:
+        """Take the items that came; called a few times a second, also without any."""
+        opened = [found for item in items if (found := self._open(item)) is not None]
+        for start in range(0, len(opened), AT_ONCE):
+            for judged in self._judge.judge(opened[start : start + AT_ONCE], JUDGE_S):
+                if judged.reason:
+                    self._refuse(judged.found.id, judged.reason)
+                elif reason := self._writer.keep(judged.found):
+                    self.refused[reason] += 1
+        if time.monotonic() - self._said_at >= SAY_S:
+            self.say()
+
+    def say(self) -> None:
+        """Tell the log what is kept."""
+        self._said_at = time.monotonic()
+        log.info("the archive", groups=len(self._writer), bytes=self._writer.bytes, refused=dict(self.refused))
+
+    def _open(self, item: Received) -> ArchivedGroup | None:
+        if item.topic == REPORTS_TOPIC or item.id in self._writer:
+            return None
+        try:
+            return open_group(item.frame, self._writer.manifest)
+        except ArchiveError as error:
+            if error.reason == "not_kept":
+                self.refused[error.reason] += 1
+            else:
+                self._refuse(item.id, error.reason)
+            return None
+
+    def _refuse(self, group_id: bytes, reason: str) -> None:
+        self.refused[reason] += 1
+        verdict = Verdict.IGNORE if reason in NOT_A_LIE else Verdict.REJECT
+        self._host.report(ItemId(group_id), verdict, reason)
