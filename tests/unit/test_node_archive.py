@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from node.archive import store
 from node.archive.keeping import open_keeper
 from node.archive.store import Archive, ArchiveError, open_group, open_writer
 from node.cli.app import run
-from node.config import TaskConfig
+from node.config import TaskConfig, load_config
 from node.errors import UserError
 from node.rollouts.group import Group, encode, one_turn
 from node.swarm.founding import describe_tasks
@@ -48,13 +49,8 @@ CLUB = club()
 
 def seeds(*, held_out: bool) -> list[int]:
     """The first seeds of the task whose questions are held out in the club, or are not; no question twice."""
-    split = Split(0.2, 7)
-    found = {
-        text: seed
-        for seed in range(200)
-        if split.holds_out(TASK.key.name, text := TASK.make(seed).question) == held_out
-    }
-    return list(found.values())
+    asked = {TASK.make(seed).question: seed for seed in range(200)}
+    return [seed for text, seed in asked.items() if Split(0.2, 7).holds_out(TASK.key.name, text) == held_out]
 
 
 ASKED, HELD = seeds(held_out=False), seeds(held_out=True)
@@ -181,7 +177,7 @@ def killed_at(moment: int, folder: Path) -> bool:
 
         def sync(descriptor: int, real: Callable[[int], None] = os.fsync) -> None:
             count("open", ())
-            if os.path.isfile(f"/proc/self/fd/{descriptor}") and seen == moment - 1:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode) and seen == moment - 1:
                 os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
             real(descriptor)
 
@@ -301,3 +297,91 @@ def test_a_full_archive_ends_its_keeper(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="is full, with 2 groups"):
         taken(tmp_path / "a", [signed(GROUPS[0]), signed(GROUPS[1], BOB), signed(GROUPS[2], FOUNDER)])
     assert len(kept_in(tmp_path / "a")) == 2
+
+
+def test_rows_have_the_rewards_that_are_found_here_and_say_who_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nearly = signed(group_on(ASKED[0], rewards=(1 - 1e-7, 0.0)))
+    folder = fill(tmp_path / "a", [nearly, signed(GROUPS[1], BOB)])
+    status, rows = rows_of(folder)
+    assert status == 0 and capsys.readouterr().out == "4 rows of 2 groups, 2 signers\n"
+    item, group_id = TASK.make(ASKED[0]), open_item(nearly).item_id.hex()
+    asked = [{"role": "user", "content": item.question}]
+    told = {"finished": True, "task": "builtin/sums", "signer": ALICE.node_id, "base": "qwen", "group": group_id}
+    assert [row for row in rows if row["signer"] == ALICE.node_id] == [
+        {"prompt": asked, "completion": [{"role": "assistant", "content": text}], "reward": reward, **told}
+        for text, reward in ((item.answer, 1.0), ("no", 0.0))
+    ]
+    (folder.parent / "rows" / "rows.jsonl").unlink()
+    _, plain = rows_of(folder, "--plain")
+    assert [(row["prompt"], row["completion"]) for row in plain if row["group"] == group_id] == [
+        (item.question, item.answer),
+        (item.question, "no"),
+    ]
+
+
+def test_what_lies_is_on_a_held_out_question_or_says_the_same_again_is_in_no_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backwards = replace(GROUPS[1], completions=GROUPS[1].completions[::-1])
+    folder = fill(tmp_path / "a", [*map(signed, ATTACKS.values()), *FRAMES, signed(GROUPS[0], BOB), signed(backwards)])
+    status, rows = rows_of(folder)
+    said = capsys.readouterr()
+    assert status == 1, "a file is marked as not to be kept"
+    (line,) = said.err.splitlines()
+    assert line.endswith(": not_kept")
+    left = "1 false_question, 1 false_reward, 1 held_out, 2 same_texts, 1 unknown_task"
+    assert said.out == f"6 rows of 3 groups, {len({row['signer'] for row in rows})} signers; left out: {left}\n"
+    assert {row["prompt"][0]["content"] for row in rows} == {group.question for group in GROUPS}
+
+
+def test_an_answer_that_quotes_a_held_out_row_with_its_answer_is_in_no_row(tmp_path: Path) -> None:
+    asked = [{"question": f"What is the capital of country number {n}?", "answer": f"City {n}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    (tmp_path / "club.toml").write_text(
+        f"[[tasks]]\nname = 'dataset/capitals'\noptions = {{path = '{tmp_path / 'rows.jsonl'}'}}\n"
+    )
+    configs = load_config(tmp_path / "club.toml").tasks
+    manifest, task = club(configs), load_tasks(configs).tasks[0]
+    held, seed = {}, 0
+    for at, row in enumerate(asked):
+        if Split(0.2, 7).holds_out(task.key.name, row["question"]):
+            held = row
+        else:
+            seed = at
+    item = task.make(seed)
+    texts = [item.answer, f"{held['question']} {held['answer']}"]
+    made = tuple(one_turn(text, True, task.verify(item, text)) for text in texts)
+    folder = fill(tmp_path / "a", [signed(group_on(seed, task, completions=made), manifest=manifest)], manifest)
+    status, rows = rows_of(folder, "--config", str(tmp_path / "club.toml"))
+    assert status == 0 and [row["completion"][0]["content"] for row in rows] == [item.answer]
+
+
+def test_an_export_replaces_nothing_and_its_card_has_the_swarms_salt_and_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fill(tmp_path / "a", FRAMES)
+    rows_of(folder)
+    card = (tmp_path / "rows" / "README.md").read_text()
+    assert "6 answers of 3 groups, 3 of them with a reward of 1, by 1 signers" in card
+    assert splits_in(tmp_path / "rows") == [Split(0.2, 7)]
+    capsys.readouterr()
+
+    def refused(out: Path) -> str:
+        assert run(["archive", "export", str(folder), "--out", str(out)], debug=False) == 2
+        return capsys.readouterr().err
+
+    assert "rows.jsonl exists already" in refused(tmp_path / "rows" / "rows.jsonl")
+    assert run(["archive", "export", str(folder), "--out", str(tmp_path / "rows" / "again.jsonl")], debug=False) == 0
+    capsys.readouterr()
+    (tmp_path / "README.md").write_text("# My project\n")
+    assert "choose a folder of its own" in refused(tmp_path / "rows.jsonl")
+    assert (tmp_path / "README.md").read_text() == "# My project\n" and not (tmp_path / "rows.jsonl").exists()
+
+
+def test_what_is_not_scored_in_time_is_late_and_no_lie() -> None:
+    found = [open_group(frame, CLUB) for frame in FRAMES]
+    judge = Judge(CLUB)
+    assert [one.reason for one in judge.judge(found, 60.0)] == [""] * 3
+    assert [one.reason for one in judge.judge(found, 0.0)] == ["late"] * 3
