@@ -1,4 +1,4 @@
-"""Archived groups judged: each question is made again, each answer is scored here. What a signer claims counts nowhere.
+"""Archived groups judged: each question is made again, each answer is scored here. No claim of a signer counts.
 
 A group is refused for the reasons for which a node refuses a peer's (`node.rollouts.screening`). One that lies is
 refused whole. A group on a held-out question is refused by the question that it claims, and by the one that its seed
@@ -38,7 +38,7 @@ class JudgedGroup(NamedTuple):
     rewards: Sequence[Verdict] = ()
 
 
-class Judge:
+class GroupJudge:
     """Judges groups of a swarm by its tasks, as this machine builds them.
 
     Args:
@@ -56,7 +56,7 @@ class Judge:
         self.tasks: TaskSet = loaded.only(lambda task: start_of(task) is None and not unshared(task))
 
     def judge(self, groups: Sequence[ArchivedGroup], seconds: float) -> list[JudgedGroup]:
-        """Return the verdict on each group, in order; those that are not scored within `seconds` are "late"."""
+        """Return the verdict on each group, in order; one that is not scored within `seconds` is "unscorable"."""
         judged = [self._read(found) for found in groups]
         budgets: defaultdict[str, TimeBudget] = defaultdict(lambda: TimeBudget(SIGNER_SHARE * seconds))
         answers = [
@@ -97,6 +97,6 @@ def _compared(one: JudgedGroup, verdicts: Iterator[MaybeLate]) -> JudgedGroup:
         is_late |= verdict == LATE
         rewards.append(None if verdict == LATE else verdict)
     scored = [(place, reward) for place, reward in enumerate(rewards) if reward is not None]
-    if reason := compare(group, scored) or ("late" if is_late else "") or ("" if scored else "unscorable"):
+    if reason := compare(group, scored) or ("unscorable" if is_late or not scored else ""):
         return JudgedGroup(one.found, reason)
     return one._replace(rewards=rewards)

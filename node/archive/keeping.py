@@ -1,6 +1,6 @@
 """A relay that keeps what it hears: each group of a swarm that allows it, once it is judged here.
 
-    item -> open_group (signature, the mark "not kept") -> Judge (held out, lies) -> a file
+    item -> open_group (signature, the mark "not kept") -> GroupJudge (held out, lies) -> a file
 
 What is refused is counted by its reason. A lie is reported, as a node reports it.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from node.archive.judging import Judge
+from node.archive.judging import GroupJudge
 from node.archive.store import ArchivedGroup, ArchiveError, ArchiveWriter, check_allowed, open_group, open_writer
 from node.config import TaskConfig
 from node.errors import UserError
@@ -26,7 +26,6 @@ from protocol.wire.envelope import ItemId
 AT_ONCE = 64  # groups that are judged together: a kill loses no more
 JUDGE_S = 10.0  # that judging these may take; a signal to stop waits for as long
 SAY_S = 60.0  # between two lines about progress
-NOT_A_LIE = BLAMELESS | {"late"}
 
 log = structlog.get_logger()
 
@@ -43,7 +42,7 @@ def open_keeper(
         network: the keeper's own, which relays.
         out: the archive's folder.
         max_bytes: that the archive may have.
-        own: what the owner of this machine says of the tasks, as for `Judge`.
+        own: what the owner of this machine says of the tasks, as for `GroupJudge`.
         allowed: tasks that are taken with all that the founder chose.
 
     Raises:
@@ -53,7 +52,7 @@ def open_keeper(
     if network.manifest is None:
         raise UserError("an archive is of a swarm that was joined: give it an invite")
     check_allowed(network.manifest)
-    judge = Judge(network.manifest, own, allowed)
+    judge = GroupJudge(network.manifest, own, allowed)
     with open_writer(out, network.manifest, max_bytes) as writer:
         keeper = Keeper(network.host, judge, writer)
         keeper.say()
@@ -64,7 +63,7 @@ def open_keeper(
 class Keeper:
     """Judges items that come, and keeps those that may be kept."""
 
-    def __init__(self, host: Host, judge: Judge, writer: ArchiveWriter) -> None:
+    def __init__(self, host: Host, judge: GroupJudge, writer: ArchiveWriter) -> None:
         self._host = host
         self._judge = judge
         self._writer = writer
@@ -102,5 +101,5 @@ class Keeper:
 
     def _refuse(self, group_id: bytes, reason: str) -> None:
         self.refused[reason] += 1
-        verdict = Verdict.IGNORE if reason in NOT_A_LIE else Verdict.REJECT
+        verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
         self._host.report(ItemId(group_id), verdict, reason)

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from node.archive.judging import Judge, JudgedGroup
+from node.archive.judging import GroupJudge, JudgedGroup
 from node.archive.store import Archive
 from node.errors import UserError
 from node.policy.model_card import CARD_FILE, HELD_OUT, held_out_entry
@@ -50,7 +50,7 @@ class ExportTotals:
         )
 
 
-def export_rows(archive: Archive, judge: Judge, out: Path, *, plain: bool) -> ExportTotals:
+def export_rows(archive: Archive, judge: GroupJudge, out: Path, *, plain: bool) -> ExportTotals:
     """Write the archive's rows to the new file `out`, and its card beside it; return what was written.
 
     With `plain`, prompt and completion are texts, else turns of a chat. The file is there whole or not at all.
@@ -72,7 +72,7 @@ def export_rows(archive: Archive, judge: Judge, out: Path, *, plain: bool) -> Ex
     return totals
 
 
-def _judged(archive: Archive, judge: Judge, totals: ExportTotals) -> Iterator[JudgedGroup]:
+def _judged(archive: Archive, judge: GroupJudge, totals: ExportTotals) -> Iterator[JudgedGroup]:
     """Yield the groups that are of use, each text once."""
     seen: set[bytes] = set()
     groups = archive.groups(lambda path, reason: totals.damaged.append((path, reason)))
@@ -86,7 +86,7 @@ def _judged(archive: Archive, judge: Judge, totals: ExportTotals) -> Iterator[Ju
             yield one
 
 
-def _rows(judged: JudgedGroup, judge: Judge, totals: ExportTotals, *, plain: bool) -> Iterator[dict[str, Any]]:
+def _rows(judged: JudgedGroup, judge: GroupJudge, totals: ExportTotals, *, plain: bool) -> Iterator[dict[str, Any]]:
     found, question = judged.found, judged.question
     assert question is not None, "the group is of use"
     group = found.group

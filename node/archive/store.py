@@ -5,7 +5,7 @@
                         the signer's key and the group's bytes
 
 Files are added, never changed or removed. Each is written aside and renamed, so after `kill -9` it is whole or not
-there. Whoever has the folder can check all of it: nothing in it is taken on its keeper's word.
+there. Anybody can check all of a folder: nothing in it is taken on its keeper's word.
 
 An archive has a bound in bytes, of which one signer fills at most `MAX_SIGNER_SHARE`. Each file counts as whole blocks
 of `BLOCK` bytes, as it does on a disk.

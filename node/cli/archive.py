@@ -145,7 +145,7 @@ def export(
     Example:
       gossamer archive export club --out club-rows/rows.jsonl
     """
-    from node.archive.judging import Judge
+    from node.archive.judging import GroupJudge
     from node.archive.rows import export_rows
     from node.archive.store import Archive
     from node.config import load_config
@@ -154,7 +154,7 @@ def export(
     setup_logs(debug=debug)
     opened = Archive(archive)
     tasks = () if own is None else load_config(own).tasks
-    totals = export_rows(opened, Judge(opened.manifest, tasks, allow_task or ()), out, plain=plain)
+    totals = export_rows(opened, GroupJudge(opened.manifest, tasks, allow_task or ()), out, plain=plain)
     for path, reason in totals.damaged:
         _say_damaged(path, reason)
     print(totals)

@@ -30,8 +30,8 @@ PACKAGES = ("gossamer", "transformers", "trl", "torch", "peft")
 class TrainingHistory:
     """What is known of the training.
 
-    Its rounds, the node's figures in a run's summary, the most peers it had, its evaluations, the swarm's name, ""
-    without one, and which questions were held out: from it, and from what the base's card tells of.
+    Its rounds, the node's figures in a run's summary, the most peers it had, its evaluations, and the swarm's name, ""
+    without one. `held_out` says which questions were held out from it, and from what the base's card tells of.
     """
 
     rounds: int
@@ -102,7 +102,7 @@ def _splits(text: str) -> list[Split]:
 def card_doubts(model: str, split: Split) -> list[str]:
     """Return a line for each training in which, by its card, a model may have met questions that `split` holds out.
 
-    Who held out by the same salt, and at least as many, held out all of them.
+    A training with the same salt and at least the same share has met none of them.
     """
     return [
         f"the card of {model} says that it was trained where other questions are held out (share {other.share:g}, salt "

@@ -1,4 +1,4 @@
-"""docs/tutorials, docs/exchange.md and docs/public-swarm.md: each page is followed to its end, from its own text."""
+"""docs/tutorials and pages of docs/ that can be followed: each is, to its end, from its own text."""
 
 import json
 import os
@@ -150,6 +150,20 @@ def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said["python swarm.py"].splitlines()[-1] == "[3, 3]"
     assert 0 <= float(said["python trl_script.py"].splitlines()[-1]) <= 1
     assert (tmp_path / "my-model/model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keep, check = (ROOT / "docs" / "archive.md").read_text().split("## Check")
+    with background() as started:
+        follow_text(keep, {}, started)
+        wait_until(lambda: any(Path("club-archive").glob("groups/*/[!.]*")), 200, "a group to be kept")
+        said = follow_text(check, {}, started)
+    assert said["gossamer archive verify club-archive"].endswith("; 0 damaged\n")
+    rows = [json.loads(line) for line in Path("rows/rows.jsonl").read_text().splitlines()]
+    assert {row["task"] for row in rows} == {"builtin/sums"} and {row["reward"] for row in rows} <= {0.0, 1.0}
 
 
 @pytest.mark.slow

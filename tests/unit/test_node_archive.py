@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from node.archive import store
+from node.archive.judging import GroupJudge
 from node.archive.keeping import open_keeper
 from node.archive.store import Archive, ArchiveError, open_group, open_writer
 from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
+from node.policy.model_card import splits_in
 from node.rollouts.group import Group, encode, one_turn
 from node.swarm.founding import describe_tasks
 from node.swarm.peering import Network
@@ -380,8 +382,8 @@ def test_an_export_replaces_nothing_and_its_card_has_the_swarms_salt_and_share(
     assert (tmp_path / "README.md").read_text() == "# My project\n" and not (tmp_path / "rows.jsonl").exists()
 
 
-def test_what_is_not_scored_in_time_is_late_and_no_lie() -> None:
+def test_what_is_not_scored_in_time_is_unscorable_and_no_lie() -> None:
     found = [open_group(frame, CLUB) for frame in FRAMES]
-    judge = Judge(CLUB)
+    judge = GroupJudge(CLUB)
     assert [one.reason for one in judge.judge(found, 60.0)] == [""] * 3
-    assert [one.reason for one in judge.judge(found, 0.0)] == ["late"] * 3
+    assert [one.reason for one in judge.judge(found, 0.0)] == ["unscorable"] * 3

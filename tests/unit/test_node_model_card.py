@@ -2,11 +2,13 @@
 
 import datetime
 import json
+from pathlib import Path
 
 import pytest
 
 from node.config import parse_config
-from node.policy.model_card import TrainingHistory, model_card
+from node.policy.model_card import TrainingHistory, card_doubts, model_card, splits_in
+from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.telemetry.summary import summarise_node
 from tests.fakes.rows import make_row
 
@@ -56,3 +58,35 @@ def test_it_names_no_folder(base: str) -> None:
 def test_a_model_that_no_node_trained_has_a_card_too() -> None:
     card = model_card("acme/small-1b", CONFIG, "llama-1b", None, TODAY)
     assert "acme/small-1b" in card and "trained" not in card, "nothing is known of that"
+
+
+def test_it_says_what_was_held_out_and_who_holds_out_other_questions_is_warned(tmp_path: Path) -> None:
+    held_out = [Split(0.2, 7), DEFAULT_SPLIT, Split(0.2, 7)]
+    history = TrainingHistory(1, summarise_node([make_row(0, 1)]), 0, [], "club", held_out)
+    (tmp_path / "README.md").write_text(model_card("acme/small-1b", CONFIG, "llama-1b", history, TODAY))
+    assert splits_in(tmp_path) == [Split(0.2, 7), DEFAULT_SPLIT]
+    (warned,) = card_doubts(str(tmp_path), Split(0.2, 7))
+    assert "(share 0.125, salt 0; here 0.2 and 7): it may have been trained on what is held out here" in warned
+    assert len(card_doubts(str(tmp_path), Split(0.3, 7))) == 2  # more is held out here than was there
+    (warned,) = card_doubts(str(tmp_path), Split(0.1, 7))
+    assert "salt 0" in warned, "who held out more by the same salt held out all of these"
+    assert card_doubts("acme/small-1b", DEFAULT_SPLIT) == card_doubts("builtin", DEFAULT_SPLIT) == []
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "",
+        "gossamer_held_out: [{'share': 0.2, 'salt': 7}]",
+        '# A model\n\ngossamer_held_out: [{"share": 0.2, "salt": 7}]\n',
+        "---\ngossamer_held_out: 7\n---\n",
+        '---\ngossamer_held_out: [{"share": "much", "salt": 7}]\n---\n',
+        '---\ngossamer_held_out: [{"share": 0.2, "salt": Infinity}]\n---\n',
+        "---\ngossamer_held_out: " + "[" * 100_000 + "\n---\n",
+        '---\ntitle: x\n---\ngossamer_held_out: [{"share": 0.2, "salt": 7}]\n',
+    ],
+)
+def test_a_card_of_somebody_else_says_nothing(card: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert splits_in(tmp_path) == []
+    assert splits_in(tmp_path / "none") == splits_in(tmp_path / "README.md") == []
