@@ -187,7 +187,7 @@ def killed_at(moment: int, folder: Path) -> bool:
         sys.addaudithook(count)
         try:
             with open_writer(folder, CLUB, MANY) as writer:
-                for frame in FRAMES:
+                for frame in FRAMES[:2]:
                     writer.keep(open_group(frame, CLUB))
         except BaseException:  # noqa: BLE001  # of the test's own process nothing may go on here
             os._exit(1)

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from node.cli.app import run
 from node.config import parse_config
 from node.swarm.founding import found, make_invite
+from node.swarm.sharing import NetworkExchange
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
 from tests.chat_server import Body, Reply, chat_server, says, sum_of
@@ -110,6 +111,23 @@ def test_what_is_of_no_use_is_one_line(
         assert run(words, debug=False) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: ") and says in line
+
+
+@pytest.mark.parametrize("options", [[], ["--not-kept"]])
+def test_its_groups_are_marked_where_no_archive_may_keep_them(
+    options: list[str], founder: Exchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bool] = []
+    offer = NetworkExchange.offer
+    monkeypatch.setattr(
+        NetworkExchange,
+        "offer",
+        lambda self, groups: sent.extend(group.kept for group in groups) or offer(self, groups),
+    )
+    with chat_server(half_right) as (url, _):
+        words = ["answer", f"@{tmp_path / 'invite'}", "--url", url, "--model", "tiny", "--state", str(tmp_path / "a")]
+        assert run([*words, "--completions", "2", "--questions", "1", *options], debug=False) == 0
+    assert sent == [not options]
 
 
 def test_what_is_installed_for_it_alone_is_what_the_whole_package_wants() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,21 @@ def founder(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Exchange
         yield member
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    words = ["archive", *options]
+@contextmanager
+def started(folder: Path, *options: str) -> Iterator[None]:
+    """Run `gossamer archive` in a folder, with the state in its k0, until the end of the block."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, *words]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", PROGRAM, "archive", *options]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            wait_until((folder / "k0" / "observe.json").exists, 60, "the archive to run")
+            yield
+            process.send_signal(signal.SIGTERM)
+            _, complaints = process.communicate(timeout=60)
+            assert process.returncode == 0, complaints
+        finally:
+            process.kill()
 
 
 def group_on(key: TaskKey, seed: int, item: Item, right: float = 1.0) -> Group:
@@ -94,9 +103,7 @@ def test_it_keeps_what_may_be_kept_of_a_real_swarm_and_needs_nothing_that_trains
     founder: Exchange, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name = tmp_path / "club"
-    process = start(tmp_path, "run", f"@{tmp_path / 'invite'}", "--out", "club", "--state", "k0")
-    try:
-        wait_until((tmp_path / "k0" / "observe.json").exists, 60, "the archive to run")
+    with started(tmp_path, "run", f"@{tmp_path / 'invite'}", "--out", "club", "--state", "k0"):
         wait_until(lambda: founder.statistics()["swarm/peers"], 60, "the archive to be linked")
         attack(tmp_path)
         questions = founder.ask(3)
@@ -104,15 +111,11 @@ def test_it_keeps_what_may_be_kept_of_a_real_swarm_and_needs_nothing_that_trains
             assert founder.publish(question, [question.item.answer, "no"], [True, False])
         (marked,) = founder.ask(1)
         assert founder.publish(marked, [marked.item.answer, "no"], [True, True], kept=False)
+        wait_until(lambda: len([*name.glob("groups/*/[!.]*")]) == 3, 30, "three groups")
+    with started(tmp_path, "run", "--out", "club", "--state", "k0"):  # without the invite: the folder remembers
         (last,) = founder.ask(1)
         assert founder.publish(last, [last.item.answer, "no"], [True, True])
-        wait_until(lambda: name.exists() and len([*name.glob("groups/*/[!.]*")]) == 4, 30, "four groups")
-        process.send_signal(signal.SIGTERM)
-    finally:
-        if process.poll() is None and sys.exc_info()[0] is not None:
-            process.kill()
-        _, complaints = process.communicate(timeout=60)
-    assert process.returncode == 0, complaints
+        wait_until(lambda: len([*name.glob("groups/*/[!.]*")]) == 4, 60, "four groups")
     kept = [one.group for one in Archive(name).groups(lambda *why: pytest.fail(str(why)))]
     assert {group.question for group in kept} == {one.text for one in [*questions, last]}
     assert marked.text not in {group.question for group in kept}
