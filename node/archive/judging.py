@@ -16,11 +16,11 @@ from node.rollouts.group import GroupError, Question
 from node.rollouts.screening import compare, read, rebuild, says_nothing_else
 from node.swarm.founding import adopt_tasks, split_of
 from node.tasks import load_tasks
-from node.tasks.environments import start_of
+from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
+from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict
 from node.tasks.task_set import TaskSet, unshared
-from node.tasks.time_budget import TimeBudget
-from node.tasks.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict
 from protocol.credentials.manifest import SwarmManifest
 
 SIGNER_SHARE = 0.25  # of the seconds that judging some groups may take: slow texts of one signer do not take all

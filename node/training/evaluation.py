@@ -26,8 +26,8 @@ from node.engines import RolloutEngine, SamplingParams
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.policy.load import Policy
-from node.rollouts.rule import is_right
 from node.policy.model_card import card_doubts
+from node.rollouts.rule import is_right
 from node.tasks import Item, Task, derive_seed
 from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
