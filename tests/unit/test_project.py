@@ -277,6 +277,9 @@ def test_the_commands_in_the_readme_parse() -> None:
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^ +[$ ]*gossamer (.+)$", text, re.MULTILINE)]
     assert commands
     for verb, *arguments in commands:
-        known = {option for parameter in verbs[verb].params for option in parameter.opts} | {"--help"}
+        command = verbs[verb]
+        while arguments and arguments[0] in getattr(command, "commands", {}):
+            command = command.commands[arguments.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         given = {word.partition("=")[0] for word in arguments if word.startswith("-")}
         assert given <= known, verb
