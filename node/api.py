@@ -205,9 +205,9 @@ class Node:
         make_folder(self.folder)
         self._keep_rows()
         if self._swarm is not None:
-            from node.swarm import founding
+            from node.swarm import joining
 
-            config = founding.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
+            config = joining.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
         setup_logs(self.folder)
         given = Given(self._given(config), _as_callbacks(callbacks, self.folder), evaluations or NOTHING_DECIDED)
         run_node(config, self.folder, given=given)
@@ -304,7 +304,7 @@ class Node:
         """
         from node.engines import SamplingParams, in_process
         from node.loop import longest_prompt
-        from node.swarm.founding import load_manifest, split_of
+        from node.swarm.swarm_folder import load_manifest, split_of
         from node.tasks import load_tasks
         from node.training.evaluation import SEED, answer
 

@@ -33,9 +33,9 @@ from node.rollouts.rule import Rule, Sample
 from node.rollouts.screening import GroupBounds
 from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
-from node.swarm.founding import load_manifest, split_of
 from node.swarm.peering import Network, open_network
 from node.swarm.sharing import GroupExchange, NoExchange
+from node.swarm.swarm_folder import load_manifest, split_of
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE

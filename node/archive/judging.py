@@ -14,7 +14,8 @@ from node.archive.store import ArchivedGroup
 from node.config import TaskConfig
 from node.rollouts.group import GroupError, Question
 from node.rollouts.screening import compare, read, rebuild, says_nothing_else
-from node.swarm.founding import adopt_tasks, split_of
+from node.swarm.agreed_tasks import adopt_tasks
+from node.swarm.swarm_folder import split_of
 from node.tasks import load_tasks
 from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
@@ -43,7 +44,7 @@ class GroupJudge:
 
     Args:
         manifest: the swarm's.
-        own: what the owner of this machine says of the tasks (`node.swarm.founding.adopt_tasks`).
+        own: what the owner of this machine says of the tasks (`node.swarm.agreed_tasks.adopt_tasks`).
         allowed: tasks that are taken with all that the founder chose.
 
     Raises:

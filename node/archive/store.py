@@ -20,7 +20,7 @@ from typing import NamedTuple
 from node.errors import UserError, for_shell
 from node.rollouts.group import Group, GroupError, decode
 from node.state_folder import exclusive
-from node.swarm.founding import MANIFEST_FILE, load_manifest, save_manifest
+from node.swarm.swarm_folder import MANIFEST_FILE, load_manifest, save_manifest
 from protocol.credentials.manifest import SwarmManifest
 from protocol.errors import EnvelopeError, MessageError
 from protocol.identity import KEY_BYTES, NodeId, node_id

@@ -99,7 +99,7 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     from node.exchange.endpoint import ModelEndpoint
     from node.exchange.member import Exchange
     from node.processes.signals import interrupting_signals, stop_signals
-    from node.swarm.founding import load_manifest
+    from node.swarm.swarm_folder import load_manifest
     from node.telemetry.logs import setup_logs
 
     budget = AnsweringBudget(questions, tokens, cost, prices)

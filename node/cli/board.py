@@ -51,18 +51,18 @@ def board(  # noqa: PLR0913  # one parameter for each option of the command
     settled = settle(None, settings, named, folder=folder, forget=forget or [], verb="board")
 
     from node.board.run import open_board
-    from node.swarm import founding
+    from node.swarm import inviting, joining, swarm_folder
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
     from protocol.credentials.records import Address
 
-    trusted = [founding.parse_node_id(text) for text in trust or []]
+    trusted = [inviting.parse_node_id(text) for text in trust or []]
     check_endpoint(settled.config.network)
     joined = settled.config
     if parsed is not None:
         setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-        joined = founding.join(parsed, settled.config, folder)
-    elif founding.load_manifest(folder) is None:
+        joined = joining.join(parsed, settled.config, folder)
+    elif swarm_folder.load_manifest(folder) is None:
         raise UserError(f"{folder} belongs to no swarm: `gossamer board INVITE --state {for_shell(folder)}` joins one")
     setup_logs(folder, debug=debug)
     settled.say(None)

@@ -99,7 +99,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     remembered = settle(config, settings, named, folder=folder)
     settled = remembered.config if tasks is None else _with_tasks(remembered.config, tasks)
 
-    from node.swarm import founding
+    from node.swarm import agreed_tasks, founding, inviting, swarm_folder
     from node.swarm.peering import check_endpoint
     from node.tasks.questions import Split
     from node.telemetry.logs import setup_logs
@@ -107,12 +107,12 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     if not no_start:
         check_endpoint(settled.network)
-    allowed = [founding.parse_node_id(text) for text in allow or []]
+    allowed = [inviting.parse_node_id(text) for text in allow or []]
     is_known: list[bool] = []
 
     def listening(network: "Network") -> None:
         is_known.append(True)
-        print_invite(founding.make_invite(folder, [], own=network.host.addresses))
+        print_invite(inviting.make_invite(folder, [], own=network.host.addresses))
         if policy is PolicyName.ALLOWLIST:
             who = "only the listed nodes" if allowed else "nobody"
             more = f"gossamer invite {for_shell(folder)} --uses N"
@@ -124,8 +124,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
             settled, folder, name, manifest.JoinPolicy(policy), allowed, split, reports_s=reports_s, archive=archive
         )
         if archive:
-            print(f"note: {founding.lasting(founded)}", file=sys.stderr)
-        for line in founding.words_needed(founded):
+            print(f"note: {swarm_folder.lasting(founded)}", file=sys.stderr)
+        for line in agreed_tasks.words_needed(founded):
             print(f"note: who joins is told: {line}", file=sys.stderr)
         if no_start:
             print(

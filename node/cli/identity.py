@@ -89,11 +89,11 @@ def hand_over(
     Example:
       gossamer identity hand-over 03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8 --state n0
     """
-    from node.swarm import founding
+    from node.swarm import revoking
 
     if not re.fullmatch("[0-9a-fA-F]{64}", key):
         raise UserError("KEY has 64 hex digits, as `gossamer identity show` prints it on the next owner's machine")
-    founding.hand_over(folder, bytes.fromhex(key))
+    revoking.hand_over(folder, bytes.fromhex(key))
     print(f"handed over: the node in {folder} tells the swarm; keep it running until the next owner's has heard")
 
 

@@ -68,20 +68,20 @@ def invite(
         raise UserError("--expires says how long --for or --uses admit: give one of them, or leave it out")
     lifetime = _lifetime(expires or "7d")
 
-    from node.swarm import founding
+    from node.swarm import inviting, revoking
     from protocol.credentials.records import Address
 
     seeds = [Address.parse(text) for text in seed or []]
     grant: Pass | SharedInvite | None = None
     if not (admits or plain):
-        founding.check_open(folder)
+        inviting.check_open(folder)
     if node_id is not None:
-        grant = founding.pass_for(folder, founding.parse_node_id(node_id), lifetime)
+        grant = inviting.pass_for(folder, inviting.parse_node_id(node_id), lifetime)
     elif uses is not None:
-        grant = founding.shared_invite(folder, uses, lifetime)
-    made = founding.make_invite(folder, seeds, grant, _own(folder))
+        grant = inviting.shared_invite(folder, uses, lifetime)
+    made = inviting.make_invite(folder, seeds, grant, _own(folder))
     print_invite(made)
-    if (revocable := founding.revocable(made)) is not None:
+    if (revocable := revoking.revocable(made)) is not None:
         print(f"note: `gossamer revoke {for_shell(folder)} {revocable}` takes it back", file=sys.stderr)
 
 

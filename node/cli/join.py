@@ -53,16 +53,16 @@ def join(  # noqa: PLR0913  # one parameter for each option of the command
     check_free(folder)
     settled = settle(config, settings, named, folder=folder, forget=forget or [])
 
-    from node.swarm import founding
+    from node.swarm import joining, swarm_folder
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
     if not no_start:
         check_endpoint(settled.config.network)
     setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-    joined = founding.join(parsed, settled.config, folder, allow_task or [])
+    joined = joining.join(parsed, settled.config, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
-    if no_start and (manifest := founding.load_manifest(folder)) and manifest.archive:
-        print(f"note: {founding.lasting(manifest)}", file=sys.stderr)  # a start says so itself
+    if no_start and (manifest := swarm_folder.load_manifest(folder)) and manifest.archive:
+        print(f"note: {swarm_folder.lasting(manifest)}", file=sys.stderr)  # a start says so itself
     return 0 if no_start else run(joined, folder)

@@ -150,10 +150,10 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     check_endpoint(settled.config.network)
     joined = settled.config
     if join is not None:
-        from node.swarm import founding
+        from node.swarm import joining
 
         setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-        joined = founding.join(read_invite(join), settled.config, folder, allow_task or [])
+        joined = joining.join(read_invite(join), settled.config, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
     return run(joined, folder, **training)

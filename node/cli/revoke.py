@@ -35,22 +35,22 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
       gossamer revoke n0 kzdvvj2umnduyauf35o36k6kw462mujv
       gossamer revoke n0 'gossamer://club/...'
     """
-    from node.swarm import founding
+    from node.swarm import revoking
 
     if not what:
-        print("\n".join(sorted(founding.revoked_in(folder))) or "nobody is revoked")
+        print("\n".join(sorted(revoking.revoked_in(folder))) or "nobody is revoked")
         return
-    made = founding.revoke(folder, [_id(text) for text in what], undo=undo)
+    made = revoking.revoke(folder, [_id(text) for text in what], undo=undo)
     print(f"revocation list {made.sequence}: {len(made.revoked)} revoked; the node in {folder} tells the swarm")
 
 
 def _id(text: str) -> "NodeId":
-    from node.swarm import founding
+    from node.swarm import inviting, revoking
     from protocol.credentials.invite import SCHEME
 
     if not text.startswith(("@", SCHEME)):
-        return founding.parse_node_id(text)
-    revocable = founding.revocable(read_invite(text))
+        return inviting.parse_node_id(text)
+    revocable = revoking.revocable(read_invite(text))
     if revocable is None:
         raise UserError("this invite holds no grant that could be taken back: name the nodes that used it")
     return revocable

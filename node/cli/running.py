@@ -71,7 +71,7 @@ def sharers(processes: int | None, accelerate: Path | None) -> int:
 
 def print_invite(invite: "Invite") -> None:
     """Print the line, alone on stdout, and on stderr what should be known about it."""
-    from node.swarm.founding import reach
+    from node.swarm.inviting import reach
     from protocol.limits.networks import Scope
 
     print(invite, flush=True)

@@ -56,7 +56,7 @@ from node.rollouts.rule import Candidate, Draw, mean_advantages
 from node.rollouts.rules import RULES
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
-from node.swarm import founding
+from node.swarm import joining, swarm_folder
 from node.swarm.peering import Network, open_network
 from node.swarm.sharing import NetworkExchange, shared_form, traffic_row
 from node.tasks import Item, Task, TaskKey, derive_seed, load_tasks
@@ -398,12 +398,14 @@ class Exchange:
     def _open(self, settings: Mapping[str, Any], invite: str | None, allow_tasks: Sequence[str]) -> _OpenFolder:
         config = _settled(self.folder, settings, invite)
         if invite is not None:
-            config = founding.join(Invite.parse(invite.strip()), config, self.folder, allow_tasks)
+            config = joining.join(Invite.parse(invite.strip()), config, self.folder, allow_tasks)
         with full_disk_is_clear(self.folder), ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
             stack.enter_context(first_start(config, self.folder))
             seed = resolve_seed(config, self.folder)
-            tasks = _answered_at_once(load_tasks(config.tasks, founding.split_of(founding.load_manifest(self.folder))))
+            tasks = _answered_at_once(
+                load_tasks(config.tasks, swarm_folder.split_of(swarm_folder.load_manifest(self.folder)))
+            )
             network = stack.enter_context(open_network(config, self.folder))
             sharing, bounds = share(network, config, tasks)
             buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))

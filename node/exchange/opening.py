@@ -11,10 +11,11 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.screening import GroupBounds, ReadGroup
-from node.swarm.founding import check_rules, lasting
+from node.swarm.agreed_tasks import check_rules
 from node.swarm.peering import Network, agent, item_life
 from node.swarm.reports import reporter_of
 from node.swarm.sharing import NetworkExchange
+from node.swarm.swarm_folder import lasting
 from node.tasks.task_set import TaskSet
 from protocol.credentials.manifest import ManifestLimits
 

@@ -42,7 +42,7 @@ from node.state_folder import (
     full_disk_is_clear,
     sole_process_of,
 )
-from node.swarm.founding import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
+from node.swarm.swarm_folder import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics import older
 from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint

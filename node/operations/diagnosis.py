@@ -339,7 +339,8 @@ def _engine(config: NodeConfig) -> Iterator[Diagnosis]:
 
 def _swarm(config: NodeConfig, folder: Path) -> Iterator[Diagnosis]:
     """Compare the swarm's manifest with what is here: the protocol, and the tasks to the bit."""
-    from node.swarm.founding import adopt_tasks, earlier_versions, load_manifest
+    from node.swarm.agreed_tasks import adopt_tasks, earlier_versions
+    from node.swarm.swarm_folder import load_manifest
     from node.tasks import load_tasks
     from protocol.wire.version import MAJOR, VERSION, said
 

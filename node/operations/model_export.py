@@ -35,7 +35,7 @@ def write_model(
 
 def _history(trained: Trained) -> "TrainingHistory | None":
     from node.policy.model_card import TrainingHistory, splits_in
-    from node.swarm.founding import load_manifest, split_of
+    from node.swarm.swarm_folder import load_manifest, split_of
     from node.telemetry.evaluations import EVALUATIONS_FILE
     from node.telemetry.metrics import iter_metrics, iter_with_older, number
     from node.telemetry.summary import summarise_node

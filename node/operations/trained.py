@@ -49,7 +49,7 @@ class Trained(NamedTuple):
 
     def split(self) -> "Split":
         """Return which questions its node holds out for evaluation; the default where no swarm says otherwise."""
-        from node.swarm.founding import load_manifest, split_of
+        from node.swarm.swarm_folder import load_manifest, split_of
 
         return split_of(load_manifest(self.node) if self.node else None)
 

@@ -44,8 +44,8 @@ from node.config import NetworkConfig, NodeConfig, WeightsConfig
 from node.errors import UserError
 from node.policy.load import Policy
 from node.state_folder import KEY_FILE
-from node.swarm.founding import load_manifest
 from node.swarm.peering import listens_at, may_ask_router, swarm_id
+from node.swarm.swarm_folder import load_manifest
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError

@@ -17,7 +17,7 @@ import structlog
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.state_folder import KEY_FILE, sole_process_of
-from node.swarm.founding import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
+from node.swarm.swarm_folder import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from protocol.config import LOCAL, WAN, Limits, Timing, read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest

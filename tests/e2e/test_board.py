@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from node.swarm import founding
+from node.swarm import founding, inviting
 from protocol.credentials.manifest import JoinPolicy
 from protocol.identity import Identity
 from tests import commands
@@ -146,7 +146,7 @@ def test_in_a_swarm_of_twenty_five_liars_that_praise_each_other_have_no_standing
             if not seeds:
                 wait_until((folder / "address").exists, 60, "the founder")
                 seeds.append((folder / "address").read_text())
-        invite = founding.make_invite(folders[0], [])
+        invite = inviting.make_invite(folders[0], [])
         board = Printing(tmp_path / "printed", "board", str(invite), "--state", tmp_path / "b", "--port", "0")
         children.append(board.process)
         link = board.line("board: ")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from node.swarm.founding import found, make_invite
+from node.swarm.founding import found
+from node.swarm.inviting import make_invite
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
 from protocol.identity import Identity

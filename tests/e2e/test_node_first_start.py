@@ -14,7 +14,7 @@ from node.cli.app import run as run_command
 from node.config import NodeConfig
 from node.errors import UserError
 from node.state_folder import exclusive, first_start, recall
-from node.swarm import founding
+from node.swarm import founding, joining, swarm_folder
 from protocol import storage
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy
@@ -122,7 +122,7 @@ def test_whichever_file_is_written_last_before_a_kill_the_next_start_is_the_same
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     invite, fetched = make_invite(tmp_path / "founder")
-    monkeypatch.setattr(founding, "fetch_manifest", lambda *_: fetched)
+    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: fetched)
     monkeypatch.setattr("node.run.load_policy", lambda *_, **__: os._exit(0))  # the start has come far enough
     monkeypatch.setattr("node.relay.MetricsLog", lambda *_: os._exit(0))
     model = tmp_path / "model"
@@ -142,7 +142,7 @@ def test_whichever_file_is_written_last_before_a_kill_the_next_start_is_the_same
         else:
             assert str(model) in model_at_next_start(folder)
         if kind == "join" and memory.settings:
-            assert founding.load_manifest(folder) is not None
+            assert swarm_folder.load_manifest(folder) is not None
     assert keys
     assert (folder / "identity.key").exists() and recall(folder).settings
 

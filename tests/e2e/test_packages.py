@@ -15,7 +15,8 @@ import pytest
 from gossamer import Exchange
 
 from node.config import parse_config
-from node.swarm.founding import found, make_invite
+from node.swarm.founding import found
+from node.swarm.inviting import make_invite
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
 from tests.chat_server import chat_server, says, sum_of

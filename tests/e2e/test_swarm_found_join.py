@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from node.swarm.founding import load_manifest
+from node.swarm.swarm_folder import load_manifest
 from protocol.identity import Identity
 from tests import commands
 from tests.swarms import events_of, rows_of

@@ -22,9 +22,9 @@ from node.errors import UserError
 from node.operations import swarm_diagnosis
 from node.operations.diagnosis import Diagnosis
 from node.operations.swarm_diagnosis import examine_swarm
-from node.swarm import founding
-from node.swarm.founding import load_grant, load_manifest
+from node.swarm import founding, inviting, joining, revoking, swarm_folder
 from node.swarm.peering import Network, agent, open_network
+from node.swarm.swarm_folder import load_grant, load_manifest
 from node.telemetry.status_server import ask
 from protocol.config import Limits
 from protocol.credentials.grants import make_pass
@@ -75,7 +75,7 @@ def key_of(folder: Path) -> Identity:
 
 
 def join(folder: Path, invite: Invite, listen: str = NOWHERE) -> NodeConfig:
-    return founding.join(Invite.parse(str(invite)), config(listen).model_copy(update={"role": "relay"}), folder)
+    return joining.join(Invite.parse(str(invite)), config(listen).model_copy(update={"role": "relay"}), folder)
 
 
 def received(network: Network, body: bytes) -> Callable[[], bool]:
@@ -88,7 +88,7 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST, allowed=(listed,))
     guest = key_of(tmp_path / "guest")
     with relay(club):
-        plain = founding.make_invite(club, [])
+        plain = inviting.make_invite(club, [])
 
         def refused(name: str, invite: Invite, says: str) -> None:
             with pytest.raises(JoinError, match=says) as caught:
@@ -99,21 +99,21 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
         refused("stranger", plain, "does not admit")
         assert join(tmp_path / "listed", plain).network.seeds == [str(plain.seeds[0])]
 
-        own_pass = founding.make_invite(club, [], founding.pass_for(club, guest.node_id, DAY))
+        own_pass = inviting.make_invite(club, [], inviting.pass_for(club, guest.node_id, DAY))
         refused("stranger", own_pass, "does not admit")
-        refused("guest", founding.make_invite(club, [], founding.pass_for(club, guest.node_id, -1.0)), "has expired")
+        refused("guest", inviting.make_invite(club, [], inviting.pass_for(club, guest.node_id, -1.0)), "has expired")
         forged = make_pass(guest, plain.swarm, guest.node_id, int((time.time() + DAY) * 1000))
-        refused("guest", founding.make_invite(club, [], forged), "does not admit")
+        refused("guest", inviting.make_invite(club, [], forged), "does not admit")
         join(tmp_path / "guest", own_pass)
-        longer = founding.pass_for(club, guest.node_id, 2 * DAY)
-        join(tmp_path / "guest", founding.make_invite(club, [], longer))
+        longer = inviting.pass_for(club, guest.node_id, 2 * DAY)
+        join(tmp_path / "guest", inviting.make_invite(club, [], longer))
         assert load_grant(tmp_path / "guest") == longer.encode()
 
-        two = founding.make_invite(club, [], founding.shared_invite(club, 2, DAY))
+        two = inviting.make_invite(club, [], inviting.shared_invite(club, 2, DAY))
         join(tmp_path / "first", two)
         join(tmp_path / "second", two)
         refused("third", two, "used up")
-        refused("third", founding.make_invite(club, [], founding.shared_invite(club, 2, -1.0)), "has expired")
+        refused("third", inviting.make_invite(club, [], inviting.shared_invite(club, 2, -1.0)), "has expired")
         first = load_grant(tmp_path / "first")
         join(tmp_path / "first", two)
         assert load_grant(tmp_path / "first") == first  # again, without a number more
@@ -147,7 +147,7 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
 def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_path: Path) -> None:
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with relay(club) as process:
-        once = founding.make_invite(club, [], founding.shared_invite(club, 1, DAY))
+        once = inviting.make_invite(club, [], inviting.shared_invite(club, 1, DAY))
         join(tmp_path / "first", once)
         process.kill()
     with relay(club):
@@ -164,12 +164,12 @@ def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) ->
     (apart / "manifest.bin").write_bytes((club / "manifest.bin").read_bytes())
     with relay(club), relay(apart):
         seeds = [Address.parse((folder / "address").read_text()) for folder in (club, apart)]
-        right = founding.shared_invite(club, 1, DAY)
-        join(tmp_path / "first", founding.make_invite(club, seeds[:1], right))
-        alone = founding.make_invite(club, seeds[:1], right)
+        right = inviting.shared_invite(club, 1, DAY)
+        join(tmp_path / "first", inviting.make_invite(club, seeds[:1], right))
+        alone = inviting.make_invite(club, seeds[:1], right)
         with pytest.raises(JoinError, match=rf"used up.*{seeds[0].endpoint} says invite_used"):
             join(tmp_path / "second", Invite(alone.name, alone.manifest, alone.seeds[:1], alone.grant))
-        join(tmp_path / "second", founding.make_invite(club, seeds, right))
+        join(tmp_path / "second", inviting.make_invite(club, seeds, right))
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_what_the_owner_takes_back_or_hands_over_reaches_every_node_and_their_di
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with ExitStack() as stack:
         stack.enter_context(relay(club))
-        shared = founding.make_invite(club, [], founding.shared_invite(club, 50, DAY))
+        shared = inviting.make_invite(club, [], inviting.shared_invite(club, 50, DAY))
 
         def member(name: str, invite: Invite) -> Network:
             settled = join(tmp_path / name, invite, LOOPBACK)
@@ -188,39 +188,39 @@ def test_what_the_owner_takes_back_or_hands_over_reaches_every_node_and_their_di
         wait_until(
             lambda: friend.host.counters().peers == foe.host.counters().peers == 2, 20, "three that know each other"
         )
-        founding.revoke(club, [foe.identity.node_id])
+        revoking.revoke(club, [foe.identity.node_id])
         wait_until(
             lambda: [peer.node_id for peer in friend.host.peers()] == [key_of(club).node_id], 20, "the foe to go"
         )
         wait_until(lambda: foe.host.refusal == "revoked", 60, "the foe to be told why")
         wait_until((tmp_path / "friend" / "revocations.bin").exists, 20, "the list on the friend's disk")
         with pytest.raises(JoinError, match="was revoked"):
-            join(tmp_path / "foe", founding.make_invite(club, [], founding.pass_for(club, foe.identity.node_id, DAY)))
+            join(tmp_path / "foe", inviting.make_invite(club, [], inviting.pass_for(club, foe.identity.node_id, DAY)))
 
-        founding.hand_over(club, friend.identity.public_key)
-        owned = founding.load_gate(tmp_path / "friend", load_manifest(club)).owners  # type: ignore[arg-type]
+        revoking.hand_over(club, friend.identity.public_key)
+        owned = swarm_folder.load_gate(tmp_path / "friend", load_manifest(club)).owners  # type: ignore[arg-type]
         assert len(owned) == 1
         wait_until(
-            lambda: len(founding.load_gate(tmp_path / "friend", load_manifest(club)).owners) == 2,  # type: ignore[arg-type]
+            lambda: len(swarm_folder.load_gate(tmp_path / "friend", load_manifest(club)).owners) == 2,  # type: ignore[arg-type]
             30,
             "the next owner to hear of it",
         )
         with pytest.raises(UserError, match="can sign this"):
-            founding.shared_invite(club, 1, DAY)
-        founding.revoke(tmp_path / "friend", [foe.identity.node_id])
-        member("guest", founding.make_invite(club, [], founding.shared_invite(tmp_path / "friend", 1, DAY)))
+            inviting.shared_invite(club, 1, DAY)
+        revoking.revoke(tmp_path / "friend", [foe.identity.node_id])
+        member("guest", inviting.make_invite(club, [], inviting.shared_invite(tmp_path / "friend", 1, DAY)))
 
         (tmp_path / "restored").mkdir()
         key_of(tmp_path / "friend").save(tmp_path / "restored" / "identity.key")
-        join(tmp_path / "restored", founding.make_invite(tmp_path / "guest", []))
-        assert founding.revoke(tmp_path / "restored", []).revoked == {foe.identity.node_id}
+        join(tmp_path / "restored", inviting.make_invite(tmp_path / "guest", []))
+        assert revoking.revoke(tmp_path / "restored", []).revoked == {foe.identity.node_id}
 
 
 def test_a_relay_alone_bridges_two_nodes_that_nobody_can_dial(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with relay(club), ExitStack() as stack:
-        invite = founding.make_invite(club, [])
-        assert founding.reach(invite) is Scope.LOOPBACK
+        invite = inviting.make_invite(club, [])
+        assert inviting.reach(invite) is Scope.LOOPBACK
         with pytest.raises(UserError, match="another node is running"):
             join(club, invite)  # two hosts with one key would push each other out
         left, right = (
@@ -246,7 +246,7 @@ def test_a_node_comes_back_through_its_peers_when_its_seed_is_gone(tmp_path: Pat
     club = found(tmp_path / "club")
     with ExitStack() as stack:
         with relay(club) as process:
-            invite = founding.make_invite(club, [])
+            invite = inviting.make_invite(club, [])
             friend = stack.enter_context(open_network(join(tmp_path / "friend", invite, LOOPBACK), tmp_path / "friend"))
             # Nobody can dial it, so it is the one that has to remember.
             settled = join(tmp_path / "own", invite)
@@ -282,7 +282,7 @@ def looked(invite: Invite) -> dict[str, Diagnosis]:
 def test_a_stranger_looks_at_a_swarm_and_sees_its_seeds_its_nodes_and_what_they_run(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with open_network(config(LOOPBACK), club):
-        invite = founding.make_invite(club, [])
+        invite = inviting.make_invite(club, [])
         with open_network(join(tmp_path / "hidden", invite), tmp_path / "hidden") as hidden:
             wait_until(lambda: hidden.host.counters().peers, 20)
             looked(invite)  # who only looked is not counted
@@ -303,14 +303,14 @@ def test_a_stranger_is_kept_out_by_an_allowlist_and_an_invite_is_looked_at_witho
 ) -> None:
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with open_network(config(LOOPBACK), club):
-        once = founding.make_invite(club, [], founding.shared_invite(club, 1, 30 * DAY))
+        once = inviting.make_invite(club, [], inviting.shared_invite(club, 1, 30 * DAY))
         assert run(["doctor", "--swarm", str(once)], debug=False) == 0
         said = capfd.readouterr().out
         assert "answers after" in said and "so no use is spent" in said and "is kept out, as an allowlist" in said
         join(tmp_path / "first", once)
-        late = founding.make_invite(club, [], founding.shared_invite(club, 1, -1.0))
+        late = inviting.make_invite(club, [], inviting.shared_invite(club, 1, -1.0))
         assert not looked(late)["invite"].ok and looked(late)["invite"].needed
-        soon = founding.make_invite(club, [], founding.shared_invite(club, 1, DAY))
+        soon = inviting.make_invite(club, [], inviting.shared_invite(club, 1, DAY))
         assert not looked(soon)["invite"].ok and not looked(soon)["invite"].needed
     assert run(["doctor", "--swarm", str(once), "--model", "builtin"], debug=False) == 2
     assert "leave out --model" in capfd.readouterr().err
@@ -320,7 +320,7 @@ def test_a_stranger_is_kept_out_by_an_allowlist_and_an_invite_is_looked_at_witho
 def test_a_seed_that_is_gone_is_to_be_mended_though_others_answer(tmp_path: Path) -> None:
     club = found(tmp_path / "club")
     with open_network(config(LOOPBACK), club):
-        invite = founding.make_invite(club, [])
+        invite = inviting.make_invite(club, [])
         checks = looked(replace(invite, seeds=(*invite.seeds, GONE)))
     assert {name for name, check in checks.items() if not check.ok and check.needed} == {"127.0.0.1:1"}
     assert "does not answer within 10 s" in checks["127.0.0.1:1"].text
@@ -332,7 +332,7 @@ def test_a_swarm_of_which_no_seed_answers_makes_doctor_fail(
 ) -> None:
     monkeypatch.setattr(swarm_diagnosis, "examine_swarm", partial(examine_swarm, patience=0.5))
     club = found(tmp_path / "club")
-    invite = founding.make_invite(club, [GONE])
+    invite = inviting.make_invite(club, [GONE])
     assert run(["doctor", "--swarm", str(invite), "--json"], debug=False) == 1
     told = json.loads(capfd.readouterr().out)
     ((title, (seed,)),) = told["checks"].items()
@@ -342,7 +342,7 @@ def test_a_swarm_of_which_no_seed_answers_makes_doctor_fail(
 
 def test_a_manifest_from_a_false_seed_and_a_seed_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     club, other = found(tmp_path / "club"), found(tmp_path / "other")
-    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(joining, "FETCH_TIMEOUT_S", 1.0)
     with relay(other):
         address = Address.parse((other / "address").read_text())
         manifest = load_manifest(club)
@@ -367,11 +367,11 @@ def test_a_member_with_a_newer_invite_goes_on_with_what_it_has_while_no_seed_ans
     listed = key_of(tmp_path / "listed")
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST, allowed=(listed,))
     with relay(club):
-        join(tmp_path / "guest", founding.make_invite(club, [], founding.shared_invite(club, 2, DAY)))
-        join(tmp_path / "listed", founding.make_invite(club, []))
+        join(tmp_path / "guest", inviting.make_invite(club, [], inviting.shared_invite(club, 2, DAY)))
+        join(tmp_path / "listed", inviting.make_invite(club, []))
         held = load_grant(tmp_path / "guest")
-        newer = founding.make_invite(club, [], founding.shared_invite(club, 2, 2 * DAY))
-    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 1.0)  # of the commands, too: they are forked from here
+        newer = inviting.make_invite(club, [], inviting.shared_invite(club, 2, 2 * DAY))
+    monkeypatch.setattr(joining, "FETCH_TIMEOUT_S", 1.0)  # of the commands, too: they are forked from here
     for name in ("guest", "listed"):
         folder = tmp_path / name
         output = tmp_path / f"{name}-printed"
@@ -405,14 +405,14 @@ def test_a_member_with_a_newer_invite_goes_on_with_what_it_has_while_no_seed_ans
 def test_a_member_whose_newer_invite_is_refused_is_told_so(tmp_path: Path) -> None:
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     with relay(club):
-        join(tmp_path / "guest", founding.make_invite(club, [], founding.shared_invite(club, 2, DAY)))
-        expired = founding.make_invite(club, [], founding.shared_invite(club, 2, -1.0))
+        join(tmp_path / "guest", inviting.make_invite(club, [], inviting.shared_invite(club, 2, DAY)))
+        expired = inviting.make_invite(club, [], inviting.shared_invite(club, 2, -1.0))
         with pytest.raises(JoinError, match="has expired"):
             join(tmp_path / "guest", expired)
 
 
 def test_whose_key_a_seed_refuses_in_the_handshake_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(founding, "FETCH_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(joining, "FETCH_TIMEOUT_S", 2.0)
     seed, ended = Identity.generate(), threading.Event()
     transport = ZmqTransport(seed, Endpoint.parse(LOOPBACK, bind=True), Limits(), lambda key: True)
     assert transport.endpoint is not None
@@ -438,12 +438,12 @@ def test_a_folder_belongs_to_one_swarm(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="belongs to swarm 'club' already"):
         found(club)
     with pytest.raises(UserError, match="no address of this node is known"):
-        founding.make_invite(other, [])
-    invite = founding.make_invite(other, [Address.parse(f"tcp://192.0.2.1:4001?key={'ab' * 32}")])
+        inviting.make_invite(other, [])
+    invite = inviting.make_invite(other, [Address.parse(f"tcp://192.0.2.1:4001?key={'ab' * 32}")])
     with pytest.raises(UserError, match="belongs to another swarm, 'club'"):
         join(club, invite)
     with pytest.raises(UserError, match="is open: an invite needs neither"):
-        founding.shared_invite(club, 3, DAY)
+        inviting.shared_invite(club, 3, DAY)
 
 
 def test_only_the_founder_signs(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_only_the_founder_signs(tmp_path: Path) -> None:
     (tmp_path / "copy" / "manifest.bin").write_bytes((club / "manifest.bin").read_bytes())
     key_of(tmp_path / "copy")
     with pytest.raises(UserError, match="only the founder of swarm 'club'"):
-        founding.shared_invite(tmp_path / "copy", 3, DAY)
+        inviting.shared_invite(tmp_path / "copy", 3, DAY)
 
 
 def test_a_relay_does_not_import_torch(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from node.config import TaskConfig
 from node.rollouts.group import Group, encode, one_turn
-from node.swarm.founding import load_manifest
 from node.swarm.sharing import topic_of
+from node.swarm.swarm_folder import load_manifest
 from node.tasks import Task, derive_seed, load_tasks
 from protocol.config import LOCAL, Limits
 from protocol.credentials.records import Address

@@ -22,7 +22,7 @@ from node.config import TaskConfig, load_config
 from node.errors import UserError
 from node.policy.model_card import splits_in
 from node.rollouts.group import Group, encode, one_turn
-from node.swarm.founding import describe_tasks
+from node.swarm.agreed_tasks import describe_tasks
 from node.swarm.peering import Network
 from node.swarm.sharing import topic_of_group
 from node.tasks import Task, load_tasks

@@ -23,7 +23,7 @@ from node.config import parse_config
 from node.errors import UserError
 from node.operations.backup import HEAD, SUMS, back_up, restore
 from node.state_folder import sole_process_of
-from node.swarm import founding
+from node.swarm import founding, revoking
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.training.checkpoint import find_damage
 from protocol.credentials.invite import Invite
@@ -320,8 +320,8 @@ def test_a_founder_from_an_older_backup_goes_on_from_the_revocation_list_of_a_me
     swarm_of(founder, ["builtin/sums"])
     back_up(founder, tmp_path / "founder.tar")
     first, second = (Identity.generate().node_id for _ in range(2))
-    assert founding.revoke(founder, [first]).sequence == 1
+    assert revoking.revoke(founder, [first]).sequence == 1
     restore(tmp_path / "founder.tar", again)
     shutil.copy(founder / "revocations.bin", again)  # as a relay has it
-    made = founding.revoke(again, [second])
+    made = revoking.revoke(again, [second])
     assert (made.sequence, made.revoked) == (2, {first, second})

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 from node.cli.app import run
 from node.config import parse_config
-from node.swarm.founding import found, make_invite
+from node.swarm.founding import found
+from node.swarm.inviting import make_invite
 from node.swarm.sharing import NetworkExchange
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address

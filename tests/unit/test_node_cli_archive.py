@@ -17,7 +17,9 @@ from node.archive.store import Archive, open_group, open_writer
 from node.cli.app import run
 from node.config import parse_config
 from node.rollouts.group import Group, encode, one_turn
-from node.swarm.founding import found, join, make_invite
+from node.swarm.founding import found
+from node.swarm.inviting import make_invite
+from node.swarm.joining import join
 from node.swarm.peering import open_network
 from node.swarm.sharing import topic_of_group
 from node.tasks import Item, TaskKey, load_tasks

@@ -135,7 +135,8 @@ def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
     version: int, ok: bool, needed: bool, says: str, tmp_path: Path
 ) -> None:
     from node.config import TaskConfig
-    from node.swarm.founding import describe_tasks, save_manifest
+    from node.swarm.agreed_tasks import describe_tasks
+    from node.swarm.swarm_folder import save_manifest
 
     (described,) = describe_tasks([TaskConfig(name="builtin/sums")])
     if version:

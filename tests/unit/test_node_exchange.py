@@ -17,7 +17,8 @@ from node.config import parse_config
 from node.exchange.member import GRACE_S, AskedQuestion, DrawnGroup, Messages
 from node.rollouts.group import Group, one_turn
 from node.state_folder import is_held
-from node.swarm.founding import found, make_invite
+from node.swarm.founding import found
+from node.swarm.inviting import make_invite
 from node.swarm.peering import open_network
 from node.swarm.sharing import NetworkExchange
 from node.tasks import load_tasks

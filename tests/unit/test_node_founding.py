@@ -11,24 +11,12 @@ from structlog.testing import capture_logs
 
 from node.config import NodeConfig, TaskConfig, parse_config
 from node.errors import UserError
-from node.swarm import founding
-from node.swarm.founding import (
-    WordNeededError,
-    adopt_tasks,
-    check_rules,
-    describe_tasks,
-    found,
-    join,
-    load_grant,
-    load_manifest,
-    make_invite,
-    reach,
-    save_grant,
-    save_manifest,
-    save_revocations,
-    split_of,
-    words_needed,
-)
+from node.swarm import joining
+from node.swarm.agreed_tasks import WordNeededError, adopt_tasks, check_rules, describe_tasks, words_needed
+from node.swarm.founding import found
+from node.swarm.inviting import make_invite, reach
+from node.swarm.joining import join
+from node.swarm.swarm_folder import load_grant, load_manifest, save_grant, save_manifest, save_revocations, split_of
 from node.tasks import load_tasks, task_names
 from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
@@ -374,7 +362,7 @@ def test_a_node_that_has_trained_under_one_split_is_in_no_swarm_with_another(
             found(NodeConfig(), folder, "club", JoinPolicy.OPEN, [], split)
             return
         swarm = found(NodeConfig(), tmp_path / f"founder {split.salt}", "club", JoinPolicy.OPEN, [], split)
-        monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+        monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
         address = Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)
         with capture_logs():
             join(Invite("club", swarm.hash, (address,)), NodeConfig(), folder)
@@ -418,7 +406,7 @@ def test_a_join_that_fails_once_it_has_a_grant_goes_on_with_it_when_it_is_run_ag
         shown.append((identity.node_id, grants))
         return FetchedManifest(swarm, grants[0], b"")
 
-    monkeypatch.setattr(founding, "fetch_manifest", fetch)
+    monkeypatch.setattr(joining, "fetch_manifest", fetch)
     with capture_logs():
         with pytest.raises(UserError, match=says):
             join(invite, NodeConfig(), folder, allowed)
@@ -431,7 +419,7 @@ def test_an_invite_that_names_another_swarm_than_it_is_for_joins_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swarm = manifest([sums()])
-    monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
     other = replace(as_invited(swarm), name="freinds", grant=None)
     with capture_logs():
         with pytest.raises(UserError, match=rf"^the invite is to swarm {swarm.name!r}, and not to 'freinds'"):
@@ -444,7 +432,7 @@ def test_a_join_that_fails_leaves_no_folder_where_it_was_granted_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swarm = manifest([sums(options='{"name":"x"}')])
-    monkeypatch.setattr(founding, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
     with capture_logs(), pytest.raises(WordNeededError):
         join(replace(as_invited(swarm), grant=None), NodeConfig(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -461,7 +449,7 @@ def test_a_members_join_fails_by_a_refusal_of_the_swarm_and_goes_on_after_any_ot
     def fetch(*_: object) -> FetchedManifest:
         raise JoinError("what it says", reason, {"203.0.113.1:4001": reason} if reason else {})
 
-    monkeypatch.setattr(founding, "fetch_manifest", fetch)
+    monkeypatch.setattr(joining, "fetch_manifest", fetch)
     with capture_logs() as said:
         if reason in REFUSALS:
             with pytest.raises(JoinError) as caught:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from node.config import TaskConfig
 from node.errors import UserError
-from node.swarm.founding import adopt_tasks, check_rules, describe_tasks
+from node.swarm.agreed_tasks import adopt_tasks, check_rules, describe_tasks
 from node.tasks import Item, Task, TaskKey, config_hash, derive_seed, load_tasks
 from node.tasks.answers import INSTRUCTIONS, MAX_TEXT, READERS, show
 from node.tasks.builtin.families import FAMILIES

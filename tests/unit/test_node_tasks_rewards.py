@@ -25,7 +25,7 @@ from node.operations.given import check_tasks, tasks_given
 from node.processes.confinement import ConfinementError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import check
-from node.swarm.founding import adopt_tasks, describe_tasks
+from node.swarm.agreed_tasks import adopt_tasks, describe_tasks
 from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.check import Finding
 from node.tasks.check import check as tried

@@ -10,7 +10,7 @@ from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
 from node.operations.given import task_config
-from node.swarm.founding import adopt_tasks, describe_tasks
+from node.swarm.agreed_tasks import adopt_tasks, describe_tasks
 from node.tasks import Item, TaskKey, load_tasks, task_names, task_set
 from node.tasks.check import HASH_SEEDS, check, digest, digest_elsewhere
 from node.tasks.prompting import prompted

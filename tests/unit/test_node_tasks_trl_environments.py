@@ -23,7 +23,7 @@ from node.errors import UserError
 from node.grpo_trainer import GRPOTrainer
 from node.operations.given import tasks_given
 from node.policy.load import Policy, load_policy
-from node.swarm.founding import adopt_tasks, describe_tasks
+from node.swarm.agreed_tasks import adopt_tasks, describe_tasks
 from node.tasks import Item, load_tasks
 from node.tasks.environments.episodes import Done, Observation
 from node.tasks.environments.tool_calls import (

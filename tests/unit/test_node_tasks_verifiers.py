@@ -15,7 +15,7 @@ from node.errors import UserError
 from node.processes.cage import lacking
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.screening import BLAMELESS, check
-from node.swarm.founding import adopt_tasks, describe_tasks
+from node.swarm.agreed_tasks import adopt_tasks, describe_tasks
 from node.tasks.environments.episodes import Done, Observation, step
 from node.tasks.environments.tool_calls import plain_form
 from node.tasks.prompting import prompted

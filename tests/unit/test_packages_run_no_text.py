@@ -11,7 +11,7 @@ FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "globals", "execfile", "import_module", "system", "popen", "score_answer",
     "unsafe_load", "full_load", "format_map",
 }  # fmt: skip
-# A reward function is imported by the name that a person gives. No manifest names one: `node.swarm.founding` takes
+# A reward function is imported by the name that a person gives. No manifest names one: `node.swarm.agreed_tasks` takes
 # functions from the joiner's own configuration alone (test_node_tasks_rewards.py).
 NAMED_BY_A_PERSON = {"node/tasks/rewards/functions.py": ["importlib.import_module(spec.where)"]}
 # Called in a cage alone, of sets whose scorer evaluates no text (test_node_tasks_reasoning_gym.py).

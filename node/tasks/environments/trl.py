@@ -27,10 +27,10 @@ ends the episode. A call that cannot be read, or is of no tool here, is answered
 
 The class is code of this node's owner. `reset` is called in the node's process when the task is loaded. Each episode of
 a class of a file has a process of its own (`node.tasks.scoring.fork_server`); a class of a notebook runs in the
-notebook. A joiner of a swarm runs the class that its own configuration names (`node.swarm.founding`). Groups stay at
-home unless the class says `replayable = True` (`node.tasks.environments.episodes` lists what that promises) and there
-are no functions. The configuration hash covers the bytes of the class's and functions' files, the rows and the options,
-apart from `tell` and `judge`.
+notebook. A joiner of a swarm runs the class that its own configuration names (`node.swarm.agreed_tasks`). Groups stay
+at home unless the class says `replayable = True` (`node.tasks.environments.episodes` lists what that promises) and
+there are no functions. The configuration hash covers the bytes of the class's and functions' files, the rows and the
+options, apart from `tell` and `judge`.
 """
 
 import inspect
