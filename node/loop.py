@@ -18,11 +18,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
+from node.archive.backfill import MAX_STATE_BYTES, STATE_FILE, Backfill
 from node.config import EngineConfig, NodeConfig
 from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
@@ -32,12 +33,13 @@ from node.exchange.drawing import PeerDraw
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
-from node.rollouts.own_results import OwnResult, own_result
+from node.rollouts.own_results import OwnResult, OwnResults, own_result
 from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
 from node.rollouts.rule import (
     SCALES,
     Candidate,
     Draw,
+    Pick,
     Rule,
     Sample,
     effective_size,
@@ -59,6 +61,7 @@ from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
 from node.training.evaluation import SEED
 from node.training.likelihood import surprises
+from protocol.storage import read_bounded, write_atomically
 
 log = structlog.get_logger()
 
@@ -98,6 +101,7 @@ class Loop:
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
     journal: RoundJournal = field(default_factory=NoJournal)
     rule: Rule | None = None  # in place of the configuration's
+    backfill: Backfill | None = None
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _measurable: dict[str, Answer] = field(default_factory=dict)  # by task: an answer of this node's own to be timed
@@ -112,6 +116,7 @@ class Loop:
     _encode_observation: Callable[[str], list[int]] = field(init=False)
     _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
     _peers: PeerDraw = field(init=False)
+    _backfill_state: bytes = b""  # of an earlier start, where this one has no archive
 
     def __post_init__(self) -> None:
         self._told_outside = {task.key for task in self.tasks.tasks if outside(task)}
@@ -122,7 +127,8 @@ class Loop:
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
         asked = self.config.eval.count if self.config.eval.every else 0
         sampling = self.config.sampling
-        draws = sampling.external and (self.config.network.enabled or sampling.source == "self")
+        is_fed = self.config.network.enabled or sampling.source == "self" or self.backfill is not None
+        draws = sampling.external and is_fed
         held_out = self.tasks.listed_held_out(SEED, asked) if draws else ()  # a node alone makes no rows for it
         screen = ScreeningContext(
             self.config.sampling,
@@ -227,7 +233,11 @@ class Loop:
             yield samples
 
     def save(self, checkpoint: Path) -> None:
-        """Add to a checkpoint what the next rounds need beside the weights: the rollouts that were made ahead."""
+        """Add to a checkpoint what the next rounds need beside the weights: rollouts made ahead, uses of archives."""
+        if self.backfill is not None:
+            self.backfill.save(checkpoint)
+        elif self._backfill_state:
+            write_atomically(checkpoint / STATE_FILE, self._backfill_state)
         if isinstance(self.engine, Ahead):
             self.engine.save(checkpoint)
 
@@ -243,6 +253,10 @@ class Loop:
 
     def resume(self, checkpoint: Path | None) -> None:
         """Load what `save` added."""
+        if self.backfill is not None:
+            self.backfill.resume(checkpoint)
+        elif checkpoint is not None:
+            self._backfill_state = read_bounded(checkpoint / STATE_FILE, MAX_STATE_BYTES)
         if checkpoint is not None and isinstance(self.engine, Ahead):
             self.engine.resume(checkpoint)
 
@@ -256,6 +270,8 @@ class Loop:
 
     def finish(self, round_number: int, logs: Mapping[str, float]) -> None:
         """Complete the row of `round_number` with the trainer's `logs` and write it."""
+        if self.backfill is not None:
+            self.backfill.commit()
         self.row["time/train"] = time.perf_counter() - self._handed_over - self.row.get("time/eval", 0.0)
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
@@ -397,7 +413,27 @@ class Loop:
             **_staleness(used, groups, now, version),
         }
         drawn = [Drawn(one.peer, now - one.received, groups[one.id].group) for one in used]
-        return local + external, drawn
+        archived = self._archived(version, screening, sampling.external - len(used), results, seconds)
+        return local + external + external_samples(*archived, sampling.external_weight, len(own) + len(groups)), drawn
+
+    def _archived(
+        self, version: int, peers: Screening, slots: int, results: OwnResults, seconds: float
+    ) -> tuple[Sequence[Pick], Mapping[bytes, EncodedGroup]]:
+        """Return picks from archived groups for the slots that peers' groups leave, and these groups."""
+        if self.backfill is None or slots <= 0:
+            return [], {}
+        candidates = self.backfill.candidates(slots, self.buffer.is_used_up)
+        signers = {one.peer for one in candidates}
+        rng = random.Random(derive_seed(self.seed, "backfill", version))
+        context = replace(self._peers.context, read=self.backfill.read)
+        screening = Screening(context, peers.rule, replace(peers.asked, count=slots, rng=rng), len(signers))
+        screening.revoked = frozenset(self.exchange.revoked(signers))
+        screening.fill(candidates, results, seconds)
+        self.backfill.settle(screening.used, screening.refused, screening.liars)
+        self.buffer.use(screening.used, version + 1, time.time())
+        self._check_held_out(screening.usable.values())
+        self.row["groups_archived"] = len(screening.usable)
+        return screening.picks, screening.usable
 
     def _check_held_out(self, groups: Iterable[EncodedGroup]) -> None:
         """Raise if a group on a held-out question is about to be published or trained on."""

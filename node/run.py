@@ -19,9 +19,11 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from node.archive.backfill import Backfill
+from node.archive.store import Archive
 from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
-from node.errors import DivergedError, NonFiniteError
+from node.errors import DivergedError, NonFiniteError, UserError
 from node.exchange.opening import open_buffer, share
 from node.journal import JOURNAL_FILE, Journal, NoJournal, RoundJournal, Start
 from node.loop import Loop, longest_prompt
@@ -72,7 +74,7 @@ class Given(NamedTuple):
 NOTHING_GIVEN = Given()
 
 
-def run_node(
+def run_node(  # noqa: PLR0913  # each is a thing of its own
     config: NodeConfig,
     folder: Path,
     listening: Callable[[Network], None] = lambda network: None,
@@ -82,13 +84,15 @@ def run_node(
     *,
     before: Before | None = None,
     journal: bool = False,
+    backfill: Path | None = None,
 ) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
     `listening` is called once the network is up, before training. `processes` is how many train the node, and
     `accelerate` is accelerate's file of settings (`node.training.processes`). `given` comes from the Python program
     that runs this node (`node.api`). `before` is as for `first_start`. With `journal` the node records its rounds
-    (`node.journal`); a folder with a journal goes on with it.
+    (`node.journal`); a folder with a journal goes on with it. `backfill` is an archive, whose groups fill the slots
+    that peers' groups leave (`node.archive.backfill`).
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -101,7 +105,8 @@ def run_node(
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))
             record = Journal(folder, MAX_JOURNAL_BYTES) if journal or (folder / JOURNAL_FILE).exists() else None
-            train_node(_start(config, folder, listening, join, stack, given.tasks, record), stopping, given)
+            archive = None if backfill is None else _archive(backfill, config, record)
+            train_node(_start(config, folder, listening, join, stack, given.tasks, record, archive), stopping, given)
         except GivenUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
@@ -115,6 +120,7 @@ def _start(
     stack: ExitStack,
     given: Mapping[str, Task],
     journal: Journal | None,
+    archive: Archive | None,
 ) -> "Parts":
     """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
@@ -166,7 +172,21 @@ def _start(
         limits,
         checkpoint,
         ranks,
+        backfill=None if archive is None else Backfill(archive, tasks),
     )
+
+
+def _archive(folder: Path, config: NodeConfig, journal: Journal | None) -> Archive:
+    """Open the archive of a node that back-fills.
+
+    Raises:
+        UserError: it is no archive, or the node cannot draw from one.
+    """
+    if journal is not None:
+        raise UserError(f"a journal holds no archived groups: delete {JOURNAL_FILE}, or leave out --backfill")
+    if config.sampling.external == 0 or config.sampling.source != "peers":
+        raise UserError("--backfill fills the slots of peers' groups: it needs sampling.external and source = 'peers'")
+    return Archive(folder)
 
 
 class Parts(NamedTuple):
@@ -186,6 +206,7 @@ class Parts(NamedTuple):
     checkpoint: Checkpoint | None = None  # the one that training goes on from
     ranks: Ranks = Ranks()  # of which this process is number 0
     rule: Rule | None = None  # in place of the configuration's
+    backfill: Backfill | None = None
 
 
 def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOTHING_GIVEN) -> None:
@@ -213,6 +234,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             record=lambda rows: rollouts.append(*rows),
             journal=node.journal or NoJournal(),
             rule=node.rule,
+            backfill=node.backfill,
         )
         loop.check_rows()
         resumed = node.checkpoint.path if node.checkpoint else None

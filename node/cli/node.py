@@ -58,6 +58,15 @@ Join = Annotated[
 Recorded = Annotated[
     bool, typer.Option("--journal", help="Record each round for `gossamer replay`, also after the next starts.")
 ]
+Archived = Annotated[
+    Path | None,
+    typer.Option(
+        "--backfill",
+        metavar="FOLDER",
+        help="Train on groups of this archive where peers leave room. Give it at each start.",
+        show_default=False,
+    ),
+]
 
 
 def node(  # noqa: PLR0913  # one parameter for each option of the command
@@ -80,6 +89,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     processes: Processes = None,
     accelerate_config: AccelerateConfig = None,
     journal: Recorded = False,
+    backfill: Archived = None,
     dry_run: DryRun = False,
     every_key: EveryKey = False,
     debug: Debug = False,
@@ -107,7 +117,12 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         raise UserError("--allow-task is for a swarm's task: give --join INVITE, too")
     if not dry_run:
         check_free(folder)
-    training: dict[str, Any] = {"processes": processes, "accelerate": accelerate_config, "journal": journal or None}
+    training: dict[str, Any] = {
+        "processes": processes,
+        "accelerate": accelerate_config,
+        "journal": journal or None,
+        "backfill": backfill,
+    }
     training = {key: value for key, value in training.items() if value is not None}
     named = {
         "role": "relay" if seed_only else None,
@@ -142,7 +157,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         return 0
 
     if training and settled.config.role == "relay":
-        raise UserError("a relay trains nothing: leave out --processes, --accelerate-config and --journal")
+        raise UserError("a relay trains nothing: leave out --processes, --accelerate-config, --journal and --backfill")
 
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs

@@ -232,6 +232,10 @@ class ReplayBuffer:
         """Return the groups of these peers that are not buried."""
         return [one for one in self._free.values() if one.peer in peers]
 
+    def is_used_up(self, texts: bytes) -> bool:
+        """Tell whether a group of these texts (`texts_id`) is remembered as used up."""
+        return self._uses[texts] >= self._max_uses
+
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
         """Return the groups with these ids, if they are here. Reading a group is not a use of it."""
         found = {group_id: self._entries[group_id].body for group_id in ids if group_id in self._entries}

@@ -160,8 +160,9 @@ def test_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with background() as started:
         follow_text(keep, {}, started)
         wait_until(lambda: any(Path("club-archive").glob("groups/*/[!.]*")), 200, "a group to be kept")
-        said = follow_text(check, {}, started)
+    said = follow_text(check, {}, [])
     assert said["gossamer archive verify club-archive"].endswith("; 0 damaged\n")
+    assert sum(row["groups_archived"] for row in rows_of(Path("n1"))) > 0
     rows = [json.loads(line) for line in Path("rows/rows.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"builtin/sums"} and {row["reward"] for row in rows} <= {0.0, 1.0}
 

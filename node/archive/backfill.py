@@ -1,0 +1,187 @@
+"""Back-fill: archived groups for the slots of a round that peers' groups leave empty.
+
+The archive is a folder of this machine. Nothing of it travels: archived groups enter neither gossip nor the replay
+buffer, and nobody is asked for them. Each is screened as a peer's is (`node.rollouts.screening`) before it is used.
+
+Files are gone through in the order of their names, which are hashes, from a cursor on. Groups that were read and not
+drawn wait for the next rounds. A group that was used or refused is remembered for good, by its question and texts, so
+another signature on the same texts makes no further use of them. Once `MAX_DONE` are remembered, back-fill ends. It
+also ends with the last file; the next start begins again at the first one, for files that were added meanwhile.
+
+All of that is in each checkpoint, as it was when the checkpoint's last round was done: a round that is done again draws
+the same.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from node.archive.store import Archive, ArchivedGroup, ArchiveError
+from node.errors import UserError
+from node.rollouts.group import Group, GroupError
+from node.rollouts.replay_buffer import texts_id
+from node.rollouts.sampling import Candidate
+from node.rollouts.screening import RefusedGroup, read
+from node.tasks.questions import question_id
+from node.tasks.task_set import TaskSet
+from protocol.storage import read_bounded, write_atomically
+
+STATE_FILE = "backfill.json"
+MAX_DONE = 1 << 16  # groups: 3 MB in a checkpoint
+READ_PER_SLOT = 4  # groups that a round reads anew for each empty slot: a rule leaves out those with equal rewards
+LOOKED_AT = 64  # files that a round opens at most, for each of these groups
+WAITING_PER_SLOT = 16  # groups that wait; older ones are passed over until the archive is gone through again
+MAX_STATE_BYTES = 64 << 20
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The manifest's hash, the name of the last file that was read, names of groups that wait, ids of texts that are
+    used up or refused; all in hex.
+    """
+
+    manifest: str
+    cursor: str = ""
+    waiting: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _WaitingGroup:
+    candidate: Candidate
+    group: Group
+
+
+class Backfill:
+    """Draws from an archive; one thread owns it.
+
+    Args:
+        archive: to draw from.
+        tasks: those that this node verifies.
+    """
+
+    def __init__(self, archive: Archive, tasks: TaskSet) -> None:
+        self._archive = archive
+        self._tasks = tasks
+        self._files = {path.name: path for path in archive.files()}
+        self._cursor = ""
+        self._waiting: dict[str, _WaitingGroup] = {}
+        self._done: dict[str, None] = {}
+        self._has_ended = False
+        self._committed = self._state()
+        self.skipped: Counter[str] = Counter()  # files by why they are of no use
+
+    def resume(self, checkpoint: Path | None) -> None:
+        """Go on from what `save` added to a checkpoint; from the beginning without one.
+
+        Raises:
+            UserError: what is there cannot be read.
+        """
+        state = _load(checkpoint / STATE_FILE) if checkpoint is not None else None
+        if state is not None:
+            self._done = dict.fromkeys(state.done)
+            if state.manifest == self._archive.manifest.hash.hex():
+                self._cursor = state.cursor
+                for name in state.waiting:
+                    self._read(name)
+            if not self._waiting and not any(name > self._cursor for name in self._files):
+                self._cursor = ""
+        self.commit()
+
+    def save(self, checkpoint: Path) -> None:
+        """Add to a checkpoint where the last whole round left off."""
+        tree = {name: getattr(self._committed, name) for name in _State.__slots__}
+        write_atomically(checkpoint / STATE_FILE, json.dumps(tree).encode())
+
+    def commit(self) -> None:
+        """Note that a round is whole: `save` tells of it from now on."""
+        self._committed = self._state()
+
+    def candidates(self, slots: int, is_used_up: Callable[[bytes], bool]) -> list[Candidate]:
+        """Return the groups that a round with so many empty slots may draw, at most one for each question.
+
+        `is_used_up` tells of texts, by their id, whether they were drawn from a peer.
+        """
+        if len(self._done) < MAX_DONE:
+            self._read_on(READ_PER_SLOT * slots)
+        elif not self._has_ended:
+            self._end("as many groups as can be remembered were used or refused")
+        for name in list(self._waiting)[: max(0, len(self._waiting) - WAITING_PER_SLOT * slots)]:
+            del self._waiting[name]
+        found: dict[bytes, Candidate] = {}
+        for one in self._waiting.values() if len(self._done) < MAX_DONE else ():
+            if not is_used_up(one.candidate.texts):
+                found.setdefault(one.candidate.question, one.candidate)
+        return list(found.values())
+
+    def read(self, ids: Iterable[bytes]) -> Mapping[bytes, Group]:
+        """Return the groups with these ids that wait here."""
+        names = (group_id.hex() for group_id in ids)
+        return {bytes.fromhex(name): self._waiting[name].group for name in names if name in self._waiting}
+
+    def settle(self, used: Sequence[Candidate], refused: Sequence[RefusedGroup], liars: Collection[str] = ()) -> None:
+        """Remember for good what a round used and what it refused, and the groups of liars that wait."""
+        names = {group_id.hex() for group_id in (*(one.id for one in used), *(one.id for one in refused))}
+        names |= {name for name, one in self._waiting.items() if one.candidate.peer in liars}
+        for name in [name for name in self._waiting if name in names]:
+            self._done[self._waiting.pop(name).candidate.texts.hex()] = None
+
+    def _read_on(self, count: int) -> None:
+        after = sorted(name for name in self._files if name > self._cursor)
+        before = len(self._waiting)
+        for name in islice(after, LOOKED_AT * count):
+            if len(self._waiting) - before == count:
+                return
+            self._cursor = name
+            self._read(name)
+        if not any(name > self._cursor for name in self._files) and not self._has_ended:
+            self._end("the archive is gone through")
+
+    def _end(self, why: str) -> None:
+        self._has_ended = True
+        log.info("back-fill reads no more", why=why, done=len(self._done), skipped=dict(self.skipped))
+
+    def _read(self, name: str) -> None:
+        """Let the group in a file wait, if it is of use."""
+        try:
+            found = self._archive.read(self._files[name])
+            limits = self._archive.manifest.limits
+            read(found.body, self._tasks, limits.max_completions, limits.max_group_bytes)
+        except (KeyError, ArchiveError, GroupError) as error:
+            self.skipped["missing" if isinstance(error, KeyError) else error.reason] += 1
+            return
+        candidate = _candidate(found)
+        if candidate.texts.hex() in self._done or any(
+            one.candidate.texts == candidate.texts for one in self._waiting.values()
+        ):
+            self.skipped["same_texts"] += 1
+            return
+        self._waiting[name] = _WaitingGroup(candidate, found.group)
+
+    def _state(self) -> _State:
+        return _State(self._archive.manifest.hash.hex(), self._cursor, tuple(self._waiting), tuple(self._done))
+
+
+def _candidate(found: ArchivedGroup) -> Candidate:
+    group, name = found.group, found.group.task.name
+    question = question_id(name, group.question)
+    return Candidate(found.id, found.signer, name, question, texts_id(group), 0.0, 0, group.rewards)
+
+
+def _load(path: Path) -> _State | None:
+    data = read_bounded(path, MAX_STATE_BYTES)
+    if not data:
+        return None
+    try:
+        tree: Mapping[str, Any] = json.loads(data)
+        return _State(str(tree["manifest"]), str(tree["cursor"]), tuple(tree["waiting"]), tuple(tree["done"]))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: delete it; archived groups may be used again") from None
