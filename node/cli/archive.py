@@ -15,7 +15,7 @@ from node.operations.settling import settle
 from node.state_folder import check_free, gone_if_new, of_a_node
 
 app = typer.Typer(
-    help="Keep what a swarm shares, where its founder allowed it, for the next base.", rich_markup_mode=None
+    help="Keep, check and export what a swarm shares.", rich_markup_mode=None
 )
 
 GIGABYTE = 10**9
@@ -50,7 +50,9 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     forget: Forget = None,
     debug: Debug = False,
 ) -> int:
-    """Keep what a swarm shares, as a relay in it, until Ctrl-C or until the archive is full.
+    """Keep what a swarm shares, as a relay in it.
+
+    It ends with Ctrl-C, or when the archive is full.
 
     Only a swarm that was founded with --archive is kept, and of it no group that its maker marked. Each answer is
     scored here first, and no held-out question is kept. Without INVITE, it resumes from its folder.
@@ -137,7 +139,9 @@ def export(
     allow_task: AllowedTasks = None,
     debug: Debug = False,
 ) -> int:
-    """Write an archive's answers as JSONL, for `datasets` and for TRL's trainers. Exits with 1 if a file is damaged.
+    """Write an archive's answers as JSONL.
+
+    `datasets` and TRL's trainers read it. Exits with 1 if a file is damaged.
 
     Each answer is scored anew, and a group that lies is left out. So is whatever is on a held-out question.
 

@@ -215,6 +215,16 @@ def test_a_start_without_the_archive_passes_on_what_was_used(policy: Policy, tmp
     assert json.loads((tmp_path / "second" / STATE_FILE).read_text())["done"]
 
 
+def test_each_checkpoint_of_a_node_tells_of_the_rounds_until_it(tmp_path: Path) -> None:
+    folder = add(tmp_path / "a", *map(group_on, ASKED[:20]))
+    tree = config(external=2).model_dump(mode="json", exclude_unset=True)
+    saves = {"trainer": {"save_steps": 1, "trl": {"save_total_limit": 9}}, "network": {"enabled": False}, "rounds": 3}
+    run_node(parse_config({**tree, **saves}), tmp_path / "n", backfill=folder)
+    for done in (1, 2, 3):
+        state = json.loads((tmp_path / "n" / "checkpoints" / f"checkpoint-{done}" / STATE_FILE).read_text())
+        assert len(state["done"]) == 2 * done
+
+
 def test_the_waiting_groups_of_a_liar_are_not_drawn(tmp_path: Path) -> None:
     folder = add(tmp_path / "a", *map(group_on, ASKED[:4]))
     add(folder, *map(group_on, ASKED[4:6]), signer=BOB)
