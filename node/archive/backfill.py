@@ -26,7 +26,7 @@ from node.archive.store import Archive, ArchivedGroup, ArchiveError
 from node.errors import UserError
 from node.rollouts.group import Group, GroupError
 from node.rollouts.replay_buffer import texts_id
-from node.rollouts.sampling import Candidate
+from node.rollouts.rule import Candidate
 from node.rollouts.screening import RefusedGroup, read
 from node.tasks.questions import question_id
 from node.tasks.task_set import TaskSet

@@ -14,9 +14,7 @@ from node.operations.given import read_invite
 from node.operations.settling import settle
 from node.state_folder import check_free, gone_if_new, of_a_node
 
-app = typer.Typer(
-    help="Keep, check and export what a swarm shares.", rich_markup_mode=None
-)
+app = typer.Typer(help="Keep, check and export what a swarm shares.", rich_markup_mode=None)
 
 GIGABYTE = 10**9
 

@@ -20,10 +20,10 @@ from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.replay_buffer import ReplayBuffer, Shared
-from node.rollouts.sampling import Candidate
+from node.rollouts.rule import Candidate
 from node.rollouts.screening import RefusedGroup
 from node.run import run_node
-from node.swarm.founding import describe_tasks
+from node.swarm.agreed_tasks import describe_tasks
 from node.swarm.sharing import NoExchange, topic_of_group
 from node.tasks import load_tasks
 from node.tasks.questions import DEFAULT_SPLIT
