@@ -199,7 +199,7 @@ class Loop:
             began = time.monotonic()
             with self._timed("generate"):
                 completions = play(self.engine, self._episodes(questions, version))
-            turns = [turn for made in completions for episode in made for turn in episode.turns]
+            turns = [turn for episodes in completions for episode in episodes for turn in episode.turns]
             # By this round's own turns alone, so that a round that is done again finds the same.
             self._turn_end = self.policy.turn_end(turn.token_ids[-1] for turn in turns if turn.finished)
             with self._timed("verify"):
@@ -213,7 +213,8 @@ class Loop:
             with self.buffer.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
                     self.row["rewards_outside"] = self._outside(own)
-                    self.exchange.publish([one.group for one in own if self.tasks.shared(one.group.task) is not None])
+                    groups = [own_group.group for own_group in own]
+                    self.exchange.publish([group for group in groups if self.tasks.shared(group.task) is not None])
                     received = self.exchange.receive(self.buffer.__contains__)
                     now = self.journal.now()
                     if sampling.source == "self":
@@ -223,7 +224,7 @@ class Loop:
                 with self._timed("draw"):
                     samples, drawn = self._draw(own, version, screening, max(min(self._own_parts), PEERS_S))
             self._check_held_out(screening.usable.values())
-            self.journal.end_round(version + 1, completions, [one.group for one in own], samples)
+            self.journal.end_round(version + 1, completions, groups, samples)
             self._describe(own, completions, samples)
             self.spent = self.spent.after(self.row)
             self._record(own, drawn)
@@ -322,21 +323,20 @@ class Loop:
         An episode in an environment is scored already. A group with fewer than two scored completions is left out.
         """
         answers = [
-            Answer(question.task, question.item, one.text)
-            for question, made in zip(questions, completions, strict=True)
+            Answer(question.task, question.item, episode.text)
+            for question, episodes in zip(questions, completions, strict=True)
             if start_of(question.task) is None
-            for one in made
+            for episode in episodes
         ]
-        found = self.journal.judged(Scoring(answers, is_own=True).wait, PATIENCE_S)
-        verdicts = iter(late_as_none(found))
+        verdicts = iter(late_as_none(self.journal.judged(Scoring(answers, is_own=True).wait, PATIENCE_S)))
         groups = []
-        for question, made in zip(questions, completions, strict=True):
-            judged = [one.reward if start_of(question.task) else next(verdicts) for one in made]
-            if sum(one is not None for one in judged) > 1:
-                groups.append(self._group(question, made, judged, version))
+        for question, episodes in zip(questions, completions, strict=True):
+            rewards = [episode.reward if start_of(question.task) else next(verdicts) for episode in episodes]
+            if sum(reward is not None for reward in rewards) > 1:
+                groups.append(self._group(question, episodes, rewards, version))
                 if self.tasks.shared(question.task.key) is None:
                     continue
-                scored = next(one for one, reward in zip(made, judged, strict=True) if reward is not None)
+                scored = next(episode for episode, reward in zip(episodes, rewards, strict=True) if reward is not None)
                 answer = Answer(question.task, question.item, scored.texts[-1], tuple(scored.texts[:-1]))
                 self._measurable[question.task.key.name] = answer
         return groups
@@ -354,14 +354,14 @@ class Loop:
             raise UserError(f"nothing can be learnt: no group of {rounds} has two answers that can be scored ({why})")
 
     def _group(
-        self, question: Question, made: Sequence[Played], judged: Sequence[Verdict], version: int
+        self, question: Question, episodes: Sequence[Played], rewards: Sequence[Verdict], version: int
     ) -> EncodedGroup:
         task, seed, item, prompt = question
-        scored = [(one, reward) for one, reward in zip(made, judged, strict=True) if reward is not None]
-        completions = tuple(Episode(one.texts, one.finished, reward) for one, reward in scored)
+        scored = [(episode, reward) for episode, reward in zip(episodes, rewards, strict=True) if reward is not None]
+        completions = tuple(Episode(episode.texts, episode.finished, reward) for episode, reward in scored)
         made_by = max(0, version - self.config.engine.ahead)
         group = Group(task.key, seed, item.question, completions, self.policy.name, made_by, item.content)
-        tokens = {index: one.tokens for index, (one, _) in enumerate(scored)}
+        tokens = {index: episode.tokens for index, (episode, _) in enumerate(scored)}
         return EncodedGroup(group, prompt, tokens, content_id(encode(group)))
 
     def _outside(self, own: Sequence[EncodedGroup]) -> int:
@@ -369,19 +369,20 @@ class Loop:
         if not self.config.network.enabled:
             return 0
         count = 0
-        for one in own:
-            task = self.tasks.shared(one.group.task)
-            found = [] if task is None else [reward for reward in one.group.rewards if not is_in_range(reward)]
-            count += len(found)
-            if found and one.group.task not in self._told_outside:
-                self._told_outside.add(one.group.task)
-                parts = found[0].parts if isinstance(found[0], Scored) else {}
-                log.warning(told_outside(one.group.task.name, found[0], parts, getattr(task, "range", UNIT)))
+        for group in (own_group.group for own_group in own):
+            task = self.tasks.shared(group.task)
+            outside_range = [] if task is None else [reward for reward in group.rewards if not is_in_range(reward)]
+            count += len(outside_range)
+            if outside_range and group.task not in self._told_outside:
+                self._told_outside.add(group.task)
+                first = outside_range[0]
+                parts = first.parts if isinstance(first, Scored) else {}
+                log.warning(told_outside(group.task.name, first, parts, getattr(task, "range", UNIT)))
         return count
 
     def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
         """Return the groups that peers would get, as if they had come from a peer."""
-        return [own_shared(group, now) for one in own if (group := shared_form(one.group, self.tasks))]
+        return [own_shared(group, now) for own_group in own if (group := shared_form(own_group.group, self.tasks))]
 
     def _screening(self, version: int) -> Screening:
         sampling = self.config.sampling
@@ -407,12 +408,12 @@ class Loop:
         external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
             "groups_external": len({sample.group for sample in external}),
-            "groups_unusable": sum(one.reason in BLAMELESS for one in screening.refused),
+            "groups_unusable": sum(group.reason in BLAMELESS for group in screening.refused),
             **{f"swarm/{why}": count for why, count in screening.left_out.items()},
-            "swarm/taught_by": dict(Counter(one.peer for one in used)),
+            "swarm/taught_by": dict(Counter(candidate.peer for candidate in used)),
             **_staleness(used, groups, now, version),
         }
-        drawn = [Drawn(one.peer, now - one.received, groups[one.id].group) for one in used]
+        drawn = [Drawn(candidate.peer, now - candidate.received, groups[candidate.id].group) for candidate in used]
         archived = self._archived(version, screening, sampling.external - len(used), results, seconds)
         return local + external + external_samples(*archived, sampling.external_weight, len(own) + len(groups)), drawn
 
@@ -423,7 +424,7 @@ class Loop:
         if self.backfill is None or slots <= 0:
             return [], {}
         candidates = self.backfill.candidates(slots, self.buffer.is_used_up)
-        signers = {one.peer for one in candidates}
+        signers = {candidate.peer for candidate in candidates}
         rng = random.Random(derive_seed(self.seed, "backfill", version))
         context = replace(self._peers.context, read=self.backfill.read)
         screening = Screening(context, peers.rule, replace(peers.asked, count=slots, rng=rng), len(signers))
@@ -445,67 +446,67 @@ class Loop:
     def _surprises(self, rows: Sequence[ScoredRow]) -> list[float]:
         """Return how surprising completions are under the policy, and count their tokens as spent."""
         temperature = self.config.engine.temperature
-        found = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
-        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(made.drawn for _, made in rows)
-        return found
+        nats = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
+        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(tokens.drawn for _, tokens in rows)
+        return nats
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
         number = self.row["round"]
-        rows = own_rows(number, [one.group for one in own[:LOGGED_OWN]])
+        rows = own_rows(number, [group.group for group in own[:LOGGED_OWN]])
         self.record(rows + external_rows(number, drawn[:LOGGED_EXTERNAL]))
 
-    def _encode(self, prompt: Sequence[int], made: Episode) -> Tokens | None:
+    def _encode(self, prompt: Sequence[int], episode: Episode) -> Tokens | None:
         """Return a peer's episode as tokens; None if a turn, or its prompt, is longer than an own one may be.
 
         It is not truncated: that would not be the text that was scored.
         """
-        if any(len(text) > self._longest_text for text in made.texts[::2]):
+        if any(len(text) > self._longest_text for text in episode.texts[::2]):
             return None
-        turns = self._turns(made)
+        turns = self._turns(episode)
         before = len(prompt) + sum(map(len, turns[:-1]))
         is_longer = before > max(self._longest_prompt, len(prompt)) or any(
             len(turn) > self.config.engine.max_completion_length for turn in turns[::2]
         )
         return None if is_longer else Tokens.of(turns)
 
-    def _turns(self, made: Episode) -> list[list[int]]:
+    def _turns(self, episode: Episode) -> list[list[int]]:
         """Return the tokens of each text of an episode."""
-        last = len(made.texts) - 1
+        last = len(episode.texts) - 1
         return [
             self._encode_observation(text)
             if at % 2
-            else self.policy.encode_completion(text, made.finished or at < last, self._turn_end)
-            for at, text in enumerate(made.texts)
+            else self.policy.encode_completion(text, episode.finished or at < last, self._turn_end)
+            for at, text in enumerate(episode.texts)
         ]
 
     def _describe(
         self, own: Sequence[EncodedGroup], completions: Sequence[Sequence[Played]], samples: Sequence[Sample]
     ) -> None:
-        made = [one for group in completions for one in group]
-        rewards = [reward for one in own for reward in one.group.rewards]
+        episodes = [episode for group in completions for episode in group]
+        rewards = [reward for group in own for reward in group.group.rewards]
         for count in ("groups_external", "groups_unusable", *LEFT_OUT):
             self.row.setdefault(count, 0)
         self.row |= {
             **({"reward": statistics.fmean(rewards), "reward_std": statistics.pstdev(rewards)} if rewards else {}),
             **_rewards_by_name(own),
             "groups_local": min(len(own), self.config.sampling.local),
-            "groups_informative": sum(is_informative(one.group.rewards) for one in own),
-            "generated": len(made),
-            "unscorable": len(made) - len(rewards),
-            "tokens_generated": sum(one.drawn for one in made),
+            "groups_informative": sum(is_informative(group.group.rewards) for group in own),
+            "generated": len(episodes),
+            "unscorable": len(episodes) - len(rewards),
+            "tokens_generated": sum(episode.drawn for episode in episodes),
             "trained": sum(sample.advantage != 0 for sample in samples),
             "tokens_trained": self.config.trainer.num_iterations
             * sum(sample.drawn for sample in samples if sample.advantage != 0),
             "swarm/external_share": external_share(samples),
             "effective_samples": effective_size(samples),
-            "completions/finished": statistics.fmean(one.finished for one in made),
+            "completions/finished": statistics.fmean(episode.finished for episode in episodes),
             "completions/retokenized": statistics.fmean(
-                self._is_retokenized(one, at) for one in own for at in one.completions
+                self._is_retokenized(group, at) for group in own for at in group.completions
             )
             if own
             else 0.0,
-            "completions/mean_length": statistics.fmean(one.drawn for one in made),
-            "completions/turns": statistics.fmean(len(one.turns) for one in made),
+            "completions/mean_length": statistics.fmean(episode.drawn for episode in episodes),
+            "completions/turns": statistics.fmean(len(episode.turns) for episode in episodes),
         }
 
     def _is_retokenized(self, own: EncodedGroup, index: int) -> bool:
@@ -530,9 +531,9 @@ def _rewards_by_name(own: Sequence[EncodedGroup]) -> Row:
     The names are as TRL's for a reward function.
     """
     rewards: dict[str, list[float]] = {}
-    for one in own:
-        rewards.setdefault(one.group.task.name, []).extend(one.group.rewards)
-        for reward in one.group.rewards:
+    for group in (own_group.group for own_group in own):
+        rewards.setdefault(group.task.name, []).extend(group.rewards)
+        for reward in group.rewards:
             for function, part in reward.parts.items() if isinstance(reward, Scored) else ():
                 rewards.setdefault(function, []).append(part)
     row: Row = {}
@@ -550,8 +551,8 @@ def _staleness(
     """
     if not drawn:
         return {}
-    seconds = [now - one.received for one in drawn]
-    rounds = [version + 1 - one.first_round for one in drawn]
+    seconds = [now - candidate.received for candidate in drawn]
+    rounds = [version + 1 - candidate.first_round for candidate in drawn]
     return {
         "swarm/age_seconds": statistics.fmean(seconds),
         "swarm/age_seconds_max": max(seconds),
