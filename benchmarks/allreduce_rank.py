@@ -1,5 +1,6 @@
 """A rank that has our collectives and torch's gloo."""
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Rank:
                 protection=protection,
                 streams=streams,
                 timeout=TIMEOUT_S,
+                secret=os.environ["GOSSAMER_SECRET"],
                 identity=self.identity(listen),
             )
         self._groups[name] = group

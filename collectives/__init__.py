@@ -2,7 +2,7 @@
 
     from collectives import Communicator
 
-    with Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0") as comm:
+    with Communicator.connect("run-1", ["tcp://10.0.0.1:7700"], "tcp://0.0.0.0:0", secret=secret) as comm:
         result = comm.all_reduce(gradient)  # in place: the mean of all members' gradients
 
 docs/architecture.md draws a step of `Communicator.run`, from call to commit.

@@ -1,6 +1,6 @@
 """`Communicator`: a member of a group, as its owner uses it.
 
-    comm = Communicator.connect(group="run-1", seeds=["tcp://10.0.0.1:7700"], listen="tcp://0.0.0.0:0")
+    comm = Communicator.connect("run-1", ["tcp://10.0.0.1:7700"], "tcp://0.0.0.0:0", secret=secret)
     comm.wait_for(3)
     while training:
         done = comm.run(lambda comm: comm.all_reduce(gradient(batch)).value, state)
@@ -91,9 +91,10 @@ _SYNC, _BARRIER, _MEASURE, _STEP = 2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3
 class Communicator:
     """One member of a group that reduces, gathers and shares state. Thread-safe; use `connect` to make one."""
 
-    def __init__(self, driver: GroupDriver, identity: Identity, address: str) -> None:
+    def __init__(self, driver: GroupDriver, identity: Identity, address: str, *, of_one_machine: bool = False) -> None:
         """Wrap a control thread that runs. `connect` does that."""
         self._driver = driver
+        self._of_one_machine = of_one_machine
         self._address = address
         self._node_id = identity.node_id
         self._known = Known(plane=driver.exchange)
@@ -122,6 +123,8 @@ class Communicator:
         observer: Observer | None = None,
     ) -> "Communicator":
         """Found a group, or join one: then wait until its members let this one in, with `admit`.
+
+        A group without `may_join` and `secret` is for one machine: it listens and dials on loopback only.
 
         Args:
             group: its name, which is never sent; a node that does not know it is refused.
@@ -161,6 +164,9 @@ class Communicator:
         policy = Partition(partition)
         protected = Protection(protection)
         identity = identity or Identity.generate()
+        of_one_machine = secret is None and may_join is None
+        if of_one_machine:
+            _check_loopback([listening, *map(Address.parse, addresses)])
         key = group_key(group, secret.encode() if isinstance(secret, str) else secret)
         exchange = DataPlane(identity.node_id)
         party = Party(identity, key, os.urandom(SESSION_BYTES), protected, may_join or anybody)
@@ -188,7 +194,7 @@ class Communicator:
         )
         driver = GroupDriver(agreement, mesh, exchange, timing, observer)
         driver.start()
-        comm = cls(driver, identity, mesh.address)
+        comm = cls(driver, identity, mesh.address, of_one_machine=of_one_machine)
         try:
             comm._driver.wait_inside(timeout)
         except BaseException:
@@ -258,9 +264,13 @@ class Communicator:
     def meet(self, addresses: Iterable[str]) -> None:
         """Dial others, without waiting: two groups of one name that meet become one, as after a split that heals.
 
-        Members of the one that yields have their calls end with `Evicted`. Raises `BadAddress` before it dials.
+        Members of the one that yields have their calls end with `Evicted`. Raises `BadAddress` before it dials, or
+        `BadArgument` if the group is for one machine and an address is not of it.
         """
-        self._driver.meet([Address.parse(address) for address in addresses])
+        parsed = [Address.parse(address) for address in addresses]
+        if self._of_one_machine:
+            _check_loopback(parsed)
+        self._driver.meet(parsed)
 
     def admit(self, timeout: float = 30.0) -> None:
         """Let in those who wait. A member that was left out waits to be let in again.
@@ -603,6 +613,14 @@ class Communicator:
         if check_timeout(timeout) <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
         return self._driver.begin(Begin(tag, kind, timeout, digest, share, lag))
+
+
+def _check_loopback(addresses: Iterable[Address]) -> None:
+    for address in addresses:
+        if not address.is_loopback:
+            raise BadArgument(
+                f"{address} is not on loopback, and whoever reaches it could join: give secret=, or may_join="
+            )
 
 
 def _own_tag(tag: int) -> int:

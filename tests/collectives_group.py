@@ -20,7 +20,7 @@ def members_in(spaces, **options):
             listen = {}
             if space is not None:
                 newcomer.ask("enter", space.name)
-                listen["listen"] = f"tcp://{space.ipv4}:0"
+                listen |= {"listen": f"tcp://{space.ipv4}:0", "secret": "of several machines"}
             newcomer.tell("connect", seeds, listen | options)
             for member in members:
                 member.tell("wait_for", len(members) + 1, PATIENCE_S)

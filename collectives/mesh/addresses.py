@@ -8,6 +8,7 @@ network namespace, so finding it tells that both are on one machine. The one tha
 the same handshake as over TCP. If that fails, or there is no such socket, streams go over TCP.
 """
 
+import ipaddress
 import os
 import socket
 import struct
@@ -37,6 +38,14 @@ class Address:
     host: str
     port: int
     member: NodeId | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only processes of this machine are there: by number, or as `localhost`."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -57,6 +57,7 @@ from protocol.transport.port_mapping import Mapping as RouterSaid
 from protocol.transport.port_mapping import PortMapping
 
 ADDRESS_FILE = "weights_address"
+LOOPBACK = "tcp://127.0.0.1:0"
 JOIN_TIMEOUT = 120.0  # seconds to wait to be let in, before asking anew: members let others in once in `every` rounds
 
 
@@ -153,7 +154,8 @@ def exchange_weights(
         member = Communicator.connect(
             group,
             (),
-            weights.listen or _listen(config.network),
+            # In no swarm the group is of this machine: no directory says who else may join.
+            LOOPBACK if directory is None else weights.listen or _listen(config.network),
             identity=identity,
             may_join=directory.admits if directory is not None else None,
             closed=_keeps_strangers_out(config.network, folder),
@@ -255,7 +257,7 @@ def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:
 def _listen(network: NetworkConfig) -> str:
     """Return where to listen without `weights.listen`: on the host where peers dial the node, at any port."""
     listen = listens_at(network)
-    return "tcp://127.0.0.1:0" if listen is None else str(replace(listen, port=0))
+    return LOOPBACK if listen is None else str(replace(listen, port=0))
 
 
 def _is_on_loopback(network: NetworkConfig) -> bool:

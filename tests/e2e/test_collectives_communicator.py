@@ -378,10 +378,25 @@ def test_addresses_that_are_none(address):
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64, "."])
 def test_a_name_that_no_host_can_have_is_dialled_in_vain_and_ends_nothing(host):
-    with Communicator.connect("test") as comm:
+    with Communicator.connect("test", secret="a secret") as comm:
         comm.meet([f"tcp://{host}:1"])
-        with Communicator.connect("test", seeds=[f"tcp://{host}:1", comm.address], timeout=10) as second:
+        seeds = [f"tcp://{host}:1", comm.address]
+        with Communicator.connect("test", seeds, secret="a secret", timeout=10) as second:
             wait_until(lambda: comm.world_size == second.world_size == 2, 10, "the second to be in")
+
+
+@pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0", "tcp://127.example:0"])
+def test_a_group_that_anybody_may_join_stays_on_one_machine(address):
+    with pytest.raises(BadArgument, match=r"not on loopback.*give secret=, or may_join="):
+        Communicator.connect("test", listen=address)
+    elsewhere = address.replace(":0", ":1")
+    with pytest.raises(BadArgument, match="not on loopback"):
+        Communicator.connect("test", seeds=[elsewhere])
+    with Communicator.connect("test") as comm, pytest.raises(BadArgument, match="not on loopback"):
+        comm.meet([elsewhere])
+    for options in ({"secret": "a secret"}, {"may_join": lambda _: True}):
+        if "example" not in address:
+            Communicator.connect("test", listen=address, **options).leave()
 
 
 def test_a_port_that_is_taken_is_said_so():
