@@ -20,7 +20,6 @@ from collectives.errors import (
     Evicted,
     InDoubt,
     Mismatch,
-    NotEnoughPeers,
 )
 from collectives.mesh.socket_port import SocketPort
 
@@ -183,8 +182,6 @@ def error_of(finished: Finished) -> CollectiveError:
                 f"what became of this call is unknown here ({reason}): its buffer is as it was; "
                 "call it again, or sync with those who may have the result"
             )
-        case CallVerdict.MINORITY:
-            return NotEnoughPeers(f"{reason}: wait for others to join, then admit them")
         case CallVerdict.EVICTED:
             return Evicted(f"{reason}: admit() waits to be let in again; then sync")
         case CallVerdict.CLOSED:

@@ -70,7 +70,6 @@ from collectives.types import (
     GroupTiming,
     Health,
     Op,
-    Partition,
     Protection,
     ReduceResult,
     StepResult,
@@ -118,7 +117,6 @@ class Communicator:
         protection: Protection | str = Protection.ENCRYPTED,
         streams: int = 1,
         timeout: float = 30.0,
-        partition: Partition | str = Partition.CONTINUE,
         timing: GroupTiming = LAN,
         observer: Observer | None = None,
     ) -> "Communicator":
@@ -146,7 +144,6 @@ class Communicator:
                 Between processes of one user on one machine the kernel sees to it, and they share memory.
             streams: data connections to each member; more for long fat links.
             timeout: seconds to wait at most to be let in.
-            partition: what the two sides of a split group do: "continue", or "majority" (one goes on at most).
             timing: how patient members are with each other; the same at all of them.
             observer: told of every event and action of the agreement, on the control thread.
 
@@ -161,7 +158,6 @@ class Communicator:
         check_timeout(timeout)
         addresses = [str(Address.parse(seed)) for seed in seeds]
         listening = Address.parse(listen)
-        policy = Partition(partition)
         protected = Protection(protection)
         identity = identity or Identity.generate()
         of_one_machine = secret is None and may_join is None
@@ -189,7 +185,6 @@ class Communicator:
             time.monotonic(),
             seeds=addresses,
             timing=timing,
-            partition=policy,
             closed=closed,
         )
         driver = GroupDriver(agreement, mesh, exchange, timing, observer)
@@ -278,7 +273,7 @@ class Communicator:
         Every other member must call it too, or wait in a call that not all have made.
 
         Raises:
-            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: nobody was let in, as far as is known.
+            Aborted, DeadlineExceeded, Evicted, InDoubt: nobody was let in, as far as is known.
         """
         call = self._begin(ADMIT_TAG, ADMIT, (), b"", timeout, self._step_runner.lag(timeout, of_step=False))
         with waiting(self._driver, call):
@@ -315,26 +310,6 @@ class Communicator:
             if self.world_size < members:
                 with suppress(*CALLED_OFF):
                     self.admit(until - time.monotonic())
-
-    @property
-    def stranded(self) -> bool:
-        """Whether so few members can be reached that the group waits: only under `partition="majority"`."""
-        return self._status.stranded
-
-    def force_view(self, timeout: float = 30.0) -> None:
-        """Unsafe: go on without the majority, with the members that can be reached. Only you can know that it is lost.
-
-        For `partition="majority"`, when half or more of the members are gone for good and `stranded` stays
-        true. Call it at one member; the others that it reaches follow. If those who are gone still run
-        somewhere and go on, or are forced as well, there are two groups that both commit. When they meet,
-        the one in the lesser epoch goes out of the group and has to be let in again: its work since then is lost.
-
-        Raises:
-            BadArgument: a majority can be reached, or this member is outside.
-            DeadlineExceeded: those who can be reached did not agree in time.
-            CommunicatorClosed: this member left meanwhile.
-        """
-        self._driver.force_view(check_timeout(timeout))
 
     def leave(self) -> None:
         """Leave the group and close everything; the others go on. Calls in flight end with `CommunicatorClosed`."""
@@ -449,7 +424,7 @@ class Communicator:
         Raises:
             BadArgument: nothing was sent.
             Mismatch: another member called it with other arguments.
-            Aborted, DeadlineExceeded, NotEnoughPeers, Evicted, InDoubt: the buffer is as it was.
+            Aborted, DeadlineExceeded, Evicted, InDoubt: the buffer is as it was.
         """
         return self._reducing(x, op, out, weight, codec, _own_tag(tag), timeout, feedback, step)()
 

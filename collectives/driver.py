@@ -24,7 +24,6 @@ from collectives.agreement.events import (
     Drop,
     Event,
     Finished,
-    ForceView,
     GiveUp,
     Heard,
     Install,
@@ -63,7 +62,6 @@ class Status:
 
     view: View | None = None
     pending: bool = False
-    stranded: bool = False  # too few members can be reached to agree on the next view
     outside: str = ""  # why it was left out
     closed: bool = False
     stay: int = 0  # how often it has come into the group
@@ -131,24 +129,6 @@ class GroupDriver:
             return question.result(timeout)
         except (TimeoutError, CancelledError):
             raise DeadlineExceeded(f"the control thread did not answer in {timeout:g} s") from None
-
-    def force_view(self, timeout: float) -> None:
-        """Tell the core to go on without the majority, and wait for the view that this leads to.
-
-        Raises:
-            BadArgument: a majority can be reached.
-            DeadlineExceeded: those who can be reached did not agree in time.
-            CommunicatorClosed: this member left meanwhile.
-        """
-        before = self.status
-        if before.view is None or not before.stranded:
-            raise BadArgument("force_view: this member reaches a majority of its group, or is in none")
-        self._post(ForceView(), None)
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.status.view != before.view, timeout):
-                raise DeadlineExceeded(f"those who can be reached did not agree in {timeout:g} s: call it again")
-        if self.status.closed:
-            raise CommunicatorClosed(HAS_LEFT)
 
     def meet(self, addresses: Iterable[Address]) -> None:
         """See to it that the nodes at these addresses are linked."""
@@ -294,7 +274,7 @@ class GroupDriver:
                 self._calls.pop(event.tag, None)
                 call.fail(CollectiveError(f"internal error, which is a defect: {error}"))
         core = self._agreement
-        now = replace(self.status, pending=core.pending, stranded=core.stranded, unreached=core.unreached)
+        now = replace(self.status, pending=core.pending, unreached=core.unreached)
         if now != self.status:
             self._publish(now)
 

@@ -36,13 +36,6 @@ class SyncStrategy(Enum):
     SEND_ONLY = "send-only"  # ours is not replaced: it is what others may take
 
 
-class Partition(Enum):
-    """The behaviour of the two sides of a split group."""
-
-    CONTINUE = "continue"  # each goes on; when they meet again, the popular state wins
-    MAJORITY = "majority"  # at most one goes on: the one with more than half of the last view's members
-
-
 class Protection(Enum):
     """The protection of members' messages from those on the way; all members of a group want the same.
 

@@ -22,7 +22,7 @@ from collectives.agreement.events import (
 )
 from collectives.agreement.views import ADMIT_TAG
 from collectives.simulator.network import SimulatedNetwork
-from collectives.types import LAN, Partition
+from collectives.types import LAN
 from protocol.identity import id_of_bytes
 
 IDS = tuple(id_of_bytes(bytes([16 * number + 7]) * 20) for number in range(12))
@@ -32,10 +32,9 @@ STEP = LAN.heartbeat / 2
 class Group:
     """Nodes by number; `finished` and `actions` are what each was told."""
 
-    def __init__(self, size: int, partition: Partition = Partition.CONTINUE, *, closed: bool = True) -> None:
+    def __init__(self, size: int, *, closed: bool = True) -> None:
         self.closed = closed
         self.network = SimulatedNetwork(Random(1), 0.0, self._deliver, self._linked, self._unlinked)
-        self.partition = partition
         self.cores: dict[int, Agreement] = {}
         self.finished: dict[int, list[Finished]] = {}
         self.actions: dict[int, list[Action]] = {}
@@ -60,7 +59,6 @@ class Group:
             Random(number),
             now,
             seeds=seeds,
-            partition=self.partition,
             closed=self.closed,
         )
         self.finished[number], self.actions[number] = [], []

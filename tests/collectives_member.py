@@ -264,8 +264,6 @@ _ACTIONS = {
     "wait_for": lambda comm, members, timeout: comm.wait_for(members, timeout),
     "members": lambda comm: comm.members,
     "pending": lambda comm: comm.pending(),
-    "stranded": lambda comm: comm.stranded,
-    "force_view": lambda comm: comm.force_view(),
     "leave": lambda comm: comm.leave(),
 }
 

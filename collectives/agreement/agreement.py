@@ -21,17 +21,13 @@ reports what it knows. From the reports follows what became of the operations (`
 of a split group can apply with different results, whatever they know.
 
     a member     outside -> inside -> fenced -> inside the next view, or outside
-                 outside -Welcome-> inside      inside -Propose, Accept-> fenced
+                 outside -Welcome-> inside      inside -Propose-> fenced
                  fenced -Decide-> inside        inside, fenced -a view that outranks its own-> outside
 
-Under `Partition.CONTINUE` the member that decides a ballot enters at once: each side of a split group goes on, and when
-they meet the lesser goes out of the group as a whole. If nobody is found in any view for long, a node that was once in
-the group goes on alone. Under `Partition.MAJORITY` the members of each view choose its one successor by single-decree
-Paxos, admissions included, and nobody enters it before; a side without the majority of its view waits, until it hears
-of a later view or `ForceView` says that the majority is lost.
+The member that decides a ballot enters at once: each side of a split group goes on, and when they meet the lesser goes
+out of the group as a whole. If nobody is found in any view for long, a node that was once in the group goes on alone.
 
-    a ballot     idle -> proposed (Propose, BallotReport) -> [MAJORITY: asked (Accept, BallotAccepted)]
-                 -> decided (Decide)
+    a ballot     idle -> proposed (Propose, BallotReport) -> decided (Decide)
 
 **Joining** (`join`, `member`). A node outside applies; an admission is an operation of all members, whose commit leads
 to the view with the newcomers.
@@ -41,7 +37,7 @@ in. This guards against crashes, pauses, loss, malformed messages and nodes that
 against a member that lies.
 
     message              from -> to                             answered by
-    Beat                 member -> members                      a ViewNotice or Decide, if it is from an earlier view
+    Beat                 member -> members                      a ViewNotice, if it is from another view
     Apply, Pending       outside -> members -> coordinator      Welcome
     Welcome              member -> newcomer                     Beat
     ViewNotice           member -> node in another view         ViewNotice, or going out
@@ -51,9 +47,7 @@ against a member that lies.
     Commit               coordinator -> members                 Ack
     Evict                coordinator -> member left out         Goodbye, and Apply once its owner calls ADMIT
     Propose              proposer -> members                    BallotReport, or Beat with a greater round
-    Accept (MAJORITY)    proposer -> members                    BallotAccepted, or Beat with a greater round
-    Decide               proposer, or member ahead -> members   Beat
-    Proxy (MAJORITY)     member that leaves -> another
+    Decide               proposer -> members                    Beat
     Goodbye              member that leaves -> all
 """
 
@@ -67,7 +61,6 @@ from collectives.agreement.events import (
     CallVerdict,
     Dial,
     Event,
-    ForceView,
     GiveUp,
     Heard,
     Leave,
@@ -82,14 +75,14 @@ from collectives.agreement.member import MemberState
 from collectives.agreement.messages import Beat, OperationMessage
 from collectives.agreement.outbox import Outbox
 from collectives.agreement.views import Member, View
-from collectives.types import LAN, GroupTiming, Partition
+from collectives.types import LAN, GroupTiming
 from protocol.identity import NodeId
 
 
 class Agreement:
     """One node's part. Without `seeds` it founds the group; else it asks to be let in."""
 
-    def __init__(  # noqa: PLR0913  # what a member is takes this many words, and most have a default
+    def __init__(  # what a member is takes this many words, and most have a default
         self,
         own: NodeId,
         address: str,
@@ -99,7 +92,6 @@ class Agreement:
         *,
         seeds: Iterable[str] = (),
         timing: GroupTiming = LAN,
-        partition: Partition = Partition.CONTINUE,
         closed: bool = False,
     ) -> None:
         """Begin at `now` (s, on the steady clock).
@@ -111,11 +103,10 @@ class Agreement:
         self.own = own
         self._seeds = tuple(seeds)
         self._timing = timing
-        self._partition = partition
         self._out = Outbox(own)
         self._detector = FailureDetector(own, timing, last=now)
         line = Member(own, address, rng.randbytes(SESSION_BYTES))
-        self._state = MemberState(line, group, rng, self._out, self._detector, timing, partition, closed)
+        self._state = MemberState(line, group, rng, self._out, self._detector, timing, closed)
         self._dispatcher = Dispatcher(self._state, timing, now)
         self._dialled: dict[NodeId | None, float] = {}  # when each may be dialled again
         self._told: Beat | None = None  # what the others were last told of this node
@@ -134,16 +125,6 @@ class Agreement:
     def fenced(self) -> bool:
         """Whether the next view is being agreed on."""
         return self._state.change.fenced
-
-    @property
-    def stranded(self) -> bool:
-        """Whether too few members can be reached to agree on the next view, under `MAJORITY`."""
-        return self._state.change.stranded
-
-    @property
-    def votes(self) -> frozenset[NodeId]:
-        """The members whose votes this one casts under `MAJORITY`: itself, and those that left their votes to it."""
-        return self._state.change.votes
 
     @property
     def pending(self) -> bool:
@@ -197,17 +178,15 @@ class Agreement:
                 self._detector.unlink(member, self.view, now)
                 self._dispatcher.unlinked(member)
                 self._out.spoken_to.pop(member, None)
-            case ForceView():
-                self._state.force(now)
             case Leave():
-                self._state.depart(now)
+                self._state.depart()
                 self._left = True
         self._settle(event, now)
         return self._out.take()
 
     def _settle(self, event: Event, now: float) -> None:
         """Handle this member's messages to itself, and send the others a Beat at once if it has changed."""
-        while self._out.inward or self._dispatcher.release(now) or self._state.proceed(now):
+        while self._out.inward or self._dispatcher.release(now):
             if self._out.inward:
                 self._dispatcher.operation(self.own, self._out.inward.popleft(), now)
         view = self.view
@@ -246,8 +225,7 @@ class Agreement:
 
     def _tick(self, now: float) -> None:
         state, view = self._state, self.view
-        stuck = CallVerdict.EVICTED if view is None else CallVerdict.DEADLINE
-        state.operations.tick(now, CallVerdict.MINORITY if self.stranded else stuck)
+        state.operations.tick(now, CallVerdict.EVICTED if view is None else CallVerdict.DEADLINE)
         state.admission.tick(now)
         if view is None:
             self._tick_outside(now)
@@ -282,7 +260,7 @@ class Agreement:
             for seed in self._seeds if not self._detector.linked else ():
                 self._out.do(Dial(None, seed))
         abandoned = now - self._dispatcher.insider_heard > 4 * self._timing.timeout
-        if abandoned and state.epoch and self._partition is Partition.CONTINUE and not state.resting:
+        if abandoned and state.epoch and not state.resting:
             state.found(now)
 
     def _quiet_to(self, member: NodeId, now: float) -> bool:

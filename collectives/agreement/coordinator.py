@@ -72,14 +72,12 @@ class Coordinator:
         timing: GroupTiming,
         *,
         admit: Callable[[], View | None],
-        elect: Callable[[OpId, View], None] | None,
         holds: Callable[[OpId], None],
         evict: Callable[[NodeId, OpId, str], None],
     ) -> None:
         """Begin with no transaction.
 
-        `admit()` returns the view with the newcomers, or None; `holds(op)` is told before Commit is sent. With
-        `elect(op, view)` an admission that leads to a view is no more the coordinator's to commit.
+        `admit()` returns the view with the newcomers, or None; `holds(op)` is told before Commit is sent.
         `evict(member, op, reason)` leaves a member out.
         """
         self._own = own
@@ -87,7 +85,6 @@ class Coordinator:
         self._out = outbox
         self._timing = timing
         self._admit = admit
-        self._elect = elect
         self._holds = holds
         self._evict = evict
         self._misses: dict[NodeId, tuple[int, float]] = {}  # in a row, and when the last one was counted
@@ -281,9 +278,6 @@ class Coordinator:
         if op.tag == RENDEZVOUS_TAG:
             self._begin_anew(op)
         self._holds(op)
-        if after is not None and self._elect is not None:
-            self._elect(op, after)
-            return
         for member in self._view.members:
             if member != self._own:
                 self._out.send(member, transaction.committed)

@@ -8,10 +8,6 @@ Sides of a split group that meet show each other their views (ViewNotice), which
 `witnesses`). The side that is outranked goes out of the group as a whole, and its nodes apply to be let in again. So
 does a member that was left out while it was stopped: members that show it a later view without it count as gone from
 its own view, and the later view is larger than the rest of that.
-
-Under `MAJORITY` there is one chain of views, and epochs rise along it: the later view outranks the
-other, whatever their sizes. A member that speaks from an earlier view is told which one came next, if it
-is in that, and goes over to it; what it carried out, and hears no ruling on, ends in doubt.
 """
 
 from collections import deque
@@ -97,7 +93,7 @@ class Dispatcher:
             if member not in view.ids:
                 self.show(member, now, self._timing.heartbeat)
         elif isinstance(message, messages.Evict) and member == view.coordinator:
-            state.left_out(message.reason, now)  # also when it is fenced: it may leave whenever it likes
+            state.left_out(message.reason)  # also when it is fenced: it may leave whenever it likes
         elif state.change.fenced or member not in view.ids:
             return
         elif isinstance(message, messages.OperationStart | messages.Commit | messages.Abort):
@@ -143,62 +139,23 @@ class Dispatcher:
                 self._proposed(member, message, view, now)
             case messages.BallotReport() if state.concerns(message.view, member):
                 state.decided(state.change.reported(member, message, now), now)
-            case messages.Accept() if self._is_peer(member, view) and message.ballot.proposer == member:
-                self._asked(member, message, now)
-            case messages.BallotAccepted() if self._is_peer(member, view):
-                state.decided(state.change.accepted(member, message), now)
-            case messages.Proxy() if view is not None and self._is_peer(member, view):
-                state.change.inherit(message, view)
-            case messages.Decide() if message.ballot.proposer == member and self._binds(member, message, view):
-                state.decided(message, now)
+            case messages.Decide() if message.ballot.proposer == member and state.concerns(message.view, member):
+                if state.change.accepts(message):
+                    state.decided(message, now)
             case _:
                 pass  # it is of another ballot, or of somebody who has no say
-
-    def _is_peer(self, member: NodeId, view: View | None) -> bool:
-        return self._state.change.consensus and view is not None and member in view.ids
 
     def _proposed(self, member: NodeId, message: messages.Propose, view: View, now: float) -> None:
         state = self._state
         stranger = member not in view.ids and message.epoch <= view.epoch
         if member not in state.witnesses.known:
             return
-        if state.change.consensus and message.mark != view.mark:
-            self._meet(member, message.epoch, view, now)
-        elif stranger or member in state.detector.gone:
+        if stranger or member in state.detector.gone:
             self.show(member, now)
         elif state.change.proposed(member, message, view, state.operations.ledgers, now):
             state.operations.closed = True
         else:
             state.out.send(member, state.beat(view, now))
-
-    def _asked(self, member: NodeId, message: messages.Accept, now: float) -> None:
-        state, view = self._state, self._state.view
-        assert view is not None
-        if state.change.asked(member, message, view, now):
-            state.operations.closed = True
-        else:
-            state.out.send(member, state.beat(view, now))
-
-    def _binds(self, member: NodeId, message: messages.Decide, view: View | None) -> bool:
-        """Tell whether this node is to go over to a view that `member` says was decided on."""
-        if not self._state.change.consensus:
-            return self._state.concerns(message.view, member) and self._state.change.accepts(message)
-        if view is None or message.view.epoch <= view.epoch or not self._state.named_in(message.view):
-            return False
-        if member in view.ids or (member in message.view.ids and self._state.change.has_accepted(message.view)):
-            return True
-        return member in message.view.ids and self._state.witnesses.convinced(member, message.view)
-
-    def _meet(self, member: NodeId, epoch: int, view: View, now: float) -> None:
-        """Under MAJORITY, answer `member`, which speaks from another view: one of the two is behind."""
-        state = self._state
-        if member not in view.ids:
-            self.show(member, now, self._timing.heartbeat)
-        elif epoch > view.epoch:
-            state.out.send(member, state.beat(view, now))
-        elif epoch < view.epoch and now - self._shown.get(member, float("-inf")) >= self._timing.heartbeat:
-            self._shown[member] = now
-            state.out.send(member, state.entered_by)
 
     # --- what nodes say of themselves ---
 
@@ -232,8 +189,6 @@ class Dispatcher:
         if member not in view.ids:
             self.show(member, now, self._timing.heartbeat)
             return
-        if state.change.consensus and beat.epoch < view.epoch:
-            self._meet(member, beat.epoch, view, now)
         state.detector.beat(member, beat, view, now)
         state.change.round_seen(beat.round)
         state.admission.reaches[member] = frozenset(beat.reaches)
@@ -263,8 +218,6 @@ class Dispatcher:
         gone = state.detector.gone
         if member in view.ids:
             if theirs.epoch < view.epoch and theirs.sessions[member] == view.sessions[member]:
-                if state.change.consensus:
-                    self._meet(member, theirs.epoch, view, now)
                 state.detector.astray.setdefault(member, now)
                 return  # it has yet to enter this view, or was let in by two groups and has entered that of the other
             later = theirs.epoch >= view.epoch

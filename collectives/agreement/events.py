@@ -22,7 +22,6 @@ class CallVerdict(Enum):
     DEADLINE = "deadline"  # as ABORT, because somebody's time was up
     MISMATCH = "mismatch"  # as ABORT, because the members' arguments differ
     DOUBT = "doubt"  # the others may have published and may not: unknown here, and never published here
-    MINORITY = "minority"  # as ABORT: too few members are left for the policy "majority"
     EVICTED = "evicted"  # as ABORT: this node is outside of the group
     CLOSED = "closed"  # as ABORT: its owner left
 
@@ -91,11 +90,6 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
-class ForceView:
-    """The owner wants to go on without the majority, which it takes to be lost for good: see view_change."""
-
-
-@dataclass(frozen=True, slots=True)
 class Leave:
     """The owner leaves the group for good."""
 
@@ -105,7 +99,7 @@ class Tick:
     """Time passed."""
 
 
-Event = Linked | Unlinked | Heard | Begin | Performed | GiveUp | ForceView | Leave | Tick
+Event = Linked | Unlinked | Heard | Begin | Performed | GiveUp | Leave | Tick
 
 # --- actions ---
 

@@ -1,6 +1,6 @@
 """Where a node stands: in which view, with which parts at work, and how it goes from one to the next.
 
-outside --Welcome--> in a view --Commit of an admission (CONTINUE), or a decision on a ballot--> the next view
+outside --Welcome--> in a view --Commit of an admission, or a decision on a ballot--> the next view
    ^                     |
    +---- outranked ------+       a founder, and a node that finds nobody for long, begin alone
 """
@@ -18,10 +18,9 @@ from collectives.agreement.outbox import Outbox
 from collectives.agreement.participant import Operations
 from collectives.agreement.recovery import alone
 from collectives.agreement.view_change import ViewChange
-from collectives.agreement.views import ADMIT_TAG, NOWHERE, Ballot, Member, OpId, View, outranks
+from collectives.agreement.views import ADMIT_TAG, Member, OpId, View, outranks
 from collectives.agreement.witnesses import Witnesses
-from collectives.errors import BadArgument
-from collectives.types import GroupTiming, Partition
+from collectives.types import GroupTiming
 from protocol.identity import NodeId
 
 MAX_CONTACTS = 256  # nodes that were in a view with this one, or that a seed named
@@ -38,14 +37,13 @@ class MemberState:
         out: Outbox,
         detector: FailureDetector,
         timing: GroupTiming,
-        policy: Partition,
         closed: bool,
     ) -> None:
         self.own = own.id
         self.out = out
         self.detector = detector
         self.operations = Operations(timing, out)
-        self.change = ViewChange(own.id, timing, policy, rng, out, detector)
+        self.change = ViewChange(own.id, timing, rng, out, detector)
         self.admission = Applicants(own.id, timing, rng, out, detector)
         self.witnesses = Witnesses(own.id, closed)
         self.coordinator: Coordinator | None = None
@@ -53,9 +51,6 @@ class MemberState:
         self.epoch = 0  # the greatest that this node was in
         self.why_out = "this node is not in the group"
         self.resting = False  # the others left it out: it asks to be let in while its owner does
-        self.entered_by = messages.Decide(
-            Ballot(0, own.id), View(group, 0, NOWHERE, (own,)), ()
-        )  # how the view came to hold
         self._line = own
         self._group = group
         self._rng = rng
@@ -75,10 +70,7 @@ class MemberState:
 
     def outranked(self, view: View, theirs: View) -> bool:
         """Tell whether the side with the view `theirs` goes on, rather than that with this node's."""
-        larger = outranks(theirs.ids, view.ids - self.detector.gone)
-        if self.change.consensus and theirs.epoch != view.epoch:
-            return theirs.epoch > view.epoch
-        return larger
+        return outranks(theirs.ids, view.ids - self.detector.gone)
 
     # --- in ---
 
@@ -112,27 +104,9 @@ class MemberState:
         elif decision is not None:
             self.yield_to(decision.view)
 
-    def proceed(self, now: float) -> bool:
-        """Propose the view that an admission leads to, if one is ready. Returns whether it is decided on."""
-        view = self.view
-        decision = self.change.proceed(view, self.operations.ledgers, now) if view is not None else None
-        self.decided(decision, now)
-        return decision is not None
-
-    def force(self, now: float) -> None:
-        """Go on with the members that can be reached. Raises BadArgument if they are a majority."""
-        view = self.view
-        if view is None or not self.change.stranded:
-            raise BadArgument("force_view: this member reaches a majority of its group, or is in none")
-        self.operations.closed = True
-        self.decided(self.change.force(view, self.operations.ledgers, now), now)
-
     def enter(self, view: View, now: float, rulings: tuple[Ruling, ...] = ()) -> None:
         """Go over to `view`; what had started in the one before ends as ruled, the rest is called again in this one."""
         before = self.view
-        self.entered_by = messages.Decide(
-            Ballot(0, self.own), view, rulings, before.mark if before is not None else NOWHERE
-        )
         if before is not None:
             lost = ", ".join(sorted(before.ids - view.ids)[:4])
             reason = f"the group changed: {lost} failed" if lost else "the group changed"
@@ -142,7 +116,7 @@ class MemberState:
         self.resting = False
         self.witnesses.enter(view)
         self.detector.enter(view, now)
-        self.change.enter(view)
+        self.change.enter()
         self.admission.enter(view)
         self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
         self.out.do(Install(view))
@@ -158,19 +132,14 @@ class MemberState:
             self.out,
             self.detector.timing,
             admit=lambda: self.admission.view_with(view, self.out.now),
-            elect=self._elect if self.change.consensus else None,
             holds=self.operations.holds,
             evict=self._evict,
         )
 
-    def _elect(self, op: OpId, after: View) -> None:
-        self.change.admit(op, after)
-        self.operations.closed = True
-
     def _evict(self, member: NodeId, op: OpId, reason: str) -> None:
-        """Tell a member to go. Under MAJORITY it takes part until it does: its vote may be needed."""
+        """Tell a member to go."""
         self.out.send(member, messages.Evict(op, reason))
-        if member != self.own and not self.change.consensus:
+        if member != self.own:
             self.detector.gone.add(member)
 
     # --- out ---
@@ -179,10 +148,10 @@ class MemberState:
         """Go out of the group, because the side with `theirs` goes on; ask it to be let in."""
         self._go_out("the others went on without this member", theirs)
 
-    def left_out(self, reason: str, now: float) -> None:
+    def left_out(self, reason: str) -> None:
         """Go out of the group, as its coordinator says, and leave the others alone until the owner calls ADMIT."""
         self.resting = True
-        self._say_goodbye(now)
+        self._say_goodbye()
         self._go_out(f"the others left this member out: {reason}")
 
     def _go_out(self, reason: str, theirs: View | None = None) -> None:
@@ -196,17 +165,12 @@ class MemberState:
         for member in self.detector.linked:
             self.apply(member)
 
-    def depart(self, now: float) -> None:
+    def depart(self) -> None:
         """Leave for good."""
-        self._say_goodbye(now)
+        self._say_goodbye()
         self._end(CallVerdict.CLOSED, "this member left")
 
-    def _say_goodbye(self, now: float) -> None:
-        """Tell the others. Under MAJORITY one of those who stay is given this member's vote."""
-        view, linked = self.view, self.detector.linked.keys()
-        others = linked if view is None else linked & (view.ids - self.detector.missing(view, now))
-        if self.change.consensus and others:
-            self.out.send(min(others), self.change.proxy(self._line.session, view, self.epoch))
+    def _say_goodbye(self) -> None:
         for member in self.detector.linked:
             self.out.send(member, messages.Goodbye())
 
@@ -214,11 +178,7 @@ class MemberState:
         view = self.view
         if view is not None:
             calls = self.operations.open.values()
-            rulings = {
-                call.op: alone(view.members, self.own, call.stage)
-                for call in calls
-                if not (self.change.consensus and call.op.tag == ADMIT_TAG)  # it commits by consensus: see view_change
-            }
+            rulings = {call.op: alone(view.members, self.own, call.stage) for call in calls}
             self.operations.leave(rulings, verdict, reason)
         self.operations.dismiss(verdict, reason)
         self.coordinator = None

@@ -21,7 +21,7 @@ from collectives.agreement.fields import (
     Session,
     Text,
 )
-from collectives.agreement.views import NOWHERE, AddressText, Ballot, Member, OpId, View
+from collectives.agreement.views import AddressText, Ballot, Member, OpId, View
 from protocol.identity import NodeId
 
 MAX_SHARE_BYTES = 64 << 10
@@ -159,12 +159,11 @@ class Evict:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Leave your view; `members` shall make the next one. `epoch` and `mark` are those of the proposer's view."""
+    """Leave your view; `members` shall make the next one. `epoch` is that of the proposer's view."""
 
     ballot: Ballot
     epoch: Count
     members: MemberIds
-    mark: Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,45 +191,22 @@ Rulings = Annotated[tuple[Ruling, ...], AtMost(MAX_RULINGS)]
 
 
 @dataclass(frozen=True, slots=True)
-class Accept:
-    """Under `MAJORITY`: `view` shall follow the one with the mark `before`, whose operations shall end as ruled."""
-
-    ballot: Ballot
-    before: Mark
-    view: PackedView
-    rulings: Rulings
-
-
-@dataclass(frozen=True, slots=True)
-class BallotAccepted:
-    """The sender accepted what `ballot` asked for the view with the mark `before` (Paxos: phase 2b)."""
-
-    ballot: Ballot
-    before: Mark
-
-
-@dataclass(frozen=True, slots=True)
 class BallotReport:
-    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot (Paxos: 1b).
-
-    `accepted` is the last that it accepted for the view after its own.
-    """
+    """The sender takes part in none of the views in `ledgers` any more, and promises no smaller ballot."""
 
     ballot: Ballot
     view: PackedView
     missing: MemberIds
     ledgers: Annotated[tuple[Annotated[Ledger, Packed()], ...], AtMost(MAX_LEDGERS)]
-    accepted: Accept | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decide:
-    """The view that `ballot` led to from that with the mark `before`, and what became of operations till then."""
+    """The view that `ballot` led to, and what became of operations till then."""
 
     ballot: Ballot
     view: PackedView
     rulings: Rulings
-    before: Mark = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,27 +218,12 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Proxy:
-    """The sender leaves for good, and the receiver, nobody else, casts its vote and those that it was given itself.
-
-    `voters` are these members, each as one run of it; in the view with the mark `mark` they promised no ballot after
-    `round`, and `accepted` is the last that they accepted. In views after `epoch` none of them was ever heard.
-    """
-
-    mark: Mark
-    epoch: Count
-    voters: Annotated[tuple[tuple[NodeId, Session], ...], AtMost(MAX_MEMBERS)]
-    round: Count
-    accepted: Accept | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender is gone for good."""
 
 
 OperationMessage = Initiate | OperationStart | OperationDone | Commit | Ack | Abort | Evict
-BallotMessage = Propose | BallotReport | Accept | BallotAccepted | Decide | Proxy
+BallotMessage = Propose | BallotReport | Decide
 Message = OperationMessage | BallotMessage | Beat | Apply | ViewNotice | Pending | Welcome | Goodbye
 
 # Each one's number on the wire. Numbers are only ever appended, never given again.
@@ -282,8 +243,5 @@ MESSAGES: dict[int, type[Message]] = {
     13: Welcome,
     14: Pending,
     15: Goodbye,
-    16: Accept,
-    17: BallotAccepted,
-    18: Proxy,
     19: Evict,
 }

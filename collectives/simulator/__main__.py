@@ -8,7 +8,6 @@ import sys
 import time
 
 from collectives.simulator.sweep import sweep
-from collectives.types import Partition
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,18 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--schedules", type=int, default=2000, help="how many (default 2000)")
     parser.add_argument("--seed", type=int, default=1, help="of the first schedule; each later one adds 1 (default 1)")
     parser.add_argument("--members", type=int, default=4, help="at most so many at first, and at least 2 (default 4)")
-    parser.add_argument(
-        "--partition",
-        choices=[mode.value for mode in Partition],
-        help="give all groups this mode; majority adds rolling partitions (default: as drawn)",
-    )
     parser.add_argument("--processes", type=int, default=1, help="how many run schedules (default 1)")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
     failed = committed = aborted = doubtful = 0
     seeds = range(options.seed, options.seed + options.schedules)
-    partition = Partition(options.partition) if options.partition else None
-    for outcome in sweep(seeds, options.members, options.processes, partition):
+    for outcome in sweep(seeds, options.members, options.processes):
         committed += outcome.committed
         aborted += outcome.aborted
         doubtful += outcome.doubtful

@@ -22,7 +22,7 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import Apply, Propose, Welcome
 from collectives.agreement.views import Member, View
 from collectives.simulator.network import SimulatedNetwork
-from collectives.types import LAN, WAN, GroupTiming, Partition
+from collectives.types import LAN, WAN, GroupTiming
 from protocol.identity import NODE_ID_BYTES, NodeId, id_of_bytes
 
 SETTLED_BEATS = 2  # heartbeats before the one dies, and again while their cost is measured
@@ -57,9 +57,7 @@ class MeasuredChange:
 class LargeView:
     """`members` in one view, each with `calls` operations outstanding and `slowness` times as slow as this machine."""
 
-    def __init__(
-        self, members: int, partition: Partition, *, timing: GroupTiming = LAN, calls: int = 16, slowness: float = 1.0
-    ) -> None:
+    def __init__(self, members: int, *, timing: GroupTiming = LAN, calls: int = 16, slowness: float = 1.0) -> None:
         self.timing = timing
         self.slowness = slowness
         self.network = SimulatedNetwork(Random("a large view"), 0.0, self._deliver, self._linked, self._unlinked)
@@ -72,9 +70,7 @@ class LargeView:
         self.nodes = [
             BusyMember(
                 number,
-                Agreement(
-                    member, str(number), GROUP, Random(number), 0.0, seeds=["none"], timing=timing, partition=partition
-                ),
+                Agreement(member, str(number), GROUP, Random(number), 0.0, seeds=["none"], timing=timing),
             )
             for number, member in enumerate(self.ids)
         ]
@@ -191,11 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m collectives.simulator.large_view",
         description="Let one of many members die, and see what the view change costs the others.",
-        epilog="example: python -m collectives.simulator.large_view --members 256 --partition majority",
+        epilog="example: python -m collectives.simulator.large_view --members 256",
     )
     parser.add_argument("--members", type=int, default=MAX_MEMBERS, help=f"how many, 3 to {MAX_MEMBERS} (the default)")
     parser.add_argument("--calls", type=int, default=16, help="operations that each has called and that wait (16)")
-    parser.add_argument("--partition", choices=[mode.value for mode in Partition], default="majority")
     parser.add_argument("--timing", choices=["lan", "wan"], default="lan", help="which time-outs (lan)")
     parser.add_argument("--slowness", type=float, default=1.0, help="how many times as slow as this machine (1)")
     parser.add_argument("--silently", action="store_true", help="as at a power failure: its links do not close")
@@ -203,9 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not 3 <= options.members <= MAX_MEMBERS or not 0 <= options.calls <= MAX_MEMBERS:
         parser.error(f"--members takes 3 to {MAX_MEMBERS}, --calls 0 to {MAX_MEMBERS}")
     timing = LAN if options.timing == "lan" else WAN
-    group = LargeView(
-        options.members, Partition(options.partition), timing=timing, calls=options.calls, slowness=options.slowness
-    )
+    group = LargeView(options.members, timing=timing, calls=options.calls, slowness=options.slowness)
     change = group.change(0, silently=options.silently)  # the coordinator
     whole = [view for view in change.views if view is not None and len(view.members) == options.members - 1]
     print(f"{options.members} members, {options.calls} calls outstanding; each uses {change.steady:.1%} of a processor")

@@ -16,7 +16,7 @@ from collectives.agreement.events import ADMIT, Begin, CallVerdict, Finished, In
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, OpId, View
 from collectives.errors import Aborted
 from collectives.steps import Attempt, Claim, Phase, Steps
-from collectives.types import LAN, Partition
+from collectives.types import LAN
 from protocol.identity import NodeId
 
 TAGS = (0, 1)  # two operations may be under way at once
@@ -249,7 +249,6 @@ class Stepper:
 
 ONE_AT_A_TIME = 0.2  # the part of schedules whose members make one call at a time
 FAULT_SECONDS = 6.0  # faults happen within this time after the group has formed
-ROLLING_SECONDS = 24.0  # and within this where partitions roll: one that heals in part and is cut anew, and again
 KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolate", "join", "leave")
 # Faults of owners and half-open networks: an owner hangs for good while its core lives on, takes seconds to carry
 # operations out, is interrupted in its calls; and somebody asks to be let in whom only some can reach.
@@ -270,13 +269,6 @@ MOMENTS = (
     messages.Welcome,
     messages.Apply,
     messages.ViewNotice,
-)
-ROLLING_MOMENTS = (
-    messages.Commit,
-    messages.Propose,
-    messages.BallotReport,
-    messages.Decide,
-    messages.Welcome,
 )
 RARE = (messages.Propose, messages.BallotReport, messages.Decide, messages.Welcome, messages.Apply, messages.ViewNotice)
 
@@ -299,28 +291,24 @@ class Schedule:
 
     seed: int
     members: int
-    partition: Partition
     disorder: float
     encoded: bool  # messages go through their bytes
     dialling: float  # how long it may take until a link is there (s)
     programs: tuple[Program, ...]  # if members make one call at a time: each runs one of these
     faults: tuple[Fault, ...]
-    seconds: float = FAULT_SECONDS  # how long faults may happen
     sybils: int = 0  # strangers in a view of their own
     closed: bool = False  # whether members take the group for a closed one
 
     @classmethod
-    def draw(cls, seed: int, members: int, partition: Partition | None = None) -> "Schedule":
-        """Return the schedule of a seed, for a group of up to `members`; with `partition`, all have that mode.
-
-        If that is `MAJORITY`, they have rolling partitions besides, and newcomers that come meanwhile.
-        """
+    def draw(cls, seed: int, members: int) -> "Schedule":
+        """Return the schedule of a seed, for a group of up to `members`."""
         rng = Random(f"schedule {seed}")
         faults = tuple(cls._fault(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
+        at_first = rng.randint(2, max(2, members))
+        rng.choice(range(4))  # nothing needs it any more; so each seed keeps the schedule that it always had
         schedule = cls(
             seed,
-            rng.randint(2, max(2, members)),
-            rng.choice((Partition.CONTINUE, Partition.CONTINUE, Partition.CONTINUE, Partition.MAJORITY)),
+            at_first,
             rng.choice((0.0, 0.0, 0.0, 0.05, 0.3)),
             rng.random() < 0.05,
             Random(f"dialling {seed}").choice((0.0, 0.0, 0.4)),
@@ -329,20 +317,11 @@ class Schedule:
         )
         liveness, closed = cls._liveness(Random(f"liveness {seed}")), bool(seed % 2)
         schedule = replace(schedule, faults=(*faults, *liveness, *cls._dead_paths(seed)), closed=closed)
-        if partition is None:
-            strangers = Random(f"sybils {seed}")
-            if strangers.random() < SYBILS:
-                schedule = replace(
-                    schedule,
-                    partition=Partition.CONTINUE,
-                    faults=liveness,
-                    sybils=schedule.members + strangers.randint(1, 3),
-                    closed=False,
-                )
-            return schedule
-        rolling = cls._rolling(Random(f"rolling {seed}")) if partition is Partition.MAJORITY else ()
-        seconds = ROLLING_SECONDS if rolling else FAULT_SECONDS
-        return replace(schedule, partition=partition, faults=(*schedule.faults, *rolling), seconds=seconds)
+        strangers = Random(f"sybils {seed}")
+        if strangers.random() < SYBILS:
+            sybils = schedule.members + strangers.randint(1, 3)
+            schedule = replace(schedule, faults=liveness, sybils=sybils, closed=False)
+        return schedule
 
     @staticmethod
     def _liveness(rng: Random) -> tuple[Fault, ...]:
@@ -358,22 +337,6 @@ class Schedule:
         rng = Random(f"dead paths {seed}")
         count = rng.randint(1, 3) if rng.random() < DEAD_PATHS else 0
         return tuple(Fault("dead path", None, 0, True, rng.uniform(0.0, FAULT_SECONDS), 0.0) for _ in range(count))
-
-    @staticmethod
-    def _rolling(rng: Random) -> tuple[Fault, ...]:
-        """Return up to three partitions that roll, and newcomers."""
-        joins = [Fault("join", None, 0, True, rng.uniform(0.0, 4.0), 0.0) for _ in range(rng.randint(0, 2))]
-        moments = (*ROLLING_MOMENTS, None)
-        rolls = [
-            Fault(
-                "rolling", rng.choice(moments), rng.randint(1, 12), True, rng.uniform(0.0, 8.0), rng.choice((1.5, 4.0))
-            )
-            for _ in range(rng.randint(1, 2))
-        ]
-        if rng.random() < 0.5:
-            moment = rng.choice((messages.Accept, messages.BallotAccepted))
-            rolls.append(Fault("rolling", moment, rng.randint(1, 6), True, 0.0, rng.choice((1.5, 4.0))))
-        return (*joins, *rolls)
 
     @staticmethod
     def _programs(rng: Random) -> tuple[Program, ...]:

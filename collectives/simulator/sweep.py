@@ -8,7 +8,6 @@ from multiprocessing import get_context
 
 from collectives.simulator.schedule import Schedule, Violated
 from collectives.simulator.trial import GroupTrial
-from collectives.types import Partition
 
 CHUNK = 50  # schedules that a process takes at a time: half a second
 
@@ -24,18 +23,16 @@ class ScheduleOutcome:
     doubtful: int
     violation: str
     struck: tuple[str, ...]
-    partition: Partition | None = None  # what all schedules were made to have
 
     def __str__(self) -> str:
         """Say what failed, and how to see it again."""
         again = f"python -m collectives.simulator --schedules 1 --seed {self.seed} --members {self.members}"
-        again += f" --partition {self.partition.value}" if self.partition else ""
         return f"seed {self.seed}: {self.violation}\n    {'; '.join(self.struck)}\n    again: {again}"
 
 
-def outcome(seed: int, members: int, partition: Partition | None = None) -> ScheduleOutcome:
+def outcome(seed: int, members: int) -> ScheduleOutcome:
     """Run the schedule of a seed to its end."""
-    trial = GroupTrial(Schedule.draw(seed, members, partition))
+    trial = GroupTrial(Schedule.draw(seed, members))
     violation = ""
     try:
         trial.run()
@@ -43,14 +40,12 @@ def outcome(seed: int, members: int, partition: Partition | None = None) -> Sche
         violation = str(error)
     told = trial.history
     struck = tuple(trial.struck)
-    return ScheduleOutcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck, partition)
+    return ScheduleOutcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck)
 
 
-def sweep(
-    seeds: range, members: int, processes: int = 1, partition: Partition | None = None
-) -> Iterator[ScheduleOutcome]:
+def sweep(seeds: range, members: int, processes: int = 1) -> Iterator[ScheduleOutcome]:
     """Run many, in the order of their seeds."""
-    run = partial(outcome, members=members, partition=partition)
+    run = partial(outcome, members=members)
     if processes == 1:
         yield from map(run, seeds)
         return

@@ -29,10 +29,11 @@ from collectives.agreement.events import (
     Unlinked,
 )
 from collectives.agreement.message_codec import decode, encode
-from collectives.agreement.views import ADMIT_TAG, OpId, View
+from collectives.agreement.views import ADMIT_TAG, OpId
 from collectives.simulator.network import MAX_DELAY, SimulatedNetwork
 from collectives.simulator.schedule import (
     END_TAG,
+    FAULT_SECONDS,
     TAGS,
     Fault,
     Owner,
@@ -42,7 +43,7 @@ from collectives.simulator.schedule import (
     VerdictHistory,
     expect,
 )
-from collectives.types import LAN, Partition
+from collectives.types import LAN
 from protocol.identity import NODE_ID_BYTES, id_of_bytes
 
 TICK = LAN.heartbeat / 2
@@ -91,7 +92,6 @@ class GroupTrial:
         self._leaving = Random(f"leaving of trial {schedule.seed}")
         self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
-        self._primaries: dict[int, View] = {}  # under MAJORITY: the view of each epoch
         self._sybils: dict[int, SimulatedMember] = {}
         self._dead_paths: set[frozenset[int]] = set()  # between which members no tensor passes
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
@@ -110,7 +110,7 @@ class GroupTrial:
         for fault in schedule.faults:
             if fault.moment is None:
                 network.at(formed + fault.when, self._strike, fault, self.rng.randrange(schedule.members))
-        network.run(formed + schedule.seconds)
+        network.run(formed + FAULT_SECONDS)
         self.faulty = False
         self._until(lambda: not self._restarting, "never")
         network.disorder = 0.0
@@ -141,13 +141,7 @@ class GroupTrial:
 
     def _able(self) -> bool:
         """Tell whether enough members are left to go on."""
-        inside = [(node.core, view) for node in self._live() if (view := node.core.view) is not None]
-        newest = max((view for _, view in inside), key=lambda view: view.epoch, default=None)
-        if newest is None or self.schedule.partition is Partition.CONTINUE:
-            return newest is not None
-        live = {core.own for core, _ in inside}
-        votes = [core.votes | live for core, view in inside if view == newest]  # those who left voted for one of them
-        return any(2 * len(newest.ids & those) > len(newest.ids) for those in votes)
+        return any(node.core.view is not None for node in self._live())
 
     def _recovered(self) -> bool:
         """Tell whether all are in one view, but for one that hangs: it is in none, or alone in its own."""
@@ -252,8 +246,7 @@ class GroupTrial:
 
     def _boot(self, number: int) -> None:
         rng = Random(f"node {self.schedule.seed} {number} {self.network.now}")
-        lone = self.schedule.partition is Partition.MAJORITY and not any(one.alive for one in self.nodes.values())
-        seeds = [str(other) for other in self.nodes if other != number and (lone or self.nodes[other].alive)]
+        seeds = [str(other) for other in self.nodes if other != number and self.nodes[other].alive]
         core = Agreement(
             IDS[number],
             str(number),
@@ -261,7 +254,6 @@ class GroupTrial:
             rng,
             self.network.now,
             seeds=seeds,
-            partition=self.schedule.partition,
             closed=self.schedule.closed,
         )
         owner = Owner(IDS[number], rng, self.history, busy=self.busy)
@@ -341,8 +333,6 @@ class GroupTrial:
                 others = action.view.ids - {IDS[number] for number in (*self._sybils, node.number)}
                 taken = node.number not in self._sybils and len(action.view.members) > 1 and not others
                 expect(not taken, "a member is in a view of strangers")
-                if self.schedule.partition is Partition.MAJORITY:
-                    self._primary(action.view)
             case OutOfGroup():
                 node.owner.outside(action)
                 if node.number in self._sybils:  # it would ask to be let in, as everybody may in an open group
@@ -365,12 +355,6 @@ class GroupTrial:
         if self.replaces_streams:
             self._dead_paths.difference_update(dead)
         self._feed(node, Performed(op, ok=False, reason="too little came in time"))
-
-    def _primary(self, view: View) -> None:
-        """All who enter a view of one epoch enter the same view."""
-        known = self._primaries.setdefault(view.epoch, view)
-        sides = [[NUMBERS[member] for member in one.members] for one in (known, view)]
-        expect(known.mark == view.mark, f"two primary views of epoch {view.epoch}: {sides[0]} and {sides[1]}")
 
     def _connect(self, node: SimulatedMember, number: int) -> None:
         other = self.nodes.get(number) or self._sybils.get(number)
@@ -426,8 +410,6 @@ class GroupTrial:
             case "isolate" | "split" | "oneway":
                 side = {number} if fault.kind != "split" else {n for n in self.nodes if self.rng.random() < 0.5}
                 self._part(side, fault)
-            case "rolling":
-                self._roll(fault, self.rng.randint(2, 4))
             case "hang" if others:
                 node.hung = True
             case "slow":
@@ -490,27 +472,9 @@ class GroupTrial:
                     network.at(network.now + self.rng.uniform(0.0, fault.lasts), network.cut, one, other)
         network.at(network.now + fault.lasts, network.heal)
 
-    def _roll(self, fault: Fault, stages: int) -> None:
-        """Open all directions and cut the nodes into sides anew, `stages` times: most links between sides close."""
-        if not self.faulty:
-            return
-        network, sides = self.network, {number: self.rng.randrange(3) for number in self.nodes}
-        network.heal()
-        if not stages:
-            return
-        told = [[number for number in sides if sides[number] == side] for side in range(3)]
-        self.struck.append(f"{network.now:.3f} sides {' | '.join(str(side) for side in told if side)}")
-        for node in self.nodes:
-            for other in self.nodes:
-                if sides[node] != sides[other]:
-                    network.block(node, other)
-                    if node < other and self.rng.random() < 0.8:
-                        network.cut(node, other)
-        network.at(network.now + self.rng.uniform(0.3, 1.2) * fault.lasts, self._roll, fault, stages - 1)
 
-
-def run(seed: int, members: int, partition: Partition | None = None) -> GroupTrial:
+def run(seed: int, members: int) -> GroupTrial:
     """Run the schedule of a seed and return the trial; raises `Violated`."""
-    trial = GroupTrial(Schedule.draw(seed, members, partition))
+    trial = GroupTrial(Schedule.draw(seed, members))
     trial.run()
     return trial

@@ -6,15 +6,14 @@
 import pytest
 
 from collectives.simulator.large_view import LargeView
-from collectives.types import LAN, Partition
+from collectives.types import LAN
 
 MANY = (32, pytest.param(64, marks=pytest.mark.slow))
 
 
-@pytest.mark.parametrize("partition", Partition)
 @pytest.mark.parametrize("size", MANY)
-def test_when_one_of_many_dies_the_others_are_in_one_view_in_time(size: int, partition: Partition) -> None:
-    group = LargeView(size, partition)
+def test_when_one_of_many_dies_the_others_are_in_one_view_in_time(size: int) -> None:
+    group = LargeView(size)
     change = group.change(0, silently=True)  # the coordinator
     (view,) = change.views
     assert view is not None
@@ -25,5 +24,5 @@ def test_when_one_of_many_dies_the_others_are_in_one_view_in_time(size: int, par
 
 
 def test_it_would_show_if_they_were_too_slow() -> None:
-    change = LargeView(24, Partition.MAJORITY, slowness=1000.0).change(0, silently=True)
+    change = LargeView(24, slowness=1000.0).change(0, silently=True)
     assert len(change.views) > 1 or change.took > LAN.timeout + 2 * LAN.heartbeat + LAN.patience

@@ -3,7 +3,6 @@
 import gc
 import tracemalloc
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,10 +15,8 @@ from collectives.agreement.events import (
     Begin,
     Event,
     Finished,
-    ForceView,
     GiveUp,
     Heard,
-    Install,
     Leave,
     Linked,
     OutOfGroup,
@@ -34,15 +31,14 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import MAX_OPEN, Stage
 from collectives.agreement.view_change import compatible
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, Ballot, Member, OpId, View, outranks
-from collectives.simulator.network import MAX_DELAY
-from collectives.types import LAN, RANKS, Partition
+from collectives.types import LAN, RANKS
 from tests.agreements import IDS, Group
 
 ALL = (0, 1, 2)
 
 
-def group_of_three(partition: Partition = Partition.CONTINUE) -> Group:
-    group = Group(3, partition)
+def group_of_three() -> Group:
+    group = Group(3)
     assert group.views() == [(3, ALL)]
     return group
 
@@ -144,12 +140,11 @@ def hang(group: Group, *hung: int, calls: int, deadline: float = 5.0) -> None:
         group.run(deadline + 1.0)
 
 
-@pytest.mark.parametrize("partition", Partition)
 @pytest.mark.parametrize("hung", ALL)
 def test_who_misses_three_calls_that_all_others_made_is_left_out_and_told_and_comes_back_when_it_asks(
-    hung: int, partition: Partition
+    hung: int,
 ) -> None:
-    group = group_of_three(partition)
+    group = group_of_three()
     others = tuple(number for number in ALL if number != hung)
     hang(group, hung, calls=4)
     assert {tuple(group.verdicts()[number]) for number in others} == {("deadline",) * 3 + ("commit",)}
@@ -211,12 +206,6 @@ def test_who_is_late_for_calls_that_do_not_say_how_late_it_may_be_is_not_left_ou
     group.call(2)
     group.run(0.5)
     assert [group.verdicts()[number] for number in ALL] == [["commit"]] * 3
-
-
-def test_of_two_the_one_that_hangs_is_left_out_also_under_majority() -> None:
-    group = Group(2, Partition.MAJORITY)
-    hang(group, 0, calls=4)
-    assert group.verdicts()[1][-1] == "commit"
 
 
 def test_who_is_late_but_calls_is_not_left_out() -> None:
@@ -378,7 +367,8 @@ def test_a_stopped_member_learns_that_it_is_out_and_is_let_in_again() -> None:
     group.stopped.add(2)
     group.run(4.0)
     assert group.views() == [(4, (0, 1))]
-    wake(group, 2)
+    group.stopped.discard(2)
+    group._tick(2, group.cores[2])
     group.run(2.0)
     assert any(isinstance(action, OutOfGroup) for action in group.actions[2])
     assert group.cores[0].pending
@@ -397,186 +387,6 @@ def test_halves_go_on_apart_and_the_lesser_one_comes_back_to_the_other() -> None
     group.run(5.0)
     group.admit()
     assert group.views() == [(5, (0, 1, 2, 3))]
-
-
-def test_under_majority_half_of_a_group_waits_until_the_other_half_is_back() -> None:
-    group = Group(4, Partition.MAJORITY)
-    for one, other in ((0, 2), (0, 3), (1, 2), (1, 3)):
-        group.network.block(one, other)
-        group.network.block(other, one)
-    group.run(3.0)
-    group.call(0, deadline=1.0)
-    group.run(2.0)
-    assert group.verdicts()[0] == ["minority"]
-    assert [view for view in group.views() if view[0] > 3] == []
-    group.network.heal()
-    group.run(8.0)
-    (view,) = group.views()
-    assert view[1] == (0, 1, 2, 3)
-
-
-def majority_that_goes_on_without(stopped: int) -> Group:
-    group = Group(4, Partition.MAJORITY)
-    group.stopped.add(stopped)
-    group.run(4.0)
-    assert group.views() == [(4, (0, 2, 3))]
-    group.stop(0)
-    group.run(3.0)
-    assert group.views() == [(5, (2, 3))]
-    return group
-
-
-def wake(group: Group, number: int) -> None:
-    group.stopped.discard(number)
-    group._tick(number, group.cores[number])
-
-
-def test_under_majority_what_is_left_of_an_old_view_does_not_outrank_those_who_went_on() -> None:
-    group = majority_that_goes_on_without(1)
-    wake(group, 1)  # half of its view went on without it: with the dead member, which has the least id, it is the other
-    group.run(4.0)
-    assert group.cores[1].view is None
-    group.admit()
-    assert group.views() == [(6, (1, 2, 3))]
-
-
-def test_under_majority_nobody_goes_out_for_a_view_that_nobody_can_go_on_from() -> None:
-    group = majority_that_goes_on_without(1)
-    for number in (4, 5):
-        group.boot(number)
-    group.run(2.0)
-    group.admit()
-    for number in (2, 3):
-        group.stop(number)
-        group.run(4.0)
-    assert group.views() == [(8, (4, 5))]
-    wake(group, 1)
-    group.network.connect(1, 4)  # they have never met, and the view that 1 is still in is larger than theirs
-    group.run(4.0)
-    assert group.views() == [(0, ()), (8, (4, 5))]
-    group.admit()
-    assert group.views() == [(9, (1, 4, 5))]
-
-
-def test_under_majority_one_that_cannot_go_on_goes_out_for_a_later_view_only() -> None:
-    group = group_of_three(Partition.MAJORITY)
-    for number in (1, 2):
-        group.stop(number)
-    group.run(3.0)
-    assert group.views() == [(3, ALL)]
-    group.feed(0, Linked(IDS[5], ""))
-    for epoch, goes_out in ((2, False), (4, True)):
-        theirs = View.of(b"group", epoch, b"the mark", [Member(IDS[5], "", b"session!")])
-        group.run(1.0)
-        group.actions[0].clear()
-        group.feed(0, Heard(IDS[5], messages.ViewNotice(theirs)))
-        assert any(isinstance(action, OutOfGroup) for action in group.actions[0]) == goes_out
-    assert isinstance(group.actions[0][-1].message, messages.Apply)
-
-
-def test_a_group_that_lost_its_majority_for_good_goes_on_when_a_person_forces_it() -> None:
-    group = Group(5, Partition.MAJORITY)
-    for number in (0, 1, 2):
-        group.stop(number)
-    group.call(3, deadline=1.0)
-    group.run(5.0)
-    assert group.verdicts()[3] == ["minority"]
-    assert group.cores[3].stranded
-    group.feed(4, ForceView())
-    group.run(1.0)
-    assert group.views() == [(4, (3, 4))]
-    assert not group.cores[3].stranded
-    group.clear()
-    for number in (3, 4):
-        group.call(number)
-    group.boot(5)
-    group.run(3.0)
-    group.admit()
-    assert {number: group.verdicts()[number] for number in (3, 4)} == {3: ["commit"], 4: ["commit"]}
-    assert group.views() == [(5, (3, 4, 5))]
-
-
-def test_who_meets_a_majority_that_went_on_after_being_forced_goes_out_for_it() -> None:
-    group = Group(3, Partition.MAJORITY)
-    for other in (1, 2):
-        group.network.block(0, other)
-        group.network.block(other, 0)
-        group.network.cut(0, other)
-    group.run(5.0)
-    assert group.views() == [(3, ALL), (4, (1, 2))]
-    group.stop(1)  # and then the other two are forced to go on, each by itself
-    group.run(3.0)
-    group.feed(0, ForceView())
-    group.feed(2, ForceView())
-    group.run(1.0)
-    assert group.views() == [(4, (0,)), (5, (2,))]
-    group.network.heal()
-    group.run(5.0)
-    group.admit()
-    assert group.views() == [(6, (0, 2))]
-
-
-@pytest.mark.parametrize("stays", [0, 1, 2, 3])
-@pytest.mark.parametrize("size", [2, 4])
-def test_under_majority_those_who_leave_on_purpose_leave_the_others_able_to_go_on(size: int, stays: int) -> None:
-    group, stays = Group(size, Partition.MAJORITY), stays % size
-    for number in sorted(set(range(size)) - {stays}):
-        group.feed(number, Leave())
-        group.run(2 * MAX_DELAY)  # less than the others take to agree on a view without it
-        group.stop(number)
-    group.run(3.0)
-    ((_, members),) = group.views()
-    assert members == (stays,)
-    group.call(stays)
-    group.run(1.0)
-    assert group.verdicts()[stays] == ["commit"]
-    assert not group.cores[stays].stranded
-
-
-def chosen_and_left(group: Group, *, session: bytes | None = None, mark: bytes | None = None, epoch: int = 3) -> View:
-    """Member 1 leaves its vote to 0 after it accepted another's view, which that has entered; 0 hears of it so only."""
-    view = group.cores[0].view
-    assert view is not None
-    chosen = View.of(view.group, 4, b"chosen!!", [line for line in view.roster if line.id != IDS[1]])
-    accept = messages.Accept(Ballot(9, IDS[2]), view.mark, chosen, ())
-    voters = ((IDS[1], session or view.sessions[IDS[1]]),)
-    for number in (1, 2):
-        group.stop(number)
-    group.feed(0, Heard(IDS[1], messages.Proxy(mark or view.mark, epoch, voters, accept.ballot.round, accept)))
-    group.feed(0, Heard(IDS[1], messages.Goodbye()))
-    group.run(5.0)
-    return chosen
-
-
-def test_who_votes_for_one_that_left_is_bound_by_what_that_had_accepted() -> None:
-    group = Group(3, Partition.MAJORITY)
-    chosen = chosen_and_left(group)
-    assert [action.view for action in group.actions[0] if isinstance(action, Install)][-1] == chosen
-
-
-@pytest.mark.parametrize("wrong", [{"session": b"another!"}, {"mark": b"another!", "epoch": 3}])
-def test_a_vote_counts_for_the_run_that_left_it_and_in_no_view_before_its_own(wrong: dict[str, Any]) -> None:
-    group = Group(3, Partition.MAJORITY)
-    chosen_and_left(group, **wrong)
-    assert group.cores[0].votes == {IDS[0]}
-    assert group.cores[0].stranded
-
-
-def test_a_vote_left_in_an_earlier_view_counts_and_binds_nobody() -> None:
-    group = Group(3, Partition.MAJORITY)
-    chosen = chosen_and_left(group, mark=b"another!", epoch=2)  # 1 never came to the view that holds at 0
-    ((epoch, members),) = group.views()
-    assert (epoch, members) == (4, (0,))
-    assert group.cores[0].view != chosen
-
-
-@pytest.mark.parametrize("partition", Partition)
-def test_a_group_that_can_go_on_is_not_forced(partition: Partition) -> None:
-    group = group_of_three(partition)
-    with pytest.raises(ValueError, match="force_view"):
-        group.feed(0, ForceView())
-    group.run(1.0)
-    assert group.views() == [(3, ALL)]
 
 
 def test_two_that_miss_each_other_are_not_in_one_view() -> None:
@@ -848,7 +658,6 @@ ballots = st.builds(Ballot, small, nodes)
 entries = st.lists(st.tuples(ops, st.sampled_from(Stage)), max_size=2).map(tuple)
 ledgers = st.builds(messages.Ledger, marks, st.lists(nodes, min_size=1, max_size=3).map(tuple), entries, st.booleans())
 rulings = st.builds(messages.Ruling, ops, st.sampled_from(Stage))
-accepts = st.builds(messages.Accept, ballots, marks, views, st.lists(rulings, max_size=2).map(tuple))
 any_message = st.one_of(
     st.builds(messages.Beat, marks, small, small, some, some, st.booleans()),
     st.builds(messages.Apply, st.just("1"), marks, small),
@@ -860,14 +669,9 @@ any_message = st.one_of(
     st.builds(messages.Commit, ops, st.none() | views),
     st.builds(messages.Ack, ops),
     st.builds(messages.Abort, ops, st.booleans(), st.just("")),
-    st.builds(messages.Propose, ballots, small, some, marks),
-    st.builds(
-        messages.BallotReport, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple), st.none() | accepts
-    ),
-    accepts,
-    st.builds(messages.BallotAccepted, ballots, marks),
-    st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple), marks),
-    st.builds(messages.Proxy, marks, small, st.just(((IDS[0], b"session!"),)), small, st.none() | accepts),
+    st.builds(messages.Propose, ballots, small, some),
+    st.builds(messages.BallotReport, ballots, views, some, st.lists(ledgers, max_size=2).map(tuple)),
+    st.builds(messages.Decide, ballots, views, st.lists(rulings, max_size=2).map(tuple)),
     st.builds(messages.Welcome, marks, views),
     st.just(messages.Goodbye()),
 )
@@ -892,16 +696,11 @@ def in_view(event: Event, view: View | None) -> Event:
     st.lists(st.tuples(any_event, st.sampled_from((0.0, 0.1, 2.0))), max_size=40),
     st.booleans(),
     st.booleans(),
-    st.sampled_from(Partition),
 )
-def test_no_events_in_any_order_raise(
-    events: list[tuple[Event, float]], formed: bool, fresh: bool, partition: Partition
-) -> None:
-    group = Group(2, partition)
+def test_no_events_in_any_order_raise(events: list[tuple[Event, float]], formed: bool, fresh: bool) -> None:
+    group = Group(2)
     seeds = ["0"] if fresh else []
-    core = (
-        group.cores[1] if formed else Agreement(IDS[1], "1", b"group", Random(1), 0.0, seeds=seeds, partition=partition)
-    )
+    core = group.cores[1] if formed else Agreement(IDS[1], "1", b"group", Random(1), 0.0, seeds=seeds)
     now = group.network.now
     for tag in (0, 1):
         core.handle(Begin(tag, "reduce", 1.0), now)

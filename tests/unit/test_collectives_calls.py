@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from collectives import Aborted, Communicator, CommunicatorClosed, DeadlineExceeded, Evicted, InDoubt, NotEnoughPeers
+from collectives import Aborted, Communicator, CommunicatorClosed, DeadlineExceeded, Evicted, InDoubt
 from collectives.agreement.events import CallVerdict, Finished, Install
 from collectives.agreement.views import Member, OpId, View
 from collectives.calls import PendingCall, error_of, finish_call
@@ -52,7 +52,6 @@ def test_admit_waits_for_its_verdict_as_long_as_the_core_may_take():
         (CallVerdict.ABORT, Aborted),
         (CallVerdict.DEADLINE, DeadlineExceeded),
         (CallVerdict.DOUBT, InDoubt),
-        (CallVerdict.MINORITY, NotEnoughPeers),
         (CallVerdict.EVICTED, Evicted),
         (CallVerdict.CLOSED, CommunicatorClosed),
     ],
@@ -93,17 +92,6 @@ def test_waiting_for_members_ends_in_time_though_somebody_waits_whom_the_others_
     comm = Communicator(answering, Identity.generate(), "tcp://127.0.0.1:1")
     with pytest.raises(DeadlineExceeded, match="0 of 3 members"):
         comm.wait_for(3, timeout=0.05)
-
-
-def test_who_leaves_while_a_view_is_forced_is_told_so():
-    class Leaving:
-        def wake(self):
-            driver.status = Status(closed=True)
-
-    driver = GroupDriver(None, Leaving(), None, QUICK, None)
-    driver.status = Status(View(b"group", 1, b"the mark", ()), stranded=True)
-    with pytest.raises(CommunicatorClosed):
-        driver.force_view(10.0)
 
 
 def test_what_is_sent_to_a_member_of_a_new_view_waits_for_its_link():

@@ -257,8 +257,8 @@ def test_fields_without_bounds_are_no_message() -> None:
 
 def test_the_bytes_of_some_messages_stay_what_they_are() -> None:
     assert encode(messages.Ack(OP)).hex() == "920891" + "94c4080000000000000000010203"
-    assert encode(messages.Propose(Ballot(1, NODE), 2, (NODE,), bytes(8))).hex() == (
-        "920a94" + "9201c414" + "00" * 20 + "02" + "91c414" + "00" * 20 + "c408" + "00" * 8
+    assert encode(messages.Propose(Ballot(1, NODE), 2, (NODE,))).hex() == (
+        "920a93" + "9201c414" + "00" * 20 + "02" + "91c414" + "00" * 20
     )
     assert len(encode(messages.Beat(bytes(8), 7, 1, (NODE,)))) == 40
     assert len(encode(messages.OperationStart(OP, (bytes(MAX_SHARE_BYTES),) * 256))) < 256 * (MAX_SHARE_BYTES + 6)

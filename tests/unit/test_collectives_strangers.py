@@ -170,7 +170,7 @@ def test_a_stranger_cannot_stop_a_member_with_a_ballot_of_its_own(closed):
     core.handle(Linked(STRANGERS[0], ""), now)
     for epoch in (0, core.view.epoch, core.view.epoch + 1, 2**40):
         ballot = Ballot(2**40, STRANGERS[0])
-        propose = messages.Propose(ballot, epoch, (*core.view.members, STRANGERS[0]), core.view.mark)
+        propose = messages.Propose(ballot, epoch, (*core.view.members, STRANGERS[0]))
         assert not any(isinstance(action, Send) for action in core.handle(Heard(STRANGERS[0], propose), now))
     assert not core.fenced
 
@@ -179,7 +179,7 @@ def test_a_stranger_cannot_decide_on_a_ballot_of_somebody_else():
     group = Group(SIZE)
     core, now, view = group.cores[0], group.network.now, group.cores[0].view
     ballot = Ballot(7, IDS[1])
-    core.handle(Heard(IDS[1], messages.Propose(ballot, view.epoch, view.members, view.mark)), now)
+    core.handle(Heard(IDS[1], messages.Propose(ballot, view.epoch, view.members)), now)
     assert core.fenced
     core.handle(Linked(STRANGERS[0], ""), now)
     trap = View.of(view.group, view.epoch + 1, b"fakemark", [view.roster[0], Member(STRANGERS[0], "", b"session!")])
@@ -239,9 +239,6 @@ def spoken(view):
             views,
             st.lists(st.builds(messages.Ruling, ops, st.sampled_from(Stage))).map(tuple),
         ),
-        st.builds(
-            messages.Proxy, st.just(view.mark), small, st.just(tuple((m.id, m.session) for m in view.roster)), small
-        ),
         st.builds(messages.Welcome, sessions, views),
         st.just(messages.Goodbye()),
     )
@@ -255,7 +252,7 @@ def test_nothing_that_two_strangers_say_changes_a_members_view_its_calls_or_its_
     group.call(number)
     if fenced:  # it has promised a ballot, and waits for the decision on it
         other = IDS[(number + 1) % SIZE]
-        core.handle(Heard(other, messages.Propose(Ballot(7, other), view.epoch, view.members, view.mark)), now)
+        core.handle(Heard(other, messages.Propose(Ballot(7, other), view.epoch, view.members)), now)
         assert core.fenced
     for stranger in STRANGERS[:2]:
         core.handle(Linked(stranger, ""), now)
