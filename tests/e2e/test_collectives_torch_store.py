@@ -76,6 +76,7 @@ def test_who_reads_all_that_was_ever_in_the_store_does_not_join(stores, secret):
                 "torch.distributed",
                 [ids["gossamer/1/founder"]],
                 secret=guess,
+                may_join=lambda _: True,
                 protection=Options().protection,
                 timeout=0.5,
             )
@@ -103,7 +104,7 @@ def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_sec
         """Be rank 1 for rank 0, before the real one is there."""
         stores[2].set("gossamer/1/rank/1", f"{stranger.node_id}|{'with' if secret else 'without'} a secret|")
         address = stores[2].get("gossamer/1/founder").decode()
-        options = {"identity": stranger, "protection": Options().protection, "closed": True}
+        options = {"identity": stranger, "protection": Options().protection, "closed": True, "may_join": lambda _: True}
         with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
             return comm.world_size
 
