@@ -11,7 +11,8 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
 Of the settings that decide on memory, the first row that fits (`node.policy.memory`) beside what a person set:
 
     engine          vLLM, then transformers
-    weights         all, where they leave half of the memory; adapters over 16 bits; adapters over 4 bits
+    weights         all, then on a processor without bfloat16 adapters over 32 bits: both where half of the memory
+                    stays free; adapters over 16 bits; adapters over 4 bits
     micro-batch     2,048 tokens, then half as many, down to 256
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
@@ -24,7 +25,7 @@ from itertools import combinations
 from operator import getitem
 from typing import Any, NamedTuple
 
-from node.config import NodeConfig, PolicyConfig, TrainerConfig, fill, is_set, parse_config
+from node.config import NodeConfig, TrainerConfig, fill, is_set, parse_config
 from node.engines.missing import missing
 from node.errors import UserError, how_to_install
 from node.operations.config_text import toml_value
@@ -41,7 +42,6 @@ from node.policy.memory import (
     row_bytes,
     rows_at_once,
     vllm_sleeps,
-    weight_bytes,
     whole_memory,
 )
 
@@ -185,13 +185,13 @@ def _weights(asked: NodeConfig, size: ModelSize, machine: Machine, *, packs: boo
     if is_set(asked, "policy.lora.r") and not lora:
         return [{}]
     gigabytes = f"{machine.memory / 1e9:.1f} GB"
-    frozen: list[Overrides] = [{}]
+    frozen: list[Overrides] = [{}]  # a processor without bfloat16 computes with it through float32
     if not is_set(asked, "policy.dtype"):
-        half, why = half_width(size, machine), "frozen weights need no more; the adapters stay fp32"
-        why += "; no bfloat16 here" if half == "float16" else ""
-        frozen = [{"policy.dtype": PresetValue(half, why)} if half != PolicyConfig().dtype else {}]
-        if packs:
-            frozen += [{"policy.dtype": PresetValue("nf4", f"frozen weights of 16 bits would not fit {gigabytes}")}]
+        why = "frozen weights need no more; the adapters stay fp32"
+        why += "; no bfloat16 here" if _half(machine) == "float16" else ""
+        half = [{"policy.dtype": PresetValue(_half(machine), why)}]
+        four = [{"policy.dtype": PresetValue("nf4", f"frozen weights of 16 bits would not fit {gigabytes}")}]
+        frozen = [*([] if machine.gpu or machine.bf16 else frozen), *half, *(four if packs else [])]
     if lora:
         return frozen
     need = memory_held(size, asked, machine).least / 1e9
@@ -205,15 +205,9 @@ def _weights(asked: NodeConfig, size: ModelSize, machine: Machine, *, packs: boo
     return [{}, *(adapters | weights for weights in frozen)]
 
 
-def half_width(size: ModelSize, machine: Machine) -> str:
-    """Return the `policy.dtype` of 16 bits that suits the machine.
-
-    A processor without bfloat16 computes with it through float32, so it has float32 itself where there is plenty.
-    """
-    if machine.gpu and not machine.bf16:
-        return "float16"
-    scarce = 4 * weight_bytes(size, "float32") > machine.memory
-    return "bfloat16" if machine.bf16 or scarce else "float32"
+def _half(machine: Machine) -> str:
+    """Return the `policy.dtype` of 16 bits that suits the machine."""
+    return "float16" if machine.gpu and not machine.bf16 else "bfloat16"
 
 
 def _fitting(asked: NodeConfig, row: Overrides, size: ModelSize, machine: Machine) -> Overrides | None:
@@ -243,9 +237,9 @@ def _vllm_share(config: NodeConfig, size: ModelSize, machine: Machine) -> Preset
 
 
 def _fits(config: NodeConfig, size: ModelSize, machine: Machine) -> bool:
-    table = memory_held(size, config, machine)
-    chosen_for_all = config.policy.lora.r == 0 and not is_set(config, "policy.lora.r")
-    if chosen_for_all and 2 * table.least > machine.memory:  # adapters leave room for larger micro-batches and a cache
+    table, lora, dtype = memory_held(size, config, machine), is_set(config, "policy.lora.r"), config.policy.dtype
+    given = is_set(config, "policy.dtype") if config.policy.lora.r else lora
+    if dtype == "float32" and not given and 2 * table.least > machine.memory:  # others leave room for more at once
         return False
     return table.peak() <= (1 - (SPARE if machine.gpu else OTHERS)) * machine.memory
 
@@ -346,7 +340,7 @@ def smaller(config: NodeConfig, size: ModelSize, machine: Machine, fits: Callabl
     """Return the fewest settings by which a model fits after all, as "set ..., or "; "" if nothing will do."""
     rank = config.policy.lora.r or 16
     steps: list[dict[str, Any]] = [
-        {"policy.lora.r": rank, "policy.dtype": half_width(size, machine)},
+        {"policy.lora.r": rank, "policy.dtype": _half(machine)},
         {"trainer.gradient_checkpointing": True},
         {"trainer.tokens_per_batch": SMALLER_BATCHES[-1]},
     ]

@@ -62,7 +62,6 @@ def model(parameters: float, positions: int | None = 8192) -> ModelSize:
                 "trainer.learning_rate": 3e-5,
                 "policy.lora.r": 32,
                 "policy.lora.alpha": 64,
-                "policy.dtype": "bfloat16",
                 "engine.max_prompt_length": 512,
                 "engine.max_completion_length": 32,
             },
