@@ -192,7 +192,7 @@ class Node:
         if threading.current_thread() is not threading.main_thread():
             raise UserError("a node trains in the main thread: signals end it there")
         from node.operations.preflight import check_first
-        from node.operations.presets import check_size
+        from node.operations.presets import check_model
         from node.run import Given, run_node
         from node.telemetry.logs import setup_logs
         from node.training.evaluation import NOTHING_DECIDED
@@ -201,7 +201,7 @@ class Node:
         _, done = self.checkpoint
         config = self._settled(last)
         check_first(config, self.folder)
-        check_size(config)
+        check_model(config)
         make_folder(self.folder)
         self._keep_rows()
         if self._swarm is not None:

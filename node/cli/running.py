@@ -10,7 +10,7 @@ import structlog
 
 from node.config import NodeConfig
 from node.operations.preflight import check_first
-from node.operations.presets import check_size
+from node.operations.presets import check_model
 from node.processes.machine import undefended
 from node.processes.signals import interrupting_signals
 from node.state_folder import exclusive, first_start
@@ -37,7 +37,8 @@ def run(
             # Another start in this folder fails at once, while this one still loads.
             with exclusive(folder), first_start(config, folder) as before:
                 check_first(config, folder)
-                check_size(config, sharers(more.get("processes"), more.get("accelerate")))
+                if config.role != "relay":  # which runs no model
+                    check_model(config, sharers(more.get("processes"), more.get("accelerate")))
                 log.info("starting", folder=str(folder), role=config.role)
                 for line in undefended():
                     log.warning(line)

@@ -27,7 +27,7 @@ from node.errors import UserError, for_shell
 from node.operations.config_text import to_toml
 from node.operations.given import check_tasks, tasks_given
 from node.operations.preflight import check_first, check_place
-from node.operations.presets import check_size, notes_on_model, with_preset
+from node.operations.presets import check_model, notes_on_model, with_preset
 from node.operations.settling import asked
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
         from node.telemetry.status_server import ask
 
         if cluster is None:
-            check_size(settled)
+            check_model(settled)
         plan = make_plan(out or _new_folder(), nodes, settled)
         make_folders(plan)
         console = Console()

@@ -124,7 +124,7 @@ def make_engine(config: EngineConfig, policy: "Policy", folder: Path) -> Rollout
     """Return the engine that `config.kind` names, for a node whose state is in `folder`.
 
     Raises:
-        UserError: the cards or their number will not do for it.
+        UserError: a card will not do for it.
     """
     from node.engines import hf, server, vllm
 

@@ -9,7 +9,8 @@ from http.client import HTTPException
 from importlib.util import find_spec
 
 from node.config import EngineConfig
-from node.errors import how_to_install
+from node.errors import UserError, how_to_install
+from node.policy.memory import ModelSize
 
 LOOK_S = 2.0  # for an answer of another program
 CANNOT_RUN = "cannot run engine.vllm.python={python!r} ({reason}): name a Python that has vLLM"
@@ -23,6 +24,20 @@ def missing(kind: str, config: EngineConfig) -> str:
     if kind == "vllm":
         return _no_vllm(config.vllm.python)
     return _no_server(config.servers)
+
+
+def check_split(size: ModelSize, cards: int) -> None:
+    """Raise `UserError` where a model's attention heads cannot be shared out evenly among so many of vLLM's cards."""
+
+    def divides(count: int) -> bool:
+        return size.heads % count == 0 and (size.kv_heads % count == 0 or count % size.kv_heads == 0)
+
+    if cards and not divides(cards):
+        fewer = next(count for count in range(cards, 0, -1) if divides(count))
+        raise UserError(
+            f"engine.placement names {cards} GPUs, and vLLM shares the model's {size.heads} attention heads out evenly "
+            f"({size.kv_heads} of keys and values): name {fewer} of them"
+        )
 
 
 def _no_vllm(python: str) -> str:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 import torch
@@ -49,9 +49,8 @@ T = TypeVar("T")
 
 
 def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
-    """Return the engine; `UserError` where the cards or their number will not do for it."""
+    """Return the engine; `UserError` where a card will not do for it."""
     _check_cards(config.devices)
-    _check_split(policy.model.config.get_text_config(), len(config.devices))
     return VllmEngine(policy, config, folder)
 
 
@@ -275,22 +274,6 @@ def _check_cards(devices: Sequence[int]) -> None:
                 f"vLLM computes in bfloat16 here, which GPU {number} lacks ({torch.cuda.get_device_name(number)}, "
                 f"compute capability {capability[0]}.{capability[1]}): set engine.kind='hf'"
             )
-
-
-def _check_split(text: Any, devices: int) -> None:
-    """Raise `UserError` where a model's attention heads cannot be shared out evenly among so many cards."""
-    heads = text.num_attention_heads
-    of_keys = getattr(text, "num_key_value_heads", None) or heads
-
-    def divides(count: int) -> bool:
-        return heads % count == 0 and (of_keys % count == 0 or count % of_keys == 0)
-
-    if devices and not divides(devices):
-        fewer = next(count for count in range(devices, 0, -1) if divides(count))
-        raise UserError(
-            f"engine.placement names {devices} GPUs, and vLLM shares the model's {heads} attention heads out evenly "
-            f"({of_keys} of keys and values): name {fewer} of them"
-        )
 
 
 def _environment(devices: Sequence[int] = ()) -> dict[str, str]:

@@ -52,7 +52,7 @@ from node.fleet.local_swarm import Machines
 from node.fleet.mirror import CheckpointEnd, MirrorReceiver, MirrorSender, Part, parts_of
 from node.fleet.ray_cluster import connected, memory_of, packed_files, relocated, unpack_files
 from node.operations.preflight import check_means
-from node.operations.presets import check_size, preset_of
+from node.operations.presets import check_model, preset_of
 from node.state_folder import exclusive, keep_config, make_folder
 from node.telemetry.status_server import ask
 
@@ -381,7 +381,7 @@ def _settle_there(tree: Mapping[str, Any], files: Mapping[str, bytes], beside: i
         check_means(given)
         values, reasons = preset_of(given, beside)
         config = fill(given, values)
-        check_size(config)
+        check_model(config)
         return Fitted(values, reasons, memory_of(config))
 
 

@@ -26,7 +26,7 @@ from operator import getitem
 from typing import Any, NamedTuple
 
 from node.config import NodeConfig, TrainerConfig, fill, is_set, parse_config
-from node.engines.missing import missing
+from node.engines.missing import check_split, missing
 from node.errors import UserError, how_to_install
 from node.operations.config_text import toml_value
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
@@ -308,26 +308,30 @@ def notes_on_model(config: NodeConfig, sharers: int = 1) -> list[str]:
     """
     if config.role == "relay":  # runs no model
         return []
-    check_size(config, sharers)
+    size = check_model(config, sharers)
     rank = config.policy.lora.r
-    size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
     config.engine.longest_prompt(size.positions)
     line = rate_warning(config.trainer, adapter_parameters(size, rank) if rank else size.parameters)
     return [line] if line else []
 
 
-def check_size(config: NodeConfig, sharers: int = 1) -> None:
-    """Raise `UserError` where a model cannot fit, by what it takes however small the micro-batch is.
+def check_model(config: NodeConfig, sharers: int = 1) -> ModelSize:
+    """Return the model's size, once it is known that it may be trained and shared out among the engine's cards.
 
     With FSDP2, `sharers` processes share the weights out among GPUs.
+
+    Raises:
+        UserError: it does not fit, by what it takes however small the micro-batch is, or its heads do not divide.
     """
-    if config.role == "relay" or config.policy.model == "builtin":
-        return
-    size = measure_model(config.policy.model)
+    builtin = config.policy.model == "builtin"  # which fits, and is not to have torch imported
+    size = BUILTIN_SIZE if builtin else measure_model(config.policy.model)
+    check_split(size, len(config.engine.devices))
+    if builtin:
+        return size
     machine = detect_machine(config.policy.device)._replace(sharers=sharers)
     need = memory_held(size, config, machine).least
     if need <= machine.memory:
-        return
+        return size
     remedy = smaller(config, size, machine, lambda table: table.least <= machine.memory)
     raise UserError(
         f"policy.model has {size.parameters / 1e9:.3g} G weights, which take {need / 1e9:.0f} GB before any "

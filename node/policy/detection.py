@@ -46,7 +46,8 @@ def measure_model(model: str) -> ModelSize:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
     text = config.get_text_config()
-    return ModelSize(parameters, *shape_of(text), text.vocab_size, getattr(text, "max_position_embeddings", None))
+    positions, kv_heads = getattr(text, "max_position_embeddings", None), getattr(text, "num_key_value_heads", None)
+    return ModelSize(parameters, *shape_of(text), text.vocab_size, positions, kv_heads or text.num_attention_heads)
 
 
 def check_policy(policy: PolicyConfig) -> None:

@@ -56,10 +56,11 @@ class ModelSize(NamedTuple):
     kv_width: int  # key-value heads times their width
     vocabulary: int
     positions: int | None
+    kv_heads: int = 1
 
 
 BUILTIN_SIZE = ModelSize(
-    51_072, layers=2, hidden=48, intermediate=96, heads=4, kv_width=48, vocabulary=99, positions=128
+    51_072, layers=2, hidden=48, intermediate=96, heads=4, kv_width=48, vocabulary=99, positions=128, kv_heads=4
 )
 
 

@@ -184,7 +184,7 @@ def test_a_start_that_fails_keeps_a_key_that_it_was_given_and_what_an_earlier_on
     assert (founded / "settings.json").read_bytes() == settings
 
 
-@pytest.mark.parametrize("fails", ["node.cli.running.check_size", "node.run.load_policy"])
+@pytest.mark.parametrize("fails", ["node.cli.running.check_model", "node.run.load_policy"])
 @pytest.mark.parametrize("had_key", [True, False], ids=["with a key", "without a key"])
 def test_a_start_that_fails_after_one_that_was_cut_off_leaves_what_that_one_was_set_to(
     fails: str, had_key: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

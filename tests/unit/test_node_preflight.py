@@ -14,7 +14,7 @@ from node.cli.running import run
 from node.config import NodeConfig, parse_config
 from node.errors import UserError
 from node.operations.preflight import check_first
-from node.operations.presets import check_size, notes_on_model
+from node.operations.presets import check_model, notes_on_model
 from node.policy.memory import Machine, ModelSize
 from tests.ranks import FSDP2
 
@@ -24,6 +24,7 @@ def config_of(**tables: object) -> NodeConfig:
 
 
 EIGHT = ModelSize(8_000_000_000, 36, 4096, 12_288, 32, 1024, 128_256, 8192)
+SMALL = EIGHT._replace(parameters=135_000_000)
 CARD, BOX = Machine(80_000_000_000, gpu=True, bf16=True), Machine(80_000_000_000)
 
 
@@ -117,12 +118,12 @@ def test_a_tracker_that_is_not_here_is_told_before_a_model_is_loaded(
 def test_a_model_that_is_far_too_large_is_told_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     here_is(monkeypatch, CARD)
     with pytest.raises(UserError, match=r"8 G weights, which take 128 GB .* the GPU has 80 GB: set policy\.lora\.r=16"):
-        check_size(config_of(policy={"model": "a/model"}))
+        check_model(config_of(policy={"model": "a/model"}))
     for dtype in ("bfloat16", "float16"):
-        check_size(config_of(policy={"model": "a/model", "dtype": dtype, "lora": {"r": 16}}))
+        check_model(config_of(policy={"model": "a/model", "dtype": dtype, "lora": {"r": 16}}))
     here_is(monkeypatch, Machine(16_000_000_000))
     with pytest.raises(UserError, match="this machine has 16 GB"):
-        check_size(config_of(policy={"model": "a/model", "device": "cpu"}))
+        check_model(config_of(policy={"model": "a/model", "device": "cpu"}))
 
 
 def test_a_dry_run_refuses_a_model_that_is_far_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +155,7 @@ def test_a_model_that_cards_share_out_need_not_fit_one(
 def test_on_a_processor_all_parts_are_in_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     here_is(monkeypatch, BOX)
     with pytest.raises(UserError, match=r"take 128 GB .* this machine has 80 GB"):
-        check_size(config_of(policy={"model": "a/model", "device": "cpu"}), sharers=4)
+        check_model(config_of(policy={"model": "a/model", "device": "cpu"}), sharers=4)
 
 
 @pytest.mark.parametrize(
@@ -172,5 +173,23 @@ def test_what_is_advised_passes_the_same_sum(
 ) -> None:
     here_is(monkeypatch, CARD._replace(memory=gigabytes * 10**9, nf4=True))
     with pytest.raises(UserError) as refused:
-        check_size(config_of(policy=policy | {"model": "a/model"}))
+        check_model(config_of(policy=policy | {"model": "a/model"}))
     assert remedy in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("heads", "keys", "cards", "fewer"), [(16, 8, 3, 2), (14, 2, 4, 2), (12, 2, 3, 2), (9, 3, 6, 3), (16, 8, 12, 8)]
+)
+def test_cards_that_do_not_divide_the_heads_are_refused_before_the_model_is_loaded(
+    heads: int, keys: int, cards: int, fewer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here_is(monkeypatch, CARD)
+    size = SMALL._replace(heads=heads, kv_heads=keys)
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda name: size)
+
+    def on(count: int) -> NodeConfig:
+        return config_of(policy={"model": "a/model"}, engine={"kind": "vllm", "placement": list(range(count))})
+
+    with pytest.raises(UserError, match=rf"names {cards} GPUs, .* {heads} attention heads .*: name {fewer} of them"):
+        check_model(on(cards))
+    assert check_model(on(fewer)) == size

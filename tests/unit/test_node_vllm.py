@@ -276,18 +276,6 @@ def test_a_card_without_bfloat16_is_refused_in_a_line(policy, tmp_path, monkeypa
     make_vllm(EngineConfig(kind="vllm", placement=placement), policy, tmp_path).close()
 
 
-@pytest.mark.parametrize(
-    ("heads", "keys", "cards", "fewer"), [(16, 8, 3, 2), (14, 2, 4, 2), (12, 2, 3, 2), (9, 3, 6, 3), (16, 8, 12, 8)]
-)
-def test_cards_that_do_not_divide_the_heads_are_refused_in_a_line(policy, tmp_path, heads, keys, cards, fewer):
-    policy.model.config.num_attention_heads, policy.model.config.num_key_value_heads = heads, keys
-    config = EngineConfig(kind="vllm", placement=list(range(cards)))
-    with pytest.raises(UserError, match=rf"names {cards} GPUs, .* {heads} attention heads .*: name {fewer} of them"):
-        make_vllm(config, policy, tmp_path)
-    config = EngineConfig(kind="vllm", placement=list(range(fewer)))
-    make_vllm(config, policy, tmp_path).close()
-
-
 def test_other_gpus_are_named_by_what_this_process_sees(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert _environment([2, 3])["CUDA_VISIBLE_DEVICES"] == "2,3"
