@@ -13,7 +13,7 @@ Of the settings that decide on memory, the first row that fits (`node.policy.mem
     engine          vLLM, then transformers
     weights         all, then on a processor without bfloat16 adapters over 32 bits: both where half of the memory
                     stays free; adapters over 16 bits; adapters over 4 bits
-    micro-batch     2,048 tokens, then half as many, down to 256
+    micro-batch     8,192 tokens on a GPU that no engine uses during the update, else 2,048; then half as many, to 256
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
 """
@@ -51,6 +51,7 @@ HUGE = 2_000_000_000  # parameters: activations of a round are worth computing t
 GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
 MOST_TURNS = 4  # of transformers, for a round of thoughts: with 2,048 tokens each they take minutes
+LARGER_BATCHES = (8192, 4096)  # tokens: a GPU waits for the next launch with fewer
 SMALLER_BATCHES = (1024, 512, 256)  # tokens, where those of the default do not fit
 SPARE = 0.05  # of a GPU, for CUDA itself and what the sum misses
 MOST = 0.9  # of a GPU, for vLLM
@@ -155,6 +156,10 @@ def _rows(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Over
     for engine in _engines(asked, size, machine):
         kind = _filled(asked, engine).engine.kind
         for weights in _weights(asked, size, machine, packs=machine.nf4 and machine.sharers == 1 and kind == "hf"):
+            waits = machine.gpu and not asked.engine.ahead  # one that does not wait wants that memory for itself
+            for tokens in LARGER_BATCHES if waits and size.parameters > SPEAKING else ():
+                more = PresetValue(tokens, f"{gigabytes} have room for their activations: fewer launches")
+                yield engine | weights | {"trainer.tokens_per_batch": more}
             yield engine | weights
             for tokens in SMALLER_BATCHES:
                 fewer = PresetValue(tokens, f"activations of more would not fit {gigabytes}")

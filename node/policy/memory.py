@@ -32,7 +32,8 @@ Phase = Literal["generate", "hand over", "update", "save"]
 Device = Literal["trainer", "engine", "main"]  # the device that trains, each of engine.placement, and main memory
 PHASES: tuple[Phase, ...] = ("generate", "hand over", "update", "save")
 
-CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32
+CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32; a GPU may have more
+CHUNK_PART = 0.04  # of a GPU, for a chunk: each is a launch of the head, which a large GPU does in no time
 LOGIT = 24  # bytes of each: six tensors in float32, as measured
 MARGIN = 1.1  # what the allocator holds between two passes
 NF4_BYTES = 0.516  # of a weight: 4 bits, and a scale of 8 bits for 64 of them, which have scales themselves
@@ -146,7 +147,7 @@ def _training(size: ModelSize, config: NodeConfig, machine: Machine) -> list[Mem
     of_all = f", 1/{sharers} of them" if sharers > 1 else ""
     each = f"{size.parameters / 1e6:.3g} M of {weights / size.parameters:.3g} bytes"
     activations = activation_bytes(size, product_bytes(config, machine), checkpointing=trainer.gradient_checkpointing)
-    words = tokens * answers // group
+    words, chunk = tokens * answers // group, logits_at_once(whole_memory(machine) if machine.gpu else 0)
     millions = f"{trained / 1e6:.3g} M trained weights{of_all}"
     parts = [
         MemoryPart("weights", weights // sharers, each + of_all, fixed=True),
@@ -157,8 +158,8 @@ def _training(size: ModelSize, config: NodeConfig, machine: Machine) -> list[Mem
         ),
         MemoryPart(
             "logits",
-            logits_bytes(size, words, adapters=config.policy.lora.r > 0),
-            f"{words} tokens of completions, {size.vocabulary} words; {CHUNK / 1e6:.0f} M at once",
+            logits_bytes(size, words, chunk, adapters=config.policy.lora.r > 0),
+            f"{words} tokens of completions, {size.vocabulary} words; {chunk / 1e6:.0f} M at once",
             ("update",),
         ),
     ]
@@ -296,7 +297,13 @@ def activation_bytes(size: ModelSize, product: int, *, checkpointing: bool = Fal
     return size.layers * (stream + inner)
 
 
-def logits_bytes(size: ModelSize, tokens: int, *, adapters: bool) -> int:
+def logits_bytes(size: ModelSize, tokens: int, chunk: int, *, adapters: bool) -> int:
     """Return what the logits of so many tokens of completions take in the update, a chunk at a time."""
     matrix = 0 if adapters else 4 * size.vocabulary * size.hidden
-    return LOGIT * min(tokens * size.vocabulary, CHUNK) + matrix
+    return LOGIT * min(tokens * size.vocabulary, chunk) + matrix
+
+
+def logits_at_once(gpu_memory: int) -> int:
+    """Return how many logits are in a chunk, a power of two, on a GPU with so much memory; 0 for a processor."""
+    fitting = int(CHUNK_PART * gpu_memory) // LOGIT
+    return max(CHUNK, 1 << fitting.bit_length() >> 1)

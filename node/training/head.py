@@ -2,7 +2,7 @@
 
 A position has as many logits as the vocabulary has words, so those of a micro-batch are its largest tensor by far, and
 in float32 they are there several times: themselves, their logarithms, their gradient. Here the layers run once, over
-all positions. The head and what the model does after it (soft caps, scales) then run over `CHUNK` logits at a time. The
+all positions. The head and what the model does after it (soft caps, scales) then run over some logits at a time. The
 backward pass computes the logits of a chunk again (`torch.utils.checkpoint`), but not those of the first: where one
 chunk holds all, everything is computed once.
 
@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from node.policy.memory import CHUNK
+from node.policy.memory import logits_at_once
 
 
 def positions_at_once(model: Any) -> int:
-    """Return how many positions' logits are in one chunk."""
-    return max(1, CHUNK // model.config.get_text_config().vocab_size)
+    """Return how many positions' logits are in one chunk, by the memory of the model's device."""
+    cuda = model.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(model.device).total_memory if cuda else 0
+    return max(1, logits_at_once(memory) // model.config.get_text_config().vocab_size)
 
 
 def logps_and_entropies(

@@ -33,7 +33,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def chunks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK", 3 * GROUPED["vocab_size"])
+    monkeypatch.setattr(head, "logits_at_once", lambda memory: 3 * GROUPED["vocab_size"])
 
 
 def passed(trainer: SwarmTrainer, rows: list[Sample], chunk: int | None) -> dict[str, torch.Tensor]:
@@ -148,7 +148,7 @@ def test_no_tensor_of_a_step_is_larger_than_a_chunk_of_logits_or_the_output_matr
     """Forward and backward; all logits of the completions would be nine times as many numbers."""
     monkeypatch.setattr("node.training.trainer.LARGE", large)
     vocabulary = 5000
-    monkeypatch.setattr(head, "CHUNK", 20 * vocabulary)
+    monkeypatch.setattr(head, "logits_at_once", lambda memory: 20 * vocabulary)
     policy = policy_of(LlamaConfig(**GROUPED | {"vocab_size": vocabulary}), tmp_path / "policy", lora=lora)
     config = node_config(rounds=1)
     rows = mixed_samples(policy, groups=20)

@@ -22,6 +22,7 @@ from node.policy.memory import (
     MemoryPart,
     ModelSize,
     adapter_parameters,
+    logits_at_once,
     logits_bytes,
     memory_held,
 )
@@ -100,7 +101,17 @@ def test_of_the_logits_there_is_a_chunk_at_a_time() -> None:
     assert of({"policy": {"lora": {"r": 16}}})["logits"] == LOGIT * CHUNK
     assert of({"trainer": {"tokens_per_batch": 64}})["logits"] < few
     large = SMOLLM2._replace(vocabulary=3 * SMOLLM2.vocabulary)
-    assert logits_bytes(large, 4096, adapters=True) == logits_bytes(SMOLLM2, 4096, adapters=True)
+    assert logits_bytes(large, 4096, CHUNK, adapters=True) == logits_bytes(SMOLLM2, 4096, CHUNK, adapters=True)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "power"), [(0, 24), (8, 24), (16, 24), (24, 25), (48, 26), (80, 26), (85, 27), (141, 27)]
+)
+def test_a_large_gpu_has_larger_chunks_of_logits(gigabytes: int, power: int) -> None:
+    assert logits_at_once(gigabytes * 10**9) == 1 << power
+    table = memory_held(SMOLLM2, parse_config({}), Machine(gigabytes * 10**9, gpu=gigabytes > 0))
+    [logits] = [part for part in table.parts if part.name == "logits"]
+    assert f"{2**power / 1e6:.0f} M at once" in logits.why
 
 
 def test_generation_and_the_update_take_turns() -> None:

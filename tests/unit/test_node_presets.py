@@ -125,6 +125,18 @@ def test_a_preset_can_always_be_run(size: ModelSize, machine: Machine, lora: int
     assert config.engine.longest == length
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "ahead", "tokens"), [(80, 0, 8192), (16, 0, 4096), (24, 0, 2048), (8, 0, 1024), (80, 1, 2048)]
+)
+def test_a_large_gpu_takes_larger_micro_batches_unless_an_engine_wants_its_memory(
+    gigabytes: int, ahead: int, tokens: int
+) -> None:
+    """On 24 GB all of its weights are trained, on 16 GB adapters, over weights of half as many bytes."""
+    machine = GPU._replace(memory=gigabytes * 10**9)
+    chosen = values(MODELS["Qwen3-0.6B"], machine, engine={"ahead": ahead})
+    assert chosen.get("trainer.tokens_per_batch", TrainerConfig().tokens_per_batch) == tokens
+
+
 @pytest.mark.parametrize(("gigabytes", "tokens"), [(64, 2048), (16, 2048), (5, 512), (1, 256)])
 def test_a_small_machine_takes_smaller_micro_batches(gigabytes: int, tokens: int) -> None:
     choices = preset(NodeConfig(), model(135e6), Machine(gigabytes << 30))
@@ -254,7 +266,7 @@ def test_vllm_that_generates_ahead_fits_beside_the_update(name: str, gigabytes: 
 
 def test_transformers_that_generate_ahead_have_room_for_their_copy() -> None:
     size, machine = model(2.9e9), GPU._replace(memory=70_000_000_000, vllm=False)
-    assert values(size, machine, 0, engine={"ahead": 0}).get("trainer.tokens_per_batch") is None
+    assert values(size, machine, 0, engine={"ahead": 0})["trainer.tokens_per_batch"] == 4096
     assert values(size, machine, 0, engine={"ahead": 1})["trainer.tokens_per_batch"] == 256
 
 
