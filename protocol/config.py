@@ -85,13 +85,11 @@ class Limits:
     # 32 completions of 16 thousand tokens are some 2 MiB of text. This is eight times as much.
     max_item_bytes: int = 16 * MIB
 
-    # The frames that one peer may send. In messages, four times the traffic above: at 0.2 ms each they cost a tenth of
-    # a core, twice that with a reply to each. In bytes, enough for a newcomer that pulls 1 MiB items. The bursts cover
-    # a peer that was blocked for 8 s.
-    messages_per_second: float = 500.0
-    messages_burst: float = 4000.0
-    bytes_per_second: float = 64.0 * MIB
-    bytes_burst: float = 512.0 * MIB
+    # The processor time that the nodes of one network may cost, in cores, and at once, in seconds: a twentieth of it is
+    # what one of those 8 nodes costs. So much may wait for it: 10,000 items that somebody publishes at once.
+    network_cores: float = 0.1
+    network_burst_s: float = 1.0
+    waiting_bytes: int = 4 * MIB
 
     upload_bytes_per_second: float = 0.0  # 0: no limit
 
@@ -104,14 +102,11 @@ class Limits:
     # The burst lets those 64 nodes start at once and dial again a few times.
     prefix_handshakes_per_second: float = 32.0
     prefix_handshakes_burst: float = 512.0
-    # Four peers of one prefix, each at its own full allowance: a new key is a new peer, and costs nothing.
-    prefix_messages_per_second: float = 2000.0
-    prefix_messages_burst: float = 16000.0
-    prefix_bytes_per_second: float = 256.0 * MIB
-    prefix_bytes_burst: float = 2048.0 * MIB
     # Received and not yet read, over all connections: what 384 links bring of a full window (`window_bytes`) each.
     # The socket queues are bounded in messages only.
     max_backlog_bytes: int = 192 * MIB
+    # Of one prefix in messages that are not complete. In parts of 34 bytes they take four times that in memory.
+    prefix_backlog_bytes: int = 6 * MIB
 
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
     max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes
@@ -135,8 +130,8 @@ class Limits:
     hello_s: float = 10.0
     unanswered_bytes: int = 1 << 18
     # Bytes that came beside whole messages: the CURVE handshake (about 700), another implementation's heartbeats, and
-    # the beginning of a message. Each message that follows clears the count.
-    slack_bytes: int = 1 << 20
+    # the beginning of a small message. Each message that follows clears the count.
+    slack_bytes: int = 16 << 10
 
     # Our own messages that wait for one link: announcements and records of minutes. A peer that takes none for so long
     # is gone. On all 272 live links that there may be by default, these are 68 MiB.
@@ -152,18 +147,9 @@ class Limits:
     max_near_links: int = 4  # that we dial in our own network: as many as with one public network
     max_lapsed: int = 64  # lapsed nodes that are called now and then: at one call an hour each, one call a minute
     max_referrals: int = 8  # records for a caller without room here: it hears of all others once it is in
-    # Records new to us that one network may tell us: a whole directory at once, and the news of a swarm of 512 in which
-    # everybody renews its record once in 12 hours, many times over.
-    records_per_second: float = 16.0
-    records_burst: float = 512.0
-    # Records that one network is told in answer to digests: two whole directories at once, and then what changes in a
-    # swarm of 512 of which one node restarts every second. A digest that lacks everything is small and its answer is a
-    # thousand times as large, so an answer has `max_answers` messages at most: half of the largest directory.
+    # A digest that lacks everything is small and its answer is a thousand times as large, so an answer has so many
+    # messages at most: half of the largest directory.
     max_answers: int = 4
-    network_records_per_second: float = 2.0
-    network_records_burst: float = 1024.0
-    lists_per_second: float = 0.1  # revocation lists, of 24 KiB, that a link may bring or ask for
-    lists_burst: float = 4.0
     # Connections that peers may make us try, to see whether they can be dialled.
     dial_backs_per_second: float = 0.2
     dial_backs_burst: float = 4.0

@@ -2,7 +2,7 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    every frame      who sent it -> graylisted? -> within its allowance?
+    every frame      who sent it -> graylisted? -> asked for, or is there a budget? (`limits.budgets`)
     a message to us  -> membership or gossip
     an item          -> seen before, or beyond our demand? -> version -> signature -> digest -> swarm -> gossip
     a hello          -> version -> signature -> digest -> swarm -> membership
@@ -69,14 +69,16 @@ from protocol.events import (
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.peer_scores import NODE_ALONE, REJECT_PENALTY, PeerScores
-from protocol.limits.rate_limits import TokenBucket, TokenBuckets
+from protocol.limits.budgets import FRAME_S, SENT_BYTE_S, Budgets, price
+from protocol.limits.peer_scores import NODE_ALONE, PENALTIES, REJECT_PENALTY, PeerScores
+from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
 from protocol.notices import PeerClocks
 from protocol.wire.envelope import (
     CHUNK_BYTES,
+    CONTENT,
     HASH_BYTES,
     HEAD_BYTES,
     Control,
@@ -87,6 +89,7 @@ from protocol.wire.envelope import (
     chunk_count,
     chunk_hashes,
     claimed_id,
+    content_id,
     control_frame,
     digest_of_hashes,
     kind_of,
@@ -115,8 +118,6 @@ from protocol.wire.messages import (
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
-# A manifest has up to 32 KiB. A node that lacks it asks whenever a peer comes up.
-MANIFEST_ASK_S, MANIFEST_ASKS = 10.0, 4
 NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
 
@@ -151,6 +152,7 @@ class Core:
         self._swarm = setup.swarm
         self._limits = setup.limits
         self.admission = PeerScores(setup.limits)
+        self._budgets = Budgets(setup.limits)
         self._gate = setup.gate
         self._obeyed = 0  # the revision of the revocation list that gossip was last told of
         self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
@@ -161,7 +163,6 @@ class Core:
         self._ended: Recent[Link, None] = Recent(most)  # links whose last frames may still come: nobody's fault
         self._misfits: Recent[bytes, int] = Recent(most)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
-        self._manifest_asks: TokenBuckets[bytes] = TokenBuckets(1 / MANIFEST_ASK_S, MANIFEST_ASKS, most)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = now.steady - TICK_S  # the first tick is due at once
@@ -174,7 +175,7 @@ class Core:
 
     def wait(self, now: Instant) -> float:
         """Return how many seconds may pass before the next `Tick`."""
-        return max(0.0, min(self._members_ticked + TICK_S, self.gossip.due) - now.steady)
+        return max(0.0, min(self._members_ticked + TICK_S, self.gossip.due, self._budgets.due) - now.steady)
 
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
@@ -183,7 +184,9 @@ class Core:
     def make_frame(self, link: Link, now: Instant) -> bytes:
         """Return the frame of the next item that waits for a link, now that the link is free; empty if none waits."""
         node = self.membership.live_node(link)
-        served = self.gossip.serve(node, now) if node is not None else None
+        payer = self.membership.links.payer(link)
+        may_take = node is not None and self._budgets.may_take(payer, now.steady)
+        served = self.gossip.serve(node, now) if node is not None and may_take else None
         match served:
             case None:
                 return b""
@@ -195,6 +198,7 @@ class Core:
             case _:
                 frame = _frame(served)
         self._count(node, sent=len(frame))
+        self._budgets.spend(payer, FRAME_S + len(frame) * SENT_BYTE_S, now.steady)
         return frame
 
     def _count(self, node: NodeId | None, *, received: int = 0, sent: int = 0) -> None:
@@ -221,6 +225,7 @@ class Core:
                 self._ended.pop(link)
                 return self._members(self.membership.handle(event, now), now)
             case Closed(link):
+                self._budgets.drop(link)
                 self._ended.set(link, None)
                 actions = self._members(self.membership.handle(event, now), now)
                 return [*actions, *self._refill(link)]
@@ -277,12 +282,39 @@ class Core:
         subject: str = node if node is not None else self._subject(link)
         if self.admission.is_refused(subject, now):
             self.admission.offence("graylisted", None, now)
-            return self._members(self.membership.handle(Expel(node), now), now) if node else []
-        kind = kind_of(frame)
-        if not self.admission.may_send(link, len(frame), now, is_content=kind in (Kind.ITEM, Kind.CHUNK)):
-            return self._offence("flood", link, subject, now)
+            return self._members(self._expel(node, link, now), now)
+        if node is not None and kind_of(frame) in CONTENT and self.gossip.owes(node, content_id(frame)):
+            return self._handled(link, node, frame, now)
+        payer = self.membership.links.payer(link)
+        if self._budgets.may_speak(payer, link, now.steady):
+            return self._paid(link, frame, now)
+        if node is not None:
+            self.membership.heard(node, now)
+        dropped = self._budgets.put(payer, link, frame, now.steady)
+        return [
+            action
+            for other, lost in dropped
+            for action in self._offence("flood", other, self._subject(other), now, PENALTIES["flood"] * price(lost))
+        ]
+
+    def _expel(self, node: NodeId | None, link: Link, now: Instant) -> list[MembershipAction]:
+        """Part from a graylisted peer, or from a stranger."""
+        if node is not None:
+            return self.membership.handle(Expel(node), now)
+        return [] if self._is_parting(link) else [HangUp(link)]
+
+    def _paid(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
+        """Handle a frame, and let its payer pay for it and for what is answered at once."""
+        payer = self.membership.links.payer(link)
+        actions = self._handled(link, self.membership.live_node(link), frame, now)
+        sent = sum(len(action.frame) for action in actions if isinstance(action, SendFrame) and action.link == link)
+        self._budgets.spend(payer, price(frame) + sent * SENT_BYTE_S, now.steady)
+        return actions
+
+    def _handled(self, link: Link, node: NodeId | None, frame: bytes, now: Instant) -> list[CoreAction]:
+        subject: str = node if node is not None else self._subject(link)
         try:
-            if node is not None and kind == Kind.ITEM:
+            if node is not None and kind_of(frame) == Kind.ITEM:
                 claimed = claimed_id(frame)
                 return [] if self._is_spared(node, claimed, now) else self._item(node, claimed, frame, now)
             control = read_control(frame)
@@ -429,8 +461,6 @@ class Core:
     def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
         if not self.manifest:
             return []
-        if not self._manifest_asks.take(link.key, 1, now.steady):
-            raise MessageError("too_many_asks", "for the manifest")
         return [self._send(link, Manifest(self.manifest), now)]
 
     def _take_manifest(self, encoded: bytes) -> None:
@@ -459,6 +489,8 @@ class Core:
 
     def _tick(self, now: Instant) -> list[CoreAction]:
         actions: list[CoreAction] = []
+        while now.steady >= self._budgets.due and (waited := self._budgets.next(now.steady)) is not None:
+            actions += self._paid(*waited, now)
         if now.steady >= self._members_ticked + TICK_S:
             self._members_ticked = now.steady
             actions += self._members(self.membership.handle(Tick(), now), now)
@@ -479,6 +511,7 @@ class Core:
                 case Dial():
                     actions.append(action)
                 case HangUp(link):
+                    self._budgets.drop(link)
                     self._ended.set(link, None)
                     actions += [action, *self._refill(link)]
                 case PeerUp(node) | PeerDown(node):

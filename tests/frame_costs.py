@@ -1,11 +1,11 @@
-"""What a member can make a node spend: each kind of frame, at its cheapest for the sender and dearest for the node.
+"""What a network may make a node spend: each kind of frame, at its cheapest for the sender and dearest for the node.
 
     python -m tests.frame_costs [--seconds 5] [--only NAME ...]
 
-The node is a child process. A raw peer with a link of its own sends one kind of frame, as many as a link's allowance
-lets through (`messages_per_second` and `bytes_per_second` of `Limits`). A row is a JSON object: the node's processor
-seconds, bytes sent and bytes taken a second, how much its memory grew in MiB, and the sender's score at the end.
-`links` is 0 where the sender was refused: then the figures are spread over a time in which little came.
+The node is a child process. A raw peer sends one kind of frame, as many as nine tenths of its network's budget pay for
+(`protocol.limits.budgets`). A row is a JSON object: the node's processor seconds, bytes sent and bytes taken a second,
+how much its memory grew in MiB, and the sender's score at the end. `links` is 0 where the sender was refused: then the
+figures are spread over a time in which little came.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from protocol.config import WAN, Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits.peer_scores import MESSAGE_BYTES
-from protocol.wire.envelope import CHUNK_BYTES, ItemId, Kind, control_frame, kind_of, read_control
+from protocol.limits.budgets import price
+from protocol.wire.envelope import CHUNK_BYTES, ItemId, Kind, control_frame, read_control
 from protocol.wire.messages import (
     MAX_IDS,
     MAX_TOPICS,
@@ -53,7 +53,7 @@ from tests.protocol_raw import RawPeer, raw_peer
 SWARM = b"frame cost bench"
 ITEM_BYTES = 5_000_000  # that the node has published
 NOBODY = Address(Endpoint("127.0.0.1", 9), Identity.generate().curve_key)
-SHARE = 0.9  # of a link's allowance
+SHARE = 0.9  # of a network's budget
 SMALL_BYTES, PUSHED_BYTES = 200, 60_000
 UNWANTED = f"ITEM of {PUSHED_BYTES} bytes, pushed beyond the demand"
 
@@ -63,7 +63,8 @@ Frames = Iterator[bytes]
 def node(demand: float) -> None:
     """Run a node that wants so many items a second, and answer each line with what it has used so far."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", (), timing=WAN)
+    limits = Limits(network_burst_s=0.1)  # or it lasts for longer than the measurement
+    host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", (), limits, timing=WAN)
     print(host.start(), flush=True)
     host.subscribe(None, demand)
     host.publish(os.urandom(ITEM_BYTES))
@@ -185,26 +186,19 @@ def first_item(peer: RawPeer) -> ItemId:
     raise TimeoutError("the node announced nothing within 20 s")
 
 
-def price_of(frame: bytes) -> int:
-    """Return as how many messages a frame counts."""
-    return 1 if kind_of(frame) in (Kind.ITEM, Kind.CHUNK) else 1 + len(frame) // MESSAGE_BYTES
-
-
 def send(peer: RawPeer, frames: Frames, seconds: float) -> list[int]:
-    """Send frames at a link's allowance, read what comes, answer pings; return the sizes of those that were taken."""
+    """Send as many frames as are paid for, read what comes, answer pings; return the sizes of those that were taken."""
     sizes: list[int] = []
     began = time.monotonic()
-    limits = Limits()
-    messages, in_bytes, at = 0.0, 0.0, began
+    seconds_left, at = 0.0, began
     waiting = next(frames, None)
     while (now := time.monotonic()) < began + seconds:
-        messages += (now - at) * SHARE * limits.messages_per_second
-        in_bytes += (now - at) * SHARE * limits.bytes_per_second
+        seconds_left += (now - at) * SHARE * Limits().network_cores
         at = now
-        while waiting is not None and messages >= (price := price_of(waiting)) and in_bytes >= len(waiting):
+        while waiting is not None and seconds_left >= price(waiting):
             if not peer.try_send(waiting):
                 break
-            messages, in_bytes = messages - price, in_bytes - len(waiting)
+            seconds_left -= price(waiting)
             sizes.append(len(waiting))
             waiting = next(frames, None)
         while (frame := peer.receive(0)) is not None:

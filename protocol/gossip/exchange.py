@@ -148,6 +148,7 @@ class Gossip:
         self._given: Recent[Place, int] = Recent(limits.max_given)  # how often each chunk was given
         # Returns the signer of an accepted item, None if it is not remembered. Called for each item that comes.
         self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
+        self.owes: Callable[[NodeId, ItemId], bool] = self._wants.owes
 
     @property
     def held_bytes(self) -> int:
@@ -496,7 +497,7 @@ class Gossip:
                 actions += self._announce(node, peer, now)
             if now.steady >= peer.busy_at:
                 peer.busy_at = now.steady + self._timing.pull_patience / 2 if peer.waiting else NEVER
-                actions += [Send(node, Busy(()))] if peer.waiting else []
+                actions += [Send(node, Busy(())), Serve(node)] if peer.waiting else []  # it may be given something now
             self.due = min(self.due, peer.tell_at, peer.busy_at)
         return actions
 

@@ -190,10 +190,15 @@ class Wants:
         want.holders[node] = row
         holder.add(want)
 
+    def owes(self, node: NodeId, item_id: ItemId) -> bool:
+        """Tell whether `node` was asked for the item, or for a part of it, and may still answer."""
+        row = self._ledger.find(node, item_id)
+        return row is not None and row.due > 0
+
     def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
         """Tell whether the item was asked for, of `node` some time ago or of anybody."""
-        want, row = self._wants.get(item_id), self._ledger.find(node, item_id)
-        return (want is not None and WHOLE in want.asked) or (row is not None and row.due > 0)
+        want = self._wants.get(item_id)
+        return (want is not None and WHOLE in want.asked) or self.owes(node, item_id)
 
     def arrived(self, item_id: ItemId, node: NodeId, now: float) -> bool:
         """Note that the item itself came from `node`; True if it is asked of anybody, or was asked of `node`."""

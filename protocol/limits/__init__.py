@@ -1,7 +1,8 @@
 """Limits: what others may cost us.
 
 networks       prefixes, network groups, and from how far an address can be reached
-rate_limits    token buckets: of a peer, and of the network prefix that it speaks from
+budgets        what the nodes of one network may cost in processor time, and the frames that wait for it
+rate_limits    token buckets
 peer_scores    what each peer did: offences, refusals, and how long these last
 send_queues    what waits to be sent: bounded in bytes, shared fairly, under the upload limit
 connections    which TCP connections are cut: what libzmq does not defend by itself

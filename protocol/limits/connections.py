@@ -13,9 +13,8 @@ came out in whole messages. libzmq holds the difference. The rules, in the order
       `unanswered_bytes`
     its socket was read until it was empty, and libzmq       -> "endless_message"
       still holds more than one frame of it
-    its prefix sends more messages or bytes than it may      -> "prefix_flood": the heaviest of those that we answered,
-                                                                or of those that we did not: each count apart
-    libzmq holds too much of all together                    -> "backlog": the heaviest
+    libzmq holds too much of its prefix in parts of messages -> "backlog": the heaviest
+      that are not complete, or of all together
 
 The transport measures every connection (`measure`), then reads the sockets (`took`, `drained`), then asks for a verdict
 (`review`). In that order, a message that was complete at the measurement has been read at the verdict, however slow the
@@ -71,8 +70,6 @@ class Connection:
     received: int = 0  # by the kernel, at the last measurement
     unread: int = 0  # of those, not yet taken by libzmq
     delivered: int = 0  # in whole messages, as wire bytes
-    growth: int = 0  # received between the last two measurements
-    messages: int = 0  # that came since the last review
     age: float = 0.0
     heard: bool = False  # a message came since `delivered` was last corrected (`_fault`)
     drained: bool = False  # its socket was empty once since the last measurement
@@ -114,13 +111,6 @@ class Connections:
         most = limits.max_remembered
         self._handshakes: TokenBuckets[str] = TokenBuckets(
             limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, most
-        )
-        # By prefix, and by whether we answered the connections.
-        self._messages: TokenBuckets[tuple[str, bool]] = TokenBuckets(
-            limits.prefix_messages_per_second, limits.prefix_messages_burst, 2 * most
-        )
-        self._bytes: TokenBuckets[tuple[str, bool]] = TokenBuckets(
-            limits.prefix_bytes_per_second, limits.prefix_bytes_burst, 2 * most
         )
         self._scores = ScoreBoard(
             limits.prefix_graylist_score,
@@ -170,7 +160,6 @@ class Connections:
             return link.dialled or link in self._current, []
         connection.delivered += sum(map(wire_bytes, parts))
         connection.heard = True
-        connection.messages += 1
         if connection.cut:
             return False, []
         if connection.link is not None:
@@ -231,7 +220,6 @@ class Connections:
     def measure(self, number: int, received: int, unread: int) -> None:
         """Note that the kernel received `received` bytes so far, of which `unread` wait in its buffer."""
         connection = self._table[number]
-        connection.growth = received - connection.received
         connection.received, connection.unread = received, unread
         # No more can be delivered than was received. If the count is larger, it has frames of an earlier connection.
         connection.delivered = min(connection.delivered, received)
@@ -254,7 +242,6 @@ class Connections:
                 connection.age += elapsed
                 if reason := self._fault(connection):
                     result.cuts.append(self._cut(connection, reason))
-        result.cuts += self._judge_prefixes(now)
         result.cuts += self._judge_backlog()
         return result
 
@@ -279,29 +266,23 @@ class Connections:
             if not connection.cut:
                 result.closed.append(connection.link)
 
-    def _judge_prefixes(self, now: float) -> list[ConnectionCut]:
-        # Frames of strangers count apart, or their number would end the link of a peer.
-        crowds: defaultdict[tuple[str, bool], list[Connection]] = defaultdict(list)
+    def _judge_backlog(self) -> Iterator[ConnectionCut]:
+        """Cut the heaviest until no prefix has too much in incomplete messages, nor all have too much together."""
+        crowds: defaultdict[str, list[Connection]] = defaultdict(list)
         for connection in self._table.values():
-            if connection.is_inbound and connection.is_open:
-                crowds[connection.prefix, connection.answered].append(connection)
-        cuts = []
-        for whose, crowd in crowds.items():
-            messages, size = sum(c.messages for c in crowd), sum(c.growth for c in crowd)
-            is_few = self._messages.take(whose, messages, now)
-            if not (self._bytes.take(whose, size, now) and is_few):
-                # By the larger of its shares of all their messages and of all their bytes.
-                heaviest = max(crowd, key=lambda c: max(c.messages / max(1, messages), c.growth / max(1, size)))
-                cuts.append(self._cut(heaviest, "prefix_flood"))
-            for connection in crowd:
-                connection.messages = 0
-        return cuts
-
-    def _judge_backlog(self) -> list[ConnectionCut]:
-        still = [connection for connection in self._table.values() if connection.is_open]
-        if sum(connection.held for connection in still) <= self._limits.max_backlog_bytes:
-            return []
-        return [self._cut(max(still, key=lambda connection: connection.held), "backlog")]
+            if connection.is_open and connection.held:
+                crowds[""].append(connection)
+                if connection.drained:
+                    crowds[connection.prefix].append(connection)
+        for prefix, crowd in crowds.items():
+            most = self._limits.prefix_backlog_bytes if prefix else self._limits.max_backlog_bytes
+            crowd.sort(key=lambda connection: connection.held)
+            held = sum(connection.held for connection in crowd if connection.is_open)
+            while held > most:
+                heaviest = crowd.pop()
+                if heaviest.is_open:
+                    held -= heaviest.held
+                    yield self._cut(heaviest, "backlog")
 
     def _cut(self, connection: Connection, reason: str) -> ConnectionCut:
         connection.cut = True

@@ -1,17 +1,13 @@
-"""Peer scores: a score for each peer's behaviour, its allowance, and the counts of what was refused."""
+"""Peer scores: a score for each peer's behaviour, and the counts of what was refused."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from protocol.config import Instant, Limits
-from protocol.events import Link
 from protocol.identity import KEY_BYTES
-from protocol.limits.rate_limits import TokenBuckets
 from protocol.lru import Recent
 
-# So many bytes count as one message: 512 announced ids are 24 kB, and take 5 ms to handle.
-MESSAGE_BYTES = 1 << 10
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
 # "flood", "no_hello", "unasked_chunk" and "unanswered" in small numbers, and "stale" when clocks differ.
 PENALTIES = {
@@ -21,7 +17,7 @@ PENALTIES = {
     "impostor": 4.0,
     "wrong_swarm": 2.0,
     "replayed": 0.2,
-    "flood": 0.02,
+    "flood": 100.0,  # for each second of processor time that it would have cost (see `budgets`)
     # Each costs us the check of a signature. A link that was just lost may bring a few.
     "no_hello": 0.02,
     "stale": 0.1,
@@ -37,13 +33,10 @@ PENALTIES = {
     "framing": 2.0,
     "endless_message": 2.0,
     "false_manifest": 2.0,
-    # More of one thing than its allowance, or an answer that nobody waits for: as a flood. A node that restarts again
+    # More of one thing than its allowance, or an answer that nobody waits for. A node that restarts again
     # and again gets there in small numbers, as do nodes of a swarm in which thousands start at once.
     "too_many_asks": 0.02,
-    "too_many_digests": 0.02,
     "too_many_hellos": 0.02,
-    "too_many_lists": 0.02,
-    "too_many_records": 0.02,
     "unasked_answer": 0.02,
     # It was asked for what it had announced, and talked on without an answer for seconds. A node whose line is full
     # says that it is busy; one that is blocked says nothing at all.
@@ -67,7 +60,6 @@ FREE = {
     "no_room": "its large item waits until others are there",
     "other_version": "it is told so once, and is no offender",
     "outbox_full": "our own node sends too much",
-    "prefix_flood": "the heaviest is cut, for what its neighbours do as well",
     "prefix_refused": "it is refused already, and pays no longer for more of it",
     "queue_full": "it reads too slowly, and hears less",
     "revoked": "it is refused for as long as the list says so",
@@ -160,25 +152,11 @@ class PeerScores:
             )
             for _ in range(2)
         )
-        self._messages: TokenBuckets[bytes] = TokenBuckets(
-            limits.messages_per_second, limits.messages_burst, limits.max_remembered
-        )
-        self._bytes: TokenBuckets[bytes] = TokenBuckets(
-            limits.bytes_per_second, limits.bytes_burst, limits.max_remembered
-        )
         self.rejected: Counter[str] = Counter()
 
     def _board(self, subject: str) -> ScoreBoard:
         """Return where a node id is scored, or a key in hex."""
         return self._strangers if len(subject) == 2 * KEY_BYTES else self._nodes
-
-    def may_send(self, link: Link, size: int, now: Instant, *, is_content: bool = False) -> bool:
-        """Account for a frame of `size` bytes on the link; False: its holder sends too much.
-
-        A frame that is not an item or a chunk counts as one message for each `MESSAGE_BYTES` that it begins.
-        """
-        messages = 1 if is_content else 1 + size // MESSAGE_BYTES
-        return self._messages.take(link.key, messages, now.steady) and self._bytes.take(link.key, size, now.steady)
 
     def score(self, subject: str, now: Instant) -> float:
         """Return the subject's score: 0 at best, refused for a while once it is below `Limits.graylist_score`."""

@@ -1,4 +1,4 @@
-"""Our own record and those of others: how they are made, read and told. And how the revocation list is told.
+"""Our own record and those of others: how they are made, read and told.
 
 Rules
  1. Two peers exchange a random sample of records when they go live. Every `exchange_interval` a node starts an exchange
@@ -9,31 +9,23 @@ Rules
     frequent.
  3. Private endpoints are told only to peers that are seen at private addresses; loopback ones only to peers on this
     machine.
- 4. One voice (see `counts_as`) has an allowance of records that are new to us, since each costs us a tenth of a
-    millisecond for its signature. Another key gets no new allowance. A voice has an allowance of records that it is
-    told in answer to its digests, too. A node that lacks more is told by others, or later.
- 5. A revocation list has up to 24 KiB and a signature to check: each link has an allowance of lists that it brings or
-    asks for. Anybody may bring one, a stranger too: it counts by its signature.
 """
 
 import random
 from itertools import islice
 
-from protocol.config import NOT_KEPT, Gate, Instant, Limits, Setup
+from protocol.config import NOT_KEPT, Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
-from protocol.errors import MessageError
-from protocol.events import Link, MembershipAction, Message, Send
+from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
-from protocol.limits.rate_limits import TokenBuckets
 from protocol.membership.address_book import Book, shuffled
 from protocol.membership.links import Links
-from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers, Revocations
+from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
 # The part of an exchange_interval until the first exchange, and between exchanges while there are candidates.
 HURRY = 1 / 4
-LIST_WAIT_S = 10.0  # as long as a stranger has for its hello
 
 
 class RecordDirectory:
@@ -41,21 +33,13 @@ class RecordDirectory:
 
     def __init__(self, setup: Setup, book: Book, links: Links, rng: random.Random, now: Instant) -> None:
         self._setup = setup
-        self._limits = limits = setup.limits
+        self._limits = setup.limits
         self._own = setup.identity.node_id
         self._book = book
         self._links = links
         self._rng = rng
         self._interval = setup.timing.exchange_interval
         self._next_exchange = now.steady + self._interval * rng.uniform(HURRY / 4, HURRY)
-        self._told: TokenBuckets[str] = TokenBuckets(
-            limits.records_per_second, limits.records_burst, limits.max_remembered
-        )
-        self._answers: TokenBuckets[str] = TokenBuckets(
-            limits.network_records_per_second, limits.network_records_burst, limits.max_remembered
-        )
-        # By node, as many nodes may be behind one address. The rate is twice that of a node that hurries.
-        self._digests: TokenBuckets[NodeId] = TokenBuckets(2 / (HURRY * self._interval), 4, limits.max_remembered)
         self._endpoints = self.given = setup.endpoints
         self._services: tuple[Service, ...] = ()
         self._next_expiry = now.steady
@@ -182,7 +166,6 @@ class RecordDirectory:
 
         Raises:
             RecordError: a record is malformed, forged or another swarm's; those before it were taken in.
-            MessageError: the voice tells too many.
         """
         try:
             for encoded in peers.records:
@@ -195,8 +178,6 @@ class RecordDirectory:
         if known is not None and known.encoded == encoded:  # so it is with most records
             self._book.hear(known, voice, scope)
             return
-        if not self._told.take(voice, 1, now.steady):
-            raise MessageError("too_many_records")
         setup = self._setup
         record = setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
         if record.node_id == self._own:
@@ -208,19 +189,11 @@ class RecordDirectory:
                 live.record = record
 
     def answer(self, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
-        """Tell a live peer what its digest lacks.
-
-        Raises:
-            MessageError: it sends too many.
-        """
+        """Tell a live peer what its digest lacks."""
         peer = self._links.peers[sender]
-        if not self._digests.take(sender, 1, now.steady):
-            raise MessageError("too_many_digests")
         self._book.vouch(dict(digest.entries), peer.place.voice, peer.scope)
         self._book.trim(self._links.peers, self._rng)
         lacking = self._lacking(digest, sender, peer.scope)
-        if not self._answers.take(peer.place.voice, len(lacking), now.steady):
-            return []
         starts = range(0, len(lacking), MAX_RECORDS)
         return [Send(peer.link, Peers(tuple(lacking[start : start + MAX_RECORDS]))) for start in starts]
 
@@ -238,42 +211,6 @@ class RecordDirectory:
         if is_full:
             return [*asks, Send(peer.link, self.sample(node, peer.scope))]
         return [*asks, Send(peer.link, self._digest(peer.place.voice, peer.scope))]
-
-
-class RevocationExchange:
-    """How revocation lists are asked for and told: rule 5. The gate holds the list and applies it."""
-
-    def __init__(self, gate: Gate, limits: Limits) -> None:
-        self._gate = gate
-        self._budgets: TokenBuckets[Link] = TokenBuckets(
-            limits.lists_per_second, limits.lists_burst, limits.max_remembered
-        )
-
-    def ask(self, link: Link) -> Send:
-        return Send(link, AskRevocations(self._gate.revision))
-
-    def answer(self, message: Message, now: Instant) -> list[Send]:
-        """Send our list to the node that asks, if it is newer than theirs.
-
-        Raises:
-            MessageError: the body is malformed, or the link asks too often.
-        """
-        if AskRevocations.decode(message.body).revision >= self._gate.revision:
-            return []
-        self._spend(message.link, now)
-        return [Send(message.link, Revocations(self._gate.revocations))]
-
-    def take(self, message: Message, now: Instant) -> bytes:
-        """Return the list that came, empty if it is ours. Raises as `answer`."""
-        encoded = Revocations.decode(message.body).encoded
-        if encoded == self._gate.revocations:
-            return b""
-        self._spend(message.link, now)
-        return encoded
-
-    def _spend(self, link: Link, now: Instant) -> None:
-        if not self._budgets.take(link, 1, now.steady):
-            raise MessageError("too_many_lists")
 
 
 def means_something(record: PeerRecord, scope: Scope) -> bool:

@@ -43,6 +43,7 @@ from protocol.config import Instant, Limits
 from protocol.credentials.records import Address, Endpoint, PeerRecord
 from protocol.events import Link
 from protocol.identity import NodeId
+from protocol.limits.budgets import Payer
 from protocol.limits.networks import Scope, counts_as, netgroup, read_address, scope_of, segment
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
@@ -165,6 +166,11 @@ class Links:
         told = attempt.address.endpoint.host if attempt is not None else next((e.host for e in endpoints), "")
         host = self.host_of(link) or told
         return NetworkPlace(self.network_of(host), counts_as(host, link.key.hex()))
+
+    def payer(self, link: Link) -> Payer:
+        """Return who pays for what comes over a link."""
+        node = self.live_node(link)
+        return Payer((self.peers[node].place if node is not None else self.place_of(link)).voice, node is not None)
 
     def listen_at(self, endpoints: Iterable[Endpoint]) -> None:
         """Note where we listen. Names tell no network."""

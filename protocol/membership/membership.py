@@ -22,8 +22,8 @@ Rules
     `RecordDirectory.outbid`).
  6. A peer whose hello names a newer revocation list than ours is asked for that list. If we would not admit the peer,
     we ask before we judge: the list may name a new owner, who signed its grant. The hello is judged when it comes again
-    after the list. A new list is told to all peers, and each exchange asks one peer. A node that the list revokes loses
-    its link and its place in the book.
+    after the list. A new list is told to all peers, and each exchange asks one peer. Anybody may bring one, a stranger
+    too: it counts by its signature. A node that the list revokes loses its link and its place in the book.
  7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
@@ -59,13 +59,14 @@ from protocol.identity import NodeId
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import Book, Contact
 from protocol.membership.dialing import Dialing, Refuses
-from protocol.membership.directory import LIST_WAIT_S, RecordDirectory, RevocationExchange
+from protocol.membership.directory import RecordDirectory
 from protocol.membership.failure_detector import Detector
 from protocol.membership.links import DIAL_TIMEOUT_S, HELLO_RETRY_S, DialAttempt, Links
 from protocol.membership.reachability import Reachability, can_dial_back
 from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
+    AskRevocations,
     DialBack,
     DialledBack,
     Digest,
@@ -80,6 +81,7 @@ from protocol.wire.messages import (
 # The least time between two hellos of a peer: half of the time after which it has to repeat one.
 LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
+LIST_WAIT_S = 10.0  # for a list that we asked a caller for: as long as a stranger has for its hello
 # What the other end of a link that we dialled may say before it is a live peer.
 BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
@@ -108,7 +110,6 @@ class Membership:
         self.book = book
         self.directory = RecordDirectory(setup, book, self.links, rng, now)
         self._dialing = Dialing(setup, book, self.directory, self.links, refuses, rng, now)
-        self.lists = RevocationExchange(setup.gate, setup.limits)
         self._next_review = now.steady
         self._full: Contact | None = None  # the last node that had no room for us, since we last had a peer
         self._full_since = now.steady  # when the first one had none
@@ -192,9 +193,10 @@ class Membership:
             case Kind.GOODBYE:
                 return self._goodbye(link, Goodbye.decode(body), now)
             case Kind.ASK_REVOCATIONS:
-                return [*self.lists.answer(message, now)]
+                is_news = AskRevocations.decode(body).revision < self._setup.gate.revision
+                return [Send(link, Revocations(self._setup.gate.revocations))] if is_news else []
             case Kind.REVOCATIONS:
-                return self._obey(self.lists.take(message, now), sender, now)
+                return self._obey(Revocations.decode(body).encoded, sender, now)
             case Kind.PING if is_peer:
                 return [Send(link, Pong(Ping.decode(body).token))]
             case Kind.PONG if is_peer:
@@ -269,7 +271,7 @@ class Membership:
         # We answer the caller by asking, so its connection would stay: it is closed `LIST_WAIT_S` after the first time.
         is_newer = hello.revision > gate.revision and not is_off
         if is_newer and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
-            return [self.lists.ask(link)]
+            return [Send(link, AskRevocations(gate.revision))]
         self.refusals.of(sender, reason, now)
         is_told = self.links.link_of(sender) == link
         left = self._leave(sender, reason, now) if sender in self.links.peers else []
@@ -300,7 +302,8 @@ class Membership:
         newest = self.book.get(sender)
         if newest is not None and newest.replaces(record):
             actions.append(Send(link, Peers((newest.encoded,))))  # it has a twin, or its clock was set back
-        return [*actions, self.lists.ask(link)] if hello.revision > self._setup.gate.revision else actions
+        own = self._setup.gate.revision
+        return [*actions, Send(link, AskRevocations(own))] if hello.revision > own else actions
 
     def _welcome(self, link: Link, record: PeerRecord, now: Instant, *, needy: bool) -> list[MembershipAction]:
         node = record.node_id
@@ -399,8 +402,8 @@ class Membership:
     # The revocation list
 
     def _obey(self, encoded: bytes, teller: NodeId | None, now: Instant) -> list[MembershipAction]:
-        """Take in a revocation list if it is new, and tell it to all peers but its teller. An empty one is ignored."""
-        if not (encoded and self._setup.gate.obey(encoded)):
+        """Take in a revocation list if it is new, and tell it to all peers but its teller."""
+        if encoded == self._setup.gate.revocations or not self._setup.gate.obey(encoded):
             return []
         tell = [Send(peer.link, Revocations(encoded)) for node, peer in self.links.peers.items() if node != teller]
         left = self._dismiss(now)

@@ -80,6 +80,9 @@ class Kind(IntEnum):
     DIALLED_BACK = 22
 
 
+CONTENT = frozenset({Kind.ITEM, Kind.CHUNK})  # kinds whose bytes are a node's content
+
+
 @value
 class Header:
     """The signed part of an envelope and its signer; the signature was found good.
@@ -225,6 +228,12 @@ def kind_of(frame: bytes) -> int | None:
 def claimed_id(frame: bytes) -> ItemId:
     """Return the id that an item's frame claims, unchecked: enough to recognise an item that we know."""
     return item_id(frame[:KEY_BYTES], frame[HEAD_BYTES - HASH_BYTES : HEAD_BYTES])
+
+
+def content_id(frame: bytes) -> ItemId:
+    """Return the id that a frame of an ITEM or a CHUNK claims, unchecked."""
+    is_chunk = frame.startswith(CONTROL)
+    return ItemId(frame[CONTROL_BYTES : CONTROL_BYTES + HASH_BYTES]) if is_chunk else claimed_id(frame)
 
 
 def chunk_count(size: int) -> int:

@@ -32,6 +32,7 @@ from protocol.credentials.records import (
 )
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
+from protocol.limits.budgets import CONTENT_BYTE_S, FRAME_S, MESSAGE_BYTE_S, SENT_BYTE_S, SIGNATURE_S
 from protocol.membership.membership import NO_ROOM
 from protocol.notices import GRAYLISTED
 from protocol.wire import messages
@@ -528,9 +529,15 @@ def test_the_documented_times_rates_kinds_and_reasons_are_those_of_the_code() ->
         f"{WAN.death_bound:g} s ({LOCAL.death_bound:g} s) in all."
     ) in page
     assert f"answered within {WAN.pull_patience:g} s (on loopback {LOCAL.pull_patience:g} s)" in page
+    frame, sealed, message, content, sent = (
+        f"{1e6 * cost:g} µs" for cost in (FRAME_S, SIGNATURE_S, MESSAGE_BYTE_S, CONTENT_BYTE_S, SENT_BYTE_S)
+    )
     assert (
-        f"{limits.messages_per_second:g} messages and {limits.bytes_per_second / MIB:g} MiB a second, "
-        f"in bursts of {limits.messages_burst:,.0f} and {limits.bytes_burst / MIB:g} MiB"
+        f"may together cost a node {limits.network_cores:g} s of its processor time a second, and "
+        f"{limits.network_burst_s:g} s at once. A frame costs {frame}, and {sealed} more in an envelope. "
+        f"Each of its bytes costs {message}, or {content} in an ITEM or a CHUNK. "
+        f"A byte that is sent in answer costs {sent}. What the node asked for costs nothing. "
+        f"Beyond the budget frames wait, in {limits.waiting_bytes / MIB:g} MiB"
     ) in page
     assert {kind.name for kind in Kind} <= set(re.findall(r"\w+", page))
     assert {f"`{reason}`" for reason in (*NO_ROOM, GRAYLISTED)} <= set(page.replace(",", "").split())

@@ -2,13 +2,14 @@
 
 import random
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import LAN, Instant, Limits, Setup
-from protocol.core import MANIFEST_ASK_S, MANIFEST_ASKS, NOTICES, QUEUE_FULL, Core, Traffic
+from protocol.core import NOTICES, QUEUE_FULL, Core, Traffic
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
@@ -34,6 +35,7 @@ from protocol.events import (
 )
 from protocol.host import describe_peers, dialable_members
 from protocol.identity import Identity, Verify
+from protocol.limits.budgets import FRAME_S, SENT_BYTE_S
 from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.membership.links import GRACE_S
@@ -48,6 +50,7 @@ from protocol.wire.envelope import (
     ItemId,
     Kind,
     chunk_hashes,
+    claimed_id,
     control_frame,
     digest,
     digest_of_hashes,
@@ -58,7 +61,10 @@ from protocol.wire.envelope import (
 )
 from protocol.wire.messages import (
     NO_TOPIC,
+    AskRevocations,
+    Cancel,
     DialledBack,
+    Digest,
     Entry,
     Goodbye,
     Have,
@@ -67,12 +73,15 @@ from protocol.wire.messages import (
     Peers,
     Ping,
     Want,
+    WantedPart,
     hint,
 )
 from protocol.wire.version import EARLIER, VERSION, spoken_version
 from tests.protocol_frames import frame_of, opened
 
 LIMITS = Limits()
+PUSH_BYTES = LIMITS.push_bytes
+MANY_CHUNKS = Cancel(tuple(WantedPart(ItemId(bytes([n]) * 32), tuple(range(16))) for n in range(128)))
 
 SWARM = b"a swarm of tests"
 UNIX = 1_700_000_000.0
@@ -95,9 +104,9 @@ class Talk:
         self.charged: list[ChargePrefix] = []
         self.greet(PEER, LINK)
 
-    def greet(self, identity: Identity, link: Link) -> None:
+    def greet(self, identity: Identity, link: Link, now: float = 0.0) -> None:
         record = make_record(identity, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
-        self.say(Kind.HELLO, Hello(record.encoded).encode(), identity, link)
+        self.hear(self.frame(Kind.HELLO, Hello(record.encoded).encode(), identity), link, now)
         assert identity.node_id in self.core.membership.peers
 
     def frame(
@@ -119,6 +128,12 @@ class Talk:
         """Hear of an item; return what is done then, and at the next tick."""
         actions = self.say(Kind.HAVE, Have((entry,)).encode(), identity, link)
         return actions + self.core.handle(Tick(), at(LAN.announce_interval))
+
+    def publish(self, body: bytes) -> ItemId:
+        """Publish an item; return its id."""
+        body = NO_TOPIC + body
+        self.core.handle(Offer(body), at(0))
+        return item_id(ME.public_key, digest_of_hashes(chunk_hashes(body)))
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -439,14 +454,26 @@ def test_who_pushes_on_beyond_our_demand_is_refused_however_it_links_and_an_hone
     assert talk.core.refuses(LINK.key, at(5)) and not talk.charged
 
 
-def test_the_manifest_is_not_sent_as_often_as_somebody_asks() -> None:
-    setup = Setup(ME, SWARM, manifest=b"m" * 1000)
-    talk = Talk()
-    talk.core = Core(setup, Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
-    talk.greet(PEER, LINK)
-    sent = [len(talk.say(Kind.ASK_MANIFEST, b"")) for _ in range(100)]
-    assert sum(sent) == MANIFEST_ASKS and talk.rejected == {"too_many_asks": 100 - MANIFEST_ASKS}
-    assert talk.hear(talk.frame(Kind.ASK_MANIFEST, b""), now=MANIFEST_ASK_S) != []
+@pytest.mark.parametrize("kind", [Kind.ASK_MANIFEST, Kind.ASK_REVOCATIONS, Kind.DIGEST, Kind.WANT])
+def test_a_peer_pays_for_the_bytes_that_its_asking_makes_us_send(kind) -> None:
+    """Whatever it asks for, once its network has nothing left its frames wait."""
+    talk = Talk(Limits(network_cores=1e-9, network_burst_s=0.1), manifest=b"m" * 30_000)
+    item = talk.publish(bytes(PUSH_BYTES + 1))
+    ask = {
+        Kind.ASK_MANIFEST: b"",
+        Kind.ASK_REVOCATIONS: AskRevocations(0).encode(),
+        Kind.DIGEST: Digest(()).encode(),
+        Kind.WANT: Want((WantedPart(item),)).encode(),
+    }[kind]
+    given = 0
+    for _ in range(1000):
+        for action in talk.hear(control_frame(kind, ask)):
+            if isinstance(action, SendFrame):
+                given += 1
+            elif isinstance(action, FillLink):
+                given += bool(talk.core.make_frame(LINK, at(0)))
+    assert given <= 0.1 / FRAME_S
+    assert talk.hear(control_frame(Kind.PING, Ping(1).encode())) == []
 
 
 def test_a_persistent_offender_is_dropped_refused_and_heard_again_after_a_while() -> None:
@@ -573,21 +600,105 @@ def test_a_stranger_that_talks_without_a_hello_pays_and_its_network_too() -> Non
     assert sum(charge.points for charge in talk.charged) > -Limits().graylist_score
 
 
+LEAN = Limits(network_cores=0.001, network_burst_s=0.002, waiting_bytes=8_000)  # ten small messages, one a 0.2 s
+
+
 def test_a_flood_is_dropped_and_counted() -> None:
-    talk = Talk(Limits(messages_per_second=1.0, messages_burst=5.0))
-    for number in range(10):
-        talk.say(Kind.ITEM, b"item %d" % number)
-    assert talk.rejected == {"flood": 6}
-    assert received(talk.hear(talk.frame(Kind.ITEM, b"later"), now=5.0))
+    """What its network's budget does not cover waits, as far as there is room; the rest costs points by its price."""
+    talk = Talk(LEAN)
+    for _ in range(500):
+        talk.say(Kind.PING, Ping(1).encode())
+    assert 400 < talk.rejected["flood"] < 460
+    assert talk.score == pytest.approx(-PENALTIES["flood"] * talk.rejected["flood"] * FRAME_S, rel=0.05)
+    answers = sum(len(talk.core.handle(Tick(), at(second))) for second in range(1, 40))
+    assert answers > 40, "what waited is answered, in time"
 
 
-def test_a_message_counts_for_as_many_as_it_has_kilobytes_and_an_item_for_one() -> None:
-    talk = Talk(Limits(messages_per_second=1.0, messages_burst=30.0))
-    many = Have(tuple(Entry(ItemId(bytes([n]) * 32), 1000) for n in range(200)) * 2)
-    for _ in range(2):
-        talk.say(Kind.HAVE, many.encode())
-    assert talk.rejected == {"flood": 1}
-    assert received(talk.say(Kind.ITEM, bytes(100_000)))
+def test_many_keys_of_one_network_cost_no_more_than_one_and_each_is_heard_in_turn() -> None:
+    talk = Talk(replace(LEAN, waiting_bytes=1 << 20))
+    links = []
+    for number in range(4):
+        identity = Identity(bytes([90, number]) * 16)
+        links.append(Link(identity.curve_key, dialled=False))
+        talk.core.handle(Accepted(links[-1], f"198.41.0.{number}"), at(0))
+        talk.greet(identity, links[-1], now=number)
+    cheap, dear = control_frame(Kind.PING, Ping(1).encode()), control_frame(Kind.CANCEL, MANY_CHUNKS.encode())
+
+    def spoke(start: int, link: Link, frame: bytes) -> list[int]:
+        """Let the first one flood, and `link` speak; return when it is answered."""
+        for _ in range(8):
+            talk.hear(dear, links[0], now=start)
+        answers = [(start, action) for action in talk.hear(frame, link, now=start)]
+        for second in range(start + 1, start + 200):
+            answers += [(second, action) for action in talk.core.handle(Tick(), at(second))]
+        return [
+            second
+            for second, action in answers
+            if isinstance(action, SendFrame) and action.link == link and opened(action.frame).kind == Kind.PONG
+        ]
+
+    (when,) = spoke(100, links[1], cheap)
+    assert 100 < when < 130, "after one of the eight, and not after all"
+    other = Link(OTHER.curve_key, dialled=False)
+    talk.core.handle(Accepted(other, "193.0.14.129"), at(400))
+    talk.greet(OTHER, other, now=400)
+    assert spoke(500, other, cheap) == [500], "another network pays for itself"
+
+
+def test_strangers_of_a_peers_network_do_not_use_up_its_budget_and_are_hung_up_on() -> None:
+    talk = Talk(replace(LEAN, waiting_bytes=0))
+    neighbour = Identity(bytes(31) + b"9")
+    links = [Link(identity.curve_key, dialled=False) for identity in (neighbour, OTHER)]
+    for number, link in enumerate(links):
+        talk.core.handle(Accepted(link, f"198.41.0.{number}"), at(0))
+    talk.greet(neighbour, links[0])
+    ping, ended = control_frame(Kind.PING, Ping(1).encode()), []
+    for _ in range(3000):
+        ended += talk.hear(ping, links[1], now=5)
+    assert HangUp(links[1]) in ended and talk.rejected["flood"] > 500
+    assert talk.hear(ping, links[0], now=5), "the peer's own budget is there"
+
+
+def test_what_was_asked_for_is_taken_though_the_senders_network_has_used_up_its_budget() -> None:
+    talk = Talk(replace(LEAN, waiting_bytes=0))
+    frame = talk.frame(Kind.ITEM, bytes(10_000), OTHER)
+    entry = Entry(claimed_id(frame), len(frame))
+    assert pulls(talk.announce(entry))
+    for _ in range(20):
+        talk.say(Kind.PING, Ping(1).encode())
+    assert talk.rejected["flood"] > 0
+    assert received(talk.hear(frame))
+    assert not received(talk.say(Kind.ITEM, b"nobody asked for this"))
+
+
+def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_budget() -> None:
+    """It left as fast as the line took it: 3.9 GB in ten seconds."""
+    talk = Talk()
+    item = talk.publish(bytes(5_000_000))
+    want = Want((WantedPart(item, tuple(range(16))),)).encode()
+    given = 0
+    for step in range(1000):
+        now = step / 100
+        talk.hear(control_frame(Kind.WANT, want), now=now)
+        talk.core.handle(Tick(), at(now))
+        while frame := talk.core.make_frame(LINK, at(now)):
+            given += len(frame)
+    limits = Limits()
+    assert 100_000_000 < given < (limits.network_burst_s / 2 + 10 * limits.network_cores) / SENT_BYTE_S
+    assert talk.rejected == {}, "and it is no offence: the others are asked meanwhile"
+
+
+def test_what_waits_for_a_budget_is_given_later_and_the_peer_is_told_that_it_waits() -> None:
+    talk = Talk(Limits(network_cores=0.001, network_burst_s=0.002))
+    item = talk.publish(bytes(5_000_000))
+    talk.say(Kind.WANT, Want((WantedPart(item, tuple(range(16))),)).encode())
+    given, told = 0, 0
+    for second in range(60):
+        for action in talk.core.handle(Tick(), at(second)):
+            told += isinstance(action, SendFrame) and opened(action.frame).kind == Kind.BUSY
+            while isinstance(action, FillLink) and talk.core.make_frame(LINK, at(second)):
+                given += 1
+    assert given == 16 and told > 3
 
 
 def test_what_was_told_before_a_bad_record_makes_room_as_if_there_were_none() -> None:
@@ -721,7 +832,7 @@ def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other()
     core.handle(Arrived(dialled, greeting), at(0))
     assert turn.link == called and core.membership.link_of(them.node_id) == dialled
     ended = core.handle(Tick(), at(GRACE_S))
-    assert [one for one in ended if isinstance(one, HangUp | FillLink)] == [HangUp(called), FillLink(dialled)]
+    assert [one for one in ended if isinstance(one, HangUp | FillLink)][:2] == [HangUp(called), FillLink(dialled)]
     again = core.handle(Closed(called), at(GRACE_S))
     assert [one.link for one in again if isinstance(one, FillLink)] == [dialled]
     assert core.make_frame(dialled, at(3)) and not core.make_frame(dialled, at(3))

@@ -40,8 +40,7 @@ from protocol.events import (
 from protocol.identity import Identity, NodeId
 from protocol.limits.peer_scores import PENALTIES
 from protocol.membership.address_book import Book
-from protocol.membership.directory import LIST_WAIT_S
-from protocol.membership.membership import Membership
+from protocol.membership.membership import LIST_WAIT_S, Membership
 from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_REVOCATIONS_BYTES,
@@ -323,18 +322,6 @@ def test_who_promises_a_list_and_brings_none_is_turned_away_and_so_is_who_comes_
     assert over == [HangUp(link(strangers[0]))]
     over = core.handle(Tick(), Instant(soon.steady + LIST_WAIT_S, NOW.unix))
     assert over == [HangUp(link(stranger)) for stranger in strangers[1:-1]]
-
-
-def test_a_peer_can_neither_have_lists_checked_nor_sent_without_end() -> None:
-    core = machine(Gatekeeper(CLUB))
-    greet(core, MEMBER)
-    core.handle(Revoked(signed(sequence=100).encoded), NOW)
-    old = [Revocations(signed(sequence=n).encoded).encode() for n in range(int(LIMITS.lists_burst))]
-    for body in old:
-        assert say(core, MEMBER, Kind.REVOCATIONS, body) == []
-    for kind, body in ((Kind.REVOCATIONS, old[0]), (Kind.ASK_REVOCATIONS, AskRevocations(0).encode())):
-        with pytest.raises(Exception, match="too_many_lists"):
-            say(core, MEMBER, kind, body)
 
 
 @pytest.mark.parametrize("revoked", [(), (EVIL.node_id,)], ids=["nobody", "its signer"])
