@@ -85,11 +85,11 @@ class Limits:
     # 32 completions of 16 thousand tokens are some 2 MiB of text. This is eight times as much.
     max_item_bytes: int = 16 * MIB
 
-    # The processor time that the nodes of one network may cost, in cores, and at once, in seconds: a twentieth of it is
-    # what one of those 8 nodes costs. So much may wait for it: 10,000 items that somebody publishes at once.
+    # The processor time that the nodes of one network may cost, in cores, and at once, in seconds. The traffic above
+    # takes three quarters of it. What waits for it may take so much memory: some 5,000 small frames.
     network_cores: float = 0.1
     network_burst_s: float = 1.0
-    waiting_bytes: int = 4 * MIB
+    waiting_bytes: int = MIB
 
     upload_bytes_per_second: float = 0.0  # 0: no limit
 
@@ -105,7 +105,7 @@ class Limits:
     # Received and not yet read, over all connections: what 384 links bring of a full window (`window_bytes`) each.
     # The socket queues are bounded in messages only.
     max_backlog_bytes: int = 192 * MIB
-    # Of one prefix in messages that are not complete. In parts of 34 bytes they take four times that in memory.
+    # Of one prefix in incomplete messages. In parts of 34 bytes these take four times as much memory.
     prefix_backlog_bytes: int = 6 * MIB
 
     max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
@@ -147,8 +147,7 @@ class Limits:
     max_near_links: int = 4  # that we dial in our own network: as many as with one public network
     max_lapsed: int = 64  # lapsed nodes that are called now and then: at one call an hour each, one call a minute
     max_referrals: int = 8  # records for a caller without room here: it hears of all others once it is in
-    # A digest that lacks everything is small and its answer is a thousand times as large, so an answer has so many
-    # messages at most: half of the largest directory.
+    # Messages that answer one digest: half of the largest directory. A digest is small, and its answer is not.
     max_answers: int = 4
     # Connections that peers may make us try, to see whether they can be dialled.
     dial_backs_per_second: float = 0.2

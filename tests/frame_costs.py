@@ -1,11 +1,11 @@
-"""What a network may make a node spend: each kind of frame, at its cheapest for the sender and dearest for the node.
+"""How much processor time and memory a network may cost a node, by the kind of frame.
 
     python -m tests.frame_costs [--seconds 5] [--only NAME ...]
 
-The node is a child process. A raw peer sends one kind of frame, as many as nine tenths of its network's budget pay for
-(`protocol.limits.budgets`). A row is a JSON object: the node's processor seconds, bytes sent and bytes taken a second,
-how much its memory grew in MiB, and the sender's score at the end. `links` is 0 where the sender was refused: then the
-figures are spread over a time in which little came.
+The node is a child process. A raw peer sends the dearest frames of one kind, as many as nine tenths of its network's
+budget pay for (`protocol.limits.budgets`). A row is a JSON object: the node's processor seconds, bytes sent and bytes
+taken a second, how much its memory grew in MiB, and the sender's score at the end. `links` is 0 where the sender was
+refused. Then the figures are spread over a time in which little came.
 """
 
 import argparse

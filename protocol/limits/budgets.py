@@ -11,7 +11,7 @@ Rules
     whose neighbour floods us is heard.
  3. `waiting_bytes` may wait for a payer. Beyond them, the newest frame of the link of which most waits is dropped as
     "flood", and costs that link's holder points by its price.
- 4. What peers ask for is given while more than half of their budget is left. So it does not delay their messages.
+ 4. We give peers what they ask for while more than half of their budget is left. So it does not delay their messages.
  5. An item or a chunk that we asked for costs nothing.
 """
 
@@ -21,16 +21,15 @@ from typing import NamedTuple
 
 from protocol.config import Limits
 from protocol.events import Link
-from protocol.limits.rate_limits import TokenBucket
+from protocol.limits.rate_limits import TokenBuckets
 from protocol.limits.send_queues import FRAME_COST
-from protocol.lru import Recent
 from protocol.wire.envelope import CONTENT, CONTROL, kind_of
 
 # Seconds of processor time, on all threads: see `docs/results/protocol.md`.
 FRAME_S = 200e-6
-SIGNATURE_S = 100e-6  # beside that, for a frame that is sealed
-MESSAGE_BYTE_S = 400e-9  # as in a WANT of many chunks, or in records that are new to us
-CONTENT_BYTE_S = 16e-9  # six times its cost, as nobody asked for it and it takes our line: 5 MB a second at most
+SIGNATURE_S = 100e-6  # more, if the frame is sealed.
+MESSAGE_BYTE_S = 400e-9  # The dearest are those of WANT, CANCEL and of new records.
+CONTENT_BYTE_S = 16e-9  # Six times its cost, as it takes our line unasked: 5 MB a second at most.
 SENT_BYTE_S = 2e-9
 RESUME_S = 0.05  # between two looks at what waits
 
@@ -70,28 +69,23 @@ class Budgets:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._buckets: Recent[Payer, TokenBucket] = Recent(2 * limits.max_remembered)
+        self._buckets: TokenBuckets[Payer] = TokenBuckets(
+            limits.network_cores, limits.network_burst_s, 2 * limits.max_remembered
+        )
         self._queues: dict[Payer, dict[Link, _Waiting]] = {}  # the link whose turn it is comes first
         self._resume_at = 0.0
 
-    def _bucket(self, payer: Payer, now: float) -> TokenBucket:
-        bucket = self._buckets.get(payer)
-        if bucket is None:
-            bucket = TokenBucket(self._limits.network_cores, self._limits.network_burst_s, now)
-        self._buckets.set(payer, bucket)
-        return bucket
-
     def may_speak(self, payer: Payer, link: Link, now: float) -> bool:
         """Tell whether a frame of the link is handled now: rules 1 and 2."""
-        return link not in self._queues.get(payer, ()) and self._bucket(payer, now).level(now) > 0
+        return link not in self._queues.get(payer, ()) and self._buckets.of(payer, now).level(now) > 0
 
     def may_take(self, payer: Payer, now: float) -> bool:
         """Tell whether a peer is given what it asked for: rule 4."""
-        return self._bucket(payer, now).level(now) > self._limits.network_burst_s / 2
+        return self._buckets.of(payer, now).level(now) > self._limits.network_burst_s / 2
 
     def spend(self, payer: Payer, seconds: float, now: float) -> None:
         """Pay for something that was done."""
-        self._bucket(payer, now).spend(seconds)
+        self._buckets.of(payer, now).spend(seconds)
 
     def put(self, payer: Payer, link: Link, frame: bytes, now: float) -> list[tuple[Link, bytes]]:
         """Let a frame wait; return those that are dropped for it, and whose they are. Rule 3."""
@@ -110,7 +104,7 @@ class Budgets:
     def next(self, now: float) -> tuple[Link, bytes] | None:
         """Return the next frame that has waited and is handled now, and whose it is; None if there is none."""
         for payer, queue in self._queues.items():
-            if self._bucket(payer, now).level(now) > 0:
+            if self._buckets.of(payer, now).level(now) > 0:
                 link = next(iter(queue))
                 waiting = queue[link] = queue.pop(link)  # so the others have their turns first
                 frame = waiting.take()

@@ -44,10 +44,12 @@ class TokenBuckets(Generic[K]):
         self._burst = burst
         self._buckets: Recent[K, TokenBucket] = Recent(capacity)
 
+    def of(self, subject: K, now: float) -> TokenBucket:
+        """Return the subject's bucket."""
+        bucket = self._buckets.get(subject) or TokenBucket(self._rate, self._burst, now)
+        self._buckets.set(subject, bucket)
+        return bucket
+
     def take(self, subject: K, amount: float, now: float) -> bool:
         """Take `amount` units of the subject's if they are there; otherwise take none and return False."""
-        bucket = self._buckets.get(subject)
-        if bucket is None:
-            bucket = TokenBucket(self._rate, self._burst, now)
-        self._buckets.set(subject, bucket)
-        return bucket.take(amount, now)
+        return self.of(subject, now).take(amount, now)

@@ -30,7 +30,7 @@ from protocol.transport.memory import Conditions
 from protocol.wire.envelope import ItemId, Kind
 
 # Far below the default, so that a flood is cheap to simulate; an honest node sends a few messages a second.
-LIMITS = replace(Limits(), network_cores=0.01, network_burst_s=0.1, waiting_bytes=1 << 18)
+LIMITS = replace(Limits(), network_cores=0.01, network_burst_s=0.1)
 SMALL_BYTES, LARGE_BYTES = 1_000, 100_000
 LARGE_EVERY = 10  # one in ten of the fresh items is large enough to be announced and pulled
 SEEDS = 3  # that each node has if any node, seeds included, may be hostile

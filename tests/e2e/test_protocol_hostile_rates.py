@@ -81,7 +81,7 @@ class Arena:
         # Half as much again as the honest pair needs, so that a flood over it costs the attacker, a process
         # on the same two cores, not too much.
         # What the pair itself holds is small beside what an attack would have to grow by to be noticed.
-        limits = Limits(network_cores=0.15, network_burst_s=0.15, held_bytes=4 * MIB)
+        limits = Limits(network_cores=0.15, network_burst_s=0.15, waiting_bytes=1 << 16, held_bytes=4 * MIB)
         self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], limits, timing=HASTY)
         address = self.victim.start()
         assert address is not None
