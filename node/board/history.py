@@ -134,16 +134,16 @@ class BoardHistory:
         """Once a minute: work out each node's standing, add a point to the swarm's curve, and let old points go."""
         nodes, self._roots = self.nodes(), frozenset(seeds)
         stands = standing({node.id: node.taught_by for node in nodes}, sorted(seeds))
-        here = [node for node in nodes if node.last > now - self.lately]
-        weights = {one.id: stands.get(one.id, 0.0) for one in here}
-        reward = weighted_median([(one.reward, weights[one.id]) for one in here if one.reward is not None])
-        accuracy = weighted_median([(one.accuracy, weights[one.id]) for one in here if one.accuracy is not None])
+        present = [node for node in nodes if node.last > now - self.lately]
+        weights = {node.id: stands.get(node.id, 0.0) for node in present}
+        reward = weighted_median([(node.reward, weights[node.id]) for node in present if node.reward is not None])
+        accuracy = weighted_median([(node.accuracy, weights[node.id]) for node in present if node.accuracy is not None])
         with self._lock, self._db:
             self._db.execute("BEGIN")
             self._db.executemany(
                 "UPDATE nodes SET standing = ? WHERE id = ?", [(stands.get(node.id, 0.0), node.id) for node in nodes]
             )
-            self._add_point(SWARM, now, len(here), reward, accuracy)
+            self._add_point(SWARM, now, len(present), reward, accuracy)
             old = [(step, _begin_of(now - kept, COARSER[step])) for step, kept in KEPT_S.items()]
             self._db.executemany("DELETE FROM points WHERE step = ? AND at < ?", old)
 

@@ -133,11 +133,11 @@ class Board:
     def _make_view(self, now: float) -> BoardView:
         nodes = [node for node in self._history.nodes() if not self._host.is_revoked(NodeId(node.id))]
         lately = self._history.lately
-        here = frozenset(node.id for node in nodes if node.last > now - lately)  # a link alone tells of no round
+        recent = frozenset(node.id for node in nodes if node.last > now - lately)  # a link alone tells of no round
         seeds, curve = self._all_seeds(), self._history.curve()
         self._rollouts.trusted = seeds | {node.id for node in nodes if node.standing > 0}
         rollouts = self._rollouts.newest(now)
-        return BoardView(self._swarm, now, lately, nodes, here, seeds, lessons_of(nodes, seeds), curve, rollouts)
+        return BoardView(self._swarm, now, lately, nodes, recent, seeds, lessons_of(nodes, seeds), curve, rollouts)
 
     def _all_seeds(self) -> frozenset[str]:
         named = {node for seed in self._seeds if (node := self._host.node_at(seed)) is not None}

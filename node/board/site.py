@@ -92,10 +92,10 @@ def make_site(look: Look, curve_of: CurveOf, well: Callable[[], bool]) -> Starle
         Route("/swarm.json", of_swarm(lambda view: _json(view.tree()), JSON)),
         Route("/nodes.csv", of_swarm(_nodes_csv, CSV)),
         Route("/history.csv", of_swarm(lambda view: _curve_csv(view.curve), CSV)),
-        Route("/taught.csv", of_swarm(_taught_csv, CSV)),
+        Route("/taught.csv", of_swarm(lambda view: _csv("teacher,learner,groups,weight", view.lessons), CSV)),
         Route("/rollouts.csv", of_swarm(_rollouts_csv, CSV)),
-        Route("/nodes/{node}.json", of_node(lambda view, one: _json(view.node_tree(one)), JSON)),
-        Route("/nodes/{node}/history.csv", of_node(lambda _, one: _curve_csv(curve_of(one.id)), CSV)),
+        Route("/nodes/{node}.json", of_node(lambda view, node: _json(view.node_tree(node)), JSON)),
+        Route("/nodes/{node}/history.csv", of_node(lambda _, node: _curve_csv(curve_of(node.id)), CSV)),
         Route("/nodes/{node}/badge.svg", of_node(_badge, SVG)),
         Route("/nodes/{node}", of_node(pages.node, HTML)),
     ]
@@ -146,13 +146,13 @@ class _Pages:
 
     def swarm(self, view: BoardView) -> str:
         """Return the swarm's page."""
-        here = [node for node in view.nodes if node.id in view.here]
+        present = [node for node in view.nodes if node.id in view.here]
         gone = [node for node in view.nodes if node.id not in view.here]
-        by_task = rewards_by_task(here)
+        by_task = rewards_by_task(present)
         tasks = [(task, version, weighted_median(by_task.get(task, []))) for task, version in view.swarm.tasks]
         lessons = view.lessons
-        drawn = here[:DRAWN]
-        ids = {one.id for one in drawn}
+        drawn = present[:DRAWN]
+        ids = {node.id for node in drawn}
         edges = [
             (lesson.teacher, lesson.learner, lesson.weight)
             for lesson in lessons
@@ -160,34 +160,34 @@ class _Pages:
         ]
         return self._swarm_page.render(
             view=view,
-            here=here[:SHOWN],
+            here=present[:SHOWN],
             gone=gone[:SHOWN],
-            counts=(len(here), len(gone)),
+            counts=(len(present), len(gone)),
             tasks=tasks,
             curves=_plots(view.curve),
             reward=_last(view.curve, "reward"),
             accuracy=_last(view.curve, "accuracy"),
-            rounds=weighted_median([(one.rounds, one.standing) for one in here]),
+            rounds=weighted_median([(node.rounds, node.standing) for node in present]),
             lessons=lessons[:LESSONS_SHOWN],
             lesson_count=len(lessons),
-            graph=svg.graph([(one.id, short_name(one.id), one.standing) for one in drawn], edges) if edges else "",
+            graph=svg.graph([(node.id, short_name(node.id), node.standing) for node in drawn], edges) if edges else "",
             ago={node.id: ago(view.at - node.last) for node in view.nodes},
             standing={node.id: node.standing for node in view.nodes},
         )
 
-    def node(self, view: BoardView, one: Remembered) -> str:
+    def node(self, view: BoardView, node: Remembered) -> str:
         """Return one node's page."""
-        learned = sorted(one.taught_by.items(), key=lambda pair: -pair[1])
-        taught = [(each.learner, each.groups) for each in view.lessons if each.teacher == one.id]
+        learned = sorted(node.taught_by.items(), key=lambda pair: -pair[1])
+        taught = [(lesson.learner, lesson.groups) for lesson in view.lessons if lesson.teacher == node.id]
         return self._node_page.render(
             view=view,
-            one=one,
-            is_here=one.id in view.here,
+            node=node,
+            is_here=node.id in view.here,
             learned=learned,
             taught=taught[:SHOWN],
-            known={each.id for each in view.nodes},
-            curves=_plots(self._curve_of(one.id)),
-            ago=ago(view.at - one.last),
+            known={other.id for other in view.nodes},
+            curves=_plots(self._curve_of(node.id)),
+            ago=ago(view.at - node.last),
         )
 
 
@@ -196,9 +196,9 @@ class _NoSuchNodeError(Exception):
 
 
 def _find(view: BoardView, node: str) -> Remembered:
-    for one in view.nodes:
-        if one.id == node:
-            return one
+    for remembered in view.nodes:
+        if remembered.id == node:
+            return remembered
     raise _NoSuchNodeError
 
 
@@ -215,8 +215,8 @@ def _last(curve: Sequence[CurvePoint], key: str) -> float | None:
     return getattr(curve[-1], key) if curve else None
 
 
-def _badge(view: BoardView, one: Remembered) -> str:
-    return str(svg.badge(short_name(one.id), f"standing {_share(one.standing)} in {view.swarm.name}"))
+def _badge(view: BoardView, node: Remembered) -> str:
+    return str(svg.badge(short_name(node.id), f"standing {_share(node.standing)} in {view.swarm.name}"))
 
 
 def _json(tree: Mapping[str, Any]) -> str:
@@ -239,10 +239,6 @@ def _nodes_csv(view: BoardView) -> str:
 
 def _curve_csv(curve: Sequence[CurvePoint]) -> str:
     return _csv("time,seconds,nodes,reward,accuracy", curve)
-
-
-def _taught_csv(view: BoardView) -> str:
-    return _csv("teacher,learner,groups,weight", view.lessons)
 
 
 def _rollouts_csv(view: BoardView) -> str:

@@ -40,9 +40,9 @@ def plot(points: Sequence[tuple[float, float]], label: str) -> Markup:
         lines.append(f'<text class="tick" x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{shown}</text>')
     path = " ".join(place(at, value) for at, value in points)
     x, y = place(*points[-1]).split(",")
-    said = escape(f"{label}: {points[-1][1]:.3g} at the end, at most {high:.3g}")
+    label_text = escape(f"{label}: {points[-1][1]:.3g} at the end, at most {high:.3g}")
     return Markup(
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(lines)}'
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label_text}">{"".join(lines)}'
         f'<polyline class="curve" points="{path}"/><circle class="dot" cx="{x}" cy="{y}" r="3"/></svg>'
     )
 

@@ -126,24 +126,24 @@ class BoardView(NamedTuple):
             ],
         }
 
-    def node_tree(self, one: Remembered) -> dict[str, Any]:
+    def node_tree(self, node: Remembered) -> dict[str, Any]:
         """Return one node as JSON has it: what it says of itself stands apart."""
         return {
-            "id": one.id,
-            "name": short_name(one.id),
-            "here": one.id in self.here,
-            "seed": one.id in self.seeds,
-            "standing": one.standing,
-            "first_report": one.first,
-            "last_report": one.last,
-            "taught_by": dict(one.taught_by),
+            "id": node.id,
+            "name": short_name(node.id),
+            "here": node.id in self.here,
+            "seed": node.id in self.seeds,
+            "standing": node.standing,
+            "first_report": node.first,
+            "last_report": node.last,
+            "taught_by": dict(node.taught_by),
             "says_of_itself": {
-                "model": one.model,
-                "agent": one.agent,
-                "rounds": one.rounds,
-                "reward": one.reward,
-                "accuracy": one.accuracy,
-                "rewards": dict(one.rewards),
+                "model": node.model,
+                "agent": node.agent,
+                "rounds": node.rounds,
+                "reward": node.reward,
+                "accuracy": node.accuracy,
+                "rewards": dict(node.rewards),
             },
         }
 
@@ -162,12 +162,12 @@ class Rollouts:
         """Keep a group that `node` signed and that came at `now`, Unix s."""
         ranked = sorted(group.completions, key=lambda completion: -completion.reward)
         kept = ranked[:1] if ranked[0].reward == ranked[-1].reward else [ranked[0], ranked[-1]]
-        answers = [_answer(one) for one in kept]
-        made = ShownRollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
-        self._of.setdefault(node, deque(maxlen=ROLLOUTS_EACH)).append(made)
+        answers = [_answer(episode) for episode in kept]
+        rollout = ShownRollout(now, node, _cut(group.policy), _cut(group.task.name), _cut(group.question), answers)
+        self._of.setdefault(node, deque(maxlen=ROLLOUTS_EACH)).append(rollout)
         self._of.move_to_end(node)
         if len(self._of) > MAX_SIGNERS_SHOWN:
-            oldest = next((one for one in self._of if one not in self.trusted), next(iter(self._of)))
+            oldest = next((signer for signer in self._of if signer not in self.trusted), next(iter(self._of)))
             del self._of[oldest]
 
     def newest(self, now: float) -> list[ShownRollout]:
@@ -176,12 +176,12 @@ class Rollouts:
         Those of trusted signers come before all others.
         """
         fresh = [
-            (one.node not in self.trusted, place, -one.at, one)
+            (rollout.node not in self.trusted, place, -rollout.at, rollout)
             for kept in self._of.values()
-            for place, one in enumerate(reversed(kept))
-            if one.at > now - ROLLOUTS_S
+            for place, rollout in enumerate(reversed(kept))
+            if rollout.at > now - ROLLOUTS_S
         ]
-        return [one for *_, one in sorted(fresh, key=lambda found: found[:3])[:MAX_ROLLOUTS]]
+        return [rollout for *_, rollout in sorted(fresh, key=lambda entry: entry[:3])[:MAX_ROLLOUTS]]
 
 
 def lessons_of(nodes: Sequence[Remembered], seeds: Collection[str]) -> list[Lesson]:
@@ -197,11 +197,11 @@ def lessons_of(nodes: Sequence[Remembered], seeds: Collection[str]) -> list[Less
 
 def rewards_by_task(nodes: Sequence[Remembered]) -> Mapping[str, list[tuple[float, float]]]:
     """Return (reward, standing) of each node that has reported one, by task."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    rewards: dict[str, list[tuple[float, float]]] = {}
     for node in nodes:
         for task, reward in node.rewards.items():
-            found.setdefault(task, []).append((reward, node.standing))
-    return found
+            rewards.setdefault(task, []).append((reward, node.standing))
+    return rewards
 
 
 def moment(at: float) -> str:
@@ -223,9 +223,9 @@ def ago(seconds: float) -> str:
     return "just now"
 
 
-def _answer(made: Episode) -> ShownAnswer:
-    *before, text = (_cut(one, MAX_TEXT // len(made.texts)) for one in made.texts)
-    return ShownAnswer(text, made.reward, made.finished, before)
+def _answer(episode: Episode) -> ShownAnswer:
+    *before, text = (_cut(part, MAX_TEXT // len(episode.texts)) for part in episode.texts)
+    return ShownAnswer(text, episode.reward, episode.finished, before)
 
 
 def _cut(text: str, most: int = MAX_TEXT) -> str:
