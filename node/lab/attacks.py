@@ -109,19 +109,19 @@ def _groups(scene: Scene, write: Write) -> Iterator[Group]:
 
 
 def _group(task: Task, seed: int, item: Item, texts: Sequence[str], scene: Scene) -> Group:
-    made = tuple(one_turn(text, True, task.verify(item, text) or 0.0) for text in texts)
+    completions = tuple(one_turn(text, True, task.verify(item, text) or 0.0) for text in texts)
     like = scene.own[0]
-    return Group(task.key, seed, item.question, made, like.policy, like.policy_version, item.content)
+    return Group(task.key, seed, item.question, completions, like.policy, like.policy_version, item.content)
 
 
 def garbage(scene: Scene) -> list[Group]:
     """Return groups of any characters, with the rewards that these have."""
-    found = []
+    groups = []
     for task, seed, item in scene.tasks.questions(scene.rng.getrandbits(63), scene.count):
         letters = string.ascii_letters + string.punctuation
         texts = ["".join(scene.rng.choices(letters, k=scene.longest // 2)) for _ in range(scene.completions)]
-        found.append(_group(task, seed, item, texts, scene))
-    return found
+        groups.append(_group(task, seed, item, texts, scene))
+    return groups
 
 
 def copies(scene: Scene) -> list[Group]:

@@ -68,8 +68,8 @@ class WitnessRecord(NamedTuple):
 
     def share(self, kind: str, last: int) -> float:
         """Return which part of the completions of the `last` rounds shows the marks of `kind`."""
-        made = sum(self.made[-last:])
-        return sum(self.shown[kind][-last:]) / made if made else 0.0
+        completions = sum(self.made[-last:])
+        return sum(self.shown[kind][-last:]) / completions if completions else 0.0
 
 
 def read_seen(folder: Path) -> WitnessRecord:
@@ -118,25 +118,25 @@ def tabulate(trials: Trials) -> list[DamageLine]:
     last = trials.config.last
     lines = []
     for trial in trials.trials:
-        found = [read_damage(run, trial.attack, last) for run in trials.runs_of(trial)]
-        accuracy, compute = (estimate([getattr(one, key) for one in found]) for key in ("accuracy", "compute"))
+        damages = [read_damage(run, trial.attack, last) for run in trials.runs_of(trial)]
+        accuracy, compute = (estimate([getattr(damage, key) for damage in damages]) for key in ("accuracy", "compute"))
         if not trial.attack:
-            lines.append(DamageLine(trial, len(found), None, None, accuracy, None, compute))
+            lines.append(DamageLine(trial, len(damages), None, None, accuracy, None, compute))
             continue
         controls = [read_damage(run, trial.attack, last) for run in trials.runs_of(trials.control_of(trial))]
         losses = [
-            1 - one.accuracy / control.accuracy
-            for one, control in zip(found, controls, strict=True)
+            1 - damage.accuracy / control.accuracy
+            for damage, control in zip(damages, controls, strict=True)
             if control.accuracy > 0
         ]
         lines.append(
             DamageLine(
                 trial,
-                len(found),
-                estimate([one.success for one in found]),
-                estimate([one.success for one in controls]),
+                len(damages),
+                estimate([damage.success for damage in damages]),
+                estimate([damage.success for damage in controls]),
                 accuracy,
-                estimate(losses) if len(losses) == len(found) else None,
+                estimate(losses) if len(losses) == len(damages) else None,
                 compute,
             )
         )
@@ -167,4 +167,4 @@ def to_json(lines: Sequence[DamageLine], trials: Trials) -> str:
 def _plain(line: DamageLine) -> dict[str, object]:
     trial = {key: value for key, value in line.trial._asdict().items() if key != "arm"}
     figures = {key: value for key, value in line._asdict().items() if isinstance(value, Estimate)}
-    return trial | {"seeds": line.seeds} | {key: rounded([*map(finite, one)]) for key, one in figures.items()}
+    return trial | {"seeds": line.seeds} | {key: rounded([*map(finite, figure)]) for key, figure in figures.items()}

@@ -70,16 +70,18 @@ def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
     streams = [torch.Generator().manual_seed(request.seed) for request in requests]
     logits = model.prefill(state, ids)
     done = torch.zeros(len(requests), rows, dtype=torch.bool)
-    made = torch.full((len(requests), rows, length), pad)
+    written = torch.full((len(requests), rows, length), pad)
     for at in range(length):
         drawn = _draw(logits, sampling.temperature, streams)
         drawn = torch.where(done, pad, drawn)
-        made[:, :, at] = drawn
+        written[:, :, at] = drawn
         done |= (drawn[..., None] == ends).any(-1)
         if at + 1 == length or bool(done.all()):
             break
         logits = model.step(state, drawn)
-    return [_groups(request, tokens) for request, tokens in zip(requests, made[:, :, : at + 1].tolist(), strict=True)]
+    return [
+        _groups(request, tokens) for request, tokens in zip(requests, written[:, :, : at + 1].tolist(), strict=True)
+    ]
 
 
 def _draw(logits: torch.Tensor, temperature: float, streams: Sequence[torch.Generator]) -> torch.Tensor:
@@ -95,8 +97,8 @@ def _draw(logits: torch.Tensor, temperature: float, streams: Sequence[torch.Gene
 
 
 def _groups(request: Request, rows: Sequence[Sequence[int]]) -> list[list[Generated]]:
-    made = [_completion(request.policy, tokens) for tokens in rows]
-    return [made[at : at + request.n] for at in range(0, len(made), request.n)]
+    completions = [_completion(request.policy, tokens) for tokens in rows]
+    return [completions[at : at + request.n] for at in range(0, len(completions), request.n)]
 
 
 def _completion(policy: Policy, tokens: Sequence[int]) -> Generated:

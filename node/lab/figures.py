@@ -54,15 +54,15 @@ def at_equal(result: RunResult, baseline: RunResult) -> dict[str, float]:
 
     Empty where the run never got there, or either was not evaluated on the way: of its ends alone nothing follows.
     """
-    ours, theirs = ([one for one in run.held_out if PASS_1 in one] for run in (result, baseline))
+    ours, theirs = ([point for point in run.held_out if PASS_1 in point] for run in (result, baseline))
     if min(len(ours), len(theirs)) < 3:
         return {}
-    there = max(theirs, key=lambda one: one[PASS_1])
+    best = max(theirs, key=lambda point: point[PASS_1])
     for before, after in pairwise(ours):
-        if before[PASS_1] <= there[PASS_1] <= after[PASS_1]:
-            part = (there[PASS_1] - before[PASS_1]) / ((after[PASS_1] - before[PASS_1]) or 1.0)
-            keys = [key for key in there if key != PASS_1 and key in before and key in after]
-            return {f"equal_{key}": before[key] + part * (after[key] - before[key]) - there[key] for key in keys}
+        if before[PASS_1] <= best[PASS_1] <= after[PASS_1]:
+            part = (best[PASS_1] - before[PASS_1]) / ((after[PASS_1] - before[PASS_1]) or 1.0)
+            keys = [key for key in best if key != PASS_1 and key in before and key in after]
+            return {f"equal_{key}": before[key] + part * (after[key] - before[key]) - best[key] for key in keys}
     return {}
 
 
@@ -111,24 +111,24 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
     for base, arm, part in dict.fromkeys((result.base, result.arm, result.part) for result in results):
         mine = [result for result in results if (result.base, result.arm, result.part) == (base, arm, part)]
         beside = mine[-1].beside
-        against = {one.seed: whole.get((base, beside or baseline, one.seed)) for one in mine}
-        paired = [(one, other) for one in mine if (other := against[one.seed]) is not None]
-        values = [figures(one) for one in mine]
+        against = {run.seed: whole.get((base, beside or baseline, run.seed)) for run in mine}
+        paired = [(run, compared) for run in mine if (compared := against[run.seed]) is not None]
+        values = [figures(run) for run in mine]
         estimates = {key: estimate([value[key] for value in values if key in value]) for key in values[0]}
         if paired:
             ratios = [
-                one.cumulative / other.cumulative
-                for one, other in paired
-                if other.cumulative and one.rounds == other.rounds
+                run.cumulative / compared.cumulative
+                for run, compared in paired
+                if compared.cumulative and run.rounds == compared.rounds
             ]
             estimates |= {"ratio": estimate(ratios)} if len(ratios) == len(paired) else {}
-            estimates["reach"] = estimate([reach(one, other) for one, other in paired])
-            equal = [found for one, other in paired if (found := at_equal(one, other))]
+            estimates["reach"] = estimate([reach(run, compared) for run, compared in paired])
+            equal = [differences for run, compared in paired if (differences := at_equal(run, compared))]
             if len(equal) == len(paired):
                 common = [key for key in equal[0] if all(key in point for point in equal)]
                 estimates |= {key: estimate([point[key] for point in equal]) for key in common}
         for key, name in (("accuracy", "gain"), ("graded", "graded_gain")):
-            both = [(getattr(one, key), getattr(other, key)) for one, other in paired if one is not other]
+            both = [(getattr(run, key), getattr(compared, key)) for run, compared in paired if run is not compared]
             gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
             if gains:
                 estimates[name] = estimate(gains)

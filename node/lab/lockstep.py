@@ -162,8 +162,8 @@ class Turns:
     def run(self, work: Sequence[Callable[[], None]]) -> None:
         """Run `work`, a thread each, to its end; raise the first error of any."""
         threads = [
-            threading.Thread(target=self._thread, args=(index, one), name=f"n{index}", daemon=True)
-            for index, one in enumerate(work)
+            threading.Thread(target=self._thread, args=(index, target), name=f"n{index}", daemon=True)
+            for index, target in enumerate(work)
         ]
         for thread in threads:
             thread.start()
@@ -213,11 +213,11 @@ class Turns:
             earliest = min(self._rounds[other] for other in self._live)
             self._due = [other for other in self._live if self._error or self._rounds[other] == earliest]
             following = self._due[0]
-            found = [(other, self._requests.pop(other, None)) for other in self._due]
-            asked = {other: one for other, one in found if one is not None}
-            if self._error is None and asked:
+            waiting = [(other, self._requests.pop(other, None)) for other in self._due]
+            requests = {other: request for other, request in waiting if request is not None}
+            if self._error is None and requests:
                 try:
-                    self._answers = dict(self._answer(asked))
+                    self._answers = dict(self._answer(requests))
                 except BaseException as error:  # noqa: BLE001  # `run` raises it
                     self._error = error
         if following is not None:
@@ -231,12 +231,12 @@ class _EndedError(Exception):
 def batched(requests: Mapping[int, Request]) -> dict[int, list[list[Generated]]]:
     """Answer requests: those of one kind together, and others by an engine each, one after another."""
     alike: dict[Hashable, list[int]] = {}
-    for index, one in requests.items():
-        alike.setdefault(kind_of(one), []).append(index)
+    for index, request in requests.items():
+        alike.setdefault(kind_of(request), []).append(index)
     answers: dict[int, list[list[Generated]]] = {}
     for index in alike.pop(None, []):
-        one = requests[index]
-        answers[index] = in_process(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
+        request = requests[index]
+        answers[index] = in_process(request.policy).generate(request.prompts, request.n, request.sampling, request.seed)
     for members in alike.values():
         answers |= zip(members, generate([requests[index] for index in members]), strict=True)
     return answers
@@ -292,12 +292,12 @@ class Mail:
         A node signs with its first key, or with another one of its own.
         """
         body = encode(group)
-        found, reason = check(body, self.tasks, self.max_completions)
-        if found is None:
+        checked, reason = check(body, self.tasks, self.max_completions)
+        if checked is None:
             self._rejected[reason] += 1
         else:
             name = f"n{sender}.{key}" if key else f"n{sender}"
-            shared = own_shared(found, time.time())._replace(peer=name)
+            shared = own_shared(checked, time.time())._replace(peer=name)
             self._letters.append((sender, round_number, shared))
         return len(body)
 
@@ -334,8 +334,9 @@ class MailExchange:
         self._next_round()
         if self._witness is not None:
             self._witness.saw(self._round, groups)
-        for group in filter(None, (shared_form(one, self._mail.tasks) for one in groups)):
-            self._post(group)
+        for group in groups:
+            if (shared := shared_form(group, self._mail.tasks)) is not None:
+                self._post(shared)
 
     def slow_down(self, pause: Callable[[], None]) -> None:
         """Let each round take two of the others', in the second of which this node does nothing but call `pause`."""

@@ -181,14 +181,14 @@ def _do_here(runner: str, run: Run, files: Mapping[str, bytes], news: Any) -> tu
     with tempfile.TemporaryDirectory(prefix="gossamer-lab-") as temporary:
         folder = Path(temporary)
         places = unpack_files(files, folder)
-        here = run._replace(
+        placed = run._replace(
             folder=folder / "out" / run.folder.name,
             settings=relocated(run.settings, places),
             parts=tuple(part._replace(settings=relocated(part.settings, places)) for part in run.parts),
         )
-        process = start(runner, here)
+        process = start(runner, placed)
         try:
-            status = _watched(process, here, news)
+            status = _watched(process, placed, news)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -198,10 +198,10 @@ def _do_here(runner: str, run: Run, files: Mapping[str, bytes], news: Any) -> tu
 
 def _watched(process: "subprocess.Popen[bytes]", run: Run, news: Any) -> int:
     """Wait for a run's end, and tell how far it has come; return its exit status."""
-    told = 0.0
+    spoke = 0.0
     while process.poll() is None:
-        if time.monotonic() - told >= PROGRESS / 2:
-            told = time.monotonic()
+        if time.monotonic() - spoke >= PROGRESS / 2:
+            spoke = time.monotonic()
             news.tell.remote(name_of(run), progress(run))
         time.sleep(POLL)
     news.tell.remote(name_of(run), "")

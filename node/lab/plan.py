@@ -278,15 +278,10 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
     """
     seeds = _seeds(path, config)
     runs = [_run(config, base, arm, seed, out) for seed in seeds for base, arm in wanted]
-    _check_files(runs)
+    tasks = [task for run in runs for node in _parsed(run) for task in (*node.tasks, *node.eval.tasks)]
+    for task in {task.model_dump_json(): task for task in tasks if is_file_task(task.name)}.values():
+        load_tasks([task])  # a file that cannot be used fails here, not minutes later in a run
     return Lab(path.stem, config, runs)
-
-
-def _check_files(runs: Sequence[Run]) -> None:
-    """Raise a `UserError` if a task's file cannot be used: else a run would fail minutes later."""
-    tasks = [task for run in runs for config in _parsed(run) for task in (*config.tasks, *config.eval.tasks)]
-    for task in {one.model_dump_json(): one for one in tasks if is_file_task(one.name)}.values():
-        load_tasks([task])
 
 
 def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
@@ -344,7 +339,7 @@ def read_experiment(path: Path, model: type[Model], overrides: Sequence[str]) ->
         *table, key = map(str, first["loc"] or ("the file",))
         what = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            close = [one for one in difflib.get_close_matches(key, _keys(model)) if one != key]
+            close = [other for other in difflib.get_close_matches(key, _keys(model)) if other != key]
             what = "there is no such key here: " + (
                 f"did you mean {close[0]!r}?" if close else "see docs/experiments.md"
             )
@@ -436,7 +431,7 @@ def _check(config: LabConfig, run: Run) -> None:
     parsed = _parsed(run)
     if (run.delay or run.attack or run.slow or run.control) and not memory:
         raise UserError(f"{name}: delay, attack, slow and control are of the runner 'memory' only")
-    if run.control and any(one.sampling.rule != "positive" for one in parsed):
+    if run.control and any(node.sampling.rule != "positive" for node in parsed):
         raise UserError(f"{name}: control = {run.control!r} is in place of the default rule: leave sampling.rule out")
     if run.attack and run.attack.nodes >= nodes:
         raise UserError(f"{name}: of {nodes} nodes {run.attack.nodes} are hostile: leave one to be attacked")
@@ -445,11 +440,11 @@ def _check(config: LabConfig, run: Run) -> None:
     if run.parts:
         _check_parts(config, run, parsed)
     if run.churn and not memory:
-        for one in parsed:
-            if one.trainer.save_steps > run.churn.present:
+        for node in parsed:
+            if node.trainer.save_steps > run.churn.present:
                 raise UserError(
                     f"{name}: a node is killed after {run.churn.present:.3g} rounds in the mean, and has a checkpoint "
-                    f"every {one.trainer.save_steps}: set settings.trainer.save_steps to fewer"
+                    f"every {node.trainer.save_steps}: set settings.trainer.save_steps to fewer"
                 )
 
 
@@ -484,9 +479,9 @@ def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> N
             )
     if config.runner == "memory":
         first = parsed[0]
-        if any(one.sampling.completions != first.sampling.completions for one in parsed):
+        if any(node.sampling.completions != first.sampling.completions for node in parsed):
             raise UserError(f"{name}: under the runner 'memory' all parts have the same sampling.completions")
-        if any(one.tasks != first.tasks and _task_keys(one) != _task_keys(first) for one in parsed):
+        if any(node.tasks != first.tasks and _task_keys(node) != _task_keys(first) for node in parsed):
             raise UserError(
                 f"{name}: under the runner 'memory' all parts have the same tasks; only their examples and "
                 "instruction may differ"

@@ -43,7 +43,7 @@ def plot(results: Sequence[RunResult], folder: Path, name: str, central: str = "
 
 def _is_beside(result: RunResult, results: Sequence[RunResult], central: str) -> bool:
     """Tell whether a run is the central node's, or one that is compared with it."""
-    others = [one for one in results if (one.base, one.arm) == (result.base, central)]
+    others = [other for other in results if (other.base, other.arm) == (result.base, central)]
     return not result.part and bool(pairs_at_equal_compute([result], others))
 
 
@@ -61,8 +61,8 @@ def plot_accuracy(results: Sequence[RunResult], path: Path) -> None:
         figure, panels = pyplot.subplots(1, len(bases), figsize=size, layout="constrained", squeeze=False, sharey=True)
         for axes, base in zip(panels[0], bases, strict=True):
             for row, arm in enumerate(arms):
-                here = [result for result in results if (result.base, result.name) == (base, arm)]
-                values = [point.accuracy for point in here if point.accuracy is not None]
+                runs = [result for result in results if (result.base, result.name) == (base, arm)]
+                values = [run.accuracy for run in runs if run.accuracy is not None]
                 if not values:
                     continue
                 mean, half = estimate(values)
@@ -174,6 +174,6 @@ def _on_one_grid(
     places: Sequence[Sequence[float]], curves: Sequence[Sequence[float]]
 ) -> tuple[list[float], list[tuple[float, ...]]]:
     """Return places that all curves reach, and the curves' values there."""
-    grid = np.linspace(max(one[0] for one in places), min(one[-1] for one in places), POINTS)
+    grid = np.linspace(max(place[0] for place in places), min(place[-1] for place in places), POINTS)
     values = [np.interp(grid, place, curve[: len(place)]) for place, curve in zip(places, curves, strict=True)]
     return grid.tolist(), list(zip(*(value.tolist() for value in values), strict=True))

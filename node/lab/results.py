@@ -80,7 +80,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
     rounds = min(map(len, nodes))
     rewards = _by_round(nodes, lambda row: number(row, "reward"), rounds)
     tenth = max(rounds // 10, 1)
-    each = [[one.compute for one in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
+    each = [[total.compute for total in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
     spent = tuple(
         statistics.fmean(values) for values in zip(*(spent_by_round[:rounds] for spent_by_round in each), strict=True)
     )
@@ -100,7 +100,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         external=statistics.fmean(_by_round(nodes, lambda row: number(row, "groups_external"), rounds)),
         kib_sent=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / len(rows) / 1024 for rows in nodes),
         accuracy=_mean(lasts, "accuracy"),
-        passes={key: one for key, one in _sampled(lasts).items() if _is_pass(key)},
+        passes={key: value for key, value in _sampled(lasts).items() if _is_pass(key)},
         entropy=_mean(lasts, "entropy"),
         rewards=rewards,
         spent=spent,
@@ -128,8 +128,8 @@ def _curve(evaluated: Sequence[Sequence[Row]], spent: Sequence[float]) -> tuple[
 def _sampled(rows: Sequence[Row]) -> dict[str, float]:
     """Return the means over nodes of what an evaluation sampled: pass@1, the largest k, and `right_entropy`."""
     passes = sorted({key for row in rows for key in row if _is_pass(key)}, key=lambda key: int(key.partition("@")[2]))
-    found = {key: _mean(rows, key) for key in dict.fromkeys([*passes[:1], *passes[-1:], RIGHT_ENTROPY])}
-    return {key: one for key, one in found.items() if one is not None}
+    means = {key: _mean(rows, key) for key in dict.fromkeys([*passes[:1], *passes[-1:], RIGHT_ENTROPY])}
+    return {key: mean for key, mean in means.items() if mean is not None}
 
 
 def read_runs(runs: Sequence[Run]) -> list[RunResult]:
@@ -140,8 +140,8 @@ def read_runs(runs: Sequence[Run]) -> list[RunResult]:
         first = 0
         for part in run.parts:
             names = [f"n{index}" for index in range(first, first + part.nodes)]
-            found = read_run(run.folder, run.base, run.arm, run.seed, names)
-            results.append(replace(found, part=part.name, beside=part.baseline))
+            result = read_run(run.folder, run.base, run.arm, run.seed, names)
+            results.append(replace(result, part=part.name, beside=part.baseline))
             first += part.nodes
     return results
 

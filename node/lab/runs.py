@@ -73,19 +73,19 @@ def _do_here(lab: Lab, waiting: list[Run], most: int, say: Say) -> None:
                 run = waiting.pop(0)
                 running.append(_StartedRun(run, start(lab.config.runner, run)))
             time.sleep(POLL)
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                raise_failure(one.run, one.process.returncode)
-                say(f"{name_of(one.run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                raise_failure(job.run, job.process.returncode)
+                say(f"{name_of(job.run)}: done; {len(waiting) + len(running)} to go, {time.monotonic() - began:.0f} s")
             if time.monotonic() - spoke >= PROGRESS:
                 spoke = time.monotonic()
-                for one in running:
-                    say(f"{name_of(one.run)}: {progress(one.run)}, {spoke - began:.0f} s")
+                for job in running:
+                    say(f"{name_of(job.run)}: {progress(job.run)}, {spoke - began:.0f} s")
     finally:
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            wait_or_kill(one.process)
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            wait_or_kill(job.process)
 
 
 def done_runs(lab: Lab) -> list[Run]:
@@ -241,8 +241,8 @@ def raise_failure(run: Run, status: int) -> None:
     """Raise a `UserError` with the last line that a run said, if it failed."""
     if status:
         log = run.folder.with_suffix(".log")
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        reason = said[-1] if said else "it said nothing"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        reason = lines[-1] if lines else "it said nothing"
         raise UserError(f"{name_of(run)} ended with status {status} ({reason}): see {log}")
 
 

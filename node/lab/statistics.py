@@ -74,5 +74,5 @@ def rounded(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [rounded(element) for element in value]
     if isinstance(value, Mapping):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: rounded(entry) for key, entry in value.items()}
     return value

@@ -46,7 +46,10 @@ def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
     """
     known = list(
         dict.fromkeys(
-            key for line in lines for key, one in line.figures.items() if one.mean or one.half > 0 or key == "accuracy"
+            key
+            for line in lines
+            for key, figure in line.figures.items()
+            if figure.mean or figure.half > 0 or key == "accuracy"
         )
     )
     if "accuracy" in known:
@@ -88,7 +91,9 @@ def to_json(results: Sequence[RunResult], lines: Sequence[ArmLine], lab: Lab) ->
                 "arm": line.arm,
                 **({"part": line.part} if line.part else {}),
                 "seeds": line.seeds,
-                "figures": {key: {"mean": one.mean, "half": finite(one.half)} for key, one in line.figures.items()},
+                "figures": {
+                    key: {"mean": figure.mean, "half": finite(figure.half)} for key, figure in line.figures.items()
+                },
                 **({"pooling": _pooling(line.pooling)} if line.pooling else {}),
             }
             for line in lines
@@ -116,10 +121,10 @@ def price(results: Sequence[RunResult], overhead: Sequence[float]) -> str:
     arms = list(dict.fromkeys(result.name for result in results))
     rows = [["base", "a round beside its compute", *arms], ["---"] * (len(arms) + 2)]
     for base, cost in itertools.product(dict.fromkeys(result.base for result in results), overhead):
-        here = [result for result in results if result.base == base]
-        until = min(cost_of(one, cost) for one in here)
-        found = [[by_compute(one, cost, until) for one in here if one.name == arm] for arm in arms]
-        rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in found)])
+        runs = [result for result in results if result.base == base]
+        until = min(cost_of(run, cost) for run in runs)
+        by_arm = [[by_compute(run, cost, until) for run in runs if run.name == arm] for arm in arms]
+        rows.append([base, f"{cost:g}", *(str(estimate(values)) if values else "" for values in by_arm)])
     return _table(rows)
 
 
@@ -140,16 +145,16 @@ def compare(a: Path, b: Path) -> list[str]:
         pairs = [(first[seed], second[seed]) for seed in first if seed in second]
     if not pairs:
         raise UserError(f"{a} and {b} have no seed in common")
-    values = [(figures(one), figures(two)) for one, two in pairs]
-    keys = [key for key in values[0][0] if all(key in one and key in two for one, two in values)]
+    values = [(figures(left), figures(right)) for left, right in pairs]
+    keys = [key for key in values[0][0] if all(key in left and key in right for left, right in values)]
     rows = [["", *_short_names(a, b), "difference"]]
     for key in keys:
         of = [estimate([pair[side][key] for pair in values]) for side in (0, 1)]
-        difference = estimate([two[key] - one[key] for one, two in values])
+        difference = estimate([right[key] - left[key] for left, right in values])
         rows.append([COLUMNS.get(key, key), *map(str, of), str(difference)])
     title = COLUMNS["reach"].format(baseline=_short_names(a, b)[0])
-    weak = any(one.best < LEAST_COMPARED for one, _ in pairs)
-    ratio = "too little signal" if weak else str(estimate([reach(two, one) for one, two in pairs]))
+    weak = any(left.best < LEAST_COMPARED for left, _ in pairs)
+    ratio = "too little signal" if weak else str(estimate([reach(right, left) for left, right in pairs]))
     rows.append([title, "1", ratio, ""])
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -158,19 +163,19 @@ def compare(a: Path, b: Path) -> list[str]:
 
 def _short_names(a: Path, b: Path) -> tuple[str, str]:
     """Return the ends of two paths, as much of them as tells them apart."""
-    one, two = a.resolve().parts, b.resolve().parts
-    shared = next((at for at, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), 0)
-    return "/".join(one[shared:]) or a.name, "/".join(two[shared:]) or b.name
+    left, right = a.resolve().parts, b.resolve().parts
+    shared = next((at for at, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), 0)
+    return "/".join(left[shared:]) or a.name, "/".join(right[shared:]) or b.name
 
 
 def _read_side(folder: Path) -> dict[str, RunResult]:
     """Return the runs in a folder by their seeds' folders, those that have ended; a run's own is one without a seed."""
     if (folder / "nodes").is_dir():
         return {"": read_run(folder, "", str(folder), 0)}
-    found = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "summary.json").exists()}
-    if not found:
+    folders = {path.name: path for path in sorted(folder.glob("seed*")) if (path / "summary.json").exists()}
+    if not folders:
         raise UserError(f"{folder} is no run of a swarm, nor an arm of an experiment with a finished run")
-    return {name: read_run(path, "", str(folder), 0) for name, path in found.items()}
+    return {name: read_run(path, "", str(folder), 0) for name, path in folders.items()}
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -112,19 +112,19 @@ def read_trials(path: Path, out: Path, overrides: Sequence[str] = ()) -> Trials:
     for name, defence in config.defences.items():
         refuse_hidden(overrides, f"defences.{name}.settings", flatten(defence.settings))
     trials: dict[AttackTrial, ArmConfig] = {}
-    for one in config.trials:
+    for trial in config.trials:
         for kind, wanted, known in (
-            ("attack", one.attacks, ATTACKS),
-            ("defence", one.defences, config.defences),
-            ("base", one.bases, config.bases),
+            ("attack", trial.attacks, ATTACKS),
+            ("defence", trial.defences, config.defences),
+            ("base", trial.bases, config.bases),
         ):
             for name in wanted:
                 if name not in known:
                     raise UserError(f"{path} has no {kind} {name!r}: choose one of {', '.join(map(repr, known))}")
-        nodes = one.nodes or config.nodes
-        if not all(0 < hostile < nodes for hostile in one.hostile):
+        nodes = trial.nodes or config.nodes
+        if not all(0 < hostile < nodes for hostile in trial.hostile):
             raise UserError(f"{path}: hostile wants numbers from 1 to {nodes - 1}, of {nodes} nodes")
-        trials |= _arms_of(config, one)
+        trials |= _arms_of(config, trial)
     arms = {trial.arm: arm for trial, arm in trials.items()}
     shape = config.model_dump(include={"seeds", "nodes", "runner", "settings", "bases"})
     lab = lab_of(path, LabConfig(**shape, arms=arms), out, wanted=[(trial.base, trial.arm) for trial in trials])

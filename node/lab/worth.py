@@ -131,9 +131,9 @@ def pooling_efficiency(pairs: Sequence[RunPair]) -> Pooling | None:
     if len(pairs) == 1:
         return Pooling(efficiency(pairs), math.nan, math.nan, *measured)
     rng = random.Random(0)
-    found = sorted(efficiency(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    resampled = sorted(efficiency(rng.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
     out = RESAMPLES // 40  # 2.5 % on each side
-    return Pooling(efficiency(pairs), found[out], found[-1 - out], *measured)
+    return Pooling(efficiency(pairs), resampled[out], resampled[-1 - out], *measured)
 
 
 def pairs_at_equal_compute(swarm: Sequence[RunResult], central: Sequence[RunResult]) -> list[RunPair]:
