@@ -59,7 +59,7 @@ def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Call
     """Yield what shows the children: a plain line every few seconds, and one when a state changes for the worse."""
     began = time.monotonic()
     shown = -every
-    told: dict[str, str] = {}
+    latest: dict[str, str] = {}
 
     def show(children: Sequence[NodeProcess]) -> None:
         nonlocal shown
@@ -68,9 +68,9 @@ def progress_lines(console: Console, every: float = LINE_EVERY) -> Iterator[Call
         for child in children:
             worse = child.state is NodeState.RESTARTING or (child.state is NodeState.FAILED and alive)
             news = describe(child) if worse else ""
-            if news and told.get(child.name) != news:
+            if news and latest.get(child.name) != news:
                 console.print(f"{clock(now - began)}  {news}", highlight=False, soft_wrap=True)
-            told[child.name] = news
+            latest[child.name] = news
         if now - shown >= every:
             console.print(line(children, now - began), highlight=False, soft_wrap=True)
             shown = now

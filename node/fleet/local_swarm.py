@@ -124,10 +124,10 @@ def make_plan(
         seed = config.seed if config.seed is not None else secrets.randbits(31)
         return RunPlan(out, secrets.token_hex(16), nodes, seed, config.model_copy(update={"seed": seed}), parts, also)
     try:
-        found = json.loads(record.read_text())
-        swarm, seed = str(found["swarm"]), int(found["seed"])
-        before = {"nodes": found["nodes"], **_with_defaults(found["config"])}
-        before |= {key: value for key, value in found.items() if key not in RECORD}
+        recorded = json.loads(record.read_text())
+        swarm, seed = str(recorded["swarm"]), int(recorded["seed"])
+        before = {"nodes": recorded["nodes"], **_with_defaults(recorded["config"])}
+        before |= {key: value for key, value in recorded.items() if key not in RECORD}
         for part in before.get("parts", {}).values():
             part["config"] = _with_defaults(part["config"])
     except UserError as error:

@@ -111,8 +111,8 @@ class MirrorSender:
     def _grown(self, name: str) -> FilePart | None:
         path = self._folder / name
         try:
-            found, file, before = path.stat(), self._files.get(name), b""
-            anew = file is None or os.fstat(file.fileno()).st_ino != found.st_ino or found.st_size < file.tell()
+            status, file, before = path.stat(), self._files.get(name), b""
+            anew = file is None or os.fstat(file.fileno()).st_ino != status.st_ino or status.st_size < file.tell()
             if file is None or anew:
                 fresh = path.open("rb")
                 if file is not None:
@@ -128,19 +128,19 @@ class MirrorSender:
         """Link the next checkpoint to send, so that the node does not remove it, and return its parts."""
         folder = self._folder / CHECKPOINTS
         ends = (best_checkpoint(folder), latest_checkpoint(folder))
-        found = [end for end in ends if end is not None and end.round > self._newest]
-        if not found:
+        newer = [end for end in ends if end is not None and end.round > self._newest]
+        if not newer:
             return iter(())
-        one = min(found, key=lambda found: found.round)
+        checkpoint = min(newer, key=lambda end: end.round)
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
         try:
-            for path in sorted(one.path.iterdir()):
+            for path in sorted(checkpoint.path.iterdir()):
                 os.link(path, self._scratch / path.name)
         except FileNotFoundError:  # the node has newer ones, and removed this one
             return iter(())
-        self._newest = one.round
-        return _parts_of_checkpoint(one.round, self._scratch)
+        self._newest = checkpoint.round
+        return _parts_of_checkpoint(checkpoint.round, self._scratch)
 
 
 class MirrorReceiver:

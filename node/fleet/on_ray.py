@@ -129,7 +129,7 @@ def share_of(machines: Sequence[ClusterMachine], nodes: int, memory: int = 0, *,
             f"not {nodes}: use a smaller model, or fewer nodes"
         )
     on_each = 1  # processor
-    while sum(min(int(one.cpus * on_each), most) for one, most in zip(machines, room, strict=True)) < nodes:
+    while sum(min(int(machine.cpus * on_each), most) for machine, most in zip(machines, room, strict=True)) < nodes:
         on_each += 1
     return NodeShare(_part((1 - SPARE) / on_each), 0.0, memory, math.ceil(nodes / len(machines)))
 
@@ -145,10 +145,10 @@ def wants_gpu(policy: PolicyConfig, machines: Sequence[ClusterMachine]) -> bool:
     Raises:
         UserError: it is told to, and there is none.
     """
-    there = any(machine.gpus >= 1 for machine in machines)
-    if policy.device == "cuda" and not there:
+    any_gpu = any(machine.gpus >= 1 for machine in machines)
+    if policy.device == "cuda" and not any_gpu:
         raise UserError("policy.device is 'cuda', and no machine of the cluster has a GPU: use 'auto' or 'cpu'")
-    return there and (policy.device == "cuda" or (policy.device == "auto" and policy.model != "builtin"))
+    return any_gpu and (policy.device == "cuda" or (policy.device == "auto" and policy.model != "builtin"))
 
 
 def able(machines: Sequence[ClusterMachine], *, gpu: bool) -> list[ClusterMachine]:
@@ -157,10 +157,10 @@ def able(machines: Sequence[ClusterMachine], *, gpu: bool) -> list[ClusterMachin
     Raises:
         UserError: there is none.
     """
-    found = [machine for machine in machines if machine.cpus > 0 and (machine.gpus >= 1 or not gpu)]
-    if not found:
+    chosen = [machine for machine in machines if machine.cpus > 0 and (machine.gpus >= 1 or not gpu)]
+    if not chosen:
         raise UserError(f"no machine of the cluster has a processor{' and a GPU' if gpu else ''}: see `ray status`")
-    return found
+    return chosen
 
 
 class RaySwarm:
@@ -193,9 +193,9 @@ class RaySwarm:
 
     def _settle(self, given: NodeConfig, share: NodeShare) -> Fitted:
         look = self._ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1)(_settle_there)
-        found = look.remote(given.model_dump(mode="json", exclude_unset=True), self._files, share.beside)
+        settled = look.remote(given.model_dump(mode="json", exclude_unset=True), self._files, share.beside)
         try:
-            return self._ray.get(found, timeout=PLACED_S)
+            return self._ray.get(settled, timeout=PLACED_S)
         except self._ray.exceptions.GetTimeoutError:
             raise UserError(
                 f"no machine of the cluster had room for a node within {PLACED_S:.0f} s: see `ray status`"

@@ -165,8 +165,8 @@ def _texts(settings: Any) -> Iterator[str]:
 
 def _path_and_rest(text: str) -> tuple[str, str]:
     """Split what may name a function or a class of a file, as FILE.py:NAME."""
-    found = FUNCTION_FILE.fullmatch(text)
-    return (text, "") if found is None else (found[1], found[2] + found[3])
+    match = FUNCTION_FILE.fullmatch(text)
+    return (text, "") if match is None else (match[1], match[2] + match[3])
 
 
 def _is_local(text: str) -> bool:

@@ -59,13 +59,15 @@ def write_report(out: Path, alone: Path | None = None) -> Path:
 
 def read_nodes(out: Path) -> dict[str, NodeRecords]:
     """Return what the nodes of the run in `out` left, n2 before n10."""
+    folders = [path for path in (out / "nodes").glob("*") if path.is_dir()]
+    folders.sort(key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
     return {
         folder.name: NodeRecords(
             read_metrics(folder / "metrics.jsonl"),
             read_metrics(folder / EVALUATIONS_FILE),
             read_with_older(folder / ROLLOUTS_FILE),
         )
-        for folder in _node_folders(out)
+        for folder in folders
     }
 
 
@@ -100,7 +102,7 @@ def render_report(
         reward_plot=Markup(plots.plot_reward(metrics)) if started else "",
         evaluation_plot=_evaluation_plot(nodes),
         comparison_plot=_comparison_plot(nodes, alone or {}),
-        compared=_compared(swarm, alone or {}),
+        compared={"this run": swarm, ALONE: _summaries(alone)[1]} if alone else {},
         tasks_plot=Markup(plots.plot_tasks(metrics)) if plots.tasks_asked(metrics) else "",
         samples=pick_samples(nodes),
         signals_plot=Markup(plots.plot_signals(metrics)) if started else "",
@@ -113,18 +115,18 @@ def render_report(
 
 def pick_samples(nodes: Mapping[str, NodeRecords]) -> dict[str, tuple[list[ShownQuestion], list[ShownQuestion]]]:
     """Return the earliest and the latest own groups of each task that any node kept; of the tasks kept most often."""
-    found: dict[str, list[ShownQuestion]] = {}
+    by_task: dict[str, list[ShownQuestion]] = {}
     for node, files in nodes.items():
         groups: dict[tuple[Any, ...], list[Row]] = {}
         for row in files.rollouts:
             if row.get("whose") == OWN:
                 groups.setdefault((row["round"], str(row.get("task")), row.get("seed")), []).append(row)
         for (round_number, task, _), rows in groups.items():
-            found.setdefault(task, []).append(
+            by_task.setdefault(task, []).append(
                 ShownQuestion(node, round_number, str(rows[0].get("question")), _shown(rows))
             )
-    often = sorted(found, key=lambda task: -len(found[task]))[:MAX_TASKS]
-    ordered = {task: sorted(found[task], key=lambda one: one.round) for task in sorted(often)}
+    often = sorted(by_task, key=lambda task: -len(by_task[task]))[:MAX_TASKS]
+    ordered = {task: sorted(by_task[task], key=lambda question: question.round) for task in sorted(often)}
     return {task: (samples[:SAMPLES], samples[SAMPLES:][-SAMPLES:]) for task, samples in ordered.items()}
 
 
@@ -149,7 +151,9 @@ def _summaries(nodes: Mapping[str, NodeRecords]) -> tuple[dict[str, Summary], Su
 def _evaluation_plot(nodes: Mapping[str, NodeRecords]) -> str:
     files = [(node.metrics, node.evaluations) for node in nodes.values()]
     scores = {
-        one.title: one.name.removeprefix("eval/") for one in shown_in(Display.REPORT) if one.name.startswith("eval/")
+        metric.title: metric.name.removeprefix("eval/")
+        for metric in shown_in(Display.REPORT)
+        if metric.name.startswith("eval/")
     }
     curves = {title: curve for title, key in scores.items() if (curve := evaluation_curve(files, key))}
     return Markup(plots.plot_evaluations(curves)) if curves else ""
@@ -163,23 +167,11 @@ def _comparison_plot(nodes: Mapping[str, NodeRecords], alone: Mapping[str, NodeR
     return Markup(plots.plot_comparison(curves)) if all(curves.values()) else ""
 
 
-def _compared(swarm: Summary, alone: Mapping[str, NodeRecords]) -> dict[str, Summary]:
-    return {"this run": swarm, ALONE: _summaries(alone)[1]} if alone else {}
-
-
 def _total_rejected(summaries: Iterable[Summary]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for summary in summaries:
         total.update(summary["rejected"])
     return {reason: count for reason, count in total.most_common() if count}
-
-
-def _node_folders(out: Path) -> list[Path]:
-    """Return the nodes' folders, n2 before n10."""
-    found = [path for path in (out / "nodes").glob("*") if path.is_dir()]
-    return sorted(
-        found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-    )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

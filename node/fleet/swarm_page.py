@@ -33,7 +33,7 @@ class SwarmPage:
         self._ask = ask
         self._folders = folders
         self._processes: Mapping[str, dict[str, Any]] = {}
-        self._said: dict[str, dict[str, Any]] = {}
+        self._statuses: dict[str, dict[str, Any]] = {}
 
     def show(self, children: Sequence[NodeProcess]) -> None:
         """Take the supervisor's news; cheap, and called a few times a second."""
@@ -47,15 +47,15 @@ class SwarmPage:
         for name, folder in self._folders.items():
             if self._processes.get(name, {}).get("state") in (NodeState.STARTING, NodeState.RUNNING):
                 try:
-                    self._said[name] = self._ask(folder, PATIENCE_S)
+                    self._statuses[name] = self._ask(folder, PATIENCE_S)
                 except UserError:  # it begins, ends or is stopped: what it said last has its time with it
                     continue
 
     def state(self) -> dict[str, Any]:
         """Return what the page shows."""
-        processes, said = self._processes, dict(self._said)
+        processes, statuses = self._processes, dict(self._statuses)
         nodes = [
-            {"name": name, **processes.get(name, {"state": NodeState.WAITING}), "status": said.get(name)}
+            {"name": name, **processes.get(name, {"state": NodeState.WAITING}), "status": statuses.get(name)}
             for name in self._folders
         ]
         return {"title": self._title, "time": time.time(), "nodes": nodes}
