@@ -157,9 +157,9 @@ class BackgroundHandler(QueueHandler):
 
     def _say_dropped(self) -> None:
         if self._dropped:
-            said = f"{self._dropped} lines are missing here: what is logged could not be written as fast"
+            text = f"{self._dropped} lines are missing here: what is logged could not be written as fast"
             self._dropped = 0
-            self._put(self.prepare(logging.LogRecord(__name__, logging.WARNING, __file__, 0, said, None, None)))
+            self._put(self.prepare(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)))
 
     def _put(self, line: logging.LogRecord) -> None:
         if self._listener is None:

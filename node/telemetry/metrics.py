@@ -99,11 +99,11 @@ class MetricsTail:
     def poll(self) -> list[Row]:
         """Return the rows since the last call; none while the file does not exist."""
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except FileNotFoundError:
             return []
         rest = b""
-        if self._file is None or os.fstat(self._file.fileno()).st_ino != found.st_ino or found.st_size < self._offset:
+        if self._file is None or os.fstat(self._file.fileno()).st_ino != status.st_ino or status.st_size < self._offset:
             rest = self._read() if self._file is not None else b""  # it was moved out of the way with new rows in it
             self.close()
             self._file = self._path.open("rb")

@@ -69,7 +69,7 @@ def plot_reward(nodes: Nodes) -> str:
     """Draw reward over rounds, smoothed, a line for each node and a heavy one for their mean."""
     with _style("reward"):
         figure, axes = _figure(3.6)
-        lines = {name: _reward_line(rows) for name, rows in nodes.items() if rows}
+        lines = {name: _key_line(rows, "reward") for name, rows in nodes.items() if rows}
         named = len(lines) <= MAX_NAMED
         for index, (name, line) in enumerate(lines.items()):
             label = name if named else f"each of {len(lines)} nodes" if index == 0 else None
@@ -129,8 +129,8 @@ def plot_tasks(nodes: Nodes) -> str:
 
 def tasks_asked(nodes: Nodes) -> list[str]:
     """Return the names of the tasks that were asked, most often asked first."""
-    found = Counter(task for rows in nodes.values() for row in rows for task in TASKS.found_in(row))
-    return [task for task, _ in found.most_common()]
+    counts = Counter(task for rows in nodes.values() for row in rows for task in TASKS.found_in(row))
+    return [task for task, _ in counts.most_common()]
 
 
 def plot_signals(nodes: Nodes) -> str:
@@ -226,10 +226,6 @@ def _plain(text: str) -> str:
 def _floor(axes: Any) -> float:
     """Return where rewards begin: at 0, or below it at the lowest."""
     return min(0.0, float(axes.dataLim.ymin))
-
-
-def _reward_line(rows: Sequence[Row]) -> Line:
-    return _key_line(rows, "reward")
 
 
 def _key_line(rows: Sequence[Row], key: str) -> Line:

@@ -73,12 +73,12 @@ def _rows(number: int, whose: str, age: float, group: Group) -> list[Row]:
             "task": group.task.name,
             "seed": group.seed,
             "question": _cut(group.question),
-            "text": _cut(one.text),
-            **({"texts": list(map(_cut, one.texts))} if len(one.texts) > 1 else {}),
-            "reward": one.reward,
-            "finished": one.finished,
+            "text": _cut(completion.text),
+            **({"texts": list(map(_cut, completion.texts))} if len(completion.texts) > 1 else {}),
+            "reward": completion.reward,
+            "finished": completion.finished,
         }
-        for one in kept
+        for completion in kept
     ]
 
 

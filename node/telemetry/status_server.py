@@ -149,10 +149,10 @@ def family(metric: Metric, value: Any) -> Family:
     """Return an exported metric as Prometheus has it; `value` is a number, or a table of numbers by its label."""
     kind = CounterMetricFamily if metric.combine is Combine.COUNTER else GaugeMetricFamily
     text = f"{metric.meaning[0].upper()}{metric.meaning[1:]}"
-    made = kind(PREFIX + metric.exported, text, labels=[metric.label] if metric.label else [])
-    for labels, one in [([name], one) for name, one in sorted(value.items())] if metric.label else [([], value)]:
-        made.add_metric(labels, one)
-    return made
+    exported = kind(PREFIX + metric.exported, text, labels=[metric.label] if metric.label else [])
+    for label, number in sorted(value.items()) if metric.label else [("", value)]:
+        exported.add_metric([label] if metric.label else [], number)
+    return exported
 
 
 @contextmanager
@@ -191,8 +191,8 @@ def ask(folder: Path, timeout: float = TIMEOUT_S) -> Tree:
     place = folder / OBSERVE_FILE
     down = UserError(f"no node is running in {folder}: start one with `gossamer node --state {for_shell(folder)}`")
     try:
-        found = json.loads(place.read_text())
-        host, port, token = str(found["host"]), int(found["port"]), str(found.get("token", ""))
+        recorded = json.loads(place.read_text())
+        host, port, token = str(recorded["host"]), int(recorded["port"]), str(recorded.get("token", ""))
     except FileNotFoundError:
         if is_held(folder):
             raise UserError(
@@ -217,6 +217,6 @@ def ask(folder: Path, timeout: float = TIMEOUT_S) -> Tree:
         raise UserError(f"the node in {folder} does not answer ({error}): is it stopped, or very busy?") from None
     finally:
         connection.close()
-    if not isinstance(tree, dict) or tree.get("pid") != found.get("pid"):
+    if not isinstance(tree, dict) or tree.get("pid") != recorded.get("pid"):
         raise down  # the port is another program's by now
     return tree

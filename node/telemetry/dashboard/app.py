@@ -97,7 +97,7 @@ def make_app(site: Site, closing: Event, hosts: frozenset[str], token: str = "")
         return PlainTextResponse("ok\n" if well else "the network failed\n", HTTPStatus.OK if well else 503)
 
     async def refusals(_: Request) -> Response:
-        return JSONResponse({key: {"means": one, "blameless": key in BLAMELESS} for key, one in MEANINGS.items()})
+        return JSONResponse({key: {"means": text, "blameless": key in BLAMELESS} for key, text in MEANINGS.items()})
 
     async def plots(_: Request) -> Response:
         return JSONResponse(curves())

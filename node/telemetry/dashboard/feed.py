@@ -90,8 +90,8 @@ def thinned(rows: Sequence[Row], points: int) -> Iterator[Row]:
     step = -(-len(rows) // points) or 1
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        said = {metric.name: recent(metric, part) for metric in SHOWN}
-        yield {"round": part[-1]["round"], **{name: value for name, value in said.items() if value is not None}}
+        means = {metric.name: recent(metric, part) for metric in SHOWN}
+        yield {"round": part[-1]["round"], **{name: value for name, value in means.items() if value is not None}}
 
 
 def _scores(row: Row) -> Row:
