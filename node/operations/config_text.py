@@ -45,7 +45,7 @@ def _table(
         unset = "# " if only_what_is_set and key not in section.model_fields_set else ""
         if isinstance(value, BaseModel):
             tables.append((dotted, value, False))
-        elif _is_tables(value):
+        elif isinstance(value, list) and value and all(isinstance(item, BaseModel) for item in value):
             tables += [(dotted, item, True) for item in value]
         elif not every_key and is_key(dotted) and dotted not in COMMON_KEYS and value == field.default:
             continue
@@ -74,10 +74,6 @@ def _trl_options(given: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator
             yield f"{'' if name in given else '# '}trl.{name} = {toml_value(value)}{comment}"
     yield from (f"trl.{name} = {toml_value(given[name])}" for name in PASSED if name in given)
     yield f"# of TRL as they are: {', '.join(f'trl.{name}' for name in PASSED if name not in given)}"
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, BaseModel) for item in value)
 
 
 def toml_value(value: Any) -> str:

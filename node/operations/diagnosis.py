@@ -86,19 +86,21 @@ def _packages() -> Iterator[Diagnosis]:
             extras.setdefault(wanted.name, wanted)
             continue
         count += 1
-        found = _version(wanted.name)
-        if found is None or not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found or 'missing'}, wants {wanted.specifier}")
+        installed = _version(wanted.name)
+        if installed is None or not wanted.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{wanted.name} {installed or 'missing'}, wants {wanted.specifier}")
     remedy = "pip install --upgrade gossamer, or pip install --editable . in a checkout"
     yield Diagnosis("packages", not wrong, "; ".join(wrong) or f"all {count} within their ranges", do=remedy)
     for extra in EXTRAS:
-        found = _version(extra)
-        fits = found is not None and (extra not in extras or extras[extra].specifier.contains(found, prereleases=True))
+        installed = _version(extra)
+        fits = installed is not None and (
+            extra not in extras or extras[extra].specifier.contains(installed, prereleases=True)
+        )
         install = how_to_install(extra)
-        if found is None:  # nothing is wrong
+        if installed is None:  # nothing is wrong
             yield Diagnosis(extra, True, f"not installed; if you want it: {install}", needed=False)
         else:
-            text = found if fits else f"{found}, wants {extras[extra].specifier}"
+            text = installed if fits else f"{installed}, wants {extras[extra].specifier}"
             yield Diagnosis(extra, fits, text, needed=False, do=install)
 
 
@@ -253,10 +255,10 @@ def examine_model(
     )
     yield from _engine(asked)
     vllm = not missing("vllm", asked.engine)
-    here = detect_machine(vllm=vllm)
-    machines = [here, detect_machine("cpu", vllm=vllm)] if here.gpu else [here]
+    this_machine = detect_machine(vllm=vllm)
+    machines = [this_machine, detect_machine("cpu", vllm=vllm)] if this_machine.gpu else [this_machine]
     if gpu:
-        machines = [Machine(gpu, gpu=True, bf16=True, vllm=here.vllm, nf4=has_bitsandbytes())]
+        machines = [Machine(gpu, gpu=True, bf16=True, vllm=this_machine.vllm, nf4=has_bitsandbytes())]
     machines = [machine._replace(sharers=sharers) for machine in machines]
     for machine in machines:
         yield from _fit(asked, size, machine)

@@ -25,8 +25,8 @@ def task_config(task: str, options: Sequence[str] = ()) -> dict[str, Any]:
     if path.suffix in (".py", ".jsonl", ".csv", ".parquet"):
         kind = "file" if path.suffix == ".py" else "dataset"
         table = {"name": f"{kind}/{_label(path.stem)}", "options": {"path": str(path.absolute())}}
-    if (found := FUNCTION_FILE.fullmatch(task)) is not None:
-        table = {"name": f"environment/{_label(Path(found[1]).stem)}", "options": {"factory": task}}
+    if (match := FUNCTION_FILE.fullmatch(task)) is not None:
+        table = {"name": f"environment/{_label(Path(match[1]).stem)}", "options": {"factory": task}}
         anchored_tasks(table)
     for option in options:
         apply_override(table["options"], option, "--option")
@@ -46,16 +46,16 @@ def tasks_given(
         UserError: --reward without --data, or --data without --reward and without an environment; a weight
             that is no number.
     """
-    made = [task_config(task, options) for task in tasks or []]
-    environments = [one for one in made if "factory" in one["options"]]
+    tables = [task_config(task, options) for task in tasks or []]
+    environments = [table for table in tables if "factory" in table["options"]]
     if bool(rewards or (environments and rows)) != bool(rows):
         hint = f"--task {rows} asks what it holds" if rows else "name the rows that it pays"
         raise UserError(f"--reward and --data go together: {hint}")
     path = Path(rows or "")
     source, label = ("path", path.stem) if path.suffix else ("hub", rows or "")
-    for one in environments if rows else []:
-        one["options"][source] = rows
-        anchored_tasks(one)
+    for environment in environments if rows else []:
+        environment["options"][source] = rows
+        anchored_tasks(environment)
     if rewards and rows:
         name = f"rewards/{_label(label)}"
         functions, weights = zip(*map(_weighted, rewards), strict=True)
@@ -64,16 +64,16 @@ def tasks_given(
             table["options"]["weights"] = [1.0 if weight is None else weight for weight in weights]
         for option in options:
             apply_override(table["options"], option, "--option")
-        made.append(anchored_tasks(table))
-    return made
+        tables.append(anchored_tasks(table))
+    return tables
 
 
 def _weighted(reward: str) -> tuple[str, float | None]:
     """Return the function that is given by its name, or by NAME=WEIGHT, and its weight."""
-    found = WEIGHTED.fullmatch(reward)
-    if found is None:
+    match = WEIGHTED.fullmatch(reward)
+    if match is None:
         return reward, None
-    function, text = found.groups()
+    function, text = match.groups()
     try:
         weight = float(text)
     except ValueError:

@@ -8,7 +8,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from node.config import NodeConfig, ObserveConfig
+from node.config import NodeConfig
 from node.engines.missing import missing
 from node.errors import UserError
 from node.policy.detection import check_bits, check_policy, check_trackers
@@ -31,8 +31,22 @@ def check_first(config: NodeConfig, folder: Path) -> None:
 
 def check_place(config: NodeConfig, folder: Path) -> None:
     """Raise `UserError` for a full disk, or a busy port of the page."""
-    _check_disk(folder)
-    _check_page(config.observe)
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    usage = shutil.disk_usage(existing)
+    if usage.total and usage.free < LEAST_DISK:  # what is no disk has no size either
+        raise UserError(
+            f"the disk that holds {folder} is full ({usage.free / 1e6:.0f} MB are free): free some space, or choose "
+            "another folder"
+        )
+    page = config.observe
+    if page.enabled and page.port:
+        family = socket.AF_INET6 if ":" in page.host else socket.AF_INET
+        try:
+            socket.create_server((page.host, page.port), family=family).close()
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {page.host}:{page.port} ({error.strerror}): set observe.port=0, or another"
+            ) from None
 
 
 def check_means(config: NodeConfig) -> None:
@@ -42,28 +56,6 @@ def check_means(config: NodeConfig) -> None:
     check_trackers(config.trainer.options.report_to)
     if lacks := missing(config.engine.kind, config.engine):
         raise UserError(lacks)
-
-
-def _check_disk(folder: Path) -> None:
-    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    usage = shutil.disk_usage(existing)
-    if usage.total and usage.free < LEAST_DISK:  # what is no disk has no size either
-        raise UserError(
-            f"the disk that holds {folder} is full ({usage.free / 1e6:.0f} MB are free): free some space, or choose "
-            "another folder"
-        )
-
-
-def _check_page(config: ObserveConfig) -> None:
-    if not config.enabled or not config.port:
-        return
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        socket.create_server((config.host, config.port), family=family).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {config.host}:{config.port} ({error.strerror}): set observe.port=0, or another"
-        ) from None
 
 
 def check_unhidden(folder: Path) -> None:

@@ -156,20 +156,20 @@ def memory_of(folder: Path, forget: Sequence[str] = (), verb: str = "node") -> M
 def _anew(settings: Mapping[str, Any]) -> str:
     """Return the options of a start with new settings, of the same model on the same tasks."""
     kept = flatten(understood(settings))
-    told = [shlex.quote(f"{key}={toml_value(kept[key])}") for key in TRAINED if key in kept]
-    return " ".join(["--forget all", *(f"--set {setting}" for setting in told)])
+    chosen = [shlex.quote(f"{key}={toml_value(kept[key])}") for key in TRAINED if key in kept]
+    return " ".join(["--forget all", *(f"--set {setting}" for setting in chosen)])
 
 
 def _place(settings: Mapping[str, Any], key: str) -> str:
     """Return as much of dotted `key` as leads to a value, or a table, in `settings`."""
-    found: list[str] = []
+    names: list[str] = []
     inner: Any = settings
     for name in key.split("."):
         if not isinstance(inner, Mapping) or name not in inner:
             break
-        found.append(name)
+        names.append(name)
         inner = inner[name]
-    return ".".join(found)
+    return ".".join(names)
 
 
 def asked(
@@ -180,9 +180,9 @@ def asked(
     for key, value in named.items():
         if value is not None:
             put(tree, key, value)
-    said = flatten(tree)
+    given = flatten(tree)
     for key, value in NAMED_PRESETS[preset].items() if preset else ():
-        if key not in said:
+        if key not in given:
             put(tree, key, value)
     return tree
 

@@ -76,17 +76,12 @@ def find_trained(model: str, settings: Sequence[str] | None, tasks: Sequence[str
         tree["tasks"] = [task_config(task) for task in tasks]
     config = parse_config(tree)
     if node is None:  # which would have recorded the lengths that it trained with
-        config = _with_lengths(config)
+        from node.operations.presets import preset_for
+
+        choices = preset_for(config)
+        config = fill(config, {key: choice.value for key, choice in choices.items() if key.startswith("engine.max_")})
     trained_on = parse_config({"tasks": recorded["tasks"]}).tasks if "tasks" in recorded else []
     return Trained(config, base, adapters, node, _round(checkpoint), trained_on)
-
-
-def _with_lengths(config: NodeConfig) -> NodeConfig:
-    """Return `config` with the lengths that a node would train its model with."""
-    from node.operations.presets import preset_for
-
-    choices = preset_for(config)
-    return fill(config, {key: choice.value for key, choice in choices.items() if key.startswith("engine.max_")})
 
 
 def _locate(model: str) -> tuple[Path | None, Path | None]:
