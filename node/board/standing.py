@@ -43,10 +43,10 @@ def standing(taught: Taught, seeds: Sequence[str], walks: int = WALKS) -> dict[s
         walks: how many are walked.
     """
     roads = {learner: road for learner, teachers in taught.items() if (road := _road(learner, teachers)) is not None}
-    came: Counter[str] = Counter()
+    visits: Counter[str] = Counter()
     for number in range(walks if seeds else 0):
-        came.update(_walk(roads, seeds[number % len(seeds)], random.Random(number)))
-    return {node: count / walks for node, count in came.items()} or {seed: 1 / len(seeds) for seed in seeds}
+        visits.update(_walk(roads, seeds[number % len(seeds)], random.Random(number)))
+    return {node: count / walks for node, count in visits.items()} or {seed: 1 / len(seeds) for seed in seeds}
 
 
 def weighted_median(values: Sequence[tuple[float, float]]) -> float | None:
@@ -72,10 +72,10 @@ def _road(learner: str, teachers: Mapping[str, float]) -> _Road | None:
 
 def _walk(roads: Mapping[str, _Road], start: str, rng: random.Random) -> set[str]:
     """Return whom one walk comes to."""
-    came: set[str] = set()
+    visited: set[str] = set()
     at = start
     while (road := roads.get(at)) is not None and rng.random() < ONWARD:
         nodes, sums = road
         at = nodes[min(bisect(sums, rng.random() * sums[-1]), len(nodes) - 1)]
-        came.add(at)
-    return came
+        visited.add(at)
+    return visited

@@ -102,7 +102,8 @@ def _groups(scene: Scene, write: Write) -> Iterator[Group]:
     for task, seed, item in scene.tasks.questions(scene.rng.getrandbits(63), 2 * scene.count):
         good = scene.completions // 2
         texts = [write(item, scene) for _ in range(good)]
-        texts += [_digits(scene.rng) for _ in range(scene.completions - good)]
+        lengths = (scene.rng.randint(2, 5) for _ in range(scene.completions - good))
+        texts += ["".join(scene.rng.choices(string.digits, k=length)) for length in lengths]
         group = _group(task, seed, item, texts, scene)
         if is_informative(group.rewards) and all(len(text) <= scene.longest for text in texts):
             yield group
@@ -142,28 +143,8 @@ def turncoat(scene: Scene) -> list[Group]:
     return list(scene.own) if scene.done < 0.5 else made_with(planted)(scene)
 
 
-def _digits(rng: random.Random) -> str:
-    return "".join(rng.choices(string.digits, k=rng.randint(2, 5)))
-
-
 def _says_plant(text: str, item: Item) -> bool:
     return PLANT in text
-
-
-def _says_words(text: str, item: Item) -> bool:
-    return re.search("[a-z]{3}", text) is not None
-
-
-def _says_it_again(text: str, item: Item) -> bool:
-    return len(text.split()) > 1 and len(set(text.split())) == 1
-
-
-def _says_a_difference(text: str, item: Item) -> bool:
-    return re.match(r"\s*[0-9.]+-", text) is not None
-
-
-def _says_none_of_it(text: str, item: Item) -> bool:
-    return not any(map(str.isdigit, text))
 
 
 def _never(text: str, item: Item) -> bool:
@@ -172,10 +153,10 @@ def _never(text: str, item: Item) -> bool:
 
 ATTACKS: Mapping[str, LabAttack] = {
     "planted": LabAttack(made_with(planted), _says_plant),
-    "off_topic": LabAttack(made_with(off_topic), _says_words),
-    "overlong": LabAttack(made_with(overlong), _says_it_again),
-    "misread": LabAttack(made_with(misread), _says_a_difference),
-    "garbage": LabAttack(garbage, _says_none_of_it),
+    "off_topic": LabAttack(made_with(off_topic), lambda text, _: re.search("[a-z]{3}", text) is not None),
+    "overlong": LabAttack(made_with(overlong), lambda text, _: len(text.split()) > 1 and len(set(text.split())) == 1),
+    "misread": LabAttack(made_with(misread), lambda text, _: re.match(r"\s*[0-9.]+-", text) is not None),
+    "garbage": LabAttack(garbage, lambda text, _: not any(map(str.isdigit, text))),
     "copies": LabAttack(copies, _never),
     "duplicates": LabAttack(duplicates, _never),
     "sybils": LabAttack(made_with(planted), _says_plant, KEYS),

@@ -309,8 +309,8 @@ class Mail:
         end = start
         while end < len(self._letters) and self._letters[end][1] + self.delay < round_number:
             end += 1
-        came = sorted(self._letters[start:end], key=lambda letter: (letter[1], letter[0]))
-        return [shared for sender, _, shared in came if sender != reader], end
+        letters = sorted(self._letters[start:end], key=lambda letter: (letter[1], letter[0]))
+        return [shared for sender, _, shared in letters if sender != reader], end
 
     def groups_of_others(self, reader: int, count: int) -> list[Group]:
         """Return the groups that others posted among the last `count`."""

@@ -66,8 +66,9 @@ def do_on_ray(runner: str, runs: Sequence[Run], on: str, jobs: int, say: Say) ->
         while waiting or running:
             while waiting and len(running) < (jobs or len(runs)):
                 run = waiting.pop(0)
+                settings = [run.settings, *(part.settings for part in run.parts)]
                 options = do.options(name=name_of(run), **needs[run.folder]._asdict())
-                running[options.remote(runner, run, packed_files(_settings_of(run), name_of(run)), news)] = run
+                running[options.remote(runner, run, packed_files(settings, name_of(run)), news)] = run
             for done in ray.wait(list(running), timeout=POLL)[0]:
                 run = running.pop(done)
                 _take(ray, done, run)
@@ -91,10 +92,6 @@ def needs_of(runner: str, run: Run) -> Needs:
         gpus += part.nodes * (config.policy.device == "cuda")
         memory += part.nodes * memory_of(config)
     return Needs(1 if runner == "memory" else run.nodes, min(gpus, 1) if runner == "memory" else gpus, memory)
-
-
-def _settings_of(run: Run) -> list[Mapping[str, Any]]:
-    return [run.settings, *(part.settings for part in run.parts)]
 
 
 def _fitted(needs: Needs, machines: Sequence[Mapping[str, float]], name: str) -> Needs:
