@@ -38,7 +38,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node.config import NodeConfig, flatten, parse_config
+from node.config import NodeConfig, flatten, parse_config, put
 from node.errors import UserError
 from node.operations.config_text import to_toml
 from node.operations.given import anchored_tasks, read_invite, task_config
@@ -113,15 +113,15 @@ class Node:
         self._loaded: tuple[Path | None, Policy, NodeConfig] | None = None  # for `generate`, `evaluate` and scripts
         self._settled(None)
 
-    def _name(self, one: Reward) -> str:
+    def _name(self, function: Reward) -> str:
         """Return how the table of a task names a function or class; one of this process alone is kept here."""
-        spec = one if isinstance(one, str) else spec_of(one)
+        spec = function if isinstance(function, str) else spec_of(function)
         if spec is None:
-            spec = f"{HERE}:{getattr(one, '__name__', type(one).__name__)}"
+            spec = f"{HERE}:{getattr(function, '__name__', type(function).__name__)}"
             if spec in self._functions:
                 raise UserError(f"two functions are called {spec.removeprefix(f'{HERE}:')!r}: rename one")
-            assert not isinstance(one, str)
-            self._functions[spec] = one
+            assert not isinstance(function, str)
+            self._functions[spec] = function
         return spec
 
     def _rows_table(
@@ -277,7 +277,8 @@ class Node:
         if max_tokens is not None:
             sampling = replace(sampling, max_completion_length=max_tokens)
         prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
-        return [[made.text for made in group] for group in in_process(policy).generate(prompts, n, sampling, seed)]
+        groups = in_process(policy).generate(prompts, n, sampling, seed)
+        return [[completion.text for completion in group] for group in groups]
 
     def evaluate(self, count: int = 100, completions: int = 0, seed: int | None = None) -> dict[str, Any]:
         """Score the policy on `count` held-out questions of each task, as `gossamer eval --json` does.
@@ -295,7 +296,7 @@ class Node:
         kinds = {"greedy": self.answered(count, 0, seed)}
         if completions:
             kinds["sampled"] = self.answered(count, completions, seed)
-        return {kind: score(SEED if seed is None else seed, found).as_dict() for kind, found in kinds.items()}
+        return {kind: score(SEED if seed is None else seed, answers).as_dict() for kind, answers in kinds.items()}
 
     def answered(self, count: int, completions: int = 0, seed: int | None = None) -> "Answers":
         """Return scored answers to `count` held-out questions of each task, `completions` to each, or the likeliest.
@@ -408,7 +409,7 @@ class Swarm:
         tree: dict[str, Any] = {}
         for key, value in like._named.items():
             if value is not None:
-                _put(tree, key, value)
+                put(tree, key, value)
         with tempfile.TemporaryDirectory() as folder:
             config = Path(folder) / "swarm.toml"
             config.write_text(to_toml(parse_config(tree), only_what_is_set=True))
@@ -416,13 +417,13 @@ class Swarm:
             main = "import sys; from node.cli import main; sys.exit(main())"
             command = [sys.executable, "-c", main, *map(str, words)]
             path = os.pathsep.join(filter(None, sys.path))
-            with (Path(folder) / "said").open("w+") as said:
+            with (Path(folder) / "output").open("w+") as output:
                 child = subprocess.Popen(
-                    command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}
+                    command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}
                 )
                 self._follow(child, callbacks)
-                said.seek(0)
-                lines = said.read().splitlines()
+                output.seek(0)
+                lines = output.read().splitlines()
         if child.returncode:
             raise UserError(lines[-1].removeprefix("error: ") if lines else f"the run ended with {child.returncode}")
         return self.nodes
@@ -474,13 +475,6 @@ def _label(data: Rows) -> str:
     return "rows"
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *tables, last = key.split(".")
-    for table in tables:
-        tree = tree.setdefault(table, {})
-    tree[last] = value
-
-
 def _as_callbacks(callbacks: Sequence[Any], folder: Path) -> list[Any]:
     """Return callbacks of transformers for all, those included that want a round's metrics."""
     from transformers import TrainerCallback
@@ -499,8 +493,8 @@ def _as_callbacks(callbacks: Sequence[Any], folder: Path) -> list[Any]:
                     control.should_training_stop = control.should_save = True
             return control
 
-    made = [
+    functions = [
         callback() if isinstance(callback, type) and issubclass(callback, TrainerCallback) else callback
         for callback in callbacks
     ]
-    return [one if isinstance(one, TrainerCallback) else Telling(one) for one in made]
+    return [function if isinstance(function, TrainerCallback) else Telling(function) for function in functions]

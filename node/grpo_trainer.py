@@ -104,14 +104,14 @@ class GRPOTrainer:
         reward_range: tuple[float, float] | None = None,
         **others: Any,
     ) -> None:
-        said = model_said(args, peft_config, quantization_config)
+        of_model = model_said(args, peft_config, quantization_config)
         tables = {name: value for name, value in others.items() if name in NodeConfig.model_fields}
         complaints = [
             *_complaints(model, reward_funcs, train_dataset, eval_dataset, environment_factory),
             *_complaints_about_callbacks(callbacks or ()),
             *_complaints_about_names(others.keys() - tables.keys(), others),
             *(complaints_about(args) if args is not None else ()),
-            *said.complaints,
+            *of_model.complaints,
         ]
         rows = train_dataset if isinstance(train_dataset, str | Path | Mapping) else list(train_dataset or ())
         if args is not None and args.max_steps <= 0 and isinstance(rows, str | Path):
@@ -121,7 +121,8 @@ class GRPOTrainer:
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.callbacks = list(callbacks or ())
         self.rounds = rounds_of(args, rows)
-        self._tests = _test(eval_dataset)
+        is_source = eval_dataset is None or isinstance(eval_dataset, str | Path)
+        self._tests: Rows | None = eval_dataset if is_source else list(eval_dataset)
         self._evaluates = evaluates(args, self.rounds) if args is not None else None
         self._trained: list[Row] = []
         functions = [] if environment_factory and reward_funcs is None else _functions(reward_funcs)
@@ -134,7 +135,7 @@ class GRPOTrainer:
         if args is not None:
             tests = len(self._tests) if isinstance(self._tests, list) else 0
             settings = merge(settings_of(args, self.rounds, None if eval_dataset is None else tests), settings)
-        settings = merge(merge(settings, {"policy": said.policy} if said.policy else {}), tables)
+        settings = merge(merge(settings, {"policy": of_model.policy} if of_model.policy else {}), tables)
         self.node = Node(
             model,
             rewards=functions,
@@ -148,7 +149,8 @@ class GRPOTrainer:
             **settings,
         )
         unused = without_effect(args) if args is not None else []
-        for line in [*said.notes, *([f"GRPOConfig: without effect here: {', '.join(unused)}"] if unused else [])]:
+        notes = [f"GRPOConfig: without effect here: {', '.join(unused)}"] if unused else []
+        for line in (*of_model.notes, *notes):
             _say(line)
 
     def train(self, resume_from_checkpoint: Any = None) -> "TrainOutput":
@@ -183,17 +185,17 @@ class GRPOTrainer:
             if done:
                 _say(f"{self.node.folder} goes on after round {done} of {self.rounds}")
             rows = self.node.train_to(self.rounds, self.callbacks, Decided(self._evaluates, self._described))
-        made = sum(int(row.get("generated", 0)) for row in rows)
-        metrics = speed_metrics("train", began, num_samples=made or None, num_steps=len(rows) or None)
+        generated = sum(int(row.get("generated", 0)) for row in rows)
+        metrics = speed_metrics("train", began, num_samples=generated or None, num_steps=len(rows) or None)
         losses = [row["loss"] for row in rows if isinstance(row.get("loss"), int | float)]
         metrics["train_loss"] = statistics.fmean(losses) if losses else 0.0
         metrics["epoch"] = self.state.epoch
         return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
 
-    def _described(self, policy: "Policy", found: "Answers") -> Row:
+    def _described(self, policy: "Policy", answers: "Answers") -> Row:
         from node.grpo_metrics import evaluation_metrics  # imports torch
 
-        return evaluation_metrics(policy, found, self.args)
+        return evaluation_metrics(policy, answers, self.args)
 
     @property
     def state(self) -> "TrainerState":
@@ -206,11 +208,11 @@ class GRPOTrainer:
         iterations = self.args.num_iterations
         logged = [(row["round"], row) for row in self.node.metrics]
         for row in read_with_older(Path(self.node.folder) / EVALUATIONS_FILE):
-            found = {f"eval_{name}": value for name, value in row.get("described", {}).items()}
-            logged += [(row["round"], found)] if found else []
+            scores = {f"eval_{name}": value for name, value in row.get("described", {}).items()}
+            logged += [(row["round"], scores)] if scores else []
         history = [
             {**{key: value for key, value in row.items() if isinstance(value, int | float)}, **self._place(done)}
-            for done, row in sorted(logged, key=lambda one: one[0])
+            for done, row in sorted(logged, key=lambda entry: entry[0])
         ]
         _, done = self.node.checkpoint
         return TrainerState(
@@ -265,12 +267,12 @@ class GRPOTrainer:
         began = time.time()
         count = len(self._tests) if isinstance(self._tests, list) else EVALUATED
         completions = getattr(self.args, "num_generations_eval", None) or self.args.num_generations
-        found = self.node.answered(count, completions)
-        metrics = evaluation_metrics(self.node.policy, found, self.args)
+        answers = self.node.answered(count, completions)
+        metrics = evaluation_metrics(self.node.policy, answers, self.args)
         if not metrics:
             raise UserError("evaluate: no held-out row could be asked and scored")
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        asked = sum(map(len, found.values()))
+        asked = sum(map(len, answers.values()))
         steps = math.ceil(asked * completions / self.args.per_device_eval_batch_size)
         speed = speed_metrics(metric_key_prefix, began, asked, steps)
         return named | speed | {"epoch": self.state.epoch or 0.0}
@@ -337,27 +339,25 @@ def _refuse(complaints: Sequence[str]) -> None:
         raise UserError(f"{len(complaints)} things that GRPOTrainer was given are not taken:{lines}")
 
 
-def _complaints(model: Any, reward_funcs: Any, rows: Any, tests: Any, environment: Any) -> list[str]:
-    """Return a line on each argument that will not do."""
-    found = []
+def _complaints(model: Any, reward_funcs: Any, rows: Any, tests: Any, environment: Any) -> Iterator[str]:
+    """Yield a line on each argument that will not do."""
     if not isinstance(model, str):
-        found.append("model: give its folder or its id; a model that is loaded already is not taken")
+        yield "model: give its folder or its id; a model that is loaded already is not taken"
     if rows is None:
-        found.append("train_dataset: give rows with a prompt")
+        yield "train_dataset: give rows with a prompt"
     elif isinstance(rows, Mapping):
         names = ", ".join(map(str, rows))
-        found.append(f"train_dataset: give one set of rows, such as dataset['train'], not several by name ({names})")
+        yield f"train_dataset: give one set of rows, such as dataset['train'], not several by name ({names})"
     if isinstance(tests, Mapping):
-        found.append("eval_dataset: give one set of rows, not several by name")
+        yield "eval_dataset: give one set of rows, not several by name"
     if environment is not None and not callable(environment):
-        found.append("environment_factory: give one class, not several by name")
+        yield "environment_factory: give one class, not several by name"
     has_functions = environment is None or reward_funcs is not None
-    for one in _functions(reward_funcs) if has_functions else ():
-        if isinstance(one, str) and ":" not in one:
-            found.append(f"reward_funcs: {one!r} would be a reward model, which is not taken: give a function")
-        elif not isinstance(one, str) and (not callable(one) or hasattr(one, "state_dict")):
-            found.append("reward_funcs: give functions of prompts and completions; a reward model is not taken")
-    return found
+    for function in _functions(reward_funcs) if has_functions else ():
+        if isinstance(function, str) and ":" not in function:
+            yield f"reward_funcs: {function!r} would be a reward model, which is not taken: give a function"
+        elif not isinstance(function, str) and (not callable(function) or hasattr(function, "state_dict")):
+            yield "reward_funcs: give functions of prompts and completions; a reward model is not taken"
 
 
 def _complaints_about_callbacks(callbacks: Sequence[Any]) -> Iterator[str]:
@@ -373,14 +373,12 @@ def _complaints_about_callbacks(callbacks: Sequence[Any]) -> Iterator[str]:
             yield f"callbacks: {callback!r} cannot be called"
 
 
-def _complaints_about_names(names: "set[str]", given: Mapping[str, Any]) -> list[str]:
-    found = []
+def _complaints_about_names(names: "set[str]", given: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted(names):
         if name not in NOT_TAKEN:
-            found.append(f"GRPOTrainer has no argument {name!r}")
+            yield f"GRPOTrainer has no argument {name!r}"
         elif given[name] is not None and given[name] != (None, None):
-            found.append(f"{name} of TRL's GRPOTrainer is not taken: {NOT_TAKEN[name]}: leave it out")
-    return found
+            yield f"{name} of TRL's GRPOTrainer is not taken: {NOT_TAKEN[name]}: leave it out"
 
 
 def _default_args(model: str) -> Any:
@@ -426,10 +424,6 @@ def _tokenizer(model: str) -> str | None:
 
 def _functions(reward_funcs: Any) -> list[Any]:
     return list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-
-
-def _test(rows: Any) -> Rows | None:
-    return rows if rows is None or isinstance(rows, str | Path) else list(rows)
 
 
 def rounds_of(args: Any, rows: Any) -> int:
