@@ -294,9 +294,9 @@ def _load(config: TaskConfig) -> Iterator[tuple[Task, float]]:
     from node.tasks import third_party
 
     kind = kind_of(config.name)
-    found = kind.load(config.name, config.options) if kind else []
-    for task in found or [third_party.load_entry_point(config)]:
-        yield task, config.weight / max(len(found), 1)
+    tasks = kind.load(config.name, config.options) if kind else []
+    for task in tasks or [third_party.load_entry_point(config)]:
+        yield task, config.weight / max(len(tasks), 1)
 
 
 Options = Mapping[str, Any]

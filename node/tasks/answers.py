@@ -281,11 +281,11 @@ def _json_lists(text: str, ordered: bool) -> list[list[str]] | None:
         lists = json.loads(text) if len(text) <= MAX_ANSWER else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(lists, list) or not all(isinstance(one, list) for one in lists):
+    if not isinstance(lists, list) or not all(isinstance(words, list) for words in lists):
         return None
-    if not all(isinstance(word, str) for one in lists for word in one):
+    if not all(isinstance(word, str) for words in lists for word in words):
         return None
-    return sorted(one if ordered else sorted(one) for one in lists)
+    return sorted(words if ordered else sorted(words) for words in lists)
 
 
 def _factors(text: str) -> list[int] | None:

@@ -49,10 +49,14 @@ def check(config: TaskConfig, task: Task) -> Iterator[Finding]:
     same = all(digest_elsewhere(config, hash_seed) == digest([config]) for hash_seed in HASH_SEEDS)
     yield Finding(same, f"and in other processes, with PYTHONHASHSEED {' and '.join(HASH_SEEDS)}")
     start = start_of(task)
-    yield _right_answers(task, items) if start is None else _plays_again(start, items)
+    if start is None:
+        yield _right_answers(task, items)
+    else:
+        alike = all(_told(start, item) == _told(start, item) for item in items[:8])
+        yield Finding(alike, "the same turns are answered alike again")
     # A text may be right by chance for one item, and not for all.
     asked = (items[0], next((item for item in items if item.answer != items[0].answer), items[0]))
-    rewards = [min(_reward(task, item, text) for item in asked) for text in RUBBISH]  # in the first turn
+    rewards = [min(task.verify(item, text) or 0.0 for item in asked) for text in RUBBISH]  # in the first turn
     least = min(rewards)
     if line := outside(task):
         yield Finding(True, line)
@@ -104,18 +108,13 @@ def _ms(seconds: float) -> str:
     return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.2g} ms"  # from which on .2g has an exponent
 
 
-def _reward(task: Task, item: Item, text: str) -> float:
-    reward = task.verify(item, text)
-    return 0.0 if reward is None else reward
-
-
 def digest(configs: list[TaskConfig]) -> str:
     """Return a hash over the keys of the tasks and what they make of some seeds."""
-    made = [
+    contents = [
         (*task.key, *(task.make(derive_seed("check", *task.key, index)) for index in range(SEEDS)))
         for task in load_tasks(configs).tasks
     ]
-    return hashlib.sha256(repr(made).encode(errors="backslashreplace")).hexdigest()
+    return hashlib.sha256(repr(contents).encode(errors="backslashreplace")).hexdigest()
 
 
 def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
@@ -133,19 +132,14 @@ def digest_elsewhere(config: TaskConfig, hash_seed: str) -> str:
     return done.stdout.strip()
 
 
-def _plays_again(start: StartEpisode, items: list[Item]) -> Finding:
-    """Play rubbish twice: observations and rewards must be the same."""
-    same = all(_told(start, item) == _told(start, item) for item in items[:8])
-    return Finding(same, "the same turns are answered alike again")
-
-
 def _told(start: StartEpisode, item: Item) -> list[Observation | Done]:
-    environment, told = start(item), []
+    """Return what a game answers to rubbish."""
+    environment, turns = start(item), []
     for text in RUBBISH:
-        told.append(step(environment, text))
-        if isinstance(told[-1], Done):
+        turns.append(step(environment, text))
+        if isinstance(turns[-1], Done):
             break
-    return told
+    return turns
 
 
 def _right_answers(task: Task, items: list[Item]) -> Finding:

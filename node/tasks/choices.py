@@ -28,9 +28,9 @@ def is_plain(value: object, depth: int = 0) -> bool:
         case int() | float():
             return abs(value) <= MAX_NUMBER  # false for what is not a number
         case list():
-            return depth < MAX_DEPTH and all(is_plain(one, depth + 1) for one in value)
+            return depth < MAX_DEPTH and all(is_plain(element, depth + 1) for element in value)
         case dict():
-            return depth < MAX_DEPTH and all(is_plain(one, depth + 1) for one in value.values())
+            return depth < MAX_DEPTH and all(is_plain(entry, depth + 1) for entry in value.values())
         case _:
             return False
 
@@ -57,7 +57,7 @@ def is_choice(value: object, default: object, choices: Sequence[object] = ()) ->
             return (
                 isinstance(value, list)
                 and len(value) <= len(default)
-                and all(any(is_choice(one, usual) for usual in default) for one in value)
+                and all(any(is_choice(element, usual) for usual in default) for element in value)
             )
         case _:
             return value == default or value in choices

@@ -62,8 +62,8 @@ def attempts(item: Item, answers: Sequence[str]) -> Iterator[FoolingText]:
 
 def fuzz(task: Task) -> Iterator[Finding]:
     """Try to fool the verifier of `task`; yield what each kind of attempt earned at most."""
-    made = [task.make(derive_seed("fuzz", *task.key, index)) for index in range(4 * ANSWERS)]
-    different = list({item.question: item for item in made}.values())
+    drawn = [task.make(derive_seed("fuzz", *task.key, index)) for index in range(4 * ANSWERS)]
+    different = list({item.question: item for item in drawn}.values())
     solved = [item for item in different if solution(item)]
     items = (solved or different)[:QUESTIONS]
     others = list(dict.fromkeys(map(solution, solved)))
@@ -74,16 +74,16 @@ def fuzz(task: Task) -> Iterator[Finding]:
         plain = [show(answer, own_mode(task)) for answer in wrong[:QUESTIONS]] or ["rubbish"]
         half = len(wrong) // 2
         tried = list(attempts(item, [*wrong[:half], solution(item), *wrong[half:]] if wrong else []))
-        texts = [*plain, *(one.text for one in tried)]
+        texts = [*plain, *(attempt.text for attempt in tried)]
         verdicts = late_as_none(Scoring([Answer(task, item, text) for text in texts], is_own=True).wait(SECONDS))
         unscorable += verdicts.count(None)
         should = max(verdict or 0.0 for verdict in verdicts[: len(plain)])
-        for one, verdict in zip(tried, verdicts[len(plain) :], strict=True):
-            earned.setdefault(one.what, []).append(((verdict or 0.0) - should, should, one.text))
-    for what, found in earned.items():
-        more, should, text = max(found, key=lambda one: one[0])
+        for attempt, verdict in zip(tried, verdicts[len(plain) :], strict=True):
+            earned.setdefault(attempt.what, []).append(((verdict or 0.0) - should, should, attempt.text))
+    for what, gains in earned.items():
+        more, should, text = max(gains, key=lambda gain: gain[0])
         quoted = f"{text[:QUOTED]!r}{'...' if len(text) > QUOTED else ''}"
-        said = f", where a wrong answer earns {should:.3g}: {quoted}" if more > 0 else ""
-        yield Finding(more <= 0, f"fuzz, {what}: earns {more + should:.3g} at most{said}")
+        example = f", where a wrong answer earns {should:.3g}: {quoted}" if more > 0 else ""
+        yield Finding(more <= 0, f"fuzz, {what}: earns {more + should:.3g} at most{example}")
     if unscorable:
         yield Finding(True, f"{unscorable} of these texts could not be scored: the log says why")

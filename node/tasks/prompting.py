@@ -50,9 +50,9 @@ class Prompted(Wrapper):
             return submit
 
         def read_first(batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
-            read = [one._replace(text=found) for one in batch if (found := self._read(one.text)) is not None]
-            futures = iter(submit(read, is_own))
-            return [already(0.0) if self._read(one.text) is None else next(futures) for one in batch]
+            answers = self._read_all(batch)
+            futures = iter(submit([answer for answer in answers if answer is not None], is_own))
+            return [already(0.0) if answer is None else next(futures) for answer in answers]
 
         return read_first
 
@@ -64,9 +64,10 @@ class Prompted(Wrapper):
             return together
 
         def read_first(batch: Sequence[Submission]) -> list[Verdict]:
-            read = [one._replace(text=found) for one in batch if (found := self._read(one.text)) is not None]
-            verdicts = iter(together(read) if read else [])
-            return [0.0 if self._read(one.text) is None else next(verdicts) for one in batch]
+            answers = self._read_all(batch)
+            readable = [answer for answer in answers if answer is not None]
+            verdicts = iter(together(readable) if readable else [])
+            return [0.0 if answer is None else next(verdicts) for answer in answers]
 
         return read_first
 
@@ -100,6 +101,10 @@ class Prompted(Wrapper):
             return text
         answer = READERS[self.mode](text)
         return None if answer is None else show(answer, own_mode(self.base))
+
+    def _read_all(self, batch: Sequence[Submission]) -> list[Submission | None]:
+        """Return the texts of `batch` as `_read` returns them."""
+        return [None if (text := self._read(answer.text)) is None else answer._replace(text=text) for answer in batch]
 
     def _system(self, item: Item) -> str:
         if self.instruction is not None:
@@ -157,7 +162,7 @@ def takes_more(task: Task, item: Item) -> bool:
     if own_mode(task) != "whole":
         return True
     shown = {show(item.answer, mode) for mode in READERS}
-    texts = (text for one in shown for text in (f"{MORE}\n{one}", f"{one}\n{MORE}"))
+    texts = (text for answer in shown for text in (f"{MORE}\n{answer}", f"{answer}\n{MORE}"))
     return any((task.verify(item, text) or 0.0) >= 1.0 for text in texts)
 
 

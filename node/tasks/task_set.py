@@ -146,8 +146,8 @@ class TaskSet:
             self._by_key[task.key] = task
         total = sum(weight for _, weight in tasks)
         self._weights = [weight / total for _, weight in tasks]
-        self._told: set[TaskKey] = set()  # tasks for which the log has said that another task trains on their questions
-        self._found: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
+        self._warned: set[TaskKey] = set()  # the log has said that another task trains on their questions
+        self._evaluations: dict[tuple[TaskKey, int, int], tuple[list[Item], Iterator[Item]]] = {}
         self._rows = {
             task.key: _SplitRows(task, size, self._held_out)
             for task in self.tasks
@@ -209,9 +209,9 @@ class TaskSet:
         """
         place, turn = turn_at(self._weights, [_offset(seed, at) for at in range(len(self.tasks))], number)
         task = self.tasks[place]
-        for asked in _made(task, itertools.islice(self._seeds(task, derive_seed(seed, "task", place), turn), TRIES)):
-            if not self.is_held_out(task, asked.item.question) and fits(asked.item):
-                return asked
+        for question in _made(task, itertools.islice(self._seeds(task, derive_seed(seed, "task", place), turn), TRIES)):
+            if not self.is_held_out(task, question.item.question) and fits(question.item):
+                return question
         return None
 
     def questions(self, seed: int, count: int) -> Iterator[TrainingQuestion]:
@@ -221,10 +221,10 @@ class TaskSet:
             UserError: a task has none.
         """
         for number in range(count):
-            asked = self.ask(seed, number)
-            if asked is None:
+            question = self.ask(seed, number)
+            if question is None:
                 raise UserError(f"no question for training is found among {TRIES}: list a task with more questions")
-            yield asked
+            yield question
 
     def evaluation(self, task: Task, seed: int, count: int) -> Iterator[Item]:
         """Yield different held-out questions of `task`, in an order drawn by `seed`.
@@ -235,14 +235,14 @@ class TaskSet:
         Raises:
             UserError: the task raises for every seed.
         """
-        found, more = self._found.setdefault((task.key, seed, count), ([], self._evaluation(task, seed, count)))
+        items, more = self._evaluations.setdefault((task.key, seed, count), ([], self._evaluation(task, seed, count)))
         for at in itertools.count():
-            if at == len(found):
+            if at == len(items):
                 item = next(more, None)
                 if item is None:
                     return
-                found.append(item)
-            yield found[at]
+                items.append(item)
+            yield items[at]
 
     def listed_held_out(self, seed: int, count: int) -> Iterator[Item]:
         """Yield the held-out questions that can be listed.
@@ -254,7 +254,7 @@ class TaskSet:
         """
         for task in self.tasks:
             if task.key in self._rows:
-                yield from (one.item for one in _made(bare_of(task), self._rows[task.key].evaluation))
+                yield from (question.item for question in _made(bare_of(task), self._rows[task.key].evaluation))
             elif count:
                 yield from itertools.islice(self.evaluation(task, seed, count), count)
 
@@ -266,26 +266,26 @@ class TaskSet:
         else:
             tries = TRIES + round(8 * count / max(self.split.share, 1e-3))
             seeds = (derive_seed("eval", seed, *task.key, index) for index in range(tries))
-        for one in _made(task, self._different(bare_of(task), seeds)):
-            if self._may_evaluate(task, one.item.question):  # a third party's task may make another one of a seed
-                yield one.item
+        for question in _made(task, self._different(bare_of(task), seeds)):
+            if self._may_evaluate(task, question.item.question):  # a third party's task may make another one of a seed
+                yield question.item
 
     def _different(self, task: Task, seeds: Iterable[int]) -> Iterator[int]:
         """Yield the seeds whose questions an evaluation may ask, one seed for each question."""
         seen: set[bytes] = set()
-        for one in _made(task, seeds):
-            key = question_id(task.key.name, one.item.question)
-            if key not in seen and self._may_evaluate(task, one.item.question):
+        for question in _made(task, seeds):
+            key = question_id(task.key.name, question.item.question)
+            if key not in seen and self._may_evaluate(task, question.item.question):
                 seen.add(key)
-                yield one.seed
+                yield question.seed
 
     def _may_evaluate(self, task: Task, question: str) -> bool:
         if not self.is_held_out(task, question):
             return False
         if self._trained is None or not self._trained.trains_on(task.key.name, question):
             return True
-        if task.key not in self._told:
-            self._told.add(task.key)
+        if task.key not in self._warned:
+            self._warned.add(task.key)
             log.warning(
                 "held-out questions that another task trains on are not asked", task=task.key.name, first=question[:80]
             )
@@ -297,7 +297,7 @@ class TaskSet:
             if (rows := self._rows.get(task.key)) is not None:
                 count = len(rows.training)
                 drawn = random.Random(derive_seed("rows", *task.key)).sample(rows.training, min(most, count))
-                yield RowCounts(task, count, len(rows.evaluation), (one.item for one in _made(task, drawn)))
+                yield RowCounts(task, count, len(rows.evaluation), (question.item for question in _made(task, drawn)))
 
     def small_tasks(self) -> Iterator[str]:
         """Yield a line for each task with few different questions, or with all or none of them held out.
@@ -309,12 +309,12 @@ class TaskSet:
         """
         for task in self.tasks:
             rows = self._rows.get(task.key)
-            found, tried = _sampled(bare_of(task)) if rows is None else (rows.different, SAMPLE)
-            held = sum(self.is_held_out(task, question) for question in found.values())
-            is_one_part = held in (0, len(found)) if rows is None else not (rows.training and rows.evaluation)
-            if len(found) * SAMPLE < MANY * tried or (is_one_part and len(found) >= MANY):
+            different, tried = _sampled(bare_of(task)) if rows is None else (rows.different, SAMPLE)
+            held = sum(self.is_held_out(task, question) for question in different.values())
+            is_one_part = held in (0, len(different)) if rows is None else not (rows.training and rows.evaluation)
+            if len(different) * SAMPLE < MANY * tried or (is_one_part and len(different) >= MANY):
                 among = f" among {tried} tried" if rows is None else ""
-                yield f"{task.key.name}: {len(found)} different questions{among}: {held} are held out"
+                yield f"{task.key.name}: {len(different)} different questions{among}: {held} are held out"
 
     def _seeds(self, task: Task, seed: int, turn: int) -> Iterator[int]:
         """Yield the seed of the question for turn `turn` of a task, then seeds of questions to ask in its place."""
@@ -341,9 +341,9 @@ class _SplitRows:
     @cached_property
     def _parts(self) -> "tuple[array[int], array[int]]":
         training, evaluation = array("Q"), array("Q")
-        for one in _made(self._task, range(self._size)):
-            held = self._held_out(self._task.key.name, one.item.question)
-            (evaluation if held else training).append(one.seed)
+        for question in _made(self._task, range(self._size)):
+            held = self._held_out(self._task.key.name, question.item.question)
+            (evaluation if held else training).append(question.seed)
         return training, evaluation
 
     @property
@@ -353,7 +353,7 @@ class _SplitRows:
     @cached_property
     def training_texts(self) -> frozenset[bytes]:
         """The ids of the texts of all training rows."""
-        return frozenset(text_id(one.item.question) for one in _made(self._task, self.training))
+        return frozenset(text_id(question.item.question) for question in _made(self._task, self.training))
 
     @property
     def evaluation(self) -> "array[int]":
@@ -362,12 +362,12 @@ class _SplitRows:
     @property
     def different(self) -> dict[bytes, str]:
         """The texts of the different questions, by id; no more than `MANY` if both parts have rows."""
-        found: dict[bytes, str] = {}
-        for one in _made(self._task, range(self._size)):
-            found[question_id(self._task.key.name, one.item.question)] = one.item.question
-            if len(found) == MANY and self.training and self.evaluation:
+        texts: dict[bytes, str] = {}
+        for question in _made(self._task, range(self._size)):
+            texts[question_id(self._task.key.name, question.item.question)] = question.item.question
+            if len(texts) == MANY and self.training and self.evaluation:
                 break
-        return found
+        return texts
 
 
 def _made(task: Task, seeds: Iterable[int]) -> Iterator[TrainingQuestion]:
@@ -377,7 +377,7 @@ def _made(task: Task, seeds: Iterable[int]) -> Iterator[TrainingQuestion]:
         UserError: it raises for every seed.
     """
     raised: list[str] = []
-    made = 0
+    count = 0
     for seed in seeds:
         try:
             item = task.make(seed)
@@ -387,9 +387,9 @@ def _made(task: Task, seeds: Iterable[int]) -> Iterator[TrainingQuestion]:
                 log.warning("a question is passed over", task=task.key.name, seed=seed, reason=reason)
             raised.append(reason)
         else:
-            made += 1
+            count += 1
             yield TrainingQuestion(task, seed, item)
-    if raised and not made:
+    if raised and not count:
         raise UserError(f"task {task.key.name!r} makes no question, of {len(raised)} seeds tried: {raised[0]}")
 
 
@@ -403,15 +403,15 @@ def _order(seed: int, epoch: int, size: int) -> "array[int]":
 
 def _sampled(task: Task) -> tuple[dict[bytes, str], int]:
     """Return the texts of the different questions of up to `SAMPLE` seeds, by id, and how many questions were made."""
-    found: dict[bytes, str] = {}
+    texts: dict[bytes, str] = {}
     until = perf_counter() + SAMPLE_S
-    made = 0
-    for one in _made(task, (derive_seed("few", *task.key, index) for index in range(SAMPLE))):
-        made += 1
-        found[question_id(task.key.name, one.item.question)] = one.item.question
+    count = 0
+    for question in _made(task, (derive_seed("few", *task.key, index) for index in range(SAMPLE))):
+        count += 1
+        texts[question_id(task.key.name, question.item.question)] = question.item.question
         if perf_counter() > until:
             break
-    return found, made
+    return texts, count
 
 
 def turn_at(weights: Sequence[float], offsets: Sequence[float], number: int) -> tuple[int, int]:

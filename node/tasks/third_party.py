@@ -312,15 +312,15 @@ def run_file(name: str, path: Path) -> tuple[ModuleType, str]:
 
 def load_entry_point(config: TaskConfig) -> ThirdPartyTask:
     """Return the task that an installed package provides under `config.name`; `UserError` where none does."""
-    found = installed()
-    if config.name not in found:
+    points = installed()
+    if config.name not in points:
         near = get_close_matches(config.name, task_names(), 1)
         hint = f"did you mean {near[0]!r}" if near else "`gossamer tasks list` prints those that there are"
         other = "if a package provides it, install that package here"
         if kind_of(config.name):
             other = f"no package provides a name of the kind {config.name.partition('/')[0]!r}"
         raise UserError(f"unknown task {config.name!r}: {hint}; {other}")
-    point = found[config.name]
+    point = points[config.name]
     try:
         factory = point.load()
     except Exception as error:  # noqa: BLE001  # importing a package may raise anything

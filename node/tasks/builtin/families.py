@@ -78,7 +78,7 @@ class Family:
 
 def share_in_place(text: str, answer: str) -> float:
     """Return how many characters are the same at the same place, over the length of the longer text."""
-    same = sum(one == other for one, other in zip(text, answer, strict=False))
+    same = sum(left == right for left, right in zip(text, answer, strict=False))
     return same / max(len(text), len(answer), 1)
 
 
@@ -181,8 +181,8 @@ def weekdays(rng: random.Random, difficulty: int) -> tuple[str, str]:
     """Return 2 + difficulty weekdays and 1 to 5 days to add to each of them, or to take away."""
     days = [rng.randrange(len(DAYS)) for _ in range(2 + difficulty)]
     shift = rng.choice((1, -1)) * rng.randint(1, 5)
-    asked = "".join(DAYS[day] for day in days)
-    return f"{asked}{shift:+d}=", "".join(DAYS[(day + shift) % len(DAYS)] for day in days)
+    question = "".join(DAYS[day] for day in days)
+    return f"{question}{shift:+d}=", "".join(DAYS[(day + shift) % len(DAYS)] for day in days)
 
 
 ASSIGNMENTS = ((False, False), (False, True), (True, False), (True, True))
@@ -228,8 +228,8 @@ SUM = re.compile(r"([0-9]{1,7})\+([0-9]{1,7})")  # no summand has more digits at
 
 def same_sum(text: str, answer: str) -> bool:
     """Tell whether both are two whole numbers with a plus between them, and make the same."""
-    found, right = (SUM.fullmatch(one) for one in (text, answer))
-    return bool(found and right and sum(map(int, found.groups())) == sum(map(int, right.groups())))
+    given, right = (SUM.fullmatch(side) for side in (text, answer))
+    return bool(given and right and sum(map(int, given.groups())) == sum(map(int, right.groups())))
 
 
 class ArithmeticOptions(Section):
@@ -258,8 +258,8 @@ class Arithmetic:
         low = 10 ** (self.digits - 1) if self.digits > 1 else 0
         numbers = [rng.randrange(low, 10**self.digits) for _ in range(self.terms)]
         between = [rng.choice(self.operations) for _ in numbers[1:]]
-        asked = "".join(f" {operation} {number}" for operation, number in zip(between, numbers[1:], strict=True))
-        return Item(f"What is {numbers[0]}{asked}?", str(calculate(numbers, between)))
+        question = "".join(f" {operation} {number}" for operation, number in zip(between, numbers[1:], strict=True))
+        return Item(f"What is {numbers[0]}{question}?", str(calculate(numbers, between)))
 
     def verify(self, item: Item, text: str) -> float:
         return float(same_number(text, item.answer))

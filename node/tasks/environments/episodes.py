@@ -87,8 +87,8 @@ def play_again(start: StartEpisode, item: Item, texts: Sequence[str]) -> float |
         ValueError: as `step`.
     """
     environment = start(item)
-    for said, observed in zip(texts[0:-1:2], texts[1::2], strict=True):
-        if step(environment, said) != Observation(observed):
+    for text, observed in zip(texts[0:-1:2], texts[1::2], strict=True):
+        if step(environment, text) != Observation(observed):
             return None
     end = step(environment, texts[-1])
     return end.reward if isinstance(end, Done) else 0.0

@@ -66,30 +66,30 @@ def read_calls(text: str) -> SaidCalls:
     """Return the calls in what a policy said: at most `MAX_CALLS`, and an error in place of all further ones."""
     spoken = text.rpartition("</think>")[2]
     tagged = OPENED in spoken
-    found = (
+    texts = (
         [part.partition(CLOSED)[0] for part in spoken.split(OPENED, MAX_CALLS + 1)[1:]] if tagged else _lines(spoken)
     )
     calls: list[SaidCall | CallError] = []
-    for one in found[:MAX_CALLS]:
+    for call_text in texts[:MAX_CALLS]:
         try:
-            calls.append(_tagged(one) if tagged else _plain(one))
+            calls.append(_tagged(call_text) if tagged else _plain(call_text))
         except CallError as error:
             calls.append(error)
-    if len(found) > MAX_CALLS:
+    if len(texts) > MAX_CALLS:
         calls.append(CallError(f"a turn has at most {MAX_CALLS} calls"))
     return SaidCalls(calls, tagged)
 
 
-def told(said: SaidCalls, results: Sequence[str]) -> str:
+def told(turn: SaidCalls, results: Sequence[str]) -> str:
     """Return what a policy is told of the results of its calls, in the form in which it called.
 
     A result may quote anybody, so a result tag inside it is written as `[tool_response]`: else it would begin a result
     that no tool returned.
     """
-    if not said.tagged:
+    if not turn.tagged:
         return "\n".join(results)
     untagged = (_RESULT_TAG.sub(r"[\1]", result) for result in results)
-    return "\n".join(f"{RESULT}{one}{RESULT_END}" for one in untagged)
+    return "\n".join(f"{RESULT}{result}{RESULT_END}" for result in untagged)
 
 
 def results_in(text: str) -> list[str]:
@@ -101,11 +101,11 @@ def results_in(text: str) -> list[str]:
 
 def _lines(text: str) -> list[str]:
     """Return the lines that look like calls, one more than are read at most."""
-    found: list[str] = []
+    lines: list[str] = []
     for line in text.split("\n"):
-        if len(found) <= MAX_CALLS and _LINE.fullmatch(line.strip()):
-            found.append(line.strip())
-    return found
+        if len(lines) <= MAX_CALLS and _LINE.fullmatch(line.strip()):
+            lines.append(line.strip())
+    return lines
 
 
 def _tagged(text: str) -> SaidCall:
@@ -126,9 +126,9 @@ def _tagged(text: str) -> SaidCall:
 def _plain(line: str) -> SaidCall:
     if len(line) > MAX_CALL:
         raise CallError(f"a call has at most {MAX_CALL} characters")
-    found = _LINE.fullmatch(line)
-    assert found is not None  # `_lines` has looked
-    name, inside = found.groups()
+    match = _LINE.fullmatch(line)
+    assert match is not None  # `_lines` has looked
+    name, inside = match.groups()
     arguments: dict[str, Any] = {}
     at = 0 if inside.strip() else len(inside)
     while at < len(inside):
@@ -151,10 +151,10 @@ def _plain(line: str) -> SaidCall:
 
 
 def _table(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         raise ValueError("a name stands twice")
-    return made
+    return table
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -175,8 +175,8 @@ def _is_bounded(value: Any, depth: int = 0) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):
-        return all(is_text(name) and _is_bounded(one, depth + 1) for name, one in value.items())
-    return value is None or all(_is_bounded(one, depth + 1) for one in value)
+        return all(is_text(name) and _is_bounded(part, depth + 1) for name, part in value.items())
+    return value is None or all(_is_bounded(part, depth + 1) for part in value)
 
 
 def check_call(call: SaidCall, tools: Mapping[str, Schema]) -> None:
@@ -198,18 +198,18 @@ def fits(value: Any, schema: Schema) -> bool:
     if value is None and schema.get("nullable"):
         return True
     if "anyOf" in schema:
-        return any(fits(value, one) for one in schema["anyOf"])
+        return any(fits(value, choice) for choice in schema["anyOf"])
     if "enum" in schema:
-        return any(value == one and type(value) is type(one) for one in schema["enum"])
+        return any(value == choice and type(value) is type(choice) for choice in schema["enum"])
     if "type" in schema and not _is(value, schema["type"]):
         return False
-    return not isinstance(value, list) or all(fits(one, schema.get("items", {})) for one in value)
+    return not isinstance(value, list) or all(fits(element, schema.get("items", {})) for element in value)
 
 
 def _is(value: Any, kind: Any) -> bool:
     """Tell whether a JSON value is of a schema's `type`: a name or a list of names; an unknown name fits all."""
     if isinstance(kind, list):
-        return any(_is(value, one) for one in kind)
+        return any(_is(value, name) for name in kind)
     if not isinstance(kind, str) or kind not in _KINDS:
         return True
     return isinstance(value, _KINDS[kind]) and (not isinstance(value, bool) or kind not in ("integer", "number"))
@@ -233,7 +233,7 @@ def plain_form(tools: str) -> str:
     for tool in json.loads(tools):
         function = tool["function"]
         given = function["parameters"].get("properties", {})
-        signature = ", ".join(f"{name}: {kind_of(one)}" for name, one in given.items())
-        about = [function["description"], *(f"{name}: {one['description']}" for name, one in given.items())]
+        signature = ", ".join(f"{name}: {kind_of(parameter)}" for name, parameter in given.items())
+        about = [function["description"], *(f"{name}: {parameter['description']}" for name, parameter in given.items())]
         lines.append(f"{function['name']}({signature}): {' '.join(' '.join(about).split())}")
     return "\n".join(lines)

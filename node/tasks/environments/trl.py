@@ -79,8 +79,8 @@ class EnvironmentOptions(Paid):
     @field_validator("factory")
     @classmethod
     def _is_of_a_file(cls, factory: str) -> str:
-        found = FUNCTION_FILE.fullmatch(factory)
-        if not factory.startswith(f"{HERE}:") and (found is None or not found[3].isidentifier()):
+        match = FUNCTION_FILE.fullmatch(factory)
+        if not factory.startswith(f"{HERE}:") and (match is None or not match[3].isidentifier()):
             raise ValueError(f"an environment is named as FILE.py:CLASS, not {factory!r}")
         return factory
 
@@ -108,11 +108,11 @@ class ToolEpisode:
     def step(self, text: str) -> Observation | Done:
         """Carry out the policy's calls and return their results; without a call, or at the last turn, end."""
         self.turns += 1
-        said = read_calls(text)
-        results = [self._result(call) for call in said.calls]
+        turn = read_calls(text)
+        results = [self._result(call) for call in turn.calls]
         if not results or self.turns == self.max_turns:
             return Done(self._reward(text))
-        return Observation(told(said, results))
+        return Observation(told(turn, results))
 
     def _result(self, call: SaidCall | CallError) -> str:
         try:
@@ -128,8 +128,8 @@ class ToolEpisode:
 
     def _reward(self, text: str) -> float:
         prompt, columns = self.row
-        (said,) = self.functions.score([Answered(prompt, {**columns, "environments": self.instance}, text)])
-        return float(said["reward"])
+        (scored,) = self.functions.score([Answered(prompt, {**columns, "environments": self.instance}, text)])
+        return float(scored["reward"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +172,10 @@ class EnvironmentTask:
 
 def question_of(instance: Any, row: PromptRow) -> str:
     """Reset an environment with a row and return what the policy is asked."""
-    said = awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
-    if said is not None and not isinstance(said, str):
-        raise TypeError(f"reset returned a {type(said).__name__}: return a text or None")
-    return item_of(row).question + (said or "")
+    text = awaited(instance.reset(**{**row.columns, "prompt": row.prompt}))
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"reset returned a {type(text).__name__}: return a text or None")
+    return item_of(row).question + (text or "")
 
 
 def load_environment(
@@ -195,10 +195,14 @@ def load_environment(
     factory, called, digest = _factory(name, parsed.factory, here)
     rows, tests = read_prompts(name, parsed)
     functions = functions_of(name, parsed.functions, here, {})
+
+    def ask(row: PromptRow) -> Item:
+        return replace(item_of(row), question=question_of(factory(), row), tools=tools if parsed.tell else "")
+
     try:
         instance = factory()
         schemas, tools = _tools(name, instance)
-        asked = asked_by(name, rows, tests, lambda row: _ask(factory(), row, tools if parsed.tell else ""))
+        asked = asked_by(name, rows, tests, ask)
     except UserError:
         raise
     except Exception as error:  # it may raise anything
@@ -207,7 +211,7 @@ def load_environment(
     config = {
         "sha256": digest,
         "class": called,
-        "functions": [[one.name, one.arguments] for one in map(parse_spec, parsed.functions)],
+        "functions": [[spec.name, spec.arguments] for spec in map(parse_spec, parsed.functions)],
         "code": [function.digest for function in functions],
         "weights": list(paid.weights),
         "range": [paid.low, paid.high],
@@ -236,18 +240,14 @@ def _factory(name: str, named: str, here: Mapping[str, Callable[..., Any]]) -> t
     """Return what makes an environment, what it is called, and the hash of its file, if it has one."""
     if named in here:
         return here[named], named.partition(":")[2], ""
-    found = FUNCTION_FILE.fullmatch(named)
-    if found is None:
+    match = FUNCTION_FILE.fullmatch(named)
+    if match is None:
         raise UserError(f"task {name!r}: its class {named.partition(':')[2]} was given in Python: start the node there")
-    module, digest = run_file(name, Path(found[1]))
-    factory = getattr(module, found[3], None)
+    module, digest = run_file(name, Path(match[1]))
+    factory = getattr(module, match[3], None)
     if not callable(factory):
-        raise UserError(f"task {name!r}: {found[1]} has no class {found[3]!r}")
-    return factory, found[3], digest
-
-
-def _ask(instance: Any, row: PromptRow, tools: str) -> Item:
-    return replace(item_of(row), question=question_of(instance, row), tools=tools)
+        raise UserError(f"task {name!r}: {match[1]} has no class {match[3]!r}")
+    return factory, match[3], digest
 
 
 def _tools(name: str, instance: Any) -> tuple[dict[str, Schema], str]:

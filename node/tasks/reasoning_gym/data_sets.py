@@ -123,31 +123,7 @@ def _logic_truth(entry: Entry) -> str | None:
     return None if conclusion is None else "\n".join([conclusion, *premises])
 
 
-def _same_conclusion(answer: str, truth: str) -> bool:
-    return is_conclusion(answer, truth.split("\n")[1:])
-
-
-def _whole_entry(entry: Entry) -> str:
-    return json.dumps(entry)
-
-
-def _its_answer(truth: str) -> str:
-    return str(json.loads(truth)["answer"])
-
-
-ITS_OWN = Scorer(None, _whole_entry, solution=_its_answer)
-
-
-def _boards(entry: Entry) -> str:
-    return "\n\n".join(entry["metadata"]["valid_answers"])
-
-
-def _is_board(answer: str, truth: str) -> bool:
-    return answer in truth.split("\n\n")
-
-
-def _decimal_truth(entry: Entry) -> str:
-    return f"{Decimal(entry['answer']):f}"
+ITS_OWN = Scorer(None, json.dumps, solution=lambda truth: str(json.loads(truth)["answer"]))
 
 
 def _same_numbers_in_rows(answer: str, truth: str) -> bool:
@@ -182,7 +158,7 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "arc_1d": Scorer(same_grid),
         "bf": Scorer(same_output, refuse=_refuse_bf),
         "propositional_logic": Scorer(
-            _same_conclusion,
+            lambda answer, truth: is_conclusion(answer, truth.split("\n")[1:]),
             _logic_truth,
             hint="Conclude something that needs more than one of the premises. Do not answer with a conjunction.",
             solution=lambda truth: truth.split("\n")[0],
@@ -190,11 +166,17 @@ SCORERS: Mapping[str, Scorer] = MappingProxyType(
         "fraction_simplification": Scorer(same_fraction),
         # The data set rounds every step to 12 digits, so its last digits depend on the order of the steps: one answer
         # in ten differs from the exact value there. Within a thousandth, the precision of its numbers, all agree.
-        "decimal_arithmetic": Scorer(partial(same_number, tolerance=Decimal("0.001")), _decimal_truth),
+        "decimal_arithmetic": Scorer(
+            partial(same_number, tolerance=Decimal("0.001")), lambda entry: f"{Decimal(entry['answer']):f}"
+        ),
         "calendar_arithmetic": Scorer(same_text),
         "binary_matrix": Scorer(same_grid),
         # Several right answers, of which an entry holds all, or one.
-        "n_queens": Scorer(_is_board, _boards, solution=lambda truth: truth.split("\n\n")[0]),
+        "n_queens": Scorer(
+            lambda answer, truth: answer in truth.split("\n\n"),
+            lambda entry: "\n\n".join(entry["metadata"]["valid_answers"]),
+            solution=lambda truth: truth.split("\n\n")[0],
+        ),
         "cryptarithm": ITS_OWN,
         "jugs": ITS_OWN,
         "palindrome_generation": ITS_OWN,
@@ -340,8 +322,8 @@ class CagedGymTask(GymTask):
         if answer is None or len(answer) > MAX_ANSWER:
             return already(0.0)
         _, _, name = self.key.name.partition("/")
-        asked = {"call": "score", "name": name, "options": dict(self.options), "answer": answer}
-        request = {**asked, "entry": submitted.item.answer}
+        fields = {"call": "score", "name": name, "options": dict(self.options), "answer": answer}
+        request = {**fields, "entry": submitted.item.answer}
         return _scorers(is_own).submit(request, is_own, submitted.budget)
 
 
@@ -453,7 +435,7 @@ def _try(name: str, options: Mapping[str, Any]) -> None:
     """Raise `ValueError` unless questions under `options` are made in time and of a size that a model could read."""
     worker = _start_worker()
     try:
-        said = worker.call({"call": "try", "name": name, "options": dict(options), "cpu_s": TRIAL_CPU_S}, TRIAL_S)
+        reply = worker.call({"call": "try", "name": name, "options": dict(options), "cpu_s": TRIAL_CPU_S}, TRIAL_S)
     except TypeError as error:  # options that are no JSON
         raise ValueError(str(error)) from None
     except WorkerError as error:
@@ -461,10 +443,10 @@ def _try(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{TRIALS} questions take more than {TRIAL_CPU_S} s" if slow else str(error)) from None
     finally:
         worker.kill()
-    if "error" in said:
-        raise ValueError(said["error"])
-    if said["longest"] > MAX_QUESTION:
-        raise ValueError(f"a question of {said['longest']} characters; {MAX_QUESTION} are allowed")
+    if "error" in reply:
+        raise ValueError(reply["error"])
+    if reply["longest"] > MAX_QUESTION:
+        raise ValueError(f"a question of {reply['longest']} characters; {MAX_QUESTION} are allowed")
 
 
 def _start_worker() -> WorkerProcess:
@@ -482,7 +464,9 @@ def main() -> None:
     if request["call"] == "load":
         yield_memory()
         bound_memory()
-        serve_in_cages(requests, CageWork(_loaded, _code, _scored, request, "", ()), folder)
+        serve_in_cages(
+            requests, CageWork(_loaded, lambda _: {"code": version("reasoning-gym")}, _scored, request, "", ()), folder
+        )
         return
     resource.setrlimit(resource.RLIMIT_AS, (TRIAL_BYTES, TRIAL_BYTES))
     while True:
@@ -500,16 +484,12 @@ def _loaded() -> Callable[..., Any]:
     return create_dataset
 
 
-def _code(create: Callable[..., Any]) -> Message:
-    return {"code": version("reasoning-gym")}
-
-
-def _scored(create: Callable[..., Any], asked: Message) -> Message:
+def _scored(create: Callable[..., Any], request: Message) -> Message:
     """Score an answer; in a cage. What the data set's own scorer cannot read earns nothing."""
-    data_set = create(asked["name"], size=1, seed=0, **asked["options"])
+    data_set = create(request["name"], size=1, seed=0, **request["options"])
     with redirect_stdout(StringIO()):
         try:
-            paid = data_set.score_answer(asked["answer"], entry=json.loads(asked["entry"]))
+            paid = data_set.score_answer(request["answer"], entry=json.loads(request["entry"]))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             return {"reward": 0.0}
     return {"reward": float(paid == 1)}

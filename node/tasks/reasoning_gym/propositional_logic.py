@@ -81,8 +81,8 @@ def find_conclusion(premises: Sequence[str]) -> str | None:
     positive = [Formula(name) for name in variables]
     literals = [*positive, *(Formula("¬", (formula,)) for formula in positive)]
     pairs = (Formula(symbol, (left, right)) for symbol, left, right in product("∨→↔", literals, literals))
-    found = (str(formula) for formula in (*literals, *pairs) if _follows(formula, variables, tables))
-    return next(found, None)
+    conclusions = (str(formula) for formula in (*literals, *pairs) if _follows(formula, variables, tables))
+    return next(conclusions, None)
 
 
 def _follows(conclusion: Formula, variables: Sequence[str], premises: Sequence[int]) -> bool:
@@ -130,8 +130,8 @@ def _table(formula: Formula, variables: Sequence[str]) -> int:
     full = _full(variables)
     parts = [_table(part, variables) for part in formula.parts]
     match formula.symbol, parts:
-        case "¬", [one]:
-            return full ^ one
+        case "¬", [negated]:
+            return full ^ negated
         case "∧", [left, right]:
             return left & right
         case "∨", [left, right]:

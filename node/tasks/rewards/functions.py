@@ -115,7 +115,7 @@ class Function:
 
     def pay(self, answers: Sequence[Answered], tokens: Callable[[str], list[int]]) -> list[Reward]:
         """Return its rewards of `answers`, with None for NaN; raise `RewardError` for what is no list of them."""
-        return [None if one is None or math.isnan(one) else one for one in self.give(answers, tokens)]
+        return [None if reward is None or math.isnan(reward) else reward for reward in self.give(answers, tokens)]
 
     def give(self, answers: Sequence[Answered], tokens: Callable[[str], list[int]]) -> list[Reward]:
         """Return what it pays for `answers`, NaN included; raise `RewardError` for what is no list of rewards."""
@@ -138,7 +138,7 @@ class Function:
             raise RewardError(f"{self.name} returned {shown(paid)}: a reward function returns a list of rewards")
         if len(given) != len(answers):
             raise RewardError(f"{self.name} returned {len(given)} rewards for {len(answers)} completions")
-        return [self._checked(one) for one in given]
+        return [self._checked(reward) for reward in given]
 
     def _checked(self, given: Any) -> Reward:
         try:
@@ -191,8 +191,7 @@ def load_function(task: str, spec: Spec, judge: Mapping[str, Any]) -> Function:
     if spec.where == HERE:
         raise UserError(f"task {task!r}: its function {spec.name} was given in Python: start the node there")
     if spec.where == JUDGE:
-        made = Judge(spec.name, **judge)
-        return Function(JUDGE, made, "")
+        return Function(JUDGE, Judge(spec.name, **judge), "")
     try:
         if spec.where.endswith(".py"):
             module, digest = run_file(task, Path(spec.where))
@@ -257,7 +256,9 @@ class Functions:
         parts = {name: reward for name, reward in zip(self.names, paid, strict=True) if reward is not None}
         total = weighted_sum(self.weights, paid)
         if total is None:
-            raise RewardError(", ".join(f"{name} returned {one}" for name, one in zip(self.names, given, strict=True)))
+            raise RewardError(
+                ", ".join(f"{name} returned {reward}" for name, reward in zip(self.names, given, strict=True))
+            )
         reward = scaled(total, self.low, self.high)
         if not is_reward(reward):
             raise RewardError(f"the weighted sum {total:g} is no reward: it is too large")
@@ -275,18 +276,18 @@ class Functions:
         rewards: list[list[Reward]] = []
         unlike = ""
         seconds: list[float] = []
-        for one, name in zip(self.functions, self.names, strict=True):
-            if isinstance(one.call, Judge):
+        for function, name in zip(self.functions, self.names, strict=True):
+            if isinstance(function.call, Judge):
                 began = time.perf_counter()
-                one.pay(answers[:1], self.tokens)
+                function.pay(answers[:1], self.tokens)
                 seconds.append(time.perf_counter() - began)
                 rewards.append([])
                 continue
-            alone = [one.pay([answer], self.tokens)[0] for answer in answers]
+            alone = [function.pay([answer], self.tokens)[0] for answer in answers]
             began = time.perf_counter()
-            again = [one.pay([answer], self.tokens)[0] for answer in answers]
+            again = [function.pay([answer], self.tokens)[0] for answer in answers]
             seconds.append((time.perf_counter() - began) / len(answers))
-            together = one.pay(answers, self.tokens)
+            together = function.pay(answers, self.tokens)
             if not same(alone, again):
                 unlike = unlike or name
             elif not same(alone, together):
@@ -297,23 +298,23 @@ class Functions:
 
 def weighted_sum(weights: Sequence[float], paid: Sequence[Reward]) -> float | None:
     """Return the sum of what functions paid a text, by their weights; None if no function could tell."""
-    there = [weight * reward for weight, reward in zip(weights, paid, strict=True) if reward is not None]
-    return sum(there) if there else None
+    terms = [weight * reward for weight, reward in zip(weights, paid, strict=True) if reward is not None]
+    return sum(terms) if terms else None
 
 
 def same(some: Sequence[Reward], others: Sequence[Reward]) -> bool:
     """Tell whether rewards are equal, as a receiver of a group compares them."""
     return len(some) == len(others) and all(
-        one is other if one is None or other is None else abs(one - other) <= TOLERANCE
-        for one, other in zip(some, others, strict=True)
+        reward is other if reward is None or other is None else abs(reward - other) <= TOLERANCE
+        for reward, other in zip(some, others, strict=True)
     )
 
 
 def trial_texts(prompt: Prompt, columns: Mapping[str, object]) -> list[str]:
     """Return some completions to try functions on: empty, the question, and the row's answer as models give it."""
-    asked = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    shown = answer_of(columns) or "7"
-    return ["", asked, shown, f"<think>\nSo it is.\n</think>\n\\boxed{{{shown}}}"]
+    question = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    answer = answer_of(columns) or "7"
+    return ["", question, answer, f"<think>\nSo it is.\n</think>\n\\boxed{{{answer}}}"]
 
 
 def answer_of(columns: Mapping[str, object]) -> str:
@@ -362,34 +363,25 @@ def main() -> None:
         _pay_in_cages(requests, request, folder)
         return
     try:
-        functions, said = begin(request)
+        functions, reply = begin(request)
     except UserError as error:
         requests.reply(_refused(request, error))
         return
-    requests.reply(said)
+    requests.reply(reply)
     while True:
-        asked = requests.receive()
-        if asked["call"] == "trial":
-            requests.reply(_tried(functions, request, asked["rows"]))
-        else:
-            requests.reply(_scored(functions, asked))
+        requests.reply(_answered(request, functions, requests.receive()))
 
 
 def _pay_in_cages(requests: Requests, request: Message, folder: Path) -> None:
     """Pay each text in a cage of its own."""
-    load = partial(load_functions, request)
+    load, answer = partial(load_functions, request), partial(_answered, request)
 
-    def said(functions: Functions) -> Message:
+    def describe(functions: Functions) -> Message:
         return {"code": code_of(functions), "names": functions.names, "unconfined": ""}
-
-    def answer(functions: Functions, asked: Message) -> Message:
-        if asked["call"] == "trial":
-            return _tried(functions, request, asked["rows"])
-        return _scored(functions, asked)
 
     files = [spec.where for spec in map(parse_spec, request["functions"]) if spec.where.endswith(".py")]
     hint = "" if request["declared"] else IN_CAGE
-    serve_in_cages(requests, CageWork(load, said, answer, request, hint, [*files, request["tokenizer"]]), folder)
+    serve_in_cages(requests, CageWork(load, describe, answer, request, hint, [*files, request["tokenizer"]]), folder)
 
 
 def begin(request: Message) -> tuple[Functions, Message]:
@@ -398,7 +390,12 @@ def begin(request: Message) -> tuple[Functions, Message]:
     Raises:
         UserError: a function is not there, its code has changed, or this machine does not confine as it did.
     """
-    unconfined = _confined() if request["confine"] else ""
+    unconfined = ""
+    if request["confine"]:
+        try:
+            confine()
+        except ConfinementError as error:
+            unconfined = str(error)
     if unconfined and "code" in request:
         raise UserError(unconfined)  # it was confined when the node began
     functions = load_functions(request)
@@ -408,12 +405,9 @@ def begin(request: Message) -> tuple[Functions, Message]:
     return functions, {"code": code, "names": functions.names, "unconfined": unconfined}
 
 
-def _confined() -> str:
-    try:
-        confine()
-    except ConfinementError as error:
-        return str(error)
-    return ""
+def _answered(first: Message, functions: Functions, request: Message) -> Message:
+    """Answer a request that follows a worker's first one."""
+    return _tried(functions, first, request["rows"]) if request["call"] == "trial" else _scored(functions, request)
 
 
 def _tried(functions: Functions, first: Message, rows: Sequence[tuple[Prompt, Mapping[str, object]]]) -> Message:
@@ -430,12 +424,12 @@ def _refused(first: Message, error: Exception) -> Message:
     return {"error": f"{line}{HELD}" if first["confine"] and "Permission" in line else line}
 
 
-def _scored(functions: Functions, asked: Message) -> Message:
+def _scored(functions: Functions, request: Message) -> Message:
     """Reply to a request for one text, or for a batch."""
     try:
-        if "batch" not in asked:
-            return functions.score([Answered(*asked["answered"])])[0]
-        return {"scored": functions.score([Answered(*one["answered"]) for one in asked["batch"]])}
+        if "batch" not in request:
+            return functions.score([Answered(*request["answered"])])[0]
+        return {"scored": functions.score([Answered(*entry["answered"]) for entry in request["batch"]])}
     except RewardError as error:
         return {"error": one_line(error)}
 

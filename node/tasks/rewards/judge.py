@@ -42,19 +42,19 @@ class Judge:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(self._paid, map(_text, prompts), map(_text, completions)))
 
-    def _paid(self, asked: str, made: str) -> float:
-        question = f"Question:\n{asked}\n\nAnswer:\n{made}\n\n{ASK}"
+    def _paid(self, question: str, answer: str) -> float:
+        content = f"Question:\n{question}\n\nAnswer:\n{answer}\n\n{ASK}"
         body = {
             "model": self.model,
-            "messages": [{"role": "system", "content": self.rubric}, {"role": "user", "content": question}],
+            "messages": [{"role": "system", "content": self.rubric}, {"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
         }
         request = openai_request(f"{self.url.rstrip('/')}/chat/completions", body)
         try:
             with urllib.request.urlopen(request, timeout=self.seconds) as reply:
-                said: Any = json.loads(reply.read(MAX_REPLY_BYTES))
-            text = said["choices"][0]["message"]["content"]
+                parsed: Any = json.loads(reply.read(MAX_REPLY_BYTES))
+            text = parsed["choices"][0]["message"]["content"]
         except (OSError, ValueError, LookupError, TypeError) as error:  # OSError: of urllib, too
             raise JudgeError(f"the judge at {self.url} does not answer: {type(error).__name__}: {error}") from None
         return paid_by(text)
@@ -73,10 +73,10 @@ def openai_request(address: str, body: Mapping[str, Any] | None = None) -> urlli
 
 def paid_by(reply: str) -> float:
     """Return the number from 0 to 1 that a judge's reply begins with, after its thoughts; raise `JudgeError`."""
-    found = _NUMBER.search(reply.rpartition("</think>")[2])
-    if found is None:
+    match = _NUMBER.search(reply.rpartition("</think>")[2])
+    if match is None:
         raise JudgeError(f"the judge replied with no number from 0 to 1: {reply[:60]!r}")
-    return float(found[0])
+    return float(match[0])
 
 
 def _text(messages: Any) -> str:

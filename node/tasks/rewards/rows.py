@@ -225,8 +225,8 @@ class LocalRewards(_RowsTask):
 
     def verify_together(self, batch: Sequence[Submission]) -> list[Verdict]:
         """Score several texts, in one call of each function."""
-        said = self.functions.score([Answered(*self.rows[one.item.content], one.text) for one in batch])
-        return [Scored(one["reward"], one["parts"]) for one in said]
+        replies = self.functions.score([Answered(*self.rows[answer.item.content], answer.text) for answer in batch])
+        return [Scored(reply["reward"], reply["parts"]) for reply in replies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +248,13 @@ class RewardsTask(_RowsTask):
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes: own ones for one call, as in TRL, a peer's for a call each."""
-        requests = [{"call": "score", "answered": Answered(*self.rows[one.item.content], one.text)} for one in batch]
+        requests = [
+            {"call": "score", "answered": Answered(*self.rows[answer.item.content], answer.text)} for answer in batch
+        ]
         if is_own and self.together:
             return self.workers.submit_together(requests)
         workers = self.workers if is_own else self.apart
-        return [workers.submit(one, is_own, asked.budget) for one, asked in zip(requests, batch, strict=True)]
+        return [workers.submit(request, is_own, answer.budget) for request, answer in zip(requests, batch, strict=True)]
 
 
 def load_rewards(
@@ -274,11 +276,11 @@ def load_rewards(
     rows, tests = read_prompts(name, parsed)
     functions = _load_here(name, parsed, rows, here) if here else None
     begun = _begin(name, parsed, rows) if functions is None else None
-    said: Message = {"code": "", "names": functions.names} if functions is not None else begun.said  # type: ignore[union-attr]  # one of both
+    reply: Message = {"code": "", "names": functions.names} if functions is not None else begun.reply  # type: ignore[union-attr]  # one of both
     asked = asked_by(name, rows, tests, item_of)
     config = {
         "functions": [[spec.name, spec.arguments] for spec in parsed.specs],
-        "code": said["code"],
+        "code": reply["code"],
         "weights": parsed.weighted,
         "range": list(parsed.bounds),
         "rows": digest_of(rows),
@@ -286,19 +288,19 @@ def load_rewards(
         "tokenizer": tokenizer,
     }
     key = TaskKey(name, VERSION, config_hash(config))
-    found: dict[str, Any] = {"key": key, "names": tuple(said["names"]), **asked._asdict()}
+    common: dict[str, Any] = {"key": key, "names": tuple(reply["names"]), **asked._asdict()}
     if functions is not None:
-        return LocalRewards(**found, unshared=UNSHARED_HERE, functions=functions)
+        return LocalRewards(**common, unshared=UNSHARED_HERE, functions=functions)
     assert begun is not None
     return RewardsTask(
-        **found,
+        **common,
         unshared=_unshared(parsed, begun),
         workers=begun.own,
         apart=begun.apart,
         together=parsed.isolated != "text",
-        seconds=tuple(said["seconds"]),
+        seconds=tuple(reply["seconds"]),
         range=parsed.bounds,
-        outside=_outside(name, parsed, said),
+        outside=_outside(name, parsed, reply),
     )
 
 
@@ -369,8 +371,8 @@ def asked_by(
 def _load_here(
     name: str, options: RewardsOptions, rows: Sequence[PromptRow], here: Mapping[str, Callable[..., Any]]
 ) -> Functions:
-    made = functions_of(name, options.functions, here, options.judging)
-    functions = Functions(made, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
+    loaded = functions_of(name, options.functions, here, options.judging)
+    functions = Functions(loaded, options.weighted, *options.bounds, tokens_of(str(options.tokenizer or "")))
     answers = [Answered(*row, text) for row in rows[:TRIAL_ROWS] for text in trial_texts(*row)]
     try:
         functions.trial(answers)
@@ -379,20 +381,20 @@ def _load_here(
     return functions
 
 
-def _outside(name: str, options: RewardsOptions, said: Message) -> str:
+def _outside(name: str, options: RewardsOptions, reply: Message) -> str:
     """Return a line on the text that earned what is farthest from the range, of those that were tried; "" if none did.
 
-    `said` is what the workers do. A judge's task is not shared, so nothing is to be told of it.
+    `reply` is what the workers say. A judge's task is not shared, so nothing is to be told of it.
     """
     if options.judged:
         return ""
-    found: list[tuple[float, dict[str, float]]] = []
-    for of_text in zip(*said["trial"], strict=True):
+    earned: list[tuple[float, dict[str, float]]] = []
+    for of_text in zip(*reply["trial"], strict=True):
         total = weighted_sum(options.weighted, of_text)
         if total is not None:
-            parts = {function: one for function, one in zip(said["names"], of_text, strict=True) if one is not None}
-            found.append((scaled(total, *options.bounds), parts))
-    reward, parts = max(found, key=lambda one: abs(one[0] - 0.5), default=(0.0, {}))
+            parts = {function: paid for function, paid in zip(reply["names"], of_text, strict=True) if paid is not None}
+            earned.append((scaled(total, *options.bounds), parts))
+    reward, parts = max(earned, key=lambda pair: abs(pair[0] - 0.5), default=(0.0, {}))
     return "" if is_in_range(reward) else told_outside(name, reward, parts, options.bounds)
 
 
@@ -404,7 +406,7 @@ class _Begun(NamedTuple):
 
     own: Workers
     apart: Workers
-    said: Message
+    reply: Message
     lacks: str
     fails: str
 
@@ -439,18 +441,18 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> _Be
     trial: Message = {"call": "trial", "rows": rows[:TRIAL_ROWS], "seconds": limit}
 
     def tried(workers: Workers) -> Message:
-        said = workers.begin()
-        if "error" in said:
-            return said
-        return said | workers.ask(trial, limit + said.get("loads_for", 0.0) + CAGE_S)
+        reply = workers.begin()
+        if "error" in reply:
+            return reply
+        return reply | workers.ask(trial, limit + reply.get("loads_for", 0.0) + CAGE_S)
 
-    firsts = (caged if isolate == "text" else direct, direct if isolate == "none" or lacks else caged)
+    firsts = (direct, direct if isolate == "none" or lacks else caged)
     if isolate == "text":
         firsts = (caged, caged)
     own, apart = (Workers(name, WORKER, first, seconds) for first in firsts)
     with ThreadPoolExecutor(2) as pool:
         try:
-            said, other = pool.map(tried, (own, apart))
+            reply, other = pool.map(tried, (own, apart))
         except WorkerTimeoutError:
             raise UserError(
                 f"task {name!r}: its functions did not pay {texts} texts, each a few times, in {limit:g} s: "
@@ -458,22 +460,22 @@ def _begin(name: str, options: RewardsOptions, rows: Sequence[PromptRow]) -> _Be
             ) from None
         except (WorkerError, TypeError) as error:
             raise UserError(f"task {name!r} cannot be loaded: {one_line(error)}") from None
-    if "error" in said:
-        raise UserError(f"task {name!r}: {str(said['error']).removeprefix(f'task {name!r}: ')}")
-    if not said["unlike"] and "error" not in other:
+    if "error" in reply:
+        raise UserError(f"task {name!r}: {str(reply['error']).removeprefix(f'task {name!r}: ')}")
+    if not reply["unlike"] and "error" not in other:
         pairs: Iterator[tuple[str, list[Reward], list[Reward]]] = zip(
-            said["names"], said["trial"], other["trial"], strict=True
+            reply["names"], reply["trial"], other["trial"], strict=True
         )
-        said["unlike"] = next((function for function, here, there in pairs if not same(here, there)), "")
-    own_first = {**firsts[0], "confine": firsts[0]["confine"] and not said["unconfined"], "code": said["code"]}
+        reply["unlike"] = next((function for function, first, again in pairs if not same(first, again)), "")
+    own_first = {**firsts[0], "confine": firsts[0]["confine"] and not reply["unconfined"], "code": reply["code"]}
     own.restart_with(own_first)
     if options.needs_network or lacks:
         apart = own  # no peer's text is scored
     elif firsts[1] is direct:
         apart = Workers(name, WORKER, own_first, seconds)  # its process starts when a peer's text comes
     else:
-        apart.restart_with({**caged, "code": said["code"]})
-    return _Begun(own, apart, said, lacks, str(other.get("error", "")))
+        apart.restart_with({**caged, "code": reply["code"]})
+    return _Begun(own, apart, reply, lacks, str(other.get("error", "")))
 
 
 def _unshared(options: RewardsOptions, begun: _Begun) -> str:
@@ -487,8 +489,8 @@ def _unshared(options: RewardsOptions, begun: _Begun) -> str:
         return f"a stranger's text cannot be caged here ({begun.lacks}){but}"
     if begun.fails:
         return f"its functions do not pay in a cage ({begun.fails})"
-    if begun.said["unlike"]:
-        return f"the function {begun.said['unlike']} does not pay the same text the same again"
+    if begun.reply["unlike"]:
+        return f"the function {begun.reply['unlike']} does not pay the same text the same again"
     return ""
 
 
@@ -516,15 +518,15 @@ def _row(name: str, row: object, column: str, where: str) -> PromptRow:
             f"turn, the last one the user's); its columns are {named}: the option prompt names another"
         )
     columns = {str(key): value for key, value in row.items() if key not in NOT_COLUMNS and key != column}
-    made = PromptRow(prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt], columns)
+    prompt_row = PromptRow(prompt if isinstance(prompt, str) else [dict(turn) for turn in prompt], columns)
     try:
-        json.dumps(made)
+        json.dumps(prompt_row)
     except (TypeError, ValueError):
         raise UserError(f"task {name!r}: {where} has a column that is no text, number, list or table") from None
-    asked = item_of(made)
-    if not asked.question.strip() or len(asked.question.encode()) > MAX_QUESTION_BYTES:
+    item = item_of(prompt_row)
+    if not item.question.strip() or len(item.question.encode()) > MAX_QUESTION_BYTES:
         raise UserError(f"task {name!r}: {where}: a question has 1 to {MAX_QUESTION_BYTES >> 10} KiB")
-    return made
+    return prompt_row
 
 
 def _is_prompt(prompt: Any) -> bool:

@@ -34,7 +34,7 @@ class CageWork:
 
     Attributes:
         load: loads the task's code; raises `UserError`.
-        said: what to tell the node of the code, with its "code" if that may change.
+        describe: what to tell the node of the code, with its "code" if that may change.
         answer: answers a request with the code.
         first: the node's first message: the "seconds" for a text, whether a cage has to be "whole", maybe its "code".
         hint: put before an error.
@@ -42,7 +42,7 @@ class CageWork:
     """
 
     load: Callable[[], Any]
-    said: Callable[[Any], Message]
+    describe: Callable[[Any], Message]
     answer: Callable[[Any, Message], Message]
     first: Message
     hint: str
@@ -64,29 +64,29 @@ def serve_in_cages(requests: Requests, work: CageWork, folder: Path) -> None:
     more = 0.0
     if loaded is None:
         began = time.monotonic()
-        said = _told(partial(cage.call, partial(_described, work), LOAD_S, MAX_ANSWER))
+        description = _told(partial(cage.call, partial(_described, work), LOAD_S, MAX_ANSWER))
         more = AGAIN * (time.monotonic() - began)
     else:
-        said = work.said(loaded)
-    if "error" not in said and work.first.get("code", said.get("code")) != said.get("code"):
-        said = {"error": CODE_CHANGED}  # peers would take its rewards for lies
-    requests.reply({**said, "loads_for": more})
-    while "error" not in said:
-        asked = requests.receive()
-        answer = partial(_answered, work, loaded, asked)
-        seconds = float({**work.first, **asked}["seconds"])
+        description = work.describe(loaded)
+    if "error" not in description and work.first.get("code", description.get("code")) != description.get("code"):
+        description = {"error": CODE_CHANGED}  # peers would take its rewards for lies
+    requests.reply({**description, "loads_for": more})
+    while "error" not in description:
+        request = requests.receive()
+        answer = partial(_answered, work, loaded, request)
+        seconds = float({**work.first, **request}["seconds"])
         reply = _told(partial(cage.call, answer, seconds + more, MAX_ANSWER))
         requests.reply({"error": f"{work.hint}{reply['error']}"} if "error" in reply else reply)
 
 
-def _answered(work: CageWork, loaded: Any, asked: Message) -> Message:
+def _answered(work: CageWork, loaded: Any, request: Message) -> Message:
     """Answer a request; in a cage."""
-    return work.answer(work.load() if loaded is None else loaded, asked)
+    return work.answer(work.load() if loaded is None else loaded, request)
 
 
 def _described(work: CageWork) -> Message:
     try:
-        return work.said(work.load())
+        return work.describe(work.load())
     except UserError as error:
         return {"error": one_line(error)}
 

@@ -61,15 +61,15 @@ class EpisodeProcess:
         """Take a turn of the policy."""
         began = time.monotonic()
         try:
-            said, _ = ask(self._channel, {"call": "step", "text": text}, began + self._left)
+            reply, _ = ask(self._channel, {"call": "step", "text": text}, began + self._left)
         except (EOFError, OSError):
             self._channel.close()
             raise UserError(f"task {self._name!r}: {ENDED}") from None
         self._left -= time.monotonic() - began
-        if "error" in said:
-            raise UserError(str(said["error"]))
+        if "error" in reply:
+            raise UserError(str(reply["error"]))
         # `node.tasks.environments.episodes.step` looks at what is in them
-        return Observation(said["observation"]) if "observation" in said else Done(said["reward"])
+        return Observation(reply["observation"]) if "observation" in reply else Done(reply["reward"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +165,10 @@ def answer_apart(requests: Requests, answer: Callable[[], Message], *, confined:
         os.waitpid(pid, 0)
         ours.setblocking(False)  # what it has left behind may hold the other end
         try:
-            said = receive(ours, most=MAX_ANSWER)
+            reply = receive(ours, most=MAX_ANSWER)
         except (EOFError, OSError, ValueError):
-            said = {"error": ENDED}
-    requests.reply(said)
+            reply = {"error": ENDED}
+    requests.reply(reply)
 
 
 def adopt_from_here() -> None:
@@ -217,14 +217,14 @@ def _play(requests: Requests, begin: Callable[[], Environment]) -> None:
         try:
             environment = environment or begin()
             answer = step(environment, text)
-            said: Message = (
+            reply: Message = (
                 {"observation": answer.text} if isinstance(answer, Observation) else {"reward": answer.reward}
             )
         except MemoryError:
-            said = {"error": "out of memory"}
+            reply = {"error": "out of memory"}
         except (Exception, SystemExit) as error:  # noqa: BLE001  # it may raise anything, and exit
-            said = {"error": one_line(error) or type(error).__name__}
+            reply = {"error": one_line(error) or type(error).__name__}
         fcntl.fcntl(channel, fcntl.F_SETFL, flags)
-        requests.reply(said)
-        if "observation" not in said:
+        requests.reply(reply)
+        if "observation" not in reply:
             return

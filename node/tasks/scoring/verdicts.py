@@ -116,9 +116,9 @@ class Scored(float):
     parts: Mapping[str, float]
 
     def __new__(cls, reward: float, parts: Mapping[str, float]) -> "Scored":
-        made = super().__new__(cls, reward)
-        made.parts = parts
-        return made
+        scored = super().__new__(cls, reward)
+        scored.parts = parts
+        return scored
 
 
 class Answer(NamedTuple):
@@ -154,9 +154,9 @@ def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdic
     return late_as_none(Scoring(answers, is_own=True).wait(seconds))
 
 
-def late_as_none(found: Sequence[MaybeLate]) -> list[Verdict]:
+def late_as_none(verdicts: Sequence[MaybeLate]) -> list[Verdict]:
     """Return verdicts, with None for those that were late."""
-    return [None if one == LATE else one for one in found]
+    return [None if verdict == LATE else verdict for verdict in verdicts]
 
 
 class Scoring:
@@ -182,29 +182,29 @@ class Scoring:
         before, is `LATE`: it is not scored.
         """
         deadline = time.monotonic() + seconds
-        here = self._in_place(deadline)
-        wait_for([one for one in self._queued if one is not None], max(0.0, deadline - time.monotonic()))
+        in_place = self._in_place(deadline)
+        wait_for([future for future in self._queued if future is not None], max(0.0, deadline - time.monotonic()))
         return [
-            here[place] if future is None else _outcome(one, future)
-            for place, (one, future) in enumerate(zip(self._answers, self._queued, strict=True))
+            in_place[place] if future is None else _outcome(answer, future)
+            for place, (answer, future) in enumerate(zip(self._answers, self._queued, strict=True))
         ]
 
     def _in_place(self, deadline: float) -> dict[int, MaybeLate]:
         """Return the verdicts that are found in this process, by place."""
-        found: dict[int, MaybeLate] = {}
+        verdicts: dict[int, MaybeLate] = {}
         for places in _by_task(self._answers):
             if self._queued[places[0]] is None:
                 answers = [self._answers[place] for place in places]
                 together = getattr(answers[0].task, "verify_together", None) if self._is_own else None
-                found.update(zip(places, _all_in_place(answers, together, deadline), strict=True))
-        return found
+                verdicts.update(zip(places, _all_in_place(answers, together, deadline), strict=True))
+        return verdicts
 
 
 def _by_task(answers: Sequence[Answer]) -> list[list[int]]:
     """Return the places of each task's answers."""
     places: dict[int, list[int]] = {}
-    for place, one in enumerate(answers):
-        places.setdefault(id(one.task), []).append(place)
+    for place, answer in enumerate(answers):
+        places.setdefault(id(answer.task), []).append(place)
     return list(places.values())
 
 
@@ -271,8 +271,8 @@ _reasons: dict[str, str] = {}  # by task, the latest
 
 def warn_unscorable(task: str, reason: str) -> None:
     """Tell the log that an answer to a question of this task is unscorable, and why; a text may have written that."""
-    _reasons[task] = told = printable(reason[:QUOTED])
-    log.warning("unscorable", task=task, reason=told)
+    _reasons[task] = printed = printable(reason[:QUOTED])
+    log.warning("unscorable", task=task, reason=printed)
 
 
 def latest_reason(task: str) -> str:
@@ -355,17 +355,17 @@ _Waiting = tuple[int, int, _Job | None, "Future[Any]", TimeBudget | None]
 _CLOSE, _OWN, _PEERS, _NEWCOMERS = range(4)  # the order in which a lane takes what waits
 
 
-def reward_of(said: Message, functions: Collection[str]) -> Verdict:
+def reward_of(reply: Message, functions: Collection[str]) -> Verdict:
     """Return the reward in a worker's reply, None where it says that it cannot tell.
 
     Args:
-        said: the reply.
+        reply: the worker's.
         functions: names that parts may have.
 
     Raises:
         ValueError: the reply is of another form; the text says how.
     """
-    reward, parts = said.get("reward"), said.get("parts", {})
+    reward, parts = reply.get("reward"), reply.get("parts", {})
     if reward is None:
         return None
     if isinstance(reward, bool) or not is_reward(reward):
@@ -426,7 +426,7 @@ class _WorkerThread:
     def __init__(self, lanes: _Lanes) -> None:
         self._lanes = lanes
         self._worker: WorkerProcess | None = None
-        self._said: Message | Exception = {}  # the worker's first reply, or why there is no worker
+        self._loaded: Message | Exception = {}  # the worker's first reply, or why there is no worker
         self._names: Collection[str] = ()  # of a task's functions
         self._busy = 0.0  # seconds of scoring since nothing waited
         self._more = 0.0  # seconds that a text gets beside its own, where each has a cage
@@ -463,13 +463,13 @@ class _WorkerThread:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         try:
             self._worker = WorkerProcess([sys.executable, "-P", "-m", self._lanes.module], environment)
-            self._said = said = self._worker.call(self._lanes.first, LOAD_S)
+            self._loaded = reply = self._worker.call(self._lanes.first, LOAD_S)
             self._is_new = True
-            self._names = said.get("names", ())
-            self._more = said["loads_for"] + CAGE_S if "loads_for" in said else 0.0
+            self._names = reply.get("names", ())
+            self._more = reply["loads_for"] + CAGE_S if "loads_for" in reply else 0.0
         except (WorkerError, OSError, TypeError) as error:  # TypeError: options that cannot be written as JSON
-            self._said = error
-        if isinstance(self._said, Exception) or "error" in self._said:
+            self._loaded = error
+        if isinstance(self._loaded, Exception) or "error" in self._loaded:
             self._end()
 
     def _end(self) -> None:
@@ -478,9 +478,9 @@ class _WorkerThread:
             self._worker = None
 
     def first_reply(self) -> Message:
-        if isinstance(self._said, Exception):
-            raise self._said
-        return self._said
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
+        return self._loaded
 
     def reply(self, request: Message, seconds: float) -> Message:
         try:
@@ -500,18 +500,22 @@ class _WorkerThread:
 
     def _there(self) -> WorkerProcess:
         if self._worker is None:
-            raise WorkerError(str(self._said if isinstance(self._said, Exception) else self._said["error"]))
+            raise WorkerError(str(self._loaded if isinstance(self._loaded, Exception) else self._loaded["error"]))
         return self._worker
 
     def verdicts(self, requests: Sequence[Message], futures: "Sequence[Future[Verdict]]") -> None:
         """Settle `futures` by one call for all requests; by a call for each where that fails."""
-        live = [(one, future) for one, future in zip(requests, futures, strict=True) if _begins(future)]
+        live = [
+            (request, future)
+            for request, future in zip(requests, futures, strict=True)
+            if future.set_running_or_notify_cancel()  # it is wanted still, and can be cancelled no more
+        ]
         if not live:
             return
-        said = self._asked_together([one for one, _ in live])
+        replies = self._asked_together([request for request, _ in live])
         for at, (request, future) in enumerate(live):
-            if said is not None:
-                future.set_result(self._read(said[at]))
+            if replies is not None:
+                future.set_result(self._read(replies[at]))
             else:
                 self._lanes.put(_OWN, partial(_WorkerThread._settle, request=request, future=future), Future())
 
@@ -522,7 +526,7 @@ class _WorkerThread:
         """Return the reply to each of some requests in one call; None if the call failed."""
         if self._worker is None:
             return None
-        fields = [{name: one[name] for name in one if name != "call"} for one in requests]
+        fields = [{name: request[name] for name in request if name != "call"} for request in requests]
         request, began = {"call": requests[0]["call"], "batch": fields}, time.monotonic()
         try:
             scored = self.reply(request, self._lanes.seconds * TOGETHER).get("scored")
@@ -541,15 +545,15 @@ class _WorkerThread:
             self._busy += time.monotonic() - began
         if not isinstance(scored, list) or len(scored) != len(requests):
             return None
-        return scored if all(isinstance(one, dict) for one in scored) else None
+        return scored if all(isinstance(reply, dict) for reply in scored) else None
 
     def verdict(self, request: Message, budget: TimeBudget | None = None) -> Verdict:
         return self._read(self._asked(request, budget))
 
-    def _read(self, said: Message) -> Verdict:
+    def _read(self, reply: Message) -> Verdict:
         try:
-            verdict = reward_of(said, self._names)
-            reason = said.get("error", "its task cannot tell")
+            verdict = reward_of(reply, self._names)
+            reason = reply.get("error", "its task cannot tell")
         except ValueError as error:
             verdict, reason = None, error
         if verdict is None:
@@ -558,7 +562,7 @@ class _WorkerThread:
 
     def _asked(self, request: Message, budget: TimeBudget | None) -> Message:
         if self._worker is None:
-            return {"error": str(self._said)} if isinstance(self._said, Exception) else self._said
+            return {"error": str(self._loaded)} if isinstance(self._loaded, Exception) else self._loaded
         began, dropped, seconds = time.monotonic(), self._worker.dropped, self._lanes.seconds
         is_free, self._is_new = self._is_new and (budget is None or budget.within is None), False
         if budget is not None and not is_free:
@@ -567,9 +571,9 @@ class _WorkerThread:
         if self._more:
             request = {**request, "seconds": seconds}
         try:
-            said = self._worker.call(request, seconds + self._more, MAX_REPLY)
+            reply = self._worker.call(request, seconds + self._more, MAX_REPLY)
             self._lanes.drop(self._worker.dropped - dropped)
-            return said
+            return reply
         except Exception as error:  # noqa: BLE001  # it ended, or the request cannot be written as JSON
             self._end()
             return {"error": str(error)}
@@ -581,11 +585,6 @@ class _WorkerThread:
                 is_free = False
             if budget is not None and not is_free:
                 budget.end(now)
-
-
-def _begins(future: "Future[Verdict]") -> bool:
-    """Tell whether a text is still wanted, and keep it from being cancelled if it is."""
-    return future.set_running_or_notify_cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -629,11 +628,14 @@ class IsolatedTask(Wrapper):
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         """Queue texts for worker processes; an episode is played again there."""
         workers = self.workers if is_own else self.apart
-        return [workers.submit(_request(one), is_own, one.budget) for one in batch]
-
-
-def _request(asked: Submission) -> Message:
-    return {"call": "score", "item": asdict(asked.item), "text": asked.text, "before": asked.before}
+        return [
+            workers.submit(
+                {"call": "score", "item": asdict(answer.item), "text": answer.text, "before": answer.before},
+                is_own,
+                answer.budget,
+            )
+            for answer in batch
+        ]
 
 
 def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> IsolatedTask:
@@ -657,7 +659,7 @@ def isolated(task: Task, config: TaskConfig, *, is_here: bool = False) -> Isolat
     declared = {"declared": isolate == "text", "whole": not lacks, "seconds": SCORE_S}
     caged: Message = {**first, "isolate": "text", **declared}
     firsts = (caged if is_caged and isolate == "text" else first, caged if is_caged and not lacks else first)
-    own, apart = (Workers(task.key.name, "node.tasks.scoring.verdicts", one) for one in firsts)
+    own, apart = (Workers(task.key.name, "node.tasks.scoring.verdicts", first) for first in firsts)
     return IsolatedTask(task, own, apart, lacks, begin)
 
 
@@ -698,16 +700,15 @@ def _score_in_cages(requests: Requests, request: Message, folder: Path) -> None:
     def load() -> Task:
         return load_task(TaskConfig.model_validate(request["task"]))
 
-    def said(task: Task) -> Message:
-        return {"code": list(task.key)}
-
     def answer(task: Task, asked: Message) -> Message:
         return _scored(Answer(task, _item(asked["item"]), asked["text"], (*asked["before"],)), confined="")
 
     named = (request["task"]["options"].get(name, "") for name in ("path", "factory"))
-    files = [re.sub(r"(?<=\.py):\w+$", "", one) for one in named if isinstance(one, str)]
+    files = [re.sub(r"(?<=\.py):\w+$", "", path) for path in named if isinstance(path, str)]
     hint = "" if request["declared"] else IN_CAGE
-    serve_in_cages(requests, CageWork(load, said, answer, request, hint, files), folder)
+    serve_in_cages(
+        requests, CageWork(load, lambda task: {"code": list(task.key)}, answer, request, hint, files), folder
+    )
 
 
 def answer_one(requests: Requests, task: Task) -> None:

@@ -127,9 +127,9 @@ class Agent:
 
     async def run(self, task: Any, **_: Any) -> Any:
         """Let the policy answer the task; return the trace."""
-        async with self.interaction(task) as one:
-            await one.turn()
-        return one.trace
+        async with self.interaction(task) as conversation:
+            await conversation.turn()
+        return conversation.trace
 
     @asynccontextmanager
     async def interaction(self, task: Any, **_: Any) -> "AsyncIterator[Conversation]":
@@ -137,12 +137,12 @@ class Agent:
         tools = list(task.toolsets(task.config))
         own = isinstance(task, type(self._env.taskset).task_type())
         shared = self._env.taskset.toolsets(self._env.taskset.config) if own else []
-        one = Conversation(self, task, self._game, await Tools.of(tools, shared, task))
-        yield one
-        one.trace.stop("user_closed")
-        one.trace.ok = True
-        await task.score(one.trace)
-        self._traces.append(one.trace)
+        conversation = Conversation(self, task, self._game, await Tools.of(tools, shared, task))
+        yield conversation
+        conversation.trace.stop("user_closed")
+        conversation.trace.ok = True
+        await task.score(conversation.trace)
+        self._traces.append(conversation.trace)
 
 
 class Conversation:
@@ -171,10 +171,10 @@ class Conversation:
             self._add(v1.UserMessage(content=words))
         before = len(self.trace.nodes)
         while not await self._is_over():
-            said = await self._says(words)
-            if not said.calls:
+            turn = await self._says(words)
+            if not turn.calls:
                 break
-            words = told(said, [await self._result(call) for call in said.calls])
+            words = told(turn, [await self._result(call) for call in turn.calls])
         messages = [node.message for node in self.trace.nodes[before:]]
         return Segment(messages=messages, terminated=not messages)
 
@@ -184,21 +184,21 @@ class Conversation:
             if self._most is not None and self.trace.num_turns >= self._most:
                 self.trace.stop("max_turns")
             for stops in self._task.hooks("stop"):
-                found = invoke(stops, {v1.Trace: self.trace, "trace": self.trace, "task": self._task.data})
-                if await found if inspect.isawaitable(found) else found:
+                stop = invoke(stops, {v1.Trace: self.trace, "trace": self.trace, "task": self._task.data})
+                if await stop if inspect.isawaitable(stop) else stop:
                     self.trace.stop(stops.__name__)
         return self.trace.stop_condition is not None
 
     async def _says(self, words: str | None) -> SaidCalls:
         text = await self._game.ask(words)
-        said = read_calls(text) if self._tools.schemas else SaidCalls([], tagged=False)
+        turn = read_calls(text) if self._tools.schemas else SaidCalls([], tagged=False)
         calls = [
-            ToolCall(id=f"call_{self._called + at}", name=one.name, arguments=json.dumps(one.arguments))
-            for at, one in enumerate(call for call in said.calls if isinstance(call, SaidCall))
+            ToolCall(id=f"call_{self._called + at}", name=call.name, arguments=json.dumps(call.arguments))
+            for at, call in enumerate(call for call in turn.calls if isinstance(call, SaidCall))
         ]
-        content = text.partition(OPENED)[0] if said.tagged else text
+        content = text.partition(OPENED)[0] if turn.tagged else text
         self._add(v1.AssistantMessage(content=content, tool_calls=calls or None), sampled=True)
-        return said
+        return turn
 
     async def _result(self, call: SaidCall | CallError) -> str:
         text = await self._tools.call(call)
@@ -243,7 +243,7 @@ class Tools:
                 raise ValueError(f"two of its tools are called {name}")
             schema = dict(tool.input_schema)
             schema["properties"] = {
-                key: {"description": "", **one} for key, one in schema.get("properties", {}).items()
+                key: {"description": "", **parameter} for key, parameter in schema.get("properties", {}).items()
             }
             self.schemas[name] = schema
             self._servers[name] = server, tool.name
@@ -263,7 +263,7 @@ class Tools:
             result: Any = await server.call_tool(name, call.arguments)
         except (CallError, ToolError) as error:
             return f"error: {error}"
-        return "\n".join(one.text if one.type == "text" else str(one) for one in result.content)
+        return "\n".join(part.text if part.type == "text" else str(part) for part in result.content)
 
 
 async def _push(before: bytes) -> None:
@@ -272,15 +272,15 @@ async def _push(before: bytes) -> None:
 
 def _opening(data: Any) -> list[Any]:
     """Return the messages that a row begins with."""
-    asked = [v1.UserMessage(content=data.prompt)] if isinstance(data.prompt, str) else list(data.prompt or [])
-    return [v1.SystemMessage(content=data.system_prompt), *asked] if data.system_prompt else asked
+    messages = [v1.UserMessage(content=data.prompt)] if isinstance(data.prompt, str) else list(data.prompt or [])
+    return [v1.SystemMessage(content=data.system_prompt), *messages] if data.system_prompt else messages
 
 
 def _text(message: Any) -> str:
     """Return a user's turn, a text or messages, as a text."""
     if isinstance(message, str):
         return message
-    contents = [one["content"] if isinstance(one, dict) else one.content for one in message]
+    contents = [part["content"] if isinstance(part, dict) else part.content for part in message]
     return "\n\n".join(content_text(content) for content in contents)
 
 

@@ -119,8 +119,8 @@ class VerifiersTask:
         """Queue texts for worker processes."""
         workers = self.workers if is_own else self.apart
         return [
-            workers.submit({"call": "score", "row": one.item.content, "text": one.text}, is_own, one.budget)
-            for one in batch
+            workers.submit({"call": "score", "row": answer.item.content, "text": answer.text}, is_own, answer.budget)
+            for answer in batch
         ]
 
 
@@ -141,25 +141,25 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
     first = {"call": "load", "id": name, **parsed.model_dump(), "isolate": "none"}
     direct = Workers(task, MODULE, first)
     try:
-        said = direct.begin()
+        reply = direct.begin()
     except (WorkerError, TypeError) as error:
         raise UserError(f"task {task!r} cannot be loaded: {error}") from None
-    if "error" in said:
-        raise UserError(f"task {task!r} cannot be used: {said['error']}")
-    hashed = {"versions": said["versions"], **parsed.model_dump(exclude={"isolate"})}
+    if "error" in reply:
+        raise UserError(f"task {task!r} cannot be used: {reply['error']}")
+    hashed = {"versions": reply["versions"], **parsed.model_dump(exclude={"isolate"})}
     key = TaskKey(task, VERSION, config_hash(hashed))
     items = tuple(
-        Item(question, "", system, content=row, tools=said["tools"]) for question, system, row in said["rows"]
+        Item(question, "", system, content=row, tools=reply["tools"]) for question, system, row in reply["rows"]
     )
     bounds = parsed.low, parsed.high
-    if said["plays"]:
+    if reply["plays"]:
         start = ForkServer(task, direct, SCORE_S, LOAD_S + SCORE_S)
         return VerifiersTask(key, items, direct, direct, start, bounds, NOT_REPLAYED)
     if parsed.isolate == "none":
         return VerifiersTask(key, items, direct, Workers(task, MODULE, first), None, bounds, "")
     lacks = lacking()
     declared = {"declared": parsed.isolate == "text", "whole": not lacks, "seconds": SCORE_S}
-    caged = {**first, "isolate": "text", **declared, "code": said["versions"]}
+    caged = {**first, "isolate": "text", **declared, "code": reply["versions"]}
     own = Workers(task, MODULE, caged) if parsed.isolate == "text" else direct
     if lacks:
         but = "" if parsed.isolate else ': isolate = "none" shares it if its rewards run no text'
@@ -172,13 +172,13 @@ def load_verifiers(name: str, options: Mapping[str, object]) -> VerifiersTask:
 def _fails(apart: Workers, row: str) -> str:
     """Try a reward in a cage; return why the task set is not shared, if it fails there."""
     try:
-        said = apart.begin()
-        if "error" not in said:
-            seconds = SCORE_S + said["loads_for"] + CAGE_S
-            said = apart.ask({"call": "score", "row": row, "text": RUBBISH}, seconds)
+        reply = apart.begin()
+        if "error" not in reply:
+            seconds = SCORE_S + reply["loads_for"] + CAGE_S
+            reply = apart.ask({"call": "score", "row": row, "text": RUBBISH}, seconds)
     except WorkerError as error:
-        said = {"error": str(error)}
-    return f"its rewards fail in a cage ({said['error']})" if "error" in said else ""
+        reply = {"error": str(error)}
+    return f"its rewards fail in a cage ({reply['error']})" if "error" in reply else ""
 
 
 NOT_REPLAYED = "no peer can play the episodes of its environment again"
@@ -204,7 +204,7 @@ def main() -> None:
         return
     try:
         loaded = load()
-        told = _opened(loaded, scale) if loaded.env is not None else _tried(loaded)
+        description = _opened(loaded, scale) if loaded.env is not None else _tried(loaded)
     except Exception as error:  # noqa: BLE001  # a task set may raise anything, and the node is told in one line
         requests.reply({"error": str(error) if isinstance(error, UserError) else _line(error)})
         return
@@ -213,7 +213,7 @@ def main() -> None:
             confine()
     else:
         adopt_from_here()
-    requests.reply({**told, "versions": loaded.versions, "plays": loaded.env is not None})
+    requests.reply({**description, "versions": loaded.versions, "plays": loaded.env is not None})
     while True:
         request = requests.receive()
         if request["call"] == "start":
@@ -234,16 +234,16 @@ def _load(request: Message) -> "Loaded":
 
 
 def _line(error: Exception) -> str:
-    said = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
-    return " ".join(said.split())[:500]
+    text = str(error) if isinstance(error, RefusedError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:500]
 
 
 def _code_of(loaded: "Loaded") -> Message:
     return {"code": loaded.versions}
 
 
-def _answered(scale: Callable[[float], float], loaded: "Loaded", asked: Message) -> Message:
-    return _scored(loaded.by_hash[asked["row"]], asked["text"], scale)
+def _answered(scale: Callable[[float], float], loaded: "Loaded", request: Message) -> Message:
+    return _scored(loaded.by_hash[request["row"]], request["text"], scale)
 
 
 def _scaled(low: float, high: float, reward: float) -> float:
