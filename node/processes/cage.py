@@ -381,7 +381,7 @@ def _allowed(files: Iterable[str]) -> Iterator[tuple[str, int]]:
         yield folder, READS
     beneath = tuple(f"{folder}/" for folder in folders)
     loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    for file in {*files, *(one for one in loaded if isinstance(one, str))}:
+    for file in {*files, *(path for path in loaded if isinstance(path, str))}:
         if not file.startswith(beneath) and Path(file).is_file():
             yield file, READ_FILE
 
@@ -436,14 +436,14 @@ def _end(pid: int) -> str:
     """End all that a call has started, and wait for it; say how its first process ended, if that is worth a word."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    said = ""
+    ending = ""
     while True:
         try:
             ended, status = os.waitpid(-pid, WALL)
         except ChildProcessError:
-            return said
+            return ending
         if ended == pid and os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
-            said = f" (killed by {signal.Signals(os.WTERMSIG(status)).name})"
+            ending = f" (killed by {signal.Signals(os.WTERMSIG(status)).name})"
 
 
 def _tried() -> Message:
@@ -468,6 +468,6 @@ def _tried() -> Message:
 
 
 if __name__ == "__main__":
-    made = make_folder()
-    print(Cage(made).lacks())  # noqa: T201  # its answer
-    remove_folder(made)
+    folder = make_folder()
+    print(Cage(folder).lacks())  # noqa: T201  # its answer
+    remove_folder(folder)

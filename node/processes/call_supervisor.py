@@ -147,9 +147,9 @@ class CallSupervisor:
         return False
 
     def _processes(self) -> list[_Process]:
-        found = [*_of_group(self._group)]
-        self.is_blind = self.is_blind or not found
-        return found
+        processes = [*_of_group(self._group)]
+        self.is_blind = self.is_blind or not processes
+        return processes
 
 
 def _of_group(group: int) -> Iterator[_Process]:
@@ -159,15 +159,15 @@ def _of_group(group: int) -> Iterator[_Process]:
             if os.getpgid(process) != group:
                 continue
             rows = (line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines())
-            said = {row[0]: row[1] for row in rows if len(row) > 1}
-            kib = sum(int(said.get(kind, 0)) for kind in ("RssAnon:", "RssShmem:", "VmSwap:"))
-            yield _Process(int(said["Threads:"]), kib << 10)
+            fields = {row[0]: row[1] for row in rows if len(row) > 1}
+            kib = sum(int(fields.get(kind, 0)) for kind in ("RssAnon:", "RssShmem:", "VmSwap:"))
+            yield _Process(int(fields["Threads:"]), kib << 10)
 
 
 def free_disk(folder: Path) -> int:
     """Return how many bytes others than root may still write where a folder is."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def look_into(folder: Path) -> None:
@@ -179,9 +179,9 @@ def look_into(folder: Path) -> None:
             for entry in folders.pop().iterdir():
                 count += 1
                 with suppress(FileNotFoundError):  # it is at work
-                    found = entry.lstat()
-                    size += found.st_blocks * BLOCK_BYTES
-                    if stat.S_ISDIR(found.st_mode):
+                    status = entry.lstat()
+                    size += status.st_blocks * BLOCK_BYTES
+                    if stat.S_ISDIR(status.st_mode):
                         folders.append(entry)
                 if size > FOLDER_BYTES or count > FOLDER_ENTRIES:
                     raise CageError("it filled its folder")

@@ -60,8 +60,8 @@ Calls = Mapping[str, tuple[int, int]]
 def calls(table: str) -> dict[str, tuple[int, int]]:
     """Read "name x86-64 arm64, ..."; one number stands for both, a stroke for none."""
     rows = [entry.split() for entry in table.split(",")]
-    numbers = {name: [ABSENT if one == "-" else int(one) for one in (*found, *found)] for name, *found in rows}
-    return {name: (found[0], found[1]) for name, found in numbers.items()}
+    numbers = {name: [ABSENT if number == "-" else int(number) for number in (*given, *given)] for name, *given in rows}
+    return {name: (pair[0], pair[1]) for name, pair in numbers.items()}
 
 
 # What Landlock does not know of: modes, owners, times, attributes.
@@ -205,8 +205,8 @@ class _FilterProgram(ctypes.Structure):
     _fields_ = (("count", ctypes.c_ushort), ("lines", ctypes.c_char_p))
 
 
-def _filter(denied: Calls, told: Calls) -> _FilterProgram:
-    """Return seccomp's program; calls that are `told` wait for what a listener answers."""
+def _filter(denied: Calls, to_listener: Calls) -> _FilterProgram:
+    """Return seccomp's program; calls `to_listener` wait for its answer."""
     audit, place = MACHINES[platform.machine()]
     load, equal, at_least, any_bit, bits, answer = (
         0x20,
@@ -231,10 +231,10 @@ def _filter(denied: Calls, told: Calls) -> _FilterProgram:
         on(call, (load, 0, 0, first), (equal, 0, 1, 0), allow, deny)
     is_local = ((load, 0, 0, first), (equal, 0, 4, socket.AF_UNIX))
     on(SOCKETPAIR, *is_local, (load, 0, 0, second), (bits, 0, 0, 0xF), (equal, 0, 1, socket.SOCK_STREAM), allow, deny)
-    if told:
+    if to_listener:
         on(CLONE3, absent)
         on(CLONE, (load, 0, 0, first), (any_bit, 0, 1, NEW_NAMESPACES), deny, ask)
-    for call in told.values():
+    for call in to_listener.values():
         on(call, ask)
     lines.append(allow)
     return _FilterProgram(len(lines), b"".join(struct.pack("=HBBI", *line) for line in lines))

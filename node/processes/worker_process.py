@@ -191,14 +191,14 @@ def remove_folder(folder: Path) -> None:
 
     Folders within are moved up into `folder`, so that every path is short. Nobody may be at work in it.
     """
-    while inner := [one for one in folder.iterdir() if _is_folder(one)]:
-        for one in inner:
-            for entry in list(_opened(one).iterdir()):
+    while inner := [subfolder for subfolder in folder.iterdir() if _is_folder(subfolder)]:
+        for subfolder in inner:
+            for entry in list(_opened(subfolder).iterdir()):
                 if _is_folder(entry):
                     _opened(entry).rename(folder / secrets.token_hex(16))
                 else:
                     entry.unlink()
-            one.rmdir()
+            subfolder.rmdir()
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
@@ -290,7 +290,8 @@ class WorkerProcess:
         self._log: BinaryIO = tempfile.TemporaryFile() if log is None else log.open("a+b")  # noqa: SIM115  # kept
         self._shown = "its output" if log is None else str(log)
         self._channel, channel = socket.socketpair()
-        variables = {**_outside_any_group(), **environment}
+        outside_any_group = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+        variables = {**outside_any_group, **environment}
         life, self._life = os.pipe()  # never written to: its end tells the child that this process is gone
         try:
             with channel:
@@ -352,10 +353,10 @@ class WorkerProcess:
         if "error" in reply:
             raise WorkerError(str(reply["error"]))
         try:
-            said, descriptors, *_ = socket.recv_fds(self._channel, 1, 1)
+            data, descriptors, *_ = socket.recv_fds(self._channel, 1, 1)
         except OSError:
-            said, descriptors = b"", []
-        if not said:
+            data, descriptors = b"", []
+        if not data:
             raise self._failed(f"no channel in answer to {message['call']!r}", None)
         if not descriptors:  # the kernel has closed it
             raise WorkerError("no channel to a process: this process has too many files open (see ulimit -n)")
@@ -402,24 +403,19 @@ class WorkerProcess:
 
 def children_of(pid: int) -> list[int]:
     """Return the processes that one has started, as far as /proc tells."""
-    found: list[int] = []
+    pids: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, file.read_text().split())
-    return found
+            pids += map(int, file.read_text().split())
+    return pids
 
 
 def descendants_of(pid: int) -> list[int]:
     """Return the processes that one has started, and those that these have, parents first."""
-    found = children_of(pid)
-    for descendant in found:  # the list grows meanwhile: a chain of forks is longer than Python's stack
-        found += children_of(descendant)
-    return found
-
-
-def _outside_any_group() -> dict[str, str]:
-    """Return this process's variables without those by which it found others to train with."""
-    return {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+    pids = children_of(pid)
+    for descendant in pids:  # the list grows meanwhile: a chain of forks is longer than Python's stack
+        pids += children_of(descendant)
+    return pids
 
 
 def _describe(status: int | None) -> str:
