@@ -17,7 +17,7 @@ NAMED_BY_A_PERSON = {"node/tasks/rewards/functions.py": ["importlib.import_modul
 # Called in a cage alone, of sets whose scorer evaluates no text (test_node_tasks_reasoning_gym.py).
 IN_A_CAGE = {
     "node/tasks/reasoning_gym/data_sets.py": [
-        "data_set.score_answer(asked['answer'], entry=json.loads(asked['entry']))"
+        "data_set.score_answer(request['answer'], entry=json.loads(request['entry']))"
     ],
 }
 METHODS = {"eval", "compile"}  # model.eval(), re.compile(): harmless as methods, not as built-in functions
