@@ -14,7 +14,7 @@ from node.operations.given import read_invite
 from node.operations.settling import settle
 from node.state_folder import check_free, gone_if_new, of_a_node
 
-app = typer.Typer(help="Keep, check and export what a swarm shares.", rich_markup_mode=None)
+app = typer.Typer(help="Keep what a swarm shares, check it, export it.", rich_markup_mode=None)
 
 GIGABYTE = 10**9
 
@@ -50,10 +50,9 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Keep what a swarm shares, as a relay in it.
 
-    It ends with Ctrl-C, or when the archive is full.
-
-    Only a swarm that was founded with --archive is kept, and of it no group that its maker marked. Each answer is
-    scored here first, and no held-out question is kept. Without INVITE, it resumes from its folder.
+    It ends at Ctrl-C, or when the archive is full. Only a swarm that was founded with --archive is kept, and of it no
+    group that its maker marked. Each answer is scored here first, and no held-out question is kept. Without INVITE, it
+    resumes from its folder.
 
     \b
     Example:
@@ -67,7 +66,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node.archive.keeping import open_keeper
     from node.archive.store import check_allowed
-    from node.swarm import joining, swarm_folder
+    from node.swarm import founding
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
@@ -76,8 +75,8 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     with gone_if_new(folder):
         if parsed is not None:
             setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-            joined = joining.join(parsed, settled.config, folder)
-        if (manifest := swarm_folder.load_manifest(folder)) is None:
+            joined = founding.join(parsed, settled.config, folder)
+        if (manifest := founding.load_manifest(folder)) is None:
             raise UserError(
                 f"{folder} belongs to no swarm: `gossamer archive run INVITE --out {for_shell(out)} --state "
                 f"{for_shell(folder)}` joins one"
@@ -97,9 +96,10 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 
 @app.command()
 def verify(archive: Archived, debug: Debug = False) -> int:
-    """Check an archive without a network: names, signatures, marks. Exits with 1 if a file is damaged.
+    """Check an archive, without a network.
 
-    Damaged files are named on standard error. Answers are not scored: `export` does that.
+    Checks names, signatures and marks. Exits with 1 if a file is damaged. Damaged files are named on standard error.
+    Answers are not scored: `export` does that.
 
     \b
     Example:
@@ -139,9 +139,8 @@ def export(
 ) -> int:
     """Write an archive's answers as JSONL.
 
-    `datasets` and TRL's trainers read it. Exits with 1 if a file is damaged.
-
-    Each answer is scored anew, and a group that lies is left out. So is whatever is on a held-out question.
+    `datasets` and TRL's trainers read them. Each answer is scored anew, and a group that lies is left out. So is
+    whatever is on a held-out question. Exits with 1 if a file is damaged.
 
     \b
     Example:
