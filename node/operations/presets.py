@@ -171,10 +171,12 @@ def _engines(asked: NodeConfig, size: ModelSize, machine: Machine) -> list[Overr
     can = machine.gpu and machine.vllm and size.parameters > SPEAKING
     if not can or is_set(asked, "engine.kind") or asked.policy.dtype == "nf4":
         return [{}]
-    lacks = "another engine's copy of the weights has no room beside training"
-    hf = PresetValue("hf", lacks if machine.bf16 else "vLLM wants a GPU that has bfloat16")
+    reason = "" if machine.bf16 else "vLLM wants a GPU that has bfloat16"
+    if asked.engine.top_p < 1 and asked.trainer.options.vllm_importance_sampling_correction:
+        reason = "engine.top_p cuts the distribution that vLLM's probabilities are of"
+    hf = PresetValue("hf", reason or "another engine's copy of the weights has no room beside training")
     vllm = PresetValue("vllm", "installed here, and several times as fast as transformers")
-    return [*([{"engine.kind": vllm}] if machine.bf16 else []), {"engine.kind": hf}]
+    return [{"engine.kind": hf}] if reason else [{"engine.kind": vllm}, {"engine.kind": hf}]
 
 
 def _weights(asked: NodeConfig, size: ModelSize, machine: Machine, *, packs: bool) -> list[Overrides]:

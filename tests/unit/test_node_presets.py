@@ -278,6 +278,14 @@ def test_on_a_card_without_bfloat16_transformers_generate_with_weights_in_float1
     assert values(model(135e6), GPU._replace(bf16=False))[KIND] == "hf"
 
 
+def test_a_nucleus_that_vllm_has_no_probabilities_of_is_drawn_by_transformers() -> None:
+    """The preset chose vLLM, which the configuration then refused."""
+    asked = asking(engine={"top_p": 0.9})
+    found = preset(asked, model(7e9), GPU)
+    assert found[KIND].value == "hf" and "engine.top_p" in found[KIND].reason
+    assert fill(asked, {key: choice.value for key, choice in found.items()}).engine.kind == "hf"
+
+
 def test_weights_of_4_bits_that_a_person_asks_for_are_no_reason_for_vllm() -> None:
     assert values(model(7e9), GPU)[KIND] == "vllm"
     assert KIND not in values(model(7e9), GPU, 16, dtype="nf4")
