@@ -27,9 +27,9 @@ from protocol.wire.envelope import CONTENT, CONTROL, kind_of
 
 # Seconds of processor time, on all threads: see `docs/results/protocol.md`.
 FRAME_S = 200e-6
-SIGNATURE_S = 100e-6  # more, if the frame is sealed.
-MESSAGE_BYTE_S = 400e-9  # The dearest are those of WANT, CANCEL and of new records.
-CONTENT_BYTE_S = 16e-9  # Six times its cost, as it takes our line unasked: 5 MB a second at most.
+SIGNATURE_S = 100e-6  # more, if the frame is sealed
+MESSAGE_BYTE_S = 400e-9  # the dearest are those of WANT, CANCEL and of new records
+CONTENT_BYTE_S = 16e-9  # six times its cost, as it takes our line unasked: 5 MB a second at most
 SENT_BYTE_S = 2e-9
 RESUME_S = 0.05  # between two looks at what waits
 

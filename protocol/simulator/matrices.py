@@ -65,6 +65,7 @@ CROWDS = [
     Crowd(20, 480),
     Crowd(1, 8, one_address=True),
     Crowd(1, 2, True),
+    Crowd(1, 63, one_address=True),
     Crowd(40, 0, one_network=True),
     Crowd(1, 20, in_vain="4"),
     *(Crowd(public, nat, in_vain=families) for public, nat in ((1, 40), (3, 60), (20, 480)) for families in FAMILIES),
