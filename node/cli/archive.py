@@ -66,7 +66,7 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 
     from node.archive.keeping import open_keeper
     from node.archive.store import check_allowed
-    from node.swarm import founding
+    from node.swarm import joining, swarm_folder
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs
 
@@ -75,8 +75,8 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     with gone_if_new(folder):
         if parsed is not None:
             setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-            joined = founding.join(parsed, settled.config, folder)
-        if (manifest := founding.load_manifest(folder)) is None:
+            joined = joining.join(parsed, settled.config, folder)
+        if (manifest := swarm_folder.load_manifest(folder)) is None:
             raise UserError(
                 f"{folder} belongs to no swarm: `gossamer archive run INVITE --out {for_shell(out)} --state "
                 f"{for_shell(folder)}` joins one"
