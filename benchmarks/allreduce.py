@@ -19,13 +19,16 @@ A row has the processor time of a rank too (`cpu_s`), which other work on the ma
 bytes on paper (`paper_mib`): what a rank reads and writes. Of S bytes between n ranks gloo moves 11 (n - 1) / n S.
 Our sockets move 2 S more, because results are kept aside until they count. Shared memory moves (5 - 1 / n) S.
 
-Three more parts, on request. `link`: two ranks in network namespaces (Linux, root), each sending through a
-token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two ranks through a proxy that delays
-either way by 50 ms and holds no more of a connection's bytes than a TCP window would; 8 streams against 1.
-`diloco`: training in namespaces as those of `link`, with an outer step in the background against none (`diloco.py`).
+Four more parts, on request. `ddp`: a step of DistributedDataParallel, with a model of 10 million weights and 32 rows
+a rank: forward, backward, and gradients summed by our backend, by gloo, or not at all. `link`: two ranks in network
+namespaces (Linux, root), each sending through a token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two
+ranks through a proxy that delays either way by 50 ms and holds no more of a connection's bytes than a TCP window
+would; 8 streams against 1. `diloco`: training in namespaces as those of `link`, with an outer step in the background
+against none (`diloco.py`).
 """
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -76,6 +79,7 @@ def run(  # noqa: PLR0913  # one option each
     against: Sequence[str] = ("gloo",),
     protected: bool = False,
     pccl_python: str = "",
+    ddp: bool = False,
     link: bool = False,
     delay: bool = False,
     outer: bool = False,
@@ -89,6 +93,7 @@ def run(  # noqa: PLR0913  # one option each
         against: "gloo", "pccl", or both.
         protected: whether to measure what protection costs too.
         pccl_python: an interpreter that has pypccl; empty: this one.
+        ddp: measure steps of DistributedDataParallel; "gloo" must be in `against`.
         link: measure codecs on a slow link.
         delay: measure streams on a long one.
         outer: measure outer steps of DiLoCo on a slow one.
@@ -105,6 +110,8 @@ def run(  # noqa: PLR0913  # one option each
                 except RanksError as error:
                     problem = str(error)
                     yield {"bench": "allreduce", "impl": "pccl", "median_s": None, "error": problem}
+            if ddp:
+                yield from _ddp(sides["gloo"], count, runs, ratios)
             for size in mib:
                 medians = {}
                 for row in _in_turns(sides, count, size, runs):
@@ -166,6 +173,27 @@ def _in_turns(sides: dict[str, Ranks], count: int, size: float, runs: int) -> It
     for impl, seconds_of in took.items():
         row = _row(impl, seconds_of, ranks=count, mib=size, cpu_s=statistics.median(cpu[impl]))
         yield row | ({"paper_mib": round(size * PAPER[impl](count), 1)} if impl in PAPER else {})
+
+
+def _ddp(side: Ranks, count: int, runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
+    """Yield rows of a training step by our backend, by gloo, and by each rank for itself."""
+    side.tell("models", {}, TIMEOUT_S)
+    took: dict[str, list[float]] = {impl: [] for impl in ("alone", *BY_TORCH)}
+    for number in range(runs + 1):
+        norms = {}
+        for impl, seconds_of in took.items():
+            seconds, norms[impl] = side.step(impl, TIMEOUT_S)
+            if number:
+                seconds_of.append(seconds)
+        if any(not math.isclose(norm, norms["gloo"][0], rel_tol=1e-6) for impl in BY_TORCH for norm in norms[impl]):
+            raise RanksError(f"gradients differ: {norms}")
+    medians = {}
+    for impl, seconds_of in took.items():
+        row = _row(impl, seconds_of, ranks=count, ddp=True)
+        medians[impl] = row["median_s"]
+        yield row
+    for name, other in (("ddp, gloo", "gloo"), ("ddp, alone", "alone")):
+        ratios.setdefault(name, {})[f"ranks={count}"] = medians["gossamer-torch"] / medians[other]
 
 
 def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
@@ -252,6 +280,7 @@ def command(  # noqa: PLR0913  # one option each
     against: Annotated[str, typer.Option(help="gloo, pccl, gloo,pccl or none.")] = "gloo",
     protect: Annotated[bool, typer.Option(help="Also measure what encryption and authentication cost.")] = False,
     pccl_python: Annotated[str, typer.Option(help="A Python 3.12 interpreter with pypccl; if empty, this one.")] = "",
+    ddp: Annotated[bool, typer.Option(help="Also steps of DistributedDataParallel, beside gloo's and none.")] = False,
     link: Annotated[bool, typer.Option(help="Also int8 against float32 at 200 Mbit/s, in namespaces (root).")] = False,
     delay: Annotated[bool, typer.Option(help="Also 8 streams against 1 with 50 ms of delay.")] = False,
     diloco: Annotated[
@@ -275,6 +304,8 @@ def command(  # noqa: PLR0913  # one option each
     others = [] if against == "none" else against.split(",")
     if not set(others) <= {"gloo", "pccl"}:
         raise typer.BadParameter(f"--against wants gloo, pccl, gloo,pccl or none; got {against!r}")
+    if ddp and "gloo" not in others:
+        raise typer.BadParameter("--ddp compares with gloo: leave it in --against")
     for row in run(
         ranks=numbers("--ranks", ranks, 2),
         mib=sizes("--mib", mib),
@@ -282,6 +313,7 @@ def command(  # noqa: PLR0913  # one option each
         against=others,
         protected=protect,
         pccl_python=pccl_python,
+        ddp=ddp,
         link=link,
         delay=delay,
         outer=diloco,

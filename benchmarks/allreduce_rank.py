@@ -1,15 +1,19 @@
 """A rank that has our collectives and torch's gloo."""
 
+import copy
 import os
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import collectives.mesh.addresses
 import collectives.torch_backend
@@ -21,6 +25,8 @@ from protocol.identity import Identity
 PATTERN = (torch.arange(PERIOD << 13) % PERIOD).float()
 TIMEOUT_S = 60.0
 POLL_S = 0.02
+WIDTHS = (1024, 2048, 2048, 1800)  # of the layers of a model of 10 million weights
+ROWS = 32  # of a rank's batch
 TOLERANCE = {"none": 0.0, "int8": 0.02}  # of the greatest sum: two roundings to 1/127 of it, each half a step
 
 
@@ -31,6 +37,8 @@ class Rank:
         self._groups: dict[str, Communicator] = {}
         self._values = self._buffer = torch.empty(0)
         self._ranks = 1
+        self._models: dict[str, nn.Module] = {}
+        self._batch = torch.empty(0)
 
     def found(
         self, name: str, seeds: list[str], listen: str, advertised: str, protection: str, streams: int, local: bool
@@ -73,6 +81,29 @@ class Rank:
         torch.distributed.init_process_group("gossamer", init_method=f"file://{store}", rank=rank, world_size=ranks)
         self._gloo = torch.distributed.new_group(backend="gloo")
         return {}
+
+    def models(self, rank: int) -> dict[str, Any]:
+        """Make a model, and the same under DistributedDataParallel by each process group."""
+        torch.manual_seed(0)
+        layers = [layer for sizes in pairwise(WIDTHS) for layer in (nn.Linear(*sizes), nn.ReLU())]
+        model = nn.Sequential(*layers)
+        groups = {"gossamer-torch": None, "gloo": self._gloo}
+        self._models = {"alone": copy.deepcopy(model)} | {
+            impl: DistributedDataParallel(copy.deepcopy(model), process_group=group) for impl, group in groups.items()
+        }
+        self._batch = torch.randn(ROWS, WIDTHS[0], generator=torch.Generator().manual_seed(rank))
+        return {}
+
+    def step(self, impl: str, at: float, rank: int) -> dict[str, Any]:
+        """Make the gradients of one batch, summed over the ranks where `impl` has a process group."""
+        time.sleep(max(0.0, at - time.time()))
+        before = time.process_time()
+        self._models[impl].zero_grad()
+        self._models[impl](self._batch).square().mean().backward()
+        end, cpu = time.time(), time.process_time() - before
+        gradients = [weight.grad for weight in self._models[impl].parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
+        return {"end": end, "cpu": cpu, "norm": norm, "rank": rank}
 
     def prepare(self, mib: float, ranks: int, rank: int) -> dict[str, Any]:
         """Make the values."""

@@ -99,6 +99,13 @@ class Ranks:
         self.cpu_s = sum(answer["cpu"] for answer in answers) / len(answers)
         return float(max(answer["end"] for answer in answers) - at)
 
+    def step(self, impl: str, timeout: float) -> tuple[float, list[float]]:
+        """Let all make the gradients of a batch; return the seconds until the last has, and each one's norm."""
+        at = time.time() + HEAD_START_S
+        answers = self.tell("step", {"impl": impl, "at": at}, timeout)
+        self.cpu_s = sum(answer["cpu"] for answer in answers) / len(answers)
+        return float(max(answer["end"] for answer in answers) - at), [answer["norm"] for answer in answers]
+
     def _tell(self, commands: dict[int, dict[str, Any]], timeout: float) -> list[dict[str, Any]]:
         asked = [self._pool.submit(_ask, self._children[rank], command) for rank, command in commands.items()]
         deadline = time.monotonic() + timeout

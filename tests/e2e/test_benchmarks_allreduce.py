@@ -13,8 +13,11 @@ OBSTACLE = why_impossible()
 
 @pytest.mark.slow
 def test_both_sides_add_up_and_the_last_row_has_the_ratios():
-    *rows, last = run(ranks=[3], mib=[1], runs=2)
+    *rows, last = run(ranks=[3], mib=[1], runs=2, ddp=True)
 
+    steps, rows = rows[:3], rows[3:]
+    assert [row["impl"] for row in steps] == ["alone", "gossamer-torch", "gloo"]
+    assert last["ratio"]["ddp, gloo"]["ranks=3"] == steps[1]["median_s"] / steps[2]["median_s"]
     assert [row["impl"] for row in rows] == ["gossamer", "gossamer-tcp", "gossamer-torch", "gloo"]
     assert all(row["median_s"] > 0 and row["runs"] == 2 and row["ranks"] == 3 for row in rows)
     assert all(row["cpu_s"] > 0 for row in rows)
