@@ -310,9 +310,9 @@ class SamplingConfig(Section):
         3.0,
         ge=0,
         le=700,
-        description="nats: a peer's completion is left out where this policy would say a token as unlikely as its "
-        "least likely one in less than exp(-max_surprise) of such completions; 3 leaves out a twentieth of what this "
-        "policy says itself, and other manners more often; costs a forward pass; 0: no bound",
+        description="nats: a peer's completion is left out if its least likely token is rare here, and this policy "
+        "would say one as rare in less than exp(-max_surprise) of such completions; 3 leaves out at most a twentieth "
+        "of what this policy says itself, and other manners more often; costs a forward pass; 0: no bound",
     )
     max_length_ratio: float = Field(
         2.0,
@@ -613,7 +613,9 @@ class BudgetConfig(Section):
 class BufferConfig(Section):
     """Bounds of the replay buffer, which holds peers' groups."""
 
-    max_age: float = Field(3600.0, gt=0, description="seconds")
+    max_age: float = Field(
+        3600.0, gt=0, description="seconds; a swarm that this node founds takes no older groups at any node"
+    )
     max_age_rounds: int | None = Field(
         None,
         ge=0,

@@ -68,8 +68,9 @@ log = structlog.get_logger()
 LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 ROWS_MEASURED = 4096  # of a task, before training: some seconds' work
 MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
-PEERS_S = 5.0  # seconds that a round waits for peers' verdicts, or for what its own part takes if that is longer
-OWN_PARTS = 8  # rounds, of whose own parts the shortest counts: what peers slow down does not lengthen the wait
+# A round waits for peers' verdicts so many seconds, or as long as generating and scoring its own answers took in the
+# fastest of the last `OWN_PARTS` rounds: what peers slow down does not lengthen the wait.
+PEERS_S, OWN_PARTS = 5.0, 8
 
 TOOLS_LEFT_OUT = "; an environment's option tell = false leaves its tools out"
 
@@ -218,7 +219,7 @@ class Loop:
                     received = self.exchange.receive(self.buffer.__contains__)
                     now = self.journal.now()
                     if sampling.source == "self":
-                        self.buffer.add(self._own_shared(own, now), now, first_round=version + 2)
+                        self.buffer.add(self._own_shared(own, now), now, first_round=version + 2)  # not in this round
                     elif sampling.external:
                         self.buffer.add(received, now, first_round=version + 1)
                 with self._timed("draw"):

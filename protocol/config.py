@@ -108,7 +108,7 @@ class Limits:
     # Of one prefix in incomplete messages. In parts of 34 bytes these take four times as much memory.
     prefix_backlog_bytes: int = 6 * MIB
 
-    max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner
+    max_item_age_s: float = 3600.0  # older items are of no use to an on-policy learner; a manifest has its own
     max_clock_ahead_s: float = 600.0  # tolerates clocks off by minutes
 
     # A subject whose score falls below this is refused for a while. With a half-life of 10 minutes, 20 points at once

@@ -14,10 +14,10 @@ steps of `Communicator.run` the members find out whether a ring is faster, witho
     DIRECT    `TRIED` steps by direct exchange, with slices that follow the lines; then COUNT again,
               by the ring if it took at most `GAIN` of the time
 
-Steps are timed, because a model of single lines is wrong where several share one. Between two halves of a group it
-prefers direct exchange, which takes 1.6 times as long (`benchmarks.unlike_lines`). The facts of a step come from all
-members' END, so a plan is the same at all. Each call carries its plan's mark; where marks differ, the call goes direct.
-A rendezvous, and a member that is lost, make a plan begin anew.
+Steps are timed, because a model of single lines is wrong where several share one: between two halves that one line
+joins it would choose direct exchange, which takes 1.6 times as long as the ring (`benchmarks.unlike_lines`). The facts
+of a step come from all members' END, so a plan is the same at all. Each call carries its plan's mark; where marks
+differ, the call goes direct. A rendezvous, and a member that is lost, make a plan begin anew.
 
 The ring takes values that may travel as partial sums without loss: no codec, and no 16-bit floats.
 """

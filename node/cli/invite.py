@@ -27,9 +27,9 @@ Seeds = Annotated[
     ),
 ]
 For = Annotated[
-    str | None, typer.Option("--for", metavar="NODE_ID", help="Admit this node (founder only).", show_default=False)
+    str | None, typer.Option("--for", metavar="NODE_ID", help="Admit this node (owner only).", show_default=False)
 ]
-Uses = Annotated[int | None, typer.Option(help="Admit this many nodes (founder only).", show_default=False)]
+Uses = Annotated[int | None, typer.Option(help="Admit this many nodes (owner only).", show_default=False)]
 Expires = Annotated[
     str | None, typer.Option(metavar="TIME", help="How long --for or --uses is valid: 30m, 12h.  [default: 7d]")
 ]

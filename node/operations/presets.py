@@ -11,8 +11,8 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
 Of the settings that decide on memory, the first row that fits (`node.policy.memory`) beside what a person set:
 
     engine          vLLM, then transformers
-    weights         all, then on a processor without bfloat16 adapters over 32 bits: both where half of the memory
-                    stays free; adapters over 16 bits; adapters over 4 bits
+    weights         in this order: all of them, if half of the memory stays free; on a processor without bfloat16,
+                    adapters over 32 bits, likewise; adapters over 16 bits; adapters over 4 bits
     micro-batch     8,192 tokens on a GPU that no engine uses during the update, else 2,048; then half as many, to 256
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.

@@ -49,7 +49,7 @@ from node.tasks.task_set import TaskSet
 REWARD_TOLERANCE = 1e-6
 MAX_DRAWN_PER_SLOT = 4  # groups drawn for each slot of a round, at most: that bounds what a flood costs
 
-# Reasons that are no fault of the signer: the group is set aside at no cost to it.
+# Reasons that cost the signer no points: the group is set aside.
 BLAMELESS = frozenset(
     {
         "unknown_task",

@@ -68,16 +68,16 @@ def reach(invite: Invite) -> Scope:
 
 
 def pass_for(folder: Path, node: NodeId, lifetime_s: float) -> Pass:
-    """Return a pass for `node`, signed by the founder, whose folder this must be."""
-    manifest, founder = _granter_of(folder)
-    return make_pass(founder, manifest.swarm, node, _expiry(lifetime_s))
+    """Return a pass for `node`, signed by the swarm's owner, whose folder this must be."""
+    manifest, owner = _granter_of(folder)
+    return make_pass(owner, manifest.swarm, node, _expiry(lifetime_s))
 
 
 def shared_invite(folder: Path, uses: int, lifetime_s: float) -> SharedInvite:
-    """Return an invite for `uses` nodes, signed by the founder, whose folder this must be."""
-    manifest, founder = _granter_of(folder)
+    """Return an invite for `uses` nodes, signed by the swarm's owner, whose folder this must be."""
+    manifest, owner = _granter_of(folder)
     try:
-        return make_shared_invite(founder, manifest, uses, _expiry(lifetime_s))
+        return make_shared_invite(owner, manifest, uses, _expiry(lifetime_s))
     except GrantError as error:
         raise UserError(f"--uses: {error}") from None
 

@@ -8,7 +8,8 @@ load them report errors in one line. The order of a save:
     3. on a thread, while training goes on: weights and optimiser (`_write_large`), then the folder gets its name, and
        older ones go (`checkpoint.end_checkpoint`)
 
-One checkpoint is written at a time. Without room for a copy, training waits for the third step.
+`node.run` says when one is due, by `trainer.save_steps` and `save_minutes`. One checkpoint is written at a time.
+Without room for a copy, training waits for the third step.
 """
 
 import time

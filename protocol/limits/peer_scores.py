@@ -66,7 +66,7 @@ FREE = {
     "superseded": "its own newer connection takes its place",
     "too_many_connections": "the oldest that was never answered makes room",
 }
-REJECT_PENALTY = 1.0
+REJECT_PENALTY = 1.0  # for an item that the node rejects
 
 
 @dataclass(slots=True)
