@@ -168,7 +168,7 @@ def test_the_command_tries_the_rows_of_a_matrix_that_have_so_many_nodes(capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all("1 public nodes and 2 behind NAT of one address" in line for line in lines)
     assert main(["--scenario", "everybody-gets-in", "--nodes", "4"]) == 2
-    rows = "3, 9, 15, 21, 31, 40, 41, 63, 100, 500"
+    rows = "3, 9, 15, 21, 31, 40, 41, 63, 64, 100, 500"
     said = f"error: --scenario everybody-gets-in has rows of {rows} nodes, and all without --nodes\n"
     assert capsys.readouterr().err == said
 
