@@ -19,7 +19,7 @@ from node.policy.load import Policy, load_policy
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.swarm.sharing import GroupExchange
 from node.tasks.task_set import TaskSet
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.training.trainer import make_trainer
 
 SEED = 0

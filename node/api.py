@@ -45,7 +45,7 @@ from node.operations.given import anchored_tasks, read_invite, task_config
 from node.operations.settling import settle
 from node.state_folder import check_begun, make_folder, of_a_node
 from node.tasks.rewards.functions import HERE
-from node.telemetry.metrics import MetricsTail, Row, read_with_older
+from node.telemetry.metrics_file import MetricsTail, Row, read_with_older
 
 if TYPE_CHECKING:
     from node.policy.load import Policy

@@ -43,7 +43,7 @@ from node.grpo_config import (
     without_effect,
 )
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import Row, read_with_older
+from node.telemetry.metrics_file import Row, read_with_older
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -56,7 +56,7 @@ from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
 from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none, latest_reason
 from node.tasks.task_set import TaskSet, outside
-from node.telemetry.metrics import MetricsLog, Row
+from node.telemetry.metrics_file import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
 from node.training.budget import Spent, is_done
 from node.training.evaluation import SEED

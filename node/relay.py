@@ -18,7 +18,7 @@ from node.state_folder import Before, exclusive, first_start, full_disk_is_clear
 from node.swarm.peering import Network, open_network
 from node.swarm.reports import REPORTS_TOPIC
 from node.swarm.sharing import SEED_DEMAND, traffic_row
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.status_server import describe, observe
 from protocol.host import Host, Received
 

@@ -26,7 +26,7 @@ from node.swarm.sharing import GroupReader, NoExchange
 from node.tasks import load_tasks
 from node.tasks.scoring.verdicts import LATE, MaybeLate
 from node.tasks.task_set import TaskSet
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.training.checkpoint import latest_checkpoint
 
 FOREVER_S = 1e9  # scoring takes as long as it takes: nobody waits for a replay's rounds

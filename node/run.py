@@ -41,7 +41,7 @@ from node.swarm.swarm_folder import load_manifest, split_of
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsLog, iter_with_older
+from node.telemetry.metrics_file import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
 from node.telemetry.status_server import describe, observe

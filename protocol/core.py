@@ -39,6 +39,7 @@ from protocol.events import (
     HangUp,
     Heard,
     Item,
+    ItemVerdict,
     Link,
     MembershipAction,
     Message,
@@ -65,7 +66,6 @@ from protocol.events import (
     Subscribe,
     Tick,
     TurnedAway,
-    Verdict,
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
@@ -478,9 +478,9 @@ class Core:
         return self._items(self.gossip.handle(Publish(item), now), now)
 
     def _report(self, report: Report, now: Instant) -> list[CoreAction]:
-        if report.verdict is Verdict.IGNORE:
+        if report.verdict is ItemVerdict.IGNORE:
             self.admission.offence(report.reason, None, now)
-        elif report.verdict is Verdict.REJECT:
+        elif report.verdict is ItemVerdict.REJECT:
             signer = self.gossip.signer(report.id)
             self.gossip.handle(Discard(report.id), now)
             link = self.membership.link_of(signer) if signer is not None else None

@@ -101,7 +101,7 @@ class Tick:
 # Events of our own node: the program that runs these cores
 
 
-class Verdict(Enum):
+class ItemVerdict(Enum):
     """The node's verdict on an item. Only a rejected one costs its signer."""
 
     ACCEPT = "accept"
@@ -122,7 +122,7 @@ class Report:
     """The node's verdict on an item, with a reason to count it by."""
 
     id: ItemId
-    verdict: Verdict
+    verdict: ItemVerdict
     reason: str
 
 

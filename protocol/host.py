@@ -34,6 +34,7 @@ from protocol.errors import MessageError, NetworkFailed, OutboxFull, UnpackError
 from protocol.events import (
     Bring,
     Item,
+    ItemVerdict,
     Moved,
     Neighbour,
     Offer,
@@ -42,7 +43,6 @@ from protocol.events import (
     Revoked,
     Stored,
     Subscribe,
-    Verdict,
 )
 from protocol.identity import Identity, NodeId
 from protocol.limits.networks import scope_of
@@ -57,7 +57,7 @@ from protocol.wire.compression import pack_content, unpack_content
 from protocol.wire.envelope import SWARM_BYTES, ItemId, chunk_hashes, digest_of_hashes, item_id
 from protocol.wire.messages import MAX_REVOCATIONS_BYTES, NO_TOPIC, TOPIC_BYTES
 
-__all__ = ["Counters", "Host", "PeerInfo", "Received", "Verdict"]
+__all__ = ["Counters", "Host", "ItemVerdict", "PeerInfo", "Received"]
 
 # The precision of timers. It also bounds how often the thread can wake up for nothing.
 MIN_WAIT_S = 0.01
@@ -369,7 +369,7 @@ class Host:
                 try:
                     body = unpack_content(item.content, largest)
                 except MessageError as error:
-                    self.report(item.id, Verdict.REJECT, error.reason)
+                    self.report(item.id, ItemVerdict.REJECT, error.reason)
                     room -= error.size if isinstance(error, UnpackError) else 0
                     continue
                 room -= len(body)
@@ -385,9 +385,9 @@ class Host:
         if self._failure is not None:
             raise NetworkFailed(f"the network failed ({self._failure}): start the node again") from self._failure
 
-    def report(self, id: ItemId, verdict: Verdict, reason: str) -> None:  # noqa: A002  # the domain's word
+    def report(self, id: ItemId, verdict: ItemVerdict, reason: str) -> None:  # noqa: A002  # the domain's word
         """Tell the node's verdict on an item. Unless it was accepted, it is counted by `reason`."""
-        if verdict is not Verdict.ACCEPT:
+        if verdict is not ItemVerdict.ACCEPT:
             self._command(Report(id, verdict, reason))
 
     def counters(self) -> Counters:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from node.config import NodeConfig, parse_config
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ from node.errors import UserError
 from node.rollouts.screening import BLAMELESS
 from node.swarm.peering import Network
 from node.swarm.reports import REPORTS_TOPIC
-from protocol.host import Host, Received, Verdict
+from protocol.host import Host, ItemVerdict, Received
 from protocol.wire.envelope import ItemId
 
 AT_ONCE = 64  # groups that are judged together: a kill loses no more
@@ -101,5 +101,5 @@ class Keeper:
 
     def _refuse(self, group_id: bytes, reason: str) -> None:
         self.refused[reason] += 1
-        verdict = Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT
+        verdict = ItemVerdict.IGNORE if reason in BLAMELESS else ItemVerdict.REJECT
         self._host.report(ItemId(group_id), verdict, reason)

@@ -1,6 +1,6 @@
 """A swarm's public page, served by a node that trains nothing.
 
-run        a relay that reads what it passes on, and serves pages of it
+serving    a relay that reads what it passes on, and serves pages of it
 site       the paths, and who may keep an answer for how long
 view       what is shown at one moment; svg draws it, the templates beside them lay it out
 history    what it remembers, on disk

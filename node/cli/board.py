@@ -50,7 +50,7 @@ def board(  # noqa: PLR0913  # one parameter for each option of the command
     check_free(folder)
     settled = settle(None, settings, named, folder=folder, forget=forget or [], verb="board")
 
-    from node.board.run import open_board
+    from node.board.serving import open_board
     from node.swarm import inviting, joining, swarm_folder
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs

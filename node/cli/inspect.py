@@ -12,13 +12,13 @@ import typer
 from node.cli.options import Debug
 from node.errors import UserError
 from node.state_folder import of_a_node
-from node.telemetry.metrics import MetricsTail, number, read_with_older
+from node.telemetry.metrics_file import MetricsTail, number, read_with_older
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, in_one_line, quoted, texts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from node.telemetry.metrics import Row
+    from node.telemetry.metrics_file import Row
 
 Place = Annotated[Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="A node's state folder.")]
 GroupId = Annotated[str | None, typer.Option("--group", metavar="ID", help="Show this group; the id's start will do.")]

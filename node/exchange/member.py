@@ -65,7 +65,7 @@ from node.tasks.quotations import Quotations
 from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Scoring, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.status_server import describe, observe
 from protocol.credentials.invite import Invite
 from protocol.storage import write_atomically

@@ -18,7 +18,7 @@ from rich.text import Text
 from node.fleet.progress import NodeProgress
 from node.fleet.supervisor import NodeProcess, NodeState
 from node.rollouts.screening import BLAMELESS
-from node.telemetry.metrics import RECENT, number
+from node.telemetry.metrics_file import RECENT, number
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TREND_WIDTH = 12

@@ -38,7 +38,7 @@ from node.state_folder import make_folder
 from node.swarm.peering import agent
 from node.tasks import derive_seed
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import iter_metrics, read_metrics
+from node.telemetry.metrics_file import iter_metrics, read_metrics
 from node.telemetry.summary import Summary, summarise, write_summary
 from protocol.storage import write_atomically
 

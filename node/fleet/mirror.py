@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.logs import MAX_LOG_BYTES
-from node.telemetry.metrics import older
+from node.telemetry.metrics_file import older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.training.checkpoint import (
     Keep,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from node.telemetry.metrics import RECENT, Row, number
+from node.telemetry.metrics_file import RECENT, Row, number
 from node.training.budget import Spent
 
 

@@ -28,7 +28,7 @@ import structlog
 from node.config import NodeConfig
 from node.fleet.child_process import EXIT_USER_ERROR, NOTHING_ELSE, Ending, Running
 from node.fleet.progress import NodeProgress
-from node.telemetry.metrics import MetricsTail
+from node.telemetry.metrics_file import MetricsTail
 from node.training.budget import is_done
 
 MAX_FAILURES = 4

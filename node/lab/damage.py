@@ -19,7 +19,7 @@ from node.lab.trials import AttackTrial, Trials
 from node.rollouts.group import Group
 from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.training.budget import spent_in
 from protocol.storage import write_atomically
 

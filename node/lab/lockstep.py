@@ -45,7 +45,7 @@ from node.run import Parts, train_node
 from node.swarm.sharing import shared_form
 from node.tasks import TaskKey, derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.summary import Summary
 from protocol.host import Counters
 

@@ -13,7 +13,7 @@ from node.errors import UserError
 from node.lab.plan import Lab, LabConfig, Run, as_given
 from node.lab.statistics import smooth
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import Row, number, read_metrics
+from node.telemetry.metrics_file import Row, number, read_metrics
 from node.training.budget import Spent
 
 PASS_1, RIGHT_ENTROPY = "pass@1", "right_entropy"

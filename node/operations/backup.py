@@ -44,7 +44,7 @@ from node.state_folder import (
 )
 from node.swarm.swarm_folder import GRANT_FILE, MANIFEST_FILE, REVOCATIONS_FILE, USES_FILE
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import older
+from node.telemetry.metrics_file import older
 from node.training.checkpoint import Checkpoint, find_damage, latest_checkpoint
 from protocol.identity import Identity
 from protocol.storage import replacing, sync_folder, sync_tree

@@ -37,7 +37,7 @@ def _history(trained: Trained) -> "TrainingHistory | None":
     from node.policy.model_card import TrainingHistory, splits_in
     from node.swarm.swarm_folder import load_manifest, split_of
     from node.telemetry.evaluations import EVALUATIONS_FILE
-    from node.telemetry.metrics import iter_metrics, iter_with_older, number
+    from node.telemetry.metrics_file import iter_metrics, iter_with_older, number
     from node.telemetry.summary import summarise_node
 
     if trained.node is None or trained.round is None:

@@ -29,7 +29,7 @@ from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntak
 from node.tasks import TaskKey, is_in_range
 from node.tasks.task_set import TaskSet, unshared
 from protocol.errors import OutboxFull
-from protocol.host import Counters, Host, Received, Verdict
+from protocol.host import Counters, Host, ItemVerdict, Received
 from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import MAX_TOPICS, TOPIC_BYTES
@@ -258,7 +258,7 @@ class NetworkExchange:
 
     def report(self, group_id: bytes, reason: str) -> None:
         """Tell the host, which counts the reason; if it is somebody's fault, it costs the group's signer."""
-        self._host.report(ItemId(group_id), Verdict.IGNORE if reason in BLAMELESS else Verdict.REJECT, reason)
+        self._host.report(ItemId(group_id), ItemVerdict.IGNORE if reason in BLAMELESS else ItemVerdict.REJECT, reason)
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """See `GroupExchange.finished`. A report names the tasks that are shared, and no others."""

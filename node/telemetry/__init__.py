@@ -1,6 +1,6 @@
 """Telemetry: what a node and a run of nodes tell of themselves.
 
-metrics         one JSON object a round
+metrics_file    one JSON object a round
 summary         what came of a run, in figures
 evaluations     what a policy scored on held-out questions as it trained
 rollout_log     what the model says: a few rollouts of each round

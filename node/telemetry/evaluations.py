@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
-from node.telemetry.metrics import Row, number
+from node.telemetry.metrics_file import Row, number
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 PASS = "pass@8"  # the one that summaries speak of

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from node.metrics import METRICS, Display, shown_in
 from node.rollouts.screening import BLAMELESS
 from node.telemetry.evaluations import EvaluationPoint
-from node.telemetry.metrics import Row, number
+from node.telemetry.metrics_file import Row, number
 
 Nodes = Mapping[str, Sequence[Row]]
 Line = tuple[list[int], list[float]]  # rounds, rewards

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from node.rollouts.group import Group
-from node.telemetry.metrics import Row
+from node.telemetry.metrics_file import Row
 
 ROLLOUTS_FILE = "rollouts.jsonl"
 OWN = "own"

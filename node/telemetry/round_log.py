@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from node.telemetry.metrics import Row, number
+from node.telemetry.metrics_file import Row, number
 
 INTERVAL_S = 10.0  # between two lines; a round that takes longer gets a line of its own
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from node.metrics import METRICS, Display, shown_in, total
 from node.telemetry.evaluations import first_and_last
-from node.telemetry.metrics import Row, number
+from node.telemetry.metrics_file import Row, number
 from protocol.storage import write_atomically
 
 Summary = dict[str, Any]

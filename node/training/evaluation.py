@@ -35,7 +35,7 @@ from node.tasks.scoring.verdicts import Answer
 from node.tasks.scoring.verdicts import score as judge
 from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import PASS, wilson_interval
-from node.telemetry.metrics import MetricsLog, Row, iter_with_older
+from node.telemetry.metrics_file import MetricsLog, Row, iter_with_older
 from node.training.budget import RunProgress
 from node.training.likelihood import entropies
 

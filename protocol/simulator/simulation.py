@@ -19,7 +19,7 @@ from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
-from protocol.events import Item, Offer, Report, Subscribe, Verdict
+from protocol.events import Item, ItemVerdict, Offer, Report, Subscribe
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
@@ -197,7 +197,7 @@ class Simulation:
         """Let a node want `demand` items a second, of these topics only if they are given."""
         self._feed(self.nodes[name], Subscribe(topics, demand, beside))
 
-    def report(self, name: int, item: ItemId, verdict: Verdict, reason: str) -> None:
+    def report(self, name: int, item: ItemId, verdict: ItemVerdict, reason: str) -> None:
         """Let a node judge an item."""
         self._feed(self.nodes[name], Report(item, verdict, reason))
 

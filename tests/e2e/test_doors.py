@@ -310,7 +310,7 @@ from node.telemetry.summary import summarise_node
 from node.metrics import METRICS
 from node.tasks import load_tasks, task_names
 from node.telemetry.dashboard.feed import Feed, curves
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.telemetry.status_server import family
 from protocol.credentials.records import make_record
 from protocol.events import Arrived, Link, SendFrame

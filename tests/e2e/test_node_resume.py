@@ -18,7 +18,7 @@ from node.operations.backup import back_up, restore
 from node.operations.trained import find_trained
 from node.run import run_node
 from node.tasks.scoring.verdicts import Scoring
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.training.checkpoint import Checkpoint, list_checkpoints, whole_checkpoint
 from node.training.evaluation import Evaluations

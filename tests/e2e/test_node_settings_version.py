@@ -8,7 +8,7 @@ import pytest
 
 from node.config import SETTINGS_VERSION
 from node.operations.trained import find_trained
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.training.checkpoint import latest_checkpoint
 from tests.commands import run as run_command
 

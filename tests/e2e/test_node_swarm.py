@@ -21,7 +21,7 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.fleet.local_swarm import NO_PARTS, PlanPart, RunOutcome, gpu_of, gpus_of, make_plan, run_swarm
 from node.fleet.supervisor import NodeProcess, NodeState, nobody
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until
 

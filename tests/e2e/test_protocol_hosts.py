@@ -18,7 +18,7 @@ from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.errors import BadAddress, NetworkFailed, OutboxFull, PortInUse
-from protocol.host import Host, Verdict
+from protocol.host import Host, ItemVerdict
 from protocol.identity import Identity
 from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.transport.addresses import check_bindable
@@ -107,7 +107,11 @@ def test_another_swarm_is_not_joined() -> None:
 
 def test_verdicts_are_counted_by_reason() -> None:
     with mesh(2) as (one, two):
-        for verdict, reason in ((Verdict.ACCEPT, ""), (Verdict.IGNORE, "unknown_task"), (Verdict.REJECT, "lie")):
+        for verdict, reason in (
+            (ItemVerdict.ACCEPT, ""),
+            (ItemVerdict.IGNORE, "unknown_task"),
+            (ItemVerdict.REJECT, "lie"),
+        ):
             one.publish(reason.encode())
             (item,) = collect(two, 1)
             two.report(item.id, verdict, reason)

@@ -16,7 +16,7 @@ from node.policy.load import load_policy
 from node.rollouts.group import Tokens
 from node.tasks import Item
 from node.telemetry.evaluations import EVALUATIONS_FILE, mean_over_nodes
-from node.telemetry.metrics import iter_metrics
+from node.telemetry.metrics_file import iter_metrics
 from node.training.likelihood import surprises
 from tests.swarms import ROOT, gossamer
 

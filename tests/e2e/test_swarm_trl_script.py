@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from tests.swarms import ROOT
 from tests.waiting import wait_until
 

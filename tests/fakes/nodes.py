@@ -7,7 +7,7 @@ from pathlib import Path
 
 from node.config import NodeConfig
 from node.errors import PassingError, UserError
-from node.telemetry.metrics import MetricsLog, read_metrics
+from node.telemetry.metrics_file import MetricsLog, read_metrics
 from tests.fakes.rows import make_row
 
 ROUND = 0.02  # seconds

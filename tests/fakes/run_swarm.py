@@ -15,7 +15,7 @@ from tests.fakes import nodes
 def main() -> int:
     out, count, rounds, kind = sys.argv[1:]
     plan = make_plan(Path(out), int(count), NodeConfig(seed=1, rounds=int(rounds)))
-    target, preload = getattr(nodes, kind), ["node.fleet.child_process", "node.telemetry.metrics"]
+    target, preload = getattr(nodes, kind), ["node.fleet.child_process", "node.telemetry.metrics_file"]
     with progress_lines(Console(), every=0.5) as show:
         outcome = run_swarm(plan, show, started=time.time(), target=target, preload=preload, restart_delay=0.05)
     return 128 + outcome.signal if outcome.signal else 0

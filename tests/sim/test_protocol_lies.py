@@ -2,7 +2,7 @@
 
 import random
 
-from protocol.events import Verdict
+from protocol.events import ItemVerdict
 from protocol.gossip.subscriptions import MIN_BURST
 from protocol.simulator import SimulatedIdentity, Simulation
 
@@ -33,7 +33,7 @@ def test_a_lie_reaches_as_many_nodes_as_demand_carries_an_item_to_and_its_signer
             for drawn in [pool.pop(rng.randrange(len(pool))) for _ in range(min(DRAWN, len(pool)))]:
                 if drawn.signer == liar.identity.node_id:
                     found += 1
-                    simulation.report(node.name, drawn.id, Verdict.REJECT, "false_reward")
+                    simulation.report(node.name, drawn.id, ItemVerdict.REJECT, "false_reward")
     undrawn = sum(item.signer == liar.identity.node_id for pool in pools.values() for item in pool)
     reached = (found + undrawn) / (MADE * ROUNDS)
     print(f"a lie reached {reached:.2f} of {len(honest)} nodes, and was found by {found / (MADE * ROUNDS):.2f}")

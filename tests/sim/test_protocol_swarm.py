@@ -4,7 +4,7 @@ import pytest
 
 from protocol.config import LAN, WAN
 from protocol.credentials.records import RECORD_LIFE_S
-from protocol.events import Verdict
+from protocol.events import ItemVerdict
 from protocol.membership.address_book import BUSY_S
 from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND
 from protocol.simulator import SimulatedIdentity, Simulation
@@ -179,7 +179,7 @@ def test_a_liar_ends_up_refused_by_those_it_lied_to() -> None:
         simulation.run(0.5)
         for name in range(3):
             if lie in simulation.nodes[name].ids:
-                simulation.report(name, lie, Verdict.REJECT, "lie")
+                simulation.report(name, lie, ItemVerdict.REJECT, "lie")
     simulation.run(1.0)
     for name in range(3):
         rejected = simulation.nodes[name].core.admission.rejected

@@ -28,7 +28,7 @@ from node.swarm.sharing import topic_of_group
 from node.tasks import Task, load_tasks
 from node.tasks.questions import Split
 from protocol.credentials.manifest import JoinPolicy, ManifestSplit, SwarmManifest, make_manifest
-from protocol.host import Received, Verdict
+from protocol.host import ItemVerdict, Received
 from protocol.identity import Identity
 from protocol.wire.compression import pack_content
 from protocol.wire.envelope import Kind, open_item, seal
@@ -251,9 +251,9 @@ class Home:
     """What a keeper uses of a host."""
 
     def __init__(self) -> None:
-        self.reports: list[tuple[Verdict, str]] = []
+        self.reports: list[tuple[ItemVerdict, str]] = []
 
-    def report(self, _: bytes, verdict: Verdict, reason: str) -> None:
+    def report(self, _: bytes, verdict: ItemVerdict, reason: str) -> None:
         self.reports.append((verdict, reason))
 
 
@@ -283,8 +283,8 @@ def test_a_keeper_keeps_true_groups_alone_and_reports_lies(tmp_path: Path) -> No
     host = taken(tmp_path / "a", [*map(signed, ATTACKS.values()), *FRAMES])
     assert set(kept_in(tmp_path / "a")) == set(GROUPS)
     lies = {"false_question", "false_reward"}
-    assert {reason for verdict, reason in host.reports if verdict is Verdict.REJECT} == lies
-    assert {reason for verdict, reason in host.reports if verdict is Verdict.IGNORE} == {"held_out", "unknown_task"}
+    assert {reason for verdict, reason in host.reports if verdict is ItemVerdict.REJECT} == lies
+    assert {reason for verdict, reason in host.reports if verdict is ItemVerdict.IGNORE} == {"held_out", "unknown_task"}
 
 
 def test_no_group_of_a_swarm_that_allows_no_archives_is_kept(tmp_path: Path) -> None:

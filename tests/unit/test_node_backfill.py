@@ -27,7 +27,7 @@ from node.swarm.agreed_tasks import describe_tasks
 from node.swarm.sharing import NoExchange, topic_of_group
 from node.tasks import load_tasks
 from node.tasks.questions import DEFAULT_SPLIT
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 from protocol.wire.compression import pack_content

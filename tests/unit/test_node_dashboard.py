@@ -18,7 +18,7 @@ from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.feed import MAX_POINTS, Feed, thinned
 from node.telemetry.dashboard.server import Served, serve
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.names import short_name
 
 TOKEN = "s3cret"

@@ -42,7 +42,7 @@ from node.tasks.environments.episodes import (
 from node.tasks.questions import Split
 from node.tasks.scoring.verdicts import Answer, Submission, score
 from node.tasks.task_set import TaskSet
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from tests.policies import tiny_policy
 from tests.swarms import ROOT, UNBOUNDED
 from tests.waiting import wait_until

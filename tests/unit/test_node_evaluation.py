@@ -27,7 +27,7 @@ from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.task_set import TaskSet
 from node.telemetry.evaluations import first_and_last, wilson_interval
-from node.telemetry.metrics import MetricsLog, Row, read_metrics
+from node.telemetry.metrics_file import MetricsLog, Row, read_metrics
 from node.telemetry.rollout_log import quoted
 from node.training.budget import RunProgress
 from node.training.evaluation import (

@@ -467,7 +467,7 @@ def test_a_script_of_trls_form_trains_a_node_with_its_import_changed(tmp_path: P
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
-    from node.telemetry.metrics import read_metrics
+    from node.telemetry.metrics_file import read_metrics
 
     found = read_metrics(tmp_path / "builtin-GRPO" / "metrics.jsonl")
     assert [row["round"] for row in found] == [1, 2, 3]
@@ -545,7 +545,7 @@ def run_script(folder: Path, text: str, *arguments: str, timeout: float) -> "sub
 def test_trls_quick_start_learns_alone_from_rewards_outside_of_0_to_1(
     tmp_path: Path, function: str, lowest: float, highest: float
 ) -> None:
-    from node.telemetry.metrics import read_metrics
+    from node.telemetry.metrics_file import read_metrics
 
     done = run_script(tmp_path, QUICKSTART, function, timeout=300)
     assert "outside of its range" not in done.stderr, "alone, a reward has no range"
@@ -569,7 +569,7 @@ node.train(rounds=3)
 
 @pytest.mark.slow
 def test_a_program_whose_node_may_have_peers_is_told_on_its_screen_which_rewards_are_not_shared(tmp_path: Path) -> None:
-    from node.telemetry.metrics import read_metrics
+    from node.telemetry.metrics_file import read_metrics
 
     done = run_script(tmp_path, OPEN, timeout=110)
     assert done.stderr.count("outside of its range 0 to 1") == 1

@@ -34,7 +34,7 @@ from node.rollouts.group import Group, one_turn
 from node.rollouts.rule import Candidate, Draw, Pick
 from node.run import run_node
 from node.tasks import load_tasks
-from node.telemetry.metrics import read_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.training.budget import spent_in
 
 

@@ -37,7 +37,7 @@ from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
 from node.tasks.scoring.verdicts import PATIENCE_S, MaybeLate, Scored, Submission, Verdict, already
 from node.tasks.task_set import TaskSet
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.training import likelihood
 from node.training.batch import make_batches
 from node.training.likelihood import surprises

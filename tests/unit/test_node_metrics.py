@@ -9,7 +9,7 @@ from pathlib import Path
 from node.fleet.progress import NodeProgress
 from node.metrics import METRICS, is_declared, recent, total
 from node.telemetry.dashboard.feed import Feed
-from node.telemetry.metrics import MetricsLog, MetricsTail, iter_with_older, read_metrics
+from node.telemetry.metrics_file import MetricsLog, MetricsTail, iter_with_older, read_metrics
 from node.training.budget import spent_in
 
 

@@ -19,7 +19,7 @@ from node.fleet.local_swarm import RunOutcome, make_plan, run_swarm
 from node.fleet.mirror import CheckpointEnd, MirrorReceiver, MirrorSender, parts_of
 from node.fleet.on_ray import ClusterMachine, NodeShare, able, ray_swarm, share_of, wants_gpu
 from node.fleet.supervisor import NodeProcess, NodeState
-from node.telemetry.metrics import MetricsLog, MetricsTail, read_metrics
+from node.telemetry.metrics_file import MetricsLog, MetricsTail, read_metrics
 from node.training.checkpoint import latest_checkpoint, list_checkpoints
 from tests.fakes import nodes
 from tests.fakes.ray_cluster import FakeRay, Machine

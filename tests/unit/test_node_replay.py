@@ -27,7 +27,7 @@ from node.rollouts.screening import GroupBounds
 from node.swarm.sharing import NetworkExchange, topic_of
 from node.tasks import Task, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.training import likelihood
 from node.training.checkpoint import latest_checkpoint
 from protocol.host import Received

@@ -19,7 +19,7 @@ from node.metrics import Display, shown_in
 from node.rollouts.group import Group, one_turn
 from node.tasks import TaskKey
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
-from node.telemetry.metrics import MetricsLog
+from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.plots import GRID, INK, MUTED, PARTS, WARNING, plot_reward, plot_signals
 from node.telemetry.rollout_log import ROLLOUTS_FILE, own_rows
 from tests.fakes.rows import make_row

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node.cli.app import run
 from node.rollouts.group import Episode, Group, one_turn
 from node.tasks import TaskKey
-from node.telemetry.metrics import MetricsLog, read_with_older
+from node.telemetry.metrics_file import MetricsLog, read_with_older
 from node.telemetry.rollout_log import (
     MAX_TEXT,
     OWN,

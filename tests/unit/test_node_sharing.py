@@ -28,7 +28,7 @@ from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import Split
 from node.tasks.task_set import TaskSet
 from protocol.errors import OutboxFull
-from protocol.host import Counters, Received, Verdict
+from protocol.host import Counters, ItemVerdict, Received
 from protocol.identity import id_of_bytes
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, TOPIC_BYTES
 
@@ -107,7 +107,7 @@ class _Host:
         self.subscribed: list[tuple[frozenset[bytes], float]] = []
         self.published: list[tuple[bytes, bytes]] = []
         self.is_full = False
-        self.reports: list[tuple[Verdict, str]] = []
+        self.reports: list[tuple[ItemVerdict, str]] = []
         self.inbox: list[Received] = []
         self.revoked: set[str] = set()
 
@@ -217,7 +217,7 @@ def test_a_group_under_the_other_topic_of_its_task_has_a_false_one() -> None:
         topic = topic_of(ONE.key, is_easy)
         host.inbox.append(Received(b"i" * 32, id_of_bytes(b"s" * 20), body, 0.0, topic))
     assert [one.group for one in exchange.receive(lambda _: False)] == [easy]
-    assert host.reports == [(Verdict.REJECT, "false_topic")] * 2
+    assert host.reports == [(ItemVerdict.REJECT, "false_topic")] * 2
 
 
 @pytest.mark.parametrize(
@@ -225,11 +225,11 @@ def test_a_group_under_the_other_topic_of_its_task_has_a_false_one() -> None:
     [
         (topic_of(ONE.key), group(ONE), []),
         (NO_TOPIC, group(ONE), []),
-        (topic_of(OTHER.key), group(ONE), [(Verdict.REJECT, "false_topic")]),
+        (topic_of(OTHER.key), group(ONE), [(ItemVerdict.REJECT, "false_topic")]),
     ],
     ids=["true", "none", "false"],
 )
-def test_a_false_label_costs_its_signer(topic: bytes, of: Group, reports: list[tuple[Verdict, str]]) -> None:
+def test_a_false_label_costs_its_signer(topic: bytes, of: Group, reports: list[tuple[ItemVerdict, str]]) -> None:
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(of), 0.0, topic)]
@@ -248,7 +248,7 @@ def test_an_unknown_task_under_one_of_our_topics_is_a_lie_and_under_another_is_n
         for topic in (topic_of(ONE.key), NO_TOPIC)
     ]
     assert exchange.receive(lambda _: False) == []
-    assert host.reports == [(Verdict.REJECT, "false_topic"), (Verdict.IGNORE, "unknown_task")]
+    assert host.reports == [(ItemVerdict.REJECT, "false_topic"), (ItemVerdict.IGNORE, "unknown_task")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,7 @@ def test_groups_of_a_task_that_is_not_shared_are_neither_sent_nor_taken_and_cost
     assert host.published == [(topic_of(OTHER.key), encode(group(OTHER)))]
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group(ONE)), 0.0, topic_of(ONE.key))]
     assert exchange.receive(lambda _: False) == []
-    assert host.reports == [(Verdict.IGNORE, "unknown_task")]
+    assert host.reports == [(ItemVerdict.IGNORE, "unknown_task")]
     with pytest.raises(GroupError, match="unknown_task"):  # one that the buffer held already
         rebuild(group(ONE), tasks, lambda item: ())
 
@@ -292,7 +292,7 @@ def test_a_peers_reward_stays_from_0_to_1_and_own_groups_beyond_it_stay_at_home(
     assert [body for _, body in host.published] == [encode(group())]
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(beyond), 0.0, topic_of(ONE.key))]
     assert exchange.receive(lambda _: False) == []
-    assert host.reports == [(Verdict.REJECT, "malformed")]
+    assert host.reports == [(ItemVerdict.REJECT, "malformed")]
 
 
 def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
@@ -302,7 +302,7 @@ def test_the_swarms_limit_on_a_groups_size_holds_both_ways() -> None:
     assert (host.published, exchange._unsent) == ([], {"own_oversized": 1})
     host.inbox = [Received(b"i" * 32, id_of_bytes(b"s" * 20), encode(group()), 0.0, topic_of(ONE.key))]
     assert exchange.receive(lambda _: False) == []
-    assert host.reports == [(Verdict.REJECT, "oversized")]
+    assert host.reports == [(ItemVerdict.REJECT, "oversized")]
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_report_is_passed_on_and_no_group_and_a_false_one_costs_its_signer() -
     for sender, time in ((b"s" * 20, 0.0), (b"s" * 20, 1.0), (b"t" * 20, 0.0)):
         host.inbox.append(Received(b"i" * 32, id_of_bytes(sender), body, time, REPORTS_TOPIC))
     assert exchange.receive(lambda _: False) == []
-    assert host.reports == [(Verdict.IGNORE, "early_report"), (Verdict.REJECT, "self_praise")]
+    assert host.reports == [(ItemVerdict.IGNORE, "early_report"), (ItemVerdict.REJECT, "self_praise")]
 
 
 def test_a_node_counts_whom_its_groups_taught_by_what_peers_report_once_and_no_more_peers_than_it_has_room_for(
@@ -391,7 +391,7 @@ def test_what_is_nobodys_fault_is_counted_and_a_lie_costs_its_signer() -> None:
     exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
     exchange.report(b"i" * 32, "prompt_too_long")
     exchange.report(b"j" * 32, "false_reward")
-    assert host.reports == [(Verdict.IGNORE, "prompt_too_long"), (Verdict.REJECT, "false_reward")]
+    assert host.reports == [(ItemVerdict.IGNORE, "prompt_too_long"), (ItemVerdict.REJECT, "false_reward")]
 
 
 def test_groups_without_advantage_are_not_sent() -> None:
@@ -411,7 +411,7 @@ def test_a_group_on_a_question_that_is_held_out_is_refused_when_it_comes_and_cos
         body = encode(Group(ONE.key, held[part], question, group().completions, "tests", 0))
         host.inbox.append(Received(bytes([part]) * 32, id_of_bytes(b"s" * 20), body, 0.0, topic_of(ONE.key)))
     assert [one.id for one in exchange.receive(lambda _: False)] == [bytes(32)]
-    assert host.reports == [(Verdict.IGNORE, "held_out")]
+    assert host.reports == [(ItemVerdict.IGNORE, "held_out")]
 
 
 def test_who_was_put_out_is_what_the_host_says() -> None:

@@ -22,6 +22,7 @@ from protocol.events import (
     FillLink,
     HangUp,
     Item,
+    ItemVerdict,
     Link,
     Offer,
     Opened,
@@ -31,7 +32,6 @@ from protocol.events import (
     SendFrame,
     Subscribe,
     Tick,
-    Verdict,
 )
 from protocol.host import describe_peers, dialable_members
 from protocol.identity import Identity, Verify
@@ -347,10 +347,10 @@ def test_a_kind_that_is_unknown_or_no_more_is_ignored(kind: int) -> None:
 def test_only_a_rejected_item_costs_its_signer() -> None:
     talk = Talk()
     (item,) = received(talk.say(Kind.ITEM, b"body"))
-    talk.core.handle(Report(item.id, Verdict.ACCEPT, ""), at(0))
-    talk.core.handle(Report(item.id, Verdict.IGNORE, "unknown_task"), at(0))
+    talk.core.handle(Report(item.id, ItemVerdict.ACCEPT, ""), at(0))
+    talk.core.handle(Report(item.id, ItemVerdict.IGNORE, "unknown_task"), at(0))
     assert talk.score == 0 and talk.rejected == {"unknown_task": 1}
-    talk.core.handle(Report(item.id, Verdict.REJECT, "lie"), at(0))
+    talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
     assert talk.score < 0 and talk.rejected == {"unknown_task": 1, "lie": 1}
 
 
@@ -358,7 +358,7 @@ def test_a_liars_items_are_refused_from_everybody_and_a_relay_is_not_blamed() ->
     talk = Talk()
     for number in range(30):
         for item in received(talk.say(Kind.ITEM, b"lie %d" % number, OTHER)):
-            talk.core.handle(Report(item.id, Verdict.REJECT, "lie"), at(0))
+            talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
     assert talk.rejected["lie"] == 21 and talk.rejected["graylisted"] == 9
     assert talk.score == 0
     assert received(talk.say(Kind.ITEM, b"the relay's own item"))
@@ -567,7 +567,7 @@ def test_a_lie_costs_the_network_that_its_signer_dialled_from_and_not_that_of_it
     talk = Talk()
     for signer in (PEER, OTHER):
         (item,) = received(talk.say(Kind.ITEM, b"lie", signer))
-        charged = talk.core.handle(Report(item.id, Verdict.REJECT, "lie"), at(0))
+        charged = talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
         assert charged == ([ChargePrefix(LINK, 1.0)] if signer is PEER else [])
 
 

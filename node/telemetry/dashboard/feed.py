@@ -14,7 +14,7 @@ from typing import Any
 
 from node.metrics import Display, recent, shown_in
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics import MetricsTail, Row, iter_metrics, older
+from node.telemetry.metrics_file import MetricsTail, Row, iter_metrics, older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 
 MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels

@@ -23,7 +23,7 @@ from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, SwarmManifest
 from protocol.credentials.records import Address
 from protocol.errors import NetworkFailed
-from protocol.host import Host, Received, Verdict
+from protocol.host import Host, ItemVerdict, Received
 from protocol.identity import NodeId
 
 TICK_S = 60.0  # between two points of the swarm's curve
@@ -118,7 +118,7 @@ class Board:
         try:
             report = self._intake.take(item.body, item.sender, item.time)
         except ReportError as error:
-            verdict = Verdict.IGNORE if error.reason in BLAMELESS else Verdict.REJECT
+            verdict = ItemVerdict.IGNORE if error.reason in BLAMELESS else ItemVerdict.REJECT
             self._host.report(item.id, verdict, error.reason)
         else:
             self._history.add(item.sender, report, min(now, item.time))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from node.board import history, run
-from node.board.run import open_board
+from node.board import history, serving
+from node.board.serving import open_board
 from node.board.standing import standing
 from node.cli.app import run as command
 from node.errors import UserError
@@ -26,7 +26,7 @@ from node.swarm.reports import REPORTS_TOPIC, NodeReport, encode
 from node.tasks import TaskKey
 from protocol.credentials.manifest import JoinPolicy, ManifestLimits, ManifestTask, make_manifest
 from protocol.credentials.records import Address, Endpoint
-from protocol.host import Received, Verdict
+from protocol.host import ItemVerdict, Received
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import ItemId
 
@@ -40,11 +40,11 @@ class Host:
     """What a board uses of a host."""
 
     def __init__(self) -> None:
-        self.reports: list[tuple[Verdict, str]] = []
+        self.reports: list[tuple[ItemVerdict, str]] = []
         self.revoked: set[str] = set()
         self.known: dict[Address, NodeId] = {}
 
-    def report(self, _: ItemId, verdict: Verdict, reason: str) -> None:
+    def report(self, _: ItemId, verdict: ItemVerdict, reason: str) -> None:
         self.reports.append((verdict, reason))
 
     def is_revoked(self, node: str) -> bool:
@@ -76,8 +76,8 @@ def report(signer: Identity, at: float, reward: float = 0.5, **taught_by: int) -
 def board(folder: Path, host: Host, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Iterator[tuple[Take, str]]:
     """A board whose views and points are made whenever something is taken."""
     monkeypatch.setattr(history, "standing", partial(standing, walks=500))
-    monkeypatch.setattr(run, "LOOK_S", 0.0)
-    monkeypatch.setattr(run, "TICK_S", 0.0)
+    monkeypatch.setattr(serving, "LOOK_S", 0.0)
+    monkeypatch.setattr(serving, "TICK_S", 0.0)
     links: list[str] = []
     given = more.pop("network", None) or network(host)
     with open_board(given, folder, ("127.0.0.1", 0), serving=links.append, **more) as take:
@@ -139,7 +139,7 @@ def test_a_report_counts_once_also_after_a_restart(tmp_path: Path, monkeypatch: 
         with board(tmp_path, host, monkeypatch) as (take, link):
             take([report(FOUNDER, now, a=3)])
             assert tree(link)["nodes"][0]["taught_by"] == {A.node_id: 3.0}
-    assert host.reports == [(Verdict.IGNORE, "early_report")]
+    assert host.reports == [(ItemVerdict.IGNORE, "early_report")]
 
 
 def test_what_is_no_report_or_praises_its_signer_costs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_what_is_no_report_or_praises_its_signer_costs_it(tmp_path: Path, monkey
     with board(tmp_path, host, monkeypatch) as (take, link):
         take([Received(ItemId(bytes(32)), A.node_id, b"noise", now, REPORTS_TOPIC), report(LIAR, now, liar=1)])
         assert tree(link)["nodes"] == []
-    assert host.reports == [(Verdict.REJECT, "malformed"), (Verdict.REJECT, "self_praise")]
+    assert host.reports == [(ItemVerdict.REJECT, "malformed"), (ItemVerdict.REJECT, "self_praise")]
 
 
 def test_seeds_are_the_founder_the_invites_own_node_and_those_that_a_person_ever_named(
