@@ -54,12 +54,6 @@ class _State:
     done: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _WaitingGroup:
-    candidate: Candidate
-    group: Group
-
-
 class Backfill:
     """Draws from an archive; one thread owns it.
 
@@ -73,7 +67,7 @@ class Backfill:
         self._tasks = tasks
         self._files = {path.name: path for path in archive.files()}
         self._cursor = ""
-        self._waiting: dict[str, _WaitingGroup] = {}
+        self._waiting: dict[str, Candidate] = {}  # groups themselves stay on the disk: one may have 16 MiB
         self._done: dict[str, None] = {}
         self._has_ended = False
         self._committed = self._state()
@@ -117,22 +111,31 @@ class Backfill:
         for name in list(self._waiting)[: max(0, len(self._waiting) - WAITING_PER_SLOT * slots)]:
             del self._waiting[name]
         found: dict[bytes, Candidate] = {}
-        for one in self._waiting.values() if len(self._done) < MAX_DONE else ():
-            if not is_used_up(one.candidate.texts):
-                found.setdefault(one.candidate.question, one.candidate)
+        for candidate in self._waiting.values() if len(self._done) < MAX_DONE else ():
+            if not is_used_up(candidate.texts):
+                found.setdefault(candidate.question, candidate)
         return list(found.values())
 
     def read(self, ids: Iterable[bytes]) -> Mapping[bytes, Group]:
-        """Return the groups with these ids that wait here."""
-        names = (group_id.hex() for group_id in ids)
-        return {bytes.fromhex(name): self._waiting[name].group for name in names if name in self._waiting}
+        """Return the groups with these ids that wait here, from the disk."""
+        found: dict[bytes, Group] = {}
+        for group_id in ids:
+            name = group_id.hex()
+            if name not in self._waiting:
+                continue
+            try:
+                found[group_id] = self._archive.read(self._files[name]).group
+            except ArchiveError as error:  # it was damaged since
+                self.skipped[error.reason] += 1
+                del self._waiting[name]
+        return found
 
     def settle(self, used: Sequence[Candidate], refused: Sequence[RefusedGroup], liars: Collection[str] = ()) -> None:
         """Remember for good what a round used and what it refused, and the groups of liars that wait."""
         names = {group_id.hex() for group_id in (*(one.id for one in used), *(one.id for one in refused))}
-        names |= {name for name, one in self._waiting.items() if one.candidate.peer in liars}
+        names |= {name for name, candidate in self._waiting.items() if candidate.peer in liars}
         for name in [name for name in self._waiting if name in names]:
-            self._done[self._waiting.pop(name).candidate.texts.hex()] = None
+            self._done[self._waiting.pop(name).texts.hex()] = None
 
     def _read_on(self, count: int) -> None:
         after = sorted(name for name in self._files if name > self._cursor)
@@ -159,12 +162,11 @@ class Backfill:
             self.skipped["missing" if isinstance(error, KeyError) else error.reason] += 1
             return
         candidate = _candidate(found)
-        if candidate.texts.hex() in self._done or any(
-            one.candidate.texts == candidate.texts for one in self._waiting.values()
-        ):
+        waiting = self._waiting.values()
+        if candidate.texts.hex() in self._done or any(other.texts == candidate.texts for other in waiting):
             self.skipped["same_texts"] += 1
             return
-        self._waiting[name] = _WaitingGroup(candidate, found.group)
+        self._waiting[name] = candidate
 
     def _state(self) -> _State:
         return _State(self._archive.manifest.hash.hex(), self._cursor, tuple(self._waiting), tuple(self._done))

@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -49,9 +50,9 @@ def never(_: bytes) -> bool:
     return False
 
 
-def group_on(seed: int, right: float = 1.0) -> Group:
+def group_on(seed: int, right: float = 1.0, text: str = "no") -> Group:
     item = TASK.make(seed)
-    made = (one_turn(item.answer, True, right), one_turn("no", True, 1.0 - right))
+    made = (one_turn(item.answer, True, right), one_turn(text, True, 1.0 - right))
     return Group(TASK.key, seed, item.question, made, "old base", 3, item.content)
 
 
@@ -131,6 +132,18 @@ def test_a_damaged_file_is_passed_over_and_a_damaged_state_is_one_line(tmp_path:
     (tmp_path / STATE_FILE).write_text("{")
     with pytest.raises(UserError, match=r"backfill.json is damaged: delete it"):
         opened(folder, tmp_path)
+
+
+def test_groups_that_wait_are_not_in_memory_and_one_that_was_damaged_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    folder = add(tmp_path / "a", *(group_on(seed, text="x" * 100_000) for seed in ASKED[:8]))
+    source = opened(folder)
+    tracemalloc.start()
+    found = source.candidates(2, never)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 8 and held < 100_000
+    next(Archive(folder).files()).write_bytes(b"?")
+    assert len(source.read([one.id for one in found])) == 7 and len(source.candidates(2, never)) == 7
 
 
 @pytest.fixture(scope="module")
