@@ -424,7 +424,7 @@ class Loop:
         """Return picks from archived groups for the slots that peers' groups leave, and these groups."""
         if self.backfill is None or slots <= 0:
             return [], {}
-        candidates = self.backfill.candidates(slots, self.buffer.is_used_up)
+        candidates = peers.left(self.backfill.candidates(slots, self.buffer.is_used_up))
         signers = {candidate.peer for candidate in candidates}
         rng = random.Random(derive_seed(self.seed, "backfill", version))
         context = replace(self._peers.context, read=self.backfill.read)

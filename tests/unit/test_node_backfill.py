@@ -214,6 +214,12 @@ def test_archived_groups_fill_the_slots_that_peers_leave_and_a_restart_trains_on
         assert [*again.play(2, 2)] == played[2:]
 
 
+def test_a_question_stands_once_in_a_round_of_peers_groups_and_archived_ones(policy: Policy, tmp_path: Path) -> None:
+    folder = add(tmp_path / "a", *map(group_on, ASKED[:2]))
+    with Rounds(policy, tmp_path / "n", opened(folder), group_on(ASKED[0], text="another")) as rounds:
+        assert [archived for _, archived in rounds.play(0, 2)] == [1, 1]
+
+
 def test_a_start_without_the_archive_passes_on_what_was_used(policy: Policy, tmp_path: Path) -> None:
     folder = add(tmp_path / "a", *map(group_on, ASKED[:3]))
     source = opened(folder)
