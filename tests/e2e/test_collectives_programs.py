@@ -79,8 +79,9 @@ def test_the_program_of_the_readme_runs_as_three_processes(tmp_path: Path) -> No
     processes = []
 
     def start(*seeds: str) -> None:
-        command = [sys.executable, str(script), "tcp://127.0.0.1:0", *seeds]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        command = [sys.executable, str(script), "tcp://0.0.0.0:0", *seeds]  # as on several machines
+        environment = os.environ | {"RUN_SECRET": "a secret"}
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
 
     try:
         start()
