@@ -55,6 +55,7 @@ _PINGS = 3  # the first waits for a member that is late; the least of the others
 _SIZES = (1,) * _PINGS + (PROBE_BYTES,)
 _SLOTS = 2 * len(_SIZES)  # of one round: each probe and its receipt; those below are for the rows
 MAX_STEP_S = 1e9  # of sums in one step
+MAX_LARGE = 4096  # sums of a step whose time counts
 T = TypeVar("T")
 
 
@@ -187,7 +188,7 @@ class AllReduce:
             self._feedback.commit()
         if self._pooled and isinstance(outcome, torch.Tensor):
             self._known.scratch.give(outcome)
-        if self._large is not None:
+        if self._large is not None and len(self._known.large) < MAX_LARGE:  # without steps, nobody takes them out
             self._known.large.append(self._large)
         return self._target
 

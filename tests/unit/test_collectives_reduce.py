@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from collectives import operations
 from collectives.agreement.events import Perform
 from collectives.agreement.views import Member, OpId, View
 from collectives.errors import Aborted, BadArgument
@@ -533,6 +534,19 @@ def test_what_a_call_that_was_called_off_collected_is_not_kept_by_the_next():
     for job, outcome in zip(jobs, together(order, lambda port, i: jobs[i].perform(start, port)), strict=True):
         job.publish(outcome)
     assert feedback.residual is None
+
+
+def test_sums_without_steps_are_not_remembered_for_ever(monkeypatch):
+    monkeypatch.setattr(operations, "MAX_LARGE", 3)
+    known, order = Known(), members(1)
+    view = View(b"group", 1, b"the mark", (Member(order[0], "", b"session!"),))
+    options = {"op": Op.AVG, "out": None, "weight": 1.0, "codec": Codec.NONE}
+    job = AllReduce(known, order, torch.ones(RING_BYTES // 4), **options)
+    start = Perform(OpId(view.mark, 1, 0, 0), "all_reduce", view, {order[0]: job.share})
+    (outcome,) = together(order, lambda port, i: job.perform(start, port))
+    for _ in range(5):
+        job.publish(outcome)
+    assert len(known.large) == 3
 
 
 def test_feedback_that_does_not_fit_is_refused_before_anything_is_sent():
