@@ -23,8 +23,8 @@ from node.telemetry.status_server import describe, observe
 from protocol.host import Host, Received
 
 METRICS_INTERVAL_S = 10.0
-DRAIN_INTERVAL_S = 0.5  # the host's inbox holds 4096 groups
-DRAIN = 4096
+DRAIN_INTERVAL_S = 0.5  # while fewer items wait than are taken at once
+DRAIN = 64  # a signal to stop waits for as many, and a kill loses no more of what was taken
 MAX_METRICS_BYTES = 16 << 20  # a month or two; one older file of the same size is kept beside it
 
 log = structlog.get_logger()
@@ -47,7 +47,8 @@ def run_relay(
 ) -> None:
     """Relay until a signal to stop; `listening` is called once, when the node can be dialled.
 
-    `looking` opens a function that takes the items that came: it is called twice a second, also without items.
+    `looking` opens a function that takes the items that came, at most `DRAIN` at a time: it is called twice a second,
+    also without items.
     `before` is as for `first_start`.
 
     Raises:
@@ -72,8 +73,10 @@ def run_relay(
         due = time.monotonic() + METRICS_INTERVAL_S
         said = network.host.counters()
         while not stopping:
-            time.sleep(DRAIN_INTERVAL_S)
-            take(network.host.receive(DRAIN))
+            items = network.host.receive(DRAIN)
+            take(items)
+            if len(items) < DRAIN:
+                time.sleep(DRAIN_INTERVAL_S)
             if time.monotonic() >= due:
                 due += METRICS_INTERVAL_S
                 metrics.append(_row(network.host))
