@@ -85,7 +85,8 @@ class Archive:
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = load_manifest(folder)
+        # Somebody else's folder may hold a pipe of that name, whose reader would wait for ever.
+        manifest = load_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
         if manifest is None:
             raise UserError(f"{folder} is no archive: it has no {MANIFEST_FILE}; `gossamer archive run` begins one")
         check_allowed(manifest)
@@ -103,10 +104,10 @@ class Archive:
         Raises:
             ArchiveError: as `open_group`; or reason "misnamed" or "unreadable".
         """
-        if path.is_symlink() or not path.is_file():
-            raise ArchiveError("unreadable")
         most = HEAD_BYTES + TOPIC_BYTES + 1 + self.manifest.limits.max_group_bytes  # an item's content begins by a byte
         try:
+            if path.is_symlink() or not path.is_file():
+                raise ArchiveError("unreadable")
             frame = read_bounded(path, most + 1)
         except OSError:
             raise ArchiveError("unreadable") from None

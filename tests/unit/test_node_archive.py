@@ -294,6 +294,14 @@ def test_no_group_of_a_swarm_that_allows_no_archives_is_kept(tmp_path: Path) -> 
     assert not (tmp_path / "a").exists()
 
 
+def test_a_folder_with_a_pipe_in_place_of_its_manifest_is_no_archive(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "a", FRAMES)
+    (folder / "manifest.bin").unlink()
+    os.mkfifo(folder / "manifest.bin")
+    with pytest.raises(UserError, match="is no archive"):
+        store.Archive(folder)
+
+
 def test_a_full_archive_ends_its_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "MANY", 2 * store.BLOCK)
     with pytest.raises(UserError, match="is full, with 2 groups"):
