@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ import pytest
 
 from protocol.credentials.grants import Gatekeeper, Use
 from protocol.credentials.invite import Invite, make_shared_invite
-from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest, swarm_id
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest, swarm_id
+from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.wire.compression import PLAIN
@@ -48,17 +50,21 @@ pytestmark = [
 
 
 class JavaScriptPeer:
-    """A process of tests/interop/peer.mjs, and the events that it printed."""
+    """A process of tests/interop/peer.mjs, and the events that it printed.
 
-    def __init__(self, folder: Path, invite: str) -> None:
+    It dials the first node of an invite, or listens at an endpoint for the swarm whose manifest is in a file.
+    """
+
+    def __init__(self, folder: Path, swarm: str, listen: str | None = None, seed: bytes | None = None) -> None:
         assert PACKAGES.is_dir(), "tests/install_interop.sh has to be run first"
         folder.mkdir()
         self._folder = folder
-        shutil.copy(ROOT / "tests" / "interop" / "peer.mjs", folder)
+        for file in (ROOT / "tests" / "interop").glob("*.mjs"):
+            shutil.copy(file, folder)
         (folder / "node_modules").symlink_to(PACKAGES)
-        seed = os.urandom(32)
+        seed = seed or os.urandom(32)
         self.identity = Identity(seed)
-        command = ["node", "peer.mjs", invite, seed.hex()]
+        command = ["node", "peer.mjs", swarm, seed.hex(), *([listen] if listen else [])]
         self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.events: list[dict[str, Any]] = []
         self._reader = Thread(target=self._read, daemon=True)
@@ -103,6 +109,11 @@ class JavaScriptPeer:
         self._process.wait(timeout=20)
         self._reader.join(20)
 
+    def interrupt(self) -> int:
+        """Press Ctrl-C, and return the status that it ends with."""
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(timeout=20)
+
 
 @contextmanager
 def swarm_and_peer(folder: Path) -> Iterator[tuple[Host, Host, Invite, JavaScriptPeer]]:
@@ -130,6 +141,22 @@ def swarm_and_peer(folder: Path) -> Iterator[tuple[Host, Host, Invite, JavaScrip
             yield first, second, invite, peer
         finally:
             peer.stop()
+
+
+@contextmanager
+def listening_peer(folder: Path, *members: Identity) -> Iterator[tuple[JavaScriptPeer, Address, SwarmManifest, Identity]]:
+    """A peer that listens and dials nobody, its address, and the swarm of these members with its founder."""
+    founder, seed = Identity.generate(), os.urandom(32)
+    allowed = [identity.node_id for identity in (Identity(seed), *members)]
+    tasks = [ManifestTask("builtin/sums", 1, "c0976995997f4201", "{}")]
+    manifest = make_manifest(founder, "riddles", int(time.time() * 1000), JoinPolicy.ALLOWLIST, tasks, allowed)
+    file = folder / "manifest"
+    file.write_bytes(manifest.encoded)
+    peer = JavaScriptPeer(folder / "peer", str(file), "127.0.0.1:0", seed)
+    try:
+        yield peer, Address.parse(peer.heard("listening")["address"]), manifest, founder
+    finally:
+        peer.stop()
 
 
 def refusals(host: Host) -> dict[str, int]:
@@ -163,6 +190,34 @@ def test_a_peer_written_from_the_page_alone_exchanges_small_and_large_items_with
             other.heard("goodbye", reason="invite_used")
         finally:
             other.stop()
+
+
+def test_a_peer_that_listens_relays_small_and_large_items_between_hosts_that_know_only_it(tmp_path: Path) -> None:
+    member, guest = Identity.generate(), Identity.generate()
+    with listening_peer(tmp_path, member) as (peer, address, manifest, founder):
+        shared = make_shared_invite(founder, manifest, uses=4, expiry_ms=int(time.time() * 1000) + 3_600_000)
+        grant = shared.ticket(manifest.swarm, 3, guest.public_key).encode()
+        options = {"listen": None, "swarm": manifest.swarm, "manifest": manifest.encoded}
+        with running(address, identity=member, gate=Gatekeeper(manifest), **options) as (first, _):
+            first.subscribe(None, 1000.0)
+            early = [first.publish(os.urandom(size), TOPIC) for size in (300, LARGE)]
+            for id_ in early:
+                peer.heard("item", id=id_.hex(), signer=member.public_key.hex())
+
+            with running(address, identity=guest, gate=Gatekeeper(manifest), grant=grant, **options) as (second, _):
+                second.subscribe(None, 1000.0)
+                assert {item.id for item in collect(second, 2)} == set(early)
+                for source, sink in (first, second), (second, first):
+                    bodies = [os.urandom(size) for size in (300, LARGE)]
+                    for body in bodies:
+                        source.publish(body, TOPIC)
+                    assert sorted(item.body for item in collect(sink, 2)) == sorted(bodies)
+                for host, other in (first, guest), (second, member):
+                    assert [info.node_id for info in host.peers()] == [peer.identity.node_id]
+                    assert other.node_id not in {record.node_id for record in host.records()}
+                    assert refusals(host) == {}
+        assert not [event for event in peer.events if event["event"] in ("refused", "turned away")]
+        assert peer.interrupt() == 0
 
 
 def test_the_host_and_the_peer_refuse_what_is_falsified(tmp_path: Path) -> None:
