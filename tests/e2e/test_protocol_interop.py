@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -33,8 +33,9 @@ from protocol.wire.envelope import (
     item_id,
     seal,
 )
-from protocol.wire.messages import NO_TOPIC, ItemChunk, ItemOutline
+from protocol.wire.messages import NO_TOPIC, ItemChunk, ItemOutline, Ping
 from tests.protocol_hosts import ROOT, collect, running
+from tests.protocol_raw import raw_peer
 from tests.waiting import wait_until
 
 PACKAGES = ROOT / ".venv-interop" / "node_modules"
@@ -144,7 +145,9 @@ def swarm_and_peer(folder: Path) -> Iterator[tuple[Host, Host, Invite, JavaScrip
 
 
 @contextmanager
-def listening_peer(folder: Path, *members: Identity) -> Iterator[tuple[JavaScriptPeer, Address, SwarmManifest, Identity]]:
+def listening_peer(
+    folder: Path, *members: Identity
+) -> Iterator[tuple[JavaScriptPeer, Address, SwarmManifest, Identity]]:
     """A peer that listens and dials nobody, its address, and the swarm of these members with its founder."""
     founder, seed = Identity.generate(), os.urandom(32)
     allowed = [identity.node_id for identity in (Identity(seed), *members)]
@@ -213,11 +216,55 @@ def test_a_peer_that_listens_relays_small_and_large_items_between_hosts_that_kno
                         source.publish(body, TOPIC)
                     assert sorted(item.body for item in collect(sink, 2)) == sorted(bodies)
                 for host, other in (first, guest), (second, member):
-                    assert [info.node_id for info in host.peers()] == [peer.identity.node_id]
+                    (info,) = wait_until(host.peers, 20, "its peers, which it describes now and then")
+                    assert info.node_id == peer.identity.node_id
                     assert other.node_id not in {record.node_id for record in host.records()}
                     assert refusals(host) == {}
         assert not [event for event in peer.events if event["event"] in ("refused", "turned away")]
         assert peer.interrupt() == 0
+
+
+def test_a_peer_that_listens_admits_whom_its_manifest_admits_and_believes_a_key_only_who_proved_it(
+    tmp_path: Path,
+) -> None:
+    member, thief = Identity.generate(), Identity.generate()
+    with listening_peer(tmp_path, member) as (peer, address, manifest, founder), ExitStack() as stack:
+        shared = make_shared_invite(founder, manifest, uses=4, expiry_ms=int(time.time() * 1000) + 3_600_000)
+        options = {"listen": None, "swarm": manifest.swarm, "manifest": manifest.encoded}
+        guests = [Identity.generate() for _ in range(2)]
+        grants = [shared.ticket(manifest.swarm, 3, guest.public_key).encode() for guest in guests]
+        first = stack.enter_context(running(address, identity=guests[0], grant=grants[0], **options))[0]
+        wait_until(lambda: first.counters().peers, 20, "the first with that number of the invite")
+        for options["identity"], options["grant"], reason in (
+            (guests[1], grants[1], "invite_used"),
+            (guests[1], grants[0], "not_admitted"),
+            (thief, b"", "not_admitted"),
+        ):
+            with running(address, **options) as (host, _):
+                wait_until(lambda host=host: host.refusal, 20, reason)
+                assert host.refusal == reason
+
+        ping = control_frame(Kind.PING, Ping(7).encode())
+        older = stack.enter_context(raw_peer(address, manifest.swarm, member))
+        older.send(ping)
+        peer.heard("refused", why="before hello")
+        older.send(older.hello())
+        peer.heard("live", node=member.public_key.hex())
+        long = control_frame(Kind.PONG, bytes(60_000))
+        stranger = stack.enter_context(raw_peer(address, manifest.swarm, thief))
+        stranger.send(older.hello())
+        peer.heard("refused", why="record of another connection")
+        stranger.send(stranger.hello(of=member))
+        peer.heard("refused", why="hello with the record of another")
+        wait_until(lambda: not stranger.try_send(long), 20, "the end of who says too much before its hello")
+        peer.heard("lost", why="too much before hello")
+
+        newer = stack.enter_context(raw_peer(address, manifest.swarm, member))
+        newer.send(newer.hello(incarnation=2))
+        wait_until(lambda: not older.try_send(ping), 20, "the end of the older connection with this key")
+        newer.send(ping)
+        pong = control_frame(Kind.PONG, Ping(7).encode())
+        wait_until(lambda: newer.receive(1) == pong, 20, "the answer on the newer one")
 
 
 def test_the_host_and_the_peer_refuse_what_is_falsified(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-// Listening for peer.mjs, as docs/protocol.md asks of a peer that listens: CURVE, the proven key of each connection, and
-// 10 s and 256 KiB for a caller until it is answered.
+// How peer.mjs listens, as docs/protocol.md asks: with CURVE, so that it knows the proven key of each connection. A
+// caller has 10 s and 256 KiB until it is answered.
 //
-// The package zeromq does not say which CURVE key sent a message: it hides the User-Id that our ZAP handler attaches. So
-// each TCP connection gets a ZeroMQ socket of its own, which listens in a private folder, and its bytes are passed on.
-// The ZAP domain is the number of that socket. So the handler (ZeroMQ RFC 27) knows whose key it is asked about, and the
-// connection of one peer can be closed. The socket is a DEALER, which speaks with one peer as a ROUTER does.
+// The package zeromq hides the User-Id that a ZAP handler attaches, so a ROUTER could not tell whose key sent a
+// message. Here each TCP connection gets a ZeroMQ socket of its own, at a file in a private folder, and its bytes are
+// passed on. The socket's ZAP domain is a number, by which the handler (ZeroMQ RFC 27) knows whose key it is asked
+// about. So we can also close the connection of a single peer. The socket is a DEALER: with one peer it speaks as a
+// ROUTER does.
 
 import fs from "node:fs";
 import net from "node:net";
@@ -18,12 +19,12 @@ const FLUSH_MS = 2000; // for a GOODBYE to leave
 
 // Listen at HOST:PORT, and call `welcome(caller)` for each connection. A caller has
 //
-//     socket     the ZeroMQ socket that reads and writes its messages
-//     key        the CURVE key that it has proved, 32 bytes; set before its first message comes
-//     address    its IP address
-//     isKnown    false; whoever welcomed it sets this once it is answered
-//     close()    end the connection once what was sent has left
-//     onClose()  called when the connection has ended; whoever welcomed it may set this
+//     socket        the ZeroMQ socket that reads and writes its messages
+//     key           the CURVE key that it has proved, 32 bytes; set before its first message comes
+//     address       its IP address
+//     isKnown       false; who welcomed it sets this once it has been answered
+//     close()       end the connection once what was sent has left
+//     onClose(why)  called when the connection has ended, with an error's text or none; who welcomed it may set this
 //
 // `options` are those of each ZeroMQ socket. Returns the port.
 export async function listen(endpoint, options, welcome) {
@@ -35,7 +36,8 @@ export async function listen(endpoint, options, welcome) {
   let count = 0;
 
   const server = net.createServer({ keepAlive: true }, async (connection) => {
-    connection.on("error", () => {}); // "close" follows
+    let why = "";
+    connection.on("error", (error) => { why = error.message; }); // "close" follows
     const strangers = [...callers.values()].filter((caller) => !caller.isKnown).length;
     if (strangers >= MAX_STRANGERS) return connection.destroy();
     const domain = String(++count), file = path.join(folder, domain);
@@ -43,19 +45,22 @@ export async function listen(endpoint, options, welcome) {
     const caller = { socket, key: null, address: connection.remoteAddress ?? "", isKnown: false, onClose() {} };
     callers.set(domain, caller);
     caller.close = () => { if (!socket.closed) socket.close(); setTimeout(() => connection.destroy(), FLUSH_MS); };
-    await socket.bind(`ipc://${file}`);
+    try {
+      await socket.bind(`ipc://${file}`);
+    } catch {
+      connection.destroy(); // too many sockets
+    }
     const inner = net.connect(file).on("error", () => connection.destroy()).on("end", () => connection.end());
-    connection.on("data", () => {
-      if (!caller.isKnown && connection.bytesRead > STRANGER_BYTES) connection.destroy();
-    });
+    const cut = (why) => { if (!caller.isKnown && !connection.destroyed) connection.destroy(new Error(why)); };
+    connection.on("data", () => { if (connection.bytesRead > STRANGER_BYTES) cut("too much before hello"); });
     connection.pipe(inner).pipe(connection);
-    setTimeout(() => { if (!caller.isKnown) connection.destroy(); }, STRANGER_MS).unref();
+    setTimeout(cut, STRANGER_MS, "too long before hello").unref();
     const ended = () => {
       if (!callers.delete(domain)) return;
       inner.destroy();
       if (!socket.closed) socket.close();
       fs.rmSync(file, { force: true });
-      caller.onClose();
+      caller.onClose(why);
     };
     connection.on("close", ended);
     if (connection.destroyed) return ended(); // while the socket was bound
@@ -65,8 +70,8 @@ export async function listen(endpoint, options, welcome) {
   return server.address().port;
 }
 
-// CURVE asks here about the key of each connection (ZeroMQ RFC 27). Everybody may come in; what may be said is decided
-// by the HELLO. Without a handler CURVE would take everybody too, and we would not know who it is.
+// CURVE asks here about the key of each connection. Every key may come in: the HELLO shows who is admitted. Without a
+// handler every key would come in too, and we would not know it.
 async function proveKeys(callers) {
   const handler = new Reply();
   await handler.bind("inproc://zeromq.zap.01");

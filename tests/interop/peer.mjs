@@ -11,9 +11,9 @@
 //     send HEX               send these bytes to the first peer as they are
 //     receive HEX            treat these bytes as if that peer had sent them
 //
-// It leaves out what a peer may: it announces an item once it has all of it, and pushes nothing. It learns no addresses,
-// answers no DIAL_BACK, and takes its own address from the command line. It obeys no revocation list, and keeps the uses
-// of invites in its memory alone. It keeps no score of its peers.
+// It leaves out what a peer may: it announces an item once it has all of it, and pushes nothing. It learns no addresses
+// and answers no DIAL_BACK: it believes the command line that it can be dialled there. It obeys no revocation list and
+// keeps no score of its peers. It forgets the uses of invites when it ends.
 
 import crypto from "node:crypto";
 import fs from "node:fs";
@@ -26,7 +26,8 @@ import { listen } from "./listener.mjs";
 
 // docs/protocol.md#kinds
 const HELLO = 1, PEERS = 2, PING = 3, PONG = 4, HAVE = 5, WANT = 6, ITEM = 7, DONT_HAVE = 8, BUSY = 9, CANCEL = 10;
-const GOODBYE = 11, DIGEST = 12, INTEREST = 13, ASK_MANIFEST = 14, MANIFEST = 15, OUTLINE = 18, CHUNK = 19;
+const GOODBYE = 11, DIGEST = 12, INTEREST = 13, ASK_MANIFEST = 14, MANIFEST = 15;
+const REVOCATIONS = 17, OUTLINE = 18, CHUNK = 19;
 
 const VERSION = 0x0300; // major x 256 + minor
 const HEAD_BYTES = 168; // of an envelope, before its body
@@ -202,8 +203,10 @@ function openManifest(bytes) {
   check(bytes.length <= 32 * 1024, "oversized");
   check(isSigned(founder, bytes.subarray(32, 96), domain("gossamer/manifest/1"), payload), "forged");
   const [, name, , , policy, allowed, , [limit]] = unpack(payload);
-  const ids = new Set(cut(allowed, 20).map((id) => id.toString("hex")));
-  return { bytes, hash, swarm: hash.subarray(0, 16), founder, name, isOpen: policy === "open", ids, limit: Number(limit) };
+  return {
+    bytes, founder, name, swarm: hash.subarray(0, 16), limit: Number(limit), isOpen: policy === "open",
+    ids: new Set(cut(allowed, 20).map((id) => id.toString("hex"))), // who is allowed
+  };
 }
 
 // Why a node is not admitted, or nothing (docs/swarms.md#who-is-admitted). `uses` tells who has which number of which
@@ -230,20 +233,30 @@ function whyNotAdmitted({ isOpen, founder, ids, swarm }, uses, publicKey, grant)
   return "";
 }
 
-// The network of an address: a /24 of IPv4, a /48 of IPv6, or one private address (docs/protocol.md#words).
-const PRIVATE = new net.BlockList();
-for (const [start, bits] of [["10.0.0.0", 8], ["127.0.0.0", 8], ["169.254.0.0", 16], ["172.16.0.0", 12], ["192.168.0.0", 16]])
-  PRIVATE.addSubnet(start, bits, "ipv4");
-for (const [start, bits] of [["::1", 128], ["fc00::", 7], ["fe80::", 10]]) PRIVATE.addSubnet(start, bits, "ipv6");
+// Addresses: of this machine, of its private network, or public. IPv4 may be written as IPv6.
+const LOOPBACK = 0, PRIVATE = 1, PUBLIC = 2;
+const SUBNETS = [
+  ["127.0.0.0", 8, LOOPBACK], ["::1", 128, LOOPBACK], ["10.0.0.0", 8, PRIVATE], ["172.16.0.0", 12, PRIVATE],
+  ["192.168.0.0", 16, PRIVATE], ["169.254.0.0", 16, PRIVATE], ["fc00::", 7, PRIVATE], ["fe80::", 10, PRIVATE],
+].map(([start, bits, scope]) => {
+  const list = new net.BlockList();
+  list.addSubnet(start, bits, `ipv${net.isIP(start)}`);
+  return { list, scope };
+});
+const plain = (address) => address.replace(/^::ffff:(?=\d+\.)/, "");
 
-function networkOf(text) {
-  const address = text.replace(/^::ffff:(?=\d+\.)/, "");
+function scopeOf(address) { // a name counts as public
   const family = net.isIP(address);
-  if (!family || PRIVATE.check(address, family === 4 ? "ipv4" : "ipv6")) return address;
-  if (family === 4) return address.split(".").slice(0, 3).join(".");
-  const [before, after = ""] = address.split("::").map((half) => half.split(":"));
-  const zeros = address.includes("::") ? Array(8 - before.length - after.length).fill("0") : [];
-  return [...before, ...zeros, ...after].slice(0, 3).join(":");
+  return (family && SUBNETS.find(({ list }) => list.check(address, `ipv${family}`))?.scope) ?? PUBLIC;
+}
+
+// A /24 of IPv4, a /48 of IPv6, or one private address (docs/protocol.md#words).
+function networkOf(address) {
+  if (scopeOf(address) < PUBLIC) return address;
+  if (net.isIP(address) === 4) return address.split(".").slice(0, 3).join(".");
+  const [before, after] = address.split("::").map((half) => half.split(":"));
+  const zeros = after ? Array(8 - before.length - after.length).fill("0") : [];
+  return [...before, ...zeros, ...(after ?? [])].slice(0, 3).join(":");
 }
 
 // docs/protocol.md#the-budget. Who has used up what its network may cost waits here, and its frames in its connection.
@@ -267,11 +280,12 @@ class Budget {
   }
 }
 
-// A connection to one peer, which we dialled or which called us (listener.mjs). It keeps the order of what is said.
+// A connection to a peer, which we dialled or which called us (listener.mjs).
 class Link {
   constructor(peer, socket, caller) {
     Object.assign(this, { peer, socket, caller });
-    this.network = caller && networkOf(caller.address);
+    this.address = caller && plain(caller.address);
+    this.network = caller && networkOf(this.address);
     this.isAdmitted = this.isLive = this.isClosed = this.isGreeting = false;
     this.node = this.record = null; // its public key in hex; its record
     this.topics = null; // of interest, as a set of hex; null: all
@@ -287,10 +301,12 @@ class Link {
     for await (const parts of this.socket) {
       const frame = Buffer.concat(parts);
       this.heardAt = Date.now();
-      if (this.caller && !this.isAnswer(frame)) await this.peer.budget.pay(this.network, this.cost(frame));
+      if (this.caller && !this.isAnswer(frame)) await this.peer.budget.pay(this.payer, this.cost(frame));
       this.receive(frame);
     }
   }
+
+  get payer() { return (this.isLive ? "" : "stranger ") + this.network; } // strangers do not use up a peer's budget
 
   isAnswer(frame) { // to a WANT of ours
     const isChunk = isControl(frame) && frame.readUInt16BE(8) === CHUNK;
@@ -397,7 +413,7 @@ class Link {
   hear(kind, body) {
     if (kind === GOODBYE) return this.leave(unpack(body)[0]);
     if (kind === ASK_MANIFEST && this.isAdmitted) return this.tell(MANIFEST, this.peer.manifest.bytes);
-    if (!this.isLive) return check(!this.caller, "before hello");
+    if (!this.isLive) return check(!this.caller || kind === REVOCATIONS, "before hello");
     if (kind === CHUNK) {
       const id = body.toString("hex", 0, 32);
       return this.peer.takeChunk(id, body.readUInt16BE(32), body.subarray(34), this);
@@ -410,7 +426,7 @@ class Link {
     if (kind === DONT_HAVE) return this.peer.lack(this, split(unpack(body)[0]));
     if (kind === BUSY) return this.peer.wait(this, split(unpack(body)[0]));
     if (kind === INTEREST) return this.turnTo(...unpack(body));
-    if (kind === DIGEST) return this.tellRecords(unpack(body)[0]);
+    if (kind === DIGEST && this.caller) return this.tellRecords(unpack(body)[0]);
     if (kind === MANIFEST) return this.peer.takeManifest(unpack(body)[0]);
     // The rest does not concern us. Kinds that we do not know are of a newer version.
   }
@@ -436,15 +452,14 @@ class Link {
     this.topics = all ? null : new Set(cut(topics, 8).map((topic) => topic.toString("hex")));
   }
 
-  // Tell the records that it lacks of our other peers (docs/protocol.md#kinds: DIGEST). We tell those that can be dialled,
-  // and only inside their network, as we do not know which of them have a second record without private endpoints.
+  // Tell the records that it lacks, of our other peers that it can dial from where it is.
   tellRecords(entries) {
     const known = new Set(cut(entries, 16).map((entry) => entry.toString("hex")));
-    const records = this.peer.links
-      .filter((link) => link !== this && link.isLive && link.canBeDialled && link.network === this.network)
-      .map((link) => link.record)
-      .filter((record) => !known.has(digestEntry(record)));
-    this.tell(PEERS, records.slice(0, MAX_RECORDS));
+    const scope = scopeOf(this.address);
+    const isFor = (link) => link !== this && link.isLive && link.canBeDialled && link.scope >= scope;
+    const records = this.peer.links.filter(isFor).map((link) => link.record);
+    const lacking = records.filter((record) => !known.has(digestEntry(record)));
+    if (lacking.length) this.tell(PEERS, lacking.slice(0, MAX_RECORDS));
   }
 
   // docs/protocol.md#have-and-want
@@ -462,10 +477,10 @@ class Link {
     }
   }
 
-  // Each item that is asked for is answered: by its frame, its outline, its chunks, or DONT_HAVE. What is asked for again
-  // while it waits waits once.
+  // Each item that is asked for is answered: by its frame, its outline, its chunks, DONT_HAVE or BUSY. What is asked for
+  // again while it waits is sent once.
   owe(ids, indices) {
-    const isPoor = this.caller && this.peer.budget.leftOf(this.network) < BUDGET_S / 2;
+    const isPoor = this.caller && this.peer.budget.leftOf(this.payer) < BUDGET_S / 2;
     const lacking = [], refused = [];
     for (const [i, id] of split(ids).entries()) {
       const frame = this.peer.held.get(id);
@@ -543,8 +558,8 @@ class Peer {
     const port = await listen(endpoint, options, (caller) => {
       const link = new Link(this, caller.socket, caller);
       this.links.push(link);
-      caller.onClose = () => link.close();
-      link.run();
+      caller.onClose = (why) => { say("lost", { why }); link.close(); };
+      link.run().catch(() => link.close());
     });
     this.endpoint = `tcp://${endpoint.replace(/\d+$/, port)}`;
     say("listening", { address: `${this.endpoint}?key=${this.identity.curveKey.toString("hex")}` });
@@ -567,7 +582,8 @@ class Peer {
       const why = whyNotAdmitted(this.manifest, this.uses, signer, grant);
       if (why) return link.turnAway(why);
       this.links.filter((older) => older.node === node).forEach((older) => older.close());
-      Object.assign(link, { isAdmitted: true, node, record, canBeDialled: endpoints.length > 0 });
+      const scope = Math.min(...endpoints.map((text) => scopeOf(new URL(text).hostname.replace(/[[\]]/g, ""))));
+      Object.assign(link, { isAdmitted: true, node, record, scope, canBeDialled: endpoints.length > 0 });
       const others = this.links.filter((other) => other.isLive && other.canBeDialled === link.canBeDialled);
       if (others.length >= (link.canBeDialled ? DIALLED_PLACES : HOME_PLACES)) {
         link.tellRecords(Buffer.alloc(0));
@@ -617,8 +633,8 @@ class Peer {
   }
 
   want(id, link) {
-    if (!this.wants.has(id))
-      this.wants.set(id, { holders: new Set(), asked: null, pending: new Set(), again: 0, since: Date.now(), chunks: [] });
+    const nothing = { asked: null, pending: new Set(), again: 0, chunks: [] };
+    if (!this.wants.has(id)) this.wants.set(id, { ...nothing, holders: new Set(), since: Date.now() });
     const want = this.wants.get(id);
     want.holders.add(link);
     return want;
@@ -726,7 +742,7 @@ class Peer {
     return id;
   }
 
-  // The frame that answers a WANT. Only small items and outlines are made here when there are no indices.
+  // The frame that answers a WANT: a chunk, or if no index was named the item, or its outline if it is large.
   answer(id, index) {
     const frame = this.held.get(id);
     if (!frame) return control(DONT_HAVE, pack([join([id])]));
