@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import string
 import subprocess
 import time
 from collections.abc import Iterator
@@ -146,10 +147,10 @@ def swarm_and_peer(folder: Path) -> Iterator[tuple[Host, Host, Invite, JavaScrip
 
 @contextmanager
 def listening_peer(
-    folder: Path, *members: Identity
+    folder: Path, *members: Identity, seed: bytes | None = None
 ) -> Iterator[tuple[JavaScriptPeer, Address, SwarmManifest, Identity]]:
-    """A peer that listens and dials nobody, its address, and the swarm of these members with its founder."""
-    founder, seed = Identity.generate(), os.urandom(32)
+    """A peer that listens and dials nobody unasked, its address, and the swarm of these members with its founder."""
+    founder, seed = Identity.generate(), seed or os.urandom(32)
     allowed = [identity.node_id for identity in (Identity(seed), *members)]
     tasks = [ManifestTask("builtin/sums", 1, "c0976995997f4201", "{}")]
     manifest = make_manifest(founder, "riddles", int(time.time() * 1000), JoinPolicy.ALLOWLIST, tasks, allowed)
@@ -160,6 +161,11 @@ def listening_peer(
         yield peer, Address.parse(peer.heard("listening")["address"]), manifest, founder
     finally:
         peer.stop()
+
+
+def seed_of_id(first: str) -> bytes:
+    """Return the seed of a node whose id begins with one of these characters."""
+    return next(seed for seed in iter(lambda: os.urandom(32), b"") if Identity(seed).node_id[0] in first)
 
 
 def refusals(host: Host) -> dict[str, int]:
@@ -265,6 +271,30 @@ def test_a_peer_that_listens_admits_whom_its_manifest_admits_and_believes_a_key_
         newer.send(ping)
         pong = control_frame(Kind.PONG, Ping(7).encode())
         wait_until(lambda: newer.receive(1) == pong, 20, "the answer on the newer one")
+
+
+@pytest.mark.parametrize("stays", ["ours", "theirs"])
+def test_of_two_links_between_the_peer_and_a_host_both_keep_the_one_that_the_smaller_id_dialled(
+    tmp_path: Path, stays: str
+) -> None:
+    smaller, larger = seed_of_id("234567"), seed_of_id(string.ascii_lowercase)  # as text, and not as bytes
+    ours, theirs = (smaller, larger) if stays == "ours" else (larger, smaller)
+    member = Identity(theirs)
+    with listening_peer(tmp_path, member, seed=ours) as (peer, address, manifest, _):
+        options = {"swarm": manifest.swarm, "manifest": manifest.encoded}
+        with running(address, identity=member, **options) as (host, where):
+            host.subscribe(None, 1000.0)
+            peer.heard("live")
+            peer.do("dial", str(where))
+            peer.heard("two links", stays=stays)
+            peer.heard("lost")
+            body = os.urandom(LARGE)
+            id_ = host.publish(body, TOPIC)
+            peer.heard("item", id=id_.hex(), sha256=sha256(body))
+            peer.publish(body, TOPIC)
+            assert [item.body for item in collect(host, 1)] == [body]
+            assert refusals(host) == {}
+            assert not [event for event in peer.events if event["event"] == "refused"]
 
 
 def test_the_host_and_the_peer_refuse_what_is_falsified(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 // from docs/protocol.md and docs/swarms.md alone. No part of the node uses it.
 //
 //     node peer.mjs INVITE [SEED]             dial the invite's first node
-//     node peer.mjs MANIFEST SEED HOST:PORT   listen there for the swarm of this file, and dial nobody
+//     node peer.mjs MANIFEST SEED HOST:PORT   listen there for the swarm of this file, and dial nobody unasked
 //
 // SEED is the peer's private key in 64 hex digits; without it one is drawn at random. The peer takes every item, relays
 // it to its other peers, and prints what happens as lines of JSON. It obeys lines on its standard input:
 //
+//     dial ADDRESS           dial another node, if we listen
 //     publish FILE [TOPIC]   sign the file's bytes as an item and offer it; TOPIC has 16 hex digits
 //     send HEX               send these bytes to the first peer as they are
 //     receive HEX            treat these bytes as if that peer had sent them
@@ -78,6 +79,11 @@ const DER = { ed25519: "302e020100300506032b657004220420", x25519: "302e02010030
 const privateKey = (kind, raw) =>
   crypto.createPrivateKey({ key: Buffer.concat([Buffer.from(DER[kind], "hex"), raw]), format: "der", type: "pkcs8" });
 const rawPublic = (key) => crypto.createPublicKey(key).export({ format: "der", type: "spki" }).subarray(-32);
+const BASE32 = "abcdefghijklmnopqrstuvwxyz234567";
+const nodeId = (publicKey) => cut(sha256(publicKey).subarray(0, 20), 5).map((five) => {
+  const value = BigInt("0x" + five.toString("hex"));
+  return [7n, 6n, 5n, 4n, 3n, 2n, 1n, 0n].map((place) => BASE32[Number((value >> (5n * place)) & 31n)]).join("");
+}).join("");
 const domain = (text) => Buffer.from(text + "\0");
 
 class Identity {
@@ -243,6 +249,7 @@ const SUBNETS = [
   list.addSubnet(start, bits, `ipv${net.isIP(start)}`);
   return { list, scope };
 });
+const hostOf = (endpoint) => new URL(endpoint).hostname.replace(/[[\]]/g, "");
 const plain = (address) => address.replace(/^::ffff:(?=\d+\.)/, "");
 
 function scopeOf(address) { // a name counts as public
@@ -282,10 +289,10 @@ class Budget {
 
 // A connection to a peer, which we dialled or which called us (listener.mjs).
 class Link {
-  constructor(peer, socket, caller) {
-    Object.assign(this, { peer, socket, caller });
-    this.address = caller && plain(caller.address);
-    this.network = caller && networkOf(this.address);
+  constructor(peer, socket, { address, caller = null, key = null }) {
+    Object.assign(this, { peer, socket, caller, key, address });
+    this.network = networkOf(address);
+    this.isSurplus = false; // another link with its node stays
     this.isAdmitted = this.isLive = this.isClosed = this.isGreeting = false;
     this.node = this.record = null; // its public key in hex; its record
     this.topics = null; // of interest, as a set of hex; null: all
@@ -295,16 +302,18 @@ class Link {
     this.heardAt = this.pingedAt = this.greetedAt = Date.now();
   }
 
-  get curveKey() { return this.caller ? this.caller.key : this.peer.invite.seed.key; } // that the connection has proved
+  get curveKey() { return this.caller ? this.caller.key : this.key; } // that the connection has proved
 
   async run() {
     for await (const parts of this.socket) {
       const frame = Buffer.concat(parts);
       this.heardAt = Date.now();
-      if (this.caller && !this.isAnswer(frame)) await this.peer.budget.pay(this.payer, this.cost(frame));
+      if (!this.isAnswer(frame)) await this.peer.budget.pay(this.payer, this.cost(frame));
       this.receive(frame);
     }
   }
+
+  get isOpen() { return this.isLive && !this.isSurplus; }
 
   get payer() { return (this.isLive ? "" : "stranger ") + this.network; } // strangers do not use up a peer's budget
 
@@ -322,8 +331,9 @@ class Link {
     return (isControl(frame) ? 200e-6 : 300e-6) + frame.length * perByte;
   }
 
-  close() {
+  close(why = "") {
     if (this.isClosed) return;
+    say("lost", { why });
     this.isClosed = true;
     this.isLive = false;
     this.peer.lose(this);
@@ -426,7 +436,7 @@ class Link {
     if (kind === DONT_HAVE) return this.peer.lack(this, split(unpack(body)[0]));
     if (kind === BUSY) return this.peer.wait(this, split(unpack(body)[0]));
     if (kind === INTEREST) return this.turnTo(...unpack(body));
-    if (kind === DIGEST && this.caller) return this.tellRecords(unpack(body)[0]);
+    if (kind === DIGEST) return this.tellRecords(unpack(body)[0]);
     if (kind === MANIFEST) return this.peer.takeManifest(unpack(body)[0]);
     // The rest does not concern us. Kinds that we do not know are of a newer version.
   }
@@ -443,8 +453,8 @@ class Link {
     this.isGreeting = false;
     say("live", { node });
     this.tell(INTEREST, 1, Buffer.alloc(0), 0); // every topic, and pushes
-    if (this.caller) this.tellRecords(Buffer.alloc(0));
-    else this.send(control(ASK_MANIFEST, Buffer.alloc(0)));
+    this.tellRecords(Buffer.alloc(0));
+    if (!this.peer.manifest) this.send(control(ASK_MANIFEST, Buffer.alloc(0)));
     this.announce([...this.peer.held.keys()]);
   }
 
@@ -456,7 +466,7 @@ class Link {
   tellRecords(entries) {
     const known = new Set(cut(entries, 16).map((entry) => entry.toString("hex")));
     const scope = scopeOf(this.address);
-    const isFor = (link) => link !== this && link.isLive && link.canBeDialled && link.scope >= scope;
+    const isFor = (link) => link.node !== this.node && link.isOpen && link.canBeDialled && link.scope >= scope;
     const records = this.peer.links.filter(isFor).map((link) => link.record);
     const lacking = records.filter((record) => !known.has(digestEntry(record)));
     if (lacking.length) this.tell(PEERS, lacking.slice(0, MAX_RECORDS));
@@ -480,7 +490,7 @@ class Link {
   // Each item that is asked for is answered: by its frame, its outline, its chunks, DONT_HAVE or BUSY. What is asked for
   // again while it waits is sent once.
   owe(ids, indices) {
-    const isPoor = this.caller && this.peer.budget.leftOf(this.payer) < BUDGET_S / 2;
+    const isPoor = this.peer.budget.leftOf(this.payer) < BUDGET_S / 2;
     const lacking = [], refused = [];
     for (const [i, id] of split(ids).entries()) {
       const frame = this.peer.held.get(id);
@@ -539,13 +549,11 @@ class Peer {
   hello() { return this.seal(HELLO, pack([this.record(), this.endpoint ? 0 : 1, 0])); }
 
   // Dial, say hello until the node says its own, and handle what it sends, until the connection ends.
-  async dial() {
-    const socket = new Dealer({
-      ...this.keys, curveServerKey: z85(this.invite.seed.key), linger: 0, reconnectInterval: -1,
-    });
-    socket.events.on("disconnect", () => { say("lost"); socket.close(); });
-    socket.connect(this.invite.seed.endpoint);
-    const link = new Link(this, socket);
+  async dial({ endpoint, key }) {
+    const socket = new Dealer({ ...this.keys, curveServerKey: z85(key), linger: 0, reconnectInterval: -1 });
+    const link = new Link(this, socket, { address: hostOf(endpoint), key });
+    socket.events.on("disconnect", () => link.close());
+    socket.connect(endpoint);
     this.links.push(link);
     link.greet();
     await link.run();
@@ -556,9 +564,9 @@ class Peer {
       ...this.keys, maxMessageSize: MAX_FRAME_BYTES, sendHighWaterMark: 16, receiveHighWaterMark: 16,
     };
     const port = await listen(endpoint, options, (caller) => {
-      const link = new Link(this, caller.socket, caller);
+      const link = new Link(this, caller.socket, { address: plain(caller.address), caller });
       this.links.push(link);
-      caller.onClose = (why) => { say("lost", { why }); link.close(); };
+      caller.onClose = (why) => link.close(why);
       link.run().catch(() => link.close());
     });
     this.endpoint = `tcp://${endpoint.replace(/\d+$/, port)}`;
@@ -575,24 +583,48 @@ class Peer {
     check(version === 1 && this.swarm.equals(swarm), "record of another swarm");
     check(link.curveKey.equals(curveKey), "record of another connection");
     if (link.isLive) return link.caller && link.greet(); // a HELLO that was repeated
-    const node = signer.toString("hex");
+    const node = signer.toString("hex"), scope = Math.min(...endpoints.map((text) => scopeOf(hostOf(text))));
+    Object.assign(link, { node, record, scope, canBeDialled: endpoints.length > 0 });
+    const other = this.links.find((known) => known !== link && known.isOpen && known.node === node);
     if (link.caller) {
       if (expiry <= Date.now()) return link.turnAway("clock_behind");
       if (expiry > Date.now() + MAX_RECORD_LIFE_MS) return link.turnAway("clock_ahead");
       const why = whyNotAdmitted(this.manifest, this.uses, signer, grant);
       if (why) return link.turnAway(why);
-      this.links.filter((older) => older.node === node).forEach((older) => older.close());
-      const scope = Math.min(...endpoints.map((text) => scopeOf(new URL(text).hostname.replace(/[[\]]/g, ""))));
-      Object.assign(link, { isAdmitted: true, node, record, scope, canBeDialled: endpoints.length > 0 });
-      const others = this.links.filter((other) => other.isLive && other.canBeDialled === link.canBeDialled);
-      if (others.length >= (link.canBeDialled ? DIALLED_PLACES : HOME_PLACES)) {
+      link.isAdmitted = true;
+      if (!other && !this.hasPlace(link)) {
         link.tellRecords(Buffer.alloc(0));
         return link.turnAway("full");
       }
       link.caller.isKnown = true;
       link.greet();
     } else check(expiry > Date.now(), "record of another time");
+    if (other && !other.caller !== !link.caller) return this.settle(link, other);
+    other?.close();
     link.begin(node);
+  }
+
+  hasPlace({ canBeDialled }) {
+    const others = this.links.filter((link) => link.isOpen && link.canBeDialled === canBeDialled);
+    return others.length < (canBeDialled ? DIALLED_PLACES : HOME_PLACES);
+  }
+
+  // Both ends dialled: the link that the smaller node id dialled stays, and the other one ends 2 s later. What was said
+  // on that one is not repeated.
+  settle(link, other) {
+    const isOursSmaller = nodeId(this.identity.publicKey) < nodeId(Buffer.from(link.node, "hex"));
+    const [stays, goes] = isOursSmaller === !link.caller ? [link, other] : [other, link];
+    say("two links", { stays: stays.caller ? "theirs" : "ours" });
+    goes.isSurplus = link.isLive = true;
+    link.isGreeting = false;
+    if (goes === other) {
+      link.topics = other.topics;
+      for (const want of this.wants.values()) {
+        if (want.holders.delete(other)) want.holders.add(link);
+        if (want.asked === other) want.asked = link;
+      }
+    }
+    setTimeout(() => goes.close(), HELLO_MS);
   }
 
   tryNextNumber() {
@@ -705,7 +737,7 @@ class Peer {
       if (this.heldBytes <= MAX_HELD_BYTES) break;
       if (!other.subarray(0, 32).equals(this.identity.publicKey)) this.drop(old);
     }
-    if (this.held.has(id)) for (const link of this.links) if (link.isLive && lacks(link)) link.announce([id]);
+    if (this.held.has(id)) for (const link of this.links) if (link.isOpen && lacks(link)) link.announce([id]);
   }
 
   drop(id) {
@@ -764,6 +796,10 @@ const peer = new Peer(new Identity(Buffer.from(seed, "hex")), swarm);
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
   const [verb, value, topic] = line.split(" ");
   const publish = () => peer.publish(fs.readFileSync(value), topic && Buffer.from(topic, "hex"));
+  if (verb === "dial") {
+    const [endpoint, key] = value.split("?key=");
+    peer.dial({ endpoint, key: Buffer.from(key, "hex") }).catch(() => {});
+  }
   if (verb === "publish") say("published", { file: value, id: publish() });
   if (verb === "send") peer.links[0]?.send(Buffer.from(value, "hex"));
   if (verb === "receive") peer.links[0]?.receive(Buffer.from(value, "hex"));
@@ -771,6 +807,6 @@ readline.createInterface({ input: process.stdin }).on("line", (line) => {
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(0));
 if (endpoint) await peer.listen(endpoint);
 else {
-  await peer.dial();
+  await peer.dial(peer.invite.seed);
   process.exit(1); // the connection ended before our input did
 }
