@@ -487,8 +487,8 @@ class Link {
     }
   }
 
-  // Each item that is asked for is answered: by its frame, its outline, its chunks, DONT_HAVE or BUSY. What is asked for
-  // again while it waits is sent once.
+  // Each item that is asked for is answered: by its frame, its outline, its chunks, DONT_HAVE or BUSY. What is asked
+  // for again while it waits is sent once.
   owe(ids, indices) {
     const isPoor = this.peer.budget.leftOf(this.payer) < BUDGET_S / 2;
     const lacking = [], refused = [];
