@@ -69,7 +69,7 @@ from protocol.events import (
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.budgets import FRAME_S, SENT_BYTE_S, Budgets, price
+from protocol.limits.budgets import GIVEN_S, SENT_BYTE_S, Budgets, price
 from protocol.limits.peer_scores import NODE_ALONE, PENALTIES, REJECT_PENALTY, PeerScores
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
@@ -198,7 +198,7 @@ class Core:
             case _:
                 frame = _frame(served)
         self._count(node, sent=len(frame))
-        self._budgets.spend(payer, FRAME_S + len(frame) * SENT_BYTE_S, now.steady)
+        self._budgets.spend(payer, GIVEN_S + len(frame) * SENT_BYTE_S, now.steady)
         return frame
 
     def _count(self, node: NodeId | None, *, received: int = 0, sent: int = 0) -> None:

@@ -46,8 +46,8 @@ PENALTIES = {
     "false_have": 0.1,
 }
 # Offences that only the node pays for, and not its network: nodes of one network have full lines, or publish, at the
-# same time, and the points of a few would shut out all.
-NODE_ALONE = frozenset({"unanswered", "over_demand"})
+# same time, and the points of a few would shut out all. For floods their network pays already, with its budget.
+NODE_ALONE = frozenset({"unanswered", "over_demand", "flood"})
 # Refusals that cost nobody score, and why.
 FREE = {
     "backlog": "the heaviest is cut, and somebody has to be",

@@ -13,8 +13,9 @@ import pytest
 import structlog
 
 from protocol.config import LOCAL, WAN, Limits
+from protocol.simulator import SimulatedIdentity, Simulation
 from protocol.simulator.__main__ import main
-from protocol.simulator.matrices import FAMILIES, MATRICES, ArrivalRow, Crowd, admittance, arrival
+from protocol.simulator.matrices import CONDITIONS, FAMILIES, MATRICES, ArrivalRow, Crowd, admittance, arrival
 from protocol.simulator.scenarios import MAX_HOSTILE_LINKS, SCENARIOS, Invariant, hostile_share, judge, suffer
 from protocol.simulator.trial import LIMITS, SwarmPlan, SwarmTrial
 from protocol.transport.memory import Conditions
@@ -255,3 +256,25 @@ def test_a_home_user_whose_seed_is_full_is_told_of_nodes_that_can_be_dialled() -
 @pytest.mark.timeout(600)  # a minute on a core of its own
 def test_ninety_five_home_users_get_in_at_five_public_nodes() -> None:
     assert unmet(*admittance(1, Crowd(5, 95), 120.0)) == []
+
+
+def test_eight_nodes_behind_one_address_give_each_other_all_that_they_publish_by_way_of_one_public_node() -> None:
+    # Sixteen items a second each: what is given to a whole network is paid from one budget.
+    homes, seconds, rate = range(1, 9), 10, 16
+    simulation = Simulation(1, CONDITIONS, None, timing=WAN, identity=SimulatedIdentity)
+    simulation.seen_at[0] = "60.1.0.1"
+    simulation.start(0)
+    simulation.run(0.2)
+    for name in homes:
+        simulation.seen_at[name] = "60.2.0.1"
+        simulation.start(name, dialable=False)
+    simulation.run(60)
+    published: dict[int, set[bytes]] = {name: set() for name in homes}
+    for turn in range(seconds * rate):
+        for name in homes:
+            published[name].add(simulation.publish(name, bytes([turn, name]) * 5000))
+        simulation.run(1 / rate)
+    simulation.run(5)
+    items = set().union(*published.values())
+    assert len(items) == len(homes) * seconds * rate
+    assert [len(items - published[name] - simulation.nodes[name].ids) for name in homes] == [0] * len(homes)
