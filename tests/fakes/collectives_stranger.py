@@ -69,7 +69,7 @@ def views(member: NodeId) -> list[bytes]:
         encode(message)
         for message in (
             messages.ViewNotice(view),
-            messages.Propose(ballot, 1000, view.members, b"fakemark"),
+            messages.Propose(ballot, 1000, view.members),
             messages.Decide(ballot, view, ()),
             messages.Welcome(b"session!", view),
             messages.Beat(b"fakemark", 1000, 2**40, view.members),
