@@ -217,7 +217,7 @@ DOORS = {
         "To add a kind of task:",
         (
             Step("load_...", "node/tasks/parity.py", "", PARITY),
-            Step("above", TASKS, "    guess    ", "    parity           is a number odd\n"),
+            Step("above", TASKS, "    dataset    ", "    parity           is a number odd\n"),
             Step("KINDS", TASKS, "KINDS: Mapping", LOAD_PARITY),
             Step(
                 "KINDS", TASKS, '        "file": T', '        "parity": TaskKind(_load_parity, lambda: ["parity"]),\n'
@@ -288,8 +288,8 @@ DOORS = {
             Step(
                 "Loop._describe",
                 "node/loop.py",
-                '            "generated": len(made),\n',
-                '            "ones": statistics.fmean(one.text == "1" for one in made),\n',
+                '            "generated": len(episodes),\n',
+                '            "ones": statistics.fmean(episode.text == "1" for episode in episodes),\n',
             ),
         ),
         frozenset({"exported", "python -m website.grafana", "examples/grafana.json"}),  # `copy` does it

@@ -32,7 +32,7 @@ from protocol.credentials.records import (
 )
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
-from protocol.limits.budgets import CONTENT_BYTE_S, FRAME_S, MESSAGE_BYTE_S, SENT_BYTE_S, SIGNATURE_S
+from protocol.limits.budgets import CONTENT_BYTE_S, FRAME_S, GIVEN_S, MESSAGE_BYTE_S, SENT_BYTE_S, SIGNATURE_S
 from protocol.membership.membership import NO_ROOM
 from protocol.notices import GRAYLISTED
 from protocol.wire import messages
@@ -536,7 +536,8 @@ def test_the_documented_times_rates_kinds_and_reasons_are_those_of_the_code() ->
         f"may together cost a node {limits.network_cores:g} s of its processor time a second, and "
         f"{limits.network_burst_s:g} s at once. A frame costs {frame}, and {sealed} more in an envelope. "
         f"Each of its bytes costs {message}, or {content} in an ITEM or a CHUNK. "
-        f"A byte that is sent in answer costs {sent}. What the node asked for costs nothing. "
+        f"A byte that is sent in answer costs {sent}, and an item or a chunk that is given {1e6 * GIVEN_S:g} µs more. "
+        f"What the node asked for costs nothing. "
         f"Beyond the budget frames wait, in {limits.waiting_bytes / MIB:g} MiB"
     ) in page
     assert {kind.name for kind in Kind} <= set(re.findall(r"\w+", page))
