@@ -43,14 +43,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from node.config import FUNCTION_FILE
 from node.errors import UserError, one_line
-from node.processes.cage import make_folder
 from node.processes.confinement import ConfinementError, confine
 from node.processes.threads import awaited
-from node.processes.worker_process import Message, Requests, connect, yield_memory
+from node.processes.worker_process import Message, Requests
 from node.tasks import is_reward, scaled
 from node.tasks.rewards.judge import Judge
 from node.tasks.scoring.caged import CODE_CHANGED, CageWork, serve_in_cages
-from node.tasks.scoring.verdicts import bound_memory
+from node.tasks.scoring.verdicts import begin_worker
 from node.tasks.third_party import described, run_file
 
 Prompt = str | list[dict[str, str]]
@@ -353,12 +352,7 @@ def code_of(functions: Functions) -> Message:
 
 def main() -> None:
     """Load a task's functions, then score for the node at the other end of a channel."""
-    channel, life = map(int, sys.argv[1:3])
-    folder = make_folder()
-    requests = connect(channel, life, folder=folder)
-    yield_memory()
-    bound_memory()
-    request = requests.receive()
+    requests, request, folder = begin_worker()
     if request["isolate"] == "text":
         _pay_in_cages(requests, request, folder)
         return

@@ -667,12 +667,7 @@ def main() -> None:
     """Load one task, then score for the node at the other end of a channel."""
     from node.tasks import load_task
 
-    channel, life = map(int, sys.argv[1:3])
-    folder = make_folder()
-    requests = connect(channel, life, folder=folder)
-    yield_memory()
-    bound_memory()
-    request = requests.receive()
+    requests, request, folder = begin_worker()
     if request["isolate"] == "text":
         _score_in_cages(requests, request, folder)
         return
@@ -724,6 +719,19 @@ def answer_one(requests: Requests, task: Task) -> None:
         requests.reply(_scored(answer))
     else:
         answer_apart(requests, partial(_scored, answer), confined=confined)
+
+
+def begin_worker() -> tuple[Requests, Message, Path]:
+    """Become a worker under a bound on memory; return its end of the node's channel, the first message, and a folder.
+
+    The folder is for cages. `sys.argv` has the numbers of channel and life (`node.processes.worker_process`).
+    """
+    channel, life = map(int, sys.argv[1:3])
+    folder = make_folder()
+    requests = connect(channel, life, folder=folder)
+    yield_memory()
+    bound_memory()
+    return requests, requests.receive(), folder
 
 
 def bound_memory() -> None:

@@ -44,9 +44,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.config import Section, option_complaint
 from node.errors import UserError, how_to_install
-from node.processes.cage import lacking, make_folder
+from node.processes.cage import lacking
 from node.processes.confinement import ConfinementError, confine
-from node.processes.worker_process import Message, WorkerError, connect, yield_memory
+from node.processes.worker_process import Message, WorkerError
 from node.tasks import MAX_QUESTION_BYTES, Item, TaskKey, config_hash, is_reward, scaled
 from node.tasks.environments.episodes import MAX_TURNS, Done, Environment, play_again, step
 from node.tasks.scoring.caged import CageWork, serve_in_cages
@@ -59,7 +59,7 @@ from node.tasks.scoring.verdicts import (
     Submission,
     Verdict,
     Workers,
-    bound_memory,
+    begin_worker,
     score,
 )
 
@@ -190,12 +190,7 @@ class RefusedError(Exception):
 
 def main() -> None:
     """Load one task set, then score or play for the node at the other end of a channel."""
-    channel, life = map(int, sys.argv[1:3])
-    folder = make_folder()
-    requests = connect(channel, life, folder=folder)
-    yield_memory()
-    bound_memory()
-    request = requests.receive()
+    requests, request, folder = begin_worker()
     scale = partial(_scaled, request["low"], request["high"])
     load = partial(_load, request)
     if request["isolate"] == "text":
