@@ -13,10 +13,10 @@ the same.
 """
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Backfill:
         self._archive = archive
         self._tasks = tasks
         self._files = {path.name: path for path in archive.files()}
+        self._names = sorted(self._files)
         self._cursor = ""
         self._waiting: dict[str, Candidate] = {}  # groups themselves stay on the disk: one may have 16 MiB
         self._done: dict[str, None] = {}
@@ -86,7 +87,7 @@ class Backfill:
                 self._cursor = state.cursor
                 for name in state.waiting:
                     self._read(name)
-            if not self._waiting and not any(name > self._cursor for name in self._files):
+            if not self._waiting and not self._is_more():
                 self._cursor = ""
         self.commit()
 
@@ -110,43 +111,46 @@ class Backfill:
             self._end("as many groups as can be remembered were used or refused")
         for name in list(self._waiting)[: max(0, len(self._waiting) - WAITING_PER_SLOT * slots)]:
             del self._waiting[name]
-        found: dict[bytes, Candidate] = {}
+        drawable: dict[bytes, Candidate] = {}
         for candidate in self._waiting.values() if len(self._done) < MAX_DONE else ():
             if not is_used_up(candidate.texts):
-                found.setdefault(candidate.question, candidate)
-        return list(found.values())
+                drawable.setdefault(candidate.question, candidate)
+        return list(drawable.values())
 
     def read(self, ids: Iterable[bytes]) -> Mapping[bytes, Group]:
         """Return the groups with these ids that wait here, from the disk."""
-        found: dict[bytes, Group] = {}
+        groups: dict[bytes, Group] = {}
         for group_id in ids:
             name = group_id.hex()
             if name not in self._waiting:
                 continue
             try:
-                found[group_id] = self._archive.read(self._files[name]).group
+                groups[group_id] = self._archive.read(self._files[name]).group
             except ArchiveError as error:  # it was damaged since
                 self.skipped[error.reason] += 1
                 del self._waiting[name]
-        return found
+        return groups
 
     def settle(self, used: Sequence[Candidate], refused: Sequence[RefusedGroup], liars: Collection[str] = ()) -> None:
         """Remember for good what a round used and what it refused, and the groups of liars that wait."""
-        names = {group_id.hex() for group_id in (*(one.id for one in used), *(one.id for one in refused))}
+        names = {candidate.id.hex() for candidate in used} | {group.id.hex() for group in refused}
         names |= {name for name, candidate in self._waiting.items() if candidate.peer in liars}
         for name in [name for name in self._waiting if name in names]:
             self._done[self._waiting.pop(name).texts.hex()] = None
 
     def _read_on(self, count: int) -> None:
-        after = sorted(name for name in self._files if name > self._cursor)
-        before = len(self._waiting)
-        for name in islice(after, LOOKED_AT * count):
+        before, first = len(self._waiting), bisect_right(self._names, self._cursor)
+        for name in self._names[first : first + LOOKED_AT * count]:
             if len(self._waiting) - before == count:
                 return
             self._cursor = name
             self._read(name)
-        if not any(name > self._cursor for name in self._files) and not self._has_ended:
+        if not self._is_more() and not self._has_ended:
             self._end("the archive is gone through")
+
+    def _is_more(self) -> bool:
+        """Tell whether there are files behind the cursor."""
+        return bool(self._names) and self._names[-1] > self._cursor
 
     def _end(self, why: str) -> None:
         self._has_ended = True
@@ -155,13 +159,13 @@ class Backfill:
     def _read(self, name: str) -> None:
         """Let the group in a file wait, if it is of use."""
         try:
-            found = self._archive.read(self._files[name])
+            archived = self._archive.read(self._files[name])
             limits = self._archive.manifest.limits
-            read(found.body, self._tasks, limits.max_completions, limits.max_group_bytes)
+            read(archived.body, self._tasks, limits.max_completions, limits.max_group_bytes)
         except (KeyError, ArchiveError, GroupError) as error:
             self.skipped["missing" if isinstance(error, KeyError) else error.reason] += 1
             return
-        candidate = _candidate(found)
+        candidate = _candidate(archived)
         waiting = self._waiting.values()
         if candidate.texts.hex() in self._done or any(other.texts == candidate.texts for other in waiting):
             self.skipped["same_texts"] += 1
@@ -172,10 +176,10 @@ class Backfill:
         return _State(self._archive.manifest.hash.hex(), self._cursor, tuple(self._waiting), tuple(self._done))
 
 
-def _candidate(found: ArchivedGroup) -> Candidate:
-    group, name = found.group, found.group.task.name
+def _candidate(archived: ArchivedGroup) -> Candidate:
+    group, name = archived.group, archived.group.task.name
     question = question_id(name, group.question)
-    return Candidate(found.id, found.signer, name, question, texts_id(group), 0.0, 0, group.rewards)
+    return Candidate(archived.id, archived.signer, name, question, texts_id(group), 0.0, 0, group.rewards)
 
 
 def _load(path: Path) -> _State | None:

@@ -33,7 +33,7 @@ class JudgedGroup(NamedTuple):
     `reason` says why it is of no use, "" if it is of use. Only then `question` is there.
     """
 
-    found: ArchivedGroup
+    archived: ArchivedGroup
     reason: str
     question: Question | None = None
     rewards: Sequence[Verdict] = ()
@@ -58,39 +58,39 @@ class GroupJudge:
 
     def judge(self, groups: Sequence[ArchivedGroup], seconds: float) -> list[JudgedGroup]:
         """Return the verdict on each group, in order; one that is not scored within `seconds` is "unscorable"."""
-        judged = [self._read(found) for found in groups]
+        judged_groups = [self._read(archived) for archived in groups]
         budgets: defaultdict[str, TimeBudget] = defaultdict(lambda: TimeBudget(SIGNER_SHARE * seconds))
         answers = [
-            Answer(one.question.task, one.question.item, made.text, budget=budgets[one.found.signer])
-            for one in judged
-            if one.question is not None
-            for made in one.found.group.completions
+            Answer(judged.question.task, judged.question.item, episode.text, budget=budgets[judged.archived.signer])
+            for judged in judged_groups
+            if judged.question is not None
+            for episode in judged.archived.group.completions
         ]
         verdicts = iter(Scoring(answers, is_own=False).wait(seconds))
-        return [one if one.question is None else _compared(one, verdicts) for one in judged]
+        return [judged if judged.question is None else _compared(judged, verdicts) for judged in judged_groups]
 
     def quotes_held_out(self, judged: JudgedGroup, place: int) -> bool:
         """Tell whether an answer gives away a held-out question with its answer."""
-        made = judged.found.group.completions[place]
-        if judged.question is None or says_nothing_else(judged.question, made):
+        episode = judged.archived.group.completions[place]
+        if judged.question is None or says_nothing_else(judged.question, episode):
             return False
-        return self._held_out.are_in(made.text)
+        return self._held_out.are_in(episode.text)
 
     @cached_property
     def _held_out(self) -> Quotations:
         return Quotations(self.tasks.listed_held_out(0, 0))
 
-    def _read(self, found: ArchivedGroup) -> JudgedGroup:
+    def _read(self, archived: ArchivedGroup) -> JudgedGroup:
         try:
-            group = read(found.body, self.tasks, self._limits.max_completions, self._limits.max_group_bytes)
-            return JudgedGroup(found, "", rebuild(group, self.tasks, lambda item: ()))
+            group = read(archived.body, self.tasks, self._limits.max_completions, self._limits.max_group_bytes)
+            return JudgedGroup(archived, "", rebuild(group, self.tasks, lambda item: ()))
         except GroupError as error:
-            return JudgedGroup(found, error.reason)
+            return JudgedGroup(archived, error.reason)
 
 
-def _compared(one: JudgedGroup, verdicts: Iterator[MaybeLate]) -> JudgedGroup:
+def _compared(judged: JudgedGroup, verdicts: Iterator[MaybeLate]) -> JudgedGroup:
     """Return a group with its verdicts, which are the next ones; answers that cannot be scored here are left out."""
-    group = one.found.group
+    group = judged.archived.group
     rewards: list[Verdict] = []
     is_late = False
     for _ in group.completions:
@@ -99,5 +99,5 @@ def _compared(one: JudgedGroup, verdicts: Iterator[MaybeLate]) -> JudgedGroup:
         rewards.append(None if verdict == LATE else verdict)
     scored = [(place, reward) for place, reward in enumerate(rewards) if reward is not None]
     if reason := compare(group, scored) or ("unscorable" if is_late or not scored else ""):
-        return JudgedGroup(one.found, reason)
-    return one._replace(rewards=rewards)
+        return JudgedGroup(judged.archived, reason)
+    return judged._replace(rewards=rewards)

@@ -23,8 +23,7 @@ from node.swarm.reports import REPORTS_TOPIC
 from protocol.host import Host, ItemVerdict, Received
 from protocol.wire.envelope import ItemId
 
-AT_ONCE = 64  # groups that are judged together: a kill loses no more
-JUDGE_S = 10.0  # that judging these may take; a signal to stop waits for as long
+JUDGE_S = 10.0  # that judging what a relay takes at once may take; a signal to stop waits for as long
 SAY_S = 60.0  # between two lines about progress
 
 log = structlog.get_logger()
@@ -71,14 +70,13 @@ class Keeper:
         self._said_at = time.monotonic()
 
     def take(self, items: Sequence[Received]) -> None:
-        """Take the items that came; called a few times a second, also without any."""
-        opened = [found for item in items if (found := self._open(item)) is not None]
-        for start in range(0, len(opened), AT_ONCE):
-            for judged in self._judge.judge(opened[start : start + AT_ONCE], JUDGE_S):
-                if judged.reason:
-                    self._refuse(judged.found.id, judged.reason)
-                elif reason := self._writer.keep(judged.found):
-                    self.refused[reason] += 1
+        """Take the items that came, at most `relay.DRAIN`; called twice a second, also without any."""
+        opened = [archived for item in items if (archived := self._open(item)) is not None]
+        for judged in self._judge.judge(opened, JUDGE_S):
+            if judged.reason:
+                self._refuse(judged.archived.id, judged.reason)
+            elif reason := self._writer.keep(judged.archived):
+                self.refused[reason] += 1
         if time.monotonic() - self._said_at >= SAY_S:
             self.say()
 

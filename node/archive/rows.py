@@ -77,22 +77,22 @@ def _judged(archive: Archive, judge: GroupJudge, totals: ExportTotals) -> Iterat
     seen: set[bytes] = set()
     groups = archive.groups(lambda path, reason: totals.damaged.append((path, reason)))
     while batch := list(islice(groups, AT_ONCE)):
-        for one in judge.judge(batch, JUDGE_S):
-            texts = texts_id(one.found.group)
-            if reason := one.reason or ("same_texts" if texts in seen else ""):
+        for judged in judge.judge(batch, JUDGE_S):
+            texts = texts_id(judged.archived.group)
+            if reason := judged.reason or ("same_texts" if texts in seen else ""):
                 totals.left_out[reason] += 1
                 continue
             seen.add(texts)
-            yield one
+            yield judged
 
 
 def _rows(judged: JudgedGroup, judge: GroupJudge, totals: ExportTotals, *, plain: bool) -> Iterator[dict[str, Any]]:
-    found, question = judged.found, judged.question
+    archived, question = judged.archived, judged.question
     assert question is not None, "the group is of use"
-    group = found.group
+    group = archived.group
     prompt = plain_text(question.item) if plain else chat_turns(question.item, system_role=True)
     before = totals.rows
-    for place, (made, reward) in enumerate(zip(group.completions, judged.rewards, strict=True)):
+    for place, (episode, reward) in enumerate(zip(group.completions, judged.rewards, strict=True)):
         if reward is None or judge.quotes_held_out(judged, place):
             totals.left_out["unscorable" if reward is None else "quotes_held_out"] += 1
             continue
@@ -101,17 +101,17 @@ def _rows(judged: JudgedGroup, judge: GroupJudge, totals: ExportTotals, *, plain
         totals.tasks[group.task.name] += 1
         yield {
             "prompt": prompt,
-            "completion": made.text if plain else [{"role": "assistant", "content": made.text}],
+            "completion": episode.text if plain else [{"role": "assistant", "content": episode.text}],
             "reward": float(reward),
-            "finished": made.finished,
+            "finished": episode.finished,
             "task": group.task.name,
-            "signer": found.signer,
+            "signer": archived.signer,
             "base": group.policy,
-            "group": found.id.hex(),
+            "group": archived.id.hex(),
         }
     if totals.rows > before:
         totals.groups += 1
-        totals.signers.add(found.signer)
+        totals.signers.add(archived.signer)
 
 
 def _card(manifest: SwarmManifest, totals: ExportTotals, name: str) -> str:

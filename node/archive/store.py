@@ -113,10 +113,10 @@ class Archive:
             raise ArchiveError("unreadable") from None
         if len(frame) > most:
             raise ArchiveError("oversized")
-        found = open_group(frame, self.manifest)
-        if path != _path(self.folder, found.id):
+        archived = open_group(frame, self.manifest)
+        if path != _path(self.folder, archived.id):
             raise ArchiveError("misnamed")
-        return found
+        return archived
 
     def groups(self, damaged: Callable[[Path, str], None]) -> Iterator[ArchivedGroup]:
         """Yield all groups, by their ids; `damaged` is told of each other file, and why."""
@@ -149,29 +149,29 @@ class ArchiveWriter:
     def __contains__(self, group_id: object) -> bool:
         return group_id in self._ids
 
-    def keep(self, found: ArchivedGroup) -> str:
+    def keep(self, archived: ArchivedGroup) -> str:
         """Write a group to the disk; return "" if it is there now, or why it is not: "signer_full".
 
         Raises:
             OSError: the disk is full, say.
             UserError: the archive is full.
         """
-        if found.id in self._ids:
+        if archived.id in self._ids:
             return ""
-        size = _on_disk(len(found.frame))
+        size = _on_disk(len(archived.frame))
         if self.bytes + size > self._max_bytes:
             raise UserError(
                 f"the archive in {self._folder} is full, with {len(self)} groups: raise --gigabytes, or begin another "
                 f"one with another --out (`gossamer archive verify {for_shell(self._folder)}` checks this one)"
             )
-        if self._by_signer[found.signer] + size > MAX_SIGNER_SHARE * self._max_bytes:
+        if self._by_signer[archived.signer] + size > MAX_SIGNER_SHARE * self._max_bytes:
             return "signer_full"
-        path = _path(self._folder, found.id)
+        path = _path(self._folder, archived.id)
         if not path.parent.exists():
             path.parent.mkdir()
             sync_folder(path.parent.parent)
-        write_atomically(path, found.frame)
-        self._count(path.name, found.signer, len(found.frame))
+        write_atomically(path, archived.frame)
+        self._count(path.name, archived.signer, len(archived.frame))
         return ""
 
     def _count(self, name: str, signer: NodeId, size: int) -> None:
@@ -195,10 +195,10 @@ def open_writer(folder: Path, manifest: SwarmManifest, max_bytes: int) -> Iterat
     if not is_begun and not all(map(_is_ours, folder.iterdir())):
         raise UserError(f"{folder} holds other things than an archive: choose another --out")
     with exclusive(folder):
-        if (found := load_manifest(folder)) is None:
+        if (own := load_manifest(folder)) is None:
             save_manifest(folder, manifest)
-        elif found.hash != manifest.hash:
-            raise UserError(f"{folder} is the archive of another swarm, {found.name!r}: choose another --out")
+        elif own.hash != manifest.hash:
+            raise UserError(f"{folder} is the archive of another swarm, {own.name!r}: choose another --out")
         (folder / GROUPS).mkdir(exist_ok=True)
         for left in (folder / GROUPS).glob("*/.*.tmp"):  # by a kill
             left.unlink()
