@@ -122,6 +122,7 @@ def test_it_keeps_what_may_be_kept_of_a_real_swarm_and_needs_nothing_that_trains
     assert {group.question for group in kept} == {one.text for one in [*questions, last]}
     assert marked.text not in {group.question for group in kept}
     rows_file = tmp_path / "rows" / "rows.jsonl"
+    capfd.readouterr()  # what the members in this process have logged
     for words, line in (
         (["verify", str(name)], "swarm club: 4 groups, 8 answers, 1 signers; 0 damaged\n"),
         (["export", str(name), "--out", str(rows_file)], "8 rows of 4 groups, 1 signers\n"),
