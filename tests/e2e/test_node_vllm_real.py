@@ -307,7 +307,7 @@ from pathlib import Path
 from node.processes.worker_process import WorkerProcess
 child = WorkerProcess([{str(PYTHON)!r}, "-P", {vllm_worker.__file__!r}], {engine_module._environment()!r}, Path("log"))
 child.call(dict(call="start", model="weights", dtype="bfloat16", max_model_len=4096, tensor_parallel_size=1,
-                lora_rank=0, sleeps=True, gpu_memory_utilization=0.4), 600)
+                lora_rank=0, sleeps=True, gpu_memory_utilization=0.4, cpu_cache_bytes=1 << 30), 600)
 print(child.pid, flush=True)
 child.call(dict(call="generate", prompts=[[1, 2, 3]] * 8, seeds=list(range(8)), n=4, temperature=1.0, top_p=1.0,
                 max_tokens=4000, stop=[], logprobs=False), 600)
