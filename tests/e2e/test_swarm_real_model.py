@@ -71,7 +71,7 @@ def rate(rows: list[dict[str, Any]]) -> Rate:
     return Rate(mean, *interval)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2600)
 def test_a_real_model_answers_more_of_what_it_never_saw_and_one_that_does_not_train_does_not(tmp_path: Path) -> None:
     trained = run(tmp_path / "trained", ROUNDS)
