@@ -50,7 +50,7 @@ def start(tmp_path: Path, *arguments: str, **told: str) -> Watched:
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["node", "--state", "state"], id="the built-in policy"),
+        pytest.param(["node", "--state", "state"], id="the built-in policy", marks=pytest.mark.slow),
         pytest.param(
             ["node", "--state", "state", "--model", "./policy", "--set", "policy.lora.r=2"],
             id="adapters on a folder",

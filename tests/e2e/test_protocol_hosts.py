@@ -157,6 +157,7 @@ def test_what_the_inbox_has_no_room_for_is_taken_from_the_store_as_the_node_read
         assert "inbox_full" not in two.counters().rejected and two.counters().items_received == 12
 
 
+@pytest.mark.slow
 def test_what_waited_for_room_and_the_store_let_go_drops_nothing_that_waits_to_be_read() -> None:
     limits = Limits(inbox_bytes=1 << 20, held_bytes=1 << 20)
     with running() as (one, address), running(address, limits=limits) as (two, _):

@@ -46,6 +46,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_large_item_comes_whole_although_one_of_its_holders_is_killed_in_the_middle(tmp_path: Path) -> None:
     body = os.urandom(SIZE)
     slow = Limits(upload_bytes_per_second=2 << 20)  # else it may give all before the child says what it holds

@@ -157,6 +157,7 @@ def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_pa
         join(tmp_path / "first", once)  # whose it is gets in again
 
 
+@pytest.mark.slow
 def test_a_join_that_one_member_refuses_is_granted_by_another(tmp_path: Path) -> None:
     club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
     apart = tmp_path / "apart"  # another member, which never met the first and so does not know what it granted

@@ -117,6 +117,7 @@ def test_a_simulated_node_takes_as_little_memory_as_a_swarm_of_ten_thousand_leav
     assert (peak_mib(300) - peak_mib(50)) / 250 < 0.4
 
 
+@pytest.mark.slow
 def test_who_eclipses_newcomers_may_call_all_others_too() -> None:
     callers: dict[str, int] = {}
     for name in ("hostile", "hostile-callers"):

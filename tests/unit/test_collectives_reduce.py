@@ -452,6 +452,7 @@ def test_each_byte_is_sent_once(algorithm):
     assert together(order, work) == [(2 * 3 * count, 2 * 3 * count)] * 4  # 2 (n - 1) / n of 4 bytes a value
 
 
+@pytest.mark.slow
 def test_the_plan_says_the_way_of_large_exact_values_and_others_go_direct():
     order = members(4)
     tour = (order[0], order[2], order[1], order[3])

@@ -101,6 +101,7 @@ def attack(folder: Path) -> None:
         wait_until(lambda: reasons <= set(ask(folder / "k0")["rejected"]), 30, "what was refused")
 
 
+@pytest.mark.slow
 def test_it_keeps_what_may_be_kept_of_a_real_swarm_and_needs_nothing_that_trains(
     founder: Exchange, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

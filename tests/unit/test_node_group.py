@@ -64,6 +64,7 @@ leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.float
 trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=10) | st.dictionaries(st.text(), inner, max_size=3))
 
 
+@pytest.mark.slow
 @given(st.lists(trees, min_size=10, max_size=10).map(lambda fields: [FORMAT, *fields[1:]]))
 def test_well_formed_messagepack_of_the_wrong_shape_is_a_group_error(fields: list[object]) -> None:
     with pytest.raises(GroupError):

@@ -135,6 +135,7 @@ def test_a_scorer_of_reasoning_gym_itself_would_fall_for_them(workplace: Path) -
     (workplace / "planted").unlink()
 
 
+@pytest.mark.slow
 def test_no_scorer_runs_a_completion(every_task: TaskSet) -> None:
     assert len(every_task.tasks) == 8 + len(SCORERS)
     for task in every_task.tasks:

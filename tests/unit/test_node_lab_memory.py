@@ -270,6 +270,7 @@ def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms
     assert all(node["groups_external"] > 0 and node["tokens_trained"] > 0 for node in nodes)
 
 
+@pytest.mark.slow
 def test_marks_on_the_way_are_of_the_first_node_and_change_no_number_of_the_run(tmp_path: Path) -> None:
     numbers, evaluated = [], []
     for every in ("ends", "marks"):

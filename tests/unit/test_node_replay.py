@@ -169,6 +169,7 @@ def test_the_record_alone_is_enough(folder: Path, tmp_path_factory: pytest.TempP
     assert [one.difference for one in replay(copy)] == ["", "", ""]
 
 
+@pytest.mark.slow
 def test_it_reaches_behind_a_restore(folder: Path) -> None:
     config = config_of(folder)
     live(config, folder, 0, 12, max_bytes=6000)  # two files

@@ -497,6 +497,7 @@ def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_t
     assert [(one["event"], one["reason"]) for one in logs] == [("unscorable", "unsure returned None")]
 
 
+@pytest.mark.slow
 def test_a_function_that_hangs_is_told_when_it_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.tasks.rewards.rows.FIRST_CALLS_S", 0.2)
     with pytest.raises(UserError, match=r"did not pay 8 texts, each a few times, in 0.28 s: .*option seconds"):
@@ -719,6 +720,7 @@ def test_the_check_shows_what_a_policy_says_and_earns_and_what_fools_the_functio
     assert said.count("FAILS") == 1 and said.count("  ok  fuzz, ") == 5
 
 
+@pytest.mark.slow
 def test_a_formula_that_math_verify_does_not_finish_delays_no_own_text_and_changes_no_later_reward(
     tmp_path: Path,
 ) -> None:

@@ -346,6 +346,7 @@ def played(task: Any, *texts: str) -> Played:
     return one
 
 
+@pytest.mark.slow
 def test_a_method_that_raises_is_told_and_one_that_hangs_costs_its_own_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,8 @@ __all__ = ["Sums"]
 TOOLS = "@classmethod\n    def toolsets(cls, config): return [vf.Toolset({})]"
 RIGHT = "return 2.0 * (trace.last_reply.strip() == task.answer)"
 
+pytestmark = pytest.mark.slow  # a process that imports verifiers takes seconds
+
 
 def write(folder: Path, name: str, **parts: str) -> None:
     filled = {"reward": RIGHT, "more": "pass", "taskset": "", "prompt": 'f"{n}+{n}="', "data": ""} | parts
@@ -156,7 +158,6 @@ def test_rewards_that_fail_in_a_cage_keep_a_task_set_at_home(packages: Path) -> 
     assert task.verify(task.make(1), "words") == 1.0
 
 
-@pytest.mark.slow  # a process that imports verifiers takes seconds, as in the next two that are slow
 def test_a_process_that_died_is_replaced(sums: VerifiersTask) -> None:
     item = sums.make(1)
     right = str(2 * int(item.question.split("+")[0]))
@@ -179,7 +180,6 @@ def test_a_group_carries_its_rows_hash_and_another_row_is_nobodys_fault(sums: Ve
         assert verdict.reason == "other_content" and verdict.reason in BLAMELESS
 
 
-@pytest.mark.slow
 def test_a_joiner_runs_a_task_set_only_if_it_says_so_itself(sums: VerifiersTask) -> None:
     own = TaskConfig(name="verifiers/good-sums", options={"rows": 30, "high": 2.0, "config": {"rows": 35}})
     described = ManifestTask(*sums.key, json.dumps(own.options | {"isolate": "none"}))
@@ -192,7 +192,6 @@ def test_a_joiner_runs_a_task_set_only_if_it_says_so_itself(sums: VerifiersTask)
     assert adopt_tasks(swarm, [mine])[0].options == own.options | {"isolate": "text"}
 
 
-@pytest.mark.slow
 def test_what_a_founder_isolates_is_in_no_manifest(sums: VerifiersTask) -> None:
     options = {"rows": 30, "high": 2.0, "config": {"rows": 35}}
     [described] = describe_tasks([TaskConfig(name="verifiers/good-sums", options=options | {"isolate": "none"})])
