@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from node.config import NodeConfig, load_config
+from node.config import NodeConfig, is_set, load_config
 from node.errors import NonFiniteError, UserError, one_line
 from node.fleet.local_swarm import PlanPart, RunPlan, make_plan
 from node.lab.controls import CONTROLS
@@ -52,8 +52,11 @@ def main() -> int:
 
 
 def _plan(options: argparse.Namespace) -> RunPlan:
-    def settled(config: Path) -> NodeConfig:
-        return with_preset(load_config(config, [f"seed={options.seed}"]), options.nodes)[0]
+    def settled(path: Path) -> NodeConfig:
+        config = load_config(path, changes := [f"seed={options.seed}"])
+        if options.runner == "memory" and not is_set(config, "policy.lora.r"):
+            config = load_config(path, [*changes, "policy.lora.r=0"])  # this runner has no adapters: none are chosen
+        return with_preset(config, options.nodes)[0]
 
     parts = {name: PlanPart(int(nodes), settled(Path(config))) for name, nodes, config in options.part}
     first = next(iter(parts.values())).config if parts else settled(options.config)

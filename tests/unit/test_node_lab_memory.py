@@ -17,19 +17,22 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from node.config import NodeConfig, PolicyConfig, TaskConfig, parse_config
+from node.config import NodeConfig, PolicyConfig, TaskConfig, load_config, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import NonFiniteError
 from node.fleet.local_swarm import PlanPart, make_plan, node_config, node_folders
+from node.lab.__main__ import main as begin_lab
 from node.lab.churn import stretches
 from node.lab.controls import CONTROLS
 from node.lab.ensemble import Request, generate, kind_of
 from node.lab.lockstep import Mail, Turns, batched, run_in_memory
 from node.lab.plan import ChurnConfig
 from node.lab.results import read_run
+from node.operations.presets import with_preset
 from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
+from node.policy.memory import Machine, ModelSize
 from node.rollouts.group import Group, one_turn
 from node.rollouts.rule import Candidate, Draw, Pick
 from node.run import run_node
@@ -447,3 +450,22 @@ def test_a_run_ends_with_the_laboratory_that_started_it(tmp_path: Path) -> None:
     process = subprocess.Popen([*command, "--out", str(tmp_path / "run")], stdin=subprocess.PIPE)
     process.stdin.close()
     assert process.wait(timeout=60) == -signal.SIGKILL
+
+
+def test_a_preset_chooses_no_adapters_for_a_runner_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smollm2 = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
+    monkeypatch.setattr("node.operations.presets.detect_machine", lambda *_, **__: Machine(memory=2 << 30))
+    monkeypatch.setattr("node.operations.presets.measure_model", lambda _: smollm2)
+    settings = tmp_path / "settings.toml"
+    settings.write_text('policy.model = "any"')
+    assert with_preset(load_config(settings), 4)[0].policy.lora.r > 0
+
+    plans = []
+    monkeypatch.setattr("node.lab.lockstep.run_in_memory", lambda plan, *_, **__: plans.append(plan))
+    command = ["node.lab", "memory", str(settings), "-n", "4", "--seed", "1", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr("node.lab.__main__._end_with_input", lambda: None)
+    assert begin_lab() == 0
+    assert plans[0].config.policy.lora.r == 0
