@@ -19,7 +19,8 @@ agreement/    who is in the group, and what became of each call: pure
 mesh/         connections between members           reduce/       all-reduce: topologies, kernels, codecs
 shared_state/ the same tensors at every member      simulator/    groups under a seed and a virtual clock
 
-A new operation is declared in `operations`, and has a method of `Communicator`. It all stands on `protocol` and serves
+A new operation is declared in `operations`, and has a method of `Communicator`. One of `torch.distributed` is a method
+of `torch_backend.ProcessGroupGossamer` alone, which calls its `_run`. It all stands on `protocol` and serves
 `node`, and imports nothing from `node`.
 """
 

@@ -165,6 +165,7 @@ class StepRunner(Generic[C]):
 
 def _bring_up_to_date(comm: Stepping, state: SharedState, steps: Steps, timeout: float) -> None:
     """Give those who are behind the state of the others, who all have the right one."""
-    state.revision, state.synced = (steps.done if steps.offers else 0), None
+    state.revision = steps.done if steps.offers else 0
+    state.synced = None
     strategy = SyncStrategy.ENFORCE_POPULAR if steps.offers else SyncStrategy.RECEIVE_ONLY
     comm.sync_state(state, strategy, timeout)

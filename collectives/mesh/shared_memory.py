@@ -6,7 +6,9 @@
     offer     what a member says with its call: its arena, whose arenas it holds, its bay
 
 An operation uses shared memory if all members say, in their offers, that they hold the same arenas. So whatever goes
-wrong with a descriptor only means that the members use their sockets.
+wrong with a descriptor only means that the members use their sockets. `collectives.operations` decides which operations
+try it, and `mesh.addresses` who is a member of the same machine and user. Nothing is left behind after kill -9: a memfd
+ends with the last process that holds it.
 
 **Counters** only grow while an operation has the bay. `given` and `reduced` count chunks that others may read.
 `finished` counts the operations that this member has had in the bay. `shown` and `called` are those of a `Room`

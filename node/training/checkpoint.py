@@ -1,6 +1,7 @@
 """Checkpoint folders that are whole or absent, whenever the process or the machine dies.
 
-    checkpoints/checkpoint-<round>     complete: model, optimiser, schedule, random states, counters
+    checkpoints/checkpoint-<round>     complete: model, optimiser, schedule, random states, counters, and what
+                                       `also_save` in `node/run.py` adds
     checkpoints/.writing-<round>       being written; of no use to anyone after a crash
     checkpoints/.deleting-<round>      being removed; likewise
     .../checkpoint-<round>/weights-only  marks one whose optimiser's state, two thirds of it, was or may be removed
