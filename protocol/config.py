@@ -154,10 +154,7 @@ class Limits:
     dial_backs_burst: float = 4.0
     max_dial_back_answers: int = 8  # the newest count, one of each network
 
-    # Gossip. Up to `push_bytes`, a push saves more time (an announcement and a pull) than it takes: 64 KiB take about
-    # one round trip on a line of 10 Mbit/s and 50 ms.
-    push_bytes: int = 64 << 10
-    max_pushes: int = 32  # of one item: twice a node's own links; it may have hundreds of callers beside them
+    # Gossip.
     beside_bytes: int = 8 << 10  # the largest item of a topic `beside` the others that has the allowance of these
     max_seen: int = 1 << 17  # items that are remembered: at 32 a second, for the hour after which they are stale
     max_pending: int = 8192  # ids that wait to be announced to one peer
@@ -202,7 +199,6 @@ class Timing:
     exchange_interval: float  # between two exchanges of records with a random peer
     rotate_interval: float  # between two replacements of one link by a random other: what keeps the overlay random
     announce_interval: float  # an id waits so long to be announced together with others
-    pull_delay: float  # before a small item is asked for that is probably coming as a push: more than a one-way delay
     pull_patience: float  # a holder that says nothing for so long, and the time that a chunk takes, is silent
     sync_interval: float  # between two announcements of what is newest to a random peer, in case one was lost
 
@@ -219,7 +215,6 @@ LOCAL = Timing(
     exchange_interval=10.0,
     rotate_interval=120.0,
     announce_interval=0.01,
-    pull_delay=0.1,
     pull_patience=2.0,
     sync_interval=10.0,
 )
@@ -230,7 +225,6 @@ LAN = Timing(
     exchange_interval=20.0,
     rotate_interval=240.0,
     announce_interval=0.05,
-    pull_delay=0.2,
     pull_patience=2.0,
     sync_interval=15.0,
 )
@@ -241,7 +235,6 @@ WAN = Timing(
     exchange_interval=30.0,
     rotate_interval=300.0,
     announce_interval=0.1,
-    pull_delay=0.5,
     pull_patience=4.0,
     sync_interval=15.0,
 )

@@ -2,9 +2,9 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    every frame      who sent it -> graylisted? -> asked for, or is there a budget? (`limits.budgets`)
+    every frame      who sent it -> graylisted? -> is there a budget? (`limits.budgets`)
     a message to us  -> membership or gossip
-    an item          -> seen before, or beyond our demand? -> version -> signature -> digest -> swarm -> gossip
+    an item          -> asked for? -> seen before? -> version -> signature -> digest -> swarm -> gossip
     a hello          -> version -> signature -> digest -> swarm -> membership
 
 CURVE proves the key at the other end of a link, and a signed record binds that key to a node id. So a message needs no
@@ -282,26 +282,32 @@ class Core:
         subject: str = node if node is not None else self._subject(link)
         if self.admission.is_refused(subject, now):
             self.admission.offence("graylisted", None, now)
-            return self._members(self._expel(node, link, now), now)
-        if node is not None and kind_of(frame) in CONTENT and self.gossip.owes(node, content_id(frame)):
-            return self._handled(link, node, frame, now)
+            return self._members(self._expel(node, link, frame, now), now)
         payer = self.membership.links.payer(link)
+        if node is not None and kind_of(frame) in CONTENT:
+            if self.gossip.owes(node, content_id(frame)):
+                return self._handled(link, node, frame, now)
+            self._budgets.spend(payer, price(frame), now.steady)
+            return self._priced("unasked_item", link, frame, now)
         if self._budgets.may_speak(payer, link, now.steady):
             return self._paid(link, frame, now)
         if node is not None:
             self.membership.heard(node, now)
         dropped = self._budgets.put(payer, link, frame, now.steady)
-        return [
-            action
-            for other, lost in dropped
-            for action in self._offence("flood", other, self._subject(other), now, PENALTIES["flood"] * price(lost))
-        ]
+        return [action for other, lost in dropped for action in self._priced("flood", other, lost, now)]
 
-    def _expel(self, node: NodeId | None, link: Link, now: Instant) -> list[MembershipAction]:
-        """Part from a graylisted peer, or from a stranger."""
+    def _priced(self, reason: str, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
+        """Refuse a frame whose sender loses points by its price."""
+        return self._offence(reason, link, self._subject(link), now, PENALTIES[reason] * price(frame))
+
+    def _expel(self, node: NodeId | None, link: Link, frame: bytes, now: Instant) -> list[MembershipAction]:
+        """Part from a graylisted peer, or from a stranger; from one that is parting already once it floods us."""
         if node is not None:
             return self.membership.handle(Expel(node), now)
-        return [] if self._is_parting(link) else [HangUp(link)]
+        payer = self.membership.links.payer(link)
+        self._budgets.spend(payer, price(frame), now.steady)
+        may_stay = self._is_parting(link) and self._budgets.may_speak(payer, link, now.steady)
+        return [] if may_stay else [HangUp(link)]
 
     def _paid(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         """Handle a frame, and let its payer pay for it and for what is answered at once."""
@@ -316,7 +322,11 @@ class Core:
         try:
             if node is not None and kind_of(frame) == Kind.ITEM:
                 claimed = claimed_id(frame)
-                return [] if self._is_spared(node, claimed, now) else self._item(node, claimed, frame, now)
+                if self.gossip.signer(claimed) is None:
+                    return self._item(node, claimed, frame, now)
+                self.gossip.came(node, claimed, now)
+                self.duplicates += 1
+                return []
             control = read_control(frame)
             if control is None:
                 return self._greeted(link, frame, now)
@@ -337,21 +347,6 @@ class Core:
     def _is_parting(self, link: Link) -> bool:
         """Tell whether the link is ending, so that frames without a hello are nobody's fault."""
         return self.membership.links.is_parting(link) or link in self._ended
-
-    def _is_spared(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Tell whether we have the item that these bytes claim to be; then count a duplicate, unchecked.
-
-        Raises:
-            MessageError: we decline the item, or the same peer sent it before.
-        """
-        if self.gossip.signer(item) is None:
-            if self.gossip.declines(node, item, now):
-                raise MessageError("over_demand")
-            return False
-        if self.gossip.duplicate(node, item, now):
-            raise MessageError("replayed", "the same item from the same peer")
-        self.duplicates += 1
-        return True
 
     def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         """Part from a node of another major version. Its operator and ours are told once."""
@@ -394,7 +389,7 @@ class Core:
 
     def _refuse_item(self, refusal: str, node: NodeId, signer: NodeId, item: ItemId, now: Instant) -> list[CoreAction]:
         # The time stamp is its signer's. A peer that only passed the item on is not to blame.
-        self.gossip.duplicate(node, item, now)
+        self.gossip.came(node, item, now)
         blamed = node if node == signer and refusal == "stale" else None
         return self._offence(refusal, self.membership.link_of(node), blamed, now)
 

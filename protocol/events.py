@@ -206,9 +206,13 @@ class Misfit:
 
 @value
 class PeerUp:
-    """A peer is live. It comes again after a restart or on a new connection: then the peer may have missed things."""
+    """A peer is live. It comes again after a restart or on a new connection: then the peer may have missed things.
+
+    `voice` is as whom it counts (see `protocol.limits.networks.counts_as`); "" for nobody but itself.
+    """
 
     node: NodeId
+    voice: str = ""
 
 
 @value

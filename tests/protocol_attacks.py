@@ -21,7 +21,7 @@ import zmq
 
 from protocol.credentials.records import RENEWAL_BITS, Address, make_record
 from protocol.identity import Identity
-from protocol.wire.envelope import Envelope, ItemId, Kind, seal
+from protocol.wire.envelope import ItemId, Kind, claimed_id, read_control, seal
 from protocol.wire.messages import MAX_IDS, Entry, Have, Peers, Ping, Want, WantedPart
 from tests.protocol_frames import opened
 from tests.protocol_raw import RawPeer
@@ -89,9 +89,26 @@ def flip(frame: bytes, position: int) -> bytes:
     return frame[:position] + bytes([frame[position] ^ 1]) + frame[position + 1 :]
 
 
-def replay(target: Target) -> Steps:
-    kept: dict[bytes, bytes] = {}
-    return repeat(lambda peer: [kept.setdefault(peer.identity.public_key, peer.frame(Kind.ITEM, b"again"))])(target)
+def give(make: Callable[[RawPeer], bytes]) -> Attack:
+    """Announce the items that `make` returns, one an act, and send them when they are asked for."""
+
+    def attack(target: Target) -> Steps:
+        peer, made = target.peer(), dict[bytes, bytes]()
+        while True:
+            frame = make(peer)
+            made[claimed_id(frame)] = frame
+            announcement = Have((Entry(claimed_id(frame), len(frame)),)).encode()
+            is_there = peer.try_send(peer.frame(Kind.HAVE, announcement))
+            while is_there and (heard := peer.receive(0)):
+                said = read_control(heard)
+                for part in Want.decode(said.body).parts if said is not None and said.kind == Kind.WANT else ():
+                    is_there = is_there and peer.try_send(made.pop(part.id, frame))
+            if not is_there:
+                peer.close()
+                peer = target.peer()
+            yield
+
+    return attack
 
 
 def false_record(peer: RawPeer) -> list[bytes]:
@@ -227,9 +244,9 @@ def glutton(target: Target) -> Steps:
         peer = target.peer()
         wanted: ItemId | None = None
         while wanted is None:
-            if frame := peer.receive(0.1):
-                envelope = opened(frame)
-                wanted = envelope.item_id if isinstance(envelope, Envelope) and envelope.kind == Kind.ITEM else None
+            said = read_control(peer.receive(0.1) or b"")
+            if said is not None and said.kind == Kind.HAVE:
+                wanted = Have.decode(said.body).items[0].id
             yield
         while peer.try_send(peer.frame(Kind.WANT, Want((WantedPart(wanted),) * MAX_IDS).encode())):
             yield
@@ -250,9 +267,9 @@ def flood(target: Target) -> Steps:
 
 # Acts a second, enough to do harm without a defence: what is tested is the defence and not this machine's CPU.
 ATTACKS: dict[str, tuple[Attack, float]] = {
-    "replay": (replay, 50),
-    "stale time stamps": (repeat(lambda peer: [peer.frame(Kind.ITEM, os.urandom(8), age=7200)]), 50),
-    "forged signatures": (repeat(lambda peer: [flip(peer.frame(Kind.ITEM, os.urandom(8)), 40)]), 50),
+    "sending unasked": (repeat(lambda peer: [peer.frame(Kind.ITEM, os.urandom(60_000))]), 50),
+    "stale time stamps": (give(lambda peer: peer.frame(Kind.ITEM, os.urandom(8), age=7200)), 50),
+    "forged signatures": (give(lambda peer: flip(peer.frame(Kind.ITEM, os.urandom(8)), 40)), 50),
     "sealing what is not sealed": (
         repeat(lambda peer: [seal(peer.identity, peer.swarm, Kind.PING, 1, 1, Ping(1).encode())]),
         50,

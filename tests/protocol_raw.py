@@ -11,8 +11,8 @@ from zmq.utils import z85
 from protocol.credentials.records import Address, make_record
 from protocol.identity import Identity
 from protocol.wire.compression import PLAIN
-from protocol.wire.envelope import Kind
-from protocol.wire.messages import NO_TOPIC, Hello
+from protocol.wire.envelope import Kind, claimed_id, read_control
+from protocol.wire.messages import NO_TOPIC, Entry, Have, Hello, Want
 from tests.protocol_frames import frame_of
 
 
@@ -76,6 +76,18 @@ class RawPeer:
     def send(self, *parts: bytes) -> None:
         """Send one message."""
         self._socket.send_multipart(parts)
+
+    def give(self, frame: bytes) -> None:
+        """Announce an item, wait until we are asked for it, and send it."""
+        item = claimed_id(frame)
+        self.send(self.frame(Kind.HAVE, Have((Entry(item, len(frame)),)).encode()))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            said = read_control(self.receive(1) or b"")
+            if said is not None and said.kind == Kind.WANT and item in dict(Want.decode(said.body).parts):
+                self.send(frame)
+                return
+        raise TimeoutError("nobody asked for it within 20 s")
 
     def try_send(self, *parts: bytes) -> bool:
         """Send one message, or return False at once if nobody takes it."""

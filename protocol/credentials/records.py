@@ -78,7 +78,10 @@ class Endpoint:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can dial it."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:  # a name: "127.example" may be anywhere
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"tcp://[{self.host}]:{self.port}" if self.is_ipv6 else f"tcp://{self.host}:{self.port}"

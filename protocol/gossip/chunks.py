@@ -19,12 +19,13 @@ class Partial:
     outline: Outline
     touched: float  # when something of it last came
     missing: int  # the chunks that are neither there nor asked for, a bit each
+    voice: str  # as whom the node counts that gave the outline
     chunks: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, outline: Outline, now: float) -> "Partial":
+    def begin(cls, outline: Outline, now: float, voice: str = "") -> "Partial":
         """Return a partial item without chunks."""
-        return cls(outline, now, (1 << chunk_count(outline.header.size)) - 1)
+        return cls(outline, now, (1 << chunk_count(outline.header.size)) - 1, voice)
 
     @property
     def size(self) -> int:

@@ -9,38 +9,34 @@ the body. The ledger holds what each peer was told, asked and given of each item
     DONT_HAVE   I do not have these
     BUSY        not these now; without ids: all that you asked for waits for my line
     CANCEL      I do not need these any more
-    INTEREST    I want these topics, or only their announcements
+    INTEREST    I want these topics, and whether I am sated: more of them is on offer than I can use
 
 Rules
- 1. A publisher sends an item of at most `push_bytes` to `max_pushes` live peers, drawn by lot from those that are
-    interested and did not ask for announcements only. All else is announced.
- 2. A node that gets a new item delivers it, holds it, and announces it to the interested live peers that may lack it.
-    Chunks are announced, too, less often. An announcement waits until nothing new came for `announce_interval`, and
-    `MOST_PACES` times that at most, so that a burst is announced once. A peer that asked for announcements only draws
-    from them a few times a `pull_patience`; announcements to it wait for as long. A peer is told of `MAX_IDS` items at
-    a time, the newest first, and of the next after `CATCH_UP_S`.
+ 1. No item is sent unasked. So each node decides how many bytes come to it, and who sends an item or a chunk without
+    being asked pays for its size.
+ 2. A node that publishes an item, or gets a new one, holds it, and announces it to the interested live peers that may
+    lack it. Chunks are announced, too, less often. An announcement waits until nothing new came for
+    `announce_interval`, and `MOST_PACES` times that at most, so that a burst is announced once. A sated peer draws from
+    what is announced a few times a `pull_patience`; announcements to it wait for as long. A peer is told of `MAX_IDS`
+    items at a time, the newest first, and of the next after `CATCH_UP_S`.
  3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see `subscriptions`),
-    at the next tick. That comes within `announce_interval`, or, if we asked for announcements only, a few times a
-    `pull_patience`. A small item whose signer is a live peer of ours is probably on its way as a push, so it is asked
-    for after `pull_delay`.
+    at the next tick. That comes within `announce_interval`, or, if we are sated, a few times a `pull_patience`.
  4. A peer that comes up is told our interest, and what we hold or have chunks of, so a node that was away catches up.
     So is a peer that wants more topics than before.
-    Every `sync_interval` the newest items are announced to a random peer, in case something was lost. Peers that asked
-    for announcements only, and peers for which something waits, are left out.
+    Every `sync_interval` the newest items are announced to a random peer, in case something was lost. Sated peers, and
+    peers for which something waits, are left out.
  5. An item that a peer wants waits for its line, and becomes a frame when the line is free for it. The answer is BUSY
     beyond `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every
     half `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. A peer that asks for an
     item twice spends its own share of the line.
- 6. Bytes that a peer sends twice without being asked again are a replay. An item that two peers send is an ordinary
-    duplicate. An item is not pushed to a peer that announced it.
- 7. An item of a topic that we did not ask for is neither delivered nor held, nor is one pushed beyond our demand. Each
-    costs its sender a little: an honest node stops pushing once it is asked for announcements only.
+ 6. A peer may send an item as often as it was asked for it. An item that two peers were asked for and send is an
+    ordinary duplicate.
+ 7. An item of another topic than those that we want is neither delivered nor held, and costs its sender a little.
  8. An item that our node rejects is announced no more. Peers that were told of it judge it themselves. The signer
     pays, not those who passed it on. An item that will soon be stale is not announced.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -67,7 +63,7 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.ledger import WHOLE, ItemLedger, Place, Statement, Theirs
+from protocol.gossip.ledger import WHOLE, ItemLedger, Place, Statement
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import EVERYTHING, Appetite
 from protocol.gossip.wants import Took, Wants
@@ -106,9 +102,9 @@ class _Peer:
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
     tell_by: float = NEVER  # and at the latest
     has_new_topics: bool = False  # whether it wants more topics than when it was last told: then it is told of all
-    # What waits for its line, items and outlines before chunks. True: it is a push, which the peer did not ask for.
-    items: dict[Place, bool] = field(default_factory=dict)
-    chunks: dict[Place, bool] = field(default_factory=dict)
+    # What waits for its line, items and outlines before chunks.
+    items: dict[Place, None] = field(default_factory=dict)
+    chunks: dict[Place, None] = field(default_factory=dict)
     busy_at: float = NEVER  # when it is told that what it wants still waits
     gave_at: float = float("-inf")  # when something last left for it
 
@@ -132,7 +128,6 @@ class Gossip:
         self._timing = setup.timing
         self._rng = rng
         self._peers: dict[NodeId, _Peer] = {}
-        self._neighbours: Counter[bytes] = Counter()  # hints of the live peers
         # No item's time is further ahead, so what is forgotten here is refused as stale.
         self._seen: Expiring[ItemId, NodeId] = Expiring(
             limits.max_seen, limits.max_item_age_s + limits.max_clock_ahead_s
@@ -170,24 +165,11 @@ class Gossip:
         So it is while more is on offer than the node takes, and nothing large comes or goes.
         """
         is_idle = not self._wants.partials and now.steady >= self._uploads_until
-        return self._appetite.interest.announce_only and is_idle
+        return self._appetite.interest.is_sated and is_idle
 
-    def declines(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Tell whether what `node` sends, if it is this item, is more than we take.
-
-        Then it need not be verified: nobody asked for it, and the demand is met.
-        """
-        if self._wants.is_asked(item, node) or self._appetite.has_room(now):
-            return False
-        self._soon(now)
-        return True
-
-    def duplicate(self, node: NodeId, item: ItemId, now: Instant) -> bool:
-        """Note that `node` sent an item that we have; True for a replay: it sent the same before and was not asked."""
-        if node not in self._peers:
-            return False
-        had_sent = self._ledger.row(node, item).theirs is Theirs.SENT
-        return not self._wants.arrived(item, node, now.steady) and had_sent
+    def came(self, node: NodeId, item: ItemId, now: Instant) -> None:
+        """Note that `node` sent an item that we asked it for, and that we have by now or refuse."""
+        self._wants.arrived(item, node, now.steady)
 
     def unheard(self, node: NodeId, now: Instant) -> None:
         """Note that a message to a live peer had no room in its send queue."""
@@ -211,8 +193,8 @@ class Gossip:
                 return self._outlined(node, outline, now)
             case ChunkArrived(node, chunk):
                 return self._chunk_arrived(node, chunk, now)
-            case PeerUp(node):
-                return self._up(node, now)
+            case PeerUp(node, voice):
+                return self._up(node, voice, now)
             case PeerDown(node):
                 self._down(node, now)
             case Subscribe(topics, demand, beside):
@@ -229,13 +211,12 @@ class Gossip:
 
     # Peers
 
-    def _up(self, node: NodeId, now: Instant) -> list[GossipAction]:
+    def _up(self, node: NodeId, voice: str, now: Instant) -> list[GossipAction]:
         self._down(node, now)
         self._store.expire(now)
         peer = self._peers[node] = _Peer()
         self._ledger.up(node)
-        self._wants.up(node)
-        self._neighbours[hint(node)] += 1
+        self._wants.up(node, voice)
         catch_up = CATCH_UP_S * self._rng.random()
         # Two nodes that meet again hold much the same. The later to announce leaves out what the other announced.
         ids = [*self._store.newest(self._limits.max_pending), *self._wants.partials]
@@ -244,7 +225,6 @@ class Gossip:
 
     def _down(self, node: NodeId, now: Instant) -> None:
         if self._peers.pop(node, None) is not None:
-            self._neighbours -= Counter([hint(node)])
             self._wants.lost(node)
             self._ledger.down(node)
             self._soon(now)
@@ -272,11 +252,7 @@ class Gossip:
         return []
 
     def _interested(self, node: NodeId, wants: Interest, now: Instant) -> None:
-        """Note what a peer wants.
-
-        One that wants more topics is told what we hold of those, too. To one that asks for announcements only, waiting
-        pushes are announced.
-        """
+        """Note what a peer wants. One that wants more topics is told what we hold of those, too."""
         peer = self._peers[node]
         before, peer.wants = peer.wants, wants
         if before.topics is not None and (wants.topics is None or not wants.topics <= before.topics):
@@ -284,21 +260,18 @@ class Gossip:
             peer.tell_at = min(peer.tell_at, now.steady + CATCH_UP_S)
             peer.tell_by = min(peer.tell_by, now.steady + CATCH_UP_S)
             self.due = min(self.due, peer.tell_at)
-        for place in [place for place, is_push in peer.items.items() if is_push and wants.announce_only]:
-            peer.drop(place)
-            self._ledger.row(node, place.item).told = False
-            self._remind(peer, [place.item], now, now.steady + self._pace(wants))
 
     # What comes
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
-        asked = node in self._peers and self._wants.arrived(item.id, node, now.steady)
+        if node in self._peers:
+            self._wants.arrived(item.id, node, now.steady)
         self._soon(now)
         if item.id in self._seen:
             return []
         if not self._appetite.interest.covers(item.topic):
             return [Blame(node, "unwanted")]
-        self._appetite.took(now, is_beside=asked and self._is_beside(item.entry))
+        self._appetite.took(now, is_beside=self._is_beside(item.entry))
         return self._accept(item, now)
 
     def _accept(self, item: Item, now: Instant) -> list[GossipAction]:
@@ -330,7 +303,7 @@ class Gossip:
             case Took.FALSE:
                 return [Blame(node, "false_chunk")]
             case Took.UNASKED:
-                return [Blame(node, "unasked_chunk")]
+                return [Blame(node, "unasked")]
             case Took.LATE:
                 return [*self._wants.fill(node, now.steady)]
         item = self._wants.finish(chunk.id)
@@ -354,19 +327,8 @@ class Gossip:
         if item.id in self._seen:
             return []
         self._seen.set(item.id, item.signer)
-        actions: list[GossipAction] = []
-        if len(item.frame) <= self._limits.push_bytes:
-            eager = [
-                node
-                for node, peer in self._peers.items()
-                if not peer.wants.announce_only and peer.wants.covers(item.topic)
-            ]
-            for node in self._rng.sample(eager, min(len(eager), self._limits.max_pushes)):
-                if self._peers[node].waiting < self._limits.max_served:
-                    actions.append(self._queue(node, Place(item.id, WHOLE), now, is_push=True))
-                    self._ledger.row(node, item.id).told = True
         self._hold(item, now)
-        return actions
+        return []
 
     def _wanted(self, node: NodeId, want: Want, now: Instant) -> list[GossipAction]:
         peer = self._peers[node]
@@ -386,9 +348,9 @@ class Gossip:
         answers = [message for message in (DontHave(tuple(lacking)), Busy(tuple(busy))) if message.ids]
         return queued + [Send(node, message) for message in answers]
 
-    def _queue(self, node: NodeId, place: Place, now: Instant, *, is_push: bool = False) -> Serve:
+    def _queue(self, node: NodeId, place: Place, now: Instant) -> Serve:
         peer = self._peers[node]
-        (peer.items if place.part == WHOLE else peer.chunks)[place] = is_push
+        (peer.items if place.part == WHOLE else peer.chunks)[place] = None
         if peer.busy_at == NEVER:
             peer.busy_at = now.steady + self._timing.pull_patience / 2
             self.due = min(self.due, peer.busy_at)
@@ -435,8 +397,7 @@ class Gossip:
     # Asking
 
     def _offered(self, node: NodeId, items: tuple[Entry, ...], now: Instant) -> list[GossipAction]:
-        peer, holder = self._peers[node], hint(node)
-        wants = self._appetite.interest
+        peer, wants = self._peers[node], self._appetite.interest
         for entry in items:
             is_whole, is_here = not entry.parts, entry.id in self._seen
             if is_whole:
@@ -445,10 +406,7 @@ class Gossip:
             if is_here and is_whole:
                 self._ledger.row(node, entry.id).note(Statement.HAVE)
             elif not is_here and entry.size <= self._max_item and wants.covers(entry.topic):
-                is_small = entry.size <= self._limits.push_bytes
-                is_pushed = is_small and entry.signer != holder and entry.signer in self._neighbours
-                delay = self._timing.pull_delay if is_pushed and not wants.announce_only else 0.0
-                self._wants.have(node, entry, now.steady, delay=delay, is_beside=self._is_beside(entry))
+                self._wants.have(node, entry, now.steady, is_beside=self._is_beside(entry))
         self._soon(now)
         return [*self._wants.fill(node, now.steady)]
 
@@ -459,7 +417,7 @@ class Gossip:
 
     def _pace(self, wants: Interest) -> float:
         """Return how long an id waits to be announced together with others, to a node that wants this."""
-        return self._timing.pull_patience / DRAWS if wants.announce_only else self._timing.announce_interval
+        return self._timing.pull_patience / DRAWS if wants.is_sated else self._timing.announce_interval
 
     def _soon(self, now: Instant) -> None:
         """Let a tick come soon, as what we may ask for has changed."""
@@ -502,11 +460,11 @@ class Gossip:
         return actions
 
     def _sync(self, now: Instant) -> list[GossipAction]:
-        """Announce the newest items once more, to a random peer that takes pushes and has nothing on its way."""
+        """Announce the newest items once more, to a random peer that is not sated and has nothing on its way."""
         quiet = [
             node
             for node, peer in self._peers.items()
-            if not (peer.wants.announce_only or peer.waiting or now.steady < peer.gave_at + self._timing.pull_patience)
+            if not (peer.wants.is_sated or peer.waiting or now.steady < peer.gave_at + self._timing.pull_patience)
         ]
         if not quiet:
             return []

@@ -9,10 +9,9 @@ Rules
     that were asked for just now count as taken until they come. Wanted items that the demand does not reach are
     forgotten after a while; nobody is to blame for these. Peers announce only what they hold, so a node with k links to
     others of the same demand hears of k x demand ids a second at most, however large the swarm.
- 3. Pushes. A small item that its signer pushes takes a token, too, but only what pulls leave over: pushes must not
-    starve a node of what it asks for. A push beyond that is dropped before its signature is checked; holders may still
-    announce the item. Then, until the bucket is three quarters full again, the node asks its peers for announcements
-    only, and draws by lot what it asks for. Only items that came count. An announced item may not exist.
+ 3. A node is sated while less than a quarter of its bucket is left, and then until three quarters are. It tells its
+    peers, so that they announce in batches; it draws by lot from what they announce. Only items that came count. An
+    announced item may not exist.
  4. Small items of the topics `beside` the others have an allowance of their own, `BESIDE` of the demand. So a rare kind
     of item spreads even where there is too much of another kind.
 
@@ -27,7 +26,7 @@ from protocol.wire.messages import MAX_TOPICS, Interest
 
 BURST_S = 1.0  # of demand at once; what comes faster waits its turn in the want list
 MIN_BURST = 32.0  # items: a round of eight nodes of four groups comes in one burst
-RESERVE = 0.25  # of the burst, which pushes leave to what is asked for
+SATED = 0.25  # of the burst
 # Where a thousand nodes want two groups a second, each takes one of 13 reports: one of its twelve links has a given
 # report with a probability of 60 %. Reports are a twentieth of the traffic at most.
 BESIDE = 1 / 8
@@ -85,13 +84,9 @@ class Appetite:
         if not (is_beside and self._apart.take(1, now.steady)):
             self._all.spend(1)
 
-    def has_room(self, now: Instant) -> bool:
-        """Tell whether pulls leave over room for an item that comes unasked."""
-        return self.level(now) - 1 >= RESERVE * self._burst
-
     def adjust(self, now: Instant) -> bool:
         """Fit the interest to what comes; True if peers are to be told."""
-        was = self.interest.announce_only
-        is_less = not self.has_room(now) or (was and self.level(now) < (1 - RESERVE) * self._burst)
-        self.interest = replace(self.interest, announce_only=is_less)
-        return is_less != was
+        was = self.interest.is_sated
+        is_sated = self.level(now) - 1 < (1 - SATED if was else SATED) * self._burst
+        self.interest = replace(self.interest, is_sated=is_sated)
+        return is_sated != was

@@ -23,9 +23,10 @@ Rules
  6. Items that the node wants beside the others have a second lot, and an allowance of their own for it.
  7. Where the demand has a bound, a want that was not asked for within `UNASKED_S` is forgotten: fresher items replace
     it.
- 8. Partial items have `max_partials` places and `held_bytes`, counted by the sizes that their signers state. Where
-    another has no room, the one that got nothing for longest gives way, if that is `STALL_S`: its chunks are dropped,
-    and it is wanted anew if somebody has it.
+ 8. Partial items have `max_partials` places and `held_bytes`, counted by the sizes that their signers state. The nodes
+    of one network (see `counts_as`) fill a quarter of both with the outlines that they give. Where another item has no
+    room, one that got nothing for `STALL_S` gives way: the one of the same network, or else of all, that waited
+    longest. Its chunks are dropped, and it is wanted anew if somebody has it.
 """
 
 import random
@@ -41,7 +42,7 @@ from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
 from protocol.identity import NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
-from protocol.wire.messages import MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
+from protocol.wire.messages import ITEM_OVERHEAD_BYTES, MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 
 QUICK_S = 1.0  # ten round trips of 100 ms
 LONG_S = 120.0  # a line of 1 Mbit/s takes 47 s for three chunks to each of 15 others
@@ -51,6 +52,8 @@ MAX_PAUSE = 5  # doublings of the pause after silences
 UNASKED_S = 60.0  # about one round
 SLACK = 2  # a draw looks at twice the even share of each holder, as some offer less, or the same
 STALL_S = 10.0  # a chunk on a sixteenth of a line of 2 Mbit/s
+NETWORK_PART = 4  # one network fills a quarter of the room for partial items: 64 MiB, which is four of the largest
+ALL_NETWORKS = ""
 LONG_AGO = float("-inf")  # before this process began: never
 
 _BySigner = dict[bytes, dict[ItemId, None]]
@@ -71,7 +74,6 @@ class Took(Enum):
 class _Wanted:
     entry: Entry
     since: float
-    ready: float  # when it may be asked for: a push may come before
     is_beside: bool
     holders: dict[NodeId, LedgerRow] = field(default_factory=dict)
     asked: dict[int, NodeId] = field(default_factory=dict)  # of whom each chunk is asked, or WHOLE
@@ -90,7 +92,17 @@ class _Wanted:
 
 
 @dataclass(slots=True)
+class _Room:
+    """The places and bytes that the partial items of one network, or all, take."""
+
+    places: int = 0
+    size: int = 0
+    none_stalls_until: float = LONG_AGO  # so not each of 256 wants in a draw looks at 256 partial items
+
+
+@dataclass(slots=True)
 class _Holder:
+    voice: str  # as whom it counts
     everything: _BySigner = field(default_factory=dict)
     beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
     offers: int = 0  # how many items are in `everything`
@@ -128,8 +140,7 @@ class Wants:
         self._wants: OrderedDict[ItemId, _Wanted] = OrderedDict()
         self._unasked: OrderedDict[ItemId, None] = OrderedDict()  # those that nobody was asked for yet
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
-        self._partial_bytes = 0
-        self._none_stalls_until = LONG_AGO  # so not each of 256 wants in a draw looks at 256 partial items
+        self._rooms: dict[str, _Room] = {}  # by voice, of those that have partial items
         self._late = LONG_AGO  # when something last came late, if nothing came quickly since
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
@@ -150,8 +161,8 @@ class Wants:
         """Return the topic that a wanted item is said to have."""
         return self._wants[item_id].entry.topic
 
-    def up(self, node: NodeId) -> None:
-        self._holders[node] = _Holder()
+    def up(self, node: NodeId, voice: str = "") -> None:
+        self._holders[node] = _Holder(voice or node)
 
     def lost(self, node: NodeId) -> None:
         """Forget a peer that is gone, and what it was asked for."""
@@ -162,8 +173,8 @@ class Wants:
 
     # What peers say
 
-    def have(self, node: NodeId, entry: Entry, now: float, *, delay: float = 0.0, is_beside: bool = False) -> None:
-        """Note that `node` holds an item that we lack, to be asked for after `delay`."""
+    def have(self, node: NodeId, entry: Entry, now: float, *, is_beside: bool = False) -> None:
+        """Note that `node` holds an item that we lack."""
         holder, want = self._holders[node], self._wants.get(entry.id)
         holder.spoke = now
         parts = int.from_bytes(entry.parts, "little") if entry.parts else ALL
@@ -179,7 +190,7 @@ class Wants:
         if want is None:
             if len(self._wants) >= self._limits.max_wants:
                 self._forget(self._wants[next(iter(self._unasked or self._wants))])
-            want = self._wants[entry.id] = _Wanted(entry, now, now + delay, is_beside)
+            want = self._wants[entry.id] = _Wanted(entry, now, is_beside)
             self._unasked[entry.id] = None
         elif len(want.holders) >= self._limits.max_holders:
             worst = max(want.holders, key=lambda one: want.holders[one].failures)
@@ -195,21 +206,16 @@ class Wants:
         row = self._ledger.find(node, item_id)
         return row is not None and row.due > 0
 
-    def is_asked(self, item_id: ItemId, node: NodeId) -> bool:
-        """Tell whether the item was asked for, of `node` some time ago or of anybody."""
-        want = self._wants.get(item_id)
-        return (want is not None and WHOLE in want.asked) or self.owes(node, item_id)
-
     def arrived(self, item_id: ItemId, node: NodeId, now: float) -> bool:
-        """Note that the item itself came from `node`; True if it is asked of anybody, or was asked of `node`."""
-        want, row, is_asked = self._wants.get(item_id), self._ledger.row(node, item_id), self.is_asked(item_id, node)
+        """Note that the item itself came from `node`; True if it was asked for it."""
+        want, row, is_owed = self._wants.get(item_id), self._ledger.row(node, item_id), self.owes(node, item_id)
         row.due = max(0, row.due - 1)
         if want is not None:
             if want.asked.get(WHOLE) == node:
                 self._gave(row, now)
             self._forget(want, brought_by=node)
         row.note(Statement.GAVE_ALL)
-        return is_asked
+        return is_owed
 
     def outlined(self, node: NodeId, outline: Outline, now: float) -> Took:
         row, want = self._ledger.find(node, outline.id), self._wants.get(outline.id)
@@ -220,11 +226,12 @@ class Wants:
         if want is None or outline.id in self._partials:
             return Took.LATE
         self._settle(want, WHOLE)
-        if not self._make_room_for(outline.header.size, now):
+        size, voice = outline.header.size, self._holders[node].voice
+        if not self._make_room_for(size, voice, now):
             row.until = now + self._patience
             return Took.NO_ROOM
-        self._partials[outline.id] = Partial.begin(outline, now)
-        self._partial_bytes += outline.header.size
+        self._partials[outline.id] = Partial.begin(outline, now, voice)
+        self._count(voice, 1, size)
         return Took.TAKEN
 
     def chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: float) -> Took:
@@ -391,16 +398,17 @@ class Wants:
 
     def _choose(self, want: _Wanted, now: float) -> NodeId | None:
         """Return the holder to ask: the one that failed least often, and of those the one that has least to do."""
-        if WHOLE in want.asked or want.entry.id in self._partials or now < want.ready:
+        if WHOLE in want.asked or want.entry.id in self._partials:
             return None
         ranks = [
             (row.failures, self._holders[node].in_flight, place, node)
             for place, (node, row) in enumerate(want.holders.items())
             if row.may_be_asked(now) and self._has_room(self._holders[node], want.cost(WHOLE))
         ]
-        if not ranks or (want.is_large and not self._make_room_for(want.entry.size, now)):
-            return None
-        return min(ranks)[-1]
+        node = min(ranks)[-1] if ranks else None
+        if node is None or not want.is_large or self._make_room_for(want.entry.size, self._holders[node].voice, now):
+            return node
+        return None
 
     def fill_all(self, now: float) -> list[Send]:
         """Ask all holders for as many chunks as they have room for."""
@@ -428,22 +436,44 @@ class Wants:
             mask = mask & ~row.parts or mask
         return self._rng.choice([index for index in range(mask.bit_length()) if mask >> index & 1])
 
-    def _make_room_for(self, size: int, now: float) -> bool:
+    def _make_room_for(self, size: int, voice: str, now: float) -> bool:
         """Let the item that stalls give way, if one of so many bytes has no room; True if it can be begun now."""
-        if not self._fits(size) and self._partials and now >= self._none_stalls_until:
-            stalled = min(self._partials, key=lambda item_id: self._partials[item_id].touched)
-            self._none_stalls_until = self._partials[stalled].touched + STALL_S
-            if self._none_stalls_until <= now:
-                want = self._wants[stalled]
-                if want.holders:
-                    self._let_go(want)
-                else:
-                    self._forget(want)
-        return self._fits(size)
+        for crowd in (voice, ALL_NETWORKS):
+            if not self._fits(size, crowd):
+                self._end_what_stalls(crowd, now)
+        return self._fits(size, voice) and self._fits(size, ALL_NETWORKS)
 
-    def _fits(self, size: int) -> bool:
-        limits = self._limits
-        return self._partial_bytes + size <= limits.held_bytes and len(self._partials) < limits.max_partials
+    def _end_what_stalls(self, crowd: str, now: float) -> None:
+        """Let the item of a network, or of all, give way that got nothing for longest, if it stalls."""
+        room = self._rooms.get(crowd)
+        if room is None or now < room.none_stalls_until:
+            return
+        begun = [item_id for item_id, partial in self._partials.items() if crowd in (ALL_NETWORKS, partial.voice)]
+        stalled = min(begun, key=lambda item_id: self._partials[item_id].touched)
+        room.none_stalls_until = self._partials[stalled].touched + STALL_S
+        if room.none_stalls_until <= now:
+            want = self._wants[stalled]
+            if want.holders:
+                self._let_go(want)
+            else:
+                self._forget(want)
+
+    def _fits(self, size: int, crowd: str) -> bool:
+        """Tell whether a network, or all, may begin another item of so many bytes."""
+        limits, room = self._limits, self._rooms.get(crowd, _Room())
+        if crowd == ALL_NETWORKS:
+            return room.size + size <= limits.held_bytes and room.places < limits.max_partials
+        most = max(limits.held_bytes // NETWORK_PART, limits.max_item_bytes + ITEM_OVERHEAD_BYTES)
+        return room.size + size <= most and room.places < limits.max_partials // NETWORK_PART
+
+    def _count(self, voice: str, places: int, size: int) -> None:
+        """Count a partial item that begins or, below zero, ends."""
+        for crowd in (voice, ALL_NETWORKS):
+            room = self._rooms.setdefault(crowd, _Room())
+            room.places += places
+            room.size += size
+            if not room.places:
+                del self._rooms[crowd]
 
     # The life of a want
 
@@ -496,7 +526,7 @@ class Wants:
         for node in want.holders:
             self._release(want, node, says_so=node != brought_by)
         if (partial := self._partials.pop(want.entry.id, None)) is not None:
-            self._partial_bytes -= partial.size
+            self._count(partial.voice, -1, -partial.size)
 
     def _forget(self, want: _Wanted, brought_by: NodeId | None = None) -> None:
         self._let_go(want, brought_by)

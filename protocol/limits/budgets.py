@@ -12,7 +12,8 @@ Rules
  3. `waiting_bytes` may wait for a payer. Beyond them, the newest frame of the link of which most waits is dropped as
     "flood", and costs that link's holder points by its price.
  4. We give peers what they ask for while more than half of their budget is left. So it does not delay their messages.
- 5. An item or a chunk that we asked for costs nothing.
+ 5. An item or a chunk that we asked for costs nothing. Another one is dropped at once, and its sender and network lose
+    points by its price, as nobody sends such a thing by mistake.
 """
 
 from collections import deque
@@ -23,13 +24,12 @@ from protocol.config import Limits
 from protocol.events import Link
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.limits.send_queues import FRAME_COST
-from protocol.wire.envelope import CONTENT, CONTROL, kind_of
+from protocol.wire.envelope import CONTROL
 
 # Seconds of processor time, on all threads: see `docs/results/protocol.md`.
 FRAME_S = 200e-6
 SIGNATURE_S = 100e-6  # more, if the frame is sealed
-MESSAGE_BYTE_S = 400e-9  # the dearest are those of WANT, CANCEL and of new records
-CONTENT_BYTE_S = 16e-9  # six times its cost, as it takes our line unasked: 5 MB a second at most
+BYTE_S = 400e-9  # the dearest are those of WANT, CANCEL and of new records; so 250 kB a second come unasked
 GIVEN_S = 50e-6  # an item or a chunk that is given: we make it when its link is free
 SENT_BYTE_S = 2e-9
 RESUME_S = 0.05  # between two looks at what waits
@@ -45,7 +45,7 @@ class Payer(NamedTuple):
 def price(frame: bytes) -> float:
     """Return the processor seconds that a frame costs which nobody asked for."""
     each = FRAME_S if frame.startswith(CONTROL) else FRAME_S + SIGNATURE_S
-    return each + len(frame) * (CONTENT_BYTE_S if kind_of(frame) in CONTENT else MESSAGE_BYTE_S)
+    return each + len(frame) * BYTE_S
 
 
 @dataclass(slots=True)

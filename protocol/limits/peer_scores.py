@@ -8,27 +8,25 @@ from protocol.config import Instant, Limits
 from protocol.identity import KEY_BYTES
 from protocol.lru import Recent
 
-# Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "replayed",
-# "flood", "no_hello", "unasked_chunk" and "unanswered" in small numbers, and "stale" when clocks differ.
+# Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "flood",
+# "no_hello" and "unanswered" in small numbers, and "stale" when clocks differ.
 PENALTIES = {
     "oversized": 2.0,
     "malformed": 2.0,
     "forged": 4.0,
     "impostor": 4.0,
     "wrong_swarm": 2.0,
-    "replayed": 0.2,
     "flood": 100.0,  # for each second of processor time that it would have cost (see `budgets`)
     # Each costs us the check of a signature. A link that was just lost may bring a few.
     "no_hello": 0.02,
     "stale": 0.1,
     "false_chunk": 2.0,
-    # A chunk is the largest message. An answer that comes too late to be of use is no offence.
-    "unasked_chunk": 0.01,
+    # An item or a chunk that we did not ask the sender for, for each second of its price. An answer that comes late was
+    # asked for.
+    "unasked_item": 100.0,
+    "unasked": 0.05,  # an outline
     # Items of topics that it was told we do not want: some may be on the way when we say so.
     "unwanted": 0.05,
-    "unasked": 0.05,
-    # Pushed beyond our demand. Honest peers may push a hundred in a burst, until they are asked for announcements only.
-    "over_demand": 0.005,
     # libzmq ends a connection for what breaks ZMTP or CURVE, and for a frame of twice the largest that there is.
     "framing": 2.0,
     "endless_message": 2.0,
@@ -45,9 +43,9 @@ PENALTIES = {
     # some 4 GiB an hour.
     "false_have": 0.1,
 }
-# Offences that only the node pays for, and not its network: nodes of one network have full lines, or publish, at the
-# same time, and the points of a few would shut out all. For floods their network pays already, with its budget.
-NODE_ALONE = frozenset({"unanswered", "over_demand", "flood"})
+# Offences that only the node pays for, and not its network: nodes of one network have full lines at the same time, and
+# the points of a few would shut out all. For floods their network pays already, with its budget.
+NODE_ALONE = frozenset({"unanswered", "flood"})
 # Refusals that cost nobody score, and why.
 FREE = {
     "backlog": "the heaviest is cut, and somebody has to be",

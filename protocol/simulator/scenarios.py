@@ -171,9 +171,9 @@ class Invariant:
 def hop_bound(timing: Timing, conditions: Conditions) -> float:
     """Return in how many seconds an item crosses one link at the latest, if nothing is lost.
 
-    It waits to be announced, is announced, waits for a push that may come, is pulled, and comes.
+    It waits to be announced, is announced, waits for the next draw, is asked for, and comes.
     """
-    return timing.announce_interval + timing.pull_delay + 3 * (conditions.longest_delay + MIN_WAIT_S)
+    return 2 * timing.announce_interval + 3 * (conditions.longest_delay + MIN_WAIT_S)
 
 
 def spread_bound(timing: Timing, conditions: Conditions, hops: int, stalls: int) -> float:
@@ -184,8 +184,8 @@ def spread_bound(timing: Timing, conditions: Conditions, hops: int, stalls: int)
 def carry_bound(conditions: Conditions, size: int) -> float:
     """Return in how many seconds lines carry `size` bytes of items to everybody.
 
-    Each node receives them once and sends them once on average; twice that, as some are pushed twice and some nodes
-    are asked more often than others.
+    Each node receives them once and sends them once on average; twice that, as some nodes are asked more often than
+    others.
     """
     return 2 * 2 * size / conditions.line
 

@@ -387,12 +387,12 @@ class ItemChunk:
 class Interest:
     """The topics that the sender wants to be offered.
 
-    `topics` is None for every topic. With `announce_only` nothing is to be sent that it did not ask for.
+    `topics` is None for every topic. One that `is_sated` has more on offer than it can use: it is told in batches.
     """
 
     kind: ClassVar[Kind] = Kind.INTEREST
     topics: frozenset[bytes] | None
-    announce_only: bool = False
+    is_sated: bool = False
 
     def covers(self, topic: bytes) -> bool:
         """Tell whether items of the topic are wanted at all; one without a topic is for everybody."""
@@ -400,15 +400,15 @@ class Interest:
 
     def encode(self) -> bytes:
         """Return the body's bytes."""
-        return pack([int(self.topics is None), b"".join(sorted(self.topics or ())), int(self.announce_only)])
+        return pack([int(self.topics is None), b"".join(sorted(self.topics or ())), int(self.is_sated)])
 
     @classmethod
     def decode(cls, body: bytes) -> "Interest":
         """Read a body."""
-        everything, topics, announce_only = unpack(body, 3, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
-        _check(is_uint(everything, 1) and is_uint(announce_only, 1))
+        everything, topics, is_sated = unpack(body, 3, error=MessageError, max_bytes=TOPIC_BYTES * MAX_TOPICS)
+        _check(is_uint(everything, 1) and is_uint(is_sated, 1))
         _check(isinstance(topics, bytes) and len(topics) % TOPIC_BYTES == 0)
-        return cls(None if everything else frozenset(_split(topics, TOPIC_BYTES)), announce_only > 0)
+        return cls(None if everything else frozenset(_split(topics, TOPIC_BYTES)), is_sated > 0)
 
 
 @value

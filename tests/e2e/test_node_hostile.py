@@ -17,13 +17,13 @@ from node.config import TaskConfig
 from node.rollouts.group import MAX_COMPLETIONS, MAX_GROUP_BYTES, MAX_TEXT_BYTES, Episode, Group, encode, one_turn
 from node.tasks import load_tasks
 from protocol.credentials.records import Address, make_record
-from protocol.events import Link, Opened
+from protocol.events import Arrived, Link, Opened
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.compression import pack_content
-from protocol.wire.envelope import MAX_FRAME_BYTES, Kind
-from protocol.wire.messages import NO_TOPIC, Hello
+from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, claimed_id, read_control
+from protocol.wire.messages import NO_TOPIC, Entry, Have, Hello, Want
 from tests.commands import start_node
 from tests.protocol_frames import frame_of
 from tests.swarms import UNBOUNDED, rows_of, small_config
@@ -69,6 +69,19 @@ class Attacker:
         body = NO_TOPIC + pack_content(body) if kind == Kind.ITEM else body
         return frame_of(self.identity, self.swarm, kind, self.sequence, int((at or time.time()) * 1000), body)
 
+    def give(self, frame: bytes) -> None:
+        """Announce an item, and send it when we are asked for it."""
+        item = claimed_id(frame)
+        self.send(self.frame(Kind.HAVE, Have((Entry(item, len(frame), NO_TOPIC),)).encode()))
+
+        def is_asked() -> bool:
+            heard = [event.frame for event in self.transport.poll(0.05) if isinstance(event, Arrived)]
+            said = [message for frame in heard if (message := read_control(frame)) and message.kind == Kind.WANT]
+            return any(item in dict(Want.decode(want.body).parts) for want in said)
+
+        wait_until(is_asked, 20, "it to be asked for")
+        self.send(frame)
+
     def send(self, frame: bytes) -> None:
         assert self.transport.send(self.link, frame)
         self.transport.poll(0.01)
@@ -88,17 +101,15 @@ def truncated(attacker: Attacker) -> None:
 def forged(attacker: Attacker) -> None:
     frame = bytearray(attacker.item(902))
     frame[-1] ^= 1
-    attacker.send(bytes(frame))
+    attacker.give(bytes(frame))
 
 
-def replayed(attacker: Attacker) -> None:
-    frame = attacker.frame(Kind.ITEM, false_reward(903))
-    attacker.send(frame)
-    attacker.send(frame)
+def unasked(attacker: Attacker) -> None:
+    attacker.send(attacker.frame(Kind.ITEM, false_reward(903)))
 
 
 def stale(attacker: Attacker) -> None:
-    attacker.send(attacker.item(904, at=time.time() - 7200))
+    attacker.give(attacker.item(904, at=time.time() - 7200))
 
 
 def oversized(attacker: Attacker) -> None:
@@ -106,54 +117,54 @@ def oversized(attacker: Attacker) -> None:
 
 
 def nonsense(attacker: Attacker) -> None:
-    attacker.send(attacker.frame(Kind.ITEM, b"\x93\x01\x02\x03"))
+    attacker.give(attacker.frame(Kind.ITEM, b"\x93\x01\x02\x03"))
 
 
 def huge_group(attacker: Attacker) -> None:
     group = honest_group(905)
     made = [one._replace(texts=("x" * (MAX_TEXT_BYTES + 1),)) for one in group.completions]
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
+    attacker.give(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
 
 
 def unpacking_to_more_than_is_allowed(attacker: Attacker) -> None:
-    attacker.send(attacker.frame(Kind.ITEM, bytes(MAX_GROUP_BYTES + 1)))
+    attacker.give(attacker.frame(Kind.ITEM, bytes(MAX_GROUP_BYTES + 1)))
 
 
 def lying_about_the_reward(attacker: Attacker) -> None:
-    attacker.send(attacker.frame(Kind.ITEM, false_reward(906)))
+    attacker.give(attacker.frame(Kind.ITEM, false_reward(906)))
 
 
 def lying_about_the_question(attacker: Attacker) -> None:
     group = honest_group(907)
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(honest_group(907 + 7), seed=group.seed))))
+    attacker.give(attacker.frame(Kind.ITEM, encode(replace(honest_group(907 + 7), seed=group.seed))))
 
 
 def on_a_question_of_the_evaluation(attacker: Attacker) -> None:
-    attacker.send(attacker.frame(Kind.ITEM, encode(honest_group(911, is_held_out=True))))
+    attacker.give(attacker.frame(Kind.ITEM, encode(honest_group(911, is_held_out=True))))
 
 
 def of_an_unknown_task(attacker: Attacker) -> None:
     group = honest_group(908)
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, task=group.task._replace(name="none")))))
+    attacker.give(attacker.frame(Kind.ITEM, encode(replace(group, task=group.task._replace(name="none")))))
 
 
 def too_many_completions(attacker: Attacker) -> None:
     group = honest_group(909)
     completions = group.completions * MAX_COMPLETIONS
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=completions))))
+    attacker.give(attacker.frame(Kind.ITEM, encode(replace(group, completions=completions))))
 
 
 def several_turns_where_there_is_one(attacker: Attacker) -> None:
     group = honest_group(911)
     made = [one._replace(texts=(*one.texts, "you have won", *one.texts)) for one in group.completions]
-    attacker.send(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
+    attacker.give(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
 
 
 ATTACKS: list[tuple[Callable[[Attacker], None], str]] = [
     (garbage, "forged"),
     (truncated, "malformed"),
     (forged, "forged"),
-    (replayed, "replayed"),
+    (unasked, "unasked_item"),
     (stale, "stale"),
     (oversized, "oversized"),
     (nonsense, "malformed"),

@@ -33,7 +33,8 @@ pytestmark = pytest.mark.slow  # some ten seconds each
 
 ROOT = Path(__file__).parents[2]
 SWARM = b"a swarm of tests"
-HASTY = replace(LAN, pull_patience=0.2, suspicion=3.0)  # who is silent is found out within three seconds
+# Who is silent is found out within three seconds, and what is announced is asked for at once.
+HASTY = replace(LAN, pull_patience=0.2, suspicion=3.0, announce_interval=0.001)
 ROUND_S = 0.005
 WINDOW_S = 0.25
 MIN_WINDOWS, MAX_WINDOWS = 5, 15  # of each kind: more while others keep the machine too busy to tell
@@ -43,7 +44,7 @@ MAX_GROWTH = 64 * MIB  # each attack on memory sends more than that in its windo
 
 # Attack -> the reasons under which it is counted. "graylisted" is what refuses its key from then on.
 REASONS = {
-    "replay": {"replayed"},
+    "sending unasked": {"unasked_item", "graylisted"},
     "stale time stamps": {"stale"},
     "forged signatures": {"forged", "graylisted"},
     "sealing what is not sealed": {"malformed", "graylisted"},

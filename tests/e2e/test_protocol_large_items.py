@@ -112,7 +112,7 @@ def test_what_does_not_unpack_takes_as_much_of_a_receive_as_the_largest_that_doe
     with running() as (victim, address), raw_peer(address, SWARM) as peer:
         peer.send(peer.hello())
         for number in range(1, 13):
-            peer.send(peer.frame(Kind.ITEM, packed[:-1] + bytes([packed[-1] ^ number]), form=ZSTD))
+            peer.give(peer.frame(Kind.ITEM, packed[:-1] + bytes([packed[-1] ^ number]), form=ZSTD))
         wait_until(lambda: victim.counters().items_received == 12, 20)
         for looked_at in (4, 8, 12):
             assert victim.receive(100) == []
@@ -124,7 +124,7 @@ def test_what_does_not_unpack_does_not_end_a_wait_for_what_does() -> None:
     with running() as (victim, address), raw_peer(address, SWARM) as peer, ThreadPoolExecutor(1) as pool:
         peer.send(peer.hello())
         waiting = pool.submit(victim.receive, 10, 60.0)
-        peer.send(peer.frame(Kind.ITEM, b"nothing packed", form=ZSTD))
+        peer.give(peer.frame(Kind.ITEM, b"nothing packed", form=ZSTD))
         wait_until(lambda: victim.counters().rejected == {"malformed": 1}, 20)
-        peer.send(peer.frame(Kind.ITEM, b"good"))
+        peer.give(peer.frame(Kind.ITEM, b"good"))
         assert [item.body for item in waiting.result(20)] == [b"good"]

@@ -25,29 +25,30 @@ def promises(batch: int) -> bytes:
     return Have(tuple(Entry(ItemId(name), 1000) for name in names)).encode()
 
 
-def test_a_peer_that_pushes_what_nobody_asked_for_does_not_keep_others_items_away() -> None:
+def test_a_peer_that_sends_what_nobody_asked_for_is_refused_and_does_not_keep_others_items_away() -> None:
     host = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], timing=LOCAL)
     address = host.start()
     host.subscribe(None, 4.0)
     honest = Host(Identity.generate(), SWARM, None, [address], timing=LOCAL)
     honest.start()
     pusher = RawPeer(Identity.generate(), address, SWARM)
-    sizes: list[int] = []
+    bodies: list[bytes] = []
 
-    def push(count: int = 20) -> None:
-        for _ in range(count):
-            pusher.try_send(pusher.frame(Kind.ITEM, os.urandom(16)))
+    def push() -> None:
+        pusher.try_send(pusher.frame(Kind.ITEM, b"unasked" + os.urandom(10_000)))
         while pusher.receive(0):
             pass
-        sizes.extend(len(item.body) for item in host.receive(1000))
+        bodies.extend(item.body for item in host.receive(1000))
 
     try:
         pusher.send(pusher.hello())
         wait_until(lambda: host.counters().peers == 2, 20, "both")
-        wait_until(lambda: push() or host.counters().rejected.get("over_demand"), 20, "the demand to be used up")
-        for _ in range(10):
-            honest.publish(os.urandom(100_000))
-        wait_until(lambda: push() or sum(size == 100_000 for size in sizes) == 10, 40, "the honest peer's items")
+        published = {os.urandom(100_000) for _ in range(10)}
+        for body in published:
+            honest.publish(body)
+        wait_until(lambda: push() or len(bodies) == 10, 40, "the honest peer's items")
+        wait_until(lambda: push() or host.counters().rejected.get("graylisted"), 20, "the other's refusal")
+        assert set(bodies) == published and host.counters().rejected["unasked_item"]
         assert honest.counters().rejected == {}
     finally:
         pusher.close()

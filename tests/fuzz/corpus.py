@@ -85,7 +85,7 @@ def further() -> list[Any]:
         Goodbye("full"),
         Digest((record.summary,)),
         Have((Entry(item, 1000), Entry(item, 1 << 20, parts=b"\x05"))),
-        Interest(frozenset([bytes(8)]), announce_only=True),
+        Interest(frozenset([bytes(8)]), is_sated=True),
         Manifest(make_own_manifest().encoded),
         Want((WantedPart(item), WantedPart(item, (0, 7)))),
         ItemOutline(head, bytes(64)),

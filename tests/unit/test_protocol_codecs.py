@@ -32,7 +32,7 @@ from protocol.credentials.records import (
 )
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
-from protocol.limits.budgets import CONTENT_BYTE_S, FRAME_S, GIVEN_S, MESSAGE_BYTE_S, SENT_BYTE_S, SIGNATURE_S
+from protocol.limits.budgets import BYTE_S, FRAME_S, GIVEN_S, SENT_BYTE_S, SIGNATURE_S
 from protocol.membership.membership import NO_ROOM
 from protocol.notices import GRAYLISTED
 from protocol.wire import messages
@@ -473,6 +473,23 @@ def test_endpoints_that_zeromq_would_take_otherwise_are_refused(endpoint: str) -
         open_record(record.encoded, SWARM, NOW)
 
 
+@pytest.mark.parametrize(
+    ("host", "is_near"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("127.example", False),
+        ("0.0.0.0", False),
+        ("*", False),
+        ("192.168.0.1", False),
+    ],
+)
+def test_only_an_address_of_this_machine_is_loopback(host: str, is_near: bool) -> None:
+    assert Endpoint(host, 80).is_loopback is is_near
+
+
 class _Raw(str):
     """An endpoint as a hostile node would write it."""
 
@@ -529,13 +546,11 @@ def test_the_documented_times_rates_kinds_and_reasons_are_those_of_the_code() ->
         f"{WAN.death_bound:g} s ({LOCAL.death_bound:g} s) in all."
     ) in page
     assert f"answered within {WAN.pull_patience:g} s (on loopback {LOCAL.pull_patience:g} s)" in page
-    frame, sealed, message, content, sent = (
-        f"{1e6 * cost:g} µs" for cost in (FRAME_S, SIGNATURE_S, MESSAGE_BYTE_S, CONTENT_BYTE_S, SENT_BYTE_S)
-    )
+    frame, sealed, each, sent = (f"{1e6 * cost:g} µs" for cost in (FRAME_S, SIGNATURE_S, BYTE_S, SENT_BYTE_S))
     assert (
         f"may together cost a node {limits.network_cores:g} s of its processor time a second, and "
         f"{limits.network_burst_s:g} s at once. A frame costs {frame}, and {sealed} more in an envelope. "
-        f"Each of its bytes costs {message}, or {content} in an ITEM or a CHUNK. "
+        f"Each of its bytes costs {each}. "
         f"A byte that is sent in answer costs {sent}, and an item or a chunk that is given {1e6 * GIVEN_S:g} µs more. "
         f"What the node asked for costs nothing. "
         f"Beyond the budget frames wait, in {limits.waiting_bytes / MIB:g} MiB"

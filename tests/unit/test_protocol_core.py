@@ -47,6 +47,7 @@ from protocol.wire.envelope import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     PLACE_BYTES,
+    Envelope,
     ItemId,
     Kind,
     chunk_hashes,
@@ -80,7 +81,6 @@ from protocol.wire.version import EARLIER, VERSION, spoken_version
 from tests.protocol_frames import frame_of, opened
 
 LIMITS = Limits()
-PUSH_BYTES = LIMITS.push_bytes
 MANY_CHUNKS = Cancel(tuple(WantedPart(ItemId(bytes([n]) * 32), tuple(range(16))) for n in range(128)))
 
 SWARM = b"a swarm of tests"
@@ -129,6 +129,13 @@ class Talk:
         actions = self.say(Kind.HAVE, Have((entry,)).encode(), identity, link)
         return actions + self.core.handle(Tick(), at(LAN.announce_interval))
 
+    def give(self, frame: bytes, link: Link = LINK, now: float = 0.0) -> list:
+        """Announce an item, and send it, as it is asked for by then; return what is done."""
+        entry = Entry(claimed_id(frame), len(frame))
+        self.hear(control_frame(Kind.HAVE, Have((entry,)).encode()), link, now)
+        self.core.handle(Tick(), at(now + LAN.announce_interval))
+        return self.hear(frame, link, now)
+
     def publish(self, body: bytes) -> ItemId:
         """Publish an item; return its id."""
         body = NO_TOPIC + body
@@ -156,7 +163,7 @@ def received(actions: list) -> list[Item]:
 def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body", OTHER, age=60)
-    (item,) = received(talk.hear(frame))
+    (item,) = received(talk.give(frame))
     assert item == Item(
         item_id(OTHER.public_key, digest(NO_TOPIC + b"body")), OTHER.node_id, UNIX - 60, NO_TOPIC, frame
     )
@@ -171,14 +178,9 @@ def test_an_item_is_delivered_with_its_signers_name_whoever_brings_it() -> None:
         ("malformed", lambda talk: b"garbage"),
         ("malformed", lambda talk: talk.frame(Kind.HAVE, b"no announcement")),
         ("malformed", lambda talk: talk.frame(Kind.HELLO, b"no hello")),
-        ("forged", lambda talk: talk.frame(Kind.ITEM, b"body")[:-1] + b"!"),
-        ("forged", lambda talk: talk.frame(Kind.ITEM, b"body")[:-1]),
-        ("forged", lambda talk: OTHER.public_key + talk.frame(Kind.ITEM, b"body")[32:]),
-        ("wrong_swarm", lambda talk: talk.frame(Kind.ITEM, b"body", swarm=b"another swarm id")),
-        ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=3601)),
-        ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=-601)),
-        ("unasked_chunk", lambda talk: talk.frame(Kind.CHUNK, bytes(PLACE_BYTES) + b"data")),
-        ("malformed", lambda talk: talk.frame(Kind.CHUNK, bytes(PLACE_BYTES - 1))),
+        ("unasked_item", lambda talk: talk.frame(Kind.ITEM, b"body")),
+        ("unasked_item", lambda talk: talk.frame(Kind.CHUNK, bytes(PLACE_BYTES) + b"data")),
+        ("unasked_item", lambda talk: talk.frame(Kind.CHUNK, bytes(PLACE_BYTES - 1))),
     ],
 )
 def test_what_breaks_the_protocol_is_counted_and_costs_whoever_sent_it(reason: str, make) -> None:
@@ -187,18 +189,46 @@ def test_what_breaks_the_protocol_is_counted_and_costs_whoever_sent_it(reason: s
     assert talk.rejected == {reason: 1}
     assert talk.score < 0
     assert talk.charged == [ChargePrefix(LINK, -talk.score)]
-    assert received(talk.say(Kind.ITEM, b"an honest item"))
+    assert received(talk.give(talk.frame(Kind.ITEM, b"an honest item")))
 
 
-def test_the_same_item_from_the_same_peer_is_a_replay_and_from_another_a_duplicate() -> None:
+@pytest.mark.parametrize(
+    ("reason", "make"),
+    [
+        ("forged", lambda talk: talk.frame(Kind.ITEM, b"body")[:-1] + b"!"),
+        ("forged", lambda talk: talk.frame(Kind.ITEM, b"body")[:-1]),
+        ("forged", lambda talk: OTHER.public_key + talk.frame(Kind.ITEM, b"body")[32:]),
+        ("wrong_swarm", lambda talk: talk.frame(Kind.ITEM, b"body", swarm=b"another swarm id")),
+        ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=3601)),
+        ("stale", lambda talk: talk.frame(Kind.ITEM, b"body", age=-601)),
+    ],
+)
+def test_an_item_that_is_none_is_counted_and_costs_whoever_was_asked_for_it_and_sent_it(reason: str, make) -> None:
     talk = Talk()
+    assert talk.give(make(talk)) == []
+    assert talk.rejected == {reason: 1}
+    assert talk.charged == [ChargePrefix(LINK, -talk.score)] and talk.score < 0
+    assert received(talk.give(talk.frame(Kind.ITEM, b"an honest item")))
+
+
+def given_by_two(talk: Talk, frame: bytes) -> list[Item]:
+    """Ask one peer for an item, then, as it is silent, another; return what is delivered once both send it."""
+    entry = Entry(claimed_id(frame), len(frame))
     talk.greet(OTHER, OTHER_LINK)
+    for identity, link in ((PEER, LINK), (OTHER, OTHER_LINK)):
+        talk.say(Kind.HAVE, Have((entry,)).encode(), identity, link)
+    asked = {sent.link for tenth in range(100) for sent in pulls(talk.core.handle(Tick(), at(tenth / 10)))}
+    assert asked == {LINK, OTHER_LINK}
+    return received(talk.hear(frame, now=10.0) + talk.hear(frame, OTHER_LINK, now=10.0))
+
+
+def test_the_same_item_from_another_peer_is_a_duplicate_and_from_one_that_was_not_asked_again_an_offence() -> None:
+    talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body")
-    assert received(talk.hear(frame))
-    assert talk.hear(frame, OTHER_LINK) == []
+    assert len(given_by_two(talk, frame)) == 1
     assert (talk.core.duplicates, talk.rejected) == (1, {})
-    assert talk.hear(frame) == []
-    assert talk.rejected == {"replayed": 1}
+    assert talk.hear(frame, now=10.0) == []
+    assert talk.rejected == {"unasked_item": 1}
 
 
 def test_an_item_that_was_asked_for_twice_may_come_twice() -> None:
@@ -213,18 +243,16 @@ def test_an_item_that_was_asked_for_twice_may_come_twice() -> None:
     for _ in range(asks - 1):
         talk.hear(frame, now=20.0)
     assert talk.rejected == {} and talk.score == 0.0
-    talk.hear(frame, now=6.0)
-    assert talk.rejected == {"replayed": 1}
+    talk.hear(frame, now=20.0)
+    assert talk.rejected == {"unasked_item": 1}
 
 
-def test_a_body_that_its_signer_signs_again_is_not_delivered_again() -> None:
+def test_a_body_that_its_signer_signs_again_is_not_asked_for_again() -> None:
     talk = Talk()
     talk.greet(OTHER, OTHER_LINK)
-    assert received(talk.say(Kind.ITEM, b"body"))
-    assert not received(talk.say(Kind.ITEM, b"body", link=OTHER_LINK))
-    assert (talk.core.duplicates, talk.rejected) == (1, {})
-    assert not received(talk.say(Kind.ITEM, b"body"))
-    assert talk.rejected == {"replayed": 1}
+    assert received(talk.give(talk.frame(Kind.ITEM, b"body")))
+    again = talk.frame(Kind.ITEM, b"body")
+    assert not pulls(talk.announce(Entry(claimed_id(again), len(again)), OTHER, OTHER_LINK))
 
 
 def of_version(frame: bytes, version: int) -> bytes:
@@ -275,27 +303,34 @@ def test_a_peer_that_we_dialled_and_that_answers_in_another_version_is_named() -
 
 def test_a_live_peer_that_changes_its_version_sends_nonsense() -> None:
     talk = Talk()
-    assert talk.hear(of_version(talk.frame(Kind.ITEM, b"body"), 0x0200)) == []
+    assert talk.hear(of_version(talk.frame(Kind.HELLO, b"body"), 0x0200)) == []
     assert talk.rejected == {"forged": 1} and talk.score < 0
 
 
 def test_a_repeated_frame_costs_no_second_signature_check(monkeypatch) -> None:
-    talk = Talk()
-    talk.greet(OTHER, OTHER_LINK)
+    talk, opened_ids = Talk(), []
     frame = talk.frame(Kind.ITEM, b"body")
-    talk.hear(frame)
-    monkeypatch.setattr("protocol.core.open_frame", lambda *_: pytest.fail("opened again"))
-    talk.hear(frame, OTHER_LINK)
-    assert talk.core.duplicates == 1
+
+    def count(frame: bytes, verify) -> Envelope:
+        envelope = open_frame(frame, verify)
+        opened_ids.extend([envelope.item_id] if envelope.kind == Kind.ITEM else [])
+        return envelope
+
+    monkeypatch.setattr("protocol.core.open_frame", count)
+    assert given_by_two(talk, frame) and talk.core.duplicates == 1
+    assert opened_ids == [claimed_id(frame)]
 
 
 def test_what_has_to_be_sealed_is_not_taken_otherwise_and_the_other_way_round() -> None:
     talk = Talk()
     record = make_record(PEER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
     assert talk.hear(control_frame(Kind.HELLO, Hello(record.encoded).encode())) == []
-    assert talk.hear(control_frame(Kind.ITEM, NO_TOPIC + b"body")) == []
     assert talk.hear(seal(PEER, SWARM, Kind.PING, 1, int(UNIX * 1000), Ping(1).encode())) == []
-    assert talk.rejected == {"malformed": 3}
+    assert talk.rejected == {"malformed": 2}
+    unsealed = Entry(ItemId(bytes(32)), 300)
+    assert pulls(talk.announce(unsealed))
+    assert talk.hear(control_frame(Kind.ITEM, unsealed.id + bytes(300))) == []
+    assert talk.rejected == {"malformed": 2, "forged": 1}
 
 
 def test_a_kind_that_a_newer_minor_version_added_is_ignored_sealed_or_not_once_the_peer_is_known() -> None:
@@ -311,8 +346,8 @@ def test_a_forgery_does_not_keep_the_real_item_out() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body")
     forged = frame[:40] + bytes([frame[40] ^ 1]) + frame[41:]
-    assert not received(talk.hear(forged))
-    assert received(talk.hear(frame))
+    assert not received(talk.give(forged))
+    assert received(talk.give(frame, now=60.0))
 
 
 def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
@@ -320,8 +355,9 @@ def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
     assert talk.hear(talk.frame(Kind.ITEM, b"body", OTHER), OTHER_LINK) == []
     assert talk.hear(talk.frame(Kind.PING, Ping(1).encode(), OTHER), OTHER_LINK) == []
     assert talk.rejected == {"no_hello": 2}
-    offered = talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
-    assert [action.link for action in offered] == [LINK]
+    talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
+    told = talk.core.handle(Tick(), at(LAN.announce_interval))
+    assert {action.link for action in told if isinstance(action, SendFrame)} == {LINK}
 
 
 def test_what_was_on_its_way_when_a_link_ended_is_nobodys_fault() -> None:
@@ -346,7 +382,7 @@ def test_a_kind_that_is_unknown_or_no_more_is_ignored(kind: int) -> None:
 
 def test_only_a_rejected_item_costs_its_signer() -> None:
     talk = Talk()
-    (item,) = received(talk.say(Kind.ITEM, b"body"))
+    (item,) = received(talk.give(talk.frame(Kind.ITEM, b"body")))
     talk.core.handle(Report(item.id, ItemVerdict.ACCEPT, ""), at(0))
     talk.core.handle(Report(item.id, ItemVerdict.IGNORE, "unknown_task"), at(0))
     assert talk.score == 0 and talk.rejected == {"unknown_task": 1}
@@ -357,11 +393,11 @@ def test_only_a_rejected_item_costs_its_signer() -> None:
 def test_a_liars_items_are_refused_from_everybody_and_a_relay_is_not_blamed() -> None:
     talk = Talk()
     for number in range(30):
-        for item in received(talk.say(Kind.ITEM, b"lie %d" % number, OTHER)):
+        for item in received(talk.give(talk.frame(Kind.ITEM, b"lie %d" % number, OTHER))):
             talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
     assert talk.rejected["lie"] == 21 and talk.rejected["graylisted"] == 9
     assert talk.score == 0
-    assert received(talk.say(Kind.ITEM, b"the relay's own item"))
+    assert received(talk.give(talk.frame(Kind.ITEM, b"the relay's own item")))
 
 
 def test_a_stale_item_costs_its_signer_and_not_whoever_passes_it_on() -> None:
@@ -374,7 +410,7 @@ def test_a_stale_item_costs_its_signer_and_not_whoever_passes_it_on() -> None:
         talk.core.handle(Tick(), at(second))
         talk.core.membership.heard(PEER.node_id, at(second))
     assert talk.rejected == {"stale": 1} and talk.score == 0
-    assert not received(talk.hear(talk.frame(Kind.ITEM, b"own", age=Limits().max_item_age_s + 1)))
+    assert not received(talk.give(talk.frame(Kind.ITEM, b"own", age=Limits().max_item_age_s + 1)))
     assert talk.rejected == {"stale": 2} and talk.score < 0
 
 
@@ -425,40 +461,43 @@ def test_a_chunk_that_is_none_costs_its_sender_and_not_the_items_signer(reason: 
     assert talk.core.admission.score(signer.node_id, at(0)) == 0.0
 
 
-def test_an_item_that_was_pushed_in_vain_is_taken_when_it_is_asked_for() -> None:
+def test_an_item_that_was_sent_unasked_is_taken_when_it_is_asked_for() -> None:
     talk = Talk()
-    talk.greet(OTHER, OTHER_LINK)
-    talk.core.handle(Subscribe(None, 0.0), at(0))
     frame = talk.frame(Kind.ITEM, b"body", OTHER)
-    assert not received(talk.hear(frame, OTHER_LINK))
-    talk.core.handle(Subscribe(None, 5.0), at(0))
-    item = item_id(OTHER.public_key, digest(NO_TOPIC + b"body"))
-    announcement = Have((Entry(item, len(frame), NO_TOPIC, hint(OTHER.node_id)),)).encode()
-    actions = talk.say(Kind.HAVE, announcement)
-    actions += talk.core.handle(Tick(), at(5))
-    assert pulls(actions)
-    assert received(talk.hear(frame, now=5.0))
-    assert talk.rejected == {"over_demand": 1}
+    assert not received(talk.hear(frame))
+    assert received(talk.give(frame, now=5.0))
+    assert talk.rejected == {"unasked_item": 1}
 
 
-def test_who_pushes_on_beyond_our_demand_is_refused_however_it_links_and_an_honest_burst_is_not() -> None:
-    talk = Talk()
-    talk.core.handle(Subscribe(None, 0.0), at(0))
-    for number in range(5000):
-        if number == 500:
-            assert talk.score > Limits().graylist_score / 4
-        if number % 1000 == 0:
-            talk.core.handle(Closed(LINK), at(number / 1000))
-            talk.greet(PEER, LINK)
-        talk.hear(talk.frame(Kind.ITEM, b"%d" % number), now=number / 1000)
-    assert talk.core.refuses(LINK.key, at(5)) and not talk.charged
+@pytest.mark.parametrize("kind", [Kind.ITEM, Kind.CHUNK])
+def test_who_sends_what_nobody_asked_for_is_refused_for_its_bytes_however_it_links_and_its_network_pays(kind) -> None:
+    """700 MB came in the first minute where pushes were free."""
+    talk, came = Talk(), 0
+    while not talk.core.refuses(LINK.key, at(0)):
+        talk.core.handle(Closed(LINK), at(0))
+        talk.greet(PEER, LINK)
+        frame = talk.frame(kind, came.to_bytes(32) + bytes(60_000))
+        assert not received(talk.hear(frame))
+        came += len(frame)
+    assert came < 1_000_000
+    assert sum(charge.points for charge in talk.charged) == -talk.score
+
+
+def test_a_refused_peer_that_talks_on_while_it_is_parted_from_is_hung_up_on_once_its_network_has_paid_enough() -> None:
+    talk, came = Talk(), 0
+    talk.core.admission.offence("lie", PEER.node_id, at(0), 50)
+    frame = talk.frame(Kind.ITEM, bytes(60_000))
+    assert HangUp(LINK) not in talk.hear(frame)  # so that it hears why
+    while HangUp(LINK) not in talk.hear(frame):
+        came += len(frame)
+    assert came < 3_000_000
 
 
 @pytest.mark.parametrize("kind", [Kind.ASK_MANIFEST, Kind.ASK_REVOCATIONS, Kind.DIGEST, Kind.WANT])
 def test_a_peer_pays_for_the_bytes_that_its_asking_makes_us_send(kind) -> None:
     """Whatever it asks for, once its network has nothing left its frames wait."""
     talk = Talk(Limits(network_cores=1e-9, network_burst_s=0.1), manifest=b"m" * 30_000)
-    item = talk.publish(bytes(PUSH_BYTES + 1))
+    item = talk.publish(bytes(65_000))
     ask = {
         Kind.ASK_MANIFEST: b"",
         Kind.ASK_REVOCATIONS: AskRevocations(0).encode(),
@@ -566,7 +605,7 @@ def test_who_was_expelled_is_not_dialled_until_its_refusal_is_over() -> None:
 def test_a_lie_costs_the_network_that_its_signer_dialled_from_and_not_that_of_its_relay() -> None:
     talk = Talk()
     for signer in (PEER, OTHER):
-        (item,) = received(talk.say(Kind.ITEM, b"lie", signer))
+        (item,) = received(talk.give(talk.frame(Kind.ITEM, b"lie", signer)))
         charged = talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
         assert charged == ([ChargePrefix(LINK, 1.0)] if signer is PEER else [])
 
@@ -745,10 +784,10 @@ def test_what_never_became_a_link_is_counted() -> None:
     assert talk.rejected == {"handshake": 1, "malformed": 1}
 
 
-def test_a_published_frame_is_signed_and_pushed_as_it_will_be_relayed() -> None:
+def test_a_published_frame_is_signed_and_given_as_it_will_be_relayed() -> None:
     talk = Talk()
-    (action,) = talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
-    assert action == FillLink(LINK)
+    mine = talk.publish(b"mine")
+    assert talk.say(Kind.WANT, Want((WantedPart(mine),)).encode()) == [FillLink(LINK)]
     envelope = open_frame(talk.core.make_frame(LINK, at(0)))
     assert (envelope.public_key, envelope.body, envelope.kind) == (ME.public_key, NO_TOPIC + b"mine", Kind.ITEM)
     assert talk.core.handle(Offer(NO_TOPIC + b"mine"), at(1)) == []
@@ -803,6 +842,9 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
         return open_frame(frame, check)
 
     monkeypatch.setattr("protocol.core.open_frame", break_on_bad)
+    for frame in (bad, good):
+        driver.feed(Arrived(LINK, control_frame(Kind.HAVE, Have((Entry(claimed_id(frame), len(frame)),)).encode())))
+    talk.core.handle(Tick(), at(LAN.announce_interval))
     driver.feed(Arrived(LINK, bad))
     driver.feed(Arrived(LINK, good))
     assert talk.rejected == {"internal": 1}
@@ -811,7 +853,7 @@ def test_a_defect_in_a_core_is_counted_and_the_driver_goes_on(monkeypatch) -> No
 
 def test_what_waits_for_a_link_is_made_a_frame_of_and_counted_when_it_leaves() -> None:
     talk = Talk()
-    talk.core.handle(Offer(NO_TOPIC + b"mine"), at(0))
+    talk.say(Kind.WANT, Want((WantedPart(talk.publish(b"mine")),)).encode())
     assert talk.core.items_sent == talk.core.bytes_sent == 0
     frame = talk.core.make_frame(LINK, at(1))
     assert frame and (talk.core.items_sent, talk.core.bytes_sent) == (1, len(frame))
@@ -827,7 +869,9 @@ def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other()
     greeting = frame_of(them, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode())
     assert Dial(address) in core.handle(Tick(), at(0))
     core.handle(Arrived(called, greeting), at(0))
-    (turn,) = [one for one in core.handle(Offer(NO_TOPIC + b"body"), at(0)) if isinstance(one, FillLink)]
+    core.handle(Offer(body := NO_TOPIC + b"body"), at(0))
+    want = Want((WantedPart(item_id(us.public_key, digest(body))),))
+    (turn,) = core.handle(Arrived(called, control_frame(Kind.WANT, want.encode())), at(0))
     core.handle(Opened(dialled, "192.0.2.1"), at(0))
     core.handle(Arrived(dialled, greeting), at(0))
     assert turn.link == called and core.membership.link_of(them.node_id) == dialled

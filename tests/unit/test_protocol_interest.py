@@ -3,7 +3,7 @@
 import math
 
 from protocol.config import Instant
-from protocol.gossip.subscriptions import MIN_BURST, NO_BOUND, RESERVE, Appetite
+from protocol.gossip.subscriptions import MIN_BURST, NO_BOUND, Appetite
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, Interest
 
 UNIX = 1_700_000_000.0
@@ -25,7 +25,7 @@ def feed(appetite: Appetite, rate: float, start: float, seconds: float) -> list[
 
 
 def test_an_interest_covers_its_topics_and_what_has_none() -> None:
-    wants = Interest(frozenset([b"t" * 8]), announce_only=True)
+    wants = Interest(frozenset([b"t" * 8]), is_sated=True)
     assert wants.covers(b"t" * 8) and wants.covers(NO_TOPIC) and not wants.covers(b"u" * 8)
     assert Interest(None).covers(b"u" * 8)
 
@@ -48,33 +48,22 @@ def test_demand_is_kept_on_average_with_a_burst() -> None:
     assert appetite.level(at(101)) == NO_BOUND
 
 
-def test_what_comes_unasked_takes_what_pulls_leave_over() -> None:
+def test_a_node_that_wants_nothing_is_sated_for_good() -> None:
     appetite = Appetite(at(0))
-    assert appetite.has_room(at(0))
-    appetite.subscribe(None, 10.0, at(0))
-    burst = MIN_BURST
-    pushed = 0
-    while appetite.has_room(at(0)):
-        appetite.took(at(0))
-        pushed += 1
-    assert pushed == math.floor(burst * (1 - RESERVE))
-    assert appetite.level(at(0)) >= RESERVE * burst
-    for _ in range(int(appetite.level(at(0)))):
-        appetite.took(at(0))
-    assert not appetite.has_room(at(0.8)) and appetite.has_room(at(1))
+    assert not appetite.interest.is_sated
     appetite.subscribe(None, 0.0, at(60))
-    assert appetite.level(at(1000)) == 0 and not appetite.has_room(at(1000))
+    assert appetite.level(at(1000)) == 0 and not appetite.adjust(at(1000)) and appetite.interest.is_sated
 
 
-def test_pushes_are_declined_above_the_demand_and_welcome_again_below_it() -> None:
+def test_a_node_is_sated_while_more_comes_than_its_demand() -> None:
     appetite = Appetite(at(0))
     appetite.subscribe(None, 10.0, at(0))
-    assert appetite.interest.announce_only is False
+    assert appetite.interest.is_sated is False
     assert len(feed(appetite, 15, 0, 240)) == 1
-    assert appetite.interest.announce_only is True
+    assert appetite.interest.is_sated is True
     assert feed(appetite, 10, 240, 300) == []
     assert len(feed(appetite, 7, 540, 300)) == 1
-    assert appetite.interest.announce_only is False
+    assert appetite.interest.is_sated is False
 
 
 def test_peers_are_told_of_news_only() -> None:

@@ -68,11 +68,11 @@ SMALL, LARGE = control_frame(Kind.PING, b"1"), control_frame(Kind.CANCEL, bytes(
 
 def test_an_honest_swarms_traffic_over_one_link_never_waits() -> None:
     budgets = Budgets(Limits())
-    item, message = control_frame(Kind.CHUNK, bytes(10_000)), control_frame(Kind.HAVE, bytes(66))
+    have, want = control_frame(Kind.HAVE, bytes(66)), control_frame(Kind.WANT, bytes(50))
     for second in range(600):
-        for _ in range(8 * 16):  # the items of 8 nodes x 16 groups a second, relayed, and a short message for each
-            assert speak(budgets, NETWORK, LINKS[0], item, second)
-            assert speak(budgets, NETWORK, LINKS[0], message, second)
+        for _ in range(8 * 16):  # the items of 8 nodes x 16 groups a second, relayed: two short messages for each
+            assert speak(budgets, NETWORK, LINKS[0], have, second)
+            assert speak(budgets, NETWORK, LINKS[0], want, second)
 
 
 def test_frames_beyond_a_budget_wait_in_their_order_and_links_take_turns() -> None:
@@ -347,7 +347,7 @@ def test_a_mailbox_loses_nothing_between_threads() -> None:
 
 SOURCES = [path for path in Path(protocol.__file__).parent.rglob("*.py") if "simulator" not in path.parts]
 # What takes the reason as its first argument, and as its second.
-FIRST = {"MessageError", "EnvelopeError", "RecordError", "RefusedEarly", "offence", "_offence"}
+FIRST = {"MessageError", "EnvelopeError", "RecordError", "RefusedEarly", "offence", "_offence", "_priced"}
 SECOND = {"Blame", "_cut"}
 RETURNED_BY = {"_fault", "_item_refusal"}
 

@@ -4,7 +4,7 @@ import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import ItemsView
 from itertools import chain
 
 import pytest
@@ -13,7 +13,7 @@ from protocol.config import LAN, Limits
 from protocol.events import Item, Link, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, THEIRS, ItemLedger, LedgerRow, Statement, Theirs
-from protocol.gossip.wants import LONG_S, QUICK_S, SLOW_BYTES_PER_SECOND, STALL_S, UNASKED_S, Took, Wants
+from protocol.gossip.wants import LONG_S, NETWORK_PART, QUICK_S, SLOW_BYTES_PER_SECOND, STALL_S, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import NO_TOPIC, Body, Cancel, Entry, ItemChunk, Want, WantedPart
@@ -173,7 +173,8 @@ def test_what_a_second_holder_says_of_the_signer_changes_nothing() -> None:
         wants.have(B, entry(number, signer=2), 0.0)
     for now in range(1, 41):
         for node, ids in wants.ask(now, 1).items():
-            assert all(wants.arrived(item, node, now) for item in ids)
+            for item in ids:
+                assert wants.arrived(item, node, now)
     assert len(wants) == 0 and wants.ask(42.0) == {}
     assert {holder.offers for holder in wants._holders.values()} == {0}
 
@@ -507,7 +508,7 @@ def test_an_answer_that_comes_late_was_asked_for_as_often_as_it_was_and_no_more(
     ((first, _),) = wants.ask(0.0).items()
     wants.check(wants.patience, bounded=False)
     ((second, _),) = wants.ask(5.0).items()
-    assert first != second and wants.is_asked(name(1), first)
+    assert first != second and wants.owes(first, name(1))
     assert wants.arrived(name(1), second, 5.1)
     assert wants.arrived(name(1), first, 5.2) and not wants.arrived(name(1), first, 5.3)
 
@@ -577,7 +578,7 @@ def test_a_false_chunk_that_comes_late_of_who_said_that_it_has_none_is_found_fal
     assert wants.chunk_arrived(A, false, wants.patience) is Took.FALSE
 
 
-def test_an_outline_that_comes_late_ends_the_wait_for_a_push() -> None:
+def test_an_outline_that_comes_late_is_taken_whatever_size_another_holder_says() -> None:
     item, outline = large(2)
     wants = machine(A, B)
     wants.have(A, item.entry, 0.0)
@@ -585,7 +586,7 @@ def test_an_outline_that_comes_late_ends_the_wait_for_a_push() -> None:
     now = wants.patience
     wants.check(now, bounded=False)
     wants.lack(A, [item.id])
-    wants.have(B, item.entry._replace(size=100), now, delay=1.0)
+    wants.have(B, item.entry._replace(size=100), now)
     assert wants.outlined(A, outline, now) is Took.TAKEN
     assert wants.ask(now + 1.0) == {} and sorted(wants.chunks(now + 1.0)[B]) == [0, 1]
 
@@ -630,6 +631,23 @@ def test_what_is_begun_has_a_bounded_room_and_what_stalls_gives_way() -> None:
     assert wants.finish(two.id) == two and not wants.partials
 
 
+def test_one_network_fills_a_quarter_of_the_room_for_large_items_whatever_keys_it_brings() -> None:
+    wants, most = machine(A, capacity=1 << 30), LIMITS.max_partials // NETWORK_PART
+    attackers = [NodeId(f"attacker {number}") for number in range(most + 20)]
+    made = [large(2, seed=number) for number in range(len(attackers) + 1)]
+    for node, (item, outline) in zip(attackers, made, strict=False):
+        wants.ledger.up(node)
+        wants.up(node, "198.41.0.0/24")
+        wants.have(node, item.entry, 0.0)
+        if node in wants.ask(0.0):
+            assert wants.outlined(node, outline, 0.0) is Took.TAKEN
+    assert len(wants.partials) == most
+    honest, outline = made[-1]
+    wants.begin(honest, outline, A, now=1.0)
+    late = STALL_S + 0.5
+    assert wants.ask(late) and honest.id in wants.partials and len(wants.partials) == most, "it gives way to its own"
+
+
 def test_what_gave_way_is_asked_of_nobody_any_more_and_fetched_again_as_if_nothing_had_come() -> None:
     (one, of_one), (two, _) = large(3, seed=1), large(4, seed=2)
     wants = machine(A, B, capacity=6 * CHUNK_BYTES)
@@ -654,9 +672,9 @@ def test_what_stalls_is_looked_for_once_and_not_for_each_item_that_lacks_room() 
     class Counted(dict[ItemId, Partial]):
         looks = 0
 
-        def __iter__(self) -> Iterator[ItemId]:
+        def items(self) -> ItemsView[ItemId, Partial]:
             self.looks += 1
-            return super().__iter__()
+            return super().items()
 
     one, of_one = large(4)
     wants = machine(A, B, capacity=6 * CHUNK_BYTES)
@@ -696,7 +714,8 @@ def test_partial_items_are_bounded_in_number() -> None:
     wants.have(A, item.entry, 0.0)
     assert wants.ask(0.0) == {A: [item.id]}
     for number in range(LIMITS.max_partials):
-        wants._partials[name(number)] = Partial.begin(outline, 0.0)
+        wants._partials[name(number)] = Partial.begin(outline, 0.0, B)
+        wants._count(B, 1, outline.header.size)
     assert wants.outlined(A, outline, 0.0) is Took.NO_ROOM
 
 
