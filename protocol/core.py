@@ -45,6 +45,7 @@ from protocol.events import (
     Message,
     Misfit,
     Moved,
+    Moving,
     Neighbour,
     NetworkRefused,
     Offer,
@@ -229,7 +230,7 @@ class Core:
                 self._ended.set(link, None)
                 actions = self._members(self.membership.handle(event, now), now)
                 return [*actions, *self._refill(link)]
-            case Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
+            case Moving() | Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)

@@ -57,6 +57,16 @@ class Accepted:
 
 
 @value
+class Moving:
+    """Bytes came over a link, or bytes that wait for it in our kernel were acknowledged: the other end is not dead.
+
+    On a slow line a frame may take minutes.
+    """
+
+    link: Link
+
+
+@value
 class Closed:
     """A link is gone; frames on the way are lost. The transport does not restore it."""
 
@@ -427,9 +437,12 @@ class Blame:
     reason: str
 
 
-NetworkEvent = Opened | Accepted | TurnedAway | Closed | Arrived | RefusedEarly | NetworkRefused
+OfLink = Opened | Accepted | TurnedAway | Moving | Closed
+NetworkEvent = OfLink | Arrived | RefusedEarly | NetworkRefused
 News = Moved | PortMapped | Neighbour  # of where we are
-MembershipEvent = Opened | Accepted | TurnedAway | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
+MembershipEvent = (
+    Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
+)
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame

@@ -69,6 +69,8 @@ class Connection:
     answered: bool = False
     received: int = 0  # by the kernel, at the last measurement
     unread: int = 0  # of those, not yet taken by libzmq
+    acknowledged: int = 0  # of what we sent, at the last measurement
+    moves: bool = False  # whether bytes came since the measurement before, or left that waited in the kernel
     delivered: int = 0  # in whole messages, as wire bytes
     age: float = 0.0
     heard: bool = False  # a message came since `delivered` was last corrected (`_fault`)
@@ -95,12 +97,13 @@ class Connection:
 class Review:
     """The verdict: connections to cut, and links whose last frame was read.
 
-    `closed` are links that ended by themselves; `ended` includes those that we cut.
+    `closed` are links that ended by themselves; `ended` includes those that we cut. Bytes move over those in `moving`.
     """
 
     cuts: list[ConnectionCut] = field(default_factory=list)
     closed: list[Link] = field(default_factory=list)
     ended: list[Link] = field(default_factory=list)
+    moving: list[Link] = field(default_factory=list)
 
 
 class Connections:
@@ -217,9 +220,15 @@ class Connections:
             connection.drained = False
             connection.gone_before = connection.gone
 
-    def measure(self, number: int, received: int, unread: int) -> None:
-        """Note that the kernel received `received` bytes so far, of which `unread` wait in its buffer."""
+    def measure(self, number: int, received: int, unread: int, acknowledged: int = 0, unsent: int = 0) -> None:
+        """Note that the kernel received `received` bytes so far, of which `unread` wait in its buffer.
+
+        The other end acknowledged so many of ours, and `unsent` wait in the kernel for the line, or on it.
+        """
         connection = self._table[number]
+        leave = unsent > 0 and acknowledged > connection.acknowledged
+        connection.moves = leave or received > connection.received
+        connection.acknowledged = acknowledged
         connection.received, connection.unread = received, unread
         # No more can be delivered than was received. If the count is larger, it has frames of an earlier connection.
         connection.delivered = min(connection.delivered, received)
@@ -242,6 +251,8 @@ class Connections:
                 connection.age += elapsed
                 if reason := self._fault(connection):
                     result.cuts.append(self._cut(connection, reason))
+                elif connection.moves and connection.link is not None:
+                    result.moving.append(connection.link)
         result.cuts += self._judge_backlog()
         return result
 

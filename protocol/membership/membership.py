@@ -44,6 +44,7 @@ from protocol.events import (
     Message,
     Misfit,
     Moved,
+    Moving,
     Neighbour,
     Opened,
     PeerDown,
@@ -150,6 +151,10 @@ class Membership:
                 return self._opened(link, now, host)
             case Accepted(link, host):
                 self.links.accepted(link, host)
+                return []
+            case Moving(link):
+                if (node := self.links.live_node(link)) is not None:
+                    self.heard(node, now)
                 return []
             case Closed(link):
                 return self._closed(link, now)

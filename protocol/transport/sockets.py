@@ -22,12 +22,13 @@ log = structlog.get_logger()
 
 # libzmq's queues are bounded in messages and not in bytes, so we keep them short. What is to be sent waits in
 # `protocol.limits.send_queues`, what is received in the kernel. Of frames below `TRACKED_BYTES`, libzmq is handed
-# `SEND_QUEUE_MESSAGES` a link at a time (1 MiB). Of larger ones it is handed `IN_FLIGHT_BYTES`: it sends these without
-# a copy, and reports when it is done.
+# `SEND_QUEUE_MESSAGES` a link at a time (1 MiB). Of larger ones it is handed one chunk: it sends these without a copy,
+# and reports when it is done. The kernel's buffer grows with the line and keeps that busy meanwhile. What libzmq was
+# handed cannot be cancelled, and our short messages wait behind it.
 SEND_QUEUE_MESSAGES = 64
 RECEIVE_QUEUE_MESSAGES = 32
 TRACKED_BYTES = 16 << 10
-IN_FLIGHT_BYTES = 1 << 20
+IN_FLIGHT_BYTES = 128 << 10
 SOCKET_BUDGET = 32  # frames read from one socket before the others have their turn
 POLL_BUDGET = 128  # frames read in one poll, so that timers and publications are never starved
 HANDSHAKE_FAILED = (

@@ -27,17 +27,17 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from protocol.config import Limits
-from protocol.events import Accepted, Closed, Link, NetworkEvent, NetworkRefused, RefusedEarly
+from protocol.events import Accepted, Closed, Link, Moving, NetworkEvent, NetworkRefused, RefusedEarly
 from protocol.limits.connections import ConnectionCut, Connections
 from protocol.limits.networks import counts_as
 from protocol.limits.peer_scores import PENALTIES
 
-# struct tcp_info of Linux, stable since 4.2: the state, milliseconds since data came, bytes received.
-_STATE_AT, _LAST_DATA_AT, _RECEIVED_AT = 0, 52, 128
+# struct tcp_info of Linux, stable since 4.2: the state, milliseconds since data came, bytes acknowledged and received.
+_STATE_AT, _LAST_DATA_AT, _ACKNOWLEDGED_AT, _RECEIVED_AT = 0, 52, 120, 128
 _INFO_BYTES = 136
 _ESTABLISHED = 1
 # The kernel ends a connection that leads nowhere after 15 s, and its state says so; a broken one at once.
@@ -45,12 +45,16 @@ _SILENT_MS = 5_000
 _LINUX = sys.platform == "linux"
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Bytes `received` by the kernel since the connection began, of which `unread` wait in its buffer."""
+class Measured(NamedTuple):
+    """Bytes `received` by the kernel since the connection began, of which `unread` wait in its buffer.
+
+    Of ours, so many are `acknowledged`, and `unsent` wait in the kernel for the line, or on it.
+    """
 
     received: int
     unread: int
+    acknowledged: int
+    unsent: int
 
 
 class TcpView:
@@ -81,8 +85,11 @@ class TcpView:
         info = self._info()
         if info is None:
             return None
+        import termios
+
         # The order matters: what arrives between the two calls counts as unread, never as held.
-        return Measured(struct.unpack_from("=Q", info, _RECEIVED_AT)[0], self._unread())
+        acknowledged, received = struct.unpack_from("=QQ", info, _ACKNOWLEDGED_AT)
+        return Measured(received, self._waiting(termios.FIONREAD), acknowledged, self._waiting(termios.TIOCOUTQ))
 
     def was_ended_by_us(self) -> bool:
         """Tell, after libzmq closed its descriptor, whether libzmq itself ended the connection.
@@ -114,12 +121,11 @@ class TcpView:
             return None
         return info if len(info) == _INFO_BYTES else None
 
-    def _unread(self) -> int:
+    def _waiting(self, way: int) -> int:
+        """Return how many bytes wait in the kernel, one way or the other."""
         import fcntl
-        import termios
 
-        answer = fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, b"\0\0\0\0")
-        return int(struct.unpack("=i", answer)[0])
+        return int(struct.unpack("=i", fcntl.ioctl(self._socket.fileno(), way, b"\0\0\0\0"))[0])
 
 
 class TcpWatch:
@@ -217,7 +223,7 @@ class TcpWatch:
         for number in list(self._connections.numbers()):
             measured = self._views[number].measure()
             if measured is not None:
-                self._connections.measure(number, measured.received, measured.unread)
+                self._connections.measure(number, *measured)
 
     def drained(self, link: Link | None) -> None:
         """Note that the socket of a dialled link, or (None) of all inbound ones, was read until it was empty."""
@@ -227,6 +233,7 @@ class TcpWatch:
         """End a review: cut what breaks the rules; return the links whose newest connection has ended."""
         review = self._connections.review(now)
         self._carry_out(review.cuts)
+        self._events.extend(Moving(link) for link in review.moving)
         self._events.extend(Closed(link) for link in review.closed)
         return review.ended
 

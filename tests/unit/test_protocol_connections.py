@@ -219,6 +219,21 @@ def test_what_a_stranger_said_that_was_gone_before_it_was_read_is_not_delivered(
     assert table.took(2, inbound(1), [100]) == (True, [])
 
 
+def test_a_link_moves_while_bytes_come_or_those_leave_that_wait_for_its_line() -> None:
+    table = Table()
+    table.admit(1, inbound(1))
+
+    def moves(received: int, acknowledged: int, unsent: int) -> bool:
+        table.begin()
+        table.measure(1, received, 0, acknowledged, unsent)
+        return table.review(0.0).moving == [inbound(1)]
+
+    assert moves(900, 500, 0)
+    assert not moves(900, 600, 0), "a ping to a process that is stopped is acknowledged by its kernel"
+    assert moves(900, 700, 5_000) and not moves(900, 700, 5_000)
+    assert moves(901, 700, 5_000)
+
+
 @pytest.mark.parametrize("drained", [True, False])
 def test_a_dialled_link_is_measured_too(drained: bool) -> None:
     link = Link(b"d" * 32, dialled=True)

@@ -24,6 +24,7 @@ from protocol.events import (
     Item,
     ItemVerdict,
     Link,
+    Moving,
     Offer,
     Opened,
     OtherVersion,
@@ -775,6 +776,16 @@ def test_a_caller_for_whom_there_is_no_room_gets_the_manifest_nevertheless_and_a
     (answer,) = talk.hear(talk.frame(Kind.ASK_MANIFEST, b"", OTHER), OTHER_LINK)
     assert isinstance(answer, SendFrame) and manifest in answer.frame
     assert list(talk.core.membership.peers) == [PEER.node_id]
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_peer_of_which_a_frame_takes_minutes_is_not_thought_dead(moves: bool) -> None:
+    talk = Talk()
+    for second in range(2 * int(LAN.death_bound)):
+        if moves:
+            talk.core.handle(Moving(LINK), at(second))
+        talk.core.handle(Tick(), at(second))
+    assert talk.core.membership.deaths == (not moves)
 
 
 def test_what_never_became_a_link_is_counted() -> None:

@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,8 @@ import zmq
 from protocol.config import Limits
 from protocol.events import Accepted, Link, NetworkRefused, RefusedEarly
 from protocol.transport.sockets import Change, Monitor, Sources
-from protocol.transport.tcp import TcpWatch
+from protocol.transport.tcp import TcpView, TcpWatch
+from tests.waiting import wait_until
 
 DIALLED, CAME = Link(b"d" * 32, dialled=True), Link(b"c" * 32, dialled=False)
 
@@ -157,3 +159,24 @@ def test_whether_a_connection_has_ended_is_known_without_a_search_through_all_th
             assert monitor.take() == Change(zmq.EVENT_DISCONNECTED, descriptor)
         assert monitor.take() == Change(zmq.EVENT_ACCEPTED, 7) and not monitor.has_ended(7)
         assert monitor.take() is None
+
+
+def test_a_line_that_is_full_shows_in_what_waits_and_what_was_acknowledged() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        far, mine = connection(server)
+        view = TcpView(mine.fileno())
+        mine.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                mine.send(bytes(1 << 16))
+        full = view.measure()
+        assert full is not None and full.unsent > 0 and full.received == 0
+
+        def moved() -> bool:
+            far.recv(1 << 20)
+            now = view.measure()
+            return now is not None and now.acknowledged > full.acknowledged
+
+        wait_until(moved, 20)
+        for owned in (view, far, mine):
+            owned.close()
