@@ -29,12 +29,13 @@ from protocol.wire.envelope import (
     ItemId,
     Kind,
     chunk_hashes,
+    claimed_id,
     control_frame,
     digest_of_hashes,
     item_id,
     seal,
 )
-from protocol.wire.messages import NO_TOPIC, ItemChunk, ItemOutline, Ping
+from protocol.wire.messages import NO_TOPIC, Entry, Have, ItemChunk, ItemOutline, Ping
 from tests.protocol_hosts import ROOT, collect, running
 from tests.protocol_raw import raw_peer
 from tests.waiting import wait_until
@@ -300,11 +301,15 @@ def test_of_two_links_between_the_peer_and_a_host_both_keep_the_one_that_the_sma
 def test_the_host_and_the_peer_refuse_what_is_falsified(tmp_path: Path) -> None:
     with swarm_and_peer(tmp_path) as (host, _, invite, peer):
         good = item_of(peer.identity, invite, b"good")
-        for place in 0, 40, 120, len(good) - 1:  # in the key, the signature, the header, the body
-            peer.do("send", flipped(good, place).hex())
-        peer.do("send", good.hex())
+        places = 0, 40, 120, len(good) - 1  # in the key, the signature, the header, the body
+        for count, frame in enumerate([*(flipped(good, place) for place in places), good], 1):
+            entry = Entry(claimed_id(frame), len(frame))
+            peer.do("send", control_frame(Kind.HAVE, Have((entry,)).encode()).hex())
+            # The peer itself says DONT_HAVE, so it was asked.
+            wait_until(lambda: refusals(host).get("false_have") == count, 20)  # noqa: B023
+            peer.do("send", frame.hex())
         assert [item.body for item in collect(host, 1)] == [b"good"]
-        assert refusals(host) == {"forged": 4}
+        assert refusals(host) == {"forged": 4, "false_have": 5}
 
         signer = Identity.generate()
         good = item_of(signer, invite, b"good")

@@ -12,7 +12,7 @@
 //     send HEX               send these bytes to the first peer as they are
 //     receive HEX            treat these bytes as if that peer had sent them
 //
-// It leaves out what a peer may: it announces an item once it has all of it, and pushes nothing. It learns no addresses
+// It leaves out what a peer may: it announces an item only once it has all of it. It learns no addresses
 // and answers no DIAL_BACK: it believes the command line that it can be dialled there. It obeys no revocation list and
 // keeps no score of its peers. It forgets the uses of invites when it ends.
 
@@ -452,7 +452,7 @@ class Link {
     this.isLive = true;
     this.isGreeting = false;
     say("live", { node });
-    this.tell(INTEREST, 1, Buffer.alloc(0), 0); // every topic, and pushes
+    this.tell(INTEREST, 1, Buffer.alloc(0), 0); // every topic
     this.tellRecords(Buffer.alloc(0));
     if (!this.peer.manifest) this.send(control(ASK_MANIFEST, Buffer.alloc(0)));
     this.announce([...this.peer.held.keys()]);
