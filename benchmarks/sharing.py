@@ -85,8 +85,9 @@ class _Beside(NoExchange):
     def __init__(self, publish: Callable[[], None]) -> None:
         self._let_others_publish = publish
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def publish(self, groups: Sequence[Group]) -> int:
         self._let_others_publish()
+        return 0
 
 
 class _Fed(NetworkExchange):
@@ -99,10 +100,10 @@ class _Fed(NetworkExchange):
         self._warm = warm
         self.received = 0  # since it is warm
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def publish(self, groups: Sequence[Group]) -> int:
         self._warm -= 1
         self._let_peers_publish()
-        super().publish(groups)
+        return super().publish(groups)
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         shared = super().receive(known)

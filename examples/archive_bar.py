@@ -90,23 +90,23 @@ def make_archive(plan: Mapping[str, Any], folder: Path) -> dict[str, int]:
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        gossamer("found", "bar", "--archive", *found_words(settings), "--state", nodes[0], "--no-start", "--seed", 1)
-        running = [begin("node", "--state", nodes[0], log=folder / "n0.log")]
-        wait_for((nodes[0] / "address").exists, "the first maker")
-        invite = folder / "invite.txt"
-        invite.write_text(gossamer("invite", nodes[0]))
-        archive = folder / "archive"
-        words = ("--out", archive, "--state", folder / "keeper")
-        keeper = begin("archive", "run", f"@{invite}", *words, log=folder / "keeper.log")
-        others = set_words(without_tasks(settings))
-        for number, node in enumerate(nodes[1:], 1):
-            gossamer("join", f"@{invite}", "--state", node, *others, "--seed", number + 1, "--no-start")
-            running.append(begin("node", "--state", node, log=folder / f"n{number}.log"))
+        hub, invite = folder / "hub", folder / "invite.txt"
+        gossamer("found", "bar", "--archive", *found_words(settings), "--state", hub, "--no-start")
+        relays = [begin("node", "--state", hub, "--seed-only", log=folder / "hub.log")]
+        wait_for((hub / "address").exists, "the swarm's first node")
+        invite.write_text(gossamer("invite", hub))
+        words = ("--out", folder / "archive", "--state", folder / "keeper")
+        relays.append(begin("archive", "run", f"@{invite}", *words, log=folder / "keeper.log"))
+        changes = set_words(without_tasks(settings))
+        for number, node in enumerate(nodes):
+            gossamer("join", f"@{invite}", "--state", node, *changes, "--seed", number + 1, "--no-start")
+        running = [begin("node", "--state", node, log=folder / f"{node.name}.log") for node in nodes]
         for process in running:
             process.wait()
         time.sleep(2)  # the keeper scores what came last
-        keeper.send_signal(signal.SIGINT)
-        keeper.wait()
+        for relay in relays:
+            relay.send_signal(signal.SIGINT)
+            relay.wait()
         (folder / "done").touch()
     spent = [spent_in(iter_with_older(node / "metrics.jsonl")) for node in nodes]
     return {

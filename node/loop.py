@@ -18,7 +18,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -29,16 +29,15 @@ from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
-from node.exchange.drawing import PeerDraw
+from node.exchange.rounds import SwarmRounds
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
 from node.rollouts.own_results import OwnResult, OwnResults, own_result
-from node.rollouts.replay_buffer import ReplayBuffer, Shared, own_shared
+from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.rule import (
     SCALES,
     Candidate,
-    Draw,
     Pick,
     Rule,
     Sample,
@@ -50,11 +49,11 @@ from node.rollouts.rule import (
 )
 from node.rollouts.rules import RULES
 from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
-from node.swarm.sharing import GroupExchange, shared_form, traffic_row
+from node.swarm.sharing import GroupExchange
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
-from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Scoring, Verdict, late_as_none, latest_reason
+from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Verdict, late_as_none, latest_reason
 from node.tasks.task_set import TaskSet, outside
 from node.telemetry.metrics_file import MetricsLog, Row
 from node.telemetry.rollout_log import Drawn, external_rows, own_rows
@@ -97,7 +96,7 @@ class Loop:
     engine: RolloutEngine
     tasks: TaskSet
     buffer: ReplayBuffer
-    exchange: GroupExchange
+    exchange: InitVar[GroupExchange]
     metrics: MetricsLog
     record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
     journal: RoundJournal = field(default_factory=NoJournal)
@@ -116,10 +115,10 @@ class Loop:
     _longest_prompt: int = field(init=False)
     _encode_observation: Callable[[str], list[int]] = field(init=False)
     _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
-    _peers: PeerDraw = field(init=False)
+    swarm: SwarmRounds = field(init=False)
     _backfill_state: bytes = b""  # of an earlier start, where this one has no archive
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, exchange: GroupExchange) -> None:
         self._told_outside = {task.key for task in self.tasks.tasks if outside(task)}
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
         longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
@@ -131,7 +130,7 @@ class Loop:
         is_fed = self.config.network.enabled or sampling.source == "self" or self.backfill is not None
         draws = sampling.external and is_fed
         held_out = self.tasks.listed_held_out(SEED, asked) if draws else ()  # a node alone makes no rows for it
-        screen = ScreeningContext(
+        context = ScreeningContext(
             self.config.sampling,
             self.tasks,
             self.buffer.read,
@@ -143,7 +142,9 @@ class Loop:
             self.journal.barred,
         )
         journal = self.journal
-        self._peers = PeerDraw(screen, self.buffer, self.exchange, journal.now, journal.barred, journal.refused)
+        self.swarm = SwarmRounds(
+            self.seed, context, self.buffer, exchange, journal.now, journal.barred, journal.refused
+        )
 
     def check_rows(self) -> None:
         """Tell the log how the rows of each task are split, and how many are too long to be asked.
@@ -195,8 +196,8 @@ class Loop:
             screening = self._screening(version)
             if self.tasks.scores_in_workers:
                 if self.buffer.signers:
-                    self._peers.yardstick.measure(self._measurable)
-                screening.draw(self._peers.candidates(screening, version + 1))
+                    self.swarm.yardstick.measure(self._measurable)
+                screening.draw(self.swarm.candidates(screening, version + 1))
             began = time.monotonic()
             with self._timed("generate"):
                 completions = play(self.engine, self._episodes(questions, version))
@@ -215,13 +216,8 @@ class Loop:
                 with self._timed("share"):
                     self.row["rewards_outside"] = self._outside(own)
                     groups = [own_group.group for own_group in own]
-                    self.exchange.publish([group for group in groups if self.tasks.shared(group.task) is not None])
-                    received = self.exchange.receive(self.buffer.__contains__)
-                    now = self.journal.now()
-                    if sampling.source == "self":
-                        self.buffer.add(self._own_shared(own, now), now, first_round=version + 2)  # not in this round
-                    elif sampling.external:
-                        self.buffer.add(received, now, first_round=version + 1)
+                    self.swarm.publish(groups)
+                    self.swarm.receive(version + 1, groups)
                 with self._timed("draw"):
                     samples, drawn = self._draw(own, version, screening, max(min(self._own_parts), PEERS_S))
             self._check_held_out(screening.usable.values())
@@ -277,23 +273,18 @@ class Loop:
         self.row["time/train"] = time.perf_counter() - self._handed_over - self.row.get("time/eval", 0.0)
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
-        self.row |= {"swarm/buffer": len(self.buffer), **traffic_row(self.exchange.traffic())}
-        if taught := self.exchange.taught():
-            self.row["swarm/taught"] = taught
+        self.row |= self.swarm.figures()
         self.metrics.append(self.row | {key: value for key, value in logs.items() if key not in self.row})
-        self.exchange.finished(self.row, self.policy.name)
+        self.swarm.finish(self.row, self.policy.name)
 
     def _encode_prompt(self, item: Item) -> list[int] | None:
         prompt = self.policy.encode_prompt(item)
         return prompt if len(prompt) <= self._longest_prompt else None
 
-    def _fits(self, item: Item) -> bool:
-        return self._encode_prompt(item) is not None
-
     def _questions(self, version: int, count: int) -> list[Question]:
         questions = []
         for number in range(version * count, (version + 1) * count):
-            asked = self.tasks.ask(self.seed, number, self._fits)
+            asked = self.swarm.ask(number)
             prompt = None if asked is None else self._encode_prompt(asked.item)
             if asked is None or prompt is None:
                 has_tools = any(task.make(0).tools for task in self.tasks.tasks)
@@ -329,7 +320,7 @@ class Loop:
             if start_of(question.task) is None
             for episode in episodes
         ]
-        verdicts = iter(late_as_none(self.journal.judged(Scoring(answers, is_own=True).wait, PATIENCE_S)))
+        verdicts = iter(late_as_none(self.swarm.score(answers, PATIENCE_S)))
         groups = []
         for question, episodes in zip(questions, completions, strict=True):
             rewards = [episode.reward if start_of(question.task) else next(verdicts) for episode in episodes]
@@ -381,18 +372,10 @@ class Loop:
                 log.warning(told_outside(group.task.name, first, parts, getattr(task, "range", UNIT)))
         return count
 
-    def _own_shared(self, own: Sequence[EncodedGroup], now: float) -> list[Shared]:
-        """Return the groups that peers would get, as if they had come from a peer."""
-        return [own_shared(group, now) for own_group in own if (group := shared_form(own_group.group, self.tasks))]
-
     def _screening(self, version: int) -> Screening:
-        sampling = self.config.sampling
-        rng = random.Random(derive_seed(self.seed, "draw", version))
-        own = self.buffer.own_results
-        asked = Draw(
-            sampling.external, sampling.completions, SCALES[self.config.trainer.options.scale_rewards], rng, own.reward
-        )
-        return self._peers.begin(self.rule or RULES[sampling.rule], asked)
+        sampling, scale = self.config.sampling, SCALES[self.config.trainer.options.scale_rewards]
+        rule = self.rule or RULES[sampling.rule]
+        return self.swarm.begin(version + 1, rule, sampling.external, sampling.completions, scale)
 
     def _draw(
         self, own: Sequence[EncodedGroup], version: int, screening: Screening, seconds: float
@@ -402,9 +385,9 @@ class Loop:
         local = local_samples(own, sampling.local, screening.rule, screening.asked)
         if sampling.external == 0:
             return local, []
-        candidates = self._peers.fill(screening, version + 1, results, seconds)
-        now = self.journal.now()
-        used = self._peers.take(screening, version + 1, now, candidates)
+        candidates = self.swarm.fill(screening, version + 1, results, seconds)
+        now = self.swarm.now()
+        used = self.swarm.take(screening, version + 1, now, candidates)
         groups = screening.usable
         external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
         self.row |= {
@@ -427,9 +410,9 @@ class Loop:
         candidates = peers.left(self.backfill.candidates(slots, self.buffer.is_used_up))
         signers = {candidate.peer for candidate in candidates}
         rng = random.Random(derive_seed(self.seed, "backfill", version))
-        context = replace(self._peers.context, read=self.backfill.read)
+        context = replace(self.swarm.context, read=self.backfill.read)
         screening = Screening(context, peers.rule, replace(peers.asked, count=slots, rng=rng), len(signers))
-        screening.revoked = frozenset(self.exchange.revoked(signers))
+        screening.revoked = frozenset(self.swarm.exchange.revoked(signers))
         screening.fill(candidates, results, seconds)
         self.backfill.settle(screening.used, screening.refused, screening.liars)
         self.buffer.use(screening.used, version + 1, time.time())

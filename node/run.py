@@ -24,8 +24,8 @@ from node.archive.store import Archive
 from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import DivergedError, NonFiniteError, UserError
-from node.exchange.opening import open_buffer, share
-from node.journal import JOURNAL_FILE, Journal, NoJournal, RoundJournal, Start
+from node.exchange.opening import open_buffer, open_swarm
+from node.journal import JOURNAL_FILE, Journal, NoJournal, Start
 from node.loop import Loop, longest_prompt
 from node.operations.presets import rate_warning
 from node.policy.load import Policy, load_policy
@@ -35,8 +35,8 @@ from node.rollouts.rule import Rule, Sample
 from node.rollouts.screening import GroupBounds
 from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
 from node.swarm.averaging import exchange_weights
-from node.swarm.peering import Network, open_network
-from node.swarm.sharing import GroupExchange, NoExchange
+from node.swarm.peering import Network
+from node.swarm.sharing import GroupExchange
 from node.swarm.swarm_folder import load_manifest, split_of
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
@@ -44,7 +44,6 @@ from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics_file import MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.telemetry.round_log import RoundLog
-from node.telemetry.status_server import describe, observe
 from node.training.budget import Spent, is_done, progress, spent_in
 from node.training.checkpoint import A_DAY, Checkpoint, Writes, is_better, whole_checkpoint, write_score
 from node.training.evaluation import NOTHING_DECIDED, Decided, Evaluations, doubts
@@ -137,9 +136,12 @@ def _start(
     for line in doubts(folder, config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
-    exchange, limits, directory = stack.enter_context(
-        _exchange(config, folder, tasks, metrics, listening, journal or NoJournal())
+    saw = (journal or NoJournal()).saw
+    network, exchange, limits = stack.enter_context(
+        open_swarm(config, folder, tasks, metrics, saw, rounds=config.rounds)
     )
+    if network is not None:
+        listening(network)
     if config.threads:
         torch.set_num_threads(config.threads)
     log.info("loading", model=config.policy.model)
@@ -167,7 +169,7 @@ def _start(
         tasks,
         exchange,
         metrics,
-        directory,
+        None if network is None else network.host,
         journal,
         limits,
         checkpoint,
@@ -346,25 +348,6 @@ def _has_ended(config: NodeConfig, done: int, spent: Spent) -> bool:
     elif is_done(config, done, spent):
         log.info("the budget is spent", round=done, **spent._asdict(), more="start it with a larger one")
     return is_done(config, done, spent)
-
-
-@contextmanager
-def _exchange(
-    config: NodeConfig,
-    folder: Path,
-    tasks: TaskSet,
-    metrics: MetricsLog,
-    listening: Callable[[Network], None],
-    journal: RoundJournal,
-) -> Iterator[tuple[GroupExchange, GroupBounds, Host | None]]:
-    if not config.network.enabled:
-        yield NoExchange(), GroupBounds(0, 0), None
-        return
-    with open_network(config, folder) as network:
-        exchange, bounds = share(network, config, tasks, journal.saw)
-        with observe(config.observe, folder, lambda: describe(network, metrics.recent, config.rounds)):
-            listening(network)
-            yield exchange, bounds, network.host
 
 
 class _EndsAndSaves(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

@@ -14,7 +14,7 @@ A folder that has joined, or founded, is opened by `Exchange("member")`. It is a
 holds it, and after `kill -9` the next one goes on with the same key, asks new questions, and draws no group again that
 was drawn before.
 
-What a node does with its peers is done here by the same parts (`node.exchange.drawing`, `node.swarm.sharing`). A member
+What a node does with its peers is done here by the same parts (`node.exchange.rounds`, `node.swarm.sharing`). A member
 differs from a node in these:
 - Lengths are counted in characters: there is no tokenizer. A peer's answer of more than `sampling.max_length_ratio`
   times the usual length of the member's own is left out.
@@ -28,7 +28,6 @@ says what was waited for. Calls from several threads go one after the other. A w
 
 import asyncio
 import hashlib
-import random
 import statistics
 import threading
 import time
@@ -45,28 +44,25 @@ import structlog
 
 from node.config import NodeConfig, anchor_files, merge, parse_config
 from node.errors import UserError
-from node.exchange.drawing import PeerDraw
-from node.exchange.opening import open_buffer, share
+from node.exchange.opening import open_buffer, open_swarm
+from node.exchange.rounds import SwarmRounds
 from node.policy.prompt import chat_turns, plain_text
 from node.processes.threads import CallThread
 from node.rollouts.group import MAX_COMPLETIONS, MAX_NAME_BYTES, EncodedGroup, Episode, Group, Tokens, one_turn
 from node.rollouts.own_results import OwnResult, own_result
-from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.rule import Candidate, Draw, mean_advantages
+from node.rollouts.rule import Candidate, mean_advantages
 from node.rollouts.rules import RULES
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
-from node.swarm.peering import Network, open_network
-from node.swarm.sharing import NetworkExchange, shared_form, traffic_row
-from node.tasks import Item, Task, TaskKey, derive_seed, load_tasks
+from node.swarm.peering import Network
+from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
-from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Scoring, Verdict
+from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
 from node.telemetry.metrics_file import MetricsLog
-from node.telemetry.status_server import describe, observe
 from protocol.credentials.invite import Invite
 from protocol.storage import write_atomically
 
@@ -74,6 +70,7 @@ ASKED_FILE = "asked"  # how many questions were asked, in the folder
 START_S = 300.0  # joining takes half a minute at most; other people's tasks may take minutes to load
 CALL_S = 30.0
 GRACE_S = 1.0  # that a call may take beyond its `timeout`: what it began is ended in order
+MISSES = 32  # turns of tasks, one after the other, in which no question fits, after which `ask` gives up
 POLL_S = 0.05  # between two looks for groups while a draw waits
 MAX_METRICS_BYTES = 16 << 20  # one older file of the same size is kept beside it
 MAX_VERDICTS = 1 << 16  # that are remembered between `score` and `publish`: some 15 MB
@@ -131,13 +128,10 @@ class _OpenFolder(NamedTuple):
     """What an open folder has; all of it is used by the member's own thread alone, but for the network's host."""
 
     config: NodeConfig
-    seed: int
     tasks: TaskSet
     network: Network
-    sharing: NetworkExchange
     bounds: GroupBounds
-    buffer: ReplayBuffer
-    peers: PeerDraw
+    rounds: SwarmRounds
     metrics: MetricsLog
 
 
@@ -333,12 +327,7 @@ class Exchange:
 
     def statistics(self) -> dict[str, Any]:
         """Return what came and went so far, by the names of a node's metrics: `swarm/peers`, `swarm/rejected`, ..."""
-        sharing = self._parts.sharing
-        return {
-            "swarm/buffer": len(self._parts.buffer),
-            "swarm/taught": sharing.taught(),
-            **traffic_row(sharing.traffic()),
-        }
+        return {"swarm/taught": {}} | self._parts.rounds.figures()
 
     def close(self, *, timeout: float = CALL_S) -> None:
         """Leave the network and let go of the folder. Closing twice does nothing.
@@ -406,13 +395,15 @@ class Exchange:
             tasks = _answered_at_once(
                 load_tasks(config.tasks, swarm_folder.split_of(swarm_folder.load_manifest(self.folder)))
             )
-            network = stack.enter_context(open_network(config, self.folder))
-            sharing, bounds = share(network, config, tasks)
+            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_METRICS_BYTES)
+            network, sharing, bounds = stack.enter_context(open_swarm(config, self.folder, tasks, metrics, rounds=None))
+            assert network is not None, "_settled has seen to it"
             buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))
             self._asked = _read_count(self.folder / ASKED_FILE)
             self._round = buffer.last_round
+            each_draw_says = max(1, config.sampling.external)
             context = ScreeningContext(
-                config.sampling.model_copy(update={"max_surprise": 0.0, "source": "peers"}),
+                config.sampling.model_copy(update={"max_surprise": 0.0, "source": "peers", "external": each_draw_says}),
                 tasks,
                 buffer.read,
                 self._encode_prompt,
@@ -421,12 +412,9 @@ class Exchange:
                 judged=lambda judge, seconds: judge(seconds),
                 quotes_held_out=Quotations(tasks.listed_held_out(0, 0)).are_in,
             )
-            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_METRICS_BYTES)
-            stack.enter_context(observe(config.observe, self.folder, lambda: describe(network, metrics.recent, None)))
             keep_config(config, seed, self.folder)
             self._stack.enter_context(stack.pop_all())
-        peers = PeerDraw(context, buffer, sharing)
-        return _OpenFolder(config, seed, tasks, network, sharing, bounds, buffer, peers, metrics)
+        return _OpenFolder(config, tasks, network, bounds, SwarmRounds(seed, context, buffer, sharing), metrics)
 
     def _encode_prompt(self, item: Item) -> Sequence[int] | None:
         return () if self._fits(chat_turns(item, system_role=True)) else None
@@ -441,16 +429,17 @@ class Exchange:
 
     def _ask(self, count: int) -> list[AskedQuestion]:
         questions: list[AskedQuestion] = []
-        tried = 0
+        without = 0
         while len(questions) < count:
-            found = self._parts.tasks.ask(self._parts.seed, self._asked)
+            found = self._parts.rounds.ask(self._asked)
             self._asked += 1
-            tried += 1
-            if found is not None and self._encode_prompt(found.item) is not None:
+            without = without + 1 if found is None else 0
+            if found is not None:
                 questions.append(AskedQuestion(found.task.key, found.seed, found.item))
-                tried = 0
-            if tried == TRIES:
-                raise UserError(f"none of {TRIES} questions fits: give a `fits` that takes more, or other tasks")
+            if without == MISSES:
+                raise UserError(
+                    f"none of {MISSES * TRIES} questions fits: give a `fits` that takes more, or other tasks"
+                )
         write_atomically(self.folder / ASKED_FILE, f"{self._asked}\n".encode())  # before anybody sees them
         return questions
 
@@ -461,7 +450,7 @@ class Exchange:
             for text in texts
         }
         new = [text for text, key in keys.items() if key not in self._verdicts]
-        verdicts = Scoring([Answer(task, question.item, text) for text in new], is_own=True).wait(seconds)
+        verdicts = self._parts.rounds.score([Answer(task, question.item, text) for text in new], seconds)
         found = {text: self._verdicts[key] for text, key in keys.items() if key in self._verdicts}
         found |= {text: verdict for text, verdict in zip(new, verdicts, strict=True) if verdict != LATE}
         for text, verdict in found.items():
@@ -494,27 +483,23 @@ class Exchange:
         )
         lengths = [len(one.text) for one in made]
         self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
-        return shared_form(group, self._parts.tasks) is not None and self._parts.sharing.offer([group]) == 1
+        return self._parts.rounds.publish([group]) == 1
 
     def _begin(self, count: int) -> Screening:
-        self._parts.sharing.begin_round(count)
-        own = self._parts.buffer.own_results
-        rng = random.Random(derive_seed(self._parts.seed, "draw", self._round))
-        return self._parts.peers.begin(RULES["sapo"], Draw(count, MAX_COMPLETIONS, mean_advantages, rng, own.reward))
+        return self._parts.rounds.begin(self._round + 1, RULES["sapo"], count, MAX_COMPLETIONS, mean_advantages)
 
     def _fill(self, screening: Screening, seconds: float) -> list[Candidate]:
-        parts, number = self._parts, self._round + 1
-        with parts.buffer.transaction():
-            now = time.time()
-            parts.buffer.add(parts.sharing.receive(parts.buffer.__contains__), now, number)
-            results = parts.buffer.record_own_results(number, [result for result, _ in self._own])
-            return parts.peers.fill(screening, number, results, seconds)
+        rounds, number = self._parts.rounds, self._round + 1
+        with rounds.buffer.transaction():
+            rounds.receive(number)
+            results = rounds.buffer.record_own_results(number, [result for result, _ in self._own])
+            return rounds.fill(screening, number, results, seconds)
 
     def _take(self, screening: Screening, candidates: Sequence[Candidate]) -> list[DrawnGroup]:
         """Record the uses, which are on disk before anybody sees the groups."""
-        parts, number = self._parts, self._round + 1
-        with parts.buffer.transaction():
-            used = parts.peers.take(screening, number, time.time(), candidates)
+        rounds, number = self._parts.rounds, self._round + 1
+        with rounds.buffer.transaction():
+            used = rounds.take(screening, number, rounds.now(), candidates)
         self._round = number
         by_task: dict[str, list[float]] = {}
         for own, rewards in self._own:
@@ -528,12 +513,10 @@ class Exchange:
             "generated": len(made),
             "groups_external": len(used),
             "swarm/taught_by": dict(Counter(one.peer for one in used)),
-            "swarm/taught": parts.sharing.taught(),
-            "swarm/buffer": len(parts.buffer),
-            **traffic_row(parts.sharing.traffic()),
+            **rounds.figures(),
         }
-        parts.metrics.append(row)
-        parts.sharing.finished(row, self._policy)
+        self._parts.metrics.append(row)
+        rounds.finish(row, self._policy)
         self._own.clear()
         return [self._drawn(screening.usable[one.id], one.peer) for one in used]
 

@@ -1,9 +1,10 @@
-"""What stands between a node's folder and its peers: what is shared over the network, and the replay buffer."""
+"""Opens what stands between a node's folder and its peers: the network, what is shared over it, the replay buffer."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -12,11 +13,13 @@ from node.errors import UserError
 from node.rollouts.replay_buffer import ReplayBuffer
 from node.rollouts.screening import GroupBounds, ReadGroup
 from node.swarm.agreed_tasks import check_rules
-from node.swarm.peering import Network, agent, item_life
+from node.swarm.peering import Network, agent, item_life, open_network
 from node.swarm.reports import reporter_of
-from node.swarm.sharing import NetworkExchange
+from node.swarm.sharing import GroupExchange, NetworkExchange, NoExchange
 from node.swarm.swarm_folder import lasting
 from node.tasks.task_set import TaskSet
+from node.telemetry.metrics_file import MetricsLog
+from node.telemetry.status_server import describe, observe
 from protocol.credentials.manifest import ManifestLimits
 
 BUFFER_FILE = "pool.sqlite"
@@ -24,16 +27,48 @@ BUFFER_FILE = "pool.sqlite"
 log = structlog.get_logger()
 
 
-def share(
-    network: Network, config: NodeConfig, tasks: TaskSet, saw: Callable[[ReadGroup], None] = lambda seen: None
-) -> tuple[NetworkExchange, GroupBounds]:
-    """Share groups of `tasks` over a network, by its swarm's rules; return the bounds of a group beside it.
+class OpenSwarm(NamedTuple):
+    """A node's way to its peers, and the bounds of a peer's group; without a network for a node alone."""
 
-    `saw` is told of every item that is read as a group.
+    network: Network | None
+    exchange: GroupExchange
+    bounds: GroupBounds
+
+
+NO_SWARM = OpenSwarm(None, NoExchange(), GroupBounds(0, 0))
+
+
+@contextmanager
+def open_swarm(
+    config: NodeConfig,
+    folder: Path,
+    tasks: TaskSet,
+    metrics: MetricsLog,
+    saw: Callable[[ReadGroup], None] = lambda seen: None,
+    *,
+    rounds: int | None,
+) -> Iterator[OpenSwarm]:
+    """Open the network of the node in `folder` for a block, share groups of `tasks` over it, and serve its status.
+
+    `saw` is told of every item that is read as a group. The status tells of `metrics`, and of how many `rounds` are to
+    be done, if that is known. A configuration without a network opens nothing.
 
     Raises:
-        UserError: no peer would take what the node makes.
+        UserError: no peer would take what the node makes, or the configuration cannot be used.
     """
+    if not config.network.enabled:
+        yield NO_SWARM
+        return
+    with open_network(config, folder) as network:
+        exchange, bounds = _share(network, config, tasks, saw)
+        with observe(config.observe, folder, lambda: describe(network, metrics.recent, rounds)):
+            yield OpenSwarm(network, exchange, bounds)
+
+
+def _share(
+    network: Network, config: NodeConfig, tasks: TaskSet, saw: Callable[[ReadGroup], None]
+) -> tuple[NetworkExchange, GroupBounds]:
+    """Share groups of `tasks` over a network, by its swarm's rules; return the bounds of a group beside it."""
     limits = ManifestLimits()
     if network.manifest is not None:
         check_rules(network.manifest, tasks, config.sampling.completions)

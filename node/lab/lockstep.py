@@ -329,14 +329,18 @@ class MailExchange:
         self._place = 0
         self._sent = self._received = self._items_sent = self._items_received = 0
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def begin_round(self, external: int) -> None:
+        """Ask nobody: all that is posted comes."""
+
+    def publish(self, groups: Sequence[Group]) -> int:
         """Post this round's groups."""
         self._next_round()
         if self._witness is not None:
             self._witness.saw(self._round, groups)
-        for group in groups:
-            if (shared := shared_form(group, self._mail.tasks)) is not None:
-                self._post(shared)
+        posted = [shared for group in groups if (shared := shared_form(group, self._mail.tasks)) is not None]
+        for group in posted:
+            self._post(group)
+        return len(posted)
 
     def slow_down(self, pause: Callable[[], None]) -> None:
         """Let each round take two of the others', in the second of which this node does nothing but call `pause`."""
@@ -395,7 +399,7 @@ class HostileExchange(MailExchange):
         self._count = attack.groups
         self._config = config
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def publish(self, groups: Sequence[Group]) -> int:
         """Post the attack's groups in place of this round's, under each of its keys in turn."""
         self._next_round()
         config = self._config
@@ -409,5 +413,7 @@ class HostileExchange(MailExchange):
             config.engine.max_completion_length - 1,  # of one token each, and the end of text
             random.Random(derive_seed(config.seed, "attack", self._round)),
         )
-        for at, group in enumerate(self._attack.publish(scene)):
+        posted = self._attack.publish(scene)
+        for at, group in enumerate(posted):
             self._post(group, at % self._attack.keys)
+        return len(posted)

@@ -51,8 +51,12 @@ RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host'
 class GroupExchange(Protocol):
     """How a round shares its groups and gets others'. No method waits."""
 
-    def publish(self, groups: Sequence[Group]) -> None:
-        """Offer this round's own groups to the swarm."""
+    def begin_round(self, external: int) -> None:
+        """Note that a round begins that draws so many of peers' groups: the demand follows."""
+        ...
+
+    def publish(self, groups: Sequence[Group]) -> int:
+        """Offer this round's own groups to the swarm; return how many were sent."""
         ...
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
@@ -88,8 +92,12 @@ class GroupExchange(Protocol):
 class NoExchange:
     """A node alone."""
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def begin_round(self, external: int) -> None:
+        """Ask nobody."""
+
+    def publish(self, groups: Sequence[Group]) -> int:
         """Drop the groups: nobody is there."""
+        return 0
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         """Return nothing."""
@@ -182,24 +190,16 @@ class NetworkExchange:
         self._topics = self._always
         self._subscribe()
 
-    def publish(self, groups: Sequence[Group]) -> None:
-        """Hand the round's groups to the network thread, in their `shared_form`.
-
-        One that peers would refuse, or that the network thread has no room for, is counted, not sent.
-        """
-        self.begin_round()
-        self.offer(groups)
-
-    def begin_round(self, external: int | None = None) -> None:
-        """Note that a round begins: the demand follows.
-
-        `external` is how many of peers' groups it draws, if it is another number than before.
-        """
+    def begin_round(self, external: int) -> None:
+        """See `GroupExchange.begin_round`."""
         if self._demand.next_round(time.monotonic(), external):
             self._subscribe()
 
-    def offer(self, groups: Sequence[Group]) -> int:
-        """Do what `publish` does, within a round; return how many groups the network thread has taken."""
+    def publish(self, groups: Sequence[Group]) -> int:
+        """Hand groups to the network thread, in their `shared_form`; return how many it has taken.
+
+        One that peers would refuse, or that the network thread has no room for, is counted, not sent.
+        """
         sent = 0
         for group in filter(None, (shared_form(one, self._tasks) for one in groups)):
             body, topic = encode(group), topic_of_group(group)

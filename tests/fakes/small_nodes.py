@@ -47,6 +47,7 @@ def run(config: NodeConfig, folder: Path, reports_s: int, praised: Sequence[Node
         number, reported = 0, False
         while True:
             number += 1
+            exchange.begin_round(8)
             exchange.publish([group_of(tasks, task, rng, lies=bool(praised))])
             for shared in exchange.receive(lambda _: False):
                 if is_true(shared.group, task):

@@ -119,11 +119,11 @@ def test_its_groups_are_marked_where_no_archive_may_keep_them(
     options: list[str], founder: Exchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[bool] = []
-    offer = NetworkExchange.offer
+    publish = NetworkExchange.publish
     monkeypatch.setattr(
         NetworkExchange,
-        "offer",
-        lambda self, groups: sent.extend(group.kept for group in groups) or offer(self, groups),
+        "publish",
+        lambda self, groups: sent.extend(group.kept for group in groups) or publish(self, groups),
     )
     with chat_server(half_right) as (url, _):
         words = ["answer", f"@{tmp_path / 'invite'}", "--url", url, "--model", "tiny", "--state", str(tmp_path / "a")]

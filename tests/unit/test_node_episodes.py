@@ -392,8 +392,9 @@ class Peer(NoExchange):
         self.reasons: list[str] = []
         self.published: list[Group] = []
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def publish(self, groups: Sequence[Group]) -> int:
         self.published += groups
+        return len(groups)
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         now = time.time()

@@ -145,7 +145,7 @@ def test_a_liar_is_reported_and_its_other_groups_are_not_drawn(
         lies = [group_of(one, (0.0, 1.0)) for one in pupil.ask(2)]
         true = [group_of(one, (1.0, 0.0)) for one in pupil.ask(2)]
         wait_until(lambda: network.host.counters().peers, 20, "the liar to be linked")
-        assert liar.offer([*lies, *true]) == 4
+        assert liar.publish([*lies, *true]) == 4
         wait_until(lambda: pupil.statistics()["swarm/items_received"] >= 4, 20, "the liar's groups")
         questions = teach(teacher, 2)
         assert texts(pupil.draw(8, least=2)) == sorted(one.text for one in questions)

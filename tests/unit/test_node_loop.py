@@ -732,8 +732,9 @@ class Swarm(Peer):
         self.out: set[str] = set()
         self.came = 0
 
-    def publish(self, groups: Sequence[Group]) -> None:
+    def publish(self, groups: Sequence[Group]) -> int:
         self.published += groups
+        return len(groups)
 
     def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
         groups = self.rounds.pop(0) if self.rounds else ()
@@ -1136,6 +1137,6 @@ def test_a_round_waits_for_peers_by_the_shortest_of_its_own_parts_of_late(
         return judge(seconds)
 
     monkeypatch.setattr(loop.journal, "judged", judged)
-    loop._peers = replace(loop._peers, context=replace(loop._peers.context, judged=judged))
+    loop.swarm.context = replace(loop.swarm.context, judged=judged)
     list(loop.rounds(0))
     assert [seconds for seconds in waits if seconds != PATIENCE_S] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)

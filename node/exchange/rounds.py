@@ -1,33 +1,41 @@
-"""A round's draw of peers' groups: what is drawn is screened, lies are reported, and uses are remembered.
+"""A node's rounds with its swarm: ask, score, publish, receive, draw. Its loop goes by this, and `Exchange` does.
 
-    buffer -> candidates -> screened (node.rollouts.screening) -> refused: buried, and its signer reported if it lied
-                                                               -> usable: a use of it is recorded, once it is taken
+    own      ask -> (answered by whoever holds this) -> score -> publish
+    peers'   receive -> buffer -> candidates -> screened (node.rollouts.screening)
+                 -> refused: buried, and its signer reported if it lied
+                 -> usable: a use of it is recorded, once it is taken
 
-A round begins, fills and takes. It may fill several times before it takes, as groups come. A round that is not taken
-has used nothing.
+A draw begins, fills and takes. It may fill several times before it takes, as groups come. A draw that is not taken has
+used nothing. Nothing here waits, but for verdicts. One thread owns it.
 """
 
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from node.rollouts.group import Group
 from node.rollouts.own_results import OwnResults
-from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.rule import Candidate, Draw, Rule
+from node.rollouts.replay_buffer import ReplayBuffer, own_shared
+from node.rollouts.rule import Candidate, Draw, Rule, Scale
 from node.rollouts.screening import Barred, RefusedGroup, Screening, ScreeningContext
 from node.rollouts.slow_texts import RoundBudgets, SlowSigners, Yardstick
-from node.swarm.sharing import GroupExchange
-from node.tasks import TaskKey
+from node.swarm.sharing import GroupExchange, shared_form, traffic_row
+from node.tasks import TaskKey, derive_seed
+from node.tasks.scoring.verdicts import Answer, MaybeLate, Scoring
+from node.tasks.task_set import TrainingQuestion
 
 
-@dataclass(frozen=True, slots=True)
-class PeerDraw:
-    """The parts that every round's draw needs.
+@dataclass(slots=True)
+class SwarmRounds:
+    """A node's side of its swarm, or of none.
 
     Args:
-        context: of the screening.
+        seed: the node's: from it follow the questions that it asks, and what it draws.
+        context: of the screening, with the tasks and the bounds on what a peer may teach.
         buffer: that holds peers' groups.
-        exchange: that is told of refused groups and of the demand.
+        exchange: that carries groups, and is told of refused ones and of the demand.
         now: the time, Unix seconds.
         find_barred: calls its argument, which returns signers that are kept out.
         note_refused: is told of each refused group.
@@ -35,6 +43,7 @@ class PeerDraw:
         yardstick: says how long a text of this node's own takes.
     """
 
+    seed: int
     context: ScreeningContext
     buffer: ReplayBuffer
     exchange: GroupExchange
@@ -44,8 +53,40 @@ class PeerDraw:
     slow_signers: SlowSigners = field(default_factory=SlowSigners)
     yardstick: Yardstick = field(default_factory=Yardstick)
 
-    def begin(self, rule: Rule, asked: Draw) -> Screening:
-        """Return the screening of a new round, with nothing drawn yet."""
+    def ask(self, number: int) -> TrainingQuestion | None:
+        """Return question `number` (from 0) of this node, never a held-out one; None if none that fits is found.
+
+        Raises:
+            UserError: the task whose turn it is raises for every seed.
+        """
+        return self.context.tasks.ask(self.seed, number, lambda item: self.context.encode_prompt(item) is not None)
+
+    def score(self, answers: Sequence[Answer], seconds: float) -> list[MaybeLate]:
+        """Return the verdict on each own answer, or that it is late, within `seconds`."""
+        return self.context.judged(Scoring(answers, is_own=True).wait, seconds)
+
+    def publish(self, groups: Sequence[Group]) -> int:
+        """Offer own groups to the swarm, none of a task that is not shared; return how many were sent."""
+        return self.exchange.publish([group for group in groups if self.context.tasks.shared(group.task) is not None])
+
+    def receive(self, round_number: int, own: Sequence[Group] = ()) -> None:
+        """Put what came from peers into the buffer, to be drawn from this round on.
+
+        Where `sampling.source` says so, this round's `own` groups take their place, from the next round on.
+        """
+        received = self.exchange.receive(self.buffer.__contains__)
+        now, sampling = self.now(), self.context.sampling
+        if sampling.source == "self":
+            mine = [own_shared(shared, now) for group in own if (shared := shared_form(group, self.context.tasks))]
+            self.buffer.add(mine, now, first_round=round_number + 1)
+        elif sampling.external:
+            self.buffer.add(received, now, first_round=round_number)
+
+    def begin(self, round_number: int, rule: Rule, count: int, completions: int, scale: Scale) -> Screening:
+        """Return the screening of a new round's draw of at most `count` groups; nothing is drawn yet."""
+        self.exchange.begin_round(count if self.context.sampling.source == "peers" else 0)
+        rng = random.Random(derive_seed(self.seed, "draw", round_number - 1))
+        asked = Draw(count, completions, scale, rng, self.buffer.own_results.reward)
         budgets = RoundBudgets(self.slow_signers.has_standing, self.yardstick.usual)
         return Screening(self.context, rule, asked, len(self.buffer.signers), budgets)
 
@@ -86,6 +127,16 @@ class PeerDraw:
         left = sum(one.informative for one in screening.left(candidates))
         self.exchange.drew(len(used), left, self._asks_for_easy(screening))
         return used
+
+    def figures(self) -> dict[str, Any]:
+        """Return the swarm's part of a round's row of metrics."""
+        taught = self.exchange.taught()
+        counts = {"swarm/buffer": len(self.buffer), **traffic_row(self.exchange.traffic())}
+        return counts | ({"swarm/taught": taught} if taught else {})
+
+    def finish(self, row: Mapping[str, Any], model: str) -> None:
+        """Note that a round of `model` is done, with its metrics: a report to the swarm may be due."""
+        self.exchange.finished(row, model)
 
     def _refuse(self, screening: Screening, round_number: int) -> None:
         aside = self.buffer.of_signers(screening.set_aside)
