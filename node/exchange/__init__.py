@@ -2,11 +2,11 @@
 
 member     `Exchange`: join, ask, score, publish, draw, from any program
 opening    what stands between a node's folder and its peers: the network, what is shared, the replay buffer
-drawing    a round's draw of peers' groups, with lies reported and uses remembered
+rounds     a node's rounds with its swarm: ask, score, publish, receive, draw; lies are reported, uses remembered
 answering  a member that only answers: the swarm's questions, an endpoint's answers, and budgets
 endpoint   a model behind an OpenAI-compatible URL
 
-A node's run opens its part of the swarm by `opening`, and its loop draws by `drawing`, as `Exchange` does. Nothing here
+A node's run opens its part of the swarm by `opening`, and its loop goes by `rounds`, as `Exchange` does. Nothing here
 needs torch: no model, no tokenizer, no engine.
 """
 
