@@ -116,7 +116,7 @@ def answer(plan: Mapping[str, Any], model: Path, folder: Path) -> dict[str, Any]
                 words = ("--plain", "--completions", plan["completions"], "--max-tokens", 16, "--at-once", 2)
                 url = f"http://127.0.0.1:{PORT}/v1"
                 many = ("--questions", plan["questions"], "--state", folder / "a0")
-                gossamer("answer", invite.strip(), "--url", url, "--model", "policy", *words, *many)
+                gossamer("answer", invite.strip(), "--url", url, "--model", served.name, *words, *many)
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()

@@ -6,7 +6,7 @@ buffer, and nobody is asked for them. Each is screened as a peer's is (`node.rol
 Files are gone through in the order of their names, which are hashes, from a cursor on. Groups that were read and not
 drawn wait for the next rounds. A group that was used or refused is remembered for good, by its question and texts, so
 another signature on the same texts makes no further use of them. Once `MAX_DONE` are remembered, back-fill ends. It
-also ends with the last file; the next start begins again at the first one, for files that were added meanwhile.
+also ends with the last file. A later start begins again at the first one if files were added meanwhile, and only then.
 
 All of that is in each checkpoint, as it was when the checkpoint's last round was done: a round that is done again draws
 the same.
@@ -45,10 +45,11 @@ log = structlog.get_logger()
 @dataclass(frozen=True, slots=True)
 class _State:
     """The manifest's hash, the name of the last file that was read, names of groups that wait, ids of texts that are
-    used up or refused; all in hex.
+    used up or refused; all in hex. `files` is how many files the archive had.
     """
 
     manifest: str
+    files: int
     cursor: str = ""
     waiting: tuple[str, ...] = ()
     done: tuple[str, ...] = ()
@@ -87,7 +88,7 @@ class Backfill:
                 self._cursor = state.cursor
                 for name in state.waiting:
                     self._read(name)
-            if not self._waiting and not self._is_more():
+            if not self._waiting and not self._is_more() and state.files != len(self._names):
                 self._cursor = ""
         self.commit()
 
@@ -173,7 +174,8 @@ class Backfill:
         self._waiting[name] = candidate
 
     def _state(self) -> _State:
-        return _State(self._archive.manifest.hash.hex(), self._cursor, tuple(self._waiting), tuple(self._done))
+        manifest, files = self._archive.manifest.hash.hex(), len(self._names)
+        return _State(manifest, files, self._cursor, tuple(self._waiting), tuple(self._done))
 
 
 def _candidate(archived: ArchivedGroup) -> Candidate:
@@ -188,6 +190,7 @@ def _load(path: Path) -> _State | None:
         return None
     try:
         tree: Mapping[str, Any] = json.loads(data)
-        return _State(str(tree["manifest"]), str(tree["cursor"]), tuple(tree["waiting"]), tuple(tree["done"]))
+        files, cursor = int(tree["files"]), str(tree["cursor"])
+        return _State(str(tree["manifest"]), files, cursor, tuple(tree["waiting"]), tuple(tree["done"]))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: delete it; archived groups may be used again") from None

@@ -56,9 +56,11 @@ def export_rows(archive: Archive, judge: GroupJudge, out: Path, *, plain: bool) 
     With `plain`, prompt and completion are texts, else turns of a chat. The file is there whole or not at all.
 
     Raises:
-        UserError: the file is there already, or a README.md beside it that is no card of an export.
+        UserError: the file is there already or named as its card is, or a README.md beside it is no card of an export.
     """
     card = out.with_name(CARD_FILE)
+    if out == card:
+        raise UserError(f"{out} is the name of the card beside the rows: choose another, such as rows.jsonl")
     if out.exists():
         raise UserError(f"{out} exists already: choose another file, or delete it")
     if card.exists() and f"\n{HELD_OUT}:".encode() not in read_bounded(card, FRONT_BYTES):

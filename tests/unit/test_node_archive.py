@@ -387,6 +387,8 @@ def test_an_export_replaces_nothing_and_its_card_has_the_swarms_salt_and_share(
     capsys.readouterr()
     (tmp_path / "README.md").write_text("# My project\n")
     assert "choose a folder of its own" in refused(tmp_path / "rows.jsonl")
+    assert "README.md is the name of the card" in refused(tmp_path / "new" / "README.md")
+    assert not (tmp_path / "new").exists()
     assert (tmp_path / "README.md").read_text() == "# My project\n" and not (tmp_path / "rows.jsonl").exists()
 
 

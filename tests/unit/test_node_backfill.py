@@ -114,6 +114,22 @@ def test_what_was_read_and_not_drawn_waits_and_a_start_from_a_checkpoint_draws_t
     assert again.candidates(2, lambda texts: texts == drawn[0].texts)[0] == drawn[1], "a peer's group had these texts"
 
 
+def test_groups_that_were_passed_over_come_again_only_once_the_archive_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITING_PER_SLOT", 2)
+    folder = add(tmp_path / "a", *map(group_on, ASKED[:12]))
+    source = opened(folder)
+    used = drain(source)
+    assert 0 < len(used) < 12, "older ones were passed over"
+    source.save(tmp_path)
+    again = opened(folder, tmp_path)
+    assert drain(again) == [], "a node that was not killed draws no more either"
+    again.save(tmp_path)
+    add(folder, group_on(ASKED[12]))
+    assert ASKED[12] in drain(opened(folder, tmp_path), slots=8)
+
+
 def test_back_fill_ends_when_no_more_can_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DONE", 3)
     folder = add(tmp_path / "a", *map(group_on, ASKED[:9]))
