@@ -170,8 +170,8 @@ class EngineConfig(Section):
     )
     placement: list[int] | list[str] = Field(
         [],
-        description="GPUs by number, for vLLM alone, of which it takes all for one model; or vLLM servers, "
-        "'http://HOST:PORT', each of which gets a part of a round's questions; default: the trainer's own device",
+        description="GPUs by number, for vLLM, on each of which it has an engine, unless the model needs several; or "
+        "vLLM servers, 'http://HOST:PORT'; each gets parts of a round's questions; default: the trainer's own device",
     )
     timeout: float = Field(1800.0, gt=0, description="seconds that a start, a batch or a weight update may take")
     ahead: int = Field(
@@ -216,8 +216,14 @@ class EngineConfig(Section):
 
     @property
     def devices(self) -> list[int]:
-        """The GPUs of vLLM alone; empty where it shares the trainer's."""
+        """The GPUs of vLLM; empty where it has the trainer's."""
         return [one for one in self.placement if isinstance(one, int)]
+
+    def beside(self, processes: int) -> "EngineConfig":
+        """Return this configuration for a node that trains on so many GPUs: each has an engine of vLLM."""
+        if self.kind != "vllm" or self.placement or processes == 1:
+            return self
+        return self.model_copy(update={"placement": list(range(processes))})
 
     @property
     def servers(self) -> list[str]:

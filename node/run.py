@@ -158,7 +158,8 @@ def _start(
     trained = sum(weight.numel() for weight in policy.model.parameters() if weight.requires_grad)
     if line := rate_warning(config.trainer, trained):
         log.warning(line)
-    engine = make_engine(config.engine, policy, folder)
+    cards = ranks.count if policy.model.device.type == "cuda" else 1
+    engine = make_engine(config.engine.beside(cards), policy, folder)
     stack.callback(engine.close)
     return Parts(
         config,

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from node.config import EngineConfig
 from node.errors import UserError, how_to_install
-from node.policy.memory import ModelSize
+from node.policy.memory import Machine, ModelSize, cards_of, divides_heads
 
 LOOK_S = 2.0  # for an answer of another program
 CANNOT_RUN = "cannot run engine.vllm.python={python!r} ({reason}): name a Python that has vLLM"
@@ -26,17 +26,14 @@ def missing(kind: str, config: EngineConfig) -> str:
     return _no_server(config.servers)
 
 
-def check_split(size: ModelSize, cards: int) -> None:
-    """Raise `UserError` where a model's attention heads cannot be shared out evenly among so many of vLLM's cards."""
-
-    def divides(count: int) -> bool:
-        return size.heads % count == 0 and (size.kv_heads % count == 0 or count % size.kv_heads == 0)
-
-    if cards and not divides(cards):
-        fewer = next(count for count in range(cards, 0, -1) if divides(count))
+def check_split(size: ModelSize, config: EngineConfig, machine: Machine) -> None:
+    """Raise `UserError` where no engine of vLLM can share the model's attention heads out evenly among its GPUs."""
+    cards = len(cards_of(size, config, machine)[0])
+    if cards and not divides_heads(size, cards):
+        fewer = next(count for count in range(cards, 0, -1) if divides_heads(size, count))
         raise UserError(
-            f"engine.placement names {cards} GPUs, and vLLM shares the model's {size.heads} attention heads out evenly "
-            f"({size.kv_heads} of keys and values): name {fewer} of them"
+            f"engine.placement names {cards} GPUs for a model that does not fit one, and vLLM shares its {size.heads} "
+            f"attention heads out evenly ({size.kv_heads} of keys and values): name {fewer} of them"
         )
 
 

@@ -1,18 +1,37 @@
-"""Rollouts by vLLM, in a child process that is given the trainer's weights before each round.
+"""Rollouts by vLLM, in child processes that are given the trainer's weights before each round.
 
-The child (`vllm_worker.py`) may have an interpreter and packages of its own: vLLM pins versions that a trainer need not
+A child (`vllm_worker.py`) may have an interpreter and packages of its own: vLLM pins versions that a trainer need not
 share. Weights go to it through shared memory, or adapters alone, and each hand-over is probed (`hand_over`). Nothing is
 handed over when nothing has changed.
 
 On the trainer's own GPU the two take turns: vLLM sleeps while the policy is trained. It stays awake on other GPUs, and
 where it generates ahead.
+
+**Several engines** (data parallel): one on each GPU of `engine.placement`, or on as many as the model needs. With
+several processes and no placement, one on the GPU of each. The rules:
+
+- The prompts of a batch are cut into parts, whose number depends on the settings alone: at least one for each engine,
+  of at most `PART` completions. An engine that is free takes the next part, so a slow one takes fewer.
+- Each prompt has a seed of its own, whichever engine has it. If an engine fails, another generates its whole part
+  again. So a round depends on weights, prompts and seeds alone, as far as vLLM itself does.
+- While other engines wait for nothing but the last parts, an engine that takes `PATIENCE` times as long for one as the
+  slowest part took, and `GRACE_S` more, counts as failed.
+- An engine that failed once is started anew by the next `load`, or at once where no other is left. If it fails again
+  before it has generated a part, it is left out for good, and a line says so. Without any engine, `EngineError`.
+- An engine that does not compute with what it was given ends the node: others would soon do the same.
 """
 
+import math
 import os
+import queue
 import sys
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import structlog
 import torch
@@ -34,18 +53,22 @@ from node.engines.hand_over import (
 from node.engines.missing import CANNOT_RUN, no_vllm
 from node.engines.vllm_worker import EXIT_NO_VLLM
 from node.errors import UserError
+from node.policy.detection import detect_machine, size_of
 from node.policy.load import Policy
-from node.policy.memory import VLLM_CPU_CACHE, vllm_sleeps
+from node.policy.memory import VLLM_CPU_CACHE, cards_of, vllm_sleeps
 from node.processes.machine import free_memory
+from node.processes.threads import on_daemon
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 BFLOAT16 = (8, 0)  # the least compute capability of an NVIDIA GPU that has it; T4, V100 and RTX 20 have less
 LESS = 0.8  # of its last part of a GPU, if it did not start for want of memory
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "is less than desired gpu memory utilization")
+PART = 256  # completions: vLLM computes about as many together, and more would wait for their turn
+PATIENCE, GRACE_S = 3.0, 30.0
+FAILURES = 2  # in a row, after which an engine is left out
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
@@ -55,7 +78,7 @@ def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
 
 
 class VllmEngine:
-    """Generates with vLLM. A child that dies is replaced by one with the same weights, but not twice in a row.
+    """Generates with one or several engines of vLLM. A child that dies is replaced by one with the same weights.
 
     Generation is deterministic in (weights, prompts, n, sampling, seed) as far as vLLM is:
     on a CPU, yes. `load` and `generate` raise `EngineError`, `NonFiniteError` and `WeightMismatchError`.
@@ -63,89 +86,183 @@ class VllmEngine:
     Args:
         policy: whose weights are taken, and whose tokenizer reads the completions.
         config: the engine's part of the configuration.
-        folder: the node's; the child's log is kept in it, and the shape of the model.
-        worker: the child's program.
-
-    Attributes:
-        restarts: how often a child died and was replaced.
+        folder: the node's; the children's logs are kept in it, and the shape of the model.
+        worker: the children's program.
     """
 
     def __init__(self, policy: Policy, config: EngineConfig, folder: Path, *, worker: Path = WORKER) -> None:
-        self.restarts = 0
         self._policy = policy
         self._config = config
-        self._settings = config.vllm
-        self._max_model_len = min(config.longest, policy.positions or config.longest)
-        self._worker = worker
-        self._log = folder / "vllm.log"
-        self._log.unlink(missing_ok=True)
+        longest = min(config.longest, policy.positions or config.longest)
         self._model = folder / "vllm-model"
-        self._share = config.vllm.gpu_memory_utilization
-        self._probe_ids = probe_tokens(policy, self._max_model_len)
+        self._probe_ids = probe_tokens(policy, longest)
         self._adapters = AdapterFolder(folder, in_memory=True) if adapters_of(policy) else None
         self._weights = None if self._adapters else SharedWeights(DTYPE)
         self._hand_overs = 0
-        self._receipts = Receipts()
-        self._held: list[Checksum] = []  # what the child's processes hold
-        self._version = 0
-        self._wanted: tuple[float, ...] = ()  # digest of the weights to generate with, which lie ready
-        self._ready_message: Message = {}  # which tells a child where they lie
-        self._expected: list[float] = []  # what it should say of the probe
-        self._given: tuple[float, ...] = ()  # digest of the weights that the child has
-        self._sleeps = False  # the child shares the trainer's GPU
-        self._asleep = False
-        self._child: WorkerProcess | None = None
+        self._wanted: HandOver | None = None  # the weights to generate with, which lie ready
+        self._sleeps = vllm_sleeps(config)
+        size = size_of(policy.model.num_parameters(), policy.model.config)
+        places = cards_of(size, config, detect_machine(policy.model.device.type))
+        threads = max(1, torch.get_num_threads() // len(places))
+        start: Message = {
+            "call": "start",
+            "model": self._source(),
+            "lora_rank": max((adapter.r for adapter in adapters_of(policy).values()), default=0),
+            "dtype": DTYPE,
+            "max_model_len": longest,
+            "cpu_cache_bytes": VLLM_CPU_CACHE,
+            "sleeps": self._sleeps,
+        }
+        self._engines = [
+            OneEngine(config, cards, start, folder / f"vllm{f'-{number}' * (number > 0)}.log", worker, threads)
+            for number, cards in enumerate(places)
+        ]
+
+    @property
+    def restarts(self) -> int:
+        """How often a child died and was replaced."""
+        return sum(engine.restarts for engine in self._engines)
 
     def load(self, version: int) -> None:
-        """Give the trainer's weights to the child, started if need be, and check that they arrived."""
-        self._version = version
-        self._prepare()
-        self._with_child(lambda _: None)
+        """Give the trainer's weights to each child, started if need be, and check that they arrived.
+
+        A child that is to replace one on GPUs of its own starts meanwhile, and is not waited for.
+        """
+        wanted = self._prepare(version)
+        for _ in range(FAILURES):
+            left = self._left()
+            if any(engine.lives for engine in left) and not self._sleeps:
+                for engine in left:
+                    engine.begin_start()
+                left = [engine for engine in left if not engine.starting]
+            self._use_each(left, lambda engine: engine.take(wanted))
+            if any(engine.lives for engine in left):
+                return
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
-        if not self._wanted:
-            self._prepare()
-        request: Message = {
-            "call": "generate",
-            "prompts": [list(prompt) for prompt in prompts],
-            "seeds": [seed_of_prompt(seed, at) for at in range(len(prompts))],
-            "n": n,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_completion_length,
-            "stop": list(self._policy.eos_token_ids),
-            "logprobs": sampling.top_p == 1,  # else vLLM's are of the nucleus: another quantity than the trainer's
-        }
-        reply = self._with_child(lambda child: child.call(request, self._config.timeout))
-        return [[self._read(*one) for one in group] for group in reply["completions"]]
+        if self._wanted is None:
+            self.load(0)
+        count = min(len(prompts), max(len(self._engines), math.ceil(len(prompts) * n / PART)))
+        cuts = [at * len(prompts) // max(1, count) for at in range(count + 1)]
+        parts: list[Message] = [
+            {
+                "call": "generate",
+                "prompts": [list(prompt) for prompt in prompts[first:end]],
+                "seeds": [seed_of_prompt(seed, at) for at in range(first, end)],
+                "n": n,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "max_tokens": sampling.max_completion_length,
+                "stop": list(self._policy.eos_token_ids),
+                "logprobs": sampling.top_p == 1,  # else vLLM's are of the nucleus: another quantity than the trainer's
+            }
+            for first, end in pairwise(cuts)
+        ]
+        return [
+            [self._read(*completion) for completion in group]
+            for reply in self._spread(parts)
+            for group in reply["completions"]
+        ]
+
+    def _spread(self, parts: Sequence[Message]) -> list[Message]:
+        """Return the replies to these requests, each from an engine that was free for it."""
+        assert self._wanted is not None
+        replies: dict[int, Message] = {}
+        waiting = list(range(len(parts)))
+        busy: dict[OneEngine, tuple[int, float]] = {}  # its part, and when it began
+        ended: queue.SimpleQueue[OneEngine] = queue.SimpleQueue()
+        slowest = 0.0
+
+        def work(engine: OneEngine, part: Message, wanted: HandOver) -> Message:
+            try:
+                return engine.generate(part, wanted)
+            finally:
+                ended.put(engine)
+
+        works: dict[OneEngine, Future[Message]] = {}
+        while len(replies) < len(parts):
+            idle = [engine for engine in self._left() if engine not in busy and not engine.starting]
+            alive = [engine for engine in idle if engine.lives]
+            for engine in alive or (
+                [] if busy else self._left()
+            ):  # one that failed is started anew where no other is left
+                if waiting:
+                    busy[engine] = waiting.pop(0), time.monotonic()
+                    works[engine] = on_daemon(partial(work, engine, parts[busy[engine][0]], self._wanted), "vllm")
+            begun = min(began for _, began in busy.values())
+            is_watched = replies and any(engine not in busy for engine in alive)
+            due = begun + PATIENCE * slowest + GRACE_S
+            try:
+                engine = ended.get(timeout=max(0.0, due - time.monotonic()) if is_watched else None)
+            except queue.Empty:
+                late = next(engine for engine, (_, began) in busy.items() if began == begun)
+                log.warning("vllm is late", seconds=round(time.monotonic() - begun), **late.place)
+                late.end()  # so that its call fails
+                engine = ended.get()
+            at, began = busy.pop(engine)
+            done = works.pop(engine)
+            if isinstance(error := done.exception(), WorkerError | EngineError):
+                waiting.insert(0, at)
+                self._note(engine, error)
+            elif error is not None:
+                raise error
+            else:
+                replies[at], engine.failures = done.result(), 0
+                slowest = max(slowest, time.monotonic() - began)
+        return [replies[at] for at in range(len(parts))]
 
     def rest(self) -> None:
-        """Let a child on the trainer's GPU sleep, until it is given weights again."""
-        if self._child is None or not self._sleeps:
-            return
-        try:
-            self._child.call({"call": "rest"}, self._config.timeout)
-            self._asleep = True
-        except WorkerError as error:  # the next round starts another
-            log.warning("vllm ended", reason=str(error))
-            self._child = None
+        """Let children on the trainer's GPUs sleep, until they are given weights again."""
+        if self._sleeps:
+            self._use_each([engine for engine in self._engines if engine.lives], OneEngine.rest)
 
     def close(self) -> None:
-        """End the child, and give back what was shared with it."""
-        self._end_child()
+        """End the children, and give back what was shared with them."""
+        for engine in self._engines:
+            engine.close()
         if self._adapters is not None:
             self._adapters.close()
         if self._weights is not None:
             self._weights.close()
             self._weights = None
 
-    def _end_child(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+    def _left(self) -> list["OneEngine"]:
+        left = [engine for engine in self._engines if engine.failures < FAILURES]
+        if not left:
+            raise EngineError("no engine of vLLM is left: start the node again")
+        return left
+
+    def _use_each(self, engines: Sequence["OneEngine"], use: Callable[["OneEngine"], None]) -> None:
+        """Use these engines at the same time; note which fail, and raise what is no failure of one alone."""
+        uses = [(engine, on_daemon(partial(use, engine), "vllm")) for engine in engines]
+        errors = [(engine, use.exception()) for engine, use in uses]
+        for engine, error in errors:
+            if isinstance(error, WorkerError | EngineError):
+                self._note(engine, error)
+            elif error is not None:
+                raise error
+
+    def _note(self, engine: "OneEngine", error: WorkerError | EngineError) -> None:
+        """Have an engine that failed replaced, or leave it out if that is the second time in a row.
+
+        Raises:
+            EngineError: it was the last one, and ended twice or did not start.
+        """
+        engine.end()
+        engine.failures += 1
+        others = any(other.failures < FAILURES for other in self._engines if other is not engine)
+        if isinstance(error, EngineError) and not others:
+            raise error
+        if engine.failures < FAILURES:
+            engine.restarts += 1
+            log.warning("vllm restarts", reason=str(error), **engine.place)
+        elif others:
+            log.warning("vllm is left out until the node starts again", reason=str(error), **engine.place)
+        else:
+            raise EngineError(f"vLLM ended twice in a row: {error}") from error
 
     def _read(self, tokens: list[int], logprobs: list[float] | None) -> Generated:
         return Generated(
@@ -155,64 +272,156 @@ class VllmEngine:
             logprobs=None if logprobs is None else tuple(logprobs),
         )
 
-    def _with_child(self, use: Callable[[WorkerProcess], T]) -> T:
-        try:
-            return use(self._ready())
-        except WorkerError as error:
-            log.warning("vllm restarts", reason=str(error), version=self._version)
-            self.restarts += 1
-            self._end_child()
-        try:
-            return use(self._ready())
-        except WorkerError as error:
-            self._end_child()
-            raise EngineError(f"vLLM ended twice in a row: {error}") from error
-
-    def _ready(self) -> WorkerProcess:
-        """Return a child that has the current weights."""
-        if self._child is None or self._asleep:
-            free_memory()  # torch keeps what the update took of the GPU, and now vLLM is to have it
-        if self._child is None:
-            self._child, self._given, self._asleep = self._start(), (), False
-            self._held = self._child.call({"call": "held"}, self._config.timeout)["checksums"]
-        if self._given != self._wanted or self._asleep:
-            self._hand_over(self._child)
-        return self._child
-
-    def _prepare(self) -> None:
-        """Put the policy's weights where a child finds them, if they have changed: it reads them whenever it starts."""
-        if (now := digest(self._policy)) == self._wanted:
-            return
+    def _prepare(self, version: int) -> "HandOver":
+        """Put the policy's weights where children find them, if they have changed: one reads them when it starts."""
+        if self._wanted is not None and digest(self._policy) == self._wanted.digest:
+            return self._wanted
         self._hand_overs += 1
-        self._expected = expected_probe(self._policy, self._probe_ids)
-        if self._adapters is not None:
-            folder = self._adapters.write(self._policy)
-            self._ready_message = {"call": "adapt", "folder": str(folder), "number": self._hand_overs}
-        if self._weights is not None:
-            self._ready_message = {"call": "load", **self._weights.write(self._policy)}
-        self._wanted = now
-
-    def _hand_over(self, child: WorkerProcess) -> None:
+        expected = expected_probe(self._policy, self._probe_ids)
         source = self._weights or self._adapters
         assert source is not None
-        child.call(self._ready_message, self._config.timeout)
-        before, self._held = self._held, child.call({"call": "held"}, self._config.timeout)["checksums"]
-        theirs = child.call({"call": "score", "tokens": self._probe_ids}, self._config.timeout)["logprobs"]
-        try:
-            error = check_probe(self._expected, theirs, self._version)
-            self._receipts.check(source.checksum, before, self._held, self._version)
-        except BaseException:
-            self._end_child()
-            raise
-        log.debug("vllm probed", version=self._version, error=error)
-        self._given, self._asleep = self._wanted, False
+        if isinstance(source, AdapterFolder):
+            message: Message = {"call": "adapt", "folder": str(source.write(self._policy)), "number": self._hand_overs}
+        else:
+            message = {"call": "load", **source.write(self._policy)}
+        self._wanted = HandOver(digest(self._policy), message, self._probe_ids, expected, source.checksum, version)
+        return self._wanted
 
-    def _start(self) -> WorkerProcess:
-        """Return a child with vLLM in it; on a GPU that is too full, with less and less of it."""
+    def _source(self) -> str:
+        """Return the model to start with: the base of adapters, or a folder with nothing but the model's shape."""
+        if self._adapters is not None:
+            return self._policy.source
+        self._model.mkdir(exist_ok=True)
+        self._policy.model.config.save_pretrained(self._model)
+        return str(self._model)
+
+
+class HandOver(NamedTuple):
+    """Weights, or adapters, that lie ready for children."""
+
+    digest: tuple[float, ...]
+    message: Message  # tells a child where they lie
+    probe: list[int]  # a text in tokens
+    expected: list[float]  # what a child should say of it
+    checksum: Checksum
+    version: int
+
+
+class OneEngine:
+    """An engine of vLLM: a child on some GPUs, asked one thing at a time.
+
+    Each method raises `WorkerError` if the child ends or falls silent.
+
+    Args:
+        config: of all engines.
+        cards: its GPUs by number; none for the trainer's own.
+        start: the request that starts it; what depends on its GPUs is added.
+        log_file: the child's.
+        worker: the child's program.
+        threads: of a child without a GPU.
+
+    Attributes:
+        place: what the log calls it.
+        restarts: how often its child failed and was to be replaced.
+        failures: how often in a row.
+    """
+
+    def __init__(
+        self, config: EngineConfig, cards: Sequence[int], start: Message, log_file: Path, worker: Path, threads: int
+    ) -> None:
+        self.place = {"gpus": list(cards)} if cards else {}
+        self.restarts = 0
+        self.failures = 0
+        self._config = config
+        self._cards = cards
+        self._request = start | {"tensor_parallel_size": max(1, len(cards))}
+        self._log = log_file
+        self._log.unlink(missing_ok=True)
+        self._worker = worker
+        self._threads = threads
+        self._share = config.vllm.gpu_memory_utilization
+        self._child: WorkerProcess | None = None
+        self._start: Future[None] | None = None  # which nobody waits for yet
+        self._is_up = False
+        self._closed = False
+        self._sleeps = False  # the child can
+        self._asleep = False
+        self._receipts = Receipts()
+        self._held: list[Checksum] = []  # what the child's processes hold
+        self._given: tuple[float, ...] = ()  # digest of the weights that the child has
+
+    @property
+    def lives(self) -> bool:
+        """Whether its child has started, and has not failed since."""
+        return self._is_up
+
+    @property
+    def starting(self) -> bool:
+        """Whether its child starts by `begin_start`, which has not ended."""
+        return self._start is not None and not self._start.done()
+
+    def begin_start(self) -> None:
+        """Start a child, if there is none, without waiting for it; `take` raises what went wrong."""
+        if not self._is_up and self._start is None:
+            self._start = on_daemon(self._start_child, "vllm")
+
+    def take(self, wanted: HandOver) -> None:
+        """Have the child compute with these weights; start it if need be.
+
+        Raises:
+            EngineError: it does not start.
+            WeightMismatchError: it has other weights.
+        """
+        if self._start is not None:
+            begun, self._start = self._start, None
+            begun.result()
+        if not self._is_up or self._asleep:
+            free_memory()  # torch keeps what the update took of the GPU, and now vLLM is to have it
+        if not self._is_up:
+            self._start_child()
+        if self._given == wanted.digest and not self._asleep:
+            return
+        self._call(wanted.message)
+        before, self._held = self._held, self._call({"call": "held"})["checksums"]
+        theirs = self._call({"call": "score", "tokens": wanted.probe})["logprobs"]
+        error = check_probe(wanted.expected, theirs, wanted.version)
+        self._receipts.check(wanted.checksum, before, self._held, wanted.version)
+        log.debug("vllm probed", version=wanted.version, error=error, **self.place)
+        self._given, self._asleep = wanted.digest, False
+
+    def generate(self, part: Message, wanted: HandOver) -> Message:
+        """Return the child's reply to a request for completions by these weights; raise as `take` does."""
+        self.take(wanted)
+        return self._call(part)
+
+    def rest(self) -> None:
+        """Let the child sleep, until it is given weights again."""
+        if self._sleeps and not self._asleep:
+            self._call({"call": "rest"})
+            self._asleep = True
+
+    def end(self) -> None:
+        """End the child, even while it is asked: that fails."""
+        self._is_up, self._start = False, None
+        if self._child is not None:
+            self._child.kill()
+
+    def close(self) -> None:
+        """End the child for good, even while it starts."""
+        self._closed = True
+        self.end()
+
+    def _call(self, request: Message) -> Message:
+        assert self._child is not None
+        return self._child.call(request, self._config.timeout)
+
+    def _start_child(self) -> None:
+        """Start a child with vLLM in it; on a GPU that is too full, with less and less of it."""
         while True:
             before = self._log.stat().st_size if self._log.exists() else 0
             try:
-                return self._start_once()
+                self._start_once()
+                break
             except WorkerError as error:
                 said = self._log.read_bytes()[before:].decode(errors="replace").lower()
                 if not any(words in said for words in OUT_OF_MEMORY) or self._share * LESS < 0.1:
@@ -223,45 +432,27 @@ class VllmEngine:
                     set=f"engine.vllm.gpu_memory_utilization={self._share:g}",
                     reason=str(error),
                 )
+        self._given, self._asleep = (), False
+        self._held = self._call({"call": "held"})["checksums"]
+        self._is_up = True
 
-    def _start_once(self) -> WorkerProcess:
-        settings, devices = self._settings, self._config.devices
-        python = settings.python or sys.executable
+    def _start_once(self) -> None:
+        python = self._config.vllm.python or sys.executable
+        command, environment = [python, "-P", str(self._worker)], _environment(self._cards, self._threads)
         try:
-            child = WorkerProcess([python, "-P", str(self._worker)], _environment(devices), self._log)
+            self._child = child = WorkerProcess(command, environment, self._log)
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(CANNOT_RUN.format(python=python, reason=error.strerror)) from None
+        if self._closed:
+            child.kill()
         try:
-            request = {
-                "call": "start",
-                "model": self._source(),
-                "lora_rank": max((one.r for one in adapters_of(self._policy).values()), default=0),
-                "dtype": DTYPE,
-                "max_model_len": self._max_model_len,
-                "tensor_parallel_size": max(1, len(devices)),
-                "gpu_memory_utilization": self._share,
-                "cpu_cache_bytes": VLLM_CPU_CACHE,
-                "sleeps": vllm_sleeps(self._config),
-            }
-            about = child.call(request, self._config.timeout)
+            about = self._call(self._request | {"gpu_memory_utilization": self._share})
         except WorkerError as error:
             if error.status == EXIT_NO_VLLM:
                 raise UserError(no_vllm(python)) from None
             raise
-        except BaseException:
-            child.kill()
-            raise
         self._sleeps = about["sleeps"]
-        log.info("vllm started", pid=child.pid, version=self._version, **about)
-        return child
-
-    def _source(self) -> str:
-        """Return the model to start with: the base of adapters, or a folder with nothing but the model's shape."""
-        if self._adapters is not None:
-            return self._policy.source
-        self._model.mkdir(exist_ok=True)
-        self._policy.model.config.save_pretrained(self._model)
-        return str(self._model)
+        log.info("vllm started", pid=child.pid, **about, **self.place)
 
 
 def _check_cards(devices: Sequence[int]) -> None:
@@ -276,14 +467,14 @@ def _check_cards(devices: Sequence[int]) -> None:
             )
 
 
-def _environment(devices: Sequence[int] = ()) -> dict[str, str]:
+def _environment(devices: Sequence[int] = (), threads: int = 0) -> dict[str, str]:
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core in the child itself: one process to end
         "HF_HUB_OFFLINE": "1",  # the model is here
         "PYTHONUNBUFFERED": "1",  # so that the log has the last words
         # On a CPU: as many threads as the node has itself, and not bound to cores, where every
         # node on the machine would choose the same ones.
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "OMP_NUM_THREADS": str(threads or torch.get_num_threads()),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     if devices:

@@ -32,8 +32,6 @@ from node.operations.config_text import toml_value
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.memory import (
     BUILTIN_SIZE,
-    VLLM_LEAST,
-    VLLM_WEIGHT,
     Machine,
     MemoryTable,
     ModelSize,
@@ -41,6 +39,8 @@ from node.policy.memory import (
     memory_held,
     row_bytes,
     rows_at_once,
+    shares_card,
+    vllm_needs,
     vllm_sleeps,
     whole_memory,
 )
@@ -230,13 +230,13 @@ def _fitting(asked: NodeConfig, row: Overrides, size: ModelSize, machine: Machin
 
 def _vllm_share(config: NodeConfig, size: ModelSize, machine: Machine) -> PresetValue | None:
     """Return the part of a GPU that vLLM may have; None where its weights and a small cache do not fit it."""
-    if config.engine.devices:
+    if not shares_card(config.engine):
         return PresetValue(MOST, "it has the GPUs for itself")
     parts = memory_held(size, config, machine).parts
     others = MemoryTable([part for part in parts if part.name != "vllm"])
     beside = max(others.total(phase) for part in parts if part.name == "vllm" for phase in part.phases)
     share = min(MOST, 1 - SPARE - beside / machine.memory)
-    if share * machine.memory < VLLM_WEIGHT * size.parameters + VLLM_LEAST:
+    if share * machine.memory < vllm_needs(size, max(1, len(config.engine.devices))):
         return None
     when = "while vLLM generates" if vllm_sleeps(config.engine) else "in its update"
     rounded = float(f"{0.995 * share * machine.share:.3g}")  # down
@@ -330,12 +330,11 @@ def check_model(config: NodeConfig, sharers: int = 1) -> ModelSize:
     Raises:
         UserError: it does not fit, by what it takes however small the micro-batch is, or its heads do not divide.
     """
-    builtin = config.policy.model == "builtin"  # which fits, and is not to have torch imported
-    size = BUILTIN_SIZE if builtin else measure_model(config.policy.model)
-    check_split(size, len(config.engine.devices))
-    if builtin:
-        return size
+    if config.policy.model == "builtin":  # which fits, and is not to have torch imported
+        return BUILTIN_SIZE
+    size = measure_model(config.policy.model)
     machine = detect_machine(config.policy.device)._replace(sharers=sharers)
+    check_split(size, config.engine, machine)
     need = memory_held(size, config, machine).least
     if need <= machine.memory:
         return size

@@ -45,6 +45,11 @@ def measure_model(model: str) -> ModelSize:
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
+    return size_of(parameters, config)
+
+
+def size_of(parameters: int, config: Any) -> ModelSize:
+    """Return the size of a model with so many weights and this configuration of transformers."""
     text = config.get_text_config()
     positions, kv_heads = getattr(text, "max_position_embeddings", None), getattr(text, "num_key_value_heads", None)
     return ModelSize(parameters, *shape_of(text), text.vocab_size, positions, kv_heads or text.num_attention_heads)

@@ -116,7 +116,7 @@ def memory_held(size: ModelSize, config: NodeConfig, machine: Machine) -> Memory
     """Return what a node with this configuration holds.
 
     With FSDP2 it is what the node's own process holds, which keeps a whole copy of the weights beside its part. Further
-    processes without FSDP2 hold the same on their GPUs, without an engine.
+    processes hold no more on their GPUs, on each of which vLLM has an engine too.
 
     Args:
         size: of the policy's model.
@@ -195,17 +195,17 @@ def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[M
         return parts
     if engine.kind != "vllm":
         return []
+    part, engines, sleeps = (
+        engine.vllm.gpu_memory_utilization,
+        len(cards_of(size, engine, machine)),
+        vllm_sleeps(engine),
+    )
+    held = int(part * whole_memory(machine))
     parts = []
-    if engine.devices:
-        part = engine.vllm.gpu_memory_utilization
-        why = f"engine.vllm.gpu_memory_utilization={part:g} of each GPU of engine.placement"
-        parts.append(MemoryPart("vllm", int(part * whole_memory(machine)), why, device="engine", bound=True))
-    elif not machine.gpu:
-        why = "its copy of the weights, and 1 GiB of cache"
-        parts.append(MemoryPart("vllm", VLLM_CPU_CACHE + 2 * size.parameters, why))
-    else:
-        part, sleeps = engine.vllm.gpu_memory_utilization, vllm_sleeps(engine)
-        held = int(part * whole_memory(machine))
+    if not machine.gpu:
+        why = f"{engines} x its copy of the weights, and 1 GiB of cache"
+        parts.append(MemoryPart("vllm", engines * (VLLM_CPU_CACHE + 2 * size.parameters), why))
+    elif shares_card(engine):
         why = f"engine.vllm.gpu_memory_utilization={part:g} of the GPU, {'while it generates' if sleeps else 'always'}"
         awake: tuple[Phase, ...] = ("generate", "hand over") if sleeps else PHASES
         parts.append(MemoryPart("vllm", held, why, awake, bound=True))
@@ -213,17 +213,57 @@ def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[M
             why = "CUDA itself and its graphs, while the policy is trained"
             kept, asleep = min(VLLM_ASLEEP, held), tuple(phase for phase in PHASES if phase not in awake)
             parts.append(MemoryPart("vllm asleep", kept, why, asleep, fixed=True, bound=True))
+    if machine.gpu and set(engine.devices) - {0}:
+        each = len(engine.devices) // engines
+        why = f"engine.vllm.gpu_memory_utilization={part:g} of each GPU of engine.placement; {each} for an engine"
+        parts.append(MemoryPart("vllm", held, why, device="engine", bound=True))
     if config.policy.lora.r == 0:
         parts.append(MemoryPart("copy for vllm", 2 * size.parameters, "the weights, as vLLM reads them", device=main))
-    elif machine.gpu and vllm_sleeps(engine):
-        why = "which vLLM keeps while it sleeps"
-        parts.append(MemoryPart("weights asleep", 2 * size.parameters, why, ("update", "save"), main))
+    elif machine.gpu and sleeps:
+        why = f"which {engines} of vLLM keep while they sleep"
+        parts.append(MemoryPart("weights asleep", 2 * engines * size.parameters, why, ("update", "save"), main))
     return parts
 
 
+def shares_card(engine: EngineConfig) -> bool:
+    """Tell whether vLLM generates on the GPU on which the node's own process trains, which is number 0."""
+    return not engine.devices or 0 in engine.devices
+
+
 def vllm_sleeps(engine: EngineConfig) -> bool:
-    """Tell whether vLLM gives its GPU to the update: where it has none of its own, and does not generate ahead."""
-    return not engine.devices and not engine.ahead
+    """Tell whether vLLM gives its GPUs to the update: where it shares them, and does not generate ahead.
+
+    If it sleeps on one of several GPUs it sleeps on all, since it takes no longer.
+    """
+    return shares_card(engine) and not engine.ahead
+
+
+def cards_of(size: ModelSize, engine: EngineConfig, machine: Machine) -> list[list[int]]:
+    """Return the GPUs of `engine.placement` of each of vLLM's engines; [[]] for the trainer's own alone.
+
+    An engine has the fewest that hold the model, so that there are many engines. Each has equally many, among which the
+    attention heads can be shared out; where no number of GPUs will do, one engine has all of them.
+    """
+    devices, share = engine.devices, engine.vllm.gpu_memory_utilization
+    will_do = (
+        count
+        for count in range(1, len(devices) + 1)
+        if len(devices) % count == 0
+        and divides_heads(size, count)
+        and (not machine.gpu or vllm_needs(size, count) <= share * whole_memory(machine))
+    )
+    each = next(will_do, len(devices))
+    return [devices[at : at + each] for at in range(0, len(devices), each)] if devices else [[]]
+
+
+def divides_heads(size: ModelSize, cards: int) -> bool:
+    """Tell whether a model's attention heads can be shared out evenly among so many GPUs."""
+    return size.heads % cards == 0 and (size.kv_heads % cards == 0 or cards % size.kv_heads == 0)
+
+
+def vllm_needs(size: ModelSize, cards: int = 1) -> float:
+    """Return the bytes that vLLM needs at least of each of so many GPUs that share a model out."""
+    return VLLM_WEIGHT * size.parameters / cards + VLLM_LEAST
 
 
 def whole_memory(machine: Machine) -> int:

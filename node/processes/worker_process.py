@@ -389,6 +389,8 @@ class WorkerProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
     def _failed(self, reason: str, status: int | None) -> WorkerError:
+        if self.killed:  # by another thread
+            return WorkerError("it was ended", status)
         end = _last_lines(self._log)
         self.kill()
         return WorkerError(f"{reason}; {self._shown} ends in: {end}", status)

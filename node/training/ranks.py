@@ -36,6 +36,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerControl
 
 from node.errors import UserError
+from node.processes.machine import free_memory
 from node.training.batch import Batch
 
 NO_LIMIT = timedelta(days=365)
@@ -117,6 +118,7 @@ class Ranks:
             return
         while (message := self.share()) != _NO_FURTHER_ROUND:
             yield _unpacked(message)[self.number :: self.count]
+            free_memory()  # for the engine on this rank's GPU, which generates next
 
     def agree_on(self, control: TrainerControl) -> None:
         """Do after this round as number 0 does: stop or not, save or not."""

@@ -28,6 +28,7 @@ from node.engines.vllm import VllmEngine
 from node.exchange.endpoint import ModelEndpoint
 from node.policy.export import export_model, export_weights
 from node.policy.load import load_policy
+from node.processes.threads import on_daemon
 from node.tasks import Item
 from tests.policies import write_mixture
 from tests.swarms import vllm_workers
@@ -108,6 +109,41 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
         worker.kill()
         assert disagreement(policy, prompts, engine.generate(prompts, 4, SAMPLING, seed=1)) < NOISE
         assert engine.restarts == 1
+    finally:
+        engine.close()
+    assert vllm_workers(psutil.Process().children()) == set()
+
+
+@pytest.mark.long
+def test_of_two_engines_one_is_killed_in_a_round_and_nothing_is_missing(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "VLLM_CPU_CACHE", 1 << 28)
+    asked = [policy.encode_prompt(Item(f"What is {number} + 17?", "")) for number in range(6)]
+    engine = VllmEngine(policy, CONFIG.model_copy(update={"placement": [1, 2]}), tmp_path)
+    try:
+        for version in range(2):  # both are given each version
+            engine.load(version)
+            whole = engine.generate(asked, 4, SAMPLING, seed=1)
+            assert disagreement(policy, asked, whole) < NOISE
+            take_a_step(policy)
+        [first, second] = [psutil.Process(one._child.pid) for one in engine._engines]
+
+        def seconds_of_work():
+            return sum(member.cpu_times().user for member in [second, *second.children(recursive=True)])
+
+        before = seconds_of_work()
+        round_ = on_daemon(lambda: engine.generate(asked, 4, SAMPLING, seed=1), "round")
+        wait_until(lambda: seconds_of_work() > before + 0.2, timeout=60, what="the second to generate")
+        assert not round_.done()
+        second.kill()
+        assert round_.result() == whole
+        assert (engine.restarts, first.is_running()) == (1, True)
+
+        engine.load(2)  # starts the second anew, while the first generates alone
+        wait_until(lambda: not engine._engines[1].starting, timeout=300, what="the second to start")
+        again = engine.generate(asked, 4, SAMPLING, seed=1)
+        assert disagreement(policy, asked, again) < NOISE
+        assert engine._engines[1]._given == engine._engines[0]._given == engine._wanted.digest
+        assert engine._engines[1].failures == 0, "it has generated a part"
     finally:
         engine.close()
     assert vllm_workers(psutil.Process().children()) == set()

@@ -263,6 +263,121 @@ def test_on_gpus_of_its_own_vllm_stays_awake(engine_of, tmp_path):
     assert told(tmp_path) == ["take_weights"]
 
 
+PROMPTS = [[1, 5, number] for number in range(8)]
+
+
+@pytest.fixture
+def of_one_engine(engine_of):
+    """What one engine gives for PROMPTS."""
+    engine = engine_of()
+    engine.load(0)
+    made = engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    engine.close()
+    return made
+
+
+def parts_of(folder, number):
+    """How many prompts an engine was asked in each of its parts."""
+    log = folder / (f"vllm-{number}.log" if number else "vllm.log")
+    return [int(count) for count in re.findall(r"generates (\d+)", log.read_text())]
+
+
+def test_engines_share_a_batch_and_give_what_one_gives(engine_of, of_one_engine, policy, tmp_path):
+    engine = engine_of(placement=[0, 1, 2])
+    engine.load(0)
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    assert [parts_of(tmp_path, number) for number in range(3)] == [[2], [3], [3]]
+    assert engine.generate([], 2, SAMPLING, seed=3) == []
+    set_logits(policy.model, seed=1)
+    engine.load(1)
+    for [one, _] in engine.generate(PROMPTS, 2, SAMPLING, seed=3):
+        assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
+    logs = [(tmp_path / name).read_text() for name in ("vllm.log", "vllm-1.log", "vllm-2.log")]
+    assert [log.count("told take_weights") for log in logs] == [2, 2, 2], "each is given each version"
+
+
+def test_a_slow_engine_takes_fewer_parts(engine_of, of_one_engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("node.engines.vllm.PART", 4)
+    engine = engine_of("slow@1", placement=[1, 2])
+    engine.load(0)
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    assert [parts_of(tmp_path, number) for number in range(2)] == [[2], [2, 2, 2]]
+
+
+@pytest.mark.parametrize("placement", [[0, 1], [1, 2]])
+def test_the_part_of_an_engine_that_dies_is_generated_by_another_and_it_comes_back(
+    engine_of, of_one_engine, tmp_path, placement
+):
+    """Where it shares the trainer's GPU the next round waits for it, and elsewhere it comes when it has started."""
+    engine = engine_of(f"dies-once@{placement[1]}", placement=placement)
+    engine.load(0)
+    with capture_logs() as said:
+        assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    assert [(line["event"], line["gpus"]) for line in said] == [("vllm restarts", placement[1:])]
+    assert parts_of(tmp_path, 0) == [4, 4]
+    engine.load(1)
+    wait_until(lambda: not engine._engines[1].starting, timeout=30, what="the engine to start")
+    assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    assert (parts_of(tmp_path, 0), parts_of(tmp_path, 1)) == ([4, 4, 4], [4, 4])
+    assert engine.restarts == 1
+
+
+def test_an_engine_that_dies_again_is_left_out_for_good(engine_of, of_one_engine, tmp_path):
+    engine = engine_of("dies@1", placement=[0, 1])
+    with capture_logs() as said:
+        for version in range(4):
+            engine.load(version)
+            assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    events = [line["event"] for line in said if line["log_level"] == "warning"]
+    assert events == ["vllm restarts", "vllm is left out until the node starts again"]
+    assert parts_of(tmp_path, 1) == [4, 4]
+
+
+def test_an_engine_that_hangs_holds_up_nobody(engine_of, of_one_engine, monkeypatch):
+    """It is not waited for until engine.timeout, which the test would not outlast."""
+    monkeypatch.setattr("node.engines.vllm.GRACE_S", 0.5)
+    engine = engine_of("hangs@2", timeout=3600, placement=[1, 2])
+    engine.load(0)
+    with capture_logs() as said:
+        assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    assert [line["event"] for line in said] == ["vllm is late", "vllm restarts"]
+
+
+def test_an_engine_that_does_not_start_is_left_out(engine_of, of_one_engine):
+    engine = engine_of("broken-start@1", placement=[0, 1])
+    with capture_logs() as said:
+        for version in range(3):
+            engine.load(version)
+            assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
+    lines = [line for line in said if line["log_level"] == "warning"]
+    assert len(lines) == 2 and "left out" in lines[1]["event"] and "no room for the cache" in lines[1]["reason"]
+
+
+def test_without_any_engine_a_round_ends_in_an_error(engine_of):
+    engine = engine_of("dies", placement=[1, 2])
+    with pytest.raises(EngineError, match="twice in a row: killed by SIGKILL"):
+        engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    with pytest.raises(EngineError, match="no engine of vLLM is left"):
+        engine.load(1)
+
+
+def test_a_hand_over_that_one_of_two_engines_lacks_is_refused(engine_of, policy):
+    engine = engine_of("lost@2", placement=[1, 2])
+    engine.load(0)
+    take_a_step(policy.model)
+    with pytest.raises(WeightMismatchError, match="version 1"):
+        engine.load(1)
+
+
+def test_an_engine_is_closed_while_its_child_starts(engine_of, of_one_engine):
+    engine = engine_of("dies-once@2", placement=[1, 2])
+    engine.load(0)
+    engine.generate(PROMPTS, 2, SAMPLING, seed=3)
+    engine.load(1)
+    engine.close()
+    assert worker_pids() == []
+
+
 @pytest.mark.parametrize("placement", ["same", [1], [0, 1]])
 def test_a_card_without_bfloat16_is_refused_in_a_line(policy, tmp_path, monkeypatch, placement):
     cards = [("Tesla T4", (7, 5)), ("Tesla V100", (7, 0))]
@@ -274,6 +389,13 @@ def test_a_card_without_bfloat16_is_refused_in_a_line(policy, tmp_path, monkeypa
         make_vllm(EngineConfig(kind="vllm", placement=placement), policy, tmp_path)
     cards = [("A100", (8, 0)), ("H100", (9, 0))]
     make_vllm(EngineConfig(kind="vllm", placement=placement), policy, tmp_path).close()
+
+
+def test_each_process_of_a_node_has_an_engine_on_its_gpu():
+    config = EngineConfig(kind="vllm")
+    assert (config.beside(1), config.beside(3).devices) == (config, [0, 1, 2])
+    apart, hf = EngineConfig(kind="vllm", placement=[2]), EngineConfig(kind="hf")
+    assert (apart.beside(2), hf.beside(2)) == (apart, hf)
 
 
 def test_other_gpus_are_named_by_what_this_process_sees(monkeypatch):

@@ -13,6 +13,9 @@ misbehave:
     hangs               in generate
     helper              it starts a process of its own
     gpu                 it says that it has one
+    slow                in generate, until another engine has generated three times
+
+"hangs@2" and the like hold for the engine on GPU 2 alone.
 """
 
 import math
@@ -26,7 +29,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 __version__ = "0.fake"
-FAULT = os.environ.get("VLLM_FAKE", "")
+FAULT, _, CARD = os.environ.get("VLLM_FAKE", "").partition("@")
+if CARD not in ("", os.environ.get("CUDA_VISIBLE_DEVICES")):
+    FAULT = ""
 HEAD, TOKENS = "lm_head.weight", 99
 
 
@@ -49,6 +54,7 @@ class LLM:
         assert (Path(model) / "config.json").exists()
         self._weights = {}
         self._logits = None
+        self._generated = 0
 
     def collective_rpc(self, method, kwargs):
         if method.__name__ == "checksum_of_held":
@@ -74,6 +80,13 @@ class LLM:
         print("\x00noise on standard output\x00" * 100, flush=True)
         if isinstance(params, SamplingParams):
             params = [params] * len(prompts)
+        else:
+            print(f"\ngenerates {len(prompts)}", flush=True)
+            self._generated += 1
+            if self._generated == 3:
+                Path("hurry").touch()
+            while FAULT == "slow" and not Path("hurry").exists():
+                time.sleep(0.01)
         return [self._answer(prompt["prompt_token_ids"], one) for prompt, one in zip(prompts, params, strict=True)]
 
     def _answer(self, tokens, params):
