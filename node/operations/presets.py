@@ -5,7 +5,8 @@ model wants otherwise, each difference with its reason; `gossamer node --model I
 
     up to 10 M      one thread; a lower rate from 1 M on
     up to 50 M      a rate for its size; the optimiser's state in the newest checkpoint alone
-    above           longer questions and answers; on a GPU longer ones still, and vLLM where it fits
+    above           longer questions and answers; on a GPU longer ones still, vLLM where it fits, and as many questions
+                    a round as it answers at once, 64 to 256 completions
     reasoning       room to finish where the memory has it; else the model is asked not to think
 
 Of the settings that decide on memory, the first row that fits (`node.policy.memory`) beside what a person set:
@@ -36,6 +37,7 @@ from node.policy.memory import (
     MemoryTable,
     ModelSize,
     adapter_parameters,
+    answered_at_once,
     memory_held,
     row_bytes,
     rows_at_once,
@@ -48,7 +50,8 @@ from node.policy.memory import (
 SMALL = 10_000_000  # parameters: up to here one core multiplies a layer's matrices faster than several hand it around
 SPEAKING = 50_000_000  # parameters: from here on models answer in sentences, and vLLM begins before they are done
 HUGE = 2_000_000_000  # parameters: activations of a round are worth computing twice
-GPU_QUESTIONS = 8  # a round: a GPU answers eight in hardly more time than two
+GPU_QUESTIONS = 8  # a round at least: a GPU answers eight in hardly more time than two
+ROUND = 256  # completions at most: the largest round that was tried (examples/round-size.toml)
 THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chain of thought is some hundreds
 MOST_TURNS = 4  # of transformers, for a round of thoughts: with 2,048 tokens each they take minutes
 LARGER_BATCHES = (8192, 4096)  # tokens: a GPU waits for the next launch with fewer
@@ -141,6 +144,7 @@ def preset(asked: NodeConfig, size: ModelSize, machine: Machine, *, thinks: bool
     chosen = next(fitting, rows[-1])  # the last takes the least
     if thinks:
         chosen |= _thinking(asked, chosen, size, machine)
+    chosen |= _questions(asked, chosen, size, machine)
     adapters = _filled(asked, chosen).policy.lora.r > 0
     newest = PresetValue(1, "an optimiser's state is twice the weights: only the newest needs it")
     return {"trainer.save_full": newest} | _rate(size.parameters, adapters=adapters) | chosen
@@ -266,6 +270,22 @@ def _thinking(asked: NodeConfig, choices: Overrides, size: ModelSize, machine: M
     if machine.gpu and in_time and fitting:
         return {key: fitting[key] for key in ("engine.max_completion_length", VLLM_SHARE) if key in fitting}
     return {"policy.template": PresetValue({"enable_thinking": False}, "its thoughts would be cut off")}
+
+
+def _questions(asked: NodeConfig, choices: Overrides, size: ModelSize, machine: Machine) -> Overrides:
+    """Return how many questions a round has: as many as GPUs answer at once, with at most `ROUND` answers.
+
+    More cost no memory: what the sum counts of a round is bounded by the micro-batch and by the engine's part.
+    """
+    config = _filled(asked, choices)
+    if not machine.gpu or config.sampling.questions or "sampling.local" not in choices:
+        return {}
+    rows = answered_at_once(size, config, machine)
+    count = min(rows, ROUND) // config.sampling.completions
+    if count < 2 * GPU_QUESTIONS:
+        return {}
+    reason = f"{rows} completions of up to {config.engine.longest} tokens fit the cache at once"
+    return {"sampling.local": PresetValue(1 << count.bit_length() >> 1, reason)}
 
 
 def _rate(parameters: int, *, adapters: bool) -> Overrides:

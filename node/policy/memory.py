@@ -42,6 +42,7 @@ LIBRARIES = 500_000_000  # torch and transformers, as measured
 CACHE_PART = 0.15  # of a GPU, for keys and values of transformers; more rows than fit take turns
 VLLM_WEIGHT = 2.2  # bytes that vLLM needs for each weight: bfloat16, and a tenth for what it packs anew
 VLLM_LEAST = 3_000_000_000  # bytes beside them: a small key-value cache, and scratch space
+VLLM_FULL = 0.8  # of its part of a GPU, at most, where several could share the model: the cache has the rest
 VLLM_CPU_CACHE = 1 << 30  # of keys and values, without a GPU
 VLLM_ASLEEP = 2_000_000_000  # bytes of a GPU that vLLM keeps while it sleeps: CUDA's own, and CUDA graphs
 
@@ -241,8 +242,8 @@ def vllm_sleeps(engine: EngineConfig) -> bool:
 def cards_of(size: ModelSize, engine: EngineConfig, machine: Machine) -> list[list[int]]:
     """Return the GPUs of `engine.placement` of each of vLLM's engines; [[]] for the trainer's own alone.
 
-    An engine has the fewest that hold the model, so that there are many engines. Each has equally many, among which the
-    attention heads can be shared out; where no number of GPUs will do, one engine has all of them.
+    An engine has the fewest that hold the model and a cache, so that there are many engines. All have equally many, among
+    which the attention heads can be shared out. Where no number of GPUs will do, one engine has all of them.
     """
     devices, share = engine.devices, engine.vllm.gpu_memory_utilization
     will_do = (
@@ -250,7 +251,7 @@ def cards_of(size: ModelSize, engine: EngineConfig, machine: Machine) -> list[li
         for count in range(1, len(devices) + 1)
         if len(devices) % count == 0
         and divides_heads(size, count)
-        and (not machine.gpu or vllm_needs(size, count) <= share * whole_memory(machine))
+        and (not machine.gpu or vllm_needs(size, count) <= VLLM_FULL * share * whole_memory(machine))
     )
     each = next(will_do, len(devices))
     return [devices[at : at + each] for at in range(0, len(devices), each)] if devices else [[]]
@@ -298,6 +299,19 @@ def cache_bytes(layers: int, kv_width: int, width: int) -> int:
 def rows_at_once(row: int, gpu_memory: int) -> int:
     """Return for how many rows the keys and values, `row` bytes each, fit transformers' part of a GPU."""
     return max(1, int(CACHE_PART * gpu_memory) // row)
+
+
+def answered_at_once(size: ModelSize, config: NodeConfig, machine: Machine) -> int:
+    """Return how many of the longest completions all GPUs that generate hold at once; 0 for a server, not known."""
+    engine, row = config.engine, row_bytes(size, config, machine)
+    if engine.kind == "hf":
+        return rows_at_once(row, whole_memory(machine))
+    if engine.kind != "vllm":
+        return 0
+    engines = cards_of(size, engine, machine)
+    each = max(1, len(engines[0]))
+    room = engine.vllm.gpu_memory_utilization * whole_memory(machine) - vllm_needs(size, each)
+    return len(engines) * max(0, int(each * room) // row)
 
 
 def _trained(size: ModelSize, config: NodeConfig) -> tuple[int, int]:

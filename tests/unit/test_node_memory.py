@@ -1,6 +1,7 @@
 """What a node takes of memory, by the shape of its model; the slow tests hold it against a real node."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from node.cli import doctor
 from node.cli.app import run
 from node.config import NodeConfig, fill, merge, parse_config
+from node.engines.missing import check_split
+from node.errors import UserError
 from node.operations.presets import SMALL, preset
 from node.policy.detection import measure_model
 from node.policy.memory import (
@@ -22,6 +25,7 @@ from node.policy.memory import (
     MemoryPart,
     ModelSize,
     adapter_parameters,
+    cards_of,
     logits_at_once,
     logits_bytes,
     memory_held,
@@ -112,6 +116,46 @@ def test_a_large_gpu_has_larger_chunks_of_logits(gigabytes: int, power: int) -> 
     table = memory_held(SMOLLM2, parse_config({}), Machine(gigabytes * 10**9, gpu=gigabytes > 0))
     [logits] = [part for part in table.parts if part.name == "logits"]
     assert f"{2**power / 1e6:.0f} M at once" in logits.why
+
+
+QWEN = ModelSize(8_190_735_360, 36, 4096, 12_288, 32, 1024, 151_936, 40_960, 8)  # 21 GB in vLLM
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "devices", "engines"),
+    [
+        (48, [], [[]]),
+        (24, [1], [[1]]),
+        (48, [0, 1], [[0], [1]]),
+        (48, [1, 2, 3], [[1], [2], [3]]),
+        (24, [1, 2, 3, 4], [[1, 2], [3, 4]]),  # one would have no room for a cache
+        (24, [1, 2, 3], [[1, 2, 3]]),  # which is refused: three do not divide 32 heads
+        (8, [1, 2, 3, 4], [[1, 2, 3, 4]]),
+        (0, [1, 2], [[1], [2]]),
+    ],
+)
+def test_an_engine_has_as_few_cards_as_hold_the_model(
+    gigabytes: int, devices: list[int], engines: list[list[int]]
+) -> None:
+    engine = {"kind": "vllm", "placement": devices, "vllm": {"gpu_memory_utilization": 0.9}}
+    config, machine = parse_config({"engine": engine}), Machine(gigabytes * 10**9, gpu=gigabytes > 0)
+    assert cards_of(QWEN, config.engine, machine) == engines
+    refused = pytest.raises(UserError, match=r"names 3 GPUs for a model that does not fit one.*name 2 of them")
+    with refused if len(engines[0]) == 3 else nullcontext():
+        check_split(QWEN, config.engine, machine)
+
+
+def test_engines_are_counted_by_the_device_that_they_are_on() -> None:
+    """Without a GPU all of them are in main memory, and on the trainer's GPU the engine there takes turns with it."""
+    apart, beside, both = (
+        memory_held(SMOLLM2, parse_config({"engine": {"kind": "vllm", "placement": devices}}), GPU)
+        for devices in ([1], [0], [0, 1])
+    )
+    assert both.total("generate") == beside.total("generate") > apart.total("generate")
+    assert both.total("update") == beside.total("update")
+    assert both.peak("engine") == apart.peak("engine") > beside.peak("engine") == 0
+    first, two = (of({"engine": {"kind": "vllm", "placement": devices}}, CPU)["vllm"] for devices in ([1], [1, 2]))
+    assert two == 2 * first
 
 
 def test_generation_and_the_update_take_turns() -> None:

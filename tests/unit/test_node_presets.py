@@ -77,7 +77,7 @@ def model(parameters: float, positions: int | None = 8192) -> ModelSize:
                 "policy.lora.alpha": 32,
                 "policy.dtype": "bfloat16",
                 "engine.kind": "vllm",
-                "sampling.local": 8,
+                "sampling.local": 32,
                 "engine.max_prompt_length": 1024,
                 "engine.max_completion_length": 256,
             },
@@ -135,6 +135,41 @@ def test_a_large_gpu_takes_larger_micro_batches_unless_an_engine_wants_its_memor
     machine = GPU._replace(memory=gigabytes * 10**9)
     chosen = values(MODELS["Qwen3-0.6B"], machine, engine={"ahead": ahead})
     assert chosen.get("trainer.tokens_per_batch", TrainerConfig().tokens_per_batch) == tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "engine", "questions"),
+    [
+        ("Qwen3-0.6B", 16, {}, 8),
+        ("Qwen3-0.6B", 24, {}, 8),
+        ("Qwen3-0.6B", 48, {}, 16),
+        ("Qwen3-0.6B", 80, {}, 32),
+        ("Qwen3-8B", 80, {}, 16),
+        ("Qwen3-0.6B", 24, {"placement": [1]}, 8),
+        ("Qwen3-0.6B", 24, {"placement": [1, 2]}, 16),  # an engine on each
+        ("Qwen3-8B", 24, {"placement": [1, 2]}, 8),
+        ("Qwen3-8B", 24, {"placement": [1, 2, 3, 4]}, 16),
+        ("Qwen3-0.6B", 80, {"max_completion_length": 4096}, 8),
+        ("Qwen3-0.6B", 80, {"kind": "server", "placement": ["http://box:8000"]}, 8),
+    ],
+)
+def test_a_round_is_as_large_as_the_cards_answer_at_once(
+    name: str, gigabytes: int, engine: dict[str, Any], questions: int
+) -> None:
+    machine = GPU._replace(memory=gigabytes * 10**9)
+    asked = asking(engine={"kind": "vllm", **engine} if "placement" in engine else engine)
+    choices = preset(asked, MODELS[name], machine)
+    assert choices["sampling.local"].value == questions
+    eight = fill(asked, {key: choice.value for key, choice in choices.items()} | {"sampling.local": 8})
+    many = fill(asked, {key: choice.value for key, choice in choices.items()})
+    assert memory_held(MODELS[name], many, machine) == memory_held(MODELS[name], eight, machine), "it costs no memory"
+
+
+def test_a_round_that_a_person_bounds_stays_so() -> None:
+    asked = parse_config({"sampling": {"questions": 8}})
+    assert preset(asked, MODELS["Qwen3-0.6B"], GPU)["sampling.local"].value == 8
+    long = parse_config({"sampling": {"completions": 64}})
+    assert preset(long, MODELS["Qwen3-0.6B"], GPU)["sampling.local"].value == 8
 
 
 @pytest.mark.parametrize(("gigabytes", "tokens"), [(64, 2048), (16, 2048), (5, 512), (1, 256)])
