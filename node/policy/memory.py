@@ -242,8 +242,8 @@ def vllm_sleeps(engine: EngineConfig) -> bool:
 def cards_of(size: ModelSize, engine: EngineConfig, machine: Machine) -> list[list[int]]:
     """Return the GPUs of `engine.placement` of each of vLLM's engines; [[]] for the trainer's own alone.
 
-    An engine has the fewest that hold the model and a cache, so that there are many engines. All have equally many, among
-    which the attention heads can be shared out. Where no number of GPUs will do, one engine has all of them.
+    An engine has the fewest that hold the model and a cache, so that there are many engines. All have equally many,
+    among which the attention heads can be shared out. Where no number of GPUs will do, one engine has all of them.
     """
     devices, share = engine.devices, engine.vllm.gpu_memory_utilization
     will_do = (
