@@ -159,7 +159,9 @@ def _rows(asked: NodeConfig, size: ModelSize, machine: Machine) -> Iterator[Over
     gigabytes = f"{machine.memory / 1e9:.1f} GB"
     for engine in _engines(asked, size, machine):
         kind = _filled(asked, engine).engine.kind
-        for weights in _weights(asked, size, machine, packs=machine.nf4 and machine.sharers == 1 and kind == "hf"):
+        for weights in _weights(
+            asked, size, machine, packs=machine.nf4 and machine.sharers == 1 and kind == "hf" and not size.quantised
+        ):
             waits = machine.gpu and not asked.engine.ahead  # one that does not wait wants that memory for itself
             for tokens in LARGER_BATCHES if waits and size.parameters > SPEAKING else ():
                 more = PresetValue(tokens, f"{gigabytes} have room for their activations: fewer launches")
@@ -213,7 +215,7 @@ def _weights(asked: NodeConfig, size: ModelSize, machine: Machine, *, packs: boo
         ),
         "policy.lora.alpha": PresetValue(2 * rank, "twice the rank, as is usual"),
     }
-    return [{}, *(adapters | weights for weights in frozen)]
+    return [*([] if size.quantised else [{}]), *(adapters | weights for weights in frozen)]
 
 
 def _half(machine: Machine) -> str:

@@ -45,7 +45,8 @@ def measure_model(model: str) -> ModelSize:
             parameters = AutoModelForCausalLM.from_config(config).num_parameters()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot load policy.model {model!r}: {first_line(error)}") from error
-    return size_of(parameters, config)
+    size = size_of(parameters, config)
+    return size._replace(quantised=_bytes_of_weights(model)) if hasattr(config, "quantization_config") else size
 
 
 def size_of(parameters: int, config: Any) -> ModelSize:
@@ -157,6 +158,15 @@ def _missing_weights(folder: Path) -> str:
             return f"{len(parts) - len(absent)} of {len(parts)} files of weights, without {absent[0]}"
     there = any(path.suffix in _WEIGHTS for path in folder.iterdir())
     return "" if there else "a config.json and no weights"
+
+
+def _bytes_of_weights(model: str) -> int:
+    """Return the size of a model's files of weights, in a folder or in the hub's cache; 0 where there are none yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = str(Path(model) / "config.json") if Path(model).is_dir() else try_to_load_from_cache(model, "config.json")
+    files = Path(found).parent.glob("*.safetensors") if isinstance(found, str) else ()
+    return sum(file.stat().st_size for file in files)
 
 
 def looks_like_path(model: str) -> bool:

@@ -59,6 +59,7 @@ class ModelSize(NamedTuple):
     vocabulary: int
     positions: int | None
     kv_heads: int = 1
+    quantised: int = 0  # bytes of all weights, where the model was published in fewer than 16 bits
 
 
 BUILTIN_SIZE = ModelSize(
@@ -322,7 +323,12 @@ def _trained(size: ModelSize, config: NodeConfig) -> tuple[int, int]:
 
 
 def weight_bytes(size: ModelSize, dtype: str) -> int:
-    """Return what a model's weights take by `policy.dtype`; with "nf4" the matrices of its layers alone have 4 bits."""
+    """Return what a model's weights take by `policy.dtype`; with "nf4" the matrices of its layers alone have 4 bits.
+
+    Those of a quantised model stay as they were published.
+    """
+    if size.quantised:
+        return size.quantised
     if dtype == "nf4":
         attention = 2 * size.hidden * (size.hidden + size.kv_width)
         matrices = min(size.parameters, size.layers * (attention + 3 * size.hidden * size.intermediate))

@@ -97,6 +97,26 @@ def test_what_each_setting_saves() -> None:
     assert apart.peak("engine") == int(0.4 * GPU.memory) and elsewhere.peak("engine") == 0
 
 
+def test_a_model_that_was_published_quantised_is_counted_as_its_files_are(tmp_path: Path) -> None:
+    """It was counted at 2 or 4 bytes a weight, and refused where it fits."""
+    tiny_policy(tmp_path)
+    plain = measure_model(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 5000)
+    size = measure_model(str(tmp_path))
+    assert (plain.quantised, size) == (0, plain._replace(quantised=5000))
+    table = memory_held(size, parse_config({"policy": {"lora": {"r": 4}}}), GPU)
+    assert {part.bytes for part in table.parts if part.name == "weights"} == {5000}
+
+
+def test_a_quantised_model_is_trained_by_adapters_alone() -> None:
+    size = SMOLLM2._replace(quantised=SMOLLM2.parameters)
+    chosen = [preset(NodeConfig(), model, Machine(80 << 30, gpu=True, nf4=True)) for model in (SMOLLM2, size)]
+    assert ["policy.lora.r" in choices for choices in chosen] == [False, True]
+    assert chosen[1]["policy.dtype"].value != "nf4"
+
+
 def test_of_the_logits_there_is_a_chunk_at_a_time() -> None:
     """A micro-batch twice as large, or a vocabulary three times as large, has no more of them at once."""
     few, many = (of({"trainer": {"tokens_per_batch": tokens}})["logits"] for tokens in (2048, 4096))
