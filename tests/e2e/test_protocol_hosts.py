@@ -134,6 +134,7 @@ def test_an_inbox_that_nobody_empties_is_bounded_and_counts_what_it_drops() -> N
         wait_until(lambda: one.counters().peers == two.counters().peers == 1, 20)
         for number in range(12):
             one.publish(b"%d" % number)
+            wait_until(lambda: two.counters().items_received == number + 1, 20)  # noqa: B023
         wait_until(lambda: two.counters().rejected.get("inbox_full") == 7, 20)
         assert [item.body for item in two.receive(100)] == [b"7", b"8", b"9", b"10", b"11"]
 

@@ -82,7 +82,8 @@ def test_thirty_two_long_completions_get_through_in_text() -> None:
 
 
 def test_small_items_overtake_a_large_one() -> None:
-    with running() as (one, address), running(address) as (two, _):
+    limits = Limits(upload_bytes_per_second=4e6)
+    with running(limits=limits) as (one, address), running(address) as (two, _):
         wait_until(lambda: two.counters().peers == 1, 20)
         large = one.publish(os.urandom(14 << 20))
         wait_until(lambda: two.counters().bytes_received > 4 * CHUNK_BYTES, 20, "the first chunks")
