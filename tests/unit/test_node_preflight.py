@@ -187,9 +187,12 @@ def test_cards_that_do_not_divide_the_heads_are_refused_before_the_model_is_load
     size = SMALL._replace(heads=heads, kv_heads=keys)
     monkeypatch.setattr("node.operations.presets.measure_model", lambda name: size)
 
-    def on(count: int) -> NodeConfig:
-        return config_of(policy={"model": "a/model"}, engine={"kind": "vllm", "placement": list(range(count))})
+    def on(count: int, part: float = 0.03) -> NodeConfig:
+        """Return a configuration whose cards hold the model together, if at all: of each, vLLM has hardly anything."""
+        engine = {"kind": "vllm", "placement": list(range(count)), "vllm": {"gpu_memory_utilization": part}}
+        return config_of(policy={"model": "a/model"}, engine=engine)
 
-    with pytest.raises(UserError, match=rf"names {cards} GPUs, .* {heads} attention heads .*: name {fewer} of them"):
+    assert check_model(on(cards, part=0.9)) == size, "an engine on each card"
+    with pytest.raises(UserError, match=rf"names {cards} GPUs .* {heads} attention heads .*: name {fewer} of them"):
         check_model(on(cards))
     assert check_model(on(fewer)) == size
