@@ -218,7 +218,7 @@ class Misfit:
 class PeerUp:
     """A peer is live. It comes again after a restart or on a new connection: then the peer may have missed things.
 
-    `voice` is as whom it counts (see `protocol.limits.networks.counts_as`); "" for nobody but itself.
+    `voice` is as whom it counts (see `protocol.limits.networks.counts_as`), "" for itself alone. `Core` adds it.
     """
 
     node: NodeId

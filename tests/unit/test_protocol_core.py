@@ -778,6 +778,13 @@ def test_a_caller_for_whom_there_is_no_room_gets_the_manifest_nevertheless_and_a
     assert list(talk.core.membership.peers) == [PEER.node_id]
 
 
+def test_the_room_for_large_items_is_counted_for_the_network_that_a_peer_is_seen_in() -> None:
+    talk = Talk()
+    talk.core.handle(Accepted(OTHER_LINK, "198.41.0.4"), at(0))
+    talk.greet(OTHER, OTHER_LINK)
+    assert talk.core.gossip._wants._holders[OTHER.node_id].voice == "198.41.0.0/24"
+
+
 @pytest.mark.parametrize("moves", [True, False])
 def test_a_peer_of_which_a_frame_takes_minutes_is_not_thought_dead(moves: bool) -> None:
     talk = Talk()
