@@ -143,7 +143,8 @@ def _training(size: ModelSize, config: NodeConfig, machine: Machine) -> list[Mem
     sampling, trainer, dtype = config.sampling, config.trainer, config.policy.dtype
     answers = sampling.completions * config.engine.max_completion_length
     group = config.engine.max_prompt_length + answers  # tokens of a group, whose prompt is computed once
-    tokens = min(trainer.tokens_per_batch, (sampling.local + sampling.external) * group)
+    at_once = max(trainer.tokens_per_batch, config.engine.longest)  # no row is divided
+    tokens = min(at_once, (sampling.local + sampling.external) * group)
     weights, (trained, moments) = weight_bytes(size, dtype), _trained(size, config)
     sharers = machine.sharers if machine.gpu else 1  # processors have one memory
     of_all = f", 1/{sharers} of them" if sharers > 1 else ""
@@ -156,7 +157,10 @@ def _training(size: ModelSize, config: NodeConfig, machine: Machine) -> list[Mem
         MemoryPart("gradients", 4 * trained // sharers, millions, ("update",), fixed=True),
         MemoryPart("Adam", moments // sharers, f"two moments of each trained weight{of_all}", fixed=True),
         MemoryPart(
-            "activations", tokens * activations, f"{tokens} tokens at once: trainer.tokens_per_batch", ("update",)
+            "activations",
+            tokens * activations,
+            f"{tokens} tokens at once: trainer.tokens_per_batch, or a row",
+            ("update",),
         ),
         MemoryPart(
             "logits",

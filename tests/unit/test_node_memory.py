@@ -179,9 +179,11 @@ def test_engines_are_counted_by_the_device_that_they_are_on() -> None:
 
 
 def test_generation_and_the_update_take_turns() -> None:
-    table = memory_held(SMOLLM2, parse_config({"engine": {"max_prompt_length": 8000}}), CPU)
-    cache = of({"engine": {"max_prompt_length": 8000}})["key-value cache"]
-    assert table.peak() == table.total("generate") < sum(part.bytes for part in table.parts)
+    many = {"sampling": {"completions": 128, "local": 64}}
+    table = memory_held(SMOLLM2, parse_config(many), CPU)
+    cache = of(many)["key-value cache"]
+    together = sum(part.bytes if part.bound else 1.1 * part.bytes for part in table.parts)
+    assert table.peak() == table.total("generate") < together
     assert table.total("generate") - table.total("hand over") == pytest.approx(1.1 * cache)
 
 
@@ -229,9 +231,16 @@ def test_doctor_sums_with_what_a_person_sets(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     as_is = doctor_says(monkeypatch, capfd)
-    asked = doctor_says(monkeypatch, capfd, "--set", "policy.lora.r=16", "--set", "trainer.tokens_per_batch=512")
+    asked = doctor_says(monkeypatch, capfd, "--set", "policy.lora.r=16", "--set", "trainer.tokens_per_batch=600")
     assert "all weights" in as_is["cpu together"] and "adapters" in asked["cpu together"]
-    assert asked["cpu activations"].endswith("512 tokens at once: trainer.tokens_per_batch")
+    assert asked["cpu activations"].endswith("600 tokens at once: trainer.tokens_per_batch, or a row")
+
+
+def test_a_row_longer_than_a_micro_batch_is_counted_whole() -> None:
+    """The trainer divides no row. The table said 2048 tokens, and the update took 7168."""
+    lengths = {"max_prompt_length": 3072, "max_completion_length": 4096}
+    long, short = (of({"engine": lengths, "trainer": {"tokens_per_batch": tokens}}) for tokens in (2048, 7168))
+    assert long["activations"] == short["activations"]
 
 
 @pytest.mark.parametrize(
