@@ -73,7 +73,7 @@ def _frames(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
             verified += check(bytes(item.content), tasks, COMPLETIONS).group is not None
     took = time.process_time() - began
     if verified != len(bodies):
-        raise RuntimeError(f"{verified} of {len(bodies)} groups were verified: {dict(core.admission.rejected)}")
+        raise RuntimeError(f"{verified} of {len(bodies)} groups were verified: {dict(core.scores.rejected)}")
     return took
 
 
@@ -93,7 +93,7 @@ def _to_buffer(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
             added += buffer.add(shared, now.unix, 1)
         took = time.process_time() - began
     if added != len(bodies):
-        raise RuntimeError(f"{added} of {len(bodies)} groups came to the buffer: {dict(core.admission.rejected)}")
+        raise RuntimeError(f"{added} of {len(bodies)} groups came to the buffer: {dict(core.scores.rejected)}")
     return took
 
 

@@ -74,7 +74,7 @@ def loss(advantage: torch.Tensor, logps: Sequence[torch.Tensor], made: Sequence[
         made: the completions; those that were cut off count for nothing if `args.mask_truncated_completions`.
         args: a `GRPOConfig`.
     """
-    counts = torch.tensor([0 if args.mask_truncated_completions and not one.finished else one.drawn for one in made])
+    counts = torch.tensor([0 if args.mask_truncated_completions and not one.finished else one.sampled for one in made])
     match args.loss_type:
         case "cispo":
             high = args.epsilon if args.epsilon_high is None else args.epsilon_high
@@ -102,8 +102,8 @@ def _logp_and_entropy(logps: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
 
 
 def _lengths(made: Sequence[Played]) -> Mapping[str, float]:
-    drawn = [one.drawn for one in made]
-    ended = [one.drawn for one in made if one.finished] or [0]
+    drawn = [one.sampled for one in made]
+    ended = [one.sampled for one in made if one.finished] or [0]
     found = {
         "clipped_ratio": statistics.fmean(not one.finished for one in made),
         "mean_length": statistics.fmean(drawn),

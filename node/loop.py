@@ -431,7 +431,7 @@ class Loop:
         """Return how surprising completions are under the policy, and count their tokens as spent."""
         temperature = self.config.engine.temperature
         nats = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
-        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(tokens.drawn for _, tokens in rows)
+        self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(tokens.sampled for _, tokens in rows)
         return nats
 
     def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
@@ -477,10 +477,10 @@ class Loop:
             "groups_informative": sum(is_informative(group.group.rewards) for group in own),
             "generated": len(episodes),
             "unscorable": len(episodes) - len(rewards),
-            "tokens_generated": sum(episode.drawn for episode in episodes),
+            "tokens_generated": sum(episode.sampled for episode in episodes),
             "trained": sum(sample.advantage != 0 for sample in samples),
             "tokens_trained": self.config.trainer.num_iterations
-            * sum(sample.drawn for sample in samples if sample.advantage != 0),
+            * sum(sample.sampled for sample in samples if sample.advantage != 0),
             "swarm/external_share": external_share(samples),
             "effective_samples": effective_size(samples),
             "completions/finished": statistics.fmean(episode.finished for episode in episodes),
@@ -489,7 +489,7 @@ class Loop:
             )
             if own
             else 0.0,
-            "completions/mean_length": statistics.fmean(episode.drawn for episode in episodes),
+            "completions/mean_length": statistics.fmean(episode.sampled for episode in episodes),
             "completions/turns": statistics.fmean(len(episode.turns) for episode in episodes),
         }
 
@@ -505,7 +505,7 @@ class Loop:
 
 
 def _own_result(own: EncodedGroup) -> OwnResult:
-    lengths = [own.completions[index].drawn for index in range(len(own.group.completions))]
+    lengths = [own.completions[index].sampled for index in range(len(own.group.completions))]
     return own_result(own.group.task.name, lengths, own.group.rewards)
 
 

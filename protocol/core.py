@@ -40,6 +40,7 @@ from protocol.events import (
     Heard,
     Item,
     ItemVerdict,
+    Judgement,
     Link,
     MembershipAction,
     Message,
@@ -58,7 +59,6 @@ from protocol.events import (
     PortMapped,
     Publish,
     RefusedEarly,
-    Report,
     Revoked,
     Send,
     SendFrame,
@@ -152,11 +152,11 @@ class Core:
         self._identity = setup.identity
         self._swarm = setup.swarm
         self._limits = setup.limits
-        self.admission = PeerScores(setup.limits)
+        self.scores = PeerScores(setup.limits)
         self._budgets = Budgets(setup.limits)
         self._gate = setup.gate
         self._obeyed = 0  # the revision of the revocation list that gossip was last told of
-        self.membership = Membership(setup, book, rng, now, self.admission.is_refused)
+        self.membership = Membership(setup, book, rng, now, self.scores.is_refused)
         self.gossip = Gossip(setup.identity.node_id, setup, rng, now)
         self.manifest = setup.manifest  # empty until a peer sent it
         self.clocks = PeerClocks()
@@ -211,7 +211,7 @@ class Core:
 
     def refuses(self, key: bytes, now: Instant) -> bool:
         """Tell whether the holder of a CURVE key is graylisted: by its node id if it proved one, else by the key."""
-        return self.admission.is_refused(self._subject(Link(key, dialled=False)), now)
+        return self.scores.is_refused(self._subject(Link(key, dialled=False)), now)
 
     def handle(self, event: CoreEvent, now: Instant) -> list[CoreAction]:  # an arm an event
         """Advance by one event. Nothing that a peer sends raises: it is counted."""
@@ -234,8 +234,8 @@ class Core:
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
-            case Report():
-                return self._report(event, now)
+            case Judgement():
+                return self._judged(event, now)
             case NetworkRefused(network):
                 self.membership.refusals.offender(network, "offences of its nodes", now)
                 return []
@@ -261,7 +261,7 @@ class Core:
         try:
             return self._members(self.membership.handle(event, now), now)
         except RevocationError as error:
-            self.admission.offence(error.reason, None, now)
+            self.scores.offence(error.reason, None, now)
             return []
 
     def _subject(self, link: Link) -> str:
@@ -272,7 +272,7 @@ class Core:
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
     ) -> list[CoreAction]:
         """Count one refusal. `subject` pays, and so does its network unless the reason is one of `NODE_ALONE`."""
-        paid, refused_for = self.admission.offence(reason, subject, now, points)
+        paid, refused_for = self.scores.offence(reason, subject, now, points)
         if subject is not None and refused_for is not None:
             self.membership.refusals.offender(subject, refused_for, now)
         return [ChargePrefix(link, paid)] if paid and link is not None and reason not in NODE_ALONE else []
@@ -281,8 +281,8 @@ class Core:
         node = self.membership.live_node(link)
         self._count(node, received=len(frame))
         subject: str = node if node is not None else self._subject(link)
-        if self.admission.is_refused(subject, now):
-            self.admission.offence("graylisted", None, now)
+        if self.scores.is_refused(subject, now):
+            self.scores.offence("graylisted", None, now)
             return self._members(self._expel(node, link, frame, now), now)
         payer = self.membership.links.payer(link)
         if node is not None and kind_of(frame) in CONTENT:
@@ -352,7 +352,7 @@ class Core:
     def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         """Part from a node of another major version. Its operator and ours are told once."""
         theirs = spoken_version(frame)
-        self.admission.offence(OTHER_VERSION, None, now)
+        self.scores.offence(OTHER_VERSION, None, now)
         if theirs is None or self.membership.links.is_parting(link):
             return []
         news = self._misfits.get(link.key) is None and self._notices.take(1, now.steady)
@@ -386,7 +386,7 @@ class Core:
             return "stale"
         if self._gate.is_revoked(signer):
             return "revoked"
-        return "graylisted" if signer != node and self.admission.is_refused(signer, now) else ""
+        return "graylisted" if signer != node and self.scores.is_refused(signer, now) else ""
 
     def _refuse_item(self, refusal: str, node: NodeId, signer: NodeId, item: ItemId, now: Instant) -> list[CoreAction]:
         # The time stamp is its signer's. A peer that only passed the item on is not to blame.
@@ -473,14 +473,14 @@ class Core:
         item = Item(claimed_id(frame), own.node_id, now.unix, body[:TOPIC_BYTES], frame, hashes)
         return self._items(self.gossip.handle(Publish(item), now), now)
 
-    def _report(self, report: Report, now: Instant) -> list[CoreAction]:
-        if report.verdict is ItemVerdict.IGNORE:
-            self.admission.offence(report.reason, None, now)
-        elif report.verdict is ItemVerdict.REJECT:
-            signer = self.gossip.signer(report.id)
-            self.gossip.handle(Discard(report.id), now)
+    def _judged(self, judgement: Judgement, now: Instant) -> list[CoreAction]:
+        if judgement.verdict is ItemVerdict.IGNORE:
+            self.scores.offence(judgement.reason, None, now)
+        elif judgement.verdict is ItemVerdict.REJECT:
+            signer = self.gossip.signer(judgement.id)
+            self.gossip.handle(Discard(judgement.id), now)
             link = self.membership.link_of(signer) if signer is not None else None
-            return self._offence(report.reason, link, signer, now, REJECT_PENALTY)
+            return self._offence(judgement.reason, link, signer, now, REJECT_PENALTY)
         return []
 
     def _tick(self, now: Instant) -> list[CoreAction]:

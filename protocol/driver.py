@@ -68,7 +68,7 @@ class Driver:
             return self._core.make_frame(link, now)
         except Exception:  # one item must not end the only network thread
             log.exception("internal error", event_type="make_frame")
-            self._core.admission.offence("internal", None, now)
+            self._core.scores.offence("internal", None, now)
             return b""
 
     def feed(self, event: CoreEvent) -> None:
@@ -102,4 +102,4 @@ class Driver:
                         )
         except Exception:  # one item must not end the only network thread, whatever is wrong with us
             log.exception("internal error", event_type=type(event).__name__)
-            self._core.admission.offence("internal", None, now)
+            self._core.scores.offence("internal", None, now)

@@ -128,7 +128,7 @@ class Offer:
 
 
 @value
-class Report:
+class Judgement:
     """The node's verdict on an item, with a reason to count it by."""
 
     id: ItemId
@@ -446,5 +446,5 @@ MembershipEvent = (
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Bring | News | Revoked | Stored | Offer | Subscribe | Report | Tick
+CoreEvent = NetworkEvent | Bring | News | Revoked | Stored | Offer | Subscribe | Judgement | Tick
 CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix | OtherVersion

@@ -35,11 +35,11 @@ from protocol.events import (
     Bring,
     Item,
     ItemVerdict,
+    Judgement,
     Moved,
     Neighbour,
     Offer,
     PortMapped,
-    Report,
     Revoked,
     Stored,
     Subscribe,
@@ -70,7 +70,7 @@ LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # short, as a person who revokes some
 COMMANDS_PER_STEP = 256
 PUBLISH_TIMEOUT_S = 10.0  # a network thread that takes nothing for so long hangs, or shares its core with far too many
 
-Command = Report | PortMapped | Neighbour
+Command = Judgement | PortMapped | Neighbour
 
 T = TypeVar("T")
 
@@ -369,7 +369,7 @@ class Host:
                 try:
                     body = unpack_content(item.content, largest)
                 except MessageError as error:
-                    self.report(item.id, ItemVerdict.REJECT, error.reason)
+                    self.judge(item.id, ItemVerdict.REJECT, error.reason)
                     room -= error.size if isinstance(error, UnpackError) else 0
                     continue
                 room -= len(body)
@@ -385,17 +385,17 @@ class Host:
         if self._failure is not None:
             raise NetworkFailed(f"the network failed ({self._failure}): start the node again") from self._failure
 
-    def report(self, id: ItemId, verdict: ItemVerdict, reason: str) -> None:  # noqa: A002  # the domain's word
+    def judge(self, id: ItemId, verdict: ItemVerdict, reason: str) -> None:  # noqa: A002  # the domain's word
         """Tell the node's verdict on an item. Unless it was accepted, it is counted by `reason`."""
         if verdict is not ItemVerdict.ACCEPT:
-            self._command(Report(id, verdict, reason))
+            self._command(Judgement(id, verdict, reason))
 
     def counters(self) -> Counters:
         """Return a snapshot of the counts."""
         core = self._core
         if core is None:
             return Counters(0, 0, 0, 0, 0, 0, 0, {})
-        rejected = dict(core.admission.rejected)
+        rejected = dict(core.scores.rejected)
         for reason, count in dict(core.membership.refusals.counts).items():
             rejected[reason] = rejected.get(reason, 0) + count
         rejected |= {"inbox_full": self._inbox.dropped, "outbox_full": self._commands.dropped}
@@ -700,7 +700,7 @@ def describe_peers(core: Core, now: Instant) -> list[PeerInfo]:
             now.steady - traffic.since,
             traffic.sent,
             traffic.received,
-            core.admission.score(node, now),
+            core.scores.score(node, now),
         )
         for node in membership.peers
         if (traffic := core.traffic.get(node)) is not None

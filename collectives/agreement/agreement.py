@@ -129,7 +129,7 @@ class Agreement:
     @property
     def pending(self) -> bool:
         """Whether somebody can be let in, as of the last event: it asks, and every member reaches it."""
-        view, admission = self.view, self._state.admission
+        view, admission = self.view, self._state.scores
         if view is None or self._state.coordinator is None:
             return view is not None and admission.says_pending.get(view.coordinator, False)
         return bool(admission.admissible(view, self._out.now))
@@ -226,7 +226,7 @@ class Agreement:
     def _tick(self, now: float) -> None:
         state, view = self._state, self.view
         state.operations.tick(now, CallVerdict.EVICTED if view is None else CallVerdict.DEADLINE)
-        state.admission.tick(now)
+        state.scores.tick(now)
         if view is None:
             self._tick_outside(now)
             return
@@ -241,12 +241,12 @@ class Agreement:
         for member in view.members:
             if member != self.own and self._quiet_to(member, now):
                 self._out.send(member, state.beat(view, now))
-        rumoured = {name: line.address for name, (line, _) in state.admission.rumoured.items()}
+        rumoured = {name: line.address for name, (line, _) in state.scores.rumoured.items()}
         self._dial(view.addresses | rumoured, 2 * self._timing.heartbeat, now)
         self._dial(state.contacts, 2 * self._timing.timeout, now)
         wanted = view.addresses | rumoured | state.contacts
         self._dialled = {member: due for member, due in self._dialled.items() if member in wanted}
-        for member in sorted(self._detector.linked.keys() - view.ids - state.admission.applicants.keys()):
+        for member in sorted(self._detector.linked.keys() - view.ids - state.scores.applicants.keys()):
             self._dispatcher.show(member, now, self._timing.timeout)
 
     def _tick_outside(self, now: float) -> None:
@@ -280,6 +280,6 @@ class Agreement:
 
     def _admit_by_itself(self, view: View, now: float) -> None:
         if view.members == (self.own,) and view.epoch == 1 and not self._state.operations.open:
-            after = self._state.admission.view_with(view, now)
+            after = self._state.scores.view_with(view, now)
             if after is not None:
                 self._state.enter(after, now)

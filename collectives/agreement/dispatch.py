@@ -169,11 +169,11 @@ class Dispatcher:
             case messages.Welcome() if state.welcomed(member, message, now):
                 self.insider_heard = now
             case messages.Apply() if view is not None:
-                state.admission.applied(member, message, view, now)
+                state.scores.applied(member, message, view, now)
             case messages.Pending() if view is not None and member in view.ids:
-                state.admission.rumour(message, view, now)
+                state.scores.rumour(message, view, now)
             case messages.Goodbye():
-                state.admission.forget(member)
+                state.scores.forget(member)
                 state.contacts.pop(member, None)
                 if view is not None and member in view.ids:
                     state.detector.gone.add(member)
@@ -191,8 +191,8 @@ class Dispatcher:
             return
         state.detector.beat(member, beat, view, now)
         state.change.round_seen(beat.round)
-        state.admission.reaches[member] = frozenset(beat.reaches)
-        state.admission.says_pending[member] = beat.pending
+        state.scores.reaches[member] = frozenset(beat.reaches)
+        state.scores.says_pending[member] = beat.pending
         if state.coordinator is not None and not state.change.fenced:
             state.coordinator.advance(now)
 

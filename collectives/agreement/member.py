@@ -44,7 +44,7 @@ class MemberState:
         self.detector = detector
         self.operations = Operations(timing, out)
         self.change = ViewChange(own.id, timing, rng, out, detector)
-        self.admission = Applicants(own.id, timing, rng, out, detector)
+        self.scores = Applicants(own.id, timing, rng, out, detector)
         self.witnesses = Witnesses(own.id, closed)
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # addresses of nodes that are in no view with this one
@@ -117,7 +117,7 @@ class MemberState:
         self.witnesses.enter(view)
         self.detector.enter(view, now)
         self.change.enter()
-        self.admission.enter(view)
+        self.scores.enter(view)
         self.contacts = {name: address for name, address in self.contacts.items() if name not in view.ids}
         self.out.do(Install(view))
         self.coordinator = self._coordinate(view) if view.coordinator == self.own else None
@@ -131,7 +131,7 @@ class MemberState:
             view,
             self.out,
             self.detector.timing,
-            admit=lambda: self.admission.view_with(view, self.out.now),
+            admit=lambda: self.scores.view_with(view, self.out.now),
             holds=self.operations.holds,
             evict=self._evict,
         )
@@ -189,9 +189,9 @@ class MemberState:
 
     def beat(self, view: View, now: float) -> messages.Beat:
         """Return what this member says of itself."""
-        reaches = tuple(sorted(self.admission.waiting(now)))
+        reaches = tuple(sorted(self.scores.waiting(now)))
         missing = tuple(sorted(self.detector.missing(view, now)))
-        pending = self.coordinator is not None and bool(self.admission.admissible(view, now))
+        pending = self.coordinator is not None and bool(self.scores.admissible(view, now))
         return messages.Beat(view.mark, view.epoch, self.change.promised.round, missing, reaches, pending)
 
     def apply(self, member: NodeId) -> None:

@@ -100,4 +100,4 @@ class Keeper:
     def _refuse(self, group_id: bytes, reason: str) -> None:
         self.refused[reason] += 1
         verdict = ItemVerdict.IGNORE if reason in BLAMELESS else ItemVerdict.REJECT
-        self._host.report(ItemId(group_id), verdict, reason)
+        self._host.judge(ItemId(group_id), verdict, reason)

@@ -119,7 +119,7 @@ class Board:
             report = self._intake.take(item.body, item.sender, item.time)
         except ReportError as error:
             verdict = ItemVerdict.IGNORE if error.reason in BLAMELESS else ItemVerdict.REJECT
-            self._host.report(item.id, verdict, error.reason)
+            self._host.judge(item.id, verdict, error.reason)
         else:
             self._history.add(item.sender, report, min(now, item.time))
 

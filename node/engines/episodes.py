@@ -79,7 +79,7 @@ class Played:
         return Tokens.of(in_turn([turn.token_ids for turn in self.turns], observed), known)
 
     @property
-    def drawn(self) -> int:
+    def sampled(self) -> int:
         """How many tokens the policy drew."""
         return sum(len(turn.token_ids) for turn in self.turns)
 

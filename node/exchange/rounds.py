@@ -147,7 +147,7 @@ class SwarmRounds:
         if buried:
             self.buffer.bury(buried, round_number)
         for group in refused:
-            self.exchange.report(group.id, group.reason)
+            self.exchange.refuse(group.id, group.reason)
             self.note_refused(group)
 
     def _asks_for_easy(self, screening: Screening) -> frozenset[TaskKey]:

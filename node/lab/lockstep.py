@@ -375,7 +375,7 @@ class MailExchange:
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """Ask nobody: all that is posted comes."""
 
-    def report(self, group_id: bytes, reason: str) -> None:
+    def refuse(self, group_id: bytes, reason: str) -> None:
         """Tell nobody: `post` has checked the group, and a question too long for this node is nobody's fault."""
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:

@@ -117,7 +117,7 @@ class Tokens(NamedTuple):
         return cls(tuple(ids), frozenset(given), logprobs)
 
     @property
-    def drawn(self) -> int:
+    def sampled(self) -> int:
         """How many of them are the policy's."""
         return len(self.ids) - len(self.given)
 

@@ -48,7 +48,7 @@ class Sample:
     given: frozenset[int] = frozenset()
 
     @property
-    def drawn(self) -> int:
+    def sampled(self) -> int:
         """How many tokens it trains on."""
         return len(self.completion) - len(self.given)
 

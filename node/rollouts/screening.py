@@ -427,7 +427,7 @@ class Screening:
                     why[place] = "quotes_held_out"
                 if encoded is not None and not why[place]:
                     tokens[place] = encoded
-                    if encoded.drawn and not bare:
+                    if encoded.sampled and not bare:
                         asked.append((place, (prompt, encoded)))
         self._bound_surprise(asked, why)
         self.left_out.update(filter(None, why.values()))
@@ -453,7 +453,7 @@ class Screening:
         if task not in self._usual:
             self._usual[task] = own.usual_length(task)
         usual = self._usual[task]
-        return "over_long" if usual and encoded.drawn > sampling.max_length_ratio * usual else ""
+        return "over_long" if usual and encoded.sampled > sampling.max_length_ratio * usual else ""
 
     def _bound_surprise(self, asked: Sequence[tuple[Place, ScoredRow]], why: dict[Place, str]) -> None:
         bound = self.context.sampling.max_surprise

@@ -74,7 +74,7 @@ class GroupExchange(Protocol):
         """
         ...
 
-    def report(self, group_id: bytes, reason: str) -> None:
+    def refuse(self, group_id: bytes, reason: str) -> None:
         """Say why a drawn group cannot be used: a reason of `node.rollouts.screening`."""
         ...
 
@@ -110,7 +110,7 @@ class NoExchange:
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
         """Ask nobody."""
 
-    def report(self, group_id: bytes, reason: str) -> None:
+    def refuse(self, group_id: bytes, reason: str) -> None:
         """Tell nobody."""
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
@@ -227,7 +227,7 @@ class NetworkExchange:
             if group is not None:
                 shared.append(Shared(item.id, item.sender, now, group, item.body))
             else:
-                self.report(item.id, reason)
+                self.refuse(item.id, reason)
         return shared
 
     def _pass_on(self, reports: ReportIntake, item: Received) -> None:
@@ -235,7 +235,7 @@ class NetworkExchange:
         try:
             groups = reports.take(item.body, item.sender, item.time).taught_by.get(self._node, 0)
         except ReportError as error:
-            self.report(item.id, error.reason)
+            self.refuse(item.id, error.reason)
         else:
             if groups and (item.sender in self._taught or len(self._taught) < MAX_PUPILS):
                 self._taught[item.sender] += groups
@@ -256,9 +256,9 @@ class NetworkExchange:
     def _subscribe(self) -> None:
         self._host.subscribe(self._topics, self._demand.told, self._beside)
 
-    def report(self, group_id: bytes, reason: str) -> None:
+    def refuse(self, group_id: bytes, reason: str) -> None:
         """Tell the host, which counts the reason; if it is somebody's fault, it costs the group's signer."""
-        self._host.report(ItemId(group_id), ItemVerdict.IGNORE if reason in BLAMELESS else ItemVerdict.REJECT, reason)
+        self._host.judge(ItemId(group_id), ItemVerdict.IGNORE if reason in BLAMELESS else ItemVerdict.REJECT, reason)
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """See `GroupExchange.finished`. A report names the tasks that are shared, and no others."""

@@ -78,10 +78,10 @@ def make_batches(
         and an advantage. Where samplers gave log-probabilities there are also `sampling_per_token_logps`
         (B, C) float32, NaN where there is none.
     """
-    tokens = sum(row.drawn for row in rows)
+    tokens = sum(row.sampled for row in rows)
     batches = []
     factor = _factors(rows, weight, loss_type)
-    scaled = ((row, row.advantage * factor(row)) for row in rows if row.drawn)
+    scaled = ((row, row.advantage * factor(row)) for row in rows if row.sampled)
     worth_training = [replace(row, advantage=advantage) for row, advantage in scaled if advantage != 0]
     cost = _laid_out_tokens if shared_prefixes else _padded_tokens
     ordered = _by_prompts(worth_training) if shared_prefixes else sorted(worth_training, key=_length, reverse=True)
@@ -94,7 +94,7 @@ def make_batches(
             "dr_grpo": ranks * len(part) / len(rows),
             "sapo": ranks * len(part) / len(rows),
             "luspo": ranks * len(part) / len(rows),
-            "bnpo": ranks * sum(row.drawn for row in part) / tokens,
+            "bnpo": ranks * sum(row.sampled for row in part) / tokens,
         }[loss_type]
         batches.append(_tensors(part, share, tokens, pad_token_id))
     return batches
@@ -108,7 +108,7 @@ def _factors(rows: Sequence[Sample], total: float, loss_type: LossType) -> Calla
     tokens: Counter[int] = Counter()
     for row in rows:
         weights[_side(row)] += row.weight
-        tokens[_side(row)] += row.drawn
+        tokens[_side(row)] += row.sampled
     length = tokens.total()
     factors = {side: weights[side] / total * (length / count) for side, count in tokens.items() if count}
     return lambda row: factors[_side(row)]
@@ -212,7 +212,7 @@ def parts_within(batch: Batch, budget: int, loss_type: LossType, shared_prefixes
     return [part for half in halves for part in parts_within(half, budget, loss_type, shared_prefixes)]
 
 
-def drawn_mask(batch: Batch) -> torch.Tensor:
+def sampled_mask(batch: Batch) -> torch.Tensor:
     """Return which tokens a micro-batch trains on, (B, C) int64."""
     return batch["completion_mask"] * batch["tool_mask"]
 
@@ -226,7 +226,7 @@ def _some_rows(batch: Batch, rows: slice, loss_type: LossType) -> Batch:
     if loss_type in PER_ROW:
         share = len(mask[rows]) / len(mask)
     elif loss_type == "bnpo":
-        drawn = drawn_mask(batch)
+        drawn = sampled_mask(batch)
         share = float(drawn[rows].sum() / drawn.sum())
     part = {name: values[rows] if values.dim() else values for name, values in batch.items()}
     for name, values in part.items():

@@ -394,7 +394,7 @@ def _score(name: str, outcomes: Sequence[ScoredQuestion]) -> Score:
         reward=_mean([reward for outcome in outcomes for reward in outcome.rewards]),
         pass_at={k: _mean([pass_at_k(right, completions, k) for right in solved]) for k in ks},
         finished=_mean([one.finished for outcome in outcomes for one in outcome.answers]),
-        mean_length=_mean([one.drawn for outcome in outcomes for one in outcome.answers]),
+        mean_length=_mean([one.sampled for outcome in outcomes for one in outcome.answers]),
     )
 
 

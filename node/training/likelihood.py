@@ -52,7 +52,7 @@ def _distributions(policy: Policy, rows: Sequence[ScoredRow], temperature: float
             most = len(part) // 2
             waiting = deque(some[at : at + most] for some in [part, *waiting] for at in range(0, len(some), most))
             continue
-        for (_, made), found in zip(part, torch.split(logits, [made.drawn for _, made in part]), strict=True):
+        for (_, made), found in zip(part, torch.split(logits, [made.sampled for _, made in part]), strict=True):
             drawn = [token for at, token in enumerate(made.ids) if at not in made.given]
             tokens = torch.split(torch.tensor(drawn, device=device), slice_of)
             yield partial(_by_slices, list(zip(torch.split(found, slice_of), tokens, strict=True)), temperature)
@@ -104,7 +104,7 @@ def _parts(rows: Sequence[ScoredRow], vocabulary: int) -> Iterator[list[ScoredRo
     part: list[ScoredRow] = []
     numbers = 0
     for row in rows:
-        of_row = row[1].drawn * vocabulary
+        of_row = row[1].sampled * vocabulary
         if part and (len(part) == ROWS or numbers + of_row > LOGITS):
             yield part
             part, numbers = [], 0

@@ -42,7 +42,7 @@ from node.policy.load import LARGE, Policy
 from node.processes.machine import free_memory, is_out_of_memory
 from node.rollouts.rule import Sample
 from node.rollouts.rules import configured_weight
-from node.training.batch import Batch, drawn_mask, make_batches, parts_within, tokens_of
+from node.training.batch import Batch, make_batches, parts_within, sampled_mask, tokens_of
 from node.training.checkpoint import (
     remove_leftovers,
 )
@@ -276,7 +276,7 @@ class SwarmTrainer(SavingTrainer):
         """
         loss = super().compute_loss(model, inputs, *others, **named)
         if self.state.global_step % self.args.num_iterations == 0:
-            self._surprise.note(self._latest_logps, drawn_mask(inputs), inputs["external"])
+            self._surprise.note(self._latest_logps, sampled_mask(inputs), inputs["external"])
         return loss * self._scale
 
     def _get_per_token_logps_and_entropies(

@@ -8,5 +8,5 @@ send_queues    what waits to be sent: bounded in bytes, shared fairly, under the
 connections    which TCP connections are cut: what libzmq does not defend by itself
 
 To add an offence, give it a price in `peer_scores.PENALTIES`, or say in `peer_scores.FREE` why it has none. An item
-that a node rejects (`Core._report`) costs `REJECT_PENALTY`; why it rejects a group stands in `node.rollouts.screening`.
+that a node rejects (`Core._judged`) costs `REJECT_PENALTY`; why it rejects a group stands in `node.rollouts.screening`.
 """

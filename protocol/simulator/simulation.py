@@ -19,7 +19,7 @@ from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
-from protocol.events import Item, ItemVerdict, Offer, Report, Subscribe
+from protocol.events import Item, ItemVerdict, Judgement, Offer, Subscribe
 from protocol.identity import Identity
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
@@ -197,9 +197,9 @@ class Simulation:
         """Let a node want `demand` items a second, of these topics only if they are given."""
         self._feed(self.nodes[name], Subscribe(topics, demand, beside))
 
-    def report(self, name: int, item: ItemId, verdict: ItemVerdict, reason: str) -> None:
+    def judge(self, name: int, item: ItemId, verdict: ItemVerdict, reason: str) -> None:
         """Let a node judge an item."""
-        self._feed(self.nodes[name], Report(item, verdict, reason))
+        self._feed(self.nodes[name], Judgement(item, verdict, reason))
 
     def run(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass."""
@@ -218,7 +218,7 @@ class Simulation:
                 if due == node.due and not (node.transport.closed or node.transport.paused):
                     self._step(node)
 
-    def _feed(self, node: SimulatedNode, event: Offer | Report | Subscribe) -> None:
+    def _feed(self, node: SimulatedNode, event: Offer | Judgement | Subscribe) -> None:
         node.driver.feed(event)
         self._schedule(node, self.network.now)
 

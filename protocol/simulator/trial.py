@@ -292,6 +292,6 @@ class SwarmTrial:
         """Return what honest nodes refused, by reason."""
         total: dict[str, int] = {}
         for node in self.honest:
-            for reason, count in node.core.admission.rejected.items():
+            for reason, count in node.core.scores.rejected.items():
                 total[reason] = total.get(reason, 0) + count
         return dict(sorted(total.items()))

@@ -114,7 +114,7 @@ def test_verdicts_are_counted_by_reason() -> None:
         ):
             one.publish(reason.encode())
             (item,) = collect(two, 1)
-            two.report(item.id, verdict, reason)
+            two.judge(item.id, verdict, reason)
         wait_until(lambda: two.counters().rejected == {"unknown_task": 1, "lie": 1}, 20)
 
 
@@ -123,7 +123,7 @@ def test_a_refused_peer_that_dials_again_is_counted_as_that_and_not_as_one_that_
         wait_until(lambda: two.counters().peers == 1, 20)
         assert one._core is not None and one._driver is not None
         for _ in range(6):
-            one._core.admission.offence("forged", two._setup.identity.node_id, one._driver.now())
+            one._core.scores.offence("forged", two._setup.identity.node_id, one._driver.now())
         two.publish(b"heard no more")
         wait_until(lambda: one.counters().rejected.get("graylisted", 0) >= 4, 60, "its dialling")
         assert set(one.counters().rejected) == {"forged", "graylisted"} and one.receive(10) == []

@@ -53,7 +53,7 @@ def run(config: NodeConfig, folder: Path, reports_s: int, praised: Sequence[Node
                 if is_true(shared.group, task):
                     lessons[shared.peer] += 1
                 else:
-                    exchange.report(shared.id, "false_reward")
+                    exchange.refuse(shared.id, "false_reward")
             row = {"round": number, "reward": 0.5, "eval/accuracy": 0.5, "swarm/taught_by": dict(lessons)}
             if praised:
                 row |= {"reward": 1.0, "eval/accuracy": 1.0, "swarm/taught_by": dict.fromkeys(praised, PRAISE)}

@@ -33,10 +33,10 @@ def test_a_lie_reaches_as_many_nodes_as_demand_carries_an_item_to_and_its_signer
             for drawn in [pool.pop(rng.randrange(len(pool))) for _ in range(min(DRAWN, len(pool)))]:
                 if drawn.signer == liar.identity.node_id:
                     found += 1
-                    simulation.report(node.name, drawn.id, ItemVerdict.REJECT, "false_reward")
+                    simulation.judge(node.name, drawn.id, ItemVerdict.REJECT, "false_reward")
     undrawn = sum(item.signer == liar.identity.node_id for pool in pools.values() for item in pool)
     reached = (found + undrawn) / (MADE * ROUNDS)
     print(f"a lie reached {reached:.2f} of {len(honest)} nodes, and was found by {found / (MADE * ROUNDS):.2f}")
     taken = MIN_BURST + DEMAND * ROUND_S * ROUNDS  # by a node, of what the others made
     assert 1.0 <= reached <= 1.2 * taken / (MADE * ROUNDS)
-    assert 0 < found == sum(node.core.admission.rejected["false_reward"] for node in honest)
+    assert 0 < found == sum(node.core.scores.rejected["false_reward"] for node in honest)

@@ -49,7 +49,7 @@ def test_thirty_nodes_from_one_seed_know_each_other_and_share_everything_over_fe
     run_until_spread(simulation, spread(simulation, 1000), 4)
     simulation.run(3 * LAN.exchange_interval)  # nobody is known by the word of one, and whom one asks is drawn
     assert {len(node.core.membership.book) for node in simulation.nodes.values()} == {29}
-    assert not any(node.core.admission.rejected for node in simulation.nodes.values())
+    assert not any(node.core.scores.rejected for node in simulation.nodes.values())
 
 
 def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_from_its_signers() -> None:
@@ -102,7 +102,7 @@ def test_at_high_loss_nobody_takes_a_peer_for_one_of_another_version() -> None:
     simulation.run(60.0)
     for node in simulation.nodes.values():
         assert len(node.core.membership.peers) >= 1
-        assert not {"other_version", "forged"} & set(node.core.admission.rejected)
+        assert not {"other_version", "forged"} & set(node.core.scores.rejected)
 
 
 def test_two_nodes_alone_recover_lost_pushes() -> None:
@@ -179,10 +179,10 @@ def test_a_liar_ends_up_refused_by_those_it_lied_to() -> None:
         simulation.run(0.5)
         for name in range(3):
             if lie in simulation.nodes[name].ids:
-                simulation.report(name, lie, ItemVerdict.REJECT, "lie")
+                simulation.judge(name, lie, ItemVerdict.REJECT, "lie")
     simulation.run(1.0)
     for name in range(3):
-        rejected = simulation.nodes[name].core.admission.rejected
+        rejected = simulation.nodes[name].core.scores.rejected
         assert rejected["lie"] == 21 and rejected["graylisted"] > 0
         assert simulation.nodes[3].identity.node_id not in simulation.nodes[name].core.membership.peers
         assert len(simulation.nodes[name].core.membership.peers) == 2
@@ -311,5 +311,5 @@ def test_a_node_whose_clock_is_off_by_days_is_told_so_and_so_is_whom_it_calls(
     seed = simulation.nodes[0].core
     assert lost.core.membership.refusals.latest == reason and lost.core.membership.peers == []
     assert seed.membership.refusals.counts.keys() == {reason}
-    assert seed.admission.score(lost.identity.node_id, simulation.clock()) == 0.0
+    assert seed.scores.score(lost.identity.node_id, simulation.clock()) == 0.0
     assert seed.clocks.difference(simulation.clock()) is None

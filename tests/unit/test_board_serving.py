@@ -44,7 +44,7 @@ class Host:
         self.revoked: set[str] = set()
         self.known: dict[Address, NodeId] = {}
 
-    def report(self, _: ItemId, verdict: ItemVerdict, reason: str) -> None:
+    def judge(self, _: ItemId, verdict: ItemVerdict, reason: str) -> None:
         self.reports.append((verdict, reason))
 
     def is_revoked(self, node: str) -> bool:

@@ -253,7 +253,7 @@ class Home:
     def __init__(self) -> None:
         self.reports: list[tuple[ItemVerdict, str]] = []
 
-    def report(self, _: bytes, verdict: ItemVerdict, reason: str) -> None:
+    def judge(self, _: bytes, verdict: ItemVerdict, reason: str) -> None:
         self.reports.append((verdict, reason))
 
 

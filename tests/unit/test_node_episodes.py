@@ -140,7 +140,7 @@ def test_the_tokens_say_which_are_the_policys() -> None:
     [[one]] = play(Says(["ab", "!1"], logprobs=True), asked(Echo(), 1, 1))
     assert one.tokens.ids == (*tokens("ab"), END, *tokens("<ab>"), *tokens("!1"), END)
     assert one.tokens.given == frozenset(range(3, 7))
-    assert one.tokens.drawn == one.drawn == 6
+    assert one.tokens.sampled == one.sampled == 6
     assert [logprob == -1.0 for logprob in one.tokens.logprobs] == [at not in range(3, 7) for at in range(10)]
     [[other]] = play(Says(["ab", "!1"]), asked(Echo(), 1, 1))
     assert other.tokens.logprobs is None
@@ -400,7 +400,7 @@ class Peer(NoExchange):
         now = time.time()
         return [Shared(bytes([at]) * 32, f"peer {at}", now, one, encode(one)) for at, one in enumerate(self.groups)]
 
-    def report(self, group_id: bytes, reason: str) -> None:
+    def refuse(self, group_id: bytes, reason: str) -> None:
         self.reasons.append(reason)
 
 

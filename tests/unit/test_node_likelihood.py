@@ -37,9 +37,9 @@ def test_it_is_that_of_a_sequence_alone_however_rows_are_padded(tmp_path: Path) 
             logits = policy.model(input_ids=torch.tensor([[*prompt, *made.ids]])).logits[0]
         logps = (logits[len(prompt) - 1 : -1] / 0.7).log_softmax(-1)
         assert mean == pytest.approx(
-            sum(float(logps[at, token]) for at, token in enumerate(made.ids)) / made.drawn, abs=1e-5
+            sum(float(logps[at, token]) for at, token in enumerate(made.ids)) / made.sampled, abs=1e-5
         )
-    assert [len(one) for one in entropies(policy, rows)] == [made.drawn for _, made in rows]
+    assert [len(one) for one in entropies(policy, rows)] == [made.sampled for _, made in rows]
 
 
 def test_what_an_environment_said_is_read_and_not_measured(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_what_an_environment_said_is_read_and_not_measured(tmp_path: Path) -> No
     ids, given = [7, 8, 30, 31, 9, 10], frozenset({2, 3})
     whole, turns = ([1, 5], Tokens(ids)), ([1, 5], Tokens(ids, given))
     (of_whole,), (of_turns,) = distributions(policy, whole), distributions(policy, turns)
-    assert turns[1].drawn == len(of_turns) == 4
+    assert turns[1].sampled == len(of_turns) == 4
     assert torch.allclose(of_turns, of_whole[[0, 1, 4, 5]], atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_what_is_found_does_not_depend_on_how_much_of_it_is_in_memory(
     after = mean_logprobs(policy, rows), surprises(policy, rows), entropies(policy, rows)
     assert all(count == 1 or logits <= numbers for count, logits in most)
     assert sum(count for count, _ in most) == 3 * len(rows)
-    assert sum(logits for _, logits in most) == 3 * vocabulary * sum(made.drawn for _, made in rows), (
+    assert sum(logits for _, logits in most) == 3 * vocabulary * sum(made.sampled for _, made in rows), (
         "prompts have none"
     )
     for old, new in zip(before[:2], after[:2], strict=True):

@@ -98,7 +98,7 @@ class Peer(NoExchange):
         groups, self.groups = self.groups, ()
         return [share(group, number) for number, group in enumerate(groups)]
 
-    def report(self, group_id: bytes, reason: str) -> None:
+    def refuse(self, group_id: bytes, reason: str) -> None:
         self.reasons.append(reason)
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:

@@ -125,7 +125,7 @@ class _Host:
         taken, self.inbox = self.inbox[:limit], self.inbox[limit:]
         return taken
 
-    def report(self, _, verdict, reason) -> None:
+    def judge(self, _, verdict, reason) -> None:
         self.reports.append((verdict, reason))
 
     def is_revoked(self, node) -> bool:
@@ -389,8 +389,8 @@ def test_nothing_is_reported_where_the_swarm_or_the_node_does_not_want_it() -> N
 def test_what_is_nobodys_fault_is_counted_and_a_lie_costs_its_signer() -> None:
     host = _Host()
     exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
-    exchange.report(b"i" * 32, "prompt_too_long")
-    exchange.report(b"j" * 32, "false_reward")
+    exchange.refuse(b"i" * 32, "prompt_too_long")
+    exchange.refuse(b"j" * 32, "false_reward")
     assert host.reports == [(ItemVerdict.IGNORE, "prompt_too_long"), (ItemVerdict.REJECT, "false_reward")]
 
 

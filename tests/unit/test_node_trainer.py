@@ -634,8 +634,8 @@ def surprise_of(policy, row) -> float:
 def test_the_surprise_of_peers_tokens_is_their_mean_before_the_round(policy, tmp_path, iterations):
     samples = mixed_samples(policy, groups=5)
     theirs = [row for row in samples if row.external and row.advantage != 0]
-    tokens = sum(row.drawn for row in theirs)
-    expected = sum(surprise_of(policy, row) * row.drawn for row in theirs) / tokens
+    tokens = sum(row.sampled for row in theirs)
+    expected = sum(surprise_of(policy, row) * row.sampled for row in theirs) / tokens
     alone = [replace(row, external=False) for row in samples]
 
     config = node_config(rounds=2, num_iterations=iterations, learning_rate=0.05, tokens_per_batch=60)

@@ -23,13 +23,13 @@ from protocol.events import (
     HangUp,
     Item,
     ItemVerdict,
+    Judgement,
     Link,
     Moving,
     Offer,
     Opened,
     OtherVersion,
     RefusedEarly,
-    Report,
     SendFrame,
     Subscribe,
     Tick,
@@ -145,11 +145,11 @@ class Talk:
 
     @property
     def rejected(self) -> dict[str, int]:
-        return dict(self.core.admission.rejected)
+        return dict(self.core.scores.rejected)
 
     @property
     def score(self) -> float:
-        return self.core.admission.score(PEER.node_id, at(0))
+        return self.core.scores.score(PEER.node_id, at(0))
 
 
 def pulls(actions: list) -> list[SendFrame]:
@@ -278,7 +278,7 @@ def test_a_peer_that_dialled_us_in_another_version_is_told_ours_and_we_are_told_
     again = talk.hear(hello_of(version), OTHER_LINK, now=60.0)
     assert [type(action) for action in again] == [SendFrame]
     assert OTHER.node_id not in talk.core.membership.peers
-    assert talk.core.admission.score(OTHER_LINK.key.hex(), at(60)) == 0.0
+    assert talk.core.scores.score(OTHER_LINK.key.hex(), at(60)) == 0.0
 
 
 def test_the_log_has_few_lines_about_other_versions_however_many_keys_come() -> None:
@@ -384,10 +384,10 @@ def test_a_kind_that_is_unknown_or_no_more_is_ignored(kind: int) -> None:
 def test_only_a_rejected_item_costs_its_signer() -> None:
     talk = Talk()
     (item,) = received(talk.give(talk.frame(Kind.ITEM, b"body")))
-    talk.core.handle(Report(item.id, ItemVerdict.ACCEPT, ""), at(0))
-    talk.core.handle(Report(item.id, ItemVerdict.IGNORE, "unknown_task"), at(0))
+    talk.core.handle(Judgement(item.id, ItemVerdict.ACCEPT, ""), at(0))
+    talk.core.handle(Judgement(item.id, ItemVerdict.IGNORE, "unknown_task"), at(0))
     assert talk.score == 0 and talk.rejected == {"unknown_task": 1}
-    talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
+    talk.core.handle(Judgement(item.id, ItemVerdict.REJECT, "lie"), at(0))
     assert talk.score < 0 and talk.rejected == {"unknown_task": 1, "lie": 1}
 
 
@@ -395,7 +395,7 @@ def test_a_liars_items_are_refused_from_everybody_and_a_relay_is_not_blamed() ->
     talk = Talk()
     for number in range(30):
         for item in received(talk.give(talk.frame(Kind.ITEM, b"lie %d" % number, OTHER))):
-            talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
+            talk.core.handle(Judgement(item.id, ItemVerdict.REJECT, "lie"), at(0))
     assert talk.rejected["lie"] == 21 and talk.rejected["graylisted"] == 9
     assert talk.score == 0
     assert received(talk.give(talk.frame(Kind.ITEM, b"the relay's own item")))
@@ -436,7 +436,7 @@ def test_a_signer_that_states_two_sizes_of_one_item_pays_itself_and_not_who_hold
     assert {index for part in parts for index in part.chunks} == {0, 1}
     for index in (0, 1):
         talk.say(Kind.CHUNK, item + index.to_bytes(2, "big") + chunks[index])
-    assert talk.score == 0.0 and talk.core.admission.score(liar.node_id, at(0)) == -PENALTIES["malformed"]
+    assert talk.score == 0.0 and talk.core.scores.score(liar.node_id, at(0)) == -PENALTIES["malformed"]
     assert talk.rejected == {"malformed": 1}
 
 
@@ -459,7 +459,7 @@ def test_a_chunk_that_is_none_costs_its_sender_and_not_the_items_signer(reason: 
     talk.say(Kind.OUTLINE, ItemOutline(frame[:HEAD_BYTES], hashes).encode())
     talk.say(Kind.CHUNK, make(item + bytes(2), data))
     assert talk.rejected == {reason: 1} and talk.score == -PENALTIES[reason]
-    assert talk.core.admission.score(signer.node_id, at(0)) == 0.0
+    assert talk.core.scores.score(signer.node_id, at(0)) == 0.0
 
 
 def test_an_item_that_was_sent_unasked_is_taken_when_it_is_asked_for() -> None:
@@ -486,7 +486,7 @@ def test_who_sends_what_nobody_asked_for_is_refused_for_its_bytes_however_it_lin
 
 def test_a_refused_peer_that_talks_on_while_it_is_parted_from_is_hung_up_on_once_its_network_has_paid_enough() -> None:
     talk, came = Talk(), 0
-    talk.core.admission.offence("lie", PEER.node_id, at(0), 50)
+    talk.core.scores.offence("lie", PEER.node_id, at(0), 50)
     frame = talk.frame(Kind.ITEM, bytes(60_000))
     assert HangUp(LINK) not in talk.hear(frame)  # so that it hears why
     while HangUp(LINK) not in talk.hear(frame):
@@ -565,7 +565,7 @@ def rekeyed(identity_seed: int) -> Identity:
 
 def test_a_refused_node_is_refused_under_every_key_that_it_brings_and_each_such_key_with_it() -> None:
     talk = Talk()
-    talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
+    talk.core.scores.offence("lie", OTHER.node_id, at(1), 50)
     other = rekeyed(2)
     link = Link(other.curve_key, dialled=False)
     assert not talk.core.refuses(other.curve_key, at(2))
@@ -579,7 +579,7 @@ def test_a_refused_node_is_refused_under_every_key_that_it_brings_and_each_such_
 
 def test_a_captured_hello_of_a_refused_node_makes_nobody_elses_key_refused() -> None:
     talk = Talk()
-    talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
+    talk.core.scores.offence("lie", OTHER.node_id, at(1), 50)
     record = make_record(OTHER, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
     link = Link(b"k" * 32, dialled=False)
     talk.hear(talk.frame(Kind.HELLO, Hello(record.encoded).encode(), OTHER), link, now=2.0)
@@ -590,7 +590,7 @@ def test_who_was_expelled_is_not_dialled_until_its_refusal_is_over() -> None:
     talk = Talk()
     record = make_record(OTHER, SWARM, (Endpoint("other", 1),), 1, "", int((UNIX + 36000) * 1000))
     talk.say(Kind.HELLO, Hello(record.encoded).encode(), OTHER, OTHER_LINK)
-    talk.core.admission.offence("lie", OTHER.node_id, at(1), 50)
+    talk.core.scores.offence("lie", OTHER.node_id, at(1), 50)
     assert OTHER.node_id in talk.core.membership.peers
     talk.hear(b"x" * 200, OTHER_LINK, now=1.0)
     assert OTHER.node_id not in talk.core.membership.peers
@@ -607,7 +607,7 @@ def test_a_lie_costs_the_network_that_its_signer_dialled_from_and_not_that_of_it
     talk = Talk()
     for signer in (PEER, OTHER):
         (item,) = received(talk.give(talk.frame(Kind.ITEM, b"lie", signer)))
-        charged = talk.core.handle(Report(item.id, ItemVerdict.REJECT, "lie"), at(0))
+        charged = talk.core.handle(Judgement(item.id, ItemVerdict.REJECT, "lie"), at(0))
         assert charged == ([ChargePrefix(LINK, 1.0)] if signer is PEER else [])
 
 

@@ -345,7 +345,7 @@ def test_items_of_a_revoked_signer_are_dropped_whoever_brings_them_and_offered_n
     assert give(NO_TOPIC + b"before")
     core.handle(Revoked(signed(*revoked).encoded), NOW)
     assert give(NO_TOPIC + b"after") == (not revoked)
-    assert core.admission.rejected["revoked"] == len(revoked) and core.membership.peers == [MEMBER.node_id]
+    assert core.scores.rejected["revoked"] == len(revoked) and core.membership.peers == [MEMBER.node_id]
     actions = hear(GUEST, GUEST, Kind.HELLO, Hello(record(GUEST, pass_by(FOUNDER)).encoded).encode())
     for second in range(30):
         later = Instant(NOW.steady + second, NOW.unix + second)
@@ -377,10 +377,10 @@ def test_a_large_item_that_is_being_fetched_is_not_taken_once_its_signer_is_revo
     core.handle(Revoked(signed(*revoked).encoded), NOW)
     came = [action for index in (0, 1) for action in hear(Kind.CHUNK, item.chunk(index).encode())]
     assert any(isinstance(action, Deliver) for action in came) == (not revoked)
-    assert core.admission.score(MEMBER.node_id, NOW) == 0  # they were on their way
+    assert core.scores.score(MEMBER.node_id, NOW) == 0  # they were on their way
 
 
 def test_a_file_that_holds_no_list_is_counted_and_changes_nothing() -> None:
     core = Core(Setup(ME, CLUB.swarm, gate=Gatekeeper(CLUB)), Book((), LIMITS), random.Random(1), NOW)
     assert core.handle(Revoked(b"damaged"), NOW) == []
-    assert core.admission.rejected == {"malformed": 1}
+    assert core.scores.rejected == {"malformed": 1}

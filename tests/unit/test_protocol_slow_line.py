@@ -108,7 +108,7 @@ def talk(line: float, offers: list[tuple[float, int, int]], demand: float, end: 
             one.now = now
             if one.driver.wait() <= 0:
                 one.do(Tick(), now)
-    return slow, quick, quick.core.admission.rejected
+    return slow, quick, quick.core.scores.rejected
 
 
 def test_what_waits_behind_a_slow_line_is_not_announced_before_it_goes_and_no_copy_is_a_replay() -> None:
