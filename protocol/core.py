@@ -335,7 +335,8 @@ class Core:
                 if control.kind == Kind.ASK_MANIFEST and self.membership.links.proven_node(link) is not None:
                     return self._answer_manifest(link, now)  # an admitted node that we had no room for
                 if control.kind != Kind.REVOCATIONS:  # which may show that its holder is to be admitted
-                    if self._is_parting(link):
+                    # One whom we dialled may hold us for live since an earlier hello: it takes one a second.
+                    if self._is_parting(link) or link in self.membership.links.attempts:
                         return []
                     raise MessageError("no_hello")
             return self._control(link, node, control, now)

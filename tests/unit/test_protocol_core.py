@@ -361,6 +361,19 @@ def test_a_stranger_gets_nothing_and_gives_nothing() -> None:
     assert {action.link for action in told if isinstance(action, SendFrame)} == {LINK}
 
 
+def test_what_one_that_we_dialled_says_before_it_answers_our_hello_is_nobodys_fault() -> None:
+    """It holds us for live since an earlier hello, and takes one a second: so it is when a person joins and trains."""
+    address, dialled = Address(Endpoint("192.0.2.1", 4001), PEER.curve_key), Link(PEER.curve_key, dialled=True)
+    core = Core(Setup(ME, SWARM), Book((address,), Limits(max_known_peers=16)), random.Random(1), at(0))
+    ping = control_frame(Kind.PING, Ping(1).encode())
+    assert Dial(address) in core.handle(Tick(), at(0))
+    core.handle(Opened(dialled, "192.0.2.1"), at(0))
+    core.handle(Arrived(dialled, ping), at(0))
+    assert not core.scores.rejected
+    core.handle(Arrived(Link(PEER.curve_key, dialled=False), ping), at(0))
+    assert core.scores.rejected == {"no_hello": 1}
+
+
 def test_what_was_on_its_way_when_a_link_ended_is_nobodys_fault() -> None:
     talk = Talk()
     assert HangUp(LINK) in talk.say(Kind.GOODBYE, Goodbye("rotated").encode())
