@@ -19,16 +19,15 @@ from typing import Any
 from node.archive.judging import GroupJudge, JudgedGroup
 from node.archive.store import Archive
 from node.errors import UserError
-from node.policy.model_card import CARD_FILE, HELD_OUT, held_out_entry
+from node.policy.model_card import CARD_FILE, held_out_entry
 from node.policy.prompt import chat_turns, plain_text
 from node.rollouts.replay_buffer import texts_id
 from node.swarm.swarm_folder import split_of
 from protocol.credentials.manifest import SwarmManifest
-from protocol.storage import read_bounded, replacing, write_atomically
+from protocol.storage import replacing, write_atomically
 
 AT_ONCE = 64
 JUDGE_S = 600.0  # that judging these may take
-FRONT_BYTES = 4096  # of a card beside, in which ours is recognised
 
 
 @dataclass(slots=True)
@@ -56,14 +55,14 @@ def export_rows(archive: Archive, judge: GroupJudge, out: Path, *, plain: bool) 
     With `plain`, prompt and completion are texts, else turns of a chat. The file is there whole or not at all.
 
     Raises:
-        UserError: the file is there already or named as its card is, or a README.md beside it is no card of an export.
+        UserError: the file is there already or named as its card is, or there is a README.md beside it.
     """
     card = out.with_name(CARD_FILE)
     if out == card:
         raise UserError(f"{out} is the name of the card beside the rows: choose another, such as rows.jsonl")
     if out.exists():
         raise UserError(f"{out} exists already: choose another file, or delete it")
-    if card.exists() and f"\n{HELD_OUT}:".encode() not in read_bounded(card, FRONT_BYTES):
+    if card.exists():
         raise UserError(f"the card of the rows would replace {card}: choose a folder of its own for them")
     out.parent.mkdir(parents=True, exist_ok=True)
     totals = ExportTotals()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import sys
@@ -323,7 +324,7 @@ def test_rows_have_the_rewards_that_are_found_here_and_say_who_answered(
         {"prompt": asked, "completion": [{"role": "assistant", "content": text}], "reward": reward, **told}
         for text, reward in ((item.answer, 1.0), ("no", 0.0))
     ]
-    (folder.parent / "rows" / "rows.jsonl").unlink()
+    shutil.rmtree(folder.parent / "rows")
     _, plain = rows_of(folder, "--plain")
     assert [(row["prompt"], row["completion"]) for row in plain if row["group"] == group_id] == [
         (item.question, item.answer),
@@ -383,10 +384,11 @@ def test_an_export_replaces_nothing_and_its_card_has_the_swarms_salt_and_share(
         return capsys.readouterr().err
 
     assert "rows.jsonl exists already" in refused(tmp_path / "rows" / "rows.jsonl")
-    assert run(["archive", "export", str(folder), "--out", str(tmp_path / "rows" / "again.jsonl")], debug=False) == 0
-    capsys.readouterr()
     (tmp_path / "README.md").write_text("# My project\n")
     assert "choose a folder of its own" in refused(tmp_path / "rows.jsonl")
+    assert "choose a folder of its own" in refused(tmp_path / "rows" / "again.jsonl"), "its card has this salt"
+    assert (tmp_path / "rows" / "README.md").read_text() == card
+    assert [path.name for path in (tmp_path / "rows").glob("*.jsonl")] == ["rows.jsonl"]
     assert "README.md is the name of the card" in refused(tmp_path / "new" / "README.md")
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "README.md").read_text() == "# My project\n" and not (tmp_path / "rows.jsonl").exists()
