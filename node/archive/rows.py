@@ -9,6 +9,7 @@ question. Answers that quote one are left out, as are groups with the same texts
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -66,10 +67,10 @@ def export_rows(archive: Archive, judge: GroupJudge, out: Path, *, plain: bool) 
         raise UserError(f"the card of the rows would replace {card}: choose a folder of its own for them")
     out.parent.mkdir(parents=True, exist_ok=True)
     totals = ExportTotals()
-    with replacing(out, out.with_name(f".{out.name}.tmp"), 0o644) as file:
+    with replacing(out, out.with_name(f".{out.name}.{os.getpid()}.tmp"), 0o644) as file:
         for judged in _judged(archive, judge, totals):
             file.writelines(json.dumps(row).encode() + b"\n" for row in _rows(judged, judge, totals, plain=plain))
-        write_atomically(card, _card(archive.manifest, totals, out.name).encode())
+    write_atomically(card, _card(archive.manifest, totals, out.name).encode())
     return totals
 
 

@@ -1,5 +1,6 @@
 """An archive keeps what may be kept, survives a kill at any write, and exports nothing that a signer only claims."""
 
+import errno
 import json
 import os
 import random
@@ -15,9 +16,10 @@ from typing import Any
 import pytest
 
 from node.archive import store
-from node.archive.judging import GroupJudge
+from node.archive.judging import GroupJudge, JudgedGroup
 from node.archive.keeping import open_keeper
-from node.archive.store import Archive, ArchiveError, open_group, open_writer
+from node.archive.rows import export_rows
+from node.archive.store import Archive, ArchivedGroup, ArchiveError, open_group, open_writer
 from node.cli.app import run
 from node.config import TaskConfig, load_config
 from node.errors import UserError
@@ -392,6 +394,48 @@ def test_an_export_replaces_nothing_and_its_card_has_the_swarms_salt_and_share(
     assert "README.md is the name of the card" in refused(tmp_path / "new" / "README.md")
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "README.md").read_text() == "# My project\n" and not (tmp_path / "rows.jsonl").exists()
+
+
+class JudgeWhileAnotherExports(GroupJudge):
+    """Judges once a second process has exported the same archive to the same file."""
+
+    def __init__(self, archive: Archive, out: Path) -> None:
+        super().__init__(archive.manifest)
+        self.archive, self.out = archive, out
+
+    def judge(self, groups: Sequence[ArchivedGroup], seconds: float) -> list[JudgedGroup]:
+        child = os.fork()
+        if child == 0:
+            try:
+                export_rows(self.archive, GroupJudge(CLUB), self.out, plain=True)
+            except BaseException:  # noqa: BLE001  # of the test's own process nothing may go on here
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        return super().judge(groups, seconds)
+
+
+def test_two_exports_to_one_file_at_once_leave_whole_rows_and_their_card(tmp_path: Path) -> None:
+    archive, out = Archive(fill(tmp_path / "a", FRAMES)), tmp_path / "rows" / "rows.jsonl"
+    export_rows(archive, JudgeWhileAnotherExports(archive, out), out, plain=True)
+    assert len([json.loads(line) for line in out.read_text().splitlines()]) == 6
+    assert sorted(path.name for path in out.parent.iterdir()) == ["README.md", "rows.jsonl"]
+
+
+def test_an_export_that_fails_leaves_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, out = Archive(fill(tmp_path / "a", FRAMES)), tmp_path / "rows" / "rows.jsonl"
+    replace_file = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target == out:
+            raise OSError(errno.EIO, "Input/output error")
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        export_rows(archive, GroupJudge(CLUB), out, plain=True)
+    assert not [*out.parent.iterdir()]
 
 
 def test_what_is_not_scored_in_time_is_unscorable_and_no_lie() -> None:
