@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 
-from node.archive.store import Archive, ArchivedGroup, ArchiveError
+from node.archive.store import Archive, ArchivedGroup, ArchiveError, is_in_place
 from node.errors import UserError
 from node.rollouts.group import Group, GroupError
 from node.rollouts.replay_buffer import texts_id
@@ -66,7 +66,7 @@ class Backfill:
     def __init__(self, archive: Archive, tasks: TaskSet) -> None:
         self._archive = archive
         self._tasks = tasks
-        self._files = {path.name: path for path in archive.files()}
+        self._files = {path.name: path for path in archive.files() if is_in_place(path)}
         self._names = sorted(self._files)
         self._cursor = ""
         self._waiting: dict[str, Candidate] = {}  # groups themselves stay on the disk: one may have 16 MiB

@@ -81,7 +81,7 @@ class Archive:
     """An archive that is read. It may grow meanwhile.
 
     Raises:
-        UserError: the folder is no archive, or its swarm allows none.
+        UserError: the folder is no archive or has lost its groups, or its swarm allows none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,13 +90,15 @@ class Archive:
         if manifest is None:
             raise UserError(f"{folder} is no archive: it has no {MANIFEST_FILE}; `gossamer archive run` begins one")
         check_allowed(manifest)
+        if not (folder / GROUPS).is_dir():
+            raise UserError(f"{folder} has lost its groups, the folder {GROUPS}/: copy them there from another copy")
         self.folder = folder
         self.manifest = manifest
 
     def files(self) -> Iterator[Path]:
-        """Yield the files that are to hold a group, by their names; files that a kill left half written are no such."""
-        for folder in sorted((self.folder / GROUPS).glob("*")):
-            yield from sorted(path for path in folder.glob("*") if not path.name.startswith("."))
+        """Yield what is in the place of a group or astray, by its name; not what a kill left half written."""
+        for path in sorted((self.folder / GROUPS).glob("[!.]*")):
+            yield from sorted(path.glob("[!.]*")) if path.is_dir() else (path,)
 
     def read(self, path: Path) -> ArchivedGroup:
         """Return the group in a file.
@@ -138,7 +140,7 @@ class ArchiveWriter:
         self._by_signer: Counter[NodeId] = Counter()
         self.bytes = 0
         for path in Archive(folder).files():
-            if len(path.name) == ID_DIGITS and path.is_file():
+            if len(path.name) == ID_DIGITS and is_in_place(path) and path.is_file():
                 with path.open("rb") as file:
                     signer = node_id(file.read(KEY_BYTES).ljust(KEY_BYTES, b"\0"))
                 self._count(path.name, signer, path.stat().st_size)
@@ -188,7 +190,8 @@ def open_writer(folder: Path, manifest: SwarmManifest, max_bytes: int) -> Iterat
     """Make or open the archive of a swarm in `folder`, and hold it for this process while the block lasts.
 
     Raises:
-        UserError: the swarm allows no archive, the folder is another swarm's or holds other things, or is held.
+        UserError: the swarm allows no archive; the folder is another swarm's, holds other things, has lost its groups,
+            or is held.
     """
     check_allowed(manifest)
     is_begun = not folder.is_dir() or (folder / MANIFEST_FILE).exists()
@@ -196,10 +199,10 @@ def open_writer(folder: Path, manifest: SwarmManifest, max_bytes: int) -> Iterat
         raise UserError(f"{folder} holds other things than an archive: choose another --out")
     with exclusive(folder):
         if (own := load_manifest(folder)) is None:
+            (folder / GROUPS).mkdir(exist_ok=True)  # first: a manifest without groups has lost them
             save_manifest(folder, manifest)
         elif own.hash != manifest.hash:
             raise UserError(f"{folder} is the archive of another swarm, {own.name!r}: choose another --out")
-        (folder / GROUPS).mkdir(exist_ok=True)
         for left in (folder / GROUPS).glob("*/.*.tmp"):  # by a kill
             left.unlink()
         yield ArchiveWriter(folder, manifest, max_bytes)
@@ -212,6 +215,11 @@ def check_allowed(manifest: SwarmManifest) -> None:
             f"swarm {manifest.name!r} allows no archives: its founder has to say so when it is founded "
             "(`gossamer found --archive`)"
         )
+
+
+def is_in_place(path: Path) -> bool:
+    """Tell whether a file of an archive is in the folder that its name says."""
+    return path.parent.name == path.name[:2]
 
 
 def _path(folder: Path, group_id: bytes) -> Path:

@@ -227,7 +227,7 @@ def test_verify_names_and_counts_what_is_damaged(tmp_path: Path, capsys: pytest.
     os.mkfifo(moved.with_name("fifo"))
     assert run(["archive", "verify", str(folder)], debug=False) == 1
     said = capsys.readouterr()
-    assert said.out == "swarm club: 2 groups, 4 answers, 2 signers; 5 damaged\n"
+    assert said.out == "swarm club: 2 groups, 4 answers, 2 signers; 6 damaged\n"
     reasons = {line.split(": ")[1]: line.split(": ")[2] for line in said.err.splitlines()}
     assert reasons == {
         str(marked): "not_kept",
@@ -235,9 +235,45 @@ def test_verify_names_and_counts_what_is_damaged(tmp_path: Path, capsys: pytest.
         str(moved): "unreadable",
         str(moved.with_name("f" * 64)): "misnamed",
         str(moved.with_name("fifo")): "unreadable",
+        str(folder / "groups" / "ab-fifo"): "unreadable",
     }
     assert run(["archive", "verify", str(fill(tmp_path / "b", FRAMES))], debug=False) == 0
     assert capsys.readouterr().out == "swarm club: 3 groups, 6 answers, 1 signers; 0 damaged\n"
+
+
+def test_a_file_that_is_astray_is_damage_and_its_group_is_kept_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fill(tmp_path / "a", FRAMES)
+    first, second, _ = Archive(folder).files()
+    astray = first.rename(folder / "groups" / first.name)
+    (folder / "groups" / "elsewhere").mkdir()
+    moved = second.rename(folder / "groups" / "elsewhere" / second.name)
+    (folder / "groups" / "junk").write_bytes(b"junk")
+    (folder / "groups" / ".hidden").write_bytes(b"what a kill left")
+
+    def verified() -> dict[str, str]:
+        assert run(["archive", "verify", str(folder)], debug=False) == 1
+        return {line.split(": ")[1]: line.split(": ")[2] for line in capsys.readouterr().err.splitlines()}
+
+    reasons = {str(astray): "misnamed", str(moved): "misnamed", str(folder / "groups" / "junk"): "malformed"}
+    assert verified() == reasons
+    with open_writer(folder, CLUB, MANY) as writer:
+        assert len(writer) == 1
+        assert [writer.keep(open_group(frame, CLUB)) for frame in FRAMES] == [""] * 3
+    assert verified() == reasons and first.is_file() and second.is_file()
+
+
+def test_an_archive_that_has_lost_its_groups_is_one_line_and_no_empty_archive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fill(tmp_path / "a", FRAMES)
+    shutil.rmtree(folder / "groups")
+    assert run(["archive", "verify", str(folder)], debug=False) == 2
+    assert "a has lost its groups, the folder groups/: copy them there" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has lost its groups"), open_writer(folder, CLUB, MANY):
+        pass
+    assert not (folder / "groups").exists()
 
 
 def test_what_is_no_archive_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,6 +150,13 @@ def test_a_damaged_file_is_passed_over_and_a_damaged_state_is_one_line(tmp_path:
         opened(folder, tmp_path)
 
 
+def test_a_copy_that_is_astray_hides_no_group(tmp_path: Path) -> None:
+    folder = add(tmp_path / "a", *map(group_on, ASKED[:3]))
+    for path in [*Archive(folder).files()]:
+        (folder / "groups" / path.name).write_bytes(path.read_bytes())
+    assert len(drain(opened(folder))) == 3
+
+
 def test_groups_that_wait_are_not_in_memory_and_one_that_was_damaged_meanwhile_is_passed_over(tmp_path: Path) -> None:
     folder = add(tmp_path / "a", *(group_on(seed, text="x" * 100_000) for seed in ASKED[:8]))
     source = opened(folder)
