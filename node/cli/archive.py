@@ -58,6 +58,9 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer archive run @invite.txt --out club --state k0
     """
+    archive, state = out.resolve(), folder.resolve()
+    if state.is_relative_to(archive) or archive.is_relative_to(state):
+        raise UserError(f"{folder} has the member's key, and {out} may be published: choose --state and --out apart")
     parsed = None if invite is None else read_invite(invite)
     check_free(folder)
     settled = settle(

@@ -144,6 +144,22 @@ def test_a_swarm_that_allows_no_archives_is_not_kept(
     assert not (tmp_path / "c").exists() and not (tmp_path / "k").exists()
 
 
+def test_a_key_never_lies_in_what_may_be_published(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "club")
+    (tmp_path / "club").mkdir()
+    for out, state in (
+        ("club", "club/k"),
+        ("club", "link/k"),
+        ("club", "club"),
+        ("k/club", "k"),
+        ("club", "club/../club"),
+    ):
+        words = ["archive", "run", "no invite", "--out", str(tmp_path / out), "--state", str(tmp_path / state)]
+        assert run(words, debug=False) == 2
+        assert "choose --state and --out apart" in capfd.readouterr().err
+    assert not [*(tmp_path / "club").iterdir()] and not (tmp_path / "k").exists()
+
+
 def test_who_joins_is_told_that_what_is_shared_is_public_and_lasting(
     founder: Exchange, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
