@@ -88,8 +88,8 @@ class Backfill:
                 self._cursor = state.cursor
                 for name in state.waiting:
                     self._read(name)
-            if not self._waiting and not self._is_more() and state.files != len(self._names):
-                self._cursor = ""
+                if state.files != len(self._names):
+                    self._cursor = ""
         self.commit()
 
     def save(self, checkpoint: Path) -> None:
@@ -159,6 +159,8 @@ class Backfill:
 
     def _read(self, name: str) -> None:
         """Let the group in a file wait, if it is of use."""
+        if name in self._waiting:
+            return
         try:
             archived = self._archive.read(self._files[name])
             limits = self._archive.manifest.limits

@@ -130,6 +130,33 @@ def test_groups_that_were_passed_over_come_again_only_once_the_archive_has_grown
     assert ASKED[12] in drain(opened(folder, tmp_path), slots=8)
 
 
+def test_added_files_are_looked_at_while_groups_wait_that_no_rule_draws(tmp_path: Path) -> None:
+    folder = add(tmp_path / "a", *map(group_on, ASKED[:2]))
+    source = opened(folder)
+    assert len(source.candidates(4, never)) == 2, "read, and never drawn"
+    source.commit()
+    source.save(tmp_path)
+    add(folder, *map(group_on, ASKED[2:9]))
+    again = opened(folder, tmp_path)
+    assert sorted(drain(again, slots=4)) == sorted(ASKED[:9])
+    assert not again.skipped, "those that wait are not read twice"
+
+
+def test_files_that_were_added_behind_the_cursor_come_at_the_next_start(tmp_path: Path) -> None:
+    folder = add(tmp_path / "a", *map(group_on, ASKED[:12]))
+    late = [*Archive(folder).files()][:4]
+    aside = [path.rename(tmp_path / path.name) for path in late]
+    source = opened(folder)
+    used = seeds(source, first := source.candidates(1, never))
+    source.settle(first, [])
+    source.commit()
+    source.save(tmp_path)
+    for path, kept in zip(late, aside, strict=True):
+        kept.rename(path)
+    used += drain(opened(folder, tmp_path))
+    assert sorted(used) == sorted(ASKED[:12])
+
+
 def test_back_fill_ends_when_no_more_can_be_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DONE", 3)
     folder = add(tmp_path / "a", *map(group_on, ASKED[:9]))
