@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from node.errors import UserError, for_shell
 from node.rollouts.group import Group, GroupError, decode
-from node.state_folder import exclusive
+from node.state_folder import exclusive, full_disk_is_clear
 from node.swarm.swarm_folder import MANIFEST_FILE, load_manifest, save_manifest
 from protocol.credentials.manifest import SwarmManifest
 from protocol.errors import EnvelopeError, MessageError
@@ -155,8 +155,8 @@ class ArchiveWriter:
         """Write a group to the disk; return "" if it is there now, or why it is not: "signer_full".
 
         Raises:
-            OSError: the disk is full, say.
-            UserError: the archive is full.
+            OSError: the folder is gone, say.
+            UserError: the archive or its disk is full.
         """
         if archived.id in self._ids:
             return ""
@@ -169,10 +169,11 @@ class ArchiveWriter:
         if self._by_signer[archived.signer] + size > MAX_SIGNER_SHARE * self._max_bytes:
             return "signer_full"
         path = _path(self._folder, archived.id)
-        if not path.parent.exists():
-            path.parent.mkdir()
-            sync_folder(path.parent.parent)
-        write_atomically(path, archived.frame)
+        with full_disk_is_clear(self._folder):
+            if not path.parent.exists():
+                path.parent.mkdir()
+                sync_folder(path.parent.parent)
+            write_atomically(path, archived.frame)
         self._count(path.name, archived.signer, len(archived.frame))
         return ""
 
@@ -199,8 +200,9 @@ def open_writer(folder: Path, manifest: SwarmManifest, max_bytes: int) -> Iterat
         raise UserError(f"{folder} holds other things than an archive: choose another --out")
     with exclusive(folder):
         if (own := load_manifest(folder)) is None:
-            (folder / GROUPS).mkdir(exist_ok=True)  # first: a manifest without groups has lost them
-            save_manifest(folder, manifest)
+            with full_disk_is_clear(folder):
+                (folder / GROUPS).mkdir(exist_ok=True)  # first: a manifest without groups has lost them
+                save_manifest(folder, manifest)
         elif own.hash != manifest.hash:
             raise UserError(f"{folder} is the archive of another swarm, {own.name!r}: choose another --out")
         for left in (folder / GROUPS).glob("*/.*.tmp"):  # by a kill

@@ -348,6 +348,19 @@ def test_a_full_archive_ends_its_keeper(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(kept_in(tmp_path / "a")) == 2
 
 
+def test_a_full_disk_is_told_of_the_archives_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    new = tmp_path / "new"
+    for name, folder in (("save_manifest", new), ("write_atomically", fill(tmp_path / "begun", FRAMES[:1]))):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, name, fail)
+            with pytest.raises(UserError, match=f"the disk that holds {folder} is full"):
+                taken(folder, FRAMES)
+    assert taken(new, FRAMES) and len(kept_in(new)) == 3, "the next start goes on"
+
+
 def test_rows_have_the_rewards_that_are_found_here_and_say_who_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
