@@ -33,6 +33,7 @@ GROUPS = "groups"
 BLOCK = 4096
 MAX_SIGNER_SHARE = 0.5
 ID_DIGITS = 64
+MEND = "let `gossamer archive run` write it again"  # what becomes of a damaged manifest once it is deleted
 
 
 class ArchiveError(ValueError):
@@ -86,7 +87,7 @@ class Archive:
 
     def __init__(self, folder: Path) -> None:
         # Somebody else's folder may hold a pipe of that name, whose reader would wait for ever.
-        manifest = load_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
+        manifest = load_manifest(folder, MEND) if (folder / MANIFEST_FILE).is_file() else None
         if manifest is None:
             raise UserError(f"{folder} is no archive: it has no {MANIFEST_FILE}; `gossamer archive run` begins one")
         check_allowed(manifest)
@@ -199,7 +200,7 @@ def open_writer(folder: Path, manifest: SwarmManifest, max_bytes: int) -> Iterat
     if not is_begun and not all(map(_is_ours, folder.iterdir())):
         raise UserError(f"{folder} holds other things than an archive: choose another --out")
     with exclusive(folder):
-        if (own := load_manifest(folder)) is None:
+        if (own := load_manifest(folder, MEND)) is None:
             with full_disk_is_clear(folder):
                 (folder / GROUPS).mkdir(exist_ok=True)  # first: a manifest without groups has lost them
                 save_manifest(folder, manifest)

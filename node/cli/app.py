@@ -143,6 +143,10 @@ def _explain_os_error(error: OSError) -> str | None:
     where = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{' at' + where if where else ''}: free some space and start again"
+    if error.errno == errno.EFBIG:
+        return (
+            f"a file{where} would be larger than is allowed here: raise the limit (`ulimit -f`), or choose another disk"
+        )
     if error.filename and error.errno in (
         errno.EACCES,
         errno.EPERM,

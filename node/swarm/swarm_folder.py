@@ -31,8 +31,12 @@ USES_FILE = "uses.bin"
 log = structlog.get_logger()
 
 
-def load_manifest(folder: Path) -> SwarmManifest | None:
-    """Return the manifest in `folder`, None if it belongs to no swarm; `UserError` for a damaged one."""
+def load_manifest(folder: Path, otherwise: str = "join the swarm again with an invite") -> SwarmManifest | None:
+    """Return the manifest in `folder`, None if it belongs to no swarm.
+
+    Raises:
+        UserError: the manifest is damaged: copy it, or delete it and do what `otherwise` says.
+    """
     data = _read(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
     if data is None:
         return None
@@ -41,7 +45,7 @@ def load_manifest(folder: Path) -> SwarmManifest | None:
     except ManifestError as error:
         raise UserError(
             f"{folder / MANIFEST_FILE} is damaged ({error}): copy it from another node of the swarm, "
-            "or delete it and join the swarm again with an invite"
+            f"or delete it and {otherwise}"
         ) from None
 
 

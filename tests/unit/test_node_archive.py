@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -274,6 +275,36 @@ def test_an_archive_that_has_lost_its_groups_is_one_line_and_no_empty_archive(
     with pytest.raises(UserError, match="has lost its groups"), open_writer(folder, CLUB, MANY):
         pass
     assert not (folder / "groups").exists()
+
+
+def test_a_damaged_manifest_is_told_as_an_archives_and_is_written_again_once_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fill(tmp_path / "a", FRAMES)
+    (folder / "manifest.bin").write_bytes(CLUB.encoded[:-1] + b"?")
+    assert run(["archive", "verify", str(folder)], debug=False) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("or delete it and let `gossamer archive run` write it again")
+    with pytest.raises(UserError, match="let `gossamer archive run`"), open_writer(folder, CLUB, MANY):
+        pass
+    (folder / "manifest.bin").unlink()
+    with open_writer(folder, CLUB, MANY) as writer:
+        assert len(writer) == 3
+    assert len(kept_in(folder)) == 3
+
+
+def test_a_file_that_grows_too_large_is_one_line_and_no_rows_are_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, before = fill(tmp_path / "a", FRAMES), resource.getrlimit(resource.RLIMIT_FSIZE)
+    words = ["archive", "export", str(folder), "--out", str(tmp_path / "rows" / "rows.jsonl")]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+    try:
+        assert run(words, debug=False) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "would be larger than is allowed here: raise the limit" in capsys.readouterr().err
+    assert not [*(tmp_path / "rows").iterdir()]
 
 
 def test_what_is_no_archive_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
