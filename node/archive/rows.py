@@ -62,7 +62,7 @@ def export_rows(archive: Archive, judge: GroupJudge, out: Path, *, plain: bool) 
     if out == card:
         raise UserError(f"{out} is the name of the card beside the rows: choose another, such as rows.jsonl")
     if out.exists():
-        raise UserError(f"{out} exists already: choose another file, or delete it")
+        raise UserError(f"{out} exists already: choose a folder of its own for the rows")
     if card.exists():
         raise UserError(f"the card of the rows would replace {card}: choose a folder of its own for them")
     out.parent.mkdir(parents=True, exist_ok=True)
