@@ -40,6 +40,7 @@ DEFECT = 500
 PASSING = {408, 409, 425, 429, DEFECT, 502, 503, 504, 529}  # statuses after which asking again may help
 FORM = {400, 422, DEFECT, 501}  # statuses of a server that wants the request in another form
 BYTES_A_TOKEN = 4  # of a text whose server does not count tokens
+MAX_COUNT = 1 << 40  # tokens of one reply that a server may claim: more than any reply has
 
 log = structlog.get_logger()
 
@@ -52,7 +53,7 @@ class EndpointAnswer(NamedTuple):
 
 
 class TokenUsage(NamedTuple):
-    """Tokens that a server has counted, or that were estimated from texts where it counts none."""
+    """Tokens that a server has counted, or that were estimated where its count is none from 0 to `MAX_COUNT`."""
 
     prompt: int = 0
     completion: int = 0
@@ -206,7 +207,9 @@ class ModelEndpoint:
         try:
             counted = reply["usage"]
             usage = TokenUsage(int(counted["prompt_tokens"]), int(counted["completion_tokens"]))
-        except (TypeError, LookupError, ValueError):
+            if not all(0 <= tokens <= MAX_COUNT for tokens in usage):
+                raise ValueError("no count of tokens")
+        except (TypeError, LookupError, ValueError, OverflowError):
             asked = json.dumps(body.get("messages", body.get("prompt", "")))
             usage = TokenUsage(_estimate(asked), sum(_estimate(answer.text) for answer in answers))
         return answers, usage
@@ -271,7 +274,9 @@ class ModelEndpoint:
 def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
     message = choice.get("message")
     text = choice.get("text") if message is None else message.get("content")
-    return EndpointAnswer(text if isinstance(text, str) else "", choice.get("finish_reason") == "stop")
+    text = text if isinstance(text, str) else ""
+    whole = text.encode(errors="replace").decode()  # half of an emoji is no Unicode and cannot be sent
+    return EndpointAnswer(whole, choice.get("finish_reason") == "stop")
 
 
 def _estimate(text: str) -> int:

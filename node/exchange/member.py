@@ -272,7 +272,8 @@ class Exchange:
         Raises:
             TimeoutError: some could not be scored in time; nothing is sent.
             TypeError: `texts` is no list of texts, or `finished` no list of truths.
-            UserError: the question is of no task here, or is held out; or the group is larger than its swarm allows.
+            UserError: the question is of no task here, or is held out; the group is larger than its swarm allows; or a
+                text is no Unicode, for it has half of a surrogate pair.
             ValueError: there are not as many `finished` as `texts`.
         """
         _check_texts(texts)
@@ -469,6 +470,11 @@ class Exchange:
             raise UserError(f"a held-out question is not published: {question.text!r:.200}")
         if len(texts) > self._parts.bounds.completions:
             raise UserError(f"a group of this swarm has at most {self._parts.bounds.completions} answers: send fewer")
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            half = ord(error.object[error.start])
+            raise UserError(f"an answer has half of a character (U+{half:X}): leave it out, or replace it") from None
         verdicts = self._score(question, texts, seconds)
         made = [
             one_turn(text, bool(ended), reward)

@@ -1,5 +1,6 @@
 """An endpoint that answers: servers that differ, are busy, refuse or make no sense, over sockets of this machine."""
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -154,6 +155,19 @@ def test_where_no_server_is_that_is_said_at_once() -> None:
 def test_tokens_that_a_server_does_not_count_are_estimated() -> None:
     made, _, _ = answers(lambda body: says("a" * 40, "", usage=None))
     assert made.usage.completion == 10 and made.usage.prompt > 10
+
+
+@pytest.mark.parametrize("count", [-100, "1e400", "NaN", 10**30, None, "many"])
+def test_a_count_of_tokens_that_is_none_is_replaced_by_an_estimate(count: object) -> None:
+    reply = json.dumps({**says("a" * 40).content, "usage": {"prompt_tokens": 0, "completion_tokens": "COUNT"}})
+    text = reply.replace('"COUNT"', count if count in ("1e400", "NaN") else json.dumps(count))  # type: ignore[arg-type]
+    made, _, _ = answers(lambda body: Reply(200, text), n=1)
+    assert made.usage.completion == 10 and made.usage.prompt > 10
+
+
+def test_half_an_emoji_in_an_answer_is_replaced() -> None:
+    made, _, _ = answers(lambda body: says("hm \ud83d", "\U0001f600"))
+    assert [answer.text for answer in made.answers] == ["hm ?", "\U0001f600"]
 
 
 def test_requests_keep_to_a_rate_of_ones_own() -> None:

@@ -128,6 +128,8 @@ def test_what_cannot_be_sent_is_an_error_and_says_why(teacher: Exchange) -> None
     for call in (teacher.score, lambda *given: teacher.publish(*given, [True])):
         with pytest.raises(UserError, match="of task 'builtin/riddles', which is none here"):
             call(other, ["1"])
+    with pytest.raises(UserError, match=r"an answer has half of a character \(U\+D83D\): leave it out, or replace it"):
+        teacher.publish(question, [question.item.answer, "hm \ud83d"], [True, True])
     task = load_tasks(parse_config({"tasks": [{"name": "builtin/sums"}]}).tasks)
     item = next(task.evaluation(task.tasks[0], 0, 1))
     with pytest.raises(UserError, match="a held-out question is not published"):
