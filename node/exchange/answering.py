@@ -3,13 +3,13 @@
     ask -> endpoint (node.exchange.endpoint) -> score and publish what may teach -> `answered.json`
 
 Several questions are with the endpoint at a time. Nothing is asked while no peer is here: nobody would learn from it.
-`answered.json` in the folder says what was spent, so that a budget holds over all starts. After `kill -9` it lacks what
-was with the endpoint then.
+`answered.json` in the folder says what was spent, so that a budget holds over all starts. A stop counts what is with
+the endpoint as the most that it may use. After `kill -9` the file lacks what was with the endpoint then.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from node.errors import UserError
-from node.exchange.endpoint import EndpointAnswers, ModelEndpoint, StoppedError
+from node.exchange.endpoint import EndpointAnswer, ModelEndpoint, StoppedError, TokenUsage
 from node.exchange.member import AskedQuestion, Exchange
 from node.processes.threads import on_daemon
 from protocol.storage import write_atomically
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class AnsweredTotals:
-    """What a folder's member has answered, over all its starts. `cost` is by the prices that were given."""
+    """What a folder's member has answered and spent, over all its starts. `cost` is by the prices that were given."""
 
     questions: int = 0
     published: int = 0  # groups
@@ -48,7 +48,7 @@ class AnsweredTotals:
 
     @property
     def tokens(self) -> int:
-        """All tokens that the endpoint counted."""
+        """All tokens that were used."""
         return self.prompt_tokens + self.completion_tokens
 
     def __str__(self) -> str:
@@ -108,10 +108,12 @@ def answer(
 
     Args:
         swarm: an open member.
-        endpoint: that answers. It says when the program is to end: then what is with it is dropped.
+        endpoint: that answers. It says when the program is to end. Then what is with it is dropped, and counts as the
+            most that it may use.
         completions: answers to a question.
         at_once: questions that are with the endpoint at a time.
-        budget: of all starts. Questions that are with the endpoint when it is spent are still answered and published.
+        budget: of all starts. Questions that are with the endpoint when it is spent are still answered and published,
+            unless their request was lost.
         kept: whether archives may keep the groups, in a swarm that allows them.
 
     Raises:
@@ -119,37 +121,57 @@ def answer(
     """
     answered = read_answered(swarm.folder)
     asked = answered.questions  # with those that are with the endpoint
-    asking: dict[Future[EndpointAnswers], AskedQuestion] = {}
+    asking: dict[Future[list[EndpointAnswer]], AskedQuestion] = {}
     said, empty, began = answered, 0, time.monotonic()
-    while not endpoint.is_stopping():
-        is_over = budget.is_spent(answered) or (budget.questions is not None and asked >= budget.questions)
-        if is_over and not asking:
-            break
-        if not is_over and len(asking) < at_once:
-            _wait_for_a_peer(swarm, endpoint.is_stopping)
-            (question,) = swarm.ask(1)
-            asking[on_daemon(partial(endpoint.answer, question.item, completions), "endpoint")] = question
-            asked += 1
-            continue
-        done, _ = wait(asking, LOOK_S, FIRST_COMPLETED)
-        for future in done:
-            question = asking.pop(future)
-            try:
-                answers = future.result()
-            except StoppedError:
+    try:
+        while not endpoint.is_stopping():
+            if any(usage := endpoint.take_usage()):
+                answered = _count(swarm, answered, usage, budget)
+            is_spent = budget.is_spent(answered)
+            endpoint.sends_again = not is_spent
+            is_over = is_spent or (budget.questions is not None and asked >= budget.questions)
+            if is_over and not asking:
                 break
-            answered = _take(swarm, question, answers, answered, budget, kept=kept)
-            write_atomically(swarm.folder / ANSWERED_FILE, f"{json.dumps(asdict(answered))}\n".encode())
-            has_text = any(answer.text.strip() for answer in answers.answers)
-            empty = 0 if has_text else empty + len(answers.answers)
-            if empty >= EMPTY_SAID:
-                log.warning("the model's answers are empty: raise --max-tokens, if it thinks first", answers=empty)
-                empty = 0
-        if done:
-            swarm.draw(0)
-        if answered != said and time.monotonic() - began >= SAY_S:
-            log.info(str(answered), peers=swarm.statistics()["swarm/peers"])
-            said, began = answered, time.monotonic()
+            if not is_over and len(asking) < at_once:
+                _wait_for_a_peer(swarm, endpoint.is_stopping)
+                (question,) = swarm.ask(1)
+                asking[on_daemon(partial(endpoint.answer, question.item, completions), "endpoint")] = question
+                asked += 1
+                continue
+            done, _ = wait(asking, LOOK_S, FIRST_COMPLETED)
+            for future in done:
+                question = asking.pop(future)
+                try:
+                    answers = future.result()
+                except StoppedError:
+                    continue
+                answered = _take(swarm, question, answers, answered, kept=kept)
+                answered = _count(swarm, answered, endpoint.take_usage(), budget)
+                has_text = any(answer.text.strip() for answer in answers)
+                empty = 0 if has_text else empty + len(answers)
+                if empty >= EMPTY_SAID:
+                    log.warning("the model's answers are empty: raise --max-tokens, if it thinks first", answers=empty)
+                    empty = 0
+            if done:
+                swarm.draw(0)
+            if answered != said and time.monotonic() - began >= SAY_S:
+                log.info(str(answered), peers=swarm.statistics()["swarm/peers"])
+                said, began = answered, time.monotonic()
+    finally:
+        answered = _count(swarm, answered, endpoint.take_usage(with_sent=True), budget)
+    return answered
+
+
+def _count(swarm: Exchange, answered: AnsweredTotals, usage: TokenUsage, budget: AnsweringBudget) -> AnsweredTotals:
+    """Return what was answered with `usage` more, once it is on disk."""
+    prices = zip(usage, budget.price, strict=True)
+    answered = replace(
+        answered,
+        prompt_tokens=answered.prompt_tokens + usage.prompt,
+        completion_tokens=answered.completion_tokens + usage.completion,
+        cost=answered.cost + sum(tokens * price for tokens, price in prices) / MILLION,
+    )
+    write_atomically(swarm.folder / ANSWERED_FILE, f"{json.dumps(asdict(answered))}\n".encode())
     return answered
 
 
@@ -165,14 +187,13 @@ def _wait_for_a_peer(swarm: Exchange, is_stopping: Callable[[], object]) -> None
 def _take(
     swarm: Exchange,
     question: AskedQuestion,
-    answers: EndpointAnswers,
+    answers: Sequence[EndpointAnswer],
     answered: AnsweredTotals,
-    budget: AnsweringBudget,
     *,
     kept: bool,
 ) -> AnsweredTotals:
     """Publish the answers to a question if they may teach; return what was answered with them."""
-    with_text = [answer for answer in answers.answers if answer.text.strip()]
+    with_text = [answer for answer in answers if answer.text.strip()]
     texts, finished = [answer.text for answer in with_text], [answer.finished for answer in with_text]
     try:
         rewards = swarm.score(question, texts)
@@ -180,15 +201,11 @@ def _take(
     except TimeoutError as late:
         log.warning("a question's answers are dropped", why=str(late))
         rewards, is_sent = [], False
-    prices = zip(answers.usage, budget.price, strict=True)
     return replace(
         answered,
         questions=answered.questions + 1,
         published=answered.published + is_sent,
-        answers=answered.answers + len(answers.answers),
-        empty=answered.empty + len(answers.answers) - len(with_text),
+        answers=answered.answers + len(answers),
+        empty=answered.empty + len(answers) - len(with_text),
         reward=answered.reward + sum(reward or 0.0 for reward in rewards),
-        prompt_tokens=answered.prompt_tokens + answers.usage.prompt,
-        completion_tokens=answered.completion_tokens + answers.usage.completion,
-        cost=answered.cost + sum(tokens * price for tokens, price in prices) / MILLION,
     )

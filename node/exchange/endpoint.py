@@ -8,8 +8,11 @@ again for the rest, and one that refuses `n` is asked for one at a time. Where a
 or says that there is no system role, the request is put that way from then on.
 
 A server that is busy, fails or does not answer is asked again, after the pause that it names, or after 1 s, then 2, 4
-and so on to `LONGEST_PAUSE_S`. Meanwhile no other question is sent to it. A refusal that no waiting mends is an error,
-and so is a server that fails by a defect of its own (500) `DEFECTS` times in a row.
+and so on. No pause is longer than `LONGEST_PAUSE_S`. Meanwhile no other question is sent to it. A refusal that no
+waiting mends is an error, and so is a server that fails by a defect of its own (500) `DEFECTS` times in a row.
+
+A request that was sent and not answered in time, or whose connection broke, may cost money all the same. So it counts
+as the most that it may use: the prompt's tokens by its bytes, and `max_tokens` for each answer.
 
 The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
 """
@@ -62,15 +65,8 @@ class TokenUsage(NamedTuple):
         return TokenUsage(self.prompt + other.prompt, self.completion + other.completion)
 
 
-class EndpointAnswers(NamedTuple):
-    """Answers to one question, and what they took."""
-
-    answers: tuple[EndpointAnswer, ...]
-    usage: TokenUsage
-
-
 class StoppedError(Exception):
-    """The program is to end."""
+    """The program is to end, or a request that was lost is not to be sent again."""
 
 
 class _BusyError(PassingError):
@@ -79,6 +75,10 @@ class _BusyError(PassingError):
     def __init__(self, why: str, seconds: float | None = None) -> None:
         super().__init__(why)
         self.seconds = seconds
+
+
+class _LostError(_BusyError):
+    """The request was sent, and no reply came."""
 
 
 class _RefusedRequestError(UserError):
@@ -102,6 +102,7 @@ class ModelEndpoint:
         seconds: that one request may take.
         requests_a_minute: at most; None for no limit of one's own.
         is_stopping: tells that the program is to end.
+        sends_again: whether a request that was sent and not answered is sent again; it may cost each time.
         clock: seconds.
         sleep: waits so many seconds.
     """
@@ -114,6 +115,7 @@ class ModelEndpoint:
     seconds: float = 300.0
     requests_a_minute: float | None = None
     is_stopping: Callable[[], object] = bool
+    sends_again: bool = True
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _takes_n: bool = True
@@ -122,6 +124,8 @@ class ModelEndpoint:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next: float = -float("inf")  # when the next request may go
     _failures: int = 0  # since the last answer
+    _used: TokenUsage = field(default_factory=TokenUsage)  # since `take_usage`
+    _sent: list[TokenUsage] = field(default_factory=list)  # the most that each request with the server may use
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/")
@@ -146,24 +150,33 @@ class ModelEndpoint:
             why = getattr(error, "reason", None) or error
             raise UserError(f"no server is at {self.url} ({why}): start it first, or name another --url") from None
 
-    def answer(self, item: Item, n: int) -> EndpointAnswers:
+    def answer(self, item: Item, n: int) -> list[EndpointAnswer]:
         """Return `n` answers to a question.
 
         Raises:
             UserError: the server refuses the request, for its key or its model, say.
-            StoppedError: the program is to end.
+            StoppedError: the program is to end, or a request was lost and `sends_again` is false.
         """
         answers: list[EndpointAnswer] = []
-        usage = TokenUsage()
         while len(answers) < n:
             wanted = n - len(answers) if self._takes_n else 1
-            found, took = self._ask(item, wanted)
+            found = self._ask(item, wanted)
             self._takes_n = self._takes_n and len(found) == wanted
             answers += found[:wanted]
-            usage += took
-        return EndpointAnswers(tuple(answers), usage)
+        return answers
 
-    def _ask(self, item: Item, n: int) -> tuple[list[EndpointAnswer], TokenUsage]:
+    def take_usage(self, *, with_sent: bool = False) -> TokenUsage:
+        """Return the tokens that were used since the last call.
+
+        Args:
+            with_sent: whether to add the most that the requests which are with the server may use.
+        """
+        with self._lock:
+            used = sum(self._sent if with_sent else [], self._used)
+            self._used = TokenUsage()
+        return used
+
+    def _ask(self, item: Item, n: int) -> list[EndpointAnswer]:
         """Return at most `n` answers, and at least one."""
         while True:
             body: dict[str, Any] = {"model": self.model, self._limit: self.max_tokens}
@@ -177,7 +190,7 @@ class ModelEndpoint:
                 stop = stop_texts(item)
                 body |= {"prompt": plain_text(item), **({"stop": stop} if stop else {})}
             try:
-                return self._read(self._patiently("/chat/completions" if self.is_chat else "/completions", body), body)
+                return self._patiently("/chat/completions" if self.is_chat else "/completions", body)
             except _RefusedRequestError as refused:
                 if refused.status not in FORM or not self._adapt(str(refused), item, n):
                     raise
@@ -210,28 +223,45 @@ class ModelEndpoint:
             if not all(0 <= tokens <= MAX_COUNT for tokens in usage):
                 raise ValueError("no count of tokens")
         except (TypeError, LookupError, ValueError, OverflowError):
-            asked = json.dumps(body.get("messages", body.get("prompt", "")))
-            usage = TokenUsage(_estimate(asked), sum(_estimate(answer.text) for answer in answers))
+            usage = TokenUsage(_prompt_tokens(body), sum(_estimate(answer.text) for answer in answers))
         return answers, usage
 
-    def _patiently(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the reply to a request, which is sent again for as long as that may help."""
+    def _patiently(self, path: str, body: Mapping[str, Any]) -> list[EndpointAnswer]:
+        """Return the answers to a request, which is sent again for as long as that may help."""
+        was_lost = False
         while True:
-            self._wait()
+            self._wait(was_lost)
             try:
-                reply = self._send(path, body)
+                answers = self._count(path, body)
             except _BusyError as busy:
+                was_lost = was_lost or isinstance(busy, _LostError)
                 self._pause(busy)
                 continue
             with self._lock:
                 if self._failures:
                     log.info("the endpoint answers again", url=self.url)
                 self._failures = 0
-            return reply
+            return answers
 
-    def _wait(self) -> None:
-        """Wait until the next request may go, and take its turn."""
-        while not self.is_stopping():
+    def _count(self, path: str, body: Mapping[str, Any]) -> list[EndpointAnswer]:
+        """Send a request once, and count what it uses."""
+        used, most = TokenUsage(), TokenUsage(_prompt_tokens(body), self.max_tokens * body.get("n", 1))
+        with self._lock:
+            self._sent.append(most)
+        try:
+            answers, used = self._read(self._send(path, body), body)
+        except _LostError:
+            used = most
+            raise
+        finally:
+            with self._lock:
+                self._sent.remove(most)
+                self._used += used
+        return answers
+
+    def _wait(self, was_lost: bool) -> None:
+        """Wait until the next request may go, and take its turn; `was_lost` tells that it was sent before, and lost."""
+        while not self.is_stopping() and (self.sends_again or not was_lost):
             with self._lock:
                 left = self._next - self.clock()
                 if left <= 0:
@@ -261,8 +291,10 @@ class ModelEndpoint:
             if error.code in PASSING and (error.code != DEFECT or self._failures < DEFECTS):
                 raise _BusyError(why, _seconds(error.headers.get("Retry-After"))) from None
             raise _RefusedRequestError(error.code, why) from None
-        except (OSError, HTTPException) as error:
-            raise _BusyError(f"{self.url}{path} does not answer: {getattr(error, 'reason', None) or error}") from None
+        except urllib.error.URLError as error:
+            raise _BusyError(f"{self.url}{path} does not answer: {error.reason}") from None
+        except (OSError, HTTPException) as error:  # after it was sent
+            raise _LostError(f"{self.url}{path} does not answer: {error}") from None
         if len(text) > MAX_REPLY_BYTES:
             raise UserError(f"{self.url}{path} answers with more than {MAX_REPLY_BYTES >> 20} MiB")
         try:
@@ -277,6 +309,10 @@ def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
     text = text if isinstance(text, str) else ""
     whole = text.encode(errors="replace").decode()  # half of an emoji is no Unicode and cannot be sent
     return EndpointAnswer(whole, choice.get("finish_reason") == "stop")
+
+
+def _prompt_tokens(body: Mapping[str, Any]) -> int:
+    return _estimate(json.dumps(body.get("messages", body.get("prompt", ""))))
 
 
 def _estimate(text: str) -> int:

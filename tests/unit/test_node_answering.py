@@ -103,9 +103,30 @@ def test_a_stop_waits_for_no_server_that_hangs(pupil: Exchange, tmp_path: Path) 
 
     with chat_server(hang) as (url, _), answering(tmp_path / "a", pupil) as member:
         try:
-            assert answer_some(member, url, AnsweringBudget(), stopping).questions == 0
+            answered = answer_some(member, url, AnsweringBudget(), stopping)
         finally:
             hangs.set()
+    # What was with the server counts as the most that it may use: two answers of 16 tokens.
+    assert answered.questions == 0 and answered.prompt_tokens
+    assert answered.completion_tokens in (32, 64, 96)
+    assert read_answered(tmp_path / "a") == answered
+
+
+def test_requests_that_are_not_answered_in_time_end_with_the_budget(pupil: Exchange, tmp_path: Path) -> None:
+    hangs = threading.Event()
+
+    def hang(body: Body) -> Reply:
+        hangs.wait(60)
+        return half_right(body)
+
+    budget = AnsweringBudget(cost=0.00003, price=(0.0, 1.0))  # 30 tokens: a request may use 32
+    with chat_server(hang) as (url, _), answering(tmp_path / "a", pupil) as member:
+        try:
+            answered = answer(member, ModelEndpoint(url, "tiny", 16, seconds=0.2), 2, 1, budget)
+        finally:
+            hangs.set()
+    assert (answered.questions, answered.answers) == (0, 0)
+    assert answered.completion_tokens in (32, 64) and budget.is_spent(read_answered(tmp_path / "a"))
 
 
 def test_answers_without_a_text_are_left_out_and_said(

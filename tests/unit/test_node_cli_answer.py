@@ -1,6 +1,7 @@
 """`gossamer answer`, as a person types it: a process of its own, a server of this machine, and a peer that draws."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def test_a_signal_ends_it_in_order_though_its_server_hangs(founder: Exchange, tm
         finally:
             hangs.set()
             process.kill()
-    assert (process.returncode, said) == (0, "0 questions, 0 answers, 0 groups published, 0 tokens\n"), complaints
+    assert process.returncode == 0, complaints
+    assert re.fullmatch(r"0 questions, 0 answers, 0 groups published, [1-9]\d* tokens\n", said)
     assert "Traceback" not in complaints
 
 

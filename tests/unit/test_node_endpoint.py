@@ -2,8 +2,9 @@
 
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -32,9 +33,16 @@ class Clock:
         self.waited.append(seconds)
 
 
+class Made(NamedTuple):
+    """Answers, and what they took."""
+
+    answers: tuple[EndpointAnswer, ...]
+    usage: TokenUsage
+
+
 def answers(
     reply: Callable[[Body], Reply], n: int = 2, is_stopping: Callable[[], object] = bool, **options: Any
-) -> tuple[Any, list[Asked], Clock]:
+) -> tuple[Made, list[Asked], Clock]:
     """Ask a server for `n` answers; return them, what it was asked, and the clock."""
     clock = Clock()
     with chat_server(reply) as (url, asked):
@@ -42,7 +50,7 @@ def answers(
             url, "tiny", 16, is_stopping=is_stopping, clock=clock, sleep=clock.sleep, seconds=20.0, **options
         )
         endpoint.check()
-        return endpoint.answer(ITEM, n), asked, clock
+        return Made(tuple(endpoint.answer(ITEM, n)), endpoint.take_usage()), asked, clock
 
 
 def in_turn(*replies: Reply) -> Callable[[Body], Reply]:
@@ -163,6 +171,33 @@ def test_a_count_of_tokens_that_is_none_is_replaced_by_an_estimate(count: object
     text = reply.replace('"COUNT"', count if count in ("1e400", "NaN") else json.dumps(count))  # type: ignore[arg-type]
     made, _, _ = answers(lambda body: Reply(200, text), n=1)
     assert made.usage.completion == 10 and made.usage.prompt > 10
+
+
+def test_a_request_that_is_not_answered_in_time_counts_as_the_most_that_it_may_use() -> None:
+    goes_on, clock = threading.Event(), Clock()
+    hangs = iter([60.0])
+
+    def reply(body: Body) -> Reply:
+        goes_on.wait(next(hangs, 0.0))
+        return says("7", "8")
+
+    with chat_server(reply) as (url, asked):
+        endpoint = ModelEndpoint(url, "tiny", 16, clock=clock, sleep=clock.sleep, seconds=0.5)
+        assert len(endpoint.answer(ITEM, 2)) == 2
+        goes_on.set()
+    used, lost = endpoint.take_usage(), len(asked) - 1
+    assert lost and used.completion == 3 + lost * 2 * 16 and used.prompt > 10 * (1 + lost)
+    assert endpoint.take_usage(with_sent=True) == TokenUsage()
+
+
+def test_a_request_that_reached_no_server_counts_nothing() -> None:
+    with chat_server(lambda body: says("7")) as (url, _):
+        pass
+    clock = Clock()
+    endpoint = ModelEndpoint(url, "tiny", 16, clock=clock, sleep=clock.sleep, is_stopping=lambda: clock.waited)
+    with pytest.raises(StoppedError):
+        endpoint.answer(ITEM, 1)
+    assert clock.waited and endpoint.take_usage(with_sent=True) == TokenUsage()
 
 
 def test_half_an_emoji_in_an_answer_is_replaced() -> None:
