@@ -21,6 +21,7 @@ from node.errors import UserError
 from node.exchange.endpoint import EndpointAnswer, ModelEndpoint, StoppedError, TokenUsage
 from node.exchange.member import AskedQuestion, Exchange
 from node.processes.threads import on_daemon
+from node.tasks.scoring.verdicts import Verdict
 from protocol.storage import write_atomically
 
 ANSWERED_FILE = "answered.json"
@@ -195,12 +196,13 @@ def _take(
     """Publish the answers to a question if they may teach; return what was answered with them."""
     with_text = [answer for answer in answers if answer.text.strip()]
     texts, finished = [answer.text for answer in with_text], [answer.finished for answer in with_text]
+    rewards: list[Verdict] = []
+    is_sent = False
     try:
         rewards = swarm.score(question, texts)
         is_sent = swarm.publish(question, texts, finished, kept=kept)
-    except TimeoutError as late:
-        log.warning("a question's answers are dropped", why=str(late))
-        rewards, is_sent = [], False
+    except (TimeoutError, UserError) as error:  # late, or longer than peers take
+        log.warning("a question's answers are dropped", why=str(error))
     return replace(
         answered,
         questions=answered.questions + 1,

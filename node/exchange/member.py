@@ -48,7 +48,17 @@ from node.exchange.opening import open_buffer, open_swarm
 from node.exchange.rounds import SwarmRounds
 from node.policy.prompt import chat_turns, plain_text
 from node.processes.threads import CallThread
-from node.rollouts.group import MAX_COMPLETIONS, MAX_NAME_BYTES, EncodedGroup, Episode, Group, Tokens, one_turn
+from node.rollouts.group import (
+    MAX_COMPLETIONS,
+    MAX_NAME_BYTES,
+    MAX_TEXT_BYTES,
+    EncodedGroup,
+    Episode,
+    Group,
+    Tokens,
+    encode,
+    one_turn,
+)
 from node.rollouts.own_results import OwnResult, own_result
 from node.rollouts.rule import Candidate, mean_advantages
 from node.rollouts.rules import RULES
@@ -56,6 +66,7 @@ from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
 from node.swarm.peering import Network
+from node.swarm.sharing import shared_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
@@ -233,7 +244,9 @@ class Exchange:
         Raises:
             TimeoutError: the tasks did not make them in time.
             UserError: a task makes no question, or none that fits.
+            ValueError: `count` is no whole number of 0 or more.
         """
+        _check_counts(count=count)
         return self._do(lambda: self._ask(count), timeout, f"{count} questions")
 
     def score(self, question: AskedQuestion, texts: Sequence[str], *, timeout: float = PATIENCE_S) -> list[Verdict]:
@@ -299,10 +312,12 @@ class Exchange:
 
         Raises:
             TimeoutError: fewer than `least` came in time; those that came may be drawn by a later call.
-            ValueError: `least` is more than `count`.
+            ValueError: `count` or `least` is no whole number of 0 or more, or `least` is more than `count`.
         """
+        _check_counts(count=count, least=least)
         if least > count:
             raise ValueError(f"a draw of at most {count} groups cannot have least={least}")
+        timeout = min(timeout, threading.TIMEOUT_MAX)
         deadline = time.monotonic() + timeout
         if not self._drawing.acquire(timeout=max(0.0, timeout)):
             raise TimeoutError(f"another draw did not end in {timeout:g} s")
@@ -451,7 +466,9 @@ class Exchange:
             for text in texts
         }
         new = [text for text, key in keys.items() if key not in self._verdicts]
-        verdicts = self._parts.rounds.score([Answer(task, question.item, text) for text in new], seconds)
+        verdicts = self._parts.rounds.score(
+            [Answer(task, question.item, text) for text in new], min(seconds, threading.TIMEOUT_MAX)
+        )
         found = {text: self._verdicts[key] for text, key in keys.items() if key in self._verdicts}
         found |= {text: verdict for text, verdict in zip(new, verdicts, strict=True) if verdict != LATE}
         for text, verdict in found.items():
@@ -487,9 +504,20 @@ class Exchange:
         group = Group(
             question.task, question.seed, item.question, tuple(made), self._policy, self._round, item.content, kept
         )
+        self._check_size(group)
         lengths = [len(one.text) for one in made]
         self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
         return self._parts.rounds.publish([group]) == 1
+
+    def _check_size(self, group: Group) -> None:
+        """Raise `UserError` if what is to be sent of a group is larger than peers take."""
+        sent, most = shared_form(group, self._parts.tasks), self._parts.bounds.bytes
+        if sent is None:
+            return
+        if (longest := max(len(one.text.encode()) for one in sent.completions)) > MAX_TEXT_BYTES:
+            raise UserError(f"an answer has at most {MAX_TEXT_BYTES} bytes, and one has {longest}: send shorter ones")
+        if (size := len(encode(sent))) > most:
+            raise UserError(f"a group of this swarm has at most {most} bytes, and this one {size}: send less")
 
     def _begin(self, count: int) -> Screening:
         return self._parts.rounds.begin(self._round + 1, RULES["sapo"], count, MAX_COMPLETIONS, mean_advantages)
@@ -559,6 +587,12 @@ def _leave(thread: CallThread, stack: ExitStack) -> None:
             done.result(GRACE_S)
 
 
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if not hasattr(count, "__index__") or count < 0:
+            raise ValueError(f"{name} has to be a whole number of 0 or more, and not {count!r}")
+
+
 def _check_texts(texts: Any) -> None:
     """Raise `TypeError` unless it is a list of texts; a text is none, though each of its letters is a text."""
     if isinstance(texts, str) or not hasattr(texts, "__len__") or not all(isinstance(one, str) for one in texts):
@@ -567,7 +601,7 @@ def _check_texts(texts: Any) -> None:
 
 def _result(future: "Future[T]", timeout: float | None, what: str) -> T:
     try:
-        return future.result(None if timeout is None else max(0.0, timeout) + GRACE_S)
+        return future.result(None if timeout is None else min(max(0.0, timeout) + GRACE_S, threading.TIMEOUT_MAX))
     except TimeoutError:
         if future.done() and not future.cancelled():
             raise

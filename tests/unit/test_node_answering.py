@@ -144,6 +144,18 @@ def test_answers_without_a_text_are_left_out_and_said(
     assert "the model's answers are empty" in caplog.text
 
 
+def test_answers_that_are_longer_than_peers_take_are_dropped_and_said(
+    pupil: Exchange, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        chat_server(lambda body: says(str(sum_of(body)), "n" * 131073)) as (url, _),
+        answering(tmp_path / "a", pupil) as member,
+    ):
+        answered = answer_some(member, url, AnsweringBudget(questions=1))
+    assert (answered.questions, answered.published, answered.reward) == (1, 0, 1.0)
+    assert "an answer has at most 131072 bytes" in caplog.text
+
+
 def test_a_refusal_ends_it_and_keeps_what_was_done(pupil: Exchange, tmp_path: Path) -> None:
     number = itertools.count()
 

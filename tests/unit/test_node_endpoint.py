@@ -120,6 +120,11 @@ def test_a_busy_server_is_asked_again_after_the_pause_that_it_names() -> None:
     assert len(made.answers) == 2 and clock.now == pytest.approx(7.0)
 
 
+def test_no_pause_that_a_server_names_is_longer_than_a_minute() -> None:
+    _, _, clock = answers(in_turn(Reply(429, "slow down", {"Retry-After": "3600"}), says("7", "8")))
+    assert clock.now == pytest.approx(LONGEST_PAUSE_S)
+
+
 def test_a_server_that_fails_is_asked_again_after_longer_and_longer_pauses() -> None:
     fails = [Reply(503, "loading")] * 8
     made, asked, clock = answers(in_turn(*fails, says("7", "8")))

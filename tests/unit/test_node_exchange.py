@@ -1,6 +1,7 @@
 """`from gossamer import Exchange`: members without a model, over sockets of this machine."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -122,6 +123,18 @@ def test_what_cannot_be_sent_is_an_error_and_says_why(teacher: Exchange) -> None
             teacher.publish(question, ["1", "2"], ended)
     with pytest.raises(ValueError, match="a draw of at most 2 groups cannot have least=3"):
         teacher.draw(2, least=3, timeout=0.1)
+    for call in (teacher.ask, teacher.draw):
+        for count in (-1, 2.5, "2"):
+            with pytest.raises(ValueError, match=f"^count has to be a whole number of 0 or more, and not {count!r}$"):
+                call(count)
+    with pytest.raises(ValueError, match="least has to be a whole number of 0 or more, and not -1"):
+        teacher.draw(2, least=-1)
+    with pytest.raises(UserError, match="an answer has at most 131072 bytes, and one has 131073: send shorter ones"):
+        teacher.publish(question, [question.item.answer, "n" * 131073], [True, True])
+    with pytest.raises(
+        UserError, match=r"a group of this swarm has at most 16777216 bytes, and this one \d+: send less"
+    ):
+        teacher.publish(question, [question.item.answer.rjust(131072), *["n" * 131072] * 127], [True] * 128)
     with pytest.raises(UserError, match="at most 128 answers"):
         teacher.publish(question, [str(number) for number in range(129)], [True] * 129)
     other = question._replace(task=question.task._replace(name="builtin/riddles"))
@@ -173,6 +186,14 @@ def test_a_draw_that_waits_lets_others_through(teacher: Exchange, pupil: Exchang
     (taught,) = teach(teacher, 1)
     waiting.join(60)
     assert texts(drawn) == [taught.text]
+
+
+def test_calls_may_wait_without_an_end(teacher: Exchange, pupil: Exchange) -> None:
+    (question,) = teacher.ask(1, timeout=math.inf)
+    answers = [question.item.answer, "no"]
+    assert teacher.score(question, answers, timeout=math.inf) == [1.0, 0.0]
+    assert teacher.publish(question, answers, [True, True], timeout=math.inf)
+    assert texts(pupil.draw(1, least=1, timeout=math.inf)) == [question.text]
 
 
 def test_what_does_not_end_in_time_says_what_was_waited_for(tmp_path: Path) -> None:
