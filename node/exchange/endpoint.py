@@ -286,8 +286,7 @@ class ModelEndpoint:
             with urllib.request.urlopen(openai_request(self.url + path, body), timeout=self.seconds) as reply:
                 text = reply.read(MAX_REPLY_BYTES + 1)
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(4096).decode(errors="replace").split())
-            why = f"{self.url}{path} answers {error.code}: {said[:300]}"
+            why = f"{self.url}{path} answers {error.code}: {_said(error)[:300]}"
             if error.code in PASSING and (error.code != DEFECT or self._failures < DEFECTS):
                 raise _BusyError(why, _seconds(error.headers.get("Retry-After"))) from None
             raise _RefusedRequestError(error.code, why) from None
@@ -299,7 +298,7 @@ class ModelEndpoint:
             raise UserError(f"{self.url}{path} answers with more than {MAX_REPLY_BYTES >> 20} MiB")
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{self.url}{path} does not answer in JSON: is this the URL of an API?") from None
 
 
@@ -309,6 +308,14 @@ def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
     text = text if isinstance(text, str) else ""
     whole = text.encode(errors="replace").decode()  # half of an emoji is no Unicode and cannot be sent
     return EndpointAnswer(whole, choice.get("finish_reason") == "stop")
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """Return what a refusal says; nothing where that does not come."""
+    try:
+        return " ".join(error.read(4096).decode(errors="replace").split())
+    except (OSError, HTTPException):
+        return ""
 
 
 def _prompt_tokens(body: Mapping[str, Any]) -> int:

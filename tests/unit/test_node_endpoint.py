@@ -145,6 +145,8 @@ def test_a_server_with_a_defect_is_no_endless_wait() -> None:
         (Reply(401, {"error": "no such key"}), "answers 401: .*no such key"),
         (Reply(404, "model 'tiny' not found"), "answers 404: model 'tiny' not found"),
         (Reply(200, "<html>"), "does not answer in JSON: is this the URL of an API"),
+        (Reply(200, "[" * 200_000), "does not answer in JSON: is this the URL of an API"),
+        (Reply(401, "not in chunks", {"Transfer-Encoding": "chunked"}), "answers 401: $"),
         (Reply(200, {"choices": []}), "does not answer as an OpenAI-compatible server"),
         (Reply(200, ["7"]), "does not answer as an OpenAI-compatible server"),
         (Reply(200, {"choices": ["7"]}), "does not answer as an OpenAI-compatible server"),
