@@ -238,6 +238,7 @@ WAN = Timing(
     pull_patience=4.0,
     sync_interval=15.0,
 )
+# A node takes LOCAL if it listens on loopback only, else WAN (`node.swarm.peering.timing_of`). Simulations take any.
 PRESETS = {"local": LOCAL, "lan": LAN, "wan": WAN}
 
 NOT_KEPT = "use_not_kept"  # a gate's answer while the use of an invite is not on disk yet
