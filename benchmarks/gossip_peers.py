@@ -8,10 +8,10 @@ import sys
 from collections import Counter
 
 from benchmarks.child import serve
-from protocol.config import LOCAL
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.timing import LOCAL
 
 NUMBER_BYTES = 8
 RECEIVE_LIMIT = 4096

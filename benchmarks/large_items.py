@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from protocol.config import Instant, Limits, Setup, read_clock
+from protocol.config import Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import (
@@ -31,6 +31,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.membership.address_book import Book
 from protocol.wire.compression import pack_content, unpack_content
 from protocol.wire.envelope import chunk_hashes

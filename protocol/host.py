@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing, read_clock
+from protocol.config import Gate, Instant, OpenGate, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.grants import Use
 from protocol.credentials.records import (
@@ -45,7 +45,9 @@ from protocol.events import (
     Subscribe,
 )
 from protocol.identity import Identity, NodeId
+from protocol.limits.limits import Limits
 from protocol.limits.networks import scope_of
+from protocol.limits.timing import LAN, Timing
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
 from protocol.notices import Notices

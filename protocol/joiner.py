@@ -8,12 +8,13 @@ from typing import NamedTuple
 import structlog
 
 from protocol.bootstrap import FALSE_MANIFEST, Bootstrap
-from protocol.config import AwakeClock, Instant, Limits, read_clock
+from protocol.config import AwakeClock, Instant, read_clock
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest
 from protocol.errors import JoinError
 from protocol.events import Dial, HangUp, NetworkEvent, SendFrame, Tick
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.transport import Transport
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.version import VERSION, said, version_in

@@ -23,11 +23,12 @@ from typing import Any
 import psutil
 import structlog
 
-from protocol.config import WAN, Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.limits.budgets import price
+from protocol.limits.limits import Limits
+from protocol.limits.timing import WAN
 from protocol.wire.envelope import CHUNK_BYTES, ItemId, Kind, control_frame, read_control
 from protocol.wire.messages import (
     MAX_IDS,

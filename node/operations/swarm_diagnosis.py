@@ -16,7 +16,6 @@ from typing import NamedTuple
 from node.operations.diagnosis import Diagnosis, printable
 from node.swarm.peering import agent
 from protocol import bootstrap
-from protocol.config import LOCAL, WAN
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.manifest import SwarmManifest
@@ -25,6 +24,7 @@ from protocol.errors import JoinError
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.joiner import fetch_manifest
+from protocol.limits.timing import LOCAL, WAN
 
 PATIENCE_S = 10.0  # for a seed: a handshake, a hello and an answer over a slow line take a second or two
 QUIET_S = 3.0  # without a new name the stranger has heard of all that its peers tell at once

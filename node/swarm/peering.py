@@ -18,7 +18,7 @@ from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.state_folder import KEY_FILE, sole_process_of
 from node.swarm.swarm_folder import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
-from protocol.config import LOCAL, WAN, Limits, Timing, read_clock
+from protocol.config import read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
@@ -26,7 +26,9 @@ from protocol.credentials.use_log import UseLog
 from protocol.errors import PortInUse, ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, scope_of
+from protocol.limits.timing import LOCAL, WAN, Timing
 from protocol.storage import write_atomically
 from protocol.transport.addresses import check_bindable
 from protocol.transport.local_discovery import LocalDiscovery

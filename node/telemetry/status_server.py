@@ -28,8 +28,8 @@ from node.swarm.sharing import traffic_row
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
 from node.telemetry.names import short_name
-from protocol.config import Limits
 from protocol.errors import NetworkFailed
+from protocol.limits.limits import Limits
 from protocol.storage import write_atomically
 
 OBSERVE_FILE = "observe.json"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import NamedTuple
 
-from protocol.config import Limits
 from protocol.identity import NodeId
+from protocol.limits.limits import Limits
 from protocol.wire.envelope import ItemId
 
 ALL = -1  # all chunks, in a set that has a bit for each

@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.events import Item
 from protocol.identity import NodeId
+from protocol.limits.limits import Limits
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId
 from protocol.wire.messages import Entry, ItemOutline
 

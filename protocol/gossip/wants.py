@@ -36,11 +36,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, islice, takewhile, zip_longest
 
-from protocol.config import Limits, Timing
 from protocol.events import Item, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
 from protocol.identity import NodeId
+from protocol.limits.limits import Limits
+from protocol.limits.timing import Timing
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import ITEM_OVERHEAD_BYTES, MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 

@@ -20,8 +20,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from protocol.config import Limits
 from protocol.events import Link
+from protocol.limits.limits import Limits
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.limits.send_queues import FRAME_COST
 from protocol.wire.envelope import CONTROL

@@ -26,8 +26,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from protocol.config import Limits
 from protocol.events import Link
+from protocol.limits.limits import Limits
 from protocol.limits.peer_scores import ScoreBoard
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.wire.envelope import MAX_FRAME_BYTES

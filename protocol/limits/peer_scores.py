@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.identity import KEY_BYTES
+from protocol.limits.limits import Limits
 from protocol.lru import Recent
 
 # Points that one offence costs. Nothing here can happen to an honest node on a working machine, except "flood",

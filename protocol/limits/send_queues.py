@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.config import Limits
 from protocol.events import Link
+from protocol.limits.limits import Limits
 from protocol.limits.rate_limits import TokenBucket
 
 FRAME_COST = 128  # bytes of memory that a frame takes beside its own: a peer may make us queue many small ones

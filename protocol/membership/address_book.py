@@ -33,9 +33,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, zip_longest
 from typing import TypeVar
 
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.credentials.records import Address, PeerRecord, Service
 from protocol.identity import NodeId
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, netgroup, read_address, scope_of
 from protocol.lru import Recent
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
 
-from protocol.config import Timing
 from protocol.identity import NodeId
+from protocol.limits.timing import Timing
 from protocol.wire.messages import Ping
 
 PINGS = 2  # before a suspicion: with one message in ten lost, both go unanswered once in 28 times

@@ -39,11 +39,12 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from typing import NamedTuple
 
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.credentials.records import Address, Endpoint, PeerRecord
 from protocol.events import Link
 from protocol.identity import NodeId
 from protocol.limits.budgets import Payer
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, counts_as, netgroup, read_address, scope_of, segment
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact

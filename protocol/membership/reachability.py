@@ -31,11 +31,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.credentials.records import MAX_ENDPOINTS, Address, Endpoint
 from protocol.errors import BadAddress, MessageError
 from protocol.events import Dial, HangUp, Link, MembershipAction, Send
 from protocol.identity import NodeId
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, read_address, scope_of
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Recent

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import structlog
 
-from protocol.config import PRESETS
+from protocol.limits.timing import PRESETS
 from protocol.simulator.matrices import MATRICES
 from protocol.simulator.scenarios import SCENARIOS, judge
 from protocol.simulator.trial import LIMITS, SwarmPlan, SwarmTrial

@@ -13,7 +13,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from protocol.config import WAN, Limits
+from protocol.limits.limits import Limits
+from protocol.limits.timing import WAN
 from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.simulator.scenarios import Invariant
 from protocol.simulator.simulation import Simulation

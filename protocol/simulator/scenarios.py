@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from protocol.config import Timing
 from protocol.credentials.records import PeerRecord
+from protocol.limits.timing import Timing
 from protocol.simulator.overlay import farthest, unreached
 from protocol.simulator.simulation import MIN_WAIT_S
 from protocol.simulator.trial import SwarmPlan, SwarmTrial

@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.config import LAN, Gate, Instant, Limits, OpenGate, Setup, Timing
+from protocol.config import Gate, Instant, OpenGate, Setup
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
 from protocol.events import Item, ItemVerdict, Judgement, Offer, Subscribe
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LAN, Timing
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import HEADER_BYTES, ItemId, digest, item_id, kind_of

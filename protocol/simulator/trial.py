@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from protocol.config import LOCAL, Limits, Timing
 from protocol.core import Core
 from protocol.credentials.records import Address, PeerRecord
 from protocol.identity import NodeId
+from protocol.limits.limits import Limits
 from protocol.limits.networks import netgroup
+from protocol.limits.timing import LOCAL, Timing
 from protocol.simulator.adversaries import (
     Dropper,
     EclipseAttack,

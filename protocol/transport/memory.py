@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, Opened
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
 from protocol.transport import Make

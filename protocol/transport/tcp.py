@@ -30,9 +30,9 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
-from protocol.config import Limits
 from protocol.events import Accepted, Closed, Link, Moving, NetworkEvent, NetworkRefused, RefusedEarly
 from protocol.limits.connections import ConnectionCut, Connections
+from protocol.limits.limits import Limits
 from protocol.limits.networks import counts_as
 from protocol.limits.peer_scores import PENALTIES
 

@@ -13,10 +13,10 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Closed, Link, NetworkEvent, RefusedEarly
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope
 from protocol.limits.send_queues import SendQueues
 from protocol.transport import Make

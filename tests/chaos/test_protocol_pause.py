@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.config import LOCAL
+from protocol.limits.timing import LOCAL
 from tests.protocol_hosts import running, spawn
 from tests.waiting import wait_until
 

@@ -9,10 +9,10 @@ import pytest
 import zmq
 from structlog.testing import capture_logs
 
-from protocol.config import Limits
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, kind_of, seal
 from protocol.wire.messages import Goodbye, Ping
 from tests.protocol_frames import opened

@@ -23,9 +23,10 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from protocol.config import LAN, MIB, Limits
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.limits import MIB, Limits
+from protocol.limits.timing import LAN
 from tests.protocol_attacks import ATTACKS
 from tests.waiting import wait_until
 

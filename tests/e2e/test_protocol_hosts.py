@@ -14,12 +14,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from node.telemetry.logs import setup_logs
-from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.errors import BadAddress, NetworkFailed, OutboxFull, PortInUse
 from protocol.host import Host, ItemVerdict
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.transport.addresses import check_bindable
 from protocol.transport.zeromq import REVIEW_INTERVAL_S

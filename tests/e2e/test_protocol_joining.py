@@ -5,13 +5,14 @@ import time
 import pytest
 
 from protocol import joiner
-from protocol.config import LOCAL, Instant, read_clock
+from protocol.config import Instant, read_clock
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.errors import JoinError
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.timing import LOCAL
 from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND
 
 

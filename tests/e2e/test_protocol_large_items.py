@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from protocol.config import Limits
 from protocol.credentials.records import Address
+from protocol.limits.limits import Limits
 from protocol.wire.compression import ZSTD
 from protocol.wire.envelope import CHUNK_BYTES, Kind
 from tests.protocol_hosts import ROOT, SWARM, collect, running

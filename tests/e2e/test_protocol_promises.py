@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.config import LOCAL
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.timing import LOCAL
 from protocol.wire.envelope import ItemId, Kind
 from protocol.wire.messages import Entry, Have
 from tests.protocol_raw import RawPeer

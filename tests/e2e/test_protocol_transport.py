@@ -15,10 +15,10 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
-from protocol.config import Limits
 from protocol.credentials.records import Address, Endpoint
 from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, NetworkRefused, Opened, RefusedEarly
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, read_address
 from protocol.transport import inbound
 from protocol.transport.sockets import MAX_DESCRIPTORS

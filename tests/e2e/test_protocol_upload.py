@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import psutil
 import zmq
 
-from protocol.config import MIB, Limits
 from protocol.identity import Identity
+from protocol.limits.limits import MIB, Limits
 from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind
 from protocol.wire.messages import Want, WantedPart
 from tests.protocol_hosts import SWARM, collect, running

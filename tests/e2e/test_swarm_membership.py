@@ -26,13 +26,13 @@ from node.swarm import founding, inviting, joining, revoking, swarm_folder
 from node.swarm.peering import Network, agent, open_network
 from node.swarm.swarm_folder import load_grant, load_manifest
 from node.telemetry.status_server import ask
-from protocol.config import Limits
 from protocol.credentials.grants import make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address, Endpoint
 from protocol.errors import JoinError
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope
 from protocol.transport.zeromq import ZmqTransport
 from tests import commands

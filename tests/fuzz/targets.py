@@ -11,7 +11,7 @@ from collections.abc import Callable
 from node.rollouts.group import GroupError
 from node.rollouts.group import decode as decode_group
 from node.swarm.reports import decode as decode_report
-from protocol.config import Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.grants import open_grant
 from protocol.credentials.invite import Invite
@@ -21,6 +21,7 @@ from protocol.credentials.revocations import open_revocations
 from protocol.errors import PeerError, ProtocolError
 from protocol.events import Arrived, Link
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.membership.address_book import Book
 from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.wire import messages

@@ -12,7 +12,7 @@ from itertools import count
 
 import pytest
 
-from protocol.config import LAN, Instant, Setup
+from protocol.config import Instant, Setup
 from protocol.events import (
     Deliver,
     Got,
@@ -27,6 +27,7 @@ from protocol.events import (
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import Identity, NodeId, id_of_bytes
+from protocol.limits.timing import LAN
 from protocol.wire.envelope import ItemId
 from protocol.wire.messages import NO_TOPIC, Have
 

@@ -1,11 +1,11 @@
 """A revocation list in a swarm of the real cores on a virtual clock: how soon everybody obeys it."""
 
-from protocol.config import LAN
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.credentials.revocations import make_revocations
 from protocol.events import Revoked
 from protocol.identity import Identity
+from protocol.limits.timing import LAN
 from protocol.simulator import Simulation
 from protocol.simulator.adversaries import SimulatedIdentity
 from protocol.transport.memory import Conditions

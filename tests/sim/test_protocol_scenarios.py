@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from protocol.config import LOCAL, WAN, Limits
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LOCAL, WAN
 from protocol.simulator import SimulatedIdentity, Simulation
 from protocol.simulator.__main__ import main
 from protocol.simulator.matrices import CONDITIONS, FAMILIES, MATRICES, ArrivalRow, Crowd, admittance, arrival

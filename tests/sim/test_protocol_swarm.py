@@ -2,9 +2,9 @@
 
 import pytest
 
-from protocol.config import LAN, WAN
 from protocol.credentials.records import RECORD_LIFE_S
 from protocol.events import ItemVerdict
+from protocol.limits.timing import LAN, WAN
 from protocol.membership.address_book import BUSY_S
 from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND
 from protocol.simulator import SimulatedIdentity, Simulation

@@ -19,10 +19,11 @@ from node.rollouts.group import Group, encode, one_turn
 from node.swarm.sharing import topic_of
 from node.swarm.swarm_folder import load_manifest
 from node.tasks import Task, derive_seed, load_tasks
-from protocol.config import LOCAL, Limits
 from protocol.credentials.records import Address
 from protocol.host import Host
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LOCAL
 
 HOSTS = 8
 COMPLETIONS = 8

@@ -8,9 +8,10 @@ import pytest
 from node.config import NetworkConfig, parse_config
 from node.fleet.local_swarm import LOOPBACK, RunPlan, node_config
 from node.swarm.peering import item_life, listens_at, open_network, timing_of
-from protocol.config import LOCAL, WAN, Limits
 from protocol.credentials.records import Address
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LOCAL, WAN
 from protocol.transport.zeromq import ZmqTransport
 
 KEY = Identity(bytes(32)).curve_key.hex()

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, PeerRecord, Service, make_record
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import BUSY_S, Book, shuffled
 

@@ -10,11 +10,12 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import LAN, MAX_STEP_S, WAN, AwakeClock, Instant, Setup, Timing
+from protocol.config import MAX_STEP_S, AwakeClock, Instant, Setup
 from protocol.driver import Driver
 from protocol.events import Blame, Heard, PeerUp, Tick
 from protocol.gossip.exchange import Gossip
 from protocol.identity import Identity
+from protocol.limits.timing import LAN, WAN, Timing
 from protocol.storage import load_peers, save_peers
 from protocol.wire.messages import NO_TOPIC, Entry, Have
 from tests.protocol_hosts import running

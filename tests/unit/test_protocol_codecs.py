@@ -14,7 +14,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.large_items import Cores
-from protocol.config import LOCAL, MIB, WAN, Limits
 from protocol.credentials.grants import REFUSALS
 from protocol.credentials.records import (
     MAX_AGENT_BYTES,
@@ -33,6 +32,8 @@ from protocol.credentials.records import (
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
 from protocol.limits.budgets import BYTE_S, FRAME_S, GIVEN_S, SENT_BYTE_S, SIGNATURE_S
+from protocol.limits.limits import MIB, Limits
+from protocol.limits.timing import LOCAL, WAN
 from protocol.membership.membership import NO_ROOM
 from protocol.notices import GRAYLISTED
 from protocol.wire import messages

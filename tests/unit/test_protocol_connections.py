@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import MIB, Limits
 from protocol.events import Link
 from protocol.limits.connections import MAX_WIRE_FRAME_BYTES, ConnectionCut, Connections, Review, wire_bytes
+from protocol.limits.limits import MIB, Limits
 
 LIMITS = Limits()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import LAN, Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.core import NOTICES, QUEUE_FULL, Core, Traffic
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
@@ -37,7 +37,9 @@ from protocol.events import (
 from protocol.host import describe_peers, dialable_members
 from protocol.identity import Identity, Verify
 from protocol.limits.budgets import FRAME_S, SENT_BYTE_S
+from protocol.limits.limits import Limits
 from protocol.limits.peer_scores import PENALTIES
+from protocol.limits.timing import LAN
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.membership.links import GRACE_S
 from protocol.notices import Case

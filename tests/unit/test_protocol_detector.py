@@ -6,9 +6,9 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import LAN
 from protocol.events import Send
 from protocol.identity import NodeId
+from protocol.limits.timing import LAN
 from protocol.membership.failure_detector import (
     PINGS,
     Detector,

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from protocol.config import Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import (
     RECORD_LIFE_S,
     Address,
@@ -16,6 +16,7 @@ from protocol.credentials.records import (
 )
 from protocol.events import Link
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.membership.address_book import Book
 from protocol.membership.dialing import FEELER_S, LAST_FEELER_S, Dialing
 from protocol.membership.directory import RecordDirectory

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import LAN, Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.events import (
     Blame,
     Bring,
@@ -34,6 +34,8 @@ from protocol.gossip.exchange import CATCH_UP_S, DRAWS, MOST_PACES, Gossip
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.identity import Identity, NodeId, id_of_bytes
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LAN
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import (
     MAX_IDS,

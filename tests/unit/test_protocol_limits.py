@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import protocol
-from protocol.config import Instant, Limits
+from protocol.config import Instant
 from protocol.events import Link
 from protocol.host import Mailbox
 from protocol.identity import Identity
 from protocol.limits.budgets import Budgets, Payer, price
+from protocol.limits.limits import Limits
 from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, PeerScores, ScoreBoard
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.limits.send_queues import FRAME_COST

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.config import LAN, Instant, Limits, OpenGate, Setup
+from protocol.config import Instant, OpenGate, Setup
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import make_shared_invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
@@ -41,6 +41,8 @@ from protocol.events import (
     TurnedAway,
 )
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LAN
 from protocol.membership.address_book import LAST_RETRY_S, Book
 from protocol.membership.dialing import DRAWN, SHED_S
 from protocol.membership.directory import HURRY

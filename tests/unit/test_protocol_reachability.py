@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import RENEWAL_BITS, Address, Endpoint, make_record, open_record
 from protocol.errors import PeerError
 from protocol.events import Accepted, Closed, Dial, HangUp, Link, Message, Opened, PeerUp, PortMapped, Send, Tick
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope
 from protocol.membership.address_book import Book
 from protocol.membership.links import DIAL_TIMEOUT_S

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import LAN, Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper, make_pass, revocable_id
 from protocol.credentials.invite import make_shared_invite
@@ -38,6 +38,8 @@ from protocol.events import (
     Tick,
 )
 from protocol.identity import Identity, NodeId
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LAN
 from protocol.membership.address_book import Book
 from protocol.membership.membership import LIST_WAIT_S, Membership
 from protocol.wire.envelope import CHUNK_BYTES, Kind, chunk_hashes, digest, header_of, item_id, seal

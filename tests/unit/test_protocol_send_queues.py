@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.config import Limits
 from protocol.events import Link
+from protocol.limits.limits import Limits
 from protocol.limits.send_queues import FRAME_COST, MAX_RETRY_S, RETRY_S, SendQueues
 
 LIMITS = Limits()

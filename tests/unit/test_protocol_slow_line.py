@@ -5,13 +5,15 @@ import random
 from collections import Counter, deque
 from itertools import count
 
-from protocol.config import LAN, Instant, Limits, Setup
+from protocol.config import Instant, Setup
 from protocol.core import Core
 from protocol.credentials.records import make_record
 from protocol.driver import Driver
 from protocol.events import Accepted, Arrived, Item, Link, Offer, Subscribe, Tick
 from protocol.identity import Identity
+from protocol.limits.limits import Limits
 from protocol.limits.send_queues import SendQueues
+from protocol.limits.timing import LAN
 from protocol.membership.address_book import Book
 from protocol.transport import Make
 from protocol.wire.envelope import Kind, chunk_count, kind_of, seal

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import zmq
 
-from protocol.config import Limits
 from protocol.events import Accepted, Link, NetworkRefused, RefusedEarly
+from protocol.limits.limits import Limits
 from protocol.transport.sockets import Change, Monitor, Sources
 from protocol.transport.tcp import TcpView, TcpWatch
 from tests.waiting import wait_until

@@ -9,12 +9,13 @@ from itertools import chain
 
 import pytest
 
-from protocol.config import LAN, Limits
 from protocol.events import Item, Link, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, THEIRS, ItemLedger, LedgerRow, Statement, Theirs
 from protocol.gossip.wants import LONG_S, NETWORK_PART, QUICK_S, SLOW_BYTES_PER_SECOND, STALL_S, UNASKED_S, Took, Wants
 from protocol.identity import Identity, NodeId
+from protocol.limits.limits import Limits
+from protocol.limits.timing import LAN
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_count, chunk_hashes, header_of, seal
 from protocol.wire.messages import NO_TOPIC, Body, Cancel, Entry, ItemChunk, Want, WantedPart
 

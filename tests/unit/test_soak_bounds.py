@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol.config import Limits
+from protocol.limits.limits import Limits
 from tests.soak.bounds import FILES, LEAST, MAX_AGE_S, MIB, NODE, Sample, judge
 
 
