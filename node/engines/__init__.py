@@ -12,7 +12,7 @@
 To add an engine: write a module with a `RolloutEngine` and a function `make`. Give it a line above and in
 `make_engine`, and its name to `EngineConfig.kind` in node/config.py. Where something has to be installed for it,
 `missing` says so. What it holds of the trainer's memory is a row of `node.policy.memory`, where a kind that is neither
-"hf" nor "vllm" holds none. `node.operations.presets` chooses between these two alone.
+"hf" nor "vllm" holds none. Presets choose between these two alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
