@@ -201,6 +201,7 @@ def rejected(node: Path) -> dict[str, int]:
     return rows_of(node)[-1]["swarm/rejected"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_each_attack_is_counted_and_nothing_of_it_is_trained_on(node: Path) -> None:
     address = Address.parse((node / "address").read_text())

@@ -60,7 +60,8 @@ def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_fr
     asked = simulation.frames_sent[Kind.WANT]
     for _ in range(5):
         run_until_spread(simulation, spread(simulation, 1000), 1)
-    assert simulation.frames_sent[Kind.WANT] == asked
+    assert simulation.frames_sent[Kind.WANT] - asked == 5 * 17 * 16, "each asks for each of the others' items once"
+    assert {node.core.items_sent for node in simulation.nodes.values()} == {5 * 16}
 
 
 @pytest.mark.slow

@@ -147,6 +147,7 @@ def test_no_scorer_runs_a_completion(every_task: TaskSet) -> None:
                     assert task.verify(item, text) == 0.0, (task.key.name, text)
 
 
+@pytest.mark.slow
 def test_no_scorer_runs_its_own_ground_truth(every_task: TaskSet) -> None:
     """Some scorers evaluate a field of the entry: a data set from elsewhere must not reach that either."""
     for task in every_task.tasks:
