@@ -22,6 +22,7 @@ from node.swarm.inviting import make_invite
 from node.swarm.joining import join
 from node.swarm.peering import open_network
 from node.swarm.sharing import topic_of_group
+from node.swarm.swarm_folder import load_manifest
 from node.tasks import Item, TaskKey, load_tasks
 from node.tasks.questions import Split
 from node.telemetry.status_server import ask
@@ -192,7 +193,9 @@ def test_trls_trainers_train_on_the_rows(founder: Exchange, tmp_path: Path) -> N
     from datasets import load_dataset
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-    with open_writer(tmp_path / "club", Archive(tmp_path / "first").manifest, 10**9) as writer:
+    manifest = load_manifest(tmp_path / "first")
+    assert manifest is not None
+    with open_writer(tmp_path / "club", manifest, 10**9) as writer:
         identity = Identity.load(tmp_path / "first" / "identity.key")
         for question in founder.ask(8):
             group = group_on(question.task, question.seed, question.item)
