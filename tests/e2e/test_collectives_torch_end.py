@@ -252,7 +252,7 @@ def test_a_rank_that_fails_ends_at_once_with_its_own_error_and_so_do_those_that_
     assert time.monotonic() - began < torch_ends.TIMEOUT_S
     assert statuses == [1, 1, 1]
     assert said[1].endswith("ValueError: rank 1 fails\n")
-    assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2]))
+    assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2])), said
 
 
 @pytest.mark.slow

@@ -70,8 +70,9 @@ def test_a_policy_answers_requests_until_it_is_asked_to_end(tmp_path: Path) -> N
         said = asked(f"{url}/v1/completions", {"model": "policy", "prompt": "1+2=", "max_tokens": 8, "temperature": 0})
         assert said["choices"][0]["finish_reason"] == "stop"
         # This server gives one answer at a time.
-        made = ModelEndpoint(f"{url}/v1", "policy", 8, is_chat=False).answer(Item("1+2=", ""), 3)
-        assert len(made.answers) == 3 and any(answer.finished for answer in made.answers) and made.usage.completion > 3
+        endpoint = ModelEndpoint(f"{url}/v1", "policy", 8, is_chat=False)
+        made = endpoint.answer(Item("1+2=", ""), 3)
+        assert len(made) == 3 and any(answer.finished for answer in made) and endpoint.take_usage().completion > 3
         for path, body, headers, status in (
             ("/v1/completions", {"model": "gpt2", "prompt": "1+2="}, {}, 400),
             ("/v1/chat/completions", {"model": "policy", "messages": [{"role": "user", "content": "1+2="}]}, {}, 400),

@@ -319,7 +319,7 @@ def test_a_real_server_is_given_weights_and_answers_with_them(policy, tmp_path):
         engine = make_engine(config, policy, tmp_path)
         endpoint = ModelEndpoint(f"http://127.0.0.1:{port}/v1", "start", 8)
         made = endpoint.answer(Item("What is 2 + 2?", "", "Answer."), 4)  # what a member that only answers asks
-        assert len(made.answers) == 4 and all(answer.text for answer in made.answers) and made.usage.completion > 4
+        assert len(made) == 4 and all(answer.text for answer in made) and endpoint.take_usage().completion > 4
         prompts = [policy.encode_prompt(Item(question, "")) for question in ("What is 2 + 2?", "Say yes.")]
         for version in range(3):
             engine.load(version)
