@@ -538,7 +538,9 @@ class ProcessGroupGossamer(_TorchGroup):
     def _check(self) -> None:
         view = self.comm.view
         if self.broken is None and (view is None or view.mark != self.mark):
-            self._break(Aborted("the group changed: its members have to meet again"))
+            gone = [f"member {member}" for member in self.members if view is not None and member not in view.members]
+            lost = f" without {', '.join(gone)}" if gone else ""
+            self._break(Aborted(f"the group goes on{lost}: its members have to meet again"))
         if self.broken is not None:
             raise self.broken
 

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import collectives.torch_backend  # noqa: F401
+from tests.waiting import wait_until
 
 TIMEOUT_S = 60
 
@@ -60,6 +61,16 @@ def fails_without_destroy():
     dist.barrier()
 
 
+def fails_before_others_call():
+    """Fail at rank 1. The others make their next call when it has left the group."""
+    _work()
+    if dist.get_rank() == 1:
+        raise ValueError("rank 1 fails")
+    comm = dist.distributed_c10d._get_default_group().comm
+    wait_until(lambda: comm.world_size < dist.get_world_size(), TIMEOUT_S, "rank 1 to be left out")
+    dist.barrier()
+
+
 def ends_early():
     """Call one operation less at rank 1."""
     _work()
@@ -87,6 +98,7 @@ PROGRAMS = {
         with_work_under_way,
         fails,
         fails_without_destroy,
+        fails_before_others_call,
         ends_early,
         is_killed,
     )

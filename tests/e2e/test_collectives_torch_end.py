@@ -245,7 +245,7 @@ def test_a_program_ends_without_an_error_at_all_ranks(program, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("program", ["fails", "fails_without_destroy"])
+@pytest.mark.parametrize("program", ["fails", "fails_without_destroy", "fails_before_others_call"])
 def test_a_rank_that_fails_ends_at_once_with_its_own_error_and_so_do_those_that_need_it(program, tmp_path):
     began = time.monotonic()
     statuses, said = run_ranks(program, 3, tmp_path)
