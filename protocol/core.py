@@ -516,8 +516,6 @@ class Core:
                         self.traffic.pop(node, None)
                     else:
                         self.traffic.setdefault(node, Traffic(now.steady))
-                        peer = self.membership.links.peers.get(node)
-                        action = PeerUp(node, peer.place.voice if peer is not None else "")
                     actions += self._items(self.gossip.handle(action, now), now)
                     if isinstance(action, PeerUp) and self.manifest == b"":
                         actions += self._ask_manifest(action.node, now)

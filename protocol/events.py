@@ -218,11 +218,11 @@ class Misfit:
 class PeerUp:
     """A peer is live. It comes again after a restart or on a new connection: then the peer may have missed things.
 
-    `voice` is as whom it counts (see `protocol.limits.networks.counts_as`), "" for itself alone. `Core` adds it.
+    `voice` is as whom it counts (see `protocol.limits.networks.counts_as`), "" for itself alone.
     """
 
     node: NodeId
-    voice: str = ""
+    voice: str = field(default="", compare=False)
 
 
 @value

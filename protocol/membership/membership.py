@@ -322,7 +322,7 @@ class Membership:
             actions += self._part(surplus, now)
         else:
             self.detector.up(node, now.steady)
-            actions += [PeerUp(node), Send(link, self.directory.sample(node, peer.scope))]
+            actions += [PeerUp(node, peer.place.voice), Send(link, self.directory.sample(node, peer.scope))]
         self.book.add(record, peer.host)
         self.book.trim(self.links.peers, self._rng)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):
