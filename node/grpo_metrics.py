@@ -97,18 +97,18 @@ def loss(advantage: torch.Tensor, logps: Sequence[torch.Tensor], made: Sequence[
     return (summed.sum() / counts.sum().clamp(min=1)).item()
 
 
-def _logp_and_entropy(logps: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    return torch.stack([logps.gather(-1, drawn[:, None])[:, 0], -(logps.exp() * logps).sum(-1)], -1)
+def _logp_and_entropy(logps: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    return torch.stack([logps.gather(-1, sampled[:, None])[:, 0], -(logps.exp() * logps).sum(-1)], -1)
 
 
 def _lengths(made: Sequence[Played]) -> Mapping[str, float]:
-    drawn = [one.sampled for one in made]
+    lengths = [one.sampled for one in made]
     ended = [one.sampled for one in made if one.finished] or [0]
     found = {
         "clipped_ratio": statistics.fmean(not one.finished for one in made),
-        "mean_length": statistics.fmean(drawn),
-        "min_length": min(drawn),
-        "max_length": max(drawn),
+        "mean_length": statistics.fmean(lengths),
+        "min_length": min(lengths),
+        "max_length": max(lengths),
         "mean_terminated_length": statistics.fmean(ended),
         "min_terminated_length": min(ended),
         "max_terminated_length": max(ended),

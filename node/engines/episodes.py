@@ -80,7 +80,7 @@ class Played:
 
     @property
     def sampled(self) -> int:
-        """How many tokens the policy drew."""
+        """How many tokens the policy sampled."""
         return sum(len(turn.token_ids) for turn in self.turns)
 
     def as_list(self) -> list[Any]:

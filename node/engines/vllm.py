@@ -186,12 +186,11 @@ class VllmEngine:
         while len(replies) < len(parts):
             idle = [engine for engine in self._left() if engine not in busy and not engine.starting]
             alive = [engine for engine in idle if engine.lives]
-            for engine in alive or (
-                [] if busy else self._left()
-            ):  # one that failed is started anew where no other is left
-                if waiting:
-                    busy[engine] = waiting.pop(0), time.monotonic()
-                    works[engine] = on_daemon(partial(work, engine, parts[busy[engine][0]], self._wanted), "vllm")
+            ready = alive if alive or busy else self._left()  # one that failed is started anew where no other is left
+            for engine in ready[: len(waiting)]:
+                at = waiting.pop(0)
+                busy[engine] = at, time.monotonic()
+                works[engine] = on_daemon(partial(work, engine, parts[at], self._wanted), "vllm")
             begun = min(began for _, began in busy.values())
             is_watched = replies and any(engine not in busy for engine in alive)
             due = begun + PATIENCE * slowest + GRACE_S

@@ -201,11 +201,8 @@ def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[M
         return parts
     if engine.kind != "vllm":
         return []
-    part, engines, sleeps = (
-        engine.vllm.gpu_memory_utilization,
-        len(cards_of(size, engine, machine)),
-        vllm_sleeps(engine),
-    )
+    engines, sleeps = len(cards_of(size, engine, machine)), vllm_sleeps(engine)
+    part = engine.vllm.gpu_memory_utilization
     held = int(part * whole_memory(machine))
     parts = []
     if not machine.gpu:

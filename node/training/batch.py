@@ -226,8 +226,8 @@ def _some_rows(batch: Batch, rows: slice, loss_type: LossType) -> Batch:
     if loss_type in PER_ROW:
         share = len(mask[rows]) / len(mask)
     elif loss_type == "bnpo":
-        drawn = sampled_mask(batch)
-        share = float(drawn[rows].sum() / drawn.sum())
+        sampled = sampled_mask(batch)
+        share = float(sampled[rows].sum() / sampled.sum())
     part = {name: values[rows] if values.dim() else values for name, values in batch.items()}
     for name, values in part.items():
         if name.startswith("prompt_"):

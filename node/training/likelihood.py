@@ -25,9 +25,9 @@ COMMON = 1 / 2000  # a token this likely is no surprise: SmolLM2's right answers
 LOGITS = 1 << 27  # that one pass may return, 512 MiB as float32: few completions, if the vocabulary is large
 PLACES = 1 << 24  # numbers of one sequence that are looked at together
 
-# From log-probabilities (t, V), in nats, and the tokens (t,) that were drawn there, to something of each (t, ...).
+# From log-probabilities (t, V), in nats, and the tokens (t,) that were sampled there, to something of each (t, ...).
 Of = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Distributions = Callable[[Of], torch.Tensor]  # of a row's T drawn tokens: from that to what it says of all, (T, ...)
+Distributions = Callable[[Of], torch.Tensor]  # of a row's T sampled tokens: from that to what it says of all, (T, ...)
 
 
 def of_each_token(
@@ -38,7 +38,7 @@ def of_each_token(
 
 
 def _distributions(policy: Policy, rows: Sequence[ScoredRow], temperature: float) -> Iterator[Distributions]:
-    """Yield the distributions from which each row's tokens were drawn, with these tokens."""
+    """Yield the distributions from which each row's tokens were sampled, with these tokens."""
     device, vocabulary = policy.model.device, policy.model.config.get_text_config().vocab_size
     slice_of = max(1, PLACES // vocabulary)
     training = policy.model.training
@@ -53,15 +53,15 @@ def _distributions(policy: Policy, rows: Sequence[ScoredRow], temperature: float
             waiting = deque(some[at : at + most] for some in [part, *waiting] for at in range(0, len(some), most))
             continue
         for (_, made), found in zip(part, torch.split(logits, [made.sampled for _, made in part]), strict=True):
-            drawn = [token for at, token in enumerate(made.ids) if at not in made.given]
-            tokens = torch.split(torch.tensor(drawn, device=device), slice_of)
+            sampled = [token for at, token in enumerate(made.ids) if at not in made.given]
+            tokens = torch.split(torch.tensor(sampled, device=device), slice_of)
             yield partial(_by_slices, list(zip(torch.split(found, slice_of), tokens, strict=True)), temperature)
     policy.model.train(training)
 
 
 @torch.no_grad()
 def _logits(policy: Policy, rows: Sequence[ScoredRow]) -> torch.Tensor | None:
-    """Return the logits of the rows' drawn tokens, one after another, (N, V); None without memory for so many rows.
+    """Return the logits of the rows' sampled tokens, one after another, (N, V); None without memory for so many rows.
 
     Raises:
         UserError: there is none for a single row.
@@ -95,8 +95,8 @@ def _logits(policy: Policy, rows: Sequence[ScoredRow]) -> torch.Tensor | None:
 
 
 def _by_slices(slices: Sequence[tuple[torch.Tensor, torch.Tensor]], temperature: float, of: Of) -> torch.Tensor:
-    """Return what `of` says of the distributions that logits (t, V) and the tokens (t,) drawn there make, (T, ...)."""
-    return torch.cat([of((logits.float() / temperature).log_softmax(-1), drawn) for logits, drawn in slices])
+    """Return what `of` says of the distributions of logits (t, V), with the tokens (t,) sampled there: (T, ...)."""
+    return torch.cat([of((logits.float() / temperature).log_softmax(-1), sampled) for logits, sampled in slices])
 
 
 def _parts(rows: Sequence[ScoredRow], vocabulary: int) -> Iterator[list[ScoredRow]]:
@@ -115,7 +115,7 @@ def _parts(rows: Sequence[ScoredRow], vocabulary: int) -> Iterator[list[ScoredRo
 
 
 def entropies(policy: Policy, rows: Sequence[ScoredRow], temperature: float = 1.0) -> list[torch.Tensor]:
-    """Return the entropies (T,), in nats, of the distributions from which each row's completion was drawn."""
+    """Return the entropies (T,), in nats, of the distributions from which each row's completion was sampled."""
     return list(of_each_token(policy, rows, lambda logps, _: -(logps.exp() * logps).sum(-1), temperature))
 
 
@@ -139,15 +139,15 @@ def surprise(distributions: Distributions) -> float:
     (arXiv 2310.16789) to tell what a model was trained on.
 
     Args:
-        distributions: from which its tokens were drawn, with these tokens.
+        distributions: from which its tokens were sampled, with these tokens.
     """
-    least = distributions(_drawn).min()
+    least = distributions(_sampled).min()
     if least >= math.log(COMMON):
         return 0.0
     rare = distributions(lambda logps, _: torch.where(logps <= least, logps.exp(), 0).sum(-1))
     return max(0.0, -math.log(max(float(rare.sum()), math.ulp(0.0))))
 
 
-def _drawn(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _sampled(logps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return the log-probability (t,) of each token."""
     return logps.gather(-1, tokens[:, None]).squeeze(-1)
