@@ -12,11 +12,9 @@ import random
 import shutil
 import signal
 import sys
-import time
 import tomllib
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from examples.archive_bar import (
     ALONE,
     ROOT,
     Figures,
+    archived_swarm,
     begin,
-    found_words,
+    figures_of,
     gossamer,
     merged,
     print_table,
@@ -38,9 +37,6 @@ from examples.archive_bar import (
 )
 from node.exchange.member import Exchange
 from node.policy.make_builtin import wrong_answer
-from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics_file import iter_with_older
-from node.training.budget import spent_in
 
 PORT = 18433
 
@@ -76,29 +72,6 @@ def main() -> None:
         (given.results / "answering.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
-@contextmanager
-def archived_swarm(folder: Path, settings: Mapping[str, Any]) -> Iterator[str]:
-    """A swarm of a relay and an archive in `folder` for a block, and an invite to it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    hub = folder / "hub"
-    listening = merged(settings, {"network": {"listen": "tcp://127.0.0.1:0"}})
-    gossamer("found", "bar", "--archive", *found_words(listening), "--state", hub, "--no-start")
-    relays = [begin("node", "--state", hub, "--seed-only", log=folder / "hub.log")]
-    try:
-        wait_for((hub / "address").exists, "the swarm's first node")
-        invite = gossamer("invite", hub)
-        words = ("--out", folder / "archive", "--state", folder / "keeper")
-        relays.append(begin("archive", "run", invite.strip(), *words, log=folder / "keeper.log"))
-        wait_for((folder / "archive").exists, "the archive")
-        yield invite
-        time.sleep(3)  # the keeper scores what came last
-    finally:
-        for relay in relays:
-            relay.send_signal(signal.SIGINT)
-            relay.wait()
-
-
 def answer(plan: Mapping[str, Any], model: Path, folder: Path) -> dict[str, Any]:
     """Have the model answer the plan's questions, and archive them; return what `answered.json` says."""
     answered = folder / "a0" / "answered.json"
@@ -116,7 +89,7 @@ def answer(plan: Mapping[str, Any], model: Path, folder: Path) -> dict[str, Any]
                 words = ("--plain", "--completions", plan["completions"], "--max-tokens", 16, "--at-once", 2)
                 url = f"http://127.0.0.1:{PORT}/v1"
                 many = ("--questions", plan["questions"], "--state", folder / "a0")
-                gossamer("answer", invite.strip(), "--url", url, "--model", served.name, *words, *many)
+                gossamer("answer", f"@{invite}", "--url", url, "--model", served.name, *words, *many)
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()
@@ -131,7 +104,10 @@ def print_answers(plan: Mapping[str, Any], folder: Path) -> None:
         return
     rng = random.Random(0)
     half = plan["completions"] // 2
-    with archived_swarm(folder, plan["settings"]) as invite, Exchange.join(invite, state=folder / "printer") as member:
+    with (
+        archived_swarm(folder, plan["settings"]) as invite,
+        Exchange.join(invite.read_text(), state=folder / "printer") as member,
+    ):
         wait_for(lambda: member.statistics()["swarm/peers"], "a peer")
         for _ in range(plan["questions"]):
             (question,) = member.ask(1)
@@ -143,15 +119,11 @@ def print_answers(plan: Mapping[str, Any], folder: Path) -> None:
 
 def run_equals(folder: Path, plan: Mapping[str, Any], seed: int) -> Figures:
     """Run a live swarm of equals; return what its first node, the only one that is evaluated, came to."""
-    node = folder / "nodes" / "n0"
     if not (folder / "summary.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         settings = merged(plan["settings"], {"sampling": {"local": 2, "external": 16}})
         gossamer("swarm", "-n", plan["equals"], "--out", folder, "--seed", seed, "--no-table", *set_words(settings))
-    last = json.loads((node / EVALUATIONS_FILE).read_text().splitlines()[-1])
-    rows = list(iter_with_older(node / "metrics.jsonl"))
-    groups = sum(row.get("groups_external", 0) for row in rows)
-    return Figures(last["accuracy"], last["pass@1"], groups, spent_in(rows).compute)
+    return figures_of(folder / "nodes" / "n0")
 
 
 def is_served() -> bool:

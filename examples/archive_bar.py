@@ -8,6 +8,7 @@ What is there already is not run again. The table is printed; `--results` keeps 
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -16,12 +17,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from node.config import flatten, merge
 from node.lab.statistics import estimate
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics_file import iter_with_older
@@ -31,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "examples" / "archive.toml"
 WAIT_S = 120.0  # for a process to be ready
 ALONE = {"network": {"enabled": False}}
+LISTENS = {"network": {"listen": "tcp://127.0.0.1:0"}}
 ROUNDS = {
     "archive": {"local": 2, "external": 16},
     "alone, half": {"local": 2, "external": 0},
@@ -83,36 +87,46 @@ def main() -> None:
         (given.results / "archive.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
-def make_archive(plan: Mapping[str, Any], folder: Path) -> dict[str, int]:
-    """Run the makers with a relay that archives; return their tokens."""
-    settings = merged(plan["settings"], plan["makers_settings"], {"network": {"listen": "tcp://127.0.0.1:0"}})
-    nodes = [folder / f"n{number}" for number in range(plan["makers"])]
-    if not (folder / "done").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        hub, invite = folder / "hub", folder / "invite.txt"
-        gossamer("found", "bar", "--archive", *found_words(settings), "--state", hub, "--no-start")
-        relays = [begin("node", "--state", hub, "--seed-only", log=folder / "hub.log")]
+@contextmanager
+def archived_swarm(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """A swarm of a relay and an archive, in a new `folder`, for a block; yield the file of an invite to it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    hub, invite = folder / "hub", folder / "invite.txt"
+    gossamer("found", "bar", "--archive", *found_words(merged(settings, LISTENS)), "--state", hub, "--no-start")
+    relays = [begin("node", "--state", hub, "--seed-only", log=folder / "hub.log")]
+    try:
         wait_for((hub / "address").exists, "the swarm's first node")
         invite.write_text(gossamer("invite", hub))
         words = ("--out", folder / "archive", "--state", folder / "keeper")
         relays.append(begin("archive", "run", f"@{invite}", *words, log=folder / "keeper.log"))
-        changes = set_words(without_tasks(settings))
-        for number, node in enumerate(nodes):
-            gossamer("join", f"@{invite}", "--state", node, *changes, "--seed", number + 1, "--no-start")
-        running = [begin("node", "--state", node, log=folder / f"{node.name}.log") for node in nodes]
-        for process in running:
-            process.wait()
-        time.sleep(2)  # the keeper scores what came last
+        wait_for((folder / "archive").exists, "the archive")
+        yield invite
+        time.sleep(3)  # the keeper scores what came last
+    finally:
         for relay in relays:
             relay.send_signal(signal.SIGINT)
             relay.wait()
+
+
+def make_archive(plan: Mapping[str, Any], folder: Path) -> dict[str, int]:
+    """Run the makers with a relay that archives; return their tokens."""
+    settings = merged(plan["settings"], plan["makers_settings"])
+    nodes = [folder / f"n{number}" for number in range(plan["makers"])]
+    if not (folder / "done").exists():
+        with archived_swarm(folder, settings) as invite:
+            changes = set_words(without_tasks(merged(settings, LISTENS)))
+            for number, node in enumerate(nodes):
+                gossamer("join", f"@{invite}", "--state", node, *changes, "--seed", number + 1, "--no-start")
+            running = [begin("node", "--state", node, log=folder / f"{node.name}.log") for node in nodes]
+            for process in running:
+                process.wait()
         (folder / "done").touch()
     spent = [spent_in(iter_with_older(node / "metrics.jsonl")) for node in nodes]
     return {
-        "compute": sum(one.compute for one in spent),
-        "generated": sum(one.generated for one in spent),
-        "trained": sum(one.trained for one in spent),
+        "compute": sum(total.compute for total in spent),
+        "generated": sum(total.generated for total in spent),
+        "trained": sum(total.trained for total in spent),
     }
 
 
@@ -122,12 +136,16 @@ def run_node(folder: Path, settings: Mapping[str, Any], seed: int, more: Sequenc
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
         gossamer("node", "--state", folder, "--seed", seed, *set_words(settings), *more)
-        last = json.loads((folder / EVALUATIONS_FILE).read_text().splitlines()[-1])
-        metrics = list(iter_with_older(folder / "metrics.jsonl"))
-        others = sum(row.get("groups_archived", 0) + row.get("groups_external", 0) for row in metrics)
-        figures = Figures(last["accuracy"], last["pass@1"], others, spent_in(metrics).compute)
-        done.write_text(json.dumps(figures._asdict()))
+        done.write_text(json.dumps(figures_of(folder)._asdict()))
     return Figures(**json.loads(done.read_text()))
+
+
+def figures_of(node: Path) -> Figures:
+    """Return what a node that has ended came to."""
+    last = json.loads((node / EVALUATIONS_FILE).read_text().splitlines()[-1])
+    metrics = list(iter_with_older(node / "metrics.jsonl"))
+    others = sum(row.get("groups_archived", 0) + row.get("groups_external", 0) for row in metrics)
+    return Figures(last["accuracy"], last["pass@1"], others, spent_in(metrics).compute)
 
 
 def tune(  # each is a thing of its own
@@ -202,30 +220,22 @@ def print_table(runs: Mapping[str, Sequence[Figures]], of: str, start: Figures) 
             others = [getattr(figures, name) for figures in runs[of]]
             less = [mine - other for mine, other in zip(others, values, strict=True)]
             cells += [str(estimate(values)), "" if arm == of else str(estimate(less))]
-        means = [sum(getattr(one, name) for one in figured) / len(figured) for name in ("others_groups", "compute")]
+        means = [
+            sum(getattr(figures, name) for figures in figured) / len(figured) for name in ("others_groups", "compute")
+        ]
         print(f"| {arm} | {' | '.join(cells)} | {means[0]:,.0f} | {means[1]:,.0f} |")
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with later ones over earlier ones."""
-    tree: dict[str, Any] = {}
-    for later in trees:
-        for key, value in later.items():
-            tree[key] = merged(tree.get(key, {}), value) if isinstance(value, Mapping) else value
-    return tree
+    return functools.reduce(merge, trees, {})
 
 
-def set_words(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+def set_words(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as the command line takes them."""
-    words = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            words += set_words(value, f"{prefix}{key}.")
-        elif key == "tasks" and not prefix:
-            words += [word for task in value for word in ("--task", task["name"])]
-        else:
-            said = str(value).lower() if isinstance(value, bool) else value
-            words += ["--set", f"{prefix}{key}={said}"]
+    words = [word for task in settings.get("tasks", ()) for word in ("--task", task["name"])]
+    for key, value in flatten(without_tasks(settings)).items():
+        words += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
     return words
 
 
