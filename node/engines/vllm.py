@@ -14,8 +14,8 @@ several processes and no placement, one on the GPU of each. The rules:
   of at most `PART` completions. An engine that is free takes the next part, so a slow one takes fewer.
 - Each prompt has a seed of its own, whichever engine has it. If an engine fails, another generates its whole part
   again. So a round depends on weights, prompts and seeds alone, as far as vLLM itself does.
-- While other engines wait for nothing but the last parts, an engine that takes `PATIENCE` times as long for one as the
-  slowest part took, and `GRACE_S` more, counts as failed.
+- An engine is late once a part has taken `PATIENCE` times as long as the slowest one that is done, and `GRACE_S` more.
+  If another engine is idle then, the late one counts as failed.
 - An engine that failed once is started anew by the next `load`, or at once where no other is left. If it fails again
   before it has generated a part, it is left out for good, and a line says so. Without any engine, `EngineError`.
 - An engine that does not compute with what it was given ends the node: others would soon do the same.
