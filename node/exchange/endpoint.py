@@ -11,8 +11,9 @@ A server that is busy, fails or does not answer is asked again, after the pause 
 and so on. No pause is longer than `LONGEST_PAUSE_S`. Meanwhile no other question is sent to it. A refusal that no
 waiting mends is an error, and so is a server that fails by a defect of its own (500) `DEFECTS` times in a row.
 
-A request that was sent and not answered in time, or whose connection broke, may cost money all the same. So it counts
-as the most that it may use: the prompt's tokens by its bytes, and `max_tokens` for each answer.
+A request that was sent and not answered in time, or whose connection broke, may cost money all the same. So may one of
+which a gateway says that the server behind it was late (504). Both count as the most that they may use: the prompt's
+tokens by its bytes, and `max_tokens` for each answer.
 
 The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
 """
@@ -24,7 +25,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, NamedTuple
 
 import structlog
@@ -40,7 +41,9 @@ CHECK_S = 10.0  # that the first look at a server may take
 DEFECTS = 4
 LOOK_S = 0.2  # between two looks whether the program is to end
 DEFECT = 500
-PASSING = {408, 409, 425, 429, DEFECT, 502, 503, 504, 529}  # statuses after which asking again may help
+LATE = 504  # of a gateway: the server behind it may have answered, too late
+PASSING = {408, 409, 425, 429, DEFECT, 502, 503, LATE, 529}  # statuses after which asking again may help
+PIECE_BYTES = 1 << 16  # of a reply that are read at a time
 FORM = {400, 422, DEFECT, 501}  # statuses of a server that wants the request in another form
 BYTES_A_TOKEN = 4  # of a text whose server does not count tokens
 MAX_COUNT = 1 << 40  # tokens of one reply that a server may claim: more than any reply has
@@ -284,11 +287,12 @@ class ModelEndpoint:
     def _send(self, path: str, body: Mapping[str, Any]) -> Any:
         try:
             with urllib.request.urlopen(openai_request(self.url + path, body), timeout=self.seconds) as reply:
-                text = reply.read(MAX_REPLY_BYTES + 1)
+                text = self._whole(reply)
         except urllib.error.HTTPError as error:
             why = f"{self.url}{path} answers {error.code}: {_said(error)[:300]}"
             if error.code in PASSING and (error.code != DEFECT or self._failures < DEFECTS):
-                raise _BusyError(why, _seconds(error.headers.get("Retry-After"))) from None
+                kind = _LostError if error.code == LATE else _BusyError
+                raise kind(why, _seconds(error.headers.get("Retry-After"))) from None
             raise _RefusedRequestError(error.code, why) from None
         except urllib.error.URLError as error:
             raise _BusyError(f"{self.url}{path} does not answer: {error.reason}") from None
@@ -300,6 +304,17 @@ class ModelEndpoint:
             return json.loads(text)
         except (ValueError, RecursionError):
             raise UserError(f"{self.url}{path} does not answer in JSON: is this the URL of an API?") from None
+
+    def _whole(self, reply: HTTPResponse) -> bytes:
+        """Read a reply, or one byte more than it may have; `TimeoutError` if it still comes after `seconds`."""
+        text, deadline = bytearray(), self.clock() + self.seconds
+        while len(text) <= MAX_REPLY_BYTES and (piece := reply.read1(PIECE_BYTES)):
+            text += piece
+            if self.clock() > deadline:
+                raise TimeoutError(f"its reply was not whole after {self.seconds:g} s")
+        if reply.length and len(text) <= MAX_REPLY_BYTES:
+            raise IncompleteRead(bytes(text), reply.length)
+        return bytes(text)
 
 
 def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:

@@ -1,5 +1,6 @@
 """An endpoint that answers: servers that differ, are busy, refuse or make no sense, over sockets of this machine."""
 
+import io
 import json
 import socket
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 
 from node.errors import UserError
 from node.exchange.endpoint import DEFECTS, LONGEST_PAUSE_S, EndpointAnswer, ModelEndpoint, StoppedError, TokenUsage
@@ -195,6 +197,43 @@ def test_a_request_that_is_not_answered_in_time_counts_as_the_most_that_it_may_u
     used, lost = endpoint.take_usage(), len(asked) - 1
     assert lost and used.completion == 3 + lost * 2 * 16 and used.prompt > 10 * (1 + lost)
     assert endpoint.take_usage(with_sent=True) == TokenUsage()
+
+
+def test_a_gateway_that_waited_in_vain_may_have_cost_money() -> None:
+    made, asked, _ = answers(in_turn(Reply(504, "the upstream is slow"), says("7", "8")))
+    assert len(asked) == 2 and made.usage.completion == 3 + 2 * 16
+    with pytest.raises(StoppedError):
+        answers(in_turn(Reply(504, "the upstream is slow"), says("7", "8")), sends_again=False)
+
+
+class Dripping(io.BytesIO):
+    """A reply of which each read takes ten seconds of the clock."""
+
+    def __init__(self, clock: Clock, text: bytes, length: int) -> None:
+        super().__init__(text)
+        self._clock, self.length = clock, length
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        self._clock.now += 10
+        text = super().read1(2)
+        self.length -= len(text)
+        return text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "missing", "why"), [(15.0, 0, "not whole after 15 s"), (99.0, 3, "IncompleteRead")]
+)
+def test_a_reply_that_drips_or_breaks_off_is_lost(
+    seconds: float, missing: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, text = Clock(), b'{"choices": []}'
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Dripping(clock, text, len(text) + missing))
+    endpoint = ModelEndpoint(
+        "http://h/v1", "tiny", 16, clock=clock, sleep=clock.sleep, seconds=seconds, sends_again=False
+    )
+    with structlog.testing.capture_logs() as logged, pytest.raises(StoppedError):
+        endpoint.answer(ITEM, 1)
+    assert why in logged[0]["why"] and endpoint.take_usage().completion == 16
 
 
 def test_a_request_that_reached_no_server_counts_nothing() -> None:
