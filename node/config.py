@@ -142,7 +142,7 @@ class VllmConfig(Section):
 
     python: str = Field("", description="interpreter that has vLLM; empty: the node's own")
     gpu_memory_utilization: float = Field(
-        0.4, gt=0, le=1, description="the part of a GPU that vLLM has while it generates; it sleeps during training"
+        0.4, gt=0, le=1, description="the part of a GPU that vLLM has; it sleeps in the update if both do not fit"
     )
 
 

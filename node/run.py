@@ -27,7 +27,7 @@ from node.errors import DivergedError, NonFiniteError, UserError
 from node.exchange.opening import open_buffer, open_swarm
 from node.journal import JOURNAL_FILE, Journal, NoJournal, Start
 from node.loop import Loop, longest_prompt
-from node.operations.presets import rate_warning
+from node.operations.presets import rate_warning, sleeps_in_update
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
 from node.processes.signals import GivenUp, Stopping, graceful_stop
@@ -159,7 +159,8 @@ def _start(
     if line := rate_warning(config.trainer, trained):
         log.warning(line)
     cards = ranks.count if policy.model.device.type == "cuda" else 1
-    engine = make_engine(config.engine.beside(cards), policy, folder)
+    sleeps = sleeps_in_update(config, sharers=ranks.count if ranks.sharded else 1)
+    engine = make_engine(config.engine.beside(cards), policy, folder, sleeps=sleeps)
     stack.callback(engine.close)
     return Parts(
         config,

@@ -17,6 +17,7 @@ To add an engine: write a module with a `RolloutEngine` and a function `make`. G
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -121,15 +122,17 @@ def in_process(policy: "Policy") -> RolloutEngine:
     return make_engine(EngineConfig(), policy, Path())
 
 
-def make_engine(config: EngineConfig, policy: "Policy", folder: Path) -> RolloutEngine:
+def make_engine(config: EngineConfig, policy: "Policy", folder: Path, *, sleeps: bool = False) -> RolloutEngine:
     """Return the engine that `config.kind` names, for a node whose state is in `folder`.
+
+    With `sleeps` the update needs the memory that vLLM has on its GPUs.
 
     Raises:
         UserError: a card will not do for it.
     """
     from node.engines import hf, server, vllm
 
-    made: Mapping[str, MakeEngine] = {"hf": hf.make, "vllm": vllm.make, "server": server.make}
+    made: Mapping[str, MakeEngine] = {"hf": hf.make, "vllm": partial(vllm.make, sleeps=sleeps), "server": server.make}
     engine = made[config.kind](config, policy, folder)
     if config.ahead:
         from node.engines.ahead import Ahead

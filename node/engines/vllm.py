@@ -4,8 +4,8 @@ A child (`vllm_worker.py`) may have an interpreter and packages of its own: vLLM
 share. Weights go to it through shared memory, or adapters alone, and each hand-over is probed (`hand_over`). Nothing is
 handed over when nothing has changed.
 
-On the trainer's own GPU the two take turns: vLLM sleeps while the policy is trained. It stays awake on other GPUs, and
-where it generates ahead.
+On the trainer's own GPU vLLM sleeps while the policy is trained, if both do not fit at once by the sum of memory
+(`vllm_sleeps` in `node.policy.memory`). Otherwise it stays awake.
 
 **Several engines** (data parallel): one on each GPU of `engine.placement`, or on as many as the model needs. With
 several processes and no placement, one on the GPU of each. The rules:
@@ -55,7 +55,7 @@ from node.engines.vllm_worker import EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.detection import detect_machine, size_of
 from node.policy.load import Policy
-from node.policy.memory import VLLM_CPU_CACHE, cards_of, vllm_sleeps
+from node.policy.memory import VLLM_CPU_CACHE, cards_of, shares_card
 from node.processes.machine import free_memory
 from node.processes.threads import on_daemon
 from node.processes.worker_process import Message, WorkerError, WorkerProcess
@@ -71,10 +71,10 @@ FAILURES = 2  # in a row, after which an engine is left out
 log = structlog.get_logger()
 
 
-def make(config: EngineConfig, policy: Policy, folder: Path) -> "VllmEngine":
+def make(config: EngineConfig, policy: Policy, folder: Path, *, sleeps: bool = False) -> "VllmEngine":
     """Return the engine; `UserError` where a card will not do for it."""
     _check_cards(config.devices)
-    return VllmEngine(policy, config, folder)
+    return VllmEngine(policy, config, folder, sleeps=sleeps)
 
 
 class VllmEngine:
@@ -87,10 +87,13 @@ class VllmEngine:
         policy: whose weights are taken, and whose tokenizer reads the completions.
         config: the engine's part of the configuration.
         folder: the node's; the children's logs are kept in it, and the shape of the model.
+        sleeps: during the update, which needs the memory.
         worker: the children's program.
     """
 
-    def __init__(self, policy: Policy, config: EngineConfig, folder: Path, *, worker: Path = WORKER) -> None:
+    def __init__(
+        self, policy: Policy, config: EngineConfig, folder: Path, *, sleeps: bool = False, worker: Path = WORKER
+    ) -> None:
         self._policy = policy
         self._config = config
         longest = min(config.longest, policy.positions or config.longest)
@@ -100,7 +103,8 @@ class VllmEngine:
         self._weights = None if self._adapters else SharedWeights(DTYPE)
         self._hand_overs = 0
         self._wanted: HandOver | None = None  # the weights to generate with, which lie ready
-        self._sleeps = vllm_sleeps(config)
+        self._sleeps = sleeps
+        self._on_own_cards = not shares_card(config)
         size = size_of(policy.model.num_parameters(), policy.model.config)
         places = cards_of(size, config, detect_machine(policy.model.device.type))
         threads = max(1, torch.get_num_threads() // len(places))
@@ -131,7 +135,7 @@ class VllmEngine:
         wanted = self._prepare(version)
         for _ in range(FAILURES):
             left = self._left()
-            if any(engine.lives for engine in left) and not self._sleeps:
+            if any(engine.lives for engine in left) and self._on_own_cards:
                 for engine in left:
                     engine.begin_start()
                 left = [engine for engine in left if not engine.starting]

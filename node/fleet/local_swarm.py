@@ -9,6 +9,7 @@ talk to each other; it is kept, so that a run that goes on is the same swarm.
 """
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ from node.fleet.supervisor import (
     nobody,
     supervise,
 )
-from node.policy.detection import visible_gpus
+from node.policy.detection import NODES_ON_GPU, visible_gpus
 from node.processes.machine import usable_cores
 from node.processes.signals import save_signal, stop_signals
 from node.state_folder import make_folder
@@ -198,9 +199,12 @@ def node_config(plan: RunPlan, index: int, cores: int) -> NodeConfig:
 
 
 def gpu_of(plan: RunPlan, index: int) -> dict[str, str]:
-    """Return what in its environment lets node `index` see one GPU of several: nodes take them in turns."""
+    """Return what in its environment lets node `index` see one GPU of several, and know how many nodes are on it."""
     gpus = visible_gpus(plan.config_of(index).policy)
-    return {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if len(gpus) > 1 else {}
+    if not gpus:
+        return {}
+    seen = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if len(gpus) > 1 else {}
+    return {NODES_ON_GPU: str(math.ceil(plan.nodes / len(gpus))), **seen}
 
 
 def gpus_of(plan: RunPlan) -> str:

@@ -53,6 +53,7 @@ from node.fleet.mirror import CheckpointEnd, MirrorReceiver, MirrorSender, Part,
 from node.fleet.ray_cluster import connected, memory_of, packed_files, relocated, unpack_files
 from node.operations.preflight import check_means
 from node.operations.presets import check_model, preset_of
+from node.policy.detection import NODES_ON_GPU
 from node.state_folder import exclusive, keep_config, make_folder
 from node.telemetry.status_server import ask
 
@@ -212,7 +213,8 @@ class RaySwarm:
             memory=share.memory or None,
             scheduling_strategy="SPREAD",
         )
-        given = {"files": self._files, "debug": self._debug, "hide_gpus": not share.gpus}
+        gpus = {NODES_ON_GPU: str(share.beside)} if share.gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        given = {"files": self._files, "debug": self._debug, "environment": gpus}
         self._nodes[folder] = RayNode(self._ray, lambda: actor.remote(folder.name), config, folder, given)
         return self._nodes[folder]
 
@@ -315,7 +317,9 @@ class RayNode:
         for part in parts_of(self._folder):
             self._get(self._actor.receive.remote([part]))
         tree = self._config.model_dump(mode="json")
-        self._get(self._actor.begin.remote(tree, self._given["files"], self._given["hide_gpus"], self._given["debug"]))
+        self._get(
+            self._actor.begin.remote(tree, self._given["files"], self._given["environment"], self._given["debug"])
+        )
         self._begun = True
         while True:
             news = self._get(self._actor.news.remote())
@@ -407,7 +411,9 @@ class _NodeActor:
         """Take parts of what the node is to go on from."""
         self._receiver.put(parts)
 
-    def begin(self, tree: Mapping[str, Any], files: Mapping[str, bytes], hide_gpus: bool, debug: bool) -> None:
+    def begin(
+        self, tree: Mapping[str, Any], files: Mapping[str, bytes], environment: Mapping[str, str], debug: bool
+    ) -> None:
         """Start the node, which listens where other machines can dial it."""
         given = parse_config(relocated(tree, unpack_files(files, self._place)))
         address = self.place()
@@ -418,7 +424,6 @@ class _NodeActor:
                 "weights": given.weights.model_copy(update={"listen": host}),
             }
         )
-        environment = {"CUDA_VISIBLE_DEVICES": ""} if hide_gpus else {}
         self._sender = MirrorSender(self._folder, self._place / "sending")
         self._child = start_child(
             start_server(), run_real_node, config, self._folder, environment=environment, debug=debug

@@ -14,13 +14,16 @@ Of the settings that decide on memory, the first row that fits (`node.policy.mem
     engine          vLLM, then transformers
     weights         in this order: all of them, if half of the memory stays free; on a processor without bfloat16,
                     adapters over 32 bits, likewise; adapters over 16 bits; adapters over 4 bits
-    micro-batch     8,192 tokens on a GPU that no engine uses during the update, else 2,048; then half as many, to 256
+    micro-batch     8,192 tokens on a GPU where no engine generates during the update, else 2,048; then half as many,
+                    to 256
+    vLLM's part     what the update leaves, if that holds as many answers of a round at once as the whole of what the
+                    trainer leaves between updates; else that, and vLLM sleeps during the update
 
 `preset` is pure; `preset_for` has `node.policy.detection` look at the model and the machine first.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import combinations
 from operator import getitem
@@ -33,9 +36,12 @@ from node.operations.config_text import toml_value
 from node.policy.detection import can_be_asked_not_to_think, detect_machine, main_memory, measure_model
 from node.policy.memory import (
     BUILTIN_SIZE,
+    PHASES,
+    SPARE,
     Machine,
     MemoryTable,
     ModelSize,
+    Phase,
     adapter_parameters,
     answered_at_once,
     memory_held,
@@ -56,7 +62,6 @@ THOUGHTS = 2048  # tokens that a reasoning model's answer may have: a short chai
 MOST_TURNS = 4  # of transformers, for a round of thoughts: with 2,048 tokens each they take minutes
 LARGER_BATCHES = (8192, 4096)  # tokens: a GPU waits for the next launch with fewer
 SMALLER_BATCHES = (1024, 512, 256)  # tokens, where those of the default do not fit
-SPARE = 0.05  # of a GPU, for CUDA itself and what the sum misses
 MOST = 0.9  # of a GPU, for vLLM
 OTHERS = 0.2  # of main memory, for other programs: who takes too much there is ended, and cannot try again with less
 RATE_LIMIT = 1e-4  # a rate above it, on more than SMALL trained weights, unlearns the language within some rounds
@@ -225,28 +230,41 @@ def _half(machine: Machine) -> str:
 
 def _fitting(asked: NodeConfig, row: Overrides, size: ModelSize, machine: Machine) -> Overrides | None:
     """Return a row, with vLLM's part of the GPU if that generates; None where it does not fit."""
-    config = _filled(asked, row)
-    if machine.gpu and config.engine.kind == "vllm" and not is_set(asked, VLLM_SHARE):
-        part = _vllm_share(config, size, machine)
+    if machine.gpu and _filled(asked, row).engine.kind == "vllm" and not is_set(asked, VLLM_SHARE):
+        part = _vllm_share(asked, row, size, machine)
         if part is None:
             return None
         row = row | {VLLM_SHARE: part}
     return row if _fits(_filled(asked, row), size, machine) else None
 
 
-def _vllm_share(config: NodeConfig, size: ModelSize, machine: Machine) -> PresetValue | None:
-    """Return the part of a GPU that vLLM may have; None where its weights and a small cache do not fit it."""
-    if not shares_card(config.engine):
+def _vllm_share(asked: NodeConfig, row: Overrides, size: ModelSize, machine: Machine) -> PresetValue | None:
+    """Return the part of a GPU that vLLM may have; None where its weights and a small cache do not fit it.
+
+    Where it shares the GPU it stays awake during the update, unless it would hold fewer of a round's answers at once.
+    """
+    engine = _filled(asked, row).engine
+    if not shares_card(engine):
         return PresetValue(MOST, "it has the GPUs for itself")
-    parts = memory_held(size, config, machine).parts
-    others = MemoryTable([part for part in parts if part.name != "vllm"])
-    beside = max(others.total(phase) for part in parts if part.name == "vllm" for phase in part.phases)
-    share = min(MOST, 1 - SPARE - beside / machine.memory)
-    if share * machine.memory < vllm_needs(size, max(1, len(config.engine.devices))):
-        return None
-    when = "while vLLM generates" if vllm_sleeps(config.engine) else "in its update"
-    rounded = float(f"{0.995 * share * machine.share:.3g}")  # down
-    return PresetValue(rounded, f"what the trainer leaves of {machine.memory / 1e9:.1f} GB {when}")
+    parts = memory_held(size, _filled(asked, row), machine).parts
+    others = MemoryTable([part for part in parts if not part.name.startswith("vllm")])
+
+    def left(phases: Sequence[Phase], when: str) -> PresetValue | None:
+        share = min(MOST, 1 - SPARE - max(others.total(phase) for phase in phases) / machine.memory)
+        if share * machine.memory < vllm_needs(size, max(1, len(engine.devices))):
+            return None
+        rounded = float(f"{0.995 * share * machine.share:.3g}")  # down
+        return PresetValue(rounded, f"what the trainer leaves of {machine.memory / 1e9:.1f} GB {when}")
+
+    def answers(part: PresetValue) -> int:
+        choices = row | {VLLM_SHARE: part}
+        config = _filled(asked, choices | _questions(asked, choices, size, machine))
+        asked_for = config.sampling.questions_per_round * config.sampling.completions
+        return min(asked_for, answered_at_once(size, config, machine))
+
+    awake = left(PHASES, "in its update")
+    asleep = None if engine.ahead else left(("generate", "hand over"), "while vLLM generates")
+    return asleep if asleep and not (awake and answers(awake) == answers(asleep)) else awake
 
 
 def _fits(config: NodeConfig, size: ModelSize, machine: Machine) -> bool:
@@ -277,17 +295,20 @@ def _thinking(asked: NodeConfig, choices: Overrides, size: ModelSize, machine: M
 def _questions(asked: NodeConfig, choices: Overrides, size: ModelSize, machine: Machine) -> Overrides:
     """Return how many questions a round has: as many as GPUs answer at once, with at most `ROUND` answers.
 
-    More cost no memory: what the sum counts of a round is bounded by the micro-batch and by the engine's part.
+    More cost vLLM no memory: its part bounds them. Of transformers they may take what training needs.
     """
     config = _filled(asked, choices)
     if not machine.gpu or config.sampling.questions or "sampling.local" not in choices:
         return {}
     rows = answered_at_once(size, config, machine)
-    count = min(rows, ROUND) // config.sampling.completions
-    if count < 2 * GPU_QUESTIONS:
-        return {}
     reason = f"{rows} completions of up to {config.engine.longest} tokens fit the cache at once"
-    return {"sampling.local": PresetValue(1 << count.bit_length() >> 1, reason)}
+    count = 1 << (min(rows, ROUND) // config.sampling.completions).bit_length() >> 1
+    while count > GPU_QUESTIONS:
+        more = {"sampling.local": PresetValue(count, reason)}
+        if _fits(_filled(asked, choices | more), size, machine):
+            return more
+        count //= 2
+    return {}
 
 
 def _rate(parameters: int, *, adapters: bool) -> Overrides:
@@ -366,6 +387,14 @@ def check_model(config: NodeConfig, sharers: int = 1) -> ModelSize:
         f"activation; {'the GPU' if machine.gpu else 'this machine'} has {machine.memory / 1e9:.0f} GB: "
         f"{remedy}choose a smaller model"
     )
+
+
+def sleeps_in_update(config: NodeConfig, sharers: int = 1) -> bool:
+    """Tell whether the engine of a node on this machine gives its GPUs to the update; see `vllm_sleeps`."""
+    if config.engine.kind != "vllm":
+        return False
+    size = BUILTIN_SIZE if config.policy.model == "builtin" else measure_model(config.policy.model)
+    return vllm_sleeps(size, config, detect_machine(config.policy.device)._replace(sharers=sharers))
 
 
 def smaller(config: NodeConfig, size: ModelSize, machine: Machine, fits: Callable[[MemoryTable], bool]) -> str:

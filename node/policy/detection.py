@@ -27,6 +27,7 @@ GPUS = (  # NVIDIA's, AMD's, Windows', Jetson's
     "/dev/nvmap",
 )
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+NODES_ON_GPU = "GOSSAMER_NODES_ON_GPU"  # in the environment of a node that a swarm starts: how many share its GPU
 
 
 def measure_model(model: str) -> ModelSize:
@@ -180,14 +181,18 @@ def first_line(error: Exception) -> str:
 
 
 def detect_machine(device: str = "auto", *, vllm: bool = False) -> Machine:
-    """Return what this machine has for one node that trains on `device`, as `policy.device` names it."""
+    """Return what this machine has for one node that trains on `device`, as `policy.device` names it.
+
+    A node that a swarm has started has a part of its GPU, if others are on it (`NODES_ON_GPU`).
+    """
     import torch
 
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory
+        beside = int(os.environ.get(NODES_ON_GPU, "1"))
+        memory = torch.cuda.get_device_properties(0).total_memory // beside
         count = torch.cuda.device_count()
         bf16 = computes_in_bf16("cuda")
-        return Machine(memory, gpu=True, bf16=bf16, vllm=vllm, nf4=has_bitsandbytes(), devices=count)
+        return Machine(memory, True, bf16, vllm, 1 / beside, devices=count, nf4=has_bitsandbytes())
     return Machine(main_memory(), bf16=computes_in_bf16("cpu"), vllm=vllm)
 
 

@@ -36,6 +36,7 @@ CHUNK = 1 << 24  # logits at a time (`node.training.head`): 64 MiB in float32; a
 CHUNK_PART = 0.04  # of a GPU, for a chunk: each is a launch of the head, which a large GPU does in no time
 LOGIT = 24  # bytes of each: six tensors in float32, as measured
 MARGIN = 1.1  # what the allocator holds between two passes
+SPARE = 0.05  # of a GPU, for CUDA itself and what the sum misses
 NF4_BYTES = 0.516  # of a weight: 4 bits, and a scale of 8 bits for 64 of them, which have scales themselves
 ADAM_BYTES = {"adamw_torch_fused": 8.0, "adamw_8bit": 2.03}  # two moments of a trained weight
 LIBRARIES = 500_000_000  # torch and transformers, as measured
@@ -201,7 +202,7 @@ def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[M
         return parts
     if engine.kind != "vllm":
         return []
-    engines, sleeps = len(cards_of(size, engine, machine)), vllm_sleeps(engine)
+    engines, sleeps = len(cards_of(size, engine, machine)), vllm_sleeps(size, config, machine)
     part = engine.vllm.gpu_memory_utilization
     held = int(part * whole_memory(machine))
     parts = []
@@ -209,7 +210,8 @@ def _generating(size: ModelSize, config: NodeConfig, machine: Machine) -> list[M
         why = f"{engines} x its copy of the weights, and 1 GiB of cache"
         parts.append(MemoryPart("vllm", engines * (VLLM_CPU_CACHE + 2 * size.parameters), why))
     elif shares_card(engine):
-        why = f"engine.vllm.gpu_memory_utilization={part:g} of the GPU, {'while it generates' if sleeps else 'always'}"
+        when = "while it generates: it sleeps in the update" if sleeps else "always: it stays awake in the update"
+        why = f"engine.vllm.gpu_memory_utilization={part:g} of the GPU, {when}"
         awake: tuple[Phase, ...] = ("generate", "hand over") if sleeps else PHASES
         parts.append(MemoryPart("vllm", held, why, awake, bound=True))
         if sleeps:
@@ -233,12 +235,16 @@ def shares_card(engine: EngineConfig) -> bool:
     return not engine.devices or 0 in engine.devices
 
 
-def vllm_sleeps(engine: EngineConfig) -> bool:
-    """Tell whether vLLM gives its GPUs to the update: where it shares them, and does not generate ahead.
+def vllm_sleeps(size: ModelSize, config: NodeConfig, machine: Machine) -> bool:
+    """Tell whether vLLM gives its GPUs to the update: where it shares them, and both do not fit at once.
 
-    If it sleeps on one of several GPUs it sleeps on all, since it takes no longer.
+    One that generates ahead never does. If it sleeps on one of several GPUs it sleeps on all, since it takes no longer.
     """
-    return shares_card(engine) and not engine.ahead
+    engine = config.engine
+    if not machine.gpu or engine.kind != "vllm" or engine.ahead or not shares_card(engine):
+        return False
+    awake = int(engine.vllm.gpu_memory_utilization * whole_memory(machine))
+    return MemoryTable(_training(size, config, machine)).peak() + awake > (1 - SPARE) * machine.memory
 
 
 def cards_of(size: ModelSize, engine: EngineConfig, machine: Machine) -> list[list[int]]:

@@ -21,6 +21,7 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.fleet.local_swarm import NO_PARTS, PlanPart, RunOutcome, gpu_of, gpus_of, make_plan, run_swarm
 from node.fleet.supervisor import NodeProcess, NodeState, nobody
+from node.policy.detection import NODES_ON_GPU
 from node.telemetry.metrics_file import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until
@@ -82,7 +83,7 @@ def test_nodes_take_the_gpus_in_turns(
     assert gpu_of(make_plan(tmp_path / "cpu", 1, NodeConfig(policy={"model": "a/model", "device": "cpu"})), 0) == {}
     assert gpus_of(make_plan(tmp_path / "cpu", 1, NodeConfig(policy={"model": "a/model", "device": "cpu"}))) == ""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    assert gpu_of(plan, 0) == {}
+    assert gpu_of(plan, 0) == {NODES_ON_GPU: "3"}, "all see it, and know how many they are"
 
 
 @pytest.mark.parametrize(

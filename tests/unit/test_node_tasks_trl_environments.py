@@ -456,7 +456,7 @@ def likelihood(policy: Policy, item: Item, text: str) -> float:
 def test_the_built_in_policy_trains_on_calls_that_earned_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "make_engine", lambda config, policy, folder: Calls(policy))
+    monkeypatch.setattr(run, "make_engine", lambda config, policy, folder, **_: Calls(policy))
     task = {"name": "environment/counter", "options": write(tmp_path, tell=False)}
     node = Node(
         "builtin",
@@ -506,7 +506,7 @@ def test_the_python_interface_takes_an_environment_of_the_script(
     def reward_func(environments: list[IncrementEnv], **kwargs: Any) -> list[float]:
         return [float(environment.counter > 0) for environment in environments]
 
-    monkeypatch.setattr(run, "make_engine", lambda config, policy, folder: Calls(policy))
+    monkeypatch.setattr(run, "make_engine", lambda config, policy, folder, **_: Calls(policy))
     node = Node(
         "builtin",
         rewards=[reward_func],

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,13 +18,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from structlog.testing import capture_logs
 
-from node.config import EngineConfig, PolicyConfig
+from node.config import EngineConfig, PolicyConfig, parse_config
 from node.engines import EngineError, SamplingParams, vllm_worker
 from node.engines.hand_over import AdapterFolder, SharedWeights, WeightMismatchError, digest, policy_logprobs
 from node.engines.vllm import VllmEngine, _environment
 from node.engines.vllm import make as make_vllm
 from node.engines.vllm_worker import checksum
 from node.errors import NonFiniteError, UserError
+from node.operations.presets import sleeps_in_update
+from node.policy.detection import NODES_ON_GPU
 from node.policy.export import export_weights
 from node.policy.load import load_policy
 from node.processes import worker_process
@@ -65,7 +68,7 @@ def engine_of(policy, tmp_path, monkeypatch):
     monkeypatch.setattr("node.engines.vllm.DTYPE", "float32")
     engines = []
 
-    def make(fault="", timeout=60, placement="same", **settings):
+    def make(fault="", timeout=60, placement="same", sleeps=False, **settings):
         monkeypatch.setenv("VLLM_FAKE", fault)
         config = EngineConfig(
             kind="vllm",
@@ -75,7 +78,7 @@ def engine_of(policy, tmp_path, monkeypatch):
             max_completion_length=12,
             vllm=settings,
         )
-        engines.append(VllmEngine(policy, config, tmp_path))
+        engines.append(VllmEngine(policy, config, tmp_path, sleeps=sleeps))
         return engines[-1]
 
     yield make
@@ -228,15 +231,45 @@ def test_memory_that_was_short_before_is_no_reason_to_start_with_less(engine_of,
     assert [line["event"] for line in said] == ["vllm restarts"]
 
 
-def test_on_the_trainers_gpu_vllm_sleeps_during_the_update_and_wakes_to_its_weights(engine_of, policy, tmp_path):
-    engine = engine_of("gpu")
-    for version in range(2):
+def rounds_with(engine, policy):
+    """The completions of two rounds and of one more by the last weights, with the weights of an update between."""
+    made = []
+    for version in (0, 1, 1):
+        set_logits(policy.model, seed=version)
         engine.load(version)
-        [[one, _]] = engine.generate([[1, 5]], 2, SAMPLING, seed=version)
-        assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
+        made += engine.generate([[1, 5]], 2, SAMPLING, seed=version)
+        assert list(made[-1][0].logprobs) == pytest.approx(
+            policy_logprobs(policy, [1, *made[-1][0].token_ids]), abs=1e-4
+        )
         engine.rest()
-    awake = ["take_weights", "sleep 2"]
-    assert told(tmp_path) == [*awake, "wake_up ['weights']", "take_weights", "wake_up ['kv_cache']", *awake[1:]]
+    engine.close()
+    return made
+
+
+def test_where_the_update_needs_its_memory_vllm_sleeps_and_wakes_to_its_weights_and_rounds_are_the_same(
+    engine_of, policy, tmp_path
+):
+    turns = rounds_with(engine_of("gpu", sleeps=True), policy)
+    asleep = ["sleep 2", "wake_up ['weights']", "take_weights", "wake_up ['kv_cache']"]
+    assert told(tmp_path) == ["take_weights", *asleep, *asleep, "sleep 2"]
+    assert rounds_with(engine_of("gpu"), policy) == turns
+    assert told(tmp_path) == ["take_weights", "take_weights"], "it neither slept nor was given the same weights again"
+
+
+@pytest.mark.parametrize(("gigabytes", "beside", "sleeps"), [(2**-10, 1, True), (60, 1, False), (60, 30, True)])
+def test_whether_vllm_sleeps_is_said_by_the_sum_of_memory_for_the_nodes_part_of_its_card(
+    policy, tmp_path, monkeypatch, gigabytes, beside, sleeps
+):
+    policy.model.save_pretrained(tmp_path / "policy")
+    card = SimpleNamespace(total_memory=int(gigabytes * 2**30))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: card)
+    monkeypatch.setenv(NODES_ON_GPU, str(beside))
+    tree = {"policy": {"model": str(tmp_path / "policy")}, "engine": {"kind": "vllm"}}
+    assert sleeps_in_update(parse_config(tree)) == sleeps
+    for engine in ({"kind": "hf"}, {"placement": [1]}, {"ahead": 1}):
+        assert not sleeps_in_update(parse_config(tree | {"engine": tree["engine"] | engine}))
 
 
 def test_the_trainer_gives_back_what_it_keeps_of_the_gpu_before_vllm_starts_or_wakes(engine_of, tmp_path, monkeypatch):
@@ -247,20 +280,13 @@ def test_the_trainer_gives_back_what_it_keeps_of_the_gpu_before_vllm_starts_or_w
         before.append(log.read_text().count("told wake_up") if log.exists() else "start")
 
     monkeypatch.setattr("node.engines.vllm.free_memory", note)
-    engine = engine_of("gpu")
+    engine = engine_of("gpu", sleeps=True)
     for version in range(3):
         engine.load(version)
         engine.load(version)
         engine.generate([[1, 5]], 2, SAMPLING, seed=version)
         engine.rest()
     assert before == ["start", 0, 2]
-
-
-def test_on_gpus_of_its_own_vllm_stays_awake(engine_of, tmp_path):
-    engine = engine_of("gpu", placement=[1])
-    engine.load(0)
-    engine.rest()
-    assert told(tmp_path) == ["take_weights"]
 
 
 PROMPTS = [[1, 5, number] for number in range(8)]
