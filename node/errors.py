@@ -9,6 +9,8 @@ import shlex
 import sys
 from pathlib import Path
 
+AGAIN = "start the node again, and it goes on from its last checkpoint"
+
 
 class UserError(Exception):
     """One clear line that says what is wrong and what to do about it."""

@@ -147,11 +147,13 @@ def _start(
     log.info("loading", model=config.policy.model)
     checkpoint = whole_checkpoint(folder / "checkpoints")
     ranks = join()
+    all_generate = _all_generate(config, ranks)
     ranks.tell(
         {
             "config": config.model_dump_json(),
             "folder": str(folder.absolute()),
             "checkpoint": str(checkpoint.path.absolute()) if checkpoint else None,
+            "all_generate": all_generate,
         }
     )
     policy = load_policy(config.policy, config.trainer.bf16, checkpoint=checkpoint.path if checkpoint else None)
@@ -160,7 +162,8 @@ def _start(
         log.warning(line)
     cards = ranks.count if policy.model.device.type == "cuda" else 1
     sleeps = sleeps_in_update(config, sharers=ranks.count if ranks.sharded else 1)
-    engine = make_engine(config.engine.beside(cards), policy, folder, sleeps=sleeps)
+    others = ranks.others if all_generate else ()
+    engine = make_engine(config.engine.beside(cards), policy, folder, sleeps=sleeps, others=others)
     stack.callback(engine.close)
     return Parts(
         config,
@@ -178,6 +181,20 @@ def _start(
         ranks,
         backfill=None if archive is None else Backfill(archive, tasks),
     )
+
+
+def _all_generate(config: NodeConfig, ranks: Ranks) -> bool:
+    """Tell whether each process of the node is to generate a part of a round; say why, where number 0 does it alone."""
+    if config.engine.kind != "hf" or ranks.count == 1:
+        return False
+    reason = "another has only a part of the weights" if ranks.sharded else ""
+    if config.weights.mode != "off":
+        reason = "weights from peers come to it first"
+    elif not ranks.others:
+        reason = "a launcher has started the others"
+    if reason:
+        log.info("one process generates alone", reason=reason)
+    return not reason
 
 
 def _archive(folder: Path, config: NodeConfig, journal: Journal | None) -> Archive:

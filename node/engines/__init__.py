@@ -1,8 +1,10 @@
 """Engines: what generates rollouts, in one batched call from prompts to completions.
 
     hf              transformers, with the very model that is being trained
+    processes       that, in each process of a node
     vllm            vLLM in a child process (`vllm_worker`), on the trainer's GPU or on others
     server          vLLM's own server, anywhere
+    spread          a batch over several engines of vLLM, or over several processes
     episodes        turns on any of them, from questions to whole episodes
     ahead           one of these on a thread of its own, so that a round is generated while another trains
     hand_over       how weights and adapters get into another process, and the probe that tells whether they arrived
@@ -27,6 +29,7 @@ from node.tasks import derive_seed
 
 if TYPE_CHECKING:
     from node.policy.load import Policy
+    from node.processes.worker_process import WorkerProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ MakeEngine = Callable[[EngineConfig, "Policy", Path], RolloutEngine]
 
 
 def seed_of_prompt(seed: int, at: int) -> int:
-    """Return the seed from which vLLM draws for prompt number `at` of a batch.
+    """Return the seed from which an engine draws for prompt number `at` of a batch.
 
     It takes the next ones for further completions of the prompt, so those of two prompts are far apart.
     """
@@ -122,10 +125,18 @@ def in_process(policy: "Policy") -> RolloutEngine:
     return make_engine(EngineConfig(), policy, Path())
 
 
-def make_engine(config: EngineConfig, policy: "Policy", folder: Path, *, sleeps: bool = False) -> RolloutEngine:
+def make_engine(
+    config: EngineConfig,
+    policy: "Policy",
+    folder: Path,
+    *,
+    sleeps: bool = False,
+    others: Sequence["WorkerProcess"] = (),
+) -> RolloutEngine:
     """Return the engine that `config.kind` names, for a node whose state is in `folder`.
 
-    With `sleeps` the update needs the memory that vLLM has on its GPUs.
+    With `sleeps` the update needs the memory that vLLM has on its GPUs. The `others` are the node's other processes,
+    if each of them is to generate with transformers, too.
 
     Raises:
         UserError: a card will not do for it.
@@ -133,7 +144,13 @@ def make_engine(config: EngineConfig, policy: "Policy", folder: Path, *, sleeps:
     from node.engines import hf, server, vllm
 
     made: Mapping[str, MakeEngine] = {"hf": hf.make, "vllm": partial(vllm.make, sleeps=sleeps), "server": server.make}
-    engine = made[config.kind](config, policy, folder)
+    engine: RolloutEngine
+    if others:
+        from node.engines.processes import ProcessEngine
+
+        engine = ProcessEngine(policy, hf.make(config, policy, folder), others, config.timeout)
+    else:
+        engine = made[config.kind](config, policy, folder)
     if config.ahead:
         from node.engines.ahead import Ahead
 

@@ -17,18 +17,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig
-from node.engines import EngineError, Generated, SamplingParams
+from node.engines import EngineError, Generated, SamplingParams, seed_of_prompt
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
 from node.policy.load import LARGE, Policy
@@ -52,10 +53,9 @@ def make(config: EngineConfig, policy: Policy, folder: Path) -> "HfEngine":
 class HfEngine:
     """Generates in the trainer's process.
 
-    On a CPU the completions are a function of (weights, prompts, n, sampling, seed). The
-    batch takes part in that: prompts are padded to the longest, and one stream of random
-    numbers serves all rows. If memory does not suffice for all rows at once, half as many are generated at once, for
-    this engine's life.
+    On a CPU each completion is a function of (weights, prompt, sampling, seed), up to rounding: it has random numbers
+    of its own, whatever is generated beside it. Continuous batching draws all from one stream instead. If memory does
+    not suffice for all rows at once, half as many are generated at once, for this engine's life.
 
     Args:
         policy: the model, its tokenizer and its end-of-text tokens.
@@ -101,14 +101,20 @@ class HfEngine:
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
     ) -> list[list[Generated]]:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
+        return self.generate_from([seed_of_prompt(seed, at) for at in range(len(prompts))], prompts, n, sampling)
+
+    def generate_from(
+        self, seeds: Sequence[int], prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams
+    ) -> list[list[Generated]]:
+        """Return `n` completions for each prompt: number i of one from its seed plus i."""
         if not prompts:
             return []
-        with self._working, _random_stream(self._model.device, seed), _evaluating(self._model):
-            if self._paged and (made := self._by_pages([row for row in prompts for _ in range(n)], sampling, seed)):
+        with self._working, _evaluating(self._model):
+            if self._paged and (made := self._by_pages([row for row in prompts for _ in range(n)], sampling, seeds[0])):
                 return [made[at : at + n] for at in range(0, len(made), n)]
             self._most = min(self._most, self._rows_that_fit(prompts, sampling))
             with self._policy.autocast(), _rounded_once(self._model):  # one context: weights are converted once
-                return self._in_parts(prompts, n, sampling)
+                return self._in_parts(seeds, prompts, n, sampling)
 
     def _rows_that_fit(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> int:
         """Return for how many rows the keys and values fit their part of the GPU."""
@@ -119,7 +125,9 @@ class HfEngine:
         narrow = 2 if self._policy.bf16 else self._model.dtype.itemsize
         return rows_at_once(longest * _token_bytes(self._model, narrow), total)
 
-    def _in_parts(self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[list[Generated]]:
+    def _in_parts(
+        self, seeds: Sequence[int], prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams
+    ) -> list[list[Generated]]:
         """Generate for all prompts at once, or in halves where the memory does not suffice for that.
 
         Raises:
@@ -128,7 +136,7 @@ class HfEngine:
         rows, half = [prompt for prompt in prompts for _ in range(n)], (len(prompts) + 1) // 2
         if len(rows) <= self._most:
             try:
-                made = self._batch(rows, n, sampling)
+                made = self._batch([seed + at for seed in seeds for at in range(n)], rows, n, sampling)
                 return [made[at : at + n] for at in range(0, len(made), n)]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -142,8 +150,10 @@ class HfEngine:
             self._most = len(rows) // 2
             log.warning("out of memory: fewer completions are generated at once", rows=self._most)
         if len(prompts) > 1:
-            return [part for some in (prompts[:half], prompts[half:]) for part in self._in_parts(some, n, sampling)]
-        (first,), (second,) = (self._in_parts(prompts, count, sampling) for count in (n - n // 2, n // 2))
+            parts = (slice(half), slice(half, None))
+            return [group for part in parts for group in self._in_parts(seeds[part], prompts[part], n, sampling)]
+        [first] = self._in_parts(seeds, prompts, n - n // 2, sampling)
+        [second] = self._in_parts([seeds[0] + len(first)], prompts, n // 2, sampling)
         return [first + second]
 
     def _by_pages(self, rows: Sequence[Sequence[int]], sampling: SamplingParams, seed: int) -> list[Generated]:
@@ -165,12 +175,13 @@ class HfEngine:
         found: Mapping[str, Any] = {}
         reason = "some rows did not come back"
         try:
-            found = model.generate_batch(
-                [list(row) for row in rows],
-                generation_config=_generation_config(self._policy, sampling),
-                continuous_batching_config=batching,
-                warmup=False,
-            )
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                found = model.generate_batch(
+                    [list(row) for row in rows],
+                    generation_config=_generation_config(self._policy, sampling),
+                    continuous_batching_config=batching,
+                    warmup=False,
+                )
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
         finally:
@@ -182,21 +193,23 @@ class HfEngine:
         self._paged = False
         return []
 
-    def _batch(self, rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams) -> list[Generated]:
+    def _batch(
+        self, seeds: Sequence[int], rows: Sequence[Sequence[int]], n: int, sampling: SamplingParams
+    ) -> list[Generated]:
         policy, device = self._policy, self._model.device
         width = max(map(len, rows))
         pad = policy.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        watch = _Watch(sampling.temperature, lambda: self._closed, logprobs=self._ahead and sampling.temperature > 0)
+        draw = _Draw(seeds, sampling, device, lambda: self._closed, logprobs=self._ahead and sampling.temperature > 0)
         output = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
-            generation_config=_generation_config(policy, sampling),
-            logits_processor=LogitsProcessorList([watch]),
+            generation_config=_generation_config(policy, replace(sampling, temperature=0)),  # the likeliest
+            logits_processor=LogitsProcessorList([draw]),
             **self._prefilled(ids[::n], mask[::n], n),
         )
-        found = watch.logprobs_of(output)
+        found = draw.logprobs_of(output)
         return [
             _completion(policy, tokens, logprobs)
             for tokens, logprobs in zip(output[:, width:].tolist(), found, strict=True)
@@ -266,16 +279,33 @@ def _token_bytes(model: Any, width: int) -> int:
     return cache_bytes(layers, kv_width, width)
 
 
-class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-    """Sees the logits (B, V) of each step before they are sampled from.
+class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+    """Draws the token of each row from its logits (B, V), and leaves no other possible.
+
+    Each row has a random number of its own for each step, at which its token is looked up in the sums of the
+    probabilities. So a row's tokens depend on neither the rows beside it nor the device.
 
     It refuses logits with a NaN or infinite row, whose likeliest token would be a wrong one. With
     `logprobs` it notes how likely each sampled token was, one step later, when the token is known. It ends the batch of
     an engine that is closed.
     """
 
-    def __init__(self, temperature: float, closed: Callable[[], bool], *, logprobs: bool) -> None:
-        self._temperature = temperature
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        sampling: SamplingParams,
+        device: torch.device,
+        closed: Callable[[], bool],
+        *,
+        logprobs: bool,
+    ) -> None:
+        self._temperature = sampling.temperature
+        self._nucleus = TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None
+        self._wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's have no float64
+        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        numbers = [torch.rand(sampling.max_completion_length, generator=stream) for stream in streams]
+        self._numbers = torch.stack(numbers, dim=1).to(device, self._wide).unbind()  # of each step (B,)
+        self._step = 0
         self._closed = closed
         self._notes = logprobs
         self._before: torch.Tensor | None = None  # the last step's distribution
@@ -287,9 +317,18 @@ class _Watch(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
         if not scores.amax(-1).isfinite().all():
             raise NonFiniteError
         self._note(input_ids)
+        if self._temperature == 0:
+            return scores
+        scaled = scores.float() / self._temperature
         if self._notes:
-            self._before = (scores.float() / self._temperature).log_softmax(-1)
-        return scores
+            self._before = scaled.log_softmax(-1)
+        if self._nucleus is not None:
+            scaled = self._nucleus(input_ids, scaled)
+        sums = scaled.softmax(-1).cumsum(-1, dtype=self._wide)
+        wanted = self._numbers[self._step][:, None] * sums[:, -1:]
+        self._step += 1
+        tokens = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.size(1) - 1)
+        return torch.full_like(scores, -math.inf).scatter(1, tokens, 0.0)
 
     def _note(self, input_ids: torch.Tensor) -> None:
         if self._before is not None:
@@ -322,19 +361,6 @@ def _completion(policy: Policy, tokens: list[int], logprobs: Sequence[float] | N
         finished=end is not None,
         logprobs=tuple(logprobs[:length]) if logprobs else None,
     )
-
-
-@contextmanager
-def _random_stream(device: torch.device, seed: int) -> Iterator[None]:
-    """Draw from a stream of `seed` within; outside, all streams go on as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        apple = torch.mps.get_rng_state() if device.type == "mps" else None  # fork_rng does not know how
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            if apple is not None:
-                torch.mps.set_rng_state(apple)
 
 
 @contextmanager

@@ -8,36 +8,26 @@ On the trainer's own GPU vLLM sleeps while the policy is trained, if both do not
 (`vllm_sleeps` in `node.policy.memory`). Otherwise it stays awake.
 
 **Several engines** (data parallel): one on each GPU of `engine.placement`, or on as many as the model needs. With
-several processes and no placement, one on the GPU of each. The rules:
+several processes and no placement, one on the GPU of each. They share a batch (`spread`). The rules:
 
-- The prompts of a batch are cut into parts, whose number depends on the settings alone: at least one for each engine,
-  of at most `PART` completions. An engine that is free takes the next part, so a slow one takes fewer.
-- Each prompt has a seed of its own, whichever engine has it. If an engine fails, another generates its whole part
-  again. So a round depends on weights, prompts and seeds alone, as far as vLLM itself does.
-- An engine is late once a part has taken `PATIENCE` times as long as the slowest one that is done, and `GRACE_S` more.
-  If another engine is idle then, the late one counts as failed.
 - An engine that failed once is started anew by the next `load`, or at once where no other is left. If it fails again
   before it has generated a part, it is left out for good, and a line says so. Without any engine, `EngineError`.
 - An engine that does not compute with what it was given ends the node: others would soon do the same.
 """
 
-import math
 import os
-import queue
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 import torch
 
 from node.config import EngineConfig
-from node.engines import EngineError, Generated, SamplingParams, seed_of_prompt
+from node.engines import EngineError, Generated, SamplingParams
 from node.engines.hand_over import (
     DTYPE,
     AdapterFolder,
@@ -51,6 +41,7 @@ from node.engines.hand_over import (
     probe_tokens,
 )
 from node.engines.missing import CANNOT_RUN, no_vllm
+from node.engines.spread import Spread
 from node.engines.vllm_worker import EXIT_NO_VLLM
 from node.errors import UserError
 from node.policy.detection import detect_machine, size_of
@@ -64,8 +55,6 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 BFLOAT16 = (8, 0)  # the least compute capability of an NVIDIA GPU that has it; T4, V100 and RTX 20 have less
 LESS = 0.8  # of its last part of a GPU, if it did not start for want of memory
 OUT_OF_MEMORY = ("out of memory", "outofmemory", "is less than desired gpu memory utilization")
-PART = 256  # completions: vLLM computes about as many together, and more would wait for their turn
-PATIENCE, GRACE_S = 3.0, 30.0
 FAILURES = 2  # in a row, after which an engine is left out
 
 log = structlog.get_logger()
@@ -77,7 +66,7 @@ def make(config: EngineConfig, policy: Policy, folder: Path, *, sleeps: bool = F
     return VllmEngine(policy, config, folder, sleeps=sleeps)
 
 
-class VllmEngine:
+class VllmEngine(Spread["OneEngine"]):
     """Generates with one or several engines of vLLM. A child that dies is replaced by one with the same weights.
 
     Generation is deterministic in (weights, prompts, n, sampling, seed) as far as vLLM is:
@@ -94,7 +83,7 @@ class VllmEngine:
     def __init__(
         self, policy: Policy, config: EngineConfig, folder: Path, *, sleeps: bool = False, worker: Path = WORKER
     ) -> None:
-        self._policy = policy
+        super().__init__(policy)
         self._config = config
         longest = min(config.longest, policy.positions or config.longest)
         self._model = folder / "vllm-model"
@@ -149,73 +138,7 @@ class VllmEngine:
         """Return `n` completions for each prompt; see `RolloutEngine.generate`."""
         if self._wanted is None:
             self.load(0)
-        count = min(len(prompts), max(len(self._engines), math.ceil(len(prompts) * n / PART)))
-        cuts = [at * len(prompts) // max(1, count) for at in range(count + 1)]
-        parts: list[Message] = [
-            {
-                "call": "generate",
-                "prompts": [list(prompt) for prompt in prompts[first:end]],
-                "seeds": [seed_of_prompt(seed, at) for at in range(first, end)],
-                "n": n,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "max_tokens": sampling.max_completion_length,
-                "stop": list(self._policy.eos_token_ids),
-                "logprobs": sampling.top_p == 1,  # else vLLM's are of the nucleus: another quantity than the trainer's
-            }
-            for first, end in pairwise(cuts)
-        ]
-        return [
-            [self._read(*completion) for completion in group]
-            for reply in self._spread(parts)
-            for group in reply["completions"]
-        ]
-
-    def _spread(self, parts: Sequence[Message]) -> list[Message]:
-        """Return the replies to these requests, each from an engine that was free for it."""
-        assert self._wanted is not None
-        replies: dict[int, Message] = {}
-        waiting = list(range(len(parts)))
-        busy: dict[OneEngine, tuple[int, float]] = {}  # its part, and when it began
-        ended: queue.SimpleQueue[OneEngine] = queue.SimpleQueue()
-        slowest = 0.0
-
-        def work(engine: OneEngine, part: Message, wanted: HandOver) -> Message:
-            try:
-                return engine.generate(part, wanted)
-            finally:
-                ended.put(engine)
-
-        works: dict[OneEngine, Future[Message]] = {}
-        while len(replies) < len(parts):
-            idle = [engine for engine in self._left() if engine not in busy and not engine.starting]
-            alive = [engine for engine in idle if engine.lives]
-            ready = alive if alive or busy else self._left()  # one that failed is started anew where no other is left
-            for engine in ready[: len(waiting)]:
-                at = waiting.pop(0)
-                busy[engine] = at, time.monotonic()
-                works[engine] = on_daemon(partial(work, engine, parts[at], self._wanted), "vllm")
-            begun = min(began for _, began in busy.values())
-            is_watched = replies and any(engine not in busy for engine in alive)
-            due = begun + PATIENCE * slowest + GRACE_S
-            try:
-                engine = ended.get(timeout=max(0.0, due - time.monotonic()) if is_watched else None)
-            except queue.Empty:
-                late = next(engine for engine, (_, began) in busy.items() if began == begun)
-                log.warning("vllm is late", seconds=round(time.monotonic() - begun), **late.place)
-                late.end()  # so that its call fails
-                engine = ended.get()
-            at, began = busy.pop(engine)
-            done = works.pop(engine)
-            if isinstance(error := done.exception(), WorkerError | EngineError):
-                waiting.insert(0, at)
-                self._note(engine, error)
-            elif error is not None:
-                raise error
-            else:
-                replies[at], engine.failures = done.result(), 0
-                slowest = max(slowest, time.monotonic() - began)
-        return [replies[at] for at in range(len(parts))]
+        return self._generate(len(self._engines), prompts, n, sampling, seed)
 
     def rest(self) -> None:
         """Let children on the trainer's GPUs sleep, until they are given weights again."""
@@ -267,13 +190,9 @@ class VllmEngine:
         else:
             raise EngineError(f"vLLM ended twice in a row: {error}") from error
 
-    def _read(self, tokens: list[int], logprobs: list[float] | None) -> Generated:
-        return Generated(
-            token_ids=tuple(tokens),
-            text=self._policy.decode(tokens),
-            finished=bool(tokens) and tokens[-1] in self._policy.eos_token_ids,
-            logprobs=None if logprobs is None else tuple(logprobs),
-        )
+    def _ask(self, engine: "OneEngine", part: Message) -> Message:
+        assert self._wanted is not None
+        return engine.generate(part, self._wanted)
 
     def _prepare(self, version: int) -> "HandOver":
         """Put the policy's weights where children find them, if they have changed: one reads them when it starts."""
@@ -332,7 +251,7 @@ class OneEngine:
     def __init__(
         self, config: EngineConfig, cards: Sequence[int], start: Message, log_file: Path, worker: Path, threads: int
     ) -> None:
-        self.place = {"gpus": list(cards)} if cards else {}
+        self.place: Mapping[str, Any] = {"gpus": list(cards)} if cards else {}
         self.restarts = 0
         self.failures = 0
         self._config = config
@@ -395,7 +314,9 @@ class OneEngine:
     def generate(self, part: Message, wanted: HandOver) -> Message:
         """Return the child's reply to a request for completions by these weights; raise as `take` does."""
         self.take(wanted)
-        return self._call(part)
+        reply = self._call(part)
+        self.failures = 0
+        return reply
 
     def rest(self) -> None:
         """Let the child sleep, until it is given weights again."""

@@ -8,16 +8,20 @@ nothing and logs nothing to the node's folder.
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from node.config import NodeConfig
+from node.engines import hf
+from node.engines.processes import answer_all
 from node.errors import UserError
-from node.policy.load import load_policy
+from node.policy.load import Policy, load_policy
 from node.processes.signals import signals_to_stop
-from node.processes.worker_process import connect, die_with_parent
+from node.processes.worker_process import Requests, connect, die_with_parent
 from node.rollouts.rule import Sample
 from node.training.ranks import Dismissed, Ranks, is_broken
 from node.training.trainer import make_trainer
@@ -25,12 +29,15 @@ from node.training.trainer import make_trainer
 EXIT_ALONE = 1
 
 
-def follow() -> int:
-    """Train with number 0 until it has nothing more to do; return the exit status, 1 where number 0 is gone."""
+def follow(requests: Requests | None = None) -> int:
+    """Train with number 0 until it has nothing more to do; return the exit status, 1 where number 0 is gone.
+
+    Number 0 may ask for completions by `requests`.
+    """
     for number in (*signals_to_stop(), signal.SIGUSR1):  # number 0 decides when to stop and to save
         signal.signal(number, signal.SIG_IGN)
     try:
-        _train(Ranks.join())
+        _train(Ranks.join(), requests)
     except Dismissed:
         pass
     except UserError as error:  # number 0 says the same, or quotes this
@@ -43,15 +50,28 @@ def follow() -> int:
     return 0
 
 
-def _train(ranks: Ranks) -> None:
+def _train(ranks: Ranks, requests: Requests | None) -> None:
     start = ranks.tell()
     config = NodeConfig.model_validate_json(start["config"])
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = start["checkpoint"]
     policy = load_policy(config.policy, config.trainer.bf16, checkpoint=Path(checkpoint) if checkpoint else None)
-    trainer = make_trainer(policy, config, Path(start["folder"]), _no_rounds, lambda number, logs: None, ranks=ranks)
+    folder = Path(start["folder"])
+    trainer = make_trainer(policy, config, folder, _no_rounds, lambda number, logs: None, ranks=ranks)
+    if requests is not None and start["all_generate"]:
+        engine = hf.make(config.engine, policy, folder)
+        threading.Thread(target=_answer, args=(requests, engine, policy), name="generation", daemon=True).start()
     trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _answer(requests: Requests, engine: hf.HfEngine, policy: Policy) -> None:
+    """Answer number 0 to the end; end this process where that fails."""
+    try:
+        answer_all(requests, engine, policy.model.device)
+    except BaseException:  # noqa: BLE001  # this process has to end, whatever it was
+        traceback.print_exc()
+        os._exit(EXIT_ALONE)
 
 
 def _no_rounds(done: int) -> Iterator[Sequence[Sample]]:
@@ -60,8 +80,7 @@ def _no_rounds(done: int) -> Iterator[Sequence[Sample]]:
 
 def main() -> int:
     """Follow the process that started this one, and end with it."""
-    connect(int(sys.argv[1]), int(sys.argv[2]))
-    return follow()
+    return follow(connect(int(sys.argv[1]), int(sys.argv[2])))
 
 
 def follow_launched() -> int:

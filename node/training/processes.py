@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import structlog
 import torch
 
 from node.config import NodeConfig
-from node.errors import PassingError, UserError, one_line
+from node.errors import AGAIN, PassingError, UserError, one_line
 from node.policy.load import device_of
 from node.processes.machine import usable_cores
 from node.processes.worker_process import LAUNCHED, WorkerProcess, die_with_parent
@@ -29,7 +29,6 @@ from node.telemetry.logs import flush_logs
 from node.training.ranks import Ranks, is_broken, is_sharded, on_cpu
 
 EXIT_DIED = 1
-AGAIN = "start the node again, and it goes on from its last checkpoint"
 GRACE_S = 10.0  # for number 0 to notice by itself that another is gone: among GPUs an exchange may wait for ever
 
 log = structlog.get_logger()
@@ -65,7 +64,7 @@ def several(
         return
     os.environ.update(_environment(config, processes, accelerate))
     is_sharded()  # raises, sooner than in each of them
-    others = {number: _start(number, folder) for number in range(1, int(os.environ["WORLD_SIZE"]))}
+    others = [_start(number, folder) for number in range(1, int(os.environ["WORLD_SIZE"]))]
     over, lost = threading.Event(), threading.Event()
     reasons: list[str] = []
 
@@ -87,14 +86,14 @@ def several(
             sys.stderr.flush()
             os._exit(EXIT_DIED)
 
-    for number, other in others.items():
+    for number, other in enumerate(others, 1):
         threading.Thread(target=watch, args=(number, other), name=f"rank-{number}", daemon=True).start()
     try:
         with _broken_group_is_clear(reason):
-            yield partial(_join, config)
+            yield partial(_join, config, others)
     finally:
         over.set()
-        for other in others.values():
+        for other in others:
             other.kill()
 
 
@@ -122,8 +121,9 @@ def _start(number: int, folder: Path) -> WorkerProcess:
     return WorkerProcess([sys.executable, "-P", "-m", "node.training.follower"], place, output)
 
 
-def _join(config: NodeConfig) -> Ranks:
+def _join(config: NodeConfig, others: Sequence[WorkerProcess] = ()) -> Ranks:
     ranks = Ranks.join()
+    ranks.others = others
     device = device_of(config.policy.device)
     if ranks.count > 1 and (device == "cpu") != on_cpu():
         raise UserError(

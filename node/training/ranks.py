@@ -3,7 +3,7 @@
 Number 0 is the node. It alone has the folder, the loop, the engine and the network. The others follow: they run the
 same trainer on their parts of each round. Number 0 tells them, in this order,
 
-    start    the configuration, and the checkpoint that training goes on from
+    start    the configuration, the checkpoint that training goes on from, and whether all generate
     pass     how logits and prompts are computed (`node.training.head`, `node.training.shared_prefix`)
     begin    that training begins
     round    its micro-batches, equally many for each rank; or that there is no further round
@@ -37,6 +37,7 @@ from transformers import TrainerControl
 
 from node.errors import UserError
 from node.processes.machine import free_memory
+from node.processes.worker_process import WorkerProcess
 from node.training.batch import Batch
 
 NO_LIMIT = timedelta(days=365)
@@ -58,6 +59,9 @@ class Ranks:
         count: of all.
         sharded: each has a part of the weights (FSDP2).
         group: what number 0 says goes over it.
+
+    Attributes:
+        others: the processes that number 0 has started, from number 1 on; none where a launcher has.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Ranks:
         self.count = count
         self.sharded = sharded
         self._group = group
+        self.others: Sequence[WorkerProcess] = ()
 
     @classmethod
     def join(cls) -> "Ranks":
@@ -107,7 +112,11 @@ class Ranks:
         return json.loads(self.share(b"" if what is None else json.dumps(what).encode()))
 
     def hand_out(self, rounds: Iterator[Sequence[Batch]]) -> Iterator[list[Batch]]:
-        """Yield this rank's micro-batches of each round that number 0 has; the others' `rounds` are not looked at."""
+        """Yield this rank's micro-batches of each round that number 0 has; the others' `rounds` are not looked at.
+
+        When number 0 asks for its first round, all ranks are ready to generate.
+        """
+        self.wait()
         if self.number == 0:
             for batches in rounds:
                 if self.count > 1:

@@ -10,11 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from node.config import NodeConfig
+from node.engines import spread
 from node.errors import PassingError
 from node.operations.config_text import to_toml
+from node.processes.worker_process import Message, WorkerProcess, children_of
 from node.run import run_node
+from node.telemetry.metrics_file import read_metrics
+from node.telemetry.rollout_log import ROLLOUTS_FILE
+from node.training import processes
 from node.training.follower import follow
-from tests.commands import start_node
+from tests.commands import FORK, start_node
 from tests.processes import alive
 from tests.ranks import in_ranks, start_ranks
 from tests.swarms import gossamer, rows_of, small_config
@@ -42,9 +47,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same(folder: Path, undisturbed: Path) -> None:
+def assert_same(folder: Path, undisturbed: Path, rounds: int = ROUNDS) -> None:
     weights, expected = (
-        load_file(one / "checkpoints" / f"checkpoint-{ROUNDS}" / "model.safetensors") for one in (folder, undisturbed)
+        load_file(one / "checkpoints" / f"checkpoint-{rounds}" / "model.safetensors") for one in (folder, undisturbed)
     )
     for name, weight in expected.items():
         assert torch.allclose(weights[name], weight, atol=1e-5)
@@ -104,6 +109,52 @@ def run_to_a_line(config: NodeConfig, folder: Path) -> None:
     except PassingError as error:
         (folder / "line").write_text(str(error))
         raise SystemExit(1) from None
+
+
+def run_with_another(config: NodeConfig, folder: Path, number: int | None) -> None:
+    """Run a node of two processes; before the other generates for the third time, send it a signal if there is one."""
+    spread.GRACE_S = 1.0
+    asked = []
+
+    def call(process: WorkerProcess, request: Message, timeout: float) -> Message:
+        asked.append(request["call"])
+        if number is not None and asked.count("generate") == 3:
+            os.kill(children_of(process.pid)[0], number)
+        return WorkerProcess.call(process, request, timeout)
+
+    processes.WorkerProcess = type("Watched", (WorkerProcess,), {"call": call})
+    try:
+        run_node(config, folder, processes=2)
+    except PassingError as error:
+        (folder / "line").write_text(str(error))
+        raise SystemExit(1) from None
+    assert asked.count("generate") == config.rounds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_two_processes_generate_and_train_what_one_does(tmp_path: Path) -> None:
+    folders = {"1": run_node, "2": run_with_another}
+    for name, run in folders.items():
+        child = FORK.Process(target=run, args=(small_config(8, **ALONE), tmp_path / name, *[None][: name == "2"]))
+        child.start()
+        child.join(100)
+        assert child.exitcode == 0
+    one, two = ([{**row, "age": 0} for row in read_metrics(tmp_path / name / ROLLOUTS_FILE)] for name in folders)
+    assert one == two, "the very completions, and their rewards"
+    assert_same(tmp_path / "2", tmp_path / "1", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_as_it_generates_ends_the_node_in_a_line(tmp_path: Path, number: int) -> None:
+    child = FORK.Process(target=run_with_another, args=(small_config(None, **ALONE), tmp_path, number))
+    child.start()
+    child.join(100)
+    assert child.exitcode == 1
+    assert "process 1 of this node did not generate its part" in (tmp_path / "line").read_text()
+    assert len(rows_of(tmp_path)) == 2
 
 
 @pytest.mark.slow

@@ -323,7 +323,7 @@ def test_engines_share_a_batch_and_give_what_one_gives(engine_of, of_one_engine,
 
 
 def test_a_slow_engine_takes_fewer_parts(engine_of, of_one_engine, tmp_path, monkeypatch):
-    monkeypatch.setattr("node.engines.vllm.PART", 4)
+    monkeypatch.setattr("node.engines.spread.PART", 4)
     engine = engine_of("slow@1", placement=[1, 2])
     engine.load(0)
     assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
@@ -361,12 +361,12 @@ def test_an_engine_that_dies_again_is_left_out_for_good(engine_of, of_one_engine
 
 def test_an_engine_that_hangs_holds_up_nobody(engine_of, of_one_engine, monkeypatch):
     """It is not waited for until engine.timeout, which the test would not outlast."""
-    monkeypatch.setattr("node.engines.vllm.GRACE_S", 0.5)
+    monkeypatch.setattr("node.engines.spread.GRACE_S", 0.5)
     engine = engine_of("hangs@2", timeout=3600, placement=[1, 2])
     engine.load(0)
     with capture_logs() as said:
         assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == of_one_engine
-    assert [line["event"] for line in said] == ["vllm is late", "vllm restarts"]
+    assert [line["event"] for line in said] == ["an engine is late", "vllm restarts"]
 
 
 def test_an_engine_that_does_not_start_is_left_out(engine_of, of_one_engine):
