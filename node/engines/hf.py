@@ -201,7 +201,9 @@ class HfEngine:
         pad = policy.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        draw = _Draw(seeds, sampling, device, lambda: self._closed, logprobs=self._ahead and sampling.temperature > 0)
+        draw = _SeededTokens(
+            seeds, sampling, device, lambda: self._closed, logprobs=self._ahead and sampling.temperature > 0
+        )
         output = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -279,7 +281,7 @@ def _token_bytes(model: Any, width: int) -> int:
     return cache_bytes(layers, kv_width, width)
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+class _SeededTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Draws the token of each row from its logits (B, V), and leaves no other possible.
 
     Each row has a random number of its own for each step, at which its token is looked up in the sums of the

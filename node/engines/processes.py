@@ -29,7 +29,7 @@ from node.processes.threads import on_daemon
 from node.processes.worker_process import Message, Requests, WorkerError, WorkerProcess
 
 
-class ProcessEngine(Spread["Place"]):
+class ProcessEngine(Spread["RankEngine"]):
     """Generates in all processes of a node.
 
     Args:
@@ -42,7 +42,10 @@ class ProcessEngine(Spread["Place"]):
     def __init__(self, policy: Policy, own: HfEngine, others: Sequence[WorkerProcess], timeout: float) -> None:
         super().__init__(policy)
         self._own = own
-        self._places = [Place(0, partial(answer, own)), *(Other(at, one, timeout) for at, one in enumerate(others, 1))]
+        self._places = [
+            RankEngine(0, partial(answer, own)),
+            *(OtherRank(at, one, timeout) for at, one in enumerate(others, 1)),
+        ]
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, sampling: SamplingParams, seed: int
@@ -69,20 +72,20 @@ class ProcessEngine(Spread["Place"]):
                 self._note(place, error)
             answered.result()
 
-    def _left(self) -> Sequence["Place"]:
+    def _left(self) -> Sequence["RankEngine"]:
         return self._places
 
-    def _ask(self, engine: "Place", part: Message) -> Message:
+    def _ask(self, engine: "RankEngine", part: Message) -> Message:
         return engine.ask(part)
 
-    def _note(self, engine: "Place", error: WorkerError | EngineError) -> None:
+    def _note(self, engine: "RankEngine", error: WorkerError | EngineError) -> None:
         if isinstance(error, EngineError):  # number 0's own
             raise error
         number = engine.place["process"]
         raise EngineError(f"process {number} of this node did not generate its part ({error}): {AGAIN}") from error
 
 
-class Place:
+class RankEngine:
     """A process that generates: number 0 itself.
 
     Attributes:
@@ -100,7 +103,7 @@ class Place:
         """Do nothing: number 0 is waited for, as it is when it is alone."""
 
 
-class Other(Place):
+class OtherRank(RankEngine):
     """Another process.
 
     Its `ask` raises `WorkerError` if the process ends or falls silent, `NonFiniteError` for logits that are not finite,

@@ -157,7 +157,7 @@ def test_a_node_whose_rounds_are_done_says_so_and_changes_nothing(
 def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
     undisturbed: list[tuple], bound: str, tmp_path: Path
 ) -> None:
-    budget = {"generated_tokens": 2600, "compute": 2900}[bound]
+    budget = {"generated_tokens": 1800, "compute": 2050}[bound]
     config = small_config(None, **ALONE, budget={bound: budget}, eval={"every": "ends", "count": 4, "completions": 0})
     child = start_node(config, tmp_path)
     wait_until(lambda: len(rows_of(tmp_path)) >= 7, 60)
