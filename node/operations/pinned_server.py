@@ -8,10 +8,14 @@ machine (DNS rebinding). So all that is not in `PASSED` is not there, and on loo
 host. Elsewhere the names are unknown, but an origin has to be that host.
 
 A model without a chat template gets no chats: the server would answer that it failed.
+
+A request's temperature or `top_p` means that tokens are drawn. That server would take the likeliest ones all the same,
+unless the model's own settings say `do_sample`.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -83,10 +87,30 @@ def has_chat_template(folder: Path) -> bool:
     )
 
 
+BuildConfig = Callable[..., Any]
+"""The server's: from its handler, a request's body and the model's own settings to transformers' GenerationConfig."""
+
+
+def drawing_as_asked(build: BuildConfig) -> BuildConfig:
+    """Return `build` with tokens drawn, from all that the model gives, where the request asks for that."""
+
+    def built(handler: Any, body: dict[str, Any], *given: Any, **named: Any) -> Any:
+        config = build(handler, body, *given, **named)
+        asked = [body[name] for name in ("temperature", "top_p") if body.get(name) is not None]
+        if asked and asked[0] != 0 and not config.do_sample:
+            config.do_sample = True
+            config.top_k = 0  # which is 50 otherwise
+        return config
+
+    return built
+
+
 def main() -> None:
     """Run the server, with what it serves pinned."""
+    from transformers.cli.serving.utils import BaseHandler
     from transformers.cli.transformers import main as run
 
+    BaseHandler._build_generation_config = drawing_as_asked(BaseHandler._build_generation_config)
     host = sys.argv.pop(1)
     chats = has_chat_template(Path(sys.argv[2]))
 

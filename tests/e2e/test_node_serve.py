@@ -69,6 +69,8 @@ def test_a_policy_answers_requests_until_it_is_asked_to_end(tmp_path: Path) -> N
         wait_until(answers, 100, "the server")
         said = asked(f"{url}/v1/completions", {"model": "policy", "prompt": "1+2=", "max_tokens": 8, "temperature": 0})
         assert said["choices"][0]["finish_reason"] == "stop"
+        hot = {"model": "policy", "prompt": "1+2=", "max_tokens": 8, "temperature": 5}
+        assert len({asked(f"{url}/v1/completions", hot)["choices"][0]["text"] for _ in range(4)}) > 1
         # This server gives one answer at a time.
         endpoint = ModelEndpoint(f"{url}/v1", "policy", 8, is_chat=False)
         made = endpoint.answer(Item("1+2=", ""), 3)

@@ -2,11 +2,15 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.utils import BaseHandler
 
-from node.operations.pinned_server import Pinned, has_chat_template
+from node.operations.pinned_server import Pinned, drawing_as_asked, has_chat_template
 
 HERE = {"host": "127.0.0.1:8000"}
 
@@ -58,6 +62,34 @@ def test_a_server_for_other_machines_may_have_any_name_and_refuses_pages_of_othe
     named = {"host": "box.example:8000"}
     assert status("0.0.0.0", "GET", "/health", named) == 200  # nothing listens
     assert status("0.0.0.0", "GET", "/health", named | {"origin": "http://evil.example"}) == 403  # as above
+
+
+@pytest.mark.parametrize(
+    ("body", "draws"),
+    [
+        ({"temperature": 0.7}, True),
+        ({"top_p": 0.9}, True),
+        ({"temperature": 1.0, "top_p": 0.9}, True),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.0, "top_p": 0.9}, False),
+        ({"temperature": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_request_that_names_a_temperature_has_its_tokens_drawn(
+    body: dict[str, Any], draws: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server took the likeliest tokens, whatever the request said."""
+    build = drawing_as_asked(BaseHandler._build_generation_config)
+    monkeypatch.setattr(BaseHandler, "_build_generation_config", build)
+    state = SimpleNamespace(_compile=False)
+    handler = CompletionHandler(model_manager=None, generation_state=state)
+    config = handler._build_generation_config(body | {"max_tokens": 8}, GenerationConfig())
+    assert bool(config.do_sample) == draws and config.max_new_tokens == 8
+    assert config.temperature == body.get("temperature") and config.top_p == body.get("top_p")
+    assert (config.top_k == 0) == draws, "of all tokens"
+    own = handler._build_generation_config(body, GenerationConfig(do_sample=True, top_k=20))
+    assert own.top_k == 20, "the model's own settings stay"
 
 
 def test_a_model_without_a_chat_template_gets_no_chats(tmp_path: Path) -> None:
