@@ -291,12 +291,14 @@ class Node:
         Returns:
             "greedy", and "sampled" if there are `completions`: each with scores by task, and of all.
         """
-        from node.training.evaluation import SEED, score
+        from node.tasks.task_set import EVALUATION_SEED
+        from node.training.evaluation import score
 
         kinds = {"greedy": self.answered(count, 0, seed)}
         if completions:
             kinds["sampled"] = self.answered(count, completions, seed)
-        return {kind: score(SEED if seed is None else seed, answers).as_dict() for kind, answers in kinds.items()}
+        questions = EVALUATION_SEED if seed is None else seed
+        return {kind: score(questions, answers).as_dict() for kind, answers in kinds.items()}
 
     def answered(self, count: int, completions: int = 0, seed: int | None = None) -> "Answers":
         """Return scored answers to `count` held-out questions of each task, `completions` to each, or the likeliest.
@@ -304,10 +306,10 @@ class Node:
         The arguments are those of `evaluate`.
         """
         from node.engines import SamplingParams, in_process
-        from node.loop import longest_prompt
         from node.swarm.swarm_folder import load_manifest, split_of
         from node.tasks import load_tasks
-        from node.training.evaluation import SEED, answer
+        from node.tasks.task_set import EVALUATION_SEED
+        from node.training.evaluation import answer
 
         policy, config = self._policy()
         if self._kept:
@@ -319,10 +321,10 @@ class Node:
             in_process(policy),
             load_tasks(config.tasks, split_of(load_manifest(self.folder)), given=self._given(config)),
             count=count,
-            seed=SEED if seed is None else seed,
+            seed=EVALUATION_SEED if seed is None else seed,
             sampling=sampling if completions else replace(sampling, temperature=0.0, top_p=1.0),
             completions=completions or 1,
-            longest=longest_prompt(config.engine, policy),
+            longest=config.engine.longest_prompt(policy.positions),
         )
 
     def export(self, folder: str | Path, dtype: str | None = None) -> Path:

@@ -12,19 +12,17 @@ No sample, own or a peer's, is on a held-out question (`node.tasks.questions`). 
 on one is refused, and `_check_held_out` ends the node if one got through all the same.
 """
 
-import random
-import statistics
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
 import structlog
 
-from node.archive.backfill import MAX_STATE_BYTES, STATE_FILE, Backfill
-from node.config import EngineConfig, NodeConfig
+from node.archive.backfill import Backfill, NoBackfill
+from node.config import NodeConfig
 from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
@@ -33,38 +31,21 @@ from node.exchange.rounds import SwarmRounds
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
-from node.rollouts.own_results import OwnResult, OwnResults, own_result
 from node.rollouts.replay_buffer import ReplayBuffer
-from node.rollouts.rule import (
-    SCALES,
-    Candidate,
-    Pick,
-    Rule,
-    Sample,
-    effective_size,
-    external_samples,
-    external_share,
-    is_informative,
-    local_samples,
-)
-from node.rollouts.rules import RULES
-from node.rollouts.screening import BLAMELESS, ScoredRow, Screening, ScreeningContext
+from node.rollouts.rule import SCALES, Rule, Sample, external_samples, local_samples
+from node.rollouts.screening import ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import GroupExchange
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments.episodes import start_of
-from node.tasks.quotations import Quotations
 from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Verdict, late_as_none, latest_reason
 from node.tasks.task_set import TaskSet, outside
 from node.telemetry.metrics_file import MetricsLog, Row
-from node.telemetry.rollout_log import Drawn, external_rows, own_rows
+from node.telemetry.round_metrics import LEFT_OUT, metrics_of_draw, metrics_of_own, metrics_of_samples
 from node.training.budget import Spent, is_done
-from node.training.evaluation import SEED
 from node.training.likelihood import surprises
-from protocol.storage import read_bounded, write_atomically
 
 log = structlog.get_logger()
 
-LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round in the rollout log: enough to see what the policy says
 ROWS_MEASURED = 4096  # of a task, before training: some seconds' work
 MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
 # A round waits for peers' verdicts so many seconds, or as long as generating and scoring its own answers took in the
@@ -72,18 +53,6 @@ MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which
 PEERS_S, OWN_PARTS = 5.0, 8
 
 TOOLS_LEFT_OUT = "; an environment's option tell = false leaves its tools out"
-
-LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising", "swarm/quotes_held_out")
-"""Counts of peers' completions."""
-
-
-def longest_prompt(engine: EngineConfig, policy: Policy) -> int:
-    """Return how many tokens a prompt may have, so that the longest completion still has positions after it.
-
-    Raises:
-        UserError: the completions leave no room for a question.
-    """
-    return engine.longest_prompt(policy.positions)
 
 
 @dataclass(slots=True)
@@ -98,10 +67,10 @@ class Loop:
     buffer: ReplayBuffer
     exchange: InitVar[GroupExchange]
     metrics: MetricsLog
-    record: Callable[[Sequence[Row]], None] = lambda rows: None  # logs the rows that are kept of a round's rollouts
+    record: Callable[[int, Sequence[Group], Screening], None] = lambda *of_round: None  # logs some of the rollouts
     journal: RoundJournal = field(default_factory=NoJournal)
     rule: Rule | None = None  # in place of the configuration's
-    backfill: Backfill | None = None
+    backfill: Backfill | NoBackfill = field(default_factory=NoBackfill)
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _measurable: dict[str, Answer] = field(default_factory=dict)  # by task: an answer of this node's own to be timed
@@ -116,20 +85,18 @@ class Loop:
     _encode_observation: Callable[[str], list[int]] = field(init=False)
     _turn_end: int = field(init=False)  # closes peers' turns in the round in progress
     swarm: SwarmRounds = field(init=False)
-    _backfill_state: bytes = b""  # of an earlier start, where this one has no archive
 
     def __post_init__(self, exchange: GroupExchange) -> None:
         self._told_outside = {task.key for task in self.tasks.tasks if outside(task)}
         # Characters that fit a completion if each token is the longest there is: more are not worth encoding.
         longest_token = max(map(len, self.policy.tokenizer.get_vocab()))
         self._longest_text = self.config.engine.max_completion_length * longest_token
-        self._longest_prompt = longest_prompt(self.config.engine, self.policy)
+        self._longest_prompt = self.config.engine.longest_prompt(self.policy.positions)
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
         asked = self.config.eval.count if self.config.eval.every else 0
         sampling = self.config.sampling
-        is_fed = self.config.network.enabled or sampling.source == "self" or self.backfill is not None
-        draws = sampling.external and is_fed
-        held_out = self.tasks.listed_held_out(SEED, asked) if draws else ()  # a node alone makes no rows for it
+        is_fed = self.config.network.enabled or sampling.source == "self" or isinstance(self.backfill, Backfill)
+        draws = sampling.external and is_fed  # a node alone looks for no quotations
         context = ScreeningContext(
             self.config.sampling,
             self.tasks,
@@ -138,7 +105,7 @@ class Loop:
             self._encode,
             self._surprises,
             self.journal.judged,
-            Quotations(held_out).are_in,
+            self.tasks.quotations(asked).are_in if draws else (lambda text: False),
             self.journal.barred,
         )
         journal = self.journal
@@ -186,45 +153,35 @@ class Loop:
         Args:
             first: rounds already done, which is also the policy's version.
         """
-        sampling = self.config.sampling
         for version in range(first, self.config.last_round):
             self.row = {"round": version + 1, "policy_version": version, "began": time.time()}
             with self._timed("load"):
                 self.engine.load(version)
             with self._timed("questions"):
-                questions = self._questions(version, sampling.questions_per_round)
+                questions = self._questions(version)
             screening = self._screening(version)
-            if self.tasks.scores_in_workers:
-                if self.buffer.signers:
-                    self.swarm.yardstick.measure(self._measurable)
-                screening.draw(self.swarm.candidates(screening, version + 1))
             began = time.monotonic()
             with self._timed("generate"):
                 completions = play(self.engine, self._episodes(questions, version))
-            turns = [turn for episodes in completions for episode in episodes for turn in episode.turns]
-            # By this round's own turns alone, so that a round that is done again finds the same.
-            self._turn_end = self.policy.turn_end(turn.token_ids[-1] for turn in turns if turn.finished)
             with self._timed("verify"):
                 own = self._verified(questions, completions, version)
-            self._check_scored(questions, own, version)
             self._own_parts.append(time.monotonic() - began)
             if isinstance(self.engine, Ahead) and version + 1 < self.config.last_round:
-                ahead = self._questions(version + 1, sampling.questions_per_round)
-                self.engine.begin(self._episodes(ahead, version + 1))  # with the weights before this round's update
+                ahead = self._episodes(self._questions(version + 1), version + 1)
+                self.engine.begin(ahead)  # with the weights before this round's update
             self._check_held_out(own)
+            groups = [encoded.group for encoded in own]
             with self.buffer.transaction():  # one a round: each commit costs a tenth of a millisecond
                 with self._timed("share"):
-                    self.row["rewards_outside"] = self._outside(own)
-                    groups = [own_group.group for own_group in own]
+                    self.row["rewards_outside"] = self._outside(groups)
                     self.swarm.publish(groups)
                     self.swarm.receive(version + 1, groups)
                 with self._timed("draw"):
-                    samples, drawn = self._draw(own, version, screening, max(min(self._own_parts), PEERS_S))
+                    samples = self._draw(own, version, screening)
             self._check_held_out(screening.usable.values())
             self.journal.end_round(version + 1, completions, groups, samples)
             self._describe(own, completions, samples)
-            self.spent = self.spent.after(self.row)
-            self._record(own, drawn)
+            self.record(version + 1, groups, screening)
             if samples:
                 self.engine.rest()
             self._handed_over = time.perf_counter()
@@ -232,10 +189,7 @@ class Loop:
 
     def save(self, checkpoint: Path) -> None:
         """Add to a checkpoint what the next rounds need beside the weights: rollouts made ahead, uses of archives."""
-        if self.backfill is not None:
-            self.backfill.save(checkpoint)
-        elif self._backfill_state:
-            write_atomically(checkpoint / STATE_FILE, self._backfill_state)
+        self.backfill.save(checkpoint)
         if isinstance(self.engine, Ahead):
             self.engine.save(checkpoint)
 
@@ -251,10 +205,7 @@ class Loop:
 
     def resume(self, checkpoint: Path | None) -> None:
         """Load what `save` added."""
-        if self.backfill is not None:
-            self.backfill.resume(checkpoint)
-        elif checkpoint is not None:
-            self._backfill_state = read_bounded(checkpoint / STATE_FILE, MAX_STATE_BYTES)
+        self.backfill.resume(checkpoint)
         if checkpoint is not None and isinstance(self.engine, Ahead):
             self.engine.resume(checkpoint)
 
@@ -268,8 +219,7 @@ class Loop:
 
     def finish(self, round_number: int, logs: Mapping[str, float]) -> None:
         """Complete the row of `round_number` with the trainer's `logs` and write it."""
-        if self.backfill is not None:
-            self.backfill.commit()
+        self.backfill.commit()
         self.row["time/train"] = time.perf_counter() - self._handed_over - self.row.get("time/eval", 0.0)
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
@@ -281,8 +231,8 @@ class Loop:
         prompt = self.policy.encode_prompt(item)
         return prompt if len(prompt) <= self._longest_prompt else None
 
-    def _questions(self, version: int, count: int) -> list[Question]:
-        questions = []
+    def _questions(self, version: int) -> list[Question]:
+        questions, count = [], self.config.sampling.questions_per_round
         for number in range(version * count, (version + 1) * count):
             asked = self.swarm.ask(number)
             prompt = None if asked is None else self._encode_prompt(asked.item)
@@ -313,7 +263,13 @@ class Loop:
         """Return the completions as groups, without those that cannot be scored here.
 
         An episode in an environment is scored already. A group with fewer than two scored completions is left out.
+
+        Raises:
+            UserError: no answer could be scored since the start, in rounds enough or to the last one.
         """
+        turns = [turn for episodes in completions for episode in episodes for turn in episode.turns]
+        # By this round's own turns alone, so that a round that is done again finds the same.
+        self._turn_end = self.policy.turn_end(turn.token_ids[-1] for turn in turns if turn.finished)
         answers = [
             Answer(question.task, question.item, episode.text)
             for question, episodes in zip(questions, completions, strict=True)
@@ -331,6 +287,7 @@ class Loop:
                 scored = next(episode for episode, reward in zip(episodes, rewards, strict=True) if reward is not None)
                 answer = Answer(question.task, question.item, scored.texts[-1], tuple(scored.texts[:-1]))
                 self._measurable[question.task.key.name] = answer
+        self._check_scored(questions, groups, version)
         return groups
 
     def _check_scored(self, questions: Sequence[Question], own: Sequence[EncodedGroup], version: int) -> None:
@@ -356,12 +313,12 @@ class Loop:
         tokens = {index: episode.tokens for index, (episode, _) in enumerate(scored)}
         return EncodedGroup(group, prompt, tokens, content_id(encode(group)))
 
-    def _outside(self, own: Sequence[EncodedGroup]) -> int:
+    def _outside(self, own: Sequence[Group]) -> int:
         """Count the rewards outside of the range of a task that is shared with peers; tell of a task's first."""
         if not self.config.network.enabled:
             return 0
         count = 0
-        for group in (own_group.group for own_group in own):
+        for group in own:
             task = self.tasks.shared(group.task)
             outside_range = [] if task is None else [reward for reward in group.rewards if not is_in_range(reward)]
             count += len(outside_range)
@@ -373,52 +330,33 @@ class Loop:
         return count
 
     def _screening(self, version: int) -> Screening:
+        """Begin the round's draw; where workers score, they begin with peers' texts while this node generates."""
         sampling, scale = self.config.sampling, SCALES[self.config.trainer.options.scale_rewards]
-        rule = self.rule or RULES[sampling.rule]
-        return self.swarm.begin(version + 1, rule, sampling.external, sampling.completions, scale)
+        screening = self.swarm.begin(version + 1, sampling.external, sampling.completions, scale, self.rule)
+        if self.tasks.scores_in_workers:
+            if self.buffer.signers:
+                self.swarm.yardstick.measure(self._measurable)
+            screening.draw(self.swarm.candidates(screening, version + 1))
+        return screening
 
-    def _draw(
-        self, own: Sequence[EncodedGroup], version: int, screening: Screening, seconds: float
-    ) -> tuple[list[Sample], list[Drawn]]:
-        sampling = self.config.sampling
-        results = self.buffer.record_own_results(version + 1, list(map(_own_result, own)))
-        local = local_samples(own, sampling.local, screening.rule, screening.asked)
+    def _draw(self, own: Sequence[EncodedGroup], version: int, screening: Screening) -> list[Sample]:
+        """Return the round's samples: own ones, peers' ones, and archived ones where these leave room."""
+        sampling, number, seconds = self.config.sampling, version + 1, max(min(self._own_parts), PEERS_S)
+        self.swarm.record_own(number, own)
+        samples = local_samples(own, sampling.local, screening.rule, screening.asked)
         if sampling.external == 0:
-            return local, []
-        candidates = self.swarm.fill(screening, version + 1, results, seconds)
-        now = self.swarm.now()
-        used = self.swarm.take(screening, version + 1, now, candidates)
-        groups = screening.usable
-        external = external_samples(screening.picks, groups, sampling.external_weight, first=len(own))
-        self.row |= {
-            "groups_external": len({sample.group for sample in external}),
-            "groups_unusable": sum(group.reason in BLAMELESS for group in screening.refused),
-            **{f"swarm/{why}": count for why, count in screening.left_out.items()},
-            "swarm/taught_by": dict(Counter(candidate.peer for candidate in used)),
-            **_staleness(used, groups, now, version),
-        }
-        drawn = [Drawn(candidate.peer, now - candidate.received, groups[candidate.id].group) for candidate in used]
-        archived = self._archived(version, screening, sampling.external - len(used), results, seconds)
-        return local + external + external_samples(*archived, sampling.external_weight, len(own) + len(groups)), drawn
-
-    def _archived(
-        self, version: int, peers: Screening, slots: int, results: OwnResults, seconds: float
-    ) -> tuple[Sequence[Pick], Mapping[bytes, EncodedGroup]]:
-        """Return picks from archived groups for the slots that peers' groups leave, and these groups."""
-        if self.backfill is None or slots <= 0:
-            return [], {}
-        candidates = peers.left(self.backfill.candidates(slots, self.buffer.is_used_up))
-        signers = {candidate.peer for candidate in candidates}
-        rng = random.Random(derive_seed(self.seed, "backfill", version))
-        context = replace(self.swarm.context, read=self.backfill.read)
-        screening = Screening(context, peers.rule, replace(peers.asked, count=slots, rng=rng), len(signers))
-        screening.revoked = frozenset(self.swarm.exchange.revoked(signers))
-        screening.fill(candidates, results, seconds)
-        self.backfill.settle(screening.used, screening.refused, screening.liars)
-        self.buffer.use(screening.used, version + 1, time.time())
-        self._check_held_out(screening.usable.values())
-        self.row["groups_archived"] = len(screening.usable)
-        return screening.picks, screening.usable
+            return samples
+        candidates = self.swarm.fill(screening, number, seconds)
+        used = self.swarm.take(screening, number, candidates)
+        external = external_samples(screening.picks, screening.usable, sampling.external_weight, len(own))
+        self.row |= metrics_of_draw(screening, external, version)
+        archived = self.backfill.fill(self.swarm, screening, number, sampling.external - len(used), seconds)
+        if archived is not None:
+            self._check_held_out(archived.usable.values())
+            self.row["groups_archived"] = len(archived.usable)
+            first = len(own) + len(screening.usable)
+            external += external_samples(archived.picks, archived.usable, sampling.external_weight, first)
+        return samples + external
 
     def _check_held_out(self, groups: Iterable[EncodedGroup]) -> None:
         """Raise if a group on a held-out question is about to be published or trained on."""
@@ -433,11 +371,6 @@ class Loop:
         nats = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
         self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(tokens.sampled for _, tokens in rows)
         return nats
-
-    def _record(self, own: Sequence[EncodedGroup], drawn: Sequence[Drawn]) -> None:
-        number = self.row["round"]
-        rows = own_rows(number, [group.group for group in own[:LOGGED_OWN]])
-        self.record(rows + external_rows(number, drawn[:LOGGED_EXTERNAL]))
 
     def _encode(self, prompt: Sequence[int], episode: Episode) -> Tokens | None:
         """Return a peer's episode as tokens; None if a turn, or its prompt, is longer than an own one may be.
@@ -466,32 +399,15 @@ class Loop:
     def _describe(
         self, own: Sequence[EncodedGroup], completions: Sequence[Sequence[Played]], samples: Sequence[Sample]
     ) -> None:
-        episodes = [episode for group in completions for episode in group]
-        rewards = [reward for group in own for reward in group.group.rewards]
         for count in ("groups_external", "groups_unusable", *LEFT_OUT):
             self.row.setdefault(count, 0)
+        retokenized = [self._is_retokenized(group, index) for group in own for index in group.completions]
         self.row |= {
-            **({"reward": statistics.fmean(rewards), "reward_std": statistics.pstdev(rewards)} if rewards else {}),
-            **_rewards_by_name(own),
+            **metrics_of_own(own, completions, retokenized),
             "groups_local": min(len(own), self.config.sampling.local),
-            "groups_informative": sum(is_informative(group.group.rewards) for group in own),
-            "generated": len(episodes),
-            "unscorable": len(episodes) - len(rewards),
-            "tokens_generated": sum(episode.sampled for episode in episodes),
-            "trained": sum(sample.advantage != 0 for sample in samples),
-            "tokens_trained": self.config.trainer.num_iterations
-            * sum(sample.sampled for sample in samples if sample.advantage != 0),
-            "swarm/external_share": external_share(samples),
-            "effective_samples": effective_size(samples),
-            "completions/finished": statistics.fmean(episode.finished for episode in episodes),
-            "completions/retokenized": statistics.fmean(
-                self._is_retokenized(group, at) for group in own for at in group.completions
-            )
-            if own
-            else 0.0,
-            "completions/mean_length": statistics.fmean(episode.sampled for episode in episodes),
-            "completions/turns": statistics.fmean(len(episode.turns) for episode in episodes),
+            **metrics_of_samples(samples, self.config.trainer.num_iterations),
         }
+        self.spent = self.spent.after(self.row)
 
     def _is_retokenized(self, own: EncodedGroup, index: int) -> bool:
         """Whether a completion's texts, which are all that peers get, stand for other tokens than were sampled."""
@@ -502,45 +418,3 @@ class Loop:
         began = time.perf_counter()
         yield
         self.row[f"time/{step}"] = time.perf_counter() - began
-
-
-def _own_result(own: EncodedGroup) -> OwnResult:
-    lengths = [own.completions[index].sampled for index in range(len(own.group.completions))]
-    return own_result(own.group.task.name, lengths, own.group.rewards)
-
-
-def _rewards_by_name(own: Sequence[EncodedGroup]) -> Row:
-    """Return mean and spread of the rewards of each task that was asked, and of each of a task's reward functions.
-
-    The names are as TRL's for a reward function.
-    """
-    rewards: dict[str, list[float]] = {}
-    for group in (own_group.group for own_group in own):
-        rewards.setdefault(group.task.name, []).extend(group.rewards)
-        for reward in group.rewards:
-            for function, part in reward.parts.items() if isinstance(reward, Scored) else ():
-                rewards.setdefault(function, []).append(part)
-    row: Row = {}
-    for name, values in rewards.items():
-        row |= {f"rewards/{name}/mean": statistics.fmean(values), f"rewards/{name}/std": statistics.pstdev(values)}
-    return row
-
-
-def _staleness(
-    drawn: Sequence[Candidate], groups: Mapping[bytes, EncodedGroup], now: float, version: int
-) -> dict[str, float]:
-    """Return how long the drawn groups have waited here, and how far behind us their makers say that they were.
-
-    A peer's version is its own count of rounds and may be anything: the median is shown, and decides nothing.
-    """
-    if not drawn:
-        return {}
-    seconds = [now - candidate.received for candidate in drawn]
-    rounds = [version + 1 - candidate.first_round for candidate in drawn]
-    return {
-        "swarm/age_seconds": statistics.fmean(seconds),
-        "swarm/age_seconds_max": max(seconds),
-        "swarm/age_rounds": statistics.fmean(rounds),
-        "swarm/age_rounds_max": max(rounds),
-        "swarm/claimed_lag": statistics.median(version - group.group.policy_version for group in groups.values()),
-    }

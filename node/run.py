@@ -19,14 +19,13 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from node.archive.backfill import Backfill
-from node.archive.store import Archive
+from node.archive.backfill import Backfill, NoBackfill, open_backfill
 from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
 from node.errors import DivergedError, NonFiniteError, UserError
 from node.exchange.opening import open_buffer, open_swarm
 from node.journal import JOURNAL_FILE, Journal, NoJournal, Start
-from node.loop import Loop, longest_prompt
+from node.loop import Loop
 from node.operations.presets import rate_warning, sleeps_in_update
 from node.policy.load import Policy, load_policy
 from node.processes.machine import return_freed_memory
@@ -42,7 +41,7 @@ from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics_file import MetricsLog, iter_with_older
-from node.telemetry.rollout_log import ROLLOUTS_FILE
+from node.telemetry.rollout_log import ROLLOUTS_FILE, rows_of_round
 from node.telemetry.round_log import RoundLog
 from node.training.budget import Spent, is_done, progress, spent_in
 from node.training.checkpoint import A_DAY, Checkpoint, Writes, is_better, whole_checkpoint, write_score
@@ -50,7 +49,6 @@ from node.training.evaluation import NOTHING_DECIDED, Decided, Evaluations, doub
 from node.training.processes import several
 from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
-from protocol.host import Host
 
 MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 35000 rounds; one older file is kept beside it
 MAX_JOURNAL_BYTES = 64 << 20  # a round that is done again is among the newest; one older file is kept beside it
@@ -104,8 +102,9 @@ def run_node(  # noqa: PLR0913  # each is a thing of its own
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))
             record = Journal(folder, MAX_JOURNAL_BYTES) if journal or (folder / JOURNAL_FILE).exists() else None
-            archive = None if backfill is None else _archive(backfill, config, record)
-            train_node(_start(config, folder, listening, join, stack, given.tasks, record, archive), stopping, given)
+            if record is not None and backfill is not None:
+                raise UserError(f"a journal holds no archived groups: delete {JOURNAL_FILE}, or leave out --backfill")
+            train_node(_start(config, folder, listening, join, stack, given.tasks, record, backfill), stopping, given)
         except GivenUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
@@ -119,13 +118,14 @@ def _start(
     stack: ExitStack,
     given: Mapping[str, Task],
     journal: Journal | None,
-    archive: Archive | None,
+    archive: Path | None,
 ) -> "Parts":
     """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
     log.info("loading tasks", tasks=[task.name for task in config.tasks])
     split = split_of(load_manifest(folder))
     tasks = load_tasks(config.tasks, split, given=given)
+    backfill = None if archive is None else open_backfill(archive, config, tasks)
     for line in tasks.small_tasks():
         log.info(line)
     for task in tasks.tasks:
@@ -174,12 +174,12 @@ def _start(
         tasks,
         exchange,
         metrics,
-        None if network is None else network.host,
+        network,
         journal,
         limits,
         checkpoint,
         ranks,
-        backfill=None if archive is None else Backfill(archive, tasks),
+        backfill=backfill,
     )
 
 
@@ -197,19 +197,6 @@ def _all_generate(config: NodeConfig, ranks: Ranks) -> bool:
     return not reason
 
 
-def _archive(folder: Path, config: NodeConfig, journal: Journal | None) -> Archive:
-    """Open the archive of a node that back-fills.
-
-    Raises:
-        UserError: it is no archive, or the node cannot draw from one.
-    """
-    if journal is not None:
-        raise UserError(f"a journal holds no archived groups: delete {JOURNAL_FILE}, or leave out --backfill")
-    if config.sampling.external == 0 or config.sampling.source != "peers":
-        raise UserError("--backfill fills the slots of peers' groups: it needs sampling.external and source = 'peers'")
-    return Archive(folder)
-
-
 class Parts(NamedTuple):
     """A node's parts, as `train_node` takes them: it opens what else is in the folder."""
 
@@ -221,7 +208,7 @@ class Parts(NamedTuple):
     tasks: TaskSet
     exchange: GroupExchange
     metrics: MetricsLog
-    directory: Host | None = None
+    network: Network | None = None
     journal: Journal | None = None
     limits: GroupBounds = GroupBounds(0, 0)  # of a peer's group, as the exchange has them
     checkpoint: Checkpoint | None = None  # the one that training goes on from
@@ -252,15 +239,17 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             buffer,
             node.exchange,
             metrics,
-            record=lambda rows: rollouts.append(*rows),
+            record=lambda *of_round: rollouts.append(*rows_of_round(*of_round)),
             journal=node.journal or NoJournal(),
             rule=node.rule,
-            backfill=node.backfill,
+            backfill=node.backfill or NoBackfill(),
         )
         loop.check_rows()
         resumed = node.checkpoint.path if node.checkpoint else None
         loop.resume(resumed)
-        weights = stack.enter_context(exchange_weights(config, folder, policy, resumed, node.directory))
+        weights = stack.enter_context(
+            exchange_weights(config, folder, policy, resumed, node.network and node.network.host)
+        )
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
         evaluations = Evaluations(
             config.eval,
@@ -268,7 +257,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             policy,
             engine,
             _evaluated(config, node.tasks, given.tasks),
-            longest_prompt(config.engine, policy),
+            config.engine.longest_prompt(policy.positions),
             scores,
             given.evaluations,
         )

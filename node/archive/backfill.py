@@ -13,21 +13,26 @@ the same.
 """
 
 import json
+import random
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from node.archive.store import Archive, ArchivedGroup, ArchiveError, is_in_place
+from node.config import NodeConfig
 from node.errors import UserError
+from node.exchange.rounds import SwarmRounds
 from node.rollouts.group import Group, GroupError
 from node.rollouts.replay_buffer import texts_id
 from node.rollouts.rule import Candidate
-from node.rollouts.screening import RefusedGroup, read
+from node.rollouts.screening import RefusedGroup, Screening, read
+from node.tasks import derive_seed
 from node.tasks.questions import question_id
 from node.tasks.task_set import TaskSet
 from protocol.storage import read_bounded, write_atomically
@@ -100,6 +105,26 @@ class Backfill:
     def commit(self) -> None:
         """Note that a round is whole: `save` tells of it from now on."""
         self._committed = self._state()
+
+    def fill(
+        self, swarm: SwarmRounds, peers: Screening, round_number: int, slots: int, seconds: float
+    ) -> Screening | None:
+        """Return the screening of archived groups for the `slots` that `peers` leave, their uses recorded.
+
+        None without an empty slot. It waits for verdicts for `seconds` at most.
+        """
+        if slots <= 0:
+            return None
+        candidates = peers.left(self.candidates(slots, swarm.buffer.is_used_up))
+        signers = {candidate.peer for candidate in candidates}
+        rng = random.Random(derive_seed(swarm.seed, "backfill", round_number - 1))
+        context = replace(swarm.context, read=self.read)
+        screening = Screening(context, peers.rule, replace(peers.asked, count=slots, rng=rng), len(signers))
+        screening.revoked = frozenset(swarm.exchange.revoked(signers))
+        screening.fill(candidates, swarm.buffer.own_results, seconds)
+        self.settle(screening.used, screening.refused, screening.liars)
+        swarm.buffer.use(screening.used, round_number, time.time())
+        return screening
 
     def candidates(self, slots: int, is_used_up: Callable[[bytes], bool]) -> list[Candidate]:
         """Return the groups that a round with so many empty slots may draw, at most one for each question.
@@ -178,6 +203,39 @@ class Backfill:
     def _state(self) -> _State:
         manifest, files = self._archive.manifest.hash.hex(), len(self._names)
         return _State(manifest, files, self._cursor, tuple(self._waiting), tuple(self._done))
+
+
+class NoBackfill:
+    """Draws nothing; a start without an archive takes the state of an earlier one from checkpoint to checkpoint."""
+
+    def __init__(self) -> None:
+        self._state = b""
+
+    def resume(self, checkpoint: Path | None) -> None:
+        """Keep what an earlier start added to a checkpoint."""
+        self._state = b"" if checkpoint is None else read_bounded(checkpoint / STATE_FILE, MAX_STATE_BYTES)
+
+    def save(self, checkpoint: Path) -> None:
+        """Add it to the next one."""
+        if self._state:
+            write_atomically(checkpoint / STATE_FILE, self._state)
+
+    def commit(self) -> None:
+        """Do nothing."""
+
+    def fill(self, swarm: SwarmRounds, peers: Screening, round_number: int, slots: int, seconds: float) -> None:
+        """Do nothing."""
+
+
+def open_backfill(folder: Path, config: NodeConfig, tasks: TaskSet) -> Backfill:
+    """Open the archive in `folder` for the rounds of a node.
+
+    Raises:
+        UserError: it is no archive, or the node cannot draw from one.
+    """
+    if config.sampling.external == 0 or config.sampling.source != "peers":
+        raise UserError("--backfill fills the slots of peers' groups: it needs sampling.external and source = 'peers'")
+    return Backfill(Archive(folder), tasks)
 
 
 def _candidate(archived: ArchivedGroup) -> Candidate:

@@ -78,7 +78,7 @@ class GroupJudge:
 
     @cached_property
     def _held_out(self) -> Quotations:
-        return Quotations(self.tasks.listed_held_out(0, 0))
+        return self.tasks.quotations(0)
 
     def _read(self, archived: ArchivedGroup) -> JudgedGroup:
         try:

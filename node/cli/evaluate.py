@@ -69,11 +69,11 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     say_loading(trained)
 
     from node.engines import SamplingParams, in_process
-    from node.loop import longest_prompt
     from node.policy.load import load_policy
     from node.tasks import load_tasks
+    from node.tasks.task_set import EVALUATION_SEED
     from node.telemetry.logs import setup_logs
-    from node.training.evaluation import SEED, answer, doubts, score
+    from node.training.evaluation import answer, doubts, score
 
     setup_logs(debug=debug)
     split = trained.split()
@@ -93,7 +93,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
     kinds = {"greedy": (replace(sampling, temperature=0.0, top_p=1.0), 1)}
     if sampled := (0 if greedy else SAMPLED) if completions is None else completions:
         kinds["sampled"] = (sampling, sampled)
-    questions = SEED if seed is None else seed
+    questions = EVALUATION_SEED if seed is None else seed
     answers = {
         kind: answer(
             policy,
@@ -103,7 +103,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
             seed=questions,
             sampling=params,
             completions=each,
-            longest=longest_prompt(config.engine, policy),
+            longest=config.engine.longest_prompt(policy.positions),
         )
         for kind, (params, each) in kinds.items()
     }

@@ -61,7 +61,6 @@ from node.rollouts.group import (
 )
 from node.rollouts.own_results import OwnResult, own_result
 from node.rollouts.rule import Candidate, mean_advantages
-from node.rollouts.rules import RULES
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
@@ -69,7 +68,6 @@ from node.swarm.peering import Network
 from node.swarm.sharing import shared_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
-from node.tasks.quotations import Quotations
 from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
@@ -417,16 +415,17 @@ class Exchange:
             buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))
             self._asked = _read_count(self.folder / ASKED_FILE)
             self._round = buffer.last_round
-            each_draw_says = max(1, config.sampling.external)
+            external = max(1, config.sampling.external)
+            sampling = {"rule": "sapo", "max_surprise": 0.0, "source": "peers", "external": external}
             context = ScreeningContext(
-                config.sampling.model_copy(update={"max_surprise": 0.0, "source": "peers", "external": each_draw_says}),
+                config.sampling.model_copy(update=sampling),
                 tasks,
                 buffer.read,
                 self._encode_prompt,
                 _in_characters,
                 surprises=lambda rows: [],
                 judged=lambda judge, seconds: judge(seconds),
-                quotes_held_out=Quotations(tasks.listed_held_out(0, 0)).are_in,
+                quotes_held_out=tasks.quotations(0).are_in,
             )
             keep_config(config, seed, self.folder)
             self._stack.enter_context(stack.pop_all())
@@ -520,20 +519,20 @@ class Exchange:
             raise UserError(f"a group of this swarm has at most {most} bytes, and this one {size}: send less")
 
     def _begin(self, count: int) -> Screening:
-        return self._parts.rounds.begin(self._round + 1, RULES["sapo"], count, MAX_COMPLETIONS, mean_advantages)
+        return self._parts.rounds.begin(self._round + 1, count, MAX_COMPLETIONS, mean_advantages)
 
     def _fill(self, screening: Screening, seconds: float) -> list[Candidate]:
         rounds, number = self._parts.rounds, self._round + 1
         with rounds.buffer.transaction():
             rounds.receive(number)
-            results = rounds.buffer.record_own_results(number, [result for result, _ in self._own])
-            return rounds.fill(screening, number, results, seconds)
+            rounds.buffer.record_own_results(number, [result for result, _ in self._own])
+            return rounds.fill(screening, number, seconds)
 
     def _take(self, screening: Screening, candidates: Sequence[Candidate]) -> list[DrawnGroup]:
         """Record the uses, which are on disk before anybody sees the groups."""
         rounds, number = self._parts.rounds, self._round + 1
         with rounds.buffer.transaction():
-            used = rounds.take(screening, number, rounds.now(), candidates)
+            used = rounds.take(screening, number, candidates)
         self._round = number
         by_task: dict[str, list[float]] = {}
         for own, rewards in self._own:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from node.rollouts.group import Group
-from node.rollouts.own_results import OwnResults
+from node.rollouts.group import EncodedGroup, Group
+from node.rollouts.own_results import own_result
 from node.rollouts.replay_buffer import ReplayBuffer, own_shared
 from node.rollouts.rule import Candidate, Draw, Rule, Scale
+from node.rollouts.rules import RULES
 from node.rollouts.screening import Barred, RefusedGroup, Screening, ScreeningContext
 from node.rollouts.slow_texts import RoundBudgets, SlowSigners, Yardstick
 from node.swarm.sharing import GroupExchange, shared_form, traffic_row
@@ -82,12 +83,18 @@ class SwarmRounds:
         elif sampling.external:
             self.buffer.add(received, now, first_round=round_number)
 
-    def begin(self, round_number: int, rule: Rule, count: int, completions: int, scale: Scale) -> Screening:
-        """Return the screening of a new round's draw of at most `count` groups; nothing is drawn yet."""
+    def begin(
+        self, round_number: int, count: int, completions: int, scale: Scale, rule: Rule | None = None
+    ) -> Screening:
+        """Return the screening of a new round's draw of at most `count` groups; nothing is drawn yet.
+
+        They are drawn by `rule`, or else by the one of the configuration.
+        """
         self.exchange.begin_round(count if self.context.sampling.source == "peers" else 0)
         rng = random.Random(derive_seed(self.seed, "draw", round_number - 1))
         asked = Draw(count, completions, scale, rng, self.buffer.own_results.reward)
         budgets = RoundBudgets(self.slow_signers.has_standing, self.yardstick.usual)
+        rule = rule or RULES[self.context.sampling.rule]
         return Screening(self.context, rule, asked, len(self.buffer.signers), budgets)
 
     def candidates(self, screening: Screening, round_number: int) -> list[Candidate]:
@@ -100,7 +107,21 @@ class SwarmRounds:
         screening.revoked = frozenset(self.find_barred(lambda: self.exchange.revoked(signers)))
         return self.buffer.candidates(self.now(), round_number)
 
-    def fill(self, screening: Screening, round_number: int, own: OwnResults, seconds: float) -> list[Candidate]:
+    def record_own(self, round_number: int, own: Sequence[EncodedGroup]) -> None:
+        """Record how long and how good the answers of this round's own groups are: peers' are measured by them."""
+        self.buffer.record_own_results(
+            round_number,
+            [
+                own_result(
+                    made.group.task.name,
+                    [made.completions[index].sampled for index in range(len(made.group.completions))],
+                    made.group.rewards,
+                )
+                for made in own
+            ],
+        )
+
+    def fill(self, screening: Screening, round_number: int, seconds: float) -> list[Candidate]:
         """Fill the round's slots from what the buffer holds, within `seconds`; return what could be drawn.
 
         What is refused is buried and reported, and so are the groups of signers that are set aside. The liars' other
@@ -108,23 +129,22 @@ class SwarmRounds:
         """
         screening.signers = len(self.buffer.signers)
         candidates = self.candidates(screening, round_number)
-        screening.fill(candidates, own, seconds)
+        screening.fill(candidates, self.buffer.own_results, seconds)
         self._refuse(screening, round_number)
         return candidates
 
-    def take(
-        self, screening: Screening, round_number: int, now: float, candidates: Sequence[Candidate]
-    ) -> list[Candidate]:
-        """Record a use of each usable group at `now` (Unix s), and return them; `candidates` are what could be drawn.
+    def take(self, screening: Screening, round_number: int, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Record a use of each usable group now, and return them; `candidates` are what could be drawn.
 
         The exchange is told how much was drawn and how much is left: the demand follows. Signers whose texts took too
         long are noted, unless this node's own did, too.
         """
         used = screening.used
-        self.buffer.use(used, round_number, now)
+        screening.taken_at = self.now()
+        self.buffer.use(used, round_number, screening.taken_at)
         if not self.yardstick.is_slow():
             self.slow_signers.settle(round_number, screening.budgets.exceeded(), {group.peer for group in used})
-        left = sum(one.informative for one in screening.left(candidates))
+        left = sum(candidate.informative for candidate in screening.left(candidates))
         self.exchange.drew(len(used), left, self._asks_for_easy(screening))
         return used
 

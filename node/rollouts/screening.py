@@ -256,6 +256,7 @@ class Screening:
     revoked: frozenset[str] = frozenset()  # signers whose groups the round must not use
     set_aside: frozenset[str] = frozenset()  # signers whose groups the round does not score
     left_out: Counter[str] = field(default_factory=Counter)  # completions of drawn groups, counted by reason
+    taken_at: float = 0.0  # when its usable groups were recorded as used, Unix seconds
     _drawn: dict[bytes, Candidate] = field(default_factory=dict)
     _pending: list[_PendingGroup] = field(default_factory=list)
     _scoring: Scoring | None = None

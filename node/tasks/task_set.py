@@ -37,11 +37,13 @@ from node.errors import UserError, one_line
 from node.tasks import Item, Task, TaskKey, derive_seed
 from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split, question_id, text_id
+from node.tasks.quotations import Quotations
 from node.tasks.scoring.verdicts import submit_of
 
 TRIES = 400  # seeds tried for one training question: a family in which so many fail counts as empty
 SAMPLE = 256  # questions made to find out whether a family has few different ones
 SAMPLE_S = 2.0  # seconds that making them may take
+EVALUATION_SEED = 0  # chooses what evaluations ask: the same at all nodes of a swarm, whose scores are compared
 MANY = 192  # a family with fewer different ones among them has few questions; one of some 350 has this many
 
 log = structlog.get_logger()
@@ -244,10 +246,14 @@ class TaskSet:
                 items.append(item)
             yield items[at]
 
-    def listed_held_out(self, seed: int, count: int) -> Iterator[Item]:
+    def quotations(self, count: int) -> Quotations:
+        """Return what finds the questions of `listed_held_out` in texts."""
+        return Quotations(self.listed_held_out(count))
+
+    def listed_held_out(self, count: int) -> Iterator[Item]:
         """Yield the held-out questions that can be listed.
 
-        These are all of a task that has rows, and of any other task the first `count` that evaluation `seed` asks.
+        These are all of a task that has rows, and of any other task the first `count` that an evaluation asks.
 
         Raises:
             UserError: a task raises for every seed.
@@ -256,7 +262,7 @@ class TaskSet:
             if task.key in self._rows:
                 yield from (question.item for question in _made(bare_of(task), self._rows[task.key].evaluation))
             elif count:
-                yield from itertools.islice(self.evaluation(task, seed, count), count)
+                yield from itertools.islice(self.evaluation(task, EVALUATION_SEED, count), count)
 
     def _evaluation(self, task: Task, seed: int, count: int) -> Iterator[Item]:
         rows = self._rows.get(task.key)

@@ -3,6 +3,7 @@
 metrics_file    one JSON object a round
 summary         what came of a run, in figures
 evaluations     what a policy scored on held-out questions as it trained
+round_metrics   what a round's groups and samples come to, in figures
 rollout_log     what the model says: a few rollouts of each round
 logs            structured events
 round_log       a line now and then on how training goes

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from node.rollouts.group import Group
+from node.rollouts.screening import Screening
 from node.telemetry.metrics_file import Row
 
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -23,7 +24,10 @@ OWN = "own"
 MAX_TEXT = 2000  # characters of a question or a completion that are kept: what a person looks at
 
 
-class Drawn(NamedTuple):
+LOGGED_OWN, LOGGED_EXTERNAL = 2, 1  # groups of a round: enough to see what the policy says
+
+
+class LoggedGroup(NamedTuple):
     """A peer's group that a round trains on: who sent it, and seconds since it came."""
 
     peer: str
@@ -31,14 +35,23 @@ class Drawn(NamedTuple):
     group: Group
 
 
+def rows_of_round(number: int, own: Sequence[Group], screening: Screening) -> list[Row]:
+    """Return the rows that are kept of round `number`: of its `own` groups, and of what it drew from peers."""
+    drawn = [
+        LoggedGroup(candidate.peer, screening.taken_at - candidate.received, screening.usable[candidate.id].group)
+        for candidate in screening.used[:LOGGED_EXTERNAL]
+    ]
+    return own_rows(number, own[:LOGGED_OWN]) + external_rows(number, drawn)
+
+
 def own_rows(number: int, groups: Sequence[Group]) -> list[Row]:
     """Return the rows of some of round `number`'s own groups."""
     return [row for group in groups for row in _rows(number, OWN, 0.0, group)]
 
 
-def external_rows(number: int, drawn: Iterable[Drawn]) -> list[Row]:
+def external_rows(number: int, drawn: Iterable[LoggedGroup]) -> list[Row]:
     """Return the rows of some of the peers' groups that round `number` trains on."""
-    return [row for pick in drawn for row in _rows(number, pick.peer, pick.age, pick.group)]
+    return [row for peers in drawn for row in _rows(number, peers.peer, peers.age, peers.group)]
 
 
 def quoted(text: str) -> str:

@@ -33,13 +33,12 @@ from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
 from node.tasks.scoring.verdicts import Answer
 from node.tasks.scoring.verdicts import score as judge
-from node.tasks.task_set import TaskSet
+from node.tasks.task_set import EVALUATION_SEED, TaskSet
 from node.telemetry.evaluations import PASS, wilson_interval
 from node.telemetry.metrics_file import MetricsLog, Row, iter_with_older
 from node.training.budget import RunProgress
 from node.training.likelihood import entropies
 
-SEED = 0  # chooses the questions: the same at all nodes of a swarm, whose scores are compared
 # The parts of a run at which `eval.every = "marks"` has greedy accuracy: even steps on the logarithmic scale on which
 # runs are compared by their compute. The last one is the end.
 MARKS = tuple(2 ** (half / 2) for half in range(-8, 1))
@@ -178,12 +177,13 @@ class Evaluations:
         sampled = self._ask(self._sampling, completions) if completions else {}
         if not likeliest or (completions and not sampled):
             return {}
-        greedy = score(SEED, likeliest)
+        greedy = score(EVALUATION_SEED, likeliest)
         if not sampled:
             return evaluation_row(greedy, None)
         entropy = mean_entropy(self._policy, sampled, self._sampling.temperature)
         also = {"entropy": entropy, "right_entropy": right_entropy(sampled)}
-        row = evaluation_row(greedy, score(SEED, sampled)) | {key: one for key, one in also.items() if one is not None}
+        row = evaluation_row(greedy, score(EVALUATION_SEED, sampled))
+        row |= {name: nats for name, nats in also.items() if nats is not None}
         return row | ({"described": self._describe(self._policy, sampled)} if self._describe else {})
 
     def _ask(self, sampling: SamplingParams, completions: int) -> Answers:
@@ -192,7 +192,7 @@ class Evaluations:
             self._engine,
             self._tasks,
             count=self._config.count,
-            seed=SEED,
+            seed=EVALUATION_SEED,
             sampling=sampling,
             completions=completions,
             longest=self._longest,

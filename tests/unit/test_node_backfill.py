@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from node.archive import backfill as module
-from node.archive.backfill import STATE_FILE, Backfill
+from node.archive.backfill import STATE_FILE, Backfill, NoBackfill
 from node.archive.store import Archive, open_group, open_writer
 from node.cli.app import run
 from node.config import NodeConfig, TaskConfig, parse_config
@@ -227,7 +227,15 @@ class Rounds(AbstractContextManager["Rounds"]):
         self.buffer = ReplayBuffer(folder / "pool.sqlite", config().buffer)
         metrics = MetricsLog(folder / "metrics.jsonl")
         self.loop = Loop(
-            config(), 0, policy, HfEngine(policy), TASKS, self.buffer, OnePeer(*groups), metrics, backfill=source
+            config(),
+            0,
+            policy,
+            HfEngine(policy),
+            TASKS,
+            self.buffer,
+            OnePeer(*groups),
+            metrics,
+            backfill=source or NoBackfill(),
         )
 
     def __exit__(self, *_: object) -> None:

@@ -25,14 +25,13 @@ from node.policy.load import Policy
 from node.run import run_node
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from node.tasks.task_set import TaskSet
+from node.tasks.task_set import EVALUATION_SEED, TaskSet
 from node.telemetry.evaluations import first_and_last, wilson_interval
 from node.telemetry.metrics_file import MetricsLog, Row, read_metrics
 from node.telemetry.rollout_log import quoted
 from node.training.budget import RunProgress
 from node.training.evaluation import (
     ROWS,
-    SEED,
     Answers,
     EvalReport,
     Evaluations,
@@ -338,7 +337,7 @@ def test_marks_are_at_even_steps_of_the_logarithm_and_a_round_that_passes_severa
 
 
 def test_at_a_mark_greedy_answers_alone_are_asked_and_at_the_ends_all(tasks: TaskSet, tmp_path: Path) -> None:
-    engine = _Oracle(_answers(tasks, SEED, 10), solved=1)
+    engine = _Oracle(_answers(tasks, EVALUATION_SEED, 10), solved=1)
     evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every="marks", completions=8)
     evaluations.after_round(RunProgress(0, 0, 0, 0))
     evaluations.after_round(RunProgress(3, 0.2, 0.3, 900))
@@ -352,7 +351,7 @@ def test_at_a_mark_greedy_answers_alone_are_asked_and_at_the_ends_all(tasks: Tas
 def test_a_row_holds_greedy_accuracy_and_sampled_pass_at_k_of_the_weights_of_that_round(
     tasks: TaskSet, tmp_path: Path
 ) -> None:
-    engine = _Oracle(_answers(tasks, SEED, 10), solved=1)
+    engine = _Oracle(_answers(tasks, EVALUATION_SEED, 10), solved=1)
     evaluations = _evaluations(engine, tasks, MetricsLog(tmp_path / "rows.jsonl"), every=5, completions=8)
     assert evaluations.after_round(RunProgress(4, 0.3, 0.4, 7)) == {} and engine.calls == []
     figures = evaluations.after_round(RunProgress(5, 0.4, 0.5, 9))

@@ -24,7 +24,7 @@ from node.config import NodeConfig, PolicyConfig, SamplingConfig, TaskConfig, pa
 from node.engines import Generated
 from node.engines.hf import HfEngine
 from node.errors import UserError
-from node.loop import Loop, longest_prompt
+from node.loop import Loop
 from node.metrics import is_declared
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
@@ -479,10 +479,10 @@ def test_self_replay_draws_the_same_when_rounds_are_done_again(policy: Policy, t
 
 
 def test_a_prompt_has_the_room_that_the_longest_completion_leaves(policy: Policy) -> None:
-    assert longest_prompt(node_config().engine, policy) == POSITIONS - LONGEST
-    assert longest_prompt(node_config(max_prompt_length=20).engine, policy) == 20
+    assert node_config().engine.longest_prompt(policy.positions) == POSITIONS - LONGEST
+    assert node_config(max_prompt_length=20).engine.longest_prompt(policy.positions) == 20
     with pytest.raises(UserError, match="max_completion_length=128 leaves no room"):
-        longest_prompt(node_config(max_completion_length=POSITIONS).engine, policy)
+        node_config(max_completion_length=POSITIONS).engine.longest_prompt(policy.positions)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from node.telemetry.metrics_file import MetricsLog, read_with_older
 from node.telemetry.rollout_log import (
     MAX_TEXT,
     OWN,
-    Drawn,
+    LoggedGroup,
     external_rows,
     in_one_line,
     own_rows,
@@ -48,7 +48,7 @@ def test_an_episode_shows_who_speaks_and_no_text_can_pretend_to_be_another_turn(
 
 
 def test_a_peers_group_carries_who_sent_it_and_its_age() -> None:
-    (row,) = external_rows(6, [Drawn("abc", 12.5, group(("7", 1.0)))])
+    (row,) = external_rows(6, [LoggedGroup("abc", 12.5, group(("7", 1.0)))])
     assert (row["whose"], row["age"]) == ("abc", 12.5)
 
 
@@ -76,7 +76,7 @@ def test_the_file_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
 def fill(folder: Path) -> MetricsLog:
     log = MetricsLog(folder / "rollouts.jsonl")
     log.append(*own_rows(1, [group(("7", 1.0), ("8\x1b[2J\nfake", 0.0))]))
-    log.append(*external_rows(1, [Drawn("peer", 9.0, group(("9", 0.0)))]))
+    log.append(*external_rows(1, [LoggedGroup("peer", 9.0, group(("9", 0.0)))]))
     log.append(*own_rows(2, [group(("5", 0.0), seed=2), group(("6", 0.0), seed=3)]))
     return log
 
@@ -111,7 +111,7 @@ def test_watch_shows_what_is_added(tmp_path: Path) -> None:
     try:
         assert watching.stdout is not None
         assert [watching.stdout.readline() for _ in range(3)][2] == "  reward 0  finished  6\n"
-        log.append(*external_rows(3, [Drawn("peer", 61.0, group(("new", 1.0)))]))
+        log.append(*external_rows(3, [LoggedGroup("peer", 61.0, group(("new", 1.0)))]))
         assert [watching.stdout.readline() for _ in range(3)] == [
             "round 3  builtin/sums  peer, 61 s old\n",
             "  question  3+4=\n",

@@ -70,7 +70,7 @@ def rows_task(folder: Path) -> TaskSet:
 def test_all_held_out_rows_are_listed_and_no_other(tmp_path: Path) -> None:
     tasks = rows_task(tmp_path)
     (task,) = tasks.tasks
-    listed = {item.question for item in tasks.listed_held_out(0, 0)}
+    listed = {item.question for item in tasks.listed_held_out(0)}
     assert listed == {one for row in range(80) if tasks.is_held_out(task, one := task.make(row).question)} != set()
 
 
@@ -78,10 +78,10 @@ def test_of_a_task_without_rows_those_are_listed_that_the_evaluation_asks() -> N
     tasks = load_tasks([TaskConfig(name="builtin/arithmetic", options={"digits": 2, "operations": "+-"}, examples=3)])
     (task,) = tasks.tasks
     asked = [item for item, _ in zip(tasks.evaluation(task, 0, 32), range(32), strict=False)]
-    assert [item.question for item in tasks.listed_held_out(0, 32)] == [item.question for item in asked]
-    assert list(tasks.listed_held_out(0, 0)) == []
+    assert [item.question for item in tasks.listed_held_out(32)] == [item.question for item in asked]
+    assert list(tasks.listed_held_out(0)) == []
     held, training = asked[0], next(tasks.questions(1, 1)).item
     for form in ("{hq} {ha}. {q} {a}", "First, {hq} It is {ha}. Then, {q} It is {a}"):
         text = form.format(hq=held.question, ha=held.answer, q=training.question, a=training.answer)
-        assert Quotations(tasks.listed_held_out(0, 32)).are_in(text)
-    assert not Quotations(tasks.listed_held_out(0, 32)).are_in(f"{training.question} {training.answer}")
+        assert tasks.quotations(32).are_in(text)
+    assert not tasks.quotations(32).are_in(f"{training.question} {training.answer}")
