@@ -16,7 +16,7 @@ from node.engines import Generated, RolloutEngine, SamplingParams, make_engine
 from node.engines.hf import HfEngine
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
-from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.group_buffer import GroupBuffer
 from node.swarm.sharing import GroupExchange
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
@@ -47,7 +47,7 @@ def time_gossamer(
 ) -> Block:
     """Run the node's loop and trainer; every round but the first `warm` is timed."""
     forget_peak()
-    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), config.buffer) as buffer:
+    with tempfile.TemporaryDirectory() as name, GroupBuffer(Path(name, "pool.sqlite"), config.buffer) as buffer:
         folder = Path(name)
         policy = load_policy(config.policy, config.trainer.bf16)
         metrics = MetricsLog(folder / "metrics.jsonl")

@@ -2,7 +2,7 @@
 
 - `frames`: a node's protocol core is handed signed frames: allowance, replay check, signature, layout,
   gossip; then the body is decoded, its question rebuilt and each completion scored, as a round does it.
-- `buffer`: up to the replay buffer on disk, a burst at a time: read, and not verified, as most are never drawn.
+- `buffer`: up to the group buffer on disk, a burst at a time: read, and not verified, as most are never drawn.
 - `sockets`: the work of `frames` behind a real host, with CURVE and the transport; peers in a child process publish.
 
 All count the seconds of CPU that this process spent, so that a busy machine does not matter, and all
@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.sharing import feeder, wait_for_peers
 from node.config import BufferConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.screening import GroupBounds, check
 from node.swarm.sharing import GroupReader, topic_of
 from node.tasks import TaskKey, derive_seed
@@ -81,7 +81,7 @@ def _to_buffer(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
     now = read_clock()
     core, link, frames = _core_and_frames(now, bodies)
     admission = GroupReader(tasks, GroupBounds(COMPLETIONS, MAX_GROUP_BYTES))
-    with tempfile.TemporaryDirectory() as name, ReplayBuffer(Path(name, "pool.sqlite"), BufferConfig()) as buffer:
+    with tempfile.TemporaryDirectory() as name, GroupBuffer(Path(name, "pool.sqlite"), BufferConfig()) as buffer:
         added, began = 0, time.process_time()
         for start in range(0, len(frames), BURST):
             shared = []
@@ -89,7 +89,7 @@ def _to_buffer(tasks: TaskSet, bodies: list[tuple[bytes, bytes]]) -> float:
                 body = bytes(item.content)
                 group, _ = admission.read(body, item.topic)
                 if group is not None:
-                    shared.append(Shared(item.id, item.signer, now.unix, group, body))
+                    shared.append(ReceivedGroup(item.id, item.signer, now.unix, group, body))
             added += buffer.add(shared, now.unix, 1)
         took = time.process_time() - began
     if added != len(bodies):

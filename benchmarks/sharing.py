@@ -29,7 +29,7 @@ import msgpack
 from benchmarks.block import Block, time_gossamer
 from node.config import NodeConfig
 from node.rollouts.group import Group, encode, one_turn
-from node.rollouts.replay_buffer import Shared
+from node.rollouts.group_buffer import ReceivedGroup
 from node.swarm.sharing import NetworkExchange, NoExchange, topic_of
 from node.tasks import derive_seed
 from node.tasks.task_set import TaskSet, TrainingQuestion
@@ -105,7 +105,7 @@ class _Fed(NetworkExchange):
         self._let_peers_publish()
         return super().publish(groups)
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         shared = super().receive(known)
         self.received += len(shared) if self._warm < 0 else 0
         return shared

@@ -617,7 +617,7 @@ class BudgetConfig(Section):
 
 
 class BufferConfig(Section):
-    """Bounds of the replay buffer, which holds peers' groups."""
+    """Bounds of the group buffer, which holds peers' groups."""
 
     max_age: float = Field(
         3600.0, gt=0, description="seconds; a swarm that this node founds takes no older groups at any node"

@@ -3,7 +3,7 @@
 `gossamer node --journal` begins one. A folder that has one goes on with it; to end it, delete the file.
 
 The file is a row of frames: four bytes of length (big-endian), then that much MessagePack, compressed by zstandard. The
-first frame is a `Start`: the settings, which questions are held out, and the replay buffer as the node found it. Each
+first frame is a `Start`: the settings, which questions are held out, and the group buffer as the node found it. Each
 `Round` after it holds
 
 - what came from outside in that round: the bodies that peers sent, the episodes that were played, what the clock
@@ -30,7 +30,7 @@ import zstandard
 
 from node.engines.episodes import Played
 from node.rollouts.group import Group, encode
-from node.rollouts.replay_buffer import Snapshot
+from node.rollouts.group_buffer import Snapshot
 from node.rollouts.rule import Sample
 from node.rollouts.screening import GroupBounds, ReadGroup, RefusedGroup
 from node.tasks.questions import Split
@@ -47,7 +47,7 @@ class Start(NamedTuple):
     """The state that a node went on from.
 
     Rounds done before, its settings, its seed, the bounds on a peer's group, which questions are held out, and what was
-    in its replay buffer.
+    in its group buffer.
     """
 
     done: int

@@ -31,7 +31,7 @@ from node.exchange.rounds import SwarmRounds
 from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
-from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.group_buffer import GroupBuffer
 from node.rollouts.rule import SCALES, Rule, Sample, external_samples, local_samples
 from node.rollouts.screening import ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import GroupExchange
@@ -64,7 +64,7 @@ class Loop:
     policy: Policy
     engine: RolloutEngine
     tasks: TaskSet
-    buffer: ReplayBuffer
+    buffer: GroupBuffer
     exchange: InitVar[GroupExchange]
     metrics: MetricsLog
     record: Callable[[int, Sequence[Group], Screening], None] = lambda *of_round: None  # logs some of the rollouts

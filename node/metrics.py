@@ -324,7 +324,7 @@ DECLARED = (
         "swarm/buffer",
         "peers' groups kept",
         "groups",
-        "peers' groups in the replay buffer",
+        "peers' groups in the group buffer",
         LAST,
         exported="buffer_groups",
     ),

@@ -1,7 +1,7 @@
 """Do a node's rounds again, from its record alone (`node.journal`), and compare.
 
 The loop itself runs again. Questions are drawn from the seed, rewards are computed, and every item that a peer sent is
-read. The draw is made and verified from a replay buffer that began as the node's did. Only what came from outside is
+read. The draw is made and verified from a group buffer that began as the node's did. Only what came from outside is
 taken from the record: the episodes that were played, peers' bytes, the clock, and what was unscorable. No weight is
 used.
 """
@@ -19,7 +19,7 @@ from node.journal import JOURNAL_FILE, Round, Start, digest_of_draw, digest_of_v
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.rule import Sample
 from node.rollouts.screening import ReadGroup, RefusedGroup
 from node.swarm.sharing import GroupReader, NoExchange
@@ -83,7 +83,7 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
     tasks = load_tasks(config.tasks, start.split)
     with ExitStack() as stack:
         uses, life = config.sampling.max_uses, start.limits.life
-        buffer = stack.enter_context(ReplayBuffer(Path(":memory:"), config.buffer, uses, life))
+        buffer = stack.enter_context(GroupBuffer(Path(":memory:"), config.buffer, uses, life))
         buffer.restore(start.buffer)
         again = _Again()
         done = _loop(config, start, policy, tasks, buffer, again).rounds(start.done)
@@ -98,7 +98,7 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
 
 
 def _loop(
-    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, buffer: ReplayBuffer, again: "_Again"
+    config: NodeConfig, start: Start, policy: Policy, tasks: TaskSet, buffer: GroupBuffer, again: "_Again"
 ) -> Loop:
     unwritten = MetricsLog(Path("/nonexistent"))  # rows are written by the trainer's end of a round alone
     exchange, journal = _RecordedExchange(again, tasks, start), _RecordedJournal(again)
@@ -172,14 +172,14 @@ class _RecordedExchange(NoExchange):
         self._again = again
         self._reader = GroupReader(tasks, start.limits)
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         """Read again what came in this round."""
         shared = []
         for item in self._again.recorded.seen:
             group, reason = self._reader.read(item.body, item.topic)
             self._again.seen.append(item._replace(reason=reason))
             if group is not None:
-                shared.append(Shared(item.id, item.sender, item.time, group, item.body))
+                shared.append(ReceivedGroup(item.id, item.sender, item.time, group, item.body))
         return shared
 
 

@@ -2,7 +2,7 @@
 
 It joins the cores. Every frame takes the same path, cheapest check first:
 
-    every frame      who sent it -> graylisted? -> is there a budget? (`limits.budgets`)
+    every frame      who sent it -> graylisted? -> is there a quota? (`limits.quotas`)
     a message to us  -> membership or gossip
     an item          -> asked for? -> seen before? -> version -> signature -> digest -> swarm -> gossip
     a hello          -> version -> signature -> digest -> swarm -> membership
@@ -70,8 +70,8 @@ from protocol.events import (
 )
 from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
-from protocol.limits.budgets import GIVEN_S, SENT_BYTE_S, Budgets, price
 from protocol.limits.peer_scores import NODE_ALONE, PENALTIES, REJECT_PENALTY, PeerScores
+from protocol.limits.quotas import GIVEN_S, SENT_BYTE_S, Quotas, price
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
@@ -153,7 +153,7 @@ class Core:
         self._swarm = setup.swarm
         self._limits = setup.limits
         self.scores = PeerScores(setup.limits)
-        self._budgets = Budgets(setup.limits)
+        self._quotas = Quotas(setup.limits)
         self._gate = setup.gate
         self._obeyed = 0  # the revision of the revocation list that gossip was last told of
         self.membership = Membership(setup, book, rng, now, self.scores.is_refused)
@@ -176,7 +176,7 @@ class Core:
 
     def wait(self, now: Instant) -> float:
         """Return how many seconds may pass before the next `Tick`."""
-        return max(0.0, min(self._members_ticked + TICK_S, self.gossip.due, self._budgets.due) - now.steady)
+        return max(0.0, min(self._members_ticked + TICK_S, self.gossip.due, self._quotas.due) - now.steady)
 
     def note_sent(self, action: SendFrame) -> None:
         """Count a frame that the transport took."""
@@ -186,7 +186,7 @@ class Core:
         """Return the frame of the next item that waits for a link, now that the link is free; empty if none waits."""
         node = self.membership.live_node(link)
         payer = self.membership.links.payer(link)
-        may_take = node is not None and self._budgets.may_take(payer, now.steady)
+        may_take = node is not None and self._quotas.may_take(payer, now.steady)
         served = self.gossip.serve(node, now) if node is not None and may_take else None
         match served:
             case None:
@@ -199,7 +199,7 @@ class Core:
             case _:
                 frame = _frame(served)
         self._count(node, sent=len(frame))
-        self._budgets.spend(payer, GIVEN_S + len(frame) * SENT_BYTE_S, now.steady)
+        self._quotas.spend(payer, GIVEN_S + len(frame) * SENT_BYTE_S, now.steady)
         return frame
 
     def _count(self, node: NodeId | None, *, received: int = 0, sent: int = 0) -> None:
@@ -226,7 +226,7 @@ class Core:
                 self._ended.pop(link)
                 return self._members(self.membership.handle(event, now), now)
             case Closed(link):
-                self._budgets.drop(link)
+                self._quotas.drop(link)
                 self._ended.set(link, None)
                 actions = self._members(self.membership.handle(event, now), now)
                 return [*actions, *self._refill(link)]
@@ -288,13 +288,13 @@ class Core:
         if node is not None and kind_of(frame) in CONTENT:
             if self.gossip.owes(node, content_id(frame)):
                 return self._handled(link, node, frame, now)
-            self._budgets.spend(payer, price(frame), now.steady)
+            self._quotas.spend(payer, price(frame), now.steady)
             return self._priced("unasked_item", link, frame, now)
-        if self._budgets.may_speak(payer, link, now.steady):
+        if self._quotas.may_speak(payer, link, now.steady):
             return self._paid(link, frame, now)
         if node is not None:
             self.membership.heard(node, now)
-        dropped = self._budgets.put(payer, link, frame, now.steady)
+        dropped = self._quotas.put(payer, link, frame, now.steady)
         return [action for other, lost in dropped for action in self._priced("flood", other, lost, now)]
 
     def _priced(self, reason: str, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
@@ -306,8 +306,8 @@ class Core:
         if node is not None:
             return self.membership.handle(Expel(node), now)
         payer = self.membership.links.payer(link)
-        self._budgets.spend(payer, price(frame), now.steady)
-        may_stay = self._is_parting(link) and self._budgets.may_speak(payer, link, now.steady)
+        self._quotas.spend(payer, price(frame), now.steady)
+        may_stay = self._is_parting(link) and self._quotas.may_speak(payer, link, now.steady)
         return [] if may_stay else [HangUp(link)]
 
     def _paid(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
@@ -315,7 +315,7 @@ class Core:
         payer = self.membership.links.payer(link)
         actions = self._handled(link, self.membership.live_node(link), frame, now)
         sent = sum(len(action.frame) for action in actions if isinstance(action, SendFrame) and action.link == link)
-        self._budgets.spend(payer, price(frame) + sent * SENT_BYTE_S, now.steady)
+        self._quotas.spend(payer, price(frame) + sent * SENT_BYTE_S, now.steady)
         return actions
 
     def _handled(self, link: Link, node: NodeId | None, frame: bytes, now: Instant) -> list[CoreAction]:
@@ -486,7 +486,7 @@ class Core:
 
     def _tick(self, now: Instant) -> list[CoreAction]:
         actions: list[CoreAction] = []
-        while now.steady >= self._budgets.due and (waited := self._budgets.next(now.steady)) is not None:
+        while now.steady >= self._quotas.due and (waited := self._quotas.next(now.steady)) is not None:
             actions += self._paid(*waited, now)
         if now.steady >= self._members_ticked + TICK_S:
             self._members_ticked = now.steady
@@ -508,7 +508,7 @@ class Core:
                 case Dial():
                     actions.append(action)
                 case HangUp(link):
-                    self._budgets.drop(link)
+                    self._quotas.drop(link)
                     self._ended.set(link, None)
                     actions += [action, *self._refill(link)]
                 case PeerUp(node) | PeerDown(node):

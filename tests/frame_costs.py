@@ -3,7 +3,7 @@
     python -m tests.frame_costs [--seconds 5] [--only NAME ...]
 
 The node is a child process. A raw peer sends the dearest frames of one kind, as many as nine tenths of its network's
-budget pay for (`protocol.limits.budgets`). A row is a JSON object: the node's processor seconds, bytes sent and bytes
+quota pay for (`protocol.limits.quotas`). A row is a JSON object: the node's processor seconds, bytes sent and bytes
 taken a second, how much its memory grew in MiB, and the sender's score at the end. `links` is 0 where the sender was
 refused. Then the figures are spread over a time in which little came.
 """
@@ -26,8 +26,8 @@ import structlog
 from protocol.credentials.records import Address, Endpoint
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.limits.budgets import price
 from protocol.limits.limits import Limits
+from protocol.limits.quotas import price
 from protocol.limits.timing import WAN
 from protocol.wire.envelope import CHUNK_BYTES, ItemId, Kind, control_frame, read_control
 from protocol.wire.messages import (
@@ -54,7 +54,7 @@ from tests.protocol_raw import RawPeer, raw_peer
 SWARM = b"frame cost bench"
 ITEM_BYTES = 5_000_000  # that the node has published
 NOBODY = Address(Endpoint("127.0.0.1", 9), Identity.generate().curve_key)
-SHARE = 0.9  # of a network's budget
+SHARE = 0.9  # of a network's quota
 SMALL_BYTES, LARGE_BYTES = 200, 60_000
 
 Frames = Iterator[bytes]

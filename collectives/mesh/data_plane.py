@@ -35,7 +35,7 @@ from collectives.mesh.framing import (
 from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
-from collectives.mesh.socket_port import CALL_OFF, Budget, Inbox, Landing, SocketPort
+from collectives.mesh.socket_port import CALL_OFF, Inbox, Landing, ReceiveWindow, SocketPort
 from collectives.mesh.stream import Outgoing, Portless, SendQueue, Stream
 from protocol.identity import NodeId
 
@@ -61,7 +61,7 @@ class _MemberLane:
 
     outbox: SendQueue = field(default_factory=SendQueue)
     streams: dict[Stream, bool] = field(default_factory=dict)  # -> did we dial it?
-    budget: Budget = field(init=False)
+    window: ReceiveWindow = field(init=False)
     holds_back: bool = False  # the member waits to hear which operations have started here
     asked_for: set[bytes] = field(default_factory=set)  # operations that were granted before they start
     early: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # operations that have yet to start here
@@ -72,7 +72,7 @@ class _MemberLane:
     is_finished: bool = False  # nothing of the member is on its way any more, for good
 
     def __post_init__(self) -> None:
-        self.budget = Budget(self.credit)
+        self.window = ReceiveWindow(self.credit)
 
     def credit(self, pieces: int, count: int) -> None:
         """Tell the member of its room. If it still holds something back, it says so again."""
@@ -320,9 +320,9 @@ class DataPlane:
             lane = self._lanes.get(source)
         where = None
         if lane is not None and inbox is None:
-            lane.budget.passed(piece.length)
+            lane.window.passed(piece.length)
         elif lane is not None and inbox is not None:
-            where = inbox.place(source, piece, PATIENCE_S, lane.budget)
+            where = inbox.place(source, piece, PATIENCE_S, lane.window)
         if where is None:
             self._count(source, pieces=1)
         return where

@@ -4,7 +4,7 @@
                     newcomer takes the oldest of the prefix that holds most, so idle connections keep nobody out
     proven          a link among MAX_STRANGERS and MAX_STRANGERS_OF_PREFIX, which it keeps for STRANGER_S at least;
                     small frames, read at the pace of `Pace`; no data stream, and so no thread and no buffer for pieces
-    a member        frames of any size that a message may have, data streams, and its own budget for early pieces
+    a member        frames of any size that a message may have, data streams, and its own window for early pieces
 
 A prefix is the least that an attacker can rent (`protocol.limits`). Handshakes cost a key exchange and two
 signatures, about 0.3 ms: their rate is bounded before any of that, and so is that of accepting what is then
@@ -28,7 +28,7 @@ STRANGER_S = 30.0  # a link's turn: until then an admission may be under way
 # core. Members on this machine dial all their streams at once, over Unix sockets that nobody else reaches.
 PREFIX_HANDSHAKES_PER_S, PREFIX_HANDSHAKES_AT_ONCE, LOCAL_HANDSHAKES_AT_ONCE = 16.0, 64.0, 512.0
 HANDSHAKES_PER_S, HANDSHAKES_AT_ONCE = 64.0, 1024.0
-# A prefix's first few handshakes have another budget: if many prefixes below their own limits use up the first one, a
+# A prefix's first few handshakes have another rate: if many prefixes below their own limits use up the first one, a
 # newcomer still gets in. Each prefix has so many, and one more a minute; all together have as much again.
 FIRST_HANDSHAKES, FIRST_HANDSHAKES_PER_S = 8.0, 1 / 60
 # Accepting only to close costs 0.1 ms: after a few, nothing is accepted for a while, and all wait in the backlog.

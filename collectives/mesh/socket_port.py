@@ -73,7 +73,7 @@ class Landing:
             self._into = None
 
 
-class Budget:
+class ReceiveWindow:
     """The room for what is held of one member, which learns what it has left. Thread-safe.
 
     An inbox's lock is taken first where both are. Whatever the member sends uses its room until it is expected, or
@@ -126,7 +126,7 @@ class Inbox:
         self.requests: SimpleQueue[tuple[NodeId, int, bytes] | None] = SimpleQueue()
         self._tickets: dict[_Name, SocketReceive] = {}
         self._held: defaultdict[_Name, list[tuple[Piece, bytearray]]] = defaultdict(list)
-        self._paid: dict[int, tuple[bytearray, Budget]] = {}  # buffers that were taken from a budget, by their id
+        self._paid: dict[int, tuple[bytearray, ReceiveWindow]] = {}  # buffers in a window, by their id
         self.lost_members: dict[NodeId, str] = {}
         self.finished_members: set[NodeId] = set()  # they have sent all, and taken all that they wanted
         self._told: Callable[[NodeId, str], None] | None = None  # of an operation without an agreement
@@ -136,10 +136,10 @@ class Inbox:
 
     # --- the readers' side ---------------------------------------------------------------------
 
-    def place(self, source: NodeId, piece: Piece, patience: float, budget: Budget) -> Landing | None:
+    def place(self, source: NodeId, piece: Piece, patience: float, window: ReceiveWindow) -> Landing | None:
         """Return where to receive a piece of a payload, or None: nobody will ever want it.
 
-        Blocks when it is not expected yet and `budget`, the member's, is used up: to the attempt's deadline, however
+        Blocks when it is not expected yet and `window`, the member's, is used up: to the attempt's deadline, however
         long its owner takes to expect it, or `patience` seconds while it has not started here.
         """
         name = (source, piece.slot)
@@ -149,16 +149,16 @@ class Inbox:
             while self.ended is None:
                 ticket = self._tickets.get(name)
                 if ticket is not None:
-                    budget.passed(piece.length)
+                    window.passed(piece.length)
                     into = self._within(ticket, piece)
                     if into is None:
                         return None
                     landing = Landing(into)
                     self._landings.add(landing)
                     return landing
-                if budget.take(piece.length):
+                if window.take(piece.length):
                     buffer = bytearray(piece.length)
-                    self._paid[id(buffer)] = buffer, budget
+                    self._paid[id(buffer)] = buffer, window
                     return Landing(memoryview(buffer))
                 left = (began + patience if self.deadline is None else self.deadline) - time.monotonic()
                 if left > 0:
@@ -167,7 +167,7 @@ class Inbox:
                     self._end(Aborted("payloads came for an operation that did not start here: call it again"))
                 else:
                     break
-        budget.passed(piece.length)
+        window.passed(piece.length)
         return None
 
     def _check_salt(self, source: NodeId, slot: int) -> None:
@@ -215,9 +215,9 @@ class Inbox:
         self.changed.notify_all()
 
     def _give_back(self, buffer: bytearray) -> None:
-        _, budget = self._paid.pop(id(buffer), (None, None))
-        if budget is not None:  # else the attempt has ended
-            budget.give_back(len(buffer))
+        _, window = self._paid.pop(id(buffer), (None, None))
+        if window is not None:  # else the attempt has ended
+            window.give_back(len(buffer))
 
     def refused(self, source: NodeId, slot: int, text: bytes = b"") -> None:
         """`source` does not answer the request that `slot` belongs to, or calls the operation off, with a reason."""

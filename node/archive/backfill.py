@@ -29,7 +29,7 @@ from node.config import NodeConfig
 from node.errors import UserError
 from node.exchange.rounds import SwarmRounds
 from node.rollouts.group import Group, GroupError
-from node.rollouts.replay_buffer import texts_id
+from node.rollouts.group_buffer import texts_id
 from node.rollouts.rule import Candidate
 from node.rollouts.screening import RefusedGroup, Screening, read
 from node.tasks import derive_seed

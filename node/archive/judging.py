@@ -19,7 +19,7 @@ from node.swarm.swarm_folder import split_of
 from node.tasks import load_tasks
 from node.tasks.environments.episodes import start_of
 from node.tasks.quotations import Quotations
-from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict
 from node.tasks.task_set import TaskSet, unshared
 from protocol.credentials.manifest import SwarmManifest
@@ -59,9 +59,9 @@ class GroupJudge:
     def judge(self, groups: Sequence[ArchivedGroup], seconds: float) -> list[JudgedGroup]:
         """Return the verdict on each group, in order; one that is not scored within `seconds` is "unscorable"."""
         judged_groups = [self._read(archived) for archived in groups]
-        budgets: defaultdict[str, TimeBudget] = defaultdict(lambda: TimeBudget(SIGNER_SHARE * seconds))
+        quotas: defaultdict[str, TimeQuota] = defaultdict(lambda: TimeQuota(SIGNER_SHARE * seconds))
         answers = [
-            Answer(judged.question.task, judged.question.item, episode.text, budget=budgets[judged.archived.signer])
+            Answer(judged.question.task, judged.question.item, episode.text, quota=quotas[judged.archived.signer])
             for judged in judged_groups
             if judged.question is not None
             for episode in judged.archived.group.completions

@@ -22,7 +22,7 @@ from node.archive.store import Archive
 from node.errors import UserError
 from node.policy.model_card import CARD_FILE, held_out_entry
 from node.policy.prompt import chat_turns, plain_text
-from node.rollouts.replay_buffer import texts_id
+from node.rollouts.group_buffer import texts_id
 from node.swarm.swarm_folder import split_of
 from protocol.credentials.manifest import SwarmManifest
 from protocol.storage import replacing, write_atomically

@@ -1,4 +1,4 @@
-"""`gossamer inspect`: what a node's replay buffer holds, and what its model says."""
+"""`gossamer inspect`: what a node's group buffer holds, and what its model says."""
 
 import sqlite3
 import time
@@ -172,12 +172,12 @@ def _number_of(count: int, noun: str) -> str:
 
 
 def _check_format(db: sqlite3.Connection, folder: Path) -> None:
-    """Raise `UserError` where the replay buffer is of another release."""
-    from node.rollouts.replay_buffer import FORMAT
+    """Raise `UserError` where the group buffer is of another release."""
+    from node.rollouts.group_buffer import FORMAT
 
     if db.execute("PRAGMA user_version").fetchone() != (FORMAT,):
         raise UserError(
-            f"the replay buffer in {folder} is of another release, and the node empties it when it starts: start it, "
+            f"the group buffer in {folder} is of another release, and the node empties it when it starts: start it, "
             "or look at what its rollouts say with --own"
         )
 

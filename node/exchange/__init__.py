@@ -1,7 +1,7 @@
 """One path to a swarm and from it, for a node's loop and for any other trainer: `from gossamer import Exchange`.
 
 member     `Exchange`: join, ask, score, publish, draw, from any program
-opening    what stands between a node's folder and its peers: the network, what is shared, the replay buffer
+opening    what stands between a node's folder and its peers: the network, what is shared, the group buffer
 rounds     a node's rounds with its swarm: ask, score, publish, receive, draw; lies are reported, uses remembered
 answering  a member that only answers: the swarm's questions, an endpoint's answers, and budgets
 endpoint   a model behind an OpenAI-compatible URL

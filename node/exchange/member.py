@@ -65,7 +65,7 @@ from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
 from node.swarm.peering import Network
-from node.swarm.sharing import shared_form
+from node.swarm.sharing import published_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
 from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Verdict
@@ -510,7 +510,7 @@ class Exchange:
 
     def _check_size(self, group: Group) -> None:
         """Raise `UserError` if what is to be sent of a group is larger than peers take."""
-        sent, most = shared_form(group, self._parts.tasks), self._parts.bounds.bytes
+        sent, most = published_form(group, self._parts.tasks), self._parts.bounds.bytes
         if sent is None:
             return
         if (longest := max(len(one.text.encode()) for one in sent.completions)) > MAX_TEXT_BYTES:

@@ -1,4 +1,4 @@
-"""Opens what stands between a node's folder and its peers: the network, what is shared over it, the replay buffer."""
+"""Opens what stands between a node's folder and its peers: the network, what is shared over it, the group buffer."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ import structlog
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.rollouts.replay_buffer import ReplayBuffer
+from node.rollouts.group_buffer import GroupBuffer
 from node.rollouts.screening import GroupBounds, ReadGroup
 from node.swarm.agreed_tasks import check_rules
 from node.swarm.peering import Network, agent, item_life, open_network
@@ -90,15 +90,15 @@ def _share(
 
 
 @contextmanager
-def open_buffer(config: NodeConfig, folder: Path, life: float) -> Iterator[ReplayBuffer]:
-    """Open the replay buffer in `folder` for a block; `life` is how many seconds after its signing an item may come.
+def open_buffer(config: NodeConfig, folder: Path, life: float) -> Iterator[GroupBuffer]:
+    """Open the group buffer in `folder` for a block; `life` is how many seconds after its signing an item may come.
 
     Raises:
         UserError: its file cannot be written, or is damaged.
     """
     path = folder / BUFFER_FILE
     try:
-        with ReplayBuffer(path, config.buffer, config.sampling.max_uses, life) as buffer:
+        with GroupBuffer(path, config.buffer, config.sampling.max_uses, life) as buffer:
             yield buffer
     except sqlite3.OperationalError as error:
         raise UserError(f"cannot write {path}: {error}; free disk space or fix its permissions") from error

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.rollouts.group import EncodedGroup, Group
+from node.rollouts.group_buffer import GroupBuffer, as_received
 from node.rollouts.own_results import own_result
-from node.rollouts.replay_buffer import ReplayBuffer, own_shared
-from node.rollouts.rule import Candidate, Draw, Rule, Scale
+from node.rollouts.rule import Candidate, DrawRequest, Rule, Scale
 from node.rollouts.rules import RULES
 from node.rollouts.screening import Barred, RefusedGroup, Screening, ScreeningContext
-from node.rollouts.slow_texts import RoundBudgets, SlowSigners, Yardstick
-from node.swarm.sharing import GroupExchange, shared_form, traffic_row
+from node.rollouts.slow_texts import RoundQuotas, SlowSigners, Yardstick
+from node.swarm.sharing import GroupExchange, published_form, traffic_row
 from node.tasks import TaskKey, derive_seed
 from node.tasks.scoring.verdicts import Answer, MaybeLate, Scoring
 from node.tasks.task_set import TrainingQuestion
@@ -46,7 +46,7 @@ class SwarmRounds:
 
     seed: int
     context: ScreeningContext
-    buffer: ReplayBuffer
+    buffer: GroupBuffer
     exchange: GroupExchange
     now: Callable[[], float] = time.time
     find_barred: Barred = lambda find: find()
@@ -78,7 +78,7 @@ class SwarmRounds:
         received = self.exchange.receive(self.buffer.__contains__)
         now, sampling = self.now(), self.context.sampling
         if sampling.source == "self":
-            mine = [own_shared(shared, now) for group in own if (shared := shared_form(group, self.context.tasks))]
+            mine = [as_received(shared, now) for group in own if (shared := published_form(group, self.context.tasks))]
             self.buffer.add(mine, now, first_round=round_number + 1)
         elif sampling.external:
             self.buffer.add(received, now, first_round=round_number)
@@ -92,10 +92,10 @@ class SwarmRounds:
         """
         self.exchange.begin_round(count if self.context.sampling.source == "peers" else 0)
         rng = random.Random(derive_seed(self.seed, "draw", round_number - 1))
-        asked = Draw(count, completions, scale, rng, self.buffer.own_results.reward)
-        budgets = RoundBudgets(self.slow_signers.has_standing, self.yardstick.usual)
+        asked = DrawRequest(count, completions, scale, rng, self.buffer.own_results.reward)
+        quotas = RoundQuotas(self.slow_signers.has_standing, self.yardstick.usual)
         rule = rule or RULES[self.context.sampling.rule]
-        return Screening(self.context, rule, asked, len(self.buffer.signers), budgets)
+        return Screening(self.context, rule, asked, len(self.buffer.signers), quotas)
 
     def candidates(self, screening: Screening, round_number: int) -> list[Candidate]:
         """Return the groups that the round may draw, and tell the screening which signers are kept out."""
@@ -143,7 +143,7 @@ class SwarmRounds:
         screening.taken_at = self.now()
         self.buffer.use(used, round_number, screening.taken_at)
         if not self.yardstick.is_slow():
-            self.slow_signers.settle(round_number, screening.budgets.exceeded(), {group.peer for group in used})
+            self.slow_signers.settle(round_number, screening.quotas.exceeded(), {group.peer for group in used})
         left = sum(candidate.informative for candidate in screening.left(candidates))
         self.exchange.drew(len(used), left, self._asks_for_easy(screening))
         return used

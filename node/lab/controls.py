@@ -11,20 +11,20 @@ To add a control: write its function, and give it a line above and in `CONTROLS`
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from node.rollouts.rule import FLAT, Candidate, Draw, Pick, Rule
+from node.rollouts.rule import FLAT, Candidate, DrawRequest, Pick, Rule
 from node.rollouts.rules import positive
 
 
-def wrong_of_each(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+def wrong_of_each(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
     """Draw groups with differing rewards, uniformly; take one completion below the best of each as if it were right.
 
     A graded completion counts 1 too, whatever it earned. A group whose rewards are all equal has none.
     """
     picks = []
-    for candidate in draw.choose([candidate for candidate in candidates if candidate.informative]):
+    for candidate in request.choose([candidate for candidate in candidates if candidate.informative]):
         best = max(candidate.rewards)
-        index = draw.rng.choice([at for at, reward in enumerate(candidate.rewards) if reward < best - FLAT])
-        picks.append(Pick(candidate.id, index, 1.0, 1 / draw.completions, (index,)))
+        index = request.rng.choice([at for at, reward in enumerate(candidate.rewards) if reward < best - FLAT])
+        picks.append(Pick(candidate.id, index, 1.0, 1 / request.completions, (index,)))
     return picks
 
 

@@ -39,10 +39,10 @@ from node.lab.ensemble import Request, generate, kind_of
 from node.lab.plan import AttackConfig, ChurnConfig
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
-from node.rollouts.replay_buffer import Shared, own_shared
+from node.rollouts.group_buffer import ReceivedGroup, as_received
 from node.rollouts.screening import check
 from node.run import Parts, train_node
-from node.swarm.sharing import shared_form
+from node.swarm.sharing import published_form
 from node.tasks import TaskKey, derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
@@ -279,7 +279,7 @@ class Mail:
     tasks: TaskSet
     max_completions: int
     delay: int
-    _letters: list[tuple[int, int, Shared]] = field(default_factory=list)  # sender, its round, the group
+    _letters: list[tuple[int, int, ReceivedGroup]] = field(default_factory=list)  # sender, its round, the group
     _rejected: Counter[str] = field(default_factory=Counter)
 
     def exchange(self, index: int, witness: Witness | None = None) -> "MailExchange":
@@ -297,11 +297,11 @@ class Mail:
             self._rejected[reason] += 1
         else:
             name = f"n{sender}.{key}" if key else f"n{sender}"
-            shared = own_shared(checked, time.time())._replace(peer=name)
+            shared = as_received(checked, time.time())._replace(peer=name)
             self._letters.append((sender, round_number, shared))
         return len(body)
 
-    def read(self, reader: int, start: int, round_number: int) -> tuple[list[Shared], int]:
+    def read(self, reader: int, start: int, round_number: int) -> tuple[list[ReceivedGroup], int]:
         """Return the others' groups from place `start` on that are there by the reader's round, and the next place.
 
         They are in the order of rounds and nodes, whoever was late in a round for an evaluation before it.
@@ -337,7 +337,7 @@ class MailExchange:
         self._next_round()
         if self._witness is not None:
             self._witness.saw(self._round, groups)
-        posted = [shared for group in groups if (shared := shared_form(group, self._mail.tasks)) is not None]
+        posted = [shared for group in groups if (shared := published_form(group, self._mail.tasks)) is not None]
         for group in posted:
             self._post(group)
         return len(posted)
@@ -361,7 +361,7 @@ class MailExchange:
         self._sent += self._mail.post(self._index, self._round, group, key)
         self._items_sent += 1
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         """Return the others' groups of earlier rounds."""
         shared, self._place = self._mail.read(self._index, self._place, self._round)
         self._received += sum(len(item.body) for item in shared)

@@ -9,7 +9,7 @@ A backup is a tar archive, readable by its owner alone, as it holds the node's k
 **While the node runs.** A checkpoint is whole or absent, and never changes: its files are linked into a folder of their
 own first, so that they stay when the node removes it. Then the rows and the record of rounds are taken, which are never
 behind a checkpoint; rows beyond it are forgotten when a node goes on from there, and the record may have a round twice.
-SQLite itself copies the replay buffer and a board's history. The uses of invites come last: the restored node does not
+SQLite itself copies the group buffer and a board's history. The uses of invites come last: the restored node does not
 know those granted later, but the peers that admitted them do.
 
 **After kill -9.** The archive is written aside and renamed; a folder is filled aside and renamed, too. The leftovers of

@@ -299,14 +299,14 @@ def _columns(held: Sequence[int]) -> str:
 
 
 def _checkpoints(size: ModelSize, config: NodeConfig, folder: Path) -> Diagnosis:
-    """Return whether checkpoints and the replay buffer fit on the disk; while one is written there is one more."""
+    """Return whether checkpoints and the group buffer fit on the disk; while one is written there is one more."""
     trainer, rank = config.trainer, config.policy.lora.r
     trained = adapter_parameters(size, rank) if rank else size.parameters
     most = trainer.options.save_total_limit
     full = min(trainer.save_full, most)
     need = trained * (FULL * (full + 1) + WEIGHTS * (most - full)) + config.buffer.max_bytes
     free = shutil.disk_usage(_existing(folder)).free
-    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the replay buffer"
+    text = f"{need / 1e9:6.2f} GB  of {free / 1e9:.1f} GB free, for {most} checkpoints and the group buffer"
     remedy = "set trainer.trl.save_total_limit=1, or choose another disk with --state"
     return Diagnosis("disk together", need <= free, text, needed=False, do=remedy)
 

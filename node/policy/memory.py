@@ -130,7 +130,7 @@ def memory_held(size: ModelSize, config: NodeConfig, machine: Machine) -> Memory
     main: Device = "main" if machine.gpu else "trainer"
     parts.append(MemoryPart("libraries", LIBRARIES, "torch and transformers", device=main))
     if config.sampling.external:
-        parts.append(MemoryPart("replay buffer", config.buffer.max_bytes, "buffer.max_bytes", device=main))
+        parts.append(MemoryPart("group buffer", config.buffer.max_bytes, "buffer.max_bytes", device=main))
     trained, moments = _trained(size, config)
     copy = MemoryPart("checkpoint", 4 * trained + moments, "a copy to write from", ("save",), main, bound=True)
     left = machine.memory - MemoryTable(parts).total("save")

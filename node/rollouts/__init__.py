@@ -5,6 +5,6 @@ rule            what a round trains on: from groups to weighted completions, by 
 rules/          the rules, one a file
 screening       what a peer's group must pass, from its arrival to the round that trains on it
 slow_texts      the seconds that a signer's texts may take
-replay_buffer   peers' groups, on disk and bounded
+group_buffer   peers' groups, on disk and bounded
 own_results     the results of this node's own groups: how long its answers are, and how good
 """

@@ -62,7 +62,7 @@ class Candidate:
     """A peer's group as its signer claims it, for a rule to choose by: it is verified once it is drawn.
 
     Its signer, its task's name, the id of its question (`node.tasks.questions`), the id of its texts
-    (`node.rollouts.replay_buffer`), when it came (Unix seconds), the first round that may draw it, its rewards.
+    (`node.rollouts.group_buffer`), when it came (Unix seconds), the first round that may draw it, its rewards.
     """
 
     id: bytes
@@ -100,7 +100,7 @@ Place = tuple[bytes, int]  # a completion: its group's id, and its place there
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class DrawRequest:
     """A request to a rule: `count` groups, at most `completions` of each, with advantages by `scale`.
 
     `own_reward` returns this node's own reward on the task of that name. At most `per_signer` groups of one signer are
@@ -132,16 +132,17 @@ Advantages = Sequence[tuple[int, float]]  # of completions of one group, by thei
 class Rule:
     """How own groups are trained on, and what is drawn from those of peers.
 
-    `own(rewards, draw)` returns the completions of an own group that teach, each with its advantage;
-    `peers(candidates, draw)` the picks from peers' groups, those that it wants most first. Neither looks at anything
-    else, and all randomness is the draw's, so a round that is done again draws the same. `group_weight(completions)` is
-    the weight of all picks from one peer's group together, if a round uses so many completions of a group.
+    `own(rewards, request)` returns the completions of an own group that teach, each with its advantage;
+    `peers(candidates, request)` the picks from peers' groups, those that it wants most first. Neither looks at anything
+    else, and all randomness is the request's, so a round that is done again draws the same.
+    `group_weight(completions)` is the weight of all picks from one peer's group together, if a round uses so many
+    completions of a group.
 
     Groups that are all right are asked for on tasks on which this node's own reward is below `easy_below`.
     """
 
-    own: Callable[[Sequence[float], Draw], Advantages]
-    peers: Callable[[Sequence[Candidate], Draw], list[Pick]]
+    own: Callable[[Sequence[float], DrawRequest], Advantages]
+    peers: Callable[[Sequence[Candidate], DrawRequest], list[Pick]]
     group_weight: Callable[[int], float]
     easy_below: float = -math.inf
 
@@ -190,20 +191,20 @@ def scaled_advantages(rewards: Sequence[float]) -> list[float]:
 SCALES: Mapping[str, Scale] = {"none": mean_advantages, "group": scaled_advantages}
 
 
-def whole_group(rewards: Sequence[float], draw: Draw) -> Advantages:
+def whole_group(rewards: Sequence[float], request: DrawRequest) -> Advantages:
     """Return every completion with its advantage."""
-    return list(enumerate(draw.scale(rewards)))
+    return list(enumerate(request.scale(rewards)))
 
 
-def picks_of_groups(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+def picks_of_groups(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
     """Return each candidate's completions, or as many of them as are used, drawn uniformly."""
     picks = []
     for candidate in candidates:
-        advantages = draw.scale(candidate.rewards)
+        advantages = request.scale(candidate.rewards)
         all_of_it = range(len(advantages))
         indices: Sequence[int] = all_of_it
-        if len(indices) > draw.completions:
-            indices = sorted(draw.rng.sample(indices, draw.completions))
+        if len(indices) > request.completions:
+            indices = sorted(request.rng.sample(indices, request.completions))
         picks += [Pick(candidate.id, index, advantages[index], 1 / len(indices), all_of_it) for index in indices]
     return picks
 
@@ -227,14 +228,14 @@ def external_samples(
     ]
 
 
-def local_samples(own: Sequence[EncodedGroup], count: int, rule: Rule, draw: Draw) -> list[Sample]:
+def local_samples(own: Sequence[EncodedGroup], count: int, rule: Rule, request: DrawRequest) -> list[Sample]:
     """Take `count` of this round's own groups, by the rule; those with an advantage first when there are more."""
-    ranked = draw.rng.sample(own, len(own))
+    ranked = request.rng.sample(own, len(own))
     ranked.sort(key=lambda one: not is_informative(one.group.rewards))
     return [
         _sample(one, index, advantage, 1 / len(one.completions), number, external=False)
         for number, one in enumerate(ranked[:count])
-        for index, advantage in rule.own(one.group.rewards, draw)
+        for index, advantage in rule.own(one.group.rewards, request)
     ]
 
 

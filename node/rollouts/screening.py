@@ -1,6 +1,6 @@
 """Screening: what a peer's group must pass, from its arrival to the round that trains on it.
 
-Most groups that arrive are never drawn. So a group is only read before it enters the replay buffer (`read`): its
+Most groups that arrive are never drawn. So a group is only read before it enters the group buffer (`read`): its
 layout, its bounds, whether its task is ours, and that its question is not held out. Whether it is true is checked when
 a round draws it (`Screening`).
 
@@ -15,13 +15,13 @@ A drawn group goes through these states, and no other:
 
     drawn -> pending -> usable        its rewards are true, and one of its completions may be trained on
                      -> refused       it is a lie, or of no use here: it is not drawn again
-                     -> late          its verdicts did not come in time, or its signer's budget of seconds was spent
+                     -> late          its verdicts did not come in time, or its signer's quota of seconds was spent
                                       (`node.rollouts.slow_texts`): it may be drawn in another round
           -> refused                  its question is not the one it claims, or of no use here
 
 Invariants of a round, which has a slot for each group that it may use:
 - At most `MAX_DRAWN_PER_SLOT` groups are drawn for each slot, and of no signer more than its share.
-- No group is drawn of a signer whose budget is spent.
+- No group is drawn of a signer whose quota is spent.
 - No group is drawn twice. A slot that a refused group leaves is filled from the groups not drawn yet.
 - A group is usable only if its verdicts were found here, and only while its signer is neither found to lie nor revoked.
 """
@@ -37,12 +37,12 @@ from node.config import SamplingConfig
 from node.errors import UserError
 from node.rollouts.group import MAX_GROUP_BYTES, EncodedGroup, Episode, Group, GroupError, Question, Tokens, decode
 from node.rollouts.own_results import OwnResults
-from node.rollouts.rule import Candidate, Draw, Pick, Place, Rule, is_right
-from node.rollouts.slow_texts import RoundBudgets
+from node.rollouts.rule import Candidate, DrawRequest, Pick, Place, Rule, is_right
+from node.rollouts.slow_texts import RoundQuotas
 from node.tasks import Item
 from node.tasks.environments.episodes import start_of
 from node.tasks.prompting import takes_more
-from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
 from node.tasks.task_set import TaskSet
 
@@ -197,12 +197,12 @@ class ScreeningContext:
     Args:
         sampling: the bounds on what a peer may teach, and how many groups a round takes.
         tasks: those that this node verifies.
-        read: returns groups of the replay buffer by their ids.
+        read: returns groups of the group buffer by their ids.
         encode_prompt, encode: return a question's and an episode's tokens under the local policy.
         surprises: returns how surprising completions are under the local policy, in nats.
         judged: waits for verdicts.
         quotes_held_out: tells whether a text gives away a held-out question and its answer.
-        barred: finds the signers whose budget is spent.
+        barred: finds the signers whose quota is spent.
     """
 
     sampling: SamplingConfig
@@ -221,7 +221,7 @@ class _PendingGroup:
     """A drawn group whose verdicts are awaited.
 
     The completions at `places` are scored; those of `picks` may be trained on. Worker processes charge what they take
-    to `budget`, its signer's; None if the task scores in this process.
+    to `quota`, its signer's; None if the task scores in this process.
     """
 
     candidate: Candidate
@@ -229,13 +229,13 @@ class _PendingGroup:
     question: Question
     picks: Sequence[Pick]
     places: Sequence[int]
-    budget: TimeBudget | None
+    quota: TimeQuota | None
 
     @property
     def answers(self) -> list[Answer]:
         """What is scored."""
         answers = (_answer(self.question, self.group.completions[place]) for place in self.places)
-        return [answer._replace(budget=self.budget) for answer in answers]
+        return [answer._replace(quota=self.quota) for answer in answers]
 
 
 @dataclass(slots=True)
@@ -247,9 +247,9 @@ class Screening:
 
     context: ScreeningContext
     rule: Rule
-    asked: Draw  # what the rule is asked for where all slots are free
+    asked: DrawRequest  # what the rule is asked for where all slots are free
     signers: int  # that have a group in the buffer
-    budgets: RoundBudgets = field(default_factory=RoundBudgets)
+    quotas: RoundQuotas = field(default_factory=RoundQuotas)
     usable: dict[bytes, EncodedGroup] = field(default_factory=dict)  # each with the tokens of its picked completions
     picks: list[Pick] = field(default_factory=list)  # from usable groups
     refused: list[RefusedGroup] = field(default_factory=list)
@@ -315,9 +315,9 @@ class Screening:
                 continue
             places = sorted({place for pick in of_group[key] for place in pick.rests_on})
             in_workers = submit_of(question.task) is not None
-            budget = self.budgets.of(candidate.peer, group.task.name, len(places)) if in_workers else None
-            self._pending.append(_PendingGroup(candidate, group, question, of_group[key], places, budget))
-        if any(pending.budget is not None for pending in self._pending):
+            quota = self.quotas.of(candidate.peer, group.task.name, len(places)) if in_workers else None
+            self._pending.append(_PendingGroup(candidate, group, question, of_group[key], places, quota))
+        if any(pending.quota is not None for pending in self._pending):
             self._scoring = Scoring(self._answers(), is_own=False)
         return bool(of_group)
 
@@ -362,7 +362,7 @@ class Screening:
         verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
         if scoring is not None:
             signers = sorted(self._offered.union(pending.candidate.peer for pending in drawn))
-            self._spent.update(self.context.barred(lambda: self.budgets.spent(signers)))
+            self._spent.update(self.context.barred(lambda: self.quotas.spent(signers)))
         true: list[_PendingGroup] = []
         for pending in drawn:
             signer = pending.candidate.peer
@@ -395,7 +395,7 @@ class Screening:
         self.usable = {key: group for key, group in self.usable.items() if self._drawn[key].peer not in distrusted}
         self.picks = [pick for pick in self.picks if pick.id in self.usable]
 
-    def _asked_now(self) -> Draw:
+    def _asked_now(self) -> DrawRequest:
         """Return what the rule is asked for now: a group for each free slot, within the round's bounds."""
         free = self.asked.count - len(self.usable) - len(self._pending)
         room = MAX_DRAWN_PER_SLOT * self.asked.count - len(self._drawn)

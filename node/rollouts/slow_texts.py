@@ -1,15 +1,15 @@
-"""Slow texts: each signer has a budget of seconds a round, and its groups are set aside if it exceeds that twice.
+"""Slow texts: each signer has a quota of seconds a round, and its groups are set aside if it exceeds that twice.
 
-Some texts take a verifier as long as it lets them, and whoever sends one spends nothing. So each signer has a budget of
-seconds in a round (`RoundBudgets`), by how long this node's own texts take where peers' are scored (`Yardstick`). A
+Some texts take a verifier as long as it lets them, and whoever sends one spends nothing. So each signer has a quota of
+seconds in a round (`RoundQuotas`), by how long this node's own texts take where peers' are scored (`Yardstick`). A
 peer's claims and texts have no part in it.
 
-A round in which a signer exceeds its budget is a strike (`SlowSigners`). `OWED` rounds within its budget pay for it; a
+A round in which a signer exceeds its quota is a strike (`SlowSigners`). `OWED` rounds within its quota pay for it; a
 second strike before that sets the signer's groups aside for `ASIDE` rounds. A round in which this machine was slow for
 its own texts is no strike for anybody.
 
 Identities are free. So all signers without standing have together what `NEWCOMERS` of them have, and their texts are
-scored after those of the others. A signer has standing once a round used a group of it, within its budget.
+scored after those of the others. A signer has standing once a round used a group of it, within its quota.
 
 All of it is forgotten when the node stops.
 """
@@ -23,14 +23,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
-from node.rollouts.replay_buffer import OWN
-from node.tasks.scoring.time_budget import TimeBudget
+from node.rollouts.group_buffer import OWN
+from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import Answer, Verdict, submit_of
 
-BASE_S = 2.0  # of a signer's budget, however few its texts: a busy machine may pause for as long
+BASE_S = 2.0  # of a signer's quota, however few its texts: a busy machine may pause for as long
 TIMES = 4.0  # what a text of a peer may take, in times of what an own one does: answers differ in length
 LEAST_TEXT_S = 1 / 16  # taken as an own text's time where it takes less: more than a cage does on two busy cores
-NEWCOMERS = 2.0  # one hostile newcomer exceeds its own budget before it has spent what all of them have
+NEWCOMERS = 2.0  # one hostile newcomer exceeds its own quota before it has spent what all of them have
 OWED = 8  # rounds: so one strike in nine rounds is the most that goes on unpunished
 ASIDE = 64  # rounds: with two strikes before, a signer slows 2 rounds of 66
 MEASURED = 8  # of this node's own texts, by task: a median of so many holds against a slow one
@@ -45,11 +45,11 @@ class SlowSigners:
 
     def __init__(self) -> None:
         self._standing: dict[str, None] = {}
-        self._owes: dict[str, int] = {}  # rounds within the budget
+        self._owes: dict[str, int] = {}  # rounds within the quota
         self._until: dict[str, int] = {}  # the first round that scores the signer's groups again
 
     def has_standing(self, signer: str) -> bool:
-        """Tell whether a signer's texts need not share one budget with others'. This node itself has standing."""
+        """Tell whether a signer's texts need not share one quota with others'. This node itself has standing."""
         return signer in self._standing or signer == OWN
 
     def set_aside(self, round_number: int) -> frozenset[str]:
@@ -58,7 +58,7 @@ class SlowSigners:
         return frozenset(self._until)
 
     def settle(self, round_number: int, exceeded: Collection[str], used: Iterable[str]) -> None:
-        """Take note of the signers that exceeded their budget in a round, and of those whose groups it used."""
+        """Take note of the signers that exceeded their quota in a round, and of those whose groups it used."""
         for signer in exceeded:
             self._standing.pop(signer, None)
             if self._owes.pop(signer, 0):
@@ -81,12 +81,12 @@ def _keep(kept: dict[str, V], signer: str, value: V) -> None:
         del kept[next(iter(kept))]
 
 
-class RoundBudgets:
-    """The budgets of the signers of one round's texts.
+class RoundQuotas:
+    """The quotas of the signers of one round's texts.
 
     Args:
         has_standing: tells whether a signer has standing.
-        usual: the seconds that an own text takes where peers' are scored, by task. Texts of other tasks have no budget.
+        usual: the seconds that an own text takes where peers' are scored, by task. Texts of other tasks have no quota.
         clock: that of worker processes, in seconds.
     """
 
@@ -99,34 +99,34 @@ class RoundBudgets:
         self._has_standing = has_standing
         self._usual = usual or {}
         self._clock = clock
-        self._newcomers = TimeBudget(0.0)
-        self._budgets: dict[str, TimeBudget] = {}
+        self._newcomers = TimeQuota(0.0)
+        self._quotas: dict[str, TimeQuota] = {}
 
-    def of(self, signer: str, task: str, texts: int) -> TimeBudget:
-        """Return the budget of a signer, raised by what so many more texts of a task may take."""
-        if signer not in self._budgets:
-            self._budgets[signer] = TimeBudget(BASE_S, None if self._has_standing(signer) else self._newcomers)
-        budget = self._budgets[signer]
-        budget.seconds += texts * TIMES * max(self._usual.get(task, math.inf), LEAST_TEXT_S)
-        if budget.within is not None:
-            budget.within.seconds = max(budget.within.seconds, NEWCOMERS * budget.seconds)
-        return budget
+    def of(self, signer: str, task: str, texts: int) -> TimeQuota:
+        """Return the quota of a signer, raised by what so many more texts of a task may take."""
+        if signer not in self._quotas:
+            self._quotas[signer] = TimeQuota(BASE_S, None if self._has_standing(signer) else self._newcomers)
+        quota = self._quotas[signer]
+        quota.seconds += texts * TIMES * max(self._usual.get(task, math.inf), LEAST_TEXT_S)
+        if quota.within is not None:
+            quota.within.seconds = max(quota.within.seconds, NEWCOMERS * quota.seconds)
+        return quota
 
     def spent(self, signers: Iterable[str]) -> list[str]:
         """Return those of `signers` of whom no further text is begun in this round."""
         now = self._clock()
-        newcomers = any(budget.within for budget in self._budgets.values()) and self._newcomers.is_spent(now)
+        newcomers = any(quota.within for quota in self._quotas.values()) and self._newcomers.is_spent(now)
         return [
             signer
             for signer in signers
-            if (signer in self._budgets and self._budgets[signer].is_spent(now))
+            if (signer in self._quotas and self._quotas[signer].is_spent(now))
             or (newcomers and not self._has_standing(signer))
         ]
 
     def exceeded(self) -> set[str]:
-        """Return the signers that have spent their own budget."""
+        """Return the signers that have spent their own quota."""
         now = self._clock()
-        return {signer for signer, budget in self._budgets.items() if budget.is_exceeded(now)}
+        return {signer for signer, quota in self._quotas.items() if quota.is_exceeded(now)}
 
 
 class Yardstick:
@@ -139,7 +139,7 @@ class Yardstick:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seconds: dict[str, deque[float]] = {}
-        self._asked: dict[str, tuple[TimeBudget, Future[Verdict]]] = {}
+        self._asked: dict[str, tuple[TimeQuota, Future[Verdict]]] = {}
 
     @property
     def usual(self) -> dict[str, float]:
@@ -154,16 +154,16 @@ class Yardstick:
         for task, answer in answers.items():
             submit = submit_of(answer.task)
             if submit is not None and task not in self._asked:
-                budget = TimeBudget()
+                quota = TimeQuota()
                 with suppress(Exception):  # then nothing is measured; a peer's text will say what fails
-                    _, second = submit([answer.asked, answer.asked._replace(budget=budget)], False)
-                    self._asked[task] = budget, second
+                    _, second = submit([answer.asked, answer.asked._replace(quota=quota)], False)
+                    self._asked[task] = quota, second
 
     def is_slow(self) -> bool:
         """Take what was measured; tell whether a text took longer than a peer's might have."""
         is_slow, now, usual = False, self._clock(), self.usual
-        for task, (budget, future) in list(self._asked.items()):
-            seconds = budget.spent(now)
+        for task, (quota, future) in list(self._asked.items()):
+            seconds = quota.spent(now)
             is_slow |= seconds > BASE_S + TIMES * max(usual.get(task, math.inf), LEAST_TEXT_S)
             if future.done():
                 del self._asked[task]

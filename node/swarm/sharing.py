@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import structlog
 
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
-from node.rollouts.replay_buffer import Shared
+from node.rollouts.group_buffer import ReceivedGroup
 from node.rollouts.rule import is_informative, is_right
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
@@ -59,7 +59,7 @@ class GroupExchange(Protocol):
         """Offer this round's own groups to the swarm; return how many were sent."""
         ...
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
         ...
 
@@ -99,7 +99,7 @@ class NoExchange:
         """Drop the groups: nobody is there."""
         return 0
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         """Return nothing."""
         return []
 
@@ -126,7 +126,7 @@ class NoExchange:
 
 
 class GroupReader:
-    """Decides whether what a peer sent may enter the replay buffer; pure.
+    """Decides whether what a peer sent may enter the group buffer; pure.
 
     Args:
         tasks: that this node verifies.
@@ -196,12 +196,12 @@ class NetworkExchange:
             self._subscribe()
 
     def publish(self, groups: Sequence[Group]) -> int:
-        """Hand groups to the network thread, in their `shared_form`; return how many it has taken.
+        """Hand groups to the network thread, in their `published_form`; return how many it has taken.
 
         One that peers would refuse, or that the network thread has no room for, is counted, not sent.
         """
         sent = 0
-        for group in filter(None, (shared_form(one, self._tasks) for one in groups)):
+        for group in filter(None, (published_form(one, self._tasks) for one in groups)):
             body, topic = encode(group), topic_of_group(group)
             reason = OWN_REFUSED[self._reader.read(body, topic).reason]
             if not reason:
@@ -212,7 +212,7 @@ class NetworkExchange:
             self._unsent[reason] += 1
         return sent
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         """Read what the host has collected; a bad item costs its signer and nobody else."""
         shared = []
         for item in self._host.receive(RECEIVE_LIMIT):
@@ -225,7 +225,7 @@ class NetworkExchange:
             group, reason = self._reader.read(item.body, item.topic)
             self._saw(ReadGroup(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
-                shared.append(Shared(item.id, item.sender, now, group, item.body))
+                shared.append(ReceivedGroup(item.id, item.sender, now, group, item.body))
             else:
                 self.refuse(item.id, reason)
         return shared
@@ -318,7 +318,7 @@ WEIGHT = 0.2  # of the latest round in the average
 TELL_RATIO = 1.1  # a change by less is not worth waking the network thread
 
 
-def shared_form(group: Group, tasks: TaskSet) -> Group | None:
+def published_form(group: Group, tasks: TaskSet) -> Group | None:
     """Return what a node sends of a group of its own; None if that is nothing.
 
     A group with differing rewards is sent whole. Of one that is all right two answers are sent, or one where all have

@@ -3,7 +3,7 @@
 limits         all bounds of a node, `Limits`, each with its reason
 timing         how patient a node is, `Timing`
 networks       prefixes, network groups, and from how far an address can be reached
-budgets        what the nodes of one network may cost in processor time, and the frames that wait for it
+quotas        what the nodes of one network may cost in processor time, and the frames that wait for it
 rate_limits    token buckets
 peer_scores    what each peer did: offences, refusals, and how long these last
 send_queues    what waits to be sent: bounded in bytes, shared fairly, under the upload limit
@@ -11,9 +11,9 @@ connections    which TCP connections are cut: what libzmq does not defend by its
 
 What all nodes of one network may cost us at most:
 
-    processor time           0.1 core, and strangers there as much again      budgets
+    processor time           0.1 core, and strangers there as much again      quotas
     handshakes               32 a second: 0.02 core                           connections
-    frames that wait         1 MiB, and strangers there as much again         budgets
+    frames that wait         1 MiB, and strangers there as much again         quotas
     incomplete messages      6 MiB, four times as much in small parts         connections
     connections              128 of 50 kB: 6 MiB                              connections
     unfinished large items   a quarter of 256 MiB                             gossip.wants

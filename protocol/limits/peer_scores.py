@@ -17,7 +17,7 @@ PENALTIES = {
     "forged": 4.0,
     "impostor": 4.0,
     "wrong_swarm": 2.0,
-    "flood": 100.0,  # for each second of processor time that it would have cost (see `budgets`)
+    "flood": 100.0,  # for each second of processor time that it would have cost (see `quotas`)
     # Each costs us the check of a signature. A link that was just lost may bring a few.
     "no_hello": 0.02,
     "stale": 0.1,
@@ -45,7 +45,7 @@ PENALTIES = {
     "false_have": 0.1,
 }
 # Offences that only the node pays for, and not its network: nodes of one network have full lines at the same time, and
-# the points of a few would shut out all. For floods their network pays already, with its budget.
+# the points of a few would shut out all. For floods their network pays already, with its quota.
 NODE_ALONE = frozenset({"unanswered", "flood"})
 # Refusals that cost nobody score, and why.
 FREE = {

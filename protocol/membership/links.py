@@ -43,9 +43,9 @@ from protocol.config import Instant
 from protocol.credentials.records import Address, Endpoint, PeerRecord
 from protocol.events import Link
 from protocol.identity import NodeId
-from protocol.limits.budgets import Payer
 from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, counts_as, netgroup, read_address, scope_of, segment
+from protocol.limits.quotas import Payer
 from protocol.lru import Recent
 from protocol.membership.address_book import Contact
 

@@ -112,7 +112,7 @@ class Reachability:
         self._router = ""  # the outer address from which our router says that it forwards our port
         self._checks: dict[Link, _Check] = {}
         self._questions: TokenBuckets[NodeId] = TokenBuckets(1 / PAUSE_S, 1, limits.max_remembered)
-        self._budget = TokenBucket(limits.dial_backs_per_second, limits.dial_backs_burst, now.steady)
+        self._dial_backs = TokenBucket(limits.dial_backs_per_second, limits.dial_backs_burst, now.steady)
 
     @property
     def standing(self) -> Standing:
@@ -308,7 +308,7 @@ class Reachability:
             dialled_at == endpoint or (not question.host and dialled_at.port == question.port)
         ):
             return [self._answer(peer, question, reached=True)]
-        if link == peer.link or self._links.is_parting(link) or not self._budget.take(1, now.steady):
+        if link == peer.link or self._links.is_parting(link) or not self._dial_backs.take(1, now.steady):
             return []
         self._checks[link] = _Check(sender, question, now.steady + DIAL_TIMEOUT_S)
         return [Dial(Address(endpoint, link.key), peer.scope)]

@@ -19,8 +19,8 @@ from protocol.lru import Recent
 from protocol.transport.addresses import bindable_host, cannot_listen, own_hosts
 from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
-    POLL_BUDGET,
-    SOCKET_BUDGET,
+    POLL_FRAMES,
+    SOCKET_FRAMES,
     InFlight,
     SocketMaker,
     Sources,
@@ -173,10 +173,10 @@ class Inbound:
                 case failed:
                     self._failure = _FAILURES[failed]
 
-    def take_frames(self, budget: int, *, is_ready: bool = False) -> bool:
-        """Read up to `budget` frames; True if there are no more."""
+    def take_frames(self, most: int, *, is_ready: bool = False) -> bool:
+        """Read up to `most` frames; True if there are no more."""
         self.take_changes()  # first, so that the connection of each frame is known
-        return take_messages(self._router, self._take, budget, is_ready=is_ready)
+        return take_messages(self._router, self._take, most, is_ready=is_ready)
 
     def close(self) -> None:
         """Close both sockets."""
@@ -185,7 +185,7 @@ class Inbound:
         self._router.close()
 
     def _ready(self) -> None:
-        self.take_frames(min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)), is_ready=True)
+        self.take_frames(min(SOCKET_FRAMES, POLL_FRAMES - len(self._events)), is_ready=True)
 
     def _take(self) -> None:
         routing_id, part = self._router.recv(zmq.DONTWAIT), self._router.recv(copy=False)

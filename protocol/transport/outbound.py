@@ -20,9 +20,9 @@ from protocol.limits.networks import Scope, scope_of
 from protocol.transport.addresses import Resolver, is_address, source_towards
 from protocol.transport.sockets import (
     HANDSHAKE_FAILED,
-    POLL_BUDGET,
+    POLL_FRAMES,
     RECEIVE_QUEUE_MESSAGES,
-    SOCKET_BUDGET,
+    SOCKET_FRAMES,
     InFlight,
     Monitor,
     Socket,
@@ -102,9 +102,9 @@ class DialledLinks:
         if (dialled := self._dialled.get(link)) is not None:
             self._close(dialled)
 
-    def take_frames(self, budget: int) -> list[Link]:
-        """Read up to `budget` frames of each link; return those of which there are no more."""
-        return [dialled.link for dialled in list(self._dialled.values()) if self._take_frames(dialled, budget)]
+    def take_frames(self, most: int) -> list[Link]:
+        """Read up to `most` frames of each link; return those of which there are no more."""
+        return [dialled.link for dialled in list(self._dialled.values()) if self._take_frames(dialled, most)]
 
     def close(self) -> None:
         """Close every link."""
@@ -136,10 +136,10 @@ class DialledLinks:
             self._drop(dialled)
 
     def _ready(self, dialled: _Dialled) -> None:
-        self._take_frames(dialled, min(SOCKET_BUDGET, POLL_BUDGET - len(self._events)), is_ready=True)
+        self._take_frames(dialled, min(SOCKET_FRAMES, POLL_FRAMES - len(self._events)), is_ready=True)
 
-    def _take_frames(self, dialled: _Dialled, budget: int, *, is_ready: bool = False) -> bool:
-        return take_messages(dialled.socket, partial(self._take, dialled), budget, is_ready=is_ready)
+    def _take_frames(self, dialled: _Dialled, most: int, *, is_ready: bool = False) -> bool:
+        return take_messages(dialled.socket, partial(self._take, dialled), most, is_ready=is_ready)
 
     def _take(self, dialled: _Dialled) -> None:
         part = dialled.socket.recv(zmq.DONTWAIT, copy=False)

@@ -29,8 +29,8 @@ SEND_QUEUE_MESSAGES = 64
 RECEIVE_QUEUE_MESSAGES = 32
 TRACKED_BYTES = 16 << 10
 IN_FLIGHT_BYTES = 128 << 10
-SOCKET_BUDGET = 32  # frames read from one socket before the others have their turn
-POLL_BUDGET = 128  # frames read in one poll, so that timers and publications are never starved
+SOCKET_FRAMES = 32  # frames read from one socket before the others have their turn
+POLL_FRAMES = 128  # frames read in one poll, so that timers and publications are never starved
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
@@ -68,13 +68,13 @@ def has_message(socket: Socket) -> bool:
     return int(socket.getsockopt(zmq.EVENTS)) & _POLLIN != 0
 
 
-def take_messages(socket: Socket, take: Callable[[], None], budget: int, *, is_ready: bool = False) -> bool:
-    """Call `take`, which receives one message without waiting, up to `budget` times; True if no more are left.
+def take_messages(socket: Socket, take: Callable[[], None], most: int, *, is_ready: bool = False) -> bool:
+    """Call `take`, which receives one message without waiting, up to `most` times; True if no more are left.
 
     `is_ready` says that a poll found a message just now, so that nothing is asked before the first call.
     """
     try:
-        for _ in range(budget):
+        for _ in range(most):
             if not is_ready and not has_message(socket):
                 return True
             is_ready = False

@@ -23,7 +23,7 @@ from protocol.transport import Make
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
 from protocol.transport.outbound import DialledLinks
-from protocol.transport.sockets import POLL_BUDGET, SocketMaker, Sources, Taken
+from protocol.transport.sockets import POLL_FRAMES, SocketMaker, Sources, Taken
 from protocol.transport.tcp import TcpWatch
 
 # A flood is noticed within this time: 31 MB on a line of 1 Gbit/s. A review of 100 connections takes 1 ms.
@@ -143,7 +143,7 @@ class ZmqTransport:
         if time.monotonic() >= self._next_review:
             self._sources.guard(self._review)
             self._next_review = time.monotonic() + REVIEW_INTERVAL_S
-        events = [self._events.popleft() for _ in range(min(POLL_BUDGET, len(self._events)))]
+        events = [self._events.popleft() for _ in range(min(POLL_FRAMES, len(self._events)))]
         for event in events:
             if isinstance(event, Closed):
                 self._queues.drop(event.link)  # the next connection with this key has to begin with a hello
@@ -185,10 +185,10 @@ class ZmqTransport:
     def _review(self) -> None:
         """Measure, read, judge: the order is explained in `connections`."""
         self._watch.measure()
-        budget = max(0, 2 * POLL_BUDGET - len(self._events))
-        if self._inbound is not None and self._inbound.take_frames(budget):
+        most = max(0, 2 * POLL_FRAMES - len(self._events))
+        if self._inbound is not None and self._inbound.take_frames(most):
             self._watch.drained(None)
-        for emptied in self._dialled.take_frames(budget):
+        for emptied in self._dialled.take_frames(most):
             self._watch.drained(emptied)
         for link in self._watch.review(time.monotonic()):
             if not link.dialled and self._inbound is not None:

@@ -22,13 +22,13 @@ NEWEST = '''"""The newest rule: peers' informative groups that came last, whole.
 
 from collections.abc import Sequence
 
-from node.rollouts.rule import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
+from node.rollouts.rule import Candidate, DrawRequest, Pick, Rule, picks_of_groups, whole_group
 
 
-def draw_newest(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+def draw_newest(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
     """Return the picks of the newest groups."""
     informative = [one for one in candidates if one.informative]
-    return picks_of_groups(sorted(informative, key=lambda one: -one.received)[: draw.count], draw)
+    return picks_of_groups(sorted(informative, key=lambda one: -one.received)[: request.count], request)
 
 
 RULE = Rule(own=whole_group, peers=draw_newest, group_weight=lambda completions: 1.0)

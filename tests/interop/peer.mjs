@@ -46,7 +46,7 @@ const NO_TOPIC = Buffer.alloc(8);
 const MAX_HELD_BYTES = 256 * 1024 * 1024, MAX_WANTS = 1024, MAX_COMING_BYTES = 256 * 1024 * 1024;
 const DIALLED_PLACES = 11, HOME_PLACES = 256; // for callers that can be dialled, and that cannot
 const MAX_WAITING_BYTES = 256 * 1024, MAX_OWED = 2048; // of a link: small messages, and items or chunks
-const BUDGET_S = 1, BUDGET_RATE = 0.1; // processor time for all peers of a network: at once, and in a second
+const QUOTA_S = 1, QUOTA_RATE = 0.1; // processor time for all peers of a network: at once, and in a second
 
 const say = (event, more = {}) => console.log(JSON.stringify({ event, ...more }));
 const check = (holds, what) => { if (!holds) throw new Error(what); };
@@ -266,24 +266,24 @@ function networkOf(address) {
   return [...before, ...zeros, ...(after ?? [])].slice(0, 3).join(":");
 }
 
-// docs/protocol.md#the-budget. Who has used up what its network may cost waits here, and its frames in its connection.
-class Budget {
+// docs/protocol.md#the-quota. Who has used up what its network may cost waits here, and its frames in its connection.
+class Quota {
   constructor() { this.accounts = new Map(); }
 
   leftOf(network, now = Date.now()) {
-    const { left, at } = this.accounts.get(network) ?? { left: BUDGET_S, at: now };
-    return Math.min(BUDGET_S, left + ((now - at) / 1000) * BUDGET_RATE);
+    const { left, at } = this.accounts.get(network) ?? { left: QUOTA_S, at: now };
+    return Math.min(QUOTA_S, left + ((now - at) / 1000) * QUOTA_RATE);
   }
 
   async pay(network, seconds) {
     const left = this.leftOf(network) - seconds;
     this.accounts.set(network, { left, at: Date.now() });
-    if (left < 0) await new Promise((resolve) => setTimeout(resolve, (-left / BUDGET_RATE) * 1000));
+    if (left < 0) await new Promise((resolve) => setTimeout(resolve, (-left / QUOTA_RATE) * 1000));
   }
 
   forgetFull() {
     for (const network of this.accounts.keys())
-      if (this.leftOf(network) === BUDGET_S) this.accounts.delete(network);
+      if (this.leftOf(network) === QUOTA_S) this.accounts.delete(network);
   }
 }
 
@@ -308,14 +308,14 @@ class Link {
     for await (const parts of this.socket) {
       const frame = Buffer.concat(parts);
       this.heardAt = Date.now();
-      if (!this.isAnswer(frame)) await this.peer.budget.pay(this.payer, this.cost(frame));
+      if (!this.isAnswer(frame)) await this.peer.quota.pay(this.payer, this.cost(frame));
       this.receive(frame);
     }
   }
 
   get isOpen() { return this.isLive && !this.isSurplus; }
 
-  get payer() { return (this.isLive ? "" : "stranger ") + this.network; } // strangers do not use up a peer's budget
+  get payer() { return (this.isLive ? "" : "stranger ") + this.network; } // strangers do not use up a peer's quota
 
   isAnswer(frame) { // to a WANT of ours
     const isChunk = isControl(frame) && frame.readUInt16BE(8) === CHUNK;
@@ -490,7 +490,7 @@ class Link {
   // Each item that is asked for is answered: by its frame, its outline, its chunks, DONT_HAVE or BUSY. What is asked
   // for again while it waits is sent once.
   owe(ids, indices) {
-    const isPoor = this.peer.budget.leftOf(this.payer) < BUDGET_S / 2;
+    const isPoor = this.peer.quota.leftOf(this.payer) < QUOTA_S / 2;
     const lacking = [], refused = [];
     for (const [i, id] of split(ids).entries()) {
       const frame = this.peer.held.get(id);
@@ -522,7 +522,7 @@ class Peer {
     this.tries = 1; // of its numbers
     this.links = [];
     this.uses = new Map(); // of invites, by those who called us
-    this.budget = new Budget();
+    this.quota = new Quota();
     this.held = new Map(); // whole items by id in hex, oldest first: the frames as their signers made them
     this.heldBytes = 0;
     // Items that were announced and are not here, by id: the links that hold them, the one that was asked, what it was
@@ -646,7 +646,7 @@ class Peer {
 
   tick(now) {
     for (const link of this.links) link.tick(now);
-    this.budget.forgetFull();
+    this.quota.forgetFull();
     for (const [id, frame] of this.held) if (timeOf(frame) < now - MAX_AGE_MS) this.drop(id);
     for (const [id, want] of this.wants) if (want.since < now - MAX_AGE_MS) this.wants.delete(id);
     this.ask([...this.wants].filter(([, want]) => want.asked && want.again <= now).map(([id]) => id));

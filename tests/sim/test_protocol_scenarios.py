@@ -261,7 +261,7 @@ def test_ninety_five_home_users_get_in_at_five_public_nodes() -> None:
 
 
 def test_eight_nodes_behind_one_address_give_each_other_all_that_they_publish_by_way_of_one_public_node() -> None:
-    # Sixteen items a second each: what is given to a whole network is paid from one budget.
+    # Sixteen items a second each: what is given to a whole network is paid from one quota.
     homes, seconds, rate = range(1, 9), 10, 16
     simulation = Simulation(1, CONDITIONS, None, timing=WAN, identity=SimulatedIdentity)
     simulation.seen_at[0] = "60.1.0.1"

@@ -20,7 +20,7 @@ from node.errors import UserError
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.rule import Candidate
 from node.rollouts.screening import RefusedGroup
 from node.run import run_node
@@ -214,9 +214,9 @@ class OnePeer(NoExchange):
     def __init__(self, *groups: Group) -> None:
         self.groups = groups
 
-    def receive(self, known: object) -> list[Shared]:
+    def receive(self, known: object) -> list[ReceivedGroup]:
         groups, self.groups = self.groups, ()
-        return [Shared(bytes([at]) * 32, "peer", time.time(), one, encode(one)) for at, one in enumerate(groups)]
+        return [ReceivedGroup(bytes([at]) * 32, "peer", time.time(), one, encode(one)) for at, one in enumerate(groups)]
 
 
 class Rounds(AbstractContextManager["Rounds"]):
@@ -224,7 +224,7 @@ class Rounds(AbstractContextManager["Rounds"]):
 
     def __init__(self, policy: Policy, folder: Path, source: Backfill | None, *groups: Group) -> None:
         folder.mkdir(exist_ok=True)
-        self.buffer = ReplayBuffer(folder / "pool.sqlite", config().buffer)
+        self.buffer = GroupBuffer(folder / "pool.sqlite", config().buffer)
         metrics = MetricsLog(folder / "metrics.jsonl")
         self.loop = Loop(
             config(),

@@ -25,7 +25,7 @@ from node.loop import Loop
 from node.policy.load import Policy
 from node.replay import replay
 from node.rollouts.group import MAX_BEFORE_BYTES, Episode, Group, Tokens, encode
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.rule import Sample
 from node.rollouts.screening import GroupBounds, check
 from node.swarm.sharing import GroupReader, NoExchange
@@ -396,9 +396,12 @@ class Peer(NoExchange):
         self.published += groups
         return len(groups)
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         now = time.time()
-        return [Shared(bytes([at]) * 32, f"peer {at}", now, one, encode(one)) for at, one in enumerate(self.groups)]
+        return [
+            ReceivedGroup(bytes([at]) * 32, f"peer {at}", now, group, encode(group))
+            for at, group in enumerate(self.groups)
+        ]
 
     def refuse(self, group_id: bytes, reason: str) -> None:
         self.reasons.append(reason)
@@ -416,7 +419,7 @@ def one_round(folder: Path, task: Echo, peer: Peer, **engine: int) -> tuple[Loop
     )
     asked = Speaks(policy, [["go on", "!0"], ["!1"]])
     tasks = TaskSet([(task, 1.0)], Split(0.0))
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         loop = Loop(config, 0, policy, asked, tasks, buffer, peer, MetricsLog(folder / "metrics.jsonl"))
         return loop, list(next(loop.rounds(0)))
 
@@ -678,7 +681,7 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
     tasks = load_tasks(config.tasks)
     journal = Journal(tmp_path, 1 << 20)
     engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         settings = config.model_dump(mode="json")
         journal.begin(0, lambda at: Start(at, settings, 0, GroupBounds(8, 1000), tasks.split, buffer.snapshot()))
         metrics = MetricsLog(tmp_path / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""`gossamer inspect` on a replay buffer as a node leaves it."""
+"""`gossamer inspect` on a group buffer as a node leaves it."""
 
 import sqlite3
 from contextlib import closing
@@ -9,18 +9,18 @@ import pytest
 from node.cli.app import run
 from node.config import BufferConfig
 from node.rollouts.group import Group, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.tasks import TaskKey
 
 
 def fill(folder: Path) -> None:
-    with ReplayBuffer(folder / "pool.sqlite", BufferConfig()) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", BufferConfig()) as buffer:
         for index, text in enumerate(["7", "8\x1b[2J\nfake line"]):
             group = Group(
                 TaskKey("builtin/sums", 1, "c0ffee"), index, "3+4=", (one_turn(text, True, 1.0 - index),), "llama", 5
             )
             buffer.add(
-                [Shared(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))],
+                [ReceivedGroup(bytes([index]) * 32, f"peer{index}", 1000.0 + index, group, encode(group))],
                 now=1001.0,
                 first_round=1,
             )

@@ -16,7 +16,7 @@ from node.lab.lockstep import HostileExchange, Mail
 from node.lab.plan import AttackConfig, Run, read_lab
 from node.lab.trials import Trials, read_trials
 from node.rollouts.group import Group, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, own_shared
+from node.rollouts.group_buffer import GroupBuffer, as_received
 from node.rollouts.rule import is_informative
 from node.rollouts.screening import check
 from node.tasks import load_tasks
@@ -100,9 +100,9 @@ def test_who_copies_or_repeats_groups_has_none_drawn_beside_what_it_repeats(kind
     found = ATTACKS[kind].publish(scene)
     originals = [*scene.seen, *scene.own]
     assert len(set(found)) == len(found) and not set(found) & set(originals)
-    with ReplayBuffer(tmp_path / "pool.sqlite", NodeConfig().buffer) as buffer:
-        buffer.add([own_shared(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
-        buffer.add([own_shared(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
+    with GroupBuffer(tmp_path / "pool.sqlite", NodeConfig().buffer) as buffer:
+        buffer.add([as_received(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
+        buffer.add([as_received(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
         drawn = Counter(one.peer for one in buffer.candidates(2.0, 1))
     assert drawn == {"honest": len(originals)}
 

@@ -34,7 +34,7 @@ from node.policy.load import Policy, load_policy
 from node.policy.make_builtin import Recipe, build_model
 from node.policy.memory import Machine, ModelSize
 from node.rollouts.group import Group, one_turn
-from node.rollouts.rule import Candidate, Draw, Pick
+from node.rollouts.rule import Candidate, DrawRequest, Pick
 from node.run import run_node
 from node.tasks import load_tasks
 from node.telemetry.metrics_file import read_metrics
@@ -387,9 +387,9 @@ def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
 ) -> None:
     asked: list[int] = []
 
-    def peers(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    def peers(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
         asked.append(len(candidates))
-        return CONTROLS["wrong"].peers(candidates, draw)
+        return CONTROLS["wrong"].peers(candidates, request)
 
     monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": replace(CONTROLS["wrong"], peers=peers)})
     plan = make_plan(tmp_path / "run", 2, even_config(tmp_path, rounds=3))
@@ -404,7 +404,7 @@ def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
 def test_over_a_long_run_with_a_small_buffer_no_group_is_used_more_often_than_it_may(
     max_uses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.rollouts.replay_buffer.MAX_PEER_SHARE", 1.0)
+    monkeypatch.setattr("node.rollouts.group_buffer.MAX_PEER_SHARE", 1.0)
     settings = {
         "rounds": 150,
         "threads": 1,

@@ -28,7 +28,7 @@ from node.loop import Loop
 from node.metrics import is_declared
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup, texts_id
 from node.rollouts.rule import Sample
 from node.rollouts.rules import configured_weight
 from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
@@ -94,7 +94,7 @@ class Peer(NoExchange):
         self.reasons: list[str] = []
         self.drew_and_left: list[tuple[int, int]] = []
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         groups, self.groups = self.groups, ()
         return [share(group, number) for number, group in enumerate(groups)]
 
@@ -105,9 +105,9 @@ class Peer(NoExchange):
         self.drew_and_left.append((groups, left))
 
 
-def share(group: Group, number: int) -> Shared:
+def share(group: Group, number: int) -> ReceivedGroup:
     """A group as it comes: who signed it is who made it, as it says."""
-    return Shared(number.to_bytes(32, "big"), group.policy, time.time(), group, encode(group))
+    return ReceivedGroup(number.to_bytes(32, "big"), group.policy, time.time(), group, encode(group))
 
 
 def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Group) -> tuple[list[dict], list[bytes]]:
@@ -115,7 +115,7 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
     config = node_config()
     folder.mkdir(exist_ok=True)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         buffer.add([share(group, 100 + number) for number, group in enumerate(before)], time.time(), 1)
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, peer, metrics)
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
@@ -147,7 +147,7 @@ def test_one_that_is_in_the_buffer_is_dropped_and_counted(policy: Policy, tasks:
 
 def first_round(policy: Policy, tasks: TaskSet, folder: Path, exchange: NoExchange, engine: HfEngine) -> list[Sample]:
     config = node_config()
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         loop = Loop(config, 0, policy, engine, tasks, buffer, exchange, MetricsLog(folder / "metrics.jsonl"))
         return list(next(loop.rounds(0)))
 
@@ -260,7 +260,7 @@ def test_own_completions_whose_text_stands_for_other_tokens_are_counted(
             return [[Generated(tuple(ids), "22", True) for ids in (plain, [plain[0], policy.pad_token_id, *plain[1:]])]]
 
     config = node_config()
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, Scripted(policy), tasks, buffer, NoExchange(), metrics)
         next(loop.rounds(0))
@@ -304,7 +304,7 @@ def test_what_is_drawn_is_true_and_what_is_not_is_reported_once_and_makes_room_f
     path = tmp_path / "pool.sqlite"
 
     def rounds(first: int, exchange: Peer) -> list[dict[str, Any]]:
-        with ReplayBuffer(path, config.buffer) as buffer:
+        with GroupBuffer(path, config.buffer) as buffer:
             buffer.rewind(first)
             metrics = MetricsLog(tmp_path / "metrics.jsonl")
             loop = Loop(config, 0, policy, HfEngine(policy), alone(task), buffer, exchange, metrics)
@@ -343,7 +343,7 @@ def test_trained_tokens_count_once_for_each_iteration(policy: Policy, tasks: Tas
 
     trainer = node_config().trainer.model_copy(update={"num_iterations": 3})
     config = node_config().model_copy(update={"trainer": trainer})
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, Scripted(policy), tasks, buffer, NoExchange(), metrics)
         next(loop.rounds(0))
@@ -360,7 +360,7 @@ def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[S
         }
     )
     tasks = alone(Guess())
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         buffer.rewind(done)
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, NoExchange(), metrics)
@@ -421,7 +421,7 @@ def hostile_round(tmp_path_factory: pytest.TempPathFactory) -> HostileRound:
             }
         )
         metrics = MetricsLog(tmp_path_factory.mktemp("node") / "metrics.jsonl")
-        with ReplayBuffer(Path(":memory:"), config.buffer) as buffer:
+        with GroupBuffer(Path(":memory:"), config.buffer) as buffer:
             loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, Peer(*groups), metrics)
             return list(next(loop.rounds(0)))
 
@@ -446,7 +446,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
     ]
     tasks = alone(task)
     metrics = MetricsLog(tmp_path / "metrics.jsonl")
-    with ReplayBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
         loop = Loop(config, 0, policy, HfEngine(policy), tasks, buffer, Peer(*groups), metrics)
         rows = [dict(loop.row) for _ in loop.rounds(0)]
     assert [row["swarm/age_rounds"] for row in rows] == [row["swarm/age_rounds_max"] for row in rows] == [0, 1, 2]
@@ -460,7 +460,7 @@ def prompts(samples: list[Sample], external: bool) -> set[tuple[int, ...]]:
     return {tuple(one.prompt) for one in samples if one.external == external}
 
 
-def test_self_replay_draws_the_nodes_own_groups_of_earlier_rounds_once_each(policy: Policy, tmp_path: Path) -> None:
+def test_source_self_draws_the_nodes_own_groups_of_earlier_rounds_once_each(policy: Policy, tmp_path: Path) -> None:
     rounds = replaying(policy, tmp_path, done=0, most=6)
     assert prompts(rounds[0], external=True) == set()
     assert len(prompts(rounds[5], external=True)) == 2
@@ -473,7 +473,7 @@ def test_self_replay_draws_the_nodes_own_groups_of_earlier_rounds_once_each(poli
         drawn |= again
 
 
-def test_self_replay_draws_the_same_when_rounds_are_done_again(policy: Policy, tmp_path: Path) -> None:
+def test_source_self_draws_the_same_when_rounds_are_done_again(policy: Policy, tmp_path: Path) -> None:
     rounds = replaying(policy, tmp_path, done=0, most=6)
     assert replaying(policy, tmp_path, done=2, most=6) == rounds[2:]
 
@@ -592,7 +592,7 @@ def drawn_by(
     config = parse_config({"rounds": 1, "engine": {"max_completion_length": LONGEST}, "sampling": settings})
     peer = Peer()
     now = time.time()
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         everyone = [(name, group) for name, mine in groups.items() for group in mine]
         buffer.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
         metrics = MetricsLog(folder / "metrics.jsonl")
@@ -736,7 +736,7 @@ class Swarm(Peer):
         self.published += groups
         return len(groups)
 
-    def receive(self, known: Callable[[bytes], bool]) -> list[Shared]:
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
         groups = self.rounds.pop(0) if self.rounds else ()
         self.came += len(groups)
         return [share(group, self.came - at) for at, group in enumerate(groups)]
@@ -755,7 +755,7 @@ def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
         sampling = {"local": 1, "external": 1, "completions": len(own), **UNBOUNDED, **tables.pop("sampling", {})}
         engine = {"max_completion_length": LONGEST, **tables.pop("engine", {})}
         config = parse_config({"rounds": rounds, "engine": engine, "sampling": sampling, **tables})
-        buffer = ReplayBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
+        buffer = GroupBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
         return Loop(config, seed, policy, Says(policy, *own), tasks, buffer, swarm, MetricsLog(tmp_path / "metrics"))
 
     return make
@@ -1096,9 +1096,9 @@ class Drags(Guess):
     def _scored(self, one: Submission) -> "Future[Verdict]":
         self.asked.append(one.text)
         is_slow = one.text.startswith("9") or (self.own_is_slow and one.text.startswith("1"))
-        if one.budget is not None:
-            one.budget.begin(0.0)
-            one.budget.end(60.0 if is_slow else 0.01)
+        if one.quota is not None:
+            one.quota.begin(0.0)
+            one.quota.end(60.0 if is_slow else 0.01)
         return already(self.verify(one.item, one.text))
 
 

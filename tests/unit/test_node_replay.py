@@ -22,7 +22,7 @@ from node.operations.backup import back_up, restore
 from node.policy.load import load_policy
 from node.replay import Compared, replay
 from node.rollouts.group import Group, content_id, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, Shared, Snapshot
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup, Snapshot
 from node.rollouts.screening import GroupBounds
 from node.swarm.sharing import NetworkExchange, topic_of
 from node.tasks import Task, load_tasks
@@ -116,7 +116,7 @@ def live(
     host = Host(tasks.tasks[0])
     host.sent = 3 * done
     exchange = NetworkExchange(host, tasks, max_completions=8, external=2, max_bytes=1000, saw=journal.saw)
-    with ReplayBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses) as buffer:
+    with GroupBuffer(folder / "pool.sqlite", config.buffer, config.sampling.max_uses) as buffer:
         buffer.rewind(done)
         settings = config.model_dump(mode="json")
         journal.begin(done, lambda at: Start(at, settings, 7, GroupBounds(8, 1000), APART, buffer.snapshot()))
@@ -324,8 +324,8 @@ def test_a_snapshot_restores_a_buffer_with_its_uses(tmp_path: Path) -> None:
     task = load_tasks(config.tasks).tasks[0]
     host = Host(task)
     with (
-        ReplayBuffer(tmp_path / "a.sqlite", config.buffer) as first,
-        ReplayBuffer(tmp_path / "b", config.buffer) as second,
+        GroupBuffer(tmp_path / "a.sqlite", config.buffer) as first,
+        GroupBuffer(tmp_path / "b", config.buffer) as second,
     ):
         items = list(_shared(host))
         first.add(items, time.time(), 1)
@@ -338,7 +338,7 @@ def test_a_snapshot_restores_a_buffer_with_its_uses(tmp_path: Path) -> None:
         assert len(second.candidates(now, 1)) == len(items) - 2 == len(second) - 1
 
 
-def _shared(host: Host) -> Iterator[Shared]:
+def _shared(host: Host) -> Iterator[ReceivedGroup]:
     tasks = load_tasks(parse_config({}).tasks, Split(0.0))
     exchange = NetworkExchange(host, tasks, max_completions=8, external=2)
     yield from exchange.receive(lambda _: False)
@@ -386,7 +386,7 @@ def test_a_built_in_policy_of_an_earlier_release_is_that_of_the_nodes_checkpoint
 
 
 def start_of(buffer_bytes: int) -> Callable[[int], Start]:
-    """What makes a `Start` with so many bytes in the replay buffer, and more after each round."""
+    """What makes a `Start` with so many bytes in the group buffer, and more after each round."""
 
     def start(done: int) -> Start:
         rows = [(bytes(32), "peer", 0.0, 1, random.Random(7).randbytes(buffer_bytes + 500 * done))]

@@ -15,7 +15,7 @@ from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
 from node.rollouts.rule import (
     SCALES,
     Candidate,
-    Draw,
+    DrawRequest,
     Pick,
     Sample,
     effective_size,
@@ -50,8 +50,8 @@ def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
     )
 
 
-def draw(count: int, seed: int = 0, completions: int = 8) -> Draw:
-    return Draw(count, completions, mean_advantages, random.Random(seed))
+def request(count: int, seed: int = 0, completions: int = 8) -> DrawRequest:
+    return DrawRequest(count, completions, mean_advantages, random.Random(seed))
 
 
 pools = st.lists(rewards, max_size=12).map(lambda rows: [candidate(n, row, received=n) for n, row in enumerate(rows)])
@@ -77,19 +77,19 @@ def test_advantages_by_hand() -> None:
 def test_every_rule_draws_known_groups_once_and_no_more_than_asked(
     pool: list[Candidate], count: int, rule: str, seed: int
 ) -> None:
-    picks = RULES[rule].peers(pool, draw(count, seed))
+    picks = RULES[rule].peers(pool, request(count, seed))
     ids = {pick.id for pick in picks}
     assert len(ids) <= count
     assert ids <= {one.id for one in pool}
     assert len(set(picks)) == len(picks) == len({(pick.id, pick.index) for pick in picks})
-    assert picks == RULES[rule].peers(pool, draw(count, seed))
+    assert picks == RULES[rule].peers(pool, request(count, seed))
 
 
 @given(pools, st.integers(0, 12), st.integers())
 def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_advantages(
     pool: list[Candidate], count: int, seed: int
 ) -> None:
-    picks = RULES["sapo"].peers(pool, draw(count, seed))
+    picks = RULES["sapo"].peers(pool, request(count, seed))
     informative = {one.id: one for one in pool if len(set(one.rewards)) > 1}
     drawn = {pick.id for pick in picks}
     assert drawn <= informative.keys()
@@ -103,7 +103,7 @@ def test_the_papers_draw_is_uniform() -> None:
     pool = [candidate(n, (0.0, 1.0)) for n in range(4)] + [candidate(9, (0.0, 0.0))]
     rng = random.Random(5)
     drawn = Counter(
-        pick.id for _ in range(4000) for pick in RULES["sapo"].peers(pool, Draw(1, 8, mean_advantages, rng))
+        pick.id for _ in range(4000) for pick in RULES["sapo"].peers(pool, DrawRequest(1, 8, mean_advantages, rng))
     )
     assert len(drawn) == 4
     assert all(abs(count - 2000) < 200 for count in drawn.values())  # two picks a group, 1,000 expected draws each
@@ -111,14 +111,14 @@ def test_the_papers_draw_is_uniform() -> None:
 
 def test_the_papers_rule_rests_on_all_rewards_of_a_group_and_positive_on_the_one_it_takes() -> None:
     pool = [candidate(1, (0.0, 1.0, 0.0))]
-    assert {tuple(pick.rests_on) for pick in RULES["sapo"].peers(pool, draw(1, completions=2))} == {(0, 1, 2)}
-    (pick,) = RULES["positive"].peers(pool, draw(1))
+    assert {tuple(pick.rests_on) for pick in RULES["sapo"].peers(pool, request(1, completions=2))} == {(0, 1, 2)}
+    (pick,) = RULES["positive"].peers(pool, request(1))
     assert (pick.index, tuple(pick.rests_on)) == (1, (1,))
 
 
 def test_a_group_without_advantage_is_never_drawn() -> None:
     flat = [candidate(1, (0.0, 0.0)), candidate(2, (0.5, 0.5)), candidate(3, (0.5, 0.5 + 1e-12)), candidate(4, (0.0,))]
-    assert all(rule.peers(flat, draw(3)) == [] for rule in RULES.values())
+    assert all(rule.peers(flat, request(3)) == [] for rule in RULES.values())
 
 
 @pytest.mark.parametrize("rule", ["positive", "gentle", "rare", "rft"])
@@ -127,7 +127,7 @@ def test_groups_that_are_all_right_are_drawn_where_no_other_is_left_and_the_task
     mixed = [candidate(10 + number, (0.0, 1.0)) for number in range(2)]
 
     def drawn(pool: list[Candidate], own: float) -> set[bytes]:
-        picks = RULES[rule].peers(pool, replace(draw(4), own_reward=lambda task: own))
+        picks = RULES[rule].peers(pool, replace(request(4), own_reward=lambda task: own))
         assert all(pick.weight == 1 / 8 and tuple(pick.rests_on) == (pick.index,) for pick in picks)
         return {pick.id for pick in picks}
 
@@ -139,12 +139,12 @@ def test_groups_that_are_all_right_are_drawn_where_no_other_is_left_and_the_task
 
 
 def test_the_papers_rule_draws_no_group_that_is_all_right() -> None:
-    assert RULES["sapo"].peers([candidate(1, (1.0, 1.0))], draw(3)) == []
+    assert RULES["sapo"].peers([candidate(1, (1.0, 1.0))], request(3)) == []
 
 
 def test_positive_takes_one_right_answer_a_group() -> None:
     pool = [candidate(1, (0.0, 1.0, 1.0)), candidate(2, (1.0, 1.0)), candidate(3, (0.0, 0.0))]
-    taken = Counter(pick for seed in range(40) for pick in RULES["positive"].peers(pool, draw(5, seed)))
+    taken = Counter(pick for seed in range(40) for pick in RULES["positive"].peers(pool, request(5, seed)))
     assert {(pick.id, pick.index, pick.advantage, pick.weight) for pick in taken} == {
         (pool[0].id, index, 1.0, 1 / 8) for index in (1, 2)
     }
@@ -155,7 +155,7 @@ def test_positive_takes_one_right_answer_a_group() -> None:
 def test_no_peers_answer_has_more_than_one_completions_weight_or_is_pushed_down(
     pool: list[Candidate], count: int, own: float, seed: int
 ) -> None:
-    asked = replace(draw(count, seed), own_reward=lambda task: own)
+    asked = replace(request(count, seed), own_reward=lambda task: own)
     picks = RULES["positive"].peers(pool, asked)
     rewards_of = {one.id: one.rewards for one in pool}
     assert len({pick.id for pick in picks}) == len(picks) <= count
@@ -175,7 +175,7 @@ def test_where_rewards_are_0_or_1_positive_is_one_right_answer_at_advantage_1_wh
     rows: list[tuple[float, ...]], count: int, own: float, seed: int
 ) -> None:
     pool = [candidate(number, row) for number, row in enumerate(rows)]
-    found = RULES["positive"].peers(pool, replace(draw(count, seed), own_reward=lambda task: own))
+    found = RULES["positive"].peers(pool, replace(request(count, seed), own_reward=lambda task: own))
     rng = random.Random(seed)
     taken = [one for one in pool if len(set(one.rewards)) == 2] if count else []
     if not taken and own < MASTERED:
@@ -202,7 +202,7 @@ def test_where_rewards_are_0_or_1_positive_is_one_right_answer_at_advantage_1_wh
 def test_a_graded_answer_counts_by_how_far_it_is_above_this_nodes_own(
     best: float, own: float, advantage: float | None
 ) -> None:
-    asked = replace(draw(1), own_reward={"t": own, "u": 0.99}.__getitem__)
+    asked = replace(request(1), own_reward={"t": own, "u": 0.99}.__getitem__)
     picks = RULES["positive"].peers([candidate(1, (0.0, best, 0.1))], asked)
     assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
     below = RULES["positive"].peers([candidate(1, (0.0, 0.7), task="u")], asked)
@@ -232,7 +232,7 @@ hostile_pools = st.lists(
 def test_a_group_counts_as_a_group_however_many_completions_it_has(
     pool: list[Candidate], count: int, completions: int, rule: str, seed: int
 ) -> None:
-    picks = RULES[rule].peers(pool, draw(count, seed, completions))
+    picks = RULES[rule].peers(pool, request(count, seed, completions))
     sizes = {one.id: len(one.rewards) for one in pool}
     weights: Counter[bytes] = Counter()
     for pick in picks:
@@ -259,7 +259,7 @@ def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectat
     rng = random.Random(0)
     pushed = [0.0] * len(rewards)  # what each completion counts, over many draws
     for _ in range(20_000):
-        for pick in RULES["sapo"].peers([candidate(1, rewards)], Draw(1, 8, mean_advantages, rng)):
+        for pick in RULES["sapo"].peers([candidate(1, rewards)], DrawRequest(1, 8, mean_advantages, rng)):
             assert pick.advantage == whole[pick.index]
             pushed[pick.index] += pick.weight * pick.advantage / 20_000
     expected = [advantage / len(rewards) for advantage in whole]
@@ -269,7 +269,7 @@ def test_the_drawn_of_a_large_group_keep_its_advantages_and_its_mean_in_expectat
 @given(st.lists(rewards, min_size=1, max_size=8), st.integers(0, 8), st.integers())
 def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ...]], count: int, seed: int) -> None:
     own = [group(n, row) for n, row in enumerate(rows)]
-    samples = local_samples(own, count, RULES["sapo"], draw(8, seed))
+    samples = local_samples(own, count, RULES["sapo"], request(8, seed))
     taken = {sample.prompt[0] for sample in samples}
     assert len(taken) == min(count, len(own))
     assert len(samples) == sum(len(own[n].completions) for n in taken)
@@ -287,7 +287,7 @@ def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ..
 def test_what_these_rules_take_of_an_own_group_pushes_as_much_up_as_down(
     rewards: tuple[float, ...], rule: str, seed: int
 ) -> None:
-    advantages = RULES[rule].own(rewards, draw(1, seed))
+    advantages = RULES[rule].own(rewards, request(1, seed))
     assert math.isclose(sum(advantage for _, advantage in advantages), 0, abs_tol=1e-9)
 
 
@@ -295,16 +295,16 @@ def test_what_these_rules_take_of_an_own_group_pushes_as_much_up_as_down(
 def test_every_rule_takes_places_of_an_own_group_in_order_and_the_same_again(
     rewards: tuple[float, ...], rule: str, seed: int
 ) -> None:
-    advantages = RULES[rule].own(rewards, draw(1, seed))
+    advantages = RULES[rule].own(rewards, request(1, seed))
     assert [index for index, _ in advantages] == sorted({index for index, _ in advantages} & set(range(len(rewards))))
-    assert advantages == RULES[rule].own(rewards, draw(1, seed))
+    assert advantages == RULES[rule].own(rewards, request(1, seed))
 
 
 @given(any_rewards, st.integers())
 def test_gentle_pushes_down_what_positive_does_and_no_harder_than_a_bad_answer_deserves(
     rewards: tuple[float, ...], seed: int
 ) -> None:
-    gentle, positive = (dict(RULES[rule].own(rewards, draw(1, seed))) for rule in ("gentle", "positive"))
+    gentle, positive = (dict(RULES[rule].own(rewards, request(1, seed))) for rule in ("gentle", "positive"))
     whole = mean_advantages(rewards)
     assert gentle == {index: whole[index] for index in positive}
     assert sum(gentle.values()) >= -1e-9
@@ -312,16 +312,16 @@ def test_gentle_pushes_down_what_positive_does_and_no_harder_than_a_bad_answer_d
 
 def test_gentle_by_hand() -> None:
     one_of_eight = (1.0,) + (0.0,) * 7
-    assert sorted(advantage for _, advantage in RULES["gentle"].own(one_of_eight, draw(1))) == [-0.125, 0.875]
-    assert sorted(advantage for _, advantage in RULES["positive"].own(one_of_eight, draw(1))) == [-0.875, 0.875]
-    assert RULES["gentle"].own((1.0, 0.0), draw(1)) == RULES["positive"].own((1.0, 0.0), draw(1))
+    assert sorted(advantage for _, advantage in RULES["gentle"].own(one_of_eight, request(1))) == [-0.125, 0.875]
+    assert sorted(advantage for _, advantage in RULES["positive"].own(one_of_eight, request(1))) == [-0.875, 0.875]
+    assert RULES["gentle"].own((1.0, 0.0), request(1)) == RULES["positive"].own((1.0, 0.0), request(1))
 
 
 @given(any_rewards, st.integers())
 def test_rft_takes_one_of_the_best_of_an_own_group_and_pushes_nothing_down(
     rewards: tuple[float, ...], seed: int
 ) -> None:
-    taken = RULES["rft"].own(rewards, draw(1, seed))
+    taken = RULES["rft"].own(rewards, request(1, seed))
     if len(set(rewards)) == 1:
         assert taken == []
         return
@@ -331,14 +331,14 @@ def test_rft_takes_one_of_the_best_of_an_own_group_and_pushes_nothing_down(
 
 
 def test_rft_by_hand() -> None:
-    drawn = Counter(RULES["rft"].own((0.0, 1.0, 1.0, 0.0), draw(1, seed))[0] for seed in range(40))
+    drawn = Counter(RULES["rft"].own((0.0, 1.0, 1.0, 0.0), request(1, seed))[0] for seed in range(40))
     assert drawn.keys() == {(1, 1.0), (2, 1.0)}
-    assert RULES["rft"].own((0.2, 0.6, 0.4), draw(1)) == [(1, pytest.approx(0.2 / 0.6))]  # above the mean of 0.4
+    assert RULES["rft"].own((0.2, 0.6, 0.4), request(1)) == [(1, pytest.approx(0.2 / 0.6))]  # above the mean of 0.4
 
 
 def test_an_own_answer_counts_under_rft_as_a_peers_does() -> None:
-    own = local_samples([group(1, (0.0,) * 7 + (1.0,))], 1, RULES["rft"], draw(1))
-    (pick,) = RULES["rft"].peers([candidate(1, (0.0,) * 7 + (1.0,))], draw(1))
+    own = local_samples([group(1, (0.0,) * 7 + (1.0,))], 1, RULES["rft"], request(1))
+    (pick,) = RULES["rft"].peers([candidate(1, (0.0,) * 7 + (1.0,))], request(1))
     assert [(sample.advantage, sample.weight) for sample in own] == [(pick.advantage, pick.weight)] == [(1.0, 1 / 8)]
 
 
@@ -357,13 +357,13 @@ def test_an_own_answer_counts_under_rft_as_a_peers_does() -> None:
 def test_rare_counts_a_peers_answer_by_how_far_it_is_above_this_nodes_own(
     best: float, own: float, advantage: float | None
 ) -> None:
-    picks = RULES["rare"].peers([candidate(1, (0.0, best))], replace(draw(1), own_reward=lambda task: own))
+    picks = RULES["rare"].peers([candidate(1, (0.0, best))], replace(request(1), own_reward=lambda task: own))
     assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
 
 
 @given(pools, st.integers(0, 12), st.integers())
 def test_these_rules_take_of_peers_what_positive_takes(pool: list[Candidate], count: int, seed: int) -> None:
-    taken = [RULES[rule].peers(pool, draw(count, seed)) for rule in ("positive", "gentle", "rft")]
+    taken = [RULES[rule].peers(pool, request(count, seed)) for rule in ("positive", "gentle", "rft")]
     assert taken[0] == taken[1] == taken[2]
 
 
@@ -372,7 +372,7 @@ def test_the_control_takes_a_wrong_answer_of_each_group_as_if_it_were_right(
     pool: list[Candidate], count: int, seed: int
 ) -> None:
     assert not CONTROLS.keys() & RULES.keys()  # nobody trains with one by a setting
-    picks = CONTROLS["wrong"].peers(pool, draw(count, seed))
+    picks = CONTROLS["wrong"].peers(pool, request(count, seed))
     by_id = {one.id: one.rewards for one in pool}
     assert len({pick.id for pick in picks}) == len(picks)
     assert len(picks) == min(count, sum(one.informative for one in pool))
@@ -384,23 +384,23 @@ def test_the_control_takes_a_wrong_answer_of_each_group_as_if_it_were_right(
 
 def test_positive_by_hand() -> None:
     rewards = (0.0, 1.0, 0.0, 0.0)
-    ((first, push), (second, pull)) = sorted(RULES["positive"].own(rewards, draw(1)), key=lambda one: one[1])
+    ((first, push), (second, pull)) = sorted(RULES["positive"].own(rewards, request(1)), key=lambda one: one[1])
     assert (push, second, pull) == (-0.75, 1, 0.75) and first in (0, 2, 3)  # one of three wrong ones, for all three
-    assert RULES["positive"].own((1.0, 1.0, 0.0, 0.0), draw(1)) == [(0, 0.5), (1, 0.5), (2, -0.5), (3, -0.5)]
-    assert RULES["positive"].own((1.0, 1.0), draw(1)) == RULES["positive"].own((0.5, 0.5), draw(1)) == []
+    assert RULES["positive"].own((1.0, 1.0, 0.0, 0.0), request(1)) == [(0, 0.5), (1, 0.5), (2, -0.5), (3, -0.5)]
+    assert RULES["positive"].own((1.0, 1.0), request(1)) == RULES["positive"].own((0.5, 0.5), request(1)) == []
     rng = random.Random(3)
     drawn = Counter(
         index
         for _ in range(3000)
-        for index, advantage in RULES["positive"].own(rewards, Draw(1, 8, mean_advantages, rng))
+        for index, advantage in RULES["positive"].own(rewards, DrawRequest(1, 8, mean_advantages, rng))
         if advantage < 0
     )
     assert all(abs(drawn[index] - 1000) < 120 for index in (0, 2, 3))
 
 
 def test_positive_learns_from_graded_rewards_where_no_answer_is_wholly_right() -> None:
-    assert dict(RULES["positive"].own((0.6, 0.2), draw(1))) == pytest.approx({0: 0.2, 1: -0.2})
-    taken = dict(RULES["positive"].own((0.9, 0.1, 0.3, 0.1, 0.1), draw(1)))
+    assert dict(RULES["positive"].own((0.6, 0.2), request(1))) == pytest.approx({0: 0.2, 1: -0.2})
+    taken = dict(RULES["positive"].own((0.9, 0.1, 0.3, 0.1, 0.1), request(1)))
     assert taken.pop(0) == pytest.approx(0.6)
     assert len(taken) == 1 and sum(taken.values()) == pytest.approx(-0.6)
 
@@ -419,27 +419,27 @@ def test_positive_learns_from_graded_rewards_where_no_answer_is_wholly_right() -
 def test_positive_takes_at_most_1_however_large_this_nodes_own_rewards_are(
     own: float, best: float, advantage: float | None
 ) -> None:
-    asked = replace(draw(1), own_reward=lambda task: own)
+    asked = replace(request(1), own_reward=lambda task: own)
     picks = RULES["positive"].peers([candidate(1, (best, 0.0))], asked)
     assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
 
 
 def test_rft_counts_an_own_reward_beyond_1_as_right_and_a_negative_one_by_how_far_it_is_above_the_mean() -> None:
-    assert RULES["rft"].own((2.0, 3.0, 1.5), draw(1)) == [(1, 1.0)]
-    assert RULES["rft"].own((-18.0, -12.0), draw(1)) == [(1, pytest.approx(3 / 16))]
+    assert RULES["rft"].own((2.0, 3.0, 1.5), request(1)) == [(1, 1.0)]
+    assert RULES["rft"].own((-18.0, -12.0), request(1)) == [(1, pytest.approx(3 / 16))]
 
 
 @pytest.mark.parametrize("rule", sorted(RULES.keys() - {"rft"}))
 def test_own_rewards_of_any_size_keep_their_differences(rule: str) -> None:
     rewards = (-18.0, -12.0)
-    assert RULES[rule].own(rewards, draw(1)) == [(0, -3.0), (1, 3.0)]
-    large = dict(RULES[rule].own((1e15, -1e15), draw(1)))
+    assert RULES[rule].own(rewards, request(1)) == [(0, -3.0), (1, 3.0)]
+    large = dict(RULES[rule].own((1e15, -1e15), request(1)))
     assert large == {0: 1e15, 1: -1e15}
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8))
 def test_positive_follows_the_trainers_scale(rewards: list[float]) -> None:
-    plain, scaled = (RULES["positive"].own(rewards, replace(draw(1), scale=scale)) for scale in SCALES.values())
+    plain, scaled = (RULES["positive"].own(rewards, replace(request(1), scale=scale)) for scale in SCALES.values())
     assert [index for index, _ in plain] == [index for index, _ in scaled]
     factors = {round(two / one, 6) for (_, one), (_, two) in zip(plain, scaled, strict=True)}
     assert len(factors) <= 1
@@ -469,7 +469,7 @@ def test_no_signer_has_more_of_a_draw_than_it_may_and_none_goes_without(
 ) -> None:
     pool = [replace(candidate(number, (1.0, 0.0)), peer=peer) for number, peer in enumerate(signers)]
     taken = {"a": 1, "b": 7}
-    chosen = replace(draw(count, seed), per_signer=most, taken=taken).choose(pool)
+    chosen = replace(request(count, seed), per_signer=most, taken=taken).choose(pool)
     by_peer = Counter(one.peer for one in chosen)
     left = {peer: max(0, most - taken.get(peer, 0)) for peer in "abcd"}
     assert all(number <= left[peer] for peer, number in by_peer.items())
@@ -481,4 +481,4 @@ def test_no_signer_has_more_of_a_draw_than_it_may_and_none_goes_without(
 def test_a_signers_share_is_filled_with_what_the_rule_takes(rule: str) -> None:
     rows = [(0.0, 0.0)] * 50 + [(0.0, 1.0)] * 2
     pool = [candidate(number, row) for number, row in enumerate(rows)]
-    assert len({pick.id for pick in RULES[rule].peers(pool, replace(draw(4), per_signer=2))}) == 2
+    assert len({pick.id for pick in RULES[rule].peers(pool, replace(request(4), per_signer=2))}) == 2

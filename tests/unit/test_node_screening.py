@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from node.config import SamplingConfig, TaskConfig
 from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, encode, one_turn
 from node.rollouts.own_results import OwnResult, OwnResults
-from node.rollouts.rule import Candidate, Draw, Pick, Rule, mean_advantages, picks_of_groups, whole_group
+from node.rollouts.rule import Candidate, DrawRequest, Pick, Rule, mean_advantages, picks_of_groups, whole_group
 from node.rollouts.rules import RULES
 from node.rollouts.screening import (
     BLAMELESS,
@@ -220,7 +220,7 @@ class Round:
             judged,
             self.quotes,
         )
-        asked = Draw(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
+        asked = DrawRequest(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
         rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
         return Screening(screen, rule, asked, len({one.peer for one in self.candidates}))
 
@@ -428,9 +428,9 @@ def test_a_rule_that_follows_the_door_gives_no_signer_more_than_its_share(
 
 
 def test_a_rule_gets_no_more_than_it_is_asked_for_and_nothing_that_it_was_not_offered() -> None:
-    def everything(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+    def everything(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
         offered.append([one.peer for one in candidates])
-        return [*picks_of_groups(candidates, draw), Pick(b"none", 0, 1.0, 1.0, (0,))]
+        return [*picks_of_groups(candidates, request), Pick(b"none", 0, 1.0, 1.0, (0,))]
 
     offered: list[list[str]] = []
     rule = Rule(whole_group, everything, lambda completions: 1.0)

@@ -20,7 +20,7 @@ from node.swarm.sharing import (
     TELL_RATIO,
     Demand,
     NetworkExchange,
-    shared_form,
+    published_form,
     topic_of,
 )
 from node.tasks import Item, TaskKey, Wrapper
@@ -165,7 +165,7 @@ def test_of_a_group_that_is_all_right_two_different_answers_are_sent_at_most(
 ) -> None:
     made = tuple(one_turn(text, True, float(text.isdigit())) for text in texts)
     whole = replace(group(ONE), completions=made)
-    shared = shared_form(whole, TASKS)
+    shared = published_form(whole, TASKS)
     assert (shared and tuple(one.text for one in shared.completions)) == sent
     assert shared is None or len(encode(shared)) <= len(encode(whole))
     host = _Host()

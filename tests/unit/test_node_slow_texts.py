@@ -15,7 +15,7 @@ from node.config import SamplingConfig
 from node.processes.worker_process import Message, WorkerTimeoutError
 from node.rollouts.group import Group, Tokens, content_id, encode, one_turn
 from node.rollouts.own_results import OwnResults
-from node.rollouts.rule import Candidate, Draw, mean_advantages
+from node.rollouts.rule import Candidate, DrawRequest, mean_advantages
 from node.rollouts.rules import RULES
 from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
 from node.rollouts.slow_texts import (
@@ -26,14 +26,14 @@ from node.rollouts.slow_texts import (
     NEWCOMERS,
     OWED,
     TIMES,
-    RoundBudgets,
+    RoundQuotas,
     SlowSigners,
     Yardstick,
 )
 from node.tasks import Item, TaskKey
 from node.tasks.questions import Split, question_id
 from node.tasks.scoring import verdicts
-from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import Answer, Scoring, Submission, Verdict, Workers
 from node.tasks.task_set import TaskSet
 from tests.swarms import UNBOUNDED
@@ -101,7 +101,7 @@ class Timed:
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         workers = self.own if is_own else self.apart
-        return [workers.submit({"text": one.text}, is_own, one.budget) for one in batch]
+        return [workers.submit({"text": one.text}, is_own, one.quota) for one in batch]
 
 
 class Told(NamedTuple):
@@ -145,16 +145,16 @@ class Node:
             lambda rows: [0.0] * len(rows),
             lambda judge, seconds: judge(LATER),
         )
-        asked = Draw(SLOTS, 8, mean_advantages, random.Random(self.number))
-        budgets = RoundBudgets(self.slow.has_standing, self.yardstick.usual, self.clock)
-        screening = Screening(context, RULES["positive"], asked, len(signers), budgets)
+        asked = DrawRequest(SLOTS, 8, mean_advantages, random.Random(self.number))
+        quotas = RoundQuotas(self.slow.has_standing, self.yardstick.usual, self.clock)
+        screening = Screening(context, RULES["positive"], asked, len(signers), quotas)
         screening.set_aside = self.slow.set_aside(self.number)
         began = self.clock.now
         self.yardstick.measure({"timed": Answer(self.task, self.task.make(0), self.own_text)})
         screening.draw(candidates)
         screening.fill(candidates, OwnResults(), LATER)
         if not self.yardstick.is_slow():
-            self.slow.settle(self.number, budgets.exceeded(), {one.peer for one in screening.used})
+            self.slow.settle(self.number, quotas.exceeded(), {one.peer for one in screening.used})
         assert not screening.liars
         used = Counter(one.peer for one in screening.used)
         return Told(self.clock.now - began, used, {one.sender for one in screening.refused})
@@ -177,7 +177,7 @@ def test_a_round_of_honest_signers_is_full_and_none_of_them_pays(scorer: Scorer)
 
 
 @pytest.mark.parametrize("hostile", [1, 2])
-def test_a_signer_of_slow_texts_costs_a_few_rounds_its_budget_and_then_nothing(hostile: int, scorer: Scorer) -> None:
+def test_a_signer_of_slow_texts_costs_a_few_rounds_its_quota_and_then_nothing(hostile: int, scorer: Scorer) -> None:
     node = Node(scorer.clock)
     told = [node.round(swarm(hostile), slow_if_hostile) for _ in range(12)]
     most = hostile * (BASE_S + 4 * TIMES * LEAST_TEXT_S) + 1.0  # each drew four groups at most, of one text
@@ -188,13 +188,13 @@ def test_a_signer_of_slow_texts_costs_a_few_rounds_its_budget_and_then_nothing(h
     assert node.slow.set_aside(node.number + 1) == set(swarm(hostile)[:hostile])
 
 
-def test_all_newcomers_together_have_a_budget_and_honest_signers_gain_standing_beside_them(scorer: Scorer) -> None:
+def test_all_newcomers_together_have_a_quota_and_honest_signers_gain_standing_beside_them(scorer: Scorer) -> None:
     node = Node(scorer.clock)
     node.round(swarm(0), slow_if_hostile)
     for number in range(6):  # half of all signers are hostile, and new in each round
         told = node.round(swarm(8, f"{number} "), slow_if_hostile)
         assert told.seconds < NEWCOMERS * (BASE_S + SLOTS * TIMES * LEAST_TEXT_S) + 1
-        assert len(told.refused) <= 3, "once the budget is spent no newcomer's text is begun"
+        assert len(told.refused) <= 3, "once the quota is spent no newcomer's text is begun"
         assert all(signer.startswith("honest") for signer in told.used) and told.used.total() >= SLOTS // 2
 
 
@@ -217,26 +217,26 @@ def test_texts_of_a_task_that_are_all_slow_are_scored(scorer: Scorer) -> None:
 
 def test_the_start_of_a_worker_and_its_first_text_are_charged_to_nobody(scorer: Scorer) -> None:
     scorer.start_s = 60.0
-    workers, budget = Workers("timed", "m", {}, LIMIT_S), TimeBudget(4.0)
-    assert workers.submit({"text": "9 right"}, False, budget).result(LATER) == 1.0
-    assert budget.spent(scorer.clock.now) == 0.0
-    assert workers.submit({"text": "3 right"}, False, budget).result(LATER) == 1.0
-    assert budget.spent(scorer.clock.now) == 3.0
+    workers, quota = Workers("timed", "m", {}, LIMIT_S), TimeQuota(4.0)
+    assert workers.submit({"text": "9 right"}, False, quota).result(LATER) == 1.0
+    assert quota.spent(scorer.clock.now) == 0.0
+    assert workers.submit({"text": "3 right"}, False, quota).result(LATER) == 1.0
+    assert quota.spent(scorer.clock.now) == 3.0
 
 
-def test_a_text_is_ended_when_its_budget_is_spent_and_the_next_one_is_not_begun(scorer: Scorer) -> None:
-    task, budget = Timed(), TimeBudget(4.0)
-    asked = [Answer(task, task.make(0), text, budget=budget) for text in ("0 right", "600 right", "0 right")]
+def test_a_text_is_ended_when_its_quota_is_spent_and_the_next_one_is_not_begun(scorer: Scorer) -> None:
+    task, quota = Timed(), TimeQuota(4.0)
+    asked = [Answer(task, task.make(0), text, quota=quota) for text in ("0 right", "600 right", "0 right")]
     other = Answer(task, task.make(0), "0 right")
     assert Scoring([*asked, other], is_own=False).wait(LATER) == [1.0, None, verdicts.LATE, 1.0]
-    assert scorer.asked == ["0 right", "600 right", "0 right"] and budget.spent(scorer.clock.now) == 4.0
+    assert scorer.asked == ["0 right", "600 right", "0 right"] and quota.spent(scorer.clock.now) == 4.0
 
 
 def test_newcomers_texts_are_scored_after_those_of_signers_with_standing(scorer: Scorer) -> None:
     task, loads = Timed(), threading.Event()
     scorer.loads = loads
-    budgets = {"new": TimeBudget(9.0, TimeBudget(9.0)), "old": TimeBudget(9.0)}
-    asked = [Answer(task, task.make(0), f"0 {who}", budget=budgets[who]) for who in ("new", "old", "new", "old")]
+    quotas = {"new": TimeQuota(9.0, TimeQuota(9.0)), "old": TimeQuota(9.0)}
+    asked = [Answer(task, task.make(0), f"0 {who}", quota=quotas[who]) for who in ("new", "old", "new", "old")]
     scoring = Scoring(asked, is_own=False)
     loads.set()
     scoring.wait(LATER)
@@ -245,9 +245,9 @@ def test_newcomers_texts_are_scored_after_those_of_signers_with_standing(scorer:
     assert sorted(scorer.asked) == sorted(one.text for one in asked)
 
 
-def test_a_budget_is_charged_while_a_text_runs_and_so_is_the_one_that_it_lies_within() -> None:
-    whole = TimeBudget(5.0)
-    one, other = TimeBudget(4.0, whole), TimeBudget(4.0, whole)
+def test_a_quota_is_charged_while_a_text_runs_and_so_is_the_one_that_it_lies_within() -> None:
+    whole = TimeQuota(5.0)
+    one, other = TimeQuota(4.0, whole), TimeQuota(4.0, whole)
     one.begin(10.0)
     assert (one.spent(12.0), one.left(12.0), other.left(12.0)) == (2.0, 2.0, 3.0)
     one.end(13.0)
@@ -262,7 +262,7 @@ def test_a_budget_is_charged_while_a_text_runs_and_so_is_the_one_that_it_lies_wi
     [
         ("s", False),
         ("ss", True),
-        ("s.......s", True),  # seven rounds within the budget
+        ("s.......s", True),  # seven rounds within the quota
         ("s........s", False),  # eight pay
         ("s........ss", True),
         ("s s", True),  # a round without it

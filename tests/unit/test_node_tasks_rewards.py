@@ -45,7 +45,7 @@ from node.tasks.rewards.functions import (
 )
 from node.tasks.rewards.judge import JudgeError, paid_by
 from node.tasks.rewards.rows import RewardsTask, load_rewards
-from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import Answer, Scored, Scoring, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
@@ -726,13 +726,13 @@ def test_a_formula_that_math_verify_does_not_finish_delays_no_own_text_and_chang
 ) -> None:
     rows = write(tmp_path / "rows.jsonl", [{"prompt": [{"role": "user", "content": "2+2="}], "solution": "4"}])
     task = load_rewards("rewards", {"path": rows, "functions": ["trl:accuracy_reward"], "seconds": 60.0})
-    item, budget = task.make(0), TimeBudget(4.0)
+    item, quota = task.make(0), TimeQuota(4.0)
     usual = [Answer(task, item, f"\\boxed{{{text}}}") for text in ("4", "5", "x=4")]
     before = [Scoring(usual, is_own=is_own).wait(60) for is_own in (True, False)]
     assert before == [[1.0, 0.0, 1.0]] * 2
-    slow = Scoring([Answer(task, item, "\\boxed{(((9!)!)!)!}", budget=budget)], is_own=False)
-    wait_until(lambda: budget.spent(time.monotonic()) > 0.2, timeout=60)
+    slow = Scoring([Answer(task, item, "\\boxed{(((9!)!)!)!}", quota=quota)], is_own=False)
+    wait_until(lambda: quota.spent(time.monotonic()) > 0.2, timeout=60)
     assert Scoring(usual, is_own=True).wait(60) == before[0]
-    assert not budget.is_spent(time.monotonic()), "the formula is still looked at"
+    assert not quota.is_spent(time.monotonic()), "the formula is still looked at"
     assert slow.wait(60) == [None]
     assert Scoring(usual, is_own=False).wait(60) == before[1]

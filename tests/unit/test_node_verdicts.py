@@ -21,7 +21,7 @@ from node.processes import confinement
 from node.processes.worker_process import Message, WorkerError, WorkerTimeoutError
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks
 from node.tasks.scoring import verdicts
-from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import LATE, Answer, Scored, Scoring, Submission, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
@@ -615,16 +615,16 @@ def verify(item, text):
 
 
 @pytest.mark.parametrize("code", [RIDDLE, GAME, GAME + "isolate = 'none'"], ids=["text", "caged game", "game"])
-def test_a_peers_slow_text_holds_up_no_own_one_and_ends_with_its_signers_budget(code: str, tmp_path: Path) -> None:
+def test_a_peers_slow_text_holds_up_no_own_one_and_ends_with_its_signers_quota(code: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(code)
     [task] = load_tasks([TaskConfig(name="file/slow", options={"path": str(tmp_path / "slow.py")})]).tasks
-    item, budget = task.make(1), TimeBudget(5.0)
+    item, quota = task.make(1), TimeQuota(5.0)
     for is_own in (True, False):
         assert Scoring([Answer(task, item, "end")], is_own=is_own).wait(LATER) == [1.0]
-    asked = [Answer(task, item, text, budget=budget) for text in ("end", "forever", "end")]
+    asked = [Answer(task, item, text, quota=quota) for text in ("end", "forever", "end")]
     slow = Scoring([*asked, Answer(task, item, "end")], is_own=False)
-    wait_until(lambda: budget.spent(time.monotonic()) > 0.5, timeout=LATER)
+    wait_until(lambda: quota.spent(time.monotonic()) > 0.5, timeout=LATER)
     assert Scoring([Answer(task, item, "end")], is_own=True).wait(LATER) == [1.0]
-    assert not budget.is_spent(time.monotonic()), "the slow one is still at it"
+    assert not quota.is_spent(time.monotonic()), "the slow one is still at it"
     assert slow.wait(LATER) == [1.0, None, LATE, 1.0]
-    assert 4.5 < budget.spent(time.monotonic()) < 15.0, "a text may take 20 s"
+    assert 4.5 < quota.spent(time.monotonic()) < 15.0, "a text may take 20 s"

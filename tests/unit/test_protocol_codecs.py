@@ -31,8 +31,8 @@ from protocol.credentials.records import (
 )
 from protocol.errors import BadAddress, EnvelopeError, MessageError, RecordError
 from protocol.identity import Identity, id_of_bytes
-from protocol.limits.budgets import BYTE_S, FRAME_S, GIVEN_S, SENT_BYTE_S, SIGNATURE_S
 from protocol.limits.limits import MIB, Limits
+from protocol.limits.quotas import BYTE_S, FRAME_S, GIVEN_S, SENT_BYTE_S, SIGNATURE_S
 from protocol.limits.timing import LOCAL, WAN
 from protocol.membership.membership import NO_ROOM
 from protocol.notices import GRAYLISTED
@@ -554,7 +554,7 @@ def test_the_documented_times_rates_kinds_and_reasons_are_those_of_the_code() ->
         f"Each of its bytes costs {each}. "
         f"A byte that is sent in answer costs {sent}, and an item or a chunk that is given {1e6 * GIVEN_S:g} µs more. "
         f"What the node asked for costs nothing. "
-        f"Beyond the budget frames wait, in {limits.waiting_bytes / MIB:g} MiB"
+        f"Beyond the quota frames wait, in {limits.waiting_bytes / MIB:g} MiB"
     ) in page
     assert {kind.name for kind in Kind} <= set(re.findall(r"\w+", page))
     assert {f"`{reason}`" for reason in (*NO_ROOM, GRAYLISTED)} <= set(page.replace(",", "").split())

@@ -36,9 +36,9 @@ from protocol.events import (
 )
 from protocol.host import describe_peers, dialable_members
 from protocol.identity import Identity, Verify
-from protocol.limits.budgets import FRAME_S, SENT_BYTE_S
 from protocol.limits.limits import Limits
 from protocol.limits.peer_scores import PENALTIES
+from protocol.limits.quotas import FRAME_S, SENT_BYTE_S
 from protocol.limits.timing import LAN
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.membership.links import GRACE_S
@@ -659,7 +659,7 @@ LEAN = Limits(network_cores=0.001, network_burst_s=0.002, waiting_bytes=8_000)  
 
 
 def test_a_flood_is_dropped_and_counted() -> None:
-    """What its network's budget does not cover waits, as far as there is room; the rest costs points by its price."""
+    """What its network's quota does not cover waits, as far as there is room; the rest costs points by its price."""
     talk = Talk(LEAN)
     for _ in range(500):
         talk.say(Kind.PING, Ping(1).encode())
@@ -700,7 +700,7 @@ def test_many_keys_of_one_network_cost_no_more_than_one_and_each_is_heard_in_tur
     assert spoke(500, other, cheap) == [500], "another network pays for itself"
 
 
-def test_strangers_of_a_peers_network_do_not_use_up_its_budget_and_are_hung_up_on() -> None:
+def test_strangers_of_a_peers_network_do_not_use_up_its_quota_and_are_hung_up_on() -> None:
     talk = Talk(replace(LEAN, waiting_bytes=0))
     neighbour = Identity(bytes(31) + b"9")
     links = [Link(identity.curve_key, dialled=False) for identity in (neighbour, OTHER)]
@@ -711,10 +711,10 @@ def test_strangers_of_a_peers_network_do_not_use_up_its_budget_and_are_hung_up_o
     for _ in range(3000):
         ended += talk.hear(ping, links[1], now=5)
     assert HangUp(links[1]) in ended and talk.rejected["flood"] > 500
-    assert talk.hear(ping, links[0], now=5), "the peer's own budget is there"
+    assert talk.hear(ping, links[0], now=5), "the peer's own quota is there"
 
 
-def test_what_was_asked_for_is_taken_though_the_senders_network_has_used_up_its_budget() -> None:
+def test_what_was_asked_for_is_taken_though_the_senders_network_has_used_up_its_quota() -> None:
     talk = Talk(replace(LEAN, waiting_bytes=0))
     frame = talk.frame(Kind.ITEM, bytes(10_000), OTHER)
     entry = Entry(claimed_id(frame), len(frame))
@@ -726,7 +726,7 @@ def test_what_was_asked_for_is_taken_though_the_senders_network_has_used_up_its_
     assert not received(talk.say(Kind.ITEM, b"nobody asked for this"))
 
 
-def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_budget() -> None:
+def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_quota() -> None:
     """It left as fast as the line took it: 3.9 GB in ten seconds."""
     talk = Talk()
     item = talk.publish(bytes(5_000_000))
@@ -743,7 +743,7 @@ def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_budget() -> 
     assert talk.rejected == {}, "and it is no offence: the others are asked meanwhile"
 
 
-def test_what_waits_for_a_budget_is_given_later_and_the_peer_is_told_that_it_waits() -> None:
+def test_what_waits_for_a_quota_is_given_later_and_the_peer_is_told_that_it_waits() -> None:
     talk = Talk(Limits(network_cores=0.001, network_burst_s=0.002))
     item = talk.publish(bytes(5_000_000))
     talk.say(Kind.WANT, Want((WantedPart(item, tuple(range(16))),)).encode())

@@ -14,9 +14,9 @@ from protocol.config import Instant
 from protocol.events import Link
 from protocol.host import Mailbox
 from protocol.identity import Identity
-from protocol.limits.budgets import Budgets, Payer, price
 from protocol.limits.limits import Limits
 from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, PeerScores, ScoreBoard
+from protocol.limits.quotas import Payer, Quotas, price
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.limits.send_queues import FRAME_COST
 from protocol.lru import Expiring, Recent
@@ -54,12 +54,12 @@ def test_a_clock_that_steps_back_gives_nothing_away() -> None:
     assert not bucket.take(1.0, 50.0)
 
 
-def speak(budgets: Budgets, payer: Payer, link: Link, frame: bytes, now: float) -> bool:
+def speak(quotas: Quotas, payer: Payer, link: Link, frame: bytes, now: float) -> bool:
     """Bring a frame; return whether it was handled at once."""
-    if budgets.may_speak(payer, link, now):
-        budgets.spend(payer, price(frame), now)
+    if quotas.may_speak(payer, link, now):
+        quotas.spend(payer, price(frame), now)
         return True
-    budgets.put(payer, link, frame, now)
+    quotas.put(payer, link, frame, now)
     return False
 
 
@@ -68,26 +68,26 @@ SMALL, LARGE = control_frame(Kind.PING, b"1"), control_frame(Kind.CANCEL, bytes(
 
 
 def test_an_honest_swarms_traffic_over_one_link_never_waits() -> None:
-    budgets = Budgets(Limits())
+    quotas = Quotas(Limits())
     have, want = control_frame(Kind.HAVE, bytes(66)), control_frame(Kind.WANT, bytes(50))
     for second in range(600):
         for _ in range(8 * 16):  # the items of 8 nodes x 16 groups a second, relayed: two short messages for each
-            assert speak(budgets, NETWORK, LINKS[0], have, second)
-            assert speak(budgets, NETWORK, LINKS[0], want, second)
+            assert speak(quotas, NETWORK, LINKS[0], have, second)
+            assert speak(quotas, NETWORK, LINKS[0], want, second)
 
 
-def test_frames_beyond_a_budget_wait_in_their_order_and_links_take_turns() -> None:
-    budgets = Budgets(Limits(network_cores=0.01, network_burst_s=0.01))
+def test_frames_beyond_a_quota_wait_in_their_order_and_links_take_turns() -> None:
+    quotas = Quotas(Limits(network_cores=0.01, network_burst_s=0.01))
     frames = {link: [control_frame(Kind.HAVE, bytes([n, m]) * 5_000) for m in range(4)] for n, link in enumerate(LINKS)}
-    handled = [(link, frame) for link in LINKS for frame in frames[link] if speak(budgets, NETWORK, link, frame, 0)]
-    assert len(handled) < 4 and budgets.next(0) is None
+    handled = [(link, frame) for link in LINKS for frame in frames[link] if speak(quotas, NETWORK, link, frame, 0)]
+    assert len(handled) < 4 and quotas.next(0) is None
     stranger = Payer(NETWORK.voice, is_peer=False)
-    assert speak(budgets, stranger, Link(bytes(32), True), SMALL, 0), "strangers have a budget of their own"
+    assert speak(quotas, stranger, Link(bytes(32), True), SMALL, 0), "strangers have a quota of their own"
     now = 0.0
-    while budgets.due < math.inf:
-        now = max(now + 0.01, budgets.due)
-        while (turn := budgets.next(now)) is not None:
-            budgets.spend(NETWORK, price(turn[1]), now)
+    while quotas.due < math.inf:
+        now = max(now + 0.01, quotas.due)
+        while (turn := quotas.next(now)) is not None:
+            quotas.spend(NETWORK, price(turn[1]), now)
             handled.append(turn)
     assert {link: [frame for owner, frame in handled if owner == link] for link in LINKS} == frames
     waited = [LINKS.index(link) for link, _ in handled[-6:]]
@@ -97,36 +97,36 @@ def test_frames_beyond_a_budget_wait_in_their_order_and_links_take_turns() -> No
 
 
 def test_no_more_than_its_bound_waits_for_a_payer_and_the_heaviest_link_loses() -> None:
-    budgets = Budgets(Limits(network_cores=1e-9, network_burst_s=1e-9, waiting_bytes=100_000))
-    budgets.spend(NETWORK, 1.0, 0)
+    quotas = Quotas(Limits(network_cores=1e-9, network_burst_s=1e-9, waiting_bytes=100_000))
+    quotas.spend(NETWORK, 1.0, 0)
     busy, quiet, other = LINKS
     size = len(SMALL) + FRAME_COST
-    dropped = [link for _ in range(2000) for link, _ in budgets.put(NETWORK, busy, SMALL, 0)]
+    dropped = [link for _ in range(2000) for link, _ in quotas.put(NETWORK, busy, SMALL, 0)]
     assert dropped == [busy] * (2000 - 100_000 // size)
     for link in (quiet, other) * 200:
-        assert {loser for loser, _ in budgets.put(NETWORK, link, SMALL, 0)} <= {busy}
-    budgets.spend(NETWORK, -2.0, 0)
+        assert {loser for loser, _ in quotas.put(NETWORK, link, SMALL, 0)} <= {busy}
+    quotas.spend(NETWORK, -2.0, 0)
     held = 0
-    while budgets.next(0) is not None:
+    while quotas.next(0) is not None:
         held += size
     assert 100_000 - size < held <= 100_000
-    assert budgets.put(NETWORK, quiet, bytes(200_000), 0) and budgets.due == math.inf, "one frame that is too large"
+    assert quotas.put(NETWORK, quiet, bytes(200_000), 0) and quotas.due == math.inf, "one frame that is too large"
 
 
 def test_what_waits_of_a_link_goes_with_it() -> None:
-    budgets = Budgets(Limits(network_cores=1.0, network_burst_s=1e-9))
-    budgets.spend(NETWORK, 1.0, 0)
+    quotas = Quotas(Limits(network_cores=1.0, network_burst_s=1e-9))
+    quotas.spend(NETWORK, 1.0, 0)
     for link in LINKS[:2]:
-        assert not speak(budgets, NETWORK, link, SMALL, 0)
-    budgets.drop(LINKS[0])
-    assert budgets.next(10) == (LINKS[1], SMALL) and budgets.due == math.inf
+        assert not speak(quotas, NETWORK, link, SMALL, 0)
+    quotas.drop(LINKS[0])
+    assert quotas.next(10) == (LINKS[1], SMALL) and quotas.due == math.inf
 
 
 def test_what_is_asked_for_waits_before_messages_do() -> None:
-    budgets = Budgets(Limits(network_cores=0.1, network_burst_s=1.0))
-    budgets.spend(NETWORK, 0.6, 0)
-    assert not budgets.may_take(NETWORK, 0) and budgets.may_speak(NETWORK, LINKS[0], 0)
-    assert budgets.may_take(NETWORK, 2)
+    quotas = Quotas(Limits(network_cores=0.1, network_burst_s=1.0))
+    quotas.spend(NETWORK, 0.6, 0)
+    assert not quotas.may_take(NETWORK, 0) and quotas.may_speak(NETWORK, LINKS[0], 0)
+    assert quotas.may_take(NETWORK, 2)
 
 
 def test_each_subject_has_a_bucket_and_who_goes_on_is_remembered_among_any_number_of_others() -> None:

@@ -21,13 +21,13 @@ ones alone keep it (arXiv 2506.01347).
 
 from collections.abc import Sequence
 
-from node.rollouts.rule import Advantages, Draw, Rule
+from node.rollouts.rule import Advantages, DrawRequest, Rule
 from node.rollouts.rules.positive import MASTERED, best_of_each, good_and_as_many_bad, one_of_a_group
 
 
-def unscaled(rewards: Sequence[float], draw: Draw) -> Advantages:
+def unscaled(rewards: Sequence[float], request: DrawRequest) -> Advantages:
     """Return the good completions of an own group and at most as many bad ones, in their order in the group."""
-    good, _, drawn = good_and_as_many_bad(rewards, draw)
+    good, _, drawn = good_and_as_many_bad(rewards, request)
     return sorted([*good, *drawn])
 
 

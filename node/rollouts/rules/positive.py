@@ -34,7 +34,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from node.rollouts.rule import FLAT, Advantages, Candidate, Draw, Pick, Rule, is_right
+from node.rollouts.rule import FLAT, Advantages, Candidate, DrawRequest, Pick, Rule, is_right
 
 MASTERED = 0.5  # own reward on a task from which peers' groups that are all right teach it no more
 Gain = Callable[[float, float], float]  # from a best answer's reward and this node's own to its advantage
@@ -47,21 +47,21 @@ def gain(reward: float, own: float) -> float:
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
 
 
-def best_of_each(candidates: Sequence[Candidate], draw: Draw, gain: Gain = gain) -> list[Pick]:
+def best_of_each(candidates: Sequence[Candidate], request: DrawRequest, gain: Gain = gain) -> list[Pick]:
     """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each.
 
     Groups that are all right are drawn where no other is left.
     """
     better = [
-        one for one in candidates if (own := draw.own_reward(one.task)) <= 1 and gain(max(one.rewards), own) > 0
+        one for one in candidates if (own := request.own_reward(one.task)) <= 1 and gain(max(one.rewards), own) > 0
     ]  # whoever has b > 1 is paid beyond what any peer's answer can be
     mixed = [one for one in better if one.informative]
-    easy = [one for one in better if one.all_right and draw.own_reward(one.task) < MASTERED]
+    easy = [one for one in better if one.all_right and request.own_reward(one.task) < MASTERED]
     picks = []
-    for candidate in draw.choose(mixed) or draw.choose(easy):
-        index = one_of_the_best(candidate.rewards, draw.rng)
-        advantage = gain(max(candidate.rewards), draw.own_reward(candidate.task))
-        picks.append(Pick(candidate.id, index, advantage, 1 / draw.completions, (index,)))
+    for candidate in request.choose(mixed) or request.choose(easy):
+        index = one_of_the_best(candidate.rewards, request.rng)
+        advantage = gain(max(candidate.rewards), request.own_reward(candidate.task))
+        picks.append(Pick(candidate.id, index, advantage, 1 / request.completions, (index,)))
     return picks
 
 
@@ -79,17 +79,17 @@ class OwnParts(NamedTuple):
     drawn: Advantages  # of the bad ones: as many as there are good ones, or all
 
 
-def good_and_as_many_bad(rewards: Sequence[float], draw: Draw) -> OwnParts:
+def good_and_as_many_bad(rewards: Sequence[float], request: DrawRequest) -> OwnParts:
     """Return the completions of an own group with an advantage, and which of the bad ones are trained on."""
-    advantages = draw.scale(rewards)
+    advantages = request.scale(rewards)
     good = [(index, advantage) for index, advantage in enumerate(advantages) if advantage > 0]
     bad = [(index, advantage) for index, advantage in enumerate(advantages) if advantage < 0]
-    return OwnParts(good, bad, draw.rng.sample(bad, min(len(good), len(bad))))
+    return OwnParts(good, bad, request.rng.sample(bad, min(len(good), len(bad))))
 
 
-def balanced(rewards: Sequence[float], draw: Draw) -> Advantages:
+def balanced(rewards: Sequence[float], request: DrawRequest) -> Advantages:
     """Return the good completions of an own group and at most as many bad ones, in their order in the group."""
-    good, bad, drawn = good_and_as_many_bad(rewards, draw)
+    good, bad, drawn = good_and_as_many_bad(rewards, request)
     push = sum(advantage for _, advantage in bad) / sum(advantage for _, advantage in drawn) if drawn else 0.0
     return sorted([*good, *((index, advantage * push) for index, advantage in drawn)])
 

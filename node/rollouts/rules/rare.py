@@ -19,7 +19,7 @@ Source: measured here. The baseline is that of REINFORCE; MaxRL (arXiv 2602.0271
 
 from collections.abc import Sequence
 
-from node.rollouts.rule import FLAT, Candidate, Draw, Pick, Rule
+from node.rollouts.rule import FLAT, Candidate, DrawRequest, Pick, Rule
 from node.rollouts.rules.positive import MASTERED, balanced, best_of_each, one_of_a_group
 
 
@@ -29,9 +29,9 @@ def gain_by_rarity(reward: float, own: float) -> float:
     return above if above > FLAT else 0.0
 
 
-def best_of_each_by_rarity(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+def best_of_each_by_rarity(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
     """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each."""
-    return best_of_each(candidates, draw, gain_by_rarity)
+    return best_of_each(candidates, request, gain_by_rarity)
 
 
 RULE = Rule(own=balanced, peers=best_of_each_by_rarity, group_weight=one_of_a_group, easy_below=MASTERED)

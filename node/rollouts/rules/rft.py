@@ -21,15 +21,15 @@ Source: RFT (arXiv 2308.01825), STaR (arXiv 2203.14465), RAFT (arXiv 2304.06767)
 import statistics
 from collections.abc import Sequence
 
-from node.rollouts.rule import Advantages, Draw, Rule, is_informative
+from node.rollouts.rule import Advantages, DrawRequest, Rule, is_informative
 from node.rollouts.rules.positive import MASTERED, best_of_each, gain, one_of_a_group, one_of_the_best
 
 
-def one_right(rewards: Sequence[float], draw: Draw) -> Advantages:
+def one_right(rewards: Sequence[float], request: DrawRequest) -> Advantages:
     """Return one of the best completions of an own group."""
     if not is_informative(rewards):
         return []
-    return [(one_of_the_best(rewards, draw.rng), gain(max(rewards), statistics.fmean(rewards)))]
+    return [(one_of_the_best(rewards, request.rng), gain(max(rewards), statistics.fmean(rewards)))]
 
 
 RULE = Rule(own=one_right, peers=best_of_each, group_weight=one_of_a_group, easy_below=MASTERED)

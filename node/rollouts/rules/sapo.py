@@ -6,12 +6,12 @@ are drawn uniformly without replacement, whole. Own groups are trained on whole.
 
 from collections.abc import Sequence
 
-from node.rollouts.rule import Candidate, Draw, Pick, Rule, picks_of_groups, whole_group
+from node.rollouts.rule import Candidate, DrawRequest, Pick, Rule, picks_of_groups, whole_group
 
 
-def draw_informative(candidates: Sequence[Candidate], draw: Draw) -> list[Pick]:
+def draw_informative(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
     """Drop groups without advantage, then draw groups uniformly without replacement."""
-    return picks_of_groups(draw.choose([candidate for candidate in candidates if candidate.informative]), draw)
+    return picks_of_groups(request.choose([candidate for candidate in candidates if candidate.informative]), request)
 
 
 RULE = Rule(own=whole_group, peers=draw_informative, group_weight=lambda completions: 1.0)

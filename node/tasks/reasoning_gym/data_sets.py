@@ -324,7 +324,7 @@ class CagedGymTask(GymTask):
         _, _, name = self.key.name.partition("/")
         fields = {"call": "score", "name": name, "options": dict(self.options), "answer": answer}
         request = {**fields, "entry": submitted.item.answer}
-        return _scorers(is_own).submit(request, is_own, submitted.budget)
+        return _scorers(is_own).submit(request, is_own, submitted.quota)
 
 
 @functools.cache

@@ -254,7 +254,7 @@ class RewardsTask(_RowsTask):
         if is_own and self.together:
             return self.workers.submit_together(requests)
         workers = self.workers if is_own else self.apart
-        return [workers.submit(request, is_own, answer.budget) for request, answer in zip(requests, batch, strict=True)]
+        return [workers.submit(request, is_own, answer.quota) for request, answer in zip(requests, batch, strict=True)]
 
 
 def load_rewards(

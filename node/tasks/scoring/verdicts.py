@@ -6,10 +6,10 @@ costs nobody: it does not earn 0.
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers have
-workers of their own, so none waits for a peer's text. What peers' texts take is charged to budgets
-(`node.tasks.scoring.time_budget`). Of peers' texts, those whose budget lies within another go last. A text is
-unscorable if it outlasts its budget, and late if the budget is spent before its turn. The first text of a new worker
-may wait for what is imported then: it is charged only if it takes all the time that a text has, or if its budget lies
+workers of their own, so none waits for a peer's text. What peers' texts take is charged to quotas
+(`node.tasks.scoring.time_quota`). Of peers' texts, those whose quota lies within another go last. A text is
+unscorable if it outlasts its quota, and late if the quota is spent before its turn. The first text of a new worker
+may wait for what is imported then: it is charged only if it takes all the time that a text has, or if its quota lies
 within another.
 
 A peer's text is always a call of its own. It is scored in a cage (`node.tasks.scoring.caged`) unless its task says that
@@ -67,7 +67,7 @@ from node.tasks import Isolate, Item, Task, TaskKey, Wrapper, is_reward
 from node.tasks.environments.episodes import StartEpisode, play_again, start_of
 from node.tasks.scoring.caged import CODE_CHANGED, CageWork, serve_in_cages
 from node.tasks.scoring.fork_server import ForkServer, adopt_from_here, answer_apart, fork_episode
-from node.tasks.scoring.time_budget import TimeBudget
+from node.tasks.scoring.time_quota import TimeQuota
 
 Verdict = float | None
 LATE: Final = "late"  # in place of a verdict: the text had to wait too long to be scored
@@ -77,13 +77,13 @@ MaybeLate = Verdict | Literal["late"]
 class Submission(NamedTuple):
     """A text to be scored as an answer to an item; in an episode, after the texts said `before` it.
 
-    Worker processes charge what it takes to `budget`, if it has one.
+    Worker processes charge what it takes to `quota`, if it has one.
     """
 
     item: Item
     text: str
     before: tuple[str, ...] = ()
-    budget: TimeBudget | None = None
+    quota: TimeQuota | None = None
 
 
 Submit = Callable[[Sequence[Submission], bool], "list[Future[Verdict]]"]
@@ -124,19 +124,19 @@ class Scored(float):
 class Answer(NamedTuple):
     """A text to be scored as an answer to an item of a task; in an episode, after the texts said `before` it.
 
-    Worker processes charge what it takes to `budget`, if it has one.
+    Worker processes charge what it takes to `quota`, if it has one.
     """
 
     task: Task
     item: Item
     text: str
     before: tuple[str, ...] = ()
-    budget: TimeBudget | None = None
+    quota: TimeQuota | None = None
 
     @property
     def asked(self) -> Submission:
         """The answer without its task."""
-        return Submission(self.item, self.text, self.before, self.budget)
+        return Submission(self.item, self.text, self.before, self.quota)
 
     def judged(self) -> Verdict:
         """Return the verdict, found in this process; raise what the task raises."""
@@ -178,7 +178,7 @@ class Scoring:
     def wait(self, seconds: float) -> list[MaybeLate]:
         """Return the verdict on each answer, after `seconds` at most.
 
-        An answer that is being scored then is unscorable. One whose turn did not come, or whose budget was spent
+        An answer that is being scored then is unscorable. One whose turn did not come, or whose quota was spent
         before, is `LATE`: it is not scored.
         """
         deadline = time.monotonic() + seconds
@@ -331,14 +331,14 @@ class Workers:
         self._lanes.put(_OWN, lambda lane: lane.opened(request), future)
         return future.result()
 
-    def submit(self, request: Message, is_own: bool, budget: TimeBudget | None = None) -> "Future[Verdict]":
+    def submit(self, request: Message, is_own: bool, quota: TimeQuota | None = None) -> "Future[Verdict]":
         """Queue a request; the verdict on it is None if anything goes wrong.
 
-        It is cancelled if its `budget` is spent before its turn.
+        It is cancelled if its `quota` is spent before its turn.
         """
         future: Future[Verdict] = Future()
-        order = _OWN if is_own else _PEERS if budget is None or budget.within is None else _NEWCOMERS
-        self._lanes.put(order, lambda lane: lane.verdict(request, budget), future, budget)
+        order = _OWN if is_own else _PEERS if quota is None or quota.within is None else _NEWCOMERS
+        self._lanes.put(order, lambda lane: lane.verdict(request, quota), future, quota)
         return future
 
     def submit_together(self, requests: Sequence[Message]) -> "list[Future[Verdict]]":
@@ -351,7 +351,7 @@ class Workers:
 
 
 _Job = Callable[["_WorkerThread"], Any]
-_Waiting = tuple[int, int, _Job | None, "Future[Any]", TimeBudget | None]
+_Waiting = tuple[int, int, _Job | None, "Future[Any]", TimeQuota | None]
 _CLOSE, _OWN, _PEERS, _NEWCOMERS = range(4)  # the order in which a lane takes what waits
 
 
@@ -397,8 +397,8 @@ class _Lanes:
         self._dropped = 0
         self._lock = threading.Lock()
 
-    def put(self, order: int, job: "_Job | None", future: "Future[Any]", budget: TimeBudget | None = None) -> None:
-        self.waiting.put((order, next(self._numbers), job, future, budget))
+    def put(self, order: int, job: "_Job | None", future: "Future[Any]", quota: TimeQuota | None = None) -> None:
+        self.waiting.put((order, next(self._numbers), job, future, quota))
         self.grow(1)
 
     def grow(self, most: int) -> None:
@@ -435,13 +435,13 @@ class _WorkerThread:
     def run(self) -> None:
         waiting = self._lanes.waiting
         while True:
-            *_, job, future, budget = waiting.get()
+            *_, job, future, quota = waiting.get()
             if job is None:
                 self._lanes.close()
                 break
             if self._worker is None:
                 self._start()  # while it loads, the text can still be cancelled
-            if budget is not None and budget.is_spent(time.monotonic()):
+            if quota is not None and quota.is_spent(time.monotonic()):
                 future.cancel()
             if not future.set_running_or_notify_cancel():
                 continue
@@ -547,8 +547,8 @@ class _WorkerThread:
             return None
         return scored if all(isinstance(reply, dict) for reply in scored) else None
 
-    def verdict(self, request: Message, budget: TimeBudget | None = None) -> Verdict:
-        return self._read(self._asked(request, budget))
+    def verdict(self, request: Message, quota: TimeQuota | None = None) -> Verdict:
+        return self._read(self._asked(request, quota))
 
     def _read(self, reply: Message) -> Verdict:
         try:
@@ -560,14 +560,14 @@ class _WorkerThread:
             warn_unscorable(self._lanes.task, " ".join(str(reason).split()))
         return verdict
 
-    def _asked(self, request: Message, budget: TimeBudget | None) -> Message:
+    def _asked(self, request: Message, quota: TimeQuota | None) -> Message:
         if self._worker is None:
             return {"error": str(self._loaded)} if isinstance(self._loaded, Exception) else self._loaded
         began, dropped, seconds = time.monotonic(), self._worker.dropped, self._lanes.seconds
-        is_free, self._is_new = self._is_new and (budget is None or budget.within is None), False
-        if budget is not None and not is_free:
-            seconds = min(seconds, budget.left(began))
-            budget.begin(began)
+        is_free, self._is_new = self._is_new and (quota is None or quota.within is None), False
+        if quota is not None and not is_free:
+            seconds = min(seconds, quota.left(began))
+            quota.begin(began)
         if self._more:
             request = {**request, "seconds": seconds}
         try:
@@ -580,11 +580,11 @@ class _WorkerThread:
         finally:
             now = time.monotonic()
             self._busy += now - began
-            if budget is not None and is_free and now - began >= seconds:
-                budget.begin(began)
+            if quota is not None and is_free and now - began >= seconds:
+                quota.begin(began)
                 is_free = False
-            if budget is not None and not is_free:
-                budget.end(now)
+            if quota is not None and not is_free:
+                quota.end(now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -632,7 +632,7 @@ class IsolatedTask(Wrapper):
             workers.submit(
                 {"call": "score", "item": asdict(answer.item), "text": answer.text, "before": answer.before},
                 is_own,
-                answer.budget,
+                answer.quota,
             )
             for answer in batch
         ]

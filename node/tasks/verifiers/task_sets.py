@@ -119,7 +119,7 @@ class VerifiersTask:
         """Queue texts for worker processes."""
         workers = self.workers if is_own else self.apart
         return [
-            workers.submit({"call": "score", "row": answer.item.content, "text": answer.text}, is_own, answer.budget)
+            workers.submit({"call": "score", "row": answer.item.content, "text": answer.text}, is_own, answer.quota)
             for answer in batch
         ]
 

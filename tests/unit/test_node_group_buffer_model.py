@@ -1,4 +1,4 @@
-"""The replay buffer beside a simple model of what it promises, through whatever a node may do with it.
+"""The group buffer beside a simple model of what it promises, through whatever a node may do with it.
 
 The model is told which groups are still in the buffer, and knows nothing else of it. What may be drawn follows from
 its own books. Whether a group's uses are too many follows from a plain list of them.
@@ -22,13 +22,13 @@ from hypothesis.stateful import (
 )
 
 from node.config import BufferConfig
-from node.rollouts import replay_buffer
+from node.rollouts import group_buffer
 from node.rollouts.group import Group, encode, one_turn
-from node.rollouts.replay_buffer import ReplayBuffer, Shared
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.rule import Candidate
 from node.tasks import TaskKey
 
-PEER_SHARE = replay_buffer.MAX_PEER_SHARE
+PEER_SHARE = group_buffer.MAX_PEER_SHARE
 MAX_AGE = 8.0
 MAX_BYTES = 1 << 16
 TEXTS = 5  # different groups, two on a question; the last is so large that few of it fit
@@ -91,15 +91,15 @@ class Buffer(RuleBasedStateMachine):
     )
     def open(self, max_uses: int, max_groups: int, share: float, stay: int | None) -> None:
         self.max_uses = max_uses
-        replay_buffer.MAX_PEER_SHARE = share
+        group_buffer.MAX_PEER_SHARE = share
         self.bounds = BufferConfig(max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES)
         self.buffer = self.opened(self.folder / "pool.sqlite")
 
-    def opened(self, path: Path) -> ReplayBuffer:
-        return ReplayBuffer(path, self.bounds, self.max_uses)
+    def opened(self, path: Path) -> GroupBuffer:
+        return GroupBuffer(path, self.bounds, self.max_uses)
 
     def teardown(self) -> None:
-        replay_buffer.MAX_PEER_SHARE = PEER_SHARE
+        group_buffer.MAX_PEER_SHARE = PEER_SHARE
         if hasattr(self, "buffer"):
             self.buffer.close()
         shutil.rmtree(self.folder)
@@ -157,14 +157,14 @@ class Buffer(RuleBasedStateMachine):
         for text, peer in batch:
             self.items += 1
             group = group_of(text, f"policy {self.items}")
-            shared.append(Shared(self.items.to_bytes(4, "big"), peer, self.now, group, encode(group)))
+            shared.append(ReceivedGroup(self.items.to_bytes(4, "big"), peer, self.now, group, encode(group)))
         uses = Counter(text for text, *_ in self.uses)
         new = [one for one, (text, _) in zip(shared, batch, strict=True) if uses[text] < self.max_uses]
         held = {one.id for one in self.came}
         repeated = [one for one in self.came[-1:] if again]
         for one in repeated:
             group = group_of(one.text, "again")
-            shared.append(Shared(one.id, "a", self.now, group, encode(group)))
+            shared.append(ReceivedGroup(one.id, "a", self.now, group, encode(group)))
         assert self.buffer.add(shared, self.now, self.round + later) == len(new)
         for one, (text, peer) in zip(shared, batch, strict=False):
             if one in new and one.id not in held:
@@ -182,7 +182,7 @@ class Buffer(RuleBasedStateMachine):
         assert all(one.received >= self.time - MAX_AGE for one in self.came)
 
     def fits(self, held: list[Held]) -> bool:
-        bounds, share = self.bounds, replay_buffer.MAX_PEER_SHARE
+        bounds, share = self.bounds, group_buffer.MAX_PEER_SHARE
         of_peers = [[one.size for one in held if one.peer == peer] for peer in PEERS]
         return (
             len(held) <= bounds.max_groups

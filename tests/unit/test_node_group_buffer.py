@@ -17,19 +17,19 @@ from structlog.testing import capture_logs
 
 from node.config import BufferConfig
 from node.rollouts.group import Group, encode, one_turn
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup, texts_id
 from node.rollouts.own_results import KEPT, RECENT, OwnResult, OwnResults, own_result
-from node.rollouts.replay_buffer import ReplayBuffer, Shared, texts_id
 from node.rollouts.rule import Candidate
 from node.tasks import TaskKey
 
 
 def shared(
     number: int, peer: str = "a", received: float = 0.0, size: int = 10, question: int | None = None, text: str = ""
-) -> Shared:
+) -> ReceivedGroup:
     """A group of its own texts on a question of its own, unless others are named."""
     made = (one_turn((text or str(number)).rjust(size, "x"), True, 1.0), one_turn("", False, 0.0))
     group = Group(TaskKey("t", 1, "c"), 0, f"q{number if question is None else question}", made, "p", 0)
-    return Shared(number.to_bytes(32, "big"), peer, received, group, encode(group))
+    return ReceivedGroup(number.to_bytes(32, "big"), peer, received, group, encode(group))
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def number_of(one: Candidate) -> int:
     return int.from_bytes(one.id, "big")
 
 
-def ids(buffer: ReplayBuffer, now: float = 0.0, round_number: int = 1) -> set[int]:
+def ids(buffer: GroupBuffer, now: float = 0.0, round_number: int = 1) -> set[int]:
     return set(map(number_of, buffer.candidates(now, round_number)))
 
 
-def use(buffer: ReplayBuffer, number: int, round_number: int, now: float = 0.0) -> None:
+def use(buffer: GroupBuffer, number: int, round_number: int, now: float = 0.0) -> None:
     """Use a group as a round does: of those that it may draw."""
     drawn = [one for one in buffer.candidates(now, round_number) if number_of(one) == number]
     assert drawn, f"{number} may not be drawn"
@@ -53,7 +53,7 @@ def use(buffer: ReplayBuffer, number: int, round_number: int, now: float = 0.0) 
 
 
 def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert buffer.add([shared(1), shared(1), shared(2)], now=0, first_round=1) == 2
         assert buffer.add([shared(2)], now=0, first_round=1) == 0
         (one, _) = buffer.candidates(5.0, 1)
@@ -62,18 +62,18 @@ def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
 
 
 def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(1), shared(2)], now=0, first_round=1)
         use(buffer, 1, 1)
         assert ids(buffer) == {2}
-    with ReplayBuffer(path, BufferConfig(), max_uses=2) as buffer:
+    with GroupBuffer(path, BufferConfig(), max_uses=2) as buffer:
         assert ids(buffer) == {1, 2}
         use(buffer, 1, 2)
         assert ids(buffer) == {2}
 
 
 def test_a_group_sent_again_under_other_ids_and_names_gains_no_further_use(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         again = [shared(1, text="7"), shared(2, "b", 1.0, question=1, text="7"), shared(3)]
         buffer.add(again, now=1, first_round=1)
         assert ids(buffer) == {1, 3}  # of one question, the first to come
@@ -81,13 +81,13 @@ def test_a_group_sent_again_under_other_ids_and_names_gains_no_further_use(path:
         assert ids(buffer) == {3}
         assert buffer.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
         assert ids(buffer, round_number=2) == {3}
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert ids(buffer, round_number=2) == {3}
         assert buffer.add([shared(4, "c", 2.0, question=1, text="7")], now=2, first_round=2) == 0
 
 
 def test_other_groups_of_a_question_follow_in_later_rounds_each_once(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(number, received=number, question=7) for number in (1, 2, 3)], now=3, first_round=1)
         for number in (1, 2, 3):
             assert ids(buffer, 3) == {number}
@@ -113,7 +113,7 @@ def test_a_groups_texts_are_the_same_in_whatever_order_and_whatever_is_said_of_t
 
 def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(path: Path) -> None:
     bounds = BufferConfig(max_groups=1, max_age=10)
-    with ReplayBuffer(path, bounds) as buffer:
+    with GroupBuffer(path, bounds) as buffer:
         buffer.add([shared(1)], now=0, first_round=1)
         use(buffer, 1, 1)
         buffer.add([shared(2, received=5)], now=5, first_round=1)
@@ -127,7 +127,7 @@ def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(
 @pytest.mark.parametrize("max_uses", [1, 2])
 def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path: Path, max_uses: int) -> None:
     uses = []
-    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses, item_life=30) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10), max_uses, item_life=30) as buffer:
         for now in range(100):
             if now <= 30:  # the life of an item that was signed when the group was made
                 buffer.add([shared(now, received=now, question=1, text="1")], now=now, first_round=1)
@@ -140,7 +140,7 @@ def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path
 
 
 def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
         buffer.add([shared(1)], now=0, first_round=1)
         use(buffer, 1, 1, now=0)
         buffer.add([shared(2, received=5, question=1, text="1")], now=5, first_round=1)
@@ -148,12 +148,12 @@ def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path
         assert ids(buffer, now=9) == set()
         buffer.use([], 3, now=11)  # the first use is forgotten, and the first group gone
         assert ids(buffer, now=11) == {2}
-    with ReplayBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
         assert ids(buffer, now=11) == {2}
 
 
 def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_groups=1)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_groups=1)) as buffer:
         buffer.add([shared(1)], now=0, first_round=1)
         drawn = buffer.candidates(0, 1)
         buffer.add([shared(2, received=1)], now=1, first_round=1)
@@ -161,12 +161,12 @@ def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: 
         buffer.use(drawn, 1, now=1)
         assert (len(buffer), buffer.read([shared(1).id])) == (1, {})
         assert buffer.add([shared(3, received=1, question=1, text="1")], now=1, first_round=2) == 0
-    with ReplayBuffer(path, BufferConfig(max_groups=1)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_groups=1)) as buffer:
         assert len(buffer) == 1
 
 
 def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10)) as buffer:
         buffer.add([shared(1), shared(2, received=9)], now=9, first_round=1)
         buffer.add([shared(3, received=12)], now=1, first_round=1)  # the clock was set back while it came
         assert ids(buffer, now=1) == {2, 3}
@@ -179,7 +179,7 @@ def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
 
 
 def test_a_group_waits_for_its_first_round(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(1)], now=0, first_round=3)
         buffer.add([shared(2)], now=0, first_round=2)
         assert ids(buffer, round_number=1) == set()
@@ -190,27 +190,27 @@ def test_a_group_waits_for_its_first_round(path: Path) -> None:
 
 
 def test_a_group_that_has_waited_too_many_rounds_is_not_drawn(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age_rounds=2)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age_rounds=2)) as buffer:
         buffer.add([shared(1)], now=0, first_round=3)
         buffer.add([shared(2)], now=0, first_round=4)
         assert [ids(buffer, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
 
 
 def test_groups_have_the_order_of_their_coming_when_they_are_read_again(path: Path, tmp_path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(number, received=5) for number in (3, 4)], now=5, first_round=1)
         buffer.add([shared(number, received=1) for number in (2, 1)], now=5, first_round=1)
         before = buffer.candidates(5, 1)
         assert list(map(number_of, before)) == [3, 4, 1, 2]
         snapshot = buffer.snapshot()
-    with ReplayBuffer(path, BufferConfig()) as buffer, ReplayBuffer(tmp_path / "other", BufferConfig()) as other:
+    with GroupBuffer(path, BufferConfig()) as buffer, GroupBuffer(tmp_path / "other", BufferConfig()) as other:
         assert buffer.candidates(5, 1) == before
         other.restore(snapshot)
         assert other.candidates(5, 1) == before
 
 
 def test_all_that_a_peer_has_here_is_found_but_for_what_is_buried(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(1, "a"), shared(2, "b", question=1), shared(3, "c"), shared(4, "b")], now=0, first_round=1)
         assert set(buffer.signers) == {"a", "b", "c"}
         buffer.bury([shared(4).id], 1)
@@ -236,7 +236,7 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
     """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
     bounds = BufferConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4)
     now, number, made = 0.0, 1, 0
-    with tempfile.TemporaryDirectory() as folder, ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as buffer:
+    with tempfile.TemporaryDirectory() as folder, GroupBuffer(Path(folder, "pool.sqlite"), bounds, 2) as buffer:
         for step, which, ahead in steps:
             may = buffer.candidates(now, number)
             now += ahead / 2
@@ -255,7 +255,7 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
                     buffer.rewind(number)
                 case "set the clock back":
                     now = max(0.0, now - which * ahead)
-            with ReplayBuffer(Path(folder, "pool.sqlite"), bounds, 2) as fresh:
+            with GroupBuffer(Path(folder, "pool.sqlite"), bounds, 2) as fresh:
                 assert buffer.candidates(now, number) == fresh.candidates(now, number)
                 assert (len(buffer), set(buffer.signers)) == (len(fresh), set(fresh.signers))
 
@@ -269,21 +269,21 @@ def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: in
         db.execute("CREATE TABLE probes (round INTEGER, score REAL)")
         db.execute(f"PRAGMA user_version = {version}")
         db.commit()
-    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as buffer:
+    with capture_logs() as said, GroupBuffer(path, BufferConfig()) as buffer:
         assert len(buffer) == 0
         assert buffer.add([shared(1)], now=0, first_round=1) == 1
         use(buffer, 1, 1)
-    assert [one["event"] for one in said] == ["the replay buffer of an earlier release is emptied"]
-    with capture_logs() as said, ReplayBuffer(path, BufferConfig()) as buffer:
+    assert [one["event"] for one in said] == ["the group buffer of an earlier release is emptied"]
+    with capture_logs() as said, GroupBuffer(path, BufferConfig()) as buffer:
         assert len(buffer) == 1 and ids(buffer) == set()
-    with ReplayBuffer(path.with_name("new.sqlite"), BufferConfig()):
+    with GroupBuffer(path.with_name("new.sqlite"), BufferConfig()):
         assert said == []
     with closing(sqlite3.connect(path)) as db:
         assert not db.execute("SELECT name FROM sqlite_master WHERE name = 'probes'").fetchall()
 
 
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(1), shared(2)], now=0, first_round=1)
         use(buffer, 1, 3)
         use(buffer, 2, 4)
@@ -292,12 +292,12 @@ def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
 
 
 def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10)) as buffer:
         buffer.add([shared(1, question=7), shared(2, question=7), shared(3)], now=0, first_round=1)
         buffer.bury([shared(1).id, shared(9).id], 4)
         assert ids(buffer) == {2, 3} and len(buffer) == 2  # another group of its question may be drawn now
         assert shared(1).id in buffer and buffer.add([shared(1)], now=0, first_round=5) == 0
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10)) as buffer:
         assert ids(buffer) == {2, 3} and len(buffer) == 2
         buffer.rewind(3)
         assert ids(buffer) == {1, 3}  # the round that is done again draws the same, and finds out the same
@@ -307,7 +307,7 @@ def test_what_is_buried_is_drawn_no_more_and_does_not_come_again(path: Path) -> 
 
 
 def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig(max_age=10)) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10)) as buffer:
         buffer.add([shared(1, received=0), shared(2, received=8)], now=8, first_round=1)
         assert ids(buffer, now=11) == {2}
         buffer.add([], now=11, first_round=1)
@@ -316,7 +316,7 @@ def test_old_groups_are_neither_drawn_nor_kept(path: Path) -> None:
 
 def test_one_peer_cannot_fill_the_buffer(path: Path) -> None:
     bounds = BufferConfig(max_groups=10)
-    with ReplayBuffer(path, bounds) as buffer:
+    with GroupBuffer(path, bounds) as buffer:
         buffer.add([shared(n, "honest", received=n) for n in range(3)], now=0, first_round=1)
         buffer.add([shared(100 + n, "flood", received=100 + n) for n in range(50)], now=0, first_round=1)
         assert ids(buffer) == {0, 1, 2} | {145, 146, 147, 148, 149}
@@ -332,7 +332,7 @@ items = st.lists(
 def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, str, int, int]]], most: int) -> None:
     bounds = BufferConfig(max_groups=most, max_bytes=1 << 16, max_age=60)
     path = Path(":memory:")
-    with ReplayBuffer(path, bounds) as buffer:
+    with GroupBuffer(path, bounds) as buffer:
         for batch in batches:
             buffer.add([shared(n, peer, received, size) for n, peer, received, size in batch], now=100, first_round=1)
             rows = list(buffer._db.execute("SELECT id, peer, length(body), received FROM groups"))
@@ -349,9 +349,9 @@ def test_what_was_added_survives_kill_9(path: Path) -> None:
 import os, signal
 from pathlib import Path
 from node.config import BufferConfig
-from node.rollouts.replay_buffer import ReplayBuffer
-from tests.unit.test_node_replay_buffer import shared, use
-buffer = ReplayBuffer(Path({str(path)!r}), BufferConfig())
+from node.rollouts.group_buffer import GroupBuffer
+from tests.unit.test_node_group_buffer import shared, use
+buffer = GroupBuffer(Path({str(path)!r}), BufferConfig())
 buffer.add([shared(n) for n in range(5)], now=0, first_round=1)
 use(buffer, 3, 7)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -359,7 +359,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     root = Path(__file__).parents[2]
     ended = subprocess.run([sys.executable, "-c", script], cwd=root, timeout=60, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert ids(buffer) == {0, 1, 2, 4}
         buffer.rewind(6)
         assert ids(buffer) == {0, 1, 2, 3, 4}
@@ -370,17 +370,17 @@ def test_own_results_survive_a_restart_and_a_restore_and_those_of_rounds_that_ar
     path: Path, tmp_path: Path
 ) -> None:
     first, second = OwnResult("sums", None, 4.5, 0.25), OwnResult("bases", 3.0, 4.0, 1.0)
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert [*buffer.record_own_results(1, [first])] == [first]
         assert [*buffer.record_own_results(2, [second])] == [*buffer.record_own_results(2, [second])] == [first, second]
         snapshot = buffer.snapshot()
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.rewind(1)
         assert [*buffer.record_own_results(2, [])] == [first]
         assert [*buffer.record_own_results(1 + KEPT, [second])] == [second]
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert [*buffer.record_own_results(2 + KEPT, [])] == [second]
-    with ReplayBuffer(tmp_path / "other.sqlite", BufferConfig()) as buffer:
+    with GroupBuffer(tmp_path / "other.sqlite", BufferConfig()) as buffer:
         buffer.restore(snapshot)
         assert [*buffer.record_own_results(3, [])] == [first, second]
         assert buffer.own_results.reward("sums") == 0.25
@@ -410,7 +410,7 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
     def result(reward: float, task: str = "sums") -> OwnResult:
         return OwnResult(task, None, 1.0, reward)
 
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert buffer.own_results.reward("sums") == 0
         for number in range(1, RECENT):
             buffer.record_own_results(number, [result(1.0), result(0.5), result(0.0, "bases")])
@@ -424,12 +424,12 @@ def test_what_a_node_gets_itself_is_the_mean_of_its_last_groups_of_the_task_and_
             RECENT + KEPT, []
         )  # results over `KEPT` rounds old are forgotten, even if there are few since
         assert buffer.own_results.reward("sums") == 0.5
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert buffer.own_results.reward("sums") == 0.5
 
 
 def test_what_is_written_in_a_transaction_is_there_at_its_end_or_not_at_all(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer, ReplayBuffer(path, BufferConfig()) as other:
+    with GroupBuffer(path, BufferConfig()) as buffer, GroupBuffer(path, BufferConfig()) as other:
         with buffer.transaction():
             buffer.add([shared(1)], 0.0, 1)
             use(buffer, 1, 1)
@@ -446,7 +446,7 @@ def test_a_reward_that_misses_all_there_is_by_rounding_is_a_right_answers() -> N
 
 
 def test_the_last_round_is_that_of_whatever_is_remembered(path: Path) -> None:
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert buffer.last_round == 0
         buffer.add([shared(1)], now=0, first_round=2)
         assert buffer.last_round == 2
@@ -454,5 +454,5 @@ def test_the_last_round_is_that_of_whatever_is_remembered(path: Path) -> None:
         buffer.bury([shared(1).id], 4)
         assert buffer.last_round == 4
         buffer.record_own_results(5, [own_result("t", [1], [1.0])])
-    with ReplayBuffer(path, BufferConfig()) as buffer:
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert buffer.last_round == 5

@@ -1,17 +1,17 @@
-"""Budgets: what the nodes of one network may cost us, in processor time, and the frames that wait for it. Pure.
+"""Quotas: what the nodes of one network may cost us, in processor time, and the frames that wait for it. Pure.
 
-Keys are free and networks are not. So all nodes that count as one (see `counts_as`) share a budget, and strangers there
+Keys are free and networks are not. So all nodes that count as one (see `counts_as`) share a quota, and strangers there
 have another: else they would use up what its peers need. Every frame is paid for by its size, and so is every byte that
 it makes us send. The prices are stated, not measured as we run, so that a simulation is the same on each machine.
 `python -m tests.frame_costs` compares them with what frames cost.
 
 Rules
- 1. A frame is handled while its payer's budget is above 0, and then paid for.
+ 1. A frame is handled while its payer's quota is above 0, and then paid for.
  2. Otherwise it waits. The links of a payer take turns, so a peer that was blocked for a while loses nothing, and one
     whose neighbour floods us is heard.
  3. `waiting_bytes` may wait for a payer. Beyond them, the newest frame of the link of which most waits is dropped as
     "flood", and costs that link's holder points by its price.
- 4. We give peers what they ask for while more than half of their budget is left. So it does not delay their messages.
+ 4. We give peers what they ask for while more than half of their quota is left. So it does not delay their messages.
  5. An item or a chunk that we asked for costs nothing. Another one is dropped at once, and its sender and network lose
     points by its price, as nobody sends such a thing by mistake.
 """
@@ -65,7 +65,7 @@ class _Waiting:
         return frame
 
 
-class Budgets:
+class Quotas:
     """See the module's comment. Times are steady seconds."""
 
     def __init__(self, limits: Limits) -> None:

@@ -1,25 +1,25 @@
-"""Time budgets: the seconds that worker processes may spend on somebody's texts in a round.
+"""Time quotas: the seconds that worker processes may spend on somebody's texts in a round.
 
-A budget is charged while a text is scored, for as long as that takes. A text that would outlast it is ended
-(`node.tasks.scoring.verdicts`), and none is begun once it is spent. A budget may lie within another one, which is
+A quota is charged while a text is scored, for as long as that takes. A text that would outlast it is ended
+(`node.tasks.scoring.verdicts`), and none is begun once it is spent. A quota may lie within another one, which is
 charged, too.
 """
 
 import math
 import threading
 
-LEAST_S = 0.25  # with less left a budget is spent: a usual text, begun then, might be ended for what others took
+LEAST_S = 0.25  # with less left a quota is spent: a usual text, begun then, might be ended for what others took
 
 
-class TimeBudget:
-    """A budget of some seconds. Any thread may charge it; times are seconds of one clock.
+class TimeQuota:
+    """A quota of some seconds. Any thread may charge it; times are seconds of one clock.
 
     Args:
         seconds: that may be spent; its owner may raise them.
-        within: the budget that all of this is charged to as well.
+        within: the quota that all of this is charged to as well.
     """
 
-    def __init__(self, seconds: float = math.inf, within: "TimeBudget | None" = None) -> None:
+    def __init__(self, seconds: float = math.inf, within: "TimeQuota | None" = None) -> None:
         self.seconds = seconds
         self.within = within
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""The replay buffer: peers' groups, bounded by age, count and bytes; in memory, and in SQLite for the next start.
+"""The group buffer: peers' groups, bounded by age, count and bytes; in memory, and in SQLite for the next start.
 
 - **A group is used at most `max_uses` times.** A hash of its question and its completions' texts names it (`texts_id`).
   So it gains no further use when somebody sends it again under another id. A group that is used up is not taken in
@@ -68,7 +68,7 @@ K = TypeVar("K")
 log = structlog.get_logger()
 
 
-class Shared(NamedTuple):
+class ReceivedGroup(NamedTuple):
     """A group: its content id, who signed it, when it came (Unix seconds), and the bytes it came as."""
 
     id: bytes
@@ -78,10 +78,10 @@ class Shared(NamedTuple):
     body: bytes
 
 
-def own_shared(group: Group, now: float) -> Shared:
+def as_received(group: Group, now: float) -> ReceivedGroup:
     """Return a group of this node's own as if it had come from a peer at `now` (Unix seconds)."""
     body = encode(group)
-    return Shared(content_id(body), OWN, now, group, body)
+    return ReceivedGroup(content_id(body), OWN, now, group, body)
 
 
 def texts_id(group: Group) -> bytes:
@@ -112,7 +112,7 @@ class _BufferedGroup:
     body: bytes
 
 
-class ReplayBuffer:
+class GroupBuffer:
     """Open or make the buffer at `path`; a context manager that closes it.
 
     Args:
@@ -132,7 +132,7 @@ class ReplayBuffer:
         (found,) = self._db.execute("PRAGMA user_version").fetchone()
         if found != FORMAT:
             if found:
-                log.info("the replay buffer of an earlier release is emptied", path=str(path))
+                log.info("the group buffer of an earlier release is emptied", path=str(path))
             self._db.executescript(_EMPTY)
             self._db.execute(f"PRAGMA user_version = {FORMAT}")
         self._db.executescript(_SCHEMA)
@@ -187,7 +187,7 @@ class ReplayBuffer:
             raise
         self._db.execute("COMMIT")
 
-    def add(self, shared: Iterable[Shared], now: float, first_round: int) -> int:
+    def add(self, shared: Iterable[ReceivedGroup], now: float, first_round: int) -> int:
         """Store groups that are neither here nor used up, then restore the bounds; return how many were stored.
 
         Args:
