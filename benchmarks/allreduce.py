@@ -208,9 +208,9 @@ def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
         took: dict[str, list[float]] = {"none": [], "int8": []}
         for number in range(runs + 1):
             for codec, seconds in took.items():
-                one = ranks.round("gossamer", codec, TIMEOUT_S)
+                timed = ranks.round("gossamer", codec, TIMEOUT_S)
                 if number:
-                    seconds.append(one)
+                    seconds.append(timed)
         for codec, seconds in took.items():
             row = _row("gossamer", seconds, ranks=2, mib=LINK_MIB, mbit=LINK_MBIT, codec=codec)
             medians[codec] = row["median_s"]
@@ -236,9 +236,9 @@ def _delay(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
         ranks.tell("prepare", {"mib": DELAY_MIB, "ranks": 2}, TIMEOUT_S)
         for number in range(runs + 1):
             for streams, seconds in took.items():
-                one = ranks.round(f"streams={streams}", "none", TIMEOUT_S)
+                timed = ranks.round(f"streams={streams}", "none", TIMEOUT_S)
                 if number:
-                    seconds.append(one)
+                    seconds.append(timed)
         medians = {}
         for streams, seconds in took.items():
             row = _row("gossamer", seconds, ranks=2, mib=DELAY_MIB, delay_s=DELAY_S, streams=streams)

@@ -87,7 +87,11 @@ def block(stamps: Sequence[Stamp], texts: list[str], tokens: list[int]) -> Block
     pairs = list(pairwise(stamps))
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return Block(
-        [later[0] - one[0] for one, later in pairs], [later[1] - one[1] for one, later in pairs], texts, tokens, peak
+        [later[0] - earlier[0] for earlier, later in pairs],
+        [later[1] - earlier[1] for earlier, later in pairs],
+        texts,
+        tokens,
+        peak,
     )
 
 

@@ -26,7 +26,7 @@ MODELS = {
 def choice(size: ModelSize, gigabytes: int, *, vllm: bool) -> tuple[NodeConfig, int]:
     """Return the configuration that the preset makes for a card, and the bytes that it sums up to."""
     machine = Machine(gigabytes * GB, gpu=True, bf16=True, vllm=vllm, nf4=True)
-    config = fill(NodeConfig(), {key: one.value for key, one in preset(NodeConfig(), size, machine).items()})
+    config = fill(NodeConfig(), {key: setting.value for key, setting in preset(NodeConfig(), size, machine).items()})
     return config, memory_held(size, config, machine).peak()
 
 

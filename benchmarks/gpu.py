@@ -159,7 +159,7 @@ def page(about: Row, rows: list[Row]) -> str:
 
 
 def _table(head: tuple[str, ...], body: list[tuple[Any, ...]]) -> str:
-    rows = [("th", head), *(("td", one) for one in body)]
+    rows = [("th", head), *(("td", cell) for cell in body)]
     cells = ["".join(f"<{tag}>{html.escape(_shown(value))}</{tag}>" for value in row) for tag, row in rows]
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
 

@@ -86,7 +86,7 @@ class Ranks:
         for rank in range(1, count):
             joins = {rank: {"found": own[rank] | {"seeds": [address]}}}
             # A founder alone lets the first one in by itself.
-            inside = {one: {"let_in": {"name": name}} for one in range(rank)} if rank > 1 else {}
+            inside = {number: {"let_in": {"name": name}} for number in range(rank)} if rank > 1 else {}
             self._tell(joins | inside, timeout)
 
     def round(self, impl: str, codec: str, timeout: float) -> float:

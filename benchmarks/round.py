@@ -161,19 +161,19 @@ def _in_turns(blocks: int, *sides: Callable[[], Block]) -> list[list[Block]]:
 
 
 def _median(blocks: Sequence[Block]) -> float:
-    return statistics.median(second for one in blocks for second in one.seconds)
+    return statistics.median(seconds for block in blocks for seconds in block.seconds)
 
 
 def _median_cpu(blocks: Sequence[Block]) -> float:
-    return statistics.median(second for one in blocks for second in one.cpu_seconds)
+    return statistics.median(seconds for block in blocks for seconds in block.cpu_seconds)
 
 
 def _mean_cpu(blocks: Sequence[Block]) -> float:
-    return statistics.fmean(second for one in blocks for second in one.cpu_seconds)
+    return statistics.fmean(seconds for block in blocks for seconds in block.cpu_seconds)
 
 
 def _peak(blocks: Sequence[Block]) -> int:
-    return max(one.peak_bytes for one in blocks)
+    return max(block.peak_bytes for block in blocks)
 
 
 def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
@@ -184,15 +184,15 @@ def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
         "median_s": _median(blocks),
         "median_cpu_s": _median_cpu(blocks),
         "mean_cpu_s": _mean_cpu(blocks),
-        "runs": sum(len(one.seconds) for one in blocks),
-        "tokens_s": sum(sum(one.tokens) for one in blocks) / sum(sum(one.seconds) for one in blocks),
+        "runs": sum(len(block.seconds) for block in blocks),
+        "tokens_s": sum(sum(block.tokens) for block in blocks) / sum(sum(block.seconds) for block in blocks),
         "peak_bytes": _peak(blocks),
     }
 
 
 def _agreement(ours: Sequence[Block], theirs: Sequence[Block]) -> float:
-    pairs = [pair for one, other in zip(ours, theirs, strict=True) for pair in zip(one.texts, other.texts, strict=True)]
-    return round(statistics.fmean(one == other for one, other in pairs), 4)
+    pairs = [pair for our, other in zip(ours, theirs, strict=True) for pair in zip(our.texts, other.texts, strict=True)]
+    return round(statistics.fmean(ours == other for ours, other in pairs), 4)
 
 
 def time_trl(config: NodeConfig, tasks: TaskSet, engine: Engine = "generate") -> Block:

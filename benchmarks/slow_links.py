@@ -106,9 +106,9 @@ def _connected_spaces(side: list[int]) -> Iterator[tuple[str, list[str], list[Sp
         for number in sides:
             _run(f"ip -n {hub} link add bridge{number} type bridge")
             _run(f"ip -n {hub} link set bridge{number} up")
-        for one, other in pairwise(sides):
-            _run(f"ip -n {hub} link add trunk{one} type veth peer name trunk{other}")
-            for number in (one, other):
+        for near, other in pairwise(sides):
+            _run(f"ip -n {hub} link add trunk{near} type veth peer name trunk{other}")
+            for number in (near, other):
                 _run(f"ip -n {hub} link set trunk{number} master bridge{number} up")
         spaces = []
         for number, name in enumerate(names):

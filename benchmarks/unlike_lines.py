@@ -65,9 +65,9 @@ def run(mib: float, runs: int, fast: float, slow: float, between: float, only: s
             took: dict[str, list[float]] = {way: [] for way in WAYS}
             for number in range(runs + 1):
                 for way, seconds in took.items():
-                    one = ranks.round(way, "none", TIMEOUT_S)
+                    timed = ranks.round(way, "none", TIMEOUT_S)
                     if number:
-                        seconds.append(one)
+                        seconds.append(timed)
             for way, seconds in took.items():
                 yield {
                     "bench": "unlike_lines",

@@ -120,7 +120,9 @@ class TrainedParameters:
 
     def __init__(self, parameters: torch.nn.Module | Iterable[torch.Tensor]) -> None:
         given = parameters.parameters() if isinstance(parameters, torch.nn.Module) else parameters
-        self.tensors = [one for one in given if not isinstance(parameters, torch.nn.Module) or one.requires_grad]
+        self.tensors = [
+            tensor for tensor in given if not isinstance(parameters, torch.nn.Module) or tensor.requires_grad
+        ]
         if not self.tensors or not all(tensor.is_floating_point() for tensor in self.tensors):
             raise BadArgument("DiLoCo wants at least one parameter, and floating-point tensors only")
 

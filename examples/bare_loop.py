@@ -54,7 +54,7 @@ def main() -> None:
                 paid += rewards
             groups = swarm.draw(DRAWN)
             for group in groups:
-                made = [encode(tokenizer, *one) for one in zip(group.texts, group.finished, strict=True)]
+                made = [encode(tokenizer, *answer) for answer in zip(group.texts, group.finished, strict=True)]
                 prompt = encode(tokenizer, group.question.prompt)
                 rows += [(prompt, ids, advantage) for ids, advantage in zip(made, group.advantages, strict=True)]
             if rows := [row for row in rows if row[2] and row[1]]:

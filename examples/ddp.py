@@ -60,9 +60,9 @@ def work(options: argparse.Namespace) -> None:
     teacher = make_teacher()
     torch.manual_seed(options.seed)
     model = nn.Sequential(nn.Linear(WIDTH, 64), nn.Tanh(), nn.Linear(64, 1))
-    momentum = {name: torch.zeros_like(one) for name, one in model.named_parameters()}
-    shared = {name: one.data for name, one in model.named_parameters()}
-    state = SharedState(shared | {f"momentum of {name}": one for name, one in momentum.items()})
+    momentum = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    shared = {name: parameter.data for name, parameter in model.named_parameters()}
+    state = SharedState(shared | {f"momentum of {name}": tensor for name, tensor in momentum.items()})
     ranks: list[DistributedDataParallel] = []
 
     def step(comm: Communicator) -> None:
@@ -83,9 +83,9 @@ def work(options: argparse.Namespace) -> None:
             comm.wait_for(options.workers - 1, LIMIT_S)  # so that the new one comes before all is over
         done = comm.run(step, state, timeout=STEP_S)
         with torch.no_grad():
-            for name, one in model.named_parameters():
-                momentum[name].mul_(0.9).add_(one.grad)
-                one.sub_(0.05 * momentum[name])
+            for name, parameter in model.named_parameters():
+                momentum[name].mul_(0.9).add_(parameter.grad)
+                parameter.sub_(0.05 * momentum[name])
         print(json.dumps({"step": done.number, "members": len(done.members), "attempts": done.attempts}), flush=True)
     asked = torch.randn(2000, WIDTH, generator=torch.Generator().manual_seed(1))
     loss = nn.functional.mse_loss(model(asked), teacher(asked)).item()
@@ -158,10 +158,12 @@ def main() -> None:
             others.append(Worker(stack, options, *joining, "--late"))
         ended = [worker.until("loss") for worker in (first, *others)]
     steps = [said for said in first.said if "step" in said]
-    changes = [(one["step"], one["members"]) for before, one in pairwise(steps) if one["members"] != before["members"]]
+    changes = [
+        (step["step"], step["members"]) for before, step in pairwise(steps) if step["members"] != before["members"]
+    ]
     print("; ".join(f"from step {step} on {members} members" for step, members in [(1, steps[0]["members"]), *changes]))
-    print(f"steps taken again: {[one['step'] for one in steps if one['attempts'] > 1]}")
-    if len({one["digest"] for one in ended}) != 1:
+    print(f"steps taken again: {[step['step'] for step in steps if step['attempts'] > 1]}")
+    if len({event["digest"] for event in ended}) != 1:
         raise SystemExit("the workers' parameters differ")
     print(
         f"all {len(ended)} have the same parameters; loss {ended[0]['loss']:.5f} after {time.monotonic() - began:.0f} s"

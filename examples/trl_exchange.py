@@ -80,7 +80,7 @@ def rollouts(swarm: Exchange, count: int, trainer: GRPOTrainer) -> dict[str, lis
 
     drawn = swarm.draw(DRAWN)
     for group in drawn:
-        answers = [encode(tokenizer, *one) for one in zip(group.texts, group.finished, strict=True)]
+        answers = [encode(tokenizer, *answer) for answer in zip(group.texts, group.finished, strict=True)]
         some = [place for place, ids in enumerate(answers) if ids][:ANSWERS]
         add(encode(tokenizer, group.question.prompt), [answers[at] for at in some], [group.rewards[at] for at in some])
     for question in swarm.ask(count - len(drawn)):

@@ -190,19 +190,19 @@ class EngineConfig(Section):
     def _one_or_several(cls, placement: Any) -> Any:
         if isinstance(placement, str | int):
             placement = [] if placement == "same" else [placement]
-        if not isinstance(placement, list) or {type(one) for one in placement} not in (set(), {int}, {str}):
+        if not isinstance(placement, list) or {type(place) for place in placement} not in (set(), {int}, {str}):
             raise ValueError(f"write {PLACES}")
         return placement
 
     @field_validator("placement")
     @classmethod
     def _places_that_can_be(cls, placement: list[int] | list[str]) -> list[int] | list[str]:
-        for one in placement:
-            if isinstance(one, str) and not _is_address_of_server(one):
-                raise ValueError(f"{one!r} is no address of a server: write {PLACES}")
+        for place in placement:
+            if isinstance(place, str) and not _is_address_of_server(place):
+                raise ValueError(f"{place!r} is no address of a server: write {PLACES}")
         # OpenAI's clients want an address with /v1; weights are handed over beside it.
-        found = [one.rstrip("/").removesuffix("/v1") if isinstance(one, str) else one for one in placement]
-        if any(isinstance(one, int) and one < 0 for one in found) or len(set(found)) < len(found):
+        found = [place.rstrip("/").removesuffix("/v1") if isinstance(place, str) else place for place in placement]
+        if any(isinstance(place, int) and place < 0 for place in found) or len(set(found)) < len(found):
             raise ValueError("GPUs have different numbers, from 0 on, and servers different addresses")
         return found  # type: ignore[return-value]
 
@@ -217,7 +217,7 @@ class EngineConfig(Section):
     @property
     def devices(self) -> list[int]:
         """The GPUs of vLLM; empty where it has the trainer's."""
-        return [one for one in self.placement if isinstance(one, int)]
+        return [place for place in self.placement if isinstance(place, int)]
 
     def beside(self, processes: int) -> "EngineConfig":
         """Return this configuration for a node that trains on so many GPUs: each has an engine of vLLM."""
@@ -228,7 +228,7 @@ class EngineConfig(Section):
     @property
     def servers(self) -> list[str]:
         """The addresses of vLLM servers."""
-        return [one for one in self.placement if isinstance(one, str)]
+        return [place for place in self.placement if isinstance(place, str)]
 
     @property
     def longest(self) -> int:
@@ -841,7 +841,7 @@ def unknown_key(key: str) -> str:
         return f"{last} of TRL is left out: {LEFT_OUT[last]}"
     known = [*all_keys(), *TRL_KEYS]
     close = difflib.get_close_matches(key, known, n=1)
-    close = close or [one for one in known if one.rpartition(".")[2] == last]
+    close = close or [key for key in known if key.rpartition(".")[2] == last]
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown configuration key {key!r}: {hint}see `gossamer node --dry-run --all` for all keys"
 
@@ -850,7 +850,7 @@ def _key_of(place: Sequence[int | str]) -> str:
     """Return the dotted key of a complaint's place, which ends with a type where the setting has several."""
     *above, last = map(str, place or ("",))
     key = ".".join(above)
-    is_value = key in all_keys() and not any(one.startswith(f"{key}.") for one in all_keys())
+    is_value = key in all_keys() and not any(known.startswith(f"{key}.") for known in all_keys())
     return key if is_value and not last.isdecimal() else ".".join((*above, last))
 
 
@@ -859,7 +859,7 @@ def refused_keys(tree: Mapping[str, Any]) -> list[str]:
     try:
         NodeConfig.model_validate(tree)
     except ValidationError as error:
-        return list(dict.fromkeys(_key_of(one["loc"]) for one in error.errors()))
+        return list(dict.fromkeys(_key_of(mistake["loc"]) for mistake in error.errors()))
     return []
 
 
@@ -888,7 +888,11 @@ def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = _key_of(first["loc"])
-        said = [one["msg"].removeprefix("Value error, ") for one in error.errors() if _key_of(one["loc"]) == where]
+        said = [
+            mistake["msg"].removeprefix("Value error, ")
+            for mistake in error.errors()
+            if _key_of(mistake["loc"]) == where
+        ]
         what = ", or ".join(dict.fromkeys(said))  # several where the setting has several types
         if first["type"] == "extra_forbidden":
             raise UserError(unknown_key(where)) from None

@@ -220,7 +220,9 @@ def _mapped(name: str, value: Any, args: Any, rounds: int) -> Any:
         case "scale_rewards":
             return {"True": "group", "False": "none"}.get(str(value), word(value))
         case "report_to":
-            return [one for one in ([value] if isinstance(value, str) else value or []) if one not in ("none", "all")]
+            return [
+                name for name in ([value] if isinstance(value, str) else value or []) if name not in ("none", "all")
+            ]
         case "use_vllm":
             return "vllm" if value else None
         case "vllm_max_model_length":

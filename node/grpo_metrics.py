@@ -74,7 +74,9 @@ def loss(advantage: torch.Tensor, logps: Sequence[torch.Tensor], made: Sequence[
         made: the completions; those that were cut off count for nothing if `args.mask_truncated_completions`.
         args: a `GRPOConfig`.
     """
-    counts = torch.tensor([0 if args.mask_truncated_completions and not one.finished else one.sampled for one in made])
+    counts = torch.tensor(
+        [0 if args.mask_truncated_completions and not episode.finished else episode.sampled for episode in made]
+    )
     match args.loss_type:
         case "cispo":
             high = args.epsilon if args.epsilon_high is None else args.epsilon_high
@@ -102,10 +104,10 @@ def _logp_and_entropy(logps: torch.Tensor, sampled: torch.Tensor) -> torch.Tenso
 
 
 def _lengths(made: Sequence[Played]) -> Mapping[str, float]:
-    lengths = [one.sampled for one in made]
-    ended = [one.sampled for one in made if one.finished] or [0]
+    lengths = [episode.sampled for episode in made]
+    ended = [episode.sampled for episode in made if episode.finished] or [0]
     found = {
-        "clipped_ratio": statistics.fmean(not one.finished for one in made),
+        "clipped_ratio": statistics.fmean(not episode.finished for episode in made),
         "mean_length": statistics.fmean(lengths),
         "min_length": min(lengths),
         "max_length": max(lengths),

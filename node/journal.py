@@ -96,7 +96,7 @@ class RoundJournal(Protocol):
         """Take note of an item that was read."""
         ...
 
-    def refused(self, one: RefusedGroup) -> None:
+    def refused(self, group: RefusedGroup) -> None:
         """Take note of a group that was drawn and is of no use."""
         ...
 
@@ -129,7 +129,7 @@ class NoJournal:
     def saw(self, seen: ReadGroup) -> None:
         """Forget it."""
 
-    def refused(self, one: RefusedGroup) -> None:
+    def refused(self, group: RefusedGroup) -> None:
         """Forget it."""
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
@@ -187,9 +187,9 @@ class Journal:
         """Take note of an item that was read."""
         self._seen.append(seen)
 
-    def refused(self, one: RefusedGroup) -> None:
+    def refused(self, group: RefusedGroup) -> None:
         """Take note of a group that was drawn and is of no use."""
-        self._refused.append(one)
+        self._refused.append(group)
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
         """Measure, and keep what is found."""
@@ -201,7 +201,11 @@ class Journal:
         """Judge, and keep which verdicts were None and which late."""
         found = judge(seconds)
         self._unscorable.append(
-            [-1 - at if one == LATE else at for at, one in enumerate(found) if one is None or one == LATE]
+            [
+                -1 - at if verdict == LATE else at
+                for at, verdict in enumerate(found)
+                if verdict is None or verdict == LATE
+            ]
         )
         return found
 
@@ -261,7 +265,7 @@ def digest_of_verdicts(seen: Sequence[ReadGroup], refused: Sequence[RefusedGroup
 
 def verdicts(seen: Sequence[ReadGroup], refused: Sequence[RefusedGroup]) -> list[tuple[bytes, str]]:
     """Return the decision on each item, first on arrival and then once drawn: a reason, empty if it was taken."""
-    return [*((one.id, one.reason) for one in seen), *((one.id, one.reason) for one in refused)]
+    return [*((group.id, group.reason) for group in seen), *((group.id, group.reason) for group in refused)]
 
 
 def digest_of_draw(own: Sequence[bytes], samples: Sequence[Sample]) -> bytes:
@@ -304,7 +308,7 @@ def _decode(body: bytes) -> Start | Round | None:
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
     made = [[Played.from_list(completion) for completion in group] for group in played]
-    judged = [ReadGroup(*one) for one in seen], [RefusedGroup(*one) for one in refused]
+    judged = [ReadGroup(*fields) for fields in seen], [RefusedGroup(*fields) for fields in refused]
     outside = (*judged, times, measured, unscorable, barred)
     return Round(number, made, *outside, own, [TrainedRow(*row) for row in rows], admitted, drawn)
 

@@ -447,7 +447,7 @@ def recent(metric: Metric, rows: Sequence[Row]) -> Any:
     elif metric.label and "*" not in metric.name:
         values = _summed(found)
     else:
-        values = {key: statistics.fmean(one[key] for one in found if key in one) for key in _keys(found)}
+        values = {key: statistics.fmean(row[key] for row in found if key in row) for key in _keys(found)}
     return values if metric.label else values.get(metric.name)
 
 
@@ -461,7 +461,7 @@ def total(metric: Metric, rows: Sequence[Row]) -> Any:
     if metric.combine is Combine.SUM:
         values = _summed(found)
     elif metric.combine is Combine.COUNTER:
-        values = {key: counted(one.get(key, 0) for one in found) for key in sorted(_keys(found))}
+        values = {key: counted(row.get(key, 0) for row in found) for key in sorted(_keys(found))}
     else:
         return recent(metric, rows) or ({} if metric.label else 0)
     return values if metric.label else values.get(metric.name, 0)

@@ -87,14 +87,14 @@ def _again(start: Start, rounds: Sequence[Round], checkpoint: Path | None) -> It
         buffer.restore(start.buffer)
         again = _Again()
         done = _loop(config, start, policy, tasks, buffer, again).rounds(start.done)
-        for one in rounds:
-            again.now_comes(one)
+        for recorded in rounds:
+            again.now_comes(recorded)
             try:
                 next(done)
             except (StopIteration, UserError, LookupError) as error:
-                yield Compared(one.number, f"it cannot be done again: {str(error) or type(error).__name__}")
+                yield Compared(recorded.number, f"it cannot be done again: {str(error) or type(error).__name__}")
                 return
-            yield Compared(one.number, again.difference)
+            yield Compared(recorded.number, again.difference)
 
 
 def _loop(
@@ -118,11 +118,11 @@ class _Again:
         self.refused: list[RefusedGroup] = []
         self.digests = (b"", b"")
 
-    def now_comes(self, one: Round) -> None:
+    def now_comes(self, recorded: Round) -> None:
         """Begin with this round."""
-        self.recorded = one
-        self.times, self.measured = list(one.times), list(one.measured)
-        self.unscorable, self.barred = list(one.unscorable), list(one.barred)
+        self.recorded = recorded
+        self.times, self.measured = list(recorded.times), list(recorded.measured)
+        self.unscorable, self.barred = list(recorded.unscorable), list(recorded.barred)
         self.seen, self.refused = [], []
 
     @property
@@ -201,7 +201,9 @@ class _RecordedJournal:
     def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
         """Judge again, however long it takes; what was unscorable or late then counts as such now."""
         none = self._again.unscorable.pop(0)
-        return [None if at in none else LATE if -1 - at in none else one for at, one in enumerate(judge(FOREVER_S))]
+        return [
+            None if at in none else LATE if -1 - at in none else verdict for at, verdict in enumerate(judge(FOREVER_S))
+        ]
 
     def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Return the signers that were kept out then."""
@@ -210,9 +212,9 @@ class _RecordedJournal:
     def saw(self, seen: ReadGroup) -> None:
         """Do nothing: what came is read again."""
 
-    def refused(self, one: RefusedGroup) -> None:
+    def refused(self, group: RefusedGroup) -> None:
         """Note a group that is refused this time."""
-        self._again.refused.append(one)
+        self._again.refused.append(group)
 
     def end_round(
         self, number: int, played: Sequence[Sequence[Played]], own: Sequence[Group], samples: Sequence[Sample]
@@ -220,5 +222,5 @@ class _RecordedJournal:
         """Take the digests of the round as it was done again."""
         self._again.digests = (
             digest_of_verdicts(self._again.seen, self._again.refused),
-            digest_of_draw([encode(one) for one in own], samples),
+            digest_of_draw([encode(group) for group in own], samples),
         )

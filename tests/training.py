@@ -70,11 +70,11 @@ def playing_rounds(policy: Policy, config: NodeConfig) -> Callable[[int], Iterat
             prompts = [policy.encode_prompt(Item(question, "")) for question in questions]
             samples = []
             for prompt, made in zip(prompts, engine.generate(prompts, 4, params, version), strict=True):
-                rewards = [sum(map(str.isdigit, one.text)) / 8 for one in made]
+                rewards = [sum(map(str.isdigit, answer.text)) / 8 for answer in made]
                 mean = sum(rewards) / len(rewards)
                 samples += [
-                    Sample(prompt, one.token_ids, reward - mean, weight=0.25)
-                    for one, reward in zip(made, rewards, strict=True)
+                    Sample(prompt, completion.token_ids, reward - mean, weight=0.25)
+                    for completion, reward in zip(made, rewards, strict=True)
                 ]
             yield samples
 

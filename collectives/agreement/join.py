@@ -50,8 +50,8 @@ class Applicants:
 
     def enter(self, view: View) -> None:
         """A view was installed."""
-        self.applicants = {name: one for name, one in self.applicants.items() if name not in view.ids}
-        self.rumoured = {name: one for name, one in self.rumoured.items() if name not in view.ids}
+        self.applicants = {name: applicant for name, applicant in self.applicants.items() if name not in view.ids}
+        self.rumoured = {name: rumour for name, rumour in self.rumoured.items() if name not in view.ids}
         # A member's word holds until it says otherwise: it may have entered, and said so, before this one.
         self.reaches = {name: those for name, those in self.reaches.items() if name in view.ids}
         self.says_pending = {name: says for name, says in self.says_pending.items() if name in view.ids}
@@ -98,22 +98,24 @@ class Applicants:
         """Return the applicants that are linked here and still ask."""
         fresh = 2 * self.timing.timeout
         return {
-            name: one
-            for name, one in self.applicants.items()
-            if now - one.heard < fresh and name in self.detector.linked
+            name: applicant
+            for name, applicant in self.applicants.items()
+            if now - applicant.heard < fresh and name in self.detector.linked
         }
 
     def tick(self, now: float) -> None:
         """Forget applicants that no longer ask."""
         fresh = 2 * self.timing.timeout
-        self.applicants = {name: one for name, one in self.applicants.items() if now - one.heard < fresh}
-        self.rumoured = {name: one for name, one in self.rumoured.items() if now - one[1] < fresh}
+        self.applicants = {
+            name: applicant for name, applicant in self.applicants.items() if now - applicant.heard < fresh
+        }
+        self.rumoured = {name: rumour for name, rumour in self.rumoured.items() if now - rumour[1] < fresh}
 
     def admissible(self, view: View, now: float) -> list[Applicant]:
         """Return the applicants that every member reaches, as far as this one knows."""
         return [
-            one
-            for name, one in sorted(self.waiting(now).items())
+            applicant
+            for name, applicant in sorted(self.waiting(now).items())
             if all(name in self.reaches.get(member, frozenset()) for member in view.members if member != self.own)
         ]
 
@@ -122,8 +124,8 @@ class Applicants:
         chosen = self.admissible(view, now)[: MAX_MEMBERS - len(view.members)]
         if not chosen:
             return None
-        epoch = max(view.epoch, *(one.epoch for one in chosen)) + 1
-        roster = (*view.roster, *(one.line for one in chosen))
+        epoch = max(view.epoch, *(applicant.epoch for applicant in chosen)) + 1
+        roster = (*view.roster, *(applicant.line for applicant in chosen))
         return View.of(view.group, epoch, self.rng.randbytes(MARK_BYTES), roster)
 
     def _tell(self, view: View, line: Member) -> None:

@@ -210,14 +210,14 @@ def _union(hint: Any) -> Form:
     inner = [part for part in get_args(hint) if part is not NoneType]
     if len(inner) != 1 or len(get_args(hint)) != 2:  # T | None
         raise TypeError(f"{hint}: a field of a message has no such type")
-    one = _many(form_of(inner[0]), 1, [])
-    write = one.write or list
+    form = _many(form_of(inner[0]), 1, [])
+    write = form.write or list
 
     def read(value: Any) -> Any:
-        found = one.read(value)
+        found = form.read(value)
         return found[0] if found else None
 
-    return dataclasses.replace(one, read=read, write=lambda value: write(() if value is None else (value,)))
+    return dataclasses.replace(form, read=read, write=lambda value: write(() if value is None else (value,)))
 
 
 def _read_value(value: Any) -> int | str:
@@ -237,8 +237,8 @@ def _many(item: Form, most: int, rules: list[Any]) -> Form:
     def read(value: Any) -> tuple[Any, ...]:
         if type(value) is not list or not least <= len(value) <= most:
             _refuse("array")
-        items = tuple([read_item(one) for one in value])
-        if rising and any(one[0] >= other[0] for one, other in pairwise(items)):
+        items = tuple([read_item(item) for item in value])
+        if rising and any(earlier[0] >= other[0] for earlier, other in pairwise(items)):
             _refuse("order")
         return items
 
@@ -271,12 +271,12 @@ def _fixed(make: Callable[[Any], Any], take: Callable[[Any], Iterable[Any]], for
     def read(value: Any) -> Any:
         if type(value) is not list or len(value) < count:
             _refuse("layout")
-        return make([reader(one) for reader, one in zip(readers, value, strict=False)])  # what is newer is skipped
+        return make([reader(field) for reader, field in zip(readers, value, strict=False)])  # what is newer is skipped
 
     def write(record: Any) -> list[Any]:
         if plain:
             return list(take(record))
-        return [writer(one) for writer, one in zip(writers, take(record), strict=True)]
+        return [writer(field) for writer, field in zip(writers, take(record), strict=True)]
 
     return _array(forms, read, write, items=count, most=sum(form.bytes for form in forms))
 

@@ -189,7 +189,7 @@ class ViewChange:
 def compatible(own: NodeId, missing: dict[NodeId, tuple[NodeId, ...]]) -> list[NodeId]:
     """Return members that do not miss each other, this one among them: again and again, drop the one in most pairs."""
     members = set(missing)
-    pairs = {frozenset((one, other)) for one, lost in missing.items() for other in lost if other in members} - {
+    pairs = {frozenset((member, other)) for member, lost in missing.items() for other in lost if other in members} - {
         frozenset((member,)) for member in members
     }
     while pairs:

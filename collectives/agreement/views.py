@@ -101,7 +101,7 @@ class View:
         return self.members[0]
 
 
-def outranks(one: Iterable[NodeId], other: Iterable[NodeId]) -> bool:
+def outranks(ids: Iterable[NodeId], other: Iterable[NodeId]) -> bool:
     """Tell whether the side `one` of a split group goes on when two meet: the larger, or that with the least id."""
-    mine, theirs = sorted(one), sorted(other)
+    mine, theirs = sorted(ids), sorted(other)
     return (-len(mine), mine) < (-len(theirs), theirs)

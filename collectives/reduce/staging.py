@@ -64,9 +64,9 @@ class CudaCopies:
         """See `Copies`."""
         with torch.cuda.stream(self._stream):
             into.copy_(source, non_blocking=True)
-        for one in (source, into):
-            if one.is_cuda:
-                one.record_stream(self._stream)  # its memory goes to no other tensor before the copy is done
+        for tensor in (source, into):
+            if tensor.is_cuda:
+                tensor.record_stream(self._stream)  # its memory goes to no other tensor before the copy is done
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event.synchronize

@@ -139,7 +139,9 @@ class LargeView:
             began = time.thread_time()
             event = Heard(what[0], decode(what[1])) if isinstance(what, tuple) else what
             actions = node.core.handle(event, network.now)
-            said = [(self.numbers[one.member], encode(one.message)) for one in actions if isinstance(one, Send)]
+            said = [
+                (self.numbers[action.member], encode(action.message)) for action in actions if isinstance(action, Send)
+            ]
             cost = self.slowness * (time.thread_time() - began)
             node.spent += cost
             node.free_at = max(network.now, node.free_at) + cost

@@ -62,10 +62,10 @@ class SimulatedNetwork:
             act(*arguments)
         self.now = until
 
-    def connect(self, one: int, other: int) -> None:
+    def connect(self, member: int, other: int) -> None:
         """Link two nodes, unless they are linked or one direction is blocked."""
-        pair = (min(one, other), max(one, other))
-        blocked = (one, other) in self._blocked or (other, one) in self._blocked
+        pair = (min(member, other), max(member, other))
+        blocked = (member, other) in self._blocked or (other, member) in self._blocked
         if pair in self._links or blocked or self.now <= self._closed_until.get(pair, -1.0):
             return
         link = self._links[pair] = SimulatedLink()
@@ -87,15 +87,15 @@ class SimulatedNetwork:
                 return
         self.at(self._arrival(link, source), self._arrive, link, source, to, message)
 
-    def cut(self, one: int, other: int) -> None:
+    def cut(self, member: int, other: int) -> None:
         """Close a link: what is on it is lost, and both ends learn of it."""
-        pair = (min(one, other), max(one, other))
+        pair = (min(member, other), max(member, other))
         link = self._links.pop(pair, None)
         if link is None:
             return
         link.open = False
         self._closed_until[pair] = max(self.now + NOTICE, *link.free_at.values())
-        for end, far in ((one, other), (other, one)):
+        for end, far in ((member, other), (other, member)):
             due = max(self.now + self._rng.uniform(0.0, NOTICE), link.free_at.get(far, 0.0))
             self.at(due, self._unlinked, end, far)
 
@@ -115,8 +115,8 @@ class SimulatedNetwork:
     def heal(self) -> None:
         """Open all directions."""
         self._blocked.clear()
-        for (one, other), link in self._links.items():
-            for source, to in ((one, other), (other, one)):
+        for (member, other), link in self._links.items():
+            for source, to in ((member, other), (other, member)):
                 for message in link.held.pop(source, ()):
                     self.at(self._arrival(link, source), self._arrive, link, source, to, message)
 

@@ -150,9 +150,9 @@ class GroupTrial:
         if views or not live:
             return not live or not self._able() or len(views[0].members) == 1
         marks = {node.core.view.mark if node.core.view is not None else b"" for node in live}
-        one = len(marks) == 1 and b"" not in marks and not any(node.core.fenced for node in live)
+        is_one_group = len(marks) == 1 and b"" not in marks and not any(node.core.fenced for node in live)
         members = {IDS[node.number] for node in live}
-        return not self._able() or (one and live[0].core.view is not None and live[0].core.view.ids == members)
+        return not self._able() or (is_one_group and live[0].core.view is not None and live[0].core.view.ids == members)
 
     def _idle(self) -> bool:
         """Tell whether no call is outstanding; one to let others in may be, as it may have to wait for more members."""
@@ -361,8 +361,8 @@ class GroupTrial:
         if node.alive and other is not None and other.alive and not other.paused and self._in_reach(node, other):
             self.network.connect(node.number, other.number)
 
-    def _in_reach(self, one: SimulatedMember, other: SimulatedMember) -> bool:
-        return all(a.reaches is None or b.number in a.reaches for a, b in ((one, other), (other, one)))
+    def _in_reach(self, member: SimulatedMember, other: SimulatedMember) -> bool:
+        return all(a.reaches is None or b.number in a.reaches for a, b in ((member, other), (other, member)))
 
     # --- the network's side ---
 
@@ -463,13 +463,13 @@ class GroupTrial:
     def _part(self, side: set[int], fault: Fault) -> None:
         """Hold up what goes between two sides, or one way only; links close while it lasts, or survive it."""
         network = self.network
-        for one in side:
+        for number in side:
             for other in self.nodes.keys() - side:
-                network.block(one, other)
+                network.block(number, other)
                 if fault.kind != "oneway":
-                    network.block(other, one)
+                    network.block(other, number)
                 if self.rng.random() < 0.5:
-                    network.at(network.now + self.rng.uniform(0.0, fault.lasts), network.cut, one, other)
+                    network.at(network.now + self.rng.uniform(0.0, fault.lasts), network.cut, number, other)
         network.at(network.now + fault.lasts, network.heal)
 
 

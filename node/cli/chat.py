@@ -123,11 +123,11 @@ def _played(
     asked = EpisodeQuestion(task, item, _prompt(policy, item, sampling.max_completion_length))
     room = (policy.positions or sys.maxsize) - sampling.max_completion_length
     (made,) = play(engine, Episodes([asked], count, sampling, seed, room, policy.observations()))
-    for number, one in enumerate(made):
+    for number, completion in enumerate(made):
         yield "" if number else _shown(item.question)
-        for at, text in enumerate(one.texts):
+        for at, text in enumerate(completion.texts):
             yield f"{'←' if at % 2 else '→'} {_shown(text)}"
-        yield "(no reward: the log says why)" if one.reward is None else f"(reward {one.reward:g})"
+        yield "(no reward: the log says why)" if completion.reward is None else f"(reward {completion.reward:g})"
 
 
 def _asked(questions: list[str] | None) -> Iterator[str]:

@@ -88,7 +88,10 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
     if as_json:
         found = {title: list(checks) for title, checks in parts.items()}
         good = _is_good(check for checks in found.values() for check in checks)
-        told = {title: [one._replace(do="" if one.ok else one.do)._asdict() for one in found[title]] for title in found}
+        told = {
+            title: [finding._replace(do="" if finding.ok else finding.do)._asdict() for finding in found[title]]
+            for title in found
+        }
         print(json.dumps({"ok": good, "checks": told}))
         return 0 if good else 1
     from rich.console import Console

@@ -122,12 +122,12 @@ def shown(answers: "dict[str, dict[str, list[ScoredQuestion]]]", count: int) -> 
 
     Nothing is shown of a kind whose answers to a question could not be scored.
     """
-    turns = zip_longest(*([(task, one.item) for one in found] for task, found in answers["greedy"].items()))
+    turns = zip_longest(*([(task, answer.item) for answer in found] for task, found in answers["greedy"].items()))
     for task, item in islice(filter(None, chain.from_iterable(turns)), count):
         yield f"{quoted(task)}  {quoted(item.question)}"
         yield f"  right answer  {quoted(item.solution or item.answer)}"
         for kind, given in answers.items():
-            for outcome in (one for one in given.get(task, ()) if one.item == item):
+            for outcome in (scored for scored in given.get(task, ()) if scored.item == item):
                 yield f"  {kind}"
                 for made, reward in zip(outcome.answers, outcome.rewards, strict=True):
                     yield completion_line(reward, made.finished, made.texts)

@@ -133,7 +133,9 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
             if not isinstance(entry, Round):
                 known = {key: (peer, at, first, body) for key, peer, at, first, body in entry.buffer.groups}
                 continue
-            known |= {one.id: (one.sender, one.time, entry.number, one.body) for one in entry.seen if not one.reason}
+            known |= {
+                item.id: (item.sender, item.time, entry.number, item.body) for item in entry.seen if not item.reason
+            }
             known |= {content_id(body): (OWN, entry.times[0], entry.number, body) for body in entry.own}
             if entry.number == wanted:
                 found, came = entry, dict(known)
@@ -145,8 +147,8 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
             "64 MiB of them, or twice that"
         )
     peers = len({row.group for row in found.rows if row.external})
-    refused = [(one.reason, one.sender) for one in found.seen if one.reason]
-    refused += [(one.reason, one.sender) for one in found.refused]
+    refused = [(group.reason, group.sender) for group in found.seen if group.reason]
+    refused += [(group.reason, group.sender) for group in found.refused]
     own, items = _number_of(len(found.own), "own group"), _number_of(len(found.seen), "item")
     yield f"round {wanted}: {own}, {items} came, {len(refused)} refused"
     for reason, sender in refused:

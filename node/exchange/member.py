@@ -288,7 +288,7 @@ class Exchange:
             ValueError: there are not as many `finished` as `texts`.
         """
         _check_texts(texts)
-        if not hasattr(finished, "__len__") or any(isinstance(one, str) for one in finished):
+        if not hasattr(finished, "__len__") or any(isinstance(value, str) for value in finished):
             raise TypeError("finished: give a list with True or False for each answer")
         if len(texts) != len(finished):
             raise ValueError(f"{len(texts)} texts have {len(finished)} values of finished: give one for each")
@@ -504,7 +504,7 @@ class Exchange:
             question.task, question.seed, item.question, tuple(made), self._policy, self._round, item.content, kept
         )
         self._check_size(group)
-        lengths = [len(one.text) for one in made]
+        lengths = [len(episode.text) for episode in made]
         self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
         return self._parts.rounds.publish([group]) == 1
 
@@ -513,7 +513,7 @@ class Exchange:
         sent, most = published_form(group, self._parts.tasks), self._parts.bounds.bytes
         if sent is None:
             return
-        if (longest := max(len(one.text.encode()) for one in sent.completions)) > MAX_TEXT_BYTES:
+        if (longest := max(len(completion.text.encode()) for completion in sent.completions)) > MAX_TEXT_BYTES:
             raise UserError(f"an answer has at most {MAX_TEXT_BYTES} bytes, and one has {longest}: send shorter ones")
         if (size := len(encode(sent))) > most:
             raise UserError(f"a group of this swarm has at most {most} bytes, and this one {size}: send less")
@@ -545,13 +545,13 @@ class Exchange:
             **{f"rewards/{task}/mean": statistics.fmean(rewards) for task, rewards in by_task.items()},
             "generated": len(made),
             "groups_external": len(used),
-            "swarm/taught_by": dict(Counter(one.peer for one in used)),
+            "swarm/taught_by": dict(Counter(candidate.peer for candidate in used)),
             **rounds.figures(),
         }
         self._parts.metrics.append(row)
         rounds.finish(row, self._policy)
         self._own.clear()
-        return [self._drawn(screening.usable[one.id], one.peer) for one in used]
+        return [self._drawn(screening.usable[candidate.id], candidate.peer) for candidate in used]
 
     def _drawn(self, encoded: EncodedGroup, signer: str) -> DrawnGroup:
         group, places = encoded.group, sorted(encoded.completions)
@@ -564,9 +564,9 @@ class Exchange:
             signer,
             group.policy,
             AskedQuestion(group.task, group.seed, task.make(group.seed)),
-            tuple(one.text for one in made),
-            tuple(one.finished for one in made),
-            tuple(one.reward for one in made),
+            tuple(episode.text for episode in made),
+            tuple(episode.finished for episode in made),
+            tuple(episode.reward for episode in made),
             tuple(advantages[place] for place in places),
         )
 
@@ -594,7 +594,7 @@ def _check_counts(**counts: Any) -> None:
 
 def _check_texts(texts: Any) -> None:
     """Raise `TypeError` unless it is a list of texts; a text is none, though each of its letters is a text."""
-    if isinstance(texts, str) or not hasattr(texts, "__len__") or not all(isinstance(one, str) for one in texts):
+    if isinstance(texts, str) or not hasattr(texts, "__len__") or not all(isinstance(text, str) for text in texts):
         raise TypeError("texts: give a list with a text for each answer")
 
 

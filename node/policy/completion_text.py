@@ -38,13 +38,13 @@ class CompletionText:
         self._middle: Tokenizer | None = None
         if backend is not None:
             described = _without_beginnings(json.loads(backend.to_str()))
-            for one in described["added_tokens"]:
-                one["special"] |= one["id"] in ends
+            for token in described["added_tokens"]:
+                token["special"] |= token["id"] in ends
             self._middle = Tokenizer.from_str(json.dumps(described))
             self._middle.no_padding()
             self._middle.no_truncation()
             self._middle.encode_special_tokens = True
-        added = {token for token, one in tokenizer.added_tokens_decoder.items() if one.special}
+        added = {token for token, added_token in tokenizer.added_tokens_decoder.items() if added_token.special}
         self._special = ({*tokenizer.all_special_ids, *ends} | added) - {tokenizer.unk_token_id}
 
     def encode(self, text: str) -> list[int]:

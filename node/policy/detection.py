@@ -95,7 +95,7 @@ def has_bitsandbytes() -> bool:
 def has_gpu() -> bool:
     """Tell whether torch may see a GPU of CUDA or ROCm: whether a driver shows one, and nobody hides it."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
-    return shown not in ("", "-1") and any(Path(one).exists() for one in GPUS)
+    return shown not in ("", "-1") and any(Path(gpu).exists() for gpu in GPUS)
 
 
 def can_be_asked_not_to_think(model: str) -> bool:
@@ -219,7 +219,7 @@ def visible_gpus(policy: PolicyConfig) -> list[str]:
 
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [one.strip() for one in named.split(",")][:count] if named else list(map(str, range(count)))
+    return [name.strip() for name in named.split(",")][:count] if named else list(map(str, range(count)))
 
 
 def main_memory() -> int:

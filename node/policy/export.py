@@ -116,7 +116,7 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     packed = {name: weight for name, weight in base.named_parameters() if hasattr(weight, "quant_state")}
     for name, tensor in base.state_dict().items():
-        of_packed = any(name.startswith(f"{one}.") for one in packed)  # its scales
+        of_packed = any(name.startswith(f"{tensor}.") for tensor in packed)  # its scales
         if ".lora_" in name or of_packed:
             continue
         if name in packed:

@@ -185,7 +185,7 @@ class Policy:
         The first part begins with what ends the policy's turn. None if the template does not show such turns.
         """
         answer, *told = _MARKS[: count + 1]
-        turns = [("user", "What now?"), ("assistant", answer), *((role, one) for one in told)]
+        turns = [("user", "What now?"), ("assistant", answer), *((role, text) for text in told)]
         text = self._render([{"role": role, "content": content} for role, content in turns]) or ""
         _, found, rest = text.partition(answer)
         parts = []

@@ -94,7 +94,7 @@ def splits_in(folder: Path) -> list[Split]:
 
 def _splits(text: str) -> list[Split]:
     try:
-        return [Split(float(one["share"]), int(one["salt"])) for one in json.loads(text)[:MAX_SPLITS]]
+        return [Split(float(split["share"]), int(split["salt"])) for split in json.loads(text)[:MAX_SPLITS]]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # somebody else's card, or a changed one
         return []
 

@@ -196,7 +196,7 @@ class GroupBuffer:
             first_round: the first round that may draw them.
         """
         rows = []
-        for item in sorted(shared, key=lambda one: (one.received, one.id)):
+        for item in sorted(shared, key=lambda group: (group.received, group.id)):
             texts = texts_id(item.group)
             if item.id in self._entries or self._uses[texts] >= self._max_uses:
                 continue
@@ -221,16 +221,16 @@ class GroupBuffer:
         stay = self._bounds.max_age_rounds
         first_from = 0 if stay is None else round_number - stay
         found: dict[bytes, Candidate] = {}
-        for one in list(self._free.values()):
-            if self._uses[one.texts] >= self._max_uses:
-                del self._free[one.id]
-            elif one.received >= oldest and first_from <= one.first_round <= round_number:
-                found.setdefault(one.question, one)
+        for candidate in list(self._free.values()):
+            if self._uses[candidate.texts] >= self._max_uses:
+                del self._free[candidate.id]
+            elif candidate.received >= oldest and first_from <= candidate.first_round <= round_number:
+                found.setdefault(candidate.question, candidate)
         return list(found.values())
 
     def of_signers(self, peers: Collection[str]) -> list[Candidate]:
         """Return the groups of these peers that are not buried."""
-        return [one for one in self._free.values() if one.peer in peers]
+        return [candidate for candidate in self._free.values() if candidate.peer in peers]
 
     def is_used_up(self, texts: bytes) -> bool:
         """Tell whether a group of these texts (`texts_id`) is remembered as used up."""
@@ -247,15 +247,15 @@ class GroupBuffer:
         A group that was evicted after it was drawn counts as used all the same.
         """
         time = self._time(now)
-        texts = [one.texts for one in drawn]
+        texts = [candidate.texts for candidate in drawn]
         self._uses.update(texts)
         with self.transaction():
             self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", [(text, round_number, time) for text in texts])
             self._delete(self._evict(time))
             old = time - self._remembers_for
             forgotten = self._db.execute("SELECT texts FROM uses WHERE time < ?", (old,)).fetchall()
-            for (one,) in forgotten:
-                _take_one(self._uses, one)
+            for (old_texts,) in forgotten:
+                _take_one(self._uses, old_texts)
             if forgotten and self._max_uses > 1:  # a used-up group that came between two uses may be drawn once more
                 self._free_all()
             self._db.execute("DELETE FROM uses WHERE time < ?", (old,))
@@ -267,7 +267,9 @@ class GroupBuffer:
         for group_id in here:
             self._free.pop(group_id, None)
         with self.transaction():
-            self._db.executemany("INSERT OR IGNORE INTO buried VALUES (?, ?)", [(one, round_number) for one in here])
+            self._db.executemany(
+                "INSERT OR IGNORE INTO buried VALUES (?, ?)", [(group_id, round_number) for group_id in here]
+            )
 
     def record_own_results(self, round_number: int, results: Sequence[OwnResult]) -> OwnResults:
         """Record the results of the groups that this node made in a round; return those of all the last rounds."""
@@ -371,7 +373,7 @@ class GroupBuffer:
         return next(iter(self._entries.values())).candidate.received < time - bounds.max_age
 
     def _delete(self, evicted: Sequence[bytes]) -> None:
-        ids = [(one,) for one in evicted]
+        ids = [(group_id,) for group_id in evicted]
         self._db.executemany("DELETE FROM groups WHERE id = ?", ids)
         self._db.executemany("DELETE FROM buried WHERE id = ?", ids)
 
@@ -394,9 +396,19 @@ def _candidate(group_id: bytes, peer: str, group: Group, texts: bytes, received:
     return Candidate(group_id, peer, name, question, texts, received, first_round, group.rewards)
 
 
-def _row(one: Candidate, body: bytes) -> tuple[object, ...]:
-    packed = array.array("d", one.rewards).tobytes()
-    return (one.id, one.peer, one.task, one.question, one.texts, one.received, one.first_round, packed, body)
+def _row(candidate: Candidate, body: bytes) -> tuple[object, ...]:
+    packed = array.array("d", candidate.rewards).tobytes()
+    return (
+        candidate.id,
+        candidate.peer,
+        candidate.task,
+        candidate.question,
+        candidate.texts,
+        candidate.received,
+        candidate.first_round,
+        packed,
+        body,
+    )
 
 
 def _take_one(counts: Counter[K], key: K) -> None:

@@ -65,8 +65,8 @@ class OwnResults:
         """Set the results of a round; return the rounds whose earlier results are forgotten."""
         last = round_number - KEPT
         gone = [number for number in self._rounds if number == round_number or number <= last]
-        for one in chain.from_iterable(map(self._rounds.pop, gone)):
-            for values, length in self._of(one):
+        for result in chain.from_iterable(map(self._rounds.pop, gone)):
+            for values, length in self._of(result):
                 del values[bisect_left(values, length)]
         self._rounds[round_number] = results
         self._rewards.clear()
@@ -87,11 +87,11 @@ class OwnResults:
         """Return this node's own reward on `task`; 0 while it has no group of it."""
         if task not in self._rewards:
             newest = chain.from_iterable(map(reversed, reversed(self._rounds.values())))
-            found = list(islice((one.reward for one in newest if one.task == task), RECENT))
+            found = list(islice((result.reward for result in newest if result.task == task), RECENT))
             self._rewards[task] = statistics.fmean(found) if found else 0.0
         return self._rewards[task]
 
-    def _of(self, one: OwnResult) -> Iterator[tuple[list[float], float]]:
-        yield self._made[one.task], one.length
-        if one.right_length is not None:
-            yield self._right[one.task], one.right_length
+    def _of(self, result: OwnResult) -> Iterator[tuple[list[float], float]]:
+        yield self._made[result.task], result.length
+        if result.right_length is not None:
+            yield self._right[result.task], result.right_length

@@ -162,8 +162,8 @@ def at_most_each(
 ) -> list[Candidate]:
     """Return at most `count` candidates of each peer, less those already `taken`; drawn uniformly, order kept."""
     places: dict[str, list[int]] = {}
-    for place, one in enumerate(candidates):
-        places.setdefault(one.peer, []).append(place)
+    for place, candidate in enumerate(candidates):
+        places.setdefault(candidate.peer, []).append(place)
     kept = [
         place
         for peer, of_peer in places.items()
@@ -231,11 +231,11 @@ def external_samples(
 def local_samples(own: Sequence[EncodedGroup], count: int, rule: Rule, request: DrawRequest) -> list[Sample]:
     """Take `count` of this round's own groups, by the rule; those with an advantage first when there are more."""
     ranked = request.rng.sample(own, len(own))
-    ranked.sort(key=lambda one: not is_informative(one.group.rewards))
+    ranked.sort(key=lambda encoded: not is_informative(encoded.group.rewards))
     return [
-        _sample(one, index, advantage, 1 / len(one.completions), number, external=False)
-        for number, one in enumerate(ranked[:count])
-        for index, advantage in rule.own(one.group.rewards, request)
+        _sample(encoded, index, advantage, 1 / len(encoded.completions), number, external=False)
+        for number, encoded in enumerate(ranked[:count])
+        for index, advantage in rule.own(encoded.group.rewards, request)
     ]
 
 
@@ -256,6 +256,6 @@ def _pull(sample: Sample) -> float:
     return sample.weight * abs(sample.advantage)
 
 
-def _sample(one: EncodedGroup, index: int, advantage: float, weight: float, number: int, external: bool) -> Sample:
-    ids, given, logprobs = one.completions[index]
-    return Sample(one.prompt, ids, advantage, weight, number, external, logprobs, one.id, index, given)
+def _sample(encoded: EncodedGroup, index: int, advantage: float, weight: float, number: int, external: bool) -> Sample:
+    ids, given, logprobs = encoded.completions[index]
+    return Sample(encoded.prompt, ids, advantage, weight, number, external, logprobs, encoded.id, index, given)

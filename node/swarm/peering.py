@@ -229,7 +229,7 @@ def _look_around(
     port = host.port
     with ExitStack() as stack:
         mapping: PortMapping | None = None
-        if any(may_ask_router(network, one.endpoint) for one in host.addresses):
+        if any(may_ask_router(network, address.endpoint) for address in host.addresses):
             mapping = PortMapping(port, lambda said: _tell(host, port, said))
             mapping.start()
             stack.callback(mapping.stop)

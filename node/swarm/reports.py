@@ -176,7 +176,7 @@ def _check(condition: bool, what: str) -> None:
 
 
 def _printable(text: str) -> str:
-    kept = "".join(one if one.isprintable() else "?" for one in text)
+    kept = "".join(character if character.isprintable() else "?" for character in text)
     return kept.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore")
 
 

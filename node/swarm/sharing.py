@@ -201,7 +201,7 @@ class NetworkExchange:
         One that peers would refuse, or that the network thread has no room for, is counted, not sent.
         """
         sent = 0
-        for group in filter(None, (published_form(one, self._tasks) for one in groups)):
+        for group in filter(None, (published_form(group, self._tasks) for group in groups)):
             body, topic = encode(group), topic_of_group(group)
             reason = OWN_REFUSED[self._reader.read(body, topic).reason]
             if not reason:

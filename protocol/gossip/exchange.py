@@ -470,7 +470,7 @@ class Gossip:
             return []
         node = self._rng.choice(quiet)
         newest = self._store.newest(MAX_IDS, since=now.steady - SYNC_WINDOW * self._timing.sync_interval)
-        return self._tell(node, [one for one in newest if self._ledger.lacks(node, one)], now)
+        return self._tell(node, [item_id for item_id in newest if self._ledger.lacks(node, item_id)], now)
 
     def _announce(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
         """Announce the newest of what waits to be announced."""
@@ -489,7 +489,7 @@ class Gossip:
     def _tell(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
         """Announce those items that interest the peer and that we hold, or hold chunks of."""
         wants = self._peers[node].wants
-        told = [entry for one in ids if (entry := self._entry(one, now)) and wants.covers(entry.topic)]
+        told = [entry for item_id in ids if (entry := self._entry(item_id, now)) and wants.covers(entry.topic)]
         for entry in told:
             if not entry.parts:
                 self._ledger.row(node, entry.id).told = True

@@ -194,7 +194,7 @@ class Wants:
             want = self._wants[entry.id] = _Wanted(entry, now, is_beside)
             self._unasked[entry.id] = None
         elif len(want.holders) >= self._limits.max_holders:
-            worst = max(want.holders, key=lambda one: want.holders[one].failures)
+            worst = max(want.holders, key=lambda holder: want.holders[holder].failures)
             if want.holders[worst].failures <= row.failures:
                 return
             self._withdraw(want, worst)
@@ -287,7 +287,7 @@ class Wants:
         if not ids:
             holder.busy = now
         is_free = self._is_free(now)
-        for item_id in [one for one in ids or holder.asked if one in holder.asked]:
+        for item_id in [asked for asked in ids or holder.asked if asked in holder.asked]:
             want = self._wants[item_id]
             row = want.holders[node]
             may_move = is_free or now >= row.since + LONG_S
@@ -305,11 +305,11 @@ class Wants:
         self.busy(node, tuple(self._holders[node].asked), now)
 
     def _has_idle_holder(self, want: _Wanted, now: float) -> bool:
-        return any(self._holders[one].in_flight == 0 and row.may_be_asked(now) for one, row in want.holders.items())
+        return any(self._holders[node].in_flight == 0 and row.may_be_asked(now) for node, row in want.holders.items())
 
     def forget_signed(self, is_by: Callable[[NodeId], bool]) -> None:
         """Stop fetching items for whose signer `is_by` holds."""
-        for item_id in [one for one, partial in self._partials.items() if is_by(partial.outline.signer)]:
+        for item_id in [partly for partly, partial in self._partials.items() if is_by(partial.outline.signer)]:
             self._forget(self._wants[item_id])
 
     # What time brings

@@ -113,7 +113,7 @@ class Dialing:
             return None
         busy = self._busy_keys()
         due = self._book.contacts_due(now, self._rng)
-        is_due = is_crowded or any(not one.has_failed and one.key not in busy for one in due)
+        is_due = is_crowded or any(not contact.has_failed and contact.key not in busy for contact in due)
         return self._rng.choice(chosen) if is_due else None
 
     def hurry(self, now: Instant) -> None:

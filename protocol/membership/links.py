@@ -103,9 +103,9 @@ class LivePeer:
         return scope_of(self.host)
 
 
-def distance(one: str, other: str, unix: float) -> int:
+def distance(network: str, other: str, unix: float) -> int:
     """Return how far two nodes (see `counts_as`) are from each other at a time: below 2**64, and the same both ways."""
-    pair = "|".join(sorted((one, other))).encode()
+    pair = "|".join(sorted((network, other))).encode()
     phase = int.from_bytes(hashlib.blake2b(pair, digest_size=4).digest()) / 2**32
     return int.from_bytes(hashlib.blake2b(pair + b"|%d" % (unix / PERIOD_S + phase), digest_size=8).digest())
 

@@ -126,7 +126,7 @@ class Reachability:
             return Standing(failures=failures)
         seen_at = max(networks, key=lambda host: len(networks[host]))
         own = (Endpoint(seen_at, self._port), *self._given)
-        tries = [self._tries.get(_normal(one)) for one in own if scope_of(one.host) is scope_of(seen_at)]
+        tries = [self._tries.get(_normal(address)) for address in own if scope_of(address.host) is scope_of(seen_at)]
         reached = [tried.reached for tried in tries if tried is not None]
         return Standing(seen_at, any(reached) if reached else None, len(networks[seen_at]), failures)
 
@@ -135,7 +135,9 @@ class Reachability:
         """The endpoints to tell. Rules 2 to 4."""
         if self._is_hidden:
             return ()
-        told = tuple(one for one in self._given if (tried := self._tries.get(_normal(one))) is None or tried.reached)
+        told = tuple(
+            address for address in self._given if (tried := self._tries.get(_normal(address))) is None or tried.reached
+        )
         outer = self._outer
         if outer is None or any(scope_of(e.host) is Scope.PUBLIC and e.is_ipv6 == outer.is_ipv6 for e in told):
             return told
@@ -352,7 +354,7 @@ def _can_try(peer: LivePeer, endpoint: Endpoint) -> bool:
         return False
     if peer.scope is Scope.PRIVATE:
         return address is not None and _is_near(address, seen_at)
-    hosts = (seen_at, *(read_address(one.host) for one in peer.record.endpoints))
+    hosts = (seen_at, *(read_address(endpoint.host) for endpoint in peer.record.endpoints))
     return address is None or any(host is not None and host.version == address.version for host in hosts)
 
 

@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     options = _parse(arguments)
     if options.list:
-        whats = {name: one.what for name, one in SCENARIOS.items()} | {name: one.what for name, one in MATRICES.items()}
+        whats = {name: scenario.what for name, scenario in SCENARIOS.items()} | {
+            name: matrix.what for name, matrix in MATRICES.items()
+        }
         for name, what in whats.items():
             print(f"{name:18} {what}")
         return 0

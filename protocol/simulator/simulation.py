@@ -138,7 +138,7 @@ class Simulation:
         listen = str(endpoint) if endpoint else None
         transport = MemoryTransport(self.network, identity.curve_key, listen, host=self.seen_at.get(name, ""))
         closed = tuple(Endpoint(host, self._starts) for host in self.in_vain.get(name, ()))
-        self.network.firewalled |= {str(one) for one in closed}
+        self.network.firewalled |= {str(name) for name in closed}
         setup = Setup(
             identity,
             SWARM,

@@ -137,9 +137,9 @@ class MemoryNetwork:
         """Tell whether what `sender` sends to `receiver` vanishes just now."""
         return self._cut is not None and self._cut.stops(sender, receiver)
 
-    def severed(self, one: bytes, other: bytes) -> bool:
+    def severed(self, address: bytes, other: bytes) -> bool:
         """Tell whether two nodes are cut off from each other, one way or both."""
-        return self._cut is not None and (self._cut.stops(one, other) or self._cut.stops(other, one))
+        return self._cut is not None and (self._cut.stops(address, other) or self._cut.stops(other, address))
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something later."""

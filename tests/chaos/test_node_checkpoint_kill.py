@@ -149,8 +149,8 @@ MOMENTS = {
 def test_a_killed_run_goes_on_with_the_same_numbers(tmp_path, undisturbed, moment):
     state = tmp_path / "state"
     assert in_child(state, MOMENTS[moment]) == -signal.SIGKILL
-    for one in list_checkpoints(state / "checkpoints"):
-        assert find_damage(one.path) == ""  # what is listed is complete
+    for checkpoint in list_checkpoints(state / "checkpoints"):
+        assert find_damage(checkpoint.path) == ""  # what is listed is complete
 
     assert in_child(state) == 0
 
@@ -186,12 +186,12 @@ def test_killed_while_an_old_checkpoint_becomes_weights_alone_it_goes_on_with_th
 ):
     state = tmp_path / "state"
     assert in_child(state, arm, save_full=1) == -signal.SIGKILL
-    assert all(find_damage(one.path) == "" for one in list_checkpoints(state / "checkpoints"))
+    assert all(find_damage(checkpoint.path) == "" for checkpoint in list_checkpoints(state / "checkpoints"))
 
     assert in_child(state, save_full=1) == 0
 
     assert losses(state) == losses(undisturbed)
-    assert [has_optimiser(one.path) for one in list_checkpoints(state / "checkpoints")] == [False, True]
+    assert [has_optimiser(checkpoint.path) for checkpoint in list_checkpoints(state / "checkpoints")] == [False, True]
 
 
 def assert_same_checkpoint(one: Path, other: Path) -> None:

@@ -63,7 +63,7 @@ def get(link: str, path: str) -> str:
 def reported(link: str, *nodes: str) -> dict[str, Any] | None:
     """What the page says, once it has the rewards of `nodes` and the swarm's."""
     tree = json.loads(get(link, "/swarm.json"))
-    rewards = {one["id"]: one["says_of_itself"]["reward"] for one in tree["nodes"]}
+    rewards = {node["id"]: node["says_of_itself"]["reward"] for node in tree["nodes"]}
     is_there = all(rewards.get(node) is not None for node in nodes) and tree["history"]
     return tree if is_there and any(point["reward"] is not None for point in tree["history"]) else None
 
@@ -90,8 +90,8 @@ def swarm(folder: Path) -> Iterator[tuple[str, list[str]]]:
         wait_until((folder / "n1" / "address").exists, 90, "the second node")
         yield invite, [Identity.load(folder / name / "identity.key").node_id for name in ("n0", "n1")]
     finally:
-        for one in nodes:
-            one.kill()
+        for node in nodes:
+            node.kill()
 
 
 @pytest.mark.slow
@@ -114,8 +114,8 @@ def test_a_board_shows_both_nodes_and_goes_on_after_a_kill(tmp_path: Path) -> No
         finally:
             again.kill()
     assert after is not None
-    assert {one["id"]: one["first_report"] for one in after["nodes"]} == {
-        one["id"]: one["first_report"] for one in before["nodes"]
+    assert {node["id"]: node["first_report"] for node in after["nodes"]} == {
+        node["id"]: node["first_report"] for node in before["nodes"]
     }
     assert after["history"][0]["at"] == before["history"][0]["at"]
 
@@ -141,7 +141,7 @@ def test_in_a_swarm_of_twenty_five_liars_that_praise_each_other_have_no_standing
         seeds: list[str] = []
         for folder, node in zip(folders, ids, strict=True):
             config = small_config(1, tasks=[{"name": "builtin/sums"}], network={"seeds": seeds})
-            praised = [one for one in liars if one != node] if node in liars else []
+            praised = [liar for liar in liars if liar != node] if node in liars else []
             children.append(small_nodes.start(config, folder, 60, praised))
             if not seeds:
                 wait_until((folder / "address").exists, 60, "the founder")
@@ -156,15 +156,15 @@ def test_in_a_swarm_of_twenty_five_liars_that_praise_each_other_have_no_standing
         for child in children:
             child.kill()
             child.join()
-    standing = {one["id"]: one["standing"] for one in tree["nodes"]}
+    standing = {node["id"]: node["standing"] for node in tree["nodes"]}
     assert [standing[node] for node in liars] == [0.0] * LIARS
-    assert {one["says_of_itself"]["reward"] for one in tree["nodes"] if one["id"] in liars} == {1.0}
+    assert {node["says_of_itself"]["reward"] for node in tree["nodes"] if node["id"] in liars} == {1.0}
     assert tree["history"][-1]["reward"] == tree["history"][-1]["accuracy"] == 0.5
 
 
 def stood(link: str, count: int, honest: list[str]) -> dict[str, Any] | None:
     """What the page says, once `count` nodes have reported and others have learned from each of `honest`."""
     tree = json.loads(get(link, "/swarm.json"))
-    standing = {one["id"]: one["standing"] for one in tree["nodes"]}
+    standing = {node["id"]: node["standing"] for node in tree["nodes"]}
     is_there = tree["history"] and tree["history"][-1]["nodes"] == count
     return tree if is_there and all(standing[node] > 0 for node in honest) else None

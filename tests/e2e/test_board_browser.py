@@ -53,7 +53,7 @@ def test_a_page_fits_its_screen_light_and_dark(browser: Chrome, path: str, width
 
 def test_the_keyboard_reaches_the_content_tables_and_nodes(browser: Chrome) -> None:
     with board(view()) as link:
-        nodes = [f"{link}nodes/{one.id}" for one in view().nodes if one.id in view().here]
+        nodes = [f"{link}nodes/{node.id}" for node in view().nodes if node.id in view().here]
         browser.get(link)
         reached = []
         for _ in range(4):
@@ -65,10 +65,10 @@ def test_the_keyboard_reaches_the_content_tables_and_nodes(browser: Chrome) -> N
 
 def test_a_peers_words_stay_words(browser: Chrome) -> None:
     shown = view()
-    nodes = [one._replace(model=HOSTILE, agent=HOSTILE, rewards={HOSTILE: 1.0}) for one in shown.nodes]
+    nodes = [node._replace(model=HOSTILE, agent=HOSTILE, rewards={HOSTILE: 1.0}) for node in shown.nodes]
     rollouts = [
-        one._replace(task=HOSTILE, question=HOSTILE, answers=[one.answers[0]._replace(text=HOSTILE)])
-        for one in shown.rollouts
+        rollout._replace(task=HOSTILE, question=HOSTILE, answers=[rollout.answers[0]._replace(text=HOSTILE)])
+        for rollout in shown.rollouts
     ]
     with board(shown._replace(nodes=nodes, rollouts=rollouts)) as link:
         for path in ("", f"nodes/{nodes[0].id}"):
@@ -80,7 +80,7 @@ def test_a_peers_words_stay_words(browser: Chrome) -> None:
 
 def test_a_long_name_of_a_task_leaves_room_for_what_it_names(browser: Chrome) -> None:
     shown = view()
-    nodes = [one._replace(rewards={"x" * 128: 1.0}) for one in shown.nodes]
+    nodes = [node._replace(rewards={"x" * 128: 1.0}) for node in shown.nodes]
     with board(shown._replace(nodes=nodes)) as link:
         browser.get(f"{link}nodes/{nodes[0].id}")
         model = browser.find_element(By.CSS_SELECTOR, "dl dd")

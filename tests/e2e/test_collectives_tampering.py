@@ -98,14 +98,14 @@ def test_what_was_changed_on_the_way_is_in_no_sum_but_where_a_group_calls_itself
         on_the_way.arm()
         results = sums(comms)
         assert on_the_way.changed.is_set()
-        wrong = [one for one in results if isinstance(one, torch.Tensor) and not torch.equal(one, right)]
+        wrong = [result for result in results if isinstance(result, torch.Tensor) and not torch.equal(result, right)]
         if protection is Protection.UNAUTHENTICATED:
-            assert wrong and not any(isinstance(one, CollectiveError) for one in results)
+            assert wrong and not any(isinstance(result, CollectiveError) for result in results)
             return
         assert not wrong
-        assert all(isinstance(one, CollectiveError) for one in results)
+        assert all(isinstance(result, CollectiveError) for result in results)
         for _ in range(20):  # they call again, as documented: the connection has yet to come back
             results = sums(comms)
-            if not any(isinstance(one, CollectiveError) for one in results):
+            if not any(isinstance(result, CollectiveError) for result in results):
                 break
         assert all(torch.equal(value, right) for value in results)

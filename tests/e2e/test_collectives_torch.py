@@ -242,7 +242,7 @@ def test_what_only_moves_comes_to_where_it_belongs(ranks, place, count):
         assert torch.equal(flat, torch.cat(gathered))
         outs = [torch.zeros(count, 2) for _ in everybody] if number == 1 else []
         rank.gather([outs] if outs else [], [own], opts).wait()
-        assert [one[0, 0].item() for one in outs] == ([*everybody] if number == 1 else [])
+        assert [out[0, 0].item() for out in outs] == ([*everybody] if number == 1 else [])
         rank.scatter([one := torch.zeros(count, 2)], [outs] if outs else [], opts).wait()
         assert (one == number).all()
         rows = torch.arange(SIZE * (SIZE + 1) // 2) + 100 * number  # one for rank 0, two for rank 1, ...
@@ -268,7 +268,7 @@ def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_
         if number == 1:
             got = [torch.zeros(2) for _ in range(3)]
             works = [rank.recv([got[2]], 0, 6), rank.recv([got[0]], 0, 5), rank.recv([got[1]], 0, 5)]
-            assert all(one.wait() for one in works)
+            assert all(work.wait() for work in works)
             assert [one[0].item() for one in got] == [1.0, 2.0, 3.0]
         if number == 2:
             any_source = rank.recv_anysource([got := torch.zeros(2)], 0)
@@ -312,7 +312,7 @@ def test_receives_from_any_source_wait_for_nobody_when_they_are_called_and_are_f
     assert first.wait()  # the thread may have waited for it already
     ranks[2].send([torch.full((1,), 2.0)], 0, 3).wait()
     both.join(TIMEOUT_S)
-    assert [one.item() for one in got] == [1.0, 2.0]
+    assert [tensor.item() for tensor in got] == [1.0, 2.0]
     assert (first.source_rank(), second.source_rank()) == (1, 2)
 
 
@@ -353,9 +353,9 @@ def test_a_callback_of_a_future_may_wait_for_collectives_that_it_calls(ranks):
     last = threading.Thread(target=lambda: chains.append(chain(ranks[2])), daemon=True)
     last.start()
     last.join(TIMEOUT_S)
-    wait_until(lambda: len(chains) == SIZE and all(one.done() for one in chains), TIMEOUT_S, "the callbacks")
-    assert [one.value() for one in chains] == [27.0] * SIZE
-    assert all(one.wait() for one in (*queued, ranks[2].allreduce([torch.zeros(1)], None)))
+    wait_until(lambda: len(chains) == SIZE and all(chain.done() for chain in chains), TIMEOUT_S, "the callbacks")
+    assert [chain.value() for chain in chains] == [27.0] * SIZE
+    assert all(work.wait() for work in (*queued, ranks[2].allreduce([torch.zeros(1)], None)))
 
 
 def test_blocks_of_a_reduce_scatter_may_be_of_any_lengths(ranks):

@@ -81,7 +81,7 @@ def said(browser: Chrome) -> list[str]:
     """Return who says what of whom on the graph's lines."""
     lines = "[...document.querySelectorAll('#graph line')]"
     texts = browser.execute_script(f"return {lines}.map(line => line.textContent)")
-    return [one.split(",")[0].split(" for ")[0] for text in texts for one in text.splitlines()]
+    return [line.split(",")[0].split(" for ")[0] for text in texts for line in text.splitlines()]
 
 
 def exchanged(row: list[str]) -> bool:

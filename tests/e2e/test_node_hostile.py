@@ -37,7 +37,7 @@ def honest_group(number: int, is_held_out: bool = False) -> Group:
     """One right and seven wrong answers, to a question that training may ask, or to a held-out one."""
     task = TASKS.tasks[number % len(TASKS.tasks)]
     seeds = count(1000 * number)
-    seed = next(one for one in seeds if TASKS.is_held_out(task, task.make(one).question) == is_held_out)
+    seed = next(seed for seed in seeds if TASKS.is_held_out(task, task.make(seed).question) == is_held_out)
     item = task.make(seed)
     right = one_turn(item.answer, True, 1.0)
     return Group(task.key, seed, item.question, (right, *[one_turn("no", True, 0.0)] * 7), "p", 0)
@@ -46,7 +46,7 @@ def honest_group(number: int, is_held_out: bool = False) -> Group:
 def false_reward(seed: int) -> bytes:
     """It claims the opposite reward for each answer: a node scores only those that it would train on."""
     group = honest_group(seed)
-    lies = tuple(one._replace(reward=1 - one.reward) for one in group.completions)
+    lies = tuple(completion._replace(reward=1 - completion.reward) for completion in group.completions)
     return encode(replace(group, completions=lies))
 
 
@@ -122,7 +122,7 @@ def nonsense(attacker: Attacker) -> None:
 
 def huge_group(attacker: Attacker) -> None:
     group = honest_group(905)
-    made = [one._replace(texts=("x" * (MAX_TEXT_BYTES + 1),)) for one in group.completions]
+    made = [completion._replace(texts=("x" * (MAX_TEXT_BYTES + 1),)) for completion in group.completions]
     attacker.give(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
 
 
@@ -156,7 +156,10 @@ def too_many_completions(attacker: Attacker) -> None:
 
 def several_turns_where_there_is_one(attacker: Attacker) -> None:
     group = honest_group(911)
-    made = [one._replace(texts=(*one.texts, "you have won", *one.texts)) for one in group.completions]
+    made = [
+        completion._replace(texts=(*completion.texts, "you have won", *completion.texts))
+        for completion in group.completions
+    ]
     attacker.give(attacker.frame(Kind.ITEM, encode(replace(group, completions=tuple(made)))))
 
 

@@ -69,7 +69,7 @@ def test_a_run_of_two_sizes_that_come_and_go_ends_with_figures_of_each(runner: s
         ["| mixed: large", ""],
     ]
     figures = json.loads((tmp_path / "out" / "mixed.json").read_text())["arms"]
-    assert [one.get("part") for one in figures] == [None, "small", "large"]
+    assert [figure.get("part") for figure in figures] == [None, "small", "large"]
     again = gossamer("lab", "run", file, "--out", tmp_path / "out").communicate(timeout=60)[0]
     assert again.startswith("1 runs, 1 of them done\n")
     if runner == "processes":
@@ -81,7 +81,7 @@ def were_killed_and_came_back(nodes: list[Path]) -> None:
     churn = ChurnConfig(away=0.5, rounds=20)
     for index, node in enumerate(nodes):
         made = list(itertools.islice(stretches(churn, 5, index), 20))
-        ends = [end for end in itertools.accumulate(one.present for one in made) if 0 < end < LONGEST[index]]
+        ends = [end for end in itertools.accumulate(plan.present for plan in made) if 0 < end < LONGEST[index]]
         starts = events_of(node, "listening")
         assert 1 < len(starts) <= 1 + len(ends)
         assert len({start["node"] for start in starts}) == 1

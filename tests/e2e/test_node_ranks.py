@@ -91,7 +91,7 @@ def test_a_node_whose_processes_are_killed_goes_on_with_the_weights_of_one_proce
 
 
 def followers(pid: int) -> list[psutil.Process]:
-    return [one for one in psutil.Process(pid).children() if "node.training.follower" in one.cmdline()]
+    return [child for child in psutil.Process(pid).children() if "node.training.follower" in child.cmdline()]
 
 
 def run_or_follow(config: NodeConfig, folder: Path) -> None:

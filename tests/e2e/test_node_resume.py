@@ -269,7 +269,7 @@ def test_a_round_that_outlasts_the_grace_period_is_abandoned_and_done_again_to_t
     short: Path, moment: Moment, tmp_path: Path
 ) -> None:
     assert in_child(SHORT, tmp_path, moment) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [3]
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [3]
     assert [row["round"] for row in rows_of(tmp_path)] == [1, 2, 3]
     assert in_child(SHORT, tmp_path) == 0
     assert_same_end(tmp_path, short)
@@ -278,7 +278,7 @@ def test_a_round_that_outlasts_the_grace_period_is_abandoned_and_done_again_to_t
 def test_a_round_that_ends_within_the_grace_period_is_the_last_one(tmp_path: Path) -> None:
     config = SHORT.model_copy(update={"trainer": SHORT.trainer.model_copy(update={"stop_grace": 600})})
     assert in_child(config, tmp_path, GENERATING._replace(seconds=0)) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [4]
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [4]
     assert [row["round"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
 
 
@@ -287,7 +287,9 @@ def test_a_round_that_ends_within_the_grace_period_is_the_last_one(tmp_path: Pat
 def test_a_round_that_is_half_done_is_not_saved(short: Path, steps: int, tmp_path: Path) -> None:
     config = SHORT.model_copy(update={"trainer": SHORT.trainer.model_copy(update={"save_steps": steps})})
     assert in_child(config, tmp_path, Moment(torch.optim.AdamW, "step", after=True)) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == ([2] if steps == 2 else [])
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == (
+        [2] if steps == 2 else []
+    )
     assert in_child(config, tmp_path) == 0
     assert_same_end(tmp_path, short)
 
@@ -298,7 +300,7 @@ def test_an_evaluation_that_outlasts_the_grace_period_is_abandoned_and_its_round
 ) -> None:
     config = SHORT.model_copy(update={"eval": EvalConfig(every=3, count=2, completions=0)})
     assert in_child(config, tmp_path, Moment(Evaluations, "_ask", done=2)) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [3]
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [3]
     assert in_child(config, tmp_path) == 0
     assert_same_end(tmp_path, short)
     assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, 3, 6]
@@ -330,14 +332,14 @@ def test_a_second_signal_ends_a_node_at_once_as_the_signal_does(short: Path, tmp
 
 def test_a_checkpoint_is_written_when_a_signal_asks_for_one_after_the_round_in_progress(tmp_path: Path) -> None:
     assert in_child(SHORT, tmp_path, GENERATING._replace(seconds=0, sends=signal.SIGUSR1)) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [4, 6]
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [4, 6]
 
 
 @pytest.mark.slow
 def test_a_checkpoint_is_written_when_the_newest_is_so_many_minutes_old(tmp_path: Path) -> None:
     config = SHORT.model_copy(update={"rounds": 2, "trainer": SHORT.trainer.model_copy(update={"save_minutes": 1e-6})})
     assert in_child(config, tmp_path) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [1, 2]
 
 
 @pytest.mark.slow
@@ -349,6 +351,6 @@ def test_the_policy_with_the_highest_score_is_saved_and_kept_and_can_be_named(
     trainer = SHORT.trainer.model_copy(update={"trl": {"save_total_limit": 1}})
     config = SHORT.model_copy(update={"rounds": 4, "trainer": trainer, "eval": EvalConfig(every=1)})
     assert in_child(config, tmp_path) == 0
-    assert [one.round for one in list_checkpoints(tmp_path / "checkpoints")] == [2, 4]
+    assert [checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")] == [2, 4]
     best = find_trained(str(tmp_path / "checkpoints" / "best"), None)
     assert (best.round, best.node) == (2, tmp_path)

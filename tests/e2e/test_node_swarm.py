@@ -310,7 +310,7 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         assert len(family) >= 3  # two nodes and their fork server
         process.kill()
         process.wait()
-        wait_until(lambda: not any(one.is_running() for one in family), LIMIT, "the children's end")
+        wait_until(lambda: not any(process.is_running() for process in family), LIMIT, "the children's end")
 
 
 def test_only_the_same_run_goes_on(tmp_path: Path) -> None:

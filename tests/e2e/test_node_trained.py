@@ -122,8 +122,8 @@ def test_a_task_with_an_environment_is_played_where_no_question_is_asked(capfd: 
     assert re.fullmatch(r"#\d{5}: 10-16=", question)
     episodes = "\n".join(lines).split("\n\n")
     assert len(episodes) == 3
-    for one in episodes:
-        assert re.fullmatch(r"→ .*(\n← (higher=|lower=|\?=)\n→ .*){0,2}\n\(reward [01]\)", one), one
+    for episode in episodes:
+        assert re.fullmatch(r"→ .*(\n← (higher=|lower=|\?=)\n→ .*){0,2}\n\(reward [01]\)", episode), episode
     assert run(["chat", "builtin", "#00001: 10-16=", "--task", "builtin/guess"], debug=False) == 0
     assert "←" not in capfd.readouterr().out, "a question is asked"
 

@@ -93,7 +93,7 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
             assert one.finished == (one.token_ids[-1] in policy.eos_token_ids)
             assert one.finished or len(one.token_ids) == SAMPLING.max_completion_length
             assert "<|im_end|>" not in one.text
-        assert len({one.token_ids for group in groups for one in group}) == 8
+        assert len({completion.token_ids for group in groups for completion in group}) == 8
         assert disagreement(policy, prompts, groups) < NOISE
 
         large = engine.generate([[1] * 100] * 5, 10, replace(SAMPLING, max_completion_length=1), seed=1)

@@ -74,12 +74,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
     home = tmp_path_factory.mktemp("r")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    before = {one.pid for one in psutil.process_iter()}
+    before = {process.pid for process in psutil.process_iter()}
     address = f"127.0.0.1:{port}"
     ray(home, "start", "--head", "--port", str(port), "--num-cpus", "1", "--include-dashboard", "false")
-    first = {one.pid for one in psutil.process_iter() if one.name() == "raylet"}
+    first = {process.pid for process in psutil.process_iter() if process.name() == "raylet"}
     ray(home, "start", "--address", address, "--num-cpus", "1")
-    (second,) = {one.pid for one in psutil.process_iter() if one.name() == "raylet"} - first - before
+    (second,) = {process.pid for process in psutil.process_iter() if process.name() == "raylet"} - first - before
     try:
         yield address, second, home
     finally:
@@ -181,7 +181,7 @@ def test_a_swarm_goes_on_when_a_machine_dies_whose_nodes_come_back_and_ctrl_c_le
     assert page is not None
     with urllib.request.urlopen(f"{page[1]}status", timeout=30) as answer:
         shown = json.load(answer)["nodes"]
-    assert [(one["state"], bool(one["status"]["peers"])) for one in shown] == [("running", True)] * 3
+    assert [(node["state"], bool(node["status"]["peers"])) for node in shown] == [("running", True)] * 3
     assert all((folder / "rollouts.jsonl").stat().st_size for folder in folders)
 
     os.kill(second, signal.SIGKILL)

@@ -83,7 +83,9 @@ class JavaScriptPeer:
         """Wait for an event with these fields."""
         wanted = {"event": event, **fields}
         return wait_until(
-            lambda: next((one for one in list(self.events) if wanted.items() <= one.items()), None), 30, str(wanted)
+            lambda: next((event for event in list(self.events) if wanted.items() <= event.items()), None),
+            30,
+            str(wanted),
         )
 
     def do(self, *words: str) -> None:

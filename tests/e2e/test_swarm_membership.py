@@ -289,7 +289,7 @@ def test_a_stranger_looks_at_a_swarm_and_sees_its_seeds_its_nodes_and_what_they_
             looked(invite)  # who only looked is not counted
             checks = looked(invite)
             assert hidden.host.counters().items_received == 0
-        (seed,) = (str(one.endpoint).removeprefix("tcp://") for one in invite.seeds)
+        (seed,) = (str(seed.endpoint).removeprefix("tcp://") for seed in invite.seeds)
     assert {name for name, check in checks.items() if not check.ok} == {"dialable"}
     assert "answers after" in checks[seed].text
     assert checks["manifest"].text.startswith("the invite's: one task, open, founded on 20")

@@ -19,7 +19,7 @@ WITHIN = 1.5  # of means over seeds, whose standard deviation was 0.5 to 0.6: th
 
 
 def near_20(completions: list[str], **_: Any) -> list[int]:
-    return [-abs(20 - len(one)) for one in completions]
+    return [-abs(20 - len(completion)) for completion in completions]
 
 
 def config(folder: Path, seed: int) -> trl.GRPOConfig:

@@ -81,7 +81,7 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> BoardView:
         now,
         1200.0,
         remembered,
-        frozenset(one.id for one in remembered if one.last > now - 1200),
+        frozenset(item.id for item in remembered if item.last > now - 1200),
         frozenset(ids[:1]),
         lessons_of(remembered, ids[:1]),
         curve(now),

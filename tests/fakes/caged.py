@@ -78,7 +78,7 @@ def main() -> None:
             found["calls"].append(cage.call(lambda codes=codes: run_twice(codes), seconds, MOST))
         except CageError as error:
             found["calls"].append(str(error))
-    found["left"] = [str(one) for one in folder.iterdir()]
+    found["left"] = [str(path) for path in folder.iterdir()]
     print(json.dumps(found))  # its answer
     folder.rmdir()
 

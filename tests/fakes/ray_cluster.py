@@ -36,7 +36,7 @@ class Machine:
         self.actors: list[Actor] = []
 
     def free(self, key: str) -> float:
-        taken = sum(one.asks.get(key) or 0 for one in self.actors if not one.dead)
+        taken = sum(actor.asks.get(key) or 0 for actor in self.actors if not actor.dead)
         return self.resources.get(key, 0.0) - taken
 
     def die(self) -> None:
@@ -118,7 +118,7 @@ class FakeRay:
         self.is_shut_down = True
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": one.alive, "Resources": one.resources} for one in self.machines]
+        return [{"Alive": machine.alive, "Resources": machine.resources} for machine in self.machines]
 
     def put(self, value: Any) -> Any:
         return value
@@ -149,9 +149,9 @@ class FakeRay:
         return SimpleNamespace(remote=remote, options=lambda **more: self._of(kind, asks | more))
 
     def wait(self, answers: list[Answer], timeout: float | None = None) -> tuple[list[Answer], list[Answer]]:
-        wait([one.future for one in answers if not one.ready], timeout)
-        ready = [one for one in answers if one.ready]
-        return ready, [one for one in answers if not one.ready]
+        wait([answer.future for answer in answers if not answer.ready], timeout)
+        ready = [answer for answer in answers if answer.ready]
+        return ready, [answer for answer in answers if not answer.ready]
 
     def get(self, answer: Answer, timeout: float | None = None) -> Any:
         if answer.actor is not None and answer.actor.dead and not answer.future.done():

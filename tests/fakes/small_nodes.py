@@ -67,7 +67,7 @@ def run(config: NodeConfig, folder: Path, reports_s: int, praised: Sequence[Node
 def group_of(tasks: TaskSet, task: Task, rng: random.Random, *, lies: bool) -> Group:
     """Return a right and a wrong answer to a question that is not held out; a lie swaps their rewards."""
     seeds = iter(lambda: rng.randrange(2**32), None)
-    seed, item = next((one, made) for one in seeds if not tasks.is_held_out(task, (made := task.make(one)).question))
+    seed, item = next((seed, made) for seed in seeds if not tasks.is_held_out(task, (made := task.make(seed)).question))
     rewards = (0.0, 1.0) if lies else (1.0, 0.0)
     texts = (item.solution or item.answer, "no idea")
     answers = tuple(one_turn(text, True, reward) for text, reward in zip(texts, rewards, strict=True))
@@ -78,5 +78,5 @@ def is_true(group: Group, task: Task) -> bool:
     """Tell whether a group's question and rewards are what they should be."""
     item = task.make(group.seed)
     return item.question == group.question and all(
-        task.verify(item, one.text) == one.reward for one in group.completions
+        task.verify(item, completion.text) == completion.reward for completion in group.completions
     )

@@ -57,7 +57,7 @@ def example(message: Any) -> bytes:
     for said in further():
         if type(said) is message:
             return bytes(said.encode())
-    for values in product(*(CANDIDATES.get(getattr(one.type, "__name__", ""), ((),)) for one in fields(message))):
+    for values in product(*(CANDIDATES.get(getattr(field.type, "__name__", ""), ((),)) for field in fields(message))):
         body = bytes(message(*values).encode())
         with suppress(MessageError):
             message.decode(body)

@@ -64,12 +64,12 @@ def text(read: Callable[[str], object]) -> Callable[[bytes], object]:
 
 
 DECLARED = {
-    one.kind: one
-    for one in vars(messages).values()
-    if isinstance(getattr(one, "kind", None), Kind) and hasattr(one, "decode")  # one without has an empty body
+    var.kind: var
+    for var in vars(messages).values()
+    if isinstance(getattr(var, "kind", None), Kind) and hasattr(var, "decode")  # one without has an empty body
 }
 # Each declared message by the number of its kind, and from 100 on what else is read from strangers, only ever appended.
-TARGETS: dict[int, Callable[[bytes], object]] = {int(kind): one.decode for kind, one in DECLARED.items()} | {
+TARGETS: dict[int, Callable[[bytes], object]] = {int(kind): message.decode for kind, message in DECLARED.items()} | {
     100: lambda data: open_frame(data, believe),
     101: lambda data: open_record(data, SWARM, UNIX, believe),
     102: lambda data: open_manifest(data, believe),

@@ -63,7 +63,7 @@ def test_each_way_to_generate_gives_the_policys_own_log_probabilities(policy: Po
     at_one = replace(SAMPLING, temperature=1.0)
     made = engine.generate(PROMPTS, 8, at_one, seed=1)
     assert mean_error(policy, made) < (0.05 if bf16 else 1e-3)
-    assert len({one.token_ids for group in made for one in group}) > 20
+    assert len({completion.token_ids for group in made for completion in group}) > 20
     print(f"paged={paged} bf16={bf16}: {'by pages' if engine._paged else 'padded'}")
 
 

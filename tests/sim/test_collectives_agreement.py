@@ -26,16 +26,16 @@ BATCHES = 4  # so that a failure shows early, and workers could share them
 
 def run(seeds: range, members: int, processes: int = 1) -> list[ScheduleOutcome]:
     outcomes = list(sweep(seeds, members, processes))
-    failed = [str(one) for one in outcomes if one.violation]
+    failed = [str(outcome) for outcome in outcomes if outcome.violation]
     if failed:
         pytest.fail(f"{len(failed)} schedules failed\n" + "\n".join(failed), pytrace=False)
     return outcomes
 
 
 def check_that_much_happened(outcomes: list[ScheduleOutcome]) -> None:
-    assert sum(one.committed for one in outcomes) > 20 * len(outcomes)
-    assert sum(one.aborted for one in outcomes) > len(outcomes)
-    assert sum(one.doubtful for one in outcomes) > 0
+    assert sum(outcome.committed for outcome in outcomes) > 20 * len(outcomes)
+    assert sum(outcome.aborted for outcome in outcomes) > len(outcomes)
+    assert sum(outcome.doubtful for outcome in outcomes) > 0
 
 
 def test_fifty_schedules() -> None:

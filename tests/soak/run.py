@@ -145,7 +145,7 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
                 if paused.get(one.name, until) <= now:
                     one.child.send_signal(signal.SIGCONT)
                     del paused[one.name]
-            awake = [one for one in nodes[STEADY:] if one.name not in paused and one.name not in asked]
+            awake = [node for node in nodes[STEADY:] if node.name not in paused and node.name not in asked]
             if now >= churn and awake:
                 churn += CHURN_S
                 one = next(told)
@@ -214,7 +214,7 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
     invite = options.out / "invite.txt"
     invite.write_text(_say("invite", str(relay.folder)))
     for number in range(options.nodes):
-        yield started(f"n{number}", "--journal", "--join", f"@{invite}", *(f"--set={one}" for one in SETTINGS))
+        yield started(f"n{number}", "--journal", "--join", f"@{invite}", *(f"--set={setting}" for setting in SETTINGS))
 
 
 def _say(*arguments: str) -> str:

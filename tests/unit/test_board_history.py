@@ -51,7 +51,7 @@ def test_a_node_stands_by_what_others_report(tmp_path: Path) -> None:
         nodes = history.nodes()
     assert nodes[0].id == "a"
     assert nodes[0].standing > 0.4
-    assert {one.standing for one in nodes[1:]} == {0.0}
+    assert {node.standing for node in nodes[1:]} == {0.0}
 
 
 def test_liars_without_standing_do_not_move_the_swarms_curve(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_flood_of_identities_pushes_out_nobody_who_taught(tmp_path: Path) -> N
         history.tick(START, ["seed"])
         for number in range(30):
             history.add(f"made-up{number}", report(1.0), START + 1 + number)
-        assert {one.id for one in history.nodes()} == {"seed", "a", *(f"made-up{number}" for number in range(22, 30))}
+        assert {node.id for node in history.nodes()} == {"seed", "a", *(f"made-up{number}" for number in range(22, 30))}
         assert history.curve("made-up0") == []
         assert len(history.curve("made-up29")) == 1
 
@@ -161,7 +161,7 @@ def test_a_flood_of_identities_does_not_push_out_a_seed_whom_nobody_names(tmp_pa
         for number in range(30):
             history.add(f"made-up{number}", report(1.0), START + 1 + number)
         history.tick(START + 60, ["seed"])
-        assert "seed" in {one.id for one in history.nodes()}, "all standing begins with what it reports"
+        assert "seed" in {node.id for node in history.nodes()}, "all standing begins with what it reports"
 
 
 def _write_for_good(path: Path, ready) -> None:  # type: ignore[no-untyped-def]

@@ -67,7 +67,9 @@ def network(host: Host, policy: JoinPolicy = JoinPolicy.OPEN, address: Address |
 
 
 def report(signer: Identity, at: float, reward: float = 0.5, **taught_by: int) -> Received:
-    of = {one.node_id: taught_by[key] for key, one in (("a", A), ("b", B), ("liar", LIAR)) if key in taught_by}
+    of = {
+        identity.node_id: taught_by[key] for key, identity in (("a", A), ("b", B), ("liar", LIAR)) if key in taught_by
+    }
     body = encode(NodeReport(int(at), "gossamer/0.1.0", "builtin", 7, reward, None, {}, of))
     return Received(ItemId(bytes(32)), signer.node_id, body, at, REPORTS_TOPIC)
 
@@ -101,11 +103,11 @@ def test_reports_become_nodes_with_standing(tmp_path: Path, monkeypatch: pytest.
     with board(tmp_path, host, monkeypatch) as (take, link):
         take([report(FOUNDER, now, a=3), report(A, now, b=1), report(LIAR, now, 9.0, a=5), report(B, now - 7200)])
         found = tree(link)
-    standing = {one["id"]: one["standing"] for one in found["nodes"]}
+    standing = {node["id"]: node["standing"] for node in found["nodes"]}
     assert standing[A.node_id] > standing[B.node_id] > 0.2
     assert standing[LIAR.node_id] == 0.0
     assert found["history"][-1]["reward"] == 0.5
-    seen = {one["id"]: one["last_report"] for one in found["nodes"]}
+    seen = {node["id"]: node["last_report"] for node in found["nodes"]}
     assert seen[B.node_id] == now - 7200  # when it was signed, and not when it came
     assert host.reports == []
 
@@ -117,8 +119,8 @@ def test_who_has_not_reported_for_four_intervals_is_not_here_though_it_is_linked
     with board(tmp_path, Host(), monkeypatch) as (take, link):
         take([report(FOUNDER, now - 1100), report(A, now - 1300), report(B, now - 1300)])  # B is linked
         found, page = tree(link), get(link, "/")
-        alone = {one.node_id: get(link, f"/nodes/{one.node_id}") for one in (FOUNDER, A, B)}
-    assert {one["id"] for one in found["nodes"] if one["here"]} == {FOUNDER.node_id}
+        alone = {identity.node_id: get(link, f"/nodes/{identity.node_id}") for identity in (FOUNDER, A, B)}
+    assert {node["id"] for node in found["nodes"] if node["here"]} == {FOUNDER.node_id}
     assert "<b>1</b> node now" in page and "reported in the last 20 minutes" in page
     assert {node for node, text in alone.items() if ", here now." in text} == {FOUNDER.node_id}
     assert {node for node, text in alone.items() if ", not here now." in text} == {A.node_id, B.node_id}
@@ -127,10 +129,10 @@ def test_who_has_not_reported_for_four_intervals_is_not_here_though_it_is_linked
 def test_rollouts_of_nodes_with_standing_are_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = (one_turn("4", True, 1.0), one_turn("5", True, 0.0))
     body = encode_group(Group(TaskKey("builtin/sums", 2, "0123"), 1, "2+2=", made, "builtin", 3))
-    items = [Received(ItemId(bytes(32)), one.node_id, body, time.time(), b"a topic!") for one in (LIAR, A)]
+    items = [Received(ItemId(bytes(32)), identity.node_id, body, time.time(), b"a topic!") for identity in (LIAR, A)]
     with board(tmp_path, Host(), monkeypatch) as (take, link):
         take([report(FOUNDER, time.time(), a=3), report(A, time.time()), *items])
-        assert [one["node"] for one in tree(link)["rollouts"]] == [A.node_id, LIAR.node_id]
+        assert [rollout["node"] for rollout in tree(link)["rollouts"]] == [A.node_id, LIAR.node_id]
 
 
 def test_a_report_counts_once_also_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,11 +160,11 @@ def test_seeds_are_the_founder_the_invites_own_node_and_those_that_a_person_ever
     said = [report(one, now) for one in (FOUNDER, A, B, LIAR)]
     with board(tmp_path, host, monkeypatch, seeds=[HOME, AWAY], trusted=[B.node_id]) as (take, link):
         take(said)
-        seeds = {one["id"] for one in tree(link)["nodes"] if one["seed"]}
+        seeds = {node["id"] for node in tree(link)["nodes"] if node["seed"]}
     assert seeds == {FOUNDER.node_id, A.node_id, B.node_id}
     with board(tmp_path, host, monkeypatch) as (take, link):
         take([])
-        assert {one["id"] for one in tree(link)["nodes"] if one["seed"]} == {FOUNDER.node_id, B.node_id}
+        assert {node["id"] for node in tree(link)["nodes"] if node["seed"]} == {FOUNDER.node_id, B.node_id}
 
 
 def test_who_was_revoked_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +173,7 @@ def test_who_was_revoked_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.Mo
         take([report(A, now), report(B, now)])
         host.revoked = {B.node_id}
         take([])
-        assert [one["id"] for one in tree(link)["nodes"]] == [A.node_id]
+        assert [node["id"] for node in tree(link)["nodes"]] == [A.node_id]
 
 
 def test_groups_are_shown_and_what_is_none_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

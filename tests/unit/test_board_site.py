@@ -42,7 +42,7 @@ def client(shown: BoardView) -> TestClient:
 def hostile() -> BoardView:
     """A swarm in which every text that a peer chooses is hostile."""
     shown = view()
-    nodes = [one._replace(model=HOSTILE, agent=HOSTILE, rewards={HOSTILE: 0.5}) for one in shown.nodes]
+    nodes = [node._replace(model=HOSTILE, agent=HOSTILE, rewards={HOSTILE: 0.5}) for node in shown.nodes]
     answers = [ShownAnswer(HOSTILE, 1.0, True), ShownAnswer("=1+1\x00\x1b[31m\u202e", 0.0, False)]
     rollouts = [ShownRollout(NOW, node_of(0), HOSTILE, HOSTILE, HOSTILE, answers)]
     return shown._replace(nodes=nodes, rollouts=rollouts)
@@ -72,8 +72,8 @@ def test_the_page_shows_the_swarm_its_nodes_who_taught_whom_and_rollouts() -> No
     text = client(view()).get("/").text
     shown = view()
     assert "<h1>riddles</h1>" in text
-    for one in shown.nodes:
-        assert short_name(one.id) in text
+    for node in shown.nodes:
+        assert short_name(node.id) in text
     assert text.count('class="curve"') == 2
     assert "What is 3 + 7?" in text
     assert 'class="answer right"' in text
@@ -154,7 +154,7 @@ def test_a_page_is_whole_without_scripts_and_styles_of_its_own(path: str) -> Non
     assert not {name for name in tags.attributes if name.startswith("on") or name == "style"}
     assert set(re.findall(r'(?:src|href)="([^"]*)"', answer.text)) <= {
         *("/", "/board.css", "#main", *DATA, *OF_NODE, *PAGES),
-        *(f"/nodes/{one.id}" for one in view().nodes),
+        *(f"/nodes/{node.id}" for node in view().nodes),
     }
 
 
@@ -173,7 +173,7 @@ def test_a_node_of_some_standing_cannot_claim_the_swarms_rounds() -> None:
     text = client(shown._replace(nodes=[*shown.nodes[:3], liar, *shown.nodes[4:]])).get("/").text
     tile = re.search(r"<b>([0-9,]+)</b> rounds", text)
     assert tile is not None
-    assert int(tile[1].replace(",", "")) in {one.rounds for one in shown.nodes}
+    assert int(tile[1].replace(",", "")) in {node.rounds for node in shown.nodes}
 
 
 def test_what_a_node_says_of_itself_is_marked_as_its_claim() -> None:
@@ -181,7 +181,7 @@ def test_what_a_node_says_of_itself_is_marked_as_its_claim() -> None:
     text = client(hostile()).get("/").text
     cells = re.findall(r"<td([^>]*)>[^<]*&lt;script", text)
     assert len(cells) == 2 * len(shown.nodes)
-    assert all("claim" in one for one in cells)
+    assert all("claim" in cell for cell in cells)
     tree = client(shown).get("/swarm.json").json()
     assert {"model", "reward", "rounds"} <= tree["nodes"][0]["says_of_itself"].keys()
     assert not {"model", "reward", "rounds"} & tree["nodes"][0].keys()
@@ -201,7 +201,7 @@ def test_all_of_it_is_there_as_data() -> None:
     shown = view()
     site = client(shown)
     tree = json.loads(site.get("/swarm.json").text)
-    assert [one["id"] for one in tree["nodes"]] == [one.id for one in shown.nodes]
+    assert [node["id"] for node in tree["nodes"]] == [node.id for node in shown.nodes]
     assert sum(len(one["taught_by"]) for one in tree["nodes"]) == len(shown.lessons)
     tables = {path: list(csv.DictReader(io.StringIO(site.get(path).text))) for path in DATA[1:]}
     assert [len(table) for table in tables.values()] == [20, 72, len(shown.lessons), 16]
@@ -234,14 +234,14 @@ def test_an_answer_is_sent_in_parts_and_who_is_too_slow_gets_no_more(monkeypatch
 
 def test_lines_of_liars_are_not_drawn_and_come_last() -> None:
     shown = view()
-    no_standing = {one.id for one in shown.nodes if one.standing == 0 and one.id not in shown.seeds}
+    no_standing = {node.id for node in shown.nodes if node.standing == 0 and node.id not in shown.seeds}
     assert len(no_standing) >= 5
     weights = [lesson.weight for lesson in shown.lessons]
     assert weights == sorted(weights, reverse=True)
     assert {lesson.weight for lesson in shown.lessons if lesson.learner in no_standing} == {0.0}
     text = client(shown).get("/").text
-    ids = {one.id for one in shown.nodes if one.id in shown.here}
-    drawn = [one for one in shown.lessons if one.weight > 0 and {one.teacher, one.learner} <= ids]
+    ids = {node.id for node in shown.nodes if node.id in shown.here}
+    drawn = [lesson for lesson in shown.lessons if lesson.weight > 0 and {lesson.teacher, lesson.learner} <= ids]
     assert text.count('class="edge"') == len(drawn)
 
 

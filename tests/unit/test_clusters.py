@@ -26,7 +26,7 @@ FLAGS = {  # of sbatch(1)
 def check_command(words: list[str]) -> None:
     """Fail unless `gossamer` has this verb with these options, and each setting is one."""
     verb, *rest = words
-    known = {option for one in typer.main.get_command(app).commands[verb].params for option in one.opts}
+    known = {option for param in typer.main.get_command(app).commands[verb].params for option in param.opts}
     assert {word for word in rest if word.startswith("--")} <= known
     settings = [rest[at + 1].partition("=")[0] for at, word in enumerate(rest) if word == "--set"]
     assert all(map(is_key, settings)), settings

@@ -525,7 +525,7 @@ def test_one_that_admits_while_it_takes_part_in_an_admission_unasked_is_told_how
     for number in others:
         group.call(number, deadline=30.0)
     while not any(
-        isinstance(one, Send) and isinstance(one.message, messages.OperationDone) for one in group.actions[2]
+        isinstance(action, Send) and isinstance(action.message, messages.OperationDone) for action in group.actions[2]
     ):
         group.run(0.001)
     group.feed(2, Begin(ADMIT_TAG, ADMIT, 30.0))

@@ -24,8 +24,8 @@ class Worker:
         self.diloco = DiLoCo(self.group, self.parameters, self.optimizer, **options)
 
     def inner(self, gradient: float):
-        for one in self.parameters:
-            one.grad = torch.full_like(one, gradient)
+        for parameter in self.parameters:
+            parameter.grad = torch.full_like(parameter, gradient)
         self.optimizer.step()
         return self.diloco.step()
 
@@ -340,12 +340,12 @@ def test_parameters_of_any_kind_survive_the_round_trip():
         torch.randn(2, 2).bfloat16(),
         torch.tensor(1.5),
     ]
-    before = [one.clone() for one in parameters]
+    before = [parameter.clone() for parameter in parameters]
     flat = TrainedParameters(parameters).flat_copy()
     assert flat.dtype is torch.float64
     TrainedParameters(parameters).write_back(torch.zeros_like(flat))
     TrainedParameters(parameters).write_back(flat)
-    assert all(torch.equal(one, other) for one, other in zip(parameters, before, strict=True))
+    assert all(torch.equal(parameter, other) for parameter, other in zip(parameters, before, strict=True))
 
 
 def test_only_what_is_trained_is_averaged():

@@ -149,7 +149,7 @@ def largest(hint: Any, number: int = 0) -> Any:
     if get_origin(hint) is Annotated:
         kind, bound, *rules = get_args(hint)
         if get_origin(kind) is tuple:
-            items = (largest(get_args(kind)[0], one) for one in range(bound.most))
+            items = (largest(get_args(kind)[0], number) for number in range(bound.most))
             return tuple(sorted(items) if Ascending() in rules else items)
         if kind is int:
             return bound.most

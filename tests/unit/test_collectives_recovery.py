@@ -42,8 +42,8 @@ def test_no_two_sides_decide_differently(size: int) -> None:
     members = MEMBERS[:size]
     for state in states(members):
         known = DECISIVE.intersection(state.values())
-        for one in sides(members):
-            verdict = outcome(members, {member: state[member] for member in one})
+        for side in sides(members):
+            verdict = outcome(members, {member: state[member] for member in side})
             if verdict in DECISIVE:
                 known.add(verdict)
         assert len(known) <= 1, state
@@ -54,17 +54,17 @@ def test_a_side_that_left_early_does_not_contradict_what_came_later(size: int) -
     """Those who reported stay as they are while the others go on; then these break up too."""
     members = MEMBERS[:size]
     for early in states(members):
-        for one in sides(members):
-            first = outcome(members, {member: early[member] for member in one})
+        for side in sides(members):
+            first = outcome(members, {member: early[member] for member in side})
             if first not in DECISIVE:
                 continue
             for late in states(members):
-                frozen = all(late[member] is early[member] for member in one)
+                frozen = all(late[member] is early[member] for member in side)
                 if not frozen or any(late[member] < early[member] for member in members):
                     continue
                 for other in sides(members):
                     second = outcome(members, {member: late[member] for member in other})
-                    assert second not in DECISIVE or second is first, (early, one, late, other)
+                    assert second not in DECISIVE or second is first, (early, side, late, other)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

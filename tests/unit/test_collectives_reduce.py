@@ -139,7 +139,12 @@ def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
 
 @pytest.mark.parametrize(
     ("algorithm", "codec"),
-    [(one, codec) for one in ALGORITHMS for codec in Codec if one not in (shared, ring) or codec is Codec.NONE],
+    [
+        (algorithm, codec)
+        for algorithm in ALGORITHMS
+        for codec in Codec
+        if algorithm not in (shared, ring) or codec is Codec.NONE
+    ],
 )
 def test_nan_and_infinity_pass(algorithm, codec):
     given = [torch.ones(600) * (i + 1) for i in range(3)]

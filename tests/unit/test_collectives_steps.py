@@ -27,15 +27,15 @@ def after(*names: str, steps: int) -> dict:
     members = {name: Steps() for name in names}
     meet(members)
     for number in range(steps):
-        for one in members.values():
-            one.ended(end_of(number), pending=False)
+        for member in members.values():
+            member.ended(end_of(number), pending=False)
     return members
 
 
 def test_members_that_begin_together_bring_their_states_together_first() -> None:
     members = {A: Steps(), B: Steps()}
     meet(members)
-    assert [(one.phase, one.done, one.offers) for one in members.values()] == [(Phase.SYNC, 0, True)] * 2
+    assert [(member.phase, member.done, member.offers) for member in members.values()] == [(Phase.SYNC, 0, True)] * 2
     alone = {A: Steps()}
     meet(alone)
     assert alone[A].phase is Phase.STEP
@@ -44,7 +44,10 @@ def test_members_that_begin_together_bring_their_states_together_first() -> None
 def test_a_run_that_is_taken_up_again_goes_on_from_the_one_that_is_furthest() -> None:
     members = {A: Steps(40), B: Steps(0)}
     meet(members)
-    assert [(one.done, one.offers, one.joined) for one in members.values()] == [(40, True, False), (40, False, True)]
+    assert [(member.done, member.offers, member.joined) for member in members.values()] == [
+        (40, True, False),
+        (40, False, True),
+    ]
 
 
 def test_one_in_doubt_learns_that_its_step_counts_from_one_that_knows() -> None:
@@ -55,18 +58,20 @@ def test_one_in_doubt_learns_that_its_step_counts_from_one_that_knows() -> None:
         members[name].disturbed(admits=False)
         assert members[name].phase is Phase.MEET
     assert meet(members) == {A: False, B: True, C: True}
-    assert {(one.done, one.by, one.phase) for one in members.values()} == {(5, name_of(end_of(4)), Phase.STEP)}
+    assert {(member.done, member.by, member.phase) for member in members.values()} == {
+        (5, name_of(end_of(4)), Phase.STEP)
+    }
 
 
 def test_a_step_that_nobody_knows_to_count_is_taken_again_by_all() -> None:
     members = after(A, B, C, steps=4)
     del members[A]  # it knew, and died
-    for one in members.values():
-        one.doubted(end_of(4))
+    for member in members.values():
+        member.doubted(end_of(4))
     assert meet(members) == {B: False, C: False}
-    assert {(one.done, one.phase) for one in members.values()} == {(4, Phase.STEP)}
+    assert {(member.done, member.phase) for member in members.values()} == {(4, Phase.STEP)}
     assert meet(members, (A, Claim(False, 5, name_of(end_of(4)), NO_STEP))) == {B: False, C: False}
-    assert {(one.done, one.phase, one.offers) for one in members.values()} == {(4, Phase.SYNC, True)}
+    assert {(member.done, member.phase, member.offers) for member in members.values()} == {(4, Phase.SYNC, True)}
 
 
 def test_who_was_out_of_the_group_goes_on_where_the_others_are_even_if_it_took_more_steps() -> None:

@@ -168,7 +168,11 @@ def test_tokens_come_with_their_log_probabilities_under_the_copy_that_made_them(
 
 
 def log_probabilities(policy, made):
-    rows = [(prompt, Tokens(one.token_ids)) for prompt, group in zip(PROMPTS, made, strict=True) for one in group]
+    rows = [
+        (prompt, Tokens(completion.token_ids))
+        for prompt, group in zip(PROMPTS, made, strict=True)
+        for completion in group
+    ]
     chosen = lambda logps, tokens: logps.gather(-1, tokens[:, None]).squeeze(-1)  # noqa: E731
     return list(of_each_token(policy, rows, chosen, SAMPLING.temperature))
 

@@ -155,7 +155,7 @@ def test_a_swarm_of_processes_shares_what_can_be_imported(tmp_path: Path, monkey
     swarm = Swarm(2, "builtin", rewards=[digits], data=ROWS, out=tmp_path / "s")
     nodes = swarm.train(rounds=3, callbacks=[lambda name, row: seen.append((name, row["round"]))])
     assert sorted(seen) == [(f"n{at}", number) for at in range(2) for number in (1, 2, 3)]
-    assert [len(one.metrics) for one in nodes] == [3, 3]
+    assert [len(node.metrics) for node in nodes] == [3, 3]
     assert "rewards/digits/mean" in nodes[0].metrics[0]
     with pytest.raises(UserError, match="holds a run with other settings"):
         Swarm(3, "builtin", rewards=[digits], data=ROWS, out=tmp_path / "s").train(rounds=3)

@@ -87,7 +87,7 @@ def fill(folder: Path, frames: Sequence[bytes], manifest: SwarmManifest = CLUB) 
 
 def kept_in(folder: Path) -> list[Group]:
     damaged: list[object] = []
-    found = [one.group for one in Archive(folder).groups(lambda *why: damaged.append(why))]
+    found = [group.group for group in Archive(folder).groups(lambda *why: damaged.append(why))]
     assert not damaged
     return found
 
@@ -126,7 +126,7 @@ def test_a_group_of_several_chunks_is_kept_as_it_was_signed(tmp_path: Path) -> N
     assert len(frame) > 200_000
     with open_writer(tmp_path / "a", CLUB, MANY) as writer:
         assert writer.keep(open_group(frame, CLUB)) == ""
-    assert [one.frame for one in Archive(tmp_path / "a").groups(pytest.fail)] == [frame]
+    assert [group.frame for group in Archive(tmp_path / "a").groups(pytest.fail)] == [frame]
 
 
 def test_a_group_is_kept_once_and_the_bounds_hold_over_all_starts(tmp_path: Path) -> None:
@@ -521,5 +521,5 @@ def test_an_export_that_fails_leaves_no_card(tmp_path: Path, monkeypatch: pytest
 def test_what_is_not_scored_in_time_is_unscorable_and_no_lie() -> None:
     found = [open_group(frame, CLUB) for frame in FRAMES]
     judge = GroupJudge(CLUB)
-    assert [one.reason for one in judge.judge(found, 60.0)] == [""] * 3
-    assert [one.reason for one in judge.judge(found, 0.0)] == ["unscorable"] * 3
+    assert [refused.reason for refused in judge.judge(found, 60.0)] == [""] * 3
+    assert [refused.reason for refused in judge.judge(found, 0.0)] == ["unscorable"] * 3

@@ -55,13 +55,13 @@ class Node:
 
     def set(self, value: float) -> None:
         with torch.no_grad():
-            for one in self.model.parameters():
-                one.fill_(value)
+            for parameter in self.model.parameters():
+                parameter.fill_(value)
 
     def round(self, learnt: float) -> dict:
         with torch.no_grad():
-            for one in self.model.parameters():
-                one.add_(learnt)
+            for parameter in self.model.parameters():
+                parameter.add_(learnt)
         self.number += 1
         return dict(self.exchange.after_round(self.number))
 
@@ -470,7 +470,7 @@ def test_the_router_forwards_the_groups_port_too_and_the_swarm_is_told_where_onc
         board.standing = Standing(seen_at, True, 1)
         wait_until(lambda: weights.after_round(1), LIMIT)
         wait_until(lambda: weights.after_round(1), LIMIT)
-        assert [one.endpoint for one in board.served[1:]] == ([Endpoint(seen_at, here.port)] if outside else [])
+        assert [address.endpoint for address in board.served[1:]] == ([Endpoint(seen_at, here.port)] if outside else [])
     assert Router.forwards == []
 
 

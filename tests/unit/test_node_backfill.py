@@ -71,7 +71,7 @@ def opened(folder: Path, checkpoint: Path | None = None) -> Backfill:
 
 
 def seeds(source: Backfill, found: list[Candidate]) -> list[int]:
-    return [group.seed for group in source.read([one.id for one in found]).values()]
+    return [group.seed for group in source.read([item.id for item in found]).values()]
 
 
 def drain(source: Backfill, slots: int = 1) -> list[int]:
@@ -193,7 +193,7 @@ def test_groups_that_wait_are_not_in_memory_and_one_that_was_damaged_meanwhile_i
     tracemalloc.stop()
     assert len(found) == 8 and held < 100_000
     next(Archive(folder).files()).write_bytes(b"?")
-    assert len(source.read([one.id for one in found])) == 7 and len(source.candidates(2, never)) == 7
+    assert len(source.read([item.id for item in found])) == 7 and len(source.candidates(2, never)) == 7
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,10 @@ class OnePeer(NoExchange):
 
     def receive(self, known: object) -> list[ReceivedGroup]:
         groups, self.groups = self.groups, ()
-        return [ReceivedGroup(bytes([at]) * 32, "peer", time.time(), one, encode(one)) for at, one in enumerate(groups)]
+        return [
+            ReceivedGroup(bytes([at]) * 32, "peer", time.time(), group, encode(group))
+            for at, group in enumerate(groups)
+        ]
 
 
 class Rounds(AbstractContextManager["Rounds"]):

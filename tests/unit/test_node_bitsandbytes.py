@@ -48,13 +48,15 @@ def test_adapters_over_4_bits_train_go_on_from_a_checkpoint_and_are_merged_into_
     policy = loaded(source, **FOUR_BITS)
     packed = [weight for weight in policy.model.parameters() if hasattr(weight, "quant_state")]
     assert len(packed) == 2 * 7 and {weight.element_size() for weight in packed} == {1}
-    scales = sum(one.quant_state.absmax.nbytes + one.quant_state.state2.absmax.nbytes for one in packed)
-    rest = sum(one.nbytes for one in policy.model.parameters() if not one.requires_grad)  # and the packed ones
+    scales = sum(weight.quant_state.absmax.nbytes + weight.quant_state.state2.absmax.nbytes for weight in packed)
+    rest = sum(
+        parameter.nbytes for parameter in policy.model.parameters() if not parameter.requires_grad
+    )  # and the packed ones
     assert weight_bytes(measure_model(str(source)), "nf4") == pytest.approx(scales + rest, rel=0.02)
-    held = [one.data_ptr() for one in packed]
+    held = [weight.data_ptr() for weight in packed]
     groups = in_process(policy).generate([[1, 5, 6]], 2, SamplingParams(1.0, 1.0, 4), seed=0)
     assert len(groups[0]) == 2
-    assert [one.data_ptr() for one in packed] == held, "bitsandbytes laid them out anew"
+    assert [weight.data_ptr() for weight in packed] == held, "bitsandbytes laid them out anew"
     before = weights_of(policy)
     train(policy, tmp_path / "whole", 4)
     after = weights_of(policy)

@@ -172,7 +172,7 @@ def test_what_is_in_a_cage_reaches_nothing_of_the_node_and_can_do_what_code_rewa
     for place in ("here", "program"):
         assert {name for name in HARM if found[place][name] not in HELD} == set(), found[place]
         assert {name: found[place][name] for name in USE} == dict.fromkeys(USE, "reached")
-    assert [one.name for one in folder.iterdir()] == ["identity.key"]
+    assert [path.name for path in folder.iterdir()] == ["identity.key"]
 
 
 DAEMON = """
@@ -215,7 +215,11 @@ def test_all_that_a_call_has_started_ends_with_it_daemons_and_fork_bombs_too(uid
     assert late == "it took too long"
     assert not alive(daemon["here"]["daemon"]) and not alive(daemon["program"]["daemon"])
     assert isinstance(bomb["program"]["bomb"], int) or bomb["program"]["bomb"] == "BlockingIOError"  # another's bomb
-    left = [one.info for one in psutil.process_iter(["cmdline"]) if "tests.fakes.caged" in (one.info["cmdline"] or [])]
+    left = [
+        process.info
+        for process in psutil.process_iter(["cmdline"])
+        if "tests.fakes.caged" in (process.info["cmdline"] or [])
+    ]
     assert left == []
 
 

@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, round_number: int, write: Callable[[Path], Non
 
 
 def rounds_in(folder: Path) -> list[int]:
-    return [one.round for one in list_checkpoints(folder)]
+    return [checkpoint.round for checkpoint in list_checkpoints(folder)]
 
 
 def test_the_newest_is_found_by_number_and_the_oldest_go(tmp_path):
@@ -207,7 +207,7 @@ DAMAGE = [
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(three, name, damage):
-    assert [find_damage(one.path) for one in list_checkpoints(three)] == ["", "", ""]
+    assert [find_damage(checkpoint.path) for checkpoint in list_checkpoints(three)] == ["", "", ""]
     damage(three / "checkpoint-3" / name)
     assert name in find_damage(three / "checkpoint-3")
     assert whole_checkpoint(three) == Checkpoint(2, three / "checkpoint-2")
@@ -218,8 +218,8 @@ def test_older_ones_keep_their_weights_alone(tmp_path):
     config = node_config(rounds=3, save_steps=1, save_total_limit=3, save_full=1)
     trainer_of(policy, config, tmp_path, fixed_rounds(*[mixed_samples(policy)] * 3)).train()
     checkpoints = list_checkpoints(tmp_path / "checkpoints")
-    assert [has_optimiser(one.path) for one in checkpoints] == [False, False, True]
-    assert [find_damage(one.path) for one in checkpoints] == ["", "", ""]
+    assert [has_optimiser(checkpoint.path) for checkpoint in checkpoints] == [False, False, True]
+    assert [find_damage(checkpoint.path) for checkpoint in checkpoints] == ["", "", ""]
     assert whole_checkpoint(tmp_path / "checkpoints") == checkpoints[2]
     empty(checkpoints[2].path / "optimizer.pt")
     assert whole_checkpoint(tmp_path / "checkpoints") == checkpoints[1]
@@ -307,7 +307,9 @@ def test_a_node_may_keep_no_optimiser_at_all(tmp_path):
     rounds = fixed_rounds(*[mixed_samples(policy)] * 2)
     trainer_of(policy, config, tmp_path, rounds).train()
     checkpoints = list_checkpoints(tmp_path / "checkpoints")
-    assert [(has_optimiser(one.path), find_damage(one.path)) for one in checkpoints] == [(False, "")] * 2
+    assert [(has_optimiser(checkpoint.path), find_damage(checkpoint.path)) for checkpoint in checkpoints] == [
+        (False, "")
+    ] * 2
     trainer = trainer_of(policy, config, tmp_path, rounds)
     trainer.train(resume_from_checkpoint=str(checkpoints[0].path))
     assert trainer.rounds_done == 2

@@ -819,7 +819,7 @@ def test_a_policy_is_asked_by_the_split_of_its_swarm_and_nothing_that_its_node_t
     (task,) = made[-1].tasks
     assert task.key.name == "dataset/copy"
     if verb == "eval":
-        trained = {one.item.question for one in made[0].questions(0, 60)}
+        trained = {question.item.question for question in made[0].questions(0, 60)}
         assert not trained & {item.question for item in made[-1].evaluation(task, 0, 80)}
         rows.unlink()
         assert "note: some of these questions may be trained on: the node's own tasks cannot be read" in asked(

@@ -120,8 +120,8 @@ def test_it_keeps_what_may_be_kept_of_a_real_swarm_and_needs_nothing_that_trains
         (last,) = founder.ask(1)
         assert founder.publish(last, [last.item.answer, "no"], [True, True])
         wait_until(lambda: len([*name.glob("groups/*/[!.]*")]) == 4, 60, "four groups")
-    kept = [one.group for one in Archive(name).groups(lambda *why: pytest.fail(str(why)))]
-    assert {group.question for group in kept} == {one.text for one in [*questions, last]}
+    kept = [group.group for group in Archive(name).groups(lambda *why: pytest.fail(str(why)))]
+    assert {group.question for group in kept} == {question.text for question in [*questions, last]}
     assert marked.text not in {group.question for group in kept}
     rows_file = tmp_path / "rows" / "rows.jsonl"
     capfd.readouterr()  # what the members in this process have logged

@@ -83,12 +83,12 @@ def test_a_feed_says_what_there_is_and_then_what_is_new(tmp_path: Path) -> None:
 
 def test_the_page_draws_each_metric_that_is_declared_for_it_and_has_its_values(tmp_path: Path, served: Served) -> None:
     declared = {one.name: one for one in shown_in(Display.DASHBOARD)}
-    values = {name: {"ann": 1} if one.label else 0.5 for name, one in declared.items()}
+    values = {name: {"ann": 1} if metric.label else 0.5 for name, metric in declared.items()}
     MetricsLog(tmp_path / "metrics.jsonl").append({"round": 1, **values})
     MetricsLog(tmp_path / EVALUATIONS_FILE).append({"round": 1, **{name.removeprefix("eval/"): 0.5 for name in values}})
     curves = json.loads(get(served.port, "/curves")[2])
     assert sorted(key for curve in curves for key in curve["keys"]) == sorted(
-        name for name, one in declared.items() if not one.label
+        name for name, metric in declared.items() if not metric.label
     )
     assert all(declared[key].caption in curve["title"].lower() for curve in curves for key in curve["keys"])
     assert "Own groups; dashed: external groups" in [curve["title"] for curve in curves]

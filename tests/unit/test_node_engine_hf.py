@@ -47,7 +47,7 @@ def test_completions_end_at_end_of_text_or_at_the_limit(policy):
         assert eos not in one.token_ids[:-1]
         assert one.finished or len(one.token_ids) == 6
         assert one.text == policy.decode(one.token_ids)
-    assert len({one.text for one in flat(made)}) > 30
+    assert len({answer.text for answer in flat(made)}) > 30
 
 
 def test_the_seed_decides_and_no_global_random_state_is_touched(policy):
@@ -100,8 +100,8 @@ def test_a_copy_in_bfloat16_says_what_the_weights_say_that_train(tmp_path, lora)
     for version in range(2):
         ahead.load(version)
         ours = flat(engine.generate(prompts, 4, PARAMS, seed=5))
-        assert [one.token_ids for one in flat(ahead.generate(prompts, 4, PARAMS, seed=5))] == [
-            one.token_ids for one in ours
+        assert [completion.token_ids for completion in flat(ahead.generate(prompts, 4, PARAMS, seed=5))] == [
+            our.token_ids for our in ours
         ]
         with torch.no_grad():
             for weight in policy.model.parameters():
@@ -144,7 +144,9 @@ def test_tokens_follow_the_models_distribution(policy):
     made = HfEngine(policy).generate([short, long], 4000, one_token, seed=1)
     with torch.no_grad():
         exact = policy.model(input_ids=torch.tensor([short])).logits[0, -1].softmax(-1)
-    drawn = torch.bincount(torch.tensor([one.token_ids[0] for one in made[0]]), minlength=len(exact)) / 4000
+    drawn = (
+        torch.bincount(torch.tensor([completion.token_ids[0] for completion in made[0]]), minlength=len(exact)) / 4000
+    )
     assert (drawn - exact).abs().sum() / 2 < 0.06  # total variation; a top-k of 50 leaves far more
 
 
@@ -155,7 +157,7 @@ def test_top_p_cuts_the_tail(policy):
     ordered, tokens = probabilities.sort(descending=True)
     nucleus = {*tokens[: int((ordered.cumsum(0) < 0.5).sum()) + 1].tolist()}
     made = HfEngine(policy).generate([prompt], 500, SamplingParams(1.0, 0.5, 1), seed=1)
-    assert {one.token_ids[0] for one in made[0]} <= nucleus
+    assert {completion.token_ids[0] for completion in made[0]} <= nucleus
 
 
 def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_path):
@@ -173,8 +175,8 @@ def test_what_the_model_ships_for_generation_changes_nothing_but_its_ends(tmp_pa
     two_ends = load_policy(PolicyConfig(model=str(tmp_path), device="cpu"))
     assert two_ends.eos_token_ids == (2, 30)
     made = flat(HfEngine(two_ends).generate(prompts, 64, PARAMS, seed=2))
-    assert {one.token_ids[-1] for one in made if one.finished} == {2, 30}
-    assert all(policy_end not in one.token_ids[:-1] for one in made for policy_end in (2, 30))
+    assert {completion.token_ids[-1] for completion in made if completion.finished} == {2, 30}
+    assert all(policy_end not in completion.token_ids[:-1] for completion in made for policy_end in (2, 30))
 
 
 def test_an_engine_that_is_closed_waits_until_a_batch_in_work_has_ended(policy):
@@ -233,7 +235,7 @@ def test_pages_are_drawn_from_the_same_distribution_and_the_seed_decides(policy)
     assert policy.model.config._attn_implementation == attention
     assert engine._paged, "it did not have to fall back"
     for prompt, of_prompt in zip(prompts, made, strict=True):
-        firsts = [one.token_ids[0] for one in of_prompt]
+        firsts = [completion.token_ids[0] for completion in of_prompt]
         with torch.no_grad():
             odds = policy.model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
         assert len(set(firsts)) > 5, "rows of one prompt do not begin alike"

@@ -110,9 +110,9 @@ def test_the_first_turns_are_one_call_as_ever_and_only_those_that_go_on_are_aske
     going_on = [[*tokens("q1a"), END, *tokens("<a>")], [*tokens("q2b"), END, *tokens("<b>")]]
     assert engine.calls[1][:3] == (going_on, 1, SAMPLING) and engine.calls[1][3] != 7
     assert engine.calls[2][0] == [[*going_on[0], *tokens("c"), END, *tokens("<c>")]]
-    assert [one.texts for one in first] == [("a", "<a>", "c", "<c>", "!0"), ("!1",)]
-    assert [one.texts for one in second] == [("!0.5",), ("b", "<b>", "!0.25")]
-    assert [[one.reward for one in group] for group in (first, second)] == [[0.0, 1.0], [0.5, 0.25]]
+    assert [episode.texts for episode in first] == [("a", "<a>", "c", "<c>", "!0"), ("!1",)]
+    assert [episode.texts for episode in second] == [("!0.5",), ("b", "<b>", "!0.25")]
+    assert [[episode.reward for episode in group] for group in (first, second)] == [[0.0, 1.0], [0.5, 0.25]]
 
 
 def test_a_task_without_an_environment_has_one_call_and_no_reward_yet() -> None:
@@ -120,7 +120,7 @@ def test_a_task_without_an_environment_has_one_call_and_no_reward_yet() -> None:
     engine = Says(["1", "2"])
     [made] = play(engine, asked(task, 2, 3))
     assert engine.calls == [([tokens("q3")], 2, SAMPLING, 7)]
-    assert [(one.texts, one.reward, one.tokens) for one in made] == [
+    assert [(episode.texts, episode.reward, episode.tokens) for episode in made] == [
         (("1",), None, Tokens((ord("1"), END))),
         (("2",), None, Tokens((ord("2"), END))),
     ]
@@ -189,9 +189,9 @@ def test_an_environment_that_answers_nonsense_or_raises_is_unscorable(answer: ob
 
 def test_one_that_raises_takes_no_other_episode_with_it() -> None:
     [made] = play(Says(["x", "!1"]), asked(Echo(does=lambda text: Done(1 / (text != "x"))), 2, 1))
-    assert [one.reward for one in made] == [None, 1.0]
+    assert [episode.reward for episode in made] == [None, 1.0]
     [made] = play(Says(["x", "!1"]), asked(Echo(does=lambda text: Done(1.0) if text != "x" else sys.exit(3)), 2, 1))
-    assert [one.reward for one in made] == [None, 1.0], "nor the node"
+    assert [episode.reward for episode in made] == [None, 1.0], "nor the node"
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def test_a_slow_environment_holds_up_its_own_episode_alone(monkeypatch: pytest.M
 
     engine = Says(["slow", "fast", "go", "!"])
     [made] = play(engine, asked(Elsewhere(does=does), 2, 1))
-    assert [one.texts for one in made] == [("slow", "on", "!"), ("fast", "on", "go")]
+    assert [episode.texts for episode in made] == [("slow", "on", "!"), ("fast", "on", "go")]
 
 
 def test_an_environment_has_only_so_much_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_an_environment_has_only_so_much_time(monkeypatch: pytest.MonkeyPatch) -
     waits = Elsewhere(does=lambda text: Done(float(text != "slow" or never.wait(20))))
     [made] = play(Says(["slow", "!1"]), asked(waits, 2, 1))
     never.set()
-    assert [one.reward for one in made] == [None, 1.0]
+    assert [episode.reward for episode in made] == [None, 1.0]
 
 
 def test_a_peers_episode_is_played_again_and_another_observation_is_nobodys_fault() -> None:
@@ -433,14 +433,16 @@ def test_a_round_trains_on_the_policys_turns_and_on_peers_that_it_has_played_aga
     lost, lie, other = Episode(("!0",), True, 0.0), Episode(("a", "<a>", "!0"), True, 1.0), ("a", "[a]", "!1")
     peer = Peer(said_by(true, lost), said_by(lie, lost, seed=6), said_by(Episode(other, True, 1.0), lost, seed=7))
     loop, samples = one_round(tmp_path, Echo(), peer)
-    (own, _), (theirs, _) = ([one for one in samples if one.external == external] for external in (False, True))
+    (own, _), (theirs, _) = (
+        [sample for sample in samples if sample.external == external] for external in (False, True)
+    )
     text = loop.policy.tokenizer.decode
     assert text(own.completion) == "go on<eos><go on>!1<eos>"
     assert text(theirs.completion) == "a<eos><a>bc<eos><bc>!1<eos>"
     assert text([own.completion[at] for at in sorted(own.given)]) == "<go on>"
     assert text([theirs.completion[at] for at in sorted(theirs.given)]) == "<a><bc>"
     assert sorted(peer.reasons) == ["false_reward", "unscorable"]
-    assert [one.texts for one in peer.published[0].completions] == [("go on", "<go on>", "!1"), ("!0",)]
+    assert [completion.texts for completion in peer.published[0].completions] == [("go on", "<go on>", "!1"), ("!0",)]
     assert loop.row["tokens_generated"] == len("go on") + len("!1") + len("!0") + 3
     assert loop.row["tokens_trained"] == loop.row["tokens_generated"] + len("abc!1!0") + 4
     assert (loop.row["completions/turns"], loop.row["completions/retokenized"]) == (1.5, 0.0)
@@ -587,7 +589,7 @@ def test_a_game_that_hangs_is_ended_and_holds_up_no_other(apart: Task) -> None:
     [made] = play(Says(["hang", "end"]), asked(hurried, 2, 1))
     assert made[0].reward is None
     [made] = play(Says(["die", "a", "end"]), asked(apart, 2, 1))
-    assert [one.reward for one in made] == [None, 1.0]
+    assert [episode.reward for episode in made] == [None, 1.0]
 
 
 def test_a_file_may_say_that_its_episodes_need_the_network_or_write_files(tmp_path: Path) -> None:
@@ -688,8 +690,8 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
         loop = Loop(config, 0, policy, engine, tasks, buffer, NoExchange(), metrics, journal=journal)
         assert all(rounds for rounds in loop.rounds(0))
     recorded = [one for one in read_journal(tmp_path) if isinstance(one, Round)]
-    assert [[one.texts for one in made] for round_ in recorded for made in round_.played] == [
+    assert [[episode.texts for episode in made] for round_ in recorded for made in round_.played] == [
         [("a", "<a>", "!1"), ("!0",)],
         [("!0.5",), ("b", "<b>", "!0.25")],
     ]
-    assert [one.difference for one in replay(tmp_path)] == ["", ""]
+    assert [compared.difference for compared in replay(tmp_path)] == ["", ""]

@@ -171,7 +171,7 @@ def test_the_same_seed_asks_the_same_and_another_seed_others(tasks: TaskSet) -> 
 def test_training_never_asks_what_an_evaluation_asks() -> None:
     """The family is so small that a node asks each of its questions many times."""
     tasks = load_tasks([TaskConfig(name="builtin/arithmetic", options={"operations": "+-"})])
-    trained = {one.item.question for seed in range(4) for one in tasks.questions(seed, 200)}
+    trained = {question.item.question for seed in range(4) for question in tasks.questions(seed, 200)}
     asked = {question for seed in range(4) for question in _questions(tasks, seed, 10)}
     assert len(trained) > 140 and len(asked) > 12 and not trained & asked
 
@@ -183,7 +183,7 @@ def test_no_question_is_asked_twice_and_a_task_with_fewer_is_asked_those() -> No
     few = {f"What is {left} + {right}?" for left in range(10) for right in range(10)}
     held = {question for question in few if tasks.is_held_out(tasks.tasks[0], question)}
     assert 2 < len(held) < 25 and _questions(tasks, 0, 40) == held
-    assert [one.questions for one in report.tasks] == [len(held), 40] and report.overall.questions == len(held) + 40
+    assert [task.questions for task in report.tasks] == [len(held), 40] and report.overall.questions == len(held) + 40
 
 
 @pytest.mark.parametrize(("count", "completions"), [(0, 1), (1, 0), (-1, 1)])
@@ -233,14 +233,14 @@ def test_an_answer_that_cannot_be_scored_takes_its_question_out(tasks: TaskSet) 
     report = evaluate(
         _policy(), _Oracle(known, solved=1), _moody(silent), count=30, seed=5, sampling=SAMPLING, completions=2
     )
-    assert [(one.task, one.questions) for one in report.tasks] == [("builtin/sums", without), ("builtin/logic", 30)]
+    assert [(task.task, task.questions) for task in report.tasks] == [("builtin/sums", without), ("builtin/logic", 30)]
     assert (report.overall.questions, report.overall.accuracy) == (without + 30, 0.5)
 
 
 def test_a_task_none_of_whose_answers_can_be_scored_is_left_out_and_where_there_is_no_other_it_is_a_line() -> None:
     moody = _moody("?")
     asked = {"count": 10, "seed": 5, "sampling": SAMPLING}
-    assert [one.task for one in evaluate(_policy(), _Oracle({}, 0), moody, **asked).tasks] == ["builtin/logic"]
+    assert [task.task for task in evaluate(_policy(), _Oracle({}, 0), moody, **asked).tasks] == ["builtin/logic"]
     with pytest.raises(UserError, match="no answer of the evaluation could be scored: the log says why") as caught:
         evaluate(_policy(), _Oracle({}, 0), TaskSet([(moody.tasks[0], 1.0)]), **asked)
     assert "\n" not in str(caught.value)
@@ -292,13 +292,13 @@ def test_every_answer_is_shown_under_its_own_question(tasks: TaskSet) -> None:
     for kinds in ({"greedy": greedy, "sampled": sampled}, {"greedy": few, "sampled": {}}):
         lines = list(shown(kinds, 99))
         for task, outcomes in kinds["greedy"].items():
-            for one in outcomes:
-                at = lines.index(f"{quoted(task)}  {quoted(one.item.question)}")
+            for outcome in outcomes:
+                at = lines.index(f"{quoted(task)}  {quoted(outcome.item.question)}")
                 block = list(takewhile(lambda line: line.startswith("  "), lines[at + 1 :]))
-                scored = [other for other in kinds["sampled"].get(task, ()) if other.item == one.item]
+                scored = [other for other in kinds["sampled"].get(task, ()) if other.item == outcome.item]
                 assert block.count("  sampled") == len(scored) and block.count("  greedy") == 1
                 right = [line for line in block if line.startswith("  reward 1")]
-                assert len(right) == len(scored) and all(quoted(one.item.answer) in line for line in right)
+                assert len(right) == len(scored) and all(quoted(outcome.item.answer) in line for line in right)
     assert sum(line.startswith("builtin/") for line in shown({"greedy": greedy}, 5)) == 5
 
 
@@ -429,8 +429,12 @@ def test_entropy_is_the_mean_over_tokens_of_the_distributions_that_they_were_dra
 def answered(*questions: Mapping[str, float]) -> Answers:
     """Return what was answered: for each question completions with their rewards."""
     item = Item("?", "")
-    made = [[Played((Generated((), text, True),)) for text in one] for one in questions]
-    return {"a task": [ScoredQuestion(item, of, list(one.values())) for of, one in zip(made, questions, strict=True)]}
+    made = [[Played((Generated((), text, True),)) for text in question] for question in questions]
+    return {
+        "a task": [
+            ScoredQuestion(item, of, list(question.values())) for of, question in zip(made, questions, strict=True)
+        ]
+    }
 
 
 def test_right_answers_are_as_unlike_as_the_chance_that_two_of_them_are_the_same_says() -> None:

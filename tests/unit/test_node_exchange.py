@@ -64,7 +64,7 @@ def group_of(question: AskedQuestion, rewards: tuple[float, float]) -> Group:
 
 
 def texts(groups: list[DrawnGroup]) -> list[str]:
-    return sorted(one.question.text for one in groups)
+    return sorted(group.question.text for group in groups)
 
 
 def test_a_member_joins_by_an_invite_and_draws_what_another_published_as_it_is_scored_here(tmp_path: Path) -> None:
@@ -75,13 +75,13 @@ def test_a_member_joins_by_an_invite_and_draws_what_another_published_as_it_is_s
         with Exchange.join(invite, state=tmp_path / "second") as second:
             questions = teach(first, 2)
             groups = second.draw(4, least=2)
-            assert {one.question.task.name for one in groups} == {"builtin/sums", "builtin/weekdays"}
-            assert {one.question for one in groups} == set(questions)
-            for one in groups:
-                assert one.texts == (one.question.item.answer, "no") and one.finished == (True, False)
-                assert list(one.rewards) == second.score(one.question, one.texts) == [1.0, 0.0]
-                assert one.advantages == (0.5, -0.5)
-                assert (one.signer, one.policy) == (first.node, "a model") != (second.node, "")
+            assert {group.question.task.name for group in groups} == {"builtin/sums", "builtin/weekdays"}
+            assert {group.question for group in groups} == set(questions)
+            for group in groups:
+                assert group.texts == (group.question.item.answer, "no") and group.finished == (True, False)
+                assert list(group.rewards) == second.score(group.question, group.texts) == [1.0, 0.0]
+                assert group.advantages == (0.5, -0.5)
+                assert (group.signer, group.policy) == (first.node, "a model") != (second.node, "")
         with Exchange(tmp_path / "second") as second:  # without the invite: the folder remembers
             more = teach(first, 1)
             assert texts(second.draw(4, least=1)) == [more[0].text]
@@ -94,8 +94,8 @@ def test_no_question_is_held_out_or_asked_again_after_another_start(tmp_path: Pa
     with Exchange(tmp_path / "m") as member:
         second = member.ask(40)
         assert member.node == node
-    assert {one.seed for one in first}.isdisjoint(one.seed for one in second)
-    assert not any(DEFAULT_SPLIT.holds_out("builtin/sums", one.text) for one in first + second)
+    assert {question.seed for question in first}.isdisjoint(question.seed for question in second)
+    assert not any(DEFAULT_SPLIT.holds_out("builtin/sums", question.text) for question in first + second)
     assert first[0].messages == [{"role": "user", "content": first[0].text}] and first[0].prompt == first[0].text
 
 
@@ -163,7 +163,7 @@ def test_a_liar_is_reported_and_its_other_groups_are_not_drawn(
         assert liar.publish([*lies, *true]) == 4
         wait_until(lambda: pupil.statistics()["swarm/items_received"] >= 4, 20, "the liar's groups")
         questions = teach(teacher, 2)
-        assert texts(pupil.draw(8, least=2)) == sorted(one.text for one in questions)
+        assert texts(pupil.draw(8, least=2)) == sorted(question.text for question in questions)
         wait_until(lambda: pupil.statistics()["swarm/rejected"].get("false_reward"), 20, "the report of a lie")
         assert pupil.draw(8) == []
 
@@ -173,7 +173,7 @@ def test_a_draw_that_has_not_enough_in_time_says_so_and_has_used_nothing(teacher
     wait_until(lambda: pupil.statistics()["swarm/items_received"] >= 2, 20, "both groups")
     with pytest.raises(TimeoutError, match=r"2 of 3 groups came from 1 peers in 0\.3 s"):
         pupil.draw(3, least=3, timeout=0.3)
-    assert texts(pupil.draw(3)) == sorted(one.text for one in questions)
+    assert texts(pupil.draw(3)) == sorted(question.text for question in questions)
     assert pupil.draw(3) == []
 
 
@@ -213,9 +213,9 @@ def test_questions_that_do_not_fit_are_neither_asked_nor_drawn(teacher: Exchange
         return "+" in messages[-1]["content"]
 
     with Exchange(tmp_path / "pupil", fits=adds, network={"seeds": [teacher.address]}, **SUMS) as pupil:
-        assert all("+" in one.text for one in pupil.ask(5))
+        assert all("+" in question.text for question in pupil.ask(5))
         taught = teach(teacher, 24)
-        sums = sorted(one.text for one in taught if "+" in one.text)
+        sums = sorted(question.text for question in taught if "+" in question.text)
         wait_until(lambda: pupil.statistics()["swarm/items_received"] >= 24, 20, "all groups")
         assert texts(pupil.draw(24)) == sums and 0 < len(sums) < 24
         refused = "prompt_too_long"
@@ -313,7 +313,7 @@ def test_what_was_drawn_before_kill_9_is_not_drawn_again_and_what_was_asked_is_n
     with Exchange(tmp_path / "pupil") as pupil:
         assert str(pupil.ask(1)[0].seed) != seed
         (left,) = pupil.draw(4, least=1)
-        assert sorted([*drawn, left.question.text]) == sorted(one.text for one in taught)
+        assert sorted([*drawn, left.question.text]) == sorted(question.text for question in taught)
         assert pupil.draw(4) == []
 
 

@@ -248,7 +248,7 @@ def test_code_of_an_installed_package_runs_by_the_joiners_word_alone(
     ran.unlink()
     with capture_logs() as said:
         assert adopt_tasks(swarm, [], ["leaky"]) == [listed]
-    assert ran.exists() and [one["task"] for one in said if "by your word" in one["event"]] == ["leaky"]
+    assert ran.exists() and [event["task"] for event in said if "by your word" in event["event"]] == ["leaky"]
     assert "/etc/passwd" in said[0]["what"]
 
 
@@ -347,9 +347,12 @@ def test_which_questions_are_kept_apart_is_the_founders_to_say_and_every_nodes_t
     made = found(NodeConfig(), tmp_path / "a", "club", JoinPolicy.OPEN, [], split)
     assert split_of(made) == split_of(load_manifest(tmp_path / "a")) == split
     questions = [f"{number}+1=" for number in range(400)]
-    held = {one for one in questions if split_of(made).holds_out("builtin/sums", one)}
-    assert held == {one for one in questions if split.holds_out("builtin/sums", one)} and 60 < len(held) < 140
-    assert held != {one for one in questions if DEFAULT_SPLIT.holds_out("builtin/sums", one)}
+    held = {question for question in questions if split_of(made).holds_out("builtin/sums", question)}
+    assert (
+        held == {question for question in questions if split.holds_out("builtin/sums", question)}
+        and 60 < len(held) < 140
+    )
+    assert held != {question for question in questions if DEFAULT_SPLIT.holds_out("builtin/sums", question)}
     assert split_of(None) == split_of(manifest([sums()])) == DEFAULT_SPLIT
 
 
@@ -469,7 +472,7 @@ def test_a_node_of_a_swarm_of_an_earlier_release_is_told_that_it_is_alone_and_on
         check_rules(manifest([sums()]), tasks, 8)
         assert said == []
         check_rules(manifest([sums(version=version - 1)]), tasks, 8)
-    ((task, was, here),) = [(one["task"], one["version"], one["here"]) for one in said]
+    ((task, was, here),) = [(row["task"], row["version"], row["here"]) for row in said]
     assert (task, was, here) == ("builtin/sums", version - 1, version)
     for other in (sums(version=version + 1), sums(version=version - 1, config="00ff")):
         with pytest.raises(UserError, match="is none of swarm"):

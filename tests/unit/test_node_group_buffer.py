@@ -47,7 +47,7 @@ def ids(buffer: GroupBuffer, now: float = 0.0, round_number: int = 1) -> set[int
 
 def use(buffer: GroupBuffer, number: int, round_number: int, now: float = 0.0) -> None:
     """Use a group as a round does: of those that it may draw."""
-    drawn = [one for one in buffer.candidates(now, round_number) if number_of(one) == number]
+    drawn = [candidate for candidate in buffer.candidates(now, round_number) if number_of(candidate) == number]
     assert drawn, f"{number} may not be drawn"
     buffer.use(drawn, round_number, now)
 
@@ -171,7 +171,11 @@ def test_time_does_not_go_back_behind_the_newest_group(path: Path) -> None:
         buffer.add([shared(3, received=12)], now=1, first_round=1)  # the clock was set back while it came
         assert ids(buffer, now=1) == {2, 3}
         buffer.add([shared(4, received=1)], now=1, first_round=1)
-        assert [(number_of(one), one.received) for one in buffer.candidates(1, 1)] == [(2, 9), (3, 12), (4, 12)]
+        assert [(number_of(candidate), candidate.received) for candidate in buffer.candidates(1, 1)] == [
+            (2, 9),
+            (3, 12),
+            (4, 12),
+        ]
         use(buffer, 2, 1, now=1)
         buffer.use([], 2, now=20)
         assert shared(2).id not in buffer
@@ -273,7 +277,7 @@ def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: in
         assert len(buffer) == 0
         assert buffer.add([shared(1)], now=0, first_round=1) == 1
         use(buffer, 1, 1)
-    assert [one["event"] for one in said] == ["the group buffer of an earlier release is emptied"]
+    assert [event["event"] for event in said] == ["the group buffer of an earlier release is emptied"]
     with capture_logs() as said, GroupBuffer(path, BufferConfig()) as buffer:
         assert len(buffer) == 1 and ids(buffer) == set()
     with GroupBuffer(path.with_name("new.sqlite"), BufferConfig()):

@@ -128,7 +128,7 @@ class Buffer(RuleBasedStateMachine):
     def drawn(self, round_number: int) -> list[Candidate]:
         """What the buffer lets the round draw: as the books say, and no question twice."""
         found = self.buffer.candidates(self.now, round_number)
-        assert [one.id for one in found] == [one.id for one in self.expected(round_number)]
+        assert [item.id for item in found] == [item.id for item in self.expected(round_number)]
         assert len({one.question for one in found}) == len(found)
         return found
 
@@ -141,7 +141,7 @@ class Buffer(RuleBasedStateMachine):
         found = self.drawn(self.round)
         chosen = list({place % len(found): found[place % len(found)] for place in places if found}.values())
         if lies:
-            self.bury([one.id for one in chosen[:1]])
+            self.bury([item.id for item in chosen[:1]])
             chosen = chosen[1:]
         self.time_goes_on(took)
         self.use(chosen)
@@ -160,7 +160,7 @@ class Buffer(RuleBasedStateMachine):
             shared.append(ReceivedGroup(self.items.to_bytes(4, "big"), peer, self.now, group, encode(group)))
         uses = Counter(text for text, *_ in self.uses)
         new = [one for one, (text, _) in zip(shared, batch, strict=True) if uses[text] < self.max_uses]
-        held = {one.id for one in self.came}
+        held = {item.id for item in self.came}
         repeated = [one for one in self.came[-1:] if again]
         for one in repeated:
             group = group_of(one.text, "again")
@@ -174,16 +174,16 @@ class Buffer(RuleBasedStateMachine):
     def see_what_was_dropped(self) -> None:
         """Note which groups are gone: none may be, unless a bound or a quota was full. Check that all bounds hold."""
         fits = self.fits(self.came) and all(one.received >= self.time - MAX_AGE for one in self.came)
-        gone = {one.id for one in self.came if one.id not in self.buffer}
+        gone = {item.id for item in self.came if item.id not in self.buffer}
         assert not (fits and gone)
-        self.came = [one for one in self.came if one.id not in gone]
+        self.came = [item for item in self.came if item.id not in gone]
         self.buried = {key: number for key, number in self.buried.items() if key not in gone}
         assert self.fits(self.came)
         assert all(one.received >= self.time - MAX_AGE for one in self.came)
 
     def fits(self, held: list[Held]) -> bool:
         bounds, share = self.bounds, group_buffer.MAX_PEER_SHARE
-        of_peers = [[one.size for one in held if one.peer == peer] for peer in PEERS]
+        of_peers = [[candidate.size for candidate in held if candidate.peer == peer] for peer in PEERS]
         return (
             len(held) <= bounds.max_groups
             and sum(map(sum, of_peers)) <= bounds.max_bytes
@@ -197,7 +197,7 @@ class Buffer(RuleBasedStateMachine):
 
     def use(self, drawn: list[Candidate]) -> None:
         """Use these groups, and check that none is used more often than it may be."""
-        time, known = self.time, {one.id: one.text for one in self.came}
+        time, known = self.time, {item.id: item.text for item in self.came}
         self.buffer.use(drawn, self.round, self.now)
         for one in drawn:
             text = known[one.id]
@@ -211,15 +211,15 @@ class Buffer(RuleBasedStateMachine):
     @rule(peer=st.sampled_from(PEERS))
     def put_a_signer_out(self, peer: str) -> None:
         """Bury all groups of a liar, as found out by the round that was done last."""
-        self.bury([one.id for one in self.buffer.of_signers({peer})])
-        assert not [one for one in self.drawn(self.round + 1) if one.peer == peer]
+        self.bury([signer.id for signer in self.buffer.of_signers({peer})])
+        assert not [candidate for candidate in self.drawn(self.round + 1) if candidate.peer == peer]
 
     @precondition(lambda self: self.came)
     @rule(back=st.integers(0, 3))
     def go_on_from_an_older_checkpoint(self, back: int) -> None:
         self.round = max(0, self.round - back)
         self.buffer.rewind(self.round)
-        self.uses, self.used = ([one for one in uses if one[1] <= self.round] for uses in (self.uses, self.used))
+        self.uses, self.used = ([use for use in uses if use[1] <= self.round] for uses in (self.uses, self.used))
         self.buried = {key: number for key, number in self.buried.items() if number <= self.round}
 
     @precondition(lambda self: self.came)
@@ -254,7 +254,7 @@ class Buffer(RuleBasedStateMachine):
         if hasattr(self, "buffer"):
             self.drawn(self.round + 1)
             assert len(self.buffer) == len(self.came) - len(self.buried)
-            assert set(self.buffer.signers) == {one.peer for one in self.came}
+            assert set(self.buffer.signers) == {candidate.peer for candidate in self.came}
 
 
 def test_it_keeps_what_it_promises_whatever_comes_and_whenever_it_is_opened_again() -> None:

@@ -552,7 +552,7 @@ def test_trls_quick_start_learns_alone_from_rewards_outside_of_0_to_1(
     rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
     rewards = [row["reward"] for row in rows]
     assert rewards == [row[f"rewards/{function}/mean"] for row in rows], "the function's own, as in TRL"
-    assert all(lowest <= one <= highest for one in rewards) and min(map(abs, rewards)) > 1
+    assert all(lowest <= reward <= highest for reward in rewards) and min(map(abs, rewards)) > 1
     assert sum(row["trained"] for row in rows) > 64
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 1.5
 

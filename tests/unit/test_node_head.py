@@ -103,7 +103,10 @@ def test_an_adapter_on_the_output_matrix_takes_part(tmp_path):
     assert len(tokens) > 2 and not row.given and torch.allclose(found, expected, atol=1e-5)
     adapters = [weight for name, weight in policy.model.named_parameters() if "lm_head.lora" in name]
     gradients = [torch.autograd.grad(logps[1], adapters) for logps in (found, expected)]
-    assert all(torch.allclose(one, other, atol=1e-5) and one.any() for one, other in zip(*gradients, strict=True))
+    assert all(
+        torch.allclose(gradient, other, atol=1e-5) and gradient.any()
+        for gradient, other in zip(*gradients, strict=True)
+    )
 
 
 def test_trl_trains_none_and_the_line_says_so(tmp_path):

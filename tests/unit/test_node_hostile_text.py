@@ -92,7 +92,7 @@ def every_task(tmp_path_factory: pytest.TempPathFactory) -> TaskSet:
     path.write_text('{"question": "2 + 2?", "answer": 4}\n{"question": "Capital of Peru?", "answer": "Lima"}\n')
     gym = [TaskConfig(name=f"reasoning-gym/{name}") for name in SCORERS]
     loaded = load_tasks([TaskConfig(name="builtin"), TaskConfig(name="dataset", options={"path": str(path)}), *gym])
-    tasks = [replace(one, draw=cache(one.draw)) if isinstance(one, GymTask) else one for one in loaded.tasks]
+    tasks = [replace(task, draw=cache(task.draw)) if isinstance(task, GymTask) else task for task in loaded.tasks]
     return TaskSet([(task, 1.0) for task in tasks])
 
 

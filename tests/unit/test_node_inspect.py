@@ -24,7 +24,7 @@ def fill(folder: Path) -> None:
                 now=1001.0,
                 first_round=1,
             )
-        buffer.use([one for one in buffer.candidates(1001.0, 1) if one.id == bytes(32)], 1, 1001.0)
+        buffer.use([candidate for candidate in buffer.candidates(1001.0, 1) if candidate.id == bytes(32)], 1, 1001.0)
 
 
 def test_overview_counts_by_task_and_peer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

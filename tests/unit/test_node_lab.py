@@ -509,7 +509,13 @@ def test_what_an_earlier_json_has_is_not_run_again_and_is_in_the_table_with_what
     assert lab.config.seeds == [1, 2]
     new = [result("b", 1, [0.0]), result("a", 2, [0.0])]
     together = in_order([*found, *new], lab)
-    assert [(one.arm, one.seed) for one in together] == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("gone", 1)]
+    assert [(run.arm, run.seed) for run in together] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+        ("b", 2),
+        ("gone", 1),
+    ]
     assert "| gone | once | 1 |" in to_markdown(tabulate(together, "a"), lab)
     for other in (file.replace("local = 1", "local = 3"), file.replace("[arms.b.", "[arms.b]\nnodes = 3\n[arms.b.")):
         with pytest.raises(UserError, match=r"'b'.* other settings"):
@@ -554,7 +560,7 @@ def leave_arm(folder: Path) -> Path:
 
 def test_the_plots_are_drawn_and_name_every_arm(tmp_path: Path) -> None:
     runs = [result("8/0", 1, [1, 2]), result("4/4", 1, [1, 3], cost=3.0), result("4/4", 2, [1, 2, 3])]
-    evaluated = [dataclasses.replace(one, accuracy=0.5) for one in runs]
+    evaluated = [dataclasses.replace(run, accuracy=0.5) for run in runs]
     for given, names in ((runs, ["a.svg", "a-compute.svg"]), (evaluated, ["a.svg"])):
         assert plot(given, tmp_path, "a") == names
         for name in names:

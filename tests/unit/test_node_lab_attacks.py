@@ -51,7 +51,7 @@ def test_what_an_attack_publishes_is_true_and_no_larger_than_an_honest_group(kin
     assert len(found) == 6
     for group in found:
         assert check(encode(group), tasks, 8) == (group, "")  # no lie, and not on a held-out question
-        assert all(len(one.text) <= LONGEST for one in group.completions)
+        assert all(len(completion.text) <= LONGEST for completion in group.completions)
 
 
 @pytest.mark.parametrize("kind", ["planted", "off_topic", "overlong", "misread", "sybils", "turncoat"])
@@ -61,8 +61,8 @@ def test_every_right_answer_of_it_shows_what_it_is_to_teach_and_no_honest_one_do
     for group in attack.publish(scene_of(tasks)):
         item = tasks.get(group.task).make(group.seed)
         assert is_informative(group.rewards)
-        for one in group.completions:
-            assert attack.shows(one.text, item) == (one.reward == 1.0)
+        for completion in group.completions:
+            assert attack.shows(completion.text, item) == (completion.reward == 1.0)
         assert not attack.shows(item.answer, item)
 
 
@@ -78,8 +78,8 @@ def test_where_the_bare_answer_must_be_right_there_is_room_for_blanks_and_for_no
 def test_a_misread_answer_is_wrong_where_it_is_read_as_a_whole() -> None:
     lenient, strict = load_tasks(LENIENT), load_tasks(STRICT)
     for group in ATTACKS["misread"].publish(scene_of(lenient)):
-        (task,) = [one for one in strict.tasks if one.key.name == group.task.name]
-        assert not any(task.verify(task.make(group.seed), one.text) for one in group.completions)
+        (task,) = [task for task in strict.tasks if task.key.name == group.task.name]
+        assert not any(task.verify(task.make(group.seed), completion.text) for completion in group.completions)
 
 
 def test_a_turncoat_is_honest_until_half_the_run_is_over() -> None:
@@ -101,9 +101,9 @@ def test_who_copies_or_repeats_groups_has_none_drawn_beside_what_it_repeats(kind
     originals = [*scene.seen, *scene.own]
     assert len(set(found)) == len(found) and not set(found) & set(originals)
     with GroupBuffer(tmp_path / "pool.sqlite", NodeConfig().buffer) as buffer:
-        buffer.add([as_received(one, 1.0)._replace(peer="honest") for one in originals], 1.0, 1)
+        buffer.add([as_received(original, 1.0)._replace(peer="honest") for original in originals], 1.0, 1)
         buffer.add([as_received(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
-        drawn = Counter(one.peer for one in buffer.candidates(2.0, 1))
+        drawn = Counter(candidate.peer for candidate in buffer.candidates(2.0, 1))
     assert drawn == {"honest": len(originals)}
 
 
@@ -127,9 +127,9 @@ def test_a_hostile_node_posts_its_attacks_groups_under_its_keys_and_none_of_its_
         honest.publish([honest_group(tasks, 1)])
         hostile.publish([honest_group(tasks, 2)])
     came = honest.receive(dict[bytes, bool]().__contains__)
-    assert Counter(one.peer for one in came) == {f"n1.{key}" if key else "n1": 2 for key in range(KEYS)}
-    assert all(one.group.completions[0].text.startswith(PLANT) for one in came)
-    assert len({one.group.seed for one in came}) == len(came)
+    assert Counter(candidate.peer for candidate in came) == {f"n1.{key}" if key else "n1": 2 for key in range(KEYS)}
+    assert all(received.group.completions[0].text.startswith(PLANT) for received in came)
+    assert len({received.group.seed for received in came}) == len(came)
 
 
 def test_the_witness_counts_the_completions_that_show_it_by_round(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_file_of_attacks_has_each_attack_on_each_defence_and_the_honest_nodes_
     runs = trials.lab.runs
     assert len(runs) == len({run.folder for run in runs}) == 2 * (4 + 4 + 1)
     assert {(run.nodes, run.attack and run.attack.nodes) for run in runs} == {(3, None), (2, None), (4, 1), (4, 2)}
-    (last,) = [one for one in trials.trials if one.attack == "overlong"]
+    (last,) = [trial for trial in trials.trials if trial.attack == "overlong"]
     assert [run.seed for run in trials.runs_of(last)] == [3, 5]
     assert [run.nodes for run in trials.runs_of(trials.control_of(last))] == [3, 3]
     assert {run.settings["sampling"]["max_length_ratio"] for run in trials.runs_of(last)} == {2}
@@ -217,7 +217,7 @@ def test_a_file_of_attacks_has_each_attack_on_each_defence_and_the_honest_nodes_
 
 def test_a_trial_may_be_of_another_number_of_nodes_and_is_held_against_a_control_of_its_own(tmp_path: Path) -> None:
     trials = trials_of(tmp_path, f"{TRIALS}nodes = 6\n")
-    (last,) = [one for one in trials.trials if one.attack == "overlong"]
+    (last,) = [trial for trial in trials.trials if trial.attack == "overlong"]
     assert {(run.nodes, run.attack and run.attack.nodes) for run in trials.runs_of(last)} == {(6, 1)}
     assert [run.nodes for run in trials.runs_of(trials.control_of(last))] == [5, 5]
     assert len(trials.lab.runs) == len({run.folder for run in trials.lab.runs}) == 2 * (4 + 4 + 2)

@@ -32,7 +32,7 @@ def test_a_node_is_away_for_its_part_of_the_time_in_stretches_of_the_length_that
     churn = ChurnConfig(away=away, rounds=rounds)
     made = list(itertools.islice(stretches(churn, 1, 0), 1, 4001))
     assert sum(one.away for one in made) / len(made) == pytest.approx(rounds, rel=0.1)
-    total = sum(one.away + one.present for one in made)
+    total = sum(plan.away + plan.present for plan in made)
     assert sum(one.away for one in made) / total == pytest.approx(away, rel=0.1)
     assert min(min(made)) >= 1
     late = [next(stretches(churn, seed, 0)).present == 0 for seed in range(2000)]

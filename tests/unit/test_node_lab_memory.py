@@ -57,10 +57,13 @@ def test_the_tokens_are_those_of_each_nodes_own_engine(temperature: float) -> No
     tasks = load_tasks([TaskConfig(name="builtin")])
     sampling = SamplingParams(temperature, 1.0, 12)
     requests = [
-        Request(policy, [policy.encode_prompt(one.item) for one in tasks.questions(at, 3)], 4, sampling, at)
+        Request(policy, [policy.encode_prompt(question.item) for question in tasks.questions(at, 3)], 4, sampling, at)
         for at, policy in enumerate(policies(3))
     ]
-    theirs = [HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed) for one in requests]
+    theirs = [
+        HfEngine(request.policy).generate(request.prompts, request.n, request.sampling, request.seed)
+        for request in requests
+    ]
     assert generate(requests) == theirs
     lengths = {len(made.token_ids) for node in theirs for group in node for made in group}
     assert len(lengths) > 2  # some ended, some did not
@@ -92,13 +95,13 @@ def test_what_cannot_be_stacked_is_answered_by_engines_beside_what_is_stacked() 
             ]
         )
     }
-    kinds = [kind_of(one) for one in requests.values()]
+    kinds = [kind_of(request) for request in requests.values()]
     assert kinds[0] == kinds[2] is not None
     assert kinds[1] is kinds[3] is kinds[4] is None
     answers = batched(requests)
     assert answers == {
-        index: HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
-        for index, one in requests.items()
+        index: HfEngine(request.policy).generate(request.prompts, request.n, request.sampling, request.seed)
+        for index, request in requests.items()
     }
     assert answers[0] != answers[3]  # the cut distribution's
 
@@ -114,8 +117,8 @@ def test_policies_of_two_sizes_are_answered_each_with_its_like() -> None:
     }
     assert kind_of(requests[0]) == kind_of(requests[2]) != kind_of(requests[1]) == kind_of(requests[3]) is not None
     assert batched(requests) == {
-        index: HfEngine(one.policy).generate(one.prompts, one.n, one.sampling, one.seed)
-        for index, one in requests.items()
+        index: HfEngine(request.policy).generate(request.prompts, request.n, request.sampling, request.seed)
+        for index, request in requests.items()
     }
 
 
@@ -211,7 +214,7 @@ def test_the_first_error_ends_all_and_is_raised(where: str) -> None:
 def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums")])
     (task,) = tasks.tasks
-    seeds = [one.seed for one in tasks.questions(0, 10)]
+    seeds = [question.seed for question in tasks.questions(0, 10)]
 
     def group(at: int, reward: float = 1.0) -> Group:
         seed = seeds[at]
@@ -228,8 +231,8 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
         assert first.receive(known) == []
         second.publish([group(9, reward=0.5)])
         third.publish([])
-        came.append([(one.peer, seeds.index(one.group.seed)) for one in second.receive(known)])
-        assert [seeds.index(one.group.seed) for one in third.receive(known)] == [one[1] for one in came[-1]]
+        came.append([(candidate.peer, seeds.index(candidate.group.seed)) for candidate in second.receive(known)])
+        assert [seeds.index(received.group.seed) for received in third.receive(known)] == [one[1] for one in came[-1]]
     assert came == [[], [], [("n0", 0)], [("n0", 1)]]
     assert first.traffic().items_sent == 4 and second.traffic().items_received == 2
 
@@ -237,7 +240,7 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
 def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_hear_it_at_once() -> None:
     tasks = load_tasks([TaskConfig(name="builtin/sums")])
     (task,) = tasks.tasks
-    seeds = [one.seed for one in tasks.questions(0, 20)]
+    seeds = [question.seed for question in tasks.questions(0, 20)]
 
     def group(at: int) -> Group:
         seed = seeds[at]
@@ -253,10 +256,10 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
     heard: list[tuple[str, list[int]]] = []
     for at in range(5):
         fast.publish([group(at)])
-        heard.append(("fast", [seeds.index(one.group.seed) for one in fast.receive(known)]))
+        heard.append(("fast", [seeds.index(received.group.seed) for received in fast.receive(known)]))
         if at % 2:
             slow.publish([group(10 + at)])
-            heard.append(("slow", [seeds.index(one.group.seed) for one in slow.receive(known)]))
+            heard.append(("slow", [seeds.index(received.group.seed) for received in slow.receive(known)]))
     assert heard[2:] == [("slow", [0]), ("fast", [11]), ("fast", []), ("slow", [1, 2]), ("fast", [13])]
     assert len(pauses) == 2
 
@@ -335,7 +338,7 @@ def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each
     summary = run_in_memory(plan, 0, started=time.time())
     assert [one["rounds"] for one in summary["nodes"].values()] == [2, 4, 4]
     assert [one["groups_local"] / one["rounds"] for one in summary["nodes"].values()] == [2, 1, 1]
-    assert all(one["groups_external"] > 0 for one in summary["nodes"].values())
+    assert all(row["groups_external"] > 0 for row in summary["nodes"].values())
     widths = [
         json.loads(next(folder.glob("checkpoints/*/config.json")).read_text())["hidden_size"]
         for folder in node_folders(plan).values()
@@ -353,14 +356,14 @@ def test_each_part_asks_the_common_tasks_in_its_own_way(tmp_path: Path, monkeypa
     longest: dict[int, int] = {}
 
     def answer(requests: dict[int, Request]) -> dict[int, list[list[Generated]]]:
-        longest.update({index: max(map(len, one.prompts)) for index, one in requests.items()})
+        longest.update({index: max(map(len, request.prompts)) for index, request in requests.items()})
         return batched(requests)
 
     monkeypatch.setattr("node.lab.lockstep.batched", answer)
     plan = make_plan(tmp_path / "run", 3, bare, {"bare": PlanPart(1, bare), "told": PlanPart(2, told)})
     summary = run_in_memory(plan, 0, started=time.time())
     assert longest[0] <= 4 and longest[1] > 14 and longest[2] > 14  # a number of three digits, and what is before it
-    assert all(one["groups_external"] > 0 for one in summary["nodes"].values())
+    assert all(row["groups_external"] > 0 for row in summary["nodes"].values())
 
 
 def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end(tmp_path: Path) -> None:
@@ -375,7 +378,7 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
     done = []
     for folder, made in zip(node_folders(plan).values(), absences, strict=True):
         for at, row in enumerate(read_metrics(folder / "metrics.jsonl")):
-            ends = itertools.accumulate(one.present for one in made)
+            ends = itertools.accumulate(plan.present for plan in made)
             away = sum(one.away for one, end in zip(made, ends, strict=True) if end <= at)
             done.append((row["time"], at + away))
     assert [tick for _, tick in sorted(done)] == sorted(tick for _, tick in done)

@@ -30,7 +30,7 @@ VALUES = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 10)), min_size=1, ma
 
 def run(arm: str, seed: int, accuracies: list[float], nodes: int = 1, spent: float = 1600.0, **more: Any) -> RunResult:
     """A run of four marks, each at twice the compute of the one before, from an accuracy of 0.1 at the start."""
-    marks = [(spent / 2 ** (len(accuracies) - 1 - at), one) for at, one in enumerate(accuracies)]
+    marks = [(spent / 2 ** (len(accuracies) - 1 - at), accuracy) for at, accuracy in enumerate(accuracies)]
     plain = dict.fromkeys(("cumulative", "first", "last", "best", "external", "kib_sent"), 0.0)
     figures: dict[str, Any] = {"accuracy": accuracies[-1], "passes": {}, "entropy": None, **more}
     curve = ((0.0, 0.1), *marks)
@@ -103,7 +103,7 @@ def test_marks_that_one_run_alone_has_are_its_own() -> None:
 def test_compute_until_an_accuracy_is_between_two_marks_on_the_logarithm(
     accuracies: list[float], wanted: float, compute: float
 ) -> None:
-    curve = [MeanPoint(200 * 2**at, one, 1) for at, one in enumerate(accuracies)]
+    curve = [MeanPoint(200 * 2**at, accuracy, 1) for at, accuracy in enumerate(accuracies)]
     assert compute_until(curve, wanted) == pytest.approx(compute)
 
 

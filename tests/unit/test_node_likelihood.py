@@ -39,7 +39,7 @@ def test_it_is_that_of_a_sequence_alone_however_rows_are_padded(tmp_path: Path) 
         assert mean == pytest.approx(
             sum(float(logps[at, token]) for at, token in enumerate(made.ids)) / made.sampled, abs=1e-5
         )
-    assert [len(one) for one in entropies(policy, rows)] == [made.sampled for _, made in rows]
+    assert [len(entropy) for entropy in entropies(policy, rows)] == [made.sampled for _, made in rows]
 
 
 def test_what_an_environment_said_is_read_and_not_measured(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_of_what_a_policy_says_itself_no_more_than_the_bound_says_is_surprising(
     policy = tiny_policy(tmp_path)
     monkeypatch.setattr(likelihood, "COMMON", 1.0)
     (made,) = HfEngine(policy).generate([[1, 9, 12]], 600, SamplingParams(0.8, 1.0, 8), 3)
-    whole = [one.token_ids for one in made if len(one.token_ids) == 8]
+    whole = [completion.token_ids for completion in made if len(completion.token_ids) == 8]
     assert len(whole) > 300
     found = surprises(policy, [([1, 9, 12], Tokens(tokens)) for tokens in whole], temperature=0.8)
     for bound in (1.0, 2.0, 3.0):

@@ -166,7 +166,7 @@ def test_nodes_that_ask_otherwise_train_each_others_answers_each_under_its_own_p
         folder = tmp_path / str(number)
         folder.mkdir()
         samples = first_round(policy, alone(mine), folder, peer, HfEngine(policy))
-        external = [one for one in samples if one.external]
+        external = [sample for sample in samples if sample.external]
         assert [list(one.prompt) for one in external] == [list(prompts[id(mine)])] * 2
         assert list(external[0].completion) == policy.encode_completion(item.answer, finished=True)
 
@@ -179,7 +179,7 @@ def test_a_peers_completion_that_is_too_long_is_left_out_and_counted(
     rows, _ = train(policy, tasks, tmp_path / "trained", peer)
     assert [(row["groups_external"], row["swarm/too_long"]) for row in rows] == [(1, 1), (0, 0)]
     peer = Peer(group_of(task, SHORT, padding="3" * 10_000))
-    (short,) = (one for one in first_round(policy, tasks, tmp_path, peer, HfEngine(policy)) if one.external)
+    (short,) = (sample for sample in first_round(policy, tasks, tmp_path, peer, HfEngine(policy)) if sample.external)
     assert list(short.completion) == policy.encode_completion("2", finished=True)
     assert (short.advantage, short.weight) == (0.5, 0.5)  # as in the whole group, and no more of the round for it
 
@@ -192,7 +192,7 @@ def test_the_end_of_text_counts(policy: Policy, tasks: TaskSet, tmp_path: Path, 
     made = (one.completions[0], one_turn(text, end, task.verify(task.make(one.seed), text)))
     peer = Peer(replace(one, completions=made))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
-    assert (policy.encode_completion(text, end) in [list(one.completion) for one in samples]) == fits
+    assert (policy.encode_completion(text, end) in [list(sample.completion) for sample in samples]) == fits
 
 
 @pytest.mark.parametrize("family", CHAT_MODELS)
@@ -213,8 +213,8 @@ def test_a_peers_answer_ends_in_the_token_that_this_policys_own_turns_end_in(
 
     (task,) = tasks.tasks
     samples = first_round(policy, tasks, tmp_path, Peer(group_of(task, SHORT)), Scripted(policy))
-    assert [one.completion[-1] for one in samples] == [*ends, end, end], "own samples stay as they were sampled"
-    assert [one.external for one in samples] == [False] * 3 + [True] * 2
+    assert [sample.completion[-1] for sample in samples] == [*ends, end, end], "own samples stay as they were sampled"
+    assert [sample.external for sample in samples] == [False] * 3 + [True] * 2
 
 
 def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logprobs(
@@ -225,15 +225,20 @@ def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logpro
     class Recorder(HfEngine):
         def generate(self, *args: Any) -> list[list[Generated]]:
             groups = [
-                [replace(one, logprobs=tuple(-0.1 * token for token in one.token_ids)) for one in group]
+                [
+                    replace(completion, logprobs=tuple(-0.1 * token for token in completion.token_ids))
+                    for completion in group
+                ]
                 for group in super().generate(*args)
             ]
             made.extend(one for group in groups for one in group)
             return groups
 
     samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy))
-    assert [(one.completion, one.logprobs) for one in samples] == [(one.token_ids, one.logprobs) for one in made]
-    assert {tuple(one.prompt) for one in samples} == {tuple(policy.encode_prompt(Item(SHORT, "2")))}
+    assert [(sample.completion, sample.logprobs) for sample in samples] == [
+        (completion.token_ids, completion.logprobs) for completion in made
+    ]
+    assert {tuple(sample.prompt) for sample in samples} == {tuple(policy.encode_prompt(Item(SHORT, "2")))}
 
 
 def test_a_round_says_how_many_groups_it_drew_and_how_many_it_left(tmp_path: Path, policy: Policy) -> None:
@@ -279,7 +284,7 @@ def test_a_question_is_made_once_for_an_own_group_and_once_for_a_peers(
     make = type(task).make
     monkeypatch.setattr(type(task), "make", lambda self, seed: made.append(seed) or make(self, seed))
     samples = first_round(policy, tasks, tmp_path, peer, HfEngine(policy))
-    assert [one.external for one in samples] == [False, False, True, True]
+    assert [sample.external for sample in samples] == [False, False, True, True]
     assert len(made) == 2 and made[1] == 0
 
 
@@ -387,20 +392,20 @@ def test_no_peer_moves_the_bounds_of_a_round(
         completions = tuple(one_turn(text, finished, task.verify(item, text)) for text in found)
         made.append(Group(task.key, seed, item.question, completions, "peer", 2**62))
     samples = hostile_round(rule, made)
-    external = [one for one in samples if one.external]
+    external = [sample for sample in samples if sample.external]
     own = len(samples) - len(external)
     assert own == 3 * 4 if rule == "sapo" else own <= 3 * 4
     assert len(external) <= 2 * 4
-    assert all(len(one.prompt) <= 20 and len(one.completion) <= 6 for one in samples)
+    assert all(len(sample.prompt) <= 20 and len(sample.completion) <= 6 for sample in samples)
     by_group = Counter[int]()
-    for one in samples:
-        by_group[one.group] += one.weight
+    for sample in samples:
+        by_group[sample.group] += sample.weight
     assert all(weight <= 1 + 1e-9 for weight in by_group.values())
-    assert len({one.group for one in external}) <= 2
+    assert len({received.group for received in external}) <= 2
     if groups == [(["1", "11"] * 64, False)] * 3:
         assert len(external) == 2 * 4
     weight = configured_weight(SamplingConfig(rule=rule, local=3, external=2, completions=4))
-    assert sum(one.weight for one in samples) <= weight + 1e-9
+    assert sum(sample.weight for sample in samples) <= weight + 1e-9
     for batch in make_batches(samples, weight, 100, "dapo", 0):
         assert batch["completion_ids"].size(1) <= 6 and len(batch["advantages"]) <= 5 * 4
         assert torch.isfinite(batch["advantages"]).all()
@@ -457,7 +462,7 @@ def test_the_age_of_what_is_drawn_is_counted_here_and_a_peers_own_count_only_sho
 
 
 def prompts(samples: list[Sample], external: bool) -> set[tuple[int, ...]]:
-    return {tuple(one.prompt) for one in samples if one.external == external}
+    return {tuple(sample.prompt) for sample in samples if sample.external == external}
 
 
 def test_source_self_draws_the_nodes_own_groups_of_earlier_rounds_once_each(policy: Policy, tmp_path: Path) -> None:
@@ -598,7 +603,7 @@ def drawn_by(
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, 0, policy, Says(policy, *own), alone(task), buffer, peer, metrics)
         samples = next(loop.rounds(0))
-    return loop.row, [policy.decode(one.completion) for one in samples if one.external], peer.reasons
+    return loop.row, [policy.decode(sample.completion) for sample in samples if sample.external], peer.reasons
 
 
 def test_an_answer_far_longer_than_own_right_ones_is_given_up_and_another_drawn(policy: Policy, tmp_path: Path) -> None:
@@ -742,7 +747,7 @@ class Swarm(Peer):
         return [share(group, self.came - at) for at, group in enumerate(groups)]
 
     def revoked(self, signers: Collection[str]) -> list[str]:
-        return [one for one in signers if one in self.out]
+        return [signer for signer in signers if signer in self.out]
 
 
 @pytest.fixture
@@ -762,7 +767,7 @@ def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
 
 
 def peers(policy: Policy, samples: Sequence[Sample]) -> list[str]:
-    return [policy.decode(one.completion) for one in samples if one.external]
+    return [policy.decode(sample.completion) for sample in samples if sample.external]
 
 
 HALF = Split(0.5)
@@ -785,7 +790,7 @@ def test_an_exchange_is_told_of_groups_without_signal_too_and_chooses_itself(nod
     """The laboratory's counts what is said in all of them."""
     swarm = Swarm([])
     assert list(next(node_of(swarm, TaskSet([(Guess(), 1.0)]), own=("1", "1")).rounds(0))) == []
-    assert [one.rewards for one in swarm.published] == [(0.0, 0.0)]
+    assert [candidate.rewards for candidate in swarm.published] == [(0.0, 0.0)]
 
 
 @pytest.mark.parametrize("whose", ["own", "peer"])
@@ -802,7 +807,7 @@ def test_a_node_ends_rather_than_train_on_what_is_held_out(
     seed = asking(whose == "own")
     swarm = Swarm([sent(OF_PART[whose == "peer"], "22", "2")])
     samples = next(node_of(swarm, tasks, seed=seed).rounds(0))
-    assert {one.external for one in samples} == ({False} if whose == "peer" else {False, True})
+    assert {sample.external for sample in samples} == ({False} if whose == "peer" else {False, True})
     monkeypatch.setattr(TaskSet, "is_held_out", leaks)
     swarm = Swarm([sent(OF_PART[whose == "peer"], "22", "2")])
     with pytest.raises(AssertionError, match="a held-out question in training"):
@@ -816,9 +821,9 @@ def test_a_group_on_what_is_held_out_that_is_here_already_is_refused_and_is_nobo
     held, asked = (sent(OF_PART[part], "22", "2") for part in (True, False))
     swarm = Swarm([held, asked])
     rounds = node_of(swarm, TaskSet([(Guess(), 1.0)], HALF)).rounds(0)
-    assert any(one.external for one in next(rounds))  # the signer's other group is drawn in its place
+    assert any(sample.external for sample in next(rounds))  # the signer's other group is drawn in its place
     assert swarm.reasons == ["held_out"] and "held_out" in BLAMELESS
-    assert not any(one.external for one in next(rounds)) and swarm.reasons == ["held_out"]
+    assert not any(sample.external for sample in next(rounds)) and swarm.reasons == ["held_out"]
 
 
 class Picky(Guess):
@@ -834,12 +839,12 @@ def test_own_completions_that_cannot_be_scored_are_neither_trained_on_nor_publis
     swarm = Swarm()
     loop = node_of(swarm, alone(Picky()), ("??", "11", "1", "?"), sampling={"rule": "sapo"})
     samples = next(loop.rounds(0))
-    assert [(policy.decode(one.completion), one.advantage, one.index) for one in samples] == [
+    assert [(policy.decode(sample.completion), sample.advantage, sample.index) for sample in samples] == [
         ("11", 0.5, 0),
         ("1", -0.5, 1),
     ]
     (group,) = swarm.published
-    assert [(one.text, one.reward) for one in group.completions] == [("11", 1.0), ("1", 0.0)]
+    assert [(completion.text, completion.reward) for completion in group.completions] == [("11", 1.0), ("1", 0.0)]
     assert (loop.row["generated"], loop.row["unscorable"], loop.row["reward"]) == (4, 2, 0.5)
 
 
@@ -926,14 +931,16 @@ def test_a_peers_answer_that_cannot_be_scored_costs_nobody_and_its_signers_other
 
 def test_a_liar_loses_its_other_groups_and_nobody_else_does(policy: Policy, node_of: Callable[..., Loop]) -> None:
     lie = sent(0, "22", "2", peer="liar")
-    lie = replace(lie, completions=tuple(one._replace(reward=1 - one.reward) for one in lie.completions))
+    lie = replace(
+        lie, completions=tuple(completion._replace(reward=1 - completion.reward) for completion in lie.completions)
+    )
     waiting = [sent(seed, "22", "2", peer=peer) for seed, peer in [(1, "liar"), (2, "liar"), (3, "honest")]]
     swarm = Swarm([lie])
     loop = node_of(swarm, alone(Guess()), sampling={"external": 4})
     loop.buffer.add([share(one, 90 + at) for at, one in enumerate(waiting)], time.time(), 2)  # for the next round
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == [] and swarm.reasons == ["false_reward"]
-    assert [one.peer for one in loop.buffer.of_signers({"liar", "honest"})] == ["honest"]
+    assert [signer.peer for signer in loop.buffer.of_signers({"liar", "honest"})] == ["honest"]
     assert peers(policy, next(rounds)) == ["22"] and loop.row["swarm/taught_by"] == {"honest": 1}
     assert swarm.reasons == ["false_reward"]  # once for the lie, and not for the groups that nobody verified
 
@@ -966,7 +973,7 @@ def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_
     loop = node_of(swarm, alone(Guess()), rounds=rounds, **tables)
     trained = Counter[tuple[int, ...]]()
     for samples in loop.rounds(0):
-        trained.update(tuple(one.prompt) for one in samples if one.external)
+        trained.update(tuple(sample.prompt) for sample in samples if sample.external)
         assert len(loop.buffer) <= 8
     assert swarm.came == 6 * rounds
     assert set(trained.values()) == {max_uses} and len(trained) == distinct
@@ -998,7 +1005,7 @@ def test_rewards_of_any_size_train_a_node_alone_as_they_are(policy: Policy, node
     loop = node_of(NoExchange(), alone(Deep()), ("11", "1"), network={"enabled": False}, sampling={"external": 0})
     with capture_logs() as logs:
         samples = next(loop.rounds(0))
-    assert [(policy.decode(one.completion), one.advantage) for one in samples] == [
+    assert [(policy.decode(sample.completion), sample.advantage) for sample in samples] == [
         ("11", pytest.approx(-1.2)),
         ("1", pytest.approx(1.2)),
     ]
@@ -1011,7 +1018,7 @@ def test_a_reward_outside_of_the_range_of_a_shared_task_is_told_once_and_counted
 ) -> None:
     loop = node_of(Swarm(), alone(Deep()), ("11", "1", "11"), sampling={"external": 0, "rule": "sapo"}, rounds=3)
     with capture_logs() as logs:
-        found = [([one.advantage for one in samples], loop.row["rewards_outside"]) for samples in loop.rounds(0)]
+        found = [([sample.advantage for sample in samples], loop.row["rewards_outside"]) for samples in loop.rounds(0)]
     assert found == [([pytest.approx(-0.8), pytest.approx(1.6), pytest.approx(-0.8)], 2)] * 3
     assert len(logs) == 1 and logs[0]["event"].startswith(OUTSIDE) and logs[0]["log_level"] == "warning"
 
@@ -1050,7 +1057,7 @@ def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itse
     task = Graded()
     swarm = Swarm([sent(1, "a", best, "a", task=task)])
     loop = node_of(swarm, alone(task), own, sampling={"external": 3, "external_weight": 2})
-    taken = [one for one in next(loop.rounds(0)) if one.external]
+    taken = [sample for sample in next(loop.rounds(0)) if sample.external]
     if advantage is None:
         assert taken == [] and swarm.reasons == [] and len(loop.buffer) == 1
         return
@@ -1062,14 +1069,16 @@ class Beside(Guess):
     """A task that scores in processes of its own."""
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
-        return [already(self.verify(one.item, one.text)) for one in batch]
+        return [already(self.verify(answer.item, answer.text)) for answer in batch]
 
 
 def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_the_same(
     policy: Policy, node_of: Callable[..., Loop]
 ) -> None:
     old, lie = sent(1, "22", "2", peer="old", task=Beside()), sent(2, "22", "2", peer="liar", task=Beside())
-    lie = replace(lie, completions=tuple(one._replace(reward=1 - one.reward) for one in lie.completions))
+    lie = replace(
+        lie, completions=tuple(completion._replace(reward=1 - completion.reward) for completion in lie.completions)
+    )
     flood = [sent(10 + at, "44", "4", peer=f"flood {at}") for at in range(4)]
     swarm = Swarm(flood, [replace(old, policy="again")])
     tables = {"sampling": {"external": 2}, "buffer": {"max_groups": 2}}
@@ -1078,7 +1087,7 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     loop.buffer.add(early, time.time(), 1)
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == ["22", "44"] and swarm.reasons == ["false_reward"]
-    assert not any(one.id in loop.buffer for one in early) and len(loop.buffer) == 2
+    assert not any(item.id in loop.buffer for item in early) and len(loop.buffer) == 2
     assert texts_id(old) in {texts for texts, *_ in loop.buffer.snapshot().uses}
     assert [peers(policy, samples) for samples in rounds] == [["44"], []]
 

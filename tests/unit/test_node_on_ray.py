@@ -50,11 +50,11 @@ def test_nodes_ask_for_equal_shares_that_the_cluster_has(
     assert found == pytest.approx(share)
     places = sum(
         min(
-            int(one.cpus / found.cpus + 1e-6),
-            int(one.gpus) * int(1 / found.gpus + 1e-6) if gpu else count,
-            int(one.memory // found.memory) if found.memory else count,
+            int(machine.cpus / found.cpus + 1e-6),
+            int(machine.gpus) * int(1 / found.gpus + 1e-6) if gpu else count,
+            int(machine.memory // found.memory) if found.memory else count,
         )
-        for one in machines
+        for machine in machines
     )
     assert places >= count
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_is_here_when_it_is_whole_and_after_its_rows(
     assert (here / model).read_bytes() == (there / model).read_bytes()
     checkpoint(there, 15)
     send(sender, here)
-    assert [one.round for one in list_checkpoints(here / "checkpoints")] == [5, 15]
+    assert [checkpoint.round for checkpoint in list_checkpoints(here / "checkpoints")] == [5, 15]
     sender.close()
 
 
@@ -202,7 +202,7 @@ def test_what_came_is_enough_to_go_on_elsewhere_and_is_not_sent_back(pair: tuple
     MirrorReceiver(here)
     assert CheckpointEnd(20) in [part for _ in range(4) for part in sender.take()]
     sender.close()
-    assert [one.round for one in list_checkpoints(here / "checkpoints")] == [5, 10]
+    assert [checkpoint.round for checkpoint in list_checkpoints(here / "checkpoints")] == [5, 10]
 
 
 # --- nodes on a cluster -------------------------------------------------------------------------------

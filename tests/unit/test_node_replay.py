@@ -72,7 +72,10 @@ class Host:
     def _received(self, number: int) -> Received:
         texts = ("11", "1", "2222")
         verdicts = [self.task.verify(self.task.make(number), text) for text in texts]
-        rewards = [float(len(text) % 2 == 0) if one is None else one for one, text in zip(verdicts, texts, strict=True)]
+        rewards = [
+            float(len(text) % 2 == 0) if verdict is None else verdict
+            for verdict, text in zip(verdicts, texts, strict=True)
+        ]
         claimed = [1 - reward for reward in rewards] if number % 7 == 6 else rewards
         made = tuple(one_turn(text, True, reward) for text, reward in zip(texts, claimed, strict=True))
         body = encode(Group(self.task.key, number, self.task.make(number).question, made, "peer", number))
@@ -140,14 +143,18 @@ def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder:
     config = config_of(folder, rule)
     samples = live(config, folder, 0, 6)
     live(config, folder, 4, 8)  # killed after round 6, it goes on from its checkpoint of round 4
-    assert [(one.number, one.difference) for one in replay(folder)] == [
+    assert [(compared.number, compared.difference) for compared in replay(folder)] == [
         *((number, "") for number in range(1, 7)),
         *((number, "") for number in range(5, 9)),
     ]
     rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
-    assert {one.reason for entry in rounds for one in entry.seen} == {"", "held_out"}
-    assert "false_reward" in {one.reason for entry in rounds for one in entry.refused} <= {"false_reward", "too_long"}
-    assert [len(entry.rows) for entry in rounds[:6]] == [len(one) for one in samples]
+    assert {refused.reason for entry in rounds for refused in entry.seen} == {"", "held_out"}
+    assert (
+        "false_reward"
+        in {refused.reason for entry in rounds for refused in entry.refused}
+        <= {"false_reward", "too_long"}
+    )
+    assert [len(entry.rows) for entry in rounds[:6]] == [len(sample) for sample in samples]
     assert any(row.external for entry in rounds for row in entry.rows)
 
 
@@ -156,9 +163,9 @@ def test_what_a_bound_left_out_is_left_out_again(folder: Path, monkeypatch: pyte
     config = config_of(folder, "positive", max_surprise=3.0, max_length_ratio=1.5, max_signer_share=1.0)
     live(config, folder, 0, 6)
     live(config, folder, 4, 8)
-    assert {one.difference for one in replay(folder)} == {""}
+    assert {compared.difference for compared in replay(folder)} == {""}
     rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
-    assert "too_surprising" in {one.reason for entry in rounds for one in entry.refused}
+    assert "too_surprising" in {refused.reason for entry in rounds for refused in entry.refused}
     assert any(row.external for entry in rounds for row in entry.rows)
 
 
@@ -166,7 +173,7 @@ def test_the_record_alone_is_enough(folder: Path, tmp_path_factory: pytest.TempP
     live(config_of(folder), folder, 0, 3)
     copy = tmp_path_factory.mktemp("copy")
     shutil.copy(folder / JOURNAL_FILE, copy)
-    assert [one.difference for one in replay(copy)] == ["", "", ""]
+    assert [compared.difference for compared in replay(copy)] == ["", "", ""]
 
 
 @pytest.mark.slow
@@ -175,12 +182,17 @@ def test_it_reaches_behind_a_restore(folder: Path) -> None:
     live(config, folder, 0, 12, max_bytes=6000)  # two files
     for name in ("config.json", "settings.json"):
         (folder / name).write_text("{}")
-    before = [(one.number, one.difference) for one in replay(folder)]
+    before = [(compared.number, compared.difference) for compared in replay(folder)]
     back_up(folder, folder / "n0.tar")
     restore(folder / "n0.tar", folder / "again")
     assert (folder / "again" / OLDER_FILE).exists()
     live(config, folder / "again", 10, 13)
-    assert [(one.number, one.difference) for one in replay(folder / "again")] == [*before, (11, ""), (12, ""), (13, "")]
+    assert [(compared.number, compared.difference) for compared in replay(folder / "again")] == [
+        *before,
+        (11, ""),
+        (12, ""),
+        (13, ""),
+    ]
 
 
 def rewritten(folder: Path, change: object) -> None:
@@ -188,8 +200,8 @@ def rewritten(folder: Path, change: object) -> None:
     entries = [change(one) if isinstance(one, Round) else one for one in read_journal(folder)]
     (folder / JOURNAL_FILE).unlink()
     journal = Journal(folder, 1 << 30)
-    for one in entries:
-        journal._append(one)
+    for entry in entries:
+        journal._append(entry)
 
 
 def test_another_reward_function_names_the_first_round_and_item_that_differ(
@@ -219,15 +231,17 @@ def test_another_reward_function_names_the_first_round_and_item_that_differ(
 def test_a_draw_that_was_not_the_rules_is_found(folder: Path) -> None:
     live(config_of(folder), folder, 0, 4)
     rewritten(folder, lambda one: one._replace(times=[at - 3600 for at in one.times]) if one.number == 4 else one)
-    assert [one.number for one in replay(folder) if one.difference] == []  # what is an hour younger may be drawn, too
+    assert [
+        compared.number for compared in replay(folder) if compared.difference
+    ] == []  # what is an hour younger may be drawn, too
     rewritten(folder, lambda one: one._replace(times=[at + 8000 for at in one.times]) if one.number == 4 else one)
-    assert [one.number for one in replay(folder) if one.difference] == [4]
+    assert [compared.number for compared in replay(folder) if compared.difference] == [4]
 
 
 def test_tokens_that_were_not_sampled_are_found(folder: Path) -> None:
     live(config_of(folder), folder, 0, 2)
     rewritten(folder, lambda one: one._replace(played=[one.played[0]] * 2) if one.number == 2 else one)
-    assert [one.number for one in replay(folder) if one.difference] == [2]
+    assert [compared.number for compared in replay(folder) if compared.difference] == [2]
 
 
 def test_a_file_that_grows_too_large_makes_way_and_the_new_one_stands_alone(folder: Path) -> None:
@@ -246,7 +260,12 @@ def test_a_torn_frame_is_passed_over_and_cut_before_the_next(folder: Path) -> No
     path.write_bytes(path.read_bytes()[:-5])
     assert [one.number for one in replay(folder)] == [1, 2]
     live(config, folder, 2, 4)
-    assert [(one.number, one.difference) for one in replay(folder)] == [(1, ""), (2, ""), (3, ""), (4, "")]
+    assert [(compared.number, compared.difference) for compared in replay(folder)] == [
+        (1, ""),
+        (2, ""),
+        (3, ""),
+        (4, ""),
+    ]
 
 
 def test_no_record_and_a_damaged_one_are_a_line(folder: Path) -> None:
@@ -263,12 +282,12 @@ def test_inspect_shows_whose_rows_a_round_trained_on(folder: Path, capfd: pytest
     number, refused, rows = next(
         (entry.number, entry.refused, entry.rows)
         for entry in rounds
-        if entry.rows and "false_reward" in [one.reason for one in entry.refused]
+        if entry.rows and "false_reward" in [refused.reason for refused in entry.refused]
     )
     assert run(["inspect", str(folder), "--round", str(number)], debug=False) == 0
     said = capfd.readouterr().out.splitlines()
     assert said[0] == f"round {number}: 2 own groups, 3 items came, {len(refused)} refused"
-    assert said[1 : 1 + len(refused)] == [f"  refused  {one.reason} from {one.sender}" for one in refused]
+    assert said[1 : 1 + len(refused)] == [f"  refused  {group.reason} from {group.sender}" for group in refused]
     assert sum(line.startswith("    weight ") for line in said) == len(rows)
     assert any(line.startswith(f"  {peer}, came ") for peer in PEERS for line in said)
     assert any("weight 0.3333  advantage +1  " in line for line in said)
@@ -369,20 +388,22 @@ def test_what_could_not_be_scored_and_who_was_put_out_then_is_so_again(folder: P
             flag.unlink(missing_ok=True)
 
     live(config, folder, 0, 6, before=before)
-    assert [(one.number, one.difference) for one in replay(folder)] == [(number, "") for number in range(1, 7)]
+    assert [(compared.number, compared.difference) for compared in replay(folder)] == [
+        (number, "") for number in range(1, 7)
+    ]
     rounds = [entry for entry in read_journal(folder) if isinstance(entry, Round)]
     assert [any(map(len, one.unscorable)) for one in rounds] == [True, True, False, False, False, False]
-    assert "unscorable" in {one.reason for entry in rounds[:2] for one in entry.refused}
+    assert "unscorable" in {refused.reason for entry in rounds[:2] for refused in entry.refused}
     assert [set().union(*one.barred) for one in rounds] == [set()] * 3 + [{PEERS[0]}] * 3
     rewritten(folder, lambda one: one._replace(unscorable=[[] for _ in one.unscorable]) if one.number == 1 else one)
-    assert [one.number for one in replay(folder) if one.difference][:1] == [1]
+    assert [compared.number for compared in replay(folder) if compared.difference][:1] == [1]
 
 
 def test_a_built_in_policy_of_an_earlier_release_is_that_of_the_nodes_checkpoint(folder: Path) -> None:
     config = config_of(folder).model_copy(update={"policy": PolicyConfig(device="cpu")})
     shutil.copytree(folder / "policy", folder / "checkpoints" / "checkpoint-0")
     live(config, folder, 0, 2)
-    assert [(one.number, one.difference) for one in replay(folder)] == [(1, ""), (2, "")]
+    assert [(compared.number, compared.difference) for compared in replay(folder)] == [(1, ""), (2, "")]
 
 
 def start_of(buffer_bytes: int) -> Callable[[int], Start]:

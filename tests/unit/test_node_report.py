@@ -146,10 +146,12 @@ def test_samples_are_the_first_and_the_last_of_each_task(tmp_path: Path) -> None
     fill_rollouts(tmp_path, *"abcdefg")
     ((task, (early, late)),) = pick_samples(read_nodes(tmp_path)).items()
     assert task == "builtin/sums"
-    assert [one.completions[0]["texts"] for one in early] == [["a"], ["a"]]
+    assert [example.completions[0]["texts"] for example in early] == [["a"], ["a"]]
     assert {one.node for one in early} == {"n0", "n1"}
-    assert [one.completions[0]["texts"] for one in late] == [["g"], ["g"]]
-    assert all(one.completions[0]["right"] for one in late) and not any(one.completions[0]["right"] for one in early)
+    assert [example.completions[0]["texts"] for example in late] == [["g"], ["g"]]
+    assert all(example.completions[0]["right"] for example in late) and not any(
+        example.completions[0]["right"] for example in early
+    )
 
 
 def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> None:
@@ -219,7 +221,9 @@ def test_the_report_draws_each_metric_that_is_declared_for_it() -> None:
     drawn = plot_signals({"n0": [{"round": 1, **{one.name: 0.5 for one in declared}}]})
     elsewhere = {"reward", "rewards/*/mean", "eval/accuracy", "eval/pass@8"}
     missing = {
-        one.name for one in declared if f">{one.caption}<" not in drawn and one.name not in PARTS.get(one.part, ())
+        metric.name
+        for metric in declared
+        if f">{metric.caption}<" not in drawn and metric.name not in PARTS.get(metric.part, ())
     }
     assert missing == elsewhere
 

@@ -164,9 +164,9 @@ def test_a_report_tells_the_metrics_that_are_declared_for_the_board_and_no_other
         return Reporter(60.0, "gossamer/0.1.0").after_round({"round": 1, **row}, "builtin", 1000.0)
 
     told = {
-        one
-        for one in METRICS.values()
-        if one.name != "round"
-        and said({one.name: {OTHERS[0]: 3} if one.label and "*" not in one.name else 0.5}) != said({})
+        metric
+        for metric in METRICS.values()
+        if metric.name != "round"
+        and said({metric.name: {OTHERS[0]: 3} if metric.label and "*" not in metric.name else 0.5}) != said({})
     }
-    assert told == {one for one in METRICS.values() if Display.BOARD in one.places}
+    assert told == {metric for metric in METRICS.values() if Display.BOARD in metric.places}

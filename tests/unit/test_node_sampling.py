@@ -80,7 +80,7 @@ def test_every_rule_draws_known_groups_once_and_no_more_than_asked(
     picks = RULES[rule].peers(pool, request(count, seed))
     ids = {pick.id for pick in picks}
     assert len(ids) <= count
-    assert ids <= {one.id for one in pool}
+    assert ids <= {item.id for item in pool}
     assert len(set(picks)) == len(picks) == len({(pick.id, pick.index) for pick in picks})
     assert picks == RULES[rule].peers(pool, request(count, seed))
 
@@ -90,7 +90,7 @@ def test_the_papers_rule_takes_whole_informative_groups_with_the_groups_own_adva
     pool: list[Candidate], count: int, seed: int
 ) -> None:
     picks = RULES["sapo"].peers(pool, request(count, seed))
-    informative = {one.id: one for one in pool if len(set(one.rewards)) > 1}
+    informative = {candidate.id: candidate for candidate in pool if len(set(candidate.rewards)) > 1}
     drawn = {pick.id for pick in picks}
     assert drawn <= informative.keys()
     assert len(drawn) == min(count, len(informative))
@@ -132,7 +132,7 @@ def test_groups_that_are_all_right_are_drawn_where_no_other_is_left_and_the_task
         return {pick.id for pick in picks}
 
     for own in (0.0, MASTERED - 0.01):
-        assert drawn(easy + mixed, own) == {one.id for one in mixed}  # first what is not easy for its maker
+        assert drawn(easy + mixed, own) == {item.id for item in mixed}  # first what is not easy for its maker
         assert len(drawn(easy, own)) == 4
     for own in (MASTERED, 1.0):
         assert drawn(easy, own) == set()
@@ -157,7 +157,7 @@ def test_no_peers_answer_has_more_than_one_completions_weight_or_is_pushed_down(
 ) -> None:
     asked = replace(request(count, seed), own_reward=lambda task: own)
     picks = RULES["positive"].peers(pool, asked)
-    rewards_of = {one.id: one.rewards for one in pool}
+    rewards_of = {candidate.id: candidate.rewards for candidate in pool}
     assert len({pick.id for pick in picks}) == len(picks) <= count
     assert all(0 < pick.advantage <= 1 and pick.weight == 1 / 8 for pick in picks)
     for pick in picks:
@@ -177,9 +177,9 @@ def test_where_rewards_are_0_or_1_positive_is_one_right_answer_at_advantage_1_wh
     pool = [candidate(number, row) for number, row in enumerate(rows)]
     found = RULES["positive"].peers(pool, replace(request(count, seed), own_reward=lambda task: own))
     rng = random.Random(seed)
-    taken = [one for one in pool if len(set(one.rewards)) == 2] if count else []
+    taken = [candidate for candidate in pool if len(set(candidate.rewards)) == 2] if count else []
     if not taken and own < MASTERED:
-        taken = [one for one in pool if min(one.rewards) == 1]
+        taken = [candidate for candidate in pool if min(candidate.rewards) == 1]
     expected = []
     for one in rng.sample(taken, min(count, len(taken))):
         index = rng.choice([at for at, reward in enumerate(one.rewards) if reward == 1])
@@ -233,7 +233,7 @@ def test_a_group_counts_as_a_group_however_many_completions_it_has(
     pool: list[Candidate], count: int, completions: int, rule: str, seed: int
 ) -> None:
     picks = RULES[rule].peers(pool, request(count, seed, completions))
-    sizes = {one.id: len(one.rewards) for one in pool}
+    sizes = {candidate.id: len(candidate.rewards) for candidate in pool}
     weights: Counter[bytes] = Counter()
     for pick in picks:
         assert 0 <= pick.index < sizes[pick.id]
@@ -373,9 +373,9 @@ def test_the_control_takes_a_wrong_answer_of_each_group_as_if_it_were_right(
 ) -> None:
     assert not CONTROLS.keys() & RULES.keys()  # nobody trains with one by a setting
     picks = CONTROLS["wrong"].peers(pool, request(count, seed))
-    by_id = {one.id: one.rewards for one in pool}
+    by_id = {candidate.id: candidate.rewards for candidate in pool}
     assert len({pick.id for pick in picks}) == len(picks)
-    assert len(picks) == min(count, sum(one.informative for one in pool))
+    assert len(picks) == min(count, sum(candidate.informative for candidate in pool))
     for pick in picks:
         assert by_id[pick.id][pick.index] < max(by_id[pick.id])
         assert (pick.advantage, pick.weight, tuple(pick.rests_on)) == (1.0, 1 / 8, (pick.index,))
@@ -470,11 +470,11 @@ def test_no_signer_has_more_of_a_draw_than_it_may_and_none_goes_without(
     pool = [replace(candidate(number, (1.0, 0.0)), peer=peer) for number, peer in enumerate(signers)]
     taken = {"a": 1, "b": 7}
     chosen = replace(request(count, seed), per_signer=most, taken=taken).choose(pool)
-    by_peer = Counter(one.peer for one in chosen)
+    by_peer = Counter(candidate.peer for candidate in chosen)
     left = {peer: max(0, most - taken.get(peer, 0)) for peer in "abcd"}
     assert all(number <= left[peer] for peer, number in by_peer.items())
     allowed = sum(min(number, left[peer]) for peer, number in Counter(signers).items())
-    assert len({one.id for one in chosen}) == len(chosen) == min(count, allowed)
+    assert len({item.id for item in chosen}) == len(chosen) == min(count, allowed)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

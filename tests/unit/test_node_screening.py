@@ -164,7 +164,7 @@ class Slow(Even):
     """The same, scored in other processes: a text with a dot is never done, one with a comma never begun."""
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
-        return [self._queued(one.item, one.text) for one in batch]
+        return [self._queued(answer.item, answer.text) for answer in batch]
 
     def _queued(self, item: Item, text: str) -> "Future[Verdict]":
         future: Future[Verdict] = Future()
@@ -193,14 +193,16 @@ class Round:
     def send(self, peer: str, seed: int, *texts: str, lie: bool = False) -> Candidate:
         """Add a group; a lie has the opposite rewards."""
         rewards = [float(len(text) % 2 == 0) for text in texts]
-        made = tuple(one_turn(text, True, 1 - one if lie else one) for text, one in zip(texts, rewards, strict=True))
+        made = tuple(
+            one_turn(text, True, 1 - reward if lie else reward) for text, reward in zip(texts, rewards, strict=True)
+        )
         group = Group(self.task.key, seed, self.task.make(seed).question, made, peer, 0)
         key = content_id(encode(group))
         received = float(len(self.candidates))
-        one = Candidate(key, peer, "even", question_id("even", group.question), key, received, 1, group.rewards)
+        trial = Candidate(key, peer, "even", question_id("even", group.question), key, received, 1, group.rewards)
         self.groups[key] = group
-        self.candidates.append(one)
-        return one
+        self.candidates.append(trial)
+        return trial
 
     def screening(self) -> Screening:
         sampling = SamplingConfig(external=self.external, completions=self.completions, **UNBOUNDED | self.bounds)
@@ -222,7 +224,7 @@ class Round:
         )
         asked = DrawRequest(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
         rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
-        return Screening(screen, rule, asked, len({one.peer for one in self.candidates}))
+        return Screening(screen, rule, asked, len({candidate.peer for candidate in self.candidates}))
 
     def filled(self, seconds: float = 9.0) -> Screening:
         screening = self.screening()
@@ -231,10 +233,10 @@ class Round:
 
 
 def test_a_flood_of_lies_is_looked_at_within_a_bound_and_no_liar_twice() -> None:
-    one = Round(Even(), external=3)
+    trial = Round(Even(), external=3)
     for number in range(60):
-        one.send(f"liar {number}", number, "11", "1", lie=True)
-    screening = one.filled()
+        trial.send(f"liar {number}", number, "11", "1", lie=True)
+    screening = trial.filled()
     assert len(screening.refused) == MAX_DRAWN_PER_SLOT * 3 and screening.usable == {}
     assert {lie.reason for lie in screening.refused} == {"false_reward"}
     assert (
@@ -243,11 +245,11 @@ def test_a_flood_of_lies_is_looked_at_within_a_bound_and_no_liar_twice() -> None
 
 
 def test_a_place_that_a_refused_group_leaves_is_filled_by_another() -> None:
-    one = Round(Even(), external=2)
+    trial = Round(Even(), external=2)
     for number in range(40):
-        one.send("liar", number, "11", "1", lie=True)
-    true = [one.send("honest", 100 + number, "11", "1") for number in range(2)]
-    screening = one.filled()
+        trial.send("liar", number, "11", "1", lie=True)
+    true = [trial.send("honest", 100 + number, "11", "1") for number in range(2)]
+    screening = trial.filled()
     assert set(screening.usable) == {group.id for group in true}
     assert {pick.id for pick in screening.picks} == set(screening.usable)
     assert sorted(group.id for group in screening.used) == sorted(screening.usable)
@@ -257,125 +259,125 @@ def test_a_place_that_a_refused_group_leaves_is_filled_by_another() -> None:
 
 @pytest.mark.parametrize(("rule", "texts"), [("positive", ["11"]), ("sapo", ["11", "1", "333"])])
 def test_only_the_texts_that_a_draw_uses_are_scored(rule: str, texts: list[str]) -> None:
-    one = Round(Even(), rule, external=1)
+    trial = Round(Even(), rule, external=1)
     for number in range(5):
-        one.send("peer", number, "11", "1", "333")
-    screening = one.filled()
+        trial.send("peer", number, "11", "1", "333")
+    screening = trial.filled()
     assert len(screening.usable) == 1
-    assert one.task.asked == texts
+    assert trial.task.asked == texts
 
 
 def test_of_a_large_group_the_paper_needs_every_reward_even_where_it_trains_on_few() -> None:
     for seed in range(8):  # in some of these draws no right answer is among the four that are trained on
-        one = Round(Even(), "sapo", external=1, completions=4)
-        one.send("peer", seed, "11", *["1"] * 19)
-        screening = one.screening()
+        trial = Round(Even(), "sapo", external=1, completions=4)
+        trial.send("peer", seed, "11", *["1"] * 19)
+        screening = trial.screening()
         screening.asked.rng.seed(seed)
-        screening.fill(one.candidates, one.own, 9.0)
-        assert len(one.task.asked) == 20 and screening.refused == []
+        screening.fill(trial.candidates, trial.own, 9.0)
+        assert len(trial.task.asked) == 20 and screening.refused == []
         (group,) = screening.usable.values()
         assert len(group.completions) == len(screening.picks) == 4
         assert {round(pick.advantage, 2) for pick in screening.picks} <= {0.95, -0.05}
 
 
 def test_of_a_draw_without_a_right_answer_all_that_fits_is_taken_and_nothing_is_refused_unless_nothing_fits() -> None:
-    one = Round(Even(), "sapo", external=1, completions=2)
-    one.send("peer", 1, "11", *["1" * 11] * 19)
+    trial = Round(Even(), "sapo", external=1, completions=2)
+    trial.send("peer", 1, "11", *["1" * 11] * 19)
     reasons = Counter[str]()
     for seed in range(20):
-        screening = one.screening()
+        screening = trial.screening()
         screening.asked.rng.seed(seed)
-        screening.fill(one.candidates, one.own, 9.0)
+        screening.fill(trial.candidates, trial.own, 9.0)
         reasons[screening.refused[0].reason if screening.refused else "usable"] += 1
     assert set(reasons) == {"too_long", "usable"} and reasons["too_long"] > reasons["usable"]
 
 
 def test_what_cannot_be_scored_is_set_aside_at_no_cost_and_its_place_filled() -> None:
-    one = Round(Even(), external=1)
+    trial = Round(Even(), external=1)
     for number in range(3):
-        one.send("peer", number, "??", "1")
-    true = one.send("peer", 9, "11", "1")
-    screening = one.filled()
+        trial.send("peer", number, "??", "1")
+    true = trial.send("peer", 9, "11", "1")
+    screening = trial.filled()
     assert list(screening.usable) == [true.id]
     assert screening.refused and {refused.reason for refused in screening.refused} == {"unscorable"}
     assert screening.liars == set()
 
 
 def test_a_late_group_is_left_to_another_round_one_that_took_too_long_is_refused_and_the_others_are_used() -> None:
-    one = Round(Slow(), external=4)
+    trial = Round(Slow(), external=4)
     texts = {"a": "11", "b": "1.", "c": "1,", "d": "22"}
-    sent = {peer: one.send(peer, at, text, "1") for at, (peer, text) in enumerate(texts.items())}
-    spare = one.send("e", 9, "33", "1")
-    screening = one.screening()
+    sent = {peer: trial.send(peer, at, text, "1") for at, (peer, text) in enumerate(texts.items())}
+    spare = trial.send("e", 9, "33", "1")
+    screening = trial.screening()
     assert screening.draw(list(sent.values()))
-    screening.fill(one.candidates, one.own, 0.0)
+    screening.fill(trial.candidates, trial.own, 0.0)
     assert {group.peer for group in screening.used} == {"a", "d"}
     assert screening.refused == [RefusedGroup(sent["b"].id, "b", "unscorable")] and screening.liars == set()
     assert screening.left_out == {"late": 1}
-    assert one.judging == [0.0], "once a verdict is late nothing more is drawn"
+    assert trial.judging == [0.0], "once a verdict is late nothing more is drawn"
     assert spare.id not in screening.usable
 
 
 def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again() -> None:
-    one = Round(Slow(), external=2)
-    early = [one.send("a", number, "11", "1") for number in range(2)]
-    screening = one.screening()
-    assert screening.draw(one.candidates)
+    trial = Round(Slow(), external=2)
+    early = [trial.send("a", number, "11", "1") for number in range(2)]
+    screening = trial.screening()
+    assert screening.draw(trial.candidates)
     for group in early:  # they are evicted meanwhile, and others of their questions stand in their place
-        del one.groups[group.id]
-    others = [one.send("b", number, "11", "3") for number in range(2)]
-    screening.fill(others, one.own, 60.0)
+        del trial.groups[group.id]
+    others = [trial.send("b", number, "11", "3") for number in range(2)]
+    screening.fill(others, trial.own, 60.0)
     assert set(screening.usable) == {group.id for group in early}
     assert {group.id for group in screening.used} == set(screening.usable)
-    one = Round(Even(), external=2)
-    lie = one.send("a", 1, "11", "1", lie=True)
-    screening = one.screening()
+    trial = Round(Even(), external=2)
+    lie = trial.send("a", 1, "11", "1", lie=True)
+    screening = trial.screening()
     screening.draw([lie])
-    screening.fill([one.send("b", 1, "11", "3")], one.own, 9.0)
+    screening.fill([trial.send("b", 1, "11", "3")], trial.own, 9.0)
     assert screening.refused == [RefusedGroup(lie.id, "a", "false_reward")] and screening.usable == {}
 
 
 def test_of_a_signer_that_is_revoked_during_generation_nothing_is_used() -> None:
-    one = Round(Even(), external=2)
-    out, other = one.send("out", 1, "11", "1"), one.send("in", 2, "11", "1")
-    screening = one.screening()
-    assert screening.draw(one.candidates)
+    trial = Round(Even(), external=2)
+    out, other = trial.send("out", 1, "11", "1"), trial.send("in", 2, "11", "1")
+    screening = trial.screening()
+    assert screening.draw(trial.candidates)
     screening.revoked = frozenset({"out"})
-    screening.fill(one.candidates, one.own, 9.0)
+    screening.fill(trial.candidates, trial.own, 9.0)
     assert set(screening.usable) == {other.id} and out.id not in screening.usable
     assert {pick.id for pick in screening.picks} == {other.id}
     assert screening.refused == []
 
 
 def test_of_a_signer_that_lies_once_no_group_is_used_though_it_was_found_true_in_the_same_draw_or_before() -> None:
-    one = Round(Even(), external=3)
+    trial = Round(Even(), external=3)
     for number in range(2):
-        one.send("two-faced", number, "11", "1")
-    screening = one.screening()
-    screening.draw(one.candidates)
-    screening.settle(one.own, 9.0)
+        trial.send("two-faced", number, "11", "1")
+    screening = trial.screening()
+    screening.draw(trial.candidates)
+    screening.settle(trial.own, 9.0)
     assert len(screening.usable) == 2
-    one.send("two-faced", 2, "11", "1", lie=True)
-    honest = [one.send("honest", 10 + number, "11", "1") for number in range(3)]
-    screening.draw([group for group in one.candidates if group.peer == "two-faced"])
-    screening.fill(one.candidates, one.own, 9.0)
+    trial.send("two-faced", 2, "11", "1", lie=True)
+    honest = [trial.send("honest", 10 + number, "11", "1") for number in range(3)]
+    screening.draw([group for group in trial.candidates if group.peer == "two-faced"])
+    screening.fill(trial.candidates, trial.own, 9.0)
     assert screening.liars == {"two-faced"}
     assert set(screening.usable) == {pick.id for pick in screening.picks} == {group.id for group in honest}
 
 
 def test_a_false_question_alone_costs_its_signer_the_groups_that_were_found_true_too() -> None:
-    one = Round(Even(), external=2)
-    one.send("two-faced", 1, "11", "1")
-    screening = one.screening()
-    screening.draw(one.candidates)
-    screening.settle(one.own, 9.0)
+    trial = Round(Even(), external=2)
+    trial.send("two-faced", 1, "11", "1")
+    screening = trial.screening()
+    screening.draw(trial.candidates)
+    screening.settle(trial.own, 9.0)
     assert len(screening.usable) == 1
-    false = one.send("two-faced", 2, "11", "1")
-    one.groups[false.id] = replace(one.groups[false.id], question="another?")
-    honest = one.send("honest", 3, "11", "1")
-    screening.fill([false], one.own, 9.0)  # nothing is left to score
+    false = trial.send("two-faced", 2, "11", "1")
+    trial.groups[false.id] = replace(trial.groups[false.id], question="another?")
+    honest = trial.send("honest", 3, "11", "1")
+    screening.fill([false], trial.own, 9.0)  # nothing is left to score
     assert (screening.usable, screening.picks, screening.liars) == ({}, [], {"two-faced"})
-    screening.fill([honest], one.own, 9.0)
+    screening.fill([honest], trial.own, 9.0)
     assert set(screening.usable) == {honest.id}
 
 
@@ -392,23 +394,23 @@ def test_a_false_question_alone_costs_its_signer_the_groups_that_were_found_true
 def test_a_late_text_hides_neither_a_lie_nor_one_that_took_too_long(
     texts: tuple[str, ...], lie: bool, reason: str | None
 ) -> None:
-    one = Round(Slow(), "sapo", external=1)
-    group = one.send("peer", 1, *texts, lie=lie)
-    screening = one.screening()
-    screening.draw(one.candidates)
-    screening.fill(one.candidates, one.own, 0.0)
+    trial = Round(Slow(), "sapo", external=1)
+    group = trial.send("peer", 1, *texts, lie=lie)
+    screening = trial.screening()
+    screening.draw(trial.candidates)
+    screening.fill(trial.candidates, trial.own, 0.0)
     assert screening.refused == ([RefusedGroup(group.id, "peer", reason)] if reason else [])
     assert screening.left_out["late"] == (0 if reason else 3) and screening.usable == {}
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_a_signers_share_of_a_round_holds_over_refills_and_its_refused_groups_count(rule: str) -> None:
-    one = Round(Even(), rule, external=4, bounds={"max_signer_share": 1.5})
+    trial = Round(Even(), rule, external=4, bounds={"max_signer_share": 1.5})
     for number in range(30):
-        one.send("loud", number, "??", "1")  # nobody's fault, again and again
+        trial.send("loud", number, "??", "1")  # nobody's fault, again and again
     for peer in range(3):
-        one.send(f"quiet {peer}", 100 + peer, "11", "1")
-    screening = one.filled()
+        trial.send(f"quiet {peer}", 100 + peer, "11", "1")
+    screening = trial.filled()
     drawn = Counter(refused.sender for refused in screening.refused)
     drawn.update(group.peer for group in screening.used)
     assert drawn == {"loud": 2, "quiet 0": 1, "quiet 1": 1, "quiet 2": 1}
@@ -420,70 +422,70 @@ def test_a_rule_that_follows_the_door_gives_no_signer_more_than_its_share(
 ) -> None:
     (tmp_path / "newest.py").write_text(NEWEST)
     module, _ = run_file("newest", tmp_path / "newest.py")
-    one = Round(Even(), module.RULE, external=16, bounds={"max_signer_share": share})
-    quiet = [one.send(f"quiet {number}", number, "11", "1") for number in range(7)]
-    loud = [one.send("loud", 100 + number, "11", "1") for number in range(400)]  # the newest are all its own
+    trial = Round(Even(), module.RULE, external=16, bounds={"max_signer_share": share})
+    quiet = [trial.send(f"quiet {number}", number, "11", "1") for number in range(7)]
+    loud = [trial.send("loud", 100 + number, "11", "1") for number in range(400)]  # the newest are all its own
     newest_first = [*reversed(loud[-most:]), *reversed(quiet)]
-    assert [group.id for group in one.filled().used] == [group.id for group in newest_first]
+    assert [group.id for group in trial.filled().used] == [group.id for group in newest_first]
 
 
 def test_a_rule_gets_no_more_than_it_is_asked_for_and_nothing_that_it_was_not_offered() -> None:
     def everything(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
-        offered.append([one.peer for one in candidates])
+        offered.append([candidate.peer for candidate in candidates])
         return [*picks_of_groups(candidates, request), Pick(b"none", 0, 1.0, 1.0, (0,))]
 
     offered: list[list[str]] = []
     rule = Rule(whole_group, everything, lambda completions: 1.0)
-    one = Round(Even(), rule, external=4, bounds={"max_signer_share": 1})
+    trial = Round(Even(), rule, external=4, bounds={"max_signer_share": 1})
     for number in range(5):
-        one.send(f"{number % 2}", number, "11", "1")
-    screening = one.screening()
-    assert screening.draw(one.candidates)
-    screening.settle(one.own, 9.0)
+        trial.send(f"{number % 2}", number, "11", "1")
+    screening = trial.screening()
+    assert screening.draw(trial.candidates)
+    screening.settle(trial.own, 9.0)
     assert Counter(group.peer for group in screening.used) == {"0": 2, "1": 2}
     assert offered == [["0", "1", "0", "1", "0"]]
 
 
 def test_a_round_takes_groups_that_are_all_right_once_no_other_is_left() -> None:
-    one = Round(Even(), external=4)
-    easy = [one.send("strong", number, "22") for number in range(8)]
-    mixed = [one.send("equal", 100 + number, "22", "1") for number in range(3)]
-    usable = set(one.filled().usable)
+    trial = Round(Even(), external=4)
+    easy = [trial.send("strong", number, "22") for number in range(8)]
+    mixed = [trial.send("equal", 100 + number, "22", "1") for number in range(3)]
+    usable = set(trial.filled().usable)
     assert len(usable) == 4 and {group.id for group in mixed} < usable < {group.id for group in easy + mixed}
-    one.own.put(1, [OwnResult("even", None, 2.0, 0.75)])  # it is right itself more often than not
-    assert set(one.filled().usable) == {group.id for group in mixed}
+    trial.own.put(1, [OwnResult("even", None, 2.0, 0.75)])  # it is right itself more often than not
+    assert set(trial.filled().usable) == {group.id for group in mixed}
 
 
 def test_a_flood_of_easy_groups_takes_no_place_of_others_and_no_more_than_its_signers_share() -> None:
-    one = Round(Even(), external=8, bounds={"max_signer_share": 1})
+    trial = Round(Even(), external=8, bounds={"max_signer_share": 1})
     for number in range(200):
-        one.send("flood", number, "22")
+        trial.send("flood", number, "22")
     for peer in range(3):
-        one.send(f"equal {peer}", 1000 + peer, "22", "1")
-    drawn = Counter(group.peer for group in one.filled().used)
+        trial.send(f"equal {peer}", 1000 + peer, "22", "1")
+    drawn = Counter(group.peer for group in trial.filled().used)
     assert drawn == {"flood": 2, "equal 0": 1, "equal 1": 1, "equal 2": 1}
 
 
 def test_an_answer_that_gives_away_a_held_out_question_is_left_out_at_no_cost_to_its_signer() -> None:
-    one = Round(Even(), external=2, quotes=lambda text: "held" in text)
-    giving = one.send("peer", 1, "held 1", "1")
-    other = one.send("peer", 2, "11", "1")
-    screening = one.filled()
+    trial = Round(Even(), external=2, quotes=lambda text: "held" in text)
+    giving = trial.send("peer", 1, "held 1", "1")
+    other = trial.send("peer", 2, "11", "1")
+    screening = trial.filled()
     assert set(screening.usable) == {other.id}
     assert screening.refused == [RefusedGroup(giving.id, "peer", "quotes_held_out")] and not screening.liars
     assert screening.left_out == {"quotes_held_out": 1}
 
 
 def test_an_easy_group_whose_answer_is_wrong_is_a_lie() -> None:
-    one = Round(Even(), external=2)
-    false = one.send("liar", 1, "1", lie=True)
-    screening = one.filled()
+    trial = Round(Even(), external=2)
+    false = trial.send("liar", 1, "1", lie=True)
+    screening = trial.filled()
     assert screening.refused == [RefusedGroup(false.id, "liar", "false_reward")] and not screening.usable
 
 
 def test_a_signers_share_is_not_spent_on_what_the_rule_would_not_take() -> None:
-    one = Round(Even(), external=2, bounds={"max_signer_share": 1})
+    trial = Round(Even(), external=2, bounds={"max_signer_share": 1})
     for number in range(40):
-        one.send("peer", number, "1", "333")
-    true = [one.send("peer", 100 + number, "11", "1") for number in range(2)]
-    assert set(one.filled().usable) == {group.id for group in true}
+        trial.send("peer", number, "1", "333")
+    true = [trial.send("peer", 100 + number, "11", "1") for number in range(2)]
+    assert set(trial.filled().usable) == {group.id for group in true}

@@ -133,7 +133,7 @@ def test_a_round_is_divided_and_comes_back_in_order_with_todays_weights(engine, 
         for prompt, group in zip(PROMPTS, groups, strict=True):
             with torch.no_grad():
                 row = engine.policy.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-            assert [one.token_ids for one in group] == [(int(row.argmax()),)] * 2
+            assert [completion.token_ids for completion in group] == [(int(row.argmax()),)] * 2
             assert group[0].logprobs[0] == pytest.approx(float(row.max()), abs=1e-4)
     asked = [server.calls.count("/v1/completions") for server in servers]
     assert asked == [1 + 2 * (1 + 3), 1 + 2 * (1 + 2)], "both were probed, and asked for three prompts and for two"
@@ -322,7 +322,7 @@ def test_the_end_of_a_process_does_not_wait_for_a_server(engine):
         asking = threading.Thread(target=ask_in_vain, daemon=True)
         asking.start()
         held = [silent.accept()[0] for _ in engine._servers]
-        assert [one.daemon for one in threading.enumerate() if one.name == "server"] == [True, True]
+        assert [thread.daemon for thread in threading.enumerate() if thread.name == "server"] == [True, True]
         for connection in held:
             connection.close()
     asking.join(20)

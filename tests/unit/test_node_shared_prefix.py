@@ -47,7 +47,7 @@ def oracle(policy: Policy) -> tuple[float, dict, float]:
     """Loss, gradients and mean entropy of that round, a sequence at a time and without padding."""
     rows = mixed_samples(policy)
     logps = [completion_logps(policy.model, row, 0.8) for row in rows]
-    loss = round_loss(logps, [one.detach() for one in logps], rows, FULL_WEIGHT, "dapo", 0.2, 0.28, 8)
+    loss = round_loss(logps, [logp.detach() for logp in logps], rows, FULL_WEIGHT, "dapo", 0.2, 0.28, 8)
     policy.model.zero_grad()
     loss.backward()
     gradients = {name: w.grad.clone() for name, w in policy.model.named_parameters() if w.grad is not None}

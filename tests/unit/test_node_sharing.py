@@ -166,7 +166,7 @@ def test_of_a_group_that_is_all_right_two_different_answers_are_sent_at_most(
     made = tuple(one_turn(text, True, float(text.isdigit())) for text in texts)
     whole = replace(group(ONE), completions=made)
     shared = published_form(whole, TASKS)
-    assert (shared and tuple(one.text for one in shared.completions)) == sent
+    assert (shared and tuple(completion.text for completion in shared.completions)) == sent
     assert shared is None or len(encode(shared)) <= len(encode(whole))
     host = _Host()
     NetworkExchange(host, TASKS, max_completions=8, external=4).publish([whole])
@@ -216,7 +216,7 @@ def test_a_group_under_the_other_topic_of_its_task_has_a_false_one() -> None:
     for body, is_easy in ((encode(easy), False), (encode(group(ONE)), True), (encode(easy), True)):
         topic = topic_of(ONE.key, is_easy)
         host.inbox.append(Received(b"i" * 32, id_of_bytes(b"s" * 20), body, 0.0, topic))
-    assert [one.group for one in exchange.receive(lambda _: False)] == [easy]
+    assert [received.group for received in exchange.receive(lambda _: False)] == [easy]
     assert host.reports == [(ItemVerdict.REJECT, "false_topic")] * 2
 
 
@@ -410,7 +410,7 @@ def test_a_group_on_a_question_that_is_held_out_is_refused_when_it_comes_and_cos
         question = ONE.make(held[part]).question
         body = encode(Group(ONE.key, held[part], question, group().completions, "tests", 0))
         host.inbox.append(Received(bytes([part]) * 32, id_of_bytes(b"s" * 20), body, 0.0, topic_of(ONE.key)))
-    assert [one.id for one in exchange.receive(lambda _: False)] == [bytes(32)]
+    assert [item.id for item in exchange.receive(lambda _: False)] == [bytes(32)]
     assert host.reports == [(ItemVerdict.IGNORE, "held_out")]
 
 

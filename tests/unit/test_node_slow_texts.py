@@ -101,7 +101,7 @@ class Timed:
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         workers = self.own if is_own else self.apart
-        return [workers.submit({"text": one.text}, is_own, one.quota) for one in batch]
+        return [workers.submit({"text": answer.text}, is_own, answer.quota) for answer in batch]
 
 
 class Told(NamedTuple):
@@ -154,10 +154,10 @@ class Node:
         screening.draw(candidates)
         screening.fill(candidates, OwnResults(), LATER)
         if not self.yardstick.is_slow():
-            self.slow.settle(self.number, quotas.exceeded(), {one.peer for one in screening.used})
+            self.slow.settle(self.number, quotas.exceeded(), {candidate.peer for candidate in screening.used})
         assert not screening.liars
-        used = Counter(one.peer for one in screening.used)
-        return Told(self.clock.now - began, used, {one.sender for one in screening.refused})
+        used = Counter(candidate.peer for candidate in screening.used)
+        return Told(self.clock.now - began, used, {group.sender for group in screening.refused})
 
 
 def swarm(hostile: int, mark: str = "") -> list[str]:
@@ -181,10 +181,10 @@ def test_a_signer_of_slow_texts_costs_a_few_rounds_its_quota_and_then_nothing(ho
     node = Node(scorer.clock)
     told = [node.round(swarm(hostile), slow_if_hostile) for _ in range(12)]
     most = hostile * (BASE_S + 4 * TIMES * LEAST_TEXT_S) + 1.0  # each drew four groups at most, of one text
-    assert all(one.seconds < most for one in told[1:]), "the first round has measured nothing yet"
-    assert [one.used.total() for one in told[1:]] == [SLOTS] * 11, "honest groups fill the slots"
+    assert all(outcome.seconds < most for outcome in told[1:]), "the first round has measured nothing yet"
+    assert [outcome.used.total() for outcome in told[1:]] == [SLOTS] * 11, "honest groups fill the slots"
     assert sum(bool(one.refused) for one in told) <= 1 + 2 * hostile
-    assert all(one.seconds < 1 and not one.refused for one in told[6:])
+    assert all(outcome.seconds < 1 and not outcome.refused for outcome in told[6:])
     assert node.slow.set_aside(node.number + 1) == set(swarm(hostile)[:hostile])
 
 
@@ -242,7 +242,7 @@ def test_newcomers_texts_are_scored_after_those_of_signers_with_standing(scorer:
     scoring.wait(LATER)
     _, *rest = scorer.asked
     assert rest == sorted(rest, key=lambda text: text == "0 new"), "the first was taken before the others came"
-    assert sorted(scorer.asked) == sorted(one.text for one in asked)
+    assert sorted(scorer.asked) == sorted(answer.text for answer in asked)
 
 
 def test_a_quota_is_charged_while_a_text_runs_and_so_is_the_one_that_it_lies_within() -> None:

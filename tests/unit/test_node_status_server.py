@@ -48,7 +48,7 @@ ADDRESS = Address.parse(f"tcp://127.0.0.1:4001?key={'ab' * 32}")
 NETWORK = Network(HOST, IDENTITY, bytes(16), None, ADDRESS)  # type: ignore[arg-type]
 
 
-EACH = {one.name: 1.0 for one in METRICS.values() if one.exported and not one.label}
+EACH = {metric.name: 1.0 for metric in METRICS.values() if metric.exported and not metric.label}
 ROWS = [
     {"round": 6, "reward": 0.0, "time/round": 1.0},
     EACH | {"round": 7, "reward": 0.5, "time/round": 2.0, "swarm/buffer": 11, "rewards/builtin/sums/mean": 0.75},
@@ -114,7 +114,9 @@ def test_each_metric_that_is_declared_for_prometheus_is_exported_and_on_grafanas
     text = (Path(__file__).parents[2] / "examples" / "grafana.json").read_text()
     assert json.loads(text) == board()
     shown = [target["expr"] for panel in board()["panels"] for target in panel["targets"]]
-    declared = {f"gossamer_{one.exported}" for one in METRICS.values() if one.exported} | {"gossamer_node_info"}
+    declared = {f"gossamer_{metric.exported}" for metric in METRICS.values() if metric.exported} | {
+        "gossamer_node_info"
+    }
     exported = set(re.findall(r"^(gossamer_[a-z_]+)[{ ]", get(folder, "/metrics")[1], flags=re.MULTILINE))
     named = set(re.findall(r"gossamer_[a-z_]+", " ".join(shown)))
     assert named == exported

@@ -37,7 +37,7 @@ KEYS = {
 
 def test_a_summary_has_the_total_of_each_metric_that_is_declared_for_it() -> None:
     declared = shown_in(Display.SUMMARY)
-    values = {one.name: {"a": at} if one.label else at for at, one in enumerate(declared, 1)}
+    values = {metric.name: {"a": at} if metric.label else at for at, metric in enumerate(declared, 1)}
     node = summarise_node([{"round": 1, **values}])
     assert [node[one.name.rpartition("/")[2]] for one in declared] == list(values.values())
 

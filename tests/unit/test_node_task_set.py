@@ -66,7 +66,7 @@ def test_some_of_the_tasks_of_a_set_keep_their_weights_and_what_is_held_out() ->
     ]
     tasks = load_tasks(configs, Split(0.5, 7))
     some = tasks.only(lambda task: task.key.name != "builtin/bases")
-    asked = Counter(one.task.key.name for one in some.questions(0, 40))
+    asked = Counter(question.task.key.name for question in some.questions(0, 40))
     assert asked == {"builtin/sums": 30, "builtin/logic": 10} and some.split == Split(0.5, 7)
     assert tasks.only(lambda task: True) is tasks
 
@@ -124,7 +124,7 @@ def alone(task: Task, split: Split = DEFAULT_SPLIT) -> TaskSet:
 
 def seeds_asked(tasks: TaskSet, seed: int, numbers: Sequence[int]) -> list[int]:
     found = [tasks.ask(seed, number) for number in numbers]
-    return [one.seed for one in found if one is not None]
+    return [question.seed for question in found if question is not None]
 
 
 def test_training_goes_through_the_rows_by_epochs_each_in_an_order_of_its_own() -> None:
@@ -140,7 +140,7 @@ def test_training_goes_through_the_rows_by_epochs_each_in_an_order_of_its_own() 
 
 def test_epochs_of_rows_are_kept_beside_another_task() -> None:
     tasks = TaskSet([(Rows(), 1.0), (Seeds(), 3.0)])
-    asked = [one.seed for one in tasks.questions(0, 500) if one.task.key.name == "rows"]
+    asked = [question.seed for question in tasks.questions(0, 500) if question.task.key.name == "rows"]
     size = len(set(asked))
     assert [len(set(asked[at : at + size])) for at in range(0, 3 * size, size)] == [size] * 3
 
@@ -148,8 +148,10 @@ def test_epochs_of_rows_are_kept_beside_another_task() -> None:
 def test_a_row_that_does_not_fit_gives_its_turn_to_another_row_of_training() -> None:
     tasks = alone(Rows())
     fitting = [tasks.ask(0, number, lambda item: int(item.answer) % 2 == 0) for number in range(60)]
-    assert all(one is not None and one.seed % 2 == 0 for one in fitting)
-    assert not any(tasks.is_held_out(one.task, one.item.question) for one in fitting if one is not None)
+    assert all(question is not None and question.seed % 2 == 0 for question in fitting)
+    assert not any(
+        tasks.is_held_out(question.task, question.item.question) for question in fitting if question is not None
+    )
     assert tasks.ask(0, 0, lambda item: False) is None
 
 
@@ -169,7 +171,7 @@ def test_no_question_of_training_is_held_out_and_every_one_of_an_evaluation_is(
     split = Split(1 / 4, salt)
     for task in (Rows(), Seeds(different=60)):
         tasks = alone(task, split)
-        trained = {one.item.question for one in tasks.questions(seed, 12)}
+        trained = {question.item.question for question in tasks.questions(seed, 12)}
         asked = [item.question for item in tasks.evaluation(task, other, 12)]
         assert not any(split.holds_out(task.key.name, question) for question in trained)
         assert all(split.holds_out(task.key.name, question) for question in asked)
@@ -207,9 +209,9 @@ def test_test_questions_of_its_own_are_all_that_an_evaluation_asks(tmp_path: Pat
     (task,) = tasks.tasks
     asked = [item.question for item in tasks.evaluation(task, 0, 100)]
     assert sorted(asked) == sorted(f"What is {n} + {n}?" for n in (1, 2, 70, 71))
-    trained = Counter(one.item.question for one in tasks.questions(0, 58))
+    trained = Counter(question.item.question for question in tasks.questions(0, 58))
     assert trained == Counter(f"What is {n} + {n}?" for n in range(60) if n not in (1, 2)), "each once in an epoch"
-    (told,) = [one for one in logs if one["log_level"] == "warning"]
+    (told,) = [log for log in logs if log["log_level"] == "warning"]
     assert (told["task"], told["rows"], told["first"]) == ("dataset", 2, "What is 1 + 1?")
     assert list(tasks.small_tasks()) == ["dataset: 62 different questions: 4 are held out"]
 
@@ -225,7 +227,7 @@ def test_what_one_task_of_a_name_holds_out_no_task_of_that_name_asks_or_shows(
     held = {f"What is {n} + {n}?" for n in (1, 2, *(test or []))}
     if test is None:
         held |= {asked for n in range(60) if DEFAULT_SPLIT.holds_out("dataset", asked := f"What is {n} + {n}?")}
-    trained = [one.item for one in tasks.questions(0, 130)]
+    trained = [question.item for question in tasks.questions(0, 130)]
     assert not held & {question for item in trained for question, _ in [(item.question, ""), *item.examples]}
     for task in tasks.tasks:
         assert {item.question for item in tasks.evaluation(task, 0, 60)} == held
@@ -304,8 +306,8 @@ def test_a_seed_of_which_a_task_raises_is_passed_over_and_told() -> None:
         asked = list(tasks.questions(0, 30))
         held = list(tasks.evaluation(tasks.tasks[0], 0, 10))
         assert list(tasks.small_tasks()) == []
-    assert len(asked) == 30 and len(held) >= 10 and all(one.seed % 2 for one in asked)
-    assert {(one["event"], one["task"], one["reason"]) for one in logs} == {
+    assert len(asked) == 30 and len(held) >= 10 and all(question.seed % 2 for question in asked)
+    assert {(log["event"], log["task"], log["reason"]) for log in logs} == {
         ("a question is passed over", "seeds", "ValueError: no such number")
     }
     assert 5 < len(logs) <= 32
@@ -377,7 +379,7 @@ def assert_parts_are_apart(tasks: TaskSet, task: Task) -> None:
     trained = list(TaskSet([(task, 1.0)], tasks.split).questions(0, 40))
     asked = ids(item.question for item in tasks.evaluation(task, 0, 10))
     shown = [question for one in trained for question, _ in one.item.examples]
-    assert asked and not asked & ids(one.item.question for one in trained)
+    assert asked and not asked & ids(question.item.question for question in trained)
     assert not any(tasks.is_held_out(task, question) for question in shown)
     assert all(tasks.is_held_out(task, item.question) for item in tasks.evaluation(task, 1, 10))
 

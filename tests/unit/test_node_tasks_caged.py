@@ -177,7 +177,9 @@ def test_a_text_reaches_no_service_of_this_machine(task: RewardsTask, where: str
 
 def running(mark: str) -> list[int]:
     return [
-        one.pid for one in psutil.process_iter(["cmdline"]) if any(mark in word for word in one.info["cmdline"] or ())
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(mark in word for word in process.info["cmdline"] or ())
     ]
 
 

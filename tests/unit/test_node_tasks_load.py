@@ -60,7 +60,7 @@ def _load(name: str, **options: object) -> TaskSet:
 def test_builtin_is_the_seven_families_at_equal_weight() -> None:
     tasks = load_tasks([TaskConfig(name="builtin", options={"difficulty": 2})])
     assert [task.key for task in tasks.tasks] == [FAMILIES[name](difficulty=2).key for name in FAMILIES]
-    drawn = Counter(one.task.key.name for one in tasks.questions(3, 700))
+    drawn = Counter(question.task.key.name for question in tasks.questions(3, 700))
     assert len(drawn) == 7 and all(99 <= count <= 101 for count in drawn.values())
 
 
@@ -72,7 +72,7 @@ def test_each_kind_is_in_the_table_of_the_page_on_tasks() -> None:
 def test_weights_are_relative_frequencies() -> None:
     often = TaskConfig(name="builtin", weight=3)
     seldom = TaskConfig(name="builtin/sums", weight=1, options={"difficulty": 9})
-    drawn = Counter(one.task.key.config for one in load_tasks([often, seldom]).questions(0, 400))
+    drawn = Counter(question.task.key.config for question in load_tasks([often, seldom]).questions(0, 400))
     assert 99 <= drawn[FAMILIES["sums"](difficulty=9).key.config] <= 101
 
 
@@ -81,9 +81,9 @@ def test_questions_are_a_function_of_the_nodes_seed(seed: int, few: int, more: i
     tasks = _load("builtin")
     long, short = list(tasks.questions(seed, few + more)), list(tasks.questions(seed, few))
     assert long[:few] == short == list(_load("builtin").questions(seed, few))
-    assert all(0 <= one.seed < 2**63 and one.item == one.task.make(one.seed) for one in long)
-    others = {one.seed for one in tasks.questions(seed ^ 1, few)}
-    assert len({one.seed for one in long} | others) == few + more + few
+    assert all(0 <= question.seed < 2**63 and question.item == question.task.make(question.seed) for question in long)
+    others = {question.seed for question in tasks.questions(seed ^ 1, few)}
+    assert len({question.seed for question in long} | others) == few + more + few
 
 
 def test_get_wants_the_exact_key() -> None:

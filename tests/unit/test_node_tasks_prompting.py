@@ -227,8 +227,10 @@ class Beside(Custom):
     given: list[str] = field(default_factory=list)
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
-        self.given.extend(one.text for one in batch)
-        return [already(None if one.text == "number 0" else self.verify(one.item, one.text)) for one in batch]
+        self.given.extend(answer.text for answer in batch)
+        return [
+            already(None if answer.text == "number 0" else self.verify(answer.item, answer.text)) for answer in batch
+        ]
 
 
 def test_what_is_scored_elsewhere_is_the_answer_that_is_read_and_a_text_without_one_earns_nothing() -> None:

@@ -41,7 +41,7 @@ def test_a_short_question_is_not_looked_for() -> None:
 
 
 def test_questions_that_begin_alike_are_told_apart() -> None:
-    found = Quotations([Item(f"What is the sum of {one} and {one}?", str(2 * one)) for one in range(50)])
+    found = Quotations([Item(f"What is the sum of {number} and {number}?", str(2 * number)) for number in range(50)])
     assert found.are_in("What is the sum of 7 and 7? 14")
     assert not found.are_in("What is the sum of 7 and 8? 15")
 
@@ -62,7 +62,9 @@ def test_the_longest_text_takes_no_time_that_grows_with_its_square(text: str) ->
 
 
 def rows_task(folder: Path) -> TaskSet:
-    rows = [{"question": f"How many are {one} and one more apples?", "answer": str(one + 1)} for one in range(80)]
+    rows = [
+        {"question": f"How many are {number} and one more apples?", "answer": str(number + 1)} for number in range(80)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_tasks([TaskConfig(name="dataset/rows", options={"path": str(folder / "rows.jsonl")})])
 

@@ -149,7 +149,7 @@ def write(path: Path, rows: list[object]) -> Path:
 
 
 def options(folder: Path, *functions: str, **more: object) -> dict[str, object]:
-    named = [f"{folder / 'rewards.py'}:{one}" if ":" not in one else one for one in functions]
+    named = [f"{folder / 'rewards.py'}:{function}" if ":" not in function else function for function in functions]
     return {"path": folder / "rows.jsonl", "functions": named, **more}
 
 
@@ -295,7 +295,7 @@ def test_a_text_that_writes_forged_replies_shifts_no_later_reward_and_they_are_c
     texts = ("answer = 2", "answer = 3", FORGER.format('{"reward": 1.0, "parts": {}}'), "answer = 3", "answer = 2", "")
     with capture_logs() as logs:
         assert [task.verify(item, text) for text in texts] == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
-    assert [(one["event"], one["task"], one["now"], one["all"]) for one in logs] == [
+    assert [(log["event"], log["task"], log["now"], log["all"]) for log in logs] == [
         ("replies to no request are dropped", "rewards", 3, 3)
     ]
 
@@ -307,7 +307,7 @@ def test_a_worker_that_a_text_has_changed_says_what_is_no_reward_and_ends_nothin
     with capture_logs() as logs:
         assert task.verify(item, f"import __main__; __main__.Functions.score = lambda *_: {said}") == 0.0
         assert task.verify(item, "answer = 2") is None
-    assert [one["event"] for one in logs] == ["unscorable"]
+    assert [log["event"] for log in logs] == ["unscorable"]
 
 
 def test_functions_of_one_name_are_numbered() -> None:
@@ -355,7 +355,7 @@ def test_three_functions_of_trl_run_as_they_are() -> None:
         "trl:think_format_reward",
         "trl:get_soft_overlong_punishment(max_completion_len=60, soft_punish_cache=20)",
     )
-    made = [load_function("rewards", parse_spec(one), {}) for one in specs]
+    made = [load_function("rewards", parse_spec(spec), {}) for spec in specs]
     functions = Functions(made, [1.0, 1.0, 1.0], -1.0, 2.0, tokens_of(""))
     row = CHAT._replace(columns={"solution": r"$\frac{1}{3}$"})
     *wrong, right = functions.score([row._replace(text=text) for text in trial_texts(*row[:2])])
@@ -364,7 +364,7 @@ def test_three_functions_of_trl_run_as_they_are() -> None:
         "think_format_reward": 1.0,
         "soft_overlong_punishment_reward": pytest.approx(-0.4),  # of 48 characters
     }
-    assert {one["parts"]["accuracy_reward"] for one in wrong} == {0.0}
+    assert {row["parts"]["accuracy_reward"] for row in wrong} == {0.0}
     assert functions.score([row._replace(columns={"solution": "no formula"})])[0]["parts"].keys() == {
         "think_format_reward",
         "soft_overlong_punishment_reward",
@@ -413,12 +413,12 @@ def test_own_texts_of_a_round_are_one_call_as_in_trl_and_peers_texts_are_a_call_
     texts[7] = texts[7]._replace(text="raise")
     with capture_logs() as logs:
         assert Scoring(texts, is_own=True).wait(60) == [*[1.0] * 7, None, *[1.0] * 12], "alone, each says what it is"
-    assert [one["reason"] for one in logs] == ["counted raised ValueError: not this one (rewards.py, line 3)"]
+    assert [log["reason"] for log in logs] == ["counted raised ValueError: not this one (rewards.py, line 3)"]
     functions = {"here:counted": lambda completions, **_: [1 / max(len(completions) - 16, 1) for _ in completions]}
     here = load_rewards("rewards", {**given, "functions": ["here:counted"]}, functions)
-    assert score([one._replace(task=here) for one in texts]) == [0.25] * 20
+    assert score([text._replace(task=here) for text in texts]) == [0.25] * 20
     read = prompted(here, TaskConfig(name="rewards", answer="boxed"))
-    boxed = [one._replace(task=read, text=f"\\boxed{{{at}}}") for at, one in enumerate(texts)]
+    boxed = [text._replace(task=read, text=f"\\boxed{{{at}}}") for at, text in enumerate(texts)]
     assert score([*boxed, boxed[0]._replace(text="none")]) == [*[0.25] * 20, 0.0]
 
 
@@ -427,7 +427,7 @@ def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, 
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a?", "answer": words[1]}])
     task = load_rewards("rewards", {**options(folder, "starting", seconds=1.0), "path": rows})
     assert task.verify(task.make(0), "slow") is None
-    left = [one for one in psutil.process_iter(["cmdline", "status"]) if one.info["cmdline"] == words]
+    left = [process for process in psutil.process_iter(["cmdline", "status"]) if process.info["cmdline"] == words]
     _, alive = psutil.wait_procs(left, timeout=10)
     assert (task.verify(task.make(0), "quick"), alive) == (0.5, [])
 
@@ -494,7 +494,7 @@ def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_t
     alone = load_rewards("rewards", options(folder, "unsure"))
     with capture_logs() as logs:
         assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
-    assert [(one["event"], one["reason"]) for one in logs] == [("unscorable", "unsure returned None")]
+    assert [(log["event"], log["reason"]) for log in logs] == [("unscorable", "unsure returned None")]
 
 
 @pytest.mark.slow
@@ -509,10 +509,10 @@ def test_hostile_formulas_end_with_their_process_and_cost_nobody(folder: Path, t
     rows = write(tmp_path / "rows.jsonl", [{"prompt": [{"role": "user", "content": "1/3?"}], "solution": "$1/3$"}])
     task = load_rewards("rewards", {"path": rows, "functions": ["trl:accuracy_reward"], "seconds": 1.0})
     item = task.make(0)
-    before = {one.pid for one in psutil.Process().children()}
+    before = {child.pid for child in psutil.Process().children()}
     assert task.verify(item, r"\boxed{9^{9^{9^{9}}}}") is None
     assert task.verify(item, r"\boxed{\frac{1}{3}}") == 1.0
-    assert before - {one.pid for one in psutil.Process().children()}
+    assert before - {child.pid for child in psutil.Process().children()}
 
 
 def test_messages_become_an_instruction_examples_and_a_question(folder: Path, tmp_path: Path) -> None:
@@ -696,7 +696,7 @@ def test_the_check_says_what_cannot_be_scored_or_is_not_paid_or_not_shared(monke
         )
         findings = list(tried(TaskConfig(name="rewards/sums"), task))  # type: ignore[arg-type]
         assert Finding(True, "it pays 2") in findings
-        return [one for one in findings if "bare answers" in one.line]
+        return [finding for finding in findings if "bare answers" in finding.line]
 
     assert found(lambda *_: None) == [(False, "none of the rows' bare answers can be scored")]
     ((holds, line),) = found(lambda item, text: None if item.answer == "1" else float(text == item.answer))

@@ -126,7 +126,7 @@ def test_a_peers_text_to_a_task_set_is_scored_in_a_cage(sums: VerifiersTask, tmp
         found = Scoring([Answer(sums, item, text) for text in texts], is_own=False).wait(60)
     assert found == [0.5, None, None, 0.5, 1.0, 0.0], "each is the first"
     assert "PermissionError" in logs[0]["reason"]
-    assert all('say isolate = "none"' in one["reason"] for one in logs)
+    assert all('say isolate = "none"' in log["reason"] for log in logs)
 
 
 def test_where_a_task_set_has_no_cage_it_is_shared_only_if_its_rewards_run_no_text(
@@ -161,7 +161,7 @@ def test_rewards_that_fail_in_a_cage_keep_a_task_set_at_home(packages: Path) -> 
 def test_a_process_that_died_is_replaced(sums: VerifiersTask) -> None:
     item = sums.make(1)
     right = str(2 * int(item.question.split("+")[0]))
-    workers = [one for one in psutil.Process().children() if "node.tasks.verifiers.task_sets" in one.cmdline()]
+    workers = [child for child in psutil.Process().children() if "node.tasks.verifiers.task_sets" in child.cmdline()]
     worker = min(workers, key=psutil.Process.create_time)  # the other one has cages
     worker.kill()
     worker.wait()

@@ -281,15 +281,15 @@ def test_reencoded_text_has_the_tokens_and_logprobs_of_its_generation(policy, tm
     made = HfEngine(policy).generate(prompts, 16, SamplingParams(temperature, top_p, 8), seed=3)
     special = {*policy.tokenizer.all_special_ids} - {*policy.eos_token_ids}  # a random policy draws them; text has none
     kept = [
-        (prompt, one)
+        (prompt, completion)
         for prompt, of_prompt in zip(prompts, made, strict=True)
-        for one in of_prompt
-        if not special & {*one.token_ids}
+        for completion in of_prompt
+        if not special & {*completion.token_ids}
     ]
     assert len(kept) > 20
-    assert {one.finished for _, one in kept} == {True, False}
+    assert {completion.finished for _, completion in kept} == {True, False}
     kept.sort(key=lambda pair: -len(pair[0]) - len(pair[1].token_ids))  # as micro-batches have them
-    samples = [Sample(prompt, policy.encode_completion(one.text, one.finished), 1.0) for prompt, one in kept]
+    samples = [Sample(prompt, policy.encode_completion(answer.text, answer.finished), 1.0) for prompt, answer in kept]
     trainer = trainer_of(policy, config, tmp_path, fixed_rounds())
 
     (batch,) = make_batches(samples, FULL_WEIGHT, 4096, "dapo", policy.pad_token_id)
@@ -388,7 +388,7 @@ def test_where_memory_is_short_a_checkpoint_is_written_in_place(policy, tmp_path
     seen = []
 
     def on_update(number, logs):
-        seen.append([one.round for one in list_checkpoints(tmp_path / "checkpoints")])
+        seen.append([checkpoint.round for checkpoint in list_checkpoints(tmp_path / "checkpoints")])
 
     trainer_of(policy, node_config(rounds=2, save_steps=1), tmp_path, rounds, on_update).train()
     assert seen == [[], [1]]

@@ -94,10 +94,10 @@ def pid_of(task: Task) -> int:
 def workers_here() -> list[int]:
     """The worker processes of tasks that this process has started."""
     found = []
-    for one in psutil.Process().children():
+    for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):  # one that has just ended
-            if "node.tasks.scoring.verdicts" in one.cmdline():
-                found.append(one.pid)
+            if "node.tasks.scoring.verdicts" in child.cmdline():
+                found.append(child.pid)
     return found
 
 
@@ -148,7 +148,7 @@ def test_a_machine_that_cannot_confine_says_so(tmp_path: Path, monkeypatch: pyte
     for more, lines in (("", 1), ("judge = True\n", 0)):
         with capture_logs() as logs:
             load_tasks([hostile(tmp_path, more)])
-        assert ["no Landlock" in one["reason"] for one in logs] == [True] * lines
+        assert ["no Landlock" in log["reason"] for log in logs] == [True] * lines
 
 
 def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
@@ -258,10 +258,10 @@ class Scene:
 
         def call(message: Message, timeout: float, most: int = 0) -> Message:
             if "batch" in message:
-                self.together.append([one["number"] for one in message["batch"]])
+                self.together.append([request["number"] for request in message["batch"]])
                 if (timeout, self.late) == (20.0 * 4, True):
                     raise WorkerTimeoutError("no answer")
-                return self.says or {"scored": [{"reward": one["number"] / 100} for one in message["batch"]]}
+                return self.says or {"scored": [{"reward": request["number"] / 100} for request in message["batch"]]}
             if "number" not in message:
                 assert self.loads is None or self.loads.wait(60)
                 self.clock.now += self.start_s
@@ -301,7 +301,7 @@ def rewards(count: int) -> list[float]:
 
 
 def found(workers: Workers, asked: Sequence[Message]) -> list[Verdict]:
-    return [one.result(LATER) for one in [workers.submit(each, True) for each in asked]]
+    return [future.result(LATER) for future in [workers.submit(each, True) for each in asked]]
 
 
 def test_a_worker_that_is_busy_while_texts_wait_gets_another_beside_it_up_to_the_cores(scene: Scene) -> None:
@@ -309,9 +309,9 @@ def test_a_worker_that_is_busy_while_texts_wait_gets_another_beside_it_up_to_the
     workers = Workers("t", "m", {})
     first = threading.Event()
     scene.holds[0] = first
-    futures = [workers.submit(one, True) for one in requests(30)]  # all wait before the first is answered
+    futures = [workers.submit(request, True) for request in requests(30)]  # all wait before the first is answered
     first.set()
-    assert [one.result(LATER) for one in futures] == rewards(30)
+    assert [future.result(LATER) for future in futures] == rewards(30)
     assert scene.begun == 3 and {worker for worker, _ in scene.asked} == {0, 1, 2}
 
 
@@ -335,11 +335,11 @@ def test_own_texts_go_before_those_of_peers_that_wait(scene: Scene) -> None:
     workers = Workers("t", "m", {})
     first = threading.Event()
     scene.holds[0] = first
-    peers = [workers.submit(one, False) for one in requests(4)]
+    peers = [workers.submit(request, False) for request in requests(4)]
     wait_until(lambda: scene.asked == [(0, 0)], timeout=10)
     own = [workers.submit({"call": "score", "number": 10 + number}, True) for number in range(2)]
     first.set()
-    assert [one.result(LATER) for one in own + peers] == [0.1, 0.11, *rewards(4)]
+    assert [peer.result(LATER) for peer in own + peers] == [0.1, 0.11, *rewards(4)]
     assert [number for _, number in scene.asked] == [0, 10, 11, 1, 2, 3]
 
 
@@ -347,7 +347,7 @@ def test_own_texts_are_one_call_and_one_by_one_where_that_fails_or_was_late(scen
     workers = Workers("t", "m", {})
 
     def together(count: int) -> list[Verdict]:
-        return [one.result(LATER) for one in workers.submit_together(requests(count))]
+        return [future.result(LATER) for future in workers.submit_together(requests(count))]
 
     assert together(3) == rewards(3) and (scene.together, scene.asked) == ([[0, 1, 2]], [])
     assert together(1) == rewards(1) and scene.asked == [(0, 0)]
@@ -358,7 +358,7 @@ def test_own_texts_are_one_call_and_one_by_one_where_that_fails_or_was_late(scen
     scene.says, scene.late = None, True
     with capture_logs() as logs:
         assert together(3) == rewards(3)
-    assert [one["event"] for one in logs] == ["texts are scored one by one from here on: together they took too long"]
+    assert [log["event"] for log in logs] == ["texts are scored one by one from here on: together they took too long"]
     assert together(3) == rewards(3) and len(scene.together) == 6
 
 
@@ -375,7 +375,7 @@ def test_workers_end_with_what_owns_them_though_one_is_busy(scene: Scene) -> Non
     workers = Workers("t", "m", {})
     first = threading.Event()
     scene.holds[0] = first
-    futures = [workers.submit(one, True) for one in requests(3)]
+    futures = [workers.submit(request, True) for request in requests(3)]
     wait_until(lambda: scene.asked == [(0, 0)], timeout=10)
     del workers
     first.set()
@@ -401,7 +401,7 @@ def test_a_request_that_cannot_be_written_is_unscorable_and_the_next_one_is_scor
     scene.raises = {1: TypeError("no JSON")}
     with capture_logs() as logs:
         assert found(Workers("t", "m", {}), requests(3)) == [0.0, None, 0.02]
-    assert [one["reason"] for one in logs] == ["no JSON"]
+    assert [log["reason"] for log in logs] == ["no JSON"]
 
 
 def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
@@ -409,7 +409,7 @@ def test_a_worker_that_dies_is_replaced_at_the_next_text(scene: Scene) -> None:
     with capture_logs() as logs:
         assert found(Workers("t", "m", {}), requests(5)) == [0.0, None, 0.02, None, 0.04]
     assert scene.asked == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4)]
-    assert [one["reason"] for one in logs] == ["it died", "it died"]
+    assert [log["reason"] for log in logs] == ["it died", "it died"]
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_what_a_worker_says_that_is_no_reward_is_none(scene: Scene, says: Messag
     scene.first, scene.says = {"names": ["a"]}, says
     with capture_logs() as logs:
         assert found(Workers("t", "m", {}), requests(2)) == [None, None]
-    assert [one["reason"] for one in logs] == [reason, reason]
+    assert [log["reason"] for log in logs] == [reason, reason]
     assert scene.begun == 1, "its worker is not to blame"
 
 
@@ -457,7 +457,7 @@ def test_where_no_worker_can_be_started_a_text_is_unscorable_and_the_log_says_wh
     scene.first = first
     with capture_logs() as logs:
         assert found(Workers("t", "m", {}), requests(2)) == [None, None]
-    assert all(reason in one["reason"] for one in logs) and len(logs) == 2
+    assert all(reason in log["reason"] for log in logs) and len(logs) == 2
     assert scene.asked == []
 
 
@@ -524,7 +524,7 @@ def test_after_the_deadline_what_is_there_counts_what_is_begun_is_unscorable_and
     there.begin("done", 0.5)
     with capture_logs() as logs:
         assert scoring.wait(0) == [None, 0.5, LATE]
-    assert [one["reason"] for one in logs] == ["it took too long"]
+    assert [log["reason"] for log in logs] == ["it took too long"]
     assert [future.cancelled() for _, _, future in there.queued] == [False, False, True]
     assert [is_own for _, is_own, _ in there.queued] == [False] * 3
 
@@ -533,7 +533,7 @@ def test_a_task_that_raises_is_a_line_in_the_log_and_no_end() -> None:
     here, there = InPlace("here"), Elsewhere("there")
     with capture_logs() as logs:
         assert score(answers((here, "a"), (here, ""), (there, "raise"), (here, "ab"))) == [0.1, None, None, 0.2]
-    assert sorted((one["task"], one["reason"]) for one in logs) == [("here", "no text"), ("there", "not this one")]
+    assert sorted((log["task"], log["reason"]) for log in logs) == [("here", "no text"), ("there", "not this one")]
 
 
 def test_what_is_scored_here_is_not_begun_after_the_deadline_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,7 +592,7 @@ def test_a_process_of_an_episode_that_ends_without_an_answer_costs_no_wait(isola
         asked = [Answer(task, task.make(1), text) for text in ("end", "exit", "leave", "end")]
         with capture_logs() as logs:
             assert Scoring(asked, is_own=is_own).wait(60) == [1.0, None, None, 1.0]
-        assert not any("no answer to" in one["reason"] or "it took too long" in one["reason"] for one in logs)
+        assert not any("no answer to" in log["reason"] or "it took too long" in log["reason"] for log in logs)
 
 
 RIDDLE = """

@@ -111,7 +111,9 @@ def test_completions_are_grouped_by_prompt_distinct_and_a_function_of_the_seed(e
     prompts = [[1, 5, 6], [1, 7], [1, 7]]
     groups = engine.generate(prompts, 4, SAMPLING, seed=3)
     assert [len(group) for group in groups] == [4, 4, 4]
-    assert len({one.token_ids for group in groups for one in group}) > 9, "equal prompts too have streams of their own"
+    assert len({completion.token_ids for group in groups for completion in group}) > 9, (
+        "equal prompts too have streams of their own"
+    )
     assert engine.generate(prompts, 4, SAMPLING, seed=3) == groups
     assert engine.generate(prompts, 4, SAMPLING, seed=4) != groups
     for one in groups[0]:

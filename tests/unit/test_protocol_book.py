@@ -36,7 +36,7 @@ def ids(*numbers: int) -> set[str]:
 
 
 def kept(book: Book) -> set[str]:
-    return {one.node_id for one in book.records()}
+    return {record.node_id for record in book.records()}
 
 
 def dialable(book: Book) -> set[bytes]:
@@ -219,11 +219,11 @@ def test_whom_we_failed_to_reach_is_dialled_last_and_not_spoken_of_until_it_is_m
         fail(book, number)
     keys = [contact.key for contact in book.contacts_due(at(60), random.Random(1))]
     assert len(keys) == 8 and set(keys[4:]) == {PEOPLE[number].curve_key for number in range(4)}
-    assert {one.node_id for one in book.good_records()} == ids(4, 5, 6, 7)
+    assert {record.node_id for record in book.good_records()} == ids(4, 5, 6, 7)
     contact = book.contact(PEOPLE[0].node_id)
     assert contact is not None
     contact.met()
-    assert {one.node_id for one in book.good_records()} == ids(0, 4, 5, 6, 7)
+    assert {record.node_id for record in book.good_records()} == ids(0, 4, 5, 6, 7)
 
 
 def test_every_order_is_as_likely() -> None:

@@ -221,9 +221,9 @@ def test_who_fills_all_places_with_names_and_those_names_too_leaves_each_other_s
     ended = talk.say(full, Kind.PEERS, names(*ours))
     asked = {action.address.key for action in talk.feed(Tick()) if isinstance(action, Dial)}
     share = (MAX_NAMES - 3) // 2  # the third seed names nobody
-    assert asked == {one.curve_key for one in ours[:share]}
+    assert asked == {our.curve_key for our in ours[:share]}
     # Those of whom least had come made room, the last first.
-    assert ended == [HangUp(link(one)) for one in reversed(theirs[MAX_NAMES - 3 - share : MAX_NAMES - 3])]
+    assert ended == [HangUp(link(their)) for their in reversed(theirs[MAX_NAMES - 3 - share : MAX_NAMES - 3])]
     # Neither the hostile one nor whom it named takes anything back by more names.
     assert talk.say(hostile, Kind.PEERS, names(*theirs[16:])) == []
     assert talk.say(theirs[0], Kind.PEERS, names(*theirs[16:])) == []
@@ -242,8 +242,8 @@ def test_of_those_whom_a_seed_named_one_that_refused_makes_room_first_and_one_th
     talk.say(hostile, Kind.PEERS, names(*theirs))
     talk.open(*theirs)
     talk.refuse(theirs[0], "not_admitted")
-    for one in theirs[2:]:
-        talk.admit(one)
+    for their in theirs[2:]:
+        talk.admit(their)
     for gone, told in zip((0, 1, -1), others[len(theirs) :], strict=False):
         told_and_more = Peers((record(told).encoded, b"no record")).encode()
         assert talk.say(full, Kind.PEERS, told_and_more) == [HangUp(link(theirs[gone]))]
@@ -268,13 +268,13 @@ def test_whom_a_hostile_seed_names_at_false_addresses_is_dialled_where_another_s
     talk = Talk(hostile, full)
     talk.open(hostile, full)
     talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(throwaway, one) for one in honest)).encode())
-    assert dialled(talk.feed(Tick())) == [(one.curve_key, "false") for one in honest]
+    assert dialled(talk.feed(Tick())) == [(peer.curve_key, "false") for peer in honest]
     talk.say(full, Kind.PEERS, names(*honest))
     asked = []
     while talk.now < PATIENCE_S:
         asked += dialled(talk.feed(Tick(), now=talk.now + 0.5))
     share = (MAX_NAMES - 2) // 2
-    assert {key for key, host in asked if host == "elsewhere"} == {one.curve_key for one in honest[:share]}
+    assert {key for key, host in asked if host == "elsewhere"} == {peer.curve_key for peer in honest[:share]}
     talk.feed(Opened(link(honest[0])))
     talk.admit(honest[0])
     talk.give(honest[0])
@@ -334,7 +334,7 @@ def test_a_name_that_makes_room_while_it_is_dialled_makes_way_for_the_next_of_it
     talk = Talk(hostile, full)
     talk.open(hostile, full)
     theirs = [*others[: MAX_NAMES - 4], last]
-    talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(others[-1], one) for one in theirs)).encode())
+    talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(others[-1], their) for their in theirs)).encode())
     talk.feed(Tick())
     assert talk.say(full, Kind.PEERS, names(last)) == []
     assert talk.say(full, Kind.PEERS, names(others[-2])) == [HangUp(link(last))]

@@ -106,7 +106,7 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
-DECLARED = [one for one in vars(messages).values() if isinstance(getattr(one, "kind", None), Kind)]
+DECLARED = [var for var in vars(messages).values() if isinstance(getattr(var, "kind", None), Kind)]
 BODIES = [one for one in DECLARED if hasattr(one, "decode") and one is not ItemChunk]  # a chunk's is no MessagePack
 packed = values.map(msgpack.packb) | st.binary() | st.just(msgpack.packb(msgpack.ExtType(5, b"x")))
 
@@ -517,7 +517,7 @@ def test_binding_allows_a_wildcard_and_any_port() -> None:
 def test_item_ids_depend_on_the_signer_and_the_body_only() -> None:
     assert item_id(ALICE.public_key, digest(b"x")) == item_id(ALICE.public_key, digest(b"x"))
     signed_by = [(ALICE, b"x"), (BOB, b"x"), (ALICE, b"y")]
-    assert len({item_id(one.public_key, digest(body)) for one, body in signed_by}) == 3
+    assert len({item_id(identity.public_key, digest(body)) for identity, body in signed_by}) == 3
 
 
 def test_the_documented_vector_holds() -> None:

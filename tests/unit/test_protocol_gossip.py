@@ -652,7 +652,7 @@ def test_small_items_of_a_topic_beside_the_others_do_not_wait_for_their_lot_and_
     for number in range(0, 6000, 10):
         offered = [entry(number + more, topic=OTHER) for more in range(9)]
         offered.append(entry(number + 9, 100 if number % 20 else 9000, topic=TOPIC))
-        topics |= {one.id: one.topic if one.size < 9000 else b"large" for one in offered}
+        topics |= {item.id: item.topic if item.size < 9000 else b"large" for item in offered}
         actions = core.handle(have(A, *offered), at(now))
         now += 0.5
         actions += core.handle(Tick(), at(now))

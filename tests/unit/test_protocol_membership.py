@@ -636,7 +636,7 @@ def test_callers_that_came_to_a_small_swarm_do_not_keep_a_grown_one_from_choosin
             core.heard(node, at(now))
         dials = [action for action in core.handle(Tick(), at(now)) if isinstance(action, Dial)]
         for dial in dials:
-            identity = next(one for one in OTHERS if one.curve_key == dial.address.key)
+            identity = next(other for other in OTHERS if other.curve_key == dial.address.key)
             core.handle(Opened(Link(identity.curve_key, True)), at(now))
             core.handle(hello(identity, dialled=True), at(now))
         dialled += dials
@@ -652,7 +652,7 @@ def test_a_dead_node_that_nobody_can_dial_is_forgotten_and_one_that_can_be_diall
     while core.peers and now < 2 * LAN.death_bound:
         now += TICK_S
         core.handle(Tick(), at(now))
-    assert core.deaths == 2 and [one.node_id for one in core.book.records()] == [HIGH.node_id]
+    assert core.deaths == 2 and [record.node_id for record in core.book.records()] == [HIGH.node_id]
     assert core.book.good_records() == [] and core.book.contact(HIGH.node_id) is not None
 
 
@@ -708,7 +708,7 @@ def test_nodes_behind_one_address_compare_records_as_often_as_others() -> None:
     for identity in crowd:
         core.handle(Accepted(Link(identity.curve_key, False), "93.184.216.34"), at(0))
         core.handle(hello(identity, dialled=False, dialable=False), at(0))
-    digest = Digest(tuple(one.summary for one in core.book.records())).encode()
+    digest = Digest(tuple(record.summary for record in core.book.records())).encode()
     pause = HURRY * LAN.exchange_interval
     for turn in range(24):
         for identity in crowd:
@@ -751,7 +751,7 @@ def test_callers_that_are_turned_away_leave_nothing_in_the_book() -> None:
     core = machine(limits=Limits(max_peers=3))
     for identity in OTHERS:
         core.handle(hello(identity, dialled=False), at(0))
-    assert {one.node_id for one in core.book.records()} == set(core.peers) and len(core.peers) == 2
+    assert {record.node_id for record in core.book.records()} == set(core.peers) and len(core.peers) == 2
 
 
 HOME = Endpoint("192.168.0.7", 4001)
@@ -863,11 +863,15 @@ def test_nodes_of_one_machine_are_tellers_of_their_own() -> None:
 
 def named(core: Membership, *identities: Identity) -> list[Identity]:
     """Let nodes be dialled by names of as many domains that all mean one network; return who gets a hello."""
-    core.handle(peers(HIGH, *(at_host(one, f"node.domain{at}.org") for at, one in enumerate(identities))), at(0))
+    core.handle(
+        peers(HIGH, *(at_host(identity, f"node.domain{at}.org") for at, identity in enumerate(identities))), at(0)
+    )
     for turn in range(24):
         core.handle(Tick(), at(1 + turn / 100))
-    links = {one: Link(one.curve_key, True) for one in identities}
-    opened = {one: core.handle(Opened(links[one], f"198.41.0.{n}"), at(2)) for n, one in enumerate(identities)}
+    links = {identity: Link(identity.curve_key, True) for identity in identities}
+    opened = {
+        identity: core.handle(Opened(links[identity], f"198.41.0.{n}"), at(2)) for n, identity in enumerate(identities)
+    }
     return [one for one, actions in opened.items() if told(actions, Kind.HELLO) == [links[one]]]
 
 

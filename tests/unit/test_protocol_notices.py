@@ -51,12 +51,14 @@ def test_an_endpoint_that_leads_nowhere_is_told_once_an_hour_and_from_where_it_w
     notices = Notices((), b"", at(0))
 
     def due(seconds: float, *failures: Failure) -> list[dict[str, str]]:
-        return [one.fields for one in notices.due(Refusals(at(0)), PeerClocks(), 1, 2, failures, at(seconds))]
+        return [notice.fields for notice in notices.due(Refusals(at(0)), PeerClocks(), 1, 2, failures, at(seconds))]
 
     four, six = (Failure(Endpoint(host, 4001), "93.184.0.1") for host in ("198.41.0.4", "2003::5"))
     (told,) = due(0, four)
     assert (told["endpoint"], told["tried_from"]) == ("tcp://198.41.0.4:4001", "93.184.0.1")
-    assert [one["endpoint"] for one in due(1, four._replace(tried_from="93.184.1.1"), six)] == ["tcp://[2003::5]:4001"]
+    assert [notice["endpoint"] for notice in due(1, four._replace(tried_from="93.184.1.1"), six)] == [
+        "tcp://[2003::5]:4001"
+    ]
     assert due(2) == due(SAME_S - 1, four) == [] and len(due(SAME_S, four)) == 1
 
 

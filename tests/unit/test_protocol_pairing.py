@@ -8,7 +8,7 @@ NETWORKS = [f"93.184.{number}.0/24" for number in range(64)]
 
 
 def test_a_distance_is_the_same_both_ways_and_another_for_each_pair() -> None:
-    pairs = {(one, other): distance(one, other, UNIX) for one in NETWORKS[:8] for other in NETWORKS[8:16]}
+    pairs = {(network, other): distance(network, other, UNIX) for network in NETWORKS[:8] for other in NETWORKS[8:16]}
     assert all(distance(other, one, UNIX) == far for (one, other), far in pairs.items())
     assert len(set(pairs.values())) == len(pairs) and all(0 <= far < 2**64 for far in pairs.values())
 

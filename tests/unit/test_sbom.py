@@ -51,7 +51,7 @@ def test_the_list_keeps_what_is_needed_and_leads_to_nothing_that_it_left_out(sbo
     }
     kept = sbom.keep_needed(bom, {"ring", "deep-down"})
     assert kept["bomFormat"] == "CycloneDX" and kept["metadata"] == bom["metadata"]
-    assert [one["name"] for one in kept["components"]] == ["Ring", "Deep_Down"]
+    assert [entry["name"] for entry in kept["components"]] == ["Ring", "Deep_Down"]
     assert kept["components"][0] == bom["components"][0]
     assert kept["dependencies"] == [
         {"ref": "root", "dependsOn": ["Ring==1"]},

@@ -53,10 +53,12 @@ def best_of_each(candidates: Sequence[Candidate], request: DrawRequest, gain: Ga
     Groups that are all right are drawn where no other is left.
     """
     better = [
-        one for one in candidates if (own := request.own_reward(one.task)) <= 1 and gain(max(one.rewards), own) > 0
+        candidate
+        for candidate in candidates
+        if (own := request.own_reward(candidate.task)) <= 1 and gain(max(candidate.rewards), own) > 0
     ]  # whoever has b > 1 is paid beyond what any peer's answer can be
-    mixed = [one for one in better if one.informative]
-    easy = [one for one in better if one.all_right and request.own_reward(one.task) < MASTERED]
+    mixed = [candidate for candidate in better if candidate.informative]
+    easy = [candidate for candidate in better if candidate.all_right and request.own_reward(candidate.task) < MASTERED]
     picks = []
     for candidate in request.choose(mixed) or request.choose(easy):
         index = one_of_the_best(candidate.rewards, request.rng)

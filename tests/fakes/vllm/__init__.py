@@ -87,7 +87,7 @@ class LLM:
                 Path("hurry").touch()
             while FAULT == "slow" and not Path("hurry").exists():
                 time.sleep(0.01)
-        return [self._answer(prompt["prompt_token_ids"], one) for prompt, one in zip(prompts, params, strict=True)]
+        return [self._answer(prompt["prompt_token_ids"], param) for prompt, param in zip(prompts, params, strict=True)]
 
     def _answer(self, tokens, params):
         if hasattr(params, "prompt_logprobs"):
