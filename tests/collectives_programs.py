@@ -64,7 +64,7 @@ def take_steps(comm, reduce, state=SharedState({"w": np.zeros(3)})):  # noqa: B0
     return done.value
 
 
-PROGRAMS = {one.__name__: one for one in (call_again, go_on, begin_again, admit_who_waits, take_steps)}
+PROGRAMS = {program.__name__: program for program in (call_again, go_on, begin_again, admit_who_waits, take_steps)}
 
 
 def train(pipe, program, seeds):

@@ -70,7 +70,7 @@ def each(ranks, call):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.complex64, torch.bool], ids=str)
 def test_all_reduce_of_every_size_in_place(ranks, count, dtype):
     given = [(torch.arange(count) % 5 + rank).to(dtype) for rank in range(SIZE)]
-    expected = sum(one.to(torch.complex128) for one in given).bool() if dtype is torch.bool else sum(given)
+    expected = sum(tensor.to(torch.complex128) for tensor in given).bool() if dtype is torch.bool else sum(given)
     works = (lambda r=r, x=x: r.allreduce([x], options()).wait() for r, x in zip(ranks, given, strict=True))
     assert together(*works) == [True] * SIZE
     assert all(torch.equal(x, given[0]) for x in given)
@@ -237,7 +237,7 @@ def test_what_only_moves_comes_to_where_it_belongs(ranks, place, count):
             rank.broadcast([strided], opts).wait()
             assert (strided == 1).all()
         rank.allgather([gathered := [torch.zeros(2, count).t() for _ in everybody]], [own], opts).wait()
-        assert [one[0, 0].item() for one in gathered] == [*everybody]
+        assert [tensor[0, 0].item() for tensor in gathered] == [*everybody]
         rank.all_gather_single(flat := torch.zeros(SIZE * count, 2), own, opts).wait()
         assert torch.equal(flat, torch.cat(gathered))
         outs = [torch.zeros(count, 2) for _ in everybody] if number == 1 else []
@@ -269,7 +269,7 @@ def test_sends_and_receives_of_one_tag_stay_in_order_and_those_of_others_do_not_
             got = [torch.zeros(2) for _ in range(3)]
             works = [rank.recv([got[2]], 0, 6), rank.recv([got[0]], 0, 5), rank.recv([got[1]], 0, 5)]
             assert all(work.wait() for work in works)
-            assert [one[0].item() for one in got] == [1.0, 2.0, 3.0]
+            assert [tensor[0].item() for tensor in got] == [1.0, 2.0, 3.0]
         if number == 2:
             any_source = rank.recv_anysource([got := torch.zeros(2)], 0)
             assert any_source.wait() and any_source._source_rank() == 0 and got[0] == 4.0
@@ -305,7 +305,7 @@ def test_a_large_send_that_waits_for_its_receiver_does_not_hold_up_a_collective(
 
 def test_receives_from_any_source_wait_for_nobody_when_they_are_called_and_are_filled_in_their_order(ranks):
     got = [torch.zeros(1), torch.zeros(1)]
-    first, second = (ranks[0].recv_anysource([one], 3) for one in got)  # nobody has sent anything
+    first, second = (ranks[0].recv_anysource([tensor], 3) for tensor in got)  # nobody has sent anything
     ranks[1].send([torch.ones(1)], 0, 3).wait()
     both = threading.Thread(target=second.wait)
     both.start()
@@ -520,8 +520,8 @@ def test_a_receive_that_nobody_waited_for_fills_nothing_once_its_group_is_destro
     later[0].send([torch.ones(3)], 1, 0).wait()  # by the same stream
     later[1].recv([x := torch.zeros(3)], 0, 0).wait()
     assert x.tolist() == [1.0] * 3 and late.tolist() == [0.0] * 3
-    for one in later:
-        one.shutdown()
+    for rank in later:
+        rank.shutdown()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def learning(out: Path, nodes: int, *settings: str) -> Iterator[str]:
     """A swarm that learns; the link to its page."""
     command = [sys.executable, "-c", "from node.cli import main; main()", "demo", "-n", f"{nodes}"]
     command += ["--rounds", "100000", "--out", str(out), "--no-table", "--seed", "1"]
-    command += [f"--set={one}" for one in ("eval.every=0", *settings)]
+    command += [f"--set={setting}" for setting in ("eval.every=0", *settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -100,7 +100,10 @@ def test_a_person_sees_a_swarm_learn_and_a_node_die(browser: Chrome, run: tuple[
     wait_until(lambda: [[row[0], row[2]] for row in cells(browser, "nodes")] == running, LIMIT, "both nodes' word")
     told = ["n0 of n1:", "n1 of n0:"]  # both ends' word on their connection, under the pointer
     wait_until(lambda: sorted(said(browser)) == told, LIMIT, "both ends' word on their connection")
-    assert [len(browser.find_elements(By.CSS_SELECTOR, f"#graph {one}")) for one in ("line", "circle")] == [1, 2]
+    assert [len(browser.find_elements(By.CSS_SELECTOR, f"#graph {shape}")) for shape in ("line", "circle")] == [
+        1,
+        2,
+    ]
     wait_until(lambda: [*map(exchanged, cells(browser, "peers"))] == [True] * 2, LIMIT, "bytes both ways")
     of, peer, _, state, _, _, _, score = cells(browser, "peers")[0][:8]
     assert (of, state, score) == ("n0", "well", "0") and peer

@@ -49,7 +49,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same(folder: Path, undisturbed: Path, rounds: int = ROUNDS) -> None:
     weights, expected = (
-        load_file(one / "checkpoints" / f"checkpoint-{rounds}" / "model.safetensors") for one in (folder, undisturbed)
+        load_file(state / "checkpoints" / f"checkpoint-{rounds}" / "model.safetensors")
+        for state in (folder, undisturbed)
     )
     for name, weight in expected.items():
         assert torch.allclose(weights[name], weight, atol=1e-5)

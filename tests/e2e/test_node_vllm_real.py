@@ -76,9 +76,9 @@ def disagreement(policy, prompts, groups):
     """Mean absolute difference, a token, between the engine's log-probabilities and the policy's."""
     differences = []
     for prompt, group in zip(prompts, groups, strict=True):
-        for one in group:
-            ours = policy_logprobs(policy, [*prompt, *one.token_ids])[len(prompt) - 1 :]
-            differences += [abs(a - b) for a, b in zip(ours, one.logprobs, strict=True)]
+        for completion in group:
+            ours = policy_logprobs(policy, [*prompt, *completion.token_ids])[len(prompt) - 1 :]
+            differences += [abs(a - b) for a, b in zip(ours, completion.logprobs, strict=True)]
     return fmean(differences)
 
 
@@ -89,7 +89,7 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
         engine.load(0)
         groups = engine.generate(prompts, 4, SAMPLING, seed=1)
         assert engine.generate(prompts, 4, SAMPLING, seed=1) == groups
-        for one in (one for group in groups for one in group):
+        for one in (completion for group in groups for completion in group):
             assert one.finished == (one.token_ids[-1] in policy.eos_token_ids)
             assert one.finished or len(one.token_ids) == SAMPLING.max_completion_length
             assert "<|im_end|>" not in one.text

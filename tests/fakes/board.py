@@ -32,9 +32,9 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> BoardView:
     ids = [node_of(number) for number in range(nodes)]
     honest, lying = ids[: nodes - liars], ids[nodes - liars :]
     taught = {
-        one: {other: rng.uniform(1, 60) for other in rng.sample(honest, min(6, len(honest))) if other != one}
-        for one in honest
-    } | {one: {other: 400.0 for other in lying if other != one} for one in lying}
+        member: {other: rng.uniform(1, 60) for other in rng.sample(honest, min(6, len(honest))) if other != member}
+        for member in honest
+    } | {member: {other: 400.0 for other in lying if other != member} for member in lying}
     stands = standing(taught, ids[:1])
     remembered = [
         Remembered(
@@ -52,7 +52,7 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> BoardView:
         )
         for number, one in enumerate(ids)
     ]
-    remembered.sort(key=lambda one: -one.standing)
+    remembered.sort(key=lambda member: -member.standing)
     rollouts = [
         ShownRollout(
             now - 20.0 * place,

@@ -48,9 +48,9 @@ def mean_error(policy: Policy, made: list[list[Generated]]) -> float:
     policy = replace(policy)
     errors = []
     for prompt, group in zip(PROMPTS, made, strict=True):
-        for one in group:
-            ours = policy_logprobs(policy, [*prompt, *one.token_ids])[len(prompt) - 1 :]
-            errors += [abs(a - b) for a, b in zip(ours, one.logprobs or (), strict=True)]
+        for completion in group:
+            ours = policy_logprobs(policy, [*prompt, *completion.token_ids])[len(prompt) - 1 :]
+            errors += [abs(a - b) for a, b in zip(ours, completion.logprobs or (), strict=True)]
     return sum(errors) / len(errors)
 
 

@@ -73,7 +73,7 @@ def test_links_last_in_a_small_swarm_some_of_whose_nodes_cannot_be_dialled() -> 
     before = [set(node.core.membership.peers) for node in simulation.nodes.values()]
     simulation.run(120.0)
     after = [set(node.core.membership.peers) for node in simulation.nodes.values()]
-    kept = sum(len(one & other) for one, other in zip(before, after, strict=True))
+    kept = sum(len(earlier & other) for earlier, other in zip(before, after, strict=True))
     assert kept > 0.9 * sum(map(len, before))
     assert all(len(peers) >= 13 for peers in after[:14]) and all(after)
 
@@ -267,8 +267,8 @@ def test_two_nodes_of_one_identity_both_notice_and_a_restart_is_none() -> None:
     assert all(node.core.membership.directory.twin is None for node in simulation.nodes.values())
     second = simulation.start(4, twin_of=3)
     simulation.run(60.0)
-    for one, other in ((first, second), (second, first)):
-        twin = one.core.membership.directory.twin
+    for earlier, other in ((first, second), (second, first)):
+        twin = earlier.core.membership.directory.twin
         assert twin is not None and twin.addresses == (other.address,)
     assert all(simulation.nodes[name].core.membership.directory.twin is None for name in range(3))
 

@@ -130,59 +130,61 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     told = itertools.cycle((relay, *nodes[:STEADY]))
     with (options.out / "samples.jsonl").open("w") as samples, (options.out / "peers.jsonl").open("w") as peers:
         while (now := time.monotonic()) < until:
-            for one in everybody:
-                if one.child.poll() is not None:
-                    if asked.pop(one.name, None) is None or one.child.returncode not in STOPPED:
-                        broken.append(f"{one.name} ended with {one.child.returncode}, {now - began:.0f} s in")
-                    one.start()
-                elif asked.get(one.name, until) <= now:
-                    broken.append(f"{one.name} did not stop within {STOP_S:.0f} s, {now - began:.0f} s in")
-                    del asked[one.name]
-                    one.end(signal.SIGKILL)
-                    one.start()
-                elif (sample := one.look(now - began)) is not None:
-                    samples.write(json.dumps({"name": one.name, "life": len(one.lives), **sample._asdict()}) + "\n")
-                if paused.get(one.name, until) <= now:
-                    one.child.send_signal(signal.SIGCONT)
-                    del paused[one.name]
+            for process in everybody:
+                if process.child.poll() is not None:
+                    if asked.pop(process.name, None) is None or process.child.returncode not in STOPPED:
+                        broken.append(f"{process.name} ended with {process.child.returncode}, {now - began:.0f} s in")
+                    process.start()
+                elif asked.get(process.name, until) <= now:
+                    broken.append(f"{process.name} did not stop within {STOP_S:.0f} s, {now - began:.0f} s in")
+                    del asked[process.name]
+                    process.end(signal.SIGKILL)
+                    process.start()
+                elif (sample := process.look(now - began)) is not None:
+                    samples.write(
+                        json.dumps({"name": process.name, "life": len(process.lives), **sample._asdict()}) + "\n"
+                    )
+                if paused.get(process.name, until) <= now:
+                    process.child.send_signal(signal.SIGCONT)
+                    del paused[process.name]
             awake = [node for node in nodes[STEADY:] if node.name not in paused and node.name not in asked]
             if now >= churn and awake:
                 churn += CHURN_S
-                one = next(told)
-                if (state := one.state()) is not None:
+                process = next(told)
+                if (state := process.state()) is not None:
                     kept = {key: state[key] for key in ("peers", "counters", "rejected")}
-                    peers.write(json.dumps({"at": now - began, "name": one.name, **kept}) + "\n")
-                one, kind = draw.choice(awake), KINDS[sum(ended.values()) % len(KINDS)]
+                    peers.write(json.dumps({"at": now - began, "name": process.name, **kept}) + "\n")
+                process, kind = draw.choice(awake), KINDS[sum(ended.values()) % len(KINDS)]
                 ended[kind] += 1
                 if kind == "paused":
-                    one.child.send_signal(signal.SIGSTOP)
-                    paused[one.name] = now + PAUSE_S
+                    process.child.send_signal(signal.SIGSTOP)
+                    paused[process.name] = now + PAUSE_S
                 elif kind == "asked":
-                    one.child.send_signal(signal.SIGTERM)
-                    asked[one.name] = now + STOP_S
+                    process.child.send_signal(signal.SIGTERM)
+                    asked[process.name] = now + STOP_S
                 else:
-                    one.end(signal.SIGKILL)
-                    one.start()
+                    process.end(signal.SIGKILL)
+                    process.start()
             time.sleep(LOOK_S)  # between two looks
-    for one in everybody:
-        if one.name in paused:
-            one.child.send_signal(signal.SIGCONT)
-    broken += _hangs([one for one in everybody if one.name not in asked])
+    for process in everybody:
+        if process.name in paused:
+            process.child.send_signal(signal.SIGCONT)
+    broken += _hangs([process for process in everybody if process.name not in asked])
     traffic = _traffic(relay, nodes[:STEADY])
     strangers = end_strangers()
     if isinstance(strangers, int):
         broken.append(f"the strangers ended by themselves, with {strangers}: the traffic was less than it should be")
-    for one in everybody:
+    for process in everybody:
         try:
-            one.end(signal.SIGTERM)
+            process.end(signal.SIGTERM)
         except subprocess.TimeoutExpired:
-            broken.append(f"{one.name} did not stop within {STOP_S:.0f} s at the end")
-        if one.child.returncode:
-            broken.append(f"{one.name} ended with {one.child.returncode} when it was asked to stop")
-        for number, life in enumerate(one.lives, 1):
-            bounds, steady = NODE if one.trains else RELAY, one in (relay, *nodes[:STEADY])
-            broken += judge(f"{one.name}, life {number}", life, bounds, steady=steady and len(one.lives) == 1)
-        broken += _errors(one.folder)
+            broken.append(f"{process.name} did not stop within {STOP_S:.0f} s at the end")
+        if process.child.returncode:
+            broken.append(f"{process.name} ended with {process.child.returncode} when it was asked to stop")
+        for number, life in enumerate(process.lives, 1):
+            bounds, steady = NODE if process.trains else RELAY, process in (relay, *nodes[:STEADY])
+            broken += judge(f"{process.name}, life {number}", life, bounds, steady=steady and len(process.lives) == 1)
+        broken += _errors(process.folder)
     return {
         "minutes": options.minutes,
         "nodes": options.nodes,
@@ -190,7 +192,7 @@ def soak(options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
         **ended,
         "strangers": strangers,
         **traffic,
-        "took": {one.name: _took(one.lives[0]) for one in (relay, *nodes[:STEADY])},
+        "took": {process.name: _took(process.lives[0]) for process in (relay, *nodes[:STEADY])},
         "rounds": sum(map(_rounds, nodes)),
         "broken": broken,
     }
@@ -262,13 +264,18 @@ def _rounds(node: Process) -> int:
 
 def _hangs(everybody: list[Process]) -> Iterator[str]:
     """Yield who does not answer, or has no new round, within `IDLE_S`, or `UP_S` after it was started again."""
-    before, now = {one.name: _rounds(one) for one in everybody}, time.monotonic()
-    for one in everybody:
-        limit = max(IDLE_S, one.started + UP_S - now)
+    before, now = {process.name: _rounds(process) for process in everybody}, time.monotonic()
+    for process in everybody:
+        limit = max(IDLE_S, process.started + UP_S - now)
         try:
-            wait_until(lambda one=one: one.state() and (not one.trains or _rounds(one) > before[one.name]), limit)
+            wait_until(
+                lambda process=process: (
+                    process.state() and (not process.trains or _rounds(process) > before[process.name])
+                ),
+                limit,
+            )
         except AssertionError:
-            yield f"{one.name} hangs: {'no new round' if one.state() else 'no answer'} in {limit:.0f} s"
+            yield f"{process.name} hangs: {'no new round' if process.state() else 'no answer'} in {limit:.0f} s"
 
 
 def _errors(folder: Path) -> Iterator[str]:
@@ -285,7 +292,7 @@ def _errors(folder: Path) -> Iterator[str]:
 
 def _traffic(relay: Process, steady: list[Process]) -> dict[str, Any]:
     """Return what the relay and the steady nodes have counted since they started, and what that is to the usual."""
-    told = {one.name: one.state() or {} for one in (relay, *steady)}
+    told = {process.name: process.state() or {} for process in (relay, *steady)}
     counted = {
         name: {key: tree["counters"][key] for key in ("live_peers", "items_received", "items_sent", "bytes_received")}
         for name, tree in told.items()

@@ -157,7 +157,7 @@ def test_seeds_are_the_founder_the_invites_own_node_and_those_that_a_person_ever
 ) -> None:
     host, now = Host(), time.time()
     host.known = {HOME: A.node_id}
-    said = [report(one, now) for one in (FOUNDER, A, B, LIAR)]
+    said = [report(member, now) for member in (FOUNDER, A, B, LIAR)]
     with board(tmp_path, host, monkeypatch, seeds=[HOME, AWAY], trusted=[B.node_id]) as (take, link):
         take(said)
         seeds = {node["id"] for node in tree(link)["nodes"] if node["seed"]}

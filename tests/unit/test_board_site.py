@@ -99,7 +99,7 @@ def test_each_number_of_a_page_is_what_it_says() -> None:
     )
     site = client(shown)
     page = site.get("/").text
-    tiles = [" ".join(re.sub("<.*?>", " ", one).split()) for one in re.findall("<li>(.*?)</li>", page)]
+    tiles = [" ".join(re.sub("<.*?>", " ", entry).split()) for entry in re.findall("<li>(.*?)</li>", page)]
     assert tiles == ["4 nodes now", "0.310 reward", "0.410 held-out accuracy", "2,000 rounds of the median node"]
     assert "reported in the last 90 minutes" in page
     rows = [tuple(re.sub("<.*?>", "", cell).strip() for cell in row) for row in rows_of(page)]
@@ -117,10 +117,10 @@ def test_each_number_of_a_page_is_what_it_says() -> None:
         ("days", "1", "–"),
         (short_name(past), "75.0 %", day(NOW - 900_000), "1 day ago", "0.900", "0.900", "9000", "m5", "v5"),
     ]
-    weights = [float(one["weight"]) for one in csv.DictReader(io.StringIO(site.get("/taught.csv").text))]
+    weights = [float(entry["weight"]) for entry in csv.DictReader(io.StringIO(site.get("/taught.csv").text))]
     assert weights == [1.0, 0.375, 0.125, 0.0]  # the part of a learner's groups, times its standing
     node = site.get(f"/nodes/{a}").text
-    tiles = [" ".join(re.sub("<.*?>", " ", one).split()) for one in re.findall("<li.*?>(.*?)</li>", node)]
+    tiles = [" ".join(re.sub("<.*?>", " ", entry).split()) for entry in re.findall("<li.*?>(.*?)</li>", node)]
     assert tiles == [
         "25.0 % standing, a seed",
         "0.100 reward, its claim",
@@ -202,7 +202,7 @@ def test_all_of_it_is_there_as_data() -> None:
     site = client(shown)
     tree = json.loads(site.get("/swarm.json").text)
     assert [node["id"] for node in tree["nodes"]] == [node.id for node in shown.nodes]
-    assert sum(len(one["taught_by"]) for one in tree["nodes"]) == len(shown.lessons)
+    assert sum(len(entry["taught_by"]) for entry in tree["nodes"]) == len(shown.lessons)
     tables = {path: list(csv.DictReader(io.StringIO(site.get(path).text))) for path in DATA[1:]}
     assert [len(table) for table in tables.values()] == [20, 72, len(shown.lessons), 16]
     assert float(tables["/nodes.csv"][0]["standing"]) == shown.nodes[0].standing
@@ -286,12 +286,12 @@ def test_connections_that_ask_for_nothing_whole_keep_nobody_out(monkeypatch: pyt
     with server.serve_app(site, "127.0.0.1", 0, "") as (port, link):
         said = (b"", b"GET / HTTP/1.1\r\nhost:", b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET / ")
         idle = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in said]
-        for one, text in zip(idle, said, strict=True):
-            one.sendall(text)
-        for one in idle:
-            while one.recv(4096):
+        for entry, text in zip(idle, said, strict=True):
+            entry.sendall(text)
+        for entry in idle:
+            while entry.recv(4096):
                 pass
-            one.close()
+            entry.close()
         assert urllib.request.urlopen(link, timeout=30).status == 200
 
 
@@ -329,7 +329,7 @@ def test_the_newest_rollouts_of_each_signer_are_kept_for_some_minutes() -> None:
         kept.add("a", Group(task, number, "1+1=", made, "model", 0), NOW + number)
     kept.add("b", Group(task, 1, "1+2=", made[:2], "model", 0), NOW - 10)
     found = kept.newest(NOW + 20)
-    assert [(one.node, one.at) for one in found] == [
+    assert [(entry.node, entry.at) for entry in found] == [
         ("a", NOW + 9),
         ("b", NOW - 10),
         ("a", NOW + 8),
@@ -360,7 +360,7 @@ def test_rollouts_of_made_up_identities_push_out_none_of_a_node_with_standing() 
     made = Group(TaskKey("builtin/sums", 2, ""), 1, "1+1=", (one_turn("2", True, 1.0),) * 2, "model", 0)
     for number, node in enumerate(["honest", *(f"liar{n}" for n in range(2 * MAX_SIGNERS_SHOWN))]):
         kept.add(node, made, NOW + number / 10)
-    assert [one.node for one in kept.newest(NOW + 60)][:2] == ["honest", f"liar{2 * MAX_SIGNERS_SHOWN - 1}"]
+    assert [entry.node for entry in kept.newest(NOW + 60)][:2] == ["honest", f"liar{2 * MAX_SIGNERS_SHOWN - 1}"]
 
 
 @pytest.mark.parametrize(("value", "top"), [(0.03, 0.04), (1.0, 1.0), (1.01, 2.0), (0.62, 0.8), (900.0, 1000.0)])

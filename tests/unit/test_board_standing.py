@@ -15,16 +15,18 @@ CROWD = [f"x{n}" for n in range(100)]
 def swarm(seed: int = 1) -> dict[str, dict[str, float]]:
     """Honest nodes that learned of some others."""
     rng = random.Random(seed)
-    return {one: {other: rng.randrange(1, 9) for other in rng.sample(HONEST, 5) if other != one} for one in HONEST}
+    return {
+        member: {other: rng.randrange(1, 9) for other in rng.sample(HONEST, 5) if other != member} for member in HONEST
+    }
 
 
 def exact(taught: Taught, seeds: list[str]) -> dict[str, float]:
     """The same by linear algebra: visits from the seeds, over visits from the node itself."""
     names = sorted({*taught, *(other for row in taught.values() for other in row)})
     step = np.zeros((len(names), len(names)))
-    for one, row in taught.items():
+    for member, row in taught.items():
         for other, weight in row.items():
-            step[names.index(one), names.index(other)] = ONWARD * weight / sum(row.values())
+            step[names.index(member), names.index(other)] = ONWARD * weight / sum(row.values())
     visits = np.linalg.inv(np.eye(len(names)) - step)
     start = np.array([seeds.count(name) / len(seeds) for name in names])
     return dict(zip(names, (start @ visits - start) / visits.diagonal(), strict=True))
@@ -54,7 +56,7 @@ def test_without_seeds_nobody_has_standing() -> None:
 
 
 def test_until_a_seed_reports_a_teacher_the_seeds_have_all_standing() -> None:
-    crowd = {one: dict.fromkeys(CROWD, 1.0) for one in CROWD}
+    crowd = {member: dict.fromkeys(CROWD, 1.0) for member in CROWD}
     assert standing(crowd, ["h0", "h3"], FEW) == {"h0": 0.5, "h3": 0.5}
     assert standing(crowd | {"h3": {"h1": 1.0}}, ["h0", "h3"], FEW).keys() == {"h1"}
 
@@ -67,18 +69,18 @@ def test_a_node_that_praises_itself_gains_nothing() -> None:
 
 
 def test_a_hundred_identities_that_praise_each_other_have_no_standing() -> None:
-    crowd = {one: {other: 1000.0 for other in CROWD if other != one} for one in CROWD}
-    praise = {one: row | dict.fromkeys(HONEST, 1.0) for one, row in crowd.items()}
+    crowd = {member: {other: 1000.0 for other in CROWD if other != member} for member in CROWD}
+    praise = {member: row | dict.fromkeys(HONEST, 1.0) for member, row in crowd.items()}
     assert standing(swarm() | praise, ["h0"], FEW) == standing(swarm(), ["h0"], FEW)
 
 
 @pytest.mark.parametrize("back", [1.0, 1e9])
 def test_a_teacher_that_makes_a_hundred_identities_does_not_raise_its_standing(back: float) -> None:
     before = standing(swarm(), ["h0"], FEW)
-    crowd = {one: {"h5": back} | {other: 1.0 for other in CROWD if other != one} for one in CROWD}
+    crowd = {member: {"h5": back} | {other: 1.0 for other in CROWD if other != member} for member in CROWD}
     after = standing(swarm() | {"h5": dict.fromkeys(CROWD, 1.0)} | crowd, ["h0"], FEW)
     assert after["h5"] == before["h5"]
-    assert max(after.get(one, 0.0) for one in CROWD) < before["h5"]
+    assert max(after.get(member, 0.0) for member in CROWD) < before["h5"]
     assert all(after[node] <= before[node] for node in HONEST if node in after)
 
 

@@ -277,8 +277,8 @@ def test_a_stream_keeps_no_memory_of_the_large_pieces_that_it_carried(encrypted)
     try:
         before = tracemalloc.get_traced_memory()[0]
         pair = [stream(*ends) for ends in zip((A, B), (B, A), socket.socketpair(), outboxes, strict=True)]
-        for one in pair:
-            one.start()
+        for side in pair:
+            side.start()
         outboxes[0].put(
             [Outgoing(Handed(), PieceKind.DATA, Piece(0, 0, PIECE_BYTES, PIECE_BYTES), memoryview(payload))]
         )
@@ -287,9 +287,9 @@ def test_a_stream_keeps_no_memory_of_the_large_pieces_that_it_carried(encrypted)
         assert tracemalloc.get_traced_memory()[0] - before < 4 * RECORD_BYTES + (200 << 10)
     finally:
         tracemalloc.stop()
-        for one in pair:
-            one.close()
-            one.join(10)
+        for side in pair:
+            side.close()
+            side.join(10)
 
 
 def job():

@@ -128,9 +128,9 @@ def beyond(hint: Any) -> Iterator[Any]:
             yield from ("t" * (bound.most + 1), "ü" * (bound.most // 2 + 1), b"t")
     elif fields_of(hint):
         inner = fields_of(hint)
-        whole = [plain(one) for one in inner.values()]
-        for at, one in enumerate(inner.values()):
-            for wrong in beyond(one):
+        whole = [plain(field) for field in inner.values()]
+        for at, field in enumerate(inner.values()):
+            for wrong in beyond(field):
                 yield hint(*whole[:at], wrong, *whole[at + 1 :])
     elif set(get_args(hint)) == {int, str}:
         yield from ("t" * (MAX_TEXT_BYTES + 1), b"t", True)

@@ -76,10 +76,10 @@ def test_a_step_that_nobody_knows_to_count_is_taken_again_by_all() -> None:
 
 def test_who_was_out_of_the_group_goes_on_where_the_others_are_even_if_it_took_more_steps() -> None:
     stayed, back = after(A, B, steps=4), after(C, steps=9)
-    claims = {name: one.claim(1) for name, one in stayed.items()} | {C: back[C].claim(2)}
-    for name, one in (stayed | back).items():
-        one.met(name, claims)
-        assert (one.done, one.phase, one.offers, one.joined) == (4, Phase.SYNC, name != C, name == C)
+    claims = {name: steps.claim(1) for name, steps in stayed.items()} | {C: back[C].claim(2)}
+    for name, steps in (stayed | back).items():
+        steps.met(name, claims)
+        assert (steps.done, steps.phase, steps.offers, steps.joined) == (4, Phase.SYNC, name != C, name == C)
 
 
 def test_a_newcomer_offers_nothing_to_a_group_that_has_not_taken_a_step() -> None:

@@ -161,8 +161,8 @@ def test_tokens_come_with_their_log_probabilities_under_the_copy_that_made_them(
         policy.model.lm_head.weight.mul_(1.5)
     again = engine.generate(PROMPTS, 4, SAMPLING, seed=1)
     assert again == made, "what is trained now does not matter to it"
-    for one, logprobs in zip((one for group in made for one in group), expected, strict=True):
-        assert one.logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+    for completion, logprobs in zip((completion for group in made for completion in group), expected, strict=True):
+        assert completion.logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
     engine.load(1)
     assert engine.generate(PROMPTS, 4, SAMPLING, seed=1) != made
 

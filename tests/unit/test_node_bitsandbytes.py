@@ -73,7 +73,7 @@ def test_adapters_over_4_bits_train_go_on_from_a_checkpoint_and_are_merged_into_
     plain = AutoModelForCausalLM.from_pretrained(source)
     ids = torch.tensor([[1, 5, 6, 7, 8]])
     with torch.no_grad():
-        found, wanted, start = (one(ids).logits for one in (merged, policy.model, plain))
+        found, wanted, start = (model(ids).logits for model in (merged, policy.model, plain))
     assert (found - wanted).abs().mean() < 0.1 * (start - wanted).abs().mean()
 
 

@@ -82,7 +82,7 @@ def test_a_feed_says_what_there_is_and_then_what_is_new(tmp_path: Path) -> None:
 
 
 def test_the_page_draws_each_metric_that_is_declared_for_it_and_has_its_values(tmp_path: Path, served: Served) -> None:
-    declared = {one.name: one for one in shown_in(Display.DASHBOARD)}
+    declared = {metric.name: metric for metric in shown_in(Display.DASHBOARD)}
     values = {name: {"ann": 1} if metric.label else 0.5 for name, metric in declared.items()}
     MetricsLog(tmp_path / "metrics.jsonl").append({"round": 1, **values})
     MetricsLog(tmp_path / EVALUATIONS_FILE).append({"round": 1, **{name.removeprefix("eval/"): 0.5 for name in values}})
@@ -235,8 +235,8 @@ def test_a_token_may_be_chosen(tmp_path: Path) -> None:
 def test_those_who_say_nothing_hold_nobody_up(served: Served) -> None:
     idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
     assert [get(served.port, "/status")[0] for _ in range(3)] == [200] * 3
-    for one in idle:
-        one.close()
+    for metric in idle:
+        metric.close()
 
 
 def test_a_node_whose_network_failed_is_not_well(tmp_path: Path) -> None:

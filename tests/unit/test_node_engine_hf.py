@@ -35,18 +35,18 @@ def prompts_of(policy: Policy) -> list[list[int]]:
 
 
 def flat(made: list[list[Generated]]) -> list[Generated]:
-    return [one for of_prompt in made for one in of_prompt]
+    return [completion for of_prompt in made for completion in of_prompt]
 
 
 def test_completions_end_at_end_of_text_or_at_the_limit(policy):
     made = HfEngine(policy).generate(prompts_of(policy), 16, PARAMS, seed=0)
     assert [len(of_prompt) for of_prompt in made] == [16, 16, 16]
     (eos,) = policy.eos_token_ids
-    for one in flat(made):
-        assert one.finished == (one.token_ids[-1] == eos)
-        assert eos not in one.token_ids[:-1]
-        assert one.finished or len(one.token_ids) == 6
-        assert one.text == policy.decode(one.token_ids)
+    for completion in flat(made):
+        assert completion.finished == (completion.token_ids[-1] == eos)
+        assert eos not in completion.token_ids[:-1]
+        assert completion.finished or len(completion.token_ids) == 6
+        assert completion.text == policy.decode(completion.token_ids)
     assert len({answer.text for answer in flat(made)}) > 30
 
 
@@ -113,13 +113,13 @@ def test_temperature_0_takes_the_likeliest_token_each_time(policy):
     prompts = prompts_of(policy)
     made = HfEngine(policy).generate(prompts, 2, greedy, seed=1)
     assert made == HfEngine(policy).generate(prompts, 2, greedy, seed=2)
-    for prompt, (one, other) in zip(prompts, made, strict=True):
+    for prompt, (completion, other) in zip(prompts, made, strict=True):
         ids = list(prompt)
-        for token in one.token_ids:
+        for token in completion.token_ids:
             with torch.inference_mode():
                 assert token == policy.model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
             ids.append(token)
-        assert one == other
+        assert completion == other
 
 
 def test_the_weights_of_the_moment_are_used_without_gradients_and_the_mode_is_put_back(policy):

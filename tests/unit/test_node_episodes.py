@@ -689,7 +689,7 @@ def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_canno
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, engine, tasks, buffer, NoExchange(), metrics, journal=journal)
         assert all(rounds for rounds in loop.rounds(0))
-    recorded = [one for one in read_journal(tmp_path) if isinstance(one, Round)]
+    recorded = [episode for episode in read_journal(tmp_path) if isinstance(episode, Round)]
     assert [[episode.texts for episode in made] for round_ in recorded for made in round_.played] == [
         [("a", "<a>", "!1"), ("!0",)],
         [("!0.5",), ("b", "<b>", "!0.25")],

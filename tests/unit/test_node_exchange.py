@@ -157,8 +157,8 @@ def test_a_liar_is_reported_and_its_other_groups_are_not_drawn(
     (tmp_path / "liar").mkdir()
     with open_network(config, tmp_path / "liar") as network:
         liar = NetworkExchange(network.host, tasks, max_completions=4, external=0)
-        lies = [group_of(one, (0.0, 1.0)) for one in pupil.ask(2)]
-        true = [group_of(one, (1.0, 0.0)) for one in pupil.ask(2)]
+        lies = [group_of(question, (0.0, 1.0)) for question in pupil.ask(2)]
+        true = [group_of(question, (1.0, 0.0)) for question in pupil.ask(2)]
         wait_until(lambda: network.host.counters().peers, 20, "the liar to be linked")
         assert liar.publish([*lies, *true]) == 4
         wait_until(lambda: pupil.statistics()["swarm/items_received"] >= 4, 20, "the liar's groups")
@@ -278,7 +278,7 @@ def test_what_is_of_no_use_is_one_line(settings: dict[str, object], says: str, t
 
 def test_a_task_with_an_environment_is_left_out(tmp_path: Path) -> None:
     with Exchange(tmp_path / "m", tasks=["builtin/guess", "builtin/sums"]) as member:
-        assert {one.task.name for one in member.ask(6)} == {"builtin/sums"}
+        assert {question.task.name for question in member.ask(6)} == {"builtin/sums"}
 
 
 PROGRAM = """

@@ -107,29 +107,29 @@ class Buffer(RuleBasedStateMachine):
     @property
     def time(self) -> float:
         """The time as the buffer counts it: never before its newest group came."""
-        return max([self.now, *(one.received for one in self.came[-1:])])
+        return max([self.now, *(item.received for item in self.came[-1:])])
 
     def forget(self) -> None:
         """Forget uses that are older than a group may be, by the clock."""
-        self.used = [one for one in self.used if one[2] >= self.now - MAX_AGE]
+        self.used = [item for item in self.used if item[2] >= self.now - MAX_AGE]
 
     def expected(self, round_number: int) -> list[Held]:
         """What the round may draw, by the books."""
         uses = Counter(text for text, *_ in self.uses)
         first = 0 if self.bounds.max_age_rounds is None else round_number - self.bounds.max_age_rounds
         found: dict[int, Held] = {}
-        for one in self.came:
-            if uses[one.text] >= self.max_uses or one.id in self.buried or one.received < self.time - MAX_AGE:
+        for item in self.came:
+            if uses[item.text] >= self.max_uses or item.id in self.buried or item.received < self.time - MAX_AGE:
                 continue
-            if first <= one.first_round <= round_number:
-                found.setdefault(one.text // 2, one)
+            if first <= item.first_round <= round_number:
+                found.setdefault(item.text // 2, item)
         return list(found.values())
 
     def drawn(self, round_number: int) -> list[Candidate]:
         """What the buffer lets the round draw: as the books say, and no question twice."""
         found = self.buffer.candidates(self.now, round_number)
         assert [item.id for item in found] == [item.id for item in self.expected(round_number)]
-        assert len({one.question for one in found}) == len(found)
+        assert len({item.question for item in found}) == len(found)
         return found
 
     def do_a_round(
@@ -159,9 +159,9 @@ class Buffer(RuleBasedStateMachine):
             group = group_of(text, f"policy {self.items}")
             shared.append(ReceivedGroup(self.items.to_bytes(4, "big"), peer, self.now, group, encode(group)))
         uses = Counter(text for text, *_ in self.uses)
-        new = [one for one, (text, _) in zip(shared, batch, strict=True) if uses[text] < self.max_uses]
+        new = [item for item, (text, _) in zip(shared, batch, strict=True) if uses[text] < self.max_uses]
         held = {item.id for item in self.came}
-        repeated = [one for one in self.came[-1:] if again]
+        repeated = [item for item in self.came[-1:] if again]
         for one in repeated:
             group = group_of(one.text, "again")
             shared.append(ReceivedGroup(one.id, "a", self.now, group, encode(group)))
@@ -173,13 +173,13 @@ class Buffer(RuleBasedStateMachine):
 
     def see_what_was_dropped(self) -> None:
         """Note which groups are gone: none may be, unless a bound or a quota was full. Check that all bounds hold."""
-        fits = self.fits(self.came) and all(one.received >= self.time - MAX_AGE for one in self.came)
+        fits = self.fits(self.came) and all(item.received >= self.time - MAX_AGE for item in self.came)
         gone = {item.id for item in self.came if item.id not in self.buffer}
         assert not (fits and gone)
         self.came = [item for item in self.came if item.id not in gone]
         self.buried = {key: number for key, number in self.buried.items() if key not in gone}
         assert self.fits(self.came)
-        assert all(one.received >= self.time - MAX_AGE for one in self.came)
+        assert all(item.received >= self.time - MAX_AGE for item in self.came)
 
     def fits(self, held: list[Held]) -> bool:
         bounds, share = self.bounds, group_buffer.MAX_PEER_SHARE

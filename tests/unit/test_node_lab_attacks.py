@@ -31,7 +31,7 @@ LONGEST = 15
 def honest_group(tasks: TaskSet, seed: int, texts: tuple[str, ...] = ("", "7")) -> Group:
     """A group of the first task, on a question of the training's: its answer before `texts[0]`, and other texts."""
     task = tasks.tasks[0]
-    seed = next(one for one in count(100 * seed) if not tasks.is_held_out(task, task.make(one).question))
+    seed = next(group for group in count(100 * seed) if not tasks.is_held_out(task, task.make(group).question))
     item = task.make(seed)
     first, *others = texts
     made = [one_turn(text, True, task.verify(item, text)) for text in (item.answer + first, *others)]
@@ -102,7 +102,7 @@ def test_who_copies_or_repeats_groups_has_none_drawn_beside_what_it_repeats(kind
     assert len(set(found)) == len(found) and not set(found) & set(originals)
     with GroupBuffer(tmp_path / "pool.sqlite", NodeConfig().buffer) as buffer:
         buffer.add([as_received(original, 1.0)._replace(peer="honest") for original in originals], 1.0, 1)
-        buffer.add([as_received(one, 2.0)._replace(peer="hostile") for one in found], 2.0, 1)
+        buffer.add([as_received(group, 2.0)._replace(peer="hostile") for group in found], 2.0, 1)
         drawn = Counter(candidate.peer for candidate in buffer.candidates(2.0, 1))
     assert drawn == {"honest": len(originals)}
 
@@ -271,4 +271,4 @@ def test_an_attack_is_held_against_the_honest_nodes_alone_over_the_last_rounds_o
     table = to_markdown(lines, trials)
     assert "| none | planted | 2 of 4 | 2 | 0.7 ± 0 | 0.05 ± 0 | " in table and "| none | none | 0 of 2 | 2 | " in table
     tree = json.loads(to_json(lines, trials))
-    assert [one for one in tree["trials"] if one["attack"] == "planted"][1]["success"] == [0.7, 0.0]
+    assert [group for group in tree["trials"] if group["attack"] == "planted"][1]["success"] == [0.7, 0.0]

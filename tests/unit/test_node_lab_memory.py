@@ -232,7 +232,9 @@ def test_a_group_lies_with_all_others_after_its_delay_and_a_lie_with_nobody() ->
         second.publish([group(9, reward=0.5)])
         third.publish([])
         came.append([(candidate.peer, seeds.index(candidate.group.seed)) for candidate in second.receive(known)])
-        assert [seeds.index(received.group.seed) for received in third.receive(known)] == [one[1] for one in came[-1]]
+        assert [seeds.index(received.group.seed) for received in third.receive(known)] == [
+            request[1] for request in came[-1]
+        ]
     assert came == [[], [], [("n0", 0)], [("n0", 1)]]
     assert first.traffic().items_sent == 4 and second.traffic().items_received == 2
 
@@ -336,8 +338,8 @@ def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each
     parts = {"small": PlanPart(1, small), "large": PlanPart(2, large)}
     plan = make_plan(tmp_path / "run", 3, small, parts)
     summary = run_in_memory(plan, 0, started=time.time())
-    assert [one["rounds"] for one in summary["nodes"].values()] == [2, 4, 4]
-    assert [one["groups_local"] / one["rounds"] for one in summary["nodes"].values()] == [2, 1, 1]
+    assert [request["rounds"] for request in summary["nodes"].values()] == [2, 4, 4]
+    assert [request["groups_local"] / request["rounds"] for request in summary["nodes"].values()] == [2, 1, 1]
     assert all(row["groups_external"] > 0 for row in summary["nodes"].values())
     widths = [
         json.loads(next(folder.glob("checkpoints/*/config.json")).read_text())["hidden_size"]
@@ -373,13 +375,13 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
     config = even_config(tmp_path, rounds=rounds, seed=seed)
     plan = make_plan(tmp_path / "run", 3, config)
     summary = run_in_memory(plan, 0, started=time.time(), churn=churn)
-    assert [one["rounds"] for one in summary["nodes"].values()] == [rounds] * 3
+    assert [request["rounds"] for request in summary["nodes"].values()] == [rounds] * 3
     assert summary["run"]["churn"] == {"away": 0.5, "rounds": 3}
     done = []
     for folder, made in zip(node_folders(plan).values(), absences, strict=True):
         for at, row in enumerate(read_metrics(folder / "metrics.jsonl")):
             ends = itertools.accumulate(plan.present for plan in made)
-            away = sum(one.away for one, end in zip(made, ends, strict=True) if end <= at)
+            away = sum(request.away for request, end in zip(made, ends, strict=True) if end <= at)
             done.append((row["time"], at + away))
     assert [tick for _, tick in sorted(done)] == sorted(tick for _, tick in done)
     assert len({tick for _, tick in done}) > rounds  # nobody was there in all of them

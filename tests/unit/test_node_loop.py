@@ -167,7 +167,7 @@ def test_nodes_that_ask_otherwise_train_each_others_answers_each_under_its_own_p
         folder.mkdir()
         samples = first_round(policy, alone(mine), folder, peer, HfEngine(policy))
         external = [sample for sample in samples if sample.external]
-        assert [list(one.prompt) for one in external] == [list(prompts[id(mine)])] * 2
+        assert [list(group.prompt) for group in external] == [list(prompts[id(mine)])] * 2
         assert list(external[0].completion) == policy.encode_completion(item.answer, finished=True)
 
 
@@ -599,7 +599,7 @@ def drawn_by(
     now = time.time()
     with GroupBuffer(folder / "pool.sqlite", config.buffer) as buffer:
         everyone = [(name, group) for name, mine in groups.items() for group in mine]
-        buffer.add([share(one, at)._replace(peer=name) for at, (name, one) in enumerate(everyone)], now, 1)
+        buffer.add([share(group, at)._replace(peer=name) for at, (name, group) in enumerate(everyone)], now, 1)
         metrics = MetricsLog(folder / "metrics.jsonl")
         loop = Loop(config, 0, policy, Says(policy, *own), alone(task), buffer, peer, metrics)
         samples = next(loop.rounds(0))
@@ -937,7 +937,7 @@ def test_a_liar_loses_its_other_groups_and_nobody_else_does(policy: Policy, node
     waiting = [sent(seed, "22", "2", peer=peer) for seed, peer in [(1, "liar"), (2, "liar"), (3, "honest")]]
     swarm = Swarm([lie])
     loop = node_of(swarm, alone(Guess()), sampling={"external": 4})
-    loop.buffer.add([share(one, 90 + at) for at, one in enumerate(waiting)], time.time(), 2)  # for the next round
+    loop.buffer.add([share(group, 90 + at) for at, group in enumerate(waiting)], time.time(), 2)  # for the next round
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == [] and swarm.reasons == ["false_reward"]
     assert [signer.peer for signer in loop.buffer.of_signers({"liar", "honest"})] == ["honest"]
@@ -1100,7 +1100,7 @@ class Drags(Guess):
         self.asked: list[str] = []
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
-        return [self._scored(one) for one in batch]
+        return [self._scored(group) for group in batch]
 
     def _scored(self, one: Submission) -> "Future[Verdict]":
         self.asked.append(one.text)

@@ -197,7 +197,7 @@ def test_it_reaches_behind_a_restore(folder: Path) -> None:
 
 def rewritten(folder: Path, change: object) -> None:
     """Write the record again with every `Round` as `change` returns it."""
-    entries = [change(one) if isinstance(one, Round) else one for one in read_journal(folder)]
+    entries = [change(entry) if isinstance(entry, Round) else entry for entry in read_journal(folder)]
     (folder / JOURNAL_FILE).unlink()
     journal = Journal(folder, 1 << 30)
     for entry in entries:
@@ -218,7 +218,7 @@ def test_another_reward_function_names_the_first_round_and_item_that_differ(
 
     rewritten(folder, other_reason)
     compared = list(replay(folder))
-    assert [one.number for one in compared if one.difference] == [first]
+    assert [entry.number for entry in compared if entry.difference] == [first]
     assert re.search("(None|admitted) then, false_reward now", compared[first - 1].difference)
     assert run(["replay", str(folder)], debug=False) == 1
     said = capfd.readouterr().out.splitlines()
@@ -230,17 +230,21 @@ def test_another_reward_function_names_the_first_round_and_item_that_differ(
 
 def test_a_draw_that_was_not_the_rules_is_found(folder: Path) -> None:
     live(config_of(folder), folder, 0, 4)
-    rewritten(folder, lambda one: one._replace(times=[at - 3600 for at in one.times]) if one.number == 4 else one)
+    rewritten(
+        folder, lambda entry: entry._replace(times=[at - 3600 for at in entry.times]) if entry.number == 4 else entry
+    )
     assert [
         compared.number for compared in replay(folder) if compared.difference
     ] == []  # what is an hour younger may be drawn, too
-    rewritten(folder, lambda one: one._replace(times=[at + 8000 for at in one.times]) if one.number == 4 else one)
+    rewritten(
+        folder, lambda entry: entry._replace(times=[at + 8000 for at in entry.times]) if entry.number == 4 else entry
+    )
     assert [compared.number for compared in replay(folder) if compared.difference] == [4]
 
 
 def test_tokens_that_were_not_sampled_are_found(folder: Path) -> None:
     live(config_of(folder), folder, 0, 2)
-    rewritten(folder, lambda one: one._replace(played=[one.played[0]] * 2) if one.number == 2 else one)
+    rewritten(folder, lambda entry: entry._replace(played=[entry.played[0]] * 2) if entry.number == 2 else entry)
     assert [compared.number for compared in replay(folder) if compared.difference] == [2]
 
 
@@ -250,7 +254,7 @@ def test_a_file_that_grows_too_large_makes_way_and_the_new_one_stands_alone(fold
     (folder / OLDER_FILE).unlink()
     compared = list(replay(folder))
     assert 0 < len(compared) < 12 and compared[-1].number == 12
-    assert not any(one.difference for one in compared)
+    assert not any(entry.difference for entry in compared)
 
 
 def test_a_torn_frame_is_passed_over_and_cut_before_the_next(folder: Path) -> None:
@@ -258,7 +262,7 @@ def test_a_torn_frame_is_passed_over_and_cut_before_the_next(folder: Path) -> No
     live(config, folder, 0, 3)
     path = folder / JOURNAL_FILE
     path.write_bytes(path.read_bytes()[:-5])
-    assert [one.number for one in replay(folder)] == [1, 2]
+    assert [entry.number for entry in replay(folder)] == [1, 2]
     live(config, folder, 2, 4)
     assert [(compared.number, compared.difference) for compared in replay(folder)] == [
         (1, ""),
@@ -395,7 +399,9 @@ def test_what_could_not_be_scored_and_who_was_put_out_then_is_so_again(folder: P
     assert [any(map(len, one.unscorable)) for one in rounds] == [True, True, False, False, False, False]
     assert "unscorable" in {refused.reason for entry in rounds[:2] for refused in entry.refused}
     assert [set().union(*one.barred) for one in rounds] == [set()] * 3 + [{PEERS[0]}] * 3
-    rewritten(folder, lambda one: one._replace(unscorable=[[] for _ in one.unscorable]) if one.number == 1 else one)
+    rewritten(
+        folder, lambda entry: entry._replace(unscorable=[[] for _ in entry.unscorable]) if entry.number == 1 else entry
+    )
     assert [compared.number for compared in replay(folder) if compared.difference][:1] == [1]
 
 
@@ -417,7 +423,7 @@ def start_of(buffer_bytes: int) -> Callable[[int], Start]:
 
 
 def starts_and_rounds(folder: Path) -> list[str]:
-    return [f"after {one.done}" if isinstance(one, Start) else str(one.number) for one in read_journal(folder)]
+    return [f"after {entry.done}" if isinstance(entry, Start) else str(entry.number) for entry in read_journal(folder)]
 
 
 def rounds_of(journal: Journal, first: int, last: int) -> None:
@@ -436,9 +442,9 @@ def test_a_buffer_larger_than_a_file_may_be_does_not_begin_one_in_every_round(tm
     rounds_of(journal, 5, 9)
     assert (tmp_path / OLDER_FILE).exists()
     said = starts_and_rounds(tmp_path)
-    (at,) = [place for place, one in enumerate(said) if one.startswith("after ") and place]
+    (at,) = [place for place, entry in enumerate(said) if entry.startswith("after ") and place]
     assert said[0] == "after 0" and said[at] == f"after {at - 1}" and 4 < at - 1 < 9
-    assert [one for one in said if not one.startswith("after")] == [str(number) for number in range(1, 10)]
+    assert [entry for entry in said if not entry.startswith("after")] == [str(number) for number in range(1, 10)]
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 5])

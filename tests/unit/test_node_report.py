@@ -147,7 +147,7 @@ def test_samples_are_the_first_and_the_last_of_each_task(tmp_path: Path) -> None
     ((task, (early, late)),) = pick_samples(read_nodes(tmp_path)).items()
     assert task == "builtin/sums"
     assert [example.completions[0]["texts"] for example in early] == [["a"], ["a"]]
-    assert {one.node for one in early} == {"n0", "n1"}
+    assert {metric.node for metric in early} == {"n0", "n1"}
     assert [example.completions[0]["texts"] for example in late] == [["g"], ["g"]]
     assert all(example.completions[0]["right"] for example in late) and not any(
         example.completions[0]["right"] for example in early
@@ -162,7 +162,7 @@ def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> N
     fill(tmp_path / "alone", 1, 60)
     fill_evaluations(tmp_path / "alone", 0.5)
     page = write_report(tmp_path).read_text()
-    assert all(f">{one.title}<" in page for one in shown_in(Display.REPORT) if one.name.startswith("eval/"))
+    assert all(f">{metric.title}<" in page for metric in shown_in(Display.REPORT) if metric.name.startswith("eval/"))
     assert "0.10 &rarr; 0.75" in page and page.count("<svg") == before.count("<svg") + 2
     assert "0.750 <small>(0.598 to 0.858)</small>" in page and "0.500 <small>(0.352 to 0.648)</small>" in page
     elsewhere = tmp_path.parent / f"{tmp_path.name}-control"
@@ -218,7 +218,7 @@ def test_a_signal_that_few_nodes_have_in_any_one_round_leaves_its_plot_out() -> 
 
 def test_the_report_draws_each_metric_that_is_declared_for_it() -> None:
     declared = shown_in(Display.REPORT)
-    drawn = plot_signals({"n0": [{"round": 1, **{one.name: 0.5 for one in declared}}]})
+    drawn = plot_signals({"n0": [{"round": 1, **{metric.name: 0.5 for metric in declared}}]})
     elsewhere = {"reward", "rewards/*/mean", "eval/accuracy", "eval/pass@8"}
     missing = {
         metric.name

@@ -384,7 +384,9 @@ def test_the_control_takes_a_wrong_answer_of_each_group_as_if_it_were_right(
 
 def test_positive_by_hand() -> None:
     rewards = (0.0, 1.0, 0.0, 0.0)
-    ((first, push), (second, pull)) = sorted(RULES["positive"].own(rewards, request(1)), key=lambda one: one[1])
+    ((first, push), (second, pull)) = sorted(
+        RULES["positive"].own(rewards, request(1)), key=lambda candidate: candidate[1]
+    )
     assert (push, second, pull) == (-0.75, 1, 0.75) and first in (0, 2, 3)  # one of three wrong ones, for all three
     assert RULES["positive"].own((1.0, 1.0, 0.0, 0.0), request(1)) == [(0, 0.5), (1, 0.5), (2, -0.5), (3, -0.5)]
     assert RULES["positive"].own((1.0, 1.0), request(1)) == RULES["positive"].own((0.5, 0.5), request(1)) == []
@@ -441,7 +443,7 @@ def test_own_rewards_of_any_size_keep_their_differences(rule: str) -> None:
 def test_positive_follows_the_trainers_scale(rewards: list[float]) -> None:
     plain, scaled = (RULES["positive"].own(rewards, replace(request(1), scale=scale)) for scale in SCALES.values())
     assert [index for index, _ in plain] == [index for index, _ in scaled]
-    factors = {round(two / one, 6) for (_, one), (_, two) in zip(plain, scaled, strict=True)}
+    factors = {round(two / candidate, 6) for (_, candidate), (_, two) in zip(plain, scaled, strict=True)}
     assert len(factors) <= 1
 
 

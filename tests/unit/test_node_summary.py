@@ -39,7 +39,7 @@ def test_a_summary_has_the_total_of_each_metric_that_is_declared_for_it() -> Non
     declared = shown_in(Display.SUMMARY)
     values = {metric.name: {"a": at} if metric.label else at for at, metric in enumerate(declared, 1)}
     node = summarise_node([{"round": 1, **values}])
-    assert [node[one.name.rpartition("/")[2]] for one in declared] == list(values.values())
+    assert [node[metric.name.rpartition("/")[2]] for metric in declared] == list(values.values())
 
 
 def row(number: int, reward: float, **extra: object) -> dict[str, object]:
@@ -82,7 +82,7 @@ def test_a_run_that_begins_at_nothing_has_no_ratio() -> None:
 
 def test_how_far_reward_went_is_told_over_tenths_of_the_rounds_done_and_as_a_factor_where_that_is_no_chance() -> None:
     def told(*nodes: list[float]) -> list[str]:
-        rows = {f"n{at}": [row(*one) for one in enumerate(rewards, 1)] for at, rewards in enumerate(nodes)}
+        rows = {f"n{at}": [row(*metric) for metric in enumerate(rewards, 1)] for at, rewards in enumerate(nodes)}
         return reward_lines(summarise(rows, {}, started=0.0))
 
     assert told([0.25] * 20 + [0.5] * 20) == [

@@ -29,7 +29,7 @@ def mixtures(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     """Weights of sum 1, some of them a hundred times others, and an offset for each."""
     raw = draw(st.lists(st.integers(1, 100), min_size=1, max_size=8))
     offset = st.sampled_from([0.0, 0.5]) | st.floats(0, 1, exclude_max=True)
-    return [one / sum(raw) for one in raw], draw(st.lists(offset, min_size=len(raw), max_size=len(raw)))
+    return [question / sum(raw) for question in raw], draw(st.lists(offset, min_size=len(raw), max_size=len(raw)))
 
 
 @given(mixtures())

@@ -176,7 +176,7 @@ def test_a_function_gets_what_trl_hands_over() -> None:
 
     pay(take, ONE)
     pay(take, CHAT)
-    plain, chat = ({key: value for key, value in one.items() if "log" not in key} for one in seen)
+    plain, chat = ({key: value for key, value in request.items() if "log" not in key} for request in seen)
     with pytest.raises(AttributeError, match=r"trainer_state\.global_step"):
         _ = plain.pop("trainer_state").global_step
     assert plain == {

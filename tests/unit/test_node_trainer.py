@@ -76,10 +76,10 @@ def oracle(policy, config, rows, weights: Named, old_weights: Named) -> tuple[fl
     longest, level = config.engine.max_completion_length, options.importance_sampling_level
     cap = options.vllm_importance_sampling_clip_max
     corrections = [
-        torch.ones(len(one))
+        torch.ones(len(saved))
         if row.logprobs is None
-        else (one - torch.tensor(row.logprobs)[drawn(row)]).exp().clamp(max=cap)
-        for row, one in zip(rows, old, strict=True)
+        else (saved - torch.tensor(row.logprobs)[drawn(row)]).exp().clamp(max=cap)
+        for row, saved in zip(rows, old, strict=True)
     ]
     low, high = config.trainer.trl.get("epsilon", GRPOConfig.epsilon), options.epsilon_high
     loss = round_loss(new, old, rows, FULL_WEIGHT, options.loss_type, low, high, longest, level, corrections)
@@ -295,10 +295,10 @@ def test_reencoded_text_has_the_tokens_and_logprobs_of_its_generation(policy, tm
     (batch,) = make_batches(samples, FULL_WEIGHT, 4096, "dapo", policy.pad_token_id)
     logps = trainer._with_old_logps(batch)["old_per_token_logps"]
 
-    for row, (prompt, one) in enumerate(kept):
-        length = len(one.token_ids)
-        sampled = completion_logps(policy.model, Sample(prompt, one.token_ids, 1.0), temperature).tolist()
-        assert batch["completion_ids"][row, :length].tolist() == list(one.token_ids)
+    for row, (prompt, saved) in enumerate(kept):
+        length = len(saved.token_ids)
+        sampled = completion_logps(policy.model, Sample(prompt, saved.token_ids, 1.0), temperature).tolist()
+        assert batch["completion_ids"][row, :length].tolist() == list(saved.token_ids)
         assert int(batch["completion_mask"][row].sum()) == length
         assert logps[row, :length].tolist() == pytest.approx(sampled, abs=1e-4)
 
@@ -352,9 +352,9 @@ def test_training_goes_on_while_a_checkpoint_is_written_of_the_weights_as_they_w
     trainer = trainer_of(policy, config, tmp_path, rounds, on_update)
     trainer.train()
     written = list_checkpoints(tmp_path / "checkpoints")
-    assert [one.round for one in written] == [2, 3]  # all is written when training has ended
-    for one, state in zip(written, states[1:], strict=True):
-        assert frozen(torch.load(one.path / "optimizer.pt", weights_only=True)["state"]) == state
+    assert [saved.round for saved in written] == [2, 3]  # all is written when training has ended
+    for saved, state in zip(written, states[1:], strict=True):
+        assert frozen(torch.load(saved.path / "optimizer.pt", weights_only=True)["state"]) == state
 
 
 @pytest.mark.parametrize("lora", [0, 4])

@@ -384,7 +384,7 @@ def test_workers_end_with_what_owns_them_though_one_is_busy(scene: Scene) -> Non
 
 
 def scoring_threads() -> list[threading.Thread]:
-    return [one for one in threading.enumerate() if one.name == "scoring t"]
+    return [future for future in threading.enumerate() if future.name == "scoring t"]
 
 
 def test_a_text_that_waits_for_a_worker_to_load_is_late_and_not_unscorable(scene: Scene) -> None:
@@ -488,11 +488,11 @@ class Elsewhere(InPlace):
 
     def submit(self, batch: Sequence[Submission], is_own: bool) -> "list[Future[Verdict]]":
         futures: list[Future[Verdict]] = []
-        for one in batch:
-            if one.text == "raise":
+        for future in batch:
+            if future.text == "raise":
                 raise ValueError("not this one")
             futures.append(Future())
-            self.queued.append((one.text, is_own, futures[-1]))
+            self.queued.append((future.text, is_own, futures[-1]))
         return futures
 
     def begin(self, text: str, verdict: Verdict = None, *, and_end: bool = True) -> None:

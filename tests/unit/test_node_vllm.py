@@ -318,8 +318,8 @@ def test_engines_share_a_batch_and_give_what_one_gives(engine_of, of_one_engine,
     assert engine.generate([], 2, SAMPLING, seed=3) == []
     set_logits(policy.model, seed=1)
     engine.load(1)
-    for [one, _] in engine.generate(PROMPTS, 2, SAMPLING, seed=3):
-        assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
+    for [completion, _] in engine.generate(PROMPTS, 2, SAMPLING, seed=3):
+        assert list(completion.logprobs) == pytest.approx(policy_logprobs(policy, [1, *completion.token_ids]), abs=1e-4)
     logs = [(tmp_path / name).read_text() for name in ("vllm.log", "vllm-1.log", "vllm-2.log")]
     assert [log.count("told take_weights") for log in logs] == [2, 2, 2], "each is given each version"
 

@@ -207,7 +207,7 @@ def test_a_member_without_room_is_asked_for_the_manifest_before_it_hangs_up() ->
 
 
 def names(*told: Identity) -> bytes:
-    return Peers(tuple(record(one).encoded for one in told)).encode()
+    return Peers(tuple(record(seed).encoded for seed in told)).encode()
 
 
 def test_who_fills_all_places_with_names_and_those_names_too_leaves_each_other_seed_its_share() -> None:
@@ -267,7 +267,7 @@ def test_whom_a_hostile_seed_names_at_false_addresses_is_dialled_where_another_s
     honest, throwaway = others[:count], others[-1]
     talk = Talk(hostile, full)
     talk.open(hostile, full)
-    talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(throwaway, one) for one in honest)).encode())
+    talk.say(hostile, Kind.PEERS, Peers(tuple(elsewhere(throwaway, seed) for seed in honest)).encode())
     assert dialled(talk.feed(Tick())) == [(peer.curve_key, "false") for peer in honest]
     talk.say(full, Kind.PEERS, names(*honest))
     asked = []

@@ -632,7 +632,7 @@ def test_who_answers_nothing_pays_and_its_network_does_not() -> None:
     for second in range(6):
         names = (ItemId(number.to_bytes(32)) for number in range(10 * second, 10 * second + 10))
         talk.hear(talk.frame(Kind.HAVE, Have(tuple(Entry(name, 1000) for name in names)).encode()), now=second)
-        talk.charged += [one for one in talk.core.handle(Tick(), at(second)) if isinstance(one, ChargePrefix)]
+        talk.charged += [action for action in talk.core.handle(Tick(), at(second)) if isinstance(action, ChargePrefix)]
     assert talk.rejected == {"unanswered": 1} and talk.score < -PENALTIES["unanswered"] / 2
     assert talk.charged == []
 
@@ -895,7 +895,7 @@ def test_what_waits_for_a_link_is_made_a_frame_of_and_counted_when_it_leaves() -
 
 def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other() -> None:
     us, them = sorted((ME, PEER), key=lambda identity: identity.node_id)  # the link that we dial is kept
-    called, dialled = (Link(them.curve_key, dialled=one) for one in (False, True))
+    called, dialled = (Link(them.curve_key, dialled=action) for action in (False, True))
     address = Address(Endpoint("192.0.2.1", 4001), them.curve_key)
     core = Core(Setup(us, SWARM), Book((address,), Limits(max_known_peers=16)), random.Random(1), at(0))
     record = make_record(them, SWARM, (), 1, "", int((UNIX + 3600) * 1000))
@@ -909,9 +909,12 @@ def test_what_waits_for_a_peers_second_link_when_that_ends_waits_for_the_other()
     core.handle(Arrived(dialled, greeting), at(0))
     assert turn.link == called and core.membership.link_of(them.node_id) == dialled
     ended = core.handle(Tick(), at(GRACE_S))
-    assert [one for one in ended if isinstance(one, HangUp | FillLink)][:2] == [HangUp(called), FillLink(dialled)]
+    assert [action for action in ended if isinstance(action, HangUp | FillLink)][:2] == [
+        HangUp(called),
+        FillLink(dialled),
+    ]
     again = core.handle(Closed(called), at(GRACE_S))
-    assert [one.link for one in again if isinstance(one, FillLink)] == [dialled]
+    assert [action.link for action in again if isinstance(action, FillLink)] == [dialled]
     assert core.make_frame(dialled, at(3)) and not core.make_frame(dialled, at(3))
 
 

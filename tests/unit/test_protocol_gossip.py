@@ -545,7 +545,7 @@ def test_a_newcomer_is_told_the_newest_first_in_batches_but_for_what_it_has() ->
     core.handle(have(B, *(entry(number) for number in range(400))), at(4))
     core.handle(Got(A, item(1600)), at(4))
     batches = [announced(core.handle(Tick(), at(3 + CATCH_UP_S * turn))).get(B, []) for turn in range(1, 6)]
-    rest = [one for batch in batches for one in batch]
+    rest = [item for batch in batches for item in batch]
     assert name(1600) in batches[0] and sorted(rest) == sorted(
         name(number) for number in (*range(400, 1600 - MAX_IDS), 1600)
     )
