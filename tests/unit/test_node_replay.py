@@ -138,6 +138,28 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def five_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("five")
+    write_tiny_policy(folder / "policy")
+    live(config_of(folder), folder, 0, 5)
+    return folder
+
+
+@pytest.fixture
+def record(five_rounds: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Returns a folder with the record of the first rounds of five, and with nothing else."""
+
+    def of_rounds(count: int) -> Path:
+        journal = Journal(tmp_path, 1 << 30)
+        for entry in read_journal(five_rounds):
+            if not isinstance(entry, Round) or entry.number <= count:
+                journal._append(entry)
+        return tmp_path
+
+    return of_rounds
+
+
 @pytest.mark.parametrize("rule", ["sapo", "positive"])
 def test_every_round_comes_out_as_recorded_across_a_kill_and_a_step_back(folder: Path, rule: str) -> None:
     config = config_of(folder, rule)
@@ -169,11 +191,8 @@ def test_what_a_bound_left_out_is_left_out_again(folder: Path, monkeypatch: pyte
     assert any(row.external for entry in rounds for row in entry.rows)
 
 
-def test_the_record_alone_is_enough(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    live(config_of(folder), folder, 0, 3)
-    copy = tmp_path_factory.mktemp("copy")
-    shutil.copy(folder / JOURNAL_FILE, copy)
-    assert [compared.difference for compared in replay(copy)] == ["", "", ""]
+def test_the_record_alone_is_enough(record: Callable[[int], Path]) -> None:
+    assert [compared.difference for compared in replay(record(3))] == ["", "", ""]
 
 
 @pytest.mark.slow
@@ -205,10 +224,9 @@ def rewritten(folder: Path, change: object) -> None:
 
 
 def test_another_reward_function_names_the_first_round_and_item_that_differ(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    record: Callable[[int], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    live(config_of(folder), folder, 0, 5)
-
+    folder = record(5)
     first = next(entry.number for entry in read_journal(folder) if isinstance(entry, Round) and entry.refused)
 
     def other_reason(one: Round) -> Round:
@@ -228,8 +246,8 @@ def test_another_reward_function_names_the_first_round_and_item_that_differ(
     )
 
 
-def test_a_draw_that_was_not_the_rules_is_found(folder: Path) -> None:
-    live(config_of(folder), folder, 0, 4)
+def test_a_draw_that_was_not_the_rules_is_found(record: Callable[[int], Path]) -> None:
+    folder = record(4)
     rewritten(
         folder, lambda entry: entry._replace(times=[at - 3600 for at in entry.times]) if entry.number == 4 else entry
     )
@@ -242,8 +260,8 @@ def test_a_draw_that_was_not_the_rules_is_found(folder: Path) -> None:
     assert [compared.number for compared in replay(folder) if compared.difference] == [4]
 
 
-def test_tokens_that_were_not_sampled_are_found(folder: Path) -> None:
-    live(config_of(folder), folder, 0, 2)
+def test_tokens_that_were_not_sampled_are_found(record: Callable[[int], Path]) -> None:
+    folder = record(2)
     rewritten(folder, lambda entry: entry._replace(played=[entry.played[0]] * 2) if entry.number == 2 else entry)
     assert [compared.number for compared in replay(folder) if compared.difference] == [2]
 
