@@ -175,8 +175,8 @@ def error_of(finished: Finished) -> CollectiveError:
         case CallVerdict.DEADLINE:
             return DeadlineExceeded(f"called off: {reason}; call it again, or allow it more time")
         case CallVerdict.MISMATCH if finished.mismatch is not None:
-            found = finished.mismatch
-            return Mismatch(found.member, found.field, found.theirs, found.ours)
+            mismatch = finished.mismatch
+            return Mismatch(mismatch.member, mismatch.field, mismatch.theirs, mismatch.ours)
         case CallVerdict.DOUBT:
             return InDoubt(
                 f"what became of this call is unknown here ({reason}): its buffer is as it was; "

@@ -144,18 +144,18 @@ class GroupDriver:
         with self.changed:
             if self.changed.wait_for(lambda: self.status.view is not None, timeout):
                 return
-        found = self.linked()
-        if found and self.status.unreached:
+        linked = self.linked()
+        if linked and self.status.unreached:
             raise DeadlineExceeded(
                 f"no connection with {', '.join(self.status.unreached[:4])} in {timeout:g} s, in either direction: "
                 "let this one dial all others, or all others dial it (listen=)"
             )
-        if found:
-            raise DeadlineExceeded(f"{found} members know of this one, but none called admit() in {timeout:g} s")
-        said = ", ".join(f"{reason} ({count})" for reason, count in self.refused().items())
+        if linked:
+            raise DeadlineExceeded(f"{linked} members know of this one, but none called admit() in {timeout:g} s")
+        refusals = ", ".join(f"{reason} ({count})" for reason, count in self.refused().items())
         raise DeadlineExceeded(
             f"no seed answered in {timeout:g} s: check the addresses, the group's name and secret, and `protection`"
-            + (f"; connections ended with: {said}" if said else "")
+            + (f"; connections ended with: {refusals}" if refusals else "")
         )
 
     def wait_changed(self, reached: Callable[[Status], bool], timeout: float) -> bool:
@@ -231,8 +231,8 @@ class GroupDriver:
             event, call = self._mailbox.popleft()
             if call is not None and isinstance(event, Begin):
                 if event.tag in self._calls:
-                    said = f"tag {event.tag} is in use by a call that is not over: wait for it, or use another tag"
-                    call.fail(BadArgument(said))
+                    remedy = f"tag {event.tag} is in use by a call that is not over: wait for it, or use another tag"
+                    call.fail(BadArgument(remedy))
                     continue
                 self._calls[event.tag] = call
             self._feed(event, call)

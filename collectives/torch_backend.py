@@ -1110,15 +1110,15 @@ def _meet_by(
         )
     own = identity.node_id, _SECRECY[secret is not None], _this_machine()
     store.set(f"{world}/rank/{rank}", "|".join(own))
-    said = [store.get(f"{world}/rank/{other}").decode(errors="replace").split("|", 2) for other in range(size)]
-    for other, words in enumerate(said):
+    entries = [store.get(f"{world}/rank/{other}").decode(errors="replace").split("|", 2) for other in range(size)]
+    for other, words in enumerate(entries):
         if words[1:2] != [own[1]]:
             raise BadArgument(f"rank {rank} and rank {other}: set {SECRET} to the same text at all ranks, or at none")
-    members = [NodeId(words[0]) for words in said]
+    members = [NodeId(words[0]) for words in entries]
     if members[rank] != identity.node_id or len(set(members)) < size:
         raise BadArgument(f"rank {rank} of {size} has met another one with its number: give each a number of its own")
     seeds = [f"{store.get(f'{world}/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
-    is_local = all(words[2:] == [own[2]] for words in said)
+    is_local = all(words[2:] == [own[2]] for words in entries)
     comm = Communicator.connect(
         "torch.distributed",
         seeds,
@@ -1184,8 +1184,8 @@ def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
         comm.carry_out_in(known.mark)
         return False
     own = known.getRank() if isinstance(known, ProcessGroupGossamer) and known.comm is comm else NO_RANK
-    said = comm.all_gather(torch.tensor([own]), tag=MAX_TAG, timeout=timeout)
-    members = in_order(dict(zip(said.contributors, said.value.flatten().tolist(), strict=True)))
+    answers = comm.all_gather(torch.tensor([own]), tag=MAX_TAG, timeout=timeout)
+    members = in_order(dict(zip(answers.contributors, answers.value.flatten().tolist(), strict=True)))
     if dist.is_initialized():
         dist.destroy_process_group()
     _entering.append((comm, members))

@@ -201,10 +201,10 @@ class EngineConfig(Section):
             if isinstance(place, str) and not _is_address_of_server(place):
                 raise ValueError(f"{place!r} is no address of a server: write {PLACES}")
         # OpenAI's clients want an address with /v1; weights are handed over beside it.
-        found = [place.rstrip("/").removesuffix("/v1") if isinstance(place, str) else place for place in placement]
-        if any(isinstance(place, int) and place < 0 for place in found) or len(set(found)) < len(found):
+        places = [place.rstrip("/").removesuffix("/v1") if isinstance(place, str) else place for place in placement]
+        if any(isinstance(place, int) and place < 0 for place in places) or len(set(places)) < len(places):
             raise ValueError("GPUs have different numbers, from 0 on, and servers different addresses")
-        return found  # type: ignore[return-value]
+        return places  # type: ignore[return-value]
 
     @model_validator(mode="after")
     def _placement_of_the_kind(self) -> "EngineConfig":
@@ -773,8 +773,8 @@ def anchor_files(tree: Mapping[str, Any], folder: Path) -> None:
 
 
 def _anchored(function: object, folder: Path) -> object:
-    found = FUNCTION_FILE.fullmatch(function) if isinstance(function, str) else None
-    return function if found is None else f"{(folder / found[1]).absolute()}:{found[3]}"
+    match = FUNCTION_FILE.fullmatch(function) if isinstance(function, str) else None
+    return function if match is None else f"{(folder / match[1]).absolute()}:{match[3]}"
 
 
 def fill(config: NodeConfig, values: Mapping[str, Any]) -> NodeConfig:
@@ -888,12 +888,12 @@ def parse_config(tree: Mapping[str, Any]) -> NodeConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = _key_of(first["loc"])
-        said = [
+        mistakes = [
             mistake["msg"].removeprefix("Value error, ")
             for mistake in error.errors()
             if _key_of(mistake["loc"]) == where
         ]
-        what = ", or ".join(dict.fromkeys(said))  # several where the setting has several types
+        what = ", or ".join(dict.fromkeys(mistakes))  # several where the setting has several types
         if first["type"] == "extra_forbidden":
             raise UserError(unknown_key(where)) from None
         if not where:

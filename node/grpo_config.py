@@ -296,26 +296,26 @@ class ModelSaid(NamedTuple):
 
 def model_said(args: Any, peft_config: Any, quantization_config: Any) -> ModelSaid:
     """Read `model_init_kwargs` of a `GRPOConfig`, LoRA of `peft` (an object or a dict), and bitsandbytes' settings."""
-    said = ModelSaid({}, [], [])
-    _read_lora(peft_config, said)
+    asked = ModelSaid({}, [], [])
+    _read_lora(peft_config, asked)
     for name, value in (getattr(args, "model_init_kwargs", None) or {}).items():
         if name == "quantization_config":
             quantization_config = quantization_config or value
         elif name in ("dtype", "torch_dtype"):
-            _read_dtype(str(value).removeprefix("torch."), said)
+            _read_dtype(str(value).removeprefix("torch."), asked)
         elif name == "attn_implementation":
             if value not in (None, "sdpa"):
-                said.notes.append(
+                asked.notes.append(
                     f"model_init_kwargs: attention is sdpa here, and not {value!r}, which computes the same"
                 )
         elif name in ("device_map", "low_cpu_mem_usage", "use_cache", "use_safetensors"):
             if value is not None:
-                said.notes.append(f"model_init_kwargs: {name}={value!r} has no effect here")
+                asked.notes.append(f"model_init_kwargs: {name}={value!r} has no effect here")
         elif value not in {"revision": (None, "main"), "trust_remote_code": (None, False)}.get(name, (None,)):
-            said.complaints.append(f"model_init_kwargs: {name}={value!r} is not taken: leave it out")
+            asked.complaints.append(f"model_init_kwargs: {name}={value!r} is not taken: leave it out")
     if quantization_config is not None:
-        _read_quantization(quantization_config, said)
-    return said
+        _read_quantization(quantization_config, asked)
+    return asked
 
 
 def _read_lora(config: Any, said: ModelSaid) -> None:

@@ -35,7 +35,7 @@ def evaluation_metrics(policy: Policy, found: Answers, args: Any) -> dict[str, f
     if not outcomes:
         return {}
     rewards = torch.tensor([list(map(float, outcome.rewards)) for outcome in outcomes])  # (questions, completions)
-    made = [answer for outcome in outcomes for answer in outcome.answers]
+    episodes = [answer for outcome in outcomes for answer in outcome.answers]
     rows = [(policy.encode_prompt(outcome.item), answer.tokens) for outcome in outcomes for answer in outcome.answers]
     told = [of.cpu() for of in of_each_token(policy, rows, _logp_and_entropy, args.temperature)]  # (tokens, 2) each
     parts: dict[str, list[float]] = {}
@@ -45,13 +45,13 @@ def evaluation_metrics(policy: Policy, found: Answers, args: Any) -> dict[str, f
                 parts.setdefault(name, []).append(part)
     counts = [len(of) for of in told]
     return {
-        "loss": loss(advantages(rewards, args.scale_rewards).flatten(), [of[:, 0] for of in told], made, args),
+        "loss": loss(advantages(rewards, args.scale_rewards).flatten(), [of[:, 0] for of in told], episodes, args),
         "reward": rewards.mean().item(),
         "reward_std": _std(rewards.flatten().tolist()),
         "frac_reward_zero_std": statistics.fmean(len(set(group)) == 1 for group in rewards.tolist()),
         **{f"rewards/{name}/mean": statistics.fmean(values) for name, values in parts.items()},
         **{f"rewards/{name}/std": _std(values) for name, values in parts.items()},
-        **_lengths(made),
+        **_lengths(episodes),
         "entropy": sum(of[:, 1].sum().item() for of in told) / max(sum(counts), 1),
         **({f"clip_ratio/{name}": 0.0 for name in CLIPPED} if args.loss_type in CLIPPING else {}),
     }

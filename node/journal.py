@@ -193,21 +193,21 @@ class Journal:
 
     def measured(self, count: int, measure: Callable[[], list[float]]) -> list[float]:
         """Measure, and keep what is found."""
-        found = measure()
-        self._measured += found
-        return found
+        nats = measure()
+        self._measured += nats
+        return nats
 
     def judged(self, judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
         """Judge, and keep which verdicts were None and which late."""
-        found = judge(seconds)
+        verdicts_found = judge(seconds)
         self._unscorable.append(
             [
                 -1 - at if verdict == LATE else at
-                for at, verdict in enumerate(found)
+                for at, verdict in enumerate(verdicts_found)
                 if verdict is None or verdict == LATE
             ]
         )
-        return found
+        return verdicts_found
 
     def barred(self, find: Callable[[], Sequence[str]]) -> Sequence[str]:
         """Find them, and keep them."""
@@ -307,10 +307,10 @@ def _decode(body: bytes) -> Start | Round | None:
         number, played, seen, refused, times, measured, unscorable, barred, own, rows, admitted, drawn = fields
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"a frame is damaged ({error})") from None
-    made = [[Played.from_list(completion) for completion in group] for group in played]
+    groups = [[Played.from_list(completion) for completion in group] for group in played]
     judged = [ReadGroup(*fields) for fields in seen], [RefusedGroup(*fields) for fields in refused]
     outside = (*judged, times, measured, unscorable, barred)
-    return Round(number, made, *outside, own, [TrainedRow(*row) for row in rows], admitted, drawn)
+    return Round(number, groups, *outside, own, [TrainedRow(*row) for row in rows], admitted, drawn)
 
 
 def _kind(entry: type) -> str:

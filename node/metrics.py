@@ -439,15 +439,15 @@ def recent(metric: Metric, rows: Sequence[Row]) -> Any:
 
     Tables of counts by a label are summed where they are of a round, and the newest where they count up.
     """
-    found = [_numbers(metric.found_in(row)) for row in rows if metric.is_in(row)]
-    if not found:
+    numbers = [_numbers(metric.found_in(row)) for row in rows if metric.is_in(row)]
+    if not numbers:
         return None
     if metric.combine in (Combine.LAST, Combine.COUNTER):
-        values: Mapping[str, Any] = found[-1]
+        values: Mapping[str, Any] = numbers[-1]
     elif metric.label and "*" not in metric.name:
-        values = _summed(found)
+        values = _summed(numbers)
     else:
-        values = {key: statistics.fmean(row[key] for row in found if key in row) for key in _keys(found)}
+        values = {key: statistics.fmean(row[key] for row in numbers if key in row) for key in _keys(numbers)}
     return values if metric.label else values.get(metric.name)
 
 
@@ -456,12 +456,12 @@ def total(metric: Metric, rows: Sequence[Row]) -> Any:
 
     0 where there is nothing, and no entries of a label.
     """
-    found = [_numbers(metric.found_in(row)) for row in rows]
+    numbers = [_numbers(metric.found_in(row)) for row in rows]
     values: Mapping[str, Any]
     if metric.combine is Combine.SUM:
-        values = _summed(found)
+        values = _summed(numbers)
     elif metric.combine is Combine.COUNTER:
-        values = {key: counted(row.get(key, 0) for row in found) for key in sorted(_keys(found))}
+        values = {key: counted(row.get(key, 0) for row in numbers) for key in sorted(_keys(numbers))}
     else:
         return recent(metric, rows) or ({} if metric.label else 0)
     return values if metric.label else values.get(metric.name, 0)

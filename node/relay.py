@@ -71,7 +71,7 @@ def run_relay(
         take = stack.enter_context(looking(network))
         metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S
-        said = network.host.counters()
+        counters = network.host.counters()
         while not stopping:
             items = network.host.receive(DRAIN)
             take(items)
@@ -81,9 +81,9 @@ def run_relay(
                 due += METRICS_INTERVAL_S
                 metrics.append(_row(network.host))
                 now = network.host.counters()
-                if (now.peers, now.items_received) != (said.peers, said.items_received):
+                if (now.peers, now.items_received) != (counters.peers, counters.items_received):
                     log.info("relaying", peers=now.peers, known=now.known, items=now.items_received)
-                    said = now
+                    counters = now
         metrics.append(_row(network.host))
         log.info("finished")
 

@@ -277,7 +277,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
 
         def finish(number: int, logs: Mapping[str, float]) -> None:
             loop.finish(number, logs)
-            if (line := said.after_round(loop.row, time.monotonic())) is not None:
+            if (line := round_log.after_round(loop.row, time.monotonic())) is not None:
                 log.info("round", **line)
                 return_freed_memory()  # as rarely as that: what is given back is zeroed when it is taken again
 
@@ -311,7 +311,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
                 done,
                 lambda at: Start(at, settings, node.seed, node.limits, node.tasks.split, buffer.snapshot()),
             )
-        said = RoundLog(time.monotonic())
+        round_log = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, buffer=len(buffer))
         with _ending_in_order(stopping, trainer, config.trainer, loop):
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

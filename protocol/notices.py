@@ -100,8 +100,8 @@ class Refusals:
         return waiting
 
     def _note(self, case: Case, who: str, reason: str, now: Instant) -> None:
-        said = self._said.get((case, who, reason))
-        if said is not None and now.steady < said + SAME_S:
+        said_at = self._said.get((case, who, reason))
+        if said_at is not None and now.steady < said_at + SAME_S:
             return
         if len(self._waiting) >= MAX_WAITING or not self._lines.take(1, now.steady):
             self._unsaid += 1
@@ -240,8 +240,8 @@ class Notices:
     def _of_unreached(self, failures: Sequence[Failure], now: Instant) -> list[Notice]:
         news = []
         for failure in failures:
-            said = self._said_unreached.get(failure.endpoint)
-            if said is None or now.steady >= said + SAME_S:
+            said_at = self._said_unreached.get(failure.endpoint)
+            if said_at is None or now.steady >= said_at + SAME_S:
                 self._said_unreached.set(failure.endpoint, now.steady)
                 news.append(failure)
         remedy = "forward the port and open the firewall; until then this node works through peers that it dials"

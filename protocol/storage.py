@@ -108,9 +108,9 @@ def exchange_bytes(path: Path, known: bytes, ours: bytes, limit: int) -> bytes:
     Raises:
         OSError: the file cannot be read or written.
     """
-    found = read_bounded(path, limit)
-    if found != known or ours in (known, b""):
-        return found
+    content = read_bounded(path, limit)
+    if content != known or ours in (known, b""):
+        return content
     write_atomically(path, ours)
     return ours
 

@@ -192,10 +192,10 @@ class Agreement:
         view = self.view
         if view is None:
             return
-        told = self._told is not None and self._told.mark == view.mark
-        if told and isinstance(event, Heard) and isinstance(event.message, OperationMessage):
+        has_told = self._told is not None and self._told.mark == view.mark
+        if has_told and isinstance(event, Heard) and isinstance(event.message, OperationMessage):
             return  # no such message changes the Beat
-        if not told:
+        if not has_told:
             self._dialled.clear()
             self._out.forget(self._detector.linked.keys() | view.ids)
         beat = self._state.beat(view, now)

@@ -214,8 +214,8 @@ def _union(hint: Any) -> Form:
     write = form.write or list
 
     def read(value: Any) -> Any:
-        found = form.read(value)
-        return found[0] if found else None
+        content = form.read(value)
+        return content[0] if content else None
 
     return dataclasses.replace(form, read=read, write=lambda value: write(() if value is None else (value,)))
 

@@ -160,8 +160,8 @@ def prepare(sock: socket.socket) -> None:
 
 def numeric(endpoint: Endpoint) -> tuple[Any, Any]:
     """Return family and socket address of a numeric host. Raises `OSError` or `UnicodeError` for a name."""
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    return found[0][0], found[0][4]
+    resolved = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return resolved[0][0], resolved[0][4]
 
 
 def local_name(session: bytes) -> str:

@@ -576,12 +576,12 @@ class Mesh:
                 continue
             state.trying = True
             try:
-                found = [numeric(Endpoint(address.host, address.port))]
+                addresses = [numeric(Endpoint(address.host, address.port))]
             except (OSError, UnicodeError):  # a name, perhaps one that none can be: ask for its addresses elsewhere
                 state.trying = self._resolver.ask(address, Endpoint(address.host, address.port))
                 state.next_try = now + PAUSE_S
                 continue
-            self._dial(address, found)
+            self._dial(address, addresses)
         if now >= self._look_at_streams + _STREAM_PAUSE_S:
             self._look_at_streams = now
             for member, link in self._links.items():

@@ -83,10 +83,10 @@ class SumPlan:
 
     def measured(self, members: Sequence[NodeId], links: Links) -> "SumPlan":
         """Return the plan once all lines are known; where one is not, the way stays and the count begins anew."""
-        found = tour(members, links)
-        if not found:
+        new_tour = tour(members, links)
+        if not new_tour:
             return replace(self, phase=PlanPhase.COUNT, reduced=0)
-        return SumPlan(PlanPhase.RING, found, capacities(members, links), by_ring=True)
+        return SumPlan(PlanPhase.RING, new_tour, capacities(members, links), by_ring=True)
 
     def after(self, members: Sequence[NodeId], nbytes: int, seconds: float) -> "SumPlan":
         """Return the plan after a step that counts, whose large sums of `nbytes` in all took `seconds`."""

@@ -38,9 +38,9 @@ def outcome(seed: int, members: int) -> ScheduleOutcome:
         trial.run()
     except Violated as error:
         violation = str(error)
-    told = trial.history
+    history = trial.history
     struck = tuple(trial.struck)
-    return ScheduleOutcome(seed, members, told.committed, told.aborted, told.doubtful, violation, struck)
+    return ScheduleOutcome(seed, members, history.committed, history.aborted, history.doubtful, violation, struck)
 
 
 def sweep(seeds: range, members: int, processes: int = 1) -> Iterator[ScheduleOutcome]:

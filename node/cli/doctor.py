@@ -86,13 +86,13 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
         of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
         parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:
-        found = {title: list(checks) for title, checks in parts.items()}
-        good = _is_good(check for checks in found.values() for check in checks)
-        told = {
-            title: [finding._replace(do="" if finding.ok else finding.do)._asdict() for finding in found[title]]
-            for title in found
+        findings = {title: list(checks) for title, checks in parts.items()}
+        good = _is_good(check for checks in findings.values() for check in checks)
+        tree = {
+            title: [finding._replace(do="" if finding.ok else finding.do)._asdict() for finding in findings[title]]
+            for title in findings
         }
-        print(json.dumps({"ok": good, "checks": told}))
+        print(json.dumps({"ok": good, "checks": tree}))
         return 0 if good else 1
     from rich.console import Console
 

@@ -165,8 +165,8 @@ def _round(folder: Path, wanted: int) -> "Iterator[str]":
         yield f"  {quoted(whose)}{age}, group {key.hex()[:ID_DIGITS]}, {quoted(group.task.name)}"
         yield f"    question  {quoted(group.question)}"
         for row in rows:
-            made = group.completions[row.place]
-            yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {in_one_line(made.texts)}"
+            completion = group.completions[row.place]
+            yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {in_one_line(completion.texts)}"
 
 
 def _number_of(count: int, noun: str) -> str:
@@ -205,14 +205,14 @@ def _one(db: sqlite3.Connection, start: str) -> list[str]:
 
     if not all(digit in "0123456789abcdef" for digit in start.lower()):
         raise UserError(f"a group's id is hexadecimal, got {start!r}: `gossamer inspect FOLDER` lists some")
-    found = db.execute(
+    row = db.execute(
         "SELECT id, peer, body FROM groups WHERE lower(hex(id)) LIKE ? || '%'", (start.lower(),)
     ).fetchall()
-    if len(found) != 1:
+    if len(row) != 1:
         raise UserError(
-            f"{len(found)} groups have an id that starts with {start}: give {'more' if found else 'other'} digits"
+            f"{len(row)} groups have an id that starts with {start}: give {'more' if row else 'other'} digits"
         )
-    ident, peer, body = found[0]
+    ident, peer, body = row[0]
     try:
         group = decode(body, len(body))
     except GroupError as error:

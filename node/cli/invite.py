@@ -79,9 +79,9 @@ def invite(
         grant = inviting.pass_for(folder, inviting.parse_node_id(node_id), lifetime)
     elif uses is not None:
         grant = inviting.shared_invite(folder, uses, lifetime)
-    made = inviting.make_invite(folder, seeds, grant, _own(folder))
-    print_invite(made)
-    if (revocable := revoking.revocable(made)) is not None:
+    invite = inviting.make_invite(folder, seeds, grant, _own(folder))
+    print_invite(invite)
+    if (revocable := revoking.revocable(invite)) is not None:
         print(f"note: `gossamer revoke {for_shell(folder)} {revocable}` takes it back", file=sys.stderr)
 
 

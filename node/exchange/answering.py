@@ -177,10 +177,10 @@ def _count(swarm: Exchange, answered: AnsweredTotals, usage: TokenUsage, budget:
 
 
 def _wait_for_a_peer(swarm: Exchange, is_stopping: Callable[[], object]) -> None:
-    said = None
+    said_at = None
     while not is_stopping() and not swarm.statistics()["swarm/peers"]:
-        if said is None or time.monotonic() - said >= ALONE_S:
-            said = time.monotonic()
+        if said_at is None or time.monotonic() - said_at >= ALONE_S:
+            said_at = time.monotonic()
             log.info("no peer is here: nothing is asked until one is")
         time.sleep(LOOK_S)
 

@@ -446,11 +446,11 @@ class Exchange:
         questions: list[AskedQuestion] = []
         without = 0
         while len(questions) < count:
-            found = self._parts.rounds.ask(self._asked)
+            question = self._parts.rounds.ask(self._asked)
             self._asked += 1
-            without = without + 1 if found is None else 0
-            if found is not None:
-                questions.append(AskedQuestion(found.task.key, found.seed, found.item))
+            without = without + 1 if question is None else 0
+            if question is not None:
+                questions.append(AskedQuestion(question.task.key, question.seed, question.item))
             if without == MISSES:
                 raise UserError(
                     f"none of {MISSES * TRIES} questions fits: give a `fits` that takes more, or other tasks"
@@ -468,15 +468,15 @@ class Exchange:
         verdicts = self._parts.rounds.score(
             [Answer(task, question.item, text) for text in new], min(seconds, threading.TIMEOUT_MAX)
         )
-        found = {text: self._verdicts[key] for text, key in keys.items() if key in self._verdicts}
-        found |= {text: verdict for text, verdict in zip(new, verdicts, strict=True) if verdict != LATE}
-        for text, verdict in found.items():
+        known = {text: self._verdicts[key] for text, key in keys.items() if key in self._verdicts}
+        known |= {text: verdict for text, verdict in zip(new, verdicts, strict=True) if verdict != LATE}
+        for text, verdict in known.items():
             self._verdicts[keys[text]] = verdict
         while len(self._verdicts) > MAX_VERDICTS:
             self._verdicts.popitem(last=False)
-        if late := len(keys) - len(found):
+        if late := len(keys) - len(known):
             raise TimeoutError(f"{late} of {len(keys)} answers were not scored in {seconds:g} s")
-        return [found[text] for text in texts]
+        return [known[text] for text in texts]
 
     def _publish(
         self, question: AskedQuestion, texts: Sequence[str], finished: Sequence[bool], kept: bool, seconds: float
@@ -492,19 +492,19 @@ class Exchange:
             half = ord(error.object[error.start])
             raise UserError(f"an answer has half of a character (U+{half:X}): leave it out, or replace it") from None
         verdicts = self._score(question, texts, seconds)
-        made = [
+        episodes = [
             one_turn(text, bool(ended), reward)
             for text, ended, reward in zip(texts, finished, verdicts, strict=True)
             if reward is not None
         ]
-        if len(made) < 2:
+        if len(episodes) < 2:
             return False
         item = question.item
         group = Group(
-            question.task, question.seed, item.question, tuple(made), self._policy, self._round, item.content, kept
+            question.task, question.seed, item.question, tuple(episodes), self._policy, self._round, item.content, kept
         )
         self._check_size(group)
-        lengths = [len(episode.text) for episode in made]
+        lengths = [len(episode.text) for episode in episodes]
         self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
         return self._parts.rounds.publish([group]) == 1
 
@@ -537,13 +537,13 @@ class Exchange:
         by_task: dict[str, list[float]] = {}
         for own, rewards in self._own:
             by_task.setdefault(own.task, []).extend(rewards)
-        made = [reward for rewards in by_task.values() for reward in rewards]
+        rewards_made = [reward for rewards in by_task.values() for reward in rewards]
         row: dict[str, Any] = {
             "round": number,
             "time": time.time(),
-            **({"reward": statistics.fmean(made)} if made else {}),
+            **({"reward": statistics.fmean(rewards_made)} if rewards_made else {}),
             **{f"rewards/{task}/mean": statistics.fmean(rewards) for task, rewards in by_task.items()},
-            "generated": len(made),
+            "generated": len(rewards_made),
             "groups_external": len(used),
             "swarm/taught_by": dict(Counter(candidate.peer for candidate in used)),
             **rounds.figures(),
@@ -557,16 +557,16 @@ class Exchange:
         group, places = encoded.group, sorted(encoded.completions)
         task = self._parts.tasks.get(group.task)
         assert task is not None, "the screening has just rebuilt it"
-        made = [group.completions[place] for place in places]
+        completions = [group.completions[place] for place in places]
         advantages = mean_advantages(group.rewards)
         return DrawnGroup(
             encoded.id,
             signer,
             group.policy,
             AskedQuestion(group.task, group.seed, task.make(group.seed)),
-            tuple(episode.text for episode in made),
-            tuple(episode.finished for episode in made),
-            tuple(episode.reward for episode in made),
+            tuple(episode.text for episode in completions),
+            tuple(episode.finished for episode in completions),
+            tuple(episode.reward for episode in completions),
             tuple(advantages[place] for place in places),
         )
 

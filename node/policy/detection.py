@@ -165,8 +165,8 @@ def _bytes_of_weights(model: str) -> int:
     """Return the size of a model's files of weights, in a folder or in the hub's cache; 0 where there are none yet."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = str(Path(model) / "config.json") if Path(model).is_dir() else try_to_load_from_cache(model, "config.json")
-    files = Path(found).parent.glob("*.safetensors") if isinstance(found, str) else ()
+    path = str(Path(model) / "config.json") if Path(model).is_dir() else try_to_load_from_cache(model, "config.json")
+    files = Path(path).parent.glob("*.safetensors") if isinstance(path, str) else ()
     return sum(file.stat().st_size for file in files)
 
 

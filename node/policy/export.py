@@ -83,11 +83,11 @@ def _merged_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel
     if config.tie_word_embeddings and output in weights and not torch.equal(weights[embedding], weights[output]):
         config.tie_word_embeddings = False
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
-        made = type(base)(config)
-    made.load_state_dict(weights, assign=True)
-    made.tie_weights()
-    made.generation_config = copy.deepcopy(base.generation_config)
-    return made
+        bare = type(base)(config)
+    bare.load_state_dict(weights, assign=True)
+    bare.tie_weights()
+    bare.generation_config = copy.deepcopy(base.generation_config)
+    return bare
 
 
 def _embedding_names(model: PreTrainedModel) -> tuple[str, str]:

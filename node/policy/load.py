@@ -239,18 +239,18 @@ def load_policy(
     if config.model != "builtin":
         find_model(config.model)
     check_bits(config.dtype)
-    here = Path(source).is_dir()  # then nobody is asked for anything
+    is_folder = Path(source).is_dir()  # then nobody is asked for anything
     packed = config.dtype == "nf4"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=here)
-        architecture = _without_dropout(AutoConfig.from_pretrained(source, local_files_only=here))
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=is_folder)
+        architecture = _without_dropout(AutoConfig.from_pretrained(source, local_files_only=is_folder))
         model, loading = AutoModelForCausalLM.from_pretrained(
             source,
             config=architecture,
             dtype=_half_of(device) if packed else getattr(torch, config.dtype),
             **(_in_four_bits(device) if packed else {}),
             output_loading_info=True,
-            local_files_only=here,
+            local_files_only=is_folder,
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_complaint(config.model, error)) from error

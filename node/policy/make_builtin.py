@@ -123,13 +123,13 @@ def sample_items(recipe: Recipe, right: float, step: int) -> list[tuple[Task, It
     """Return what `sample_answers` does, each with the task and the item that it is of."""
     rng = random.Random(derive_seed("builtin policy", recipe.seed, right, step))
     tasks = tasks_of(recipe)
-    found = []
+    scores = []
     for _ in range(recipe.batch):
         task = rng.choice(tasks)
         item = training_item(task, rng)
         answer = item.answer if rng.random() < right else wrong_answer(item.answer, rng)
-        found.append((task, item, answer))
-    return found
+        scores.append((task, item, answer))
+    return scores
 
 
 def training_item(task: Task, rng: random.Random) -> Item:

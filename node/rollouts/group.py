@@ -178,11 +178,13 @@ def _group(fields: object) -> Group:
     _check(_is_name(name) and _is_name(config), "names")
     _check(isinstance(question, str) and len(question.encode(errors="replace")) <= MAX_QUESTION_BYTES, "question")
     _check(isinstance(completions, list) and 0 < len(completions) <= MAX_COMPLETIONS, "completions")
-    made = tuple(map(_episode, completions))
+    episodes = tuple(map(_episode, completions))
     _check(_is_name(policy) and all(map(_is_name, content)), "names")
     _check(_is_count(version) and _is_count(seed) and _is_count(policy_version), "integers")
     _check(isinstance(kept, bool), "kept")
-    return Group(TaskKey(name, version, config), seed, question, made, policy, policy_version, "".join(content), kept)
+    return Group(
+        TaskKey(name, version, config), seed, question, episodes, policy, policy_version, "".join(content), kept
+    )
 
 
 def _episode(fields: object) -> Episode:

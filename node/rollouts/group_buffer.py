@@ -220,13 +220,13 @@ class GroupBuffer:
         oldest = self._time(now) - self._bounds.max_age
         stay = self._bounds.max_age_rounds
         first_from = 0 if stay is None else round_number - stay
-        found: dict[bytes, Candidate] = {}
+        drawable: dict[bytes, Candidate] = {}
         for candidate in list(self._free.values()):
             if self._uses[candidate.texts] >= self._max_uses:
                 del self._free[candidate.id]
             elif candidate.received >= oldest and first_from <= candidate.first_round <= round_number:
-                found.setdefault(candidate.question, candidate)
-        return list(found.values())
+                drawable.setdefault(candidate.question, candidate)
+        return list(drawable.values())
 
     def of_signers(self, peers: Collection[str]) -> list[Candidate]:
         """Return the groups of these peers that are not buried."""
@@ -238,8 +238,8 @@ class GroupBuffer:
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
         """Return the groups with these ids, if they are here. Reading a group is not a use of it."""
-        found = {group_id: self._entries[group_id].body for group_id in ids if group_id in self._entries}
-        return {group_id: decode(body, len(body)) for group_id, body in found.items()}
+        bodies = {group_id: self._entries[group_id].body for group_id in ids if group_id in self._entries}
+        return {group_id: decode(body, len(body)) for group_id, body in bodies.items()}
 
     def use(self, drawn: Iterable[Candidate], round_number: int, now: float) -> None:
         """Record that `round_number` used these groups at `now` (Unix seconds); forget uses that are too long ago.
@@ -262,13 +262,13 @@ class GroupBuffer:
 
     def bury(self, ids: Iterable[bytes], round_number: int) -> None:
         """Bury these groups: no round draws them again, as `round_number` found out. Ignore those that are gone."""
-        here = [group_id for group_id in ids if group_id in self._entries]
-        self._buried.update(here)
-        for group_id in here:
+        held = [group_id for group_id in ids if group_id in self._entries]
+        self._buried.update(held)
+        for group_id in held:
             self._free.pop(group_id, None)
         with self.transaction():
             self._db.executemany(
-                "INSERT OR IGNORE INTO buried VALUES (?, ?)", [(group_id, round_number) for group_id in here]
+                "INSERT OR IGNORE INTO buried VALUES (?, ?)", [(group_id, round_number) for group_id in held]
             )
 
     def record_own_results(self, round_number: int, results: Sequence[OwnResult]) -> OwnResults:

@@ -78,17 +78,17 @@ class OwnResults:
     def usual_length(self, task: str) -> float:
         """Return the usual length of an answer to `task`, in tokens; 0 while this node has no group of its own."""
         if self._made[task]:
-            found = self._right[task] or self._made[task]
+            lengths = self._right[task] or self._made[task]
         else:
-            found = [*chain(*self._right.values())] or [*chain(*self._made.values())]
-        return statistics.median(found) if found else 0.0
+            lengths = [*chain(*self._right.values())] or [*chain(*self._made.values())]
+        return statistics.median(lengths) if lengths else 0.0
 
     def reward(self, task: str) -> float:
         """Return this node's own reward on `task`; 0 while it has no group of it."""
         if task not in self._rewards:
             newest = chain.from_iterable(map(reversed, reversed(self._rounds.values())))
-            found = list(islice((result.reward for result in newest if result.task == task), RECENT))
-            self._rewards[task] = statistics.fmean(found) if found else 0.0
+            rewards = list(islice((result.reward for result in newest if result.task == task), RECENT))
+            self._rewards[task] = statistics.fmean(rewards) if rewards else 0.0
         return self._rewards[task]
 
     def _of(self, result: OwnResult) -> Iterator[tuple[list[float], float]]:

@@ -366,13 +366,15 @@ class Screening:
         true: list[_PendingGroup] = []
         for pending in drawn:
             signer = pending.candidate.peer
-            found = [next(verdicts) for _ in pending.places]
+            answered = [next(verdicts) for _ in pending.places]
             if signer in self.revoked:
                 continue
-            there = [(place, verdict) for place, verdict in zip(pending.places, found, strict=True) if verdict != LATE]
+            there = [
+                (place, verdict) for place, verdict in zip(pending.places, answered, strict=True) if verdict != LATE
+            ]
             if reason := compare(pending.group, there):
                 self.refused.append(RefusedGroup(pending.candidate.id, signer, reason))
-            elif LATE in found:
+            elif LATE in answered:
                 self.left_out["late"] += len(pending.picks)
                 self._is_late |= signer not in self._spent
             else:

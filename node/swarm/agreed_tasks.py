@@ -205,14 +205,14 @@ def _is_same(task: ManifestTask, built: TaskSet) -> bool:
 def _check_key(task: ManifestTask, built: TaskSet) -> None:
     if _is_same(task, built):
         return
-    here = built.tasks[0].key
-    if here.version != task.version:
+    ours = built.tasks[0].key
+    if ours.version != task.version:
         raise UserError(
-            f"task {task.name!r} has version {task.version} in the swarm and {here.version} here: "
+            f"task {task.name!r} has version {task.version} in the swarm and {ours.version} here: "
             "install the release of gossamer that the swarm's founder runs"
         )
     raise UserError(
-        f"task {task.name!r} version {task.version} has another configuration here ({here.config}) than in the swarm "
+        f"task {task.name!r} version {task.version} has another configuration here ({ours.config}) than in the swarm "
         f"({task.config}): install the release of what provides it, or get the file, that the swarm's founder has"
     )
 

@@ -155,6 +155,6 @@ def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinErro
             for reason in (CLOCK_BEHIND, CLOCK_AHEAD)
         },
     }
-    said = ", ".join(f"{endpoint} says {reason}" for endpoint, reason in error.refusals.items())
-    by = f" ({said})" if said else ""
+    refusals = ", ".join(f"{endpoint} says {reason}" for endpoint, reason in error.refusals.items())
+    by = f" ({refusals})" if refusals else ""
     return JoinError(lines.get(error.reason, str(error)) + by, error.reason, error.refusals)

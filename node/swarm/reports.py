@@ -154,8 +154,8 @@ class Reporter:
         means = {task: total / rounds for task, (total, rounds) in self._sums.items()}
         reward = means.pop("", None)
         self._rewards |= means
-        made = (self.agent, model, row["round"], reward, self._accuracy)
-        report = encode(NodeReport(since, *made, self._rewards, self._taught_by))
+        fields = (self.agent, model, row["round"], reward, self._accuracy)
+        report = encode(NodeReport(since, *fields, self._rewards, self._taught_by))
         self._since = now
         self._taught_by.clear()
         self._sums.clear()

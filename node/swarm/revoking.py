@@ -97,11 +97,11 @@ def _sign_list(
     handovers: tuple[Handover, ...],
 ) -> RevocationList:
     try:
-        made = make_revocations(owner, manifest, revoked, sequence, handovers)
+        revocations = make_revocations(owner, manifest, revoked, sequence, handovers)
     except RevocationError as error:
         raise UserError(
             f"cannot make a revocation list ({error}): it holds at most {MAX_REVOKED} ids (--undo removes some) and "
             f"{MAX_HANDOVERS} owners after the founder"
         ) from None
-    save_revocations(folder, made.encoded)
-    return made
+    save_revocations(folder, revocations.encoded)
+    return revocations

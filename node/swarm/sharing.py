@@ -264,8 +264,8 @@ class NetworkExchange:
         """See `GroupExchange.finished`. A report names the tasks that are shared, and no others."""
         if self._reporter is None:
             return
-        told = {f"rewards/{task.key.name}/mean" for task in self._tasks.tasks if not unshared(task)}
-        row = {key: value for key, value in row.items() if key in told or not key.startswith("rewards/")}
+        names = {f"rewards/{task.key.name}/mean" for task in self._tasks.tasks if not unshared(task)}
+        row = {key: value for key, value in row.items() if key in names or not key.startswith("rewards/")}
         if (report := self._reporter.after_round(row, model, time.time())) is not None:
             self._publish(report, REPORTS_TOPIC)
 

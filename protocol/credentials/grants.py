@@ -258,10 +258,10 @@ class Gatekeeper:
         """
         if encoded == self.revocations:
             return False
-        found = open_revocations(encoded, self._manifest, self._check)
-        if not found.replaces(self._list):
+        opened = open_revocations(encoded, self._manifest, self._check)
+        if not opened.replaces(self._list):
             return False
-        self._list = found
+        self._list = opened
         return True
 
     def is_revoked(self, node: NodeId) -> bool:

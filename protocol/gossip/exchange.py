@@ -375,12 +375,12 @@ class Gossip:
             islice(peer.chunks, LOOKED_AT), key=lambda chunk: self._given.get(chunk) or 0
         )
         peer.drop(place)
-        found = self._find(place)
-        if found is None:
+        entry = self._find(place)
+        if entry is None:
             return DontHave((place.item,))
         peer.gave_at = now.steady
         self._given.set(place, 1 + (self._given.get(place) or 0))
-        return found
+        return entry
 
     def _find(self, place: Place) -> Item | ItemOutline | ItemChunk | None:
         """Return what a WANT is answered with, if it is here."""
@@ -489,11 +489,11 @@ class Gossip:
     def _tell(self, node: NodeId, ids: list[ItemId], now: Instant) -> list[GossipAction]:
         """Announce those items that interest the peer and that we hold, or hold chunks of."""
         wants = self._peers[node].wants
-        told = [entry for item_id in ids if (entry := self._entry(item_id, now)) and wants.covers(entry.topic)]
-        for entry in told:
+        entries = [entry for item_id in ids if (entry := self._entry(item_id, now)) and wants.covers(entry.topic)]
+        for entry in entries:
             if not entry.parts:
                 self._ledger.row(node, entry.id).told = True
-        return [Send(node, Have(tuple(told)))] if told else []
+        return [Send(node, Have(tuple(entries)))] if entries else []
 
     def _entry(self, item_id: ItemId, now: Instant) -> Entry | None:
         """Return what is announced of an item."""

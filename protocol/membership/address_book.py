@@ -330,12 +330,12 @@ class Book:
 
     def vouch(self, summaries: dict[bytes, bytes], teller: str, scope: Scope = Scope.PUBLIC) -> list[PeerRecord]:
         """Let `teller` tell us of the records with these summaries; return those that are now in the book."""
-        found = [
+        records = [
             entry.record
             for entry in self._candidates.values()
             if entry.source != teller and summaries.get(entry.record.summary[0]) == entry.record.summary[1]
         ]
-        return [record for record in found if self.hear(record, teller, scope)]
+        return [record for record in records if self.hear(record, teller, scope)]
 
     def candidates(self, teller: str) -> list[PeerRecord]:
         """Return the records of candidates that the network `teller` told us of."""
@@ -358,11 +358,11 @@ def _worst(entries: dict[NodeId, BookEntry], kept: set[NodeId], count: int, rng:
     """Return the `count` nodes to forget first. Rule 4."""
     if count <= 0:
         return []
-    told = Counter(entry.source for entry in entries.values())
+    by_source = Counter(entry.source for entry in entries.values())
     ranks: defaultdict[tuple[bool, int], list[NodeId]] = defaultdict(list)
     for node, entry in entries.items():
         if node not in kept:
-            ranks[not entry.has_failed, -told[entry.source]].append(node)
+            ranks[not entry.has_failed, -by_source[entry.source]].append(node)
     worst: list[NodeId] = []
     for _, nodes in sorted(ranks.items()):
         room = count - len(worst)

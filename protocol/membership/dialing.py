@@ -130,11 +130,11 @@ class Dialing:
 
         If none were random, an attacker that invents nodes in near networks would have us dial only these.
         """
-        here = {scope: self._directory.here(scope) for scope in Scope}
+        own_scopes = {scope: self._directory.here(scope) for scope in Scope}
 
         def far(contact: Contact) -> int:
             host = contact.address.endpoint.host
-            return distance(here[scope_of(host)], counts_as(host, contact.key.hex()), now.unix)
+            return distance(own_scopes[scope_of(host)], counts_as(host, contact.key.hex()), now.unix)
 
         drawn = list(islice(contacts, DRAWN * wanted))
         return chain(chain.from_iterable(zip(sorted(drawn, key=far), drawn, strict=True)), contacts)

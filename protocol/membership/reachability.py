@@ -135,13 +135,13 @@ class Reachability:
         """The endpoints to tell. Rules 2 to 4."""
         if self._is_hidden:
             return ()
-        told = tuple(
+        addresses = tuple(
             address for address in self._given if (tried := self._tries.get(_normal(address))) is None or tried.reached
         )
         outer = self._outer
-        if outer is None or any(scope_of(e.host) is Scope.PUBLIC and e.is_ipv6 == outer.is_ipv6 for e in told):
-            return told
-        return (*told, outer)[:MAX_ENDPOINTS]
+        if outer is None or any(scope_of(e.host) is Scope.PUBLIC and e.is_ipv6 == outer.is_ipv6 for e in addresses):
+            return addresses
+        return (*addresses, outer)[:MAX_ENDPOINTS]
 
     @property
     def _port(self) -> int:

@@ -195,9 +195,9 @@ class Eclipser(Core):
         if kind_of(frame) == Kind.HELLO:
             self._greetings[link] = None
             return [] if link.dialled else [self._hello(link, now)]
-        said = read_control(frame)
-        if said is not None and said.kind == Kind.PING:
-            return [SendFrame(link, control_frame(Kind.PONG, said.body))]
+        message = read_control(frame)
+        if message is not None and message.kind == Kind.PING:
+            return [SendFrame(link, control_frame(Kind.PONG, message.body))]
         return []
 
     def _press(self, now: Instant) -> list[CoreAction]:
@@ -207,7 +207,7 @@ class Eclipser(Core):
         others = self._attack.bystanders
         called = (*self._attack.victims, *self._wiles.sample(others, min(CALLED_AT_A_TIME, len(others))))
         actions: list[CoreAction] = [*map(Dial, called)]  # dialling twice is dialling once
-        told = [link for link in self._greetings if link.key in self._attack.keys]
+        links = [link for link in self._greetings if link.key in self._attack.keys]
         # Two of eight victims each second: as many records as a victim takes from one voice.
-        chosen_links = self._wiles.sample(told, min(TOLD_AT_A_TIME, len(told)))
+        chosen_links = self._wiles.sample(links, min(TOLD_AT_A_TIME, len(links)))
         return [*actions, *(SendFrame(link, control_frame(Kind.PEERS, body)) for link in chosen_links)]

@@ -14,15 +14,15 @@ def mutual(views: Mapping[int, Iterable[int]]) -> dict[int, list[int]]:
 
 def depths(graph: Graph, source: int) -> dict[int, int]:
     """Return how many links each node that can be reached is away from `source` (breadth first)."""
-    found = {source: 0}
+    distances = {source: 0}
     queue = deque([source])
     while queue:
         node = queue.popleft()
         for other in graph[node]:
-            if other not in found:
-                found[other] = found[node] + 1
+            if other not in distances:
+                distances[other] = distances[node] + 1
                 queue.append(other)
-    return found
+    return distances
 
 
 def unreached(graph: Graph) -> int:

@@ -33,8 +33,8 @@ def bindable_host(host: str) -> str:
     if host == "*" or is_address(host):
         return host
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return str(min(found, key=lambda answer: answer[0] != socket.AF_INET)[4][0])
+        resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return str(min(resolved, key=lambda answer: answer[0] != socket.AF_INET)[4][0])
     except (OSError, UnicodeError):
         raise BadAddress(f"cannot listen on {host!r}: no such host; give an address of this machine") from None
 
@@ -138,10 +138,10 @@ class Resolver:
 
     def take(self) -> list[Found]:
         """Return the askers that were answered since the last call, each with its endpoints, best first."""
-        found = []
+        addresses = []
         while self._found:
-            found.append(self._found.popleft())
-        return found
+            addresses.append(self._found.popleft())
+        return addresses
 
     def _look_up(self, asker: object, endpoint: Endpoint) -> None:
         try:

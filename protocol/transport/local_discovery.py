@@ -73,7 +73,7 @@ def told_addresses(
     if port is None or not 0 < port < 1 << 16 or key is None or not _KEY.fullmatch(key):
         return []
     ours = {interface.ip for interface in own}
-    found: list[Address] = []
+    addresses: list[Address] = []
     for host in hosts:
         try:
             address = ipaddress.IPv4Address(host)
@@ -81,8 +81,8 @@ def told_addresses(
             continue
         is_near = any(address in interface.network for interface in own) and address not in ours
         if scope_of(host) is Scope.PRIVATE and is_near:
-            found.append(Address(Endpoint(str(address), port), bytes.fromhex(key.decode())))
-    return found[:MAX_ADDRESSES]
+            addresses.append(Address(Endpoint(str(address), port), bytes.fromhex(key.decode())))
+    return addresses[:MAX_ADDRESSES]
 
 
 class LocalDiscovery:

@@ -87,7 +87,7 @@ class DialledLinks:
         """Dial the addresses of names that were looked up."""
         for asker, endpoints in self._resolver.take():
             if isinstance(asker, _Dialled) and self._dialled.get(asker.link) is asker:
-                self._connect(asker, [found for found in endpoints if scope_of(found.host) >= asker.scope])
+                self._connect(asker, [endpoint for endpoint in endpoints if scope_of(endpoint.host) >= asker.scope])
 
     def __contains__(self, link: Link) -> bool:
         return link in self._dialled

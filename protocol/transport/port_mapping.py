@@ -60,10 +60,10 @@ def ask_by_upnp(verb: str, port: int) -> Mapping:
 def read_answer(answer: bytes) -> Mapping:
     """Read what `upnp` printed. Parts of it come from the router."""
     try:
-        said = json.loads(answer)
+        reply = json.loads(answer)
     except (ValueError, RecursionError):
-        said = None
-    return judge(said) if isinstance(said, dict) else Mapping(failure="the router's answer cannot be read")
+        reply = None
+    return judge(reply) if isinstance(reply, dict) else Mapping(failure="the router's answer cannot be read")
 
 
 def judge(said: dict[str, str]) -> Mapping:
@@ -115,21 +115,21 @@ class PortMapping:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            said = self._map()
-            if said != self.said:
-                self.said = said
-                self._tell(said)
-            self._stopping.wait(RENEWAL_S if said.external else RETRY_S)
+            mapping = self._map()
+            if mapping != self.said:
+                self.said = mapping
+                self._tell(mapping)
+            self._stopping.wait(RENEWAL_S if mapping.external else RETRY_S)
         if self._way is not None:
             self._way("unmap", self._port)
 
     def _map(self) -> Mapping:
         failures: dict[str, None] = {}  # in order, each once
         for way in self._ways:
-            said = way("map", self._port)
-            if said.external:
+            mapping = way("map", self._port)
+            if mapping.external:
                 self._way = way
-                return said
-            failures[said.failure] = None
+                return mapping
+            failures[mapping.failure] = None
         self._way = None
         return Mapping(failure="; ".join(failures))

@@ -148,14 +148,14 @@ class SocketMaker:
 
     def make(self, kind: int, *, ipv6: bool) -> Socket:
         """Return a new socket."""
-        made = self.context.socket(kind)
+        socket = self.context.socket(kind)
         for option, value in _OPTIONS.items():
-            made.setsockopt(option, value)
-        made.setsockopt(zmq.IPV6, int(ipv6))
-        made.copy_threshold = TRACKED_BYTES
-        made.curve_publickey = self._public
-        made.curve_secretkey = self._secret
-        return made
+            socket.setsockopt(option, value)
+        socket.setsockopt(zmq.IPV6, int(ipv6))
+        socket.copy_threshold = TRACKED_BYTES
+        socket.curve_publickey = self._public
+        socket.curve_secretkey = self._secret
+        return socket
 
     def watch(self, watched: Socket, events: int) -> "Monitor":
         """Return a monitor of the `events` of `watched`."""
@@ -211,8 +211,8 @@ class Monitor:
 
     def _read(self) -> None:
         while not self.socket.closed and has_message(self.socket):
-            told = parse_monitor_message(self.socket.recv_multipart(zmq.DONTWAIT))
-            change = Change(int(told["event"]), int(told["value"]))
+            event = parse_monitor_message(self.socket.recv_multipart(zmq.DONTWAIT))
+            change = Change(int(event["event"]), int(event["value"]))
             self._changes.append(change)
             if change.event == zmq.EVENT_DISCONNECTED:
                 self._ended[change.value] += 1
