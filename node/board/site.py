@@ -10,6 +10,8 @@
 What peers wrote is data: the templates escape all of it, in CSV a cell that a spreadsheet would take for a formula gets
 a quote in front, and the content security policy allows no script at all, nor anything from elsewhere. An answer is
 made once for each `BoardView` and path, and kept; readers may keep it for `FRESH_S`.
+
+The CSV files are for people's spreadsheets and notebooks, the badge is for pages elsewhere. Nothing here reads them.
 """
 
 import asyncio

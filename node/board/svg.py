@@ -1,6 +1,7 @@
 """Drawings of a board's page, as SVG text: a curve over time, who taught whom, a badge.
 
-The page's style sheet colours them by class, so they follow light and dark. Every text in them is escaped.
+The page's style sheet colours them by class, so they follow light and dark; a picture of matplotlib has fixed colours.
+The page has no script, so uPlot cannot draw it. Every text in them is escaped.
 """
 
 import math

@@ -40,8 +40,8 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
     if not what:
         print("\n".join(sorted(revoking.revoked_in(folder))) or "nobody is revoked")
         return
-    taken = revoking.revoke(folder, [_id(text) for text in what], undo=undo)
-    print(f"revocation list {taken.sequence}: {len(taken.revoked)} revoked; the node in {folder} tells the swarm")
+    update = revoking.revoke(folder, [_id(text) for text in what], undo=undo)
+    print(f"revocation list {update.sequence}: {len(update.revoked)} revoked; the node in {folder} tells the swarm")
 
 
 def _id(text: str) -> "NodeId":

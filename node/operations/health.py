@@ -3,6 +3,8 @@
 A node whose process died takes its container with it, so what a health check has to find is a
 node that hangs. A working node writes to its folder in every round: it is healthy while the
 newest of its files is younger than a limit well above the length of a round.
+
+The image's HEALTHCHECK runs this. `/healthz` is for nodes that serve a page, and a node may serve none.
 """
 
 import argparse

@@ -38,7 +38,8 @@ class Served(NamedTuple):
 class _PageConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class when it is imported
     """Hangs up if for `IDLE_S` no whole request comes and nothing of an answer is read. To make one may take longer.
 
-    Those who connect and say nothing hold nobody up: of more than `MAX_WAITING` the oldest goes.
+    Those who connect and say nothing hold nobody up: of more than `MAX_WAITING` the oldest goes. uvicorn's own
+    `timeout_keep_alive` begins with the end of an answer, so it ends none of these.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
