@@ -76,7 +76,7 @@ class Ahead:
         """
         if self._begun is not None and self._begun[0] == episodes.request():
             (_, future), self._begun = self._begun, None
-            return [[Played.from_list(one) for one in group] for group in future.result()]
+            return [[Played.from_list(tree) for tree in group] for group in future.result()]
         return self._submit(lambda: play(self._engine, episodes)).result()
 
     def generate(
@@ -108,4 +108,4 @@ class Ahead:
 
 
 def _as_lists(groups: Groups) -> list[Any]:
-    return [[one.as_list() for one in group] for group in groups]
+    return [[played.as_list() for played in group] for group in groups]

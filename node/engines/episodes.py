@@ -97,7 +97,7 @@ class Played:
 
 def in_turn(said: Sequence[T], observed: Sequence[T]) -> list[T]:
     """Return what the policy said with what was observed between it."""
-    return [one for pair in zip_longest(said, observed) for one in pair][: len(said) + len(observed)]
+    return [turn for pair in zip_longest(said, observed) for turn in pair][: len(said) + len(observed)]
 
 
 Groups = list[list[Played]]
@@ -129,8 +129,8 @@ class Episodes:
 
     def request(self) -> list[Any]:
         """Return what is asked for as JSON gives it back."""
-        keys = [list(one.task.key) for one in self.asked]
-        return [keys, [list(one.prompt) for one in self.asked], self.n, list(astuple(self.sampling)), self.seed]
+        keys = [list(episode.task.key) for episode in self.asked]
+        return [keys, [list(episode.prompt) for episode in self.asked], self.n, list(astuple(self.sampling)), self.seed]
 
 
 @runtime_checkable
@@ -147,7 +147,7 @@ def play(engine: RolloutEngine, episodes: Episodes) -> Groups:
     if isinstance(engine, Player):
         return engine.play(episodes)
     n, sampling, seed = episodes.n, episodes.sampling, episodes.seed
-    made = engine.generate([one.prompt for one in episodes.asked], n, sampling, seed)
+    made = engine.generate([episode.prompt for episode in episodes.asked], n, sampling, seed)
     groups = [[_OngoingEpisode(one, turn) for turn in turns] for one, turns in zip(episodes.asked, made, strict=True)]
     in_environments = [episode for group in groups for episode in group if episode.start is not None]
     for episode in in_environments:

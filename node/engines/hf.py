@@ -186,9 +186,11 @@ class HfEngine:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
         finally:
             model.set_attn_implementation(attention)  # it was switched to FlashAttention; the update has a mask of ours
-        if len(found) == len(rows) and all(one.error is None for one in found.values()):
-            return [_completion(self._policy, list(one.generated_tokens), one.logprobs) for one in found.values()]
-        reason = next((one.error for one in found.values() if one.error), reason)
+        if len(found) == len(rows) and all(output.error is None for output in found.values()):
+            return [
+                _completion(self._policy, list(output.generated_tokens), output.logprobs) for output in found.values()
+            ]
+        reason = next((output.error for output in found.values() if output.error), reason)
         log.warning("generates without continuous batching from here on", reason=reason)
         self._paged = False
         return []

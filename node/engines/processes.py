@@ -153,5 +153,7 @@ def answer(engine: HfEngine, request: Message) -> Message:
     else:
         sampling = SamplingParams(request["temperature"], request["top_p"], request["max_tokens"])
         made = engine.generate_from(request["seeds"], request["prompts"], request["n"], sampling)
-        return {"completions": [[[one.token_ids, one.logprobs] for one in group] for group in made]}
+        return {
+            "completions": [[[completion.token_ids, completion.logprobs] for completion in group] for group in made]
+        }
     return {}

@@ -162,7 +162,7 @@ class ServerEngine:
         while open_prompts := [at for at in range(len(prompts)) if at not in made]:
             servers = [server for server in self._servers if not server.failed and server.given]
             if not servers:
-                raise EngineError("no server answers: " + "; ".join(one.failed for one in self._servers))
+                raise EngineError("no server answers: " + "; ".join(server.failed for server in self._servers))
             parts = [open_prompts[at :: len(servers)] for at in range(len(servers))]
 
             def ask(server: Server, part: list[int]) -> None:
@@ -294,7 +294,7 @@ class ServerEngine:
 
     def _read(self, choice: dict[str, Any], whole: bool) -> Generated:
         tokens = tuple(int(token) for token in choice["token_ids"])
-        logprobs = tuple(float(one) for one in choice["logprobs"]["token_logprobs"]) if whole else None
+        logprobs = tuple(float(logprob) for logprob in choice["logprobs"]["token_logprobs"]) if whole else None
         if logprobs is not None and len(logprobs) != len(tokens):
             raise ValueError(f"{len(logprobs)} log-probabilities of {len(tokens)} tokens")
         finished = bool(tokens) and tokens[-1] in self._policy.eos_token_ids

@@ -76,7 +76,7 @@ class WorkerEngine:
         else:
             own |= {"gpu_memory_utilization": request["gpu_memory_utilization"], "enable_sleep_mode": self._sleeps}
         if rank:
-            own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(one for one in RANKS if one >= rank)}
+            own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(most for most in RANKS if most >= rank)}
         self._keeps_weights = rank > 0
         self._dtype = request["dtype"]
         self._llm = vllm.LLM(
@@ -164,7 +164,7 @@ class WorkerEngine:
         }
         params = [self._vllm.SamplingParams(**asked, seed=seed) for seed in request["seeds"]]
         outputs = self._run(request["prompts"], params)
-        return {"completions": [[_completion(one) for one in output.outputs] for output in outputs]}
+        return {"completions": [[_completion(completion) for completion in output.outputs] for output in outputs]}
 
     def _run(self, prompts: list[list[int]], params: Any) -> Any:
         adapters = {"lora_request": self._adapters} if self._adapters is not None else {}
@@ -179,7 +179,9 @@ def checksum_of_held(worker: Any, adapters: bool, dtype: str) -> list[int]:
     if not adapters:
         return checksum(model.parameters(), dtype)
     names = ("lora_a_stacked", "lora_b_stacked")  # a matrix for each layer that vLLM has merged into one
-    return checksum((one for layer in model.modules() for name in names for one in getattr(layer, name, ())), dtype)
+    return checksum(
+        (tensor for layer in model.modules() for name in names for tensor in getattr(layer, name, ())), dtype
+    )
 
 
 def checksum(tensors: Iterable[Any], dtype: str) -> list[int]:

@@ -101,7 +101,9 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     if not folder.is_dir():
         return []
     found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((Checkpoint(int(match[1]), path) for match, path in found if match), key=lambda one: one.round)
+    return sorted(
+        (Checkpoint(int(match[1]), path) for match, path in found if match), key=lambda checkpoint: checkpoint.round
+    )
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -258,12 +260,12 @@ def _prune(folder: Path, newest: int, keep: Keep) -> None:
         if checkpoint.round > newest:
             _discard(checkpoint.path)
     found, best = list_checkpoints(folder), best_checkpoint(folder)
-    for one in found[: -keep.total]:
-        if one != best:
-            _discard(one.path)
-    for one in found[: max(0, len(found) - keep.full)]:
-        if has_optimiser(one.path):
-            _keep_weights_alone(one.path)
+    for checkpoint in found[: -keep.total]:
+        if checkpoint != best:
+            _discard(checkpoint.path)
+    for checkpoint in found[: max(0, len(found) - keep.full)]:
+        if has_optimiser(checkpoint.path):
+            _keep_weights_alone(checkpoint.path)
     _link(folder / _BEST, best)
 
 

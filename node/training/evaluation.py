@@ -93,7 +93,7 @@ class ScoredQuestion:
     @property
     def texts(self) -> list[str]:
         """The policy's text in each completion, without white space around it."""
-        return ["\n".join(text.strip() for text in one.texts[::2]) for one in self.answers]
+        return ["\n".join(text.strip() for text in answer.texts[::2]) for answer in self.answers]
 
 
 Answers = dict[str, list[ScoredQuestion]]  # by task
@@ -326,9 +326,9 @@ def mean_entropy(policy: Policy, answers: Answers, temperature: float) -> float:
     Of each question one completion is taken: they are alike in distribution, and one costs one pass.
     """
     outcomes = [outcome for found in answers.values() for outcome in found]
-    rows = [(policy.encode_prompt(one.item), one.answers[0].tokens) for one in outcomes]
+    rows = [(policy.encode_prompt(outcome.item), outcome.answers[0].tokens) for outcome in outcomes]
     found = entropies(policy, rows, temperature)
-    return sum(float(one.sum()) for one in found) / max(sum(map(len, found)), 1)
+    return sum(float(logprobs.sum()) for logprobs in found) / max(sum(map(len, found)), 1)
 
 
 def right_entropy(answers: Answers) -> float | None:
@@ -344,7 +344,7 @@ def right_entropy(answers: Answers) -> float | None:
         for outcomes in answers.values()
         for outcome in outcomes
     ]
-    counts = [one for one in found if one.total() > 1]
+    counts = [count for count in found if count.total() > 1]
     if not counts:
         return None
     same = _mean([sum(n * (n - 1) for n in count.values()) / (count.total() * (count.total() - 1)) for count in counts])
@@ -371,9 +371,9 @@ def _ask(
         draw = derive_seed("eval-sampling", seed, *task.key, start)
         made = play(engine, Episodes(asked, completions, sampling, draw, longest or sys.maxsize, encode))
         pairs = [] if plays else zip(batch, made, strict=True)
-        verdicts = iter(judge([Answer(task, item, one.text) for item, answers in pairs for one in answers]))
+        verdicts = iter(judge([Answer(task, item, answer.text) for item, answers in pairs for answer in answers]))
         for item, answers in zip(batch, made, strict=True):
-            rewards = [one.reward if plays else next(verdicts) for one in answers]
+            rewards = [answer.reward if plays else next(verdicts) for answer in answers]
             if None not in rewards:
                 yield ScoredQuestion(item, answers, [reward for reward in rewards if reward is not None])
 
@@ -393,8 +393,8 @@ def _score(name: str, outcomes: Sequence[ScoredQuestion]) -> Score:
         high=high,
         reward=_mean([reward for outcome in outcomes for reward in outcome.rewards]),
         pass_at={k: _mean([pass_at_k(right, completions, k) for right in solved]) for k in ks},
-        finished=_mean([one.finished for outcome in outcomes for one in outcome.answers]),
-        mean_length=_mean([one.sampled for outcome in outcomes for one in outcome.answers]),
+        finished=_mean([answer.finished for outcome in outcomes for answer in outcome.answers]),
+        mean_length=_mean([answer.sampled for outcome in outcomes for answer in outcome.answers]),
     )
 
 

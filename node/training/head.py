@@ -137,7 +137,9 @@ def _without_hooks(model: Any) -> Iterator[None]:
     FSDP2's would exchange weights once a chunk, and ranks have unlike numbers of chunks. The weights that the first
     chunk of a micro-batch has fetched stay until the backward pass.
     """
-    held = [(one, one._forward_pre_hooks, one._forward_hooks) for one in (model, model.get_output_embeddings())]
+    held = [
+        (module, module._forward_pre_hooks, module._forward_hooks) for module in (model, model.get_output_embeddings())
+    ]
     for one, _, _ in held:
         one._forward_pre_hooks, one._forward_hooks = OrderedDict(), OrderedDict()
     try:

@@ -36,18 +36,18 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
     if isinstance(state, torch.Tensor):
         yield state
     elif isinstance(state, dict):
-        for one in state.values():
-            yield from _tensors(one)
+        for part in state.values():
+            yield from _tensors(part)
     elif isinstance(state, list | tuple):
-        for one in state:
-            yield from _tensors(one)
+        for part in state:
+            yield from _tensors(part)
 
 
 def _replaced(state: Any, copies: dict[tuple[Any, ...], torch.Tensor]) -> Any:
     if isinstance(state, torch.Tensor):
         return copies[_place(state)]
     if isinstance(state, dict):
-        return {key: _replaced(one, copies) for key, one in state.items()}
+        return {key: _replaced(part, copies) for key, part in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(_replaced(one, copies) for one in state)
+        return type(state)(_replaced(part, copies) for part in state)
     return state
