@@ -82,7 +82,7 @@ class ProcessEngine(Spread["RankEngine"]):
         if isinstance(error, EngineError):  # number 0's own
             raise error
         number = engine.place["process"]
-        raise EngineError(f"process {number} of this node did not generate its part ({error}): {AGAIN}") from error
+        raise EngineError(f"process {number} of this node has died ({error}): {AGAIN}") from error
 
 
 class RankEngine:

@@ -154,7 +154,7 @@ def test_a_process_that_dies_or_hangs_as_it_generates_ends_the_node_in_a_line(tm
     child.start()
     child.join(100)
     assert child.exitcode == 1
-    assert "process 1 of this node did not generate its part" in (tmp_path / "line").read_text()
+    assert "process 1 of this node has died (" in (tmp_path / "line").read_text()
     assert len(rows_of(tmp_path)) == 2
 
 

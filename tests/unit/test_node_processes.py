@@ -105,7 +105,7 @@ def dies(request: Message) -> None:
 def test_a_process_that_dies_ends_the_node_in_a_line(policy: Policy, call: str) -> None:
     other = Process(HfEngine(policy), lambda request: dies(request) if request["call"] == call else None)
     engine = ProcessEngine(policy, HfEngine(policy), [other], 60)
-    with pytest.raises(EngineError, match=r"process 1 of this node did not .*killed by SIGKILL.*start the node again"):
+    with pytest.raises(EngineError, match=r"process 1 of this node has died .*killed by SIGKILL.*start the node again"):
         engine.load(0)
         engine.generate(PROMPTS, 2, SAMPLING, seed=3)
         engine.rest()
@@ -121,7 +121,7 @@ def test_a_process_that_hangs_is_ended_by_the_bound_of_an_engine_of_vllm(
         raise WorkerError("it was ended")
 
     other = Process(HfEngine(policy), hangs)
-    with capture_logs() as said, pytest.raises(EngineError, match=r"process 1 of this node did not .*it was ended"):
+    with capture_logs() as said, pytest.raises(EngineError, match=r"process 1 of this node has died .*it was ended"):
         ProcessEngine(policy, HfEngine(policy), [other], 3600).generate(PROMPTS, 2, SAMPLING, seed=3)
     assert [(line["event"], line["process"]) for line in said] == [("an engine is late", 1)]
 
