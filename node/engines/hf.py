@@ -283,11 +283,25 @@ def _token_bytes(model: Any, width: int) -> int:
     return cache_bytes(layers, kv_width, width)
 
 
+def random_numbers(seeds: Sequence[int], steps: int) -> torch.Tensor:
+    """Return the numbers from 0 to 1, (steps, rows), by which each row draws its tokens; each row has a seed."""
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(steps, generator=stream) for stream in streams], dim=1)
+
+
+def tokens_at(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Look up one token a row, (...), for its number (...) in the sums of its probabilities (..., V)."""
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # Apple's have no float64
+    sums = probabilities.cumsum(-1, dtype=wide)
+    wanted = numbers.to(wide)[..., None] * sums[..., -1:]
+    return torch.searchsorted(sums, wanted, right=True).clamp(max=sums.size(-1) - 1).squeeze(-1)
+
+
 class _SeededTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Draws the token of each row from its logits (B, V), and leaves no other possible.
 
-    Each row has a random number of its own for each step, at which its token is looked up in the sums of the
-    probabilities. So a row's tokens depend on neither the rows beside it nor the device.
+    Each row has a random number of its own for each step. So its tokens depend on neither the rows beside it nor the
+    device.
 
     It refuses logits with a NaN or infinite row, whose likeliest token would be a wrong one. With
     `logprobs` it notes how likely each sampled token was, one step later, when the token is known. It ends the batch of
@@ -305,11 +319,7 @@ class _SeededTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is u
     ) -> None:
         self._temperature = sampling.temperature
         self._nucleus = TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None
-        self._wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's have no float64
-        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        numbers = [torch.rand(sampling.max_completion_length, generator=stream) for stream in streams]
-        self._numbers = torch.stack(numbers, dim=1).to(device, self._wide).unbind()  # of each step (B,)
-        self._step = 0
+        self._numbers = iter(random_numbers(seeds, sampling.max_completion_length).to(device))
         self._closed = closed
         self._notes = logprobs
         self._before: torch.Tensor | None = None  # the last step's distribution
@@ -328,11 +338,8 @@ class _SeededTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is u
             self._before = scaled.log_softmax(-1)
         if self._nucleus is not None:
             scaled = self._nucleus(input_ids, scaled)
-        sums = scaled.softmax(-1).cumsum(-1, dtype=self._wide)
-        wanted = self._numbers[self._step][:, None] * sums[:, -1:]
-        self._step += 1
-        tokens = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.size(1) - 1)
-        return torch.full_like(scores, -math.inf).scatter(1, tokens, 0.0)
+        tokens = tokens_at(scaled.softmax(-1), next(self._numbers))
+        return torch.full_like(scores, -math.inf).scatter(1, tokens[:, None], 0.0)
 
     def _note(self, input_ids: torch.Tensor) -> None:
         if self._before is not None:

@@ -5,8 +5,8 @@ their weights are stacked, and each operation is done once for all. Only the bui
 implemented: Llama (arXiv 2302.13971) with tied embeddings, full attention and plain rotary positions. A large model
 would gain nothing: it, and any other architecture, is left to its own engine.
 
-Completions are those of `node.engines.hf`: each node's random stream is that of its call's seed, a row's draw does not
-depend on other rows, and so the tokens are the same wherever rounding does not decide between two.
+Completions are those of `node.engines.hf`: each row draws by random numbers of its own. So the tokens are the same
+wherever rounding does not decide between two.
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from node.engines import Generated, SamplingParams
+from node.engines import Generated, SamplingParams, seed_of_prompt
+from node.engines.hf import random_numbers, tokens_at
 from node.errors import NonFiniteError
 from node.policy.load import Policy
 
@@ -67,12 +68,12 @@ def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
     known = torch.tensor([[[0] * (width - len(p)) + [1] * len(p) for p in request.prompts] for request in requests])
     state = _CacheState(known.bool(), first.n, length)
     ends = torch.tensor(first.policy.eos_token_ids)
-    streams = [torch.Generator().manual_seed(request.seed) for request in requests]
+    numbers = torch.stack([random_numbers(_seeds(request), length) for request in requests], dim=1)  # (T, N, R)
     logits = model.prefill(state, ids)
     done = torch.zeros(len(requests), rows, dtype=torch.bool)
     written = torch.full((len(requests), rows, length), pad)
     for at in range(length):
-        drawn = _draw(logits, sampling.temperature, streams)
+        drawn = _draw(logits, sampling.temperature, numbers[at])
         drawn = torch.where(done, pad, drawn)
         written[:, :, at] = drawn
         done |= (drawn[..., None] == ends).any(-1)
@@ -84,16 +85,18 @@ def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
     ]
 
 
-def _draw(logits: torch.Tensor, temperature: float, streams: Sequence[torch.Generator]) -> torch.Tensor:
-    """Return a token for each row, (N, R), from logits (N, R, V)."""
+def _seeds(request: Request) -> list[int]:
+    first_of_prompts = [seed_of_prompt(request.seed, at) for at in range(len(request.prompts))]
+    return [first + at for first in first_of_prompts for at in range(request.n)]
+
+
+def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> torch.Tensor:
+    """Return a token for each row, (N, R), from logits (N, R, V) and its random number (N, R)."""
     if not logits.amax(-1).isfinite().all():
         raise NonFiniteError
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = functional.softmax(logits / temperature, dim=-1)
-    pairs = zip(probabilities, streams, strict=True)
-    drawn = [torch.multinomial(part, 1, generator=stream) for part, stream in pairs]
-    return torch.stack(drawn).squeeze(-1)
+    return tokens_at(functional.softmax(logits / temperature, dim=-1), numbers)
 
 
 def _groups(request: Request, rows: Sequence[Sequence[int]]) -> list[list[Generated]]:
