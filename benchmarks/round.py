@@ -2,11 +2,11 @@
 
     python -m benchmarks.round
 
-**Against TRL.** Both sides start from the same weights, ask the same questions, sample
-with the same seeds by `transformers.generate`, verify with the same task and take the same
-update; a row says which part of all completions came out equal (all, until rounding sets
-the two apart, or a round without signal, in which TRL takes a step and we do not). Each
-round is timed from the end of one update's log to the end of the next.
+**Against TRL.** Both sides start from the same weights, ask the same questions, sample with the same seeds by
+`transformers.generate` (TRL's, too, draws its tokens by the node's function), verify with the same task and take the
+same update. A row says which part of all completions came out equal: all, until rounding sets the two apart, or a round
+without signal, in which TRL takes a step and we do not. Each round is timed from the end of one update's log to the end
+of the next.
 
 - ours: the node's loop with J = 0, alone: questions, generation, verification, draw, update, metrics row;
 - TRL: its ordinary path, `_generate_and_score_completions`, with a data set of the same
@@ -36,13 +36,15 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import LogitsProcessorList, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.block import SEED, Block, Engine, Stamp, block, forget_peak, stamp, time_gossamer
 from benchmarks.options import lengths_of
 from benchmarks.sharing import time_beside, time_sharing
 from node.config import NodeConfig, parse_config
+from node.engines import SamplingParams, seed_of_prompt
+from node.engines.hf import SeededTokens
 from node.policy.load import Policy, load_policy
 from node.policy.prompt import chat_turns, plain_text
 from node.swarm.sharing import NoExchange
@@ -224,18 +226,33 @@ def time_trl(config: NodeConfig, tasks: TaskSet, engine: Engine = "generate") ->
             callbacks=[clock],
         )
         trainer.remove_callback(PrinterCallback)
+        _draw_as_the_node(policy, config, clock)
         trainer.train()
     return block(clock.stamps, texts, tokens[1:])
 
 
+def _draw_as_the_node(policy: Policy, config: NodeConfig, clock: "_Clock") -> None:
+    """Let TRL's calls of `transformers.generate` draw their tokens by the function of the node's engine."""
+    engine, n, generate = config.engine, config.sampling.completions, policy.model.generate
+    sampling = SamplingParams(engine.temperature, engine.top_p, engine.max_completion_length)
+
+    def generate_seeded(input_ids: torch.Tensor, **options: Any) -> Any:
+        seeds = [seed_of_prompt(clock.seed, at // n) + at % n for at in range(len(input_ids))]
+        draw = SeededTokens(seeds, sampling, input_ids.device, lambda: False, logprobs=False)
+        return generate(input_ids, logits_processor=LogitsProcessorList([draw]), **options)
+
+    policy.model.generate = generate_seeded
+
+
 class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-    """Seeds each round's generation as the node does, and notes when its log is written."""
+    """Has each round's seed, as the node derives it, and notes when the round's log is written."""
 
     def __init__(self) -> None:
+        self.seed = 0
         self.stamps: list[Stamp] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        torch.manual_seed(derive_seed(SEED, "generate", state.global_step))
+        self.seed = derive_seed(SEED, "generate", state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" in logs:

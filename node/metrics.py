@@ -10,8 +10,8 @@ A metric is a key in a round's row of `metrics.jsonl`. All that shows metrics go
 A board shows what nodes report in a fixed form (node/swarm/reports.py), so `Display.BOARD` needs a field there.
 
 To add a metric: declare it in `DECLARED`, and put its value into the row of a round under its name, as
-`Loop._describe` in node/loop.py does. If it is `exported`, run `python -m website.grafana` as well, which writes
-examples/grafana.json anew.
+`metrics_of_own` in node/telemetry/round_metrics.py does. If it is `exported`, run `python -m website.grafana` as well,
+which writes examples/grafana.json anew.
 """
 
 import re

@@ -203,7 +203,7 @@ class HfEngine:
         pad = policy.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        draw = _SeededTokens(
+        draw = SeededTokens(
             seeds, sampling, device, lambda: self._closed, logprobs=self._ahead and sampling.temperature > 0
         )
         output = self._model.generate(
@@ -297,7 +297,7 @@ def tokens_at(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tenso
     return torch.searchsorted(sums, wanted, right=True).clamp(max=sums.size(-1) - 1).squeeze(-1)
 
 
-class _SeededTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+class SeededTokens(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
     """Draws the token of each row from its logits (B, V), and leaves no other possible.
 
     Each row has a random number of its own for each step. So its tokens depend on neither the rows beside it nor the

@@ -286,10 +286,10 @@ DOORS = {
         (
             Step("DECLARED", METRICS, "    # The round.\n", ONES),
             Step(
-                "Loop._describe",
-                "node/loop.py",
-                '            "generated": len(episodes),\n',
-                '            "ones": statistics.fmean(episode.text == "1" for episode in episodes),\n',
+                "metrics_of_own",
+                "node/telemetry/round_metrics.py",
+                '        "generated": len(episodes),\n',
+                '        "ones": statistics.fmean(episode.text == "1" for episode in episodes),\n',
             ),
         ),
         frozenset({"exported", "python -m website.grafana", "examples/grafana.json"}),  # `copy` does it

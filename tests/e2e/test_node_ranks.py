@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from node.config import NodeConfig
@@ -114,6 +115,7 @@ def run_to_a_line(config: NodeConfig, folder: Path) -> None:
 
 def run_with_another(config: NodeConfig, folder: Path, number: int | None) -> None:
     """Run a node of two processes; before the other generates for the third time, send it a signal if there is one."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier test has left is of one process alone
     spread.GRACE_S = 1.0
     asked = []
 
