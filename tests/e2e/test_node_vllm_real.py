@@ -241,10 +241,9 @@ def test_an_update_that_does_not_arrive_whole_is_refused(policy, tmp_path, monke
         before = copy.deepcopy(policy.model.state_dict())
         take_a_step(policy)
         if arrives == "nothing":
-            sent = engine._child.call
-            monkeypatch.setattr(
-                engine._child, "call", lambda message, s: {} if message["call"] == call else sent(message, s)
-            )
+            child = engine._engines[0]._child
+            sent = child.call
+            monkeypatch.setattr(child, "call", lambda message, s: {} if message["call"] == call else sent(message, s))
         else:
             write_half_of(before, monkeypatch)
         with pytest.raises(WeightMismatchError, match="version 2"):
