@@ -121,7 +121,7 @@ class Crowd:
 
     def _cpu(self) -> float:
         times = [process.cpu_times() for child in self._children for process in _family(child)]
-        return float(sum(time.user + time.system for time in times))
+        return float(sum(spent.user + spent.system for spent in times))
 
     def _tell(self, command: dict[str, Any], timeout: float) -> list[Any]:
         return self._ask(self._children, [command] * len(self._children), timeout)

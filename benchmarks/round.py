@@ -43,7 +43,7 @@ from benchmarks.block import SEED, Block, Engine, Stamp, block, forget_peak, sta
 from benchmarks.options import lengths_of
 from benchmarks.sharing import time_beside, time_sharing
 from node.config import NodeConfig, parse_config
-from node.engines import SamplingParams, seed_of_prompt
+from node.engines import SamplingParams, seed_of_prompt, seeds_of_rows
 from node.engines.hf import SeededTokens
 from node.policy.load import Policy, load_policy
 from node.policy.prompt import chat_turns, plain_text
@@ -194,7 +194,7 @@ def _row(impl: str, blocks: Sequence[Block], parameters: Row) -> Row:
 
 def _agreement(ours: Sequence[Block], theirs: Sequence[Block]) -> float:
     pairs = [pair for our, other in zip(ours, theirs, strict=True) for pair in zip(our.texts, other.texts, strict=True)]
-    return round(statistics.fmean(ours == other for ours, other in pairs), 4)
+    return round(statistics.fmean(our == other for our, other in pairs), 4)
 
 
 def time_trl(config: NodeConfig, tasks: TaskSet, engine: Engine = "generate") -> Block:
@@ -237,7 +237,7 @@ def _draw_as_the_node(policy: Policy, config: NodeConfig, clock: "_Clock") -> No
     sampling = SamplingParams(engine.temperature, engine.top_p, engine.max_completion_length)
 
     def generate_seeded(input_ids: torch.Tensor, **options: Any) -> Any:
-        seeds = [seed_of_prompt(clock.seed, at // n) + at % n for at in range(len(input_ids))]
+        seeds = seeds_of_rows([seed_of_prompt(clock.seed, at) for at in range(len(input_ids) // n)], n)
         draw = SeededTokens(seeds, sampling, input_ids.device, lambda: False, logprobs=False)
         return generate(input_ids, logits_processor=LogitsProcessorList([draw]), **options)
 

@@ -128,7 +128,7 @@ def _answer(peer: Any, command: str, rank: int, options: dict[str, Any]) -> dict
     if command == "start":
         return {"address": peer.start(options["addresses"][rank])}
     if command == "meet":
-        others = [option for number, option in enumerate(options["addresses"]) if number != rank]
+        others = [address for number, address in enumerate(options["addresses"]) if number != rank]
         return {"peers": peer.meet(others), "address": peer.address}
     data = random.Random(options["seed"]).randbytes(options["bytes"])
     if rank == 0:

@@ -55,8 +55,13 @@ def in_ranks(count: int, target: Callable[..., Any], *args: Any, **variables: st
     assert codes == [0] * count
 
 
+def forget_process() -> None:
+    """Forget, in a forked process, what an earlier test has left of accelerate's: it is of one process alone."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def _run(variables: dict[str, str], target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     os.environ.update(variables)
-    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier test has left is of one process alone
+    forget_process()
     torch.set_num_threads(1)
     target(*args)

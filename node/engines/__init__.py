@@ -120,6 +120,11 @@ def seed_of_prompt(seed: int, at: int) -> int:
     return derive_seed(seed, at) >> 1  # vLLM's are of 63 bits, with those that follow
 
 
+def seeds_of_rows(seeds: Sequence[int], n: int) -> list[int]:
+    """Return the seed of each of the `n` completions of each prompt, from the prompts' seeds."""
+    return [seed + number for seed in seeds for number in range(n)]
+
+
 def in_process(policy: "Policy") -> RolloutEngine:
     """Return the engine that needs nothing but the model: for a chat, an evaluation, the laboratory."""
     return make_engine(EngineConfig(), policy, Path())

@@ -29,7 +29,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.utils import is_flash_attn_2_available
 
 from node.config import EngineConfig
-from node.engines import EngineError, Generated, SamplingParams, seed_of_prompt
+from node.engines import EngineError, Generated, SamplingParams, seed_of_prompt, seeds_of_rows
 from node.errors import NonFiniteError, UserError
 from node.policy.detection import shape_of
 from node.policy.load import LARGE, Policy
@@ -136,7 +136,7 @@ class HfEngine:
         rows, half = [prompt for prompt in prompts for _ in range(n)], (len(prompts) + 1) // 2
         if len(rows) <= self._most:
             try:
-                made = self._batch([seed + at for seed in seeds for at in range(n)], rows, n, sampling)
+                made = self._batch(seeds_of_rows(seeds, n), rows, n, sampling)
                 return [made[at : at + n] for at in range(0, len(made), n)]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

@@ -113,11 +113,11 @@ class SwarmRounds:
             round_number,
             [
                 own_result(
-                    made.group.task.name,
-                    [made.completions[index].sampled for index in range(len(made.group.completions))],
-                    made.group.rewards,
+                    encoded.group.task.name,
+                    [encoded.completions[index].sampled for index in range(len(encoded.group.completions))],
+                    encoded.group.rewards,
                 )
-                for made in own
+                for encoded in own
             ],
         )
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from node.engines import Generated, SamplingParams, seed_of_prompt
+from node.engines import Generated, SamplingParams, seed_of_prompt, seeds_of_rows
 from node.engines.hf import random_numbers, tokens_at
 from node.errors import NonFiniteError
 from node.policy.load import Policy
@@ -86,8 +86,7 @@ def generate(requests: Sequence[Request]) -> list[list[list[Generated]]]:
 
 
 def _seeds(request: Request) -> list[int]:
-    first_of_prompts = [seed_of_prompt(request.seed, at) for at in range(len(request.prompts))]
-    return [first + at for first in first_of_prompts for at in range(request.n)]
+    return seeds_of_rows([seed_of_prompt(request.seed, at) for at in range(len(request.prompts))], request.n)
 
 
 def _draw(logits: torch.Tensor, temperature: float, numbers: torch.Tensor) -> torch.Tensor:

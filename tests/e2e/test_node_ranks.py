@@ -7,7 +7,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from node.config import NodeConfig
@@ -22,7 +21,7 @@ from node.training import processes
 from node.training.follower import follow
 from tests.commands import FORK, start_node
 from tests.processes import alive
-from tests.ranks import in_ranks, start_ranks
+from tests.ranks import forget_process, in_ranks, start_ranks
 from tests.swarms import gossamer, rows_of, small_config
 from tests.waiting import wait_until
 
@@ -115,7 +114,7 @@ def run_to_a_line(config: NodeConfig, folder: Path) -> None:
 
 def run_with_another(config: NodeConfig, folder: Path, number: int | None) -> None:
     """Run a node of two processes; before the other generates for the third time, send it a signal if there is one."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier test has left is of one process alone
+    forget_process()
     spread.GRACE_S = 1.0
     asked = []
 

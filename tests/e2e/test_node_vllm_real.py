@@ -89,10 +89,10 @@ def test_vllm_generates_with_the_trainers_weights_of_the_moment(policy, tmp_path
         engine.load(0)
         groups = engine.generate(prompts, 4, SAMPLING, seed=1)
         assert engine.generate(prompts, 4, SAMPLING, seed=1) == groups
-        for one in (completion for group in groups for completion in group):
-            assert one.finished == (one.token_ids[-1] in policy.eos_token_ids)
-            assert one.finished or len(one.token_ids) == SAMPLING.max_completion_length
-            assert "<|im_end|>" not in one.text
+        for completion in (completion for group in groups for completion in group):
+            assert completion.finished == (completion.token_ids[-1] in policy.eos_token_ids)
+            assert completion.finished or len(completion.token_ids) == SAMPLING.max_completion_length
+            assert "<|im_end|>" not in completion.text
         assert len({completion.token_ids for group in groups for completion in group}) == 8
         assert disagreement(policy, prompts, groups) < NOISE
 

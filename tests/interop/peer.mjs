@@ -266,7 +266,7 @@ function networkOf(address) {
   return [...before, ...zeros, ...(after ?? [])].slice(0, 3).join(":");
 }
 
-// docs/protocol.md#the-quota. Who has used up what its network may cost waits here, and its frames in its connection.
+// docs/protocol.md#the-life-of-a-link. Who has used up what its network may cost waits here, and its frames in its connection.
 class Quota {
   constructor() { this.accounts = new Map(); }
 

@@ -231,7 +231,7 @@ def test_own_samples_are_the_tokens_that_were_sampled_with_their_samplers_logpro
                 ]
                 for group in super().generate(*args)
             ]
-            made.extend(one for group in groups for one in group)
+            made.extend(completion for group in groups for completion in group)
             return groups
 
     samples = first_round(policy, tasks, tmp_path, NoExchange(), Recorder(policy))
