@@ -376,9 +376,18 @@ def _completion(policy: Policy, tokens: list[int], logprobs: Sequence[float] | N
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
+    """Turn dropout off within, and hand the head rows that lie one after another.
+
+    After a prompt they are the last place of each row, with gaps between them. torch would then copy the head's weights
+    for each row on a CPU: 113 MB each for a model of 135 M parameters, in half of the time of a prompt.
+    """
     training = model.training
+    head = model.get_output_embeddings()
+    gathered = head and head.register_forward_pre_hook(lambda layer, inputs: (inputs[0].contiguous(), *inputs[1:]))
     model.eval()
     try:
         yield  # no inference mode: a model may keep tensors from here, and training could not use them
     finally:
+        if gathered:
+            gathered.remove()
         model.train(training)

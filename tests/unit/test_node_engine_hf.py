@@ -92,6 +92,33 @@ def test_float32_weights_are_rounded_once_a_batch_whether_they_train_or_not(tmp_
     assert frozen == {name for name, weight in policy.model.named_parameters() if not weight.requires_grad}
 
 
+class Products(TorchDispatchMode):
+    """Collects the shapes of the right sides of products of batches, each of which torch copies for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.bmm.default:
+            self.shapes += [args[1].shape]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("n", [1, 2])
+def test_no_row_has_a_copy_of_the_head(tmp_path, monkeypatch, n, lora):
+    monkeypatch.setattr("node.engines.hf.LARGE", 0)
+    write_tiny_policy(tmp_path / "model")
+    config = PolicyConfig(model=str(tmp_path / "model"), dtype="bfloat16", lora={"r": lora})
+    policy = load_policy(config, bf16=False)
+    head = policy.model.get_output_embeddings()
+    with Products() as products:
+        HfEngine(policy).generate(prompts_of(policy), n, PARAMS, seed=0)
+    assert [shape for shape in products.shapes if policy.model.config.vocab_size in shape] == []
+    assert not head._forward_pre_hooks
+
+
 @pytest.mark.parametrize("lora", [0, 4])
 def test_a_copy_in_bfloat16_says_what_the_weights_say_that_train(tmp_path, lora):
     policy = replace(tiny_policy(tmp_path, lora=lora), bf16=True)
