@@ -124,7 +124,6 @@ def _check(config: NodeConfig) -> None:
     for key, wrong in {
         "engine beside the trainer (engine.kind, engine.ahead)": not config.engine.own_weights,
         "weights.mode": config.weights.mode != "off",
-        "policy.lora.r": config.policy.lora.r > 0,
     }.items():
         if wrong:
             raise UserError(f"the runner 'memory' has no {key}: choose runner = \"processes\"")

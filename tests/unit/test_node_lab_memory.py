@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from node.config import NodeConfig, PolicyConfig, TaskConfig, load_config, parse_config
@@ -330,6 +331,16 @@ def even_config(folder: Path, **tables: Any) -> NodeConfig:
     return parse_config(tree | tables)
 
 
+def test_adapters_train_in_memory_too(tmp_path: Path) -> None:
+    config = even_config(tmp_path, policy={"model": str(dense_policy(tmp_path / "dense")), "lora": {"r": 4}})
+    plan = make_plan(tmp_path / "run", 2, config, {}, {})
+    run_in_memory(plan, 0, started=time.time())
+    rows = read_metrics(node_folders(plan)["n0"] / "metrics.jsonl")
+    assert sum(row["tokens_trained"] for row in rows) > 0
+    [weights] = (node_folders(plan)["n0"] / "checkpoints").glob("checkpoint-*/adapter_model.safetensors")
+    assert any(tensor.any() for name, tensor in load_file(weights).items() if "lora_B" in name)  # zero at first
+
+
 def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each_other(tmp_path: Path) -> None:
     small = even_config(tmp_path, rounds=2)
     wide = str(dense_policy(tmp_path / "wide", 64))
@@ -457,7 +468,7 @@ def test_a_run_ends_with_the_laboratory_that_started_it(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == -signal.SIGKILL
 
 
-def test_a_preset_chooses_no_adapters_for_a_runner_that_has_none(
+def test_a_preset_chooses_no_adapters_in_memory_so_each_machine_has_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smollm2 = ModelSize(135_000_000, 30, 576, 1536, 9, 192, 49152, 8192)
