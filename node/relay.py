@@ -18,14 +18,13 @@ from node.state_folder import Before, exclusive, first_start, full_disk_is_clear
 from node.swarm.peering import Network, open_network
 from node.swarm.reports import REPORTS_TOPIC
 from node.swarm.sharing import SEED_DEMAND, traffic_row
-from node.telemetry.metrics_file import MetricsLog
+from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
 from node.telemetry.status_server import describe, observe
 from protocol.host import Host, Received
 
 METRICS_INTERVAL_S = 10.0
 DRAIN_INTERVAL_S = 0.5  # while fewer items wait than are taken at once
 DRAIN = 64  # a signal to stop waits for as many, and a kill loses no more of what was taken
-MAX_METRICS_BYTES = 16 << 20  # a month or two; one older file of the same size is kept beside it
 
 log = structlog.get_logger()
 

@@ -40,7 +40,7 @@ from node.swarm.swarm_folder import load_manifest, split_of
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics_file import MetricsLog, iter_with_older
+from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog, iter_with_older
 from node.telemetry.rollout_log import ROLLOUTS_FILE, rows_of_round
 from node.telemetry.round_log import RoundLog
 from node.training.budget import Spent, is_done, progress, spent_in
@@ -50,7 +50,6 @@ from node.training.processes import several
 from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
 
-MAX_METRICS_BYTES = 64 << 20  # of a node that never ends, some 35000 rounds; one older file is kept beside it
 MAX_JOURNAL_BYTES = 64 << 20  # a round that is done again is among the newest; one older file is kept beside it
 MAX_ROLLOUTS_BYTES = 8 << 20  # people look at the newest; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands

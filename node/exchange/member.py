@@ -71,7 +71,7 @@ from node.tasks.environments.episodes import start_of
 from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
-from node.telemetry.metrics_file import MetricsLog
+from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
 from protocol.credentials.invite import Invite
 from protocol.storage import write_atomically
 
@@ -81,7 +81,6 @@ CALL_S = 30.0
 GRACE_S = 1.0  # that a call may take beyond its `timeout`: what it began is ended in order
 MISSES = 32  # turns of tasks, one after the other, in which no question fits, after which `ask` gives up
 POLL_S = 0.05  # between two looks for groups while a draw waits
-MAX_METRICS_BYTES = 16 << 20  # one older file of the same size is kept beside it
 MAX_VERDICTS = 1 << 16  # that are remembered between `score` and `publish`: some 15 MB
 
 Messages = Sequence[Mapping[str, str]]

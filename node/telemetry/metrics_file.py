@@ -19,6 +19,7 @@ from protocol.storage import write_atomically
 
 Row = dict[str, Any]
 RECENT = 20  # rounds: as far back as a person means by "now"
+MAX_METRICS_BYTES = 64 << 20  # of what never ends: some 35,000 rounds; one older file is kept beside it
 
 
 class MetricsLog:
