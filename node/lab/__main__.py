@@ -55,7 +55,7 @@ def _plan(options: argparse.Namespace) -> RunPlan:
     def settled(path: Path) -> NodeConfig:
         config = load_config(path, changes := [f"seed={options.seed}"])
         if options.runner == "memory" and not is_set(config, "policy.lora.r"):
-            config = load_config(path, [*changes, "policy.lora.r=0"])  # this machine's memory decides no result
+            config = load_config(path, [*changes, "policy.lora.r=0"])  # not by this machine's memory
         return with_preset(config, options.nodes)[0]
 
     parts = {name: PlanPart(int(nodes), settled(Path(config))) for name, nodes, config in options.part}

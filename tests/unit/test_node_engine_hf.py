@@ -93,7 +93,7 @@ def test_float32_weights_are_rounded_once_a_batch_whether_they_train_or_not(tmp_
 
 
 class Products(TorchDispatchMode):
-    """Collects the shapes of the right sides of products of batches, each of which torch copies for itself."""
+    """Collects the shapes (B, K, N) of what batches are multiplied by."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -333,7 +333,7 @@ def even_config(folder: Path, **tables: Any) -> NodeConfig:
 
 def test_adapters_train_in_memory_too(tmp_path: Path) -> None:
     config = even_config(tmp_path, policy={"model": str(dense_policy(tmp_path / "dense")), "lora": {"r": 4}})
-    plan = make_plan(tmp_path / "run", 2, config, {}, {})
+    plan = make_plan(tmp_path / "run", 2, config)
     run_in_memory(plan, 0, started=time.time())
     rows = read_metrics(node_folders(plan)["n0"] / "metrics.jsonl")
     assert sum(row["tokens_trained"] for row in rows) > 0
