@@ -35,13 +35,19 @@ class Watched:
 
 @pytest.fixture
 def stores(monkeypatch):
-    """torch's store, as three processes have it that reach its port."""
+    """torch's store, as three processes have it that reach its port.
+
+    It ends with the test: a process that is forked later crashes if it frees a store whose thread only its parent has.
+    """
     for name in ("MASTER_ADDR", "WORLD_SIZE", "LOCAL_WORLD_SIZE", SECRET):
         monkeypatch.delenv(name, raising=False)
     wait = timedelta(seconds=TIMEOUT_S)
     first = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=wait)
     others = [dist.TCPStore("127.0.0.1", first.port, is_master=False, timeout=wait) for _ in range(2)]
-    return [Watched(store) for store in (first, *others)]
+    watched = [Watched(store) for store in (first, *others)]
+    yield watched
+    for store in watched:
+        vars(store).clear()  # a function that a test put in its place refers to it
 
 
 def meet(stores, options=(), timeout=TIMEOUT_S):

@@ -26,6 +26,7 @@ def run_for_a_while(folder: Path, event: str, *arguments: str) -> None:
     child = start(folder.parent, "node", "--state", folder, *arguments)
     try:
         wait_until(lambda: len(events_of(folder, event)) > before or child.exitcode is not None, 60, event)
+        assert child.exitcode is None, (child.exitcode, (folder.parent / "stderr").read_text())
         os.kill(child.pid or 0, signal.SIGTERM)
         child.join(60)
         assert child.exitcode == 0, (folder.parent / "stderr").read_text()
