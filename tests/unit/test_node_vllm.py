@@ -402,8 +402,8 @@ def test_an_engine_is_closed_while_its_child_starts(engine_of, of_one_engine):
     engine.load(0)
     engine.generate(PROMPTS, 2, SAMPLING, seed=3)
     engine.load(1)
-    engine.close()
-    assert worker_pids() == []
+    engine.close()  # the thread that starts the child ends it, if there is none yet
+    wait_until(lambda: not worker_pids(), 10, "the child to end")
 
 
 @pytest.mark.parametrize("placement", ["same", [1], [0, 1]])
