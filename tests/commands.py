@@ -3,7 +3,6 @@
 What is tested of a fresh process, that it can be installed and what it imports, is tested by others.
 """
 
-import faulthandler
 import multiprocessing
 import os
 import subprocess
@@ -57,5 +56,4 @@ def _run(output: Path, arguments: list[str]) -> None:
         sys.stdout, sys.stderr = (stack.enter_context((output / name).open("w", buffering=1)) for name in OUTPUTS)
         for number, stream in enumerate((sys.stdout, sys.stderr), 1):
             os.dup2(stream.fileno(), number)
-        faulthandler.enable()  # a crash says where, in the folder's `stderr`
         main(arguments)

@@ -11,12 +11,17 @@ Nothing here imports torch, transformers or matplotlib before a verb needs them,
 that `gossamer --help` answers at once.
 """
 
+import faulthandler
 import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit, as `node.cli.app.main` says; Ctrl-C ends it quietly while it is imported, too."""
+    """Run the command and exit, as `node.cli.app.main` says; Ctrl-C ends it quietly while it is imported, too.
+
+    If native code crashes, stderr says in which line of Python.
+    """
+    faulthandler.enable(2)  # the descriptor of stderr: `sys.stderr` may be none
     try:
         from node.cli import app
 

@@ -100,6 +100,13 @@ def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
     assert "--seed-peer" in complete("gossamer node --seed")
 
 
+def test_a_crash_of_native_code_says_in_which_line_of_python_it_was() -> None:
+    code = "import ctypes, node.cli.app as app; app.main = lambda _: ctypes.string_at(0); node.cli.main([])"
+    done = subprocess.run([sys.executable, "-c", "import node.cli; " + code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in done.stderr and "in string_at" in done.stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom node.cli.app import run\nrun(['swarm', '--help'], debug=False)\n"
