@@ -306,11 +306,11 @@ class SamplingConfig(Section):
         8, ge=2, le=128, description="completions a question, L; of a larger external group as many are drawn"
     )
     questions: int | None = Field(None, ge=1, description="questions a round; default: as many as local")
-    rule: Literal["sapo", "positive", "gentle", "rare", "rft"] = Field(
+    rule: Literal["sapo", "positive", "rft"] = Field(
         "positive",
         description="what a round takes of own and of peers' groups; 'positive': the best answer of each peer's group; "
         "'sapo': the paper's, whole groups, best with local = external = 4; 'rft': supervised learning on right "
-        "answers alone; 'gentle' and 'rare' vary 'positive': docs/sharing.md",
+        "answers alone: docs/sharing.md",
     )
     max_surprise: float = Field(
         3.0,

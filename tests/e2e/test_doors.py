@@ -194,7 +194,7 @@ DOORS = {
         (
             Step("RULE", "node/rollouts/rules/newest.py", "", NEWEST),
             Step("above", RULES, "    sapo    ", "    newest      the newest groups\n"),
-            Step("RULES", RULES, "positive, rare", "newest, "),
+            Step("RULES", RULES, "positive, rft, sapo", "newest, "),
             Step("RULES", RULES, '"sapo": sapo', '"newest": newest.RULE, '),
             Step("SamplingConfig.rule", "node/config.py", '"sapo", "positive", ', '"newest", '),
         ),

@@ -121,7 +121,7 @@ def test_a_group_without_advantage_is_never_drawn() -> None:
     assert all(rule.peers(flat, request(3)) == [] for rule in RULES.values())
 
 
-@pytest.mark.parametrize("rule", ["positive", "gentle", "rare", "rft"])
+@pytest.mark.parametrize("rule", ["positive", "rft"])
 def test_groups_that_are_all_right_are_drawn_where_no_other_is_left_and_the_task_is_not_mastered(rule: str) -> None:
     easy = [candidate(number, (1.0,) * (1 + number % 2)) for number in range(6)]
     mixed = [candidate(10 + number, (0.0, 1.0)) for number in range(2)]
@@ -283,7 +283,7 @@ def test_local_groups_are_whole_and_informative_first(rows: list[tuple[float, ..
     assert len(taken & informative) == min(count, len(informative))
 
 
-@given(rewards, st.sampled_from(["sapo", "positive", "rare"]), st.integers())
+@given(rewards, st.sampled_from(["sapo", "positive"]), st.integers())
 def test_what_these_rules_take_of_an_own_group_pushes_as_much_up_as_down(
     rewards: tuple[float, ...], rule: str, seed: int
 ) -> None:
@@ -298,23 +298,6 @@ def test_every_rule_takes_places_of_an_own_group_in_order_and_the_same_again(
     advantages = RULES[rule].own(rewards, request(1, seed))
     assert [index for index, _ in advantages] == sorted({index for index, _ in advantages} & set(range(len(rewards))))
     assert advantages == RULES[rule].own(rewards, request(1, seed))
-
-
-@given(any_rewards, st.integers())
-def test_gentle_pushes_down_what_positive_does_and_no_harder_than_a_bad_answer_deserves(
-    rewards: tuple[float, ...], seed: int
-) -> None:
-    gentle, positive = (dict(RULES[rule].own(rewards, request(1, seed))) for rule in ("gentle", "positive"))
-    whole = mean_advantages(rewards)
-    assert gentle == {index: whole[index] for index in positive}
-    assert sum(gentle.values()) >= -1e-9
-
-
-def test_gentle_by_hand() -> None:
-    one_of_eight = (1.0,) + (0.0,) * 7
-    assert sorted(advantage for _, advantage in RULES["gentle"].own(one_of_eight, request(1))) == [-0.125, 0.875]
-    assert sorted(advantage for _, advantage in RULES["positive"].own(one_of_eight, request(1))) == [-0.875, 0.875]
-    assert RULES["gentle"].own((1.0, 0.0), request(1)) == RULES["positive"].own((1.0, 0.0), request(1))
 
 
 @given(any_rewards, st.integers())
@@ -342,29 +325,9 @@ def test_an_own_answer_counts_under_rft_as_a_peers_does() -> None:
     assert [(sample.advantage, sample.weight) for sample in own] == [(pick.advantage, pick.weight)] == [(1.0, 1 / 8)]
 
 
-@pytest.mark.parametrize(
-    ("best", "own", "advantage"),
-    [
-        (1.0, 0.0, 1.0),
-        (1.0, 0.75, 0.25),
-        (1.0, 1.0, None),
-        (0.7, 0.4, 0.3),
-        (0.3, 0.4, None),
-        (1.0, -5.0, 1.0),
-        (1.0, 3.0, None),
-    ],
-)
-def test_rare_counts_a_peers_answer_by_how_far_it_is_above_this_nodes_own(
-    best: float, own: float, advantage: float | None
-) -> None:
-    picks = RULES["rare"].peers([candidate(1, (0.0, best))], replace(request(1), own_reward=lambda task: own))
-    assert [pick.advantage for pick in picks] == ([] if advantage is None else [pytest.approx(advantage)])
-
-
 @given(pools, st.integers(0, 12), st.integers())
-def test_these_rules_take_of_peers_what_positive_takes(pool: list[Candidate], count: int, seed: int) -> None:
-    taken = [RULES[rule].peers(pool, request(count, seed)) for rule in ("positive", "gentle", "rft")]
-    assert taken[0] == taken[1] == taken[2]
+def test_rft_takes_of_peers_what_positive_takes(pool: list[Candidate], count: int, seed: int) -> None:
+    assert RULES["rft"].peers(pool, request(count, seed)) == RULES["positive"].peers(pool, request(count, seed))
 
 
 @given(pools, st.integers(0, 12), st.integers())

@@ -31,13 +31,11 @@ Source: measured here (docs/results). The asymmetry is that of success-gated tra
 """
 
 import random
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from node.rollouts.rule import FLAT, Advantages, Candidate, DrawRequest, Pick, Rule, is_right
 
 MASTERED = 0.5  # own reward on a task from which peers' groups that are all right teach it no more
-Gain = Callable[[float, float], float]  # from a best answer's reward and this node's own to its advantage
 
 
 def gain(reward: float, own: float) -> float:
@@ -47,7 +45,7 @@ def gain(reward: float, own: float) -> float:
     return (reward - own) / (1 - own) if reward - own > FLAT else 0.0
 
 
-def best_of_each(candidates: Sequence[Candidate], request: DrawRequest, gain: Gain = gain) -> list[Pick]:
+def best_of_each(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
     """Draw groups whose best answer is above this node's own reward, uniformly; take one best answer of each.
 
     Groups that are all right are drawn where no other is left.
@@ -73,25 +71,12 @@ def one_of_the_best(rewards: Sequence[float], rng: random.Random) -> int:
     return rng.choice([at for at, reward in enumerate(rewards) if reward >= best - FLAT])
 
 
-class OwnParts(NamedTuple):
-    """Completions of an own group by their places in it, each with its advantage."""
-
-    good: Advantages
-    bad: Advantages
-    drawn: Advantages  # of the bad ones: as many as there are good ones, or all
-
-
-def good_and_as_many_bad(rewards: Sequence[float], request: DrawRequest) -> OwnParts:
-    """Return the completions of an own group with an advantage, and which of the bad ones are trained on."""
+def balanced(rewards: Sequence[float], request: DrawRequest) -> Advantages:
+    """Return the good completions of an own group and at most as many bad ones, in their order in the group."""
     advantages = request.scale(rewards)
     good = [(index, advantage) for index, advantage in enumerate(advantages) if advantage > 0]
     bad = [(index, advantage) for index, advantage in enumerate(advantages) if advantage < 0]
-    return OwnParts(good, bad, request.rng.sample(bad, min(len(good), len(bad))))
-
-
-def balanced(rewards: Sequence[float], request: DrawRequest) -> Advantages:
-    """Return the good completions of an own group and at most as many bad ones, in their order in the group."""
-    good, bad, drawn = good_and_as_many_bad(rewards, request)
+    drawn = request.rng.sample(bad, min(len(good), len(bad)))
     push = sum(advantage for _, advantage in bad) / sum(advantage for _, advantage in drawn) if drawn else 0.0
     return sorted([*good, *((index, advantage * push) for index, advantage in drawn)])
 
