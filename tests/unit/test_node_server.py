@@ -186,7 +186,8 @@ def test_where_no_server_answers_the_reasons_are_told(engine, servers):
 
 
 def test_a_server_whose_engine_hangs_is_left_out_for_longer_each_time(servers, tmp_path, monkeypatch):
-    monkeypatch.setattr("node.engines.server.QUICK_S", 0.2)
+    quick = 1.0
+    monkeypatch.setattr("node.engines.server.QUICK_S", quick)
     monkeypatch.setattr("node.engines.server.DTYPE", "float32")
     policy, now = tiny_policy(tmp_path / "policy"), 0.0
     urls = [server.url for server in servers]
@@ -197,13 +198,13 @@ def test_a_server_whose_engine_hangs_is_left_out_for_longer_each_time(servers, t
     servers[0].fault = "hangs"
     assert engine.generate(PROMPTS, 2, SAMPLING, seed=3) == whole, "the other one answers for both"
     tried, seen = [], 2 + 1  # its completions so far, with those in vain
-    for tenths in range(30):
-        now = tenths / 10
-        engine.load(1 + tenths)
+    for step in range(30):
+        now = step * quick / 2
+        engine.load(1 + step)
         if len(asked := [call for call in servers[0].calls if call == "/v1/completions"]) > seen:
-            tried, seen = [*tried, tenths], len(asked)
+            tried, seen = [*tried, step], len(asked)
     assert tried == [0, 4, 16]
-    servers[0].fault, now = "", 10.0
+    servers[0].fault, now = "", 50 * quick
     with capture_logs() as said:
         engine.load(100)
     assert [line["event"] for line in said] == ["a server is back"]
