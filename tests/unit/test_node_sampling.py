@@ -352,6 +352,8 @@ def test_positive_by_hand() -> None:
     )
     assert (push, second, pull) == (-0.75, 1, 0.75) and first in (0, 2, 3)  # one of three wrong ones, for all three
     assert RULES["positive"].own((1.0, 1.0, 0.0, 0.0), request(1)) == [(0, 0.5), (1, 0.5), (2, -0.5), (3, -0.5)]
+    one_of_eight = (1.0,) + (0.0,) * 7
+    assert sorted(advantage for _, advantage in RULES["positive"].own(one_of_eight, request(1))) == [-0.875, 0.875]
     assert RULES["positive"].own((1.0, 1.0), request(1)) == RULES["positive"].own((0.5, 0.5), request(1)) == []
     rng = random.Random(3)
     drawn = Counter(
