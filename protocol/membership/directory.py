@@ -6,7 +6,7 @@ Rules
     up to 512 nodes each comes to know most of those that can be dialled.
  2. Only records in the book are told, never candidates (see `protocol.membership.address_book`). A record in a peer's
     digest that is a candidate here counts as told by that peer. While there are candidates, exchanges are more
-    frequent.
+    frequent. So they are while a node has few peers: if the only node that it knows dies, it finds nobody.
  3. Private endpoints are told only to peers that are seen at private addresses; loopback ones only to peers on this
     machine.
 """
@@ -20,11 +20,11 @@ from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
 from protocol.limits.networks import Scope, counts_as, netgroup, scope_of
 from protocol.membership.address_book import Book, shuffled
-from protocol.membership.links import Links
+from protocol.membership.links import FEW_PEERS, Links
 from protocol.wire.messages import MAX_DIGEST, MAX_RECORDS, AskRevocations, Digest, Peers
 
 EXPIRY_INTERVAL_S = 60.0
-# The part of an exchange_interval until the first exchange, and between exchanges while there are candidates.
+# The part of an exchange_interval until the first exchange, and between exchanges while those are more frequent.
 HURRY = 1 / 4
 
 
@@ -202,7 +202,8 @@ class RecordDirectory:
         if not self._links.peers or now.steady < self._next_exchange:
             return []
         is_full = len(self._book) >= self._book.capacity
-        pace = self._interval if is_full or not self._book.has_candidates else self._interval * HURRY
+        hurries = not is_full and (self._book.has_candidates or len(self._links.peers) < FEW_PEERS)
+        pace = self._interval * (HURRY if hurries else 1)
         self._next_exchange = now.steady + pace * self._rng.uniform(0.75, 1.25)
         node = self._rng.choice(list(self._links.peers))
         peer = self._links.peers[node]

@@ -239,6 +239,11 @@ def external(folder: str) -> int:
     return sum(map(int, re.findall(r'"groups_external":(\d+)', path.read_text()))) if path.exists() else 0
 
 
+def live_peers(status: str) -> int:
+    (count,) = re.findall(r"peers +(\d+) live", status)
+    return int(count)
+
+
 def board_of(machine: Namespace, link: str) -> dict[str, Any]:
     """Return what a board says, asked on `machine`."""
     code = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())"
@@ -285,6 +290,7 @@ def test_a_public_swarm_survives_the_loss_of_its_founder_and_of_a_relay_and_move
         nodes = {key_of("n"), key_of("m")}
         wait_until(lambda: first_reports(board_of(machines["m"], link)).keys() >= nodes, 60, "the board to know both")
         before = first_reports(board_of(machines["m"], link))
+        wait_until(lambda: live_peers(obey("gossamer status n", machines["n"], [])) > 1, 60, "n to know another relay")
 
         kill(ran_by(started, "relay-a"))
         shutil.rmtree("relay-a")

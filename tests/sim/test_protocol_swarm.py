@@ -157,6 +157,19 @@ def test_nodes_that_cannot_be_dialled_give_and_get() -> None:
     run_until_spread(simulation, spread(simulation, 1000, 100_000), 10)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_node_that_joined_by_one_seed_soon_knows_those_that_came_later(seed: int) -> None:
+    """It asked at once, before the others came, and then half a minute later: one in ten stayed alone for good."""
+    simulation = Simulation(seed, timing=WAN, identity=SimulatedIdentity)
+    for name in range(4):
+        simulation.start(name, dialable=name != 1)
+        simulation.run(3.0)
+    simulation.run(WAN.exchange_interval / 2)
+    simulation.kill(0)
+    simulation.run(WAN.death_bound)
+    assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {2}
+
+
 def test_everybody_restarting_in_turn_leaves_a_whole_mesh() -> None:
     simulation = Simulation(seed=7)
     simulation.start_many(6)
