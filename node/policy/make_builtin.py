@@ -1,7 +1,8 @@
 """Make the built-in policies: `python -m node.policy.make_builtin [--bases examples/bases]`.
 
 With `--bases` the starts that experiments use are made too, out of the same learning. For another task or size:
-`python -m node.policy.make_builtin --start middling --width 64 --out FOLDER`.
+`python -m node.policy.make_builtin --start middling --width 64 --out FOLDER`. A policy that is several times as wide
+wants a smaller rate and fewer steps.
 
 A model that answers well leaves reinforcement learning nothing to do, and one that
 never answers right leaves it nothing to learn from. So the policy is made in two
@@ -243,17 +244,29 @@ def main() -> None:
     parser.add_argument(
         "--task", choices=BY_NAME, action="append", help="that it learns; may be repeated (default: seven)"
     )
+    parser.add_argument("--learn-rate", type=float, default=Recipe.learn_rate, help="while it learns the tasks")
+    parser.add_argument("--learn-steps", type=int, default=Recipe.learn_steps, help="in which it learns the tasks")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     arguments = parser.parse_args()
-    tasks = tuple(arguments.task or Recipe.tasks)
-    if (arguments.start, arguments.width, tasks) != ("sparse", Recipe.width, Recipe.tasks) and arguments.out == BUILTIN:
-        parser.error(f"another start, width or task wants an --out: the package ships the sparse one of {Recipe.width}")
+    recipe = Recipe(
+        seed=arguments.seed,
+        width=arguments.width,
+        learn_rate=arguments.learn_rate,
+        learn_steps=arguments.learn_steps,
+        tasks=tuple(arguments.task or Recipe.tasks),
+    )
+    if (arguments.start != "sparse" or recipe != Recipe(seed=arguments.seed)) and arguments.out == BUILTIN:
+        parser.error(
+            f"another start or recipe wants an --out: the package ships the sparse one of width {Recipe.width}"
+        )
     if arguments.width < 1 or arguments.width % (2 * Recipe.heads):
         parser.error(f"--width wants a multiple of {2 * Recipe.heads}: {Recipe.heads} heads, of an even width each")
+    if arguments.learn_steps < 1 or arguments.learn_rate <= 0:
+        parser.error("--learn-steps wants 1 or more, and --learn-rate more than 0")
     folders = {arguments.start: arguments.out}
     if arguments.bases:
         folders |= {start: arguments.bases / start for start in STARTS if start != arguments.start}
-    make(Recipe(seed=arguments.seed, width=arguments.width, tasks=tasks), folders)
+    make(recipe, folders)
 
 
 if __name__ == "__main__":

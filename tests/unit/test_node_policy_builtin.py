@@ -53,6 +53,8 @@ def test_another_width_is_another_size_with_the_same_tokens() -> None:
         (["--width", "64"], "wants an --out"),
         (["--start", "dense"], "wants an --out"),
         (["--task", "summands"], "wants an --out"),
+        (["--learn-rate", "1e-3"], "wants an --out"),
+        (["--learn-steps", "0", "--out", "x"], "--learn-steps wants 1 or more"),
         (["--width", "20", "--out", "x"], "--width wants a multiple of 8"),
         (["--width", "0", "--out", "x"], "--width wants a multiple of 8"),
     ],
