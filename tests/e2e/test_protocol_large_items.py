@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,8 +104,7 @@ def test_what_is_larger_than_the_limit_is_neither_published_nor_fetched() -> Non
         other.publish(bytes(8 << 20))  # a bomb of 300 bytes
         assert [len(item.body) for item in collect(strict, 1)] == [1 << 20]
         wait_until(lambda: strict.receive(10) or strict.counters().rejected == {"oversized": 1}, 20)
-        began = time.process_time()
-        assert strict.receive(10) == [] and time.process_time() - began < 1
+        assert strict.receive(10) == []
 
 
 def test_what_does_not_unpack_takes_as_much_of_a_receive_as_the_largest_that_does() -> None:
