@@ -199,7 +199,8 @@ class Handle(Generic[T]):
         self._done = threading.Event()
         self._result: list[T] = []
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, name="gossamer-operation", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="gossamer-operation", daemon=True)
+        self.thread.start()
 
     def done(self) -> bool:
         """Tell whether `wait` would return, or raise, at once."""
@@ -242,6 +243,15 @@ class HandlesInFlight:
 
     def __init__(self) -> None:
         self._free = threading.BoundedSemaphore(MAX_IN_FLIGHT)
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def join(self, timeout: float) -> None:
+        """Wait for the threads of all handles: one that lives on while Python ends may free a tensor, which aborts."""
+        until = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
 
     def start(self, begin: Callable[[], Callable[[], T]], timeout: float) -> Handle[T]:
         """Call `begin` here, and what it returns on a thread.
@@ -252,10 +262,13 @@ class HandlesInFlight:
         if not self._free.acquire(timeout=timeout):
             raise DeadlineExceeded(f"{MAX_IN_FLIGHT} operations are in flight, and none ended: wait for some first")
         try:
-            return Handle(begin(), self._free.release)
+            handle = Handle(begin(), self._free.release)
         except BaseException:
             self._free.release()
             raise
+        with self._lock:
+            self._threads = [*(thread for thread in self._threads if thread.is_alive()), handle.thread]
+        return handle
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from collectives.calls import (
     last_moment,
     waiting,
 )
-from collectives.driver import HAS_LEFT, GroupDriver, Observer, Status
+from collectives.driver import HAS_LEFT, JOIN_S, GroupDriver, Observer, Status
 from collectives.errors import CALLED_OFF, BadArgument, CommunicatorClosed, DeadlineExceeded
 from collectives.mesh.addresses import Address
 from collectives.mesh.data_plane import DataPlane
@@ -101,7 +101,7 @@ class Communicator:
         self._agreed_pending = AgreedPending()
         self._step_runner: StepRunner[Communicator] = StepRunner(driver.timing.hang, self._known)
         # So that no thread or socket stays when it is dropped without `leave`, or the program ends.
-        self._finalizer = weakref.finalize(self, driver.stop, True)
+        self._finalizer = weakref.finalize(self, _end, driver, self._in_flight)
 
     @classmethod
     def connect(  # noqa: PLR0913  # keywords that outside code relies on
@@ -588,6 +588,11 @@ class Communicator:
         if check_timeout(timeout) <= 0:
             raise DeadlineExceeded(f"timeout = {timeout:g} s leaves no time: allow more")
         return self._driver.begin(Begin(tag, kind, timeout, digest, share, lag))
+
+
+def _end(driver: GroupDriver, in_flight: HandlesInFlight) -> None:
+    driver.stop(goodbye=True)
+    in_flight.join(JOIN_S)
 
 
 def _check_loopback(addresses: Iterable[Address]) -> None:

@@ -53,7 +53,7 @@ log = Log()
 Observer = Callable[[Event | Action], None]  # told of everything on the control thread; it must be quick
 TICKS_A_BEAT = 4  # the core asks for two
 HAS_LEFT = "this member has left the group: connect again"
-_JOIN_S = 2.0
+JOIN_S = 10.0  # longer than the thread waits for the streams'
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class GroupDriver:
         self._stopping = True
         self._mesh.wake()
         if threading.current_thread() is not self._thread:
-            self._thread.join(_JOIN_S)
+            self._thread.join(JOIN_S)
 
     # --- the thread ----------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -61,6 +62,7 @@ from torch.futures import Future
 
 from collectives.agreement.views import NOWHERE, OpId
 from collectives.communicator import MAX_TAG, Communicator
+from collectives.driver import JOIN_S
 from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
 from collectives.logs import Log
 from collectives.mesh.shared_memory import OFFER_BYTES, Lease, MemoryOffer
@@ -604,6 +606,7 @@ class ProcessGroupGossamer(_TorchGroup):
                 _worlds.remove(self)
                 if in_order:
                     self.comm.leave()
+                    _join_threads()
                 else:  # not even until the others have read that: its own error is to come before theirs
                     threading.Thread(target=self.comm.leave, name="gossamer-leave", daemon=True).start()
 
@@ -914,7 +917,9 @@ class Work(_TorchWork):
     def _carry_out_on_a_thread(self) -> None:
         if self._finish is not None and not self._has_thread:
             self._has_thread = True
-            threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True).start()
+            thread = threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True)
+            _threads.add(thread)
+            thread.start()
 
     def _carry_out(self) -> None:
         with self._lock:
@@ -1034,6 +1039,7 @@ def _seconds(timeout: timedelta | None) -> float | None:
 # --- worlds ---
 
 _worlds: set[ProcessGroupGossamer] = set()  # the default groups of those that never change
+_threads: WeakSet[threading.Thread] = WeakSet()  # of works that nobody waits for without a time-out
 _entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
 
 
@@ -1070,6 +1076,14 @@ def _end_worlds_with(process: int) -> None:
 
     atexit.register(end)
     Finalize(None, end, exitpriority=0)  # a process of multiprocessing that is forked runs no other
+
+
+def _join_threads() -> None:
+    """Wait for what works' threads do: one that lives on while Python ends may be in torch, which then aborts."""
+    until = time.monotonic() + JOIN_S
+    for thread in list(_threads):
+        if thread is not threading.current_thread() and thread.is_alive():
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _is_failing() -> bool:

@@ -292,8 +292,13 @@ class Stream:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    @property
+    def runs(self) -> bool:
+        """Tell whether one of its threads is not gone yet."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def join(self, timeout: float) -> None:
-        """Wait for both threads to be gone."""
+        """Wait for each of its threads to be gone, at most so many seconds."""
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(timeout)

@@ -420,6 +420,7 @@ def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
     with group(3) as comms:
         handle = comms[2].all_reduce_async(torch.ones(3))
         comms[2].leave()
+        assert not handle.thread.is_alive()  # a thread in torch while Python ends would end the process by a signal
         with pytest.raises(CommunicatorClosed):
             handle.wait(5)
         with pytest.raises(CommunicatorClosed):

@@ -388,6 +388,34 @@ def test_memory_that_is_handed_over_before_the_handshake_is_read_breaks_no_strea
     exchange.close()
 
 
+def test_a_plane_that_closes_waits_for_the_threads_of_a_stream_that_the_other_end_closed_before(monkeypatch):
+    """A thread that lived on while Python ended freed a tensor, and the process ended by SIGABRT."""
+    write, may_end, writers, lived_on = Stream._write, threading.Event(), [], []
+
+    def slow(stream):
+        write(stream)
+        writers.append(threading.current_thread())
+        assert may_end.wait(60)
+
+    monkeypatch.setattr(Stream, "_write", slow)
+    plane, (here, there) = DataPlane(A), socket.socketpair()
+    plane.link(B)
+    add_stream(plane, B, here)
+    there.close()
+    wait_until(lambda: writers and not plane.open_streams(B), 60, "the stream to end")
+
+    def close():
+        plane.close()
+        lived_on.extend(thread for thread in writers if thread.is_alive())
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    closing.join(0.2)  # long enough for one that does not wait
+    may_end.set()
+    closing.join(60)
+    assert not closing.is_alive() and lived_on == []
+
+
 def unread(sock):
     """Return how many bytes have come that nobody has read."""
     return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
