@@ -25,6 +25,7 @@ from collectives import (
     SharedState,
     SyncStrategy,
 )
+from collectives.calls import Handle
 from collectives.errors import BadArgument
 from collectives.mesh.addresses import BadAddress
 from collectives.reduce.codecs import Feedback
@@ -416,11 +417,20 @@ def test_strangers_on_the_port_change_nothing():
             stranger.close()
 
 
+def test_leave_waits_for_the_threads_of_handles(monkeypatch):
+    """One that is in torch while Python ends would end the process by a signal."""
+    run = Handle._run
+    monkeypatch.setattr(Handle, "_run", lambda handle: (run(handle), threading.Event().wait(0.3)))
+    with group(2) as comms:
+        handle = comms[0].all_reduce_async(torch.ones(3))
+        comms[0].leave()
+        assert not handle.thread.is_alive()
+
+
 def test_a_member_that_leaves_is_missed_at_once_and_its_calls_end():
     with group(3) as comms:
         handle = comms[2].all_reduce_async(torch.ones(3))
         comms[2].leave()
-        assert not handle.thread.is_alive()  # a thread in torch while Python ends would end the process by a signal
         with pytest.raises(CommunicatorClosed):
             handle.wait(5)
         with pytest.raises(CommunicatorClosed):
