@@ -12,6 +12,7 @@ communicator  the public API, of:   types, errors            its words, and what
                                     steps, step_runner       training steps that a group takes together
                                     driver                   the control thread between the mesh and the agreement
 logs          where it logs
+threads       waiting for them to be gone
 torch_backend the same streams as a backend of `torch.distributed`
 diloco        many steps apart, then one together, by `outer_optimizer`
 

@@ -22,6 +22,7 @@ from collectives.errors import (
     Mismatch,
 )
 from collectives.mesh.socket_port import SocketPort
+from collectives.threads import add_thread, join_all
 
 T = TypeVar("T")
 
@@ -247,11 +248,8 @@ class HandlesInFlight:
         self._threads: list[threading.Thread] = []
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads of all handles: one that lives on while Python ends may free a tensor, which aborts."""
-        until = time.monotonic() + timeout
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
+        """Wait for the threads of all handles."""
+        join_all(self._threads, timeout)
 
     def start(self, begin: Callable[[], Callable[[], T]], timeout: float) -> Handle[T]:
         """Call `begin` here, and what it returns on a thread.
@@ -267,7 +265,7 @@ class HandlesInFlight:
             self._free.release()
             raise
         with self._lock:
-            self._threads = [*(thread for thread in self._threads if thread.is_alive()), handle.thread]
+            self._threads = add_thread(self._threads, handle.thread)
         return handle
 
 

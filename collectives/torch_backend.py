@@ -71,6 +71,7 @@ from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, add_up, combine, describe, finish, start, work_dtype
 from collectives.reduce.staging import Staged, copies_of, devices_of, queued
 from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
+from collectives.threads import join_all
 from collectives.types import RANKS, Codec, GroupTiming, Op, Protection
 from protocol.identity import Identity, NodeId
 
@@ -606,7 +607,7 @@ class ProcessGroupGossamer(_TorchGroup):
                 _worlds.remove(self)
                 if in_order:
                     self.comm.leave()
-                    _join_threads()
+                    join_all(list(_threads), JOIN_S)
                 else:  # not even until the others have read that: its own error is to come before theirs
                     threading.Thread(target=self.comm.leave, name="gossamer-leave", daemon=True).start()
 
@@ -918,8 +919,8 @@ class Work(_TorchWork):
         if self._finish is not None and not self._has_thread:
             self._has_thread = True
             thread = threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True)
-            _threads.add(thread)
             thread.start()
+            _threads.add(thread)
 
     def _carry_out(self) -> None:
         with self._lock:
@@ -1076,14 +1077,6 @@ def _end_worlds_with(process: int) -> None:
 
     atexit.register(end)
     Finalize(None, end, exitpriority=0)  # a process of multiprocessing that is forked runs no other
-
-
-def _join_threads() -> None:
-    """Wait for what works' threads do: one that lives on while Python ends may be in torch, which then aborts."""
-    until = time.monotonic() + JOIN_S
-    for thread in list(_threads):
-        if thread is not threading.current_thread() and thread.is_alive():
-            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _is_failing() -> bool:

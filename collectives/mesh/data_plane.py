@@ -37,6 +37,7 @@ from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
 from collectives.mesh.socket_port import CALL_OFF, Inbox, Landing, ReceiveWindow, SocketPort
 from collectives.mesh.stream import Outgoing, Portless, SendQueue, Stream
+from collectives.threads import add_thread, join_all
 from protocol.identity import NodeId
 
 log = Log()
@@ -50,8 +51,7 @@ MAX_HAND_OVERS = 8  # of an arena to one member, which may refuse it
 # How long a stream whose member's room is used up waits for an operation to start here: as long as torch's own backends
 # wait for a rank that is late. One that is not in the group any more is not waited for.
 PATIENCE_S = 1800.0
-# How long `close` waits for the streams' threads. One that lives on while Python ends may free a tensor, and torch then
-# ends the process by SIGABRT.
+# How long `close` waits for the streams' threads.
 _JOIN_S = 5.0
 _OVER = "it ended before it started here"
 _TOO_MUCH = "too much came for operations that had not started here: call it again, with fewer in flight"
@@ -120,7 +120,7 @@ class DataPlane:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # notified when a member finishes, or is lost
         self._lanes: dict[NodeId, _MemberLane] = {}
-        self._streams: list[Stream] = []  # whose threads may run: also such as are in no lane any more
+        self._threads: list[threading.Thread] = []  # of streams, also of those that are in no lane any more
         self._ports: dict[bytes, tuple[Inbox, frozenset[NodeId]]] = {}
         self._unknown: dict[bytes, Inbox] = {}
         self._loose: set[bytes] = set()  # keys of the ports of operations without an agreement
@@ -435,8 +435,8 @@ class DataPlane:
             stream = Stream(peer, sock, lane.outbox, self, self._on_end)
             lane.streams[stream] = dialled
             lane.hand_overs = 0
-            self._streams = [*(known for known in self._streams if known.runs), stream]
             stream.start()
+            self._threads = add_thread(self._threads, *stream.threads)
 
     def open_streams(self, member: NodeId) -> Set[int]:
         """Return the numbers of the streams to `member` that we dialled and that are alive."""
@@ -484,16 +484,13 @@ class DataPlane:
         with self._lock:
             self._closed = True
             members = list(self._lanes)
-            streams = list(self._streams)
             inboxes = [inbox for inbox, _ in self._ports.values()] + list(self._unknown.values())
             self._unknown.clear()
         for inbox in inboxes:
             inbox.end(Aborted("this member leaves the group"))
         for member in members:
             self.drop(member, "this member leaves the group")
-        until = time.monotonic() + _JOIN_S
-        for stream in streams:
-            stream.join(max(0.0, until - time.monotonic()))
+        join_all(self._threads, _JOIN_S)
 
     def _on_end(self, stream: Stream, reason: str) -> None:
         """A stream's thread says that it is over: what was on it is lost."""

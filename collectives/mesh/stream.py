@@ -277,31 +277,20 @@ class Stream:
         sock.setblocking(True)
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
-        self._threads = [
+        self.threads = [
             threading.Thread(target=self._run, args=(work,), name=f"gossamer-{name}", daemon=True)
             for name, work in (("reader", self._read), ("writer", self._write))
         ]
 
     def start(self) -> None:
         """Start both threads."""
-        for thread in self._threads:
+        for thread in self.threads:
             thread.start()
 
     def close(self) -> None:
         """End the connection; both threads notice. From any thread."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-
-    @property
-    def runs(self) -> bool:
-        """Tell whether one of its threads is not gone yet."""
-        return any(thread.is_alive() for thread in self._threads)
-
-    def join(self, timeout: float) -> None:
-        """Wait for each of its threads to be gone, at most so many seconds."""
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout)
 
     def _run(self, work: Callable[[], None]) -> None:
         reason = "closed"

@@ -39,6 +39,7 @@ from collectives.mesh.socket_port import MAX_UNSENT_ANSWERS, Inbox, Landing
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from collectives.reduce import direct, gather, ring
 from collectives.reduce.kernels import Scratch, describe
+from collectives.threads import join_all
 from collectives.types import Protection
 from protocol.identity import NodeId
 from tests.waiting import wait_until
@@ -245,7 +246,7 @@ def test_a_stream_that_cannot_go_on_ends_as_a_whole():
     with there:
         there.sendall(Sealer(bytes(KEY_BYTES)).seal(header(operation_key(OP), PieceKind.DATA, Piece(0, 0, 1, 1))))
         assert there.recv(1) == b""
-    stream.join(10)
+    join_all(stream.threads, 10)
     assert ended == ["internal_error"] and here.fileno() == -1
 
 
@@ -289,7 +290,7 @@ def test_a_stream_keeps_no_memory_of_the_large_pieces_that_it_carried(encrypted)
         tracemalloc.stop()
         for side in pair:
             side.close()
-            side.join(10)
+            join_all(side.threads, 10)
 
 
 def job():
