@@ -6,8 +6,9 @@ reads one answer, and ends all that the process has started. Such a process
     reads              the system's programs and libraries, Python, its packages, and the files of loaded modules: no
                        home, no node's folder, nothing of /proc, and no variable that the worker does not have
     writes             a folder made for this call, which is its working folder, its home and its TMPDIR
-    opens no socket    but pairs of streams, which `asyncio` needs
-    reaches no other   process: no tracing, no signals, no descriptors, keys, namespaces, mounts, shared memory
+    opens no socket    but pairs of streams, which `asyncio` needs; no descriptor passes through them
+    reaches no other   process: no tracing, no signals, no descriptors, keys, namespaces, mounts, shared memory; it has
+                       no lease on a file, which would make others wait
     is somebody else   where the worker is root: another uid, of no group. It has no capability, unless Python lies in a
                        folder that root alone may enter: then it has one, to read what is named above
     is limited         in seconds, processor time, files, their size, and, with all that it has started, in processes,
@@ -57,6 +58,7 @@ from node.processes.confinement import (
     WRITE_FILE,
     ConfinementError,
     calls,
+    deny_calls,
     deny_calls_and_tell,
     landlock_abi,
     renounce_privileges,
@@ -94,8 +96,11 @@ CAGED: Final = calls(
     "userfaultfd 323 282, memfd_create 319 279, memfd_secret 447, mq_open 240 180, mq_unlink 241 181, "
     "name_to_handle_at 303 264, open_by_handle_at 304 265, fanotify_init 300 262, inotify_init 253 -, "
     "inotify_init1 294 26, inotify_add_watch 254 27, syslog 103 116, personality 135 92, "
-    "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89, fallocate 285 47, sync 162 81"
+    "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89, fallocate 285 47, sync 162 81, "
+    "syncfs 306 267"
 )  # fallocate(2) takes a disk faster than anybody looks
+# Denied once the cage has sent its listener. A uid has a quota of descriptors on their way: who fills it stops others.
+IN_FLIGHT: Final = calls("sendmsg 46 211, sendmmsg 307 269")
 
 # A folder of scratch: all but devices and sockets, which are made by mknod(2) and bind(2).
 MAKE_CHAR, MAKE_SOCK, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
@@ -281,6 +286,7 @@ class Cage:
         listener = deny_calls_and_tell(libc, CHANGED | DISTURBING | CAGED)
         socket.send_fds(channel, [ENTERED], [listener])
         os.close(listener)
+        deny_calls(libc, IN_FLIGHT)
 
 
 def make_folder() -> Path:
