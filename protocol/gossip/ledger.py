@@ -65,6 +65,7 @@ class LedgerRow:
     until: float = 0.0  # when it may be asked again, if it was silent or busy
     failures: int = 0  # how often it was silent or busy when it was asked, since it last gave a chunk
     told: bool = False  # whether it was told that we have all of the item, or is sent it
+    taken: int = 0  # the chunks that it acknowledged to have from us
 
     def note(self, said: Statement) -> None:
         self.theirs = THEIRS.get((self.theirs, said), self.theirs)
@@ -74,7 +75,17 @@ class LedgerRow:
 
     @property
     def has_all(self) -> bool:
-        return self.theirs is Theirs.SENT or (self.theirs is Theirs.HAS and self.parts == ALL)
+        return ALL in (self.held, self.taken)
+
+    @property
+    def held(self) -> int:
+        """The chunks that it has by its own word, or because it sent us the item."""
+        match self.theirs:
+            case Theirs.SENT:
+                return ALL
+            case Theirs.HAS:
+                return self.parts
+        return 0
 
 
 class ItemLedger:
@@ -109,6 +120,13 @@ class ItemLedger:
         """Tell whether a peer may lack some of the item, as far as we know."""
         row = self.find(node, item)
         return row is None or not row.has_all
+
+    def is_elsewhere(self, item: ItemId, chunks: int) -> bool:
+        """Tell whether live peers have all `chunks` of an item, one of them or some together."""
+        whole, held = (1 << chunks) - 1, 0
+        for row in filter(None, (rows.get(item) for rows in self._rows.values())):
+            held |= row.held | row.taken
+        return held & whole == whole
 
     def is_news(self, node: NodeId, item: ItemId) -> bool:
         """Tell whether a peer may lack some of the item and was not told that we have all of it."""
