@@ -169,16 +169,18 @@ class Cage:
         self._is_whole = False
         self._allowed: list[tuple[str, int]] | None = None
 
-    def call(self, answer: Callable[[], Message], seconds: float, most: int) -> Message:
+    def call(self, answer: Callable[[], Message], seconds: float, most: int, patience: float = 0.0) -> Message:
         """Return what `answer` returns in a cage.
 
         Args:
             answer: called there; what it raises is an end without an answer.
             seconds: that it may take.
             most: bytes of the answer.
+            patience: seconds more, as far as its processes wait for a processor.
 
         Raises:
-            CageError: the call took too long or too much, or its process ended without an answer of this form.
+            CageTimeoutError: the call took too long.
+            CageError: it took too much, or its process ended without an answer of this form.
         """
         if self._allowed is None:
             self._allowed = [*_allowed(self._files)]
@@ -190,20 +192,19 @@ class Cage:
         with suppress(OSError):  # it has done so itself
             os.setpgid(pid, pid)
         theirs.close()
-        reason = ended = ""
+        failure: CageError | None = None
         message: Message = {}
+        supervisor = CallSupervisor(pid, scratch, _memory(), seconds, patience)
         try:
             with ours:
-                message = self._answered(
-                    ours, CallSupervisor(pid, scratch, _memory()), time.monotonic() + seconds, most
-                )
+                message = self._answered(ours, supervisor, most)
         except CageError as error:
-            reason = str(error)
+            failure = error
         finally:
             ended = _end(pid)
             remove_folder(scratch)
-        if reason:
-            raise CageError(f"{reason}{ended}")
+        if failure:
+            raise type(failure)(f"{failure}{ended}")
         return message
 
     def lacks(self) -> str:
@@ -222,13 +223,13 @@ class Cage:
         self._is_whole = not lacks
         return lacks
 
-    def _answered(self, channel: socket.socket, supervisor: CallSupervisor, deadline: float, most: int) -> Message:
+    def _answered(self, channel: socket.socket, supervisor: CallSupervisor, most: int) -> Message:
         """Return the message of a call, which has sent its listener before."""
-        supervisor.wait(channel.fileno(), deadline)
+        supervisor.wait(channel.fileno())
         _, descriptors, *_ = socket.recv_fds(channel, 1, 1)
         try:
             supervisor.listener = next(iter(descriptors), None)
-            message = _read(channel, supervisor, deadline, most)
+            message = _read(channel, supervisor, most)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -418,11 +419,11 @@ def _limit(seconds: float) -> None:
         resource.setrlimit(name, (most, most))
 
 
-def _read(channel: socket.socket, supervisor: CallSupervisor, deadline: float, most: int) -> Message:
+def _read(channel: socket.socket, supervisor: CallSupervisor, most: int) -> Message:
     """Read the one message of a call."""
     data = bytearray()
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
-        supervisor.wait(channel.fileno(), deadline)
+        supervisor.wait(channel.fileno())
         chunk = channel.recv(1 << 16)
         if not chunk:
             raise CageError(NO_ANSWER)

@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,7 +326,7 @@ def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machin
     monkeypatch.setattr(call_supervisor, "LOOK_S", 0.0)
     read, write = os.pipe()
     with pytest.raises(CageError, match=f"this machine was about to run out of {what}"):
-        CallSupervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 60)
+        CallSupervisor(os.getpgrp(), tmp_path, 1 << 50, 60).wait(read)
     os.close(read)
     os.close(write)
 
@@ -340,7 +339,7 @@ def test_where_seccomp_tells_of_no_forks_a_call_ends_once_it_has_too_many_proces
     for most, reason in ((0, "it started too many processes"), (1 << 20, "it took too long")):
         monkeypatch.setattr(call_supervisor, "PROCESSES", most)
         with pytest.raises(CageError, match=reason):
-            CallSupervisor(os.getpgrp(), tmp_path, 1 << 50).wait(read, time.monotonic() + 1)
+            CallSupervisor(os.getpgrp(), tmp_path, 1 << 50, 1).wait(read)
     os.close(read)
     os.close(write)
 
