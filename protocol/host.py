@@ -506,8 +506,8 @@ class Host:
 
         To be called before `stop`. It waits `timeout` seconds at most, and no longer than somebody may still take an
         item: a peer that wants its topic and is not sated, one that asked for it, or, where there is no peer, one that
-        we may still dial. An item has another holder once a live peer acknowledged or announced all of it, or several
-        peers did together. Raises nothing: if the network failed, nothing more is taken.
+        we may still dial. An item has another holder once a peer, or several together, acknowledged or announced all of
+        it. Raises nothing: if the network failed, nothing more is taken.
         """
         leaving = self._leaving = _Leaving(len(self._outbox))
         if self._thread is None or self._failure is not None:

@@ -64,7 +64,7 @@ from node.rollouts.rule import Candidate, mean_advantages
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
-from node.swarm.peering import Network
+from node.swarm.peering import LEAVE_S, Network
 from node.swarm.sharing import published_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
@@ -73,6 +73,7 @@ from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
 from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
 from protocol.credentials.invite import Invite
+from protocol.limits.timing import WAN
 from protocol.storage import write_atomically
 
 ASKED_FILE = "asked"  # how many questions were asked, in the folder
@@ -346,6 +347,9 @@ class Exchange:
     def close(self, *, timeout: float = CALL_S) -> None:
         """Leave the network and let go of the folder. Closing twice does nothing.
 
+        It waits for some seconds (`node.swarm.peering.LEAVE_S`) until peers have what was published last, and says how
+        many groups nobody took.
+
         Raises:
             TimeoutError: a call in progress did not end in time; it is closed once that ends.
         """
@@ -583,7 +587,7 @@ def _leave(thread: CallThread, stack: ExitStack) -> None:
     done = _end(thread, stack)
     if not thread.is_current:
         with suppress(TimeoutError):
-            done.result(GRACE_S)
+            done.result(LEAVE_S[WAN] + GRACE_S)
 
 
 def _check_counts(**counts: Any) -> None:

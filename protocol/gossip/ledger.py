@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from protocol.identity import NodeId
 from protocol.limits.limits import Limits
+from protocol.lru import Recent
 from protocol.wire.envelope import ItemId
 
 ALL = -1  # all chunks, in a set that has a bit for each
@@ -95,12 +96,15 @@ class ItemLedger:
         self._limits = limits
         self._rows: dict[NodeId, OrderedDict[ItemId, LedgerRow]] = {}
         self._is_wanted = is_wanted
+        self._departed: Recent[ItemId, int] = Recent(limits.max_held)  # the chunks that peers had when they left
 
     def up(self, node: NodeId) -> None:
         self._rows[node] = OrderedDict()
 
     def down(self, node: NodeId) -> None:
-        self._rows.pop(node, None)
+        for item, row in self._rows.pop(node, {}).items():
+            if held := row.held | row.taken:
+                self._departed.set(item, held | (self._departed.get(item) or 0))
 
     def find(self, node: NodeId, item: ItemId) -> LedgerRow | None:
         rows = self._rows.get(node)
@@ -122,8 +126,8 @@ class ItemLedger:
         return row is None or not row.has_all
 
     def is_elsewhere(self, item: ItemId, chunks: int) -> bool:
-        """Tell whether live peers have all `chunks` of an item, one of them or some together."""
-        whole, held = (1 << chunks) - 1, 0
+        """Tell whether peers have all `chunks` of an item, one of them or some together; or had when they left."""
+        whole, held = (1 << chunks) - 1, self._departed.get(item) or 0
         for row in filter(None, (rows.get(item) for rows in self._rows.values())):
             held |= row.held | row.taken
         return held & whole == whole

@@ -192,7 +192,9 @@ def test_an_item_is_handed_over_once_a_peer_acknowledged_what_it_asked_for_or_an
     core.handle(have(B, entry(2)), at(1))
     assert left_over(core) == (1, True)
     core.handle(PeerDown(A), at(1))
-    assert left_over(core) == (2, True)
+    assert left_over(core) == (1, True)
+    core.handle(PeerDown(B), at(1))
+    assert left_over(core) == (1, False)  # nobody is here to take the third
 
 
 def test_a_large_item_is_handed_over_once_peers_have_all_its_chunks_together() -> None:
