@@ -165,7 +165,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--set", "role=relay"], "role=relay trains nothing"),
         (["swarm", "--out", "/proc/x", "--rounds", "1"], "cannot use /proc/x"),
-        (["node", "--state", "/proc/x"], "cannot use /proc/x as a node's folder"),
+        (["node", "--state", "/proc/x", "--model", "builtin"], "cannot use /proc/x as a node's folder"),
+        (["node", "--state", "typo"], "no node was started in typo yet: for a new one say what to train"),
+        (["node", "--state", "typo", "--listen", "tcp://127.0.0.1:0"], "no node was started in typo yet"),
         (["doctor", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
@@ -261,7 +263,12 @@ def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
             assert f"another node is running in {held}" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = ["--state", str(new), "--listen", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
-        for verb in (["node"], ["node", "--seed-only"], ["join", EXAMPLE_INVITE], ["found", "club"]):
+        for verb in (
+            ["node", "--model", "builtin"],
+            ["node", "--seed-only"],
+            ["join", EXAMPLE_INVITE],
+            ["found", "club"],
+        ):
             assert "is in use: choose another port" in fails(capfd, *verb, *where)
     assert list(tmp_path.iterdir()) == [held]
 
@@ -277,7 +284,7 @@ def test_a_folder_is_held_while_what_runs_in_it_is_loaded_and_not_when_it_runs(
             return lambda *_, **__: check_free(tmp_path)
 
     monkeypatch.setitem(sys.modules, "node.run", Module())
-    assert run(["node", "--state", str(tmp_path)], debug=False) == 0
+    assert run(["node", "--state", str(tmp_path), "--model", "builtin"], debug=False) == 0
     assert "error" not in capfd.readouterr().err
 
 
