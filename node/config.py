@@ -612,7 +612,7 @@ class BudgetConfig(Section):
     compute: int | None = Field(
         None,
         ge=1,
-        description="likewise, tokens generated or scored, plus three times those trained on; default: no bound",
+        description="likewise, tokens generated, scored or read as prompts, plus three times those trained on",
     )
 
 
