@@ -47,6 +47,7 @@ from node.tasks import TaskKey, derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.summary import Summary
+from node.training.budget import Spent, part_done
 from protocol.host import Counters
 
 
@@ -105,7 +106,7 @@ def run_in_memory(
 
         engine = _LockstepEngine(turns, index, policy, come_and_go)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        rule = CONTROLS[control] if control else None
+        rule = CONTROLS[control](lambda: part_done(config, *exchange.done)) if control else None
         train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics, rule=rule))
 
     turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
@@ -325,6 +326,7 @@ class MailExchange:
         self._witness = witness
         self._round = 0
         self._pause: Callable[[], None] | None = None
+        self.done = (0, Spent())  # rounds, and what the node has spent in them
         self._place = 0
         self._sent = self._received = self._items_sent = self._items_received = 0
 
@@ -379,6 +381,7 @@ class MailExchange:
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """Tell nobody."""
+        self.done = row["round"], self.done[1].after(row)
 
     def taught(self) -> Mapping[str, int]:
         """See `GroupExchange.taught`: nobody reports."""

@@ -405,9 +405,10 @@ def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
 
     def peers(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
         asked.append(len(candidates))
-        return CONTROLS["wrong"].peers(candidates, request)
+        return wrong.peers(candidates, request)
 
-    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": replace(CONTROLS["wrong"], peers=peers)})
+    wrong = CONTROLS["wrong"](lambda: 0.0)
+    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": lambda part: replace(wrong, peers=peers)})
     plan = make_plan(tmp_path / "run", 2, even_config(tmp_path, rounds=3))
     summary = run_in_memory(plan, 0, started=time.time(), control="wrong")
     assert sum(asked) > 0
