@@ -30,6 +30,8 @@ from node.lab.results import PASS_1, RIGHT_ENTROPY, RunResult
 from node.lab.statistics import Estimate, estimate, smooth
 from node.lab.worth import Pooling, pairs_at_equal_compute, pooling_efficiency
 
+PLAIN = ("cumulative", "first", "last", "compute", "external", "kib_sent")
+
 
 class ArmLine(NamedTuple):
     """A row of the table: an arm over all seeds, or a part of it, by the names of its figures."""
@@ -90,7 +92,7 @@ def cost_of(result: RunResult, overhead: float) -> float:
 
 def figures(result: RunResult) -> dict[str, float]:
     """Return the figures of one run that are numbers, by their names."""
-    plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
+    plain = {key: getattr(result, key) for key in (*PLAIN, "weights_kib")}
     plain["by_compute"] = by_compute(result)
     last = result.held_out[-1].get(RIGHT_ENTROPY) if result.held_out else None
     scores = {"accuracy": result.accuracy, "graded": result.graded, **result.passes}

@@ -33,6 +33,7 @@ COLUMNS = {
     "equal_right_entropy": "that less {baseline}'s at its best pass@1",
     "external": "external groups",
     "kib_sent": "KiB sent",
+    "weights_kib": "KiB of weights sent in all",
     "compute": "compute",
 }
 TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # figures of rewards in training

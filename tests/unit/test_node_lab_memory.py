@@ -254,7 +254,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
     mail = Mail(tasks, 8, delay=0)
     fast, slow = (mail.exchange(index) for index in range(2))
     pauses: list[int] = []
-    slow.slow_down(lambda: pauses.append(1))
+    slow.slow_down(2, lambda: pauses.append(1))
     known = dict[bytes, bool]().__contains__
     heard: list[tuple[str, list[int]]] = []
     for at in range(5):
