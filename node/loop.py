@@ -99,7 +99,7 @@ class Loop:
         self._longest_text = self.config.engine.max_completion_length * longest_token
         self._longest_prompt = self.config.engine.longest_prompt(self.policy.positions)
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
-        asked = self.config.eval.count if self.config.eval.every else 0
+        asked = self.config.eval.skip + self.config.eval.count if self.config.eval.every else 0
         sampling = self.config.sampling
         is_fed = self.config.network.enabled or sampling.source == "self" or isinstance(self.backfill, Backfill)
         draws = sampling.external and is_fed  # a node alone looks for no quotations

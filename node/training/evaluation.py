@@ -192,6 +192,7 @@ class Evaluations:
             self._engine,
             self._tasks,
             count=self._config.count,
+            skip=self._config.skip,
             seed=EVALUATION_SEED,
             sampling=sampling,
             completions=completions,
@@ -233,7 +234,7 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
     return row
 
 
-def answer(
+def answer(  # noqa: PLR0913  # an evaluation has so many settings
     policy: Policy,
     engine: RolloutEngine,
     tasks: TaskSet,
@@ -243,13 +244,14 @@ def answer(
     sampling: SamplingParams,
     completions: int = 1,
     longest: int | None = None,
+    skip: int = 0,
 ) -> Answers:
     """Ask `count` different held-out questions of each task, `completions` times each, and verify the answers.
 
-    The same arguments give the same questions and, on an engine that is deterministic,
-    the same answers. Questions of more than `longest` tokens are passed over, as in training.
-    Raises `ValueError` unless `count` and `completions` are positive, and `UserError` if no
-    held-out question of a task is short enough.
+    Those are asked that follow the first `skip`, or fewer where a task has no more of them. The same arguments give
+    the same questions and, on an engine that is deterministic, the same answers. Questions of more than `longest`
+    tokens are passed over, as in training. Raises `ValueError` unless `count` and `completions` are positive, and
+    `UserError` if no held-out question of a task is short enough.
     """
     if count < 1 or completions < 1:
         raise ValueError("count and completions must be at least 1")
@@ -259,7 +261,16 @@ def answer(
 
     answers = {
         name: list(
-            _ask(policy, engine, task, held_out(tasks, task, seed, count, fits), seed, sampling, completions, longest)
+            _ask(
+                policy,
+                engine,
+                task,
+                held_out(tasks, task, seed, skip + count, fits)[skip:],
+                seed,
+                sampling,
+                completions,
+                longest,
+            )
         )
         for name, task in zip(_names(tasks.tasks), tasks.tasks, strict=True)
     }
