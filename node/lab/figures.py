@@ -30,7 +30,11 @@ from node.lab.results import PASS_1, RIGHT_ENTROPY, RunResult
 from node.lab.statistics import Estimate, estimate, smooth
 from node.lab.worth import Pooling, pairs_at_equal_compute, pooling_efficiency
 
+ALIKE = 0.002  # greedy accuracies less far apart are of one policy: JSON has four digits
 PLAIN = ("cumulative", "first", "last", "compute", "external", "kib_sent")
+
+
+UNTRAINED = "untrained"  # the line of what all arms on a base begin with
 
 
 class ArmLine(NamedTuple):
@@ -103,6 +107,8 @@ def figures(result: RunResult) -> dict[str, float]:
 def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> list[ArmLine]:
     """Return a line for each arm on each base, and for each part of it, in the order of their first runs.
 
+    Before them is one for the policy that all on a base begin with, if all runs have evaluated the same one.
+
     Args:
         results: of runs, and of parts of them.
         baseline: the arm that others are compared with, if they name none.
@@ -110,7 +116,10 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
     """
     whole = {(result.base, result.arm, result.seed): result for result in results if not result.part}
     lines = []
+    untrained = {base: _untrained(base, results) for base in dict.fromkeys(result.base for result in results)}
     for base, arm, part in dict.fromkeys((result.base, result.arm, result.part) for result in results):
+        if (line := untrained.pop(base, None)) is not None:
+            lines.append(line)
         mine = [result for result in results if (result.base, result.arm, result.part) == (base, arm, part)]
         beside = mine[-1].beside
         against = {run.seed: whole.get((base, beside or baseline, run.seed)) for run in mine}
@@ -148,6 +157,18 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         pooling = pooling_efficiency(pairs)
         lines.append(ArmLine(base, arm, len(mine), estimates, part, beside, pooling))
     return lines
+
+
+def _untrained(base: str, results: Sequence[RunResult]) -> ArmLine | None:
+    """Return the line of the policy that the runs on a base begin with; None if it is not one, or was not evaluated."""
+    begun = [
+        {"accuracy": run.curve[0][1], **run.held_out[0]}
+        for run in results
+        if run.base == base and run.curve and run.curve[0][0] == 0 and run.held_out
+    ]
+    if not begun or any(abs(other["accuracy"] - begun[0]["accuracy"]) > ALIKE for other in begun):
+        return None
+    return ArmLine(base, UNTRAINED, 0, {key: Estimate(value, math.nan) for key, value in begun[0].items()})
 
 
 def _spent_until(result: RunResult, reward: float) -> float | None:

@@ -442,6 +442,26 @@ def result(arm: str, seed: int, rewards: list[float], cost: float = 1.0) -> RunR
     return RunResult("", arm, seed, *measured, tuple(rewards), spent)
 
 
+def test_the_first_line_of_a_base_is_the_policy_that_all_began_with_if_it_is_one(tmp_path: Path) -> None:
+    at_first = {"pass@1": 0.1, "pass@8": 0.3}
+    runs = [
+        dataclasses.replace(
+            result(arm, 1, [0.5]), accuracy=last, curve=((0.0, 0.2), (9.0, last)), held_out=(at_first, {})
+        )
+        for arm, last in (("alone", 0.4), ("1/1 slow", 0.6))
+    ]
+    lines = tabulate(runs, "alone")
+    assert [(line.arm, line.seeds) for line in lines] == [("untrained", 0), ("alone", 1), ("1/1 slow", 1)]
+    table = to_markdown(lines, lab_of(tmp_path)).splitlines()
+    assert (
+        table[0]
+        == "| arm |  | seeds | accuracy | accuracy gained | pass@1 | pass@8 | external groups | KiB sent | compute |"
+    )
+    assert table[2] == "| untrained |  |  | 0.2 |  | 0.1 | 0.3 |  |  |  |"
+    other = dataclasses.replace(runs[1], curve=((0.0, 0.3), (9.0, 0.6)))  # a mixture of policies
+    assert [line.arm for line in tabulate([runs[0], other], "alone")] == ["alone", "1/1 slow"]
+
+
 def test_students_interval_by_hand() -> None:
     found = estimate([1.0, 2.0, 3.0])
     assert found.mean == 2.0
