@@ -37,7 +37,7 @@ from node.rollouts.screening import ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import GroupExchange
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments.episodes import start_of
-from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Verdict, late_as_none, latest_reason
+from node.tasks.scoring.verdicts import Answer, Scored, Verdict, late_as_none, latest_reason
 from node.tasks.task_set import TaskSet, outside
 from node.telemetry.metrics_file import MetricsLog, Row
 from node.telemetry.round_metrics import (
@@ -283,7 +283,7 @@ class Loop:
             if start_of(question.task) is None
             for episode in episodes
         ]
-        verdicts = iter(late_as_none(self.swarm.score(answers, PATIENCE_S)))
+        verdicts = iter(late_as_none(self.swarm.score(answers)))
         groups = []
         for question, episodes in zip(questions, completions, strict=True):
             rewards = [episode.reward if start_of(question.task) else next(verdicts) for episode in episodes]

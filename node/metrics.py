@@ -141,6 +141,9 @@ DECLARED = (
     # What was generated.
     Metric("generated", "completions", "", "own completions", SUM),
     Metric("unscorable", "unscorable", "", "own completions that could not be scored here", SUM),
+    Metric(
+        "out_of_time", "out of time", "", "own completions that took their scorer too long, twice, and earned 0", SUM
+    ),
     Metric("tokens_generated", "generated", "tokens", "tokens of own completions", SUM, SUMMARY),
     Metric(
         "completions/mean_length",

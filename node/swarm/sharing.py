@@ -27,6 +27,7 @@ from node.rollouts.rule import is_informative, is_right
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey, is_in_range
+from node.tasks.scoring.verdicts import OutOfTime
 from node.tasks.task_set import TaskSet, unshared
 from protocol.errors import OutboxFull
 from protocol.host import Counters, Host, ItemVerdict, Received
@@ -323,8 +324,12 @@ def published_form(group: Group, tasks: TaskSet) -> Group | None:
 
     A group with differing rewards is sent whole. Of one that is all right two answers are sent, or one where all have
     the same texts: they teach whoever is not yet all right. Other groups teach nobody. A task may not be shared, and a
-    reward may be out of its range.
+    reward may be out of its range. Answers that took too long here are left out.
     """
+    in_time = tuple(completion for completion in group.completions if not isinstance(completion.reward, OutOfTime))
+    if not in_time:
+        return None
+    group = replace(group, completions=in_time)
     if tasks.shared(group.task) is None or not all(map(is_in_range, group.rewards)):
         return None
     if is_informative(group.rewards):

@@ -11,7 +11,7 @@ from node.engines.episodes import Played
 from node.rollouts.group import EncodedGroup, Group
 from node.rollouts.rule import Sample, effective_size, external_share, is_informative
 from node.rollouts.screening import BLAMELESS, Screening
-from node.tasks.scoring.verdicts import Scored
+from node.tasks.scoring.verdicts import OutOfTime, Scored
 from node.telemetry.metrics_file import Row
 
 LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising", "swarm/quotes_held_out")
@@ -33,6 +33,7 @@ def metrics_of_own(
         "groups_informative": sum(is_informative(group.group.rewards) for group in own),
         "generated": len(episodes),
         "unscorable": len(episodes) - len(rewards),
+        "out_of_time": sum(isinstance(reward, OutOfTime) for reward in rewards),
         "tokens_generated": sum(episode.sampled for episode in episodes),
         "completions/finished": statistics.fmean(episode.finished for episode in episodes),
         "completions/retokenized": statistics.fmean(retokenized) if retokenized else 0.0,

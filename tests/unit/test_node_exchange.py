@@ -87,6 +87,29 @@ def test_a_member_joins_by_an_invite_and_draws_what_another_published_as_it_is_s
             assert texts(second.draw(4, least=1)) == [more[0].text]
 
 
+@pytest.mark.parametrize(
+    ("lives", "size", "line"), [(6, 0, 0), (1, 120_000, 60_000)]
+)  # the last on a slow line, bytes/s
+def test_a_member_that_lives_for_one_question_leaves_its_answers_with_others(
+    teacher: Exchange, tmp_path: Path, lives: int, size: int, line: int
+) -> None:
+    network, asked = {"seeds": [teacher.address], "upload_limit": line}, []
+    for life in range(lives):
+        with Exchange(tmp_path / f"{life}", network=network, **SUMS) as member:
+            (question,) = member.ask(1)
+            wrong = [f"no {os.urandom(size // 2).hex()}" for _ in range(2)]
+            member.publish(question, [question.item.answer, *wrong], [True, False, False])
+            asked.append(question)
+    assert texts(teacher.draw(2 * lives, least=lives)) == sorted(question.text for question in asked)
+
+
+def test_a_member_whose_groups_nobody_takes_leaves_in_time_and_says_so(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs, Exchange(tmp_path / "m", **SUMS) as member:
+        structlog.get_logger()
+        teach(member, 2)
+    assert [line["groups"] for line in logs if line["event"] == "nobody took the last groups"] == [2]
+
+
 def test_no_question_is_held_out_or_asked_again_after_another_start(tmp_path: Path) -> None:
     with Exchange(tmp_path / "m", **SUMS) as member:
         first = member.ask(40)

@@ -26,6 +26,7 @@ from node.swarm.sharing import (
 from node.tasks import Item, TaskKey, Wrapper
 from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import Split
+from node.tasks.scoring.verdicts import OutOfTime
 from node.tasks.task_set import TaskSet
 from protocol.errors import OutboxFull
 from protocol.host import Counters, ItemVerdict, Received
@@ -172,6 +173,20 @@ def test_of_a_group_that_is_all_right_two_different_answers_are_sent_at_most(
     NetworkExchange(host, TASKS, max_completions=8, external=4).publish([whole])
     is_easy = sent is not None and "no" not in sent
     assert host.published == ([(topic_of(ONE.key, is_easy), encode(shared))] if shared else [])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "sent"),
+    [((1.0, None, 0.0), (1.0, 0.0)), ((1.0, None, None), (1.0,)), ((0.0, None), None), ((None, None), None)],
+)
+def test_an_answer_that_took_too_long_here_trains_this_node_alone(
+    rewards: tuple[float | None, ...], sent: tuple[float, ...] | None
+) -> None:
+    made = tuple(
+        one_turn(str(at), True, OutOfTime() if reward is None else reward) for at, reward in enumerate(rewards)
+    )
+    shared = published_form(replace(group(ONE), completions=made), TASKS)
+    assert (shared and shared.rewards) == sent
 
 
 def test_groups_that_are_all_right_are_asked_for_while_the_node_draws_them() -> None:

@@ -46,7 +46,7 @@ from node.tasks.rewards.functions import (
 from node.tasks.rewards.judge import JudgeError, paid_by
 from node.tasks.rewards.rows import RewardsTask, load_rewards
 from node.tasks.scoring.time_quota import TimeQuota
-from node.tasks.scoring.verdicts import Answer, Scored, Scoring, score
+from node.tasks.scoring.verdicts import Answer, OutOfTime, Scored, Scoring, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 from tests.waiting import wait_until
@@ -487,10 +487,13 @@ def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: P
     assert check(encode(group), tasks, 8).reason == "unknown_task"
 
 
-def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_tell_is_unscorable(folder: Path) -> None:
+def test_a_text_that_takes_too_long_earns_0_and_one_of_too_much_memory_or_that_no_function_can_tell_is_unscorable(
+    folder: Path,
+) -> None:
     task = load_rewards("rewards", options(folder, "slow", "unsure", seconds=0.3))
     item = task.make(1)
-    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [1.5, 0.5, None, None, 1.5]
+    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [1.5, 0.5, 0.0, None, 1.5]
+    assert isinstance(task.verify(item, "slow"), OutOfTime)
     alone = load_rewards("rewards", options(folder, "unsure"))
     with capture_logs() as logs:
         assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
@@ -510,7 +513,8 @@ def test_hostile_formulas_end_with_their_process_and_cost_nobody(folder: Path, t
     task = load_rewards("rewards", {"path": rows, "functions": ["trl:accuracy_reward"], "seconds": 1.0})
     item = task.make(0)
     before = {child.pid for child in psutil.Process().children()}
-    assert task.verify(item, r"\boxed{9^{9^{9^{9}}}}") is None
+    assert task.verify(item, r"\boxed{\frac{1}{3}}") == 1.0
+    assert isinstance(task.verify(item, r"\boxed{9^{9^{9^{9}}}}"), OutOfTime)
     assert task.verify(item, r"\boxed{\frac{1}{3}}") == 1.0
     assert before - {child.pid for child in psutil.Process().children()}
 
