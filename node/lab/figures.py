@@ -5,7 +5,7 @@ The figures of a run, each a mean over its nodes:
     cumulative    the sum over rounds of the mean reward of a round's own completions
     first, last   that reward in the first and the last tenth of the rounds
     best          the highest reward, smoothed over `WINDOW` rounds
-    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.training.budget`)
+    compute       what a node spent (`node.training.budget`)
     by_compute    the mean of the reward over what was spent: this compares arms that are given the same compute
     reach         what the baseline of the same seed spent until its best reward, over what this run spent until the
                   same reward; 0 if it never got there

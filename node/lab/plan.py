@@ -8,7 +8,7 @@
 
     [settings]                     # of every node, as in any CONFIG
     rounds = 300
-    budget.compute = 200000        # generated tokens + 3 x trained ones, of a node
+    budget.compute = 200000        # of a node (`node.training.budget`)
 
     [bases.sparse]                 # what all arms begin with; none: one without a name
     settings.policy.model = "builtin"
