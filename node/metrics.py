@@ -222,6 +222,14 @@ DECLARED = (
         SUMMARY,
     ),
     Metric(
+        "tokens_prompts",
+        "prompts read",
+        "tokens",
+        "tokens of prompts and observations, as often as they passed through the model: `node.training.budget`",
+        SUM,
+        SUMMARY,
+    ),
+    Metric(
         "effective_samples",
         "effective sample size",
         "completions",

@@ -79,6 +79,13 @@ def metrics_of_samples(samples: Sequence[Sample], iterations: int) -> Row:
     }
 
 
+def prompts_trained_on(samples: Sequence[Sample], iterations: int) -> int:
+    """Return how many tokens of prompts and observations a round's update reads: a prompt once for its group."""
+    trained = [sample for sample in samples if sample.advantage != 0]
+    prompts = {sample.group: len(sample.prompt) for sample in trained}
+    return iterations * (sum(prompts.values()) + sum(len(sample.given) for sample in trained))
+
+
 def _rewards_by_name(groups: Sequence[Group]) -> Row:
     """Return mean and spread of the rewards of each task that was asked, and of each of a task's reward functions.
 

@@ -201,6 +201,7 @@ class Evaluations:
             self._engine,
             self._tasks,
             count=self._config.count,
+            skip=self._config.skip,
             seed=EVALUATION_SEED,
             sampling=sampling,
             completions=completions,
@@ -242,7 +243,7 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
     return row
 
 
-def answer(
+def answer(  # noqa: PLR0913  # an evaluation has so many settings
     policy: Policy,
     engine: RolloutEngine,
     tasks: TaskSet,
@@ -252,13 +253,14 @@ def answer(
     sampling: SamplingParams,
     completions: int = 1,
     longest: int | None = None,
+    skip: int = 0,
 ) -> Answers:
     """Ask `count` different held-out questions of each task, `completions` times each, and verify the answers.
 
-    The same arguments give the same questions and, on an engine that is deterministic,
-    the same answers. Questions of more than `longest` tokens are passed over, as in training.
-    Raises `ValueError` unless `count` and `completions` are positive, and `UserError` if no
-    held-out question of a task is short enough.
+    Those are asked that follow the first `skip`, or fewer where a task has no more of them. The same arguments give
+    the same questions and, on an engine that is deterministic, the same answers. Questions of more than `longest`
+    tokens are passed over, as in training. Raises `ValueError` unless `count` and `completions` are positive, and
+    `UserError` if no held-out question of a task is short enough.
     """
     if count < 1 or completions < 1:
         raise ValueError("count and completions must be at least 1")
@@ -268,7 +270,16 @@ def answer(
 
     return {
         name: list(
-            _ask(policy, engine, task, held_out(tasks, task, seed, count, fits), seed, sampling, completions, longest)
+            _ask(
+                policy,
+                engine,
+                task,
+                held_out(tasks, task, seed, skip + count, fits)[skip:],
+                seed,
+                sampling,
+                completions,
+                longest,
+            )
         )
         for name, task in zip(_names(tasks.tasks), tasks.tasks, strict=True)
     }

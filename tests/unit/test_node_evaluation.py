@@ -352,6 +352,17 @@ def test_at_a_mark_greedy_answers_alone_are_asked_and_at_the_ends_all(tasks: Tas
     assert rows[1]["accuracy"] == 1.0 and "pass@1" not in rows[1]
 
 
+def test_questions_that_a_choice_was_made_on_can_be_passed_over(tasks: TaskSet, tmp_path: Path) -> None:
+    asked = []
+    for skip, count in ((0, 10), (0, 4), (4, 6)):
+        found = answer(
+            _policy(), _Oracle({}, solved=0), tasks, count=count, skip=skip, seed=1, sampling=SAMPLING, completions=1
+        )
+        asked.append([[outcome.item.question for outcome in outcomes] for outcomes in found.values()])
+    whole, first, rest = asked
+    assert whole == [one + other for one, other in zip(first, rest, strict=True)]
+
+
 def test_a_row_holds_greedy_accuracy_and_sampled_pass_at_k_of_the_weights_of_that_round(
     tasks: TaskSet, tmp_path: Path
 ) -> None:

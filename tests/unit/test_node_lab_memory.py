@@ -254,7 +254,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
     mail = Mail(tasks, 8, delay=0)
     fast, slow = (mail.exchange(index) for index in range(2))
     pauses: list[int] = []
-    slow.slow_down(lambda: pauses.append(1))
+    slow.slow_down(2, lambda: pauses.append(1))
     known = dict[bytes, bool]().__contains__
     heard: list[tuple[str, list[int]]] = []
     for at in range(5):
@@ -405,9 +405,10 @@ def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
 
     def peers(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
         asked.append(len(candidates))
-        return CONTROLS["wrong"].peers(candidates, request)
+        return wrong.peers(candidates, request)
 
-    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": replace(CONTROLS["wrong"], peers=peers)})
+    wrong = CONTROLS["wrong"](lambda: 0.0)
+    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": lambda part: replace(wrong, peers=peers)})
     plan = make_plan(tmp_path / "run", 2, even_config(tmp_path, rounds=3))
     summary = run_in_memory(plan, 0, started=time.time(), control="wrong")
     assert sum(asked) > 0

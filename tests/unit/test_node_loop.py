@@ -353,7 +353,7 @@ def test_trained_tokens_count_once_for_each_iteration(policy: Policy, tasks: Tas
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, Scripted(policy), tasks, buffer, NoExchange(), metrics)
         next(loop.rounds(0))
-    assert loop.spent == (6, 18, 0)  # two tokens and four, of which each update takes all
+    assert loop.spent == (6, 18, 0, 5 + 3 * 3 * 5)  # two tokens and four, of which each update takes all, and a prompt
 
 
 def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[Sample]]:
