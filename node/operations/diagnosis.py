@@ -378,7 +378,7 @@ def _swarm(config: NodeConfig, folder: Path) -> Iterator[Diagnosis]:
 
 def _running(folder: Path) -> Iterator[Diagnosis]:
     """Ask the node that runs in `folder`, if one does: only others know whether it can be dialled."""
-    from node.swarm.peering import agent
+    from node.swarm.peering import UPDATE, agent
     from node.telemetry.status_server import ask
 
     try:
@@ -410,7 +410,9 @@ def _running(folder: Path) -> Iterator[Diagnosis]:
     if versions:
         text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
         newer = set(versions) <= {agent()}
-        yield Diagnosis("versions", newer, f"peers run {text}; this is {agent()}", False, "update whoever is behind")
+        yield Diagnosis("versions", newer, f"peers run {text}; this is {agent()}", False, UPDATE)
+    if tree["other_form"]:
+        yield Diagnosis("groups", False, tree["other_form"], do=UPDATE)
 
 
 def reachability(tree: Tree) -> str:

@@ -5,7 +5,8 @@ that swarm; without one, `network.swarm` says which swarm the node is in. Nothin
 """
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import structlog
 
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
+from node.rollouts.group import FORMAT
 from node.state_folder import KEY_FILE, sole_process_of
 from node.swarm.swarm_folder import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from protocol.config import read_clock
@@ -36,6 +38,9 @@ from protocol.transport.port_mapping import Mapping, PortMapping
 
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
+
+AGENT = re.compile(r"gossamer/\d\S*( groups/(?P<form>\d+))?$")
+UPDATE = "update whoever is behind"
 
 # Connections that a node that only relays keeps to nodes that nobody can dial: so many take a twelfth of a core.
 RELAY_CALLERS = 2048
@@ -124,8 +129,21 @@ def item_life(max_age_s: float) -> float:
 
 
 def agent() -> str:
-    """Return what a node says it runs."""
-    return f"gossamer/{version('gossamer')}"
+    """Return what a node says it runs: its release, and the form of its groups."""
+    return f"gossamer/{version('gossamer')} groups/{FORMAT}"
+
+
+def other_form(agents: Sequence[str]) -> str:
+    """Say how many of the peers that run `agents` share groups of another form; empty if none does.
+
+    One that does not say its form is of an earlier release.
+    """
+    nodes = [form for form in map(AGENT.match, agents) if form]
+    others = sum(form["form"] != str(FORMAT) for form in nodes)
+    verb = "has" if others == 1 else "have"
+    return (
+        f"{others} of {len(nodes)} peers {verb} another form of groups: nothing is shared with them" if others else ""
+    )
 
 
 def _swarm(network: NetworkConfig, manifest: SwarmManifest | None) -> bytes:

@@ -59,6 +59,19 @@ def state(rounds: int | None = 10, trains: bool = True) -> dict:
     return describe(NETWORK, ROWS if trains else [], rounds, trains=trains)
 
 
+def test_status_and_doctor_say_which_peers_share_nothing_with_this_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    told = "1 of 2 peers has another form of groups: nothing is shared with them"
+    console.print(*render(state() | {"other_form": told}, 200), sep="\n")
+    assert f"{told}: update whoever is behind" in console.export_text()
+    (tmp_path / "config.json").write_text("{}")
+    with observe(ObserveConfig(), tmp_path, lambda: state() | {"other_form": told}):
+        checks = {check.name: check for check in examine_node(tmp_path)}
+    assert (checks["groups"].ok, checks["groups"].text) == (False, told)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     with observe(ObserveConfig(), tmp_path, state):
