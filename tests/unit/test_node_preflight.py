@@ -62,7 +62,7 @@ def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None
         code = (
             "import json, sys\nfrom node.cli.app import run\n"
             "for case in json.loads(sys.argv[1]):\n"
-            " assert run(['node', '--state', sys.argv[2], *case], debug=False) == 2\n"
+            " assert run(['node', '--state', sys.argv[2], '--model', 'builtin', *case], debug=False) == 2\n"
             "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
         )
         done = subprocess.run(

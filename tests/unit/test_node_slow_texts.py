@@ -61,7 +61,7 @@ class Scorer:
     loads: threading.Event | None = None  # until then no worker is ready
 
     def worker(self, command: Sequence[str], environment: object) -> SimpleNamespace:
-        def call(message: Message, timeout: float, most: int = 0) -> Message:
+        def call(message: Message, timeout: float, most: int = 0, patience: float = 0.0) -> Message:
             if "text" not in message:
                 assert self.loads is None or self.loads.wait(LATER)
                 self.clock.now += self.start_s
