@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,25 @@ def test_a_file_beside_a_script_that_hides_a_package_of_ours_is_named(hiding: st
     name = hiding.partition("/")[0].removesuffix(".py")
     said = f"ImportError: {tmp_path / hiding} hides Gossamer's package '{name}': rename that file or folder"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["from node.cli import main; main(['--version'])", "from gossamer import Node"])
+def test_a_package_of_others_that_overwrote_files_of_ours_is_named(code: str, tmp_path: Path) -> None:
+    installed = tmp_path / "site"
+    for name in ("node", "collectives", "protocol"):
+        shutil.copytree(ROOT / name, installed / name, ignore=shutil.ignore_patterns("__pycache__", "builtin"))
+    (installed / "protocol" / "__init__.py").write_text("import what_protocol_of_pypi_needs\n")
+    about = installed / "protocol-0.37.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: protocol\nVersion: 0.37\n")
+    (about / "top_level.txt").write_text("protocol\n")
+    path = os.pathsep.join([str(installed), str(installed / "node" / "public")])
+    command, environment = [sys.executable, "-P", "-c", code], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "rror: another package writes into the same folders: protocol. Give" in done.stderr.splitlines()[-1]
+    assert "pip uninstall protocol, and install gossamer anew" in done.stderr.splitlines()[-1]
 
 
 def test_a_function_of_a_package_or_a_file_is_named_and_one_of_this_process_is_not() -> None:
