@@ -20,10 +20,8 @@ from node.config import TaskConfig, load_config, parse_config
 from node.engines import Generated, SamplingParams, episodes
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
-from node.journal import Journal, Round, Start, read_journal
 from node.loop import Loop
 from node.policy.load import Policy
-from node.replay import replay
 from node.rollouts.group import MAX_BEFORE_BYTES, Episode, Group, Tokens, encode
 from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.rule import Sample
@@ -665,33 +663,3 @@ def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
     with pytest.raises(UserError, match="killed by SIGKILL"):
         apart.start(apart.make(1))
     assert step(apart.start(apart.make(1)), "end") == Done(1.0)
-
-
-def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_cannot_be_played_again(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "game.py").write_text(GAME)
-    policy = tiny_policy(tmp_path / "policy")
-    config = parse_config(
-        {
-            "rounds": 2,
-            "policy": {"model": str(tmp_path / "policy"), "device": "cpu"},
-            "tasks": [{"name": "file/game", "options": {"path": str(tmp_path / "game.py")}}],
-            "sampling": {"local": 1, "external": 0, "completions": 2},
-        }
-    )
-    tasks = load_tasks(config.tasks)
-    journal = Journal(tmp_path, 1 << 20)
-    engine = Speaks(policy, [["a", "!0"], ["!1"], ["!0.5", "b"], ["!0.25"]])
-    with GroupBuffer(tmp_path / "pool.sqlite", config.buffer) as buffer:
-        settings = config.model_dump(mode="json")
-        journal.begin(0, lambda at: Start(at, settings, 0, GroupBounds(8, 1000), tasks.split, buffer.snapshot()))
-        metrics = MetricsLog(tmp_path / "metrics.jsonl")
-        loop = Loop(config, 0, policy, engine, tasks, buffer, NoExchange(), metrics, journal=journal)
-        assert all(rounds for rounds in loop.rounds(0))
-    recorded = [episode for episode in read_journal(tmp_path) if isinstance(episode, Round)]
-    assert [[episode.texts for episode in made] for round_ in recorded for made in round_.played] == [
-        [("a", "<a>", "!1"), ("!0",)],
-        [("!0.5",), ("b", "<b>", "!0.25")],
-    ]
-    assert [compared.difference for compared in replay(tmp_path)] == ["", ""]

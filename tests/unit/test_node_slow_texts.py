@@ -143,7 +143,6 @@ class Node:
             lambda item: (1,),
             lambda prompt, made: Tokens((1, 2)),
             lambda rows: [0.0] * len(rows),
-            lambda judge, seconds: judge(LATER),
         )
         asked = DrawRequest(SLOTS, 8, mean_advantages, random.Random(self.number))
         quotas = RoundQuotas(self.slow.has_standing, self.yardstick.usual, self.clock)
