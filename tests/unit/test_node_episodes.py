@@ -558,6 +558,7 @@ def test_each_episode_of_a_file_has_a_process_of_its_own_which_ends_with_it(apar
     wait_until(lambda: not any(map(psutil.pid_exists, pids)), 20, "the end of the processes")
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_game_costs_its_own_episode(apart: Task) -> None:
     wrong = {
         "eat": "out of memory",
@@ -578,6 +579,7 @@ def test_what_goes_wrong_in_a_game_costs_its_own_episode(apart: Task) -> None:
     assert step(beside, "a") == Observation(f"{before.text} a") and step(beside, "end") == Done(1.0)
 
 
+@pytest.mark.slow
 def test_a_game_that_hangs_is_ended_and_holds_up_no_other(apart: Task) -> None:
     hurried = replace(apart, begin=replace(apart.begin, limit=0.2))
     with pytest.raises(UserError, match="took too long"):
@@ -611,6 +613,7 @@ def test_a_peers_episode_is_played_again_without_network_or_files_and_may_eat_on
     assert score(asked) == [None, 1.0, None, None, 1.0]
 
 
+@pytest.mark.slow
 def test_where_no_more_files_may_be_open_no_episode_begins_and_those_that_run_go_on(apart: Task) -> None:
     game = apart.start(apart.make(1))
     before = step(game, "a")
@@ -626,6 +629,7 @@ def test_where_no_more_files_may_be_open_no_episode_begins_and_those_that_run_go
     assert step(apart.start(apart.make(1)), "end") == Done(1.0)
 
 
+@pytest.mark.slow
 def test_what_an_episode_has_left_behind_ends_when_the_next_one_begins(apart: Task) -> None:
     over, other = apart.start(apart.make(1)), apart.start(apart.make(1))
     left, kept = (int(step(game, "run").text) for game in (over, other))
