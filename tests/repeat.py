@@ -24,6 +24,7 @@ import pytest
 
 from tests.starts import STARTS
 
+ALL = ("-m", "not long and not browser and not gpu")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.repeat", "-n", "2", "--dist", "loadfile")
 SIGNAL = ("-o", "timeout_method=signal")  # a test that hangs fails; by the usual method its process would end
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
@@ -37,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/repeat"), help="a folder for what the runs print")
     options, chosen = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    first = run(options.out / "all", chosen)
+    first = run(options.out / "all", [*ALL, *chosen])
     if not first["starts"]:
         sys.exit("none of these tests starts a process or a socket")
     again = options.out / "starts"

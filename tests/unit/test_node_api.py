@@ -27,6 +27,7 @@ def accuracy(completions, answer, **kwargs):
     return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
 
 
+@pytest.mark.slow
 def test_gossamer_is_another_name_of_the_interface_and_loads_nothing_twice() -> None:
     assert gossamer.Node is node.api.Node and gossamer.Swarm is node.api.Swarm
     program = (
@@ -46,6 +47,7 @@ def test_the_version_is_that_of_what_is_installed() -> None:
     assert gossamer.__version__ == importlib.metadata.version("gossamer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hiding", ["node.py", "protocol.py", "collectives/__init__.py"])
 def test_a_file_beside_a_script_that_hides_a_package_of_ours_is_named(hiding: str, tmp_path: Path) -> None:
     (tmp_path / hiding).parent.mkdir(exist_ok=True)
@@ -91,6 +93,7 @@ def test_a_function_of_a_package_or_a_file_is_named_and_one_of_this_process_is_n
     assert spec_of(inside) is None
 
 
+@pytest.mark.slow
 def test_functions_of_this_process_are_paid_here_and_never_shared(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
