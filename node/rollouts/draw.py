@@ -67,14 +67,14 @@ Surprises = Callable[[Sequence[ScoredRow]], list[float]]
 
 
 class Peers(Protocol):
-    """What a draw needs of the swarm (`node.swarm.sharing.GroupExchange`)."""
-
-    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
-        """Return what came, without groups that are `known` by their ids."""
-        ...
+    """What a draw needs of the swarm. No method waits."""
 
     def begin_round(self, external: int) -> None:
-        """Note that a round begins, which draws so many of peers' groups."""
+        """Note that a round begins that draws so many of peers' groups: the demand follows."""
+        ...
+
+    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
+        """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
         ...
 
     def revoked(self, signers: Collection[str]) -> list[str]:
@@ -82,11 +82,14 @@ class Peers(Protocol):
         ...
 
     def refuse(self, group_id: bytes, reason: str) -> None:
-        """Say why a drawn group cannot be used."""
+        """Say why a drawn group cannot be used: a reason of `node.rollouts.screening`."""
         ...
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """Say how many groups were drawn and how many left, and of which tasks those that are all right are wanted."""
+        """Say how many groups a round drew, and how many of differing rewards it left: the demand follows.
+
+        Groups that are all right are wanted of the tasks `easy` alone.
+        """
         ...
 
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from node.rollouts.draw import Peers
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.group_buffer import ReceivedGroup, as_received
 from node.rollouts.rule import is_informative, is_right
@@ -50,34 +51,11 @@ MAX_PUPILS = 256  # peers whose reports on this node are counted
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
 
-class GroupExchange(Protocol):
+class GroupExchange(Peers, Protocol):
     """How a round shares its groups and gets others'. No method waits."""
-
-    def begin_round(self, external: int) -> None:
-        """Note that a round begins that draws so many of peers' groups: the demand follows."""
-        ...
 
     def publish(self, groups: Sequence[Group]) -> int:
         """Offer this round's own groups to the swarm; return how many were sent."""
-        ...
-
-    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
-        """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
-        ...
-
-    def revoked(self, signers: Collection[str]) -> list[str]:
-        """Return those of `signers` that the swarm's owner has revoked."""
-        ...
-
-    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """Say how many of peers' groups a round drew, and how many of differing rewards it left: the demand follows.
-
-        Groups that are all right are wanted of the tasks `easy` alone.
-        """
-        ...
-
-    def refuse(self, group_id: bytes, reason: str) -> None:
-        """Say why a drawn group cannot be used: a reason of `node.rollouts.screening`."""
         ...
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
@@ -192,7 +170,7 @@ class NetworkExchange:
         self._subscribe()
 
     def begin_round(self, external: int) -> None:
-        """See `GroupExchange.begin_round`."""
+        """See `Peers.begin_round`."""
         if self._demand.next_round(time.monotonic(), external):
             self._subscribe()
 
@@ -241,11 +219,11 @@ class NetworkExchange:
                 self._taught[item.sender] += groups
 
     def revoked(self, signers: Collection[str]) -> list[str]:
-        """See `GroupExchange.revoked`."""
+        """See `Peers.revoked`."""
         return [signer for signer in signers if self._host.is_revoked(NodeId(signer))]
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """See `GroupExchange.drew`: the next round's demand follows."""
+        """See `Peers.drew`: the next round's demand follows."""
         self._demand.drew(groups, left)
         asked = sorted(topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key))
         topics = self._always.union(asked[: max(0, MAX_TOPICS - len(self._always))])  # more would count as all topics
