@@ -29,7 +29,6 @@ from node.rollouts.draw import Draw, Draws
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, content_id, encode
 from node.rollouts.group_buffer import GroupBuffer
 from node.rollouts.rule import SCALES, Rule, Sample, external_samples, local_samples
-from node.rollouts.texts import PolicyTexts
 from node.swarm.sharing import GroupExchange, RewardsOutside, as_from_peers, figures_of
 from node.tasks import derive_seed
 from node.tasks.environments.episodes import start_of
@@ -45,6 +44,7 @@ from node.telemetry.round_metrics import (
 )
 from node.training.budget import TRAINED_COST, Spent, is_done
 from node.training.likelihood import surprises
+from node.training.texts import PolicyTexts
 
 MOST_UNSCORED = 3  # rounds from a start on without a scored answer, after which the node ends: one may be bad luck
 

@@ -5,7 +5,6 @@ rule            what a round trains on: from groups to weighted completions, by 
 rules/          the rules, one a file
 screening       what a peer's group must pass, and who is at fault if it does not
 draw            which of peers' groups a round trains on: begin, prepare, fill, take
-texts           questions and texts as tokens of the local policy
 slow_texts      the seconds that a signer's texts may take
 group_buffer   peers' groups, on disk and bounded
 own_results     the results of this node's own groups: how long its answers are, and how good

@@ -530,7 +530,7 @@ def test_rows_that_are_too_long_are_counted_with_the_setting_and_refused_where_t
     assert (warned["event"], warned["log_level"]) == (f"{line}set engine.max_prompt_length=30 to ask all", "warning")
     with pytest.raises(UserError, match=r"prompts of 3 of 4 rows .*: the longest has 200, and engine.max_completion_"):
         checked([9, 21, 30, 200])
-    monkeypatch.setattr("node.rollouts.texts.ROWS_MEASURED", 3)
+    monkeypatch.setattr("node.training.texts.ROWS_MEASURED", 3)
     with pytest.raises(UserError, match="prompts of 3 of 3 rows"):
         checked([30] * 9)
 
