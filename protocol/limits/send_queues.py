@@ -160,7 +160,8 @@ class SendQueues:
     def _rest(self, queue: _Queue) -> None:
         """Let a link wait for its next turn, if it still has something to send."""
         if queue.control or queue.has_items:
-            return self._place(queue)
+            self._place(queue)
+            return
         del self._busy[queue.link]
         queue.place = -1
         if not self._busy:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -102,7 +103,7 @@ def test_silent_connections_take_half_of_the_descriptors_at_most() -> None:
 
         def joined() -> bool:
             nonlocal most
-            most = max(most, len(os.listdir(f"/proc/{poor.pid}/fd")))
+            most = max(most, len(list(Path(f"/proc/{poor.pid}/fd").iterdir())))
             return friend.counters().peers == 1
 
         wait_until(joined, 30, "the friend to join")

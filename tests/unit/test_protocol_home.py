@@ -333,7 +333,9 @@ def test_the_router_is_asked_for_a_lease_and_nobody_elses_port_is_touched(
         (4001, ["192.168.0.9"], KEY.hex().encode() + b"0", []),
     ],
 )
-def test_a_neighbour_counts_on_this_machine_or_at_others_addresses_of_the_networks_that_we_are_in(port, hosts, key, told) -> None:
+def test_a_neighbour_counts_on_this_machine_or_at_others_addresses_of_the_networks_that_we_are_in(
+    port, hosts, key, told
+) -> None:
     assert told_addresses(port, hosts, key, HERE) == [Address(Endpoint(host, 4001), KEY) for host in told]
 
 
