@@ -27,15 +27,17 @@ Rules
     was announced; and one to which a message found no room.
     Every `sync_interval` the newest items are announced to a random peer, in case something was lost. Sated peers, and
     peers for which something waits, are left out.
- 5. An item that a peer wants waits for its line, and becomes a frame when the line is free for it. The answer is BUSY
-    beyond `max_served` at a time, and DONT_HAVE for what is not here. While wants wait, BUSY without ids says so every
-    half `pull_patience`. So no peer can make us wait or grow, and each knows what it waits for. A peer that asks for an
-    item twice spends its own share of the line.
+ 5. An item that a peer wants waits for its line, and becomes a frame when the link is free for it and our own line has
+    room (see `pace`): peers take turns. The answer is BUSY beyond `max_served` at a time, and DONT_HAVE for what is not
+    here. While wants wait, BUSY without ids says so every half `pull_patience`. So no peer can make us wait or grow,
+    and each knows what it waits for. A peer that asks for an item twice spends its own share of the line.
  6. A peer may send an item as often as it was asked for it. An item that two peers were asked for and send is an
     ordinary duplicate.
  7. An item of another topic than those that we want is neither delivered nor held, and costs its sender a little.
  8. What came is acknowledged: a chunk at once, small items together at the next tick. So a giver knows what has left
-    its line, and a node that leaves knows which of its items have another holder.
+    its line, and a node that leaves knows which of its items have another holder. What was not acknowledged within
+    `STALL_S` does not count as under way any more. Until that peer acknowledges something, it is given one thing in
+    that time. So who is silent stops nobody else.
  9. An item that our node rejects is announced no more. Peers that were told of it judge it themselves. The signer
     pays, not those who passed it on. An item that will soon be stale is not announced.
 """
@@ -43,7 +45,7 @@ Rules
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 
 from protocol.config import Instant, Setup
 from protocol.events import (
@@ -68,12 +70,13 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, Place, Statement
+from protocol.gossip.pace import LEAST_BYTES, Lines, Pace
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import EVERYTHING, Appetite
 from protocol.gossip.wants import Took, Wants, naming
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
-from protocol.wire.envelope import HEAD_BYTES, ItemId, chunk_count
+from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     MAX_IDS,
@@ -95,15 +98,25 @@ DRAWS = 4  # in a `pull_patience`: how often silent peers are looked for and ite
 LOOKED_AT = 16  # how many chunks that wait for a line are compared: the one given to fewest peers goes first
 SYNC_WINDOW = 4.0  # how many sync intervals back a sync goes
 MOST_GIVEN = 2048  # places, of one peer, that await its acknowledgement
+STALL_S = 20.0  # two chunks take 8 s of a line of 256 kbit/s
 HAND_OVER_S = 60.0  # how old an item may be that is handed over before we leave: about one round
 MOST_PACES = 4.0  # an id waits so many times `announce_interval` at most, and a chunk always: peers have others to ask
 NEVER = float("inf")
 
 
 @dataclass(slots=True)
+class _Given:
+    """What a peer was given and did not acknowledge yet."""
+
+    size: int  # bytes under way; 0 once they do not count any more
+    at: float
+
+
+@dataclass(slots=True)
 class _Peer:
     """A live peer: what it wants, what it is still to be told, and what it waits for."""
 
+    uplink: Pace
     wants: Interest = EVERYTHING
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
@@ -112,7 +125,8 @@ class _Peer:
     # What waits for its line, items and outlines before chunks.
     items: dict[Place, None] = field(default_factory=dict)
     chunks: dict[Place, None] = field(default_factory=dict)
-    given: dict[Place, None] = field(default_factory=dict)  # what it did not acknowledge yet
+    given: dict[Place, _Given] = field(default_factory=dict)  # oldest first
+    is_stalled: bool = False  # whether it acknowledged nothing since something did not count any more
     came: dict[ItemId, tuple[int, ...]] = field(default_factory=dict)  # what it gave and is to be acknowledged
     busy_at: float = NEVER  # when it is told that what it wants still waits
     gave_at: float = float("-inf")  # when something last left for it
@@ -126,6 +140,19 @@ class _Peer:
         """Let something wait no longer for its line, if it did."""
         self.items.pop(place, None)
         self.chunks.pop(place, None)
+
+    def ends(self, place: Place) -> _Given:
+        """Count something as under way no more."""
+        given = self.given.pop(place)
+        self.uplink.under_way -= given.size
+        return given
+
+    def check(self, now: float) -> None:
+        """Count no longer what was not acknowledged for long."""
+        for given in takewhile(lambda given: given.at + STALL_S <= now, self.given.values()):
+            self.is_stalled = self.is_stalled or given.size > 0
+            self.uplink.under_way -= given.size
+            given.size = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +185,8 @@ class Gossip:
         self._next_sync = now.steady + setup.timing.sync_interval
         self._uploads_until = now.steady  # until then a peer is fetching chunks of ours
         self._given: Recent[Place, int] = Recent(limits.max_given)  # how often each chunk was given
+        self._uplinks = Lines(LEAST_BYTES)
+        self._in_turn: dict[NodeId, None] = {}  # who waits until our line has room
         # Returns the signer of an accepted item, None if it is not remembered. Called for each item that comes.
         self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
         self.owes: Callable[[NodeId, ItemId], bool] = self._wants.owes
@@ -257,7 +286,7 @@ class Gossip:
     def _up(self, node: NodeId, voice: str, now: Instant) -> list[GossipAction]:
         self._down(node, now)
         self._store.expire(now)
-        peer = self._peers[node] = _Peer()
+        peer = self._peers[node] = _Peer(self._uplinks.to(voice))
         self._ledger.up(node)
         self._wants.up(node, voice)
         catch_up = CATCH_UP_S * self._rng.random()
@@ -267,7 +296,10 @@ class Gossip:
         return self._tell_interest([node])
 
     def _down(self, node: NodeId, now: Instant) -> None:
-        if self._peers.pop(node, None) is not None:
+        if (peer := self._peers.pop(node, None)) is not None:
+            for place in list(peer.given):
+                peer.ends(place)
+            self._in_turn.pop(node, None)
             self._wants.lost(node)
             self._ledger.down(node)
             self._soon(now)
@@ -283,7 +315,7 @@ class Gossip:
                 for place in _places(message):
                     self._peers[node].drop(place)
             case Ack():
-                self._acknowledged(node, message)
+                return self._acknowledged(node, message, now)
             case Want():
                 return self._wanted(node, message, now)
             case Busy(ids):
@@ -425,7 +457,10 @@ class Gossip:
     def serve(self, node: NodeId, now: Instant) -> Item | ItemOutline | ItemChunk | DontHave | None:
         """Return what a peer's free line carries next; None if nothing waits for it."""
         peer = self._peers.get(node)
-        if peer is None or not peer.waiting:
+        if peer is None or not peer.waiting or (peer.is_stalled and now.steady < peer.gave_at + STALL_S):
+            return None
+        if peer.uplink.is_full:
+            self._in_turn[node] = None
             return None
         # The chunk that was given to fewest goes first, so more peers can pass it on.
         place = next(iter(peer.items), None) or min(
@@ -436,21 +471,34 @@ class Gossip:
         if entry is None:
             return DontHave((place.item,))
         peer.gave_at = now.steady
-        peer.given[place] = None
-        if len(peer.given) > MOST_GIVEN:
-            del peer.given[next(iter(peer.given))]
+        if place in peer.given or len(peer.given) == MOST_GIVEN:
+            peer.ends(place if place in peer.given else next(iter(peer.given)))
+        size = CHUNK_BYTES if place.part != WHOLE else self.size(place.item) if isinstance(entry, Item) else 0
+        peer.given[place] = _Given(size, now.steady)
+        peer.uplink.under_way += size
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return entry
 
-    def _acknowledged(self, node: NodeId, ack: Ack) -> None:
-        """Note what came to a peer that we gave it. An outline is no part of its item."""
-        given = self._peers[node].given
-        for place in filter(given.__contains__, _places(ack)):
-            del given[place]
+    def _acknowledged(self, node: NodeId, ack: Ack, now: Instant) -> list[GossipAction]:
+        """Note what came to a peer that we gave it; let others have their turns. An outline is no part of its item."""
+        peer = self._peers[node]
+        for place in filter(peer.given.__contains__, _places(ack)):
+            given = peer.given[place]
+            peer.uplink.answered(given.size, now.steady - given.at, now.steady)
+            peer.ends(place)
+            peer.is_stalled = False
             if place.part != WHOLE:
                 self._ledger.row(node, place.item).taken |= 1 << place.part
             elif self._store.outline(place.item) is None:
                 self._ledger.row(node, place.item).taken = ALL
+        return self._turns()
+
+    def _turns(self) -> list[GossipAction]:
+        """Let those who waited for longest be given something, if our line has room; who is not waits again."""
+        waited = list(islice(self._in_turn, LOOKED_AT))
+        for node in waited:
+            del self._in_turn[node]
+        return [Serve(node) for node in waited]
 
     def _find(self, place: Place) -> Item | ItemOutline | ItemChunk | None:
         """Return what a WANT is answered with, if it is here."""
@@ -508,9 +556,11 @@ class Gossip:
     def _tick(self, now: Instant) -> list[GossipAction]:
         self._store.expire(now)
         self._seen.expire(now.steady)
+        for peer in self._peers.values():
+            peer.check(now.steady)
         acks = [send for node, peer in self._peers.items() for send in self._take_acks(node, peer)]
         silent = self._wants.check(now.steady, bounded=self._appetite.bounded)
-        actions: list[GossipAction] = [*acks, *(Blame(node, "unanswered") for node in silent)]
+        actions: list[GossipAction] = [*acks, *self._turns(), *(Blame(node, "unanswered") for node in silent)]
         actions += self._wants.draw(now.steady, self._appetite.level(now), self._appetite.level_beside(now))
         actions += self._wants.fill_all(now.steady)
         if self._appetite.adjust(now):

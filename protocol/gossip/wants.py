@@ -3,8 +3,9 @@
 Rules
  1. A want lives until its item comes or is stale, whichever holders fail. A small item, or the outline of a large one,
     is asked of one holder at a time. Chunks are asked of all holders that have them, the rarest first (see `chunks`).
- 2. At most `window_bytes` are on their way from one holder. So a crowded line is asked for little, and its peers fetch
-    from each other meanwhile.
+ 2. At most `window_bytes` are on their way from one holder, and from all what our own line brings in some seconds (see
+    `pace`). So a crowded line is asked for little, and its peers fetch from each other meanwhile. A holder
+    that said that it is busy tells nothing of our line by answering late.
  3. Every WANT is answered: by the item, by DONT_HAVE, or by BUSY, again and again until the item comes. A holder that
     does not answer a want within `patience` is silent. Then another is asked; who was silent or busy is asked last, the
     silent one after a pause that doubles. A silent holder pays if it announced something once it had `pull_patience` to
@@ -14,8 +15,8 @@ Rules
     attacker's keys could take all places and give nothing.
  4. While all that comes is late, our own line is probably full, and another holder would be no faster. So a busy holder
     is waited for, for `LONG_S` at most. A silent one is waited for until all that we asked for could have come over
-    half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `QUICK_S`, or
-    if the last thing came within that time of being asked for. Then an idle holder is asked instead of a busy one.
+    half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `LULL_S`, or
+    if the last thing came within `QUICK_S` of being asked for. Then an idle holder is asked instead of a busy one.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -35,10 +36,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, islice, takewhile, zip_longest
+from typing import NamedTuple
 
 from protocol.events import Item, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
+from protocol.gossip.pace import Lines, Pace
 from protocol.identity import NodeId
 from protocol.limits.limits import Limits
 from protocol.limits.timing import Timing
@@ -46,7 +49,9 @@ from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import ITEM_OVERHEAD_BYTES, MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 
 QUICK_S = 1.0  # ten round trips of 100 ms
+LULL_S = 4.0  # a chunk on a line of 256 kbit/s
 LONG_S = 120.0  # a line of 1 Mbit/s takes 47 s for three chunks to each of 15 others
+DOWNLINK_BYTES = 8 * CHUNK_BYTES  # under way at first: 8 s of a line of 1 Mbit/s, or of eight others on slower ones
 LEAST_COST = 1 << 10  # bytes that a smaller item takes of a window
 SLOW_BYTES_PER_SECOND = 64 << 10  # half a line of 1 Mbit/s: a chunk takes two seconds, which add to the patience
 MAX_PAUSE = 5  # doublings of the pause after silences
@@ -58,6 +63,13 @@ ALL_NETWORKS = ""
 LONG_AGO = float("-inf")  # before this process began: never
 
 _BySigner = dict[bytes, dict[ItemId, None]]
+
+
+class _Asked(NamedTuple):
+    """Of whom a part was asked, and when."""
+
+    node: NodeId
+    at: float
 
 
 class Took(Enum):
@@ -77,7 +89,7 @@ class _Wanted:
     since: float
     is_beside: bool
     holders: dict[NodeId, LedgerRow] = field(default_factory=dict)
-    asked: dict[int, NodeId] = field(default_factory=dict)  # of whom each chunk is asked, or WHOLE
+    asked: dict[int, _Asked] = field(default_factory=dict)  # of whom each chunk is asked, or WHOLE
     asked_at: float = LONG_AGO  # when somebody was last asked for the whole, or the outline
     asked_beside: bool = False  # whether the second lot drew it: rule 6
 
@@ -104,6 +116,7 @@ class _Room:
 @dataclass(slots=True)
 class _Holder:
     voice: str  # as whom it counts
+    downlink: Pace
     everything: _BySigner = field(default_factory=dict)
     beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
     offers: int = 0  # how many items are in `everything`
@@ -126,6 +139,11 @@ class _Holder:
                 del lot[want.entry.signer]
         self.offers -= 1
 
+    def add_bytes(self, size: int) -> None:
+        """Count so many bytes more, or fewer, that it was asked for."""
+        self.in_flight += size
+        self.downlink.under_way += size
+
 
 class Wants:
     """Wanted items, bounded in number and by holder. `now` is steady, in seconds."""
@@ -143,6 +161,7 @@ class Wants:
         self._unasked: OrderedDict[ItemId, None] = OrderedDict()  # those that nobody was asked for yet
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._rooms: dict[str, _Room] = {}  # by voice, of those that have partial items
+        self._downlinks = Lines(DOWNLINK_BYTES)
         self._late = LONG_AGO  # when something last came late, if nothing came quickly since
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
@@ -164,7 +183,7 @@ class Wants:
         return self._wants[item_id].entry.topic
 
     def up(self, node: NodeId, voice: str = "") -> None:
-        self._holders[node] = _Holder(voice or node)
+        self._holders[node] = _Holder(voice or node, self._downlinks.to(voice))
 
     def lost(self, node: NodeId) -> None:
         """Forget a peer that is gone, and what it was asked for."""
@@ -232,8 +251,8 @@ class Wants:
         want, row, is_owed = self._wants.get(item_id), self._ledger.row(node, item_id), self.owes(node, item_id)
         row.due = max(0, row.due - 1)
         if want is not None:
-            if want.asked.get(WHOLE) == node:
-                self._gave(row, now)
+            if (asked := want.asked.get(WHOLE)) is not None and asked.node == node:
+                self._gave(row, node, want, WHOLE, now)
             self._forget(want, brought_by=node)
         row.note(Statement.GAVE_ALL)
         return is_owed
@@ -243,7 +262,7 @@ class Wants:
         if row is None or row.due == 0:
             return Took.UNASKED
         row.due -= 1
-        self._gave(row, now)
+        self._gave(row, node, want, WHOLE, now)
         if want is None or outline.id in self._partials:
             return Took.LATE
         self._settle(want, WHOLE)
@@ -261,7 +280,7 @@ class Wants:
         if row is None or row.due == 0:
             return Took.UNASKED
         row.due -= 1
-        self._gave(row, now)
+        self._gave(row, node, want, index, now)
         if want is None or partial is None or index in partial.chunks or index >= chunk_count(partial.size):
             return Took.LATE
         if not partial.outline.proves(chunk):
@@ -293,7 +312,7 @@ class Wants:
             if row is None:
                 continue
             if want is not None and node in want.holders:
-                lies += node in want.asked.values()
+                lies += any(asked.node == node for asked in want.asked.values())
                 self._withdraw(want, node)
             row.note(Statement.LACK)
         return lies
@@ -318,7 +337,7 @@ class Wants:
 
     def _is_free(self, now: float) -> bool:
         """Tell whether our own line has room, as far as is known: nothing comes, or it comes quickly."""
-        return now >= self._late + QUICK_S
+        return now >= self._late + LULL_S
 
     def unheard(self, node: NodeId, now: float) -> None:
         """Treat a peer as busy: our messages to it have no room, so it may not hear what it is asked for."""
@@ -397,7 +416,8 @@ class Wants:
 
     def _has_room(self, holder: _Holder, size: int) -> bool:
         """Tell whether a holder may be asked for so many bytes more."""
-        return holder.in_flight == 0 or holder.in_flight + size <= self._limits.window_bytes
+        fits = holder.in_flight == 0 or holder.in_flight + size <= self._limits.window_bytes
+        return fits and not holder.downlink.is_full
 
     def _take_cancels(self, node: NodeId) -> list[Send]:
         """Return the messages that cancel what a holder need not give; send them before it is asked again."""
@@ -500,21 +520,21 @@ class Wants:
 
     def _ask(self, want: _Wanted, node: NodeId, part: int, now: float) -> None:
         holder, row = self._holders[node], want.holders[node]
-        holder.in_flight += want.cost(part)
+        holder.add_bytes(want.cost(part))
         holder.asked[want.entry.id] += 1
         row.due += 1
         row.since = now
-        want.asked[part] = node
+        want.asked[part] = _Asked(node, now)
         if part != WHOLE:
             self._partials[want.entry.id].missing &= ~(1 << part)
 
     def _settle(self, want: _Wanted, part: int) -> None:
         """Wait no longer for an answer, if we do. It may still come."""
-        node = want.asked.pop(part, None)
-        if node is None:
+        asked = want.asked.pop(part, None)
+        if asked is None:
             return
-        holder = self._holders[node]
-        holder.in_flight -= want.cost(part)
+        holder = self._holders[asked.node]
+        holder.add_bytes(-want.cost(part))
         holder.asked[want.entry.id] -= 1
         if not holder.asked[want.entry.id]:
             del holder.asked[want.entry.id]
@@ -523,15 +543,22 @@ class Wants:
 
     def _release(self, want: _Wanted, node: NodeId, *, says_so: bool = False) -> None:
         """Let what a holder was asked for of an item be asked of others; if it `says_so`, cancel it at the holder."""
-        parts = [part for part, asked_of in want.asked.items() if asked_of == node]
+        parts = [part for part, asked in want.asked.items() if asked.node == node]
         if says_so and parts:
             self._cancels[node].setdefault(want.entry.id, []).extend(part for part in parts if part != WHOLE)
         for part in parts:
             self._settle(want, part)
 
-    def _gave(self, row: LedgerRow, now: float) -> None:
+    def _gave(self, row: LedgerRow, node: NodeId, want: _Wanted | None, part: int, now: float) -> None:
         row.until = 0.0
-        self._late = LONG_AGO if now <= row.since + QUICK_S else now
+        asked = want.asked.get(part) if want is not None else None
+        if want is not None and asked is not None and asked.node == node:
+            holder, took = self._holders[node], now - asked.at
+            self._late = LONG_AGO if took <= QUICK_S else now
+            if took <= QUICK_S or holder.busy < asked.at:
+                holder.downlink.answered(want.cost(part), took, now)
+        else:
+            self._late = now
 
     def _withdraw(self, want: _Wanted, node: NodeId) -> None:
         """Remove a holder of an item. Without any other, the item is forgotten unless some chunks are here."""

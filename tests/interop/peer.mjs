@@ -28,7 +28,7 @@ import { listen } from "./listener.mjs";
 // docs/protocol.md#kinds
 const HELLO = 1, PEERS = 2, PING = 3, PONG = 4, HAVE = 5, WANT = 6, ITEM = 7, DONT_HAVE = 8, BUSY = 9, CANCEL = 10;
 const GOODBYE = 11, DIGEST = 12, INTEREST = 13, ASK_MANIFEST = 14, MANIFEST = 15;
-const REVOCATIONS = 17, OUTLINE = 18, CHUNK = 19;
+const REVOCATIONS = 17, OUTLINE = 18, CHUNK = 19, ACK = 20;
 
 const VERSION = 0x0300; // major x 256 + minor
 const HEAD_BYTES = 168; // of an envelope, before its body
@@ -413,6 +413,7 @@ class Link {
     else if (envelope.kind === GOODBYE) this.leave(unpack(envelope.body)[0]);
     else if (envelope.kind === ITEM) {
       check(this.isLive, "before hello");
+      this.tell(ACK, join([envelope.id]), [[]]);
       this.peer.take(envelope, frame, this);
     }
   }
@@ -428,6 +429,7 @@ class Link {
     if (!this.isLive) return check(!this.caller || kind === REVOCATIONS, "before hello");
     if (kind === CHUNK) {
       const id = body.toString("hex", 0, 32);
+      this.tell(ACK, join([id]), [[body.readUInt16BE(32)]]);
       return this.peer.takeChunk(id, body.readUInt16BE(32), body.subarray(34), this);
     }
     if (kind === PING) return this.tell(PONG, unpack(body)[0]);
@@ -749,6 +751,7 @@ class Peer {
 
   takeOutline(link, head, hashes) {
     const { id, digest, size } = openHead(head, this.swarm);
+    link.tell(ACK, join([id]), [[]]);
     check(sha256(hashes).equals(digest), "forged");
     check(hashes.length === 32 * Math.max(1, Math.ceil(size / CHUNK_BYTES)) && size <= this.limit + 9, "malformed");
     if (this.held.has(id) || this.wants.get(id)?.hashes) return;

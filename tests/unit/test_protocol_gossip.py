@@ -30,7 +30,8 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.exchange import CATCH_UP_S, DRAWS, HAND_OVER_S, MOST_PACES, Gossip
+from protocol.gossip.exchange import CATCH_UP_S, DRAWS, HAND_OVER_S, MOST_PACES, STALL_S, Gossip
+from protocol.gossip.pace import LEAST_BYTES
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.identity import Identity, NodeId, id_of_bytes
@@ -517,7 +518,75 @@ def test_of_what_a_peer_waits_for_the_chunk_that_fewest_others_were_given_leaves
             chunk = core.serve(node, at(0))
             assert isinstance(chunk, ItemChunk)
             left.append(chunk.index)
+            core.handle(acked(node, large.id, chunks=(chunk.index,)), at(0))
     assert sorted(left[:4]) == [0, 1, 2, 3] and sorted(left) == sorted([0, 1, 2, 3] * 3)
+
+
+def waiting_peers(*peers: NodeId) -> tuple[Gossip, Item]:
+    """Return a node with peers that wait for all 16 chunks of an item each."""
+    large, _ = large_item(16 * CHUNK_BYTES)
+    core = machine(*peers)
+    core.handle(Publish(large), at(0))
+    for node in peers:
+        core.handle(want(node, large.id, chunks=tuple(range(16))), at(0))
+    return core, large
+
+
+def given_now(core: Gossip, now: float, *peers: NodeId) -> list[tuple[NodeId, int]]:
+    """Return the chunks that leave now, as many as there is room for, one for each of these peers in turn."""
+    given, nodes = [], list(peers)
+    while nodes:
+        node = nodes.pop(0)
+        if (chunk := core.serve(node, at(now))) is not None:
+            assert isinstance(chunk, ItemChunk)
+            given.append((node, chunk.index))
+            nodes.append(node)
+    return given
+
+
+def test_no_more_leaves_than_our_line_is_known_to_carry_and_peers_take_turns() -> None:
+    """A line of 256 kbit/s was given 14 MB to bring 1 MB to 16 peers, and connections broke."""
+    core, large = waiting_peers(A, B, C)
+    under_way = given_now(core, 0, A, B, C)
+    assert [node for node, _ in under_way] == [A, B] and len(under_way) * CHUNK_BYTES == LEAST_BYTES
+    turns = []
+    for second in range(8, 80, 8):
+        node, chunk = under_way.pop(0)
+        able = queued(core.handle(acked(node, large.id, chunks=(chunk,)), at(second)))
+        under_way += (more := given_now(core, second, *able))
+        turns += [to for to, _ in more]
+    assert turns == [C, A, B] * 3
+
+
+def test_while_what_leaves_is_acknowledged_quickly_more_and_more_leaves() -> None:
+    core, large = waiting_peers(A, B, C)
+    under_way, most = given_now(core, 0, A, B, C), []
+    for tenth in range(20):
+        most.append(len(under_way))
+        node, chunk = under_way.pop(0)
+        able = queued(core.handle(acked(node, large.id, chunks=(chunk,)), at(tenth / 10)))
+        under_way += given_now(core, tenth / 10, *able)
+    assert most == [2 + acks for acks in range(20)]
+
+
+def test_a_peer_that_acknowledges_nothing_is_given_one_thing_in_a_while_and_stops_nobody_for_longer() -> None:
+    core, large = waiting_peers(A, B)
+    assert [node for node, _ in given_now(core, 0, A)] == [A, A]
+    core.handle(Tick(), at(STALL_S))
+    assert {node for node, _ in given_now(core, STALL_S - 1, A, B)} == {B}
+    core.handle(acked(B, large.id, chunks=tuple(range(16))), at(STALL_S))
+    for _ in range(3):
+        assert sum(node == A for node, _ in given_now(core, STALL_S, A)) <= 1
+    core.handle(acked(A, large.id, chunks=tuple(range(16))), at(STALL_S + 1))
+    assert len(given_now(core, STALL_S + 1, A)) > 1
+
+
+def test_a_peer_that_goes_takes_what_is_under_way_to_it_along() -> None:
+    core, _ = waiting_peers(A, B)
+    given_now(core, 0, A)
+    assert given_now(core, 0, B) == []
+    core.handle(PeerDown(A), at(1))
+    assert len(given_now(core, 1, B)) == 2
 
 
 def test_chunks_and_outlines_that_nobody_asked_for_pay_and_late_ones_do_not() -> None:
@@ -892,12 +961,15 @@ def test_no_history_delivers_twice_talks_to_strangers_or_grows_beyond_bounds(his
         wants, in_flight = core._wants, dict.fromkeys(up, 0)
         for item_id, wanted in wants._wants.items():
             assert set(wanted.holders) <= up
-            for part, node in wanted.asked.items():
+            for part, (node, _) in wanted.asked.items():
                 in_flight[node] += wanted.cost(part)
             if (partial := wants.partial(item_id)) is not None:
                 chunks = {part for part in (*wanted.asked, *partial.chunks) if part >= 0}
                 assert partial.missing == (1 << chunk_count(partial.size)) - 1 - sum(1 << chunk for chunk in chunks)
         assert in_flight == {node: holder.in_flight for node, holder in wants._holders.items()}
+        assert wants._downlinks.to("").under_way == sum(in_flight.values())
+        given = [given.size for peer in core._peers.values() for given in peer.given.values()]
+        assert core._uplinks.to("").under_way == sum(given)
         for wanted in wants._wants.values():
             for node in wanted.holders:
                 assert wanted.holders[node] is core._ledger.find(node, wanted.entry.id)
