@@ -13,7 +13,7 @@ from protocol.wire.envelope import CHUNK_BYTES
 
 LEAST_BYTES = 2 * CHUNK_BYTES  # while one chunk is answered, another is under way
 MOST_BYTES = 64 << 20  # half a second of a line of 1 Gbit/s
-QUICK_S = 2.0  # a sated peer acknowledges small items once a second
+QUICK_S = 1.5  # a sated peer acknowledges small items once a second
 LATE_S = 12.0  # `LEAST_BYTES` take 8 s of a line of 256 kbit/s; our kernel waits 15 s for an acknowledgement
 
 

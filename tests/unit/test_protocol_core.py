@@ -726,7 +726,8 @@ def test_what_was_asked_for_is_taken_though_the_senders_network_has_used_up_its_
     assert not received(talk.say(Kind.ITEM, b"nobody asked for this"))
 
 
-def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_quota() -> None:
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_quota(acknowledged: bool) -> None:
     """It left as fast as the line took it: 3.9 GB in ten seconds."""
     talk = Talk()
     item = talk.publish(bytes(5_000_000))
@@ -738,21 +739,26 @@ def test_one_item_asked_for_again_and_again_leaves_at_the_rate_of_a_quota() -> N
         talk.core.handle(Tick(), at(now))
         while frame := talk.core.make_frame(LINK, at(now)):
             given += len(frame)
+            if acknowledged:
+                talk.hear(control_frame(Kind.ACK, want), now=now)
     limits = Limits()
-    assert 100_000_000 < given < (limits.network_burst_s / 2 + 10 * limits.network_cores) / SENT_BYTE_S
+    most = (limits.network_burst_s / 2 + 10 * limits.network_cores) / SENT_BYTE_S
+    assert 100_000_000 < given < most if acknowledged else given < 3 * CHUNK_BYTES
     assert talk.rejected == {}, "and it is no offence: the others are asked meanwhile"
 
 
 def test_what_waits_for_a_quota_is_given_later_and_the_peer_is_told_that_it_waits() -> None:
     talk = Talk(Limits(network_cores=0.001, network_burst_s=0.002))
     item = talk.publish(bytes(5_000_000))
-    talk.say(Kind.WANT, Want((WantedPart(item, tuple(range(16))),)).encode())
+    want = Want((WantedPart(item, tuple(range(16))),)).encode()
+    talk.say(Kind.WANT, want)
     given, told = 0, 0
     for second in range(60):
         for action in talk.core.handle(Tick(), at(second)):
             told += isinstance(action, SendFrame) and opened(action.frame).kind == Kind.BUSY
             while isinstance(action, FillLink) and talk.core.make_frame(LINK, at(second)):
                 given += 1
+                talk.hear(control_frame(Kind.ACK, want), now=second)
     assert given == 16 and told > 3
 
 
