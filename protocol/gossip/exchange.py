@@ -36,8 +36,8 @@ Rules
  7. An item of another topic than those that we want is neither delivered nor held, and costs its sender a little.
  8. What came is acknowledged: a chunk at once, small items together at the next tick. So a giver knows what has left
     its line, and a node that leaves knows which of its items have another holder. What was not acknowledged within
-    `STALL_S` does not count as under way any more. Until that peer acknowledges something, it is given one thing in
-    that time. So who is silent stops nobody else.
+    `LOST_S` does not count as under way any more. Until that peer acknowledges something, it is given one thing in
+    that time, which does not count. So who is silent stops nobody else.
  9. An item that our node rejects is announced no more. Peers that were told of it judge it themselves. The signer
     pays, not those who passed it on. An item that will soon be stale is not announced.
 """
@@ -70,7 +70,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, Place, Statement
-from protocol.gossip.pace import LEAST_BYTES, Lines, Pace
+from protocol.gossip.pace import LEAST_BYTES, LOST_S, Lines, Pace
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import EVERYTHING, Appetite
 from protocol.gossip.wants import Took, Wants, naming
@@ -98,7 +98,6 @@ DRAWS = 4  # in a `pull_patience`: how often silent peers are looked for and ite
 LOOKED_AT = 16  # how many chunks that wait for a line are compared: the one given to fewest peers goes first
 SYNC_WINDOW = 4.0  # how many sync intervals back a sync goes
 MOST_GIVEN = 2048  # places, of one peer, that await its acknowledgement
-STALL_S = 20.0  # two chunks take 8 s of a line of 256 kbit/s
 HAND_OVER_S = 60.0  # how old an item may be that is handed over before we leave: about one round
 MOST_PACES = 4.0  # an id waits so many times `announce_interval` at most, and a chunk always: peers have others to ask
 NEVER = float("inf")
@@ -149,7 +148,7 @@ class _Peer:
 
     def check(self, now: float) -> None:
         """Count no longer what was not acknowledged for long."""
-        for given in takewhile(lambda given: given.at + STALL_S <= now, self.given.values()):
+        for given in takewhile(lambda given: given.at + LOST_S <= now, self.given.values()):
             self.is_stalled = self.is_stalled or given.size > 0
             self.uplink.under_way -= given.size
             given.size = 0
@@ -457,7 +456,7 @@ class Gossip:
     def serve(self, node: NodeId, now: Instant) -> Item | ItemOutline | ItemChunk | DontHave | None:
         """Return what a peer's free line carries next; None if nothing waits for it."""
         peer = self._peers.get(node)
-        if peer is None or not peer.waiting or (peer.is_stalled and now.steady < peer.gave_at + STALL_S):
+        if peer is None or not peer.waiting or (peer.is_stalled and now.steady < peer.gave_at + LOST_S):
             return None
         if peer.uplink.is_full:
             self._in_turn[node] = None
@@ -474,8 +473,8 @@ class Gossip:
         if place in peer.given or len(peer.given) == MOST_GIVEN:
             peer.ends(place if place in peer.given else next(iter(peer.given)))
         size = CHUNK_BYTES if place.part != WHOLE else self.size(place.item) if isinstance(entry, Item) else 0
-        peer.given[place] = _Given(size, now.steady)
-        peer.uplink.under_way += size
+        given = peer.given[place] = _Given(0 if peer.is_stalled else size, now.steady)
+        peer.uplink.under_way += given.size
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return entry
 

@@ -31,17 +31,16 @@ Rules
 """
 
 import random
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, islice, takewhile, zip_longest
-from typing import NamedTuple
 
 from protocol.events import Item, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
-from protocol.gossip.pace import Lines, Pace
+from protocol.gossip.pace import LOST_S, Lines, Pace
 from protocol.identity import NodeId
 from protocol.limits.limits import Limits
 from protocol.limits.timing import Timing
@@ -65,11 +64,13 @@ LONG_AGO = float("-inf")  # before this process began: never
 _BySigner = dict[bytes, dict[ItemId, None]]
 
 
-class _Asked(NamedTuple):
+@dataclass(slots=True)
+class _Asked:
     """Of whom a part was asked, and when."""
 
     node: NodeId
     at: float
+    size: int  # bytes under way; 0 once they do not count any more
 
 
 class Took(Enum):
@@ -139,11 +140,6 @@ class _Holder:
                 del lot[want.entry.signer]
         self.offers -= 1
 
-    def add_bytes(self, size: int) -> None:
-        """Count so many bytes more, or fewer, that it was asked for."""
-        self.in_flight += size
-        self.downlink.under_way += size
-
 
 class Wants:
     """Wanted items, bounded in number and by holder. `now` is steady, in seconds."""
@@ -162,6 +158,7 @@ class Wants:
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._rooms: dict[str, _Room] = {}  # by voice, of those that have partial items
         self._downlinks = Lines(DOWNLINK_BYTES)
+        self._under_way: deque[_Asked] = deque()  # oldest first, with some that were answered
         self._late = LONG_AGO  # when something last came late, if nothing came quickly since
         self._holders: dict[NodeId, _Holder] = {}
         self._cancels: defaultdict[NodeId, dict[ItemId, list[int]]] = defaultdict(dict)
@@ -355,6 +352,8 @@ class Wants:
 
     def check(self, now: float, *, bounded: bool) -> list[NodeId]:
         """Give up wants that are stale, and stop waiting for silent holders; return those to blame."""
+        while self._under_way and self._under_way[0].at + LOST_S <= now:
+            self._ends(self._under_way.popleft())
         unasked = map(self._wants.__getitem__, self._unasked)
         late = takewhile(lambda want: want.since + UNASKED_S <= now, unasked if bounded else ())
         stale = takewhile(lambda want: want.since + self._limits.max_item_age_s <= now, self._wants.values())
@@ -520,11 +519,13 @@ class Wants:
 
     def _ask(self, want: _Wanted, node: NodeId, part: int, now: float) -> None:
         holder, row = self._holders[node], want.holders[node]
-        holder.add_bytes(want.cost(part))
+        holder.in_flight += want.cost(part)
+        holder.downlink.under_way += want.cost(part)
         holder.asked[want.entry.id] += 1
         row.due += 1
         row.since = now
-        want.asked[part] = _Asked(node, now)
+        asked = want.asked[part] = _Asked(node, now, want.cost(part))
+        self._under_way.append(asked)
         if part != WHOLE:
             self._partials[want.entry.id].missing &= ~(1 << part)
 
@@ -534,12 +535,19 @@ class Wants:
         if asked is None:
             return
         holder = self._holders[asked.node]
-        holder.add_bytes(-want.cost(part))
+        holder.in_flight -= want.cost(part)
+        self._ends(asked)
         holder.asked[want.entry.id] -= 1
         if not holder.asked[want.entry.id]:
             del holder.asked[want.entry.id]
         if part != WHOLE:
             self._partials[want.entry.id].missing |= 1 << part
+
+    def _ends(self, asked: _Asked) -> None:
+        """Count what was asked for as under way no more."""
+        if asked.size:
+            self._holders[asked.node].downlink.under_way -= asked.size
+            asked.size = 0
 
     def _release(self, want: _Wanted, node: NodeId, *, says_so: bool = False) -> None:
         """Let what a holder was asked for of an item be asked of others; if it `says_so`, cancel it at the holder."""
