@@ -9,8 +9,8 @@ import zmq
 
 from protocol.identity import Identity
 from protocol.limits.limits import MIB, Limits
-from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind
-from protocol.wire.messages import Want, WantedPart
+from protocol.wire.envelope import CHUNK_BYTES, MAX_FRAME_BYTES, ItemId, Kind, header_of, kind_of
+from protocol.wire.messages import Ack, Want, WantedPart
 from tests.protocol_hosts import SWARM, collect, running
 from tests.protocol_raw import RawPeer
 from tests.waiting import wait_until
@@ -52,7 +52,7 @@ def test_peers_that_ask_and_do_not_read_cost_a_bounded_number_of_bytes_and_other
 
 @dataclass
 class Download:
-    """A raw peer that pulls items one after the other, and counts the bytes that come."""
+    """A raw peer that pulls items one after the other, acknowledges each, and counts the bytes that come."""
 
     peer: RawPeer
     ids: list[ItemId]
@@ -62,6 +62,8 @@ class Download:
     def take(self) -> int:
         while frame := self.peer.receive(0.01):
             self.received += len(frame)
+            if kind_of(frame) == Kind.ITEM:
+                self.peer.send(self.peer.frame(Kind.ACK, Ack((WantedPart(header_of(frame).item_id),)).encode()))
         return self.received
 
 
