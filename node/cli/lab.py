@@ -143,43 +143,11 @@ def attack(
 
 
 @app.command()
-def price(
-    file: Annotated[Path, typer.Argument(metavar="JSON", help="JSON of an experiment, e.g. docs/results/rules.json.")],
-    cost: Annotated[
-        list[float] | None,
-        typer.Option("--cost", min=0, help="Tokens of compute that a round costs; may be repeated.  [default: 0]"),
-    ] = None,
-    arm: Arms = None,
-    base: Bases = None,
-    debug: Debug = False,
-) -> None:
-    """Compare arms at an extra cost for each round.
-
-    Compute counts tokens. A round also has costs that do not depend on its tokens: an update of all weights, a draw,
-    traffic. Arms with many small rounds pay them more often. A line of the table is for one such cost of a round. It
-    has each arm's mean reward up to the same total cost.
-
-    \b
-    Example:
-      gossamer lab price docs/results/rules.json --cost 0 --cost 100 --arm 8/0 --arm 2/16
-    """
-    from node.lab.results import read_known
-    from node.lab.tables import price as table_of
-
-    found = [
-        result for result in read_known(file)[1] if (not arm or result.arm in arm) and (not base or result.base in base)
-    ]
-    if not found:
-        raise UserError(f"{file} has no run of these arms on these bases")
-    print(table_of(found, cost or [0.0]), end="")
-
-
-@app.command()
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
     """Compare two runs, or two arms over their common seeds.
 
-    Compute is tokens generated, scored or read as prompts, plus three times those trained on. Groups and KiB are for a
-    round. The last row is A's compute until its best reward, divided by B's until the same reward.
+    Compute is tokens generated, scored or read as prompts, plus three times those trained on. Groups are for a round,
+    bytes for the whole run.
 
     \b
     Example:
