@@ -10,7 +10,7 @@ from node.errors import UserError
 
 app = typer.Typer(help="Run experiments, and compare two runs.", rich_markup_mode=None)
 
-Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/rules.toml.")]
+Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/worth.toml.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -71,12 +71,12 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer lab run examples/rules.toml
-      gossamer lab run examples/rules.toml --dry-run
-      gossamer lab run examples/rules.toml --done --results docs/results
-      gossamer lab run examples/rules.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
-      gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
-      gossamer lab run examples/rules.toml --on ray=head.example:6379
+      gossamer lab run examples/worth.toml
+      gossamer lab run examples/worth.toml --dry-run
+      gossamer lab run examples/worth.toml --done --results docs/results
+      gossamer lab run examples/worth.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
+      gossamer lab run examples/worth.toml --known docs/results/worth.json --arm 8/0 --set seeds=6
+      gossamer lab run examples/worth.toml --on ray=head.example:6379
     """
     from node.lab.figures import tabulate
     from node.lab.plan import read_lab
