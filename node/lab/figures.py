@@ -9,14 +9,18 @@ The figures of a run, each a mean over its nodes:
     groups_kib, weights_kib, sent    what a node sent in the whole run: of groups, of weights, and both in MiB;
                   one node alone sends nothing
     less_central  its accuracy less the central node's, at equal total compute (`node.lab.worth`)
-    gain          its accuracy less the baseline's under the same seed; a part of a run has figures of its nodes alone
+    gain, graded_gain, pass_gain@k    accuracy, graded and pass@k less the baseline's under the same seed
 
-An interval is Student's at 95 % over seeds. A difference is of runs of one seed.
+A part of a run has figures of its nodes alone. An interval is Student's at 95 % over seeds. A difference is of runs of
+one seed. Where there are several bases, an arm that ran on all of them has a line for "all": a run of it has the means
+over the bases of the runs of one seed.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from node.lab.results import RunResult
 from node.lab.statistics import Estimate, estimate
@@ -25,6 +29,7 @@ from node.lab.worth import Pooling, pairs_at_equal_compute, pooling_efficiency
 ALIKE = 0.002  # greedy accuracies less far apart are of one policy: JSON has four digits
 PLAIN = ("reward", "compute", "external", "groups_kib", "weights_kib")
 UNTRAINED = "untrained"  # the line of what all arms on a base begin with
+ALL = "all"  # the base of the means over bases
 
 
 class ArmLine(NamedTuple):
@@ -57,6 +62,7 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         baseline: the arm that others are compared with.
         central: the arm of one node with a swarm's whole compute, which arms that spent as much are compared with.
     """
+    results = [*results, *_over_bases(results)]
     whole = {(result.base, result.arm, result.seed): result for result in results if not result.part}
     lines = []
     untrained = {base: _untrained(base, results) for base in dict.fromkeys(result.base for result in results)}
@@ -68,9 +74,9 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         paired = [(run, compared) for run in mine if (compared := against[run.seed]) is not None]
         values = [figures(run) for run in mine]
         estimates = {key: estimate([value[key] for value in values if key in value]) for key in values[0]}
-        for key, name in (("accuracy", "gain"), ("graded", "graded_gain")):
-            both = [(getattr(run, key), getattr(compared, key)) for run, compared in paired if run is not compared]
-            gains = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
+        both = [(figures(run), figures(compared)) for run, compared in paired if run is not compared]
+        for key, name in _gains(values[0]).items():
+            gains = [ours[key] - theirs[key] for ours, theirs in both if key in ours and key in theirs]
             if gains:
                 estimates[name] = estimate(gains)
         centrals = [
@@ -87,6 +93,31 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         pooling = pooling_efficiency(pairs)
         lines.append(ArmLine(base, arm, len(mine), estimates, part, pooling))
     return lines
+
+
+def _gains(known: Mapping[str, float]) -> dict[str, str]:
+    """Return the names of gains, by those of the figures that they are differences of."""
+    passes = {key: key.replace("pass@", "pass_gain@") for key in known if key.startswith("pass@") and key != "pass@1"}
+    return {"accuracy": "gain", "graded": "graded_gain", **passes}
+
+
+def _over_bases(results: Sequence[RunResult]) -> list[RunResult]:
+    """Return the means over bases, seed by seed, of each arm that ran on all of several."""
+    bases = {result.base for result in results}
+    runs: dict[tuple[str, str, int], list[RunResult]] = {}
+    for result in results:
+        runs.setdefault((result.arm, result.part, result.seed), []).append(result)
+    return [_mean_run(alike) for alike in runs.values() if len(bases) > 1 and {run.base for run in alike} == bases]
+
+
+def _mean_run(runs: Sequence[RunResult]) -> RunResult:
+    numbers = {key: [getattr(run, key) for run in runs] for key in (*PLAIN, "accuracy", "graded")}
+    means: dict[str, Any] = {
+        key: None if None in values else statistics.fmean(values) for key, values in numbers.items()
+    }
+    common = set.intersection(*(set(run.passes) for run in runs))
+    passes = {key: statistics.fmean(run.passes[key] for run in runs) for key in runs[0].passes if key in common}
+    return replace(runs[0], base=ALL, curve=(), held_out=(), passes=passes, **means)
 
 
 def _untrained(base: str, results: Sequence[RunResult]) -> ArmLine | None:

@@ -19,6 +19,7 @@ COLUMNS = {
     "gain": "accuracy gained",
     "graded": "graded reward",
     "pass@": "pass@{k}",
+    "pass_gain@": "pass@{k} gained",
     "sent": "MiB sent",
 }
 

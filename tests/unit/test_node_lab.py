@@ -477,6 +477,22 @@ def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     assert "| b | best | 2 | 40 ± " in to_markdown(untold, lab), "of runs that were not evaluated"
 
 
+def test_an_arm_that_ran_on_all_bases_has_a_line_of_the_means_over_them_seed_by_seed(tmp_path: Path) -> None:
+    def run(base: str, arm: str, seed: int, accuracy: float) -> RunResult:
+        passes = {"pass@1": accuracy, "pass@8": accuracy + 0.1}
+        return dataclasses.replace(result(arm, seed, [0.5]), base=base, accuracy=accuracy, passes=passes)
+
+    runs = [run(base, "a", seed, accuracy) for base, seed, accuracy in (("x", 1, 0.1), ("x", 2, 0.2), ("y", 1, 0.5))]
+    runs += [run("x", "b", 1, 0.2), run("y", "b", 1, 0.7), run("x", "c", 1, 0.9)]
+    lines = tabulate(runs, "a")
+    assert [(line.base, line.arm, line.seeds) for line in lines[-2:]] == [("all", "a", 1), ("all", "b", 1)]
+    b = lines[-1].figures
+    assert (b["accuracy"].mean, b["gain"].mean, b["pass_gain@8"].mean) == pytest.approx((0.45, 0.15, 0.15))
+    assert [line.base for line in tabulate([one for one in runs if one.base == "x"], "a")] == ["x", "x", "x"]
+    table = to_markdown(lines, lab_of(tmp_path, "[settings]\nrounds = 1\n[arms.a]\n[arms.b]\n[arms.c]\n"))
+    assert "| pass@8 | pass@8 gained |" in table and "| all | b |  | 1 | 0.45 | 0.15 |" in table
+
+
 def test_what_an_earlier_json_has_is_not_run_again_and_is_in_the_table_with_what_is_new(tmp_path: Path) -> None:
     file = "[settings]\nrounds = 1\n[arms.a]\n[arms.b.settings]\nsampling.local = 1\n"
     earlier = lab_of(tmp_path, file + '[arms.gone]\nnote = "once"\nsettings = { sampling = { rule = "sapo" } }\n')
