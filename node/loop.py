@@ -21,14 +21,12 @@ from pathlib import Path
 
 import structlog
 
-from node.archive.backfill import Backfill, NoBackfill
 from node.config import NodeConfig
 from node.engines import RolloutEngine, SamplingParams
 from node.engines.ahead import Ahead
 from node.engines.episodes import EpisodeQuestion, Episodes, Played, play
 from node.errors import UserError
 from node.exchange.rounds import SwarmRounds
-from node.journal import NoJournal, RoundJournal
 from node.policy.load import Policy
 from node.rollouts.group import EncodedGroup, Episode, Group, Question, Tokens, content_id, encode
 from node.rollouts.group_buffer import GroupBuffer
@@ -74,9 +72,7 @@ class Loop:
     exchange: InitVar[GroupExchange]
     metrics: MetricsLog
     record: Callable[[int, Sequence[Group], Screening], None] = lambda *of_round: None  # logs some of the rollouts
-    journal: RoundJournal = field(default_factory=NoJournal)
     rule: Rule | None = None  # in place of the configuration's
-    backfill: Backfill | NoBackfill = field(default_factory=NoBackfill)
     row: Row = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)  # by the end of the round in progress
     _measurable: dict[str, Answer] = field(default_factory=dict)  # by task: an answer of this node's own to be timed
@@ -101,7 +97,7 @@ class Loop:
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
         asked = self.config.eval.skip + self.config.eval.count if self.config.eval.every else 0
         sampling = self.config.sampling
-        is_fed = self.config.network.enabled or sampling.source == "self" or isinstance(self.backfill, Backfill)
+        is_fed = self.config.network.enabled or sampling.source == "self"
         draws = sampling.external and is_fed  # a node alone looks for no quotations
         context = ScreeningContext(
             self.config.sampling,
@@ -110,14 +106,9 @@ class Loop:
             self._encode_prompt,
             self._encode,
             self._surprises,
-            self.journal.judged,
             self.tasks.quotations(asked).are_in if draws else (lambda text: False),
-            self.journal.barred,
         )
-        journal = self.journal
-        self.swarm = SwarmRounds(
-            self.seed, context, self.buffer, exchange, journal.now, journal.barred, journal.refused
-        )
+        self.swarm = SwarmRounds(self.seed, context, self.buffer, exchange)
 
     def check_rows(self) -> None:
         """Tell the log how the rows of each task are split, and how many are too long to be asked.
@@ -186,7 +177,6 @@ class Loop:
                 with self._timed("draw"):
                     samples = self._draw(own, version, screening)
             self._check_held_out(screening.usable.values())
-            self.journal.end_round(version + 1, completions, groups, samples)
             self._describe(own, completions, samples)
             self.record(version + 1, groups, screening)
             if samples:
@@ -195,8 +185,7 @@ class Loop:
             yield samples
 
     def save(self, checkpoint: Path) -> None:
-        """Add to a checkpoint what the next rounds need beside the weights: rollouts made ahead, uses of archives."""
-        self.backfill.save(checkpoint)
+        """Add to a checkpoint what the next rounds need beside the weights: rollouts made ahead."""
         if isinstance(self.engine, Ahead):
             self.engine.save(checkpoint)
 
@@ -212,7 +201,6 @@ class Loop:
 
     def resume(self, checkpoint: Path | None) -> None:
         """Load what `save` added."""
-        self.backfill.resume(checkpoint)
         if checkpoint is not None and isinstance(self.engine, Ahead):
             self.engine.resume(checkpoint)
 
@@ -226,7 +214,6 @@ class Loop:
 
     def finish(self, round_number: int, logs: Mapping[str, float]) -> None:
         """Complete the row of `round_number` with the trainer's `logs` and write it."""
-        self.backfill.commit()
         self.row["time/train"] = time.perf_counter() - self._handed_over - self.row.get("time/eval", 0.0)
         self.row["time"] = time.time()
         self.row["time/round"] = self.row["time"] - self.row["began"]
@@ -347,22 +334,16 @@ class Loop:
         return screening
 
     def _draw(self, own: Sequence[EncodedGroup], version: int, screening: Screening) -> list[Sample]:
-        """Return the round's samples: own ones, peers' ones, and archived ones where these leave room."""
+        """Return the round's samples: own ones and peers' ones."""
         sampling, number, seconds = self.config.sampling, version + 1, max(min(self._own_parts), PEERS_S)
         self.swarm.record_own(number, own)
         samples = local_samples(own, sampling.local, screening.rule, screening.asked)
         if sampling.external == 0:
             return samples
         candidates = self.swarm.fill(screening, number, seconds)
-        used = self.swarm.take(screening, number, candidates)
+        self.swarm.take(screening, number, candidates)
         external = external_samples(screening.picks, screening.usable, sampling.external_weight, len(own))
         self.row |= metrics_of_draw(screening, external, version)
-        archived = self.backfill.fill(self.swarm, screening, number, sampling.external - len(used), seconds)
-        if archived is not None:
-            self._check_held_out(archived.usable.values())
-            self.row["groups_archived"] = len(archived.usable)
-            first = len(own) + len(screening.usable)
-            external += external_samples(archived.picks, archived.usable, sampling.external_weight, first)
         return samples + external
 
     def _check_held_out(self, groups: Iterable[EncodedGroup]) -> None:
@@ -375,7 +356,7 @@ class Loop:
     def _surprises(self, rows: Sequence[ScoredRow]) -> list[float]:
         """Return how surprising completions are under the policy, and count their tokens as spent."""
         temperature = self.config.engine.temperature
-        nats = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
+        nats = surprises(self.policy, rows, temperature)
         self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(tokens.sampled for _, tokens in rows)
         self._count_prompts(sum(len(prompt) + len(tokens.given) for prompt, tokens in rows))
         return nats

@@ -428,7 +428,6 @@ class Exchange:
                 self._encode_prompt,
                 _in_characters,
                 surprises=lambda rows: [],
-                judged=lambda judge, seconds: judge(seconds),
                 quotes_held_out=tasks.quotations(0).are_in,
             )
             keep_config(config, seed, self.folder)

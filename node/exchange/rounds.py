@@ -12,7 +12,7 @@ used nothing. Nothing here waits, but for verdicts. One thread owns it.
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from node.rollouts.group_buffer import GroupBuffer, as_received
 from node.rollouts.own_results import own_result
 from node.rollouts.rule import Candidate, DrawRequest, Rule, Scale
 from node.rollouts.rules import RULES
-from node.rollouts.screening import Barred, RefusedGroup, Screening, ScreeningContext
+from node.rollouts.screening import RefusedGroup, Screening, ScreeningContext
 from node.rollouts.slow_texts import RoundQuotas, SlowSigners, Yardstick
 from node.swarm.sharing import GroupExchange, published_form, traffic_row
 from node.tasks import TaskKey, derive_seed
@@ -38,9 +38,6 @@ class SwarmRounds:
         context: of the screening, with the tasks and the bounds on what a peer may teach.
         buffer: that holds peers' groups.
         exchange: that carries groups, and is told of refused ones and of the demand.
-        now: the time, Unix seconds.
-        find_barred: calls its argument, which returns signers that are kept out.
-        note_refused: is told of each refused group.
         slow_signers: remembers whose texts took too long.
         yardstick: says how long a text of this node's own takes.
     """
@@ -49,9 +46,6 @@ class SwarmRounds:
     context: ScreeningContext
     buffer: GroupBuffer
     exchange: GroupExchange
-    now: Callable[[], float] = time.time
-    find_barred: Barred = lambda find: find()
-    note_refused: Callable[[RefusedGroup], None] = lambda refused: None
     slow_signers: SlowSigners = field(default_factory=SlowSigners)
     yardstick: Yardstick = field(default_factory=Yardstick)
 
@@ -65,7 +59,7 @@ class SwarmRounds:
 
     def score(self, answers: Sequence[Answer], seconds: float = math.inf) -> list[MaybeLate]:
         """Return the verdict on each own answer, or that it is late, within `seconds`."""
-        return self.context.judged(Scoring(answers, is_own=True).wait, seconds)
+        return Scoring(answers, is_own=True).wait(seconds)
 
     def publish(self, groups: Sequence[Group]) -> int:
         """Offer own groups to the swarm, none of a task that is not shared; return how many were sent."""
@@ -77,7 +71,7 @@ class SwarmRounds:
         Where `sampling.source` says so, this round's `own` groups take their place, from the next round on.
         """
         received = self.exchange.receive(self.buffer.__contains__)
-        now, sampling = self.now(), self.context.sampling
+        now, sampling = time.time(), self.context.sampling
         if sampling.source == "self":
             mine = [as_received(shared, now) for group in own if (shared := published_form(group, self.context.tasks))]
             self.buffer.add(mine, now, first_round=round_number + 1)
@@ -104,9 +98,9 @@ class SwarmRounds:
             return []
         signers = {*self.buffer.signers, *screening.signers_drawn}
         set_aside = self.slow_signers.set_aside(round_number)
-        screening.set_aside = frozenset(self.find_barred(lambda: list(signers & set_aside)))
-        screening.revoked = frozenset(self.find_barred(lambda: self.exchange.revoked(signers)))
-        return self.buffer.candidates(self.now(), round_number)
+        screening.set_aside = set_aside & signers
+        screening.revoked = frozenset(self.exchange.revoked(signers))
+        return self.buffer.candidates(time.time(), round_number)
 
     def record_own(self, round_number: int, own: Sequence[EncodedGroup]) -> None:
         """Record how long and how good the answers of this round's own groups are: peers' are measured by them."""
@@ -141,7 +135,7 @@ class SwarmRounds:
         long are noted, unless this node's own did, too.
         """
         used = screening.used
-        screening.taken_at = self.now()
+        screening.taken_at = time.time()
         self.buffer.use(used, round_number, screening.taken_at)
         if not self.yardstick.is_slow():
             self.slow_signers.settle(round_number, screening.quotas.exceeded(), {group.peer for group in used})
@@ -169,7 +163,6 @@ class SwarmRounds:
             self.buffer.bury(buried, round_number)
         for group in refused:
             self.exchange.refuse(group.id, group.reason)
-            self.note_refused(group)
 
     def _asks_for_easy(self, screening: Screening) -> frozenset[TaskKey]:
         """Return the tasks of which this node draws groups that are all right."""

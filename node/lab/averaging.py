@@ -122,7 +122,7 @@ def _name(member: int) -> NodeId:
 
 
 @dataclass(slots=True)
-class Given:
+class Contribution:
     """What a member gives to an exchange: its weights, and where they travel its optimiser's moments."""
 
     weights: torch.Tensor
@@ -136,10 +136,10 @@ class Averaging:
     delay: int
     moments: Moments = "kept"
     present: set[int] = field(default_factory=set)
-    given: dict[int, Given] = field(default_factory=dict)
+    given: dict[int, Contribution] = field(default_factory=dict)
     members: dict[int, "LockstepWeights"] = field(default_factory=dict)
 
-    def give(self, index: int, given: Given, now: int) -> None:
+    def give(self, index: int, given: Contribution, now: int) -> None:
         """Note what a member gives, and hold the exchange if it is the last."""
         self.given[index] = given
         self._settle(now)
@@ -155,7 +155,7 @@ class Averaging:
             given, self.given = self.given, {}
             self._exchange(given, now)
 
-    def _exchange(self, given: Mapping[int, Given], now: int) -> None:
+    def _exchange(self, given: Mapping[int, Contribution], now: int) -> None:
         """Have each member take part on a thread of its own, as in a node, and leave it the result."""
         meeting, errors = Meeting(given), []
         moments = _mean_moments([each.moments for each in given.values() if each.moments is not None])
@@ -196,7 +196,7 @@ class LockstepWeights(AveragedWeights):
         self._now = now
         self._place = MemoryGroup(index)
         self._member: AveragingMember = self.member(self._place)
-        self._waiting: tuple[int, RoundResult, Given, dict[str, torch.Tensor]] | None = None
+        self._waiting: tuple[int, RoundResult, Contribution, dict[str, torch.Tensor]] | None = None
         self._adam = AdamMoments(policy.model.parameters())
         group.members[index] = self
 
@@ -223,7 +223,7 @@ class LockstepWeights(AveragedWeights):
         self._group.present.add(self._index)
         super().begin()
 
-    def take_part(self, meeting: Meeting, given: Given, moments: dict[str, torch.Tensor], ready: int) -> None:
+    def take_part(self, meeting: Meeting, given: Contribution, moments: dict[str, torch.Tensor], ready: int) -> None:
         """Do this member's part of an exchange; its result can be taken up after the lockstep's round `ready`."""
         self._place.meeting = meeting
         result = self._member.exchange(given.weights)
@@ -235,7 +235,7 @@ class LockstepWeights(AveragedWeights):
 
     def _give(self, weights: torch.Tensor) -> bool:
         moments = self._adam.read() if self._group.moments == "averaged" else None
-        self._group.give(self._index, Given(weights, moments), self._now())
+        self._group.give(self._index, Contribution(weights, moments), self._now())
         return True
 
     def _result(self) -> RoundResult | None:

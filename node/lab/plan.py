@@ -38,7 +38,7 @@
 
     [arms.mixed.parts.large]
     nodes = 4
-    settings.policy.model = "examples/bases/middling-64"
+    settings.policy.model = "examples/bases/dense"
 
     [arms.uneven.parts.slow]       # under "memory": these take four rounds of the fastest for each of theirs,
     nodes = 2

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, is_set, load_config, parse_config, understood
 from node.engines.missing import missing
-from node.errors import UserError, for_shell, how_to_install
+from node.errors import UserError, for_shell, how_to_install, namesakes
 from node.operations.presets import preset, smaller
 from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.memory import BUILTIN_SIZE, PHASES, Device, Machine, ModelSize, adapter_parameters, memory_held
@@ -32,7 +32,6 @@ from node.processes.machine import undefended, usable_cores
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
 MIN_DISK = 2e9
-OWN_PACKAGES = ("node", "collectives", "protocol")
 EXTRAS = ("vllm", "bitsandbytes", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
 HUB_TIMEOUT_S = 5.0
 MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
@@ -105,10 +104,9 @@ def _packages() -> Iterator[Diagnosis]:
 
 
 def _namesakes() -> Iterator[Diagnosis]:
-    """Find others' packages that were installed into our folders: PyPI has some, and pip lets the last one win."""
-    owners = importlib.metadata.packages_distributions()
-    for name in OWN_PACKAGES:
-        for other in sorted(set(owners.get(name, ())) - {"gossamer"}):
+    """Find others' packages that were installed into our folders: pip lets the last one win."""
+    for name, others in namesakes().items():
+        for other in others:
             remedy = f"give gossamer an environment of its own (pipx does), or pip uninstall {other} and install anew"
             yield Diagnosis(
                 f"package {name}", False, f"{other} {_version(other)} writes into the same folder", do=remedy

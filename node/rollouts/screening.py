@@ -43,7 +43,7 @@ from node.tasks import Item
 from node.tasks.environments.episodes import start_of
 from node.tasks.prompting import takes_more
 from node.tasks.scoring.time_quota import TimeQuota
-from node.tasks.scoring.verdicts import LATE, Answer, MaybeLate, Scoring, Verdict, score, submit_of
+from node.tasks.scoring.verdicts import LATE, Answer, Scoring, Verdict, score, submit_of
 from node.tasks.task_set import TaskSet
 
 REWARD_TOLERANCE = 1e-6
@@ -73,21 +73,6 @@ EncodeEpisode = Callable[[Sequence[int], Episode], Tokens | None]
 """Returns the tokens of an episode after a prompt, or None where it is longer than one of this node's may be."""
 ScoredRow = tuple[Sequence[int], Tokens]  # the tokens of a prompt, and of an episode
 Surprises = Callable[[Sequence[ScoredRow]], list[float]]
-Judged = Callable[[Callable[[float], list[MaybeLate]], float], list[MaybeLate]]
-"""A journal's `judged`: it calls its first argument with the seconds that this may take, and returns the verdicts."""
-Barred = Callable[[Callable[[], Sequence[str]]], Sequence[str]]
-"""A journal's `barred`: it returns the signers that its argument finds."""
-
-
-class ReadGroup(NamedTuple):
-    """An item from a peer as it was read, and when (Unix seconds); `reason` is empty if it was taken."""
-
-    id: bytes
-    sender: str
-    topic: bytes
-    body: bytes
-    time: float
-    reason: str
 
 
 class RefusedGroup(NamedTuple):
@@ -200,9 +185,7 @@ class ScreeningContext:
         read: returns groups of the group buffer by their ids.
         encode_prompt, encode: return a question's and an episode's tokens under the local policy.
         surprises: returns how surprising completions are under the local policy, in nats.
-        judged: waits for verdicts.
         quotes_held_out: tells whether a text gives away a held-out question and its answer.
-        barred: finds the signers whose quota is spent.
     """
 
     sampling: SamplingConfig
@@ -211,9 +194,7 @@ class ScreeningContext:
     encode_prompt: EncodePrompt
     encode: EncodeEpisode
     surprises: Surprises
-    judged: Judged
     quotes_held_out: Callable[[str], bool] = lambda text: False
-    barred: Barred = lambda find: find()
 
 
 @dataclass(slots=True)
@@ -359,10 +340,10 @@ class Screening:
     def _decide(self, own: OwnResults, seconds: float) -> None:
         drawn, scoring, answers = self._pending, self._scoring, self._answers()
         self._pending, self._scoring = [], None
-        verdicts = iter(self.context.judged((scoring or Scoring(answers, is_own=False)).wait, seconds))
+        verdicts = iter((scoring or Scoring(answers, is_own=False)).wait(seconds))
         if scoring is not None:
             signers = sorted(self._offered.union(pending.candidate.peer for pending in drawn))
-            self._spent.update(self.context.barred(lambda: self.quotas.spent(signers)))
+            self._spent.update(self.quotas.spent(signers))
         true: list[_PendingGroup] = []
         for pending in drawn:
             signer = pending.candidate.peer

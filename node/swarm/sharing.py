@@ -24,7 +24,7 @@ import structlog
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.group_buffer import ReceivedGroup
 from node.rollouts.rule import is_informative, is_right
-from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
+from node.rollouts.screening import BLAMELESS, GroupBounds, ReadResult, read
 from node.swarm.peering import UPDATE, other_form
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey, is_in_range
@@ -159,7 +159,7 @@ class GroupReader:
 class NetworkExchange:
     """Shares through a running `Host`, which relays, deduplicates and counts."""
 
-    def __init__(  # noqa: PLR0913  # each is a thing of its own
+    def __init__(  # each is a thing of its own
         self,
         host: Host,
         tasks: TaskSet,
@@ -169,19 +169,17 @@ class NetworkExchange:
         max_bytes: int = MAX_GROUP_BYTES,
         reports_s: int = 0,
         reporter: Reporter | None = None,
-        saw: Callable[[ReadGroup], None] = lambda seen: None,
         node: str = "",
     ) -> None:
         """Share over `host`; ask it for as many of the tasks' groups as a node that draws `external` a round needs.
 
         In a swarm whose nodes report every `reports_s` seconds, it passes on their reports; `reporter` makes this
-        node's. `saw` is told of every item that is read as a group. `node` is this node's id, for `taught`.
+        node's. `node` is this node's id, for `taught`.
         """
         self._host = host
         self._node = NodeId(node)
         self._tasks = tasks
         self._reader = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
-        self._saw = saw
         self._unsent: Counter[str] = Counter()  # own groups, by why they were not sent
         self._demand = Demand(external)
         self._reports = ReportIntake(reports_s) if reports_s else None
@@ -226,7 +224,6 @@ class NetworkExchange:
                 continue
             now = time.time()
             group, reason = self._reader.read(item.body, item.topic)
-            self._saw(ReadGroup(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
                 shared.append(ReceivedGroup(item.id, item.sender, now, group, item.body))
             else:

@@ -128,7 +128,7 @@ class _Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
+class LeftOver:
     """How many of our newest items nobody else has, and whether somebody may still take one."""
 
     untaken: int
@@ -189,7 +189,7 @@ class Gossip:
         self._peers[node].came[item] = ()
         self._soon(now)
 
-    def hand_over(self, now: Instant) -> HandOver:
+    def hand_over(self, now: Instant) -> LeftOver:
         """Tell how many items that we published in the last `HAND_OVER_S` no live peer is known to have."""
         newest = self._store.newest(self._limits.max_held, now.steady - HAND_OVER_S)
         untaken = [
@@ -198,7 +198,7 @@ class Gossip:
             if self._seen.get(entry.id) == self._own
             and not self._ledger.is_elsewhere(entry.id, chunk_count(entry.size - HEAD_BYTES))
         ]
-        return HandOver(len(untaken), any(map(self._may_be_taken, untaken)))
+        return LeftOver(len(untaken), any(map(self._may_be_taken, untaken)))
 
     def _may_be_taken(self, entry: Entry) -> bool:
         """Tell whether a peer asked for an item, or will: a sated one that was told may draw others."""

@@ -56,6 +56,7 @@ def test_four_hosts_from_one_seed_all_get_everything_once() -> None:
             assert host.counters().rejected == {}
 
 
+@pytest.mark.real
 def test_a_host_without_a_listening_port_gives_and_gets() -> None:
     with running() as (hub, address), running(address) as (other, _), running(address, listen=None) as (hidden, none):
         assert none is None

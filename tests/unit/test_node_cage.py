@@ -156,6 +156,7 @@ def system_v() -> Iterator[dict[str, int]]:
     libc.msgctl(made["msg"], 0, None)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("uid", "filtered"), [(None, False), (NOBODY, False), (None, True)])
 def test_what_is_in_a_cage_reaches_nothing_of_the_node_and_can_do_what_code_rewards_do(
     uid: int | None,
@@ -194,6 +195,7 @@ utime utimensat utimes
 """  # by their names, so that none leaves the lists of the product unseen
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("uid", [None, NOBODY])
 def test_a_process_in_a_cage_cannot_be_dumped_and_each_call_of_the_list_is_denied(uid: int | None) -> None:
     if uid is not None and os.geteuid() != 0:
@@ -210,6 +212,7 @@ def test_a_process_in_a_cage_cannot_be_dumped_and_each_call_of_the_list_is_denie
     assert found["program"]["allowed"] == []
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_a_cage_that_is_said_to_be_whole_answers_nothing_if_it_cannot_be_entered(is_whole: bool) -> None:
     code = f"""
@@ -265,6 +268,7 @@ said = os.getuid()
 """
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("uid", [None, NOBODY])
 def test_all_that_a_call_has_started_ends_with_it_daemons_and_fork_bombs_too(uid: int | None) -> None:
     if uid is not None and os.geteuid() != 0:
@@ -304,6 +308,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uid", [None, NOBODY])
 def test_processes_and_memory_of_a_call_have_a_bound_together_and_others_of_its_uid_are_not_counted(
     uid: int | None,
@@ -344,6 +349,7 @@ def test_where_seccomp_tells_of_no_forks_a_call_ends_once_it_has_too_many_proces
     os.close(write)
 
 
+@pytest.mark.slow
 def test_a_cage_whose_processes_proc_hides_is_not_whole() -> None:
     code = """
 import psutil
@@ -371,6 +377,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_an_answer_has_a_bound_and_a_form_and_a_call_has_limits_and_the_next_one_is_as_the_first() -> None:
     framed = "struct.pack('>I', len({0})) + {0}"
     codes = [
@@ -443,6 +450,7 @@ def test_a_cage_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "no Landlock" in Cage(tmp_path).lacks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "is_forked"),
     [

@@ -233,6 +233,7 @@ def final_weights(folder: Path, count: int) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_nodes_that_average_in_a_run_stay_together_and_a_run_is_the_same_again(tmp_path: Path) -> None:
     distances, again = {}, []
     for name, mode in {"off": "off", "on": "average", "again": "average"}.items():

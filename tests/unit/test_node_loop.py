@@ -4,6 +4,7 @@ it may be. It trains on no held-out question.
 
 import json
 import math
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -36,7 +37,7 @@ from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
-from node.tasks.scoring.verdicts import MaybeLate, OutOfTime, Scored, Submission, Verdict, already
+from node.tasks.scoring.verdicts import MaybeLate, OutOfTime, Scored, Scoring, Submission, Verdict, already
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
 from node.training import likelihood
@@ -122,9 +123,9 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [key for row in rows for key in row if not is_declared(key)] == []
-        held = buffer.snapshot()
-        buried = {key for key, _ in held.buried}
-        return rows, [key for key, *_ in held.groups if key not in buried]
+        with sqlite3.connect(folder / "pool.sqlite") as db:
+            held = db.execute("SELECT id FROM groups WHERE id NOT IN (SELECT id FROM buried) ORDER BY rowid").fetchall()
+        return rows, [key for (key,) in held]
 
 
 def test_a_question_without_room_in_the_policy_is_drawn_in_vain_once(
@@ -1103,7 +1104,7 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == ["22", "44"] and swarm.reasons == ["false_reward"]
     assert not any(item.id in loop.buffer for item in early) and len(loop.buffer) == 2
-    assert texts_id(old) in {texts for texts, *_ in loop.buffer.snapshot().uses}
+    assert loop.buffer.is_used_up(texts_id(old))
     assert [peers(policy, samples) for samples in rounds] == [["44"], []]
 
 
@@ -1156,11 +1157,11 @@ def test_a_round_waits_for_peers_by_the_shortest_of_its_own_parts_of_late(
     loop = node_of(Swarm([sent(1, "22", "2")], [sent(2, "22", "2")], [sent(3, "22", "2")]), alone(Guess()), rounds=3)
     waits: list[float] = []
 
-    def judged(judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
+    def wait(scoring: Scoring, seconds: float) -> list[MaybeLate]:
         waits.append(seconds)
-        return judge(seconds)
+        return waited(scoring, seconds)
 
-    monkeypatch.setattr(loop.journal, "judged", judged)
-    loop.swarm.context = replace(loop.swarm.context, judged=judged)
+    waited = Scoring.wait
+    monkeypatch.setattr(Scoring, "wait", wait)
     list(loop.rounds(0))
     assert [seconds for seconds in waits if seconds != math.inf] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)

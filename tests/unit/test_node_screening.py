@@ -30,7 +30,7 @@ from node.rollouts.screening import (
 )
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
-from node.tasks.scoring.verdicts import MaybeLate, Submission, Verdict
+from node.tasks.scoring.verdicts import Submission, Verdict
 from node.tasks.task_set import TaskSet
 from node.tasks.third_party import run_file
 from tests.e2e.test_doors import NEWEST
@@ -177,13 +177,12 @@ class Slow(Even):
 
 @dataclass
 class Round:
-    """A screening of these groups, as a round does it; `judging` has the seconds that each call for verdicts got."""
+    """A screening of these groups, as a round does it."""
 
     task: Task
     rule: str | Rule = "positive"
     external: int = 2
     completions: int = 4
-    judging: list[float] = field(default_factory=list)
     groups: dict[bytes, Group] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
     bounds: dict[str, Any] = field(default_factory=dict)
@@ -207,11 +206,6 @@ class Round:
     def screening(self) -> Screening:
         sampling = SamplingConfig(external=self.external, completions=self.completions, **UNBOUNDED | self.bounds)
         tasks = TaskSet([(self.task, 1.0)], Split(1e-6))
-
-        def judged(judge: Any, seconds: float) -> list[MaybeLate]:
-            self.judging.append(seconds)
-            return judge(seconds)
-
         screen = ScreeningContext(
             sampling,
             tasks,
@@ -219,7 +213,6 @@ class Round:
             lambda item: (1,),
             lambda prompt, made: Tokens(list(map(ord, made.text))) if len(made.text) <= 9 else None,
             lambda rows: [0.0] * len(rows),
-            judged,
             self.quotes,
         )
         asked = DrawRequest(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
@@ -314,8 +307,7 @@ def test_a_late_group_is_left_to_another_round_one_that_took_too_long_is_refused
     assert {group.peer for group in screening.used} == {"a", "d"}
     assert screening.refused == [RefusedGroup(sent["b"].id, "b", "unscorable")] and screening.liars == set()
     assert screening.left_out == {"late": 1}
-    assert trial.judging == [0.0], "once a verdict is late nothing more is drawn"
-    assert spare.id not in screening.usable
+    assert spare.peer not in screening.signers_drawn, "once a verdict is late nothing more is drawn"
 
 
 def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again() -> None:

@@ -103,6 +103,7 @@ def workers_here() -> list[int]:
     return found
 
 
+@pytest.mark.real
 def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> None:
     item = task.make(7)
     assert [task.verify(item, text) for text in ("7", "8")] == [1.0, 0.0]
@@ -110,6 +111,7 @@ def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> N
     assert load_tasks([TaskConfig(name="builtin/sums")]).scores_in_workers is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "reason", "dies"),
     [
@@ -135,6 +137,7 @@ def test_a_text_that_something_goes_wrong_with_is_unscorable_and_the_next_one_is
     assert alive(before) != dies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ["", "judge = True\n"])
 def test_what_is_scored_changes_no_file_unless_its_task_wants_to(more: str, tmp_path: Path) -> None:
     (task,) = load_tasks([hostile(tmp_path, HARM + more)]).tasks
@@ -153,6 +156,7 @@ def test_a_machine_that_cannot_confine_says_so(tmp_path: Path, monkeypatch: pyte
         assert ["no Landlock" in log["reason"] for log in logs] == [True] * lines
 
 
+@pytest.mark.slow
 def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
     config = hostile(tmp_path)
     described = {"name": config.name, "options": config.options}
@@ -174,6 +178,7 @@ def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_r
     assert len(set(workers_here()) - before) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path) -> None:
     """Rewards of the changed code, under the old key, would be lies to peers."""
     config = hostile(tmp_path)
@@ -187,6 +192,7 @@ def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path)
     assert set(workers_here()) <= set(before), "the one that said so is ended"
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_node_that_is_killed_though_it_is_at_work(tmp_path: Path) -> None:
     config, asleep = hostile(tmp_path), tmp_path / "asleep"
     node = f"""
@@ -205,6 +211,7 @@ task.verify(task.make(1), {f"sleep {asleep}"!r})
     wait_until(lambda: not alive(worker), timeout=10, what="the worker to end")
 
 
+@pytest.mark.slow
 def test_a_node_that_ends_while_a_text_is_scored_does_not_wait_for_it(tmp_path: Path) -> None:
     config, asleep = hostile(tmp_path), tmp_path / "asleep"
     node = f"""
@@ -642,6 +649,7 @@ def start(item):
 """
 
 
+@pytest.mark.slow
 def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(tmp_path: Path) -> None:
     (tmp_path / "game.py").write_text(GAME)
     [task] = load_tasks([TaskConfig(name="file/game", options={"path": str(tmp_path / "game.py")})]).tasks
@@ -652,6 +660,7 @@ def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(t
     assert Scoring([Answer(task, item, "forever")], is_own=False).wait(0.5) == [None], "it holds up nobody"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolate", ["", "isolate = 'none'"])
 def test_a_process_of_an_episode_that_ends_without_an_answer_costs_no_wait(isolate: str, tmp_path: Path) -> None:
     (tmp_path / "game.py").write_text(f"{GAME}\n{isolate}\n")
@@ -682,6 +691,7 @@ def verify(item, text):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [RIDDLE, GAME, GAME + "isolate = 'none'"], ids=["text", "caged game", "game"])
 def test_a_peers_slow_text_holds_up_no_own_one_and_ends_with_its_signers_quota(code: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(code)

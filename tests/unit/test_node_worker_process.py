@@ -83,12 +83,14 @@ def left(pids: Sequence[int]) -> list[int]:
     return list(filter(alive, pids))
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_started_ends_with_it_in_whatever_session_it_is(worker: WorkerProcess) -> None:
     pids = started(worker)
     worker.kill()
     assert left(pids) == []
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_started_ends_with_a_call_that_takes_too_long(worker: WorkerProcess) -> None:
     pids = started(worker)
     with pytest.raises(WorkerTimeoutError, match="no answer to 'hang'"):
@@ -96,6 +98,7 @@ def test_what_a_worker_has_started_ends_with_a_call_that_takes_too_long(worker: 
     assert left(pids) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "status", "said"), [("exit", 3, "exit status 3"), ("die", -signal.SIGSEGV, "killed by SIGSEGV")]
 )
@@ -108,6 +111,7 @@ def test_what_a_worker_has_started_ends_when_it_ends_by_itself_and_its_status_is
     assert (error.value.status, left(pids)) == (status, [])
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_started_ends_with_a_node_that_is_killed() -> None:
     node = f"""
 import sys, time
@@ -134,6 +138,7 @@ def test_descendants_are_found_parents_first_and_however_long_a_chain_of_forks_i
     assert descendants_of(3) == []
 
 
+@pytest.mark.slow
 def test_a_deadline_is_later_by_the_time_for_which_processes_wait_for_a_processor() -> None:
     spin = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile os.getppid() == int(sys.argv[2]): pass"
     core = str(min(os.sched_getaffinity(0)))
@@ -153,6 +158,7 @@ def test_a_deadline_is_later_by_the_time_for_which_processes_wait_for_a_processo
     assert asleep() - time.monotonic() < 60 and not asleep.is_starved
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_end_with_the_thread_that_started_it() -> None:
     found: list[WorkerProcess] = []
     environment = {"PYTHONPATH": str(ROOT)}
