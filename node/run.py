@@ -222,7 +222,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             record=lambda *of_round: rollouts.append(*rows_of_round(*of_round)),
             rule=node.rule,
         )
-        loop.check_rows()
+        loop.texts.check_rows()
         resumed = node.checkpoint.path if node.checkpoint else None
         loop.resume(resumed)
         weights = stack.enter_context(
