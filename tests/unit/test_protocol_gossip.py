@@ -303,6 +303,7 @@ def test_a_worthless_item_is_not_passed_on_and_still_given_to_whoever_was_told_o
     core.handle(Got(A, item(1)), at(0))
     soon(core)
     core.handle(Discard(name(1)), at(1))
+    core.withdraw_signed(lambda signer: signer == C)  # who is revoked later changes nothing for it
     core.handle(PeerUp(FAR), at(1))
     assert FAR not in announced(core.handle(Tick(), at(1 + CATCH_UP_S)))
     assert queued(core.handle(want(B, name(1)), at(2))) == [B]
