@@ -416,7 +416,8 @@ class Wants:
     def _has_room(self, holder: _Holder, size: int) -> bool:
         """Tell whether a holder may be asked for so many bytes more."""
         fits = holder.in_flight == 0 or holder.in_flight + size <= self._limits.window_bytes
-        return fits and not holder.downlink.is_full
+        line = holder.downlink  # small items are not held up by chunks
+        return fits and line.under_way < line.window * (1 if size == CHUNK_BYTES else 2)
 
     def _take_cancels(self, node: NodeId) -> list[Send]:
         """Return the messages that cancel what a holder need not give; send them before it is asked again."""

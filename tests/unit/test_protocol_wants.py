@@ -553,6 +553,16 @@ def test_who_has_a_part_gives_it_and_the_rarest_chunk_goes_first() -> None:
     assert set(wants.chunks(0.0, B)[B]) < {0, 2, 3, 4}
 
 
+def test_chunks_that_fill_our_line_hold_up_no_small_item_of_another_holder() -> None:
+    wants = machine(A, B, C)
+    for number, node in ((30, A), (31, B)):
+        item, outline = large(number)
+        wants.begin(item, outline, node)
+    assert sum(map(len, wants.chunks(0.0).values())) == DOWNLINK_BYTES // CHUNK_BYTES
+    wants.have(C, entry(1), 0.1)
+    assert wants.ask(0.1) == {C: [name(1)]}
+
+
 def test_holders_that_are_busy_for_long_with_all_that_our_line_brings_do_not_stop_another() -> None:
     """Their keys are free, and what they announce is nobody else's."""
     busy = [NodeId(f"busy {number}") for number in range(4)]
