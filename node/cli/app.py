@@ -15,7 +15,6 @@ import typer
 from node.cli import (
     answer,
     archive,
-    backup,
     board,
     chat,
     demo,
@@ -31,7 +30,6 @@ from node.cli import (
     lab,
     node,
     report,
-    restore,
     revoke,
     serve,
     status,
@@ -45,6 +43,11 @@ from protocol.errors import ProtocolError
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+INSTEAD = {
+    "backup": "stop the node, then `tar -cf n0.tar n0`",
+    "restore": "`tar -xf n0.tar` (a file of an older release: `mkdir -m 700 n0`, then `tar -xf n0.tar -C n0`)",
+}
+"""What to type for a verb, or a verb's option, that there was."""
 
 app = typer.Typer(
     name="gossamer",
@@ -89,8 +92,6 @@ app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
-app.command("backup")(backup.backup)
-app.command("restore")(restore.restore)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(lab.app, name="lab")
@@ -118,12 +119,23 @@ def run(arguments: Sequence[str], *, debug: bool) -> int:
             return EXIT_DEFECT
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the edge of the program: every failure gets its exit status here
-        line = explain(error)
+        line = _instead(arguments) if isinstance(error, typer.TyperException) else None
+        line = line or explain(error)
         if debug or line is None:
             traceback.print_exc()
         if line is not None:
             print(f"error: {line}", file=sys.stderr)
         return EXIT_DEFECT if line is None or isinstance(error, PassingError) else EXIT_USER_ERROR
+
+
+def _instead(arguments: Sequence[str]) -> str | None:
+    """Return what to type where a person typed what is gone; None where that is not so."""
+    words = [word.partition("=")[0] for word in arguments]
+    for gone, instead in INSTEAD.items():
+        verb, *others = gone.split()
+        if words[:1] == [verb] and set(others) <= set(words):
+            return f"`gossamer {gone}` is gone: {instead}"
+    return None
 
 
 def explain(error: Exception) -> str | None:
