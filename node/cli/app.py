@@ -23,7 +23,6 @@ from node.cli import (
     export,
     found,
     identity,
-    init,
     inspect,
     invite,
     join,
@@ -44,6 +43,7 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "init": "`gossamer node --model ID --task TASK --dry-run > gossamer.toml` writes the settings with their meaning",
     "backup": "stop the node, then `tar -cf n0.tar n0`",
     "restore": "`tar -xf n0.tar` (a file of an older release: `mkdir -m 700 n0`, then `tar -xf n0.tar -C n0`)",
 }
@@ -76,7 +76,6 @@ def _options(
 
 
 app.command("demo")(demo.demo)
-app.command("init")(init.init)
 app.command("swarm")(swarm.swarm)
 app.command("node")(node.node)
 app.command("found")(found.found)

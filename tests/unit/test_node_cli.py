@@ -37,7 +37,6 @@ from protocol.credentials.grants import Pass
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
 from protocol.identity import Identity
-from protocol.storage import write_atomically
 from tests.policies import write_diverged_policy
 
 EXAMPLE_INVITE = str(
@@ -97,7 +96,7 @@ def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
         done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
         return set(done.stdout.split())
 
-    assert complete("gossamer in") == {"init", "invite", "inspect"}
+    assert complete("gossamer in") == {"invite", "inspect"}
     assert "--seed-peer" in complete("gossamer node --seed")
 
 
@@ -182,9 +181,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["demo", "--set", "sampling.locl=4"], "did you mean 'sampling.local'?"),
         (["backup", "n0", "n0.tar"], "`gossamer backup` is gone: stop the node, then `tar -cf n0.tar n0`"),
         (["restore", "n0.tar", "--state", "n0"], "`gossamer restore` is gone: `tar -xf n0.tar`"),
-        (["init", "missing/a.toml"], "missing: make it first"),
-        (["init", "a.toml", "--model", "./no-model"], "no such folder here: check the path"),
-        (["init", "a.toml", "--model", "builtin", "--task", "riddles"], "unknown task 'riddles'"),
+        (["init", "a.toml"], "`gossamer init` is gone: `gossamer node --model ID --task TASK --dry-run"),
         (["found", "club", "--allow", "someone"], "'someone' is no node id"),
     ],
 )
@@ -431,64 +428,6 @@ def test_a_bad_endpoint_is_refused_before_it_is_kept(
     assert says in fails(capfd, "node", "--state", str(tmp_path), *arguments)
     assert (tmp_path / "config.json").read_bytes() == before
     assert run(["node", "--state", str(tmp_path), "--dry-run"], debug=False) == 0
-
-
-def answers(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", StringIO(words))
-
-
-def test_init_asks_four_questions_and_writes_what_a_node_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.toml"
-    answers(f"\nbuiltin/sums\ntcp://0.0.0.0:4001\n{SEED}\n", monkeypatch)
-    assert run(["init", str(file)], debug=False) == 0
-    assert (
-        len(capfd.readouterr().err.splitlines()) == 1
-    )  # the four questions: the answers' line ends are the terminal's
-    config = load_config(file)
-    assert config.model_dump(exclude_unset=True, exclude_defaults=True) == {
-        "tasks": [{"name": "builtin/sums"}],
-        "network": {"listen": "tcp://0.0.0.0:4001", "seeds": [SEED]},
-    }
-    assert "is there already" in fails(capfd, "init", str(file))
-    answers("", monkeypatch)
-    assert run(["init", str(file), "--force"], debug=False) == 0
-    said = capfd.readouterr().err.splitlines()
-    assert [line.partition("no answer, which means ")[2] for line in said] == [
-        "builtin",
-        "builtin",
-        "nothing",
-        "nothing",
-    ]
-    assert load_config(file) == NodeConfig()  # nobody answered
-
-
-def test_init_asks_nothing_where_it_cannot_write(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    unwritable = "/sys/mine.toml"  # for root, too
-    assert fails(capfd, "init", unwritable).startswith(f"error: cannot write {unwritable}: ")
-    assert "is a folder" in fails(capfd, "init", "--force", str(tmp_path))
-    with pytest.raises(OSError) as failed:
-        write_atomically(Path(unwritable), b"")
-    assert failed.value.filename == unwritable
-
-
-def test_every_key_of_a_written_file_holds_as_its_comment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.toml"
-    answers("", monkeypatch)
-    assert run(["init", str(file)], debug=False) == 0
-    for arguments in (["node", "--dry-run"], ["swarm", "--dry-run"]):
-        printed = []
-        for config in ([], [str(file)]):
-            capfd.readouterr()
-            assert run([*arguments, *config], debug=False) == 0
-            printed.append(capfd.readouterr().out)
-        assert printed[0] == printed[1]
-    live = re.sub(r"^# (\w+ = (?=[^ #]))", r"\1", file.read_text(), flags=re.MULTILINE)
-    (tmp_path / "live.toml").write_text(live)
-    assert load_config(tmp_path / "live.toml").model_dump() | {"threads": 0} == NodeConfig().model_dump()
 
 
 def test_every_key_with_all_includes_each_of_trls_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
