@@ -43,6 +43,8 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "identity export": "the key is n0/identity.key, a PEM file; copy that",
+    "identity import": "`mkdir -m 700 n0`, then copy the PEM file to n0/identity.key, and `chmod 600` it",
     "init": "`gossamer node --model ID --task TASK --dry-run > gossamer.toml` writes the settings with their meaning",
     "backup": "stop the node, then `tar -cf n0.tar n0`",
     "restore": "`tar -xf n0.tar` (a file of an older release: `mkdir -m 700 n0`, then `tar -xf n0.tar -C n0`)",
@@ -132,7 +134,7 @@ def _instead(arguments: Sequence[str]) -> str | None:
     words = [word.partition("=")[0] for word in arguments]
     for gone, instead in INSTEAD.items():
         verb, *others = gone.split()
-        if words[:1] == [verb] and set(others) <= set(words):
+        if words[:1] == [verb] and set(others) <= set(words[1:]):
             return f"`gossamer {gone}` is gone: {instead}"
     return None
 

@@ -150,7 +150,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["eval", "builtin", "--set", "engine.top_p=2"], "configuration key 'engine.top_p'"),
         (["inspect", "missing"], "no pool.sqlite"),
         (["identity", "show", "--state", "missing"], "no key file missing/identity.key"),
-        (["identity", "import", "missing.pem"], "cannot read missing.pem"),
+        (["identity", "export", "--state", "n0"], "the key is n0/identity.key, a PEM file"),
+        (["identity", "import", "n0.pem"], "copy the PEM file to n0/identity.key"),
         (["status", "missing"], "no node is running in missing: start one with `gossamer node --state missing`"),
         (["invite", "missing"], "missing belongs to no swarm"),
         (["invite", "missing", "--for", "a", "--uses", "2"], "give --for or --uses"),
@@ -532,18 +533,6 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capfd: pytest.Cap
     Identity.generate().save(tmp_path / "identity.key")
     (tmp_path / "identity.key").chmod(0o644)
     assert "chmod 600" in fails(capfd, "identity", "show", "--state", str(tmp_path))
-
-
-def test_an_identity_moves_but_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    identity = Identity.generate()
-    identity.save(tmp_path / "identity.key")
-    assert run(["identity", "export", "--state", str(tmp_path)], debug=False) == 0
-    (tmp_path / "key.pem").write_text(capfd.readouterr().out)
-    moved = str(tmp_path / "moved")
-    assert run(["identity", "import", str(tmp_path / "key.pem"), "--state", moved], debug=False) == 0
-    assert identity.node_id in capfd.readouterr().out
-    assert (tmp_path / "moved" / "identity.key").stat().st_mode & 0o777 == 0o600
-    assert "has a key already" in fails(capfd, "identity", "import", str(tmp_path / "key.pem"), "--state", moved)
 
 
 def test_a_full_disk_says_what_to_do() -> None:
