@@ -43,6 +43,10 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "node --join": "`gossamer join INVITE`; for more options add --no-start, then `gossamer node --state FOLDER`",
+    "node --allow-task": "`gossamer join INVITE --allow-task NAME`",
+    "node --seed-peer": "--set 'network.seeds=[\"tcp://HOST:PORT?key=HEX\"]'",
+    "node --seed-only": "--set role=relay",
     "identity export": "the key is n0/identity.key, a PEM file; copy that",
     "identity import": "`mkdir -m 700 n0`, then copy the PEM file to n0/identity.key, and `chmod 600` it",
     "init": "`gossamer node --model ID --task TASK --dry-run > gossamer.toml` writes the settings with their meaning",

@@ -82,7 +82,7 @@ def test_several_processes_that_cannot_train_together(tmp_path: Path) -> None:
     state, missing, other, old = (tmp_path / name for name in ("state", "none.yaml", "deepspeed.yaml", "fsdp.yaml"))
     other.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
     old.write_text("distributed_type: FSDP\nnum_machines: 1\nnum_processes: 2\n")
-    (line,) = errors("node", "--state", str(state), "--seed-only", "--processes", "2")
+    (line,) = errors("node", "--state", str(state), "--set", "role=relay", "--processes", "2")
     assert "a relay trains nothing: leave out --processes" in line
     (line,) = errors("node", "--state", str(state), "--model", "builtin", *ALONE, "--accelerate-config", str(missing))
     assert f"there is no file {missing}" in line

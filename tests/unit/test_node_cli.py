@@ -42,7 +42,7 @@ from tests.policies import write_diverged_policy
 EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
 )
-SEED, OTHER = (f"tcp://192.0.2.{number}:4001?key={'ab' * 32}" for number in (7, 8))
+SEED = f"tcp://192.0.2.7:4001?key={'ab' * 32}"
 
 
 def verbs_of(group: Any, before: str = "") -> Iterator[tuple[str, bool]]:
@@ -97,7 +97,7 @@ def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
         return set(done.stdout.split())
 
     assert complete("gossamer in") == {"invite", "inspect"}
-    assert "--seed-peer" in complete("gossamer node --seed")
+    assert "--processes" in complete("gossamer node --pro")
 
 
 @pytest.mark.slow
@@ -164,7 +164,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["identity", "hand-over", "abc"], "KEY has 64 hex digits"),
         (["join", "https://example.org"], "an invite begins with gossamer://"),
         (["join", "gossamer://club"], "not complete"),
-        (["node", "--allow-task", "leaky"], "--allow-task is for a swarm's task: give --join INVITE, too"),
+        (["node", "--allow-task", "leaky"], "is gone: `gossamer join INVITE --allow-task NAME`"),
+        (["node", "--seed-only", "--join=@invite.txt"], "`gossamer node --join` is gone: `gossamer join INVITE`"),
         (["found"], "Missing argument"),
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--set", "role=relay"], "role=relay trains nothing"),
@@ -265,7 +266,7 @@ def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
         where = ["--state", str(new), "--listen", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
         for verb in (
             ["node", "--model", "builtin"],
-            ["node", "--seed-only"],
+            ["node", "--set", "role=relay"],
             ["join", EXAMPLE_INVITE],
             ["found", "club"],
         ):
@@ -415,7 +416,6 @@ BAD_NETWORK = [
     (["--set", "network.listen=foo"], "'network.listen': 'foo'"),
     (["--set", "network.swarm=beef"], "'network.swarm': a swarm's id has 32 hex digits (got 'beef')"),
     (["--listen", "tcp://nowhere"], "'network.listen': 'tcp://nowhere'"),
-    (["--seed-peer", "tcp://192.0.2.7:1"], "has no key"),
 ]
 
 
@@ -575,11 +575,11 @@ def test_a_memory_that_is_no_table_is_one_line(
 
 
 def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", SEED, "--seed-peer", OTHER]
+    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--set", f"network.seeds=['{SEED}']"]
     assert run([*arguments, "--listen", "tcp://0.0.0.0:4001", "--dry-run"], debug=False) == 0
     (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
     config = load_config(tmp_path / "printed.toml")
-    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED, OTHER])
+    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED])
     assert config.network.listen == "tcp://0.0.0.0:4001"
 
 
