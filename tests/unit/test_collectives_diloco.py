@@ -65,6 +65,15 @@ def test_the_outer_step_is_that_of_the_paper_and_of_torch():
     np.testing.assert_allclose(ours.numpy(), parameter.detach().numpy(), rtol=1e-13)
 
 
+def test_a_group_that_steps_without_momentum_neither_keeps_nor_sends_one():
+    rounds = {momentum: OuterRounds(Hall(), torch.ones(4), Outer(1.0, momentum)) for momentum in (0.0, 0.9)}
+    assert [sorted(each.state.tensors) for each in rounds.values()] == [["outer"], ["momentum", "outer"]]
+    assert [each.state_dict()["momentum"].numel() for each in rounds.values()] == [0, 4]
+    outer = torch.ones(4)
+    nesterov(outer, rounds[0.0].momentum, torch.full((4,), 3.0), 0.5, 0.0)
+    assert outer.tolist() == [-0.5] * 4
+
+
 def test_one_inner_step_and_a_plain_outer_one_are_data_parallel_training():
     torch.manual_seed(0)
     data = {name: torch.randn(20, 4) for name in "abc"}
