@@ -43,6 +43,8 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "report --alone": "`gossamer report RUN OTHER`",
+    "lab compare": "`gossamer report RUN OTHER`",
     "node --join": "`gossamer join INVITE`; for more options add --no-start, then `gossamer node --state FOLDER`",
     "node --allow-task": "`gossamer join INVITE --allow-task NAME`",
     "node --seed-peer": "--set 'network.seeds=[\"tcp://HOST:PORT?key=HEX\"]'",

@@ -145,6 +145,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["swarm", "--set", 'tasks=[{name="riddles"}]'], "unknown task 'riddles'"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["identity"], "Missing command"),
+        (["lab", "compare", "a", "b"], "`gossamer lab compare` is gone: `gossamer report RUN OTHER`"),
         (["report", "."], ". is no run of a swarm: it has no folder `nodes`"),
         (["eval"], "Missing argument"),
         (["eval", "builtin", "--set", "engine.top_p=2"], "configuration key 'engine.top_p'"),
