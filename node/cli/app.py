@@ -43,6 +43,7 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "doctor --port": "a start with `--listen tcp://0.0.0.0:PORT` says at once whether the port is free",
     "report --alone": "`gossamer report RUN OTHER`",
     "lab compare": "`gossamer report RUN OTHER`",
     "node --join": "`gossamer join INVITE`; for more options add --no-start, then `gossamer node --state FOLDER`",
