@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from examples.make_builtin import Recipe, build_model
 from node.config import NodeConfig, PolicyConfig, TaskConfig, load_config, parse_config
 from node.engines import Generated, SamplingParams
 from node.engines.hf import HfEngine
@@ -32,7 +33,6 @@ from node.lab.plan import ChurnConfig
 from node.lab.results import read_run
 from node.operations.presets import with_preset
 from node.policy.load import Policy, load_policy
-from node.policy.make_builtin import Recipe, build_model
 from node.policy.memory import Machine, ModelSize
 from node.rollouts.group import Group, one_turn
 from node.rollouts.rule import Candidate, DrawRequest, Pick
