@@ -43,6 +43,11 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "identity show --state": "`gossamer identity show FOLDER`",
+    "identity hand-over --state": "`gossamer identity hand-over FOLDER KEY`",
+    "invite --seed": "--address ADDRESS",
+    "invite --plain": "--no-grant",
+    "tasks check --policy": "--model ID",
     "doctor --port": "a start with `--listen tcp://0.0.0.0:PORT` says at once whether the port is free",
     "report --alone": "`gossamer report RUN OTHER`",
     "lab compare": "`gossamer report RUN OTHER`",

@@ -18,9 +18,7 @@ from node.state_folder import of_a_node
 if TYPE_CHECKING:
     from rich.console import Console
 
-Folder = Annotated[
-    Path, typer.Option("--folder", "--state", callback=of_a_node, help="The node's state folder, or its place.")
-]
+Folder = Annotated[Path, typer.Option("--state", callback=of_a_node, help="The node's state folder, or its place.")]
 Gpu = Annotated[
     str | None,
     typer.Option(

@@ -12,17 +12,18 @@ from node.state_folder import of_a_node
 
 app = typer.Typer(help="Show a node's key, or hand its swarm over.", rich_markup_mode=None)
 
-Folder = Annotated[Path, typer.Option("--folder", "--state", callback=of_a_node, help="The node's state folder.")]
-STATE = Path("node-state")
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", callback=of_a_node, help="The node's state folder.", show_default=False)
+]
 
 
 @app.command()
-def show(folder: Folder = STATE, debug: Debug = False) -> None:
+def show(folder: Folder, debug: Debug = False) -> None:
     """Print a node's id, public key and last address.
 
     \b
     Example:
-      gossamer identity show --state n0
+      gossamer identity show n0
     """
     from protocol.identity import Identity
 
@@ -36,8 +37,8 @@ def show(folder: Folder = STATE, debug: Debug = False) -> None:
 
 @app.command("hand-over")
 def hand_over(
+    folder: Folder,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The next owner's public key, as `show` prints it there.")],
-    folder: Folder = STATE,
     debug: Debug = False,
 ) -> None:
     """Hand the swarm over to another key. It cannot be undone.
@@ -47,7 +48,7 @@ def hand_over(
 
     \b
     Example:
-      gossamer identity hand-over 03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8 --state n0
+      gossamer identity hand-over n0 03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8
     """
     from node.swarm import revoking
 

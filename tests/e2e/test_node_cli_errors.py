@@ -38,7 +38,7 @@ def test_a_key_file_that_is_none_and_one_that_others_read(tmp_path: Path) -> Non
 def test_what_is_said_about_a_key_does_not_stand_in_what_is_printed_of_it(tmp_path: Path) -> None:
     Identity.generate().save(tmp_path / "identity.key")
     (tmp_path / "identity.key").chmod(0o660)
-    done = run("identity", "show", "--state", tmp_path)
+    done = run("identity", "show", tmp_path)
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["node", "key"]
     assert "is its owner's alone again" in done.stderr
 

@@ -43,6 +43,7 @@ EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
 )
 SEED = f"tcp://192.0.2.7:4001?key={'ab' * 32}"
+AT = ("--address", SEED)
 
 
 def verbs_of(group: Any, before: str = "") -> Iterator[tuple[str, bool]]:
@@ -150,7 +151,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["eval"], "Missing argument"),
         (["eval", "builtin", "--set", "engine.top_p=2"], "configuration key 'engine.top_p'"),
         (["inspect", "missing"], "no pool.sqlite"),
-        (["identity", "show", "--state", "missing"], "no key file missing/identity.key"),
+        (["identity", "show", "missing"], "no key file missing/identity.key"),
         (["identity", "export", "--state", "n0"], "the key is n0/identity.key, a PEM file"),
         (["identity", "import", "n0.pem"], "copy the PEM file to n0/identity.key"),
         (["status", "missing"], "no node is running in missing: start one with `gossamer node --state missing`"),
@@ -158,11 +159,11 @@ def test_help_imports_nothing_heavy() -> None:
         (["invite", "missing", "--for", "a", "--uses", "2"], "give --for or --uses"),
         (["invite", "missing", "--expires", "soon"], "--expires says how long"),
         (["invite", "missing", "--uses", "2", "--expires", "soon"], "--expires wants a time such as 30m"),
-        (["invite", "missing", "--plain", "--seed", "tcp://192.0.2.7:1"], "has no key"),
+        (["invite", "missing", "--no-grant", "--address", "tcp://192.0.2.7:1"], "has no key"),
         (["invite", "missing", "--uses", "0"], "missing belongs to no swarm"),
         (["revoke", "missing", "someone"], "'someone' is no node id"),
         (["revoke", "missing", EXAMPLE_INVITE], "holds no grant that could be taken back"),
-        (["identity", "hand-over", "abc"], "KEY has 64 hex digits"),
+        (["identity", "hand-over", "n0", "abc"], "KEY has 64 hex digits"),
         (["join", "https://example.org"], "an invite begins with gossamer://"),
         (["join", "gossamer://club"], "not complete"),
         (["node", "--allow-task", "leaky"], "is gone: `gossamer join INVITE --allow-task NAME`"),
@@ -178,7 +179,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
         (
-            ["found", "my club", "--tasks", "builtin/sums", "--no-start", "--state", "never"],
+            ["found", "my club", "--task", "builtin/sums", "--no-start", "--state", "never"],
             "has no more than 64 letters",
         ),
         (["demo", "--set", "sampling.locl=4"], "did you mean 'sampling.local'?"),
@@ -200,7 +201,7 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.Ca
         ["invite", "run"],
         ["revoke", "run"],
         ["doctor", "--state", "run"],
-        ["identity", "show", "--state", "run"],
+        ["identity", "show", "run"],
         ["node", "--state", "run"],
         ["chat", "run", "12+7="],
     ],
@@ -215,7 +216,7 @@ def test_a_run_is_not_taken_for_a_node(
 
 
 def found(folder: Path, *arguments: str) -> list[str]:
-    return ["found", "club", "--tasks", "builtin/sums", "--out", str(folder), "--no-start", *arguments]
+    return ["found", "club", "--task", "builtin/sums", "--state", str(folder), "--no-start", *arguments]
 
 
 def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
@@ -236,9 +237,9 @@ def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
     ("arguments", "says"),
     [
         (["--allow", Identity(bytes(32)).node_id], "an open swarm admits everybody"),
-        (["--tasks", "riddles"], "unknown task 'riddles'"),
-        (["--tasks", "builtin,builtin/sums"], "a task twice"),
-        (["--tasks", ""], "unknown task ''"),
+        (["--task", "riddles"], "unknown task 'riddles'"),
+        (["--task", "builtin", "--task", "builtin/sums"], "a task twice"),
+        (["--task", ""], "unknown task ''"),
     ],
 )
 def test_what_makes_no_swarm(
@@ -247,7 +248,7 @@ def test_what_makes_no_swarm(
     assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
     assert list(tmp_path.iterdir()) == []
     for name in ("a name", "naïve☃", "x" * 5000):
-        said = fails(capfd, "found", name, "--out", str(tmp_path / "new" / "other"), "--no-start")
+        said = fails(capfd, "found", name, "--state", str(tmp_path / "new" / "other"), "--no-start")
         assert "a name begins with a letter or digit" in said and "task" not in said
     assert list(tmp_path.iterdir()) == []
 
@@ -302,7 +303,7 @@ def test_a_found_or_join_that_fails_leaves_a_folder_as_it_was(
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-            options = ["--tasks", "builtin/sums", "--out", str(tmp_path / folder), "--listen", endpoint]
+            options = ["--task", "builtin/sums", "--state", str(tmp_path / folder), "--listen", endpoint]
             assert run(["found", "club", *options], debug=False) == 2
         assert "is in use" in capfd.readouterr().err
     assert (tmp_path / "mine" / "notes.txt").exists() and not (tmp_path / "new").exists()
@@ -318,7 +319,7 @@ def test_an_invite_is_read_from_a_file_or_standard_input(
     capfd.readouterr()
     for way in (str(line), f"@{line}", "-", EXAMPLE_INVITE):
         monkeypatch.setattr("sys.stdin", StringIO(line.read_text()))
-        assert run(["join", way, "--out", str(club), "--no-start"], debug=False) == 2
+        assert run(["join", way, "--state", str(club), "--no-start"], debug=False) == 2
         assert "belongs to another swarm, 'club'" in capfd.readouterr().err  # so the line was read
     assert "cannot read" in fails(capfd, "join", "@" + str(tmp_path / "missing"))
     assert "begins with gossamer://" in fails(capfd, "join", str(tmp_path / "missing"))
@@ -335,13 +336,13 @@ def test_an_invite_that_admits_nobody_is_not_printed_unless_that_is_wanted(
     assert run(found(tmp_path / "club", "--policy", "allowlist"), debug=False) == 0
     assert run(found(tmp_path / "party"), debug=False) == 0
     capfd.readouterr()
-    assert "would admit nobody: add --uses N" in fails(capfd, "invite", club, "--seed", SEED)
+    assert "would admit nobody: add --uses N" in fails(capfd, "invite", club, *AT)
     for folder in (club, party):
-        says = fails(capfd, "invite", folder, "--seed", SEED, "--expires", "3d")
+        says = fails(capfd, "invite", folder, *AT, "--expires", "3d")
         assert "--expires says how long --for or --uses admit" in says
-    assert "--plain is for an invite that admits nobody" in fails(capfd, "invite", club, "--plain", "--uses", "2")
-    for arguments in ([club, "--plain"], [party]):
-        assert run(["invite", *arguments, "--seed", SEED], debug=False) == 0
+    assert "--no-grant is for an invite that admits nobody" in fails(capfd, "invite", club, "--no-grant", "--uses", "2")
+    for arguments in ([club, "--no-grant"], [party]):
+        assert run(["invite", *arguments, *AT], debug=False) == 0
         assert Invite.parse(capfd.readouterr().out).grant is None
 
 
@@ -352,7 +353,7 @@ def test_what_was_invited_is_taken_back_by_its_line_its_node_or_its_id(
     assert run(found(tmp_path / "club", "--policy", "allowlist"), debug=False) == 0
     node = Identity(bytes(32)).node_id
     capfd.readouterr()
-    assert run(["invite", club, "--seed", SEED, "--uses", "3"], debug=False) == 0
+    assert run(["invite", club, *AT, "--uses", "3"], debug=False) == 0
     line = capfd.readouterr().out.strip()
     assert run(["revoke", club, node, line], debug=False) == 0
     assert "list 1: 2 revoked" in capfd.readouterr().out
@@ -377,15 +378,15 @@ def test_a_swarm_is_handed_over_once_and_the_old_owner_signs_no_more(
     (tmp_path / "next").mkdir()
     successor.save(tmp_path / "next" / "identity.key")
     capfd.readouterr()
-    assert run(["identity", "show", "--state", str(tmp_path / "next")], debug=False) == 0
+    assert run(["identity", "show", str(tmp_path / "next")], debug=False) == 0
     (key,) = [line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("key")]
-    assert run(["identity", "hand-over", key, "--state", str(club)], debug=False) == 0
+    assert run(["identity", "hand-over", str(club), key], debug=False) == 0
     capfd.readouterr()
-    for again in (["identity", "hand-over", "ab" * 32, "--state"], ["invite", "--seed", SEED, "--uses", "2"]):
-        assert f"({successor.node_id}) can sign this" in fails(capfd, *again, str(club))
+    for again in (["identity", "hand-over", str(club), "ab" * 32], ["invite", str(club), *AT, "--uses", "2"]):
+        assert f"({successor.node_id}) can sign this" in fails(capfd, *again)
     for file in ("manifest.bin", "revocations.bin"):  # what the next owner's node gets from its peers
         (tmp_path / "next" / file).write_bytes((club / file).read_bytes())
-    assert run(["invite", str(tmp_path / "next"), "--seed", SEED, "--uses", "3"], debug=False) == 0
+    assert run(["invite", str(tmp_path / "next"), *AT, "--uses", "3"], debug=False) == 0
 
 
 def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
@@ -396,8 +397,8 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     seed = f"tcp://[2001:db8::7]:4001?key={'ab' * 32}"
     capfd.readouterr()
     invites = []
-    for right in (["--plain"], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
-        assert run(["invite", str(club), "--seed", seed, *right], debug=False) == 0
+    for right in (["--no-grant"], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
+        assert run(["invite", str(club), "--address", seed, *right], debug=False) == 0
         invites.append(Invite.parse(capfd.readouterr().out))
     plain, single, shared = invites
     assert [str(address) for address in plain.seeds] == [seed]
@@ -407,8 +408,8 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     assert isinstance(shared.grant, SharedInvite)
     assert shared.grant.certificate.uses == 3
     assert 7000 < shared.grant.certificate.expiry_ms / 1000 - time.time() <= 7200
-    assert "1 to 4096 uses, not 0" in fails(capfd, "invite", str(club), "--seed", seed, "--uses", "0")
-    assert "no address of this node is known" in fails(capfd, "invite", str(club), "--plain")
+    assert "1 to 4096 uses, not 0" in fails(capfd, "invite", str(club), "--address", seed, "--uses", "0")
+    assert "no address of this node is known" in fails(capfd, "invite", str(club), "--no-grant")
 
 
 BAD_NETWORK = [
@@ -533,7 +534,7 @@ def test_a_node_that_is_stopped_while_it_starts_says_so(
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Identity.generate().save(tmp_path / "identity.key")
     (tmp_path / "identity.key").chmod(0o644)
-    assert "chmod 600" in fails(capfd, "identity", "show", "--state", str(tmp_path))
+    assert "chmod 600" in fails(capfd, "identity", "show", str(tmp_path))
 
 
 def test_a_full_disk_says_what_to_do() -> None:
@@ -560,7 +561,7 @@ def test_a_state_folder_that_is_a_file_is_one_line(
 @pytest.mark.parametrize("text", ["[]", '"x"', "7", "{", "{}"])
 def test_a_damaged_config_of_a_folder_is_one_line(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--out", str(tmp_path), "--no-start")
+    assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--state", str(tmp_path), "--no-start")
 
 
 @pytest.mark.parametrize("name", ["config.json", "settings.json"])
@@ -752,7 +753,7 @@ def test_a_policy_is_asked_by_the_split_of_its_swarm_and_nothing_that_its_node_t
         path.write_text("".join(json.dumps({"question": f"{n}?", "answer": n}) + "\n" for n in range(80)))
     config = tmp_path / "club.toml"
     config.write_text('[[tasks]]\nname = "dataset/rows"\noptions = { path = "rows.jsonl" }\n')
-    assert run(["found", "club", str(config), "--salt", "7", "--out", str(club), "--no-start"], debug=False) == 0
+    assert run(["found", "club", str(config), "--salt", "7", "--state", str(club), "--no-start"], debug=False) == 0
     (club / "checkpoints" / "checkpoint-3").mkdir(parents=True)
     monkeypatch.setattr("node.tasks.load_tasks", lambda *arguments: made.append(load(*arguments)) or made[-1])
 
