@@ -43,6 +43,7 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
+    "chat --remember": "`gossamer export` the model, and talk to it by another program",
     "identity show --state": "`gossamer identity show FOLDER`",
     "identity hand-over --state": "`gossamer identity hand-over FOLDER KEY`",
     "invite --seed": "--address ADDRESS",
