@@ -328,6 +328,7 @@ class Membership:
         else:
             self.detector.up(node, now.steady)
             actions += [PeerUp(node, peer.place.voice), Send(link, self.directory.sample(node, peer.scope))]
+            actions += self.directory.introduce(record) if self.links.is_small else []
         self.book.add(record, peer.host)
         self.book.trim(self.links.peers, self._rng)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):

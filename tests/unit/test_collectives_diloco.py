@@ -172,6 +172,14 @@ def test_the_usual_outer_steps_converge_however_far_an_inner_phase_goes(mode, pa
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_members_weight_is_its_part_of_the_mean(mode):
+    worker = Worker(Hall("a"), "a", inner_steps=1, mode=mode, weight=3.0)
+    worker.inner(1.0)
+    worker.diloco.finish()
+    assert worker.group.weights == [3.0]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
 def test_alone_it_trains_on(mode):
     worker = Worker(Hall("a"), "a", inner_steps=2, outer_lr=1.0, momentum=0.0, mode=mode)
     for _ in range(8):
@@ -330,6 +338,20 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_numbers(mode):
     assert again.diloco.revision == whole.diloco.revision
     assert same_bits(again.diloco.outer, whole.diloco.outer)
     assert again.value == whole.value
+
+
+def test_however_many_come_back_from_older_checkpoints_the_newest_goes_on():
+    alone = Worker(Hall("a"), "a", inner_steps=1)
+    saved = []
+    for _ in range(4):
+        alone.inner(1.0)
+        saved.append(alone.diloco.state_dict())
+    back = crew(Hall("a", "b", "c"), inner_steps=1)
+    for worker, state in zip(back.values(), (saved[3], saved[0], saved[0]), strict=True):
+        worker.diloco.load_state_dict(state)
+    steps = inner(back, a=1.0, b=1.0, c=1.0)
+    assert [steps[name].joined for name in back] == [False, True, True]
+    assert {worker.diloco.revision for worker in back.values()} == {5}
 
 
 def test_an_error_reaches_the_caller_when_patience_ends():
