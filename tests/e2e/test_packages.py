@@ -122,7 +122,7 @@ def test_an_exported_model_is_served_as_the_page_says(clean: tuple[Path, Path], 
     run(*pip, "--force-reinstall", "--no-deps", wheel, "transformers", env=CLEAN, limit=300)  # their scripts, too
     environment = CLEAN | {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     export[export.index("runs/a/nodes/n0")] = "builtin"
-    run(python.parent / export[0], *export[1:], cwd=tmp_path, env=environment)
+    run(python.parent / export[0], *export[1:], cwd=tmp_path, env=environment, limit=400)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [python.parent / serve[0], *serve[1:], "--port", str(port)]
@@ -137,7 +137,7 @@ def test_an_exported_model_is_served_as_the_page_says(clean: tuple[Path, Path], 
 
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as server:
         try:
-            wait_until(answers, 100, "the server")
+            wait_until(answers, 400, "the server")
             request = urllib.request.Request(f"{url}/v1/completions", json.dumps(asked).encode(), kind)
             with urllib.request.urlopen(request, timeout=30) as reply:
                 assert json.load(reply)["choices"][0]["finish_reason"] == "stop"

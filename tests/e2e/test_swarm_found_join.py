@@ -75,7 +75,9 @@ def test_two_nodes_train_together_from_one_line(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     with two_nodes(first, second) as (founder, joiner, invite):
         wait_until(lambda: external(first) > 0 and external(second) > 0, 90, "both to train on the other's groups")
-        assert run("invite", first).startswith(invite)  # and then the address of the joiner, which it knows by now
+        assert run("invite", first).startswith(
+            invite.rpartition("/")[0]
+        )  # and then the address of the joiner, which it knows by now
         founders = [Identity.load(first / "identity.key").node_id]
         wait_until(lambda: [peer["node"] for peer in status(second)["peers"]] == founders, 60, "a link to the founder")
         state = status(second)
