@@ -323,6 +323,7 @@ class Membership:
         attempt = self.links.attempts.get(link)
         surplus = self.links.settle(node, record, link, now.steady, needy=needy)
         peer, self._full = self.links.peers[node], None
+        self.refusals.admitted()
         if surplus is not None:
             actions += self._part(surplus, now)
         else:

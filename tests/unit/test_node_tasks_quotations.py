@@ -20,7 +20,6 @@ HELD, ANSWER = "What is 31 + 46?", "77"
         ("First, what is 31+46?  It is\n77. Then 5", True),
         (" 5\n\nQuestion: What is 31 + 46?\nAnswer: 77\n\nQuestion: What is 2 + 3?\nAnswer: 5", True),
         ("WHAT IS 31 + 46: 77; 5", True),
-        ("77? What is 31 + 46? 77. 5", True),
         ("What is 31 + 46? I do not know. 5", False),  # it gives nothing away
         ("77. What is 31 + 46? 5", False),
         ("What is 31 + 46? 770 or 5", False),
