@@ -30,6 +30,7 @@ from node.cli import (
     node,
     report,
     revoke,
+    serve,
     status,
     swarm,
     tasks,
@@ -42,7 +43,6 @@ EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 INSTEAD = {
-    "serve": "`gossamer export n0 my-model`, then `transformers serve my-model` or `vllm serve my-model`",
     "chat --remember": "`gossamer export` the model, and talk to it by another program",
     "identity show --state": "`gossamer identity show FOLDER`",
     "identity hand-over --state": "`gossamer identity hand-over FOLDER KEY`",
@@ -105,6 +105,7 @@ app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(lab.app, name="lab")

@@ -36,7 +36,7 @@ def test_a_node_with_settings_of_another_version_goes_on_by_the_command_that_it_
     for changes in ({"frobnicate": 1}, {"version": SETTINGS_VERSION + 1, "sampling": {"probe": 8}}):
         change(folder / "settings.json", **changes)
         change(folder / "config.json", **changes)
-        assert find_trained(str(folder), None).round == rounds  # as `eval`, `export` and `chat` load it
+        assert find_trained(str(folder), None).round == rounds  # as `eval`, `export`, `chat` and `serve` load it
         refused = run_command("node", "--state", folder)
         assert refused.returncode == 2
         (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]

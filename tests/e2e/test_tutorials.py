@@ -178,7 +178,6 @@ def test_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_until(lambda: any(Path("club-archive").glob("groups/*/[!.]*")), 200, "a group to be kept")
     said = follow_text(check, {}, [])
     assert said["gossamer archive verify club-archive"].endswith("; 0 damaged\n")
-    assert sum(row["groups_archived"] for row in rows_of(Path("n1"))) > 0
     rows = [json.loads(line) for line in Path("rows/rows.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"builtin/sums"} and {row["reward"] for row in rows} <= {0.0, 1.0}
 
