@@ -100,7 +100,7 @@ class Node:
         self._swarm = swarm
         self._allow_tasks = allow_tasks
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._kept: dict[str, Iterable[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
+        self._kept: dict[str, list[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
         tables = [task_config(task) if isinstance(task, str) else dict(task) for task in tasks]
         if (data is None) != (not rewards and environment is None):
             raise UserError("rewards and data go together, as environment and data do: give both, or tasks alone")
@@ -144,7 +144,7 @@ class Node:
         if isinstance(rows, str | Path):
             return str(rows)
         path = (self.folder / (ROWS_FILE if key == "path" else TEST_FILE)).absolute()
-        self._kept[str(path)] = rows
+        self._kept[str(path)] = list(rows)
         return str(path)
 
     def _settled(self, rounds: int | None) -> NodeConfig:

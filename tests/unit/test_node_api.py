@@ -152,7 +152,7 @@ def test_a_node_trains_in_a_notebook_answers_is_scored_and_exported(tmp_path: Pa
 
     alone = {"network": {"enabled": False}, "sampling": {"completions": 2}}
     rows: list[dict] = []
-    one = Node("builtin", rewards=[inside], data=ROWS, folder=tmp_path / "n", **alone)
+    one = Node("builtin", rewards=[inside], data=iter(ROWS), folder=tmp_path / "n", **alone)
     assert one.metrics == [] and one.round == 0
     assert len(one.train(rounds=2, callbacks=[rows.append])) == 2
     assert [row["round"] for row in rows] == [1, 2] and "rewards/inside/mean" in rows[0]
