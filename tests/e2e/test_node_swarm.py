@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ from node.errors import UserError
 from node.fleet.local_swarm import NO_PARTS, PlanPart, RunOutcome, gpu_of, gpus_of, make_plan, run_swarm
 from node.fleet.supervisor import NodeProcess, NodeState, nobody
 from node.policy.detection import NODES_ON_GPU
+from node.swarm.peering import agent
 from node.telemetry.metrics_file import read_metrics
 from tests.fakes import nodes
 from tests.waiting import wait_until
@@ -363,7 +363,7 @@ def test_the_summary_says_what_ran_and_when(tmp_path: Path) -> None:
     run(tmp_path / "run", 1, 2)
     ran = json.loads((tmp_path / "run" / "summary.json").read_text())["run"]
     assert (ran["seed"], ran["nodes"], ran["config"]["rounds"]) == (1, 1, 2)
-    assert ran["agent"] == f"gossamer/{version('gossamer')}"
+    assert ran["agent"] == agent()
     assert began.replace(microsecond=0) <= datetime.fromisoformat(ran["ended"]) <= datetime.now(UTC)
 
 
