@@ -46,14 +46,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, lru_cache
 from multiprocessing.util import Finalize
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -75,10 +75,13 @@ from collectives.threads import join_all
 from collectives.types import RANKS, Codec, GroupTiming, Op, Protection
 from protocol.identity import Identity, NodeId
 
+T = TypeVar("T")
+
 log = Log()
 
 NAME = "gossamer"
 SECRET = "GOSSAMER_SECRET"  # of the environment
+FOUNDER = "gossamer/founder"  # of the store: what rank 0 says of itself
 DEVICES = ("cpu", "cuda")
 DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
@@ -88,7 +91,7 @@ SHOWN_TO_ALL = ("allgather", "all_gather_single", "barrier")  # in which each ra
 BLOCK_FOR_ALL = ("allgather", "all_gather_single", "gather")  # operations in which each rank gives one block
 NO_RANK = -1
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
-LOOK_S = 0.001  # between looks for a message from any source
+LOOK_S, MAX_LOOK_S = 0.001, 0.1  # between looks for a message from any source, or into the store
 QUIET_S = 10.0  # of waiting for the other ranks' end, before the log says whom this one waits for
 
 _TorchGroup: Any = dist.ProcessGroup  # whose stubs have every signature that torch ever had
@@ -1088,26 +1091,10 @@ def _is_failing() -> bool:
 def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
     """Found a group by way of torch's store, or join it; return the members in the order of their ranks.
 
-    Each world that is made over a store has keys of its own: a rank that makes the next one reads none of this one's.
-
     Raises:
-        BadArgument: the store has no ids of as many ranks, or some ranks have a secret and others have none.
+        BadArgument: two processes have one rank, or some ranks have a secret and others have none.
         DeadlineExceeded: the ranks did not meet in time.
     """
-    count = f"gossamer/worlds/{rank}"
-    world = f"gossamer/{store.add(count, 1)}"
-    try:
-        return _meet_by(store, world, rank, size, options, timeout)
-    except BaseException:
-        with suppress(RuntimeError):  # the store may be what failed
-            store.add(count, -1)
-        raise
-
-
-def _meet_by(
-    store: Any, world: str, rank: int, size: int, options: Options, timeout: float
-) -> tuple[Communicator, list[NodeId]]:
-    """See `_meet`; the keys begin with `world`."""
     identity, secret = Identity.generate(), os.environ.get(SECRET) if options.secret is None else options.secret
     if secret is None and rank == 0:
         log.info(
@@ -1115,20 +1102,21 @@ def _meet_by(
             who_can_join="whoever can write to torch's store while the ranks start",
             remedy=f"set {SECRET} to the same random text at all ranks",
         )
-    own = identity.node_id, _SECRECY[secret is not None], _this_machine()
-    store.set(f"{world}/rank/{rank}", "|".join(own))
-    entries = [store.get(f"{world}/rank/{other}").decode(errors="replace").split("|", 2) for other in range(size)]
-    for other, words in enumerate(entries):
-        if words[1:2] != [own[1]]:
-            raise BadArgument(f"rank {rank} and rank {other}: set {SECRET} to the same text at all ranks, or at none")
-    members = [NodeId(words[0]) for words in entries]
-    if members[rank] != identity.node_id or len(set(members)) < size:
-        raise BadArgument(f"rank {rank} of {size} has met another one with its number: give each a number of its own")
-    seeds = [f"{store.get(f'{world}/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
-    is_local = all(words[2:] == [own[2]] for words in entries)
+    until = time.monotonic() + timeout
+    own = "|".join((identity.node_id, _SECRECY[secret is not None], _this_machine()))
+    entries = _call_roll(store, own, size, until) if rank == 0 else _answer_roll(store, own, rank, until)
+    words = [entry.split("|", 2) for entry in entries]
+    members = [NodeId(each[0]) for each in words]
+    if len(set(members)) < size or len(members) != size:
+        raise BadArgument(f"rank 0 knows of {len(set(members))} ranks, rank {rank} of {size}: start all as one world")
+    if len({each[1] for each in words}) > 1:
+        raise BadArgument(f"some ranks have a secret and some have none: set {SECRET} to the same text at all ranks")
+    world = f"gossamer/{members[0]}"
+    address = _look_for(lambda: _read(store, f"{world}/address"), until, lambda: "no address of rank 0") if rank else ""
+    is_local = len({each[2] for each in words}) == 1
     comm = Communicator.connect(
         "torch.distributed",
-        seeds,
+        [f"{address}?id={members[0]}"] if rank else [],
         options.listen or ("tcp://127.0.0.1:0" if is_local else "tcp://0.0.0.0:0"),
         identity=identity,
         may_join=frozenset(members).__contains__,
@@ -1136,25 +1124,81 @@ def _meet_by(
         closed=True,
         protection=options.protection,
         streams=options.streams,
-        timeout=timeout,
+        timeout=max(0.0, until - time.monotonic()),
         timing=options.timing,
     )
     try:
         if rank == 0:
-            store.set(f"{world}/founder", comm.address)
-        comm.wait_for(size, timeout)
-        comm.barrier(timeout)
-        for key in (f"{world}/rank/{rank}", *([f"{world}/founder"] if rank == 0 else [])):
+            store.set(f"{world}/address", comm.address)
+        comm.wait_for(size, max(0.0, until - time.monotonic()))
+        comm.barrier(max(0.0, until - time.monotonic()))
+        for key in [f"{world}/rank/{rank}"] if rank else [FOUNDER, f"{world}/roster", f"{world}/address"]:
             store.delete_key(key)
-        until = time.monotonic() + timeout
-        while not comm.data_plane.has_ways_to(frozenset(members)):
-            if time.monotonic() > until:
-                raise DeadlineExceeded(f"not all ranks can be reached in {timeout:g} s")
-            time.sleep(LOOK_S)
+        everybody = frozenset(members)
+        _look_for(lambda: comm.data_plane.has_ways_to(everybody) or None, until, lambda: "no way to all ranks")
     except BaseException:
         comm.leave()
         raise
     return comm, members
+
+
+def _call_roll(store: Any, own: str, size: int, until: float) -> list[str]:
+    """Be rank 0 of a world: return what all ranks say of themselves, and let all read it.
+
+    Ranks answer under the id of rank 0's key, and a rank takes only a roster that has its own id. These keys are new
+    each time. So what other worlds have left in the store is of no matter, however far each rank came in them.
+    """
+    world = f"gossamer/{own.split('|', 1)[0]}"
+    names = [f"{world}/rank/{rank}" for rank in range(1, size)]
+    store.set(FOUNDER, own)
+
+    def look() -> list[str] | None:
+        if _read(store, FOUNDER) != own:
+            raise BadArgument("another process is rank 0, too: give each a number of its own")
+        return [own, *(store.get(name).decode(errors="replace") for name in names)] if store.check(names) else None
+
+    def missing() -> str:
+        return f"nothing came of rank {', '.join(name.split('/')[-1] for name in names if not store.check([name]))}"
+
+    entries = _look_for(look, until, missing)
+    store.set(f"{world}/roster", "\n".join(entries))
+    return entries
+
+
+def _answer_roll(store: Any, own: str, rank: int, until: float) -> list[str]:
+    """Answer whoever is rank 0, until it knows of this rank; return what all ranks say of themselves."""
+    answered = ""
+
+    def look() -> list[str] | None:
+        nonlocal answered
+        founder = _read(store, FOUNDER)
+        world = f"gossamer/{founder.split('|', 1)[0]}" if founder else ""
+        if world != answered:
+            answered = world
+            if world:
+                store.set(f"{world}/rank/{rank}", own)
+        elif world and _read(store, f"{world}/rank/{rank}") != own:
+            raise BadArgument(f"another process is rank {rank}, too: give each a number of its own")
+        entries = (_read(store, f"{world}/roster") or "").split("\n")
+        return entries if own in entries else None
+
+    return _look_for(look, until, lambda: "rank 0 did not come, or not all ranks came to it")
+
+
+def _read(store: Any, key: str) -> str | None:
+    """Return what the store has under a key; None if it has nothing."""
+    return store.get(key).decode(errors="replace") if store.check([key]) else None
+
+
+def _look_for(look: Callable[[], T | None], until: float, problem: Callable[[], str]) -> T:
+    """Return what `look` finds at last, in time. Raises `DeadlineExceeded` with the problem."""
+    began, pause = time.monotonic(), LOOK_S
+    while (found := look()) is None:
+        if time.monotonic() >= until:
+            raise DeadlineExceeded(f"{problem()} in {until - began:.0f} s")
+        time.sleep(pause)
+        pause = min(2 * pause, MAX_LOOK_S)
+    return found
 
 
 _SECRECY = {False: "without a secret", True: "with a secret"}

@@ -1,7 +1,7 @@
 """Programs that end in different ways: `python -m tests.torch_ends PROGRAM [STORE]` is one rank, as torchrun starts it.
 
-`python -m tests.torch_ends PROGRAM RANKS TIMES` is torchrun for programs that start in a moment: it starts them from a
-process that has torch. It prints how many of the runs ended without an error.
+`python -m tests.torch_ends PROGRAM RANKS TIMES [RESTARTS]` is torchrun for programs that start in a moment: it starts
+them from a process that has torch. It prints how many of the runs ended without an error.
 """
 
 import os
@@ -90,6 +90,19 @@ def is_killed():
     dist.destroy_process_group()
 
 
+def fails_at_its_start():
+    """Fail at rank 1, the first time, before it meets the others: a data set is not there yet, say."""
+    in_order()
+
+
+def fails_after_its_start():
+    """Fail at rank 1, the first time, when it has met the others."""
+    _work()
+    if _is_first_attempt() and dist.get_rank() == 1:
+        raise ValueError("rank 1 fails")
+    in_order()
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
@@ -101,6 +114,8 @@ PROGRAMS = {
         fails_before_others_call,
         ends_early,
         is_killed,
+        fails_at_its_start,
+        fails_after_its_start,
     )
 }
 
@@ -111,11 +126,21 @@ def _work():
     assert x[0] == dist.get_world_size()
 
 
+def _is_first_attempt():
+    return os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+
 def be_a_rank(program, store="env://"):
     """Be one rank, which the environment names."""
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = timedelta(seconds=TIMEOUT_S)
+    if program == "fails_at_its_start" and _is_first_attempt():
+        master = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        if rank == 1:
+            master.wait(["rank 0 starts"])
+            raise ValueError("rank 1 fails")
+        master.set("rank 0 starts", "")
     dist.init_process_group("gossamer", init_method=store, rank=rank, world_size=size, timeout=timeout)
     PROGRAMS[program]()
 
@@ -125,13 +150,13 @@ def main(program, *arguments):
     if len(arguments) < 2:
         be_a_rank(program, *arguments)
         return
-    good, (ranks, times) = 0, arguments
+    good, (ranks, times, restarts) = 0, (*arguments, "0")[:3]
     for number in range(int(times)):
         config = LaunchConfig(
             1,
             1,
             int(ranks),
-            max_restarts=0,
+            max_restarts=int(restarts),
             run_id=str(number),
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",

@@ -292,6 +292,12 @@ def test_a_script_under_torchrun_ends_without_an_error(size):
     assert done.stdout.endswith("5 of 5 ended without an error\n"), done.stderr
 
 
+@pytest.mark.parametrize("program", ["fails_at_its_start", "fails_after_its_start"])
+def test_torchrun_restarts_a_world_in_which_a_rank_has_failed(program):
+    done = torchrun("-m", "tests.torch_ends", program, "2", "1", "1")
+    assert done.stdout.endswith("1 of 1 ended without an error\n"), done.stderr[-4000:]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("times", [1000])

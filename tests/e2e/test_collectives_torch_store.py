@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 
 from collectives import Communicator
-from collectives.errors import BadArgument, CollectiveError
-from collectives.torch_backend import MEETING, SECRET, Options, ProcessGroupGossamer, _meet
+from collectives.errors import BadArgument, CollectiveError, DeadlineExceeded
+from collectives.torch_backend import FOUNDER, MEETING, SECRET, Options, ProcessGroupGossamer, _meet
 from protocol.identity import Identity
 from tests.groups import together
+from tests.waiting import wait_until
 
 TIMEOUT_S = 30.0
 RANDOM = "0123456789abcdef0123456789abcdef"
@@ -72,15 +73,15 @@ def reduce(met):
 def test_who_reads_all_that_was_ever_in_the_store_does_not_join(stores, secret):
     met = meet(stores, (Options(secret=secret),) * 2)
     seen = {key: value for store in stores for key, value in store.seen.items()}
-    assert seen.keys() == {"gossamer/1/rank/0", "gossamer/1/rank/1", "gossamer/1/founder"}
-    assert all(members == met[0][1] for _, members in met)
-    ids = {key: value.split("|")[0] for key, value in seen.items()}
-    assert [ids["gossamer/1/rank/0"], ids["gossamer/1/rank/1"]] == [comm.node_id for comm, _ in met]
-    for guess in (None, *seen.values(), *ids.values()):
+    members = met[0][1]
+    world = f"gossamer/{members[0]}"
+    assert seen.keys() == {FOUNDER, f"{world}/rank/1", f"{world}/roster", f"{world}/address"}
+    assert [found for _, found in met] == [members] * 2 and members == [comm.node_id for comm, _ in met]
+    for guess in (None, *seen.values(), *members):
         with pytest.raises(CollectiveError):
             Communicator.connect(
                 "torch.distributed",
-                [ids["gossamer/1/founder"]],
+                [seen[f"{world}/address"]],
                 secret=guess,
                 may_join=lambda _: True,
                 protection=Options().protection,
@@ -95,11 +96,41 @@ def test_world_after_world_is_made_over_one_store_however_far_apart_the_ranks_ar
     deletes = []
     for store in stores:
         store.delete_key = deletes.append  # a rank that is slow to clear up
-    for _ in range(2):
+    for _ in range(3):
         met = meet(stores)
         assert all((x == 2).all() for x in reduce(met))
         leave(met)
-    assert len(deletes) == 6
+    assert len(deletes) == 3 * 4
+
+
+@pytest.mark.parametrize("came", [(0,), (1,), (0, 1)], ids=["only rank 0", "only rank 1", "both"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_meet_whoever_came_and_died_in_earlier_attempts(stores, came, size):
+    """As where torchrun starts all ranks anew over one store, and some had come far before, and some not at all."""
+    for store in stores:
+        store.delete_key = lambda _: None  # who is killed clears nothing up
+    for number in range(2):
+        met = together(*(lambda r=r: _meet(stores[r], r, 3, Options(), 0.3) for r in came))
+        assert all(isinstance(error, DeadlineExceeded) for error in met), (number, met)
+    met = together(*(lambda r=r: _meet(stores[r], r, size, Options(), TIMEOUT_S) for r in range(size)))
+    assert {comm.world_size for comm, _ in met} == {size}
+    leave(met)
+
+
+def test_a_rank_that_is_killed_while_others_wait_for_it_may_come_again(stores):
+    with pytest.raises(DeadlineExceeded, match="not all ranks came"):
+        _meet(stores[1], 1, 2, Options(), 0.1)
+    founder = "".join([*"ab"] * 16)
+    stores[0].set(FOUNDER, f"{founder}|without a secret|")  # and a rank 0 of which nothing more comes
+    with pytest.raises(DeadlineExceeded, match="not all ranks came"):
+        _meet(stores[1], 1, 2, Options(), 0.1)
+    assert f"gossamer/{founder}/rank/1" in stores[1].seen
+    leave(meet(stores))
+
+
+def test_whom_rank_0_waits_for_in_vain_is_named(stores):
+    with pytest.raises(DeadlineExceeded, match=r"nothing came of rank 1, 2 in 0 s"):
+        _meet(stores[0], 0, 3, Options(), 0.1)
 
 
 @pytest.mark.parametrize("secret", [None, RANDOM])
@@ -108,8 +139,9 @@ def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_sec
 
     def take_the_place():
         """Be rank 1 for rank 0, before the real one is there."""
-        stores[2].set("gossamer/1/rank/1", f"{stranger.node_id}|{'with' if secret else 'without'} a secret|")
-        address = stores[2].get("gossamer/1/founder").decode()
+        world = wait_until(lambda: stores[0].seen.get(FOUNDER), 10, "rank 0").split("|")[0]
+        stores[2].set(f"gossamer/{world}/rank/1", f"{stranger.node_id}|{'with' if secret else 'without'} a secret|")
+        address = stores[2].get(f"gossamer/{world}/address").decode()
         options = {"identity": stranger, "protection": Options().protection, "closed": True, "may_join": lambda _: True}
         with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
             return comm.world_size
@@ -130,15 +162,16 @@ def test_a_secret_of_the_environment_is_that_of_all_ranks_and_is_not_shown(store
 def test_a_rank_that_alone_has_a_secret_is_told_so_at_once(stores):
     for error in meet(stores, (Options(secret=RANDOM), Options())):
         assert isinstance(error, BadArgument)
-        assert f"set {SECRET} to the same text at all ranks, or at none" in str(error)
+        assert f"set {SECRET} to the same text at all ranks" in str(error)
 
 
-def test_a_rank_whose_number_another_process_has_too_is_told_so(stores):
-    other = f"{Identity.generate().node_id}|without a secret|"
-    stores[0].set = lambda key, _: stores[0].store.set(key, other)
-    stores[1].set("gossamer/1/rank/1", other)
-    with pytest.raises(BadArgument, match="give each a number of its own"):
-        _meet(stores[0], 0, 2, Options(), TIMEOUT_S)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_two_processes_that_have_one_rank_is_told_so(stores, rank):
+    if rank:
+        stores[2].set(FOUNDER, f"{Identity.generate().node_id}|without a secret|")
+    met = together(*(lambda store=store: _meet(store, rank, 3, Options(), 1) for store in stores[:2]))
+    assert {type(error) for error in met} == {BadArgument, DeadlineExceeded}
+    assert any(f"another process is rank {rank}, too: give each a number of its own" in str(error) for error in met)
 
 
 @pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": "box"}])
