@@ -20,7 +20,9 @@ from collectives.errors import BadArgument
 from collectives.mesh.framing import MAX_HELD_BYTES, MAX_HELD_PIECES
 from collectives.mesh.shared_memory import BAYS, is_possible
 from collectives.reduce import shared
-from collectives.torch_backend import MEETING, NO_RANK, BackendError, Options, ProcessGroupGossamer, _read_op, in_order
+from collectives.torch_backend import BackendError, Options
+from collectives.torch_backend.group import MEETING, ProcessGroupGossamer, read_op
+from collectives.torch_backend.start import NO_RANK, in_order
 from tests.groups import group, together
 from tests.late_copies import treat_as_on_a_device
 from tests.torch_ranks import hold_the_lock, lose, reduce_in_another_world, spawn, train
@@ -451,7 +453,7 @@ def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones()
 
 def test_what_it_cannot_do_is_said(ranks):
     with pytest.raises(BadArgument, match=r"ReduceOp\.BAND: the backend has"):
-        _read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
+        read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
     with pytest.raises(BadArgument, match="times as long"):
         ranks[0].reduce_scatter_single(torch.zeros(2), torch.zeros(5))
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from collectives import torch_backend
-from collectives.torch_backend import MEETING, BackendError, Options, ProcessGroupGossamer
+from collectives.torch_backend import BackendError, Options
+from collectives.torch_backend.ends import worlds
+from collectives.torch_backend.group import LEAST_SHARED_BYTES, MEETING, ProcessGroupGossamer
 from tests import torch_ends
 from tests.groups import group, together
 from tests.waiting import wait_until
@@ -38,7 +39,7 @@ class make_world:  # noqa: N801  # a context manager
         comms = self.group.__enter__()
         members = [comm.node_id for comm in comms]
         self.ranks = [ProcessGroupGossamer(comm, "0", members, MEETING, self.timeout) for comm in comms]
-        torch_backend._worlds.update(self.ranks)
+        worlds.update(self.ranks)
         return self.ranks
 
     def __exit__(self, *error):
@@ -93,7 +94,7 @@ def test_what_a_rank_sends_last_comes_to_one_that_is_late(world, last, count):
     early, late = world
     give, take = LAST_CALLS[last]
     own, got = torch.full((count,), 7.0), torch.zeros(count)
-    if count * 4 > torch_backend.LEAST_SHARED_BYTES and last in ("broadcast", "gather"):
+    if count * 4 > LEAST_SHARED_BYTES and last in ("broadcast", "gather"):
         ending = threading.Thread(target=lambda: (give(early, own), early.shutdown()), daemon=True)
         ending.start()  # its call takes part in the late one's: they share memory
     else:

@@ -10,7 +10,9 @@ import torch.distributed as dist
 
 from collectives import Communicator
 from collectives.errors import BadArgument, CollectiveError, DeadlineExceeded
-from collectives.torch_backend import FOUNDER, MEETING, SECRET, Options, ProcessGroupGossamer, _meet
+from collectives.torch_backend import SECRET, Options
+from collectives.torch_backend.group import MEETING, ProcessGroupGossamer
+from collectives.torch_backend.start import FOUNDER, meet
 from protocol.identity import Identity
 from tests.groups import together
 from tests.waiting import wait_until
@@ -51,10 +53,10 @@ def stores(monkeypatch):
         vars(store).clear()  # a function that a test put in its place refers to it
 
 
-def meet(stores, options=(), timeout=TIMEOUT_S):
+def meet_two(stores, options=(), timeout=TIMEOUT_S):
     """Let two ranks meet; return what came of each: its communicator and the members, or an error."""
     options = options or (Options(),) * 2
-    return together(*(lambda r=r: _meet(stores[r], r, 2, options[r], timeout) for r in range(2)))
+    return together(*(lambda r=r: meet(stores[r], r, 2, options[r], timeout) for r in range(2)))
 
 
 def leave(met):
@@ -71,7 +73,7 @@ def reduce(met):
 
 @pytest.mark.parametrize("secret", [None, RANDOM])
 def test_who_reads_all_that_was_ever_in_the_store_does_not_join(stores, secret):
-    met = meet(stores, (Options(secret=secret),) * 2)
+    met = meet_two(stores, (Options(secret=secret),) * 2)
     seen = {key: value for store in stores for key, value in store.seen.items()}
     members = met[0][1]
     world = f"gossamer/{members[0]}"
@@ -97,7 +99,7 @@ def test_world_after_world_is_made_over_one_store_however_far_apart_the_ranks_ar
     for store in stores:
         store.delete_key = deletes.append  # a rank that is slow to clear up
     for _ in range(3):
-        met = meet(stores)
+        met = meet_two(stores)
         assert all((x == 2).all() for x in reduce(met))
         leave(met)
     assert len(deletes) == 3 * 4
@@ -110,27 +112,27 @@ def test_ranks_meet_whoever_came_and_died_in_earlier_attempts(stores, came, size
     for store in stores:
         store.delete_key = lambda _: None  # who is killed clears nothing up
     for number in range(2):
-        met = together(*(lambda r=r: _meet(stores[r], r, 3, Options(), 0.3) for r in came))
+        met = together(*(lambda r=r: meet(stores[r], r, 3, Options(), 0.3) for r in came))
         assert all(isinstance(error, DeadlineExceeded) for error in met), (number, met)
-    met = together(*(lambda r=r: _meet(stores[r], r, size, Options(), TIMEOUT_S) for r in range(size)))
+    met = together(*(lambda r=r: meet(stores[r], r, size, Options(), TIMEOUT_S) for r in range(size)))
     assert {comm.world_size for comm, _ in met} == {size}
     leave(met)
 
 
 def test_a_rank_that_is_killed_while_others_wait_for_it_may_come_again(stores):
     with pytest.raises(DeadlineExceeded, match="not all ranks came"):
-        _meet(stores[1], 1, 2, Options(), 0.1)
+        meet(stores[1], 1, 2, Options(), 0.1)
     founder = "".join([*"ab"] * 16)
     stores[0].set(FOUNDER, f"{founder}|without a secret|")  # and a rank 0 of which nothing more comes
     with pytest.raises(DeadlineExceeded, match="not all ranks came"):
-        _meet(stores[1], 1, 2, Options(), 0.1)
+        meet(stores[1], 1, 2, Options(), 0.1)
     assert f"gossamer/{founder}/rank/1" in stores[1].seen
-    leave(meet(stores))
+    leave(meet_two(stores))
 
 
 def test_whom_rank_0_waits_for_in_vain_is_named(stores):
     with pytest.raises(DeadlineExceeded, match=r"nothing came of rank 1, 2 in 0 s"):
-        _meet(stores[0], 0, 3, Options(), 0.1)
+        meet(stores[0], 0, 3, Options(), 0.1)
 
 
 @pytest.mark.parametrize("secret", [None, RANDOM])
@@ -146,21 +148,21 @@ def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_sec
         with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
             return comm.world_size
 
-    founder, joined = together(lambda: _meet(stores[0], 0, 2, Options(secret=secret), 3), take_the_place)
+    founder, joined = together(lambda: meet(stores[0], 0, 2, Options(secret=secret), 3), take_the_place)
     assert isinstance(founder, CollectiveError)
     assert isinstance(joined, CollectiveError) if secret else joined == 2  # as docs/torch.md says
 
 
 def test_a_secret_of_the_environment_is_that_of_all_ranks_and_is_not_shown(stores, monkeypatch):
     monkeypatch.setenv(SECRET, RANDOM)
-    met = meet(stores)
+    met = meet_two(stores)
     assert {comm.world_size for comm, _ in met} == {2}
     assert RANDOM not in repr(Options(secret=RANDOM))
     leave(met)
 
 
 def test_a_rank_that_alone_has_a_secret_is_told_so_at_once(stores):
-    for error in meet(stores, (Options(secret=RANDOM), Options())):
+    for error in meet_two(stores, (Options(secret=RANDOM), Options())):
         assert isinstance(error, BadArgument)
         assert f"set {SECRET} to the same text at all ranks" in str(error)
 
@@ -169,7 +171,7 @@ def test_a_rank_that_alone_has_a_secret_is_told_so_at_once(stores):
 def test_one_of_two_processes_that_have_one_rank_is_told_so(stores, rank):
     if rank:
         stores[2].set(FOUNDER, f"{Identity.generate().node_id}|without a secret|")
-    met = together(*(lambda store=store: _meet(store, rank, 3, Options(), 1) for store in stores[:2]))
+    met = together(*(lambda store=store: meet(store, rank, 3, Options(), 1) for store in stores[:2]))
     assert {type(error) for error in met} == {BadArgument, DeadlineExceeded}
     assert any(f"another process is rank {rank}, too: give each a number of its own" in str(error) for error in met)
 
@@ -181,24 +183,24 @@ def test_ranks_listen_on_loopback_only_if_all_are_on_one_machine(stores, monkeyp
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     here = cycle(machines)
-    monkeypatch.setattr("collectives.torch_backend._this_machine", lambda: next(here))
-    met = meet(stores)
+    monkeypatch.setattr("collectives.torch_backend.start._this_machine", lambda: next(here))
+    met = meet_two(stores)
     assert all((comm.address.split(":")[1] == "//127.0.0.1") is (len(machines) == 1) for comm, _ in met)
     leave(met)
 
 
 def test_a_store_serves_one_world_after_the_other(stores):
     for _ in range(3):
-        met = meet(stores)
+        met = meet_two(stores)
         assert [x.tolist() for x in reduce(met)] == [[2.0] * 3] * 2
         leave(met)
 
 
 def test_the_log_says_who_can_join_a_world_without_a_secret(stores, capsys):
     structlog.reset_defaults()  # as in a program that sets up no log
-    leave(meet(stores))
+    leave(meet_two(stores))
     out, said = capsys.readouterr()
     assert not out, "stdout is the program's"
     assert "whoever can write to torch's store while the ranks start" in said and SECRET in said
-    leave(meet(stores, (Options(secret=RANDOM),) * 2))
+    leave(meet_two(stores, (Options(secret=RANDOM),) * 2))
     assert "secret" not in "".join(capsys.readouterr())
