@@ -44,10 +44,10 @@ demo: $(NODE) ## a swarm of four nodes learns on this machine, at most 3 minutes
 real: $(NODE) ## SmolLM2-135M learns sums, in a swarm of two and alone: under 10 minutes on 2 cores
 	@$(BIN)/python examples/real.py $(ARGS)
 
-test: $(STAMP) ## the tests, without the slow ones, two files at a time
+test: $(STAMP) ## pure and simulated tests, and one real path of each kind: a swarm, a join, a kill, a torchrun, ...
 	@$(BIN)/pytest -n 2 --dist loadfile
 
-slow: $(STAMP) ## the slow tests; some want a real model, which it gets first (0.5 GB)
+slow: $(STAMP) ## what starts processes or sockets, or is slow; some want a real model, which it gets first (0.5 GB)
 	@$(BIN)/python examples/fetch_smollm2.py
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist worksteal tests/sim tests/unit
 	@$(BIN)/pytest -m "slow and not long" -n 2 --dist loadfile tests/chaos tests/e2e

@@ -595,6 +595,9 @@ class EvalConfig(Section):
         "part done has grown by the root of 2; in a swarm of one machine its first node only; 0: none",
     )
     count: int = Field(32, ge=1, description="questions of each task")
+    skip: int = Field(
+        0, ge=0, description="questions of each task that are passed over: a choice was made on them, say"
+    )
     completions: int = Field(
         8, ge=0, le=128, description="sampled answers to each question, for pass@k, beside the greedy one; 0: none"
     )
@@ -612,7 +615,7 @@ class BudgetConfig(Section):
     compute: int | None = Field(
         None,
         ge=1,
-        description="likewise, tokens generated or scored, plus three times those trained on; default: no bound",
+        description="likewise, tokens generated, scored or read as prompts, plus three times those trained on",
     )
 
 

@@ -5,10 +5,12 @@ Anything a person got wrong (a key, a file, a port, a missing extra) is raised a
 other exception is a defect and keeps its traceback.
 """
 
+import importlib.metadata
 import shlex
 import sys
 from pathlib import Path
 
+OWN_PACKAGES = ("node", "collectives", "protocol")
 AGAIN = "start the node again, and it goes on from its last checkpoint"
 
 
@@ -61,3 +63,19 @@ def how_to_install(extra: str) -> str:
 def for_shell(path: Path) -> str:
     """Return `path` as it stands in a command that a person is to paste into a shell."""
     return shlex.quote(str(path))
+
+
+def namesakes() -> dict[str, list[str]]:
+    """Return the distributions of others that were installed into our packages' folders, by package; PyPI has some."""
+    owners = importlib.metadata.packages_distributions()
+    found = {name: sorted({*owners.get(name, ())} - {"gossamer"}) for name in OWN_PACKAGES}
+    return {name: others for name, others in found.items() if others}
+
+
+def overwritten() -> str:
+    """Return a line on others' packages that may have overwritten files of ours; empty if there are none."""
+    others = " ".join(sorted({other for names in namesakes().values() for other in names}))
+    return others and (
+        f"another package writes into the same folders: {others}. Give gossamer an environment of its own (pipx does), "
+        f"or pip uninstall {others}, and install gossamer anew"
+    )

@@ -37,11 +37,17 @@ from node.rollouts.screening import ScoredRow, Screening, ScreeningContext
 from node.swarm.sharing import GroupExchange
 from node.tasks import UNIT, Item, TaskKey, derive_seed, is_in_range, told_outside
 from node.tasks.environments.episodes import start_of
-from node.tasks.scoring.verdicts import PATIENCE_S, Answer, Scored, Verdict, late_as_none, latest_reason
+from node.tasks.scoring.verdicts import Answer, Scored, Verdict, late_as_none, latest_reason
 from node.tasks.task_set import TaskSet, outside
 from node.telemetry.metrics_file import MetricsLog, Row
-from node.telemetry.round_metrics import LEFT_OUT, metrics_of_draw, metrics_of_own, metrics_of_samples
-from node.training.budget import Spent, is_done
+from node.telemetry.round_metrics import (
+    LEFT_OUT,
+    metrics_of_draw,
+    metrics_of_own,
+    metrics_of_samples,
+    prompts_trained_on,
+)
+from node.training.budget import TRAINED_COST, Spent, is_done
 from node.training.likelihood import surprises
 
 log = structlog.get_logger()
@@ -93,7 +99,7 @@ class Loop:
         self._longest_text = self.config.engine.max_completion_length * longest_token
         self._longest_prompt = self.config.engine.longest_prompt(self.policy.positions)
         self._encode_observation = self.policy.observations(chats=any(map(start_of, self.tasks.tasks)))
-        asked = self.config.eval.count if self.config.eval.every else 0
+        asked = self.config.eval.skip + self.config.eval.count if self.config.eval.every else 0
         sampling = self.config.sampling
         is_fed = self.config.network.enabled or sampling.source == "self" or isinstance(self.backfill, Backfill)
         draws = sampling.external and is_fed  # a node alone looks for no quotations
@@ -159,6 +165,7 @@ class Loop:
                 self.engine.load(version)
             with self._timed("questions"):
                 questions = self._questions(version)
+            self._count_prompts(sum(len(question.prompt) for question in questions))
             screening = self._screening(version)
             began = time.monotonic()
             with self._timed("generate"):
@@ -276,7 +283,7 @@ class Loop:
             if start_of(question.task) is None
             for episode in episodes
         ]
-        verdicts = iter(late_as_none(self.swarm.score(answers, PATIENCE_S)))
+        verdicts = iter(late_as_none(self.swarm.score(answers)))
         groups = []
         for question, episodes in zip(questions, completions, strict=True):
             rewards = [episode.reward if start_of(question.task) else next(verdicts) for episode in episodes]
@@ -370,7 +377,11 @@ class Loop:
         temperature = self.config.engine.temperature
         nats = self.journal.measured(len(rows), lambda: surprises(self.policy, rows, temperature))
         self.row["tokens_scored"] = self.row.get("tokens_scored", 0) + sum(tokens.sampled for _, tokens in rows)
+        self._count_prompts(sum(len(prompt) + len(tokens.given) for prompt, tokens in rows))
         return nats
+
+    def _count_prompts(self, tokens: int) -> None:
+        self.row["tokens_prompts"] = self.row.get("tokens_prompts", 0) + tokens
 
     def _encode(self, prompt: Sequence[int], episode: Episode) -> Tokens | None:
         """Return a peer's episode as tokens; None if a turn, or its prompt, is longer than an own one may be.
@@ -407,6 +418,8 @@ class Loop:
             "groups_local": min(len(own), self.config.sampling.local),
             **metrics_of_samples(samples, self.config.trainer.num_iterations),
         }
+        observed = sum(episode.observed_tokens for episodes in completions for episode in episodes)
+        self._count_prompts(observed + TRAINED_COST * prompts_trained_on(samples, self.config.trainer.num_iterations))
         self.spent = self.spent.after(self.row)
 
     def _is_retokenized(self, own: EncodedGroup, index: int) -> bool:

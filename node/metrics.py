@@ -141,6 +141,9 @@ DECLARED = (
     # What was generated.
     Metric("generated", "completions", "", "own completions", SUM),
     Metric("unscorable", "unscorable", "", "own completions that could not be scored here", SUM),
+    Metric(
+        "out_of_time", "out of time", "", "own completions that took their scorer too long, twice, and earned 0", SUM
+    ),
     Metric("tokens_generated", "generated", "tokens", "tokens of own completions", SUM, SUMMARY),
     Metric(
         "completions/mean_length",
@@ -215,6 +218,14 @@ DECLARED = (
         "scored",
         "tokens",
         "tokens whose likelihood was computed for `sampling.max_surprise`",
+        SUM,
+        SUMMARY,
+    ),
+    Metric(
+        "tokens_prompts",
+        "prompts read",
+        "tokens",
+        "tokens of prompts and observations, as often as they passed through the model: `node.training.budget`",
         SUM,
         SUMMARY,
     ),

@@ -10,7 +10,7 @@ abandoned one again at its next start, with the same numbers on a CPU.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from node.processes.signals import GivenUp, Stopping, graceful_stop
 from node.rollouts.rule import Rule, Sample
 from node.rollouts.screening import GroupBounds
 from node.state_folder import Before, exclusive, first_start, full_disk_is_clear, keep_config, resolve_seed
-from node.swarm.averaging import exchange_weights
+from node.swarm.averaging import Weights, exchange_weights
 from node.swarm.peering import Network
 from node.swarm.sharing import GroupExchange
 from node.swarm.swarm_folder import load_manifest, split_of
@@ -214,6 +214,7 @@ class Parts(NamedTuple):
     ranks: Ranks = Ranks()  # of which this process is number 0
     rule: Rule | None = None  # in place of the configuration's
     backfill: Backfill | None = None
+    weights: AbstractContextManager[Weights] | None = None  # in place of an exchange with peers
 
 
 def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOTHING_GIVEN) -> None:
@@ -247,7 +248,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         resumed = node.checkpoint.path if node.checkpoint else None
         loop.resume(resumed)
         weights = stack.enter_context(
-            exchange_weights(config, folder, policy, resumed, node.network and node.network.host)
+            node.weights or exchange_weights(config, folder, policy, resumed, node.network and node.network.host)
         )
         scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
         evaluations = Evaluations(

@@ -249,15 +249,15 @@ def first_start(config: NodeConfig, folder: Path, before: Before | None = None) 
 
 
 def check_begun(given: NodeConfig, folder: Path) -> None:
-    """Raise `UserError` where neither `given` nor `folder`, which has a key, says what its node is to be.
+    """Raise `UserError` where neither `given` nor `folder` says what its node is to be.
 
-    So it is after `gossamer identity import`, and after a `gossamer join` that was refused or cut off.
+    So it is where the folder's name is misspelt, and after a `gossamer join` that was refused or cut off.
     """
     is_begun = any((folder / name).exists() for name in (SETTINGS_FILE, CONFIG_FILE))
-    if (folder / KEY_FILE).exists() and not is_begun and given.model_fields_set.isdisjoint({"policy", "tasks", "role"}):
+    if not is_begun and given.model_fields_set.isdisjoint({"policy", "tasks", "role"}):
         raise UserError(
-            f"nothing was started in {folder} yet, it only has a key: say what to train, such as --model builtin, or "
-            "join a swarm with `gossamer join`"
+            f"no node was started in {folder} yet: for a new one say what to train, such as --model builtin, or join a "
+            "swarm with `gossamer join`"
         )
 
 

@@ -102,6 +102,7 @@ from protocol.wire.envelope import (
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     TOPIC_BYTES,
+    Ack,
     AskManifest,
     Body,
     Busy,
@@ -135,7 +136,7 @@ class Traffic:
 
 
 GOSSIP: dict[int, Callable[[bytes], Have | Want | DontHave | Interest]] = {
-    message.kind: message.decode for message in (Have, Want, Cancel, DontHave, Busy, Interest)
+    message.kind: message.decode for message in (Have, Want, Cancel, Ack, DontHave, Busy, Interest)
 }
 
 

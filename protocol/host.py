@@ -70,6 +70,8 @@ MAX_ADMITTED = 1024  # nodes that `admits` knows of: four groups of the largest 
 ADDRESS_INTERVAL_S = 10.0  # between two looks at this machine's addresses, which send nothing
 LIST_INTERVAL_S, LIST_RETRY_S = 2.0, 60.0  # short, as a person who revokes something waits for it
 COMMANDS_PER_STEP = 256
+HAND_OVER_TIMEOUT_S = 10.0  # until the peers of a slow line have taken a group of 200 kB, or one peer a round
+STOP_S = 1.0  # for what is queued when a host stops
 PUBLISH_TIMEOUT_S = 10.0  # a network thread that takes nothing for so long hangs, or shares its core with far too many
 
 Command = Judgement | PortMapped | Neighbour
@@ -175,6 +177,14 @@ class Received:
     frame: bytes = b""
 
 
+class _Leaving:
+    """A wait for others to take what we published: `left` items have no other holder."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.is_over = threading.Event()
+
+
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
     """A live peer: `state` is the failure detector's, `rtt_s` the last round trip, if one was measured.
@@ -272,6 +282,7 @@ class Host:
         )
         self._commands: Mailbox[Command] = Mailbox(self._limits.inbox_items, self._limits.inbox_bytes, lambda _: 0)
         self._stopping = threading.Event()
+        self._leaving: _Leaving | None = None
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
         self._core: Core | None = None
@@ -490,8 +501,27 @@ class Host:
         """Tell whether the swarm's owner has revoked `node`, as far as is known here."""
         return self._setup.gate.is_revoked(node)
 
+    def hand_over(self, timeout: float = HAND_OVER_TIMEOUT_S) -> int:
+        """Wait until others have what we published in the last minute; return how many items nobody else has.
+
+        To be called before `stop`. It waits `timeout` seconds at most, and no longer than somebody may still take an
+        item: a peer that wants its topic and is not sated, one that asked for it, or, where there is no peer, one that
+        we may still dial. An item has another holder once a peer, or several together, acknowledged or announced all of
+        it. Raises nothing: if the network failed, nothing more is taken.
+        """
+        leaving = self._leaving = _Leaving(len(self._outbox))
+        if self._thread is None or self._failure is not None:
+            return leaving.left
+        self._wake()
+        leaving.is_over.wait(timeout)
+        return leaving.left
+
     def stop(self) -> None:
-        """Leave: close every socket and end the thread. What is still queued is lost. Safe to call twice."""
+        """Leave: end the thread and close every socket. Safe to call twice.
+
+        What is queued for peers is sent first, for `STOP_S` seconds at most. What nobody asked for yet is lost: see
+        `hand_over`.
+        """
         self._stopping.set()
         if self._transport is not None:
             self._transport.wake()
@@ -540,6 +570,7 @@ class Host:
                     # One wake-up for all that comes meanwhile: each takes the interpreter from the training.
                     self._stopping.wait(transport.until_review)
                     wait = driver.wait()
+                self._hand_over(core, now)
                 self._take_later(core, driver)
                 self._take_wish(driver)
                 self._keep_uses(driver, now)
@@ -562,11 +593,24 @@ class Host:
                     self._save(core)
                     saved, next_save, save_pause = revision, now.steady + save_pause, min(LAST_SAVE_S, 2 * save_pause)
             self._save(core)
+            transport.flush(STOP_S)
         except Exception as error:
             log.exception("the network failed")
             self._failure = error
         finally:
             transport.close()
+            if (leaving := self._leaving) is not None:
+                leaving.is_over.set()
+
+    def _hand_over(self, core: Core, now: Instant) -> None:
+        """Tell who waits in `hand_over` how much is left, and whether to wait longer."""
+        if (leaving := self._leaving) is None or leaving.is_over.is_set():
+            return
+        waiting, state = len(self._outbox), core.gossip.hand_over(now)
+        leaving.left = waiting + state.untaken
+        may_be_taken = state.has_takers or (not core.membership.peers and core.membership.may_find_peers)
+        if not leaving.left or not (waiting or may_be_taken):
+            leaving.is_over.set()
 
     def _describe(self, core: Core, notices: Notices, now: Instant) -> None:
         """Take the snapshots that other threads read, and log what a person would want to know."""

@@ -6,11 +6,13 @@ The environment is set here, before any test module imports torch, matplotlib or
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import forkserver
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.starts import STARTS, StartNoter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -26,7 +28,32 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.register_profile("local", deadline=None, print_blob=True, suppress_health_check=SLOW_MACHINE)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+UNMARKED = "it starts a process or a socket: mark it slow, or real if it is the one path of its kind in `make test`"
+MARKS = {"real", "slow", "long", "browser", "gpu"}
 FORKED = ("tests.collectives_member", "tests.fakes.nodes")  # modules whose functions run in children of the fork server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Note which tests start something."""
+    config.pluginmanager.register(StartNoter())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in e2e/ and chaos/ as slow, but for the real paths."""
+    for item in items:
+        if {"e2e", "chaos"} & set(item.path.parts) and not MARKS & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test of `make test` that starts something and does not say so."""
+    report = yield
+    is_marked = MARKS & {mark.name for mark in item.iter_markers()}
+    if report.when == "call" and report.passed and STARTS in item.user_properties and not is_marked:
+        report.outcome, report.longrepr = "failed", UNMARKED
+    return report
 
 
 def pytest_collection_finish() -> None:

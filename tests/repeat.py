@@ -2,9 +2,7 @@
 
     python -m tests.repeat [--times 20] [--load 8] [--out runs/repeat] [what pytest takes]
 
-First, all tests that pytest collects run once. Only those that start a process, or bind or connect a socket, run again.
-They are known by what they do: this module is also the plug-in of pytest that notes it. A test also counts if a fixture
-that it uses started something for an earlier test.
+First, all tests that pytest collects run once. Only those that start something run again (`tests.starts`).
 
 Each run is a pytest of its own, two files at a time as in `make test`. Its output is kept in the folder. The last lines
 are a table: each test that failed, and in how many of the runs. If there is one, the exit status is 1.
@@ -17,16 +15,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
-AUDITED = {"subprocess.Popen", "os.fork", "os.posix_spawn", "socket.bind", "socket.connect"}
-STARTS = ("starts", True)  # a property of a test's report
+from tests.starts import STARTS
+
+ALL = ("-m", "not long and not browser and not gpu")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.repeat", "-n", "2", "--dist", "loadfile")
 SIGNAL = ("-o", "timeout_method=signal")  # a test that hangs fails; by the usual method its process would end
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
@@ -40,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/repeat"), help="a folder for what the runs print")
     options, chosen = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    first = run(options.out / "all", chosen)
+    first = run(options.out / "all", [*ALL, *chosen])
     if not first["starts"]:
         sys.exit("none of these tests starts a process or a socket")
     again = options.out / "starts"
@@ -88,69 +86,30 @@ def run(path: Path, chosen: Sequence[str]) -> dict[str, Any]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to note what tests start."""
-    config.pluginmanager.register(Recorder(is_worker=hasattr(config, "workerinput")))
+    if not hasattr(config, "workerinput"):  # the process that has all reports
+        config.pluginmanager.register(Recorder())
 
 
 class Recorder:
-    """Notes, in the processes that run tests, which of them start something; the one that has all reports writes it."""
+    """Writes which tests there were, which failed, and which start something."""
 
-    def __init__(self, is_worker: bool) -> None:
-        self._is_worker = is_worker
-        self._test: pytest.Item | None = None
-        self._started = 0
-        self._fixtures: set[str] = set()  # that started something
+    def __init__(self) -> None:
         self._tests: set[str] = set()
         self._starts: set[str] = set()
         self._failed: set[str] = set()
-        sys.addaudithook(lambda event, _: self._note() if event in AUDITED else None)
-        for name in ("bind", "connect"):
-            setattr(zmq.Socket, name, self._noting(getattr(zmq.Socket, name)))
-
-    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(*arguments: Any, **options: Any) -> Any:
-            self._note()
-            return function(*arguments, **options)
-
-        return noting
-
-    def _note(self) -> None:
-        self._started += 1
-        if self._test is not None and STARTS not in self._test.user_properties:
-            self._test.user_properties.append(STARTS)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Note what starts meanwhile as this test's."""
-        self._test = item
-        return (yield)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
-        """Note fixtures that start something."""
-        before = self._started
-        value = yield
-        if self._started > before:
-            self._fixtures.add(fixturedef.argname)
-        return value
-
-    def pytest_runtest_call(self, item: pytest.Item) -> None:
-        """Note a test that uses such a fixture, which may be older than it."""
-        if not self._fixtures.isdisjoint(getattr(item, "fixturenames", ())):
-            self._note()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what is told of a test."""
         self._tests.add(report.nodeid)
         if report.failed:
             self._failed.add(report.nodeid)
-        if dict(report.user_properties).get(STARTS[0]):
+        if STARTS in map(tuple, report.user_properties):
             self._starts.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         """Write it."""
-        if not self._is_worker:
-            found = {"count": len(self._tests), "failed": sorted(self._failed), "starts": sorted(self._starts)}
-            Path(os.environ["REPEAT_RESULT"]).write_text(json.dumps(found))
+        found = {"count": len(self._tests), "failed": sorted(self._failed), "starts": sorted(self._starts)}
+        Path(os.environ["REPEAT_RESULT"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

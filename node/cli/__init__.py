@@ -15,16 +15,23 @@ import faulthandler
 import sys
 from collections.abc import Sequence
 
+from node.errors import overwritten
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit, as `node.cli.app.main` says; Ctrl-C ends it quietly while it is imported, too.
 
-    If native code crashes, stderr says in which line of Python.
+    If native code crashes, stderr says in which line of Python. If a file of ours was overwritten, a line says by whom.
     """
     faulthandler.enable(2)  # the descriptor of stderr: `sys.stderr` may be none
     try:
-        from node.cli import app
-
+        try:
+            from node.cli import app
+        except Exception:
+            if not (line := overwritten()):
+                raise
+            sys.stderr.write(f"error: {line}\n")
+            sys.exit(2)
         app.main(arguments)
     except KeyboardInterrupt:
         sys.exit(130)

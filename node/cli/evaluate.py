@@ -118,10 +118,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
 
 
 def shown(answers: "dict[str, dict[str, list[ScoredQuestion]]]", count: int) -> Iterator[str]:
-    """Yield lines about `count` questions, as many of each task as of another, with each kind of answers.
-
-    Nothing is shown of a kind whose answers to a question could not be scored.
-    """
+    """Yield lines about `count` questions, as many of each task as of another, with each kind of answers."""
     turns = zip_longest(*([(task, answer.item) for answer in found] for task, found in answers["greedy"].items()))
     for task, item in islice(filter(None, chain.from_iterable(turns)), count):
         yield f"{quoted(task)}  {quoted(item.question)}"
@@ -152,6 +149,8 @@ def _print(reports: "dict[str, EvalReport]") -> None:
         console.width = WIDE
     console.print(table)
     console.print(f"{greedy.overall.questions} different held-out questions; intervals count questions.")
+    if unscorable := sum(report.overall.unscorable for report in reports.values()):
+        console.print(f"{unscorable} answers could not be scored and count as wrong: the log says why.")
 
 
 def _cells(score: "Score") -> tuple[str, ...]:
@@ -170,5 +169,5 @@ def _pass_cells(reports: "dict[str, EvalReport]", task: str, best: int | None) -
     if best is None:
         return ()
     sampled = reports["sampled"]
-    score = next((row for row in (*sampled.tasks, sampled.overall) if row.task == task), None)
-    return ("", "") if score is None else (f"{score.pass_at[1]:.1%}", f"{score.pass_at[best]:.1%}")
+    score = next(row for row in (*sampled.tasks, sampled.overall) if row.task == task)
+    return f"{score.pass_at[1]:.1%}", f"{score.pass_at[best]:.1%}"

@@ -178,8 +178,8 @@ def price(
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
     """Compare two runs, or two arms over their common seeds.
 
-    Compute is tokens generated or scored, plus three times those trained on. Groups and KiB are for a round. The last
-    row is A's compute until its best reward, divided by B's until the same reward.
+    Compute is tokens generated, scored or read as prompts, plus three times those trained on. Groups and KiB are for a
+    round. The last row is A's compute until its best reward, divided by B's until the same reward.
 
     \b
     Example:

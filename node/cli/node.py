@@ -101,7 +101,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer node --state n0 --listen tcp://0.0.0.0:4001
+      gossamer node --state n0 --model builtin --listen tcp://0.0.0.0:4001
       gossamer node --state n0 --task ./riddles.py
       gossamer node --state n0 --reward ./rewards.py:accuracy --reward trl:think_format_reward --data rows.jsonl
       gossamer node --state n1 --seed-peer "$(cat n0/address)" --model runs/models/smollm2-135m-instruct
@@ -134,7 +134,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     }
 
     def look(given: NodeConfig) -> None:
-        if join is None:
+        if join is None and config is None and (folder.exists() or not dry_run):
             check_begun(given, folder)
         if not dry_run:
             check_first(given, folder)

@@ -57,6 +57,7 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
     from rich.text import Text
 
     from node.fleet.live_table import clock, size
+    from node.swarm.peering import UPDATE
     from node.telemetry.refusals import meaning
 
     swarm, counters = tree["swarm"], tree["counters"]
@@ -106,6 +107,8 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
     for reason, count in sorted(tree["rejected"].items()):
         refused.add_row(Text(printable(reason)), str(count), meaning(reason))
     parts: list[RenderableType] = [head]
+    if tree["other_form"]:
+        parts.append(Text(f"{tree['other_form']}: {UPDATE}"))
     if tree["twin"]:
         parts.append(
             Text(f"another process runs with this node's key, at {printable(tree['twin'])}: stop one of the two")

@@ -83,6 +83,11 @@ class Played:
         """How many tokens the policy sampled."""
         return sum(len(turn.token_ids) for turn in self.turns)
 
+    @property
+    def observed_tokens(self) -> int:
+        """How many tokens of observations the policy read."""
+        return sum(len(seen.token_ids) for seen in self.observed)
+
     def as_list(self) -> list[Any]:
         """Return it as the list that `from_list` takes, for a file."""
         return [[turn.as_list() for turn in self.turns], list(map(list, self.observed)), self.reward]

@@ -64,18 +64,20 @@ from node.rollouts.rule import Candidate, mean_advantages
 from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
-from node.swarm.peering import Network
+from node.swarm.peering import LEAVE_S, Network
 from node.swarm.sharing import published_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
-from node.tasks.scoring.verdicts import LATE, PATIENCE_S, Answer, Verdict
+from node.tasks.scoring.verdicts import LATE, Answer, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
 from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
 from protocol.credentials.invite import Invite
+from protocol.limits.timing import WAN
 from protocol.storage import write_atomically
 
 ASKED_FILE = "asked"  # how many questions were asked, in the folder
+SCORE_S = 120.0
 START_S = 300.0  # joining takes half a minute at most; other people's tasks may take minutes to load
 CALL_S = 30.0
 GRACE_S = 1.0  # that a call may take beyond its `timeout`: what it began is ended in order
@@ -246,7 +248,7 @@ class Exchange:
         _check_counts(count=count)
         return self._do(lambda: self._ask(count), timeout, f"{count} questions")
 
-    def score(self, question: AskedQuestion, texts: Sequence[str], *, timeout: float = PATIENCE_S) -> list[Verdict]:
+    def score(self, question: AskedQuestion, texts: Sequence[str], *, timeout: float = SCORE_S) -> list[Verdict]:
         """Return the reward of each answer to a question; None for one that cannot be scored here.
 
         Raises:
@@ -264,7 +266,7 @@ class Exchange:
         finished: Sequence[bool],
         *,
         kept: bool = True,
-        timeout: float = PATIENCE_S,
+        timeout: float = SCORE_S,
     ) -> bool:
         """Send the answers to a question as one group, if it may teach; tell whether it was sent.
 
@@ -345,6 +347,9 @@ class Exchange:
     def close(self, *, timeout: float = CALL_S) -> None:
         """Leave the network and let go of the folder. Closing twice does nothing.
 
+        It waits for some seconds (`node.swarm.peering.LEAVE_S`) until peers have what was published last, and says how
+        many groups nobody took.
+
         Raises:
             TimeoutError: a call in progress did not end in time; it is closed once that ends.
         """
@@ -361,7 +366,7 @@ class Exchange:
         question: AskedQuestion,
         texts: Sequence[str],
         *,
-        timeout: float = PATIENCE_S,  # as `score`
+        timeout: float = SCORE_S,  # as `score`
     ) -> list[Verdict]:
         """Do what `score` does."""
         return await asyncio.to_thread(self.score, question, texts, timeout=timeout)
@@ -373,7 +378,7 @@ class Exchange:
         finished: Sequence[bool],
         *,
         kept: bool = True,
-        timeout: float = PATIENCE_S,  # as `publish`
+        timeout: float = SCORE_S,  # as `publish`
     ) -> bool:
         """Do what `publish` does."""
         return await asyncio.to_thread(self.publish, question, texts, finished, kept=kept, timeout=timeout)
@@ -582,7 +587,7 @@ def _leave(thread: CallThread, stack: ExitStack) -> None:
     done = _end(thread, stack)
     if not thread.is_current:
         with suppress(TimeoutError):
-            done.result(GRACE_S)
+            done.result(LEAVE_S[WAN] + GRACE_S)
 
 
 def _check_counts(**counts: Any) -> None:

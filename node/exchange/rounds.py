@@ -9,6 +9,7 @@ A draw begins, fills and takes. It may fill several times before it takes, as gr
 used nothing. Nothing here waits, but for verdicts. One thread owns it.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +63,7 @@ class SwarmRounds:
         """
         return self.context.tasks.ask(self.seed, number, lambda item: self.context.encode_prompt(item) is not None)
 
-    def score(self, answers: Sequence[Answer], seconds: float) -> list[MaybeLate]:
+    def score(self, answers: Sequence[Answer], seconds: float = math.inf) -> list[MaybeLate]:
         """Return the verdict on each own answer, or that it is late, within `seconds`."""
         return self.context.judged(Scoring(answers, is_own=True).wait, seconds)
 

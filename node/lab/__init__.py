@@ -6,7 +6,9 @@
     lockstep    the runner "memory": all nodes of a swarm in one process, round by round
     ensemble    their generation, one batch for all of them
     churn       when nodes leave and come back
+    averaging   weights of the runner "memory", averaged by a node's own code
     controls    rules that are no settings of a node
+    candidates  those that may become the default rule
     attacks     what hostile nodes of a run publish
     trials      a file of attacks: which attack meets which defence
     damage      how often honest nodes do what an attack wanted, and what they lose
@@ -17,5 +19,5 @@
     tables      the table, the JSON, prices and the comparison of two
     plots       reward over rounds and over compute
 
-Arms differ in a node's settings, and in delay, attack, slow nodes, churn, control and parts (`plan`).
+Arms differ in a node's settings, and in delay, attack, churn, control, moments and parts (`plan`).
 """

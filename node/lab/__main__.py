@@ -6,6 +6,7 @@ It ends when its standard input does. That is a pipe from the laboratory, so kil
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -31,7 +32,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--delay", type=int, default=0)
-    parser.add_argument("--slow", type=int, default=0)
+    parser.add_argument("--moments", default="kept")
+    parser.add_argument("--tempo", type=json.loads, default={}, help="pace and begins of each node")
     parser.add_argument("--attack", type=AttackConfig.model_validate_json)
     parser.add_argument("--churn", type=ChurnConfig.model_validate_json)
     parser.add_argument("--control", choices=list(CONTROLS))
@@ -73,7 +75,8 @@ def _in_memory(plan: RunPlan, options: argparse.Namespace, began: float) -> int:
             options.delay,
             started=began,
             attack=options.attack,
-            slow=options.slow,
+            tempo=options.tempo,
+            moments=options.moments,
             churn=options.churn,
             control=options.control,
         )

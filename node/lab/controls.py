@@ -4,6 +4,7 @@
 
 They are no settings of a node: an arm of the runner "memory" names one (`control = "wrong"`), and its nodes have the
 default rule otherwise. What is drawn is verified as ever, and the bounds on what a peer may teach hold as they are set.
+Candidates for the default rule are named in the same way (`node.lab.candidates`).
 
 To add a control: write its function, and give it a line above and in `CONTROLS`.
 """
@@ -11,7 +12,8 @@ To add a control: write its function, and give it a line above and in `CONTROLS`
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from node.rollouts.rule import FLAT, Candidate, DrawRequest, Pick, Rule
+from node.lab.candidates import CANDIDATES, Control
+from node.rollouts.rule import FLAT, Candidate, DrawRequest, Pick
 from node.rollouts.rules import positive
 
 
@@ -28,4 +30,7 @@ def wrong_of_each(candidates: Sequence[Candidate], request: DrawRequest) -> list
     return picks
 
 
-CONTROLS: Mapping[str, Rule] = {"wrong": replace(positive.RULE, peers=wrong_of_each, easy_below=0.0)}
+CONTROLS: Mapping[str, Control] = {
+    "wrong": lambda part: replace(positive.RULE, peers=wrong_of_each, easy_below=0.0),
+    **CANDIDATES,
+}

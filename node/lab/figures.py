@@ -5,7 +5,7 @@ The figures of a run, each a mean over its nodes:
     cumulative    the sum over rounds of the mean reward of a round's own completions
     first, last   that reward in the first and the last tenth of the rounds
     best          the highest reward, smoothed over `WINDOW` rounds
-    compute       what a node spent, generated and scored tokens + 3 x trained ones (`node.training.budget`)
+    compute       what a node spent (`node.training.budget`)
     by_compute    the mean of the reward over what was spent: this compares arms that are given the same compute
     reach         what the baseline of the same seed spent until its best reward, over what this run spent until the
                   same reward; 0 if it never got there
@@ -29,6 +29,12 @@ from typing import NamedTuple
 from node.lab.results import PASS_1, RIGHT_ENTROPY, RunResult
 from node.lab.statistics import Estimate, estimate, smooth
 from node.lab.worth import Pooling, pairs_at_equal_compute, pooling_efficiency
+
+ALIKE = 0.002  # greedy accuracies less far apart are of one policy: JSON has four digits
+PLAIN = ("cumulative", "first", "last", "compute", "external", "kib_sent")
+
+
+UNTRAINED = "untrained"  # the line of what all arms on a base begin with
 
 
 class ArmLine(NamedTuple):
@@ -90,7 +96,7 @@ def cost_of(result: RunResult, overhead: float) -> float:
 
 def figures(result: RunResult) -> dict[str, float]:
     """Return the figures of one run that are numbers, by their names."""
-    plain = {key: getattr(result, key) for key in ("cumulative", "first", "last", "compute", "external", "kib_sent")}
+    plain = {key: getattr(result, key) for key in (*PLAIN, "weights_kib")}
     plain["by_compute"] = by_compute(result)
     last = result.held_out[-1].get(RIGHT_ENTROPY) if result.held_out else None
     scores = {"accuracy": result.accuracy, "graded": result.graded, **result.passes}
@@ -101,6 +107,8 @@ def figures(result: RunResult) -> dict[str, float]:
 def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> list[ArmLine]:
     """Return a line for each arm on each base, and for each part of it, in the order of their first runs.
 
+    Before them is one for the policy that all on a base begin with, if all runs have evaluated the same one.
+
     Args:
         results: of runs, and of parts of them.
         baseline: the arm that others are compared with, if they name none.
@@ -108,7 +116,10 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
     """
     whole = {(result.base, result.arm, result.seed): result for result in results if not result.part}
     lines = []
+    untrained = {base: _untrained(base, results) for base in dict.fromkeys(result.base for result in results)}
     for base, arm, part in dict.fromkeys((result.base, result.arm, result.part) for result in results):
+        if (line := untrained.pop(base, None)) is not None:
+            lines.append(line)
         mine = [result for result in results if (result.base, result.arm, result.part) == (base, arm, part)]
         beside = mine[-1].beside
         against = {run.seed: whole.get((base, beside or baseline, run.seed)) for run in mine}
@@ -146,6 +157,18 @@ def tabulate(results: Sequence[RunResult], baseline: str, central: str = "") -> 
         pooling = pooling_efficiency(pairs)
         lines.append(ArmLine(base, arm, len(mine), estimates, part, beside, pooling))
     return lines
+
+
+def _untrained(base: str, results: Sequence[RunResult]) -> ArmLine | None:
+    """Return the line of the policy that the runs on a base begin with; None if it is not one, or was not evaluated."""
+    begun = [
+        {"accuracy": run.curve[0][1], **run.held_out[0]}
+        for run in results
+        if run.base == base and run.curve and run.curve[0][0] == 0 and run.held_out
+    ]
+    if not begun or any(abs(other["accuracy"] - begun[0]["accuracy"]) > ALIKE for other in begun):
+        return None
+    return ArmLine(base, UNTRAINED, 0, {key: Estimate(value, math.nan) for key, value in begun[0].items()})
 
 
 def _spent_until(result: RunResult, reward: float) -> float | None:

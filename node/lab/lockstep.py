@@ -8,8 +8,9 @@ finds in its buffer depends on how fast the others are.
 
 What is left out: processes, sockets and gossip. A group that a node publishes is checked as any peer's is, once for
 all, and lies in the buffer of every other node `delay` rounds after it was made, at the next round with `delay` 0.
-The last `slow` nodes take two rounds of the others for each of theirs. Under churn a node that is away sits out
-rounds of the others; when it is back it gets what was posted meanwhile, as a real one is announced what its peers hold.
+A node of pace p takes p rounds of the fastest for each of its own. Under churn a node that is away sits out rounds of
+the others, and so does one that joins late; when it is there it gets what was posted meanwhile, as a real one is
+announced what its peers hold. Weights are averaged by a node's own code (`node.lab.averaging`).
 Under an attack the last nodes are hostile: they live as the others do, and what they publish is the attack's.
 After a kill a run is not resumed: it begins anew.
 """
@@ -27,16 +28,18 @@ from typing import Any
 
 import torch
 
+from collectives.types import Codec
 from node.config import NodeConfig
 from node.engines import Generated, SamplingParams, in_process
 from node.errors import UserError
 from node.fleet.local_swarm import RunPlan, make_folders, node_config, node_folders, record_plan, write_run_summary
 from node.lab.attacks import ATTACKS, LOOK_BACK, LabAttack, Scene
+from node.lab.averaging import Averaging, LockstepWeights, optimizers_known
 from node.lab.churn import Departures, stretches
 from node.lab.controls import CONTROLS
 from node.lab.damage import Witness
 from node.lab.ensemble import Request, generate, kind_of
-from node.lab.plan import AttackConfig, ChurnConfig
+from node.lab.plan import AttackConfig, ChurnConfig, Moments
 from node.policy.load import Policy, load_policy
 from node.rollouts.group import Group, encode
 from node.rollouts.group_buffer import ReceivedGroup, as_received
@@ -47,7 +50,10 @@ from node.tasks import TaskKey, derive_seed, load_tasks
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
 from node.telemetry.summary import Summary
+from node.training.budget import Spent, part_done
 from protocol.host import Counters
+
+ALIKE: Mapping[str, Sequence[float]] = {}
 
 
 def run_in_memory(
@@ -56,9 +62,10 @@ def run_in_memory(
     *,
     started: float,
     attack: AttackConfig | None = None,
-    slow: int = 0,
+    tempo: Mapping[str, Sequence[float]] = ALIKE,
     churn: ChurnConfig | None = None,
     control: str | None = None,
+    moments: Moments = "kept",
 ) -> Summary:
     """Run `plan` to its end in this process; leave a run's folder, but no report.
 
@@ -67,9 +74,10 @@ def run_in_memory(
         delay: rounds that a group needs to get to the others.
         started: when the command was given, Unix seconds.
         attack: of the last of the nodes on the others.
-        slow: how many nodes, the last ones, take twice as long for a round.
+        tempo: of each node its `pace`, and in `begins` the part of its run that the first node has done when it joins.
         churn: of all nodes; None: they are there from the first round to the last.
         control: the rule of all nodes, one of `node.lab.controls`; None: that of their settings.
+        moments: Adam's, when weights are averaged.
 
     Raises:
         UserError: the settings cannot be used, or ask for what only a real node has.
@@ -86,6 +94,9 @@ def run_in_memory(
     tasks = _tasks_of(configs)
     mail = Mail(tasks[0], 4 * plan.config.sampling.completions, delay)
     witness = Witness(tasks[0])
+    paces, begins = tempo.get("pace", [1] * plan.nodes), tempo.get("begins", [0] * plan.nodes)
+    averaging = Averaging(delay, moments, _averaging(configs, begins))
+    part_of: dict[int, Callable[[], float]] = {}  # of its run that each node has done
     honest = plan.nodes - (attack.nodes if attack else 0)
 
     def node(index: int, folder: Path) -> None:
@@ -95,25 +106,28 @@ def run_in_memory(
             exchange: MailExchange = HostileExchange(mail, index, attack, config)
         else:
             exchange = mail.exchange(index, witness)
-        if index >= plan.nodes - slow:
-            exchange.slow_down(partial(turns.skip, index))
+        weights = None
+        if config.weights.mode != "off":
+            weights = LockstepWeights(index, averaging, config.weights, policy, lambda: exchange.now)
+        pause = partial(turns.skip, index)
+        exchange.slow_down(int(paces[index]), pause)
+        part_of[index] = lambda: part_done(config, *exchange.done)
         departures = Departures(stretches(churn, plan.seed, index)) if churn else None
-
-        def come_and_go(rounds: int) -> None:
-            if departures is not None:
-                exchange.stay_away(departures.due(rounds), partial(turns.skip, index))
-
+        come_and_go = _Presence(exchange, weights, pause, departures, begins[index], part_of[0])
         engine = _LockstepEngine(turns, index, policy, come_and_go)
         metrics = MetricsLog(folder / "metrics.jsonl")
-        rule = CONTROLS[control] if control else None
-        train_node(Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics, rule=rule))
+        rule = CONTROLS[control](part_of[index]) if control else None
+        parts = Parts(config, folder, config.seed or 0, policy, engine, tasks[index], exchange, metrics, rule=rule)
+        train_node(parts if weights is None else parts._replace(weights=weights.while_there()))
 
-    turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
+    with optimizers_known():
+        turns.run([partial(node, index, folder) for index, folder in enumerate(node_folders(plan).values())])
     witness.write(plan.out, honest)
     also = {
         "delay": delay,
         "attack": attack and attack.model_dump(),
-        "slow": slow,
+        "tempo": dict(tempo),
+        "moments": moments,
         "control": control,
         "cpu_seconds": time.process_time(),
     }
@@ -123,10 +137,26 @@ def run_in_memory(
 def _check(config: NodeConfig) -> None:
     for key, wrong in {
         "engine beside the trainer (engine.kind, engine.ahead)": not config.engine.own_weights,
-        "weights.mode": config.weights.mode != "off",
+        "codec for weights (weights.codec)": config.weights.codec != Codec.NONE.value,
     }.items():
         if wrong:
             raise UserError(f"the runner 'memory' has no {key}: choose runner = \"processes\"")
+
+
+def _averaging(configs: Sequence[NodeConfig], begins: Sequence[float]) -> set[int]:
+    """Return the nodes that average weights from the start.
+
+    Raises:
+        UserError: nodes that average weights cannot do so with each other.
+    """
+    nodes = [index for index, config in enumerate(configs) if config.weights.mode != "off"]
+    if any(
+        (configs[index].policy, configs[index].weights.mode)
+        != (configs[nodes[0]].policy, configs[nodes[0]].weights.mode)
+        for index in nodes
+    ):
+        raise UserError("nodes average weights of different policies, or in different ways: give them one of each")
+    return {index for index in nodes if begins[index] == 0}
 
 
 def _tasks_of(configs: Sequence[NodeConfig]) -> list[TaskSet]:
@@ -136,6 +166,35 @@ def _tasks_of(configs: Sequence[NodeConfig]) -> list[TaskSet]:
         alike = index > 0 and config.tasks == configs[index - 1].tasks
         sets.append(sets[-1] if alike else load_tasks(config.tasks))
     return sets
+
+
+@dataclass(slots=True)
+class _Presence:
+    """Has a node sit out rounds of the others: until it joins, and when it is away. To be called before its rounds."""
+
+    exchange: "MailExchange"
+    weights: LockstepWeights | None
+    pause: Callable[[], None]
+    departures: Departures | None
+    begins: float
+    first: Callable[[], float]  # the part of its run that the first node has done
+
+    def __call__(self, rounds: int) -> None:
+        """Return when the node is there, and has done so many rounds."""
+        if self.begins:
+            while self.first() < self.begins:
+                self.exchange.stay_away(1, self.pause)
+            self.begins = 0.0
+            self._is_back()
+        if self.departures is not None and (away := self.departures.due(rounds)):
+            if self.weights is not None:
+                self.weights.leave()
+            self.exchange.stay_away(away, self.pause)
+            self._is_back()
+
+    def _is_back(self) -> None:
+        if self.weights is not None:
+            self.weights.back()
 
 
 class Turns:
@@ -324,7 +383,8 @@ class MailExchange:
         self._index = index
         self._witness = witness
         self._round = 0
-        self._pause: Callable[[], None] | None = None
+        self._pace, self._pause = 1, _no_pause
+        self.done = (0, Spent())  # rounds, and what the node has spent in them
         self._place = 0
         self._sent = self._received = self._items_sent = self._items_received = 0
 
@@ -341,9 +401,14 @@ class MailExchange:
             self._post(group)
         return len(posted)
 
-    def slow_down(self, pause: Callable[[], None]) -> None:
-        """Let each round take two of the others', in the second of which this node does nothing but call `pause`."""
-        self._pause = pause
+    @property
+    def now(self) -> int:
+        """The lockstep's round that this node is in."""
+        return self._round
+
+    def slow_down(self, pace: int, pause: Callable[[], None]) -> None:
+        """Let each round take `pace` of the others', after the first of which this node does nothing but `pause`."""
+        self._pace, self._pause = pace, pause
 
     def stay_away(self, rounds: int, pause: Callable[[], None]) -> None:
         """Let so many rounds of the others go by, in which this node does nothing but call `pause`."""
@@ -353,8 +418,7 @@ class MailExchange:
 
     def _next_round(self) -> None:
         self._round += 1
-        if self._pause is not None:
-            self.stay_away(1, self._pause)
+        self.stay_away(self._pace - 1, self._pause)
 
     def _post(self, group: Group, key: int = 0) -> None:
         self._sent += self._mail.post(self._index, self._round, group, key)
@@ -379,6 +443,7 @@ class MailExchange:
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """Tell nobody."""
+        self.done = row["round"], self.done[1].after(row)
 
     def taught(self) -> Mapping[str, int]:
         """See `GroupExchange.taught`: nobody reports."""
@@ -387,6 +452,10 @@ class MailExchange:
     def traffic(self) -> Counters:
         """Return what went through the mail: bytes of groups alone, a group sent once."""
         return Counters(self._sent, self._received, self._items_sent, self._items_received, 0, 0, 0, {})
+
+
+def _no_pause() -> None:
+    pass
 
 
 class HostileExchange(MailExchange):

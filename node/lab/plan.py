@@ -8,7 +8,7 @@
 
     [settings]                     # of every node, as in any CONFIG
     rounds = 300
-    budget.compute = 200000        # generated tokens + 3 x trained ones, of a node
+    budget.compute = 200000        # of a node (`node.training.budget`)
 
     [bases.sparse]                 # what all arms begin with; none: one without a name
     settings.policy.model = "builtin"
@@ -40,6 +40,24 @@
     [arms.mixed.parts.large]
     nodes = 4
     settings.policy.model = "examples/bases/middling-64"
+
+    [arms.uneven.parts.slow]       # under "memory": these take four rounds of the fastest for each of theirs,
+    nodes = 2
+    pace = 4
+    budget = 0.5                   # and have half of the budget
+
+    [arms.uneven.parts.new]        # this one joins when the first node has done half of its run
+    nodes = 1
+    begins = 0.5
+
+    [arms.uneven.parts.gone]       # and this one ends before the others: the run's accuracy is of those that stay
+    nodes = 1
+    budget = 0.5
+    leaves = true
+
+    [arms.averaged]                # weights, too; Adam's moments are averaged with them (`node.lab.averaging`)
+    moments = "averaged"
+    settings.weights = { mode = "average", every = 20 }
 
 A run is one arm on one base under one seed. A base's settings are over the file's, an arm's preset is over both, and
 its settings over all three; a part's are over an arm's. `--set settings.KEY=VALUE` is also over a base's. Where an arm
@@ -76,6 +94,8 @@ from node.lab.controls import CONTROLS
 from node.tasks import TaskKey, load_tasks
 
 MAX_SEEDS = 100
+
+Moments = Literal["kept", "reset", "averaged"]  # see `node.lab.averaging`
 
 Model = TypeVar("Model", bound=Section)
 
@@ -127,6 +147,12 @@ class PartConfig(Section):
     note: str = ""
     nodes: int = Field(ge=1, le=1024)
     baseline: str = Field("", description="arm that these nodes are compared with; default: the file's")
+    budget: float = Field(1, gt=0, le=1024, description="of a node, times that of the arm")
+    pace: int = Field(1, ge=1, le=1024, description="rounds of the fastest for each of theirs; of the runner 'memory'")
+    begins: float = Field(
+        0, ge=0, lt=1, description="they join when the first node has done this part of its run; under 'memory'"
+    )
+    leaves: bool = Field(False, description="they end before the others, and the run's accuracy is without theirs")
     settings: dict[str, Any] = Field({})
 
 
@@ -139,9 +165,9 @@ class ArmConfig(Section):
     preset: str = Field("", description="name of a preset whose settings the arm takes, as with `--preset`")
     delay: int = Field(0, ge=0, description="rounds that a group needs to get to the others; of the runner 'memory'")
     attack: AttackConfig | None = Field(None, description="of the runner 'memory'")
-    slow: int = Field(0, ge=0, description="nodes, the last, that take two rounds for one; of the runner 'memory'")
     churn: ChurnConfig | None = Field(None, description="default: all nodes are there from the first round to the last")
     control: str | None = Field(None, description="one of `node.lab.controls`; of the runner 'memory'")
+    moments: Moments = Field("kept", description="Adam's, when weights are averaged; of the runner 'memory'")
     parts: dict[str, PartConfig] = Field({}, description="by name, where not all nodes are alike; default: they are")
     settings: dict[str, Any] = Field({})
 
@@ -166,8 +192,9 @@ class ArmConfig(Section):
             for key in flatten(settings):
                 if key in NAMED_PRESETS.get(self.preset, {}):
                     raise ValueError(f"{where} {key}, which preset {self.preset!r} decides: leave one of them out")
-                if self.budget != 1 and key.startswith("budget."):
-                    raise ValueError(f"{where} {key} beside budget = {self.budget:g}: leave one of them out")
+                budget = self.budget * (self.parts[name].budget if name else 1)
+                if budget != 1 and key.startswith("budget."):
+                    raise ValueError(f"{where} {key} beside budget = {budget:g}: leave one of them out")
         return self
 
 
@@ -196,6 +223,9 @@ class RunPart(NamedTuple):
     nodes: int
     settings: Mapping[str, Any]
     baseline: str = ""
+    pace: int = 1
+    begins: float = 0
+    leaves: bool = False
 
 
 class Run(NamedTuple):
@@ -209,15 +239,23 @@ class Run(NamedTuple):
     settings: Mapping[str, Any]
     folder: Path
     attack: AttackConfig | None = None
-    slow: int = 0
     churn: ChurnConfig | None = None
     parts: tuple[RunPart, ...] = ()
     control: str | None = None
+    moments: Moments = "kept"
 
     @property
     def by_node(self) -> list[Mapping[str, Any]]:
         """The settings of each node."""
         return [part.settings for part in self.parts for _ in range(part.nodes)] or [self.settings] * self.nodes
+
+    @property
+    def tempo(self) -> dict[str, list[float]]:
+        """The pace of each node, and when it begins; empty where all are there from the start and alike."""
+        parts = [part for part in self.parts for _ in range(part.nodes)]
+        if all(part.pace == 1 and part.begins == 0 for part in parts):
+            return {}
+        return {"pace": [part.pace for part in parts], "begins": [part.begins for part in parts]}
 
 
 class Lab(NamedTuple):
@@ -294,10 +332,13 @@ def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
     for key, value in NAMED_PRESETS.get(chosen.preset, {}).items():
         put(preset, key, value)
     settings = merge(merge(settings, preset), chosen.settings)
-    parts = {
-        name: part.model_copy(update={"note": "", "baseline": "", "settings": merge(settings, part.settings)})
-        for name, part in chosen.parts.items()
-    }
+    parts = {}
+    for name, part in chosen.parts.items():
+        of_part = settings
+        if part.budget != 1:
+            of_part = merge(settings, {"budget": _times(part.budget, settings.get("budget"), f"{arm}: {name}")})
+        merged = merge(of_part, part.settings)
+        parts[name] = part.model_copy(update={"note": "", "baseline": "", "budget": 1, "settings": merged})
     nodes = sum(part.nodes for part in parts.values()) or chosen.nodes or config.nodes
     given = {"note": "", "nodes": nodes, "budget": 1, "preset": "", "settings": settings, "parts": parts}
     return chosen.model_copy(update=given)
@@ -402,7 +443,8 @@ def _seeds(path: Path, config: LabConfig) -> list[int]:
 def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
     chosen, given = config.arms[arm], as_given(config, base, arm)
     parts = tuple(
-        RunPart(name, part.nodes, part.settings, chosen.parts[name].baseline) for name, part in given.parts.items()
+        RunPart(name, part.nodes, part.settings, chosen.parts[name].baseline, part.pace, part.begins, part.leaves)
+        for name, part in given.parts.items()
     )
     nodes = given.nodes or config.nodes
     folder = arm_folder(out, base, arm) / f"seed{seed}"
@@ -415,10 +457,10 @@ def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
         given.settings,
         folder,
         given.attack,
-        given.slow,
         given.churn,
         parts,
         given.control,
+        given.moments,
     )
     _check(config, run)
     return run
@@ -429,14 +471,14 @@ def _check(config: LabConfig, run: Run) -> None:
     name, nodes = f"arm {run.arm!r}", run.nodes
     memory = config.runner == "memory"
     parsed = _parsed(run)
-    if (run.delay or run.attack or run.slow or run.control) and not memory:
-        raise UserError(f"{name}: delay, attack, slow and control are of the runner 'memory' only")
+    if (run.delay or run.attack or run.control or run.moments != "kept" or run.tempo) and not memory:
+        raise UserError(f"{name}: delay, attack, control, moments, pace and begins are of the runner 'memory' only")
+    if run.moments != "kept" and any(node.weights.mode == "off" for node in parsed):
+        raise UserError(f"{name}: moments = {run.moments!r}, and weights are not averaged: set settings.weights.mode")
     if run.control and any(node.sampling.rule != "positive" for node in parsed):
         raise UserError(f"{name}: control = {run.control!r} is in place of the default rule: leave sampling.rule out")
     if run.attack and run.attack.nodes >= nodes:
         raise UserError(f"{name}: of {nodes} nodes {run.attack.nodes} are hostile: leave one to be attacked")
-    if run.slow >= nodes:
-        raise UserError(f"{name}: of {nodes} nodes {run.slow} are slow: leave one that is not")
     if run.parts:
         _check_parts(config, run, parsed)
     if run.churn and not memory:
@@ -467,8 +509,12 @@ def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> N
     name = f"arm {run.arm!r}"
     if config.arms[run.arm].nodes is not None:
         raise UserError(f"{name}: its nodes are those of its parts: leave nodes out")
-    if run.attack or run.slow:
-        raise UserError(f"{name}: attack and slow are of the last nodes of an arm that has no parts")
+    if run.attack:
+        raise UserError(f"{name}: attack is of the last nodes of an arm that has no parts")
+    if all(part.begins or part.leaves for part in run.parts):
+        raise UserError(f"{name}: no part is there from the beginning to the end: leave begins and leaves out in one")
+    if run.parts[0].begins:
+        raise UserError(f"{name}: begins is by the first node's run: let the first part be there from the beginning")
     for part in run.parts:
         if not part.name[:1].isalnum():
             raise UserError(f"{name}: part {part.name!r} wants a name that begins with a letter or a digit")

@@ -131,8 +131,8 @@ def plot_rounds(results: Sequence[RunResult], path: Path) -> None:
 
 
 def plot_compute(results: Sequence[RunResult], path: Path) -> None:
-    """Draw smoothed reward over what a node spent: generated tokens + 3 x trained ones."""
-    _plot(results, path, "compute: tokens generated + 3 x trained, a node", lambda runs: [run.spent for run in runs])
+    """Draw smoothed reward over what a node spent: see `node.training.budget`."""
+    _plot(results, path, "compute of a node, tokens", lambda runs: [run.spent for run in runs])
 
 
 def _plot(

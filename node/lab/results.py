@@ -36,7 +36,7 @@ class RunResult:
     best: float
     compute: float
     external: float  # groups of peers a round
-    kib_sent: float  # a round
+    kib_sent: float  # a round, of groups
     accuracy: float | None
     passes: Mapping[str, float]  # pass@1 and the largest k that was measured
     entropy: float | None
@@ -46,6 +46,7 @@ class RunResult:
     nodes: int = 0  # that are measured; 0: an earlier record does not say
     curve: tuple[tuple[float, float], ...] = ()  # a node's compute, greedy accuracy
     graded: float | None = None
+    weights_kib: float = 0.0  # that a node sent to average weights, in all
     part: str = ""  # the part of the run that is measured; empty: all of it
     beside: str = ""  # the arm that it is compared with; empty: the file's baseline
 
@@ -60,7 +61,9 @@ def named(arm: str, part: str) -> str:
     return f"{arm}: {part}" if part else arm
 
 
-def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] = ()) -> RunResult:
+def read_run(
+    folder: Path, base: str, arm: str, seed: int, only: Sequence[str] = (), gone: Sequence[str] = ()
+) -> RunResult:
     """Read the folder of a finished run.
 
     Args:
@@ -69,6 +72,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         arm: likewise.
         seed: likewise.
         only: the names of the nodes that are looked at; default: all.
+        gone: the names of those that left before the end: what they were evaluated at is left out.
 
     Raises:
         UserError: there is none.
@@ -84,7 +88,8 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
     spent = tuple(
         statistics.fmean(values) for values in zip(*(spent_by_round[:rounds] for spent_by_round in each), strict=True)
     )
-    evaluated = [rows for path in paths if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
+    there = [path for path in paths if path.parent.name not in gone]
+    evaluated = [rows for path in there if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
     lasts = [rows[-1] for rows in evaluated]
     on_the_way = zip(*(rows[:-1] for rows in evaluated), strict=False)  # nodes that end sooner have fewer
     return RunResult(
@@ -99,6 +104,7 @@ def read_run(folder: Path, base: str, arm: str, seed: int, only: Sequence[str] =
         compute=statistics.fmean(spent_by_round[-1] for spent_by_round in each),
         external=statistics.fmean(_by_round(nodes, lambda row: number(row, "groups_external"), rounds)),
         kib_sent=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / len(rows) / 1024 for rows in nodes),
+        weights_kib=statistics.fmean(sum(number(row, "weights/bytes_sent") for row in rows) / 1024 for rows in nodes),
         accuracy=_mean(lasts, "accuracy"),
         passes={key: value for key, value in _sampled(lasts).items() if _is_pass(key)},
         entropy=_mean(lasts, "entropy"),
@@ -136,13 +142,13 @@ def read_runs(runs: Sequence[Run]) -> list[RunResult]:
     """Read what these runs of an experiment left: of each all nodes together, then each of its parts."""
     results = []
     for run in runs:
-        results.append(read_run(run.folder, run.base, run.arm, run.seed))
-        first = 0
-        for part in run.parts:
-            names = [f"n{index}" for index in range(first, first + part.nodes)]
-            result = read_run(run.folder, run.base, run.arm, run.seed, names)
+        names = iter(range(run.nodes))
+        parts = [(part, [f"n{index}" for index in itertools.islice(names, part.nodes)]) for part in run.parts]
+        gone = [name for part, names_of_part in parts if part.leaves for name in names_of_part]
+        results.append(read_run(run.folder, run.base, run.arm, run.seed, gone=gone))
+        for part, names_of_part in parts:
+            result = read_run(run.folder, run.base, run.arm, run.seed, names_of_part)
             results.append(replace(result, part=part.name, beside=part.baseline))
-            first += part.nodes
     return results
 
 

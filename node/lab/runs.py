@@ -177,16 +177,18 @@ def _settings_files(run: Run) -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def _check_same(run: Run, before: Mapping[str, Any]) -> None:
-    old = {"nodes": before["nodes"], "delay": 0, "attack": None, "slow": 0, "churn": None, "control": None}
+    old = {"nodes": before["nodes"], "delay": 0, "attack": None, "churn": None, "control": None}
+    old |= {"moments": "kept", "tempo": {}}
     old |= {key: before[key] for key in old if key in before}
     old["parts"] = [[name, part["nodes"]] for name, part in before.get("parts", {}).items()]
     new = {
         "nodes": run.nodes,
         "delay": run.delay,
         "attack": run.attack and run.attack.model_dump(),
-        "slow": run.slow,
         "churn": run.churn and run.churn.model_dump(),
         "control": run.control,
+        "moments": run.moments,
+        "tempo": run.tempo,
         "parts": [[part.name, part.nodes] for part in run.parts],
     }
     for name, (path, settings) in _settings_files(run).items():
@@ -220,10 +222,11 @@ def start(runner: str, run: Run) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "node.lab", runner, str(files[""][0]), "-n", str(run.nodes)]
     for part in run.parts:
         command += ["--part", part.name, str(part.nodes), str(files[part.name][0])]
-    command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay), "--slow", str(run.slow)]
+    command += ["--seed", str(run.seed), "--out", str(run.folder), "--delay", str(run.delay), "--moments", run.moments]
     command += ["--attack", run.attack.model_dump_json()] if run.attack else []
     command += ["--churn", run.churn.model_dump_json()] if run.churn else []
     command += ["--control", run.control] if run.control else []
+    command += ["--tempo", json.dumps(run.tempo)] if run.tempo else []
     with run.folder.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=os.environ | THREADS

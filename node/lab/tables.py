@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from node.errors import UserError
-from node.lab.figures import ArmLine, by_compute, cost_of, figures, reach
+from node.lab.figures import UNTRAINED, ArmLine, by_compute, cost_of, figures, reach
 from node.lab.plan import Lab
-from node.lab.results import PASS_1, RunResult, named, read_run
+from node.lab.results import RunResult, named, read_run
 from node.lab.statistics import estimate, finite, rounded
 from node.lab.worth import Pooling
 from node.telemetry.summary import LEAST_COMPARED
@@ -33,16 +33,17 @@ COLUMNS = {
     "equal_right_entropy": "that less {baseline}'s at its best pass@1",
     "external": "external groups",
     "kib_sent": "KiB sent",
+    "weights_kib": "KiB of weights sent in all",
     "compute": "compute",
 }
 TRAINED = {"cumulative", "ratio", "by_compute", "reach", "first", "last"}  # figures of rewards in training
-SAMPLED = {PASS_1, "entropy"}  # of answers that are sampled: what they add to accuracy is in the JSON
+SAMPLED = {"entropy"}  # of answers that are sampled: the JSON has it
 
 
 def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
     """Return the table; a figure that no arm has, or that is 0 for all, is left out.
 
-    Accuracy is not. If it is known, figures of training rewards and of single sampled answers are left out, too.
+    Accuracy is not. If it is known, figures of training rewards are left out, too.
     """
     known = list(
         dict.fromkeys(
@@ -63,7 +64,7 @@ def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
     rows = [head, ["---"] * len(head)]
     for line in lines:
         cells = [str(line.figures.get(key, "")) for key in keys]
-        who = [named(line.arm, line.part), _note(line, lab), str(line.seeds)]
+        who = [named(line.arm, line.part), _note(line, lab), str(line.seeds or "")]
         pooling = [str(line.pooling or "")] if pooled else []
         rows.append([*([line.base] if bases else []), *who, *pooling, *cells])
     return _table(rows)
@@ -71,6 +72,8 @@ def to_markdown(lines: Sequence[ArmLine], lab: Lab) -> str:
 
 def _note(line: ArmLine, lab: Lab) -> str:
     """Return what the table says of a line; of a part also the arm that it is compared with, if it names one."""
+    if line.arm == UNTRAINED:
+        return ""
     arm = lab.config.arms[line.arm]
     if not line.part:
         return arm.note

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, is_set, load_config, parse_config, understood
 from node.engines.missing import missing
-from node.errors import UserError, for_shell, how_to_install
+from node.errors import UserError, for_shell, how_to_install, namesakes
 from node.operations.presets import preset, smaller
 from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.memory import BUILTIN_SIZE, PHASES, Device, Machine, ModelSize, adapter_parameters, memory_held
@@ -32,7 +32,6 @@ from node.processes.machine import undefended, usable_cores
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
 MIN_DISK = 2e9
-OWN_PACKAGES = ("node", "collectives", "protocol")
 EXTRAS = ("vllm", "bitsandbytes", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
 HUB_TIMEOUT_S = 5.0
 MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
@@ -105,10 +104,9 @@ def _packages() -> Iterator[Diagnosis]:
 
 
 def _namesakes() -> Iterator[Diagnosis]:
-    """Find others' packages that were installed into our folders: PyPI has some, and pip lets the last one win."""
-    owners = importlib.metadata.packages_distributions()
-    for name in OWN_PACKAGES:
-        for other in sorted(set(owners.get(name, ())) - {"gossamer"}):
+    """Find others' packages that were installed into our folders: pip lets the last one win."""
+    for name, others in namesakes().items():
+        for other in others:
             remedy = f"give gossamer an environment of its own (pipx does), or pip uninstall {other} and install anew"
             yield Diagnosis(
                 f"package {name}", False, f"{other} {_version(other)} writes into the same folder", do=remedy
@@ -378,7 +376,7 @@ def _swarm(config: NodeConfig, folder: Path) -> Iterator[Diagnosis]:
 
 def _running(folder: Path) -> Iterator[Diagnosis]:
     """Ask the node that runs in `folder`, if one does: only others know whether it can be dialled."""
-    from node.swarm.peering import agent
+    from node.swarm.peering import UPDATE, agent
     from node.telemetry.status_server import ask
 
     try:
@@ -410,7 +408,9 @@ def _running(folder: Path) -> Iterator[Diagnosis]:
     if versions:
         text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
         newer = set(versions) <= {agent()}
-        yield Diagnosis("versions", newer, f"peers run {text}; this is {agent()}", False, "update whoever is behind")
+        yield Diagnosis("versions", newer, f"peers run {text}; this is {agent()}", False, UPDATE)
+    if tree["other_form"]:
+        yield Diagnosis("groups", False, tree["other_form"], do=UPDATE)
 
 
 def reachability(tree: Tree) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from node.operations.diagnosis import Diagnosis, printable
-from node.swarm.peering import agent
+from node.swarm.peering import UPDATE, agent, other_form
 from protocol import bootstrap
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, SharedInvite
@@ -151,9 +151,9 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
     yield Diagnosis("dialable", dialable > 1, f"{dialable} can be dialled", needed=False, do=remedy)
     versions = Counter(known.values())
     text = ", ".join(f"{printable(name)} at {count}" for name, count in versions.most_common(4))
-    yield Diagnosis(
-        "versions", set(versions) <= {agent()}, f"{text}; this is {agent()}", False, "update whoever is behind"
-    )
+    yield Diagnosis("versions", set(versions) <= {agent()}, f"{text}; this is {agent()}", False, UPDATE)
+    if others := other_form([*versions.elements()]):
+        yield Diagnosis("groups", False, others, needed=False, do=UPDATE)
 
 
 def _look(host: Host) -> dict[str, str]:

@@ -6,8 +6,9 @@ reads one answer, and ends all that the process has started. Such a process
     reads              the system's programs and libraries, Python, its packages, and the files of loaded modules: no
                        home, no node's folder, nothing of /proc, and no variable that the worker does not have
     writes             a folder made for this call, which is its working folder, its home and its TMPDIR
-    opens no socket    but pairs of streams, which `asyncio` needs
-    reaches no other   process: no tracing, no signals, no descriptors, keys, namespaces, mounts, shared memory
+    opens no socket    but pairs of streams, which `asyncio` needs; no descriptor passes through them
+    reaches no other   process: no tracing, no signals, no descriptors, keys, namespaces, mounts, shared memory; it has
+                       no lease on a file, which would make others wait
     is somebody else   where the worker is root: another uid, of no group. It has no capability, unless Python lies in a
                        folder that root alone may enter: then it has one, to read what is named above
     is limited         in seconds, processor time, files, their size, and, with all that it has started, in processes,
@@ -57,6 +58,7 @@ from node.processes.confinement import (
     WRITE_FILE,
     ConfinementError,
     calls,
+    deny_calls,
     deny_calls_and_tell,
     landlock_abi,
     renounce_privileges,
@@ -94,8 +96,11 @@ CAGED: Final = calls(
     "userfaultfd 323 282, memfd_create 319 279, memfd_secret 447, mq_open 240 180, mq_unlink 241 181, "
     "name_to_handle_at 303 264, open_by_handle_at 304 265, fanotify_init 300 262, inotify_init 253 -, "
     "inotify_init1 294 26, inotify_add_watch 254 27, syslog 103 116, personality 135 92, "
-    "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89, fallocate 285 47, sync 162 81"
+    "io_uring_enter 426, io_uring_register 427, quotactl 179 60, acct 163 89, fallocate 285 47, sync 162 81, "
+    "syncfs 306 267"
 )  # fallocate(2) takes a disk faster than anybody looks
+# Denied once the cage has sent its listener. A uid has a quota of descriptors on their way: who fills it stops others.
+IN_FLIGHT: Final = calls("sendmsg 46 211, sendmmsg 307 269")
 
 # A folder of scratch: all but devices and sockets, which are made by mknod(2) and bind(2).
 MAKE_CHAR, MAKE_SOCK, MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
@@ -164,16 +169,18 @@ class Cage:
         self._is_whole = False
         self._allowed: list[tuple[str, int]] | None = None
 
-    def call(self, answer: Callable[[], Message], seconds: float, most: int) -> Message:
+    def call(self, answer: Callable[[], Message], seconds: float, most: int, patience: float = 0.0) -> Message:
         """Return what `answer` returns in a cage.
 
         Args:
             answer: called there; what it raises is an end without an answer.
             seconds: that it may take.
             most: bytes of the answer.
+            patience: seconds more, as far as its processes wait for a processor.
 
         Raises:
-            CageError: the call took too long or too much, or its process ended without an answer of this form.
+            CageTimeoutError: the call took too long.
+            CageError: it took too much, or its process ended without an answer of this form.
         """
         if self._allowed is None:
             self._allowed = [*_allowed(self._files)]
@@ -185,20 +192,19 @@ class Cage:
         with suppress(OSError):  # it has done so itself
             os.setpgid(pid, pid)
         theirs.close()
-        reason = ended = ""
+        failure: CageError | None = None
         message: Message = {}
+        supervisor = CallSupervisor(pid, scratch, _memory(), seconds, patience)
         try:
             with ours:
-                message = self._answered(
-                    ours, CallSupervisor(pid, scratch, _memory()), time.monotonic() + seconds, most
-                )
+                message = self._answered(ours, supervisor, most)
         except CageError as error:
-            reason = str(error)
+            failure = error
         finally:
             ended = _end(pid)
             remove_folder(scratch)
-        if reason:
-            raise CageError(f"{reason}{ended}")
+        if failure:
+            raise type(failure)(f"{failure}{ended}")
         return message
 
     def lacks(self) -> str:
@@ -217,13 +223,13 @@ class Cage:
         self._is_whole = not lacks
         return lacks
 
-    def _answered(self, channel: socket.socket, supervisor: CallSupervisor, deadline: float, most: int) -> Message:
+    def _answered(self, channel: socket.socket, supervisor: CallSupervisor, most: int) -> Message:
         """Return the message of a call, which has sent its listener before."""
-        supervisor.wait(channel.fileno(), deadline)
+        supervisor.wait(channel.fileno())
         _, descriptors, *_ = socket.recv_fds(channel, 1, 1)
         try:
             supervisor.listener = next(iter(descriptors), None)
-            message = _read(channel, supervisor, deadline, most)
+            message = _read(channel, supervisor, most)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -281,6 +287,7 @@ class Cage:
         listener = deny_calls_and_tell(libc, CHANGED | DISTURBING | CAGED)
         socket.send_fds(channel, [ENTERED], [listener])
         os.close(listener)
+        deny_calls(libc, IN_FLIGHT)
 
 
 def make_folder() -> Path:
@@ -412,11 +419,11 @@ def _limit(seconds: float) -> None:
         resource.setrlimit(name, (most, most))
 
 
-def _read(channel: socket.socket, supervisor: CallSupervisor, deadline: float, most: int) -> Message:
+def _read(channel: socket.socket, supervisor: CallSupervisor, most: int) -> Message:
     """Read the one message of a call."""
     data = bytearray()
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
-        supervisor.wait(channel.fileno(), deadline)
+        supervisor.wait(channel.fileno())
         chunk = channel.recv(1 << 16)
         if not chunk:
             raise CageError(NO_ANSWER)

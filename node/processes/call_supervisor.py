@@ -29,6 +29,7 @@ from typing import NamedTuple
 import psutil
 
 from node.processes.machine import available_memory
+from node.processes.worker_process import PatientDeadline
 
 PROCESSES = 64  # of a call, and threads, before a further fork fails
 FOLDER_BYTES, FOLDER_ENTRIES = 64 << 20, 1_000  # of its folder; some disks take 3 ms to remove an entry
@@ -47,6 +48,10 @@ class CageError(Exception):
     """A call gave no answer; the text says why."""
 
 
+class CageTimeoutError(CageError):
+    """A call took too long."""
+
+
 class _Process(NamedTuple):
     """A process of a call: how many threads it has, and how many bytes of memory that no file gives back."""
 
@@ -61,43 +66,48 @@ class CallSupervisor:
         group: its process group, which its processes cannot leave.
         folder: it writes there alone.
         memory: bytes that its processes may have together.
+        seconds: that it may take from now on.
+        patience: seconds more, as far as its processes wait for a processor.
 
     Attributes:
         listener: where its forks wait; without one they go on.
         is_blind: whether /proc has hidden its processes.
     """
 
-    def __init__(self, group: int, folder: Path, memory: float) -> None:
+    def __init__(self, group: int, folder: Path, memory: float, seconds: float, patience: float = 0.0) -> None:
         self.listener: int | None = None
         self.is_blind = False
         self._group = group
         self._folder = folder
         self._memory = memory
+        self._deadline = PatientDeadline(seconds, patience, lambda: _pids_of(group))
         self._least = LEFT * available_memory(), LEFT * free_disk(folder)
         self._room = 0  # forks that may go on before the next count
         self._next_look = time.monotonic() + LOOK_S
         self._next_count = 0.0
 
-    def wait(self, channel: int, deadline: float) -> None:
+    def wait(self, channel: int) -> None:
         """Wait until `channel` can be read, and look at the call meanwhile.
 
         Raises:
-            CageError: it takes too much, or longer than until `deadline` on the monotonic clock, or its first process
-                has ended, though what that has started may hold the channel.
+            CageTimeoutError: it takes too long.
+            CageError: it takes too much, or gets no processor, or its first process has ended, though what that has
+                started may hold the channel.
         """
         poll = select.poll()
         poll.register(channel, select.POLLIN)
         if self.listener is not None:
             poll.register(self.listener, select.POLLIN)
         while True:
-            now = time.monotonic()
-            if now >= deadline:
-                raise CageError("it took too long")
+            now, end = time.monotonic(), self._deadline()
+            if now >= end:
+                reason = "it took too long"
+                raise CageError(reason) if self._deadline.is_starved else CageTimeoutError(reason)
             is_over = False
             if now >= self._next_look:
                 is_over = self._look()
                 self._next_look = time.monotonic() + LOOK_S
-            ready = dict(poll.poll(0 if is_over else 1e3 * max(0.0, min(deadline, self._next_look) - now)))
+            ready = dict(poll.poll(0 if is_over else 1e3 * max(0.0, min(end, self._next_look) - now)))
             if channel in ready:
                 return
             if is_over:
@@ -152,12 +162,18 @@ class CallSupervisor:
         return processes
 
 
-def _of_group(group: int) -> Iterator[_Process]:
-    """Yield the processes of a group; those that have ended have no memory."""
+def _pids_of(group: int) -> Iterator[int]:
+    """Yield the ids of a group's processes."""
     for process in psutil.pids():
         with suppress(OSError):  # it is gone
-            if os.getpgid(process) != group:
-                continue
+            if os.getpgid(process) == group:
+                yield process
+
+
+def _of_group(group: int) -> Iterator[_Process]:
+    """Yield the processes of a group; those that have ended have no memory."""
+    for process in _pids_of(group):
+        with suppress(OSError):  # it is gone
             rows = (line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines())
             fields = {row[0]: row[1] for row in rows if len(row) > 1}
             kib = sum(int(fields.get(kind, 0)) for kind in ("RssAnon:", "RssShmem:", "VmSwap:"))

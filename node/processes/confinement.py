@@ -85,6 +85,8 @@ SOCKETPAIR: Final = (53, 199)  # only streams of this machine: a datagram socket
 SECCOMP = (317, 277)
 CLONE, CLONE3 = (56, 220), (435, 435)
 FORKS: Final = calls("fork 57 -, vfork 58 -")
+FCNTL: Final = (72, 25)
+SET_LEASE, NOTIFY = 1024, 1026  # of fcntl(2): a lease makes everybody's open(2) of a file wait
 NEW_NAMESPACES = 0x7E020000  # the flags of clone(2) that make one
 # From here on, calls do not exist: they are newer than the lists above (setxattrat of Linux 6.13 and later ones), or of
 # the ABI x32.
@@ -232,6 +234,7 @@ def _filter(denied: Calls, to_listener: Calls) -> _FilterProgram:
     is_local = ((load, 0, 0, first), (equal, 0, 4, socket.AF_UNIX))
     on(SOCKETPAIR, *is_local, (load, 0, 0, second), (bits, 0, 0, 0xF), (equal, 0, 1, socket.SOCK_STREAM), allow, deny)
     if to_listener:
+        on(FCNTL, (load, 0, 0, second), (equal, 2, 0, SET_LEASE), (equal, 1, 0, NOTIFY), allow, deny)
         on(CLONE3, absent)
         on(CLONE, (load, 0, 0, first), (any_bit, 0, 1, NEW_NAMESPACES), deny, ask)
     for call in to_listener.values():

@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -55,6 +55,8 @@ LAST_CHARACTERS = 400
 
 
 Message = dict[str, Any]
+Deadline = Callable[[], float]
+"""Returns a time on the monotonic clock, each time anew."""
 
 
 def send(channel: socket.socket, message: Message) -> None:
@@ -63,8 +65,8 @@ def send(channel: socket.socket, message: Message) -> None:
     channel.sendall(HEADER.pack(len(data)) + data)
 
 
-def receive(channel: socket.socket, deadline: float | None = None, most: int = MAX_FRAME) -> Message:
-    """Read one frame of at most `most` bytes, until `deadline` on the monotonic clock at most.
+def receive(channel: socket.socket, deadline: Deadline | None = None, most: int = MAX_FRAME) -> Message:
+    """Read one frame of at most `most` bytes, until `deadline` at most.
 
     Raises:
         EOFError: the other side is gone.
@@ -83,28 +85,31 @@ def receive(channel: socket.socket, deadline: float | None = None, most: int = M
     return message
 
 
-def _read(channel: socket.socket, size: int, deadline: float | None) -> bytes:
+def _read(channel: socket.socket, size: int, deadline: Deadline | None) -> bytes:
     data = bytearray()
     while len(data) < size:
         if deadline is not None:
-            left = deadline - time.monotonic()
+            left = deadline() - time.monotonic()
             if left <= 0:  # though more may have come: whoever writes without end is late, too
                 raise TimeoutError
             channel.settimeout(left)
-        chunk = channel.recv(min(size - len(data), 1 << 20))
+        try:
+            chunk = channel.recv(min(size - len(data), 1 << 20))
+        except TimeoutError:
+            continue  # the deadline may be later by now
         if not chunk:
             raise EOFError
         data += chunk
     return bytes(data)
 
 
-def ask(channel: socket.socket, request: Message, deadline: float, most: int = MAX_FRAME) -> tuple[Message, int]:
+def ask(channel: socket.socket, request: Message, deadline: Deadline, most: int = MAX_FRAME) -> tuple[Message, int]:
     """Send a request; return the reply to it, and how many frames came before it that answer something else.
 
     Raises as `receive` does.
     """
     request_id = secrets.token_hex(8)
-    channel.settimeout(max(deadline - time.monotonic(), 1e-3))
+    channel.settimeout(max(deadline() - time.monotonic(), 1e-3))
     send(channel, {**request, "request_id": request_id})
     dropped = 0
     while (reply := receive(channel, deadline, most)).pop("request_id", None) != request_id:
@@ -255,6 +260,33 @@ def yield_memory() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
+class PatientDeadline:
+    """A deadline, later by the time for which the threads of some processes wait for a processor.
+
+    Threads that have ended are not counted, and none is where the kernel does not tell.
+
+    Args:
+        seconds: until it.
+        patience: seconds by which it is later at most.
+        processes: returns their ids.
+    """
+
+    def __init__(self, seconds: float, patience: float, processes: Callable[[], Iterable[int]]) -> None:
+        self._end = time.monotonic() + seconds
+        self._patience = patience
+        self._processes = processes
+        self._before = _starved(processes()) if patience else 0.0
+        self.is_starved = False  # whether the last call found that the processes had waited for all of `patience`
+
+    def __call__(self) -> float:
+        """Return it, on the monotonic clock."""
+        if not self._patience or time.monotonic() < self._end:
+            return self._end
+        waited = max(0.0, _starved(self._processes()) - self._before)
+        self.is_starved = waited >= self._patience
+        return self._end + min(self._patience, waited)
+
+
 class WorkerError(Exception):
     """The worker ended, fell silent or spoke nonsense, and is dead now; the text quotes the end of its log.
 
@@ -322,18 +354,21 @@ class WorkerProcess:
         """Whether `kill` was called, by this class too."""
         return self._channel.fileno() < 0
 
-    def call(self, message: Message, timeout: float, most: int = MAX_FRAME) -> Message:
+    def call(self, message: Message, timeout: float, most: int = MAX_FRAME, patience: float = 0.0) -> Message:
         """Send a request and return the reply to it, of at most `most` bytes; `dropped` counts what is none.
+
+        Time in which the child's processes wait for a processor is added to the timeout, up to `patience` seconds.
 
         Raises:
             WorkerTimeoutError: no reply within `timeout` seconds; the child has been killed.
-            WorkerError: no good reply; the child has been killed.
+            WorkerError: no good reply, or none before `patience` was spent; the child has been killed.
         """
+        deadline = PatientDeadline(timeout, patience, lambda: [self.pid, *descendants_of(self.pid)])
         try:
-            reply, dropped = ask(self._channel, message, time.monotonic() + timeout, most)
+            reply, dropped = ask(self._channel, message, deadline, most)
         except TimeoutError:
             late = self._failed(f"no answer to {message['call']!r} in {timeout:g} s", None)
-            raise WorkerTimeoutError(str(late)) from None
+            raise (late if deadline.is_starved else WorkerTimeoutError(str(late))) from None
         except ValueError as error:
             raise self._failed(f"a malformed answer to {message['call']!r} ({error})", None) from None
         except (EOFError, OSError):
@@ -418,6 +453,16 @@ def descendants_of(pid: int) -> list[int]:
     for descendant in pids:  # the list grows meanwhile: a chain of forks is longer than Python's stack
         pids += children_of(descendant)
     return pids
+
+
+def _starved(processes: Iterable[int]) -> float:
+    """Return for how many seconds the threads of processes have waited for a processor since they began."""
+    nanoseconds = 0
+    for process in processes:
+        for task in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            with suppress(OSError):  # it has ended
+                nanoseconds += int(task.read_text().split()[1])
+    return nanoseconds / 1e9
 
 
 def _describe(status: int | None) -> str:

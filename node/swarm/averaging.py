@@ -24,8 +24,9 @@ import json
 import math
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -298,7 +299,7 @@ Connect = Callable[[], GroupMembership]
 
 
 @dataclass(frozen=True, slots=True)
-class _RoundResult:
+class RoundResult:
     """The result of a round of the group, and the weights since which learning does not yet count in it."""
 
     since: torch.Tensor
@@ -307,56 +308,36 @@ class _RoundResult:
     step: OuterStep
 
 
-class WeightExchange:
-    """One node's part in its group. All methods are for the trainer's thread, and none waits for the network.
+class AveragedWeights(ABC):
+    """The trainer's side of averaging: what a node gives to an exchange, and how it takes up what comes of it.
+
+    All methods are for the trainer's thread.
 
     Args:
         config: the `weights` table; its mode is not "off".
         policy: whose trained parameters are exchanged, in place.
-        connect: reaches the group, or raises `CollectiveError`; called on the exchange's own thread.
-        address: the file to write the member's address to.
-        find: tells where else members of the group may be; asked before each exchange.
-        is_out_of_reach: tells whether nobody can dial this node, as far as is known; asked likewise.
     """
 
-    def __init__(
-        self,
-        config: WeightsConfig,
-        policy: Policy,
-        connect: Connect,
-        address: Path,
-        find: Callable[[], Iterable[str]] = tuple,
-        is_out_of_reach: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, config: WeightsConfig, policy: Policy) -> None:
         self._config = config
         self._parameters = TrainedParameters(policy.model)
-        self._connect = connect
-        self._address = address
-        self._find = find
-        self._is_out_of_reach = is_out_of_reach
         self._base = self._parameters.flat_copy()
         self._momentum = torch.zeros_like(self._base)
         self._revision = 0
-        self._jobs: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()  # weights; None: leave
-        self._results: queue.SimpleQueue[_RoundResult] = queue.SimpleQueue()
         self._busy = False
-        self._stopping = threading.Event()
-        self._member: GroupMembership | None = None
-        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+
+    @abstractmethod
+    def _give(self, weights: torch.Tensor) -> bool:
+        """Give these weights to the next exchange; return whether there can be one."""
+
+    @abstractmethod
+    def _result(self) -> RoundResult | None:
+        """Return the result of an exchange that is over and not taken up yet."""
 
     def begin(self) -> None:
         """Reach the group, and be given its weights if it has trained already."""
         self._busy = True
-        self._jobs.put(self._parameters.flat_copy())
-        self._thread.start()
-
-    def close(self) -> None:
-        """Leave the group; an exchange that is under way is given up."""
-        self._stopping.set()
-        self._jobs.put(None)
-        if self._member is not None:  # else it may be waiting to be let in, and nobody would notice its end
-            self._member.leave()
-            self._thread.join(CLOSE_TIMEOUT)
+        self._give(self._parameters.flat_copy())
 
     def after_round(self, number: int) -> dict[str, object]:
         """Take up a result if there is one to take up, begin an exchange if it is time; return what to log."""
@@ -364,19 +345,17 @@ class WeightExchange:
         row: dict[str, object] = {}
         if due or self._config.mode != "async-diloco":
             row = self._take_up()
-        if due and not self._busy and self._thread.is_alive():
+        if due and not self._busy:
             weights = self._parameters.flat_copy()
             if not bool(weights.isfinite().all()):  # the mean would not be finite for anybody
                 log.warning("this node's weights are not finite and are not exchanged", round=number)
                 return row | {"weights/nonfinite": 1}
-            self._busy = True
-            self._jobs.put(weights)
+            self._busy = self._give(weights)
         return row
 
     def _take_up(self) -> dict[str, object]:
-        try:
-            result = self._results.get_nowait()
-        except queue.Empty:
+        result = self._result()
+        if result is None:
             return {}
         self._busy = False
         step = result.step
@@ -420,7 +399,85 @@ class WeightExchange:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"cannot read {path}: {error}; delete it to have the group's weights instead") from error
 
-    # --- the exchange's own thread ---
+    def member(self, group: OuterGroup, stopped: threading.Event | None = None) -> "AveragingMember":
+        """Return the group's side of this node, from the state that it has now."""
+        rounds = OuterRounds(group, self._base, outer_of(self._config), stopped)
+        rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
+        return AveragingMember(rounds)
+
+
+class AveragingMember:
+    """The group's side of averaging: one exchange after another, from a node's weights to a result."""
+
+    def __init__(self, rounds: OuterRounds) -> None:
+        self._rounds = rounds
+        self._joining = True  # the first round brings this node up to date: it contributes nothing
+
+    def exchange(self, given: torch.Tensor) -> RoundResult:
+        """Take part in a round of the group with the weights `given`; see `OuterRounds.run`."""
+        rounds = self._rounds
+        start = rounds.outer.clone()
+        step = rounds.run(None if self._joining else start - given)
+        # Learning since `start` counts the next time, unless the group's state replaced it.
+        since = start if self._joining and not step.joined else given
+        self._joining = False
+        return RoundResult(since, rounds.outer.clone(), rounds.momentum.clone(), step)
+
+
+class WeightExchange(AveragedWeights):
+    """One node's part in its group, by a thread of its own: the trainer's never waits for the network.
+
+    Args:
+        config: as for `AveragedWeights`.
+        policy: likewise.
+        connect: reaches the group, or raises `CollectiveError`; called on the exchange's own thread.
+        address: the file to write the member's address to.
+        find: tells where else members of the group may be; asked before each exchange.
+        is_out_of_reach: tells whether nobody can dial this node, as far as is known; asked likewise.
+    """
+
+    def __init__(
+        self,
+        config: WeightsConfig,
+        policy: Policy,
+        connect: Connect,
+        address: Path,
+        find: Callable[[], Iterable[str]] = tuple,
+        is_out_of_reach: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(config, policy)
+        self._connect = connect
+        self._address = address
+        self._find = find
+        self._is_out_of_reach = is_out_of_reach
+        self._jobs: queue.SimpleQueue[torch.Tensor | None] = queue.SimpleQueue()  # weights; None: leave
+        self._results: queue.SimpleQueue[RoundResult] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._member: GroupMembership | None = None
+        self._thread = threading.Thread(target=self._run, name="weights", daemon=True)
+
+    def begin(self) -> None:
+        """Reach the group, and be given its weights if it has trained already."""
+        self._thread.start()
+        super().begin()
+
+    def close(self) -> None:
+        """Leave the group; an exchange that is under way is given up."""
+        self._stopping.set()
+        self._jobs.put(None)
+        if self._member is not None:  # else it may be waiting to be let in, and nobody would notice its end
+            self._member.leave()
+            self._thread.join(CLOSE_TIMEOUT)
+
+    def _give(self, weights: torch.Tensor) -> bool:
+        if self._thread.is_alive():
+            self._jobs.put(weights)
+        return self._thread.is_alive()
+
+    def _result(self) -> RoundResult | None:
+        with suppress(queue.Empty):
+            return self._results.get_nowait()
+        return None
 
     def _run(self) -> None:
         try:
@@ -460,9 +517,7 @@ class WeightExchange:
 
     def _exchange(self, member: GroupMembership) -> None:
         write_atomically(self._address, f"{member.address}\n".encode())
-        rounds = OuterRounds(member, self._base, outer_of(self._config), self._stopping)
-        rounds.load_state_dict({"outer": self._base, "momentum": self._momentum, "revision": self._revision})
-        joining = True  # the first round brings this node up to date: it contributes nothing
+        averaging = self.member(member, self._stopping)
         is_told = False
         while (given := self._jobs.get()) is not None and not self._stopping.is_set():
             others = [*self._find()]
@@ -470,17 +525,14 @@ class WeightExchange:
                 is_told = True
                 log.warning("this node averages weights with nobody", reason=NOBODY_LISTENS, remedy=LISTEN)
             member.meet(others)
-            start = rounds.outer.clone()
             try:
-                step = rounds.run(None if joining else start - given)
+                result = averaging.exchange(given)
             except Mismatch:
                 self._jobs.put(given)
                 raise
+            step = result.step
             log.info("weights exchanged", revision=step.revision, members=len(step.contributors), seconds=step.seconds)
-            # Learning since `start` counts the next time, unless the group's state replaced it.
-            since = start if joining and not step.joined else given
-            joining = False
-            self._results.put(_RoundResult(since, rounds.outer.clone(), rounds.momentum.clone(), step))
+            self._results.put(result)
 
 
 def outer_of(config: WeightsConfig) -> Outer:

@@ -5,7 +5,8 @@ that swarm; without one, `network.swarm` says which swarm the node is in. Nothin
 """
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import structlog
 
 from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
+from node.rollouts.group import FORMAT
 from node.state_folder import KEY_FILE, sole_process_of
 from node.swarm.swarm_folder import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
 from protocol.config import read_clock
@@ -37,8 +39,15 @@ from protocol.transport.port_mapping import Mapping, PortMapping
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
+AGENT = re.compile(r"gossamer/\d\S*( groups/(?P<form>\d+))?$")
+UPDATE = "update whoever is behind"
+
 # Connections that a node that only relays keeps to nodes that nobody can dial: so many take a twelfth of a core.
 RELAY_CALLERS = 2048
+# A node that leaves waits so many seconds at most until others have what it published last: a slow line takes a group
+# of 200 kB in ten. On loopback nobody has a slow line, and the last node of a local swarm has nobody to wait for.
+LEAVE_S = {WAN: 10.0, LOCAL: 3.0}
+SAY_S = 1.0  # before a line says that it waits
 
 log = structlog.get_logger()
 
@@ -75,7 +84,7 @@ def open_network(config: NodeConfig, folder: Path, *, relays: bool = False) -> I
             host, address = _start(config, folder, identity, swarm, manifest, relays=relays)
         except ProtocolError as error:
             raise UserError(str(error)) from error
-        stack.callback(host.stop)
+        stack.callback(_leave, host, LEAVE_S[timing_of(config.network)])
         if address is not None:
             write_atomically(folder / "address", f"{address}\n".encode())
             log.info("listening", node=identity.node_id, address=str(address), swarm=swarm.hex())
@@ -84,6 +93,16 @@ def open_network(config: NodeConfig, folder: Path, *, relays: bool = False) -> I
             log.info("dialling only", node=identity.node_id, swarm=swarm.hex(), to_be_dialled=HOW_TO_BE_DIALLED)
         mapping = stack.enter_context(_look_around(config.network, host, address, swarm))
         yield Network(host, identity, swarm, manifest, address, grant_expiry(load_grant(folder)), mapping)
+
+
+def _leave(host: Host, seconds: float) -> None:
+    """Let others take what this node published last, for some seconds at most, then stop its network."""
+    if left := host.hand_over(SAY_S):
+        log.info("waiting for peers to take the last groups", groups=left, at_most_s=seconds)
+        left = host.hand_over(seconds - SAY_S)
+    if left:
+        log.info("nobody took the last groups", groups=left)
+    host.stop()
 
 
 def check_endpoint(network: NetworkConfig) -> None:
@@ -110,8 +129,21 @@ def item_life(max_age_s: float) -> float:
 
 
 def agent() -> str:
-    """Return what a node says it runs."""
-    return f"gossamer/{version('gossamer')}"
+    """Return what a node says it runs: its release, and the form of its groups."""
+    return f"gossamer/{version('gossamer')} groups/{FORMAT}"
+
+
+def other_form(agents: Sequence[str]) -> str:
+    """Say how many of the peers that run `agents` share groups of another form; empty if none does.
+
+    One that does not say its form is of an earlier release.
+    """
+    nodes = [form for form in map(AGENT.match, agents) if form]
+    others = sum(form["form"] != str(FORMAT) for form in nodes)
+    verb = "has" if others == 1 else "have"
+    return (
+        f"{others} of {len(nodes)} peers {verb} another form of groups: nothing is shared with them" if others else ""
+    )
 
 
 def _swarm(network: NetworkConfig, manifest: SwarmManifest | None) -> bytes:

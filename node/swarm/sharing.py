@@ -25,8 +25,10 @@ from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, enco
 from node.rollouts.group_buffer import ReceivedGroup
 from node.rollouts.rule import is_informative, is_right
 from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
+from node.swarm.peering import UPDATE, other_form
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
 from node.tasks import TaskKey, is_in_range
+from node.tasks.scoring.verdicts import OutOfTime
 from node.tasks.task_set import TaskSet, unshared
 from protocol.errors import OutboxFull
 from protocol.host import Counters, Host, ItemVerdict, Received
@@ -188,6 +190,7 @@ class NetworkExchange:
         self._beside = frozenset({REPORTS_TOPIC} if reports_s else ())
         self._always = frozenset(topic_of(task.key) for task in tasks.tasks if not unshared(task)) | self._beside
         self._topics = self._always
+        self._others = ""  # what was said last of peers with another form of groups
         self._subscribe()
 
     def begin_round(self, external: int) -> None:
@@ -262,6 +265,10 @@ class NetworkExchange:
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
         """See `GroupExchange.finished`. A report names the tasks that are shared, and no others."""
+        others = other_form([peer.agent for peer in self._host.peers()])
+        if others and others != self._others:
+            log.warning(others, do=UPDATE)
+        self._others = others
         if self._reporter is None:
             return
         names = {f"rewards/{task.key.name}/mean" for task in self._tasks.tasks if not unshared(task)}
@@ -323,8 +330,12 @@ def published_form(group: Group, tasks: TaskSet) -> Group | None:
 
     A group with differing rewards is sent whole. Of one that is all right two answers are sent, or one where all have
     the same texts: they teach whoever is not yet all right. Other groups teach nobody. A task may not be shared, and a
-    reward may be out of its range.
+    reward may be out of its range. Answers that took too long here are left out.
     """
+    in_time = tuple(completion for completion in group.completions if not isinstance(completion.reward, OutOfTime))
+    if not in_time:
+        return None
+    group = replace(group, completions=in_time)
     if tasks.shared(group.task) is None or not all(map(is_in_range, group.rewards)):
         return None
     if is_informative(group.rewards):

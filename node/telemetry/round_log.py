@@ -22,7 +22,8 @@ class RoundLog:
         """Take in the round that ended at `now`; return the fields of a line where one is due.
 
         Rewards are means over the rounds since the last line, groups are their sums, tokens are those that this node
-        generated, times are by the clock. Own answers that could not be scored are counted if there are any.
+        generated, times are by the clock. Own answers that could not be scored, or took
+        too long, are counted if there are any.
         """
         self._rows.append(row)
         rounds, seconds = len(self._rows), now - self._since
@@ -38,7 +39,8 @@ class RoundLog:
             "s_per_round": float(f"{seconds / rounds:.3g}"),
             "tokens_per_s": round(tokens / seconds),
         }
-        if unscorable := sum(int(number(row, "unscorable")) for row in self._rows):
-            fields["unscorable"] = unscorable
+        for name in ("unscorable", "out_of_time"):
+            if count := sum(int(number(row, name)) for row in self._rows):
+                fields[name] = count
         self._since, self._rows = now, []
         return fields

@@ -11,7 +11,7 @@ from node.engines.episodes import Played
 from node.rollouts.group import EncodedGroup, Group
 from node.rollouts.rule import Sample, effective_size, external_share, is_informative
 from node.rollouts.screening import BLAMELESS, Screening
-from node.tasks.scoring.verdicts import Scored
+from node.tasks.scoring.verdicts import OutOfTime, Scored
 from node.telemetry.metrics_file import Row
 
 LEFT_OUT = ("swarm/too_long", "swarm/over_long", "swarm/too_surprising", "swarm/quotes_held_out")
@@ -33,6 +33,7 @@ def metrics_of_own(
         "groups_informative": sum(is_informative(group.group.rewards) for group in own),
         "generated": len(episodes),
         "unscorable": len(episodes) - len(rewards),
+        "out_of_time": sum(isinstance(reward, OutOfTime) for reward in rewards),
         "tokens_generated": sum(episode.sampled for episode in episodes),
         "completions/finished": statistics.fmean(episode.finished for episode in episodes),
         "completions/retokenized": statistics.fmean(retokenized) if retokenized else 0.0,
@@ -76,6 +77,13 @@ def metrics_of_samples(samples: Sequence[Sample], iterations: int) -> Row:
         "swarm/external_share": external_share(samples),
         "effective_samples": effective_size(samples),
     }
+
+
+def prompts_trained_on(samples: Sequence[Sample], iterations: int) -> int:
+    """Return how many tokens of prompts and observations a round's update reads: a prompt once for its group."""
+    trained = [sample for sample in samples if sample.advantage != 0]
+    prompts = {sample.group: len(sample.prompt) for sample in trained}
+    return iterations * (sum(prompts.values()) + sum(len(sample.given) for sample in trained))
 
 
 def _rewards_by_name(groups: Sequence[Group]) -> Row:

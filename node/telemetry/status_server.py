@@ -23,7 +23,7 @@ from node.config import ObserveConfig
 from node.errors import UserError, for_shell
 from node.metrics import METRICS, Combine, Metric, Row, recent, total
 from node.state_folder import is_held
-from node.swarm.peering import Network, agent
+from node.swarm.peering import Network, agent, other_form
 from node.swarm.sharing import traffic_row
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
@@ -88,6 +88,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "refusal": network.host.refusal or None,
         "grant_expires": network.grant_expires,
         "twin": network.host.twin or None,
+        "other_form": other_form([peer.agent for peer in network.host.peers()]),
         "least_score": Limits().graylist_score,  # below it a peer is refused for a while
         "peers": [
             {

@@ -3,11 +3,14 @@
     generated    tokens of its own completions
     trained      tokens of completions, own and peers', that an update was computed on, once for each iteration
     scored       tokens whose likelihood was computed for `sampling.max_surprise`
-    compute      generated + scored + 3 x trained
+    prompts      tokens that are read and not trained on, of prompts and observations: once for a question that is
+                 asked and for a text that is scored, three times for a group that is trained on, in each iteration
+    compute      generated + scored + prompts + 3 x trained
 
 A token passes forward through the model to be generated or scored, and forward and backward to be trained on; the
-backward pass costs two forward ones (Kaplan et al., arXiv 2001.08361, section 2.1). Prompts and evaluations
-are left out, and completions that `trainer.trl.mask_truncated_completions` takes out of an update count all the same.
+backward pass costs two forward ones (Kaplan et al., arXiv 2001.08361, section 2.1). A prompt counts once for all
+completions to it, as engines with a prefix cache and our update compute it. Evaluations are left out, and completions
+that `trainer.trl.mask_truncated_completions` takes out of an update count all the same.
 
 A node ends with the round that reaches its budget, so it may spend up to one round more. What it has spent is
 the sum over the rows of its metrics.jsonl, which a restart cuts back to the checkpoint: the rounds that are done again
@@ -23,16 +26,17 @@ TRAINED_COST = 3  # forward passes that training on a token costs: one, and a ba
 
 
 class Spent(NamedTuple):
-    """Tokens that a node has generated, trained on and scored."""
+    """Tokens that a node has generated, trained on and scored, and those of prompts, as often as they were read."""
 
     generated: int = 0
     trained: int = 0
     scored: int = 0
+    prompts: int = 0
 
     @property
     def compute(self) -> int:
         """All, in tokens that pass forward through the model."""
-        return self.generated + self.scored + TRAINED_COST * self.trained
+        return self.generated + self.scored + self.prompts + TRAINED_COST * self.trained
 
     def after(self, row: Mapping[str, Any]) -> "Spent":
         """Return what is spent after one more round, of metrics `row`."""
@@ -40,6 +44,7 @@ class Spent(NamedTuple):
             self.generated + row.get("tokens_generated", 0),
             self.trained + row.get("tokens_trained", 0),
             self.scored + row.get("tokens_scored", 0),
+            self.prompts + row.get("tokens_prompts", 0),
         )
 
     def before(self, row: Mapping[str, Any]) -> "Spent":
@@ -48,8 +53,8 @@ class Spent(NamedTuple):
 
 
 def spent_by(node: Mapping[str, Any]) -> Spent:
-    """Return what a node has spent, by its part of a run's summary, of which older ones lack the tokens scored."""
-    return Spent(node["tokens_generated"], node["tokens_trained"], node.get("tokens_scored", 0))
+    """Return what a node has spent, by its part of a run's summary, of which older ones lack some."""
+    return Spent().after(node)
 
 
 def spent_in(rows: Iterable[Mapping[str, Any]]) -> Spent:

@@ -1,11 +1,12 @@
 """Scoring a policy on questions that training never asks: once (`answer`, `score`), or as it trains (`Evaluations`).
 
-The questions are held out from training (`node.tasks.questions`), and no two of a task are the
-same. Every task is asked equally many, whatever its weight in training; a task with fewer
-different ones is asked all of these. A question that another task trains on is left out, as far as
-that can be told (`node.tasks.task_set`). So is one with an answer that cannot be scored here.
-Nothing here draws from a random state that training uses, so a run has the same numbers with and
-without evaluations.
+The questions are held out from training (`node.tasks.questions`), and no two of a task are the same. Every task is
+asked equally many, whatever its weight in training; a task with fewer different ones is asked all of these. A question
+that another task trains on is left out, as far as that can be told (`node.tasks.task_set`). An answer that cannot be
+scored here counts as wrong, and is counted. So evaluations ask the same questions, and accuracy never rises because
+answers fail.
+
+Nothing here draws from a random state that training uses, so a run has the same numbers with and without evaluations.
 """
 
 import math
@@ -31,7 +32,7 @@ from node.rollouts.rule import is_right
 from node.tasks import Item, Task, derive_seed
 from node.tasks.environments.episodes import start_of
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from node.tasks.scoring.verdicts import Answer
+from node.tasks.scoring.verdicts import Answer, Verdict
 from node.tasks.scoring.verdicts import score as judge
 from node.tasks.task_set import EVALUATION_SEED, TaskSet
 from node.telemetry.evaluations import PASS, wilson_interval
@@ -67,6 +68,7 @@ class Score:
     pass_at: dict[int, float]
     finished: float
     mean_length: float
+    unscorable: int  # completions that count as wrong though nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,16 @@ class EvalReport:
 
 @dataclass(frozen=True, slots=True)
 class ScoredQuestion:
-    """One question, its completions and the reward of each."""
+    """One question, its completions and the verdict on each."""
 
     item: Item
     answers: Sequence[Played]
-    rewards: Sequence[float]
+    verdicts: Sequence[Verdict]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The reward of each completion: 0 if it is unscorable."""
+        return [verdict or 0.0 for verdict in self.verdicts]
 
     @property
     def texts(self) -> list[str]:
@@ -166,6 +173,8 @@ class Evaluations:
             return {}
         row = found | {"round": done, "compute": progress.compute, "time": time.time()}
         row["seconds"] = time.perf_counter() - began
+        if row["unscorable"]:
+            log.warning("answers could not be scored, and count as wrong", round=done, answers=row["unscorable"])
         self._rows.append(row)
         self.tell(row.get("described", row))
         figures = {f"eval/{key}": row[key] for key in ("accuracy", "reward", "pass@1", PASS) if key in row}
@@ -175,7 +184,7 @@ class Evaluations:
     def _evaluate(self, completions: int) -> Row:
         likeliest = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
         sampled = self._ask(self._sampling, completions) if completions else {}
-        if not likeliest or (completions and not sampled):
+        if any(is_unscorable(found) for found in (likeliest, sampled) if found):
             return {}
         greedy = score(EVALUATION_SEED, likeliest)
         if not sampled:
@@ -192,6 +201,7 @@ class Evaluations:
             self._engine,
             self._tasks,
             count=self._config.count,
+            skip=self._config.skip,
             seed=EVALUATION_SEED,
             sampling=sampling,
             completions=completions,
@@ -220,6 +230,7 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
         "reward": overall.reward,
         "finished": overall.finished,
         "mean_length": overall.mean_length,
+        "unscorable": overall.unscorable + (sampled.overall.unscorable if sampled else 0),
         "tasks": {task.task: {"questions": task.questions, "accuracy": task.accuracy} for task in greedy.tasks},
     }
     if sampled is not None:
@@ -227,13 +238,12 @@ def evaluation_row(greedy: EvalReport, sampled: EvalReport | None) -> Row:
         for k, rate in sampled.overall.pass_at.items():
             low, high = wilson_interval(rate * questions, questions)
             row |= {f"pass@{k}": rate, f"pass@{k}_low": low, f"pass@{k}_high": high}
-        for task in sampled.tasks:  # one report may lack a task whose answers were all unscorable
-            of_task = row["tasks"].setdefault(task.task, {"questions": task.questions})
-            of_task |= {f"pass@{k}": rate for k, rate in task.pass_at.items()}
+        for task in sampled.tasks:
+            row["tasks"][task.task] |= {f"pass@{k}": rate for k, rate in task.pass_at.items()}
     return row
 
 
-def answer(
+def answer(  # noqa: PLR0913  # an evaluation has so many settings
     policy: Policy,
     engine: RolloutEngine,
     tasks: TaskSet,
@@ -243,13 +253,14 @@ def answer(
     sampling: SamplingParams,
     completions: int = 1,
     longest: int | None = None,
+    skip: int = 0,
 ) -> Answers:
     """Ask `count` different held-out questions of each task, `completions` times each, and verify the answers.
 
-    The same arguments give the same questions and, on an engine that is deterministic,
-    the same answers. Questions of more than `longest` tokens are passed over, as in training.
-    Raises `ValueError` unless `count` and `completions` are positive, and `UserError` if no
-    held-out question of a task is short enough.
+    Those are asked that follow the first `skip`, or fewer where a task has no more of them. The same arguments give
+    the same questions and, on an engine that is deterministic, the same answers. Questions of more than `longest`
+    tokens are passed over, as in training. Raises `ValueError` unless `count` and `completions` are positive, and
+    `UserError` if no held-out question of a task is short enough.
     """
     if count < 1 or completions < 1:
         raise ValueError("count and completions must be at least 1")
@@ -257,13 +268,26 @@ def answer(
     def fits(item: Item) -> bool:
         return longest is None or len(policy.encode_prompt(item)) <= longest
 
-    answers = {
+    return {
         name: list(
-            _ask(policy, engine, task, held_out(tasks, task, seed, count, fits), seed, sampling, completions, longest)
+            _ask(
+                policy,
+                engine,
+                task,
+                held_out(tasks, task, seed, skip + count, fits)[skip:],
+                seed,
+                sampling,
+                completions,
+                longest,
+            )
         )
         for name, task in zip(_names(tasks.tasks), tasks.tasks, strict=True)
     }
-    return {name: outcomes for name, outcomes in answers.items() if outcomes}
+
+
+def is_unscorable(answers: Answers) -> bool:
+    """Tell whether no answer could be scored."""
+    return all(verdict is None for outcomes in answers.values() for found in outcomes for verdict in found.verdicts)
 
 
 def score(seed: int, answers: Answers) -> EvalReport:
@@ -272,7 +296,7 @@ def score(seed: int, answers: Answers) -> EvalReport:
     Raises:
         UserError: no answer could be scored.
     """
-    if not answers:
+    if is_unscorable(answers):
         raise UserError("no answer of the evaluation could be scored: the log says why")
     scores = tuple(_score(task, outcomes) for task, outcomes in answers.items())
     return EvalReport(seed, scores, _score("all", [outcome for outcomes in answers.values() for outcome in outcomes]))
@@ -373,9 +397,7 @@ def _ask(
         pairs = [] if plays else zip(batch, made, strict=True)
         verdicts = iter(judge([Answer(task, item, answer.text) for item, answers in pairs for answer in answers]))
         for item, answers in zip(batch, made, strict=True):
-            rewards = [answer.reward if plays else next(verdicts) for answer in answers]
-            if None not in rewards:
-                yield ScoredQuestion(item, answers, [reward for reward in rewards if reward is not None])
+            yield ScoredQuestion(item, answers, [answer.reward if plays else next(verdicts) for answer in answers])
 
 
 def _score(name: str, outcomes: Sequence[ScoredQuestion]) -> Score:
@@ -395,6 +417,7 @@ def _score(name: str, outcomes: Sequence[ScoredQuestion]) -> Score:
         pass_at={k: _mean([pass_at_k(right, completions, k) for right in solved]) for k in ks},
         finished=_mean([answer.finished for outcome in outcomes for answer in outcome.answers]),
         mean_length=_mean([answer.sampled for outcome in outcomes for answer in outcome.answers]),
+        unscorable=sum(verdict is None for outcome in outcomes for verdict in outcome.verdicts),
     )
 
 

@@ -9,6 +9,7 @@ the body. The ledger holds what each peer was told, asked and given of each item
     DONT_HAVE   I do not have these
     BUSY        not these now; without ids: all that you asked for waits for my line
     CANCEL      I do not need these any more
+    ACK         these came
     INTEREST    I want these topics, and whether I am sated: more of them is on offer than I can use
 
 Rules
@@ -32,14 +33,16 @@ Rules
  6. A peer may send an item as often as it was asked for it. An item that two peers were asked for and send is an
     ordinary duplicate.
  7. An item of another topic than those that we want is neither delivered nor held, and costs its sender a little.
- 8. An item that our node rejects is announced no more. Peers that were told of it judge it themselves. The signer
+ 8. What came is acknowledged: a chunk at once, small items together at the next tick. So a giver knows what has left
+    its line, and a node that leaves knows which of its items have another holder.
+ 9. An item that our node rejects is announced no more. Peers that were told of it judge it themselves. The signer
     pays, not those who passed it on. An item that will soon be stale is not announced.
 """
 
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from protocol.config import Instant, Setup
 from protocol.events import (
@@ -63,16 +66,17 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.ledger import WHOLE, ItemLedger, Place, Statement
+from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, Place, Statement
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import EVERYTHING, Appetite
-from protocol.gossip.wants import Took, Wants
+from protocol.gossip.wants import Took, Wants, naming
 from protocol.identity import NodeId
 from protocol.lru import Expiring, Recent
 from protocol.wire.envelope import HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     MAX_IDS,
+    Ack,
     Busy,
     Cancel,
     DontHave,
@@ -89,6 +93,8 @@ CATCH_UP_S = 2.0  # between two batches of `MAX_IDS`: some 12 kB/s
 DRAWS = 4  # in a `pull_patience`: how often silent peers are looked for and items to ask for are drawn
 LOOKED_AT = 16  # how many chunks that wait for a line are compared: the one given to fewest peers goes first
 SYNC_WINDOW = 4.0  # how many sync intervals back a sync goes
+MOST_GIVEN = 2048  # places, of one peer, that await its acknowledgement
+HAND_OVER_S = 60.0  # how old an item may be that is handed over before we leave: about one round
 MOST_PACES = 4.0  # an id waits so many times `announce_interval` at most, and a chunk always: peers have others to ask
 NEVER = float("inf")
 
@@ -105,6 +111,8 @@ class _Peer:
     # What waits for its line, items and outlines before chunks.
     items: dict[Place, None] = field(default_factory=dict)
     chunks: dict[Place, None] = field(default_factory=dict)
+    given: dict[Place, None] = field(default_factory=dict)  # what it did not acknowledge yet
+    came: dict[ItemId, tuple[int, ...]] = field(default_factory=dict)  # what it gave and is to be acknowledged
     busy_at: float = NEVER  # when it is told that what it wants still waits
     gave_at: float = float("-inf")  # when something last left for it
 
@@ -117,6 +125,14 @@ class _Peer:
         """Let something wait no longer for its line, if it did."""
         self.items.pop(place, None)
         self.chunks.pop(place, None)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """How many of our newest items nobody else has, and whether somebody may still take one."""
+
+    untaken: int
+    has_takers: bool
 
 
 class Gossip:
@@ -170,6 +186,31 @@ class Gossip:
     def came(self, node: NodeId, item: ItemId, now: Instant) -> None:
         """Note that `node` sent an item that we asked it for, and that we have by now or refuse."""
         self._wants.arrived(item, node, now.steady)
+        self._peers[node].came[item] = ()
+        self._soon(now)
+
+    def hand_over(self, now: Instant) -> LeftOver:
+        """Tell how many items that we published in the last `HAND_OVER_S` no live peer is known to have."""
+        newest = self._store.newest(self._limits.max_held, now.steady - HAND_OVER_S)
+        untaken = [
+            entry
+            for entry in filter(None, map(self._store.entry, newest))
+            if self._seen.get(entry.id) == self._own
+            and not self._ledger.is_elsewhere(entry.id, chunk_count(entry.size - HEAD_BYTES))
+        ]
+        return LeftOver(len(untaken), any(map(self._may_be_taken, untaken)))
+
+    def _may_be_taken(self, entry: Entry) -> bool:
+        """Tell whether a peer asked for an item, or will: a sated one that was told may draw others."""
+        return any(
+            peer.wants.covers(entry.topic)
+            and (
+                not peer.wants.is_sated
+                or self._ledger.is_news(node, entry.id)
+                or any(place.item == entry.id for place in chain(peer.items, peer.chunks, peer.given))
+            )
+            for node, peer in self._peers.items()
+        )
 
     def unheard(self, node: NodeId, now: Instant) -> None:
         """Note that a message to a live peer had no room in its send queue."""
@@ -239,6 +280,8 @@ class Gossip:
             case Cancel():
                 for place in _places(message):
                     self._peers[node].drop(place)
+            case Ack():
+                self._acknowledged(node, message)
             case Want():
                 return self._wanted(node, message, now)
             case Busy(ids):
@@ -265,7 +308,7 @@ class Gossip:
 
     def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
         if node in self._peers:
-            self._wants.arrived(item.id, node, now.steady)
+            self.came(node, item.id, now)
         self._soon(now)
         if item.id in self._seen:
             return []
@@ -283,19 +326,21 @@ class Gossip:
         return [Deliver(item)] if item.signer != self._own else []  # an item of ours comes back after a restart
 
     def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
+        ack = naming(Ack, node, {outline.id: ()})
         match self._wants.outlined(node, outline, now.steady):
             case Took.UNASKED:
                 return [Blame(node, "unasked")]
             case Took.NO_ROOM:
-                return [Blame(node, "no_room")]
+                return [Blame(node, "no_room"), *ack]
             case Took.TAKEN:
                 self._appetite.took(now)
-                return [*self._wants.fill_all(now.steady)]
-        return []
+                return [*ack, *self._wants.fill_all(now.steady)]
+        return [*ack]
 
     def _chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
         partial = self._wants.partial(chunk.id)
         self._soon(now)
+        ack = naming(Ack, node, {chunk.id: (chunk.index,)})
         match self._wants.chunk_arrived(node, chunk, now.steady):
             case Took.MISSIZED:
                 assert partial is not None
@@ -305,15 +350,15 @@ class Gossip:
             case Took.UNASKED:
                 return [Blame(node, "unasked")]
             case Took.LATE:
-                return [*self._wants.fill(node, now.steady)]
+                return [*ack, *self._wants.fill(node, now.steady)]
         item = self._wants.finish(chunk.id)
-        asks = self._wants.fill(node, now.steady)
+        answers = [*ack, *self._wants.fill(node, now.steady)]
         if item is None:
             for other, peer in self._peers.items():
                 if self._ledger.lacks(other, chunk.id):
                     self._remind(peer, [chunk.id], now, now.steady + MOST_PACES * self._pace(peer.wants))
-            return [*asks]
-        return [*self._accept(item, now), *asks]
+            return [*answers]
+        return [*self._accept(item, now), *answers]
 
     # What we hold
 
@@ -379,8 +424,21 @@ class Gossip:
         if entry is None:
             return DontHave((place.item,))
         peer.gave_at = now.steady
+        peer.given[place] = None
+        if len(peer.given) > MOST_GIVEN:
+            del peer.given[next(iter(peer.given))]
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return entry
+
+    def _acknowledged(self, node: NodeId, ack: Ack) -> None:
+        """Note what came to a peer that we gave it. An outline is no part of its item."""
+        given = self._peers[node].given
+        for place in filter(given.__contains__, _places(ack)):
+            del given[place]
+            if place.part != WHOLE:
+                self._ledger.row(node, place.item).taken |= 1 << place.part
+            elif self._store.outline(place.item) is None:
+                self._ledger.row(node, place.item).taken = ALL
 
     def _find(self, place: Place) -> Item | ItemOutline | ItemChunk | None:
         """Return what a WANT is answered with, if it is here."""
@@ -438,8 +496,9 @@ class Gossip:
     def _tick(self, now: Instant) -> list[GossipAction]:
         self._store.expire(now)
         self._seen.expire(now.steady)
+        acks = [send for node, peer in self._peers.items() for send in self._take_acks(node, peer)]
         silent = self._wants.check(now.steady, bounded=self._appetite.bounded)
-        actions: list[GossipAction] = [Blame(node, "unanswered") for node in silent]
+        actions: list[GossipAction] = [*acks, *(Blame(node, "unanswered") for node in silent)]
         actions += self._wants.draw(now.steady, self._appetite.level(now), self._appetite.level_beside(now))
         actions += self._wants.fill_all(now.steady)
         if self._appetite.adjust(now):
@@ -458,6 +517,11 @@ class Gossip:
                 actions += [Send(node, Busy(())), Serve(node)] if peer.waiting else []  # it may be given something now
             self.due = min(self.due, peer.tell_at, peer.busy_at)
         return actions
+
+    def _take_acks(self, node: NodeId, peer: _Peer) -> list[Send]:
+        """Return the acknowledgement of what a peer gave."""
+        came, peer.came = peer.came, {}
+        return naming(Ack, node, came)
 
     def _sync(self, now: Instant) -> list[GossipAction]:
         """Announce the newest items once more, to a random peer that is not sated and has nothing on its way."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from protocol.identity import NodeId
 from protocol.limits.limits import Limits
+from protocol.lru import Recent
 from protocol.wire.envelope import ItemId
 
 ALL = -1  # all chunks, in a set that has a bit for each
@@ -65,6 +66,7 @@ class LedgerRow:
     until: float = 0.0  # when it may be asked again, if it was silent or busy
     failures: int = 0  # how often it was silent or busy when it was asked, since it last gave a chunk
     told: bool = False  # whether it was told that we have all of the item, or is sent it
+    taken: int = 0  # the chunks that it acknowledged to have from us
 
     def note(self, said: Statement) -> None:
         self.theirs = THEIRS.get((self.theirs, said), self.theirs)
@@ -74,7 +76,17 @@ class LedgerRow:
 
     @property
     def has_all(self) -> bool:
-        return self.theirs is Theirs.SENT or (self.theirs is Theirs.HAS and self.parts == ALL)
+        return ALL in (self.held, self.taken)
+
+    @property
+    def held(self) -> int:
+        """The chunks that it has by its own word, or because it sent us the item."""
+        match self.theirs:
+            case Theirs.SENT:
+                return ALL
+            case Theirs.HAS:
+                return self.parts
+        return 0
 
 
 class ItemLedger:
@@ -84,12 +96,15 @@ class ItemLedger:
         self._limits = limits
         self._rows: dict[NodeId, OrderedDict[ItemId, LedgerRow]] = {}
         self._is_wanted = is_wanted
+        self._departed: Recent[ItemId, int] = Recent(limits.max_held)  # the chunks that peers had when they left
 
     def up(self, node: NodeId) -> None:
         self._rows[node] = OrderedDict()
 
     def down(self, node: NodeId) -> None:
-        self._rows.pop(node, None)
+        for item, row in self._rows.pop(node, {}).items():
+            if held := row.held | row.taken:
+                self._departed.set(item, held | (self._departed.get(item) or 0))
 
     def find(self, node: NodeId, item: ItemId) -> LedgerRow | None:
         rows = self._rows.get(node)
@@ -109,6 +124,13 @@ class ItemLedger:
         """Tell whether a peer may lack some of the item, as far as we know."""
         row = self.find(node, item)
         return row is None or not row.has_all
+
+    def is_elsewhere(self, item: ItemId, chunks: int) -> bool:
+        """Tell whether peers have all `chunks` of an item, one of them or some together; or had when they left."""
+        whole, held = (1 << chunks) - 1, self._departed.get(item) or 0
+        for row in filter(None, (rows.get(item) for rows in self._rows.values())):
+            held |= row.held | row.taken
+        return held & whole == whole
 
     def is_news(self, node: NodeId, item: ItemId) -> bool:
         """Tell whether a peer may lack some of the item and was not told that we have all of it."""

@@ -31,7 +31,7 @@ Rules
 
 import random
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, islice, takewhile, zip_longest
@@ -373,7 +373,7 @@ class Wants:
                     if room < 1:
                         break
         cancels = [send for node in list(self._cancels) for send in self._take_cancels(node)]
-        return cancels + [send for node, items in asks.items() for send in _messages(Want, node, items)]
+        return cancels + [send for node, items in asks.items() for send in naming(Want, node, items)]
 
     def _has_room(self, holder: _Holder, size: int) -> bool:
         """Tell whether a holder may be asked for so many bytes more."""
@@ -381,7 +381,7 @@ class Wants:
 
     def _take_cancels(self, node: NodeId) -> list[Send]:
         """Return the messages that cancel what a holder need not give; send them before it is asked again."""
-        return _messages(Cancel, node, self._cancels.pop(node, {}))
+        return naming(Cancel, node, self._cancels.pop(node, {}))
 
     def _look(self, lots: Sequence[_BySigner]) -> Iterable[ItemId]:
         """Return some of what holders offer, one of each in turn, all by lot."""
@@ -429,7 +429,7 @@ class Wants:
                 chunk = self._rarest(want, mask)
                 self._ask(want, node, chunk, now)
                 asks.setdefault(item_id, []).append(chunk)
-        return sends + _messages(Want, node, asks)
+        return sends + naming(Want, node, asks)
 
     def _rarest(self, want: _Wanted, mask: int) -> int:
         """Return one of the chunks in `mask` that few holders have, by lot."""
@@ -537,7 +537,7 @@ class Wants:
         self._unasked.pop(want.entry.id, None)
 
 
-def _messages(kind: type[Want], node: NodeId, items: dict[ItemId, list[int]]) -> list[Send]:
+def naming(kind: type[Want], node: NodeId, items: Mapping[ItemId, Sequence[int]]) -> list[Send]:
     """Return as many messages as it takes to name these chunks, or the item itself where none are given."""
     named = [
         WantedPart(item_id, tuple(chunks[i : i + MAX_CHUNKS]))

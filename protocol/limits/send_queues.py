@@ -57,6 +57,11 @@ class SendQueues:
         self.make: Callable[[Link], bytes] = lambda link: b""
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._busy
+
+    @property
     def is_open(self) -> bool:
         """Whether nothing waits and nothing has to, so that a frame may go past the queues."""
         return not self._busy and not self._rate

@@ -127,6 +127,11 @@ class Membership:
         return list(self.links.peers)
 
     @property
+    def may_find_peers(self) -> bool:
+        """Whether there is anybody to dial."""
+        return bool(self.book.seeds or self.book.dialable or self.links.attempts)
+
+    @property
     def saved_records(self) -> list[PeerRecord]:
         """The records to keep on disk: those of the book that can be dialled, and expired ones of nodes to look for.
 

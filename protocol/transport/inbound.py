@@ -178,11 +178,11 @@ class Inbound:
         self.take_changes()  # first, so that the connection of each frame is known
         return take_messages(self._router, self._take, most, is_ready=is_ready)
 
-    def close(self) -> None:
-        """Close both sockets."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Close both sockets; libzmq keeps what it holds for so long, until its context ends."""
         self._router.disable_monitor()
         self._monitor.close()
-        self._router.close()
+        self._router.close(linger_ms)
 
     def _ready(self) -> None:
         self.take_frames(min(SOCKET_FRAMES, POLL_FRAMES - len(self._events)), is_ready=True)

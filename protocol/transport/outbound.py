@@ -106,10 +106,10 @@ class DialledLinks:
         """Read up to `most` frames of each link; return those of which there are no more."""
         return [dialled.link for dialled in list(self._dialled.values()) if self._take_frames(dialled, most)]
 
-    def close(self) -> None:
-        """Close every link."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Close every link; libzmq keeps what it holds for so long, until its context ends."""
         for dialled in list(self._dialled.values()):
-            self._close(dialled)
+            self._close(dialled, linger_ms)
 
     def _connect(self, dialled: _Dialled, endpoints: list[Endpoint]) -> None:
         try:
@@ -176,7 +176,7 @@ class DialledLinks:
         self._close(dialled)
         self._events.append(Closed(dialled.link))
 
-    def _close(self, dialled: _Dialled) -> None:
+    def _close(self, dialled: _Dialled, linger_ms: int = 0) -> None:
         del self._dialled[dialled.link]
         if dialled.number is not None:
             self._watch.forget(dialled.number)
@@ -184,7 +184,7 @@ class DialledLinks:
             self._sources.drop(owned)
         dialled.socket.disable_monitor()
         dialled.monitor.close()
-        dialled.socket.close()
+        dialled.socket.close(linger_ms)
 
 
 def _rest(source: Socket) -> Iterator[int]:

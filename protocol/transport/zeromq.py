@@ -61,6 +61,7 @@ class ZmqTransport:
         self._dialled = DialledLinks(self._maker, self._sources, self._watch, self._resolver, self._events)
         self._inbound: Inbound | None = None
         self._next_review = 0.0
+        self._linger_ms = 0  # for what libzmq holds when we close
         if listen is not None:
             try:
                 self._inbound = Inbound(
@@ -149,6 +150,13 @@ class ZmqTransport:
                 self._queues.drop(event.link)  # the next connection with this key has to begin with a hello
         return events
 
+    def flush(self, timeout: float) -> None:
+        """Send what waits, for so many seconds at most, before `close`. What comes meanwhile is dropped."""
+        deadline = time.monotonic() + timeout
+        while not self._queues.is_empty and (left := deadline - time.monotonic()) > 0:
+            self.poll(left)
+        self._linger_ms = max(0, int(1000 * (deadline - time.monotonic())))
+
     def wake(self) -> None:
         """See `Transport.wake`."""
         with suppress(BlockingIOError, OSError):  # full: a wake-up waits already; closed: nobody waits for one
@@ -157,11 +165,11 @@ class ZmqTransport:
     def close(self) -> None:
         """See `Transport.close`."""
         self._watch.close()
-        self._dialled.close()
+        self._dialled.close(self._linger_ms)
         if self._inbound is not None:
-            self._inbound.close()
+            self._inbound.close(self._linger_ms)
         self._zap.socket.close()
-        self._maker.context.destroy(linger=0)
+        self._maker.context.destroy(linger=self._linger_ms)  # waits for what libzmq holds, so long at most
         self._wake_in.close()
         self._wake_out.close()
 

@@ -76,6 +76,7 @@ class Kind(IntEnum):
     REVOCATIONS = 17
     OUTLINE = 18
     CHUNK = 19
+    ACK = 20
     DIAL_BACK = 21
     DIALLED_BACK = 22
 

@@ -301,6 +301,13 @@ class Cancel(Want):
 
 
 @value
+class Ack(Want):
+    """These came, which the sender had asked for: it has them, or needs them no longer."""
+
+    kind: ClassVar[Kind] = Kind.ACK
+
+
+@value
 class DontHave:
     """The sender was asked for these items, or chunks of them, and does not have them."""
 

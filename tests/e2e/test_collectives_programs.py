@@ -73,6 +73,7 @@ def program_of(heading: str) -> str:
     return "\n".join(block)
 
 
+@pytest.mark.real
 def test_the_program_of_the_readme_runs_as_three_processes(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(program_of("Only the collectives"))

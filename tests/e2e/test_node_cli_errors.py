@@ -19,7 +19,7 @@ def errors(*arguments: str) -> list[str]:
 def test_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        (line,) = errors("node", "--state", str(tmp_path), "--listen", endpoint)
+        (line,) = errors("node", "--state", str(tmp_path), "--model", "builtin", "--listen", endpoint)
     assert "in use" in line and "choose another port" in line
 
 
@@ -50,7 +50,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_state_folder_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    (line,) = errors("node", "--state", str(tmp_path / "file" / "state"))
+    (line,) = errors("node", "--state", str(tmp_path / "file" / "state"), "--model", "builtin")
     assert "cannot use" in line
 
 
@@ -61,7 +61,7 @@ def test_a_node_without_a_checkpoint_that_can_be_read(tmp_path: Path) -> None:
     damaged = tmp_path / "checkpoints" / "checkpoint-5"
     damaged.mkdir(parents=True)
     (damaged / "optimizer.pt").touch()
-    (line,) = errors("node", "--state", str(tmp_path), *ALONE)
+    (line,) = errors("node", "--state", str(tmp_path), "--model", "builtin", *ALONE)
     assert str(tmp_path / "checkpoints") in line and "restore one" in line
     assert not (tmp_path / "config.json").exists()
 
@@ -84,9 +84,9 @@ def test_several_processes_that_cannot_train_together(tmp_path: Path) -> None:
     old.write_text("distributed_type: FSDP\nnum_machines: 1\nnum_processes: 2\n")
     (line,) = errors("node", "--state", str(state), "--seed-only", "--processes", "2")
     assert "a relay trains nothing: leave out --processes" in line
-    (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(missing))
+    (line,) = errors("node", "--state", str(state), "--model", "builtin", *ALONE, "--accelerate-config", str(missing))
     assert f"there is no file {missing}" in line
-    (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(other))
+    (line,) = errors("node", "--state", str(state), "--model", "builtin", *ALONE, "--accelerate-config", str(other))
     assert f"{other} cannot be used: this node trains on one machine, data parallel or by FSDP2" in line
-    (line,) = errors("node", "--state", str(state), *ALONE, "--accelerate-config", str(old))
+    (line,) = errors("node", "--state", str(state), "--model", "builtin", *ALONE, "--accelerate-config", str(old))
     assert "set fsdp_version: 2" in line

@@ -27,7 +27,7 @@ from tests.swarms import events_of
 from tests.waiting import wait_until
 
 LISTEN = ["--listen", "tcp://127.0.0.1:0"]
-NOTHING = "nothing was started in"
+NOTHING = "no node was started in"
 
 
 def hang(*_: object, **__: object) -> None:
@@ -161,7 +161,7 @@ def test_a_first_start_that_fails_leaves_nothing_that_the_next_one_would_be_told
         bad = run("node", "--state", folder, "--model", model, *LISTEN, "--set", "trainer.learning_rate=0.5")
         assert bad.returncode == 2 and "no such model on the hub" in bad.stderr and "listening" in bad.stderr
     assert not recall(folder).settings and not (folder / "identity.key").exists()
-    other = run("node", "--state", folder, "--dry-run")
+    other = run("node", "--state", folder, "--model", "builtin", "--dry-run")
     assert 'model = "builtin"' in other.stdout and "learning_rate = 0.5" not in other.stdout
 
 

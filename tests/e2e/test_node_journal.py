@@ -8,7 +8,7 @@ import pytest
 from node.journal import Round, read_journal
 from tests.commands import run as run_command
 
-QUIET = ("--set", "observe.enabled=false")
+QUIET = ("--model", "builtin", "--set", "observe.enabled=false")
 
 
 def recorded(folder: Path) -> list[int]:

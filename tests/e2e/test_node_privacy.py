@@ -50,7 +50,9 @@ def start(tmp_path: Path, *arguments: str, **told: str) -> Watched:
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["node", "--state", "state"], id="the built-in policy", marks=pytest.mark.slow),
+        pytest.param(
+            ["node", "--state", "state", "--model", "builtin"], id="the built-in policy", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["node", "--state", "state", "--model", "./policy", "--set", "policy.lora.r=2"],
             id="adapters on a folder",
@@ -70,7 +72,7 @@ def test_a_node_contacts_nobody_but_its_peers(arguments: list[str], tmp_path: Pa
 
 @pytest.mark.slow
 def test_an_owner_may_let_libraries_report_and_the_watch_sees_it(tmp_path: Path) -> None:
-    watched = start(tmp_path, "node", "--state", "state", HF_HUB_DISABLE_TELEMETRY="0")
+    watched = start(tmp_path, "node", "--state", "state", "--model", "builtin", HF_HUB_DISABLE_TELEMETRY="0")
     try:  # it reports from a thread of its own, which the last round of a short run would not wait for
         seen = wait_until(lambda: watched.contacts() or watched.process.poll() is not None, 100, "a report")
     finally:

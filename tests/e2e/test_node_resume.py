@@ -48,6 +48,7 @@ def undisturbed(done: Path) -> list[tuple]:
     return numbers(rows)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("kill_after", [3, 7, 12])
 def test_a_killed_node_goes_on_with_the_same_numbers(undisturbed: list[tuple], kill_after: int, tmp_path: Path) -> None:
     config = small_config(ROUNDS, **ALONE)

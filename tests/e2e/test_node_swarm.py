@@ -55,6 +55,7 @@ def supervisor(out: Path, count: int, rounds: int, kind: str) -> Iterator[subpro
             process.kill()
 
 
+@pytest.mark.real
 def test_every_node_runs_to_its_end_and_leaves_the_run_folder(tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", 3, 20)
     assert [child.state for child in outcome.children] == [NodeState.DONE] * 3

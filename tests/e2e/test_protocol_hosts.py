@@ -56,6 +56,7 @@ def test_four_hosts_from_one_seed_all_get_everything_once() -> None:
             assert host.counters().rejected == {}
 
 
+@pytest.mark.real
 def test_a_host_without_a_listening_port_gives_and_gets() -> None:
     with running() as (hub, address), running(address) as (other, _), running(address, listen=None) as (hidden, none):
         assert none is None
@@ -65,6 +66,28 @@ def test_a_host_without_a_listening_port_gives_and_gets() -> None:
         hub.publish(b"to everybody")
         assert {item.body for item in collect(other, 2)} == {b"from behind the wall", b"to everybody"}
         assert collect(hidden, 1)[0].body == b"to everybody"
+
+
+def test_a_host_that_leaves_waits_until_others_have_what_it_published_and_says_what_nobody_took() -> None:
+    with running() as (hub, address), running(address) as (other, _):
+        wait_until(lambda: hub.counters().peers == 1, 20, "the link")
+        other.subscribe(frozenset([b"a topic!"]), math.inf)
+        bodies = {os.urandom(size) for size in (100, 10_000, 300_000)}
+        with running(address, listen=None) as (brief, _):
+            wait_until(lambda: brief.counters().peers > 0, 20, "a peer")
+            for body in bodies:
+                brief.publish(body)
+            assert brief.hand_over(60.0) == 0
+        assert {item.body for item in collect(hub, len(bodies))} == bodies
+        for host in (hub, other):
+            host.subscribe(frozenset(), math.inf)
+        with running(address, listen=None) as (brief, _):
+            wait_until(lambda: brief.counters().peers > 0, 20, "a peer")
+            brief.publish(b"of no topic that anybody wants", b"no topic")
+            assert brief.hand_over(600.0) == 1, "nobody will ask for it, so it does not wait"
+    with running() as (alone, _):
+        alone.publish(b"heard by nobody")
+        assert alone.hand_over(600.0) == 1
 
 
 def test_a_host_that_takes_less_than_is_on_offer_rests_from_one_review_of_its_connections_to_the_next(

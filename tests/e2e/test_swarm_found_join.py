@@ -68,6 +68,7 @@ def two_nodes(first: Path, second: Path) -> Iterator[tuple[BaseProcess, BaseProc
             process.join()
 
 
+@pytest.mark.real
 def test_two_nodes_train_together_from_one_line(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     with two_nodes(first, second) as (founder, joiner, invite):

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from node.processes.cage import PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_SET_KEEPCAPS, Cage
+from node.processes.cage import PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, Cage
 from node.processes.call_supervisor import CageError
 from node.processes.confinement import CAP_DAC_READ_SEARCH, calls, deny_calls, renounce_privileges, set_capabilities
 from node.processes.worker_process import Message
@@ -38,6 +38,7 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
     set_capabilities(libc, 1 << CAP_DAC_READ_SEARCH, inherited=True)
     libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # as if this uid had started the program
 
 
 def run(codes: dict[str, str]) -> dict[str, object]:

@@ -130,6 +130,7 @@ def test_strangers_and_dead_paths_beside_other_faults() -> None:
         assert not failed
 
 
+@pytest.mark.slow
 def test_the_command_runs_schedules_in_several_processes() -> None:
     command = [sys.executable, "-m", "collectives.simulator", "--schedules", "2", "--processes", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -137,6 +138,7 @@ def test_the_command_runs_schedules_in_several_processes() -> None:
     assert "0 schedules failed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_seed_is_always_the_same_trial() -> None:
     script = "from collectives.simulator.sweep import outcome; print([outcome(seed, 6) for seed in range(60, 63)])"
     told = subprocess.run(

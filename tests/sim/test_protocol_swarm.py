@@ -64,6 +64,26 @@ def test_a_swarm_that_fits_into_its_links_is_linked_wholly_and_has_everything_fr
     assert {node.core.items_sent for node in simulation.nodes.values()} == {5 * 16}
 
 
+@pytest.mark.parametrize(("kbytes", "size"), [(0, 1_000), (32, 100_000), (32, 300_000)])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_node_that_lives_for_one_question_leaves_its_answer_with_others(kbytes: int, size: int, waits: bool) -> None:
+    conditions = Conditions(line=1000.0 * kbytes) if kbytes else Conditions()
+    simulation, answers = Simulation(seed=1, conditions=conditions), dict[bytes, int]()
+    simulation.start_many(3)
+    simulation.run(20.0)
+    for name in range(10, 14):
+        node = simulation.start(name, dialable=False)
+        simulation.run(1.0)
+        answers |= {simulation.publish(name, b"the answer of %d".ljust(size) % name): name}
+        for _ in range(300 if waits else 0):
+            simulation.run(0.1)
+            if not node.core.gossip.hand_over(simulation.clock()).untaken:
+                break
+        simulation.kill(name)
+    simulation.run(120.0)
+    assert bool(missing(simulation, answers)) is not waits
+
+
 @pytest.mark.slow
 def test_links_last_in_a_small_swarm_some_of_whose_nodes_cannot_be_dialled() -> None:
     simulation = Simulation(seed=1, identity=SimulatedIdentity)

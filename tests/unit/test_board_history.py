@@ -174,6 +174,7 @@ def _write_for_good(path: Path, ready) -> None:  # type: ignore[no-untyped-def]
             ready.set()
 
 
+@pytest.mark.slow
 def test_what_was_written_is_there_after_a_kill(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()

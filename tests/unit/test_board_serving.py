@@ -98,6 +98,7 @@ def get(link: str, path: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_reports_become_nodes_with_standing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = Host(), time.time()
     with board(tmp_path, host, monkeypatch) as (take, link):
@@ -112,6 +113,15 @@ def test_reports_become_nodes_with_standing(tmp_path: Path, monkeypatch: pytest.
     assert host.reports == []
 
 
+def test_a_report_from_the_future_counts_as_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    with board(tmp_path, Host(), monkeypatch) as (take, link):
+        take([report(FOUNDER, now + 3600)])
+        (node,) = tree(link)["nodes"]
+    assert now <= node["last_report"] < now + 600
+
+
+@pytest.mark.slow
 def test_who_has_not_reported_for_four_intervals_is_not_here_though_it_is_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +136,7 @@ def test_who_has_not_reported_for_four_intervals_is_not_here_though_it_is_linked
     assert {node for node, text in alone.items() if ", not here now." in text} == {A.node_id, B.node_id}
 
 
+@pytest.mark.slow
 def test_rollouts_of_nodes_with_standing_are_shown_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = (one_turn("4", True, 1.0), one_turn("5", True, 0.0))
     body = encode_group(Group(TaskKey("builtin/sums", 2, "0123"), 1, "2+2=", made, "builtin", 3))
@@ -135,6 +146,7 @@ def test_rollouts_of_nodes_with_standing_are_shown_first(tmp_path: Path, monkeyp
         assert [rollout["node"] for rollout in tree(link)["rollouts"]] == [A.node_id, LIAR.node_id]
 
 
+@pytest.mark.slow
 def test_a_report_counts_once_also_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = Host(), time.time()
     for _ in range(2):
@@ -144,6 +156,7 @@ def test_a_report_counts_once_also_after_a_restart(tmp_path: Path, monkeypatch: 
     assert host.reports == [(ItemVerdict.IGNORE, "early_report")]
 
 
+@pytest.mark.slow
 def test_what_is_no_report_or_praises_its_signer_costs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = Host(), time.time()
     with board(tmp_path, host, monkeypatch) as (take, link):
@@ -152,6 +165,7 @@ def test_what_is_no_report_or_praises_its_signer_costs_it(tmp_path: Path, monkey
     assert host.reports == [(ItemVerdict.REJECT, "malformed"), (ItemVerdict.REJECT, "self_praise")]
 
 
+@pytest.mark.slow
 def test_seeds_are_the_founder_the_invites_own_node_and_those_that_a_person_ever_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +181,7 @@ def test_seeds_are_the_founder_the_invites_own_node_and_those_that_a_person_ever
         assert {node["id"] for node in tree(link)["nodes"] if node["seed"]} == {FOUNDER.node_id, B.node_id}
 
 
+@pytest.mark.slow
 def test_who_was_revoked_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = Host(), time.time()
     with board(tmp_path, host, monkeypatch) as (take, link):
@@ -176,6 +191,7 @@ def test_who_was_revoked_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.Mo
         assert [node["id"] for node in tree(link)["nodes"]] == [A.node_id]
 
 
+@pytest.mark.slow
 def test_groups_are_shown_and_what_is_none_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = (one_turn("4", True, 1.0), one_turn("5", True, 0.0))
     group = Group(TaskKey("builtin/sums", 2, "0123"), 1, "2+2=", made, "builtin", 3)
@@ -195,6 +211,7 @@ def test_groups_are_shown_and_what_is_none_is_not(tmp_path: Path, monkeypatch: p
     assert host.reports == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "address", "shown"),
     [
@@ -221,6 +238,7 @@ def test_a_damaged_history_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
         pass
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with board(tmp_path, Host(), monkeypatch) as (_, link):
         port = int(link.rstrip("/").rpartition(":")[2])
@@ -231,6 +249,7 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, monkeypatch: pyt
             pass
 
 
+@pytest.mark.slow
 def test_a_folder_of_no_swarm_is_one_clear_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert command(["board", "--state", str(tmp_path / "b")], debug=False) == 2
     assert "b belongs to no swarm: `gossamer board INVITE --state " in capfd.readouterr().err

@@ -279,6 +279,7 @@ def test_health_is_the_networks() -> None:
         assert site.get("/healthz").status_code == code
 
 
+@pytest.mark.slow
 def test_connections_that_ask_for_nothing_whole_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 3)
     monkeypatch.setattr(server, "IDLE_S", 0.1)
@@ -295,6 +296,7 @@ def test_connections_that_ask_for_nothing_whole_keep_nobody_out(monkeypatch: pyt
         assert urllib.request.urlopen(link, timeout=30).status == 200
 
 
+@pytest.mark.slow
 def test_who_does_not_read_an_answer_keeps_nobody_out_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
     monkeypatch.setattr(server, "IDLE_S", 0.1)

@@ -15,6 +15,8 @@ import yaml
 from node.cli.app import app
 from node.config import is_key
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 JOBS = sorted((ROOT / "examples").glob("slurm*.sh"))
 FLAGS = {  # of sbatch(1)

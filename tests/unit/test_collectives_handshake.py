@@ -107,6 +107,7 @@ def test_nobody_on_the_way_changes_how_much_is_protected(protection, flags):
         bob.feed(alice.feed(bob.feed(bytes(hello))))
 
 
+@pytest.mark.slow
 def test_the_kernel_vouches_for_this_users_unix_sockets_alone():
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as tcp:

@@ -13,6 +13,8 @@ from collectives.types import Protection
 from protocol.identity import Identity
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def make():

@@ -15,7 +15,7 @@ from node.exchange.endpoint import ModelEndpoint
 from tests.chat_server import Asked, Body, Reply, chat_server, says, sum_of
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.usefixtures("own_log_setup")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_log_setup")]
 SUMS = {"tasks": ["builtin/sums"], "sampling": {"max_length_ratio": 0.0}}
 
 
@@ -35,6 +35,19 @@ def answering(folder: Path, pupil: Exchange) -> Iterator[Exchange]:
     settings = {"tasks": ["builtin/sums"], "sampling": {"external": 0}, "network": {"seeds": [pupil.address]}}
     with Exchange(folder, policy="tiny", **settings) as member:
         yield member
+
+
+@pytest.mark.parametrize(
+    ("budget", "last"),
+    [
+        (AnsweringBudget(questions=3), AnsweredTotals(questions=3)),
+        (AnsweringBudget(tokens=10), AnsweredTotals(prompt_tokens=4, completion_tokens=6)),
+        (AnsweringBudget(cost=0.5), AnsweredTotals(cost=0.5)),
+    ],
+)
+def test_a_budget_is_spent_once_as_much_as_it_says_was_used(budget: AnsweringBudget, last: AnsweredTotals) -> None:
+    less = AnsweredTotals(max(0, last.questions - 1), completion_tokens=last.tokens - 1, cost=last.cost - 1e-9)
+    assert budget.is_spent(last) and not budget.is_spent(less)
 
 
 def answer_some(member: Exchange, url: str, budget: AnsweringBudget, is_stopping: object = False) -> AnsweredTotals:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def accuracy(completions, answer, **kwargs):
     return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
 
 
+@pytest.mark.slow
 def test_gossamer_is_another_name_of_the_interface_and_loads_nothing_twice() -> None:
     assert gossamer.Node is node.api.Node and gossamer.Swarm is node.api.Swarm
     program = (
@@ -45,6 +47,7 @@ def test_the_version_is_that_of_what_is_installed() -> None:
     assert gossamer.__version__ == importlib.metadata.version("gossamer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hiding", ["node.py", "protocol.py", "collectives/__init__.py"])
 def test_a_file_beside_a_script_that_hides_a_package_of_ours_is_named(hiding: str, tmp_path: Path) -> None:
     (tmp_path / hiding).parent.mkdir(exist_ok=True)
@@ -60,6 +63,25 @@ def test_a_file_beside_a_script_that_hides_a_package_of_ours_is_named(hiding: st
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, said)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["from node.cli import main; main(['--version'])", "from gossamer import Node"])
+def test_a_package_of_others_that_overwrote_files_of_ours_is_named(code: str, tmp_path: Path) -> None:
+    installed = tmp_path / "site"
+    for name in ("node", "collectives", "protocol"):
+        shutil.copytree(ROOT / name, installed / name, ignore=shutil.ignore_patterns("__pycache__", "builtin"))
+    (installed / "protocol" / "__init__.py").write_text("import what_protocol_of_pypi_needs\n")
+    about = installed / "protocol-0.37.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: protocol\nVersion: 0.37\n")
+    (about / "top_level.txt").write_text("protocol\n")
+    path = os.pathsep.join([str(installed), str(installed / "node" / "public")])
+    command, environment = [sys.executable, "-P", "-c", code], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "rror: another package writes into the same folders: protocol. Give" in done.stderr.splitlines()[-1]
+    assert "pip uninstall protocol, and install gossamer anew" in done.stderr.splitlines()[-1]
+
+
 def test_a_function_of_a_package_or_a_file_is_named_and_one_of_this_process_is_not() -> None:
     assert spec_of(think_format_reward) == "trl.rewards.format_rewards:think_format_reward"
     assert spec_of(lambda **_: [1.0]) is None
@@ -71,6 +93,7 @@ def test_a_function_of_a_package_or_a_file_is_named_and_one_of_this_process_is_n
     assert spec_of(inside) is None
 
 
+@pytest.mark.slow
 def test_functions_of_this_process_are_paid_here_and_never_shared(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -201,6 +201,7 @@ def killed_at(moment: int, folder: Path) -> bool:
     return status != 0
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_write_all_that_is_there_is_whole_and_the_next_start_keeps_the_rest(tmp_path: Path) -> None:
     moment, left = 1, 0
     while killed_at(moment, folder := tmp_path / str(moment)):
@@ -496,6 +497,7 @@ class JudgeWhileAnotherExports(GroupJudge):
         return super().judge(groups, seconds)
 
 
+@pytest.mark.slow
 def test_two_exports_to_one_file_at_once_leave_whole_rows_and_their_card(tmp_path: Path) -> None:
     archive, out = Archive(fill(tmp_path / "a", FRAMES)), tmp_path / "rows" / "rows.jsonl"
     export_rows(archive, JudgeWhileAnotherExports(archive, out), out, plain=True)

@@ -368,6 +368,7 @@ class Board:
     standing = Standing()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "listen", "told"),
     [
@@ -401,6 +402,7 @@ def test_members_that_the_swarm_tells_of_are_dialled_before_each_exchange(make):
     assert a.member.met == ["tcp://10.0.0.2:7"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("listen", "standing", "found", "warned"),
     [
@@ -442,6 +444,7 @@ class Router:
         self.forwards.remove(self.port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "seen_at", "local", "outside"),
     [
@@ -474,6 +477,7 @@ def test_the_router_forwards_the_groups_port_too_and_the_swarm_is_told_where_onc
     assert Router.forwards == []
 
 
+@pytest.mark.slow
 def test_only_nodes_that_the_swarm_admits_can_be_in_the_group(policy, tmp_path):
     friend, stranger = Identity.generate(), Identity.generate()
     config = parse_config({"weights": {"mode": "average"}, "network": {"listen": "tcp://127.0.0.1:0"}})
@@ -506,6 +510,7 @@ def test_off_means_off(policy, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_group_of_one(policy, tmp_path):
     config = parse_config({"weights": {"mode": "diloco", "every": 1}})
     with exchange_weights(config, tmp_path, policy, None) as weights:

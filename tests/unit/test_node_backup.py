@@ -83,6 +83,7 @@ def test_what_a_node_needs_comes_back_to_the_byte_and_for_its_owner_alone(folder
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_its_sums_are_what_sha256sum_checks(folder: Path, tmp_path: Path) -> None:
     back_up(folder, tmp_path / "n0.tar")
     (tmp_path / "by-hand").mkdir()
@@ -252,6 +253,7 @@ def test_half_a_backup_is_none(folder: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_killed_at_any_moment_leaves_a_whole_one_or_none(folder: Path, tmp_path: Path) -> None:
     make_checkpoint(folder, 9, weights=4_000_000)
     whole = tmp_path / "whole.tar"
@@ -288,6 +290,7 @@ def hold(node: str, folder: Path, ready: Path) -> None:
         signal.pause()
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_key_do_not_run_on_one_machine_and_a_killed_one_is_no_hindrance(
     folder: Path, tmp_path: Path
 ) -> None:

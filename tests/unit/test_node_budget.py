@@ -56,7 +56,9 @@ def test_the_part_that_is_done_is_that_of_the_nearest_bound(tree: dict[str, obje
 
 
 def test_what_was_spent_a_round_ago_is_what_is_spent_without_the_newest_row() -> None:
-    rows = [{"tokens_generated": 5}, {"tokens_generated": 10, "tokens_trained": 4, "tokens_scored": 2}]
+    last = {"tokens_generated": 10, "tokens_trained": 4, "tokens_scored": 2, "tokens_prompts": 7}
+    rows = [{"tokens_generated": 5}, last]
+    assert spent_in(rows).compute == 15 + 2 + 7 + 3 * 4
     assert spent_in(rows).before(rows[1]) == spent_in(rows[:1]) and Spent().before({}) == Spent()
 
 

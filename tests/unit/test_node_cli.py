@@ -89,6 +89,7 @@ def test_the_version_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == f"gossamer {importlib.metadata.version('gossamer')}\n"
 
 
+@pytest.mark.slow
 def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
     def complete(words: str) -> set[str]:
         asked = {"_GOSSAMER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
@@ -100,6 +101,7 @@ def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
     assert "--seed-peer" in complete("gossamer node --seed")
 
 
+@pytest.mark.slow
 def test_a_crash_of_native_code_says_in_which_line_of_python_it_was() -> None:
     code = "import ctypes, node.cli.app as app; app.main = lambda _: ctypes.string_at(0); node.cli.main([])"
     done = subprocess.run([sys.executable, "-c", "import node.cli; " + code], capture_output=True, text=True)
@@ -107,6 +109,7 @@ def test_a_crash_of_native_code_says_in_which_line_of_python_it_was() -> None:
     assert "Segmentation fault" in done.stderr and "in string_at" in done.stderr
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom node.cli.app import run\nrun(['swarm', '--help'], debug=False)\n"
@@ -116,6 +119,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -165,7 +169,9 @@ def test_help_imports_nothing_heavy() -> None:
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--set", "role=relay"], "role=relay trains nothing"),
         (["swarm", "--out", "/proc/x", "--rounds", "1"], "cannot use /proc/x"),
-        (["node", "--state", "/proc/x"], "cannot use /proc/x as a node's folder"),
+        (["node", "--state", "/proc/x", "--model", "builtin"], "cannot use /proc/x as a node's folder"),
+        (["node", "--state", "typo"], "no node was started in typo yet: for a new one say what to train"),
+        (["node", "--state", "typo", "--listen", "tcp://127.0.0.1:0"], "no node was started in typo yet"),
         (["doctor", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
@@ -249,6 +255,7 @@ def test_what_makes_no_swarm(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,11 +268,17 @@ def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
             assert f"another node is running in {held}" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = ["--state", str(new), "--listen", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
-        for verb in (["node"], ["node", "--seed-only"], ["join", EXAMPLE_INVITE], ["found", "club"]):
+        for verb in (
+            ["node", "--model", "builtin"],
+            ["node", "--seed-only"],
+            ["join", EXAMPLE_INVITE],
+            ["found", "club"],
+        ):
             assert "is in use: choose another port" in fails(capfd, *verb, *where)
     assert list(tmp_path.iterdir()) == [held]
 
 
+@pytest.mark.slow
 def test_a_folder_is_held_while_what_runs_in_it_is_loaded_and_not_when_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,10 +290,11 @@ def test_a_folder_is_held_while_what_runs_in_it_is_loaded_and_not_when_it_runs(
             return lambda *_, **__: check_free(tmp_path)
 
     monkeypatch.setitem(sys.modules, "node.run", Module())
-    assert run(["node", "--state", str(tmp_path)], debug=False) == 0
+    assert run(["node", "--state", str(tmp_path), "--model", "builtin"], debug=False) == 0
     assert "error" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_found_or_join_that_fails_leaves_a_folder_as_it_was(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -548,6 +562,7 @@ def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["node.cli.app", "node.cli.join", "typer", "pydantic"])
 def test_ctrl_c_while_the_command_is_imported_is_no_error(module: str) -> None:
     code = (
@@ -559,6 +574,7 @@ def test_ctrl_c_while_the_command_is_imported_is_no_error(module: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("role", "module", "function"), [("train", "run", "run_node"), ("relay", "relay", "run_relay")]

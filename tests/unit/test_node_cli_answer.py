@@ -58,6 +58,7 @@ def start(folder: Path, url: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.real
 def test_it_joins_answers_resumes_and_imports_nothing_that_trains(founder: Exchange, tmp_path: Path) -> None:
     with chat_server(half_right) as (url, asked):
         for options, most in (([f"@{tmp_path / 'invite'}"], 2), ([], 5)):
@@ -69,6 +70,7 @@ def test_it_joins_answers_resumes_and_imports_nothing_that_trains(founder: Excha
     assert {group.policy for group in founder.draw(8, least=5)} == {"tiny"}
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_in_order_though_its_server_hangs(founder: Exchange, tmp_path: Path) -> None:
     hangs, came = threading.Event(), threading.Event()
 
@@ -91,6 +93,7 @@ def test_a_signal_ends_it_in_order_though_its_server_hangs(founder: Exchange, tm
     assert "Traceback" not in complaints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -116,6 +119,7 @@ def test_what_is_of_no_use_is_one_line(
     assert line.startswith("error: ") and says in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--not-kept"]])
 def test_its_groups_are_marked_where_no_archive_may_keep_them(
     options: list[str], founder: Exchange, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

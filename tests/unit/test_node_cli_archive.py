@@ -135,6 +135,7 @@ def test_it_keeps_what_may_be_kept_of_a_real_swarm_and_needs_nothing_that_trains
     assert {row["signer"] for row in rows} == {founder.node} and {row["base"] for row in rows} == {"a model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("founder", [False], indirect=True)
 def test_a_swarm_that_allows_no_archives_is_not_kept(
     founder: Exchange, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -161,6 +162,7 @@ def test_a_key_never_lies_in_what_may_be_published(tmp_path: Path, capfd: pytest
     assert not [*(tmp_path / "club").iterdir()] and not (tmp_path / "k").exists()
 
 
+@pytest.mark.slow
 def test_who_joins_is_told_that_what_is_shared_is_public_and_lasting(
     founder: Exchange, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_feed_says_what_there_is_and_then_what_is_new(tmp_path: Path) -> None:
     feed.close()
 
 
+@pytest.mark.slow
 def test_the_page_draws_each_metric_that_is_declared_for_it_and_has_its_values(tmp_path: Path, served: Served) -> None:
     declared = {metric.name: metric for metric in shown_in(Display.DASHBOARD)}
     values = {name: {"ann": 1} if metric.label else 0.5 for name, metric in declared.items()}
@@ -154,6 +155,7 @@ def test_a_long_run_is_thinned(tmp_path: Path) -> None:
 # --- the server ---
 
 
+@pytest.mark.slow
 def test_the_page_lives_on_a_stream_of_events(served: Served, tmp_path: Path) -> None:
     MetricsLog(tmp_path / "metrics.jsonl").append(round_row(1))
     MetricsLog(tmp_path / "rollouts.jsonl").append({"round": 1, "whose": "own", "text": "<b>42</b>"})
@@ -162,6 +164,7 @@ def test_the_page_lives_on_a_stream_of_events(served: Served, tmp_path: Path) ->
     assert rollouts[1] == [{"round": 1, "whose": "own", "text": "<b>42</b>", "node": "n0"}]
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_elsewhere_and_runs_no_script_of_a_peers(served: Served) -> None:
     status, answer, page = get(served.port, "/")
     assert status == 200
@@ -173,6 +176,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_no_script_of_a_peers(ser
     assert not any(sink in script for sink in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["/", "/status", "/metrics", "/events", "/refusals", "/curves", "/static/page.js", "/healthz"]
 )
@@ -191,6 +195,7 @@ def test_a_page_of_another_site_reads_nothing(served: Served, path: str, headers
     assert get(served.port, path, **headers)[0] == refused
 
 
+@pytest.mark.slow
 def test_its_own_names_and_origin_are_welcome(served: Served) -> None:
     for host in ("localhost", f"localhost:{served.port}", f"127.0.0.1:{served.port}", "[::1]:80"):
         assert get(served.port, "/status", Host=host, Origin=f"http://{host}")[0] == 200
@@ -200,6 +205,7 @@ def test_its_own_names_and_origin_are_welcome(served: Served) -> None:
     assert [get(served.port, path, **followed)[0] for path in ("/", "/status", "/events")] == [200, 403, 403]
 
 
+@pytest.mark.slow
 def test_beyond_loopback_nobody_reads_without_the_token(tmp_path: Path) -> None:
     with serve(ObserveConfig(host="0.0.0.0"), site(tmp_path)) as served:  # that is the case
         assert len(served.token) >= 32 and served.link.endswith(f"?token={served.token}")
@@ -226,12 +232,14 @@ def test_beyond_loopback_nobody_reads_without_the_token(tmp_path: Path) -> None:
         assert get(served.port, "/", Cookie="gossamer=wrong; \x01=2")[0] in (400, 401)
 
 
+@pytest.mark.slow
 def test_a_token_may_be_chosen(tmp_path: Path) -> None:
     with serve(ObserveConfig(token=TOKEN), site(tmp_path)) as served:
         assert get(served.port, "/status")[0] == 401
         assert get(served.port, "/status", Authorization=f"Bearer {TOKEN}")[0] == 200
 
 
+@pytest.mark.slow
 def test_those_who_say_nothing_hold_nobody_up(served: Served) -> None:
     idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(300)]
     assert [get(served.port, "/status")[0] for _ in range(3)] == [200] * 3
@@ -239,6 +247,7 @@ def test_those_who_say_nothing_hold_nobody_up(served: Served) -> None:
         metric.close()
 
 
+@pytest.mark.slow
 def test_a_node_whose_network_failed_is_not_well(tmp_path: Path) -> None:
     with serve(ObserveConfig(), site(tmp_path)._replace(well=lambda: False)) as served:
         assert get(served.port, "/healthz")[0] == 503
@@ -259,6 +268,7 @@ def test_names_of_a_swarm_seldom_meet() -> None:
     assert len(names) >= 99
 
 
+@pytest.mark.slow
 def test_the_page_can_ask_what_a_refusal_means(served: Served) -> None:
     status, _, said = get(served.port, "/refusals")
     assert status == 200
@@ -267,6 +277,7 @@ def test_the_page_can_ask_what_a_refusal_means(served: Served) -> None:
     assert told["too_surprising"]["blameless"] and "nobody's fault" in told["too_surprising"]["means"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_end_keeps_no_node_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = Event()
     monkeypatch.setattr("node.telemetry.dashboard.server.STOP_S", 0.01)

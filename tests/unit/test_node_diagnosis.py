@@ -22,6 +22,7 @@ def found(name: str, checks: object) -> Diagnosis:
     return one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("requires", "ok", "says"),
     [
@@ -40,6 +41,7 @@ def test_what_is_installed_is_held_against_what_is_declared(
     assert check.ok == ok and says in check.text and check.needed
 
 
+@pytest.mark.slow
 def test_a_package_of_others_in_our_folders_is_told_and_how_to_be_rid_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -50,12 +52,14 @@ def test_a_package_of_others_in_our_folders_is_told_and_how_to_be_rid_of_it(
     assert not check.ok and check.needed and "pip uninstall node" in check.do
 
 
+@pytest.mark.slow
 def test_an_extra_that_is_not_installed_is_no_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("node.operations.diagnosis.EXTRAS", ("no-such-thing",))
     check = found("no-such-thing", examine(0, tmp_path))
     assert check.ok and check.text.startswith("not installed; if you want it: ")
 
 
+@pytest.mark.slow
 def test_an_extra_of_another_version_is_worth_knowing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ['reasoning-gym>=99; extra == "reasoning-gym"'])
     check = found("reasoning-gym", examine(0, tmp_path))
@@ -70,6 +74,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., object]) -> None:
     monkeypatch.setattr(httpx, "head", answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behind", "ok", "says"), [(0, True, "within a minute"), (3600, False, "3600 s ahead of"), (-90, False, "s behind")]
 )
@@ -86,6 +91,7 @@ def test_the_hub_says_what_time_it_is(
     assert check.ok == ok and says in check.text and ("chrony" in check.do) != ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "ok"), [(0, True), (5, False), (None, True)])
 def test_without_a_hub_the_kernel_says_whether_anybody_keeps_the_clock(
     state: int | None, ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -100,6 +106,7 @@ def test_without_a_hub_the_kernel_says_whether_anybody_keeps_the_clock(
     assert found("clock", checks).ok == ok and not (found("clock", checks).needed and not ok)
 
 
+@pytest.mark.slow
 def test_a_driver_that_torch_makes_no_use_of_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86\nGCC version: 12\n")
     monkeypatch.setattr(diagnosis, "NVIDIA", tmp_path)
@@ -112,6 +119,7 @@ def test_a_driver_that_torch_makes_no_use_of_is_named(monkeypatch: pytest.Monkey
     assert "CUDA 13.0" in found("gpu", examine(0, tmp_path)).do
 
 
+@pytest.mark.slow
 def test_of_several_gpus_it_is_said_which_one_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "AB"[index])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)

@@ -15,6 +15,8 @@ from node.exchange.endpoint import DEFECTS, LONGEST_PAUSE_S, EndpointAnswer, Mod
 from node.tasks import Item
 from tests.chat_server import Asked, Body, Reply, chat_server, says
 
+pytestmark = pytest.mark.slow
+
 ITEM = Item("3+4=", "7", "Add.")
 CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "3+4="}]
 PROMPT, STOP = "Add.\n\n3+4=", ["\n"]

@@ -545,6 +545,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return task
 
 
+@pytest.mark.slow
 def test_each_episode_of_a_file_has_a_process_of_its_own_which_ends_with_it(apart: Task) -> None:
     one, other = apart.start(apart.make(1)), apart.start(apart.make(1))
     told = [step(game, text).text.split() for game, text in [(one, "a"), (other, "b"), (one, "c")]]
@@ -592,6 +593,7 @@ def test_a_game_that_hangs_is_ended_and_holds_up_no_other(apart: Task) -> None:
     assert [episode.reward for episode in made] == [None, 1.0]
 
 
+@pytest.mark.slow
 def test_a_file_may_say_that_its_episodes_need_the_network_or_write_files(tmp_path: Path) -> None:
     (tmp_path / "free.py").write_text(f"{APART}\njudge = True\n")
     [task] = load_tasks([TaskConfig(name="file/free", options={"path": str(tmp_path / "free.py")})]).tasks
@@ -601,6 +603,7 @@ def test_a_file_may_say_that_its_episodes_need_the_network_or_write_files(tmp_pa
     assert score([wrote]) == [None]
 
 
+@pytest.mark.slow
 def test_a_peers_episode_is_played_again_without_network_or_files_and_may_eat_only_its_own_memory(
     apart: Task,
 ) -> None:
@@ -652,12 +655,14 @@ except ChildProcessError:
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_as_it_is_forked_is_ended_and_told() -> None:
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60, check=True)
     hung, left = done.stdout.splitlines()
     assert hung.startswith("the process of an episode hung as it began") and left == "no child is left"
 
 
+@pytest.mark.slow
 def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
     game = apart.start(apart.make(1))
     server = psutil.Process(int(step(game, "a").text.split()[0])).parent()
@@ -667,6 +672,7 @@ def test_a_fork_server_that_died_is_replaced(apart: Task) -> None:
     assert step(apart.start(apart.make(1)), "end") == Done(1.0)
 
 
+@pytest.mark.slow
 def test_a_recorded_round_of_episodes_is_done_again_though_its_environment_cannot_be_played_again(
     tmp_path: Path,
 ) -> None:

@@ -226,21 +226,26 @@ def _moody(*silent: str) -> TaskSet:
     return TaskSet([(_Moody(sums, frozenset(silent)), 1.0), (logic, 1.0)])
 
 
-def test_an_answer_that_cannot_be_scored_takes_its_question_out(tasks: TaskSet) -> None:
+def test_an_answer_that_cannot_be_scored_counts_as_wrong_and_is_counted(tasks: TaskSet) -> None:
     known = _answers(tasks, 5, 30)
     silent = next(answer for question, answer in known.items() if question in _questions(tasks, 5, 30))
-    without = sum(known[question] != silent for question in _questions(tasks, 5, 30))
+    silenced = sum(known[question] == silent for question in list(_questions(tasks, 5, 30)))
     report = evaluate(
         _policy(), _Oracle(known, solved=1), _moody(silent), count=30, seed=5, sampling=SAMPLING, completions=2
     )
-    assert [(task.task, task.questions) for task in report.tasks] == [("builtin/sums", without), ("builtin/logic", 30)]
-    assert (report.overall.questions, report.overall.accuracy) == (without + 30, 0.5)
+    assert [(task.task, task.questions) for task in report.tasks] == [("builtin/sums", 30), ("builtin/logic", 30)]
+    assert silenced > 0 and [task.unscorable for task in report.tasks] == [silenced, 0]
+    assert report.overall.accuracy == 0.5 - silenced / 120
 
 
-def test_a_task_none_of_whose_answers_can_be_scored_is_left_out_and_where_there_is_no_other_it_is_a_line() -> None:
+def test_an_evaluation_none_of_whose_answers_can_be_scored_is_a_line() -> None:
     moody = _moody("?")
     asked = {"count": 10, "seed": 5, "sampling": SAMPLING}
-    assert [task.task for task in evaluate(_policy(), _Oracle({}, 0), moody, **asked).tasks] == ["builtin/logic"]
+    report = evaluate(_policy(), _Oracle({}, 0), moody, **asked)
+    assert [(task.task, task.questions, task.unscorable) for task in report.tasks] == [
+        ("builtin/sums", 10, 10),
+        ("builtin/logic", 10, 0),
+    ]
     with pytest.raises(UserError, match="no answer of the evaluation could be scored: the log says why") as caught:
         evaluate(_policy(), _Oracle({}, 0), TaskSet([(moody.tasks[0], 1.0)]), **asked)
     assert "\n" not in str(caught.value)
@@ -272,22 +277,21 @@ def test_logits_that_are_not_finite_end_a_node_with_a_line_of_the_round_and_the_
     assert not (tmp_path / "state" / "evaluations.jsonl").exists()
 
 
-def test_a_row_holds_a_task_that_could_be_scored_in_one_of_the_two_reports_alone(tasks: TaskSet) -> None:
+def test_a_row_says_how_many_answers_could_not_be_scored(tasks: TaskSet) -> None:
     asked = {"count": 10, "seed": 5, "sampling": SAMPLING}
     greedy = evaluate(_policy(), _Oracle({}, 0), _moody("?"), **asked)
     sampled = evaluate(_policy(), _Oracle(_answers(tasks, 5, 10), 2), tasks, **asked, completions=2)
     row = evaluation_row(greedy, sampled)
-    assert (row["questions"], row["tasks"]["builtin/logic"]["accuracy"]) == (10, 0.0)
-    assert row["tasks"]["builtin/sums"] == {"questions": 10, "pass@1": 1.0, "pass@2": 1.0}
+    assert (row["questions"], row["unscorable"]) == (20, 10)
+    assert row["tasks"]["builtin/sums"] == {"questions": 10, "accuracy": 0.0, "pass@1": 1.0, "pass@2": 1.0}
     assert (row["pass@2_low"], row["pass@2_high"]) == wilson_interval(20, 20)
 
 
 def test_every_answer_is_shown_under_its_own_question(tasks: TaskSet) -> None:
     known = _answers(tasks, 5, 6)
     asked = {"count": 6, "seed": 5, "sampling": SAMPLING}
-    silent = [known[question] for question in list(_questions(tasks, 5, 6))[:2]]
     greedy = answer(_policy(), _Oracle({}, 0), tasks, **asked)
-    sampled = answer(_policy(), _Oracle(known, 1), _moody(*silent), **asked, completions=2)
+    sampled = answer(_policy(), _Oracle(known, 1), tasks, **asked, completions=2)
     few = {"builtin/sums": greedy["builtin/sums"], "builtin/logic": greedy["builtin/logic"][:1]}
     for kinds in ({"greedy": greedy, "sampled": sampled}, {"greedy": few, "sampled": {}}):
         lines = list(shown(kinds, 99))
@@ -346,6 +350,17 @@ def test_at_a_mark_greedy_answers_alone_are_asked_and_at_the_ends_all(tasks: Tas
     asked = [(row["round"], row["compute"], row["completions"]) for row in rows]
     assert asked == [(0, 0, 8), (3, 900, 0), (9, 3000, 8)]
     assert rows[1]["accuracy"] == 1.0 and "pass@1" not in rows[1]
+
+
+def test_questions_that_a_choice_was_made_on_can_be_passed_over(tasks: TaskSet, tmp_path: Path) -> None:
+    asked = []
+    for skip, count in ((0, 10), (0, 4), (4, 6)):
+        found = answer(
+            _policy(), _Oracle({}, solved=0), tasks, count=count, skip=skip, seed=1, sampling=SAMPLING, completions=1
+        )
+        asked.append([[outcome.item.question for outcome in outcomes] for outcomes in found.values()])
+    whole, first, rest = asked
+    assert whole == [one + other for one, other in zip(first, rest, strict=True)]
 
 
 def test_a_row_holds_greedy_accuracy_and_sampled_pass_at_k_of_the_weights_of_that_round(

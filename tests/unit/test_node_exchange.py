@@ -67,6 +67,7 @@ def texts(groups: list[DrawnGroup]) -> list[str]:
     return sorted(group.question.text for group in groups)
 
 
+@pytest.mark.real
 def test_a_member_joins_by_an_invite_and_draws_what_another_published_as_it_is_scored_here(tmp_path: Path) -> None:
     config = parse_config({"tasks": [{"name": "builtin/sums"}, {"name": "builtin/weekdays"}]})
     found(config, tmp_path / "first", "club", JoinPolicy.OPEN, [])
@@ -87,6 +88,32 @@ def test_a_member_joins_by_an_invite_and_draws_what_another_published_as_it_is_s
             assert texts(second.draw(4, least=1)) == [more[0].text]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lives", "size", "line"), [(6, 0, 0), (1, 120_000, 60_000)]
+)  # the last on a slow line, bytes/s
+def test_a_member_that_lives_for_one_question_leaves_its_answers_with_others(
+    teacher: Exchange, tmp_path: Path, lives: int, size: int, line: int
+) -> None:
+    network, asked = {"seeds": [teacher.address], "upload_limit": line}, []
+    for life in range(lives):
+        with Exchange(tmp_path / f"{life}", network=network, **SUMS) as member:
+            (question,) = member.ask(1)
+            wrong = [f"no {os.urandom(size // 2).hex()}" for _ in range(2)]
+            member.publish(question, [question.item.answer, *wrong], [True, False, False])
+            asked.append(question)
+    assert texts(teacher.draw(2 * lives, least=lives)) == sorted(question.text for question in asked)
+
+
+@pytest.mark.slow
+def test_a_member_whose_groups_nobody_takes_leaves_in_time_and_says_so(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs, Exchange(tmp_path / "m", **SUMS) as member:
+        structlog.get_logger()
+        teach(member, 2)
+    assert [line["groups"] for line in logs if line["event"] == "nobody took the last groups"] == [2]
+
+
+@pytest.mark.slow
 def test_no_question_is_held_out_or_asked_again_after_another_start(tmp_path: Path) -> None:
     with Exchange(tmp_path / "m", **SUMS) as member:
         first = member.ask(40)
@@ -99,6 +126,7 @@ def test_no_question_is_held_out_or_asked_again_after_another_start(tmp_path: Pa
     assert first[0].messages == [{"role": "user", "content": first[0].text}] and first[0].prompt == first[0].text
 
 
+@pytest.mark.slow
 def test_only_what_may_teach_is_sent(teacher: Exchange, pupil: Exchange) -> None:
     all_wrong, all_right, mixed = teacher.ask(3)
     right = mixed.item.answer
@@ -110,6 +138,7 @@ def test_only_what_may_teach_is_sent(teacher: Exchange, pupil: Exchange) -> None
     assert group.rewards == (1.0, 0.0, 0.0) and sum(group.advantages) == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_is_an_error_and_says_why(teacher: Exchange) -> None:
     (question,) = teacher.ask(1)
     with pytest.raises(ValueError, match="2 texts have 1 values of finished"):
@@ -149,6 +178,7 @@ def test_what_cannot_be_sent_is_an_error_and_says_why(teacher: Exchange) -> None
         teacher.publish(question._replace(item=item), [item.answer, "no"], [True, True])
 
 
+@pytest.mark.slow
 def test_a_liar_is_reported_and_its_other_groups_are_not_drawn(
     teacher: Exchange, pupil: Exchange, tmp_path: Path
 ) -> None:
@@ -168,6 +198,7 @@ def test_a_liar_is_reported_and_its_other_groups_are_not_drawn(
         assert pupil.draw(8) == []
 
 
+@pytest.mark.slow
 def test_a_draw_that_has_not_enough_in_time_says_so_and_has_used_nothing(teacher: Exchange, pupil: Exchange) -> None:
     questions = teach(teacher, 2)
     wait_until(lambda: pupil.statistics()["swarm/items_received"] >= 2, 20, "both groups")
@@ -177,6 +208,7 @@ def test_a_draw_that_has_not_enough_in_time_says_so_and_has_used_nothing(teacher
     assert pupil.draw(3) == []
 
 
+@pytest.mark.slow
 def test_a_draw_that_waits_lets_others_through(teacher: Exchange, pupil: Exchange) -> None:
     drawn: list[DrawnGroup] = []
     waiting = threading.Thread(target=lambda: drawn.extend(pupil.draw(1, least=1, timeout=60)))
@@ -188,6 +220,7 @@ def test_a_draw_that_waits_lets_others_through(teacher: Exchange, pupil: Exchang
     assert texts(drawn) == [taught.text]
 
 
+@pytest.mark.slow
 def test_calls_may_wait_without_an_end(teacher: Exchange, pupil: Exchange) -> None:
     (question,) = teacher.ask(1, timeout=math.inf)
     answers = [question.item.answer, "no"]
@@ -196,6 +229,7 @@ def test_calls_may_wait_without_an_end(teacher: Exchange, pupil: Exchange) -> No
     assert texts(pupil.draw(1, least=1, timeout=math.inf)) == [question.text]
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_says_what_was_waited_for(tmp_path: Path) -> None:
     goes_on = threading.Event()
     with Exchange(tmp_path / "m", fits=lambda messages: goes_on.wait(60), **SUMS) as member:
@@ -208,6 +242,7 @@ def test_what_does_not_end_in_time_says_what_was_waited_for(tmp_path: Path) -> N
     assert GRACE_S <= 1
 
 
+@pytest.mark.slow
 def test_questions_that_do_not_fit_are_neither_asked_nor_drawn(teacher: Exchange, tmp_path: Path) -> None:
     def adds(messages: Messages) -> bool:
         return "+" in messages[-1]["content"]
@@ -222,6 +257,7 @@ def test_questions_that_do_not_fit_are_neither_asked_nor_drawn(teacher: Exchange
         wait_until(lambda: pupil.statistics()["swarm/rejected"].get(refused) == 24 - len(sums), 20, "reports")
 
 
+@pytest.mark.slow
 def test_much_longer_answers_than_ones_own_are_left_out(teacher: Exchange, tmp_path: Path) -> None:
     with Exchange(tmp_path / "pupil", tasks=["builtin/sums"], network={"seeds": [teacher.address]}) as pupil:
         teach(pupil, 1)
@@ -232,6 +268,7 @@ def test_much_longer_answers_than_ones_own_are_left_out(teacher: Exchange, tmp_p
         assert group.advantages == pytest.approx((2 / 3, -1 / 3))
 
 
+@pytest.mark.slow
 def test_a_member_with_an_event_loop(tmp_path: Path) -> None:
     async def both() -> list[DrawnGroup]:
         async with Exchange(tmp_path / "a", **SUMS) as first:
@@ -249,6 +286,7 @@ def test_a_member_with_an_event_loop(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "a") and not is_held(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_one_process_holds_a_folder_until_it_closes(tmp_path: Path) -> None:
     with Exchange(tmp_path / "m", **SUMS) as member:
         with pytest.raises(UserError, match="another node is running in"):
@@ -276,6 +314,7 @@ def test_what_is_of_no_use_is_one_line(settings: dict[str, object], says: str, t
     wait_until(lambda: not is_held(tmp_path / "m"), 20, "the folder to be free")
 
 
+@pytest.mark.slow
 def test_a_task_with_an_environment_is_left_out(tmp_path: Path) -> None:
     with Exchange(tmp_path / "m", tasks=["builtin/guess", "builtin/sums"]) as member:
         assert {question.task.name for question in member.ask(6)} == {"builtin/sums"}
@@ -302,6 +341,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.slow
 def test_what_was_drawn_before_kill_9_is_not_drawn_again_and_what_was_asked_is_not_asked_again(
     teacher: Exchange, tmp_path: Path
 ) -> None:
@@ -326,6 +366,7 @@ print(len(member.ask(1)))
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends_all_the_same(tmp_path: Path) -> None:
     done = run(FORGETFUL, tmp_path / "m")
     assert (done.returncode, done.stdout) == (0, "1\n") and "sqlite" not in done.stderr

@@ -69,6 +69,7 @@ def test_a_joiner_keeps_its_weights_and_takes_the_swarms_options() -> None:
     assert adopted == TaskConfig(name="builtin/sums", weight=5.0, options={"difficulty": 2})
 
 
+@pytest.mark.slow
 def test_a_reasoning_gym_task_is_built_from_the_manifest() -> None:
     described = describe_tasks([TaskConfig(name="reasoning-gym/gcd", options={"max_numbers": 3})])
     (adopted,) = adopt_tasks(manifest(described), [])

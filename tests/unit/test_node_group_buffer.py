@@ -348,6 +348,7 @@ def test_every_bound_holds_on_disk_and_in_memory(batches: list[list[tuple[int, s
                 assert len(mine) <= max(most * 0.5, 1) and sum(mine) <= bounds.max_bytes * 0.5
 
 
+@pytest.mark.slow
 def test_what_was_added_survives_kill_9(path: Path) -> None:
     script = f"""
 import os, signal

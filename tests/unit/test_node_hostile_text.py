@@ -106,6 +106,7 @@ def _wrapped(payload: str, answer: str) -> list[str]:
     return [wrapping.replace("{payload}", payload).replace("{answer}", answer) for wrapping in WRAPPINGS]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_payloads_are_live(workplace: Path) -> None:
     """A payload that would not fire proves nothing: each kind does, where it is let."""
@@ -168,6 +169,7 @@ def test_a_question_of_a_file_is_only_text(tmp_path: Path) -> None:
         assert task.verify(task.make(seed), "no") == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_no_field_of_a_group_is_run(every_task: TaskSet, questions: list[TrainingQuestion], payload: str) -> None:
     for task, seed, item in questions:
@@ -199,6 +201,7 @@ def test_no_name_or_option_is_run(payload: str) -> None:
         load_tasks([TaskConfig(name="builtin/sums", options={"difficulty": payload})])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("payload", [EVALUATED[0], "$(touch planted)", PICKLE], ids=["Python", "a shell", "a pickle"])
 def test_no_value_that_another_package_reads_is_run(payload: str) -> None:
     with pytest.raises(UserError):
@@ -208,6 +211,7 @@ def test_no_value_that_another_package_reads_is_run(payload: str) -> None:
 LONG = ["9", " ", "(", "¬", "P∧", "<answer>", "</answer>", "\\frac{", "1,", "0 ", "a\n", "\u0130", "[", "{", "\x00"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", LONG, ids=repr)
 def test_the_longest_text_costs_little(every_task: TaskSet, unit: str) -> None:
     text = unit * (MAX_TEXT_BYTES // len(unit.encode()))

@@ -150,6 +150,16 @@ def test_a_multiple_holds_for_all_parts_of_an_arm(tmp_path: Path) -> None:
     assert {node["budget"]["compute"] for node in run.by_node} == {150}
 
 
+def test_a_parts_budget_is_a_multiple_of_its_arms_and_its_nodes_have_a_pace(tmp_path: Path) -> None:
+    text = MIXED.replace(", budget.compute = 20", "").replace(
+        "nodes = 9", "nodes = 9\nbudget = 0.5\npace = 4\nbegins = 0.3"
+    )
+    run = lab_of(tmp_path, text.replace("[arms.mixed.s", "[arms.mixed]\nbudget = 3\n[arms.mixed.s")).runs[1]
+    assert [node["budget"]["compute"] for node in run.by_node] == [150] * 2 + [75] * 9
+    assert run.tempo == {"pace": [1] * 2 + [4] * 9, "begins": [0] * 2 + [0.3] * 9}
+    assert lab_of(tmp_path, MIXED).runs[1].tempo == {}
+
+
 def test_a_setting_on_the_command_line_is_over_a_bases_and_the_later_of_two_holds(tmp_path: Path) -> None:
     def budgets(*settings: str) -> list[int]:
         return [run.settings["budget"]["compute"] for run in lab_of(tmp_path, BUDGETS, overrides=settings).runs]
@@ -212,28 +222,50 @@ def test_a_part_of_it_can_be_asked_for_and_any_key_changed(tmp_path: Path) -> No
         ("baseline = 'x'" + FILE, "no arm 'x'"),
         (FILE.replace("rounds = 2", "threads = 1"), "has no end"),
         (FILE.replace("[3, 5]", "[3, 3]"), "seeds wants"),
-        (FILE.replace("nodes = 2", "delay = 2"), "delay, attack, slow and control are of the runner 'memory'"),
-        (FILE.replace("nodes = 2", "slow = 2"), "delay, attack, slow and control are of the runner 'memory'"),
-        (FILE.replace("nodes = 2", "control = 'wrong'"), "delay, attack, slow and control are of the runner 'memory'"),
+        (
+            FILE.replace("nodes = 2", "delay = 2"),
+            "delay, attack, control, moments, pace and begins are of the runner 'memory'",
+        ),
+        (
+            MIXED.replace('"memory"', '"processes"').replace("nodes = 9", "nodes = 9\npace = 2"),
+            "pace and begins are of",
+        ),
+        (
+            FILE.replace("nodes = 2", "moments = 'reset'"),
+            "delay, attack, control, moments, pace and begins are of the runner 'memory'",
+        ),
+        ("runner = 'memory'" + FILE.replace("nodes = 2", "moments = 'reset'"), "weights are not averaged"),
+        (MIXED.replace("nodes = 2", "nodes = 2\nbegins = 0.5"), "let the first part be there from the beginning"),
+        (
+            MIXED.replace("nodes = 2", "nodes = 2\nleaves = true").replace("nodes = 9", "nodes = 9\nbegins = 0.1"),
+            "no part is",
+        ),
+        (MIXED.replace("nodes = 9", "nodes = 9\nbudget = 2"), "part 'large' sets budget.compute beside budget = 2"),
+        (
+            FILE.replace("nodes = 2", "control = 'wrong'"),
+            "delay, attack, control, moments, pace and begins are of the runner 'memory'",
+        ),
         (FILE.replace("nodes = 2", "control = 'wrng'"), "there is no control 'wrng': choose one of wrong"),
         (
             "runner = 'memory'"
             + FILE.replace("nodes = 2", "control = 'wrong'").replace("external = 1", "external = 1, rule = 'sapo'"),
             "control = 'wrong' is in place of the default rule: leave sampling.rule out",
         ),
-        ("runner = 'memory'" + FILE.replace("nodes = 2", "nodes = 2\nslow = 2"), "of 2 nodes 2 are slow"),
         (FILE.replace("[arms.alone]", "[arms.alone"), "cannot read"),
         (MIXED.replace("nodes = 9", ""), "arms.mixed.parts.large.nodes: Field required"),
         (FILE.replace("nodes = 2", "chrn = 2"), "arms.1/1 slow.chrn: there is no such key here: did you mean 'churn'?"),
         ("rounds = 3", "arms: it has none, so it is no experiment"),
         (MIXED.replace("nodes = 9", "nodes = 0"), "arms.mixed.parts.large.nodes: Input should be greater"),
         (
-            MIXED.replace("nodes = 9", "nodes = 9\nslow = 1"),
-            "large.slow: there is no such key here: see docs",
+            MIXED.replace("nodes = 9", "nodes = 9\ndelay = 1"),
+            "large.delay: there is no such key here: see docs",
         ),
         (MIXED.replace("local = 1", "locl = 1"), "arm 'mixed', part 'large': unknown configuration key"),
         (MIXED.replace("[arms.mixed.s", "[arms.mixed]\nnodes = 11\n[arms.mixed.s"), "leave nodes out"),
-        (MIXED.replace("[arms.mixed.s", "[arms.mixed]\nslow = 1\n[arms.mixed.s"), "of an arm that has no parts"),
+        (
+            MIXED.replace("[arms.mixed.s", "[arms.mixed]\nattack = {kind='planted', nodes=1}\n[arms.mixed.s"),
+            "of an arm that has no parts",
+        ),
         (MIXED.replace('"alone"', '"alne"'), "part 'small': there is no arm 'alne': there is 'alone', 'mixed'"),
         (MIXED.replace("parts.small", 'parts."-n"'), "part '-n' wants a name that begins"),
         (MIXED.replace("parts.small", 'parts.""'), "part '' wants a name that begins"),
@@ -295,6 +327,14 @@ def leave(folder: Path, rewards: list[list[float]], trained: int = 0) -> None:
         nodes[f"n{name}"] = {"rounds": len(values), "tokens_generated": 10 * len(values), "tokens_trained": 0}
     run = {"nodes": len(rewards), "seed": 1}
     (folder / "summary.json").write_text(json.dumps({"run": run, "nodes": nodes}))
+
+
+def test_the_accuracy_of_a_run_is_of_the_nodes_that_stay_and_its_compute_is_of_all(tmp_path: Path) -> None:
+    run = lab_of(tmp_path, MIXED.replace("nodes = 2", "nodes = 2\nleaves = true")).runs[1]
+    leave(run.folder, [[0.0] * 9] * 2 + [[0.0] * 2] * 9)
+    whole, gone, large = read_runs([run])
+    assert whole.accuracy == large.accuracy == 0.5 + 6 and gone.accuracy == 1.0
+    assert (whole.nodes, whole.compute) == (11, pytest.approx((2 * 90 + 9 * 20) / 11))
 
 
 def test_a_tasks_file_is_where_the_experiments_file_says_and_is_looked_at_before_the_first_run(tmp_path: Path) -> None:
@@ -400,6 +440,26 @@ def result(arm: str, seed: int, rewards: list[float], cost: float = 1.0) -> RunR
     best = max(smooth(rewards))
     measured = (len(rewards), sum(rewards), 0.1, 0.4, best, spent[-1], 1, 2, None, {}, None)
     return RunResult("", arm, seed, *measured, tuple(rewards), spent)
+
+
+def test_the_first_line_of_a_base_is_the_policy_that_all_began_with_if_it_is_one(tmp_path: Path) -> None:
+    at_first = {"pass@1": 0.1, "pass@8": 0.3}
+    runs = [
+        dataclasses.replace(
+            result(arm, 1, [0.5]), accuracy=last, curve=((0.0, 0.2), (9.0, last)), held_out=(at_first, {})
+        )
+        for arm, last in (("alone", 0.4), ("1/1 slow", 0.6))
+    ]
+    lines = tabulate(runs, "alone")
+    assert [(line.arm, line.seeds) for line in lines] == [("untrained", 0), ("alone", 1), ("1/1 slow", 1)]
+    table = to_markdown(lines, lab_of(tmp_path)).splitlines()
+    assert (
+        table[0]
+        == "| arm |  | seeds | accuracy | accuracy gained | pass@1 | pass@8 | external groups | KiB sent | compute |"
+    )
+    assert table[2] == "| untrained |  |  | 0.2 |  | 0.1 | 0.3 |  |  |  |"
+    other = dataclasses.replace(runs[1], curve=((0.0, 0.3), (9.0, 0.6)))  # a mixture of policies
+    assert [line.arm for line in tabulate([runs[0], other], "alone")] == ["alone", "1/1 slow"]
 
 
 def test_students_interval_by_hand() -> None:

@@ -162,7 +162,7 @@ attack = { kind = "planted", nodes = 1 }
     [
         ('"planted"', '"charm"', "there is no attack 'charm'"),
         ("nodes = 1 }", "nodes = 3 }", "of 3 nodes 3 are hostile"),
-        ('"memory"', '"processes"', "delay, attack, slow and control are of the runner 'memory' only"),
+        ('"memory"', '"processes"', "delay, attack, control, moments, pace and begins are of the runner 'memory' only"),
     ],
 )
 def test_an_attack_of_no_use_is_refused_in_a_line(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -254,7 +254,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
     mail = Mail(tasks, 8, delay=0)
     fast, slow = (mail.exchange(index) for index in range(2))
     pauses: list[int] = []
-    slow.slow_down(lambda: pauses.append(1))
+    slow.slow_down(2, lambda: pauses.append(1))
     known = dict[bytes, bool]().__contains__
     heard: list[tuple[str, list[int]]] = []
     for at in range(5):
@@ -267,6 +267,7 @@ def test_a_slow_node_hears_two_rounds_of_the_others_in_each_of_its_own_and_they_
     assert len(pauses) == 2
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_is_the_same_whenever_it_is_done_and_is_left_as_a_swarms(tmp_path: Path) -> None:
     config = even_config(tmp_path, eval={"every": "ends", "count": 2, "completions": 4})
     found = []
@@ -331,6 +332,7 @@ def even_config(folder: Path, **tables: Any) -> NodeConfig:
     return parse_config(tree | tables)
 
 
+@pytest.mark.slow
 def test_adapters_train_in_memory_too(tmp_path: Path) -> None:
     config = even_config(tmp_path, policy={"model": str(dense_policy(tmp_path / "dense")), "lora": {"r": 4}})
     plan = make_plan(tmp_path / "run", 2, config)
@@ -341,6 +343,7 @@ def test_adapters_train_in_memory_too(tmp_path: Path) -> None:
     assert any(tensor.any() for name, tensor in load_file(weights).items() if "lora_B" in name)  # zero at first
 
 
+@pytest.mark.slow
 def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each_other(tmp_path: Path) -> None:
     small = even_config(tmp_path, rounds=2)
     wide = str(dense_policy(tmp_path / "wide", 64))
@@ -362,6 +365,7 @@ def test_parts_of_a_swarm_have_their_own_models_and_settings_and_learn_from_each
     assert "n0" in taught
 
 
+@pytest.mark.slow
 def test_each_part_asks_the_common_tasks_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = even_config(tmp_path, rounds=2)
     (task,) = bare.tasks
@@ -379,6 +383,7 @@ def test_each_part_asks_the_common_tasks_in_its_own_way(tmp_path: Path, monkeypa
     assert all(row["groups_external"] > 0 for row in summary["nodes"].values())
 
 
+@pytest.mark.slow
 def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end(tmp_path: Path) -> None:
     churn, seed, rounds = ChurnConfig(away=0.5, rounds=3), 8, 8
     absences = [list(itertools.islice(stretches(churn, seed, index), rounds)) for index in range(3)]
@@ -398,6 +403,7 @@ def test_under_churn_a_node_that_is_away_does_no_round_and_comes_back_to_its_end
     assert len({tick for _, tick in done}) > rounds  # nobody was there in all of them
 
 
+@pytest.mark.slow
 def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,9 +411,10 @@ def test_the_nodes_of_an_arm_with_a_control_draw_by_it_and_the_summary_says_so(
 
     def peers(candidates: Sequence[Candidate], request: DrawRequest) -> list[Pick]:
         asked.append(len(candidates))
-        return CONTROLS["wrong"].peers(candidates, request)
+        return wrong.peers(candidates, request)
 
-    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": replace(CONTROLS["wrong"], peers=peers)})
+    wrong = CONTROLS["wrong"](lambda: 0.0)
+    monkeypatch.setattr("node.lab.lockstep.CONTROLS", {"wrong": lambda part: replace(wrong, peers=peers)})
     plan = make_plan(tmp_path / "run", 2, even_config(tmp_path, rounds=3))
     summary = run_in_memory(plan, 0, started=time.time(), control="wrong")
     assert sum(asked) > 0
@@ -460,6 +467,7 @@ def even_task(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_laboratory_that_started_it(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{}")
     command = [sys.executable, "-m", "node.lab", "memory", str(tmp_path / "settings.json"), "-n", "2", "--seed", "4"]

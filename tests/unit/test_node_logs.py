@@ -152,6 +152,7 @@ def test_a_thread_that_cannot_be_started_costs_the_line_that_wanted_it_and_no_ot
     assert [event["number"] for event in events(tmp_path)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_forked_process_logs_and_repeats_nothing_of_its_parents(tmp_path: Path) -> None:
     def child() -> None:
         structlog.get_logger("node.loop").info("in the child")
@@ -171,6 +172,7 @@ def test_a_forked_process_logs_and_repeats_nothing_of_its_parents(tmp_path: Path
 BURST = 3000  # lines, more than are written while Python ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "status"),
     [("pass", 0), ("raise SystemExit(3)", 3), ("raise ValueError", 1), ("kill(getpid(), SIGTERM)", 130)],
@@ -198,6 +200,7 @@ except KeyboardInterrupt:
     assert [event["number"] for event in events(tmp_path)] == list(range(BURST))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before",
     ["", "logs.flush_logs(); logs.FLUSH_S = 3600"],
@@ -226,6 +229,7 @@ def say_and_fail(config: NodeConfig, folder: Path) -> None:
     raise ValueError("shape")
 
 
+@pytest.mark.slow
 def test_a_supervised_node_that_crashes_leaves_its_log_whole(tmp_path: Path) -> None:
     with hanging_log(tmp_path) as place:
         child = start_child(start_server(()), say_and_fail, NodeConfig(), tmp_path)

@@ -3,6 +3,7 @@ it may be. It trains on no held-out question.
 """
 
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -35,7 +36,7 @@ from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
-from node.tasks.scoring.verdicts import PATIENCE_S, MaybeLate, Scored, Submission, Verdict, already
+from node.tasks.scoring.verdicts import MaybeLate, OutOfTime, Scored, Submission, Verdict, already
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
 from node.training import likelihood
@@ -352,7 +353,7 @@ def test_trained_tokens_count_once_for_each_iteration(policy: Policy, tasks: Tas
         metrics = MetricsLog(tmp_path / "metrics.jsonl")
         loop = Loop(config, 0, policy, Scripted(policy), tasks, buffer, NoExchange(), metrics)
         next(loop.rounds(0))
-    assert loop.spent == (6, 18, 0)  # two tokens and four, of which each update takes all
+    assert loop.spent == (6, 18, 0, 5 + 3 * 3 * 5)  # two tokens and four, of which each update takes all, and a prompt
 
 
 def replaying(policy: Policy, folder: Path, done: int, most: int) -> list[list[Sample]]:
@@ -848,6 +849,20 @@ def test_own_completions_that_cannot_be_scored_are_neither_trained_on_nor_publis
     assert (loop.row["generated"], loop.row["unscorable"], loop.row["reward"]) == (4, 2, 0.5)
 
 
+class Impatient(Guess):
+    """The same, where texts without a one take too long."""
+
+    def verify(self, item: Item, text: str) -> Verdict:
+        return super().verify(item, text) if "1" in text else OutOfTime()
+
+
+def test_own_completions_that_take_too_long_are_wrong(policy: Policy, node_of: Callable[..., Loop]) -> None:
+    loop = node_of(Swarm(), alone(Impatient()), ("22", "11"), sampling={"rule": "sapo"})
+    samples = next(loop.rounds(0))
+    assert [(policy.decode(sample.completion), sample.advantage) for sample in samples] == [("22", -0.5), ("11", 0.5)]
+    assert (loop.row["out_of_time"], loop.row["unscorable"]) == (1, 0)
+
+
 class Silent(Guess):
     """The same, where no text can be scored until `speaks` is set."""
 
@@ -1148,4 +1163,4 @@ def test_a_round_waits_for_peers_by_the_shortest_of_its_own_parts_of_late(
     monkeypatch.setattr(loop.journal, "judged", judged)
     loop.swarm.context = replace(loop.swarm.context, judged=judged)
     list(loop.rounds(0))
-    assert [seconds for seconds in waits if seconds != PATIENCE_S] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)
+    assert [seconds for seconds in waits if seconds != math.inf] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)

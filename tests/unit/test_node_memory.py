@@ -64,6 +64,7 @@ def test_of_weights_that_are_shared_out_the_nodes_own_card_has_a_part_and_a_whol
     assert parts["activations"] == whole["activations"]
 
 
+@pytest.mark.slow
 def test_doctor_sums_for_accelerates_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_policy(tmp_path)
     (tmp_path / "fsdp2.yaml").write_text(FSDP2)

@@ -237,6 +237,7 @@ def said(out: Path, name: str, word: str) -> list[str]:
     return [line.removeprefix(f"{word} ") for line in lines if line.startswith(f"{word} ")]
 
 
+@pytest.mark.slow
 def test_a_swarm_on_a_cluster_leaves_what_one_on_this_machine_does_and_nothing_elsewhere(
     ray: FakeRay, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_swarm_on_a_cluster_leaves_what_one_on_this_machine_does_and_nothing_e
     assert (out / "report.html").exists() and (out / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_node_whose_machine_dies_goes_on_elsewhere_without_its_key(ray: FakeRay, tmp_path: Path) -> None:
     dies, rows = ray.machines[1], tmp_path / "rows.jsonl"
     rows.write_text("{}")
@@ -317,6 +319,7 @@ def test_a_node_waits_for_a_machine_with_room_says_so_and_can_be_stopped_meanwhi
         assert node.ending().code != 0
 
 
+@pytest.mark.slow
 def test_a_node_that_hangs_is_killed_with_its_actor(
     ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

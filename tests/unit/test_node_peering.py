@@ -60,6 +60,7 @@ class Beside:
         self.running.remove(self.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "host", "asks"),
     [
@@ -94,6 +95,7 @@ def opened(folder: Path, *seeds: str) -> list[str]:
         return [str(endpoint) for endpoint in record.endpoints]
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_node_that_nobody_dials_and_says_how_it_could_be(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +107,7 @@ def test_it_runs_as_a_node_that_nobody_dials_and_says_how_it_could_be(
     assert "--listen tcp://0.0.0.0:4001" in caplog.text + "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_the_bound_that_a_person_sets_is_the_transports(tmp_path: Path, monkeypatch) -> None:
     limits: list[Limits] = []
 

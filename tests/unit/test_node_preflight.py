@@ -43,6 +43,7 @@ def here_is(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
     monkeypatch.setattr("node.operations.presets.detect_machine", lambda device, **_: machine)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
@@ -62,7 +63,7 @@ def test_what_is_missing_is_told_without_importing_torch(tmp_path: Path) -> None
         code = (
             "import json, sys\nfrom node.cli.app import run\n"
             "for case in json.loads(sys.argv[1]):\n"
-            " assert run(['node', '--state', sys.argv[2], *case], debug=False) == 2\n"
+            " assert run(['node', '--state', sys.argv[2], '--model', 'builtin', *case], debug=False) == 2\n"
             "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
         )
         done = subprocess.run(
@@ -133,6 +134,7 @@ def test_a_dry_run_refuses_a_model_that_is_far_too_large(monkeypatch: pytest.Mon
     assert notes_on_model(config_of(policy={"model": "a/model"}, trainer={"learning_rate": 1e-6}), sharers=4) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_cards_share_out_need_not_fit_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def compare(one: Path, other: Path) -> None:
             assert mine.get(key, 0) == pytest.approx(theirs.get(key, 0), rel=1e-3, abs=1e-5), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "losses",
     [[("dapo", "token")], pytest.param(OTHER_LOSSES, marks=pytest.mark.slow)],

@@ -16,6 +16,7 @@ from protocol.identity import NodeId
 from protocol.wire.envelope import ItemId
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_log_setup")
 def test_a_signal_to_stop_does_not_wait_for_all_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [Received(ItemId(bytes([n]) * 32), NodeId("somebody"), b"", 0.0, b"") for n in range(200)]

@@ -105,6 +105,7 @@ def test_a_folder_without_rollouts_is_one_line(tmp_path: Path, capfd: pytest.Cap
     assert "has no rollout in rollouts.jsonl" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_watch_shows_what_is_added(tmp_path: Path) -> None:
     log = fill(tmp_path)
     watching = gossamer("inspect", tmp_path, "--watch", "--last", 1)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import SamplingConfig
+from node.lab.candidates import CANDIDATES
 from node.lab.controls import CONTROLS
 from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
 from node.rollouts.rule import (
@@ -335,14 +336,50 @@ def test_the_control_takes_a_wrong_answer_of_each_group_as_if_it_were_right(
     pool: list[Candidate], count: int, seed: int
 ) -> None:
     assert not CONTROLS.keys() & RULES.keys()  # nobody trains with one by a setting
-    picks = CONTROLS["wrong"].peers(pool, request(count, seed))
+    wrong = CONTROLS["wrong"](lambda: 0.0)
+    picks = wrong.peers(pool, request(count, seed))
     by_id = {candidate.id: candidate.rewards for candidate in pool}
     assert len({pick.id for pick in picks}) == len(picks)
     assert len(picks) == min(count, sum(candidate.informative for candidate in pool))
     for pick in picks:
         assert by_id[pick.id][pick.index] < max(by_id[pick.id])
         assert (pick.advantage, pick.weight, tuple(pick.rests_on)) == (1.0, 1 / 8, (pick.index,))
-    assert CONTROLS["wrong"].own is RULES["positive"].own
+    assert wrong.own is RULES["positive"].own
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+@given(any_rewards, st.integers())
+def test_a_candidate_pulls_at_answers_above_the_mean_and_pushes_at_those_below_it(
+    name: str, rewards: tuple[float, ...], seed: int
+) -> None:
+    mean = sum(rewards) / len(rewards)
+    advantages = CANDIDATES[name](lambda: 0.0).own(rewards, request(1, seed))
+    assert bool(advantages) == (max(rewards) > min(rewards))
+    assert all(math.copysign(1, advantage) == math.copysign(1, rewards[at] - mean) for at, advantage in advantages)
+    assert len({at for at, _ in advantages}) == len(advantages)
+
+
+def test_candidates_by_hand() -> None:
+    rewards = (0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+
+    def weights(name: str, part: float = 0.0) -> list[float]:
+        return sorted(round(advantage, 3) for _, advantage in CANDIDATES[name](lambda: part).own(rewards, request(1)))
+
+    assert weights("sampled") == [-1.5, 1.5]  # two with 1 - 1/4, six with -1/4
+    assert weights("pair") == [-1.0, 1.0]
+    assert weights("contrast 0.3") == [-0.3, 1.0]
+    assert weights("early") == [-0.75, -0.75, 0.75, 0.75]
+    assert weights("light") == [-0.225, -0.225, 0.225, 0.225]
+    assert weights("early", 0.7) == [1.0]
+
+
+def test_the_gradient_of_sampled_rows_is_the_groups_in_expectation() -> None:
+    rewards = (0.0, 1.0, 0.0, 1.0)
+    rule = CANDIDATES["sampled"](lambda: 0.0)
+    total = Counter[int]()
+    for seed in range(4000):
+        total.update(dict(rule.own(rewards, request(1, seed))))
+    assert [total[at] / 4000 for at in range(4)] == pytest.approx([-0.5, 0.5, -0.5, 0.5], abs=0.05)
 
 
 def test_positive_by_hand() -> None:

@@ -21,6 +21,8 @@ from node.errors import UserError
 from node.policy.load import load_policy
 from tests.policies import tiny_policy
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = SamplingParams(temperature=1.0, top_p=1.0, max_completion_length=6)
 
 

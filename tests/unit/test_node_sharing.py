@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from node.rollouts.group import MAX_NAME_BYTES, MAX_TEXT_BYTES, Episode, Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
 from node.swarm import reports, sharing
+from node.swarm.peering import AGENT, agent, other_form
 from node.swarm.reports import REPORTS_TOPIC, NodeReport, decode, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
@@ -26,9 +27,10 @@ from node.swarm.sharing import (
 from node.tasks import Item, TaskKey, Wrapper
 from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import Split
+from node.tasks.scoring.verdicts import OutOfTime
 from node.tasks.task_set import TaskSet
 from protocol.errors import OutboxFull
-from protocol.host import Counters, ItemVerdict, Received
+from protocol.host import Counters, ItemVerdict, PeerInfo, Received
 from protocol.identity import id_of_bytes
 from protocol.wire.messages import MAX_TOPICS, NO_TOPIC, TOPIC_BYTES
 
@@ -100,6 +102,37 @@ def test_a_topic_names_a_task_with_its_version_and_config(monkeypatch: pytest.Mo
     assert topic_of(ONE.key) != now, "nodes whose groups have another format do not meet"
 
 
+@pytest.mark.parametrize(
+    ("agents", "says"),
+    [
+        ([], ""),
+        (
+            [
+                "gossamer/0.1.0 groups/3",
+                "gossamer/2.0.0+local.1 groups/3",
+                "gossamer/doctor",
+                "gossamer/joining",
+                "else",
+            ],
+            "",
+        ),
+        (["gossamer/0.1.0", "gossamer/0.1.0 groups/3", "gossamer/0.2.0 groups/4"], "2 of 3 peers have"),
+        (["gossamer/0.1.0 groups/33", "a", "gossamer/0.1.0 groups/3 "], "1 of 1 peers has"),
+    ],
+)
+def test_peers_with_another_form_of_groups_are_told_once(agents: list[str], says: str) -> None:
+    assert AGENT.match(agent()) and other_form([agent()]) == ""
+    told = f"{says} another form of groups: nothing is shared with them" if says else ""
+    assert other_form(agents) == told
+    host = _Host()
+    exchange = NetworkExchange(host, TASKS, max_completions=8, external=4)
+    host.agents = agents
+    with capture_logs() as logs:
+        for _ in range(3):
+            exchange.finished({}, "model")
+    assert [line["event"] for line in logs] == [told] * bool(told)
+
+
 class _Host:
     """What `NetworkExchange` uses of a host."""
 
@@ -110,6 +143,10 @@ class _Host:
         self.reports: list[tuple[ItemVerdict, str]] = []
         self.inbox: list[Received] = []
         self.revoked: set[str] = set()
+        self.agents: list[str] = []
+
+    def peers(self) -> list[PeerInfo]:
+        return [PeerInfo(id_of_bytes(b""), "", agent, "well", None, 0.0, 0, 0, 0.0) for agent in self.agents]
 
     def subscribe(self, topics, demand, beside) -> None:
         assert beside <= topics
@@ -172,6 +209,20 @@ def test_of_a_group_that_is_all_right_two_different_answers_are_sent_at_most(
     NetworkExchange(host, TASKS, max_completions=8, external=4).publish([whole])
     is_easy = sent is not None and "no" not in sent
     assert host.published == ([(topic_of(ONE.key, is_easy), encode(shared))] if shared else [])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "sent"),
+    [((1.0, None, 0.0), (1.0, 0.0)), ((1.0, None, None), (1.0,)), ((0.0, None), None), ((None, None), None)],
+)
+def test_an_answer_that_took_too_long_here_trains_this_node_alone(
+    rewards: tuple[float | None, ...], sent: tuple[float, ...] | None
+) -> None:
+    made = tuple(
+        one_turn(str(at), True, OutOfTime() if reward is None else reward) for at, reward in enumerate(rewards)
+    )
+    shared = published_form(replace(group(ONE), completions=made), TASKS)
+    assert (shared and shared.rewards) == sent
 
 
 def test_groups_that_are_all_right_are_asked_for_while_the_node_draws_them() -> None:

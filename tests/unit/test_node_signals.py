@@ -10,6 +10,8 @@ import pytest
 from node.processes.signals import stop_signals
 from node.processes.worker_process import WorkerProcess
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_terminal_that_goes_away_asks_as_a_person_does() -> None:
     with stop_signals() as received:

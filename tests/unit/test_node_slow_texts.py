@@ -36,6 +36,7 @@ from node.tasks.scoring import verdicts
 from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import Answer, Scoring, Submission, Verdict, Workers
 from node.tasks.task_set import TaskSet
+from tests.locks import WatchedLock, watched
 from tests.swarms import UNBOUNDED
 
 LATER = 60.0  # real seconds that a test waits at most
@@ -61,7 +62,7 @@ class Scorer:
     loads: threading.Event | None = None  # until then no worker is ready
 
     def worker(self, command: Sequence[str], environment: object) -> SimpleNamespace:
-        def call(message: Message, timeout: float, most: int = 0) -> Message:
+        def call(message: Message, timeout: float, most: int = 0, patience: float = 0.0) -> Message:
             if "text" not in message:
                 assert self.loads is None or self.loads.wait(LATER)
                 self.clock.now += self.start_s
@@ -243,6 +244,35 @@ def test_newcomers_texts_are_scored_after_those_of_signers_with_standing(scorer:
     _, *rest = scorer.asked
     assert rest == sorted(rest, key=lambda text: text == "0 new"), "the first was taken before the others came"
     assert sorted(scorer.asked) == sorted(answer.text for answer in asked)
+
+
+class WatchedTime(float):
+    """A time whose sum with another says whether this thread holds a lock."""
+
+    held: list[bool]
+    lock: WatchedLock
+
+    def __neg__(self) -> "WatchedTime":
+        return _watched_time(-float(self), self.lock, self.held)
+
+    def __radd__(self, other: float) -> float:
+        self.held.append(self.lock.is_mine)
+        return other + float(self)
+
+
+def _watched_time(seconds: float, lock: WatchedLock, held: list[bool]) -> WatchedTime:
+    time = WatchedTime(seconds)
+    time.held, time.lock = held, lock
+    return time
+
+
+def test_a_quota_is_charged_under_its_lock() -> None:
+    held: list[bool] = []
+    with watched() as lock:
+        quota = TimeQuota(9.0)
+    quota.begin(_watched_time(1.0, lock, held))
+    quota.end(_watched_time(3.0, lock, held))
+    assert held == [True, True] and quota.left(9.0) == 7.0
 
 
 def test_a_quota_is_charged_while_a_text_runs_and_so_is_the_one_that_it_lies_within() -> None:

@@ -59,6 +59,20 @@ def state(rounds: int | None = 10, trains: bool = True) -> dict:
     return describe(NETWORK, ROWS if trains else [], rounds, trains=trains)
 
 
+@pytest.mark.slow
+def test_status_and_doctor_say_which_peers_share_nothing_with_this_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(record=True, width=200, file=StringIO())
+    told = "1 of 2 peers has another form of groups: nothing is shared with them"
+    console.print(*render(state() | {"other_form": told}, 200), sep="\n")
+    assert f"{told}: update whoever is behind" in console.export_text()
+    (tmp_path / "config.json").write_text("{}")
+    with observe(ObserveConfig(), tmp_path, lambda: state() | {"other_form": told}):
+        checks = {check.name: check for check in examine_node(tmp_path)}
+    assert (checks["groups"].ok, checks["groups"].text) == (False, told)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     with observe(ObserveConfig(), tmp_path, state):
@@ -73,6 +87,7 @@ def get(folder: Path, path: str, method: str = "GET") -> tuple[int, str]:
         return answer.status, answer.read().decode()
 
 
+@pytest.mark.real
 def test_status_holds_progress_peers_and_every_counter(folder: Path) -> None:
     tree = ask(folder)
     assert (tree["node"], tree["round"], tree["rounds"], tree["reward"]) == (IDENTITY.node_id, 7, 10, 0.25)
@@ -92,6 +107,7 @@ def test_status_holds_progress_peers_and_every_counter(folder: Path) -> None:
     assert (peer["bytes_sent"], peer["bytes_received"], tree["least_score"]) == (1_240_000, 310_000, -20.0)
 
 
+@pytest.mark.slow
 def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
     status, text = get(folder, "/metrics")
     samples = {
@@ -110,6 +126,7 @@ def test_prometheus_reads_the_same_numbers(folder: Path) -> None:
     assert samples["gossamer_uptime_seconds", None] > 0
 
 
+@pytest.mark.slow
 def test_each_metric_that_is_declared_for_prometheus_is_exported_and_on_grafanas_board(folder: Path) -> None:
     text = (Path(__file__).parents[2] / "examples" / "grafana.json").read_text()
     assert json.loads(text) == board()
@@ -129,17 +146,20 @@ def test_a_round_without_a_figure_counts_for_nothing_in_its_mean() -> None:
     assert describe(NETWORK, [{"round": 5}], 10)["reward"] is None
 
 
+@pytest.mark.slow
 def test_a_relay_has_no_round(tmp_path: Path) -> None:
     with observe(ObserveConfig(), tmp_path, lambda: state(None, trains=False)):
         assert "gossamer_round" not in get(tmp_path, "/metrics")[1]
         assert ask(tmp_path)["round"] is None
 
 
+@pytest.mark.slow
 def test_nothing_else_is_answered_and_nothing_is_taken_in(folder: Path) -> None:
     assert get(folder, "/nothing")[0] == get(folder, "/static/../app.py")[0] == 404
     assert get(folder, "/status", "POST")[0] == get(folder, "/metrics", "DELETE")[0] == 405
 
 
+@pytest.mark.slow
 def test_a_client_that_says_nothing_or_nonsense_does_not_stop_it(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +171,7 @@ def test_a_client_that_says_nothing_or_nonsense_does_not_stop_it(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_file_goes_with_the_server_and_the_port_is_free_again(tmp_path: Path) -> None:
     with observe(ObserveConfig(), tmp_path, state):
         place = json.loads((tmp_path / "observe.json").read_text())
@@ -174,6 +195,7 @@ def test_a_node_that_starts_is_not_said_to_be_down(tmp_path: Path) -> None:
         ask(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_node_that_was_killed_is_not_running(folder: Path, tmp_path: Path) -> None:
     place = json.loads((folder / "observe.json").read_text())
     (folder / "observe.json").write_text(json.dumps(place | {"pid": place["pid"] + 1}))
@@ -210,6 +232,7 @@ def test_peers_can_be_read_on_eighty_columns() -> None:
     assert any(line.split() == words for line in console.export_text().splitlines())
 
 
+@pytest.mark.slow
 def test_no_cell_is_left_empty_and_no_line_ends_in_blanks(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     console = Console(record=True, width=109, file=StringIO())
     console.print(*render(state() | {"peers": [{**state()["peers"][0], "rtt_s": None}]}, 109), sep="\n")
@@ -287,6 +310,7 @@ def test_by_whom_a_node_can_be_dialled_or_why_by_nobody_is_shown_in_one_line(kno
     assert shown(state() | known, "reached") == says
 
 
+@pytest.mark.slow
 def test_status_and_doctor_say_how_many_members_can_be_dialled_and_that_one_is_not_enough(folder: Path) -> None:
     assert shown(state(), "members") == "1 can be dialled: the swarm needs a second that listens, to outlive the first"
     enough = state() | {"counters": state()["counters"] | {"dialable_members": 2}}
@@ -314,6 +338,7 @@ def shown(tree: dict, name: str) -> str:
     return line.removeprefix(name).strip()
 
 
+@pytest.mark.slow
 def test_the_doctor_asks_the_node_that_runs_there(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     checks = {check.name: check for check in examine_node(folder)}

@@ -24,6 +24,7 @@ KEYS = {
     "tokens_generated",
     "tokens_trained",
     "tokens_scored",
+    "tokens_prompts",
     "accuracy_first",
     "accuracy_first_interval",
     "accuracy_last",

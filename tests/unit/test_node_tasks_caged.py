@@ -52,7 +52,7 @@ def started(completions, tests, **kwargs):
     return paid
 """
 
-pytestmark = pytest.mark.skipif(bool(unconfinable()), reason=unconfinable())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(unconfinable()), reason=unconfinable())]
 
 
 def options(folder: Path, name: str, code: str = FUNCTIONS, **more: object) -> dict[str, object]:

@@ -99,6 +99,7 @@ def test_get_wants_the_exact_key() -> None:
         assert tasks.get(other) is None
 
 
+@pytest.mark.slow
 def test_a_third_party_task_comes_from_its_entry_point(plugin: None) -> None:
     tasks = _load("riddles")
     (task,) = tasks.tasks
@@ -150,6 +151,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         _load("reasoning-gym/bf")
 
 
+@pytest.mark.slow
 def test_loading_tasks_imports_nothing_heavy() -> None:
     code = (
         "import sys; from node.config import TaskConfig; from node.tasks import load_tasks\n"

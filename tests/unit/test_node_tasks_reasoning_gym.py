@@ -98,6 +98,7 @@ def count(name: str) -> int:
     return ITEMS if name in PAPER else 2 if name in SLOW else FEW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCORERS))
 def test_right_answers_earn_one_and_wrong_ones_nothing(tasks: Mapping[str, GymTask], name: str) -> None:
     task = tasks[name]
@@ -135,18 +136,21 @@ def test_another_process_with_another_hash_seed_makes_the_same(tasks: Mapping[st
     assert json.loads(done.stdout) == digests(tasks), done.stderr
 
 
+@pytest.mark.slow
 def test_an_expression_that_divides_by_zero_is_drawn_again(tasks: Mapping[str, GymTask]) -> None:
     for seed in range(20_000):  # one in some thousands does
         item = tasks["basic_arithmetic"].make(seed)
         assert tasks["basic_arithmetic"].verify(item, f"<answer>{item.answer}</answer>") == 1.0
 
 
+@pytest.mark.slow
 def test_no_number_to_convert_is_missing(tasks: Mapping[str, GymTask]) -> None:
     for seed in range(40_000):  # a few would be 0, which the data set writes as nothing
         item = tasks["base_conversion"].make(seed)
         assert item.answer and "number  to" not in item.question
 
 
+@pytest.mark.slow
 def test_making_leaves_the_process_as_it_was(tasks: Mapping[str, GymTask], capsys: pytest.CaptureFixture[str]) -> None:
     state = random.getstate()
     with decimal.localcontext() as context:
@@ -158,6 +162,7 @@ def test_making_leaves_the_process_as_it_was(tasks: Mapping[str, GymTask], capsy
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_fraction_must_be_in_lowest_terms(tasks: Mapping[str, GymTask]) -> None:
     task = tasks["fraction_simplification"]
     for seed in range(ITEMS):
@@ -169,6 +174,7 @@ def test_a_fraction_must_be_in_lowest_terms(tasks: Mapping[str, GymTask]) -> Non
         assert task.verify(item, f"<answer>{2 * value.numerator}/{2 * value.denominator}</answer>") == 0.0
 
 
+@pytest.mark.slow
 def test_a_decimal_is_right_to_a_thousandth(tasks: Mapping[str, GymTask]) -> None:
     task = tasks["decimal_arithmetic"]
     for seed in range(ITEMS):
@@ -178,6 +184,7 @@ def test_a_decimal_is_right_to_a_thousandth(tasks: Mapping[str, GymTask]) -> Non
         assert task.verify(item, f"<answer>{truth + decimal.Decimal('0.0011'):f}</answer>") == 0.0
 
 
+@pytest.mark.slow
 def test_logic_wants_more_than_a_premise(tasks: Mapping[str, GymTask]) -> None:
     task = tasks["propositional_logic"]
     for seed in range(ITEMS):
@@ -194,6 +201,7 @@ def firsts(tasks: Mapping[str, GymTask]) -> Sequence[tuple[GymTask, Item]]:
     return [(task, task.make(0)) for task in tasks.values()]
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("0123456789.,-+*/^()[]\"'eijxC<> \n"), max_size=300))
 def test_no_text_breaks_a_scorer(firsts: Sequence[tuple[GymTask, Item]], text: str) -> None:
     for task, item in firsts:
@@ -206,6 +214,7 @@ def test_no_text_breaks_a_scorer(firsts: Sequence[tuple[GymTask, Item]], text: s
 CAGED = sorted(name for name, scorer in SCORERS.items() if scorer.same is None)
 
 
+@pytest.mark.slow
 def test_where_several_answers_are_right_the_data_set_itself_judges_in_a_cage(
     tasks: Mapping[str, GymTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +243,7 @@ def test_no_scorer_that_is_called_evaluates_what_it_reads() -> None:
         assert not re.search(r"\b(eval|exec|compile|parse_expr|sympify|pickle|subprocess)\b", source), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
@@ -267,12 +277,14 @@ def test_a_bad_option_is_one_clear_line(name: str, options: dict[str, object], c
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_options_whose_questions_take_too_long_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.tasks.reasoning_gym.data_sets.TRIAL_CPU_S", 1)
     with pytest.raises(UserError, match=r"^[^\n]* take more than 1 s[^\n]*$"):
         load_reasoning_gym("gcd", {"min_numbers": 10**7, "max_numbers": 10**7})
 
 
+@pytest.mark.slow
 def test_options_are_part_of_the_key() -> None:
     plain, harder = load_reasoning_gym("gcd", {}), load_reasoning_gym("gcd", {"max_value": 5000})
     assert plain.key == load_reasoning_gym("gcd", {}).key
@@ -288,6 +300,7 @@ def test_another_version_of_the_package_is_another_task(monkeypatch: pytest.Monk
 FIRST, *OTHERS = sorted(name for name, scorer in SCORERS.items() if scorer.hashes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_where_questions_depend_on_the_hash_seed_another_process_makes_them(tasks, name: str) -> None:
     task = load_reasoning_gym(name, {})

@@ -46,7 +46,7 @@ from node.tasks.rewards.functions import (
 from node.tasks.rewards.judge import JudgeError, paid_by
 from node.tasks.rewards.rows import RewardsTask, load_rewards
 from node.tasks.scoring.time_quota import TimeQuota
-from node.tasks.scoring.verdicts import Answer, Scored, Scoring, score
+from node.tasks.scoring.verdicts import Answer, OutOfTime, Scored, Scoring, score
 from protocol.credentials.manifest import JoinPolicy, make_manifest
 from protocol.identity import Identity
 from tests.waiting import wait_until
@@ -237,6 +237,7 @@ def test_a_range_says_which_sums_are_rewards_of_0_and_1_and_clips_nothing(paid: 
     )
 
 
+@pytest.mark.slow
 def test_without_a_range_the_sum_is_the_reward_as_in_trl(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "accuracy", "long", weights=[1.0, 0.5]))
     assert [task.verify(task.make(1), text) for text in ("2", "333")] == [0.5, -1.5]
@@ -254,6 +255,7 @@ def test_a_sum_that_is_too_large_is_told() -> None:
         Functions(made, [1e5], 0.0, 1.0, tokens_of("")).score([ONE])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("functions", "more", "line"),
     [
@@ -289,6 +291,7 @@ answer = 2
 """
 
 
+@pytest.mark.slow
 def test_a_text_that_writes_forged_replies_shifts_no_later_reward_and_they_are_counted(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "running"))
     item = task.make(1)
@@ -300,6 +303,7 @@ def test_a_text_that_writes_forged_replies_shifts_no_later_reward_and_they_are_c
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ['{"reward": 1.0, "parts": 5}', '{"reward": True}', '{"reward": {}}', "[]", "5"])
 def test_a_worker_that_a_text_has_changed_says_what_is_no_reward_and_ends_nothing(folder: Path, said: str) -> None:
     task = load_rewards("rewards", options(folder, "running"))
@@ -371,6 +375,7 @@ def test_three_functions_of_trl_run_as_they_are() -> None:
     }
 
 
+@pytest.mark.slow
 def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in_the_key(folder: Path) -> None:
     given = options(folder, "accuracy", "brevity", weights=[1.0, 0.5])
     task = load_rewards("rewards/sums", given)
@@ -391,6 +396,7 @@ def test_rows_become_questions_scored_in_a_worker_and_their_functions_code_is_in
     assert len({task.key, ranged.key, load_rewards("rewards/sums", changed).key}) == 3
 
 
+@pytest.mark.slow
 def test_own_texts_of_a_round_are_one_call_as_in_trl_and_peers_texts_are_a_call_each(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -422,6 +428,7 @@ def test_own_texts_of_a_round_are_one_call_as_in_trl_and_peers_texts_are_a_call_
     assert score([*boxed, boxed[0]._replace(text="none")]) == [*[0.25] * 20, 0.0]
 
 
+@pytest.mark.slow
 def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, tmp_path: Path) -> None:
     words = ["sleep", f"600.{os.getpid()}"]
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a?", "answer": words[1]}])
@@ -432,6 +439,7 @@ def test_a_program_that_a_function_has_started_ends_with_its_time(folder: Path, 
     assert (task.verify(task.make(0), "quick"), alive) == (0.5, [])
 
 
+@pytest.mark.slow
 def test_a_function_may_import_torch_and_one_that_writes_is_told_why_it_cannot(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "temporary"))
     assert task.verify(task.make(0), "") == 1.0
@@ -439,11 +447,13 @@ def test_a_function_may_import_torch_and_one_that_writes_is_told_why_it_cannot(f
         load_rewards("rewards", options(folder, "writing"))
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_the_functions_end_before_the_node(folder: Path) -> None:
     task = load_rewards("rewards", options(folder, "patient"))
     assert task.verify(task.make(0), "") == 1.0
 
 
+@pytest.mark.slow
 def test_a_function_that_does_harm_finds_no_network_and_changes_no_file(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "harm"
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a?", "answer": str(target)}])
@@ -475,6 +485,7 @@ def test_where_a_machine_cannot_confine_the_functions_run_and_nothing_is_shared(
         functions.begin({**request, "code": said["code"]})
 
 
+@pytest.mark.slow
 def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: Path) -> None:
     config = TaskConfig(name="rewards/luck", options=options(folder, "accuracy", "hashed"))
     tasks = load_tasks([config], WHOLE)
@@ -487,10 +498,14 @@ def test_what_pays_otherwise_in_another_process_trains_its_maker_alone(folder: P
     assert check(encode(group), tasks, 8).reason == "unknown_task"
 
 
-def test_a_text_that_takes_too_long_or_too_much_memory_or_that_no_function_can_tell_is_unscorable(folder: Path) -> None:
+@pytest.mark.slow
+def test_a_text_that_takes_too_long_earns_0_and_one_of_too_much_memory_or_that_no_function_can_tell_is_unscorable(
+    folder: Path,
+) -> None:
     task = load_rewards("rewards", options(folder, "slow", "unsure", seconds=0.3))
     item = task.make(1)
-    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [1.5, 0.5, None, None, 1.5]
+    assert [task.verify(item, text) for text in ("2", "?", "slow", "huge", "2")] == [1.5, 0.5, 0.0, None, 1.5]
+    assert isinstance(task.verify(item, "slow"), OutOfTime)
     alone = load_rewards("rewards", options(folder, "unsure"))
     with capture_logs() as logs:
         assert [alone.verify(item, text) for text in ("2", "?")] == [1.0, None]
@@ -510,11 +525,13 @@ def test_hostile_formulas_end_with_their_process_and_cost_nobody(folder: Path, t
     task = load_rewards("rewards", {"path": rows, "functions": ["trl:accuracy_reward"], "seconds": 1.0})
     item = task.make(0)
     before = {child.pid for child in psutil.Process().children()}
-    assert task.verify(item, r"\boxed{9^{9^{9^{9}}}}") is None
+    assert task.verify(item, r"\boxed{\frac{1}{3}}") == 1.0
+    assert isinstance(task.verify(item, r"\boxed{9^{9^{9^{9}}}}"), OutOfTime)
     assert task.verify(item, r"\boxed{\frac{1}{3}}") == 1.0
     assert before - {child.pid for child in psutil.Process().children()}
 
 
+@pytest.mark.slow
 def test_messages_become_an_instruction_examples_and_a_question(folder: Path, tmp_path: Path) -> None:
     roles = ("system", "user", "assistant", "user")
     prompt = [{"role": role, "content": text} for role, text in zip(roles, ("Add.", "1+1=", "2", "2+2="), strict=True)]
@@ -566,6 +583,7 @@ def test_a_function_that_is_not_there_is_one_clear_line(folder: Path, name: str)
         load_function("rewards", parse_spec(f"{folder / 'rewards.py'}:{name}"), {})
 
 
+@pytest.mark.slow
 def test_paths_of_functions_begin_at_the_file_that_says_them_and_stay_at_home(folder: Path) -> None:
     config = folder / "swarm.toml"
     config.write_text(
@@ -613,6 +631,7 @@ def judge() -> Iterator[HTTPServer]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_judge_pays_own_groups_and_is_never_shared(folder: Path, judge: HTTPServer) -> None:
     url = f"judge:http://127.0.0.1:{judge.server_port}/v1"
     task = load_rewards("rewards", options(folder, "accuracy", url, model="m", rubric="Be strict."))
@@ -638,11 +657,13 @@ def test_a_judge_that_says_no_number_from_0_to_1_pays_nothing(reply: str) -> Non
         paid_by(reply)
 
 
+@pytest.mark.slow
 def test_a_judge_that_does_not_answer_is_one_clear_line_at_the_start(folder: Path) -> None:
     with pytest.raises(UserError, match=r"the judge at http://127.0.0.1:9/v1 does not answer"):
         load_rewards("rewards", options(folder, "judge:http://127.0.0.1:9/v1", model="m"))
 
 
+@pytest.mark.slow
 def test_functions_and_rows_are_given_on_the_command_line(folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(folder)
     asked = ["node", "--reward", "./rewards.py:accuracy", "--reward", "rewards.py:brevity", "--data", "rows.jsonl"]

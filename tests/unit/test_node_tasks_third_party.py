@@ -44,6 +44,7 @@ def _config(path: Path, **settings: object) -> TaskConfig:
     return TaskConfig(name="file/riddles", options={"path": str(path)}, **settings)
 
 
+@pytest.mark.slow
 def test_a_file_with_one_function_is_a_task_of_exact_matches(tmp_path: Path) -> None:
     (task,) = load_tasks([_config(_file(tmp_path, GOOD))]).tasks
     item = task.make(7)
@@ -282,6 +283,7 @@ def test_a_dry_run_shows_the_tasks_and_refuses_unknown_ones(tmp_path: Path, verb
     assert "did you mean 'builtin/sums'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_template_is_a_task_that_passes_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "words.py"
     assert run(["tasks", "template", str(path)], debug=False) == 0
@@ -314,6 +316,7 @@ GENEROUS = GOOD + "def verify(item, text):\n    return 1.0"
 STINGY = GOOD + "def verify(item, text):\n    return 0.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "line"),
     [
@@ -329,12 +332,14 @@ def test_the_check_finds_what_a_swarm_could_not_rely_on(tmp_path: Path, source: 
     assert re.search(f"FAILS.*{re.escape(line)}", said), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [("7", "8"), ("8", "7")])
 def test_rubbish_that_is_right_by_chance_is_no_fault(tmp_path: Path, answers: tuple[str, str]) -> None:
     source = f"from node.tasks import Item\ndef make(seed):\n    return Item(str(seed), {answers}[seed % 2])"
     assert run(["tasks", "check", str(_file(tmp_path, source))], debug=False) == 0
 
 
+@pytest.mark.slow
 def test_the_check_takes_names_options_and_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _file(tmp_path, GOOD)
     (tmp_path / "c.toml").write_text('[[tasks]]\nname = "file"\noptions = { path = "riddles.py" }\n')
@@ -344,6 +349,7 @@ def test_the_check_takes_names_options_and_configurations(tmp_path: Path, capsys
     assert run(["tasks", "check", "nothing"], debug=False) == 2
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_tasks(tmp_path: Path) -> None:
     config = _config(_file(tmp_path, GOOD))
     assert {digest_elsewhere(config, seed) for seed in HASH_SEEDS} == {digest([config])}

@@ -309,6 +309,7 @@ def test_only_a_class_that_says_replayable_is_shared(tmp_path: Path) -> None:
     assert shared.shared(task.key) is task and task.key != lonely.tasks[0].key
 
 
+@pytest.mark.slow
 def test_a_peers_episode_is_played_again_in_a_worker_process(tmp_path: Path) -> None:
     [task] = load_tasks([TaskConfig(name="environment/c", options=write(tmp_path, REPLAYABLE))]).tasks
     right, lie = ("increment(step=3)", "3"), ("increment(step=3)", "4")
@@ -453,6 +454,7 @@ def likelihood(policy: Policy, item: Item, text: str) -> float:
     return logits.log_softmax(-1)[range(len(said)), said].sum().item()
 
 
+@pytest.mark.slow
 def test_the_built_in_policy_trains_on_calls_that_earned_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

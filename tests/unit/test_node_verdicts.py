@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from node.config import TaskConfig
@@ -22,7 +24,7 @@ from node.processes.worker_process import Message, WorkerError, WorkerTimeoutErr
 from node.tasks import Item, Task, TaskKey, load_task, load_tasks
 from node.tasks.scoring import verdicts
 from node.tasks.scoring.time_quota import TimeQuota
-from node.tasks.scoring.verdicts import LATE, Answer, Scored, Scoring, Submission, Verdict, Workers, score
+from node.tasks.scoring.verdicts import LATE, Answer, OutOfTime, Scored, Scoring, Submission, Verdict, Workers, score
 from tests.processes import alive
 from tests.waiting import wait_until
 
@@ -101,6 +103,7 @@ def workers_here() -> list[int]:
     return found
 
 
+@pytest.mark.real
 def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> None:
     item = task.make(7)
     assert [task.verify(item, text) for text in ("7", "8")] == [1.0, 0.0]
@@ -108,6 +111,7 @@ def test_what_other_people_wrote_scores_in_a_process_of_its_own(task: Task) -> N
     assert load_tasks([TaskConfig(name="builtin/sums")]).scores_in_workers is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "reason", "dies"),
     [
@@ -133,6 +137,7 @@ def test_a_text_that_something_goes_wrong_with_is_unscorable_and_the_next_one_is
     assert alive(before) != dies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", ["", "judge = True\n"])
 def test_what_is_scored_changes_no_file_unless_its_task_wants_to(more: str, tmp_path: Path) -> None:
     (task,) = load_tasks([hostile(tmp_path, HARM + more)]).tasks
@@ -151,6 +156,7 @@ def test_a_machine_that_cannot_confine_says_so(tmp_path: Path, monkeypatch: pyte
         assert ["no Landlock" in log["reason"] for log in logs] == [True] * lines
 
 
+@pytest.mark.slow
 def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_replaced(tmp_path: Path) -> None:
     config = hostile(tmp_path)
     described = {"name": config.name, "options": config.options}
@@ -172,6 +178,7 @@ def test_a_text_that_takes_too_long_is_unscorable_and_its_process_is_ended_and_r
     assert len(set(workers_here()) - before) == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path) -> None:
     """Rewards of the changed code, under the old key, would be lies to peers."""
     config = hostile(tmp_path)
@@ -185,6 +192,7 @@ def test_a_file_that_changed_since_the_node_began_scores_nothing(tmp_path: Path)
     assert set(workers_here()) <= set(before), "the one that said so is ended"
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_node_that_is_killed_though_it_is_at_work(tmp_path: Path) -> None:
     config, asleep = hostile(tmp_path), tmp_path / "asleep"
     node = f"""
@@ -203,6 +211,7 @@ task.verify(task.make(1), {f"sleep {asleep}"!r})
     wait_until(lambda: not alive(worker), timeout=10, what="the worker to end")
 
 
+@pytest.mark.slow
 def test_a_node_that_ends_while_a_text_is_scored_does_not_wait_for_it(tmp_path: Path) -> None:
     config, asleep = hostile(tmp_path), tmp_path / "asleep"
     node = f"""
@@ -246,6 +255,7 @@ class Scene:
     loads: threading.Event | None = None  # until then no worker is ready
     raises: dict[int, Exception] = field(default_factory=dict)
     fails: set[int] = field(default_factory=set)  # requests that end their worker
+    hangs: dict[int, int] = field(default_factory=dict)  # requests that take too long, and how many times
     holds: dict[int, threading.Event] = field(default_factory=dict)  # requests that are not answered before
     says: Message | None = None  # to every request
     together: list[list[int]] = field(default_factory=list)  # requests that were one call
@@ -256,10 +266,11 @@ class Scene:
         if self.first.get("raises"):
             raise OSError("no more processes")
 
-        def call(message: Message, timeout: float, most: int = 0) -> Message:
+        def call(message: Message, timeout: float, most: int = 0, patience: float = 0.0) -> Message:
             if "batch" in message:
                 self.together.append([request["number"] for request in message["batch"]])
-                if (timeout, self.late) == (20.0 * 4, True):
+                assert timeout == 20.0 * max(4, len(message["batch"]) / 4)
+                if self.late:
                     raise WorkerTimeoutError("no answer")
                 return self.says or {"scored": [{"reward": request["number"] / 100} for request in message["batch"]]}
             if "number" not in message:
@@ -272,6 +283,9 @@ class Scene:
                 assert event.wait(60)
             if message["number"] in self.raises:
                 raise self.raises[message["number"]]
+            if self.hangs.get(message["number"], 0) > 0:
+                self.hangs[message["number"]] -= 1
+                raise WorkerTimeoutError("no answer")
             if message["number"] in self.fails:
                 raise WorkerError("it died")
             return {"reward": message["number"] / 100} if self.says is None else self.says
@@ -360,6 +374,67 @@ def test_own_texts_are_one_call_and_one_by_one_where_that_fails_or_was_late(scen
         assert together(3) == rewards(3)
     assert [log["event"] for log in logs] == ["texts are scored one by one from here on: together they took too long"]
     assert together(3) == rewards(3) and len(scene.together) == 6
+
+
+def test_a_call_for_many_texts_may_take_longer(scene: Scene) -> None:
+    assert [future.result(LATER) for future in Workers("t", "m", {}).submit_together(requests(40))] == rewards(40)
+    assert scene.together == [[*range(40)]]
+
+
+def test_an_own_text_that_takes_too_long_twice_the_second_time_in_a_worker_that_has_just_scored_earns_0(
+    scene: Scene,
+) -> None:
+    workers = Workers("t", "m", {})
+    scene.hangs = {2: 2}
+    verdicts = [workers.submit(request, True).result(LATER) for request in requests(4)]
+    assert verdicts == [0.0, 0.01, 0.0, 0.03] and [isinstance(found, OutOfTime) for found in verdicts][1:3] == [
+        False,
+        True,
+    ]
+    assert scene.asked == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("is_own", "times", "fails", "verdict"),
+    [
+        (True, 1, set(), 0.02),
+        (True, 1, {2}, None),  # the second time its worker dies
+        (True, 2, {0}, None),  # the new worker does not score what was scored before
+        (False, 1, set(), None),
+    ],
+)
+def test_a_text_that_takes_too_long_otherwise_earns_what_it_earns_the_second_time_or_is_unscorable(
+    scene: Scene, is_own: bool, times: int, fails: set[int], verdict: Verdict
+) -> None:
+    workers = Workers("t", "m", {})
+    assert found(workers, requests(1)) == [0.0]
+    scene.hangs, scene.fails = {2: times}, fails
+    assert workers.submit(requests(3)[2], is_own).result(LATER) == verdict
+
+
+def test_where_no_text_was_scored_yet_one_that_takes_too_long_is_unscorable(scene: Scene) -> None:
+    scene.hangs = {0: 2}
+    assert found(Workers("t", "m", {}), requests(1)) == [None]
+
+
+def test_a_round_waits_for_its_own_answers_as_long_as_their_workers_take_and_says_so(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdicts, "SAY_S", 0.01)
+    monkeypatch.setattr(verdicts, "time", time)
+    scene.holds[1] = threading.Event()
+    workers = Workers("t", "m", {})
+    task = SimpleNamespace(submit=lambda batch, is_own: [workers.submit(request, True) for request in requests(2)])
+
+    def says(logger: object, name: str, line: dict[str, Any]) -> dict[str, Any]:
+        if line["event"] == "scoring":
+            assert (line["answers"], line["left"]) in ((2, 2), (2, 1))
+            if line["left"] == 1:
+                scene.holds[1].set()
+        raise structlog.DropEvent
+
+    with capture_logs(processors=[says]):
+        assert score([Answer(task, Item("", ""), text) for text in "ab"]) == rewards(2)
 
 
 def test_a_batch_leaves_out_what_nobody_waits_for_any_more(scene: Scene) -> None:
@@ -574,6 +649,7 @@ def start(item):
 """
 
 
+@pytest.mark.slow
 def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(tmp_path: Path) -> None:
     (tmp_path / "game.py").write_text(GAME)
     [task] = load_tasks([TaskConfig(name="file/game", options={"path": str(tmp_path / "game.py")})]).tasks
@@ -584,6 +660,7 @@ def test_an_episode_of_somebody_elses_task_is_played_again_in_a_worker_process(t
     assert Scoring([Answer(task, item, "forever")], is_own=False).wait(0.5) == [None], "it holds up nobody"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolate", ["", "isolate = 'none'"])
 def test_a_process_of_an_episode_that_ends_without_an_answer_costs_no_wait(isolate: str, tmp_path: Path) -> None:
     (tmp_path / "game.py").write_text(f"{GAME}\n{isolate}\n")
@@ -614,6 +691,7 @@ def verify(item, text):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [RIDDLE, GAME, GAME + "isolate = 'none'"], ids=["text", "caged game", "game"])
 def test_a_peers_slow_text_holds_up_no_own_one_and_ends_with_its_signers_quota(code: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(code)

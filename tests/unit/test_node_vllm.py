@@ -105,6 +105,7 @@ def kill_worker():
     assert not alive
 
 
+@pytest.mark.slow
 def test_completions_are_grouped_by_prompt_distinct_and_a_function_of_the_seed(engine_of, policy):
     engine = engine_of()
     engine.load(0)
@@ -122,12 +123,14 @@ def test_completions_are_grouped_by_prompt_distinct_and_a_function_of_the_seed(e
         assert list(one.logprobs) == pytest.approx(policy_logprobs(policy, [1, *one.token_ids]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_left_out_where_top_p_would_change_what_they_mean(engine_of):
     engine = engine_of()
     [[one, _]] = engine.generate([[1, 5]], 2, dataclasses.replace(SAMPLING, top_p=0.9), seed=0)
     assert one.logprobs is None
 
 
+@pytest.mark.slow
 def test_a_completion_that_ends_is_finished(engine_of, policy):
     with torch.no_grad():
         policy.model.lm_head.weight[policy.eos_token_ids[0]] = 100.0
@@ -140,6 +143,7 @@ def told(folder):
     return re.findall(r"told (.*)", (folder / "vllm.log").read_text())
 
 
+@pytest.mark.slow
 def test_load_brings_the_trainers_new_weights_by_way_of_no_disk(engine_of, policy, tmp_path):
     engine = engine_of()
     for version in range(3):
@@ -152,6 +156,7 @@ def test_load_brings_the_trainers_new_weights_by_way_of_no_disk(engine_of, polic
     assert told(tmp_path).count("take_weights") == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_handed_over_when_nothing_changed(engine_of, policy, tmp_path):
     engine = engine_of()
     for version in range(3):
@@ -214,6 +219,7 @@ def test_the_digest_changes_with_any_trained_weight(tmp_path):
         before = digest(policy)
 
 
+@pytest.mark.slow
 def test_on_a_gpu_that_is_too_full_vllm_starts_with_less(engine_of):
     with capture_logs() as said:
         engine_of("full").load(0)
@@ -221,6 +227,7 @@ def test_on_a_gpu_that_is_too_full_vllm_starts_with_less(engine_of):
     assert lines == ["engine.vllm.gpu_memory_utilization=0.32", "engine.vllm.gpu_memory_utilization=0.256"]
 
 
+@pytest.mark.slow
 def test_memory_that_was_short_before_is_no_reason_to_start_with_less(engine_of, tmp_path, monkeypatch):
     engine = engine_of()
     engine.load(0)
@@ -248,6 +255,7 @@ def rounds_with(engine, policy):
     return made
 
 
+@pytest.mark.slow
 def test_where_the_update_needs_its_memory_vllm_sleeps_and_wakes_to_its_weights_and_rounds_are_the_same(
     engine_of, policy, tmp_path
 ):
@@ -274,6 +282,7 @@ def test_whether_vllm_sleeps_is_said_by_the_sum_of_memory_for_the_nodes_part_of_
         assert not sleeps_in_update(parse_config(tree | {"engine": tree["engine"] | engine}))
 
 
+@pytest.mark.slow
 def test_the_trainer_gives_back_what_it_keeps_of_the_gpu_before_vllm_starts_or_wakes(engine_of, tmp_path, monkeypatch):
     before = []
 
@@ -310,6 +319,7 @@ def parts_of(folder, number):
     return [int(count) for count in re.findall(r"generates (\d+)", log.read_text())]
 
 
+@pytest.mark.slow
 def test_engines_share_a_batch_and_give_what_one_gives(engine_of, of_one_engine, policy, tmp_path):
     engine = engine_of(placement=[0, 1, 2])
     engine.load(0)
@@ -324,6 +334,7 @@ def test_engines_share_a_batch_and_give_what_one_gives(engine_of, of_one_engine,
     assert [log.count("told take_weights") for log in logs] == [2, 2, 2], "each is given each version"
 
 
+@pytest.mark.slow
 def test_a_slow_engine_takes_fewer_parts(engine_of, of_one_engine, tmp_path, monkeypatch):
     monkeypatch.setattr("node.engines.spread.PART", 4)
     engine = engine_of("slow@1", placement=[1, 2])
@@ -332,6 +343,7 @@ def test_a_slow_engine_takes_fewer_parts(engine_of, of_one_engine, tmp_path, mon
     assert [parts_of(tmp_path, number) for number in range(2)] == [[2], [2, 2, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", [[0, 1], [1, 2]])
 def test_the_part_of_an_engine_that_dies_is_generated_by_another_and_it_comes_back(
     engine_of, of_one_engine, tmp_path, placement
@@ -350,6 +362,7 @@ def test_the_part_of_an_engine_that_dies_is_generated_by_another_and_it_comes_ba
     assert engine.restarts == 1
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_again_is_left_out_for_good(engine_of, of_one_engine, tmp_path):
     engine = engine_of("dies@1", placement=[0, 1])
     with capture_logs() as said:
@@ -361,6 +374,7 @@ def test_an_engine_that_dies_again_is_left_out_for_good(engine_of, of_one_engine
     assert parts_of(tmp_path, 1) == [4, 4]
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_holds_up_nobody(engine_of, of_one_engine, monkeypatch):
     """It is not waited for until engine.timeout, which the test would not outlast."""
     monkeypatch.setattr("node.engines.spread.GRACE_S", 0.5)
@@ -371,6 +385,7 @@ def test_an_engine_that_hangs_holds_up_nobody(engine_of, of_one_engine, monkeypa
     assert [line["event"] for line in said] == ["an engine is late", "vllm restarts"]
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_is_left_out(engine_of, of_one_engine):
     engine = engine_of("broken-start@1", placement=[0, 1])
     with capture_logs() as said:
@@ -381,6 +396,7 @@ def test_an_engine_that_does_not_start_is_left_out(engine_of, of_one_engine):
     assert len(lines) == 2 and "left out" in lines[1]["event"] and "no room for the cache" in lines[1]["reason"]
 
 
+@pytest.mark.slow
 def test_without_any_engine_a_round_ends_in_an_error(engine_of):
     engine = engine_of("dies", placement=[1, 2])
     with pytest.raises(EngineError, match="twice in a row: killed by SIGKILL"):
@@ -389,6 +405,7 @@ def test_without_any_engine_a_round_ends_in_an_error(engine_of):
         engine.load(1)
 
 
+@pytest.mark.slow
 def test_a_hand_over_that_one_of_two_engines_lacks_is_refused(engine_of, policy):
     engine = engine_of("lost@2", placement=[1, 2])
     engine.load(0)
@@ -397,6 +414,7 @@ def test_a_hand_over_that_one_of_two_engines_lacks_is_refused(engine_of, policy)
         engine.load(1)
 
 
+@pytest.mark.slow
 def test_an_engine_is_closed_while_its_child_starts(engine_of, of_one_engine):
     engine = engine_of("dies-once@2", placement=[1, 2])
     engine.load(0)
@@ -448,6 +466,7 @@ def take_a_step(model):
             weight.mul_(1 + 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["lost", "stale-head", "lost, packs"])
 @pytest.mark.parametrize("step", [take_a_step, lambda model: set_logits(model, seed=1)])
 def test_a_hand_over_that_does_not_arrive_whole_is_refused(engine_of, policy, fault, step):
@@ -458,6 +477,7 @@ def test_a_hand_over_that_does_not_arrive_whole_is_refused(engine_of, policy, fa
         engine.load(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["", "packs"])
 def test_a_small_update_arrives_in_a_child_that_was_replaced_too(engine_of, policy, fault):
     engine = engine_of(fault)
@@ -481,6 +501,7 @@ def test_a_checksum_is_of_numbers_and_neither_of_their_order_nor_of_zeros_beside
         assert checksum([swapped, second], dtype) != checksum([first, second], dtype)
 
 
+@pytest.mark.slow
 def test_a_killed_child_is_replaced_by_one_with_the_same_weights(engine_of, policy):
     engine = engine_of()
     engine.load(0)
@@ -492,12 +513,14 @@ def test_a_killed_child_is_replaced_by_one_with_the_same_weights(engine_of, poli
     assert engine.restarts == 1
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_while_generating_is_replaced_and_asked_again(engine_of):
     engine = engine_of("dies-once")
     assert len(engine.generate([[1, 5]], 2, SAMPLING, seed=0)[0]) == 2
     assert engine.restarts == 1
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_again_is_an_error_that_quotes_its_log(engine_of):
     engine = engine_of("dies")
     with pytest.raises(EngineError, match=r"twice in a row: killed by SIGKILL.*memory.*vllm\.log.*out of luck"):
@@ -505,6 +528,7 @@ def test_a_child_that_dies_again_is_an_error_that_quotes_its_log(engine_of):
     assert engine.restarts == 1
 
 
+@pytest.mark.slow
 def test_a_child_that_falls_silent_is_killed(engine_of):
     engine = engine_of("hangs", timeout=2)
     with pytest.raises(EngineError, match="no answer to 'generate' in 2 s"):
@@ -512,6 +536,7 @@ def test_a_child_that_falls_silent_is_killed(engine_of):
     assert worker_pids() == []
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_quotes_the_log_and_is_not_tried_again(engine_of):
     engine = engine_of("broken-start")
     with pytest.raises(EngineError, match=r"did not start: exit status 1; .*RuntimeError: no room for the cache"):
@@ -519,6 +544,7 @@ def test_a_start_that_fails_quotes_the_log_and_is_not_tried_again(engine_of):
     assert engine.restarts == 0
 
 
+@pytest.mark.slow
 def test_an_interpreter_without_vllm_is_a_users_error(engine_of, tmp_path, monkeypatch):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     engine = engine_of(python=str(tmp_path / "bare/bin/python"))
@@ -527,11 +553,13 @@ def test_an_interpreter_without_vllm_is_a_users_error(engine_of, tmp_path, monke
         engine.load(0)
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_is_not_there_is_a_users_error(engine_of):
     with pytest.raises(UserError, match=r"engine\.vllm\.python='/nowhere/python'"):
         engine_of(python="/nowhere/python").load(0)
 
 
+@pytest.mark.slow
 def test_everything_dies_with_a_node_that_is_killed(tmp_path, policy):
     """The child, and what vLLM has started, end by themselves when nobody is left to end them."""
     policy.model.config.save_pretrained(tmp_path / "weights")
@@ -558,6 +586,7 @@ time.sleep(600)
     wait_until(lambda: not alive(worker) and not alive(helper), timeout=10, what="both processes to end")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "complaint"),
     [

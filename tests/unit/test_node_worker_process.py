@@ -15,7 +15,9 @@ import pytest
 
 from node.processes.worker_process import (
     HEADER,
+    Deadline,
     Message,
+    PatientDeadline,
     Requests,
     WorkerError,
     WorkerProcess,
@@ -81,12 +83,14 @@ def left(pids: Sequence[int]) -> list[int]:
     return list(filter(alive, pids))
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_started_ends_with_it_in_whatever_session_it_is(worker: WorkerProcess) -> None:
     pids = started(worker)
     worker.kill()
     assert left(pids) == []
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_started_ends_with_a_call_that_takes_too_long(worker: WorkerProcess) -> None:
     pids = started(worker)
     with pytest.raises(WorkerTimeoutError, match="no answer to 'hang'"):
@@ -94,6 +98,7 @@ def test_what_a_worker_has_started_ends_with_a_call_that_takes_too_long(worker: 
     assert left(pids) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "status", "said"), [("exit", 3, "exit status 3"), ("die", -signal.SIGSEGV, "killed by SIGSEGV")]
 )
@@ -106,6 +111,7 @@ def test_what_a_worker_has_started_ends_when_it_ends_by_itself_and_its_status_is
     assert (error.value.status, left(pids)) == (status, [])
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_started_ends_with_a_node_that_is_killed() -> None:
     node = f"""
 import sys, time
@@ -132,6 +138,27 @@ def test_descendants_are_found_parents_first_and_however_long_a_chain_of_forks_i
     assert descendants_of(3) == []
 
 
+@pytest.mark.slow
+def test_a_deadline_is_later_by_the_time_for_which_processes_wait_for_a_processor() -> None:
+    spin = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile os.getppid() == int(sys.argv[2]): pass"
+    core = str(min(os.sched_getaffinity(0)))
+    spinning = [subprocess.Popen([sys.executable, "-c", spin, core, str(os.getpid())]) for _ in range(3)]
+    try:
+        pids = [process.pid for process in spinning]
+        began = time.monotonic()
+        without, patient = PatientDeadline(0.1, 0.0, lambda: pids), PatientDeadline(0.1, 0.2, lambda: pids)
+        assert patient() == pytest.approx(began + 0.1, abs=1.0)
+        wait_until(lambda: patient.is_starved or not patient(), timeout=30, what="two of three to wait for 0.2 s")
+        assert patient() - without() == pytest.approx(0.2, abs=0.05) and not without.is_starved
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    asleep = PatientDeadline(0.0, 1e6, lambda: [os.getpid(), 2**22])
+    assert asleep() - time.monotonic() < 60 and not asleep.is_starved
+
+
+@pytest.mark.slow
 def test_a_worker_does_not_end_with_the_thread_that_started_it() -> None:
     found: list[WorkerProcess] = []
     environment = {"PYTHONPATH": str(ROOT)}
@@ -151,8 +178,9 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield node, worker
 
 
-def soon() -> float:
-    return time.monotonic() + 60
+def soon(seconds: float = 60.0) -> Deadline:
+    end = time.monotonic() + seconds
+    return lambda: end
 
 
 def answer(requests: Requests, frames: Sequence[Message]) -> threading.Thread:
@@ -215,7 +243,7 @@ def test_whoever_writes_forged_frames_without_end_is_late(ends: tuple[socket.soc
     writing = threading.Thread(target=write, daemon=True)
     writing.start()
     with pytest.raises(TimeoutError):
-        ask(node, {"call": "first"}, time.monotonic() + 0.2)
+        ask(node, {"call": "first"}, soon(0.2))
     node.close()
     writing.join()
 

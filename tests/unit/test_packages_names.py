@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME_IN_TWO_LAYERS = {  # a peer's and a group member's; an `Item` is a question of a task, or what gossip carries
+    "Ack",
     "Address",
     "BadAddress",
     "Dial",

@@ -216,6 +216,7 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_demo_installs_what_a_node_needs_and_the_tests_install_the_rest_into_the_same_environment(
     tmp_path: Path,
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_core_is_told_a_time_without_the_sleeps_of_its_driver() -> None:
     assert seen[1] - seen[0] <= MAX_STEP_S + 1e-6 and seen[2] - seen[1] == pytest.approx(0.4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_nothing_and_is_logged(tmp_path: Path) -> None:
     with (
         structlog.testing.capture_logs() as logs,
@@ -109,6 +110,7 @@ def test_a_full_disk_ends_nothing_and_is_logged(tmp_path: Path) -> None:
         wait_until(lambda: one.receive(1), 20, "an item")
 
 
+@pytest.mark.slow
 def test_a_disk_that_hangs_holds_up_no_network_thread_and_the_last_peers_are_saved(tmp_path: Path, monkeypatch) -> None:
     hanging, go_on = threading.Event(), threading.Event()
     threads: set[str] = set()

@@ -30,7 +30,7 @@ from protocol.events import (
     Subscribe,
     Tick,
 )
-from protocol.gossip.exchange import CATCH_UP_S, DRAWS, MOST_PACES, Gossip
+from protocol.gossip.exchange import CATCH_UP_S, DRAWS, HAND_OVER_S, MOST_PACES, Gossip
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import BESIDE, BESIDE_BURST, MIN_BURST
 from protocol.identity import Identity, NodeId, id_of_bytes
@@ -40,6 +40,7 @@ from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, Kind, chunk_
 from protocol.wire.messages import (
     MAX_IDS,
     NO_TOPIC,
+    Ack,
     Busy,
     Cancel,
     DontHave,
@@ -133,6 +134,110 @@ def delivered(actions) -> list[ItemId]:
 
 def blamed(actions) -> list[str]:
     return [a.reason for a in actions if isinstance(a, Blame)]
+
+
+# Acknowledging, and leaving
+
+
+def acked(node: NodeId, *ids: ItemId, chunks: tuple[int, ...] = ()) -> Heard:
+    return Heard(node, Ack(tuple(WantedPart(one, chunks) for one in ids)))
+
+
+def test_small_items_that_came_are_acknowledged_together_at_the_next_tick_and_those_that_came_twice_too() -> None:
+    core = machine(A, B)
+    core.handle(have(A, entry(1), entry(2)), at(0))
+    soon(core)
+    assert said(Ack, core.handle(Got(A, item(1, signer=FAR)), at(0.5))) == []
+    core.handle(Got(A, item(2, signer=FAR)), at(0.5))
+    core.came(B, name(2), at(0.5))
+    assert said(Ack, soon(core, 0.5)) == [
+        (A, Ack((WantedPart(name(1)), WantedPart(name(2))))),
+        (B, Ack((WantedPart(name(2)),))),
+    ]
+    assert said(Ack, core.handle(Tick(), at(1))) == []
+
+
+def test_an_outline_and_a_chunk_that_came_are_acknowledged_at_once_and_a_false_chunk_is_not() -> None:
+    large, outline = large_item()
+    core = machine(A)
+    core.handle(have(A, large.entry), at(0))
+    soon(core)
+    assert said(Ack, core.handle(Outlined(A, outline), at(0))) == [(A, Ack((WantedPart(large.id),)))]
+    assert said(Ack, core.handle(ChunkArrived(A, large.chunk(1)), at(0))) == [(A, Ack((WantedPart(large.id, (1,)),)))]
+    false = ItemChunk(large.id, 0, b"false", hashlib.sha256(b"false").digest())
+    assert said(Ack, core.handle(ChunkArrived(A, false), at(0))) == []
+
+
+def left_over(core: Gossip, now: float = 1.0) -> tuple[int, bool]:
+    state = core.hand_over(at(now))
+    return state.untaken, state.has_takers
+
+
+def give(core: Gossip, node: NodeId, *ids: ItemId, chunks: tuple[int, ...] = ()) -> None:
+    core.handle(want(node, *ids, chunks=chunks), at(0.5))
+    all_given(core, node, 0.5)
+
+
+def test_an_item_is_handed_over_once_a_peer_acknowledged_what_it_asked_for_or_announced_all_of_it() -> None:
+    core = machine(A, B)
+    for number in (1, 2, 3):
+        core.handle(Publish(item(number, signer=ME)), at(0))
+    core.handle(Got(A, item(4, signer=FAR)), at(0))
+    assert left_over(core) == (3, True)
+    core.handle(acked(A, name(1)), at(1))  # which it was not given
+    assert left_over(core) == (3, True)
+    give(core, A, name(1))
+    assert left_over(core) == (3, True)
+    core.handle(acked(A, name(1)), at(1))
+    core.handle(have(B, entry(2)), at(1))
+    assert left_over(core) == (1, True)
+    core.handle(PeerDown(A), at(1))
+    assert left_over(core) == (1, True)
+    core.handle(PeerDown(B), at(1))
+    assert left_over(core) == (1, False)  # nobody is here to take the third
+
+
+def test_a_large_item_is_handed_over_once_peers_have_all_its_chunks_together() -> None:
+    large, _ = large_item(2 * CHUNK_BYTES + 1)
+    core = machine(A, B)
+    core.handle(Publish(replace(large, signer=ME)), at(0))
+    give(core, A, large.id)
+    core.handle(acked(A, large.id), at(1))
+    assert left_over(core) == (1, True)  # that was its outline
+    for node, chunks in ((A, (0, 2)), (B, (1, 2))):
+        assert left_over(core) == (1, True)
+        give(core, node, large.id, chunks=chunks)
+        core.handle(acked(node, large.id, chunks=chunks), at(1))
+    assert left_over(core) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("interest", "has_takers"),
+    [
+        (Interest(None), True),
+        (Interest(frozenset([TOPIC])), True),
+        (Interest(frozenset([OTHER])), False),
+        (Interest(None, is_sated=True), False),
+    ],
+)
+def test_who_leaves_waits_for_peers_that_will_ask_and_not_for_those_that_have_enough(
+    interest: Interest, has_takers: bool
+) -> None:
+    core = machine(A)
+    core.handle(Heard(A, interest), at(0))
+    core.handle(Publish(item(1, signer=ME, topic=TOPIC)), at(0))
+    assert left_over(core) == (1, interest.covers(TOPIC))  # it is told yet, if it wants to be
+    for _ in range(3):
+        core.handle(Tick(), at(core.due))
+    assert left_over(core) == (1, has_takers)
+    core.handle(want(A, name(1)), at(2))
+    assert left_over(core) == (1, interest.covers(TOPIC))
+
+
+def test_an_item_that_nobody_took_within_a_round_is_not_waited_for_any_more() -> None:
+    core = machine(A)
+    core.handle(Publish(item(1, signer=ME)), at(0))
+    assert left_over(core, HAND_OVER_S) == (1, True) and left_over(core, HAND_OVER_S + 1) == (0, False)
 
 
 # Publishing, and passing on
@@ -448,7 +553,8 @@ def test_a_large_item_of_another_topic_than_was_announced_is_not_fetched_again()
     core.handle(offer, at(0))
     assert asked(soon(core)) == {A: [large.id]}
     core.handle(Outlined(A, outline), at(0))
-    assert [action for index in (0, 1) for action in core.handle(ChunkArrived(A, large.chunk(index)), at(0))] == []
+    actions = [action for index in (0, 1) for action in core.handle(ChunkArrived(A, large.chunk(index)), at(0))]
+    assert actions == [Send(A, Ack((WantedPart(large.id, (index,)),))) for index in (0, 1)]
     core.handle(offer, at(1))
     assert core.wanted == 0
 
@@ -718,7 +824,7 @@ EVENTS = st.one_of(
     st.builds(Got, PEERS, st.builds(item, NUMBERS, st.sampled_from([100, 100_000]), st.sampled_from([A, B, FAR]))),
     st.builds(Heard, PEERS, ENTRIES.map(lambda entries: Have(tuple(entries)))),
     st.builds(Heard, PEERS, st.just(Have((LARGE.entry,)))),
-    st.builds(Heard, PEERS, st.builds(Want, PARTS) | st.builds(Cancel, PARTS)),
+    st.builds(Heard, PEERS, st.builds(Want, PARTS) | st.builds(Cancel, PARTS) | st.builds(Ack, PARTS)),
     st.builds(Heard, PEERS, st.builds(Busy, IDS) | st.builds(DontHave, IDS)),
     st.builds(Heard, PEERS, st.builds(Busy, st.just((LARGE.id,))) | st.builds(DontHave, st.just((LARGE.id,)))),
     st.builds(Heard, PEERS, st.builds(Interest, st.none() | st.just(frozenset([TOPIC])), st.booleans())),

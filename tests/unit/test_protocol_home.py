@@ -51,6 +51,7 @@ def test_nothing_that_a_router_says_raises_or_is_long(answer: bytes) -> None:
     assert said.external == "" and len(said.failure) <= MAX_REASON and said.failure.isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "failure"),
     [
@@ -114,6 +115,7 @@ def nat_pmp_answers(*, port: int = 4001, result: int = 0) -> dict[int, bytes]:
 SHORT, LONG = 0.02, 20.0  # seconds to wait where no answer comes, and where one does
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("router", "waits", "verb", "said", "asked"),
     [

@@ -113,6 +113,16 @@ def test_no_more_than_its_bound_waits_for_a_payer_and_the_heaviest_link_loses() 
     assert quotas.put(NETWORK, quiet, bytes(200_000), 0) and quotas.due == math.inf, "one frame that is too large"
 
 
+def test_where_too_much_waits_the_newest_frame_is_dropped_and_the_oldest_handled_first() -> None:
+    quotas = Quotas(Limits(network_cores=1e-9, network_burst_s=1e-9, waiting_bytes=10_000))
+    quotas.spend(NETWORK, 1.0, 0)
+    frames = [bytes([number]) * 1_000 for number in range(12)]
+    dropped = [frame for each in frames for _, frame in quotas.put(NETWORK, LINKS[0], each, 0)]
+    quotas.spend(NETWORK, -2.0, 0)
+    handled = [found[1] for found in iter(lambda: quotas.next(0), None)]
+    assert handled + dropped == frames and dropped
+
+
 def test_what_waits_of_a_link_goes_with_it() -> None:
     quotas = Quotas(Limits(network_cores=1.0, network_burst_s=1e-9))
     quotas.spend(NETWORK, 1.0, 0)

@@ -75,5 +75,6 @@ def test_a_node_tells_the_address_on_its_default_route_or_without_one_those_of_i
     assert own_hosts(listen) == told
 
 
+@pytest.mark.slow
 def test_there_is_a_route_to_this_machine_and_none_to_everybody() -> None:
     assert source_towards("127.0.0.1") == "127.0.0.1" and source_towards("255.255.255.255") is None

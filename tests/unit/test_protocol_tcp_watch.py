@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 import zmq
 
 from protocol.events import Accepted, Link, NetworkRefused, RefusedEarly
@@ -34,6 +35,7 @@ def review(watch: TcpWatch, now: float) -> None:
     watch.review(now)
 
 
+@pytest.mark.slow
 def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_descriptor() -> None:
     events: deque = deque()
     watch = TcpWatch(Limits(), events)
@@ -63,6 +65,7 @@ def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_
         watch.close()
 
 
+@pytest.mark.slow
 def test_a_frame_for_which_libzmq_ends_a_dialled_connection_costs_its_network_though_the_link_is_forgotten() -> None:
     events: deque = deque()
     watch = TcpWatch(Limits(prefix_graylist_score=-1.0), events)
@@ -77,6 +80,7 @@ def test_a_frame_for_which_libzmq_ends_a_dialled_connection_costs_its_network_th
         watch.close()
 
 
+@pytest.mark.slow
 def test_what_has_ended_by_the_time_it_is_looked_at_is_not_looked_at() -> None:
     watch = TcpWatch(Limits(), deque())
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -136,6 +140,7 @@ class Descriptor(int):
     __hash__ = int.__hash__
 
 
+@pytest.mark.slow
 def test_whether_a_connection_has_ended_is_known_without_a_search_through_all_that_happened() -> None:
     """While a node is busy, whoever connects a thousand times must not make it look a thousand times at each."""
     with zmq.Context() as context, context.socket(zmq.PAIR) as told, context.socket(zmq.PAIR) as heard:
@@ -161,6 +166,7 @@ def test_whether_a_connection_has_ended_is_known_without_a_search_through_all_th
         assert monitor.take() is None
 
 
+@pytest.mark.slow
 def test_a_line_that_is_full_shows_in_what_waits_and_what_was_acknowledged() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         far, mine = connection(server)

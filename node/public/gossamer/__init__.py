@@ -14,9 +14,14 @@ for _name, _file in (("node", "state_folder.py"), ("collectives", "communicator.
     if _found is not None and _found.origin is not None and not Path(_found.origin).with_name(_file).exists():
         raise ImportError(f"{_found.origin} hides Gossamer's package {_name!r}: rename that file or folder")
 
-from node.api import Node, Swarm, UserError  # noqa: E402
-from node.exchange import Exchange  # noqa: E402
-from node.grpo_trainer import GRPOTrainer  # noqa: E402
+try:
+    from node.api import Node, Swarm, UserError
+    from node.exchange import Exchange
+    from node.grpo_trainer import GRPOTrainer
+except ImportError as _error:
+    from node.errors import overwritten
+
+    raise ImportError(overwritten() or str(_error)) from _error
 
 __version__ = importlib.metadata.version("gossamer")
 __all__ = ["Exchange", "GRPOTrainer", "Node", "Swarm", "UserError", "__version__"]

@@ -9,7 +9,7 @@
     range = [0.0, 1.2]               # the weighted sums that are rewards of 0 and 1; without it, a sum is the reward
     prompt = "prompt"                # the column that is asked: a text, or messages that end with the user's
     tokenizer = "tokenizer.json"     # for functions that count tokens; without it they count characters
-    seconds = 4                      # for a text; a longer one is unscorable
+    seconds = 4                      # for a text; one that takes longer earns 0
     # isolate = "text"               # "none": no function runs a text; "text": one does; without it, nobody knows
     judge = false                    # whether functions need the network or change files: such a task is not shared
     model = ""                       # a judge's, and its rubric

@@ -19,7 +19,7 @@ from typing import Any
 
 from node.errors import UserError, one_line
 from node.processes.cage import Cage, fork_clean
-from node.processes.call_supervisor import CageError
+from node.processes.call_supervisor import CageError, CageTimeoutError
 from node.processes.worker_process import Message, Requests
 
 CODE_CHANGED = "its code has changed since this node began: start the node again"
@@ -75,8 +75,8 @@ def serve_in_cages(requests: Requests, work: CageWork, folder: Path) -> None:
         request = requests.receive()
         answer = partial(_answered, work, loaded, request)
         seconds = float({**work.first, **request}["seconds"])
-        reply = _told(partial(cage.call, answer, seconds + more, MAX_ANSWER))
-        requests.reply({"error": f"{work.hint}{reply['error']}"} if "error" in reply else reply)
+        reply = _told(partial(cage.call, answer, seconds + more, MAX_ANSWER, request.get("patience", 0.0)))
+        requests.reply({**reply, "error": f"{work.hint}{reply['error']}"} if "error" in reply else reply)
 
 
 def _answered(work: CageWork, loaded: Any, request: Message) -> Message:
@@ -95,4 +95,4 @@ def _told(call: Callable[[], Message]) -> Message:
     try:
         return call()
     except CageError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "late": isinstance(error, CageTimeoutError)}

@@ -61,7 +61,7 @@ class EpisodeProcess:
         """Take a turn of the policy."""
         began = time.monotonic()
         try:
-            reply, _ = ask(self._channel, {"call": "step", "text": text}, began + self._left)
+            reply, _ = ask(self._channel, {"call": "step", "text": text}, lambda: began + self._left)
         except (EOFError, OSError):
             self._channel.close()
             raise UserError(f"task {self._name!r}: {ENDED}") from None

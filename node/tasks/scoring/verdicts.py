@@ -1,8 +1,13 @@
 """Verdicts: what an answer earns, or that it cannot be scored here.
 
-A verdict is a reward, a finite number, or None. None means *unscorable*: the scorer ran out of time or memory, died,
-raised, could not tell, or returned what is no reward. An unscorable answer is not trained on and not published, and it
-costs nobody: it does not earn 0.
+A verdict is a reward, a finite number, or None. None means *unscorable*: the scorer ran out of memory, died, raised,
+could not tell, or returned what is no reward, or this machine had no time for it. An unscorable answer is not trained
+on and not published, and it costs nobody: it does not earn 0.
+
+A text of this node's own that takes too long earns 0 (`OutOfTime`): a program that loops for ever is wrong. Before
+that it is scored once more, alone, in a new worker that has just scored another text. Time in which it waited for a
+processor does not count. It trains this node and is not published, since a faster peer may find another reward. A
+peer's text that takes too long is unscorable.
 
 Our own scorers take little time by construction, and score in this process. Other people's code, a file or a package,
 scores in worker processes with limits on memory and on the time for each text (`Workers`). This node's own answers have
@@ -14,7 +19,8 @@ within another.
 
 A peer's text is always a call of its own. It is scored in a cage (`node.tasks.scoring.caged`) unless its task says that
 it only reads texts, or the task set is one of verifiers. A node's own texts of reward functions are one call a round,
-as in TRL. If that call raises, ends its worker, or takes longer than `TOGETHER` texts may, each text is scored alone.
+as in TRL. If that call raises, ends its worker, or takes longer than a part of its texts may (`TOGETHER`), each text is
+scored alone.
 
 A worker is a program that takes a channel (`node.processes.worker_process`). It replies to its first message once it is
 ready, or with {"error": why not}. It replies to each later message with {"reward": a number or null} or {"error": why
@@ -29,6 +35,7 @@ to an earlier one, is dropped and counted.
 """
 
 import itertools
+import math
 import os
 import queue
 import re
@@ -98,13 +105,16 @@ SLOW_S = 1.0  # a worker that was busy for longer while other texts wait gets an
 MAX_BYTES = 8 << 30  # of a worker's data: as much as a verifier with a model of its own may want
 LEAST_BYTES = 2 << 30  # of it, however little memory is free
 MOST_WORKERS = 8
-PATIENCE_S = 120.0  # seconds that scoring a node's own answers may take in a round
+STARVED = 7.0  # times its own time that an own text may wait for a processor
+SAY_S = 30.0  # between two lines that own answers are being scored
 CONFINED = "(it is confined unless it says `judge = True`) "
 IN_CAGE = '(in a cage: say isolate = "none" if it only reads texts) '
 CAGE_S = 10.0  # beside a text's own time: to make a cage, to end all in it and to remove its folder
 QUOTED = 200  # characters of a reason in the log
 MAX_REPLY = 1 << 20  # bytes of a reply to a text
-TOGETHER = 4  # times the seconds of one text that a round's texts in one call may take; a text that hangs costs as much
+# A round's texts in one call may take the seconds of so many texts, or of every so manieth of them. A text that hangs
+# costs as much.
+TOGETHER = 4
 
 log = structlog.get_logger()
 
@@ -119,6 +129,12 @@ class Scored(float):
         scored = super().__new__(cls, reward)
         scored.parts = parts
         return scored
+
+
+class OutOfTime(float):
+    """The reward 0 of an own text that took too long, twice: see above."""
+
+    __slots__ = ()
 
 
 class Answer(NamedTuple):
@@ -146,10 +162,11 @@ class Answer(NamedTuple):
         return play_again(start, self.item, (*self.before, self.text))
 
 
-def score(answers: Sequence[Answer], seconds: float = PATIENCE_S) -> list[Verdict]:
+def score(answers: Sequence[Answer], seconds: float = math.inf) -> list[Verdict]:
     """Return the verdict on each of this node's own answers; None where it is unscorable, or not there in `seconds`.
 
-    Never raises: what a task raises is one line in the log.
+    Without `seconds` it waits as long as each text may take in its worker. Never raises: what a task raises is one line
+    in the log.
     """
     return late_as_none(Scoring(answers, is_own=True).wait(seconds))
 
@@ -183,7 +200,10 @@ class Scoring:
         """
         deadline = time.monotonic() + seconds
         in_place = self._in_place(deadline)
-        wait_for([future for future in self._queued if future is not None], max(0.0, deadline - time.monotonic()))
+        waiting = [future for future in self._queued if future is not None]
+        while (left := deadline - time.monotonic()) > 0 and (late := wait_for(waiting, min(left, SAY_S)).not_done):
+            if left > SAY_S and self._is_own:
+                log.info("scoring", answers=len(self._answers), left=len(late))
         return [
             in_place[place] if future is None else _outcome(answer, future)
             for place, (answer, future) in enumerate(zip(self._answers, self._queued, strict=True))
@@ -338,7 +358,7 @@ class Workers:
         """
         future: Future[Verdict] = Future()
         order = _OWN if is_own else _PEERS if quota is None or quota.within is None else _NEWCOMERS
-        self._lanes.put(order, lambda lane: lane.verdict(request, quota), future, quota)
+        self._lanes.put(order, lambda lane: lane.verdict(request, is_own, quota), future, quota)
         return future
 
     def submit_together(self, requests: Sequence[Message]) -> "list[Future[Verdict]]":
@@ -391,6 +411,7 @@ class _Lanes:
         self.first = first
         self.seconds = seconds
         self.together = True  # whether own texts may share a call
+        self.scored: Message | None = None  # the latest request of the node's own that was answered
         self.waiting: queue.PriorityQueue[_Waiting] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._count = 0
@@ -520,7 +541,7 @@ class _WorkerThread:
                 self._lanes.put(_OWN, partial(_WorkerThread._settle, request=request, future=future), Future())
 
     def _settle(self, request: Message, future: "Future[Verdict]") -> None:
-        future.set_result(self.verdict(request))
+        future.set_result(self.verdict(request, is_own=True))
 
     def _asked_together(self, requests: Sequence[Message]) -> list[Message] | None:
         """Return the reply to each of some requests in one call; None if the call failed."""
@@ -528,15 +549,16 @@ class _WorkerThread:
             return None
         fields = [{name: request[name] for name in request if name != "call"} for request in requests]
         request, began = {"call": requests[0]["call"], "batch": fields}, time.monotonic()
+        seconds = self._lanes.seconds * max(TOGETHER, len(requests) / TOGETHER)
         try:
-            scored = self.reply(request, self._lanes.seconds * TOGETHER).get("scored")
+            scored = self.reply(request, seconds).get("scored")
         except WorkerTimeoutError:
             self._lanes.together = False
             log.warning(
                 "texts are scored one by one from here on: together they took too long",
                 task=self._lanes.task,
                 texts=len(requests),
-                seconds=self._lanes.seconds * TOGETHER,
+                seconds=seconds,
             )
             return None
         except Exception:  # noqa: BLE001  # alone, each says what it is
@@ -545,10 +567,25 @@ class _WorkerThread:
             self._busy += time.monotonic() - began
         if not isinstance(scored, list) or len(scored) != len(requests):
             return None
+        self._lanes.scored = requests[0]
         return scored if all(isinstance(reply, dict) for reply in scored) else None
 
-    def verdict(self, request: Message, quota: TimeQuota | None = None) -> Verdict:
-        return self._read(self._asked(request, quota))
+    def verdict(self, request: Message, is_own: bool, quota: TimeQuota | None = None) -> Verdict:
+        reply = self._asked(request, is_own, quota)
+        if is_own and reply.get("late"):
+            reply = self._asked_again(request)
+            if reply.get("late") and self._lanes.scored is not None:
+                return OutOfTime()
+        return self._read(reply)
+
+    def _asked_again(self, request: Message) -> Message:
+        """Ask once more, of a new worker that has scored what was scored before: so it has loaded all that it needs."""
+        self._end()
+        self._start()
+        if self._worker is not None and self._lanes.scored is not None:
+            with suppress(WorkerError):
+                self.reply(self._lanes.scored, LOAD_S)
+        return self._asked(request, is_own=True)
 
     def _read(self, reply: Message) -> Verdict:
         try:
@@ -560,7 +597,7 @@ class _WorkerThread:
             warn_unscorable(self._lanes.task, " ".join(str(reason).split()))
         return verdict
 
-    def _asked(self, request: Message, quota: TimeQuota | None) -> Message:
+    def _asked(self, request: Message, is_own: bool, quota: TimeQuota | None = None) -> Message:
         if self._worker is None:
             return {"error": str(self._loaded)} if isinstance(self._loaded, Exception) else self._loaded
         began, dropped, seconds = time.monotonic(), self._worker.dropped, self._lanes.seconds
@@ -568,15 +605,17 @@ class _WorkerThread:
         if quota is not None and not is_free:
             seconds = min(seconds, quota.left(began))
             quota.begin(began)
-        if self._more:
-            request = {**request, "seconds": seconds}
+        patience = STARVED * seconds if is_own else 0.0
+        fields = {**request, "seconds": seconds, "patience": patience} if self._more else request
         try:
-            reply = self._worker.call(request, seconds + self._more, MAX_REPLY)
+            reply = self._worker.call(fields, seconds + self._more, MAX_REPLY, patience)
             self._lanes.drop(self._worker.dropped - dropped)
+            if is_own and "error" not in reply:
+                self._lanes.scored = request
             return reply
         except Exception as error:  # noqa: BLE001  # it ended, or the request cannot be written as JSON
             self._end()
-            return {"error": str(error)}
+            return {"error": str(error), "late": isinstance(error, WorkerTimeoutError)}
         finally:
             now = time.monotonic()
             self._busy += now - began
