@@ -20,7 +20,7 @@ from collectives.logs import Log
 from collectives.torch_backend.ends import end_worlds_with, worlds
 from collectives.torch_backend.group import DEVICES, LOOK_S, MEETING, NAME, ProcessGroupGossamer
 from collectives.torch_backend.work import seconds_of
-from collectives.types import RANKS, GroupTiming, Protection
+from collectives.types import WAN, GroupTiming, Protection
 from protocol.identity import Identity, NodeId
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Options:
     streams: int = 1
     listen: str = ""
     secret: str | None = field(default=None, repr=False)
-    timing: GroupTiming = RANKS
+    timing: GroupTiming = WAN
 
 
 _entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
