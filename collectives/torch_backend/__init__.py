@@ -45,8 +45,8 @@ An operation of `torch.distributed` is a method of `group.ProcessGroupGossamer` 
 """
 
 from collectives.torch_backend.group import BackendError
-from collectives.torch_backend.start import SECRET, Options, enter, failures_are_called_off, register
+from collectives.torch_backend.start import LISTEN, SECRET, Options, enter, failures_are_called_off, register
 
-__all__ = ["SECRET", "BackendError", "Options", "enter", "failures_are_called_off"]
+__all__ = ["LISTEN", "SECRET", "BackendError", "Options", "enter", "failures_are_called_off"]
 
 register()

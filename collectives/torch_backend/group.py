@@ -27,7 +27,7 @@ from collectives.reduce.staging import Staged, copies_of, queued
 from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
 from collectives.threads import join_all
 from collectives.torch_backend.ends import is_failing, wait_for_other_ends, worlds
-from collectives.torch_backend.work import Work, seconds_of, threads
+from collectives.torch_backend.work import Work, seconds_of, threads, untraced
 from collectives.types import Codec, Op
 from protocol.identity import NodeId
 
@@ -56,6 +56,7 @@ class BackendError(Aborted, RuntimeError):
     """An operation of a process group failed, and the group is broken: `enter` in a step of `run`, or start anew."""
 
 
+@untraced
 class ProcessGroupGossamer(_TorchGroup):
     """One rank's part in one process group. Its members do not change."""
 
@@ -80,6 +81,8 @@ class ProcessGroupGossamer(_TorchGroup):
         self._ports: set[SocketPort] = set()
         self._waiting: SimpleQueue[tuple[Work, Callable[[], None]] | None] = SimpleQueue()
         self._under_way = 0
+        self._turn = threading.Lock()  # of the thread that carries a collective out
+        self._turn_of = 0  # that thread
         self._thread: threading.Thread | None = None
         self._coalesced: list[Work] | None = None
         self._scratch = Scratch()
@@ -386,22 +389,35 @@ class ProcessGroupGossamer(_TorchGroup):
             work()
             queued(tensors)()
 
-        is_callback = threading.current_thread() is self._thread
+        if self._turn_of == threading.get_ident():  # a callback of the collective whose turn it is, or a signal's
+            self._carry_out(over, timed)
+            return over
         with self._lock:
-            alone = self._under_way == 0
             self._under_way += 1
-            if not is_callback and (not alone or on_a_thread or getattr(opts, "asyncOp", True)):
+            if on_a_thread or getattr(opts, "asyncOp", True) or not self._turn.acquire(blocking=self._under_way == 1):
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="gossamer-torch", daemon=True)
                     self._thread.start()
                 self._waiting.put((over, timed))
                 return over
-        self._carry_out(over, timed)
+        self._take_turn(over, timed)
         return over
 
     def _work(self) -> None:
         while (next_one := self._waiting.get()) is not None:
-            self._carry_out(*next_one)
+            self._turn.acquire()
+            self._take_turn(*next_one)
+
+    def _take_turn(self, over: Work, work: Callable[[], None]) -> None:
+        self._turn_of = threading.get_ident()
+        try:
+            self._carry_out(over, work)
+        finally:
+            self._turn_of = 0
+            with self._lock:
+                self._under_way -= 1
+            self._turn.release()
+        self._release()
 
     def _carry_out(self, over: Work, work: Callable[[], None]) -> None:
         error: BaseException | None = None
@@ -418,9 +434,6 @@ class ProcessGroupGossamer(_TorchGroup):
             error = failed
             self._break(Aborted(f"{type(failed).__name__} at this rank: {failed}"))
         over.end(error)  # its callbacks run in this call, and so do the operations that they call
-        with self._lock:
-            self._under_way -= 1
-        self._release()
 
     def _op(self, channel: str, n: int = 0) -> OpId:
         """Return the name of the n-th operation of a channel of this group."""

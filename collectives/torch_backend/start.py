@@ -1,8 +1,11 @@
 """How a world of ranks comes about: by torch's store, or from the members of a `Communicator` in a step of `run`."""
 
 import hashlib
+import inspect
+import ipaddress
 import os
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +25,13 @@ from collectives.torch_backend.group import DEVICES, LOOK_S, MEETING, NAME, Proc
 from collectives.torch_backend.work import seconds_of
 from collectives.types import WAN, GroupTiming, Protection
 from protocol.identity import Identity, NodeId
+from protocol.transport.addresses import source_towards
 
 T = TypeVar("T")
 
 log = Log()
 
-SECRET = "GOSSAMER_SECRET"  # of the environment
+SECRET, LISTEN = "GOSSAMER_SECRET", "GOSSAMER_LISTEN"  # of the environment
 FOUNDER = "gossamer/founder"  # of the store: what rank 0 says of itself
 DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 MAX_LOOK_S = 0.1  # between looks into the store
@@ -38,10 +42,11 @@ NO_RANK = -1
 class Options:
     """The options of `init_process_group(pg_options=)`; the same at all ranks.
 
-    `listen` is where other ranks dial this one; by default on loopback if all ranks are on this machine, else on all
-    interfaces. `secret` is what only the ranks know: 16 random bytes or more, by
-    default the environment's `GOSSAMER_SECRET`; without any, see above. `timing` says how patient ranks are: one that
-    keeps Python's lock to itself, or is stopped, is lost after `timing.stall` seconds.
+    `listen` is where other ranks dial this one, by default the environment's `GOSSAMER_LISTEN`. Without any that is on
+    loopback if all ranks are on this machine, else at the address from which this machine reaches torch's store.
+    `secret` is what only the ranks know: 16 random bytes or more, by default the environment's `GOSSAMER_SECRET`.
+    Without any, see above. `timing` says how patient ranks are: one that keeps Python's lock to itself, or is stopped, is lost
+    after `timing.stall` seconds.
     """
 
     protection: Protection = Protection.AUTHENTICATED
@@ -56,6 +61,7 @@ _entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group
 
 def make(made: Any, options: Any) -> ProcessGroupGossamer:
     """Make one of torch's process groups: the world, or a part of it."""
+    _check_alone()
     timeout = seconds_of(made.timeout) or DEFAULT_TIMEOUT_S
     ranks = list(made.global_ranks_in_group)
     default: Any = dist.distributed_c10d._get_default_group() if ranks else None
@@ -74,6 +80,22 @@ def make(made: Any, options: Any) -> ProcessGroupGossamer:
     worlds.add(world)
     end_worlds_with(os.getpid())  # now: it runs before what `comm` has registered
     return world
+
+
+def _check_alone() -> None:
+    """Raise `BadArgument` if torch was asked for another backend for some device: it would make none.
+
+    torch takes a process group in Python for all devices. It does not tell its maker what else it was asked for.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        config = frame.f_locals.get("backend_config")
+        if isinstance(config, dist.distributed_c10d.BackendConfig):
+            asked = config.get_device_backend_map()
+            if set(asked.values()) != {NAME}:
+                mixed = ",".join(f"{device}:{backend}" for device, backend in asked.items())
+                raise BadArgument(f'backend = "{mixed}": give "{NAME}", which takes the tensors of all devices')
+        frame = frame.f_back
 
 
 def meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
@@ -105,7 +127,7 @@ def meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> 
     comm = Communicator.connect(
         "torch.distributed",
         [f"{address}?id={members[0]}"] if rank else [],
-        options.listen or ("tcp://127.0.0.1:0" if is_local else "tcp://0.0.0.0:0"),
+        options.listen or os.environ.get(LISTEN) or f"tcp://{'127.0.0.1' if is_local else _own_host(store)}:0",
         identity=identity,
         may_join=frozenset(members).__contains__,
         secret=secret,
@@ -128,6 +150,23 @@ def meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> 
         comm.leave()
         raise
     return comm, members
+
+
+def _own_host(store: Any) -> str:
+    """Return the host of this machine that others reach: that from which it reaches a store on another one.
+
+    Which need not be on the default route, where a machine is in several networks.
+    """
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    try:
+        master = socket.getaddrinfo(store.host, None, type=socket.SOCK_STREAM)[0][4][0]
+        host = source_towards(str(master))
+    except (AttributeError, OSError):  # a file is no host
+        host = None
+    if host is None or ipaddress.ip_address(host).is_loopback:
+        return "0.0.0.0"
+    return f"[{host}]" if ":" in host else host
 
 
 def _call_roll(store: Any, own: str, size: int, until: float) -> list[str]:

@@ -3,18 +3,32 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 from weakref import WeakSet
 
+import torch
 import torch.distributed as dist
 from torch.futures import Future
 
 from collectives.reduce.staging import devices_of
 
+C = TypeVar("C", bound=type)
+
 _TorchWork: Any = vars(dist)["_Work"]
 threads: WeakSet[threading.Thread] = WeakSet()  # of works that nobody waits for without a time-out
 
 
+def untraced(kind: C) -> C:
+    """Keep torch's compiler out of the methods of a class that torch calls: those of its own backends are C++."""
+    for name, method in list(vars(kind).items()):
+        is_torchs = not name.startswith("_") or hasattr(kind.__base__, name)
+        if isinstance(method, FunctionType) and is_torchs and name != "__init__":
+            setattr(kind, name, torch.compiler.disable(method))
+    return kind
+
+
+@untraced
 class Work(_TorchWork):
     """One operation under way. `finish`, if there is one, is carried out by whoever waits without a time-out.
 

@@ -360,6 +360,27 @@ def test_a_callback_of_a_future_may_wait_for_collectives_that_it_calls(ranks):
     assert all(work.wait() for work in (*queued, ranks[2].allreduce([torch.zeros(1)], None)))
 
 
+def test_threads_of_a_rank_may_call_in_one_order(ranks):
+    """Each first call is under way, on a thread of its own, when the thread beside it makes the later ones."""
+    sums = [[torch.full((count,), float(number)) for count in (5, 70_000)] for number in range(SIZE)]
+
+    def call(number):
+        rank = ranks[number]
+        first = threading.Thread(target=lambda: rank.barrier(options()).wait(), daemon=True)
+        first.start()
+        wait_until(lambda: rank._counts[""] > before or not first.is_alive(), TIMEOUT_S, "the first call")
+        return [rank.allreduce([each], options()) for each in sums[number]], first
+
+    for _ in range(8):  # in the first ones memory is not yet shared
+        each(ranks, lambda rank, number, opts: rank.allreduce([torch.ones(70_000)], opts))
+        before = ranks[0]._counts[""]
+        for works, first in together(*(lambda number=number: call(number) for number in range(SIZE))):
+            first.join(TIMEOUT_S)
+            assert all(work.wait() for work in works)
+        assert {x[-1].item() for mine in sums for x in mine} == {3.0}
+        sums = [[x.fill_(number) for x in mine] for number, mine in enumerate(sums)]
+
+
 def test_blocks_of_a_reduce_scatter_may_be_of_any_lengths(ranks):
     def work(rank, number, opts):
         blocks = [torch.full((2 + other,), float(number + other)) for other in range(SIZE)]

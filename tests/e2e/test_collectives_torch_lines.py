@@ -22,14 +22,7 @@ class Ranks:
         self.processes = [
             stack.enter_context(
                 subprocess.Popen(
-                    [
-                        *space.command("env"),
-                        *_variables(spaces, rank),
-                        sys.executable,
-                        "-m",
-                        "tests.torch_lines",
-                        backend,
-                    ],
+                    space.command("env", *_variables(spaces, rank), sys.executable, "-m", "tests.torch_lines", backend),
                     cwd=ROOT,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -58,6 +51,23 @@ class Ranks:
 def _variables(spaces, rank):
     given = {"RANK": rank, "WORLD_SIZE": len(spaces), "MASTER_ADDR": spaces[0].ipv4, "MASTER_PORT": 29777}
     return [f"{name}={value}" for name, value in {**given, "GLOO_SOCKET_IFNAME": "wire", "OMP_NUM_THREADS": 1}.items()]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ranks_reach_each_other_by_the_network_of_the_master_and_not_by_that_of_the_default_route(backend):
+    """As where each of two machines has a NAT, a cloud's or a virtual machine's, beside the line between them."""
+    with ExitStack() as stack:
+        spaces = stack.enter_context(wired(*"ab"))
+        for space in spaces:
+            for words in (
+                "link add nat type veth peer name router",
+                "link set nat up",
+                "link set router up",
+                "address add 10.0.2.15/24 dev nat",
+                "route add default via 10.0.2.2",
+            ):
+                subprocess.run(space.command("ip", *words.split()), check=True, timeout=30)
+        assert Ranks(stack, spaces, backend).reduce() == ["2.0\n"] * 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from collectives import Communicator
 from collectives.errors import BadArgument, CollectiveError, DeadlineExceeded
-from collectives.torch_backend import SECRET, Options
+from collectives.torch_backend import LISTEN, SECRET, Options
 from collectives.torch_backend.group import MEETING, ProcessGroupGossamer
 from collectives.torch_backend.start import FOUNDER, meet
 from protocol.identity import Identity
@@ -176,6 +176,17 @@ def test_one_of_two_processes_that_have_one_rank_is_told_so(stores, rank):
     assert any(f"another process is rank {rank}, too: give each a number of its own" in str(error) for error in met)
 
 
+@pytest.mark.parametrize("backend", ["cpu:gossamer,cuda:nccl", "cuda:gloo,cpu:gossamer"])
+def test_torch_is_not_asked_for_another_backend_beside_it(backend):
+    with pytest.raises(BadArgument, match=r'give "gossamer", which takes the tensors of all devices'):
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("cpu:gossamer,cuda:gossamer", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        dist.all_reduce(torch.ones(1), group=dist.new_group())
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("environment", [{}, {"MASTER_ADDR": "box"}])
 @pytest.mark.parametrize("machines", [["one"], ["one", "another"]], ids=len)
 def test_ranks_listen_on_loopback_only_if_all_are_on_one_machine(stores, monkeypatch, environment, machines):
@@ -186,6 +197,13 @@ def test_ranks_listen_on_loopback_only_if_all_are_on_one_machine(stores, monkeyp
     monkeypatch.setattr("collectives.torch_backend.start._this_machine", lambda: next(here))
     met = meet_two(stores)
     assert all((comm.address.split(":")[1] == "//127.0.0.1") is (len(machines) == 1) for comm, _ in met)
+    leave(met)
+
+
+def test_the_environment_may_say_where_a_rank_listens(stores, monkeypatch):
+    monkeypatch.setenv(LISTEN, "tcp://127.0.0.2:0")
+    met = meet_two(stores, (Options(listen="tcp://127.0.0.3:0"), Options()))
+    assert [comm.address.rpartition(":")[0] for comm, _ in met] == ["tcp://127.0.0.3", "tcp://127.0.0.2"]
     leave(met)
 
 
