@@ -13,14 +13,12 @@ board/          a swarm's public page
 fleet/          several nodes on this machine
 run             a node put together and run to its end
 relay           a node that trains nothing
-replay          a node's rounds again, from its journal
 loop            the algorithm
 operations/     settings settled, presets, diagnosis, export, backup
 training/       the update
 archive/        a swarm's groups, kept for good
 exchange/       one path to a swarm and from it, for any trainer
 telemetry/      logs, metrics, plots, status and dashboard
-journal         a record of each round
 swarm/          a node among its peers
 engines/        what generates
 rollouts/       groups, and what is trained on

@@ -190,14 +190,6 @@ DECLARED = (
         beside="groups_local",
     ),
     Metric(
-        "groups_archived",
-        "archived groups",
-        "groups",
-        "groups of an archive that the round trained on (--backfill)",
-        SUM,
-        REPORT,
-    ),
-    Metric(
         "groups_unusable",
         "unusable groups",
         "groups",

@@ -19,12 +19,10 @@ import structlog
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from node.archive.backfill import Backfill, NoBackfill, open_backfill
 from node.config import NodeConfig, TrainerConfig
 from node.engines import RolloutEngine, SamplingParams, make_engine
-from node.errors import DivergedError, NonFiniteError, UserError
+from node.errors import DivergedError, NonFiniteError
 from node.exchange.opening import open_buffer, open_swarm
-from node.journal import JOURNAL_FILE, Journal, NoJournal, Start
 from node.loop import Loop
 from node.operations.presets import rate_warning, sleeps_in_update
 from node.policy.load import Policy, load_policy
@@ -50,7 +48,6 @@ from node.training.processes import several
 from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
 
-MAX_JOURNAL_BYTES = 64 << 20  # a round that is done again is among the newest; one older file is kept beside it
 MAX_ROLLOUTS_BYTES = 8 << 20  # people look at the newest; one older file is kept beside it
 MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
 
@@ -70,7 +67,7 @@ class Given(NamedTuple):
 NOTHING_GIVEN = Given()
 
 
-def run_node(  # noqa: PLR0913  # each is a thing of its own
+def run_node(  # each is a thing of its own
     config: NodeConfig,
     folder: Path,
     listening: Callable[[Network], None] = lambda network: None,
@@ -79,16 +76,12 @@ def run_node(  # noqa: PLR0913  # each is a thing of its own
     given: Given = NOTHING_GIVEN,
     *,
     before: Before | None = None,
-    journal: bool = False,
-    backfill: Path | None = None,
 ) -> None:
     """Run one node until a signal or its last round, if it has one; start again from the newest checkpoint.
 
     `listening` is called once the network is up, before training. `processes` is how many train the node, and
     `accelerate` is accelerate's file of settings (`node.training.processes`). `given` comes from the Python program
-    that runs this node (`node.api`). `before` is as for `first_start`. With `journal` the node records its rounds
-    (`node.journal`); a folder with a journal goes on with it. `backfill` is an archive, whose groups fill the slots
-    that peers' groups leave (`node.archive.backfill`).
+    that runs this node (`node.api`). `before` is as for `first_start`.
 
     Raises:
         UserError: the configuration, the folder or the machine needs a person.
@@ -100,10 +93,7 @@ def run_node(  # noqa: PLR0913  # each is a thing of its own
         stopping = stack.enter_context(graceful_stop(config.trainer.stop_grace))
         try:
             join = stack.enter_context(several(config, folder, processes, accelerate))
-            record = Journal(folder, MAX_JOURNAL_BYTES) if journal or (folder / JOURNAL_FILE).exists() else None
-            if record is not None and backfill is not None:
-                raise UserError(f"a journal holds no archived groups: delete {JOURNAL_FILE}, or leave out --backfill")
-            train_node(_start(config, folder, listening, join, stack, given.tasks, record, backfill), stopping, given)
+            train_node(_start(config, folder, listening, join, stack, given.tasks), stopping, given)
         except GivenUp:  # before the first round: nothing is lost
             stopping.finish()
             log.info("stopped while starting")
@@ -116,15 +106,12 @@ def _start(
     join: Callable[[], Ranks],
     stack: ExitStack,
     given: Mapping[str, Task],
-    journal: Journal | None,
-    archive: Path | None,
 ) -> "Parts":
     """Make the parts of the node in `folder`; `stack` ends them. `join` waits for the others that train it."""
     seed = resolve_seed(config, folder)
     log.info("loading tasks", tasks=[task.name for task in config.tasks])
     split = split_of(load_manifest(folder))
     tasks = load_tasks(config.tasks, split, given=given)
-    backfill = None if archive is None else open_backfill(archive, config, tasks)
     for line in tasks.small_tasks():
         log.info(line)
     for task in tasks.tasks:
@@ -135,10 +122,7 @@ def _start(
     for line in doubts(folder, config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
-    saw = (journal or NoJournal()).saw
-    network, exchange, limits = stack.enter_context(
-        open_swarm(config, folder, tasks, metrics, saw, rounds=config.rounds)
-    )
+    network, exchange, limits = stack.enter_context(open_swarm(config, folder, tasks, metrics, rounds=config.rounds))
     if network is not None:
         listening(network)
     if config.threads:
@@ -174,11 +158,9 @@ def _start(
         exchange,
         metrics,
         network,
-        journal,
         limits,
         checkpoint,
         ranks,
-        backfill=backfill,
     )
 
 
@@ -208,12 +190,10 @@ class Parts(NamedTuple):
     exchange: GroupExchange
     metrics: MetricsLog
     network: Network | None = None
-    journal: Journal | None = None
     limits: GroupBounds = GroupBounds(0, 0)  # of a peer's group, as the exchange has them
     checkpoint: Checkpoint | None = None  # the one that training goes on from
     ranks: Ranks = Ranks()  # of which this process is number 0
     rule: Rule | None = None  # in place of the configuration's
-    backfill: Backfill | None = None
     weights: AbstractContextManager[Weights] | None = None  # in place of an exchange with peers
 
 
@@ -240,11 +220,9 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
             node.exchange,
             metrics,
             record=lambda *of_round: rollouts.append(*rows_of_round(*of_round)),
-            journal=node.journal or NoJournal(),
             rule=node.rule,
-            backfill=node.backfill or NoBackfill(),
         )
-        loop.check_rows()
+        loop.texts.check_rows()
         resumed = node.checkpoint.path if node.checkpoint else None
         loop.resume(resumed)
         weights = stack.enter_context(
@@ -305,12 +283,6 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         if _has_ended(config, done, loop.spent):
             node.ranks.dismiss()
             return
-        if node.journal is not None:
-            settings = config.model_dump(mode="json")
-            node.journal.begin(
-                done,
-                lambda at: Start(at, settings, node.seed, node.limits, node.tasks.split, buffer.snapshot()),
-            )
         round_log = RoundLog(time.monotonic())
         log.info("training", round=done, rounds=config.rounds, policy=policy.name, buffer=len(buffer))
         with _ending_in_order(stopping, trainer, config.trainer, loop):

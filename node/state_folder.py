@@ -6,7 +6,6 @@
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
     address        where peers dial it now        log.jsonl     structured events
     board.sqlite   what a board has seen
-    rounds.journal what `gossamer replay` does again, after `gossamer node --journal`
 
 Nobody but its owner may look into it (0700): it holds a key, rights to enter swarms and what was said there.
 One process at a time: the folder is locked while a node runs, and the lock dies with it.

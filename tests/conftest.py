@@ -66,6 +66,8 @@ def pytest_collection_finish() -> None:
     if preload:
         forkserver.set_forkserver_preload(preload)
         forkserver.ensure_running()
+    if (cage := sys.modules.get("node.processes.cage")) is not None:
+        cage.lacking()  # it starts a process once: else it would be that of whichever test comes first
     gc.collect()
     gc.freeze()  # what is imported lives to the end: no collection need walk it, here or in a process forked from here
 

@@ -4,7 +4,6 @@ store     the folder: signed groups, each in a file named by its id
 judging   archived groups scored anew, by the tasks of this machine
 keeping   a relay that keeps what it hears, once it is judged
 rows      what is judged as rows for other trainers, with a card
-backfill  archived groups for the rounds of a node, where peers leave room
 
 Nothing here needs torch.
 """

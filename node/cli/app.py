@@ -30,7 +30,6 @@ from node.cli import (
     join,
     lab,
     node,
-    replay,
     report,
     restore,
     revoke,
@@ -96,7 +95,6 @@ app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(lab.app, name="lab")
 app.command("inspect")(inspect.inspect)
-app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
 
 

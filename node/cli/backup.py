@@ -15,9 +15,8 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, a
 def backup(folder: Source, file: File, debug: Debug = False) -> None:
     """Write all that a node needs into one file.
 
-    The file has the key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, replay
-    buffer, a board's history and the record for `gossamer replay` (at most 128 MiB). The node may be running. Keep the
-    file as you keep a password.
+    The file has the key, settings, swarm, grant, uses of invites, known peers, newest checkpoint, metrics, group
+    buffer and a board's history. The node may be running. Keep the file as you keep a password.
 
     \b
     Example:

@@ -26,9 +26,6 @@ Last = Annotated[int, typer.Option(min=0, help="How many of the newest groups to
 Own = Annotated[
     bool, typer.Option("--own", help="Show answers of the node's own model, to some questions of each round.")
 ]
-RoundNumber = Annotated[
-    int | None, typer.Option("--round", metavar="N", min=1, help="Show what round N refused and trained on.")
-]
 Watch = Annotated[bool, typer.Option("--watch", help="Show new rollouts, own and peers', while the node trains.")]
 ID_DIGITS = 12
 POLL = 0.3  # seconds
@@ -37,7 +34,6 @@ POLL = 0.3  # seconds
 def inspect(  # one parameter for each option of the command
     folder: Place,
     group: GroupId = None,
-    round_number: RoundNumber = None,
     own: Own = False,
     watch: Watch = False,
     last: Last = 5,
@@ -51,14 +47,9 @@ def inspect(  # one parameter for each option of the command
     Example:
       gossamer inspect runs/a/nodes/n0
       gossamer inspect runs/a/nodes/n0 --group 3f9a
-      gossamer inspect runs/a/nodes/n0 --round 120
       gossamer inspect runs/a/nodes/n0 --own --last 20
       gossamer inspect runs/a/nodes/n0 --watch
     """
-    if round_number is not None:
-        for line in _round(folder, round_number):
-            print(line)
-        return
     if own or watch:
         for line in _rollouts(folder, own, watch, last):
             print(line, flush=watch)
@@ -118,55 +109,6 @@ def _group_lines(rows: "Sequence[Row]") -> list[str]:
 def completion_line(reward: float, finished: bool, texts: "Sequence[str]") -> str:
     """Return a completion in one line: its reward, how it ended, its turns, quoted."""
     return f"  reward {reward:g}  {'finished' if finished else 'cut off '}  {in_one_line(texts)}"
-
-
-def _round(folder: Path, wanted: int) -> "Iterator[str]":
-    """Yield lines about a round: what came and was refused, and each row that it trained on."""
-    from node.journal import Round, read_journal
-    from node.rollouts.group import content_id, decode
-    from node.rollouts.rule import is_informative
-
-    known: dict[bytes, tuple[str, float, int, bytes]] = {}  # of a group: whose, when and in which round it came, body
-    found, came = None, dict(known)
-    try:
-        for entry in read_journal(folder):
-            if not isinstance(entry, Round):
-                known = {key: (peer, at, first, body) for key, peer, at, first, body in entry.buffer.groups}
-                continue
-            known |= {
-                item.id: (item.sender, item.time, entry.number, item.body) for item in entry.seen if not item.reason
-            }
-            known |= {content_id(body): (OWN, entry.times[0], entry.number, body) for body in entry.own}
-            if entry.number == wanted:
-                found, came = entry, dict(known)
-    except ValueError as error:
-        raise UserError(f"the record in {folder} cannot be read: {error}") from None
-    if found is None:
-        raise UserError(
-            f"{folder} has no record of a round {wanted}: `gossamer node --journal` records rounds, and keeps the last "
-            "64 MiB of them, or twice that"
-        )
-    peers = len({row.group for row in found.rows if row.external})
-    refused = [(group.reason, group.sender) for group in found.seen if group.reason]
-    refused += [(group.reason, group.sender) for group in found.refused]
-    own, items = _number_of(len(found.own), "own group"), _number_of(len(found.seen), "item")
-    yield f"round {wanted}: {own}, {items} came, {len(refused)} refused"
-    for reason, sender in refused:
-        yield f"  refused  {reason} from {quoted(sender)}"
-    flat = found.own and not any(is_informative(decode(body, len(body)).rewards) for body in found.own)
-    why = ": no own group's rewards differ, and no group of a peer's was of use" if flat and not found.rows else ""
-    yield f"trained on {_number_of(len(found.rows), 'row')}, peers' of {_number_of(peers, 'group')}{why}"
-    for key, rows in groupby(found.rows, key=lambda row: row.group):
-        whose, at, first, body = came[key]
-        group = decode(body, len(body))
-        age = (
-            f", came {_number_of(wanted - first, 'round')} and {found.times[-1] - at:.1f} s ago" if whose != OWN else ""
-        )
-        yield f"  {quoted(whose)}{age}, group {key.hex()[:ID_DIGITS]}, {quoted(group.task.name)}"
-        yield f"    question  {quoted(group.question)}"
-        for row in rows:
-            completion = group.completions[row.place]
-            yield f"    weight {row.weight:.4g}  advantage {row.advantage:+.4g}  {in_one_line(completion.texts)}"
 
 
 def _number_of(count: int, noun: str) -> str:

@@ -55,18 +55,6 @@ Join = Annotated[
         show_default=False,
     ),
 ]
-Recorded = Annotated[
-    bool, typer.Option("--journal", help="Record each round for `gossamer replay`, also after the next starts.")
-]
-Archived = Annotated[
-    Path | None,
-    typer.Option(
-        "--backfill",
-        metavar="FOLDER",
-        help="Train on groups of this archive where peers leave room. Give it at each start.",
-        show_default=False,
-    ),
-]
 
 
 def node(  # noqa: PLR0913  # one parameter for each option of the command
@@ -88,8 +76,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     forget: Forget = None,
     processes: Processes = None,
     accelerate_config: AccelerateConfig = None,
-    journal: Recorded = False,
-    backfill: Archived = None,
     dry_run: DryRun = False,
     every_key: EveryKey = False,
     debug: Debug = False,
@@ -120,8 +106,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     training: dict[str, Any] = {
         "processes": processes,
         "accelerate": accelerate_config,
-        "journal": journal or None,
-        "backfill": backfill,
     }
     training = {key: value for key, value in training.items() if value is not None}
     named = {
@@ -157,7 +141,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         return 0
 
     if training and settled.config.role == "relay":
-        raise UserError("a relay trains nothing: leave out --processes, --accelerate-config, --journal and --backfill")
+        raise UserError("a relay trains nothing: leave out --processes and --accelerate-config")
 
     from node.swarm.peering import check_endpoint
     from node.telemetry.logs import setup_logs

@@ -14,7 +14,7 @@ A folder that has joined, or founded, is opened by `Exchange("member")`. It is a
 holds it, and after `kill -9` the next one goes on with the same key, asks new questions, and draws no group again that
 was drawn before.
 
-What a node does with its peers is done here by the same parts (`node.exchange.rounds`, `node.swarm.sharing`). A member
+What a node does with its peers is done here by the same parts (`node.rollouts.draw`, `node.swarm.sharing`). A member
 differs from a node in these:
 - Lengths are counted in characters: there is no tokenizer. A peer's answer of more than `sampling.max_length_ratio`
   times the usual length of the member's own is left out.
@@ -45,9 +45,9 @@ import structlog
 from node.config import NodeConfig, anchor_files, merge, parse_config
 from node.errors import UserError
 from node.exchange.opening import open_buffer, open_swarm
-from node.exchange.rounds import SwarmRounds
 from node.policy.prompt import chat_turns, plain_text
 from node.processes.threads import CallThread
+from node.rollouts.draw import Draw, Draws
 from node.rollouts.group import (
     MAX_COMPLETIONS,
     MAX_NAME_BYTES,
@@ -55,20 +55,20 @@ from node.rollouts.group import (
     EncodedGroup,
     Episode,
     Group,
+    Question,
     Tokens,
     encode,
     one_turn,
 )
-from node.rollouts.own_results import OwnResult, own_result
-from node.rollouts.rule import Candidate, mean_advantages
-from node.rollouts.screening import GroupBounds, Screening, ScreeningContext
+from node.rollouts.rule import mean_advantages
+from node.rollouts.screening import GroupBounds
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
 from node.swarm.peering import LEAVE_S, Network
-from node.swarm.sharing import published_form
+from node.swarm.sharing import GroupExchange, figures_of, published_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
-from node.tasks.scoring.verdicts import LATE, Answer, Verdict
+from node.tasks.scoring.verdicts import LATE, Answer, Scoring, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
 from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
@@ -141,7 +141,8 @@ class _OpenFolder(NamedTuple):
     tasks: TaskSet
     network: Network
     bounds: GroupBounds
-    rounds: SwarmRounds
+    exchange: GroupExchange
+    draws: Draws
     metrics: MetricsLog
 
 
@@ -186,7 +187,7 @@ class Exchange:
         self._fits = fits
         self._asked = 0
         self._round = 0
-        self._own: list[tuple[OwnResult, Sequence[float]]] = []  # groups published since the last draw
+        self._own: list[EncodedGroup] = []  # published since the last draw
         self._verdicts: OrderedDict[tuple[TaskKey, int, bytes], Verdict] = OrderedDict()
         self._drawing = threading.Lock()
         self._closing = threading.Lock()
@@ -321,28 +322,22 @@ class Exchange:
         if not self._drawing.acquire(timeout=max(0.0, timeout)):
             raise TimeoutError(f"another draw did not end in {timeout:g} s")
         try:
-            screening = self._do(lambda: self._begin(count), timeout, "the draw to begin")
+            draw = self._do(lambda: self._begin(count), timeout, "the draw to begin")
             while True:
                 left = max(0.0, deadline - time.monotonic())
-                candidates = self._do(
-                    lambda: self._fill(screening, left),  # noqa: B023  # at once
-                    left,
-                    "peers' answers to be scored",
-                )
-                if len(screening.usable) >= least:
-                    return self._do(lambda: self._take(screening, candidates), None, "")  # noqa: B023
+                self._do(lambda: self._fill(draw, left), left, "peers' answers to be scored")  # noqa: B023  # at once
+                if len(draw.usable) >= least:
+                    return self._do(lambda: self._take(draw), None, "")
                 if time.monotonic() >= deadline:
                     peers = self._parts.network.host.counters().peers
-                    raise TimeoutError(
-                        f"{len(screening.usable)} of {least} groups came from {peers} peers in {timeout:g} s"
-                    )
+                    raise TimeoutError(f"{len(draw.usable)} of {least} groups came from {peers} peers in {timeout:g} s")
                 time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
         finally:
             self._drawing.release()
 
     def statistics(self) -> dict[str, Any]:
         """Return what came and went so far, by the names of a node's metrics: `swarm/peers`, `swarm/rejected`, ..."""
-        return {"swarm/taught": {}} | self._parts.rounds.figures()
+        return {"swarm/taught": {}} | self._figures()
 
     def close(self, *, timeout: float = CALL_S) -> None:
         """Leave the network and let go of the folder. Closing twice does nothing.
@@ -421,19 +416,20 @@ class Exchange:
             self._round = buffer.last_round
             external = max(1, config.sampling.external)
             sampling = {"rule": "sapo", "max_surprise": 0.0, "source": "peers", "external": external}
-            context = ScreeningContext(
+            draws = Draws(
+                seed,
                 config.sampling.model_copy(update=sampling),
                 tasks,
-                buffer.read,
+                buffer,
+                sharing,
                 self._encode_prompt,
                 _in_characters,
                 surprises=lambda rows: [],
-                judged=lambda judge, seconds: judge(seconds),
                 quotes_held_out=tasks.quotations(0).are_in,
             )
             keep_config(config, seed, self.folder)
             self._stack.enter_context(stack.pop_all())
-        return _OpenFolder(config, tasks, network, bounds, SwarmRounds(seed, context, buffer, sharing), metrics)
+        return _OpenFolder(config, tasks, network, bounds, sharing, draws, metrics)
 
     def _encode_prompt(self, item: Item) -> Sequence[int] | None:
         return () if self._fits(chat_turns(item, system_role=True)) else None
@@ -450,7 +446,9 @@ class Exchange:
         questions: list[AskedQuestion] = []
         without = 0
         while len(questions) < count:
-            question = self._parts.rounds.ask(self._asked)
+            question = self._parts.tasks.ask(
+                self._parts.draws.seed, self._asked, lambda item: self._encode_prompt(item) is not None
+            )
             self._asked += 1
             without = without + 1 if question is None else 0
             if question is not None:
@@ -469,9 +467,8 @@ class Exchange:
             for text in texts
         }
         new = [text for text, key in keys.items() if key not in self._verdicts]
-        verdicts = self._parts.rounds.score(
-            [Answer(task, question.item, text) for text in new], min(seconds, threading.TIMEOUT_MAX)
-        )
+        answers = [Answer(task, question.item, text) for text in new]
+        verdicts = Scoring(answers, is_own=True).wait(min(seconds, threading.TIMEOUT_MAX))
         known = {text: self._verdicts[key] for text, key in keys.items() if key in self._verdicts}
         known |= {text: verdict for text, verdict in zip(new, verdicts, strict=True) if verdict != LATE}
         for text, verdict in known.items():
@@ -508,9 +505,9 @@ class Exchange:
             question.task, question.seed, item.question, tuple(episodes), self._policy, self._round, item.content, kept
         )
         self._check_size(group)
-        lengths = [len(episode.text) for episode in episodes]
-        self._own.append((own_result(question.task.name, lengths, group.rewards), group.rewards))
-        return self._parts.rounds.publish([group]) == 1
+        tokens = {place: _in_characters((), episode) for place, episode in enumerate(episodes)}
+        self._own.append(EncodedGroup(group, Question(task, question.seed, item, ()), tokens))
+        return self._parts.exchange.publish([group]) == 1
 
     def _check_size(self, group: Group) -> None:
         """Raise `UserError` if what is to be sent of a group is larger than peers take."""
@@ -522,25 +519,27 @@ class Exchange:
         if (size := len(encode(sent))) > most:
             raise UserError(f"a group of this swarm has at most {most} bytes, and this one {size}: send less")
 
-    def _begin(self, count: int) -> Screening:
-        return self._parts.rounds.begin(self._round + 1, count, MAX_COMPLETIONS, mean_advantages)
+    def _begin(self, count: int) -> Draw:
+        draw = self._parts.draws.begin(self._round + 1, count, MAX_COMPLETIONS, mean_advantages)
+        draw.prepare()
+        return draw
 
-    def _fill(self, screening: Screening, seconds: float) -> list[Candidate]:
-        rounds, number = self._parts.rounds, self._round + 1
-        with rounds.buffer.transaction():
-            rounds.receive(number)
-            rounds.buffer.record_own_results(number, [result for result, _ in self._own])
-            return rounds.fill(screening, number, seconds)
+    def _fill(self, draw: Draw, seconds: float) -> None:
+        draws, number = self._parts.draws, self._round + 1
+        with draws.buffer.transaction():
+            draws.receive(number)
+            draws.record_own(number, self._own)
+            draw.fill(seconds)
 
-    def _take(self, screening: Screening, candidates: Sequence[Candidate]) -> list[DrawnGroup]:
+    def _take(self, draw: Draw) -> list[DrawnGroup]:
         """Record the uses, which are on disk before anybody sees the groups."""
-        rounds, number = self._parts.rounds, self._round + 1
-        with rounds.buffer.transaction():
-            used = rounds.take(screening, number, candidates)
+        parts, number = self._parts, self._round + 1
+        with parts.draws.buffer.transaction():
+            used = draw.take()
         self._round = number
         by_task: dict[str, list[float]] = {}
-        for own, rewards in self._own:
-            by_task.setdefault(own.task, []).extend(rewards)
+        for own in self._own:
+            by_task.setdefault(own.group.task.name, []).extend(own.group.rewards)
         rewards_made = [reward for rewards in by_task.values() for reward in rewards]
         row: dict[str, Any] = {
             "round": number,
@@ -550,24 +549,25 @@ class Exchange:
             "generated": len(rewards_made),
             "groups_external": len(used),
             "swarm/taught_by": dict(Counter(candidate.peer for candidate in used)),
-            **rounds.figures(),
+            **self._figures(),
         }
-        self._parts.metrics.append(row)
-        rounds.finish(row, self._policy)
+        parts.metrics.append(row)
+        parts.exchange.finished(row, self._policy)
         self._own.clear()
-        return [self._drawn(screening.usable[candidate.id], candidate.peer) for candidate in used]
+        return [self._drawn(draw.usable[candidate.id], candidate.peer) for candidate in used]
+
+    def _figures(self) -> dict[str, object]:
+        return figures_of(self._parts.exchange, len(self._parts.draws.buffer))
 
     def _drawn(self, encoded: EncodedGroup, signer: str) -> DrawnGroup:
         group, places = encoded.group, sorted(encoded.completions)
-        task = self._parts.tasks.get(group.task)
-        assert task is not None, "the screening has just rebuilt it"
         completions = [group.completions[place] for place in places]
         advantages = mean_advantages(group.rewards)
         return DrawnGroup(
             encoded.id,
             signer,
             group.policy,
-            AskedQuestion(group.task, group.seed, task.make(group.seed)),
+            AskedQuestion(group.task, group.seed, encoded.question.item),
             tuple(episode.text for episode in completions),
             tuple(episode.finished for episode in completions),
             tuple(episode.reward for episode in completions),

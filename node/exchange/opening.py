@@ -1,7 +1,7 @@
 """Opens what stands between a node's folder and its peers: the network, what is shared over it, the group buffer."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import structlog
 from node.config import NodeConfig
 from node.errors import UserError
 from node.rollouts.group_buffer import GroupBuffer
-from node.rollouts.screening import GroupBounds, ReadGroup
+from node.rollouts.screening import GroupBounds
 from node.swarm.agreed_tasks import check_rules
 from node.swarm.peering import Network, agent, item_life, open_network
 from node.swarm.reports import reporter_of
@@ -44,14 +44,13 @@ def open_swarm(
     folder: Path,
     tasks: TaskSet,
     metrics: MetricsLog,
-    saw: Callable[[ReadGroup], None] = lambda seen: None,
     *,
     rounds: int | None,
 ) -> Iterator[OpenSwarm]:
     """Open the network of the node in `folder` for a block, share groups of `tasks` over it, and serve its status.
 
-    `saw` is told of every item that is read as a group. The status tells of `metrics`, and of how many `rounds` are to
-    be done, if that is known. A configuration without a network opens nothing.
+    The status tells of `metrics`, and of how many `rounds` are to be done, if that is known. A configuration without a
+    network opens nothing.
 
     Raises:
         UserError: no peer would take what the node makes, or the configuration cannot be used.
@@ -60,14 +59,12 @@ def open_swarm(
         yield NO_SWARM
         return
     with open_network(config, folder) as network:
-        exchange, bounds = _share(network, config, tasks, saw)
+        exchange, bounds = _share(network, config, tasks)
         with observe(config.observe, folder, lambda: describe(network, metrics.recent, rounds)):
             yield OpenSwarm(network, exchange, bounds)
 
 
-def _share(
-    network: Network, config: NodeConfig, tasks: TaskSet, saw: Callable[[ReadGroup], None]
-) -> tuple[NetworkExchange, GroupBounds]:
+def _share(network: Network, config: NodeConfig, tasks: TaskSet) -> tuple[NetworkExchange, GroupBounds]:
     """Share groups of `tasks` over a network, by its swarm's rules; return the bounds of a group beside it."""
     limits = ManifestLimits()
     if network.manifest is not None:
@@ -83,7 +80,6 @@ def _share(
         external=config.sampling.external if config.sampling.source == "peers" else 0,
         reports_s=limits.reports_s,
         reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
-        saw=saw,
         node=network.identity.node_id,
     )
     return exchange, GroupBounds(limits.max_completions, limits.max_group_bytes, item_life(limits.max_item_age_s))

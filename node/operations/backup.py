@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from node.errors import UserError, for_shell
-from node.journal import JOURNAL_FILE, OLDER_FILE
 from node.state_folder import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -50,10 +49,7 @@ from protocol.identity import Identity
 from protocol.storage import replacing, sync_folder, sync_tree
 
 DATABASES = {"pool.sqlite": "shared rollouts are", HISTORY_FILE: "what the board showed of the past is"}
-ROWS = (
-    *(name for file in ("metrics.jsonl", EVALUATIONS_FILE) for name in (file, older(Path(file)).name)),
-    *(JOURNAL_FILE, OLDER_FILE),
-)
+ROWS = (*(name for file in ("metrics.jsonl", EVALUATIONS_FILE) for name in (file, older(Path(file)).name)),)
 FILES = (KEY_FILE, CONFIG_FILE, SETTINGS_FILE, MANIFEST_FILE, GRANT_FILE, REVOCATIONS_FILE, "peers.json", "address")
 HEAD, SUMS = "backup.json", "SHA256SUMS"
 FORMAT = 1

@@ -126,14 +126,20 @@ class Tokens(NamedTuple):
 class EncodedGroup:
     """A group under the local policy's tokenizer, whoever made it. Tokens never leave the node.
 
-    `completions` holds, by their place in the group, the tokens of those completions that may be trained on: those that
-    were sampled, or a peer's texts encoded. `id` is the group's content id, where it has been asked for.
+    `question` is what this node makes of the group's seed. `completions` holds, by their place in the group, the tokens
+    of those completions that may be trained on: those that were sampled, or a peer's texts encoded. `id` is the group's
+    content id, where it has been asked for.
     """
 
     group: Group
-    prompt: Sequence[int]
+    question: Question
     completions: Mapping[int, Tokens]
     id: bytes = b""
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The tokens that ask the question."""
+        return self.question.prompt
 
 
 def encode(group: Group) -> bytes:

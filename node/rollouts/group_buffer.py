@@ -58,7 +58,6 @@ _EMPTY = "".join(  # of the tables of this format and of older ones
     for table in ("groups", "uses", "buried", "probes", "pulls", "own_lengths", "own_results")
 )
 FORMAT = 5  # of the tables and the groups in them; a file of another format is emptied
-_CLEAR = ("DELETE FROM groups", "DELETE FROM uses", "DELETE FROM buried", "DELETE FROM own_results")
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 MAX_PEER_SHARE = 0.5  # of the buffer, that one peer's groups may fill: a flood of one's leaves room for all others
 OWN = "self"  # who signed this node's own groups: no peer's id
@@ -93,17 +92,6 @@ def texts_id(group: Group) -> bytes:
             data = text.encode(errors="replace")
             digest.update(len(data).to_bytes(4, "big") + data)
     return digest.digest()[:16]
-
-
-class Snapshot(NamedTuple):
-    """All that is held: (id, peer, received, first round, body) of groups, (texts, round, time) of uses, (id, round)
-    of burials, (round, task, right length, length, reward) of own results.
-    """
-
-    groups: Sequence[tuple[bytes, str, float, int, bytes]]
-    uses: Sequence[tuple[bytes, int, float]]
-    buried: Sequence[tuple[bytes, int]]
-    own_results: Sequence[tuple[int, str, float | None, float, float]] = ()
 
 
 @dataclass(slots=True)
@@ -286,29 +274,6 @@ class GroupBuffer:
             self._db.execute("DELETE FROM uses WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM buried WHERE round > ?", (round_number,))
             self._db.execute("DELETE FROM own_results WHERE round > ?", (round_number,))
-        self._load()
-
-    def snapshot(self) -> Snapshot:
-        """Return all that is here, bodies too."""
-        groups = self._db.execute("SELECT id, peer, received, first_round, body FROM groups ORDER BY rowid")
-        uses = self._db.execute("SELECT texts, round, time FROM uses ORDER BY rowid")
-        buried = self._db.execute("SELECT id, round FROM buried ORDER BY id")
-        results = self._db.execute("SELECT round, task, right_length, length, reward FROM own_results ORDER BY rowid")
-        return Snapshot(*(rows.fetchall() for rows in (groups, uses, buried, results)))
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Replace all that is here by what `snapshot` holds."""
-        rows = []
-        for group_id, peer, received, first_round, body in snapshot.groups:
-            group = decode(body, len(body))
-            rows.append(_row(_candidate(group_id, peer, group, texts_id(group), received, first_round), body))
-        with self.transaction():
-            for statement in _CLEAR:
-                self._db.execute(statement)
-            self._db.executemany(_INSERT_GROUP, rows)
-            self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", snapshot.uses)
-            self._db.executemany("INSERT INTO buried VALUES (?, ?)", snapshot.buried)
-            self._db.executemany("INSERT INTO own_results VALUES (?, ?, ?, ?, ?)", snapshot.own_results)
         self._load()
 
     def _load(self) -> None:

@@ -137,7 +137,7 @@ class Yardstick:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self.clock = clock
         self._seconds: dict[str, deque[float]] = {}
         self._asked: dict[str, tuple[TimeQuota, Future[Verdict]]] = {}
 
@@ -161,7 +161,7 @@ class Yardstick:
 
     def is_slow(self) -> bool:
         """Take what was measured; tell whether a text took longer than a peer's might have."""
-        is_slow, now, usual = False, self._clock(), self.usual
+        is_slow, now, usual = False, self.clock(), self.usual
         for task, (quota, future) in list(self._asked.items()):
             seconds = quota.spent(now)
             is_slow |= seconds > BASE_S + TIMES * max(usual.get(task, math.inf), LEAST_TEXT_S)

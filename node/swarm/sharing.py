@@ -21,15 +21,16 @@ from typing import Any, Protocol
 
 import structlog
 
+from node.rollouts.draw import Peers
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
-from node.rollouts.group_buffer import ReceivedGroup
+from node.rollouts.group_buffer import ReceivedGroup, as_received
 from node.rollouts.rule import is_informative, is_right
-from node.rollouts.screening import BLAMELESS, GroupBounds, ReadGroup, ReadResult, read
+from node.rollouts.screening import BLAMELESS, GroupBounds, ReadResult, read
 from node.swarm.peering import UPDATE, other_form
 from node.swarm.reports import REPORTS_TOPIC, Reporter, ReportError, ReportIntake
-from node.tasks import TaskKey, is_in_range
-from node.tasks.scoring.verdicts import OutOfTime
-from node.tasks.task_set import TaskSet, unshared
+from node.tasks import UNIT, TaskKey, is_in_range, told_outside
+from node.tasks.scoring.verdicts import OutOfTime, Scored
+from node.tasks.task_set import TaskSet, outside, unshared
 from protocol.errors import OutboxFull
 from protocol.host import Counters, Host, ItemVerdict, Received
 from protocol.identity import NodeId
@@ -50,34 +51,11 @@ MAX_PUPILS = 256  # peers whose reports on this node are counted
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
 
-class GroupExchange(Protocol):
+class GroupExchange(Peers, Protocol):
     """How a round shares its groups and gets others'. No method waits."""
-
-    def begin_round(self, external: int) -> None:
-        """Note that a round begins that draws so many of peers' groups: the demand follows."""
-        ...
 
     def publish(self, groups: Sequence[Group]) -> int:
         """Offer this round's own groups to the swarm; return how many were sent."""
-        ...
-
-    def receive(self, known: Callable[[bytes], bool]) -> list[ReceivedGroup]:
-        """Return the groups that came since the last call, read and not verified; none whose id is `known`."""
-        ...
-
-    def revoked(self, signers: Collection[str]) -> list[str]:
-        """Return those of `signers` that the swarm's owner has revoked."""
-        ...
-
-    def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """Say how many of peers' groups a round drew, and how many of differing rewards it left: the demand follows.
-
-        Groups that are all right are wanted of the tasks `easy` alone.
-        """
-        ...
-
-    def refuse(self, group_id: bytes, reason: str) -> None:
-        """Say why a drawn group cannot be used: a reason of `node.rollouts.screening`."""
         ...
 
     def finished(self, row: Mapping[str, Any], model: str) -> None:
@@ -159,7 +137,7 @@ class GroupReader:
 class NetworkExchange:
     """Shares through a running `Host`, which relays, deduplicates and counts."""
 
-    def __init__(  # noqa: PLR0913  # each is a thing of its own
+    def __init__(  # each is a thing of its own
         self,
         host: Host,
         tasks: TaskSet,
@@ -169,19 +147,17 @@ class NetworkExchange:
         max_bytes: int = MAX_GROUP_BYTES,
         reports_s: int = 0,
         reporter: Reporter | None = None,
-        saw: Callable[[ReadGroup], None] = lambda seen: None,
         node: str = "",
     ) -> None:
         """Share over `host`; ask it for as many of the tasks' groups as a node that draws `external` a round needs.
 
         In a swarm whose nodes report every `reports_s` seconds, it passes on their reports; `reporter` makes this
-        node's. `saw` is told of every item that is read as a group. `node` is this node's id, for `taught`.
+        node's. `node` is this node's id, for `taught`.
         """
         self._host = host
         self._node = NodeId(node)
         self._tasks = tasks
         self._reader = GroupReader(tasks, GroupBounds(max_completions, max_bytes))
-        self._saw = saw
         self._unsent: Counter[str] = Counter()  # own groups, by why they were not sent
         self._demand = Demand(external)
         self._reports = ReportIntake(reports_s) if reports_s else None
@@ -194,7 +170,7 @@ class NetworkExchange:
         self._subscribe()
 
     def begin_round(self, external: int) -> None:
-        """See `GroupExchange.begin_round`."""
+        """See `Peers.begin_round`."""
         if self._demand.next_round(time.monotonic(), external):
             self._subscribe()
 
@@ -226,7 +202,6 @@ class NetworkExchange:
                 continue
             now = time.time()
             group, reason = self._reader.read(item.body, item.topic)
-            self._saw(ReadGroup(item.id, item.sender, item.topic, item.body, now, reason))
             if group is not None:
                 shared.append(ReceivedGroup(item.id, item.sender, now, group, item.body))
             else:
@@ -244,11 +219,11 @@ class NetworkExchange:
                 self._taught[item.sender] += groups
 
     def revoked(self, signers: Collection[str]) -> list[str]:
-        """See `GroupExchange.revoked`."""
+        """See `Peers.revoked`."""
         return [signer for signer in signers if self._host.is_revoked(NodeId(signer))]
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """See `GroupExchange.drew`: the next round's demand follows."""
+        """See `Peers.drew`: the next round's demand follows."""
         self._demand.drew(groups, left)
         asked = sorted(topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key))
         topics = self._always.union(asked[: max(0, MAX_TOPICS - len(self._always))])  # more would count as all topics
@@ -345,6 +320,39 @@ def published_form(group: Group, tasks: TaskSet) -> Group | None:
     first = {completion.texts: completion for completion in reversed(group.completions)}
     different = [completion for completion in group.completions if first[completion.texts] is completion]
     return replace(group, completions=tuple(different[:MAX_EASY]))
+
+
+def as_from_peers(groups: Sequence[Group], tasks: TaskSet) -> list[ReceivedGroup]:
+    """Return what peers would get of a node's own groups, as if it had come from a peer now."""
+    now = time.time()
+    return [as_received(shared, now) for group in groups if (shared := published_form(group, tasks)) is not None]
+
+
+def figures_of(exchange: GroupExchange, buffered: int) -> dict[str, object]:
+    """Return the swarm's part of a round's row of metrics; the buffer holds so many groups."""
+    taught = exchange.taught()
+    return {"swarm/buffer": buffered, **traffic_row(exchange.traffic()), **({"swarm/taught": taught} if taught else {})}
+
+
+class RewardsOutside:
+    """Counts rewards outside of the range of a task that is shared, and tells of a task's first."""
+
+    def __init__(self, tasks: TaskSet) -> None:
+        self._tasks = tasks
+        self._told = {task.key for task in tasks.tasks if outside(task)}  # when they were loaded or since
+
+    def count(self, groups: Sequence[Group]) -> int:
+        """Return how many such rewards own groups have: these groups are not sent."""
+        count = 0
+        for group in groups:
+            task = self._tasks.shared(group.task)
+            rewards = [] if task is None else [reward for reward in group.rewards if not is_in_range(reward)]
+            count += len(rewards)
+            if rewards and group.task not in self._told:
+                self._told.add(group.task)
+                parts = rewards[0].parts if isinstance(rewards[0], Scored) else {}
+                log.warning(told_outside(group.task.name, rewards[0], parts, getattr(task, "range", UNIT)))
+        return count
 
 
 def is_easy(group: Group) -> bool:

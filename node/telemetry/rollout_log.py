@@ -15,8 +15,8 @@ them for the page that they go into.
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from node.rollouts.draw import Draw
 from node.rollouts.group import Group
-from node.rollouts.screening import Screening
 from node.telemetry.metrics_file import Row
 
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -35,11 +35,11 @@ class LoggedGroup(NamedTuple):
     group: Group
 
 
-def rows_of_round(number: int, own: Sequence[Group], screening: Screening) -> list[Row]:
+def rows_of_round(number: int, own: Sequence[Group], draw: Draw) -> list[Row]:
     """Return the rows that are kept of round `number`: of its `own` groups, and of what it drew from peers."""
     drawn = [
-        LoggedGroup(candidate.peer, screening.taken_at - candidate.received, screening.usable[candidate.id].group)
-        for candidate in screening.used[:LOGGED_EXTERNAL]
+        LoggedGroup(candidate.peer, draw.taken_at - candidate.received, draw.usable[candidate.id].group)
+        for candidate in draw.used[:LOGGED_EXTERNAL]
     ]
     return own_rows(number, own[:LOGGED_OWN]) + external_rows(number, drawn)
 

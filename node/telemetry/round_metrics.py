@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from node.engines.episodes import Played
+from node.rollouts.draw import Draw
 from node.rollouts.group import EncodedGroup, Group
 from node.rollouts.rule import Sample, effective_size, external_share, is_informative
-from node.rollouts.screening import BLAMELESS, Screening
+from node.rollouts.screening import BLAMELESS
 from node.tasks.scoring.verdicts import OutOfTime, Scored
 from node.telemetry.metrics_file import Row
 
@@ -42,23 +43,24 @@ def metrics_of_own(
     }
 
 
-def metrics_of_draw(screening: Screening, external: Sequence[Sample], version: int) -> Row:
+def metrics_of_draw(draw: Draw, external: Sequence[Sample], version: int) -> Row:
     """Return the metrics of what a round drew from peers, and of the `external` samples that it trains on.
 
     Ages are how long the drawn groups have waited here. A peer's version is its own count of rounds and may be
     anything: the median of how far behind `version` the makers say that they were is shown, and decides nothing.
     """
-    used = screening.used
+    used = draw.used
     row: Row = {
+        "tokens_scored": draw.tokens_scored,
         "groups_external": len({sample.group for sample in external}),
-        "groups_unusable": sum(group.reason in BLAMELESS for group in screening.refused),
-        **{f"swarm/{why}": count for why, count in screening.left_out.items()},
+        "groups_unusable": sum(group.reason in BLAMELESS for group in draw.refused),
+        **{f"swarm/{why}": count for why, count in draw.left_out.items()},
         "swarm/taught_by": dict(Counter(candidate.peer for candidate in used)),
     }
     if used:
-        seconds = [screening.taken_at - candidate.received for candidate in used]
+        seconds = [draw.taken_at - candidate.received for candidate in used]
         rounds = [version + 1 - candidate.first_round for candidate in used]
-        lags = [version - encoded.group.policy_version for encoded in screening.usable.values()]
+        lags = [version - encoded.group.policy_version for encoded in draw.usable.values()]
         row |= {
             "swarm/age_seconds": statistics.fmean(seconds),
             "swarm/age_seconds_max": max(seconds),

@@ -2,6 +2,7 @@
 
 trainer         TRL's GRPOTrainer on rounds of our own
 saving          its checkpoints: the order of a save, and how a run goes on
+texts           questions and texts as tokens of the local policy
 batch           from samples to tensors
 checkpoint      folders that are whole or absent
 snapshot        a copy in main memory, to write a checkpoint from

@@ -15,7 +15,7 @@ import torch
 from node.errors import UserError
 from node.policy.load import Policy
 from node.processes.machine import free_memory, is_out_of_memory
-from node.rollouts.screening import ScoredRow
+from node.rollouts.draw import ScoredRow
 from node.training.head import only_at
 
 log = structlog.get_logger()

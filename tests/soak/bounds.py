@@ -32,7 +32,7 @@ class Bound(NamedTuple):
 
 NODE = {"memory": Bound(900 * MIB, 32 * MIB), "descriptors": Bound(256, 24), "threads": Bound(64, 4)}
 RELAY = {"memory": Bound(250 * MIB, 16 * MIB), "descriptors": Bound(256, 24), "threads": Bound(32, 4)}
-LOG, ROWS, ROLLOUTS, JOURNAL, POOL = 16 * MIB, 64 * MIB, MIB, 4 * MIB, 4 * MIB
+LOG, ROWS, ROLLOUTS, POOL = 16 * MIB, 64 * MIB, MIB, 4 * MIB
 # A file is given an older one's name when it is over its bound: by a row, or a transaction, more.
 FILES = {
     "log.jsonl": LOG + MIB,
@@ -41,8 +41,6 @@ FILES = {
     "metrics.old.jsonl": ROWS + MIB,
     "rollouts.jsonl": ROLLOUTS + MIB,
     "rollouts.old.jsonl": ROLLOUTS + MIB,
-    "rounds.journal": JOURNAL + MIB,
-    "rounds.old.journal": JOURNAL + MIB,
     "pool.sqlite": 2 * POOL + MIB,  # and its free pages
     "pool.sqlite-wal": 8 * MIB,
     "peers.json": 6 * MIB,
@@ -57,9 +55,7 @@ SETTINGS = (
     f"buffer.max_age={MAX_AGE_S}",
     f"buffer.max_bytes={POOL}",
 )
-SMALL_FILES = (
-    f"from node import run; run.MAX_ROLLOUTS_BYTES, run.MAX_JOURNAL_BYTES = {ROLLOUTS}, {JOURNAL}; "  # likewise
-)
+SMALL_FILES = f"from node import run; run.MAX_ROLLOUTS_BYTES = {ROLLOUTS}; "  # likewise
 LEAST = 8  # samples of a life that is judged by its quarters
 
 

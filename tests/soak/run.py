@@ -216,7 +216,7 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
     invite = options.out / "invite.txt"
     invite.write_text(_say("invite", str(relay.folder)))
     for number in range(options.nodes):
-        yield started(f"n{number}", "--journal", "--join", f"@{invite}", *(f"--set={setting}" for setting in SETTINGS))
+        yield started(f"n{number}", "--join", f"@{invite}", *(f"--set={setting}" for setting in SETTINGS))
 
 
 def _say(*arguments: str) -> str:

@@ -113,6 +113,7 @@ def test_reports_become_nodes_with_standing(tmp_path: Path, monkeypatch: pytest.
     assert host.reports == []
 
 
+@pytest.mark.real
 def test_a_report_from_the_future_counts_as_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     with board(tmp_path, Host(), monkeypatch) as (take, link):

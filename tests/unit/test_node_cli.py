@@ -198,7 +198,6 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.Ca
     [
         ["status", "run"],
         ["inspect", "run", "--own"],
-        ["replay", "run"],
         ["backup", "run", "n0.tar"],
         ["invite", "run"],
         ["revoke", "run"],

@@ -229,13 +229,6 @@ class Buffer(RuleBasedStateMachine):
         self.buffer = self.opened(self.folder / "pool.sqlite")
 
     @precondition(lambda self: self.came)
-    @rule()
-    def replay_from_a_snapshot(self) -> None:
-        with self.opened(Path(":memory:")) as other:
-            other.restore(self.buffer.snapshot())
-            assert other.candidates(self.now, self.round + 1) == self.buffer.candidates(self.now, self.round + 1)
-
-    @precondition(lambda self: self.came)
     @rule(seconds=st.sampled_from([0.5, 3.0, MAX_AGE]))
     def wait(self, seconds: float) -> None:
         self.time_goes_on(seconds)

@@ -11,8 +11,8 @@ from node.engines import SamplingParams
 from node.engines.hf import HfEngine
 from node.errors import UserError
 from node.policy.load import Policy
+from node.rollouts.draw import ScoredRow
 from node.rollouts.group import Tokens
-from node.rollouts.screening import ScoredRow
 from node.training import likelihood
 from node.training.likelihood import entropies, of_each_token, surprise, surprises
 from tests.policies import tiny_policy

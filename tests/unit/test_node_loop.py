@@ -3,7 +3,7 @@ it may be. It trains on no held-out question.
 """
 
 import json
-import math
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,15 +27,16 @@ from node.errors import UserError
 from node.loop import Loop
 from node.metrics import is_declared
 from node.policy.load import Policy, load_policy
+from node.rollouts.draw import MAX_DRAWN_PER_SLOT
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
 from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup, texts_id
 from node.rollouts.rule import Sample
 from node.rollouts.rules import configured_weight
-from node.rollouts.screening import BLAMELESS, MAX_DRAWN_PER_SLOT
+from node.rollouts.screening import BLAMELESS
 from node.swarm.sharing import NoExchange
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
-from node.tasks.scoring.verdicts import MaybeLate, OutOfTime, Scored, Submission, Verdict, already
+from node.tasks.scoring.verdicts import OutOfTime, Scored, Submission, Verdict, already
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
 from node.training import likelihood
@@ -122,9 +122,9 @@ def train(policy: Policy, tasks: TaskSet, folder: Path, peer: Peer, *before: Gro
         make_trainer(policy, config, folder, loop.rounds, loop.finish).train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [key for row in rows for key in row if not is_declared(key)] == []
-        held = buffer.snapshot()
-        buried = {key for key, _ in held.buried}
-        return rows, [key for key, *_ in held.groups if key not in buried]
+        with sqlite3.connect(folder / "pool.sqlite") as db:
+            held = db.execute("SELECT id FROM groups WHERE id NOT IN (SELECT id FROM buried) ORDER BY rowid").fetchall()
+        return rows, [key for (key,) in held]
 
 
 def test_a_question_without_room_in_the_policy_is_drawn_in_vain_once(
@@ -514,7 +514,9 @@ def test_rows_that_are_too_long_are_counted_with_the_setting_and_refused_where_t
 ) -> None:
     def checked(lengths: Sequence[int], split: Split = WHOLE) -> list[Any]:
         with capture_logs() as logs:
-            node_of(Swarm(), TaskSet([(LongRows(lengths), 1.0)], split), engine={"max_prompt_length": 20}).check_rows()
+            node_of(
+                Swarm(), TaskSet([(LongRows(lengths), 1.0)], split), engine={"max_prompt_length": 20}
+            ).texts.check_rows()
         return logs
 
     (said,) = checked([9, 20, 20])
@@ -528,7 +530,7 @@ def test_rows_that_are_too_long_are_counted_with_the_setting_and_refused_where_t
     assert (warned["event"], warned["log_level"]) == (f"{line}set engine.max_prompt_length=30 to ask all", "warning")
     with pytest.raises(UserError, match=r"prompts of 3 of 4 rows .*: the longest has 200, and engine.max_completion_"):
         checked([9, 21, 30, 200])
-    monkeypatch.setattr("node.loop.ROWS_MEASURED", 3)
+    monkeypatch.setattr("node.training.texts.ROWS_MEASURED", 3)
     with pytest.raises(UserError, match="prompts of 3 of 3 rows"):
         checked([30] * 9)
 
@@ -644,7 +646,7 @@ def test_an_answer_that_this_policy_would_hardly_say_is_given_up_and_another_dra
 def test_by_default_an_answer_is_left_out_that_this_policy_would_say_once_in_twenty_answers_or_less(
     surprise: float, taken: list[str], policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [surprise] * len(rows))
+    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, temperature: [surprise] * len(rows))
     default = SamplingConfig().max_surprise
     row, drawn, _ = drawn_by(policy, tmp_path, {"peer": [sent(1, "zz", "1")]}, max_surprise=default)
     assert (drawn, row["swarm/too_surprising"]) == (taken, int(not taken))
@@ -671,7 +673,7 @@ def test_the_bare_answer_is_looked_at_no_further_where_a_task_takes_nothing_else
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [9.0] * len(rows))
+    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, temperature: [9.0] * len(rows))
     groups = {"peer": [sent(3, text, "1", task=task)]}
     row, drawn, said = drawn_by(policy, tmp_path, groups, own, task, max_surprise=8.9, max_length_ratio=1, external=2)
     assert (drawn, said) == (([text], []) if is_drawn else ([], [why]))
@@ -711,7 +713,7 @@ def test_where_a_completion_says_nothing_there_is_nothing_to_be_surprised_at(pol
 def test_a_flood_of_what_is_given_up_is_looked_at_within_a_bound(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, _temperature: [9.0] * len(rows))
+    monkeypatch.setattr(loop_module, "surprises", lambda _policy, rows, temperature: [9.0] * len(rows))
     groups = {"loud": [sent(at, "22", "1") for at in range(60)]}
     row, drawn, said = drawn_by(policy, tmp_path, groups, max_surprise=8.9, external=3)
     assert drawn == [] and row["groups_external"] == 0
@@ -1103,7 +1105,7 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == ["22", "44"] and swarm.reasons == ["false_reward"]
     assert not any(item.id in loop.buffer for item in early) and len(loop.buffer) == 2
-    assert texts_id(old) in {texts for texts, *_ in loop.buffer.snapshot().uses}
+    assert loop.buffer.is_used_up(texts_id(old))
     assert [peers(policy, samples) for samples in rounds] == [["44"], []]
 
 
@@ -1145,22 +1147,3 @@ def test_a_signer_of_slow_texts_is_set_aside_after_two_rounds_unless_own_texts_w
     next(rounds)
     assert swarm.reasons.count("slow_signer") == (0 if own_is_slow else 1)
     assert ("99" in task.asked) == own_is_slow
-
-
-def test_a_round_waits_for_peers_by_the_shortest_of_its_own_parts_of_late(
-    policy: Policy, node_of: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ends = iter([0.0, 30.0, 40.0, 47.0, 50.0, 90.0])
-    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: next(ends)})
-    monkeypatch.setattr(loop_module, "time", clock)
-    loop = node_of(Swarm([sent(1, "22", "2")], [sent(2, "22", "2")], [sent(3, "22", "2")]), alone(Guess()), rounds=3)
-    waits: list[float] = []
-
-    def judged(judge: Callable[[float], list[MaybeLate]], seconds: float) -> list[MaybeLate]:
-        waits.append(seconds)
-        return judge(seconds)
-
-    monkeypatch.setattr(loop.journal, "judged", judged)
-    loop.swarm.context = replace(loop.swarm.context, judged=judged)
-    list(loop.rounds(0))
-    assert [seconds for seconds in waits if seconds != math.inf] == pytest.approx([30.0, 7.0, 7.0], abs=1.0)

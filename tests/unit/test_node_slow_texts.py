@@ -1,6 +1,5 @@
 """A slow text costs its signer, and nobody else for long. Workers are fakes, and time passes when they say so."""
 
-import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,11 +12,11 @@ import pytest
 
 from node.config import SamplingConfig
 from node.processes.worker_process import Message, WorkerTimeoutError
-from node.rollouts.group import Group, Tokens, content_id, encode, one_turn
-from node.rollouts.own_results import OwnResults
-from node.rollouts.rule import Candidate, DrawRequest, mean_advantages
+from node.rollouts.draw import Draws
+from node.rollouts.group import EncodedGroup, Group, Question, Tokens, content_id, encode, one_turn
+from node.rollouts.rule import Candidate, mean_advantages
 from node.rollouts.rules import RULES
-from node.rollouts.screening import BLAMELESS, Screening, ScreeningContext
+from node.rollouts.screening import BLAMELESS
 from node.rollouts.slow_texts import (
     ASIDE,
     BASE_S,
@@ -26,7 +25,6 @@ from node.rollouts.slow_texts import (
     NEWCOMERS,
     OWED,
     TIMES,
-    RoundQuotas,
     SlowSigners,
     Yardstick,
 )
@@ -36,6 +34,7 @@ from node.tasks.scoring import verdicts
 from node.tasks.scoring.time_quota import TimeQuota
 from node.tasks.scoring.verdicts import Answer, Scoring, Submission, Verdict, Workers
 from node.tasks.task_set import TaskSet
+from tests.fakes.offers import Offers
 from tests.locks import WatchedLock, watched
 from tests.swarms import UNBOUNDED
 
@@ -95,7 +94,7 @@ class Timed:
         self.own, self.apart = (Workers("timed", "m", {}, LIMIT_S) for _ in range(2))
 
     def make(self, seed: int) -> Item:
-        return Item(f"question {seed}", "")
+        return Item(f"question {seed}", "0.01 right")
 
     def verify(self, item: Item, text: str) -> Verdict:
         raise NotImplementedError
@@ -124,41 +123,50 @@ class Node:
     number: int = 0
 
     def __post_init__(self) -> None:
-        self.yardstick = Yardstick(self.clock)
+        self.offers = Offers()
+        self.draws = Draws(
+            0,
+            SamplingConfig(**UNBOUNDED),
+            TaskSet([(self.task, 1.0)], Split(1e-6)),
+            self.offers,
+            self.offers,
+            lambda item: (1,),
+            lambda prompt, made: Tokens((1, 2)),
+            lambda rows: [0.0] * len(rows),
+            slow_signers=self.slow,
+            yardstick=Yardstick(self.clock),
+        )
 
-    def round(self, signers: Sequence[str], text_of: Callable[[str], str]) -> Told:
+    def round(
+        self, signers: Sequence[str], text_of: Callable[[str], str], *, has_own: bool = True, takes: bool = True
+    ) -> Told:
         self.number += 1
-        groups, candidates = {}, []
+        if has_own:
+            self.record_own()
+        self.offers.groups, self.offers.offered = {}, []
         for at in range(60):
             seed, signer = 100 * self.number + at, signers[at % len(signers)]
             made = (one_turn(text_of(signer), True, 1.0), one_turn("0.01 wrong", True, 0.0))
             group = Group(self.task.key, seed, self.task.make(seed).question, made, "p", 1)
             key = content_id(encode(group))
-            groups[key] = group
+            self.offers.groups[key] = group
             question = question_id("timed", group.question)
-            candidates.append(Candidate(key, signer, "timed", question, key, 0.0, 1, group.rewards))
-        context = ScreeningContext(
-            SamplingConfig(**UNBOUNDED),
-            TaskSet([(self.task, 1.0)], Split(1e-6)),
-            lambda ids: {key: groups[key] for key in ids},
-            lambda item: (1,),
-            lambda prompt, made: Tokens((1, 2)),
-            lambda rows: [0.0] * len(rows),
-            lambda judge, seconds: judge(LATER),
-        )
-        asked = DrawRequest(SLOTS, 8, mean_advantages, random.Random(self.number))
-        quotas = RoundQuotas(self.slow.has_standing, self.yardstick.usual, self.clock)
-        screening = Screening(context, RULES["positive"], asked, len(signers), quotas)
-        screening.set_aside = self.slow.set_aside(self.number)
+            self.offers.offered.append(Candidate(key, signer, "timed", question, key, 0.0, 1, group.rewards))
+        draw = self.draws.begin(self.number, SLOTS, 8, mean_advantages, RULES["positive"])
         began = self.clock.now
-        self.yardstick.measure({"timed": Answer(self.task, self.task.make(0), self.own_text)})
-        screening.draw(candidates)
-        screening.fill(candidates, OwnResults(), LATER)
-        if not self.yardstick.is_slow():
-            self.slow.settle(self.number, quotas.exceeded(), {candidate.peer for candidate in screening.used})
-        assert not screening.liars
-        used = Counter(candidate.peer for candidate in screening.used)
-        return Told(self.clock.now - began, used, {group.sender for group in screening.refused})
+        draw.prepare()
+        draw.fill(LATER)
+        used = Counter(candidate.peer for candidate in (draw.take() if takes else draw.used))
+        assert not draw.liars
+        return Told(self.clock.now - began, used, {group.sender for group in draw.refused})
+
+    def record_own(self) -> None:
+        """Have a group of this node's own, whose texts take as long as `own_text` says."""
+        item = self.task.make(0)
+        made = (one_turn(self.own_text, True, 1.0), one_turn("0.01 wrong", True, 0.0))
+        group = Group(self.task.key, 0, item.question, made, "p", 1)
+        tokens = {place: Tokens((1, 2)) for place in range(2)}
+        self.draws.record_own(self.number, [EncodedGroup(group, Question(self.task, 0, item, (1,)), tokens)])
 
 
 def swarm(hostile: int, mark: str = "") -> list[str]:
@@ -187,6 +195,22 @@ def test_a_signer_of_slow_texts_costs_a_few_rounds_its_quota_and_then_nothing(ho
     assert sum(bool(one.refused) for one in told) <= 1 + 2 * hostile
     assert all(outcome.seconds < 1 and not outcome.refused for outcome in told[6:])
     assert node.slow.set_aside(node.number + 1) == set(swarm(hostile)[:hostile])
+
+
+def test_a_member_without_own_texts_measures_the_answers_that_its_tasks_give(scorer: Scorer) -> None:
+    node = Node(scorer.clock)
+    for _ in range(8):
+        told = node.round(swarm(2), slow_if_hostile, has_own=False)
+    assert told.used.total() == SLOTS and told.seconds < 4 * BASE_S
+    assert node.slow.set_aside(node.number + 1) == set(swarm(2)[:2])
+
+
+def test_what_texts_took_in_a_draw_that_was_not_taken_counts_for_their_signers(scorer: Scorer) -> None:
+    node = Node(scorer.clock)
+    node.round(swarm(0), slow_if_hostile)
+    for _ in range(8):
+        node.round(swarm(2), slow_if_hostile, takes=False)
+    assert node.slow.set_aside(node.number + 1) == set(swarm(2)[:2])
 
 
 def test_all_newcomers_together_have_a_quota_and_honest_signers_gain_standing_beside_them(scorer: Scorer) -> None:

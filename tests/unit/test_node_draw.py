@@ -2,12 +2,12 @@
 are filled with true groups.
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,25 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.config import SamplingConfig, TaskConfig
+from node.rollouts import draw
+from node.rollouts.draw import MAX_DRAWN_PER_SLOT, OWN_PARTS, PEERS_S, Draw, Draws
 from node.rollouts.group import MAX_GROUP_BYTES, Group, Tokens, content_id, encode, one_turn
-from node.rollouts.own_results import OwnResult, OwnResults
+from node.rollouts.own_results import OwnResult
 from node.rollouts.rule import Candidate, DrawRequest, Pick, Rule, mean_advantages, picks_of_groups, whole_group
 from node.rollouts.rules import RULES
-from node.rollouts.screening import (
-    BLAMELESS,
-    MAX_DRAWN_PER_SLOT,
-    RefusedGroup,
-    Screening,
-    ScreeningContext,
-    check,
-    compare,
-)
+from node.rollouts.screening import BLAMELESS, RefusedGroup, check, compare
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.questions import Split, question_id
-from node.tasks.scoring.verdicts import MaybeLate, Submission, Verdict
+from node.tasks.scoring.verdicts import Submission, Verdict
 from node.tasks.task_set import TaskSet
 from node.tasks.third_party import run_file
 from tests.e2e.test_doors import NEWEST
+from tests.fakes.offers import Offers
 from tests.swarms import UNBOUNDED
 
 TASKS = load_tasks([TaskConfig(name="builtin")])
@@ -175,19 +170,15 @@ class Slow(Even):
         return future
 
 
-@dataclass
-class Round:
-    """A screening of these groups, as a round does it; `judging` has the seconds that each call for verdicts got."""
+@dataclass(kw_only=True)
+class Round(Offers):
+    """A round's draw from these groups."""
 
     task: Task
     rule: str | Rule = "positive"
     external: int = 2
     completions: int = 4
-    judging: list[float] = field(default_factory=list)
-    groups: dict[bytes, Group] = field(default_factory=dict)
-    candidates: list[Candidate] = field(default_factory=list)
     bounds: dict[str, Any] = field(default_factory=dict)
-    own: OwnResults = field(default_factory=OwnResults)
     quotes: Callable[[str], bool] = lambda text: False
 
     def send(self, peer: str, seed: int, *texts: str, lie: bool = False) -> Candidate:
@@ -198,187 +189,199 @@ class Round:
         )
         group = Group(self.task.key, seed, self.task.make(seed).question, made, peer, 0)
         key = content_id(encode(group))
-        received = float(len(self.candidates))
-        trial = Candidate(key, peer, "even", question_id("even", group.question), key, received, 1, group.rewards)
+        received = float(len(self.offered))
+        candidate = Candidate(key, peer, "even", question_id("even", group.question), key, received, 1, group.rewards)
         self.groups[key] = group
-        self.candidates.append(trial)
-        return trial
+        self.offered.append(candidate)
+        return candidate
 
-    def screening(self) -> Screening:
+    def begun(self) -> Draw:
         sampling = SamplingConfig(external=self.external, completions=self.completions, **UNBOUNDED | self.bounds)
-        tasks = TaskSet([(self.task, 1.0)], Split(1e-6))
-
-        def judged(judge: Any, seconds: float) -> list[MaybeLate]:
-            self.judging.append(seconds)
-            return judge(seconds)
-
-        screen = ScreeningContext(
+        draws = Draws(
+            3,
             sampling,
-            tasks,
-            lambda ids: {key: self.groups[key] for key in ids if key in self.groups},
+            TaskSet([(self.task, 1.0)], Split(1e-6)),
+            self,
+            self,
             lambda item: (1,),
             lambda prompt, made: Tokens(list(map(ord, made.text))) if len(made.text) <= 9 else None,
             lambda rows: [0.0] * len(rows),
-            judged,
             self.quotes,
         )
-        asked = DrawRequest(self.external, self.completions, mean_advantages, random.Random(3), self.own.reward)
         rule = RULES[self.rule] if isinstance(self.rule, str) else self.rule
-        return Screening(screen, rule, asked, len({candidate.peer for candidate in self.candidates}))
+        return draws.begin(1, self.external, self.completions, mean_advantages, rule)
 
-    def filled(self, seconds: float = 9.0) -> Screening:
-        screening = self.screening()
-        screening.fill(self.candidates, self.own, seconds)
-        return screening
+    def filled(self, seconds: float = 9.0) -> Draw:
+        draw = self.begun()
+        draw.fill(seconds)
+        return draw
 
 
 def test_a_flood_of_lies_is_looked_at_within_a_bound_and_no_liar_twice() -> None:
-    trial = Round(Even(), external=3)
+    trial = Round(task=Even(), external=3)
     for number in range(60):
         trial.send(f"liar {number}", number, "11", "1", lie=True)
-    screening = trial.filled()
-    assert len(screening.refused) == MAX_DRAWN_PER_SLOT * 3 and screening.usable == {}
-    assert {lie.reason for lie in screening.refused} == {"false_reward"}
-    assert (
-        screening.liars == {lie.sender for lie in screening.refused} and len(screening.liars) == MAX_DRAWN_PER_SLOT * 3
-    )
+    draw = trial.filled()
+    assert len(draw.refused) == MAX_DRAWN_PER_SLOT * 3 and draw.usable == {}
+    assert {lie.reason for lie in draw.refused} == {"false_reward"}
+    assert draw.liars == {lie.sender for lie in draw.refused} and len(draw.liars) == MAX_DRAWN_PER_SLOT * 3
 
 
 def test_a_place_that_a_refused_group_leaves_is_filled_by_another() -> None:
-    trial = Round(Even(), external=2)
+    trial = Round(task=Even(), external=2)
     for number in range(40):
         trial.send("liar", number, "11", "1", lie=True)
     true = [trial.send("honest", 100 + number, "11", "1") for number in range(2)]
-    screening = trial.filled()
-    assert set(screening.usable) == {group.id for group in true}
-    assert {pick.id for pick in screening.picks} == set(screening.usable)
-    assert sorted(group.id for group in screening.used) == sorted(screening.usable)
-    lies = [refused.sender for refused in screening.refused]
+    draw = trial.filled()
+    assert set(draw.usable) == {group.id for group in true}
+    assert {pick.id for pick in draw.picks} == set(draw.usable)
+    assert sorted(group.id for group in draw.used) == sorted(draw.usable)
+    lies = [refused.sender for refused in draw.refused]
     assert lies == ["liar"] * 2  # two were drawn at once; after a lie no other group of its signer is drawn
 
 
 @pytest.mark.parametrize(("rule", "texts"), [("positive", ["11"]), ("sapo", ["11", "1", "333"])])
 def test_only_the_texts_that_a_draw_uses_are_scored(rule: str, texts: list[str]) -> None:
-    trial = Round(Even(), rule, external=1)
+    trial = Round(task=Even(), rule=rule, external=1)
     for number in range(5):
         trial.send("peer", number, "11", "1", "333")
-    screening = trial.filled()
-    assert len(screening.usable) == 1
+    draw = trial.filled()
+    assert len(draw.usable) == 1
     assert trial.task.asked == texts
 
 
 def test_of_a_large_group_the_paper_needs_every_reward_even_where_it_trains_on_few() -> None:
     for seed in range(8):  # in some of these draws no right answer is among the four that are trained on
-        trial = Round(Even(), "sapo", external=1, completions=4)
+        trial = Round(task=Even(), rule="sapo", external=1, completions=4)
         trial.send("peer", seed, "11", *["1"] * 19)
-        screening = trial.screening()
-        screening.asked.rng.seed(seed)
-        screening.fill(trial.candidates, trial.own, 9.0)
-        assert len(trial.task.asked) == 20 and screening.refused == []
-        (group,) = screening.usable.values()
-        assert len(group.completions) == len(screening.picks) == 4
-        assert {round(pick.advantage, 2) for pick in screening.picks} <= {0.95, -0.05}
+        draw = trial.begun()
+        draw.asked.rng.seed(seed)
+        draw.fill(9.0)
+        assert len(trial.task.asked) == 20 and draw.refused == []
+        (group,) = draw.usable.values()
+        assert len(group.completions) == len(draw.picks) == 4
+        assert {round(pick.advantage, 2) for pick in draw.picks} <= {0.95, -0.05}
 
 
 def test_of_a_draw_without_a_right_answer_all_that_fits_is_taken_and_nothing_is_refused_unless_nothing_fits() -> None:
-    trial = Round(Even(), "sapo", external=1, completions=2)
+    trial = Round(task=Even(), rule="sapo", external=1, completions=2)
     trial.send("peer", 1, "11", *["1" * 11] * 19)
     reasons = Counter[str]()
     for seed in range(20):
-        screening = trial.screening()
-        screening.asked.rng.seed(seed)
-        screening.fill(trial.candidates, trial.own, 9.0)
-        reasons[screening.refused[0].reason if screening.refused else "usable"] += 1
+        draw = trial.begun()
+        draw.asked.rng.seed(seed)
+        draw.fill(9.0)
+        reasons[draw.refused[0].reason if draw.refused else "usable"] += 1
     assert set(reasons) == {"too_long", "usable"} and reasons["too_long"] > reasons["usable"]
 
 
 def test_what_cannot_be_scored_is_set_aside_at_no_cost_and_its_place_filled() -> None:
-    trial = Round(Even(), external=1)
+    trial = Round(task=Even(), external=1)
     for number in range(3):
         trial.send("peer", number, "??", "1")
     true = trial.send("peer", 9, "11", "1")
-    screening = trial.filled()
-    assert list(screening.usable) == [true.id]
-    assert screening.refused and {refused.reason for refused in screening.refused} == {"unscorable"}
-    assert screening.liars == set()
+    draw = trial.begun()
+    draw.asked.rng.seed(3)  # an unscorable one is drawn first
+    draw.fill(9.0)
+    assert list(draw.usable) == [true.id]
+    assert draw.refused and {refused.reason for refused in draw.refused} == {"unscorable"}
+    assert draw.liars == set()
 
 
 def test_a_late_group_is_left_to_another_round_one_that_took_too_long_is_refused_and_the_others_are_used() -> None:
-    trial = Round(Slow(), external=4)
+    trial = Round(task=Slow(), external=4)
     texts = {"a": "11", "b": "1.", "c": "1,", "d": "22"}
     sent = {peer: trial.send(peer, at, text, "1") for at, (peer, text) in enumerate(texts.items())}
     spare = trial.send("e", 9, "33", "1")
-    screening = trial.screening()
-    assert screening.draw(list(sent.values()))
-    screening.fill(trial.candidates, trial.own, 0.0)
-    assert {group.peer for group in screening.used} == {"a", "d"}
-    assert screening.refused == [RefusedGroup(sent["b"].id, "b", "unscorable")] and screening.liars == set()
-    assert screening.left_out == {"late": 1}
-    assert trial.judging == [0.0], "once a verdict is late nothing more is drawn"
-    assert spare.id not in screening.usable
+    draw, all_of_them = trial.begun(), trial.offered
+    trial.offered = list(sent.values())
+    draw.prepare()
+    trial.offered = all_of_them
+    draw.fill(0.0)
+    assert {group.peer for group in draw.used} == {"a", "d"}
+    assert draw.refused == [RefusedGroup(sent["b"].id, "b", "unscorable")] and draw.liars == set()
+    assert draw.left_out == {"late": 1}
+    assert spare.id not in trial.was_read, "once a verdict is late nothing more is drawn"
+
+
+def test_a_draw_waits_for_peers_by_the_shortest_of_the_nodes_own_parts_of_late_but_five_seconds_at_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = Round(task=Even(), external=1)
+    now = 0.0
+    monkeypatch.setattr(draw, "time", SimpleNamespace(monotonic=lambda: now, time=lambda: now))
+    draws, waited = trial.begun().draws, []
+    for seconds in (30.0, 7.0, 40.0, 1.0, *[20.0] * OWN_PARTS):
+        draws.note_prepared()
+        now += seconds
+        draws.record_own(1, [])
+        waited.append(draws.patience())
+    assert waited == [30.0, 7.0, 7.0, *[PEERS_S] * OWN_PARTS, 20.0]
 
 
 def test_what_is_drawn_before_generation_is_scored_meanwhile_and_not_drawn_again() -> None:
-    trial = Round(Slow(), external=2)
+    trial = Round(task=Slow(), external=2)
     early = [trial.send("a", number, "11", "1") for number in range(2)]
-    screening = trial.screening()
-    assert screening.draw(trial.candidates)
+    draw = trial.begun()
+    draw.prepare()
     for group in early:  # they are evicted meanwhile, and others of their questions stand in their place
         del trial.groups[group.id]
-    others = [trial.send("b", number, "11", "3") for number in range(2)]
-    screening.fill(others, trial.own, 60.0)
-    assert set(screening.usable) == {group.id for group in early}
-    assert {group.id for group in screening.used} == set(screening.usable)
-    trial = Round(Even(), external=2)
+    trial.offered = []
+    for number in range(2):
+        trial.send("b", number, "11", "3")
+    draw.fill(60.0)
+    assert set(draw.usable) == {group.id for group in early}
+    assert {group.id for group in draw.used} == set(draw.usable)
+    trial = Round(task=Slow(), external=2)
     lie = trial.send("a", 1, "11", "1", lie=True)
-    screening = trial.screening()
-    screening.draw([lie])
-    screening.fill([trial.send("b", 1, "11", "3")], trial.own, 9.0)
-    assert screening.refused == [RefusedGroup(lie.id, "a", "false_reward")] and screening.usable == {}
+    draw = trial.begun()
+    draw.prepare()
+    trial.offered = []
+    trial.send("b", 1, "11", "3")
+    draw.fill(9.0)
+    assert draw.refused == [RefusedGroup(lie.id, "a", "false_reward")] and draw.usable == {}
 
 
 def test_of_a_signer_that_is_revoked_during_generation_nothing_is_used() -> None:
-    trial = Round(Even(), external=2)
+    trial = Round(task=Slow(), external=2)
     out, other = trial.send("out", 1, "11", "1"), trial.send("in", 2, "11", "1")
-    screening = trial.screening()
-    assert screening.draw(trial.candidates)
-    screening.revoked = frozenset({"out"})
-    screening.fill(trial.candidates, trial.own, 9.0)
-    assert set(screening.usable) == {other.id} and out.id not in screening.usable
-    assert {pick.id for pick in screening.picks} == {other.id}
-    assert screening.refused == []
+    draw = trial.begun()
+    draw.prepare()
+    trial.out = {"out"}
+    draw.fill(9.0)
+    assert set(draw.usable) == {other.id} and out.id not in draw.usable
+    assert {pick.id for pick in draw.picks} == {other.id}
+    assert draw.refused == []
 
 
 def test_of_a_signer_that_lies_once_no_group_is_used_though_it_was_found_true_in_the_same_draw_or_before() -> None:
-    trial = Round(Even(), external=3)
+    trial = Round(task=Slow(), external=3)
     for number in range(2):
         trial.send("two-faced", number, "11", "1")
-    screening = trial.screening()
-    screening.draw(trial.candidates)
-    screening.settle(trial.own, 9.0)
-    assert len(screening.usable) == 2
+    draw = trial.filled()
+    assert len(draw.usable) == 2
     trial.send("two-faced", 2, "11", "1", lie=True)
+    draw.prepare()
     honest = [trial.send("honest", 10 + number, "11", "1") for number in range(3)]
-    screening.draw([group for group in trial.candidates if group.peer == "two-faced"])
-    screening.fill(trial.candidates, trial.own, 9.0)
-    assert screening.liars == {"two-faced"}
-    assert set(screening.usable) == {pick.id for pick in screening.picks} == {group.id for group in honest}
+    draw.fill(9.0)
+    assert set(trial.buried) == {group.id for group in trial.offered if group.peer == "two-faced"}
+    assert draw.liars == {"two-faced"}
+    assert set(draw.usable) == {pick.id for pick in draw.picks} == {group.id for group in honest}
 
 
 def test_a_false_question_alone_costs_its_signer_the_groups_that_were_found_true_too() -> None:
-    trial = Round(Even(), external=2)
+    trial = Round(task=Even(), external=2)
     trial.send("two-faced", 1, "11", "1")
-    screening = trial.screening()
-    screening.draw(trial.candidates)
-    screening.settle(trial.own, 9.0)
-    assert len(screening.usable) == 1
+    draw = trial.filled()
+    assert len(draw.usable) == 1
+    trial.offered = []
     false = trial.send("two-faced", 2, "11", "1")
     trial.groups[false.id] = replace(trial.groups[false.id], question="another?")
+    draw.fill(9.0)  # nothing is left to score
+    assert (draw.usable, draw.picks, draw.liars) == ({}, [], {"two-faced"})
     honest = trial.send("honest", 3, "11", "1")
-    screening.fill([false], trial.own, 9.0)  # nothing is left to score
-    assert (screening.usable, screening.picks, screening.liars) == ({}, [], {"two-faced"})
-    screening.fill([honest], trial.own, 9.0)
-    assert set(screening.usable) == {honest.id}
+    draw.fill(9.0)
+    assert set(draw.usable) == {honest.id}
 
 
 @pytest.mark.parametrize(
@@ -394,25 +397,25 @@ def test_a_false_question_alone_costs_its_signer_the_groups_that_were_found_true
 def test_a_late_text_hides_neither_a_lie_nor_one_that_took_too_long(
     texts: tuple[str, ...], lie: bool, reason: str | None
 ) -> None:
-    trial = Round(Slow(), "sapo", external=1)
+    trial = Round(task=Slow(), rule="sapo", external=1)
     group = trial.send("peer", 1, *texts, lie=lie)
-    screening = trial.screening()
-    screening.draw(trial.candidates)
-    screening.fill(trial.candidates, trial.own, 0.0)
-    assert screening.refused == ([RefusedGroup(group.id, "peer", reason)] if reason else [])
-    assert screening.left_out["late"] == (0 if reason else 3) and screening.usable == {}
+    draw = trial.begun()
+    draw.prepare()
+    draw.fill(0.0)
+    assert draw.refused == ([RefusedGroup(group.id, "peer", reason)] if reason else [])
+    assert draw.left_out["late"] == (0 if reason else 3) and draw.usable == {}
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_a_signers_share_of_a_round_holds_over_refills_and_its_refused_groups_count(rule: str) -> None:
-    trial = Round(Even(), rule, external=4, bounds={"max_signer_share": 1.5})
+    trial = Round(task=Even(), rule=rule, external=4, bounds={"max_signer_share": 1.5})
     for number in range(30):
         trial.send("loud", number, "??", "1")  # nobody's fault, again and again
     for peer in range(3):
         trial.send(f"quiet {peer}", 100 + peer, "11", "1")
-    screening = trial.filled()
-    drawn = Counter(refused.sender for refused in screening.refused)
-    drawn.update(group.peer for group in screening.used)
+    draw = trial.filled()
+    drawn = Counter(refused.sender for refused in draw.refused)
+    drawn.update(group.peer for group in draw.used)
     assert drawn == {"loud": 2, "quiet 0": 1, "quiet 1": 1, "quiet 2": 1}
 
 
@@ -422,7 +425,7 @@ def test_a_rule_that_follows_the_door_gives_no_signer_more_than_its_share(
 ) -> None:
     (tmp_path / "newest.py").write_text(NEWEST)
     module, _ = run_file("newest", tmp_path / "newest.py")
-    trial = Round(Even(), module.RULE, external=16, bounds={"max_signer_share": share})
+    trial = Round(task=Even(), rule=module.RULE, external=16, bounds={"max_signer_share": share})
     quiet = [trial.send(f"quiet {number}", number, "11", "1") for number in range(7)]
     loud = [trial.send("loud", 100 + number, "11", "1") for number in range(400)]  # the newest are all its own
     newest_first = [*reversed(loud[-most:]), *reversed(quiet)]
@@ -436,28 +439,26 @@ def test_a_rule_gets_no_more_than_it_is_asked_for_and_nothing_that_it_was_not_of
 
     offered: list[list[str]] = []
     rule = Rule(whole_group, everything, lambda completions: 1.0)
-    trial = Round(Even(), rule, external=4, bounds={"max_signer_share": 1})
+    trial = Round(task=Even(), rule=rule, external=4, bounds={"max_signer_share": 1})
     for number in range(5):
         trial.send(f"{number % 2}", number, "11", "1")
-    screening = trial.screening()
-    assert screening.draw(trial.candidates)
-    screening.settle(trial.own, 9.0)
-    assert Counter(group.peer for group in screening.used) == {"0": 2, "1": 2}
+    draw = trial.filled()
+    assert Counter(group.peer for group in draw.used) == {"0": 2, "1": 2}
     assert offered == [["0", "1", "0", "1", "0"]]
 
 
 def test_a_round_takes_groups_that_are_all_right_once_no_other_is_left() -> None:
-    trial = Round(Even(), external=4)
+    trial = Round(task=Even(), external=4)
     easy = [trial.send("strong", number, "22") for number in range(8)]
     mixed = [trial.send("equal", 100 + number, "22", "1") for number in range(3)]
     usable = set(trial.filled().usable)
     assert len(usable) == 4 and {group.id for group in mixed} < usable < {group.id for group in easy + mixed}
-    trial.own.put(1, [OwnResult("even", None, 2.0, 0.75)])  # it is right itself more often than not
+    trial.own_results.put(1, [OwnResult("even", None, 2.0, 0.75)])  # it is right itself more often than not
     assert set(trial.filled().usable) == {group.id for group in mixed}
 
 
 def test_a_flood_of_easy_groups_takes_no_place_of_others_and_no_more_than_its_signers_share() -> None:
-    trial = Round(Even(), external=8, bounds={"max_signer_share": 1})
+    trial = Round(task=Even(), external=8, bounds={"max_signer_share": 1})
     for number in range(200):
         trial.send("flood", number, "22")
     for peer in range(3):
@@ -467,24 +468,24 @@ def test_a_flood_of_easy_groups_takes_no_place_of_others_and_no_more_than_its_si
 
 
 def test_an_answer_that_gives_away_a_held_out_question_is_left_out_at_no_cost_to_its_signer() -> None:
-    trial = Round(Even(), external=2, quotes=lambda text: "held" in text)
+    trial = Round(task=Even(), external=2, quotes=lambda text: "held" in text)
     giving = trial.send("peer", 1, "held 1", "1")
     other = trial.send("peer", 2, "11", "1")
-    screening = trial.filled()
-    assert set(screening.usable) == {other.id}
-    assert screening.refused == [RefusedGroup(giving.id, "peer", "quotes_held_out")] and not screening.liars
-    assert screening.left_out == {"quotes_held_out": 1}
+    draw = trial.filled()
+    assert set(draw.usable) == {other.id}
+    assert draw.refused == [RefusedGroup(giving.id, "peer", "quotes_held_out")] and not draw.liars
+    assert draw.left_out == {"quotes_held_out": 1}
 
 
 def test_an_easy_group_whose_answer_is_wrong_is_a_lie() -> None:
-    trial = Round(Even(), external=2)
+    trial = Round(task=Even(), external=2)
     false = trial.send("liar", 1, "1", lie=True)
-    screening = trial.filled()
-    assert screening.refused == [RefusedGroup(false.id, "liar", "false_reward")] and not screening.usable
+    draw = trial.filled()
+    assert draw.refused == [RefusedGroup(false.id, "liar", "false_reward")] and not draw.usable
 
 
 def test_a_signers_share_is_not_spent_on_what_the_rule_would_not_take() -> None:
-    trial = Round(Even(), external=2, bounds={"max_signer_share": 1})
+    trial = Round(task=Even(), external=2, bounds={"max_signer_share": 1})
     for number in range(40):
         trial.send("peer", number, "1", "333")
     true = [trial.send("peer", 100 + number, "11", "1") for number in range(2)]
