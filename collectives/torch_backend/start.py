@@ -45,8 +45,8 @@ class Options:
     `listen` is where other ranks dial this one, by default the environment's `GOSSAMER_LISTEN`. Without any that is on
     loopback if all ranks are on this machine, else at the address from which this machine reaches torch's store.
     `secret` is what only the ranks know: 16 random bytes or more, by default the environment's `GOSSAMER_SECRET`.
-    Without any, see above. `timing` says how patient ranks are: one that keeps Python's lock to itself, or is stopped, is lost
-    after `timing.stall` seconds.
+    Without any, see above. `timing` says how patient ranks are: one that keeps Python's lock to itself, or is stopped,
+    is lost after `timing.stall` seconds.
     """
 
     protection: Protection = Protection.AUTHENTICATED
