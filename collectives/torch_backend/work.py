@@ -24,7 +24,7 @@ def untraced(kind: C) -> C:
     for name, method in list(vars(kind).items()):
         is_torchs = not name.startswith("_") or hasattr(kind.__base__, name)
         if isinstance(method, FunctionType) and is_torchs and name != "__init__":
-            setattr(kind, name, torch.compiler.disable(method))
+            setattr(kind, name, torch.compiler.disable(method))  # type: ignore[no-untyped-call]
     return kind
 
 
