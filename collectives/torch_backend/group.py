@@ -394,12 +394,13 @@ class ProcessGroupGossamer(_TorchGroup):
             return over
         with self._lock:
             self._under_way += 1
-            if on_a_thread or getattr(opts, "asyncOp", True) or not self._turn.acquire(blocking=self._under_way == 1):
+            if on_a_thread or getattr(opts, "asyncOp", True) or self._under_way > 1:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="gossamer-torch", daemon=True)
                     self._thread.start()
                 self._waiting.put((over, timed))
                 return over
+            self._turn.acquire()  # it is free, or about to be
         self._take_turn(over, timed)
         return over
 

@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -379,6 +380,23 @@ def test_threads_of_a_rank_may_call_in_one_order(ranks):
             assert all(work.wait() for work in works)
         assert {x[-1].item() for mine in sums for x in mine} == {3.0}
         sums = [[x.fill_(number) for x in mine] for number, mine in enumerate(sums)]
+
+
+def test_a_call_comes_after_those_that_were_made_before_though_no_thread_has_begun_them(ranks):
+    may_begin = threading.Event()
+
+    class Late(SimpleQueue):
+        def get(self):
+            may_begin.wait(TIMEOUT_S)
+            return super().get()
+
+    for rank in ranks:
+        rank._waiting = Late()
+    first = [rank.allreduce([torch.ones(1)], None) for rank in ranks]
+    then = together(*(lambda r=r: r.barrier(options()) for r in ranks))
+    assert not any(work.is_completed() for work in then)
+    may_begin.set()
+    assert all(work.wait() for work in (*first, *then))
 
 
 def test_blocks_of_a_reduce_scatter_may_be_of_any_lengths(ranks):
