@@ -1,11 +1,16 @@
-"""Programs that end in different ways: `python -m tests.torch_ends PROGRAM [STORE]` is one rank, as torchrun starts it.
+"""Programs that end in different ways: `python -m tests.torch_ends PROGRAM` is one rank, as torchrun starts it.
 
 `python -m tests.torch_ends PROGRAM RANKS TIMES [RESTARTS]` is torchrun for programs that start in a moment: it starts
 them from a process that has torch. It prints how many of the runs ended without an error.
+
+`python -m tests.torch_ends` does what `Starter` asks it for: programs without an agent, each rank an interpreter that
+comes to its own end.
 """
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -66,9 +71,22 @@ def fails_before_others_call():
     _work()
     if dist.get_rank() == 1:
         raise ValueError("rank 1 fails")
-    comm = dist.distributed_c10d._get_default_group().comm
-    wait_until(lambda: comm.world_size < dist.get_world_size(), TIMEOUT_S, "rank 1 to be left out")
-    dist.barrier()
+    _call_without_1()
+
+
+def exits_with_3():
+    """Give up at rank 1, as a script does that prints an error. The others are busy until it is gone."""
+    _exit_at_1(lambda: sys.exit(3))
+
+
+def raises_a_status():
+    """Do so with the error as the status."""
+    _exit_at_1(lambda: sys.exit("there is no data"))
+
+
+def exits_with_0():
+    """Do so as if all was well."""
+    _exit_at_1(sys.exit)
 
 
 def ends_early():
@@ -80,12 +98,11 @@ def ends_early():
 
 
 def is_killed():
-    """Kill rank 1 when all others have ended, which wait for it."""
+    """Kill rank 1 when nobody needs it any more, and rank 0 has ended."""
     _work()
     dist.barrier()
     if dist.get_rank() == 1:
-        plane = dist.distributed_c10d._get_default_group().comm.data_plane
-        plane.wait_finished(time.monotonic() + TIMEOUT_S)
+        wait_until(lambda: _world().comm.data_plane.has_finished(_world().members[0]), TIMEOUT_S, "rank 0 to end")
         os.kill(os.getpid(), signal.SIGKILL)
     dist.destroy_process_group()
 
@@ -112,6 +129,9 @@ PROGRAMS = {
         fails,
         fails_without_destroy,
         fails_before_others_call,
+        exits_with_3,
+        raises_a_status,
+        exits_with_0,
         ends_early,
         is_killed,
         fails_at_its_start,
@@ -124,6 +144,22 @@ def _work():
     x = torch.ones(4)
     dist.all_reduce(x)
     assert x[0] == dist.get_world_size()
+
+
+def _world():
+    return dist.distributed_c10d._get_default_group()
+
+
+def _exit_at_1(leave):
+    _work()
+    if dist.get_rank() == 1:
+        leave()
+    _call_without_1()
+
+
+def _call_without_1():
+    wait_until(lambda: _world().members[1] not in _world().comm.members, TIMEOUT_S, "rank 1 to be gone")
+    dist.barrier()
 
 
 def _is_first_attempt():
@@ -145,8 +181,59 @@ def be_a_rank(program, store="env://"):
     PROGRAMS[program]()
 
 
-def main(program, *arguments):
+class Starter:
+    """Runs programs at all ranks, forked from one process that has torch."""
+
+    def __init__(self):
+        command = [sys.executable, "-W", "ignore", "-m", "tests.torch_ends"]
+        environment = os.environ | {"GOSSAMER_SECRET": "of this test"}  # else a line says so
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, program, size, folder):
+        """Return how each rank ended, and what it said."""
+        self._process.stdin.write(json.dumps([program, size, str(folder)]) + "\n")
+        self._process.stdin.flush()
+        statuses = json.loads(self._process.stdout.readline())
+        return statuses, [(folder / f"said{rank}").read_text() for rank in range(size)]
+
+    def stop(self):
+        self._process.communicate(timeout=TIMEOUT_S)
+
+
+def start_ranks(asked):
+    """Run what a `Starter` asks for. Return in the processes of ranks: their program, and torch's store."""
+    for line in asked:
+        program, size, folder = json.loads(line)
+        ranks = []
+        for rank in range(size):
+            if not (process := os.fork()):
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
+                os.dup2(os.open(f"{folder}/said{rank}", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+                return program, f"file://{folder}/store"
+            ranks.append(process)
+        until, statuses = time.monotonic() + 2 * TIMEOUT_S, {}
+        while len(statuses) < size:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended:
+                statuses[ended] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                for process in set(ranks) - statuses.keys():
+                    os.kill(process, signal.SIGABRT)
+            else:
+                time.sleep(0.01)
+        print(json.dumps([statuses[process] for process in ranks]), flush=True)
+    return None
+
+
+def main(*arguments):
     """See above."""
+    if not arguments:
+        arguments = start_ranks(sys.stdin)
+    if arguments is None:
+        return
+    program, *arguments = arguments
     if len(arguments) < 2:
         be_a_rank(program, *arguments)
         return

@@ -248,6 +248,9 @@ class Arrivals(Protocol):
     def finished(self, source: NodeId, pieces: int) -> None:
         """A FIN came: the member has sent so many pieces of data, and sends nothing more."""
 
+    def taken(self, source: NodeId) -> None:
+        """The member has all that it was sent before a FIN."""
+
 
 class Stream:
     """Runs until either end closes, then calls `on_end` once, from one of its threads."""
@@ -330,6 +333,9 @@ class Stream:
             if kind is PieceKind.FIN:
                 self.has_brought_fin = True
                 self._arrivals.finished(self.member, piece.total)
+                continue
+            if kind is PieceKind.TAKEN:
+                self._arrivals.taken(self.member)
                 continue
             if kind is PieceKind.HELD:
                 self._arrivals.held_back(self.member)

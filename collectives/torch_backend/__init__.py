@@ -22,11 +22,11 @@ that it calls run there and then, before those that are queued: so it may wait f
 Sends and receives are begun where they are called. A receive from any source is begun by whoever waits for it, after
 those with its tag that were called before.
 
-**The end.** A rank that has nothing more to do may have sent something that another one has yet to take. So
-`destroy_process_group`, or else the end of the program, waits until all ranks have come to their end or are lost. The
-wait lasts at most the group's `timeout`. A rank says when it has come to its end, and an operation that would need it
-later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give. A process that is
-forked from a rank, such as a loader of data, is none: it waits for nobody, and its parent's group goes on.
+**The end.** `destroy_process_group`, or else the end of the program, waits until the other ranks have what this one has
+sent, each in its window for what is not yet asked for; at most the group's `timeout`. Then it leaves, and the others go
+on. An operation that would need it later fails at once. A rank that ends by an exception waits for nobody: it owes what
+it cannot give. A process that is forked from a rank, such as a loader of data, is none: it waits for nobody, and its
+parent's group goes on.
 
 **Who may be a rank.** Ranks put the ids of fresh keys into torch's store, and only whoever proves to have one of these
 keys is let in. So what a stranger reads in the store is of no use to it. It can write there, too: until the ranks have

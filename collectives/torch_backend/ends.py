@@ -1,4 +1,4 @@
-"""How a world that never changes ends: with its program, and after what the other ranks have yet to take."""
+"""How a world that never changes ends: with its program, once the other ranks have what was sent to them."""
 
 import atexit
 import os
@@ -15,7 +15,7 @@ from protocol.identity import NodeId
 
 log = Log()
 
-QUIET_S = 10.0  # of waiting for the other ranks' end, before the log says whom this one waits for
+QUIET_S = 10.0  # of waiting for other ranks, before the log says for whom
 
 
 class World(Protocol):
@@ -47,12 +47,12 @@ def is_failing() -> bool:
     return error is not None and not (isinstance(error, SystemExit) and not error.code)
 
 
-def wait_for_other_ends(plane: DataPlane, members: Sequence[NodeId], timeout: float) -> None:
-    """Say that this rank has nothing more to do, and wait until that is so of all others."""
+def wait_until_taken(plane: DataPlane, members: Sequence[NodeId], timeout: float) -> None:
+    """Say that this rank has nothing more to do, and wait until all others have what it has sent."""
     until = time.monotonic() + timeout
     plane.finish()
-    late = plane.wait_finished(min(until, time.monotonic() + QUIET_S))
+    late = plane.wait_taken(min(until, time.monotonic() + QUIET_S))
     if late:
         ranks = sorted(members.index(member) for member in late)
-        log.info("this rank has ended, and waits for others", ranks=ranks, at_most_s=timeout)
-        plane.wait_finished(until)
+        log.info("this rank has ended; others have yet to take what it sent", ranks=ranks, at_most_s=timeout)
+        plane.wait_taken(until)

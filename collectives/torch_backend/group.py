@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from queue import SimpleQueue
@@ -26,7 +26,7 @@ from collectives.reduce.kernels import Reduction, Scratch, add_up, combine, desc
 from collectives.reduce.staging import Staged, copies_of, queued
 from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
 from collectives.threads import join_all
-from collectives.torch_backend.ends import is_failing, wait_for_other_ends, worlds
+from collectives.torch_backend.ends import is_failing, wait_until_taken, worlds
 from collectives.torch_backend.work import Work, seconds_of, threads, untraced
 from collectives.types import Codec, Op
 from protocol.identity import NodeId
@@ -92,6 +92,8 @@ class ProcessGroupGossamer(_TorchGroup):
         self._room_calls = 0
         self._is_shut = False
         self._process = os.getpid()
+        if turn == MEETING:
+            comm.data_plane.outlive_views()
         # Calls off all that follows: a rank that finds the group broken ends this one.
         self._all = comm.data_plane.open(self._op("all"), self._ids, math.inf, self._called_off)
 
@@ -485,11 +487,16 @@ class ProcessGroupGossamer(_TorchGroup):
     # --- when it breaks ------------------------------------------------------------------------
 
     def _check(self) -> None:
-        view = self.comm.view
-        if self.broken is None and (view is None or view.mark != self.mark):
-            gone = [f"member {member}" for member in self.members if view is not None and member not in view.members]
-            lost = f" without {', '.join(gone)}" if gone else ""
-            self._break(Aborted(f"the group goes on{lost}: its members have to meet again"))
+        if self.broken is None and self.turn == MEETING:
+            lost = self.comm.data_plane.lost(self._ids)
+            if lost:
+                self._break(Aborted(f"the connection with {_names(lost)} is lost"))
+        elif self.broken is None:
+            view = self.comm.view
+            if view is None or view.mark != self.mark:
+                lost = self._ids - view.ids if view is not None else frozenset()
+                without = f" without {_names(lost)}" if lost else ""
+                self._break(Aborted(f"the group goes on{without}: its members have to meet again"))
         if self.broken is not None:
             raise self.broken
 
@@ -519,7 +526,7 @@ class ProcessGroupGossamer(_TorchGroup):
         return self.broken
 
     def shutdown(self) -> None:
-        """End the group in order: carry out what was called, and leave a world that is fixed once all ranks have ended.
+        """End the group in order: carry out what was called, and leave a fixed world once all ranks have what was sent.
 
         torch calls it in `destroy_process_group`. Where an exception is on its way, nothing is waited for.
         """
@@ -541,7 +548,7 @@ class ProcessGroupGossamer(_TorchGroup):
             if in_order and self._thread is not None and self._thread is not threading.current_thread():
                 self._thread.join()  # each of its operations has a time-out
             if in_order and self.broken is None and self in worlds:
-                wait_for_other_ends(self.comm.data_plane, self.members, self._timeout)
+                wait_until_taken(self.comm.data_plane, self.members, self._timeout)
         finally:
             self._release()
             with self._lock:
@@ -781,6 +788,10 @@ class ProcessGroupGossamer(_TorchGroup):
         result = torch.empty_like(mine)
         finish(op, work, float(len(self.members)), result)
         return _as_before(result, example)
+
+
+def _names(members: Collection[NodeId]) -> str:
+    return ", ".join(f"member {member}" for member in sorted(members))
 
 
 @lru_cache(maxsize=1024)
