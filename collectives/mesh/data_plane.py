@@ -236,12 +236,12 @@ class DataPlane:
                     lane.grant(key)
 
     def has_ways_to(self, members: Set[NodeId]) -> bool:
-        """Tell whether all of these are in the view, with no connection lost since."""
+        """Tell whether all of these are in the view, with no connection lost since, or were and have finished."""
         with self._lock:
-            return members - {self._own} <= self._lanes.keys()
+            return members - {self._own} <= self._lanes.keys() | self._gone
 
     def outlive_views(self) -> None:
-        """From now on no member joins. Operations go on whoever leaves the view, if they need nothing more of it."""
+        """Let operations go on whoever leaves the view, if they need nothing more of it: no member comes twice."""
         with self._lock:
             self._outlives_views = True
 
@@ -534,7 +534,7 @@ class DataPlane:
             if lane is None or lane.streams.pop(stream, None) is None or lane.is_finished:
                 return
             lane.has_lost = True
-            if self._outlives_views:
+            if self._outlives_views and (lane.arrived or lane.outbox.has_sent):
                 self._lost.add(stream.member)
             lane.outbox.renew()
             if lane.finishes():

@@ -206,6 +206,11 @@ class SendQueue:
         """Whether anything urgent has yet to be taken."""
         return bool(self._urgent)
 
+    @property
+    def has_sent(self) -> bool:
+        """Whether any data was taken."""
+        return self._taken > 0
+
     def renew(self) -> None:
         """All room is free again, as far as is known: a stream broke, and what was on it needs none."""
         self.credit(MAX_HELD_PIECES, MAX_HELD_BYTES)

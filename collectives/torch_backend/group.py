@@ -70,7 +70,7 @@ class ProcessGroupGossamer(_TorchGroup):
         self.turn = turn
         super().__init__(self.members.index(comm.node_id), len(members))
         self.broken: BackendError | None = None
-        view = comm.view
+        view = comm.view if turn != MEETING else None  # others may see a later one, which some have left
         self.mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
         self._name = name
         self._timeout = self._time_left = timeout  # of the operations; of the collective that is under way

@@ -138,6 +138,7 @@ def meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> 
         timing=options.timing,
     )
     try:
+        comm.data_plane.outlive_views()  # before any rank may have left again
         if rank == 0:
             store.set(f"{world}/address", comm.address)
         comm.wait_for(size, max(0.0, until - time.monotonic()))

@@ -1,5 +1,6 @@
 """How ranks meet by way of torch's store, and what a stranger who reaches that store can do: nothing, or too little."""
 
+import threading
 from datetime import timedelta
 from itertools import cycle
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from collectives import Communicator
 from collectives.errors import BadArgument, CollectiveError, DeadlineExceeded
 from collectives.torch_backend import LISTEN, SECRET, Options
+from collectives.torch_backend.ends import worlds
 from collectives.torch_backend.group import MEETING, ProcessGroupGossamer
 from collectives.torch_backend.start import FOUNDER, meet
 from protocol.identity import Identity
@@ -103,6 +105,29 @@ def test_world_after_world_is_made_over_one_store_however_far_apart_the_ranks_ar
         assert all((x == 2).all() for x in reduce(met))
         leave(met)
     assert len(deletes) == 3 * 4
+
+
+def test_a_rank_that_is_late_at_its_start_gets_what_one_sent_that_has_ended_by_then(stores):
+    has_left = threading.Event()
+    stores[1].delete_key = lambda _: has_left.wait(TIMEOUT_S)  # which a rank does when all have met
+
+    def be_early():
+        comm, members = meet(stores[0], 0, 2, Options(), TIMEOUT_S)
+        rank = ProcessGroupGossamer(comm, "0", members, MEETING, TIMEOUT_S)
+        worlds.add(rank)
+        rank.send([torch.full((3,), 7.0)], 1, 0)
+        rank.shutdown()
+        has_left.set()
+
+    def be_late():
+        comm, members = meet(stores[1], 1, 2, Options(), TIMEOUT_S)
+        wait_until(lambda: comm.world_size == 1, TIMEOUT_S, "rank 0 to be gone")
+        rank = ProcessGroupGossamer(comm, "0", members, MEETING, TIMEOUT_S)
+        rank.recv([got := torch.zeros(3)], 0, 0).wait()
+        comm.leave()
+        return got.tolist()
+
+    assert together(be_early, be_late) == [None, [7.0] * 3]
 
 
 @pytest.mark.parametrize("came", [(0,), (1,), (0, 1)], ids=["only rank 0", "only rank 1", "both"])
