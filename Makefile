@@ -92,7 +92,7 @@ soak: $(STAMP) ## eight nodes and a relay under churn and heavy traffic for MINU
 	@$(BIN)/python -m tests.soak.run --minutes $${MINUTES:-60} $(ARGS)
 
 experiment: $(NODE) ## does sharing pay at equal compute? alone, the paper's rule, self-replay, the default; hours (ARGS=... is passed on)
-	@$(BIN)/gossamer lab run examples/rules.toml --results docs/results $(ARGS)
+	@$(BIN)/gossamer lab run examples/worth.toml --results docs/results $(ARGS)
 
 lint: $(STAMP) ## ruff, its formatter in check mode, hadolint on the Dockerfile, and the compose file by Compose's schema
 	@$(BIN)/ruff check .

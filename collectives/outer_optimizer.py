@@ -83,6 +83,10 @@ class Outer:
         usual_lr, usual_momentum = _ONE_LATE if late else _AT_ONCE
         return cls(usual_lr if lr is None else lr, usual_momentum if momentum is None else momentum, **others)
 
+    def momentum_of(self, outer: torch.Tensor) -> torch.Tensor:
+        """Return the momentum of a group that has yet to step; empty where steps have none."""
+        return torch.zeros_like(outer) if self.momentum else outer.new_empty(0)
+
     def __post_init__(self) -> None:
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.timeout > 0 and self.patience > 0):
             raise BadArgument(f"{self}: lr, timeout and patience must be positive, momentum in [0, 1)")
@@ -106,7 +110,13 @@ class OuterStep:
 
 
 def nesterov(outer: torch.Tensor, momentum: torch.Tensor, gradient: torch.Tensor, lr: float, mu: float) -> None:
-    """Take an outer step: `outer` and `momentum` (1-D, on the CPU, of one type) are changed in place."""
+    """Take an outer step: `outer` and `momentum` (1-D, on the CPU, of one type) are changed in place.
+
+    With `mu` 0 the momentum is neither read nor written, and may be empty.
+    """
+    if mu == 0:
+        outer.sub_(gradient.mul(lr))
+        return
     momentum.mul_(mu).add_(gradient)
     outer.sub_(momentum.mul(mu).add_(gradient).mul_(lr))
 
@@ -160,8 +170,8 @@ class OuterRounds:
         self._feedback = Feedback() if settings.error_feedback else None
         self.replacements = 0  # how often the group's state has replaced this member's
         self.outer = outer.clone()
-        self.momentum = torch.zeros_like(outer)
-        self.state = SharedState({"outer": self.outer, "momentum": self.momentum})
+        self.momentum = settings.momentum_of(outer)
+        self.state = SharedState({"outer": self.outer} | ({"momentum": self.momentum} if settings.momentum else {}))
 
     @property
     def revision(self) -> int:

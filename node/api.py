@@ -100,7 +100,7 @@ class Node:
         self._swarm = swarm
         self._allow_tasks = allow_tasks
         self._functions: dict[str, Callable[..., Any]] = {}
-        self._kept: dict[str, Iterable[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
+        self._kept: dict[str, list[Mapping[str, Any]]] = {}  # rows to be written into the folder, by file
         tables = [task_config(task) if isinstance(task, str) else dict(task) for task in tasks]
         if (data is None) != (not rewards and environment is None):
             raise UserError("rewards and data go together, as environment and data do: give both, or tasks alone")
@@ -144,7 +144,7 @@ class Node:
         if isinstance(rows, str | Path):
             return str(rows)
         path = (self.folder / (ROWS_FILE if key == "path" else TEST_FILE)).absolute()
-        self._kept[str(path)] = rows
+        self._kept[str(path)] = list(rows)
         return str(path)
 
     def _settled(self, rounds: int | None) -> NodeConfig:
@@ -242,7 +242,7 @@ class Node:
     @property
     def round(self) -> int:
         """How many rounds are done, as far as the metrics say."""
-        return max((row["round"] for row in self.metrics), default=0)
+        return _rounds_done(self.folder)
 
     @property
     def metrics(self) -> list[Row]:
@@ -405,6 +405,8 @@ class Swarm:
             UserError: the run failed; the text is its last line.
         """
         like = self._like
+        folders = [self.out / "nodes" / f"n{index}" for index in range(self._count)]
+        told = {folder: _rounds_done(folder) for folder in folders}
         if like._kept:
             make_folder(self._rows)
         like._keep_rows()
@@ -423,26 +425,34 @@ class Swarm:
                 child = subprocess.Popen(
                     command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path}
                 )
-                self._follow(child, callbacks)
+                self._follow(child, told, callbacks)
                 output.seek(0)
                 lines = output.read().splitlines()
         if child.returncode:
             raise UserError(lines[-1].removeprefix("error: ") if lines else f"the run ended with {child.returncode}")
         return self.nodes
 
-    def _follow(self, child: "subprocess.Popen[bytes]", callbacks: Sequence[Callable[[str, Row], object]]) -> None:
-        """Wait for the run's end, and tell of rounds meanwhile; Ctrl-C reaches the run, which ends in order."""
-        tails = {
-            f"n{index}": MetricsTail(self.out / "nodes" / f"n{index}" / "metrics.jsonl") for index in range(self._count)
-        }
+    def _follow(
+        self,
+        child: "subprocess.Popen[bytes]",
+        told: dict[Path, int],
+        callbacks: Sequence[Callable[[str, Row], object]],
+    ) -> None:
+        """Wait for the run's end, and tell of the rounds after those that were `told` of, of each once.
+
+        Ctrl-C reaches the run, which ends in order.
+        """
+        tails = {folder: MetricsTail(folder / "metrics.jsonl") for folder in told}
         is_over = False
         while not is_over:
             try:
                 is_over = child.poll() is not None
-                for name, tail in tails.items():
+                for folder, tail in tails.items():
                     for row in tail.poll():
-                        for callback in callbacks:
-                            callback(name, row)
+                        if row["round"] > told[folder]:
+                            told[folder] = row["round"]
+                            for callback in callbacks:
+                                callback(folder.name, row)
                 if not is_over:
                     time.sleep(POLL_S)
             except KeyboardInterrupt:
@@ -454,6 +464,10 @@ class Swarm:
     def nodes(self) -> "list[Node]":
         """The nodes of the run, by their folders."""
         return [Node(folder=self.out / "nodes" / f"n{index}") for index in range(self._count)]
+
+
+def _rounds_done(folder: Path) -> int:
+    return max((row["round"] for row in read_with_older(folder / "metrics.jsonl")), default=0)
 
 
 def spec_of(function: Callable[..., Any]) -> str | None:
@@ -486,8 +500,10 @@ def _as_callbacks(callbacks: Sequence[Any], folder: Path) -> list[Any]:
 
         def __init__(self, function: AfterRound) -> None:
             self._function = function
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: object) -> None:
             self._tail = MetricsTail(folder / "metrics.jsonl")
-            self._tail.poll()
+            self._tail.poll()  # rounds that were told of before
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: object) -> Any:
             for row in self._tail.poll():

@@ -418,8 +418,17 @@ def _write_over(out: Path, write: Callable[[Path], object], stale: Sequence[str]
 
 def _tokenizer(model: str) -> str | None:
     """Return the file by which functions count the policy's own tokens; of the built-in one they are characters."""
+    if model == "builtin":
+        return None
     file = Path(model) / "tokenizer.json"
-    return str(file.absolute()) if file.is_file() else None
+    if Path(model).is_dir():
+        return str(file.absolute()) if file.is_file() else None
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(model, file.name)  # the model hub's
+    except OSError:
+        return None
 
 
 def _functions(reward_funcs: Any) -> list[Any]:

@@ -426,8 +426,11 @@ class Host:
 
     @property
     def refusal(self) -> str:
-        """Why a peer last did not admit us, in a word; empty if none refused."""
-        return self._core.membership.refusals.latest if self._core else ""
+        """Why a peer did not admit us, since one last did; empty if none refused."""
+        if self._core is None:
+            return ""
+        refusals = self._core.membership.refusals
+        return refusals.latest or (f"{refusals.full} is full" if refusals.full else "")
 
     @property
     def twin(self) -> str:

@@ -73,8 +73,8 @@ class Refusals:
 
     def __init__(self, now: Instant) -> None:
         self.counts: Counter[str] = Counter()  # of those that we did not admit, by reason
-        self.latest = ""  # why somebody last did not admit us
-        self.full = ""  # who last said that it has no room for us
+        self.latest = ""  # why somebody last did not admit us, since a peer did
+        self.full = ""  # who last said that it has no room for us, since a peer had
         self._said: Recent[tuple[Case, str, str], float] = Recent(MAX_SAID)
         self._lines = TokenBucket(LINES_PER_SECOND, LINES_BURST, now.steady)
         self._waiting: list[Refusal] = []
@@ -93,6 +93,10 @@ class Refusals:
         """Note that `who` does not admit us."""
         self.latest = reason
         self._note(Case.BY_THEM, who, reason, now)
+
+    def admitted(self) -> None:
+        """Note that a peer admitted us."""
+        self.latest = self.full = ""
 
     def take(self) -> list[Refusal]:
         """Return the refusals to log, each once."""

@@ -10,7 +10,7 @@ from node.errors import UserError
 
 app = typer.Typer(help="Run experiments, and compare two runs.", rich_markup_mode=None)
 
-Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/rules.toml.")]
+Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/worth.toml.")]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -71,12 +71,12 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer lab run examples/rules.toml
-      gossamer lab run examples/rules.toml --dry-run
-      gossamer lab run examples/rules.toml --done --results docs/results
-      gossamer lab run examples/rules.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
-      gossamer lab run examples/rules.toml --known docs/results/rules.json --arm 8/0 --set seeds=6
-      gossamer lab run examples/rules.toml --on ray=head.example:6379
+      gossamer lab run examples/worth.toml
+      gossamer lab run examples/worth.toml --dry-run
+      gossamer lab run examples/worth.toml --done --results docs/results
+      gossamer lab run examples/worth.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
+      gossamer lab run examples/worth.toml --known docs/results/worth.json --arm 8/0 --set seeds=6
+      gossamer lab run examples/worth.toml --on ray=head.example:6379
     """
     from node.lab.figures import tabulate
     from node.lab.plan import read_lab
@@ -143,43 +143,11 @@ def attack(
 
 
 @app.command()
-def price(
-    file: Annotated[Path, typer.Argument(metavar="JSON", help="JSON of an experiment, e.g. docs/results/rules.json.")],
-    cost: Annotated[
-        list[float] | None,
-        typer.Option("--cost", min=0, help="Tokens of compute that a round costs; may be repeated.  [default: 0]"),
-    ] = None,
-    arm: Arms = None,
-    base: Bases = None,
-    debug: Debug = False,
-) -> None:
-    """Compare arms at an extra cost for each round.
-
-    Compute counts tokens. A round also has costs that do not depend on its tokens: an update of all weights, a draw,
-    traffic. Arms with many small rounds pay them more often. A line of the table is for one such cost of a round. It
-    has each arm's mean reward up to the same total cost.
-
-    \b
-    Example:
-      gossamer lab price docs/results/rules.json --cost 0 --cost 100 --arm 8/0 --arm 2/16
-    """
-    from node.lab.results import read_known
-    from node.lab.tables import price as table_of
-
-    found = [
-        result for result in read_known(file)[1] if (not arm or result.arm in arm) and (not base or result.base in base)
-    ]
-    if not found:
-        raise UserError(f"{file} has no run of these arms on these bases")
-    print(table_of(found, cost or [0.0]), end="")
-
-
-@app.command()
 def compare(a: Side, b: Side, debug: Debug = False) -> None:
     """Compare two runs, or two arms over their common seeds.
 
-    Compute is tokens generated, scored or read as prompts, plus three times those trained on. Groups and KiB are for a
-    round. The last row is A's compute until its best reward, divided by B's until the same reward.
+    Compute is tokens generated, scored or read as prompts, plus three times those trained on. Groups are for a round,
+    bytes for the whole run.
 
     \b
     Example:

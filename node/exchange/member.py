@@ -400,7 +400,7 @@ class Exchange:
     def _open(self, settings: Mapping[str, Any], invite: str | None, allow_tasks: Sequence[str]) -> _OpenFolder:
         config = _settled(self.folder, settings, invite)
         if invite is not None:
-            config = joining.join(Invite.parse(invite.strip()), config, self.folder, allow_tasks)
+            config = joining.join(Invite.parse(invite), config, self.folder, allow_tasks)
         with full_disk_is_clear(self.folder), ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
             stack.enter_context(first_start(config, self.folder))

@@ -3,8 +3,8 @@
 An exchange begins when all members that are there have given their weights, as a real one's collective calls wait for
 the slowest. It costs no time, and its result is there from the next of the lockstep's rounds on, `delay` rounds later
 for an arm with a delay. So a node always trains for a round meanwhile, and takes the result up at the end of a round of
-its own, as a real one does. A member that is away has left the group, and what it had given is lost. When it is back it
-joins anew, as after a restart: its first exchange gives it the group's weights and contributes nothing.
+its own, as a real one does. A member that is away has left the group, and what it had given is lost. When it is back,
+its first exchange gives it the group's weights and contributes nothing, if the group has gone on.
 
 Bytes are those of the payload among owners: each member sends and receives 2 (n - 1) / n times the weights.
 
@@ -219,8 +219,7 @@ class LockstepWeights(AveragedWeights):
             self.leave()
 
     def back(self) -> None:
-        """Join anew."""
-        self._member = self.member(self._place)
+        """Join, or come back: the group's weights are taken up, where it has gone on."""
         self._group.present.add(self._index)
         super().begin()
 

@@ -35,11 +35,10 @@
 
     [arms.mixed.parts.small]       # an arm of different nodes: so many for each part, in the order of the file, with
     nodes = 4                      # settings over the arm's
-    baseline = "8/0"               # what this part is compared with; default: the file's
 
     [arms.mixed.parts.large]
     nodes = 4
-    settings.policy.model = "examples/bases/middling-64"
+    settings.policy.model = "examples/bases/dense"
 
     [arms.uneven.parts.slow]       # under "memory": these take four rounds of the fastest for each of theirs,
     nodes = 2
@@ -146,7 +145,6 @@ class PartConfig(Section):
 
     note: str = ""
     nodes: int = Field(ge=1, le=1024)
-    baseline: str = Field("", description="arm that these nodes are compared with; default: the file's")
     budget: float = Field(1, gt=0, le=1024, description="of a node, times that of the arm")
     pace: int = Field(1, ge=1, le=1024, description="rounds of the fastest for each of theirs; of the runner 'memory'")
     begins: float = Field(
@@ -217,12 +215,11 @@ class LabConfig(Section):
 
 
 class RunPart(NamedTuple):
-    """Nodes of a run that are alike: how many, with which settings, and the arm that they are compared with."""
+    """Nodes of a run that are alike: how many, and with which settings."""
 
     name: str
     nodes: int
     settings: Mapping[str, Any]
-    baseline: str = ""
     pace: int = 1
     begins: float = 0
     leaves: bool = False
@@ -338,7 +335,7 @@ def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
         if part.budget != 1:
             of_part = merge(settings, {"budget": _times(part.budget, settings.get("budget"), f"{arm}: {name}")})
         merged = merge(of_part, part.settings)
-        parts[name] = part.model_copy(update={"note": "", "baseline": "", "budget": 1, "settings": merged})
+        parts[name] = part.model_copy(update={"note": "", "budget": 1, "settings": merged})
     nodes = sum(part.nodes for part in parts.values()) or chosen.nodes or config.nodes
     given = {"note": "", "nodes": nodes, "budget": 1, "preset": "", "settings": settings, "parts": parts}
     return chosen.model_copy(update=given)
@@ -441,9 +438,9 @@ def _seeds(path: Path, config: LabConfig) -> list[int]:
 
 
 def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
-    chosen, given = config.arms[arm], as_given(config, base, arm)
+    given = as_given(config, base, arm)
     parts = tuple(
-        RunPart(name, part.nodes, part.settings, chosen.parts[name].baseline, part.pace, part.begins, part.leaves)
+        RunPart(name, part.nodes, part.settings, part.pace, part.begins, part.leaves)
         for name, part in given.parts.items()
     )
     nodes = given.nodes or config.nodes
@@ -518,11 +515,6 @@ def _check_parts(config: LabConfig, run: Run, parsed: Sequence[NodeConfig]) -> N
     for part in run.parts:
         if not part.name[:1].isalnum():
             raise UserError(f"{name}: part {part.name!r} wants a name that begins with a letter or a digit")
-        if part.baseline and part.baseline not in config.arms:
-            raise UserError(
-                f"{name}, part {part.name!r}: there is no arm {part.baseline!r}: "
-                f"there is {', '.join(map(repr, config.arms))}"
-            )
     if config.runner == "memory":
         first = parsed[0]
         if any(node.sampling.completions != first.sampling.completions for node in parsed):

@@ -1,21 +1,16 @@
 """The plots of an experiment.
 
-Held-out accuracy, if it was measured: at the end, an arm a row, and over compute, if it was measured on the way. Else
-reward over rounds and over compute: an arm a line, the range of its seeds a band.
+Held-out accuracy, if it was measured: at the end, an arm a row, and over compute, if it was measured on the way.
 """
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from node.lab.results import RunResult
-from node.lab.statistics import WINDOW, estimate, smooth
+from node.lab.statistics import estimate
 from node.lab.worth import mean_curve, pairs_at_equal_compute
 
-POINTS = 200  # of a line over compute
 MARKERS = "osD^v<>P"  # in turn, so that ten colours tell more than ten arms apart
 ENDS = 2  # points that every curve of accuracy has
 
@@ -25,20 +20,18 @@ def plot(results: Sequence[RunResult], folder: Path, name: str, central: str = "
 
     Curves are of arms that spent as much as the arm `central`, all nodes together; of all arms where there is none.
     """
-    if any(result.accuracy is not None for result in results):
-        plot_accuracy(results, folder / f"{name}.svg")
-        curved = [
-            result
-            for result in results
-            if len(result.curve) > ENDS and (not central or _is_beside(result, results, central))
-        ]
-        if not curved:
-            return [f"{name}.svg"]
-        plot_curves(curved, folder / f"{name}-curves.svg")
-        return [f"{name}.svg", f"{name}-curves.svg"]
-    plot_rounds(results, folder / f"{name}.svg")
-    plot_compute(results, folder / f"{name}-compute.svg")
-    return [f"{name}.svg", f"{name}-compute.svg"]
+    if all(result.accuracy is None for result in results):
+        return []
+    plot_accuracy(results, folder / f"{name}.svg")
+    curved = [
+        result
+        for result in results
+        if len(result.curve) > ENDS and (not central or _is_beside(result, results, central))
+    ]
+    if not curved:
+        return [f"{name}.svg"]
+    plot_curves(curved, folder / f"{name}-curves.svg")
+    return [f"{name}.svg", f"{name}-curves.svg"]
 
 
 def _is_beside(result: RunResult, results: Sequence[RunResult], central: str) -> bool:
@@ -123,57 +116,3 @@ def plot_curves(results: Sequence[RunResult], path: Path) -> None:
         figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
         figure.savefig(path, metadata={"Date": None})
         pyplot.close(figure)
-
-
-def plot_rounds(results: Sequence[RunResult], path: Path) -> None:
-    """Draw smoothed reward over rounds, a panel for each base."""
-    _plot(results, path, "round", lambda runs: [list(range(1, min(run.rounds for run in runs) + 1)) for _ in runs])
-
-
-def plot_compute(results: Sequence[RunResult], path: Path) -> None:
-    """Draw smoothed reward over what a node spent: see `node.training.budget`."""
-    _plot(results, path, "compute of a node, tokens", lambda runs: [run.spent for run in runs])
-
-
-def _plot(
-    results: Sequence[RunResult],
-    path: Path,
-    label: str,
-    places: Callable[[Sequence[RunResult]], Sequence[Sequence[float]]],
-) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    bases = list(dict.fromkeys(result.base for result in results))
-    with mpl.rc_context({"svg.hashsalt": "gossamer"}):
-        figure, panels = pyplot.subplots(
-            1, len(bases), figsize=(8 if len(bases) == 1 else 5 * len(bases), 4.6), layout="constrained", squeeze=False
-        )
-        for axes, base in zip(panels[0], bases, strict=True):
-            for arm in dict.fromkeys(result.name for result in results if result.base == base):
-                runs = [result for result in results if (result.base, result.name) == (base, arm)]
-                grid, curves = _on_one_grid(places(runs), [smooth(run.rewards) for run in runs])
-                (line,) = axes.plot(grid, [statistics.fmean(at) for at in curves], label=arm, linewidth=1.8)
-                low, high = [min(at) for at in curves], [max(at) for at in curves]
-                axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-            axes.set_title(base)
-            axes.set_xlabel(label)
-            axes.set_ylabel(f"mean reward, last {WINDOW} rounds")
-            axes.set_ylim(bottom=0)
-            axes.margins(x=0.01)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False)
-        figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def _on_one_grid(
-    places: Sequence[Sequence[float]], curves: Sequence[Sequence[float]]
-) -> tuple[list[float], list[tuple[float, ...]]]:
-    """Return places that all curves reach, and the curves' values there."""
-    grid = np.linspace(max(place[0] for place in places), min(place[-1] for place in places), POINTS)
-    values = [np.interp(grid, place, curve[: len(place)]) for place, curve in zip(places, curves, strict=True)]
-    return grid.tolist(), list(zip(*(value.tolist() for value in values), strict=True))

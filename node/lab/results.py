@@ -5,50 +5,36 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from node.errors import UserError
 from node.lab.plan import Lab, LabConfig, Run, as_given
-from node.lab.statistics import smooth
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics_file import Row, number, read_metrics
-from node.training.budget import Spent
-
-PASS_1, RIGHT_ENTROPY = "pass@1", "right_entropy"
+from node.training.budget import spent_in
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run's figures (`node.lab.figures` says what they are); None where nothing was measured.
-
-    `rewards` and `spent` are by round: its mean reward, and what a node had spent when it was over.
-    """
+    """One run's figures (`node.lab.figures` says what they are); None where nothing was measured."""
 
     base: str
     arm: str
     seed: int
     rounds: int
-    cumulative: float
-    first: float
-    last: float
-    best: float
+    reward: float
     compute: float
     external: float  # groups of peers a round
-    kib_sent: float  # a round, of groups
+    groups_kib: float  # that a node sent, in all
     accuracy: float | None
     passes: Mapping[str, float]  # pass@1 and the largest k that was measured
-    entropy: float | None
-    rewards: tuple[float, ...]
-    spent: tuple[float, ...]
     held_out: tuple[Mapping[str, float], ...] = ()  # by evaluation: what was sampled
     nodes: int = 0  # that are measured; 0: an earlier record does not say
     curve: tuple[tuple[float, float], ...] = ()  # a node's compute, greedy accuracy
     graded: float | None = None
     weights_kib: float = 0.0  # that a node sent to average weights, in all
     part: str = ""  # the part of the run that is measured; empty: all of it
-    beside: str = ""  # the arm that it is compared with; empty: the file's baseline
 
     @property
     def name(self) -> str:
@@ -83,11 +69,7 @@ def read_run(
         raise UserError(f"{folder} is no run that has trained a round")
     rounds = min(map(len, nodes))
     rewards = _by_round(nodes, lambda row: number(row, "reward"), rounds)
-    tenth = max(rounds // 10, 1)
-    each = [[total.compute for total in accumulate(rows, Spent.after, initial=Spent())][1:] for rows in nodes]
-    spent = tuple(
-        statistics.fmean(values) for values in zip(*(spent_by_round[:rounds] for spent_by_round in each), strict=True)
-    )
+    spent = [spent_in(rows).compute for rows in nodes]
     there = [path for path in paths if path.parent.name not in gone]
     evaluated = [rows for path in there if (rows := read_metrics(path.with_name(EVALUATIONS_FILE)))]
     lasts = [rows[-1] for rows in evaluated]
@@ -97,23 +79,17 @@ def read_run(
         arm=arm,
         seed=seed,
         rounds=rounds,
-        cumulative=sum(rewards),
-        first=statistics.fmean(rewards[:tenth]),
-        last=statistics.fmean(rewards[-tenth:]),
-        best=max(smooth(rewards)),
-        compute=statistics.fmean(spent_by_round[-1] for spent_by_round in each),
+        reward=statistics.fmean(rewards[-max(rounds // 10, 1) :]),
+        compute=statistics.fmean(spent),
         external=statistics.fmean(_by_round(nodes, lambda row: number(row, "groups_external"), rounds)),
-        kib_sent=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / len(rows) / 1024 for rows in nodes),
+        groups_kib=statistics.fmean(number(rows[-1], "swarm/bytes_sent") / 1024 for rows in nodes),
         weights_kib=statistics.fmean(sum(number(row, "weights/bytes_sent") for row in rows) / 1024 for rows in nodes),
         accuracy=_mean(lasts, "accuracy"),
-        passes={key: value for key, value in _sampled(lasts).items() if _is_pass(key)},
-        entropy=_mean(lasts, "entropy"),
-        rewards=rewards,
-        spent=spent,
+        passes=_sampled(lasts),
         held_out=tuple(map(_sampled, [*on_the_way, lasts])),
         graded=_mean(lasts, "reward") if any(row.get("reward") != row.get("accuracy") for row in lasts) else None,
         nodes=len(nodes),
-        curve=_curve(evaluated, [spent_by_round[-1] for spent_by_round in each]),
+        curve=_curve(evaluated, spent),
     )
 
 
@@ -132,9 +108,9 @@ def _curve(evaluated: Sequence[Sequence[Row]], spent: Sequence[float]) -> tuple[
 
 
 def _sampled(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the means over nodes of what an evaluation sampled: pass@1, the largest k, and `right_entropy`."""
+    """Return the means over nodes of what an evaluation sampled: pass@1 and that of the largest k."""
     passes = sorted({key for row in rows for key in row if _is_pass(key)}, key=lambda key: int(key.partition("@")[2]))
-    means = {key: _mean(rows, key) for key in dict.fromkeys([*passes[:1], *passes[-1:], RIGHT_ENTROPY])}
+    means = {key: _mean(rows, key) for key in dict.fromkeys([*passes[:1], *passes[-1:]])}
     return {key: mean for key, mean in means.items() if mean is not None}
 
 
@@ -148,7 +124,7 @@ def read_runs(runs: Sequence[Run]) -> list[RunResult]:
         results.append(read_run(run.folder, run.base, run.arm, run.seed, gone=gone))
         for part, names_of_part in parts:
             result = read_run(run.folder, run.base, run.arm, run.seed, names_of_part)
-            results.append(replace(result, part=part.name, beside=part.baseline))
+            results.append(replace(result, part=part.name))
     return results
 
 
@@ -168,11 +144,8 @@ def read_known(path: Path) -> tuple[LabConfig, list[RunResult]]:
 
 
 def _result(tree: Mapping[str, Any]) -> RunResult:
-    """Return a run of a JSON; its best reward is that of the rounded rewards, so that `reach` finds it."""
-    rewards = tuple(tree["rewards"])
-    also = {"spent": tuple(tree["spent"]), "held_out": tuple(tree.get("held_out", ()))}
-    also["curve"] = tuple(map(tuple, tree.get("curve", ())))
-    return RunResult(**{**tree, **also, "rewards": rewards, "best": max(smooth(rewards))})
+    """Return a run of a JSON."""
+    return RunResult(**{**tree, "held_out": tuple(tree["held_out"]), "curve": tuple(map(tuple, tree["curve"]))})
 
 
 def with_known(lab: Lab, known: LabConfig, results: Sequence[RunResult]) -> Lab:

@@ -12,7 +12,6 @@ from node.telemetry.evaluations import Z_95
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; `student_95` has those beyond.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-WINDOW = 20  # rounds that a reward is smoothed over
 
 
 class Estimate(NamedTuple):
@@ -51,15 +50,6 @@ def student_95(degrees: int) -> float:
         + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
     )
-
-
-def smooth(values: Sequence[float], window: int = WINDOW) -> list[float]:
-    """Return the mean of the last `window` values at each place (fewer at the start)."""
-    sums, total = [], 0.0
-    for at, value in enumerate(values):
-        total += value - (values[at - window] if at >= window else 0.0)
-        sums.append(total / min(at + 1, window))
-    return sums
 
 
 def finite(value: float) -> float | None:

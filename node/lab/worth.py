@@ -148,7 +148,7 @@ def pairs_at_equal_compute(swarm: Sequence[RunResult], central: Sequence[RunResu
             continue
         total = run.nodes * run.compute
         moments = [(other.nodes * other.compute, other.accuracy)]
-        if run.external:
+        if run.external or run.weights_kib:
             moments += [(other.nodes * compute, accuracy) for compute, accuracy in other.curve[1:-1]]
         compute, accuracy = min(moments, key=lambda moment: abs(moment[0] - total))
         if not math.isclose(compute, total, rel_tol=EQUAL):

@@ -103,9 +103,9 @@ def read_invite(given: str) -> "Invite":
     if given == "-":
         return Invite.parse(sys.stdin.read(MAX_INVITE_CHARS + 2))
     path = Path(given.removeprefix("@"))
-    if given.startswith("@") or (not given.startswith(SCHEME) and path.is_file()):
+    if given.startswith("@") or (SCHEME not in given and path.is_file()):
         try:
-            with path.open(encoding="ascii") as file:
+            with path.open(encoding="utf-8") as file:
                 return Invite.parse(file.read(MAX_INVITE_CHARS + 2))
         except UnicodeDecodeError:
             raise UserError(f"{path} holds no invite") from None

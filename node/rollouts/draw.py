@@ -66,7 +66,7 @@ ScoredRow = tuple[Sequence[int], Tokens]  # the tokens of a prompt, and of an ep
 Surprises = Callable[[Sequence[ScoredRow]], list[float]]
 
 
-class Peers(Protocol):
+class GroupSource(Protocol):
     """What a draw needs of the swarm. No method waits."""
 
     def begin_round(self, external: int) -> None:
@@ -114,7 +114,7 @@ class Draws:
     sampling: SamplingConfig
     tasks: TaskSet
     buffer: GroupBuffer
-    peers: Peers
+    peers: GroupSource
     encode_prompt: EncodePrompt
     encode: EncodeEpisode
     surprises: Surprises

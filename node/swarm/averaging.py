@@ -322,7 +322,7 @@ class AveragedWeights(ABC):
         self._config = config
         self._parameters = TrainedParameters(policy.model)
         self._base = self._parameters.flat_copy()
-        self._momentum = torch.zeros_like(self._base)
+        self._momentum = outer_of(config).momentum_of(self._base)
         self._revision = 0
         self._busy = False
 
@@ -393,8 +393,8 @@ class AveragedWeights(ABC):
             return
         try:
             state = load_file(path)
-            if not state["outer"].shape == state["momentum"].shape == self._base.shape:
-                raise ValueError("it is of another model")
+            if (state["outer"].shape, state["momentum"].shape) != (self._base.shape, self._momentum.shape):
+                raise ValueError("it is of another model or way to step")
             self._base, self._momentum, self._revision = state["outer"], state["momentum"], int(state["revision"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"cannot read {path}: {error}; delete it to have the group's weights instead") from error

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from node.rollouts.draw import Peers
+from node.rollouts.draw import GroupSource
 from node.rollouts.group import FORMAT, MAX_GROUP_BYTES, Group, GroupError, encode
 from node.rollouts.group_buffer import ReceivedGroup, as_received
 from node.rollouts.rule import is_informative, is_right
@@ -51,7 +51,7 @@ MAX_PUPILS = 256  # peers whose reports on this node are counted
 RECEIVE_LIMIT = 1024  # items looked at in one round; the rest wait in the host's bounded inbox
 
 
-class GroupExchange(Peers, Protocol):
+class GroupExchange(GroupSource, Protocol):
     """How a round shares its groups and gets others'. No method waits."""
 
     def publish(self, groups: Sequence[Group]) -> int:
@@ -170,7 +170,7 @@ class NetworkExchange:
         self._subscribe()
 
     def begin_round(self, external: int) -> None:
-        """See `Peers.begin_round`."""
+        """See `GroupSource.begin_round`."""
         if self._demand.next_round(time.monotonic(), external):
             self._subscribe()
 
@@ -219,11 +219,11 @@ class NetworkExchange:
                 self._taught[item.sender] += groups
 
     def revoked(self, signers: Collection[str]) -> list[str]:
-        """See `Peers.revoked`."""
+        """See `GroupSource.revoked`."""
         return [signer for signer in signers if self._host.is_revoked(NodeId(signer))]
 
     def drew(self, groups: int, left: int, easy: Collection[TaskKey]) -> None:
-        """See `Peers.drew`: the next round's demand follows."""
+        """See `GroupSource.drew`: the next round's demand follows."""
         self._demand.drew(groups, left)
         asked = sorted(topic_of(key, is_easy=True) for key in easy if self._tasks.shared(key))
         topics = self._always.union(asked[: max(0, MAX_TOPICS - len(self._always))])  # more would count as all topics

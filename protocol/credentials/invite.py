@@ -1,10 +1,11 @@
 """An invite: one line of text with which a person joins a swarm.
 
-    gossamer://NAME/MANIFEST/SEED[,SEED...][/GRANT]
+    gossamer://NAME/MANIFEST/SEED[,SEED...][/GRANT]/CHECK
     SEED = KEY@HOST:PORT, up to 8 of them
 
 MANIFEST is the hash of the swarm's manifest, KEY the CURVE key that a seed proves, GRANT what lets the bearer into a
-swarm with an allowlist. All three are base64url without padding. The name is for people; the name in the manifest
+swarm with an allowlist. CHECK is the first three bytes of a hash of the line before it: of a line that was cut or
+altered we dial nobody. All four are base64url without padding. The name is for people; the name in the manifest
 counts. Only the brackets of an IPv6 address need quoting in a shell.
 
     GRANT = MessagePack [1, [expiry in ms, signature]]                              a pass, for one node
@@ -12,6 +13,7 @@ counts. Only the brackets of an IPv6 address need quoting in a shell.
 """
 
 import base64
+import hashlib
 import random
 import re
 import secrets
@@ -35,6 +37,7 @@ from protocol.wire.encoding import is_bytes, pack
 
 SCHEME = "gossamer://"
 HASH_BYTES = 32
+CHECK_BYTES = 3
 MAX_SEEDS = 8
 MAX_INVITE_CHARS = 4096
 _SHARED = 3
@@ -85,19 +88,25 @@ class Invite:
 
     @classmethod
     def parse(cls, text: str) -> "Invite":
-        """Read the line.
+        """Read the line, which may stand among other words.
 
         Raises:
-            InviteError: says which part is wrong.
+            InviteError: says what is wrong.
         """
         text = text.strip()
         if len(text) > MAX_INVITE_CHARS:
             raise InviteError(f"an invite has at most {MAX_INVITE_CHARS} characters, this one {len(text)}")
-        if not text.startswith(SCHEME):
+        lines = [word for word in text.split() if word.startswith(SCHEME)]
+        if len(lines) > 1:
+            raise InviteError(f"there are {len(lines)} invites: give one of them")
+        if not lines:
             raise InviteError(f"an invite begins with {SCHEME}: paste the whole line that `gossamer invite` printed")
-        parts = text.removeprefix(SCHEME).split("/")
-        if not 3 <= len(parts) <= 4:
-            raise InviteError("the invite is not complete: paste the whole line that `gossamer invite` printed")
+        line, _, check = lines[0].rpartition("/")
+        parts = line.removeprefix(SCHEME).split("/")
+        if not 3 <= len(parts) <= 4 or check != _check(line):
+            raise InviteError(
+                "the invite is not complete, or was altered: paste the whole line that `gossamer invite` printed"
+            )
         name, manifest, seeds, *grant = parts
         if not NAME.fullmatch(name):
             raise InviteError("the invite's name is damaged: paste the whole line that `gossamer invite` printed")
@@ -109,7 +118,12 @@ class Invite:
     def __str__(self) -> str:
         seeds = ",".join(f"{_text(seed.key)}@{str(seed.endpoint).removeprefix('tcp://')}" for seed in self.seeds)
         grant = f"/{_text(self.grant.encode())}" if self.grant else ""
-        return f"{SCHEME}{self.name}/{_text(self.manifest)}/{seeds}{grant}"
+        line = f"{SCHEME}{self.name}/{_text(self.manifest)}/{seeds}{grant}"
+        return f"{line}/{_check(line)}"
+
+
+def _check(line: str) -> str:
+    return _text(hashlib.sha256(line.encode()).digest()[:CHECK_BYTES])
 
 
 def _seed(text: str) -> Address:

@@ -23,7 +23,8 @@ Rules
  3. An announced item that we want and lack is asked for (see `wants`), as far as our demand goes (see `subscriptions`),
     at the next tick. That comes within `announce_interval`, or, if we are sated, a few times a `pull_patience`.
  4. A peer that comes up is told our interest, and what we hold or have chunks of, so a node that was away catches up.
-    So is a peer that wants more topics than before.
+    So is a peer that wants more topics than before; one that says again what it wants, as it had no room for all that
+    was announced; and one to which a message found no room.
     Every `sync_interval` the newest items are announced to a random peer, in case something was lost. Sated peers, and
     peers for which something waits, are left out.
  5. An item that a peer wants waits for its line, and becomes a frame when the line is free for it. The answer is BUSY
@@ -107,7 +108,7 @@ class _Peer:
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
     tell_by: float = NEVER  # and at the latest
-    has_new_topics: bool = False  # whether it wants more topics than when it was last told: then it is told of all
+    wants_all: bool = False  # whether it is to be told of all: it wants more topics than before, or missed some
     # What waits for its line, items and outlines before chunks.
     items: dict[Place, None] = field(default_factory=dict)
     chunks: dict[Place, None] = field(default_factory=dict)
@@ -215,6 +216,7 @@ class Gossip:
     def unheard(self, node: NodeId, now: Instant) -> None:
         """Note that a message to a live peer had no room in its send queue."""
         self._wants.unheard(node, now.steady)
+        self._tell_again(node, now)
 
     def withdraw_signed(self, is_by: Callable[[NodeId], bool]) -> None:
         """Stop offering and fetching items for whose signer `is_by` holds."""
@@ -295,14 +297,24 @@ class Gossip:
         return []
 
     def _interested(self, node: NodeId, wants: Interest, now: Instant) -> None:
-        """Note what a peer wants. One that wants more topics is told what we hold of those, too."""
+        """Note what a peer wants. See rule 4 for the one that is told of all we hold."""
         peer = self._peers[node]
         before, peer.wants = peer.wants, wants
-        if before.topics is not None and (wants.topics is None or not wants.topics <= before.topics):
-            peer.has_new_topics = True
-            peer.tell_at = min(peer.tell_at, now.steady + CATCH_UP_S)
-            peer.tell_by = min(peer.tell_by, now.steady + CATCH_UP_S)
-            self.due = min(self.due, peer.tell_at)
+        wants_more = before.topics is not None and (wants.topics is None or not wants.topics <= before.topics)
+        if wants_more:
+            self._tell_all(peer, now)
+        elif before is not EVERYTHING and wants == before:
+            self._tell_again(node, now)
+
+    def _tell_again(self, node: NodeId, now: Instant) -> None:
+        self._ledger.untell(node)
+        self._tell_all(self._peers[node], now)
+
+    def _tell_all(self, peer: _Peer, now: Instant) -> None:
+        peer.wants_all = True
+        peer.tell_at = min(peer.tell_at, now.steady + CATCH_UP_S)
+        peer.tell_by = min(peer.tell_by, now.steady + CATCH_UP_S)
+        self.due = min(self.due, peer.tell_at)
 
     # What comes
 
@@ -503,6 +515,8 @@ class Gossip:
         actions += self._wants.fill_all(now.steady)
         if self._appetite.adjust(now):
             actions += self._tell_interest(self._peers)
+        elif not self._appetite.interest.is_sated:
+            actions += self._tell_interest(self._wants.missed())
         if now.steady >= self._next_sync:
             self._next_sync = now.steady + self._timing.sync_interval * self._rng.uniform(0.75, 1.25)
             actions += self._sync(now)
@@ -538,8 +552,8 @@ class Gossip:
 
     def _announce(self, node: NodeId, peer: _Peer, now: Instant) -> list[GossipAction]:
         """Announce the newest of what waits to be announced."""
-        if peer.has_new_topics:
-            peer.has_new_topics = False
+        if peer.wants_all:
+            peer.wants_all = False
             held = dict.fromkeys([*self._store.newest(self._limits.max_pending), *self._wants.partials])
             peer.pending = held | peer.pending
         batch: list[ItemId] = []

@@ -137,6 +137,11 @@ class ItemLedger:
         row = self.find(node, item)
         return row is None or not (row.told or row.has_all)
 
+    def untell(self, node: NodeId) -> None:
+        """Note that a peer may not know what it was told."""
+        for row in self._rows[node].values():
+            row.told = False
+
     @property
     def room(self) -> int:
         """How many rows one peer may have."""

@@ -107,6 +107,7 @@ class _Holder:
     everything: _BySigner = field(default_factory=dict)
     beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
     offers: int = 0  # how many items are in `everything`
+    missed: bool = False  # whether it announced more than there was room for
     asked: Counter[ItemId] = field(default_factory=Counter)  # how many parts of each
     in_flight: int = 0  # bytes
     spoke: float = LONG_AGO  # when it last announced something
@@ -182,7 +183,8 @@ class Wants:
         if want is not None and node in want.holders:
             want.holders[node].parts |= parts
             return
-        if holder.offers >= min(self._limits.max_offers, self._ledger.room // 2):
+        if holder.offers >= self._most_offers:
+            holder.missed = True
             return
         row = self._ledger.row(node, entry.id)
         row.note(Statement.HAVE)
@@ -190,7 +192,10 @@ class Wants:
             return
         if want is None:
             if len(self._wants) >= self._limits.max_wants:
-                self._forget(self._wants[next(iter(self._unasked or self._wants))])
+                oldest = self._wants[next(iter(self._unasked or self._wants))]
+                for other in oldest.holders:
+                    self._holders[other].missed = True
+                self._forget(oldest)
             want = self._wants[entry.id] = _Wanted(entry, now, is_beside)
             self._unasked[entry.id] = None
         elif len(want.holders) >= self._limits.max_holders:
@@ -201,6 +206,21 @@ class Wants:
         row.parts = parts
         want.holders[node] = row
         holder.add(want)
+
+    @property
+    def _most_offers(self) -> int:
+        return min(self._limits.max_offers, self._ledger.room // 2)
+
+    def missed(self) -> list[NodeId]:
+        """Return who announced more than there was room for, once there is room for half as much again."""
+        if 2 * len(self._wants) > self._limits.max_wants:
+            return []
+        nodes = [
+            node for node, holder in self._holders.items() if holder.missed and 2 * holder.offers <= self._most_offers
+        ]
+        for node in nodes:
+            self._holders[node].missed = False
+        return nodes
 
     def owes(self, node: NodeId, item_id: ItemId) -> bool:
         """Tell whether `node` was asked for the item, or for a part of it, and may still answer."""

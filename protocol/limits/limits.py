@@ -44,7 +44,8 @@ class Limits:
 
     # Inbound TCP connections: those of live links, and of strangers that ask, probe or leave. One costs two file
     # descriptors and about 50 kB in libzmq. A prefix may have a quarter of them: enough for 64 nodes on one machine, or
-    # behind one address, each with a link and its replacement.
+    # behind one address, each with a link and its replacement. Where a process may
+    # have fewer descriptors than four times as many, both are less.
     max_connections: int = 512
     max_prefix_connections: int = 128
     # A CURVE handshake costs about half a millisecond of CPU: 32 a second are under 2 % of a core.

@@ -23,6 +23,8 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 from protocol.events import Link
 from protocol.limits.limits import Limits
@@ -34,13 +36,15 @@ RETRY_S, MAX_RETRY_S = 0.001, 0.064  # a line of 100 Mbit/s sends 800 kB in that
 
 @dataclass(slots=True)
 class _Queue:
+    link: Link
     virtual: float
     control: deque[bytes] = field(default_factory=deque)
     control_bytes: int = 0
     has_items: bool = False
     item: bytes = b""  # the frame that was made, until the socket takes it
-    blocked_until: float = -math.inf
+    is_blocked: bool = False
     pause: float = RETRY_S
+    place: int = -1  # the number of its place in one of the heaps: a place with another number is an old one
 
 
 class SendQueues:
@@ -50,7 +54,10 @@ class SendQueues:
         self._limits = limits
         self._rate = limits.upload_bytes_per_second
         self._queues: dict[Link, _Queue] = {}
-        self._busy: dict[Link, _Queue] = {}  # those for which something waits
+        self._busy: dict[Link, _Queue] = {}  # those for which something waits, each in one of these heaps:
+        self._ready: list[tuple[bool, float, int, _Queue]] = []  # in the order of their turns
+        self._blocked: list[tuple[float, int, _Queue]] = []  # by the time when they are tried again
+        self._places = count()
         self._virtual = 0.0
         self._upload = TokenBucket(self._rate, self._rate * limits.upload_burst_s, now)
         # Return the frame of the link's next item, empty if none waits: see `Gossip.serve`.
@@ -74,6 +81,8 @@ class SendQueues:
         queue = self._begin(link)
         queue.control.append(frame)
         queue.control_bytes += size
+        if len(queue.control) == 1 and not queue.is_blocked:
+            self._place(queue)
         return True
 
     def fill(self, link: Link) -> None:
@@ -81,35 +90,43 @@ class SendQueues:
         self._begin(link).has_items = True
 
     def _begin(self, link: Link) -> _Queue:
-        queue = self._queues.setdefault(link, _Queue(self._virtual))
+        queue = self._queues.setdefault(link, _Queue(link, self._virtual))
         if link not in self._busy:
             queue.virtual = max(queue.virtual, self._virtual)
             self._busy[link] = queue
+            self._place(queue)
         return queue
+
+    def _place(self, queue: _Queue) -> None:
+        """Let a link wait for its turn, at the place that it has by now."""
+        queue.is_blocked, queue.place = False, next(self._places)
+        heappush(self._ready, (not queue.control, queue.virtual, queue.place, queue))
 
     def next(self, now: float) -> tuple[Link, bytes] | None:
         """Return the link whose turn it is, and its frame. The caller answers with `sent` or `full`."""
-        while (link := self._turn(now)) is not None:
-            queue = self._busy[link]
+        while self._retry_at() <= now:
+            self._place(heappop(self._blocked)[-1])
+        while (queue := self._first()) is not None and (queue.control or self._may_upload(now)):
             if queue.control:
-                return link, queue.control[0]
-            queue.item = queue.item or self.make(link)
+                return queue.link, queue.control[0]
+            queue.item = queue.item or self.make(queue.link)
             if queue.item:
-                return link, queue.item
+                return queue.link, queue.item
             queue.has_items = False
-            self._rest(link, queue)
+            self._rest(queue)
         return None
 
-    def _turn(self, now: float) -> Link | None:
-        best: tuple[bool, float] | None = None
-        turn: Link | None = None
-        may_upload = self._may_upload(now)
-        for link, queue in self._busy.items():
-            if now >= queue.blocked_until and (queue.control or may_upload):
-                rank = (not queue.control, queue.virtual)
-                if best is None or rank < best:
-                    best, turn = rank, link
-        return turn
+    def _first(self) -> _Queue | None:
+        """Return the one whose turn it is, if no token is missing."""
+        while self._ready and self._ready[0][-1].place != self._ready[0][-2]:
+            heappop(self._ready)
+        return self._ready[0][-1] if self._ready else None
+
+    def _retry_at(self) -> float:
+        """Return when the next link is tried again; infinity if none waits for that."""
+        while self._blocked and self._blocked[0][-1].place != self._blocked[0][-2]:
+            heappop(self._blocked)
+        return self._blocked[0][0] if self._blocked else math.inf
 
     def sent(self, link: Link, now: float) -> None:
         """Note that the frame that `next` returned was taken by the link's socket."""
@@ -125,31 +142,40 @@ class SendQueues:
         self._virtual = max(self._virtual, queue.virtual)
         queue.virtual += size
         queue.pause = RETRY_S
-        self._rest(link, queue)
+        self._rest(queue)
 
     def full(self, link: Link, now: float) -> None:
         """Note that the link's socket takes no more for now."""
         queue = self._busy[link]
-        queue.blocked_until = now + queue.pause
+        queue.is_blocked, queue.place = True, next(self._places)
+        heappush(self._blocked, (now + queue.pause, queue.place, queue))
         queue.pause = min(MAX_RETRY_S, 2 * queue.pause)
 
     def drop(self, link: Link) -> None:
         """Drop a link that is gone, and what waited for it."""
-        self._queues.pop(link, None)
         self._busy.pop(link, None)
+        if (queue := self._queues.pop(link, None)) is not None:
+            queue.place = -1
 
-    def _rest(self, link: Link, queue: _Queue) -> None:
-        if not (queue.control or queue.has_items):
-            del self._busy[link]
+    def _rest(self, queue: _Queue) -> None:
+        """Let a link wait for its next turn, if it still has something to send."""
+        if queue.control or queue.has_items:
+            self._place(queue)
+            return
+        del self._busy[queue.link]
+        queue.place = -1
         if not self._busy:
-            self._queues.clear()
+            for table in (self._queues, self._ready, self._blocked):
+                table.clear()
 
     def wait(self, now: float) -> float:
         """Return in how many seconds `next` may have something; infinity while nothing waits."""
         if not self._busy:
             return math.inf
-        tokens_at = now if self._may_upload(now) else now - self._upload.level(now) / self._rate
-        due = min(max(queue.blocked_until, now if queue.control else tokens_at) for queue in self._busy.values())
+        due = self._retry_at()
+        if (queue := self._first()) is not None:
+            is_free = queue.control or self._may_upload(now)
+            due = min(due, now if is_free else now - self._upload.level(now) / self._rate)
         return max(0.0, due - now)
 
     def _may_upload(self, now: float) -> bool:

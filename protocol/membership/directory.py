@@ -1,9 +1,10 @@
 """Our own record and those of others: how they are made, read and told.
 
 Rules
- 1. Two peers exchange a random sample of records when they go live. Every `exchange_interval` a node starts an exchange
-    with a random peer. It sends a digest while its book is not full, and else a random sample again. So in a swarm of
-    up to 512 nodes each comes to know most of those that can be dialled.
+ 1. Two peers exchange a random sample of records when they go live. In a swarm that fits into its links, the others
+    are told of the newcomer at once: if the only node that they know dies, they find each other. Every
+    `exchange_interval` a node starts an exchange with a random peer. It sends a digest while its book is not full, and
+    else a random sample again. So in a swarm of up to 512 nodes each comes to know most of those that can be dialled.
  2. Only records in the book are told, never candidates (see `protocol.membership.address_book`). A record in a peer's
     digest that is a candidate here counts as told by that peer. While there are candidates, exchanges are more
     frequent. So they are while a node has few peers: if the only node that it knows dies, it finds nobody.
@@ -187,6 +188,11 @@ class RecordDirectory:
             live = self._links.peers.get(record.node_id)
             if live is not None and record.replaces(live.record):
                 live.record = record
+
+    def introduce(self, record: PeerRecord) -> list[MembershipAction]:
+        """Tell all peers of a newcomer, if it can be dialled."""
+        others = [peer for node, peer in self._links.peers.items() if node != record.node_id and record.endpoints]
+        return [Send(peer.link, Peers((record.encoded,))) for peer in others if means_something(record, peer.scope)]
 
     def answer(self, sender: NodeId, digest: Digest, now: Instant) -> list[MembershipAction]:
         """Tell a live peer what its digest lacks."""

@@ -323,11 +323,13 @@ class Membership:
         attempt = self.links.attempts.get(link)
         surplus = self.links.settle(node, record, link, now.steady, needy=needy)
         peer, self._full = self.links.peers[node], None
+        self.refusals.admitted()
         if surplus is not None:
             actions += self._part(surplus, now)
         else:
             self.detector.up(node, now.steady)
             actions += [PeerUp(node, peer.place.voice), Send(link, self.directory.sample(node, peer.scope))]
+            actions += self.directory.introduce(record) if self.links.is_small else []
         self.book.add(record, peer.host)
         self.book.trim(self.links.peers, self._rng)
         for contact in (attempt.contact if attempt else None, self.book.contact(node)):

@@ -7,6 +7,7 @@ addresses only.
 import errno
 import ipaddress
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +21,9 @@ from protocol.errors import BadAddress, PortInUse
 MAX_LOOKUPS = 16  # in flight; each is a thread that waits
 MAX_ADDRESSES = 4  # tried of one name
 MAX_OWN = 2  # addresses of a family that we tell: a record has room for four
+
+# Linux's (RFC 5014): the address that lasts, and not the temporary one (RFC 8981), which is gone within a week.
+_IPV6_ADDR_PREFERENCES, _IPV6_PREFER_SRC_PUBLIC = 72, 2
 
 Found = tuple[object, list[Endpoint]]
 
@@ -106,6 +110,8 @@ def source_towards(address: str) -> str | None:
     """Return this machine's address on its route to `address`, None without a route. Nothing is sent."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
+            if probe.family == socket.AF_INET6 and sys.platform == "linux":
+                probe.setsockopt(socket.IPPROTO_IPV6, _IPV6_ADDR_PREFERENCES, _IPV6_PREFER_SRC_PUBLIC)
             probe.connect((address, 9))
             return str(probe.getsockname()[0])
         except OSError:

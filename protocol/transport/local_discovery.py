@@ -68,18 +68,22 @@ def told_addresses(
 ) -> list[Address]:
     """Return where an announced node may be dialled; nowhere if it is on no network of ours, or makes no sense.
 
-    An address that is ours is not the other's: each machine with Docker has 172.17.0.1.
+    A node whose addresses are all ours is on this machine. One that has others may be dialled at those only: each
+    machine with Docker has 172.17.0.1.
     """
     if port is None or not 0 < port < 1 << 16 or key is None or not _KEY.fullmatch(key):
         return []
-    ours = {interface.ip for interface in own}
+    ours = {str(interface.ip) for interface in own}
+    hosts = list(hosts)
+    if not ours.issuperset(hosts):
+        hosts = [host for host in hosts if host not in ours]
     addresses: list[Address] = []
     for host in hosts:
         try:
             address = ipaddress.IPv4Address(host)
         except ValueError:
             continue
-        is_near = any(address in interface.network for interface in own) and address not in ours
+        is_near = any(address in interface.network for interface in own)
         if scope_of(host) is Scope.PRIVATE and is_near:
             addresses.append(Address(Endpoint(str(address), port), bytes.fromhex(key.decode())))
     return addresses[:MAX_ADDRESSES]

@@ -4,6 +4,7 @@ import errno
 import resource
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum, auto
 from itertools import count
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from protocol.identity import Identity
 from protocol.limits.connections import MAX_WIRE_FRAME_BYTES
+from protocol.limits.limits import Limits
 
 Socket = zmq.Socket[bytes]
 
@@ -84,12 +86,24 @@ def take_messages(socket: Socket, take: Callable[[], None], most: int, *, is_rea
     return False
 
 
-def allow_many_descriptors() -> None:
-    """Raise the soft limit of open files to the hard one. Many systems start a process with a soft limit of 1024."""
+def allow_many_descriptors() -> int:
+    """Raise the soft limit of open files to the hard one, and return how many there may be.
+
+    Many systems start a process with a soft limit of 1024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def within_descriptors(limits: Limits) -> Limits:
+    """Return limits by which inbound connections take half of this process's descriptors at most, two for each."""
+    most = allow_many_descriptors() // 4
+    if limits.max_connections <= most:
+        return limits
+    return replace(limits, max_connections=most, max_prefix_connections=min(limits.max_prefix_connections, most // 4))
 
 
 class Taken(Enum):
@@ -139,7 +153,6 @@ class SocketMaker:
     """Makes sockets in a context of its own, with our CURVE keys and every bound that libzmq offers."""
 
     def __init__(self, identity: Identity) -> None:
-        allow_many_descriptors()
         self.context: zmq.Context[Socket] = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         self._public = z85.encode(identity.curve_key)

@@ -23,7 +23,7 @@ from protocol.transport import Make
 from protocol.transport.addresses import Resolver
 from protocol.transport.inbound import Inbound, Refuses, ZapHandler, refuse_nobody
 from protocol.transport.outbound import DialledLinks
-from protocol.transport.sockets import POLL_FRAMES, SocketMaker, Sources, Taken
+from protocol.transport.sockets import POLL_FRAMES, SocketMaker, Sources, Taken, within_descriptors
 from protocol.transport.tcp import TcpWatch
 
 # A flood is noticed within this time: 31 MB on a line of 1 Gbit/s. A review of 100 connections takes 1 ms.
@@ -55,7 +55,7 @@ class ZmqTransport:
         self._maker = SocketMaker(identity)
         self._zap = ZapHandler(self._maker.context, refuses, self._refused)
         self._sources.add(self._zap.socket, self._zap.answer)
-        self._watch = TcpWatch(limits or Limits(), self._events)
+        self._watch = TcpWatch(within_descriptors(limits or Limits()), self._events)
         self._queues = SendQueues(limits or Limits(), time.monotonic())
         self._resolver = Resolver(self.wake)
         self._dialled = DialledLinks(self._maker, self._sources, self._watch, self._resolver, self._events)

@@ -2,8 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import zmq
@@ -16,7 +20,7 @@ from protocol.limits.limits import Limits
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, kind_of, seal
 from protocol.wire.messages import Goodbye, Ping
 from tests.protocol_frames import opened
-from tests.protocol_hosts import collect, running
+from tests.protocol_hosts import ROOT, collect, running
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
 
@@ -70,6 +74,41 @@ def pair() -> Iterator[Pair]:
     finally:
         made.victim.stop()
         made.friend.stop()
+
+
+POOR = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+from protocol.host import Host
+from protocol.identity import Identity
+print(Host(Identity.generate(), b"a swarm of tests", "tcp://127.0.0.1:0", []).start(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc, and other addresses are Linux's")
+def test_silent_connections_take_half_of_the_descriptors_at_most() -> None:
+    with (
+        subprocess.Popen([sys.executable, "-c", POOR], stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as poor,
+        ExitStack() as open_until_the_end,
+    ):
+        assert poor.stdout is not None
+        address, most = Address.parse(poor.stdout.readline().strip()), 0
+        for number in range(280):
+            source = f"127.0.0.{2 + number % 2}"
+            silent = socket.create_connection(("127.0.0.1", address.endpoint.port), 10, (source, 0))
+            open_until_the_end.enter_context(silent)
+        friend, _ = open_until_the_end.enter_context(running(address, listen=None))
+
+        def joined() -> bool:
+            nonlocal most
+            most = max(most, len(list(Path(f"/proc/{poor.pid}/fd").iterdir())))
+            return friend.counters().peers == 1
+
+        wait_until(joined, 30, "the friend to join")
+        assert most < 300
+        poor.communicate("")
 
 
 @contextmanager

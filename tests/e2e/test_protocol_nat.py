@@ -137,6 +137,22 @@ def test_two_homes_behind_nat_share_through_a_node_that_both_can_dial(network: N
     assert [speaker.rejected() for speaker in network.speakers] == [{}, {}, {}]
 
 
+@pytest.mark.slow
+def test_a_node_tells_its_ipv6_address_that_lasts_and_not_a_temporary_one() -> None:
+    told = "from protocol.transport.addresses import own_hosts; print(own_hosts('::')[0])"
+    with wired("desktop") as (desktop,):
+
+        def run(*words: str) -> str:
+            return subprocess.run(desktop.command(*words), capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+        run("sh", "-c", "for each in all wire; do echo 2 > /proc/sys/net/ipv6/conf/$each/use_tempaddr; done")
+        run("ip", "address", "add", "2a02:1234:5678:1::10/64", "dev", "wire", "mngtmpaddr", "nodad")
+        run("ip", "-6", "route", "add", "default", "via", "fd77::2")
+        shown = ("ip", "-6", "address", "show", "dev", "wire", "temporary", "-tentative")
+        wait_until(lambda: run(*shown), 30, "a temporary address")
+        assert run(sys.executable, "-c", told).strip() == "2a02:1234:5678:1::10"
+
+
 @pytest.mark.slow  # only a missing heartbeat, 15 seconds later, tells that the old address is gone
 def test_a_node_whose_address_changes_comes_back(network: Network) -> None:
     public, home = network.stack.enter_context(wired("public", "home"))

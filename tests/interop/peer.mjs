@@ -184,7 +184,9 @@ function statedSize(frame) {
 
 // Invites: docs/swarms.md#invite.
 function parseInvite(text) {
-  const [name, manifest, seeds, grant] = text.trim().replace("gossamer://", "").split("/");
+  const line = text.trim().slice(0, -5);
+  check(sha256(Buffer.from(line)).subarray(0, 3).toString("base64url") === text.trim().slice(-4), "malformed");
+  const [name, manifest, seeds, grant] = line.replace("gossamer://", "").split("/");
   const [key, endpoint] = seeds.split(",")[0].split("@");
   const hash = Buffer.from(manifest, "base64url");
   const [kind, fields] = grant ? unpack(Buffer.from(grant, "base64url")) : [];

@@ -178,13 +178,13 @@ def test_nodes_that_cannot_be_dialled_give_and_get() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_node_that_joined_by_one_seed_soon_knows_those_that_came_later(seed: int) -> None:
-    """It asked at once, before the others came, and then half a minute later: one in ten stayed alone for good."""
+def test_a_node_that_joined_by_one_seed_knows_those_that_came_later_at_once(seed: int) -> None:
+    """If it asked at once, before the others came, and then half a minute later, one in ten stayed alone for good."""
     simulation = Simulation(seed, timing=WAN, identity=SimulatedIdentity)
     for name in range(4):
         simulation.start(name, dialable=name != 1)
         simulation.run(3.0)
-    simulation.run(WAN.exchange_interval / 2)
+    simulation.run(0.5)
     simulation.kill(0)
     simulation.run(WAN.death_bound)
     assert {len(node.core.membership.peers) for node in simulation.nodes.values()} == {2}

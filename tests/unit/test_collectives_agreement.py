@@ -197,6 +197,23 @@ def test_the_time_that_others_wait_is_that_of_all_their_calls_and_begins_anew_wh
     assert [group.verdicts()[number] for number in ALL] == [["commit"] * 3] * 3
 
 
+def test_the_time_in_which_all_were_stopped_is_nobodys_lateness() -> None:
+    group = group_of_three()
+    for number in (0, 1):
+        group.feed(number, Begin(0, "reduce", 300.0, (("count", 1),), b"", LAN.hang))
+    group.run(1.0)
+    group.stopped.update(ALL)
+    group.run(10 * LAN.hang)
+    group.stopped.clear()
+    for number in ALL:
+        group._tick(number, group.cores[number])
+    group.run(1.0)
+    group.call(2)
+    group.run(0.5)
+    assert group.views() == [(3, ALL)]
+    assert [group.verdicts()[number] for number in ALL] == [["commit"]] * 3
+
+
 def test_who_is_late_for_calls_that_do_not_say_how_late_it_may_be_is_not_left_out() -> None:
     group = group_of_three()
     group.feed(0, Begin(0, "reduce", 60.0, (("count", 1),), b"", 1.0))

@@ -9,7 +9,7 @@ import pytest
 from collectives import Aborted, Communicator, CommunicatorClosed, DeadlineExceeded, Evicted, InDoubt
 from collectives.agreement.events import CallVerdict, Finished, Install
 from collectives.agreement.views import Member, OpId, View
-from collectives.calls import PendingCall, error_of, finish_call
+from collectives.calls import MAX_IN_FLIGHT, HandlesInFlight, PendingCall, error_of, finish_call
 from collectives.driver import GroupDriver, Status
 from collectives.errors import BadArgument
 from collectives.mesh.data_plane import DataPlane
@@ -103,6 +103,13 @@ def test_what_is_sent_to_a_member_of_a_new_view_waits_for_its_link():
     port = plane.open(OpId(b"the mark", 1, 0, 0), view.ids, time.monotonic() + 60)
     port.send(other, 0, memoryview(b"x"))
     assert not port.inbox.lost_members
+
+
+def test_operations_that_could_not_begin_are_not_in_flight():
+    in_flight = HandlesInFlight()
+    for _ in range(MAX_IN_FLIGHT + 1):
+        with pytest.raises(ZeroDivisionError):
+            in_flight.start(lambda: 1 / 0, timeout=0.0)
 
 
 def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(monkeypatch):

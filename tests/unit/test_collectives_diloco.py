@@ -65,6 +65,15 @@ def test_the_outer_step_is_that_of_the_paper_and_of_torch():
     np.testing.assert_allclose(ours.numpy(), parameter.detach().numpy(), rtol=1e-13)
 
 
+def test_a_group_that_steps_without_momentum_neither_keeps_nor_sends_one():
+    rounds = {momentum: OuterRounds(Hall(), torch.ones(4), Outer(1.0, momentum)) for momentum in (0.0, 0.9)}
+    assert [sorted(each.state.tensors) for each in rounds.values()] == [["outer"], ["momentum", "outer"]]
+    assert [each.state_dict()["momentum"].numel() for each in rounds.values()] == [0, 4]
+    outer = torch.ones(4)
+    nesterov(outer, rounds[0.0].momentum, torch.full((4,), 3.0), 0.5, 0.0)
+    assert outer.tolist() == [-0.5] * 4
+
+
 def test_one_inner_step_and_a_plain_outer_one_are_data_parallel_training():
     torch.manual_seed(0)
     data = {name: torch.randn(20, 4) for name in "abc"}
@@ -160,6 +169,14 @@ def test_the_usual_outer_steps_converge_however_far_an_inner_phase_goes(mode, pa
         worker.inner(part * worker.value)
     worker.diloco.finish()
     assert abs(worker.value) < 0.01
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_members_weight_is_its_part_of_the_mean(mode):
+    worker = Worker(Hall("a"), "a", inner_steps=1, mode=mode, weight=3.0)
+    worker.inner(1.0)
+    worker.diloco.finish()
+    assert worker.group.weights == [3.0]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -321,6 +338,20 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_same_numbers(mode):
     assert again.diloco.revision == whole.diloco.revision
     assert same_bits(again.diloco.outer, whole.diloco.outer)
     assert again.value == whole.value
+
+
+def test_however_many_come_back_from_older_checkpoints_the_newest_goes_on():
+    alone = Worker(Hall("a"), "a", inner_steps=1)
+    saved = []
+    for _ in range(4):
+        alone.inner(1.0)
+        saved.append(alone.diloco.state_dict())
+    back = crew(Hall("a", "b", "c"), inner_steps=1)
+    for worker, state in zip(back.values(), (saved[3], saved[0], saved[0]), strict=True):
+        worker.diloco.load_state_dict(state)
+    steps = inner(back, a=1.0, b=1.0, c=1.0)
+    assert [steps[name].joined for name in back] == [False, True, True]
+    assert {worker.diloco.revision for worker in back.values()} == {5}
 
 
 def test_an_error_reaches_the_caller_when_patience_ends():

@@ -152,7 +152,7 @@ def test_a_node_trains_in_a_notebook_answers_is_scored_and_exported(tmp_path: Pa
 
     alone = {"network": {"enabled": False}, "sampling": {"completions": 2}}
     rows: list[dict] = []
-    one = Node("builtin", rewards=[inside], data=ROWS, folder=tmp_path / "n", **alone)
+    one = Node("builtin", rewards=[inside], data=iter(ROWS), folder=tmp_path / "n", **alone)
     assert one.metrics == [] and one.round == 0
     assert len(one.train(rounds=2, callbacks=[rows.append])) == 2
     assert [row["round"] for row in rows] == [1, 2] and "rewards/inside/mean" in rows[0]
@@ -164,6 +164,11 @@ def test_a_node_trains_in_a_notebook_answers_is_scored_and_exported(tmp_path: Pa
     assert one.evaluate(count=5)["greedy"]["overall"]["questions"] <= 5
     assert (one.export(tmp_path / "out") / "model.safetensors").exists()
     assert Node(folder=tmp_path / "n").round == 3
+    with (tmp_path / "n" / "metrics.jsonl").open("a") as file:
+        file.write('{"round":4}\n')  # as by a node that was killed before it saved
+    rows.clear()
+    one.train(rounds=1, callbacks=[rows.append])
+    assert [row["round"] for row in rows] == [4, 5]
 
 
 @pytest.mark.slow
@@ -179,6 +184,9 @@ def test_a_swarm_of_processes_shares_what_can_be_imported(tmp_path: Path, monkey
     nodes = swarm.train(rounds=3, callbacks=[lambda name, row: seen.append((name, row["round"]))])
     assert sorted(seen) == [(f"n{at}", number) for at in range(2) for number in (1, 2, 3)]
     assert [len(node.metrics) for node in nodes] == [3, 3]
+    seen.clear()
+    swarm.train(rounds=4, callbacks=[lambda name, row: seen.append((name, row["round"]))])
+    assert sorted(seen) == [("n0", 4), ("n1", 4)]
     assert "rewards/digits/mean" in nodes[0].metrics[0]
     with pytest.raises(UserError, match="holds a run with other settings"):
         Swarm(3, "builtin", rewards=[digits], data=ROWS, out=tmp_path / "s").train(rounds=3)

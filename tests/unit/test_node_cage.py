@@ -336,6 +336,17 @@ def test_a_call_ends_where_what_cannot_be_counted_of_it_takes_most_of_the_machin
     os.close(write)
 
 
+def test_the_memory_of_a_calls_processes_counts_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_supervisor, "_of_group", lambda group: [call_supervisor._Process(1, 60)] * 2)
+    monkeypatch.setattr(call_supervisor, "LOOK_S", 0.0)
+    read, write = os.pipe()
+    for most, reason in ((119, "its processes took too much memory"), (120, "it took too long")):
+        with pytest.raises(CageError, match=reason):
+            CallSupervisor(os.getpgrp(), tmp_path, most, 0.1).wait(read)
+    os.close(read)
+    os.close(write)
+
+
 def test_where_seccomp_tells_of_no_forks_a_call_ends_once_it_has_too_many_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,16 @@ def test_older_ones_keep_their_weights_alone(tmp_path):
     assert whole_checkpoint(tmp_path / "checkpoints") == checkpoints[0]
 
 
+def test_a_disk_too_full_for_the_mark_of_weights_alone_costs_no_optimiser(three, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("node.training.checkpoint.write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(three, 4, writes("4"), keep=Keep(4, 1))
+    assert [find_damage(checkpoint.path) for checkpoint in list_checkpoints(three)[:3]] == ["", "", ""]
+
+
 def test_going_on_from_weights_alone_keeps_the_schedule_and_the_round(tmp_path):
     policy = tiny_policy(tmp_path / "policy")
     config = node_config(rounds=4, save_steps=1, save_full=1, lr_scheduler_type="linear", learning_rate=0.01)

@@ -35,7 +35,7 @@ from node.grpo_config import (
     settings_of,
 )
 from node.grpo_metrics import advantages, loss
-from node.grpo_trainer import rounds_of
+from node.grpo_trainer import _tokenizer, rounds_of
 from node.policy.load import load_policy
 
 ROOT = Path(__file__).parents[2]
@@ -576,3 +576,18 @@ def test_a_program_whose_node_may_have_peers_is_told_on_its_screen_which_rewards
     assert "task 'rewards/rows' pays -20 (near_20 -20), outside" in done.stderr
     rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
     assert all(row["rewards_outside"] == row["generated"] for row in rows) and sum(row["trained"] for row in rows) > 0
+
+
+def test_functions_count_tokens_of_a_model_that_is_named_by_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cached(model: str, name: str) -> str:
+        if model != "Qwen/Qwen3-0.6B":
+            raise OSError("not there")
+        return f"hub/{name}"
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached)
+    names = ("builtin", "Qwen/Qwen3-0.6B", "nobody/none", str(tmp_path))
+    assert [_tokenizer(name) for name in names] == [None, "hub/tokenizer.json", None, None]
+    (tmp_path / "tokenizer.json").touch()
+    assert _tokenizer(str(tmp_path)) == str(tmp_path / "tokenizer.json")

@@ -125,6 +125,22 @@ def test_one_that_joins_late_is_given_the_groups_weights_and_counts_from_the_nex
     assert swarm.nodes[0].value > before  # what it learns reaches the others
 
 
+def test_one_that_comes_back_takes_what_the_group_has_and_gives_nothing_of_its_own_at_first() -> None:
+    swarm = Swarm(2, every=1)
+    for _ in range(3):
+        swarm.round(1.0, 1.0)
+    stays, away = swarm.nodes
+    away.weights.leave()
+    for _ in range(3):
+        swarm.round(1.0, of=[0])
+    expected = stays.value
+    away.learn(100.0)  # as if it had trained on while it was away
+    away.weights.back()
+    swarm.round(0.0, 0.0)
+    row = swarm.round(0.0, 0.0)[1]
+    assert row["weights/joined"] and away.value == stays.value == expected
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("mode", ["average", "diloco"])

@@ -111,5 +111,5 @@ def test_a_run_that_no_machine_of_the_cluster_can_do_is_told_and_not_waited_for(
 
 
 def test_another_place_than_ray_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command(["lab", "run", "examples/carry.toml", "--on", "slurm", "--out", str(tmp_path)], debug=False) == 2
+    assert command(["lab", "run", "examples/sizes.toml", "--on", "slurm", "--out", str(tmp_path)], debug=False) == 2
     assert capfd.readouterr().err == "error: --on slurm: write ray, or ray=ADDRESS\n"

@@ -31,12 +31,9 @@ VALUES = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 10)), min_size=1, ma
 def run(arm: str, seed: int, accuracies: list[float], nodes: int = 1, spent: float = 1600.0, **more: Any) -> RunResult:
     """A run of four marks, each at twice the compute of the one before, from an accuracy of 0.1 at the start."""
     marks = [(spent / 2 ** (len(accuracies) - 1 - at), accuracy) for at, accuracy in enumerate(accuracies)]
-    plain = dict.fromkeys(("cumulative", "first", "last", "best", "external", "kib_sent"), 0.0)
-    figures: dict[str, Any] = {"accuracy": accuracies[-1], "passes": {}, "entropy": None, **more}
-    curve = ((0.0, 0.1), *marks)
-    return RunResult(
-        "", arm, seed, 2, compute=spent, rewards=(0.0,), spent=(spent,), nodes=nodes, curve=curve, **plain | figures
-    )
+    figures: dict[str, Any] = dict.fromkeys(("reward", "external", "groups_kib"), 0.0)
+    figures |= {"accuracy": accuracies[-1], "passes": {}, **more}
+    return RunResult("", arm, seed, 2, compute=spent, nodes=nodes, curve=((0.0, 0.1), *marks), **figures)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +158,8 @@ def test_a_smaller_swarm_is_held_against_the_central_node_when_it_had_spent_as_m
     assert pairs_at_equal_compute([run("swarm", 1, [0.5], nodes=3, spent=200.0, external=3.0)], central) == []
     apart = [run("alone", 1, [0.5], nodes=2, spent=200.0)]
     assert pairs_at_equal_compute(apart, central) == [], "nodes that do not meet are no swarm"
+    averaging = [run("averaging", 1, [0.5], nodes=2, spent=200.0, weights_kib=9.0)]
+    assert len(pairs_at_equal_compute(averaging, central)) == 1, "nodes that share weights alone are one"
 
 
 def test_without_marks_there_is_no_pooling_efficiency() -> None:

@@ -57,6 +57,8 @@ def test_a_peers_group_carries_who_sent_it_and_its_age() -> None:
 def test_whatever_a_text_holds_it_is_one_line_of_ascii_of_bounded_length(question: str, text: str) -> None:
     rows = own_rows(1, [group((text, 0.0), question=question)])
     assert len(rows[0]["text"]) <= MAX_TEXT + 1 and len(rows[0]["question"]) <= MAX_TEXT + 1
+    turns = replace(group(("a", 0.0)), completions=(Episode((text, question, text), True, 0.0),))
+    assert all(len(said) <= MAX_TEXT + 1 for said in texts_of(own_rows(1, [turns])[0]))
     shown = quoted(rows[0]["text"])
     assert shown.isascii() and (shown == "" or shown.isprintable())
 

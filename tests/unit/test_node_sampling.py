@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from node.config import SamplingConfig
 from node.lab.candidates import CANDIDATES
 from node.lab.controls import CONTROLS
-from node.rollouts.group import EncodedGroup, Group, Tokens, one_turn
+from node.rollouts.group import EncodedGroup, Group, Question, Tokens, one_turn
 from node.rollouts.rule import (
     SCALES,
     Candidate,
@@ -46,7 +46,7 @@ def group(seed: int, rewards: tuple[float, ...]) -> EncodedGroup:
     made = tuple(one_turn(f"{index}", True, reward) for index, reward in enumerate(rewards))
     return EncodedGroup(
         Group(TaskKey("t", 1, "c"), seed, "q", made, "p", 0),
-        [seed],
+        Question(None, seed, None, [seed]),
         {index: Tokens([index]) for index in range(len(rewards))},
     )
 

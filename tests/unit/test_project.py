@@ -193,6 +193,7 @@ MAY_SKIP = {
     "test_benchmarks_allreduce.py": "network namespaces",
     "test_benchmarks_gossip.py": "network namespaces",
     "test_protocol_interop.py": "Node.js and npm",
+    "test_protocol_hostile.py": "/proc, and loopback addresses beside the first",
     "test_protocol_nat.py": "network namespaces",
     "test_swarm_home.py": "network namespaces, and for one miniupnpd",
     "test_tutorials.py": "network namespaces",

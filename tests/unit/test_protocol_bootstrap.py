@@ -19,7 +19,7 @@ from protocol.identity import Identity
 from protocol.joiner import drive
 from protocol.limits.networks import scope_of
 from protocol.notices import GRAYLISTED
-from protocol.wire.envelope import HEADER_BYTES, Kind, seal
+from protocol.wire.envelope import HEADER_BYTES, SWARM_BYTES, Kind, seal
 from protocol.wire.messages import Goodbye, Hello, Manifest, Peers
 from protocol.wire.version import version_in
 from tests.protocol_frames import frame_of, opened
@@ -37,11 +37,11 @@ def at(seconds: float) -> Instant:
 class Talk:
     """A machine that asks `seeds`, with numbers for grants, and what they say to it."""
 
-    def __init__(self, *seeds: Identity, grants: int = 1) -> None:
+    def __init__(self, *seeds: Identity, grants: int = 1, manifest: bytes = CLUB.hash) -> None:
         """A seed that is given twice has two addresses."""
         addresses = tuple(Address(Endpoint(f"s{n}", 1), seed.curve_key) for n, seed in enumerate(seeds))
         self.grants = [b"grant %d" % number for number in range(grants)]
-        invite = Invite("club", CLUB.hash, addresses)
+        invite = Invite("club", manifest, addresses)
         self.machine = Bootstrap(ME, invite, self.grants, random.Random(1), at(0))
         self.now = 0.0
         self.actions: list[Dial | HangUp | SendFrame] = []
@@ -182,6 +182,15 @@ def test_a_member_with_another_manifest_is_as_good_as_one_that_refuses() -> None
     talk.admit(honest)
     talk.give(honest)
     assert talk.machine.manifest == CLUB
+
+
+def test_a_manifest_with_half_of_the_invites_hash_is_another_one() -> None:
+    """That half is the swarm's id: of two manifests that agree in it, both of one founder's making, one is meant."""
+    talk = Talk(SEEDS[0], manifest=CLUB.hash[:SWARM_BYTES] + bytes(SWARM_BYTES))
+    talk.open(SEEDS[0])
+    talk.admit(SEEDS[0])
+    talk.give(SEEDS[0])
+    assert talk.machine.manifest is None and talk.machine.refusals == {"tcp://s0:1": FALSE_MANIFEST}
 
 
 def test_a_member_without_room_names_others_who_are_asked_and_is_asked_again_later() -> None:

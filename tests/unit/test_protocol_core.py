@@ -477,6 +477,34 @@ def test_a_chunk_that_is_none_costs_its_sender_and_not_the_items_signer(reason: 
     assert talk.core.scores.score(signer.node_id, at(0)) == 0.0
 
 
+def outline(data: bytes = bytes(2 * CHUNK_BYTES), kind: Kind = Kind.ITEM, swarm: bytes = SWARM) -> ItemOutline:
+    return ItemOutline(seal(OTHER, swarm, kind, 1, int(UNIX * 1000), data)[:HEAD_BYTES], chunk_hashes(data))
+
+
+@pytest.mark.parametrize(
+    ("reason", "false"),
+    [
+        ("forged", ItemOutline(outline().head[:-1] + b"!", outline().hashes)),
+        ("malformed", ItemOutline(outline().head, outline(bytes(CHUNK_BYTES) + b"!").hashes)),
+        ("malformed", outline(kind=Kind.HELLO)),
+        ("malformed", outline(b"one chunk")),
+        ("wrong_swarm", outline(swarm=b"another swarm id")),
+        ("oversized", outline(bytes(3 * CHUNK_BYTES))),
+    ],
+    ids=["another digest", "other hashes", "no item", "one chunk", "another swarm", "larger than any item"],
+)
+def test_an_outline_that_is_none_costs_its_sender_and_no_chunk_of_it_is_asked_for(
+    reason: str, false: ItemOutline
+) -> None:
+    talk = Talk(Limits(max_item_bytes=2 * CHUNK_BYTES))
+    assert pulls(talk.announce(Entry(header_of(false.head).item_id, HEAD_BYTES + CHUNK_BYTES + 1)))
+    assert talk.say(Kind.OUTLINE, false.encode()) == []
+    assert talk.rejected == {reason: 1} and talk.score == -PENALTIES[reason]
+    honest = outline()
+    talk.announce(Entry(header_of(honest.head).item_id, HEAD_BYTES + 2 * CHUNK_BYTES))
+    assert pulls(talk.say(Kind.OUTLINE, honest.encode()))
+
+
 def test_an_item_that_was_sent_unasked_is_taken_when_it_is_asked_for() -> None:
     talk = Talk()
     frame = talk.frame(Kind.ITEM, b"body", OTHER)

@@ -302,6 +302,7 @@ def test_a_worthless_item_is_not_passed_on_and_still_given_to_whoever_was_told_o
     core.handle(Got(A, item(1)), at(0))
     soon(core)
     core.handle(Discard(name(1)), at(1))
+    core.withdraw_signed(lambda signer: signer == C)  # who is revoked later changes nothing for it
     core.handle(PeerUp(FAR), at(1))
     assert FAR not in announced(core.handle(Tick(), at(1 + CATCH_UP_S)))
     assert queued(core.handle(want(B, name(1)), at(2))) == [B]
@@ -627,10 +628,35 @@ def test_a_peer_that_wants_more_topics_is_told_what_is_held_of_those_and_of_no_o
         core.handle(Publish(item(number, 100_000, ME, topic=topic)), at(0))
     assert announced(core.handle(Tick(), at(1))) == {A: [name(0)], B: [name(0)]}
     core.handle(Heard(A, Interest(frozenset([one, two]))), at(200))
-    core.handle(Heard(A, Interest(frozenset([one, two]))), at(200))
     core.handle(Heard(B, Interest(frozenset())), at(200))
     assert announced(core.handle(Tick(), at(200 + CATCH_UP_S))) == {A: [name(1)]}
     assert announced(core.handle(Tick(), at(300))) in ({}, {A: []})
+
+
+@pytest.mark.parametrize("how", ["it says again what it wants", "a message to it found no room"])
+def test_a_peer_that_missed_what_it_was_told_is_told_again_what_it_lacks(how: str) -> None:
+    core = machine(A)
+    core.handle(Heard(A, Interest(None)), at(0))
+    for number in range(3):
+        core.handle(Publish(item(number, 100_000, ME)), at(0))
+    assert set(announced(core.handle(Tick(), at(1)))[A]) == {name(0), name(1), name(2)}
+    core.handle(have(A, entry(1, 100_000)), at(1))
+    if how == "it says again what it wants":
+        core.handle(Heard(A, Interest(None)), at(200))
+    else:
+        core.unheard(A, at(200))
+    assert set(announced(core.handle(Tick(), at(200 + CATCH_UP_S)))[A]) == {name(0), name(2)}
+
+
+def test_a_node_without_room_for_what_is_announced_asks_for_it_once_it_has_room() -> None:
+    core = machine(A, limits=Limits(max_offers=8))
+    core.handle(have(A, *(entry(number) for number in range(9))), at(0))
+    assert said(Interest, soon(core)) == []
+    for number in range(4):
+        assert said(Interest, core.handle(Tick(), at(1))) == []
+        core.handle(Got(A, item(number, signer=FAR)), at(1))
+    assert said(Interest, core.handle(Tick(), at(2))) == [(A, Interest(None))]
+    assert said(Interest, core.handle(Tick(), at(3))) == []
 
 
 def test_a_peer_that_comes_up_is_told_what_is_held_and_fresh() -> None:

@@ -318,7 +318,8 @@ def test_the_router_is_asked_for_a_lease_and_nobody_elses_port_is_touched(
         (4001, ["198.41.0.4", "not one", "fd77::1", "10.2.0.1", "10.1.9.9"], KEY.hex().encode(), ["10.1.9.9"]),
         # Ours is not the other's: docker0 has one address on every machine.
         (4001, ["10.1.0.7", "192.168.0.9", "10.1.9.9"], KEY.hex().encode(), ["192.168.0.9", "10.1.9.9"]),
-        (4001, ["10.1.0.7"], KEY.hex().encode(), []),
+        (4001, ["10.1.0.7"], KEY.hex().encode(), ["10.1.0.7"]),  # another node of this machine
+        (4001, ["10.1.0.7", "192.168.1.9"], KEY.hex().encode(), []),  # of another machine, which has Docker, too
         (4001, [f"10.1.2.{number}" for number in range(99)], KEY.hex().encode(), [f"10.1.2.{n}" for n in range(4)]),
         (4001, ["198.41.0.4"], KEY.hex().encode(), []),  # we dial no third party
         (4001, ["192.168.1.9"], KEY.hex().encode(), []),  # nor another network of this house
@@ -332,7 +333,9 @@ def test_the_router_is_asked_for_a_lease_and_nobody_elses_port_is_touched(
         (4001, ["192.168.0.9"], KEY.hex().encode() + b"0", []),
     ],
 )
-def test_a_neighbour_counts_at_others_addresses_of_the_networks_that_we_are_in(port, hosts, key, told) -> None:
+def test_a_neighbour_counts_on_this_machine_or_at_others_addresses_of_the_networks_that_we_are_in(
+    port, hosts, key, told
+) -> None:
     assert told_addresses(port, hosts, key, HERE) == [Address(Endpoint(host, 4001), KEY) for host in told]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from protocol.events import Link
 from protocol.limits.limits import Limits
 from protocol.limits.send_queues import FRAME_COST, MAX_RETRY_S, RETRY_S, SendQueues
+from tests.steps import steps
 
 LIMITS = Limits()
 
@@ -114,6 +115,24 @@ def test_a_peer_that_does_not_read_holds_up_no_other_and_is_tried_less_and_less_
     assert tries < 2 * 10.0 / MAX_RETRY_S
     now += MAX_RETRY_S
     assert drain(queues, now) == [(A, b"for a")] and queues.wait(now) == math.inf
+
+
+def test_a_frame_costs_much_the_same_however_many_links_wait() -> None:
+    def cost(waiting: int) -> int:
+        queues = Lines(Limits(), 0.0)
+        for number in range(waiting):
+            queues.offer(Link((1000 + number).to_bytes(32, "big"), dialled=True), b"item")
+        assert drain(queues, 0.0, *queues._busy) == []
+
+        def send() -> None:
+            for _ in range(100):
+                queues.put(A, b"ping")
+                assert len(drain(queues, 0.0)) == 1
+                queues.wait(0.0)
+
+        return steps(send)
+
+    assert cost(2048) < 1.2 * cost(16)
 
 
 def upload(rate: float, seconds: float, sizes: dict[Link, int], demand: dict[Link, float]) -> dict[Link, int]:
