@@ -1,6 +1,6 @@
 """A GRPO loop in plain PyTorch that learns in a swarm: the model is transformers', the loop is this page.
 
-    gossamer found club --tasks builtin/sums --state n0          # prints an invite
+    gossamer found club --task builtin/sums --state n0          # prints an invite
     python examples/bare_loop.py 'gossamer://club/...' --rounds 100
 
 `Exchange` brings questions, rewards and peers' groups. A round answers a few questions, publishes the answers, draws as

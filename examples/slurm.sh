@@ -23,9 +23,10 @@ PORT=${PORT:-4001}
 
 mkdir -p "$(dirname "$STATE")"
 start=(gossamer node --state "$STATE" --listen "tcp://0.0.0.0:$PORT" --processes "${SLURM_GPUS_ON_NODE:-1}")
-if [ ! -e "$STATE/settings.json" ]; then
+if [ ! -e "$STATE/settings.json" ] && [ -n "${INVITE:-}" ]; then
+    gossamer join - --state "$STATE" --model "$MODEL" --no-start <<<"$INVITE" # not an argument, which others could read
+elif [ ! -e "$STATE/settings.json" ]; then
     start+=(--model "$MODEL")
-    if [ -n "${INVITE:-}" ]; then start+=(--join "$INVITE"); fi
 fi
 # Slurm's KillWait is 30 s by default: the node gives up its round after 10 and saves in the others.
 exec srun --kill-on-bad-exit=1 "${start[@]}" --set trainer.stop_grace=10

@@ -1,6 +1,6 @@
 """TRL's own `GRPOTrainer`, imported and unchanged, learns in a swarm: its `rollout_func` is a member.
 
-    gossamer found club --tasks builtin/sums --state n0          # prints an invite
+    gossamer found club --task builtin/sums --state n0          # prints an invite
     python examples/trl_exchange.py 'gossamer://club/...' --steps 100
 
 A step's batch is made of groups of one size. `DRAWN` of them are peers', or fewer if there are not as many. The others

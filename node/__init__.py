@@ -14,7 +14,7 @@ fleet/          several nodes on this machine
 run             a node put together and run to its end
 relay           a node that trains nothing
 loop            the algorithm
-operations/     settings settled, presets, diagnosis, export, backup
+operations/     settings settled, presets, diagnosis, export
 training/       the update
 archive/        a swarm's groups, kept for good
 exchange/       one path to a swarm and from it, for any trainer

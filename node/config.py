@@ -74,7 +74,7 @@ COMMON_KEYS = frozenset(
         "eval.every",
     )
 )
-"""The settings that people set. `init`, `--dry-run` and the reference show these first, and all others on request."""
+"""The settings that people set. `--dry-run` and the reference show these first, and all others on request."""
 
 
 NAMED_PRESETS: Mapping[str, Mapping[str, Any]] = {

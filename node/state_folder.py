@@ -94,10 +94,10 @@ def _lock(lock: IO[str], folder: Path) -> None:
 
 
 @contextmanager
-def sole_process_of(node: str, folder: Path | None = None) -> Iterator[None]:
-    """Hold the identity of `node` among this user's processes here, for one that runs in `folder`, if it does.
+def sole_process_of(node: str, folder: Path) -> Iterator[None]:
+    """Hold the identity of `node` among this user's processes here, for one that runs in `folder`.
 
-    A folder that was copied or restored has a lock of its own; this one is of the key. On other machines only the
+    A folder that was copied has a lock of its own; this one is of the key. On other machines only the
     network can tell: `status` and the log name a twin.
 
     Raises:
@@ -118,7 +118,7 @@ def sole_process_of(node: str, folder: Path | None = None) -> Iterator[None]:
                 "push each other out of the swarm; stop that one first"
             ) from None
         lock.truncate(0)
-        lock.write(f"{folder.absolute()}\n" if folder else "")
+        lock.write(f"{folder.absolute()}\n")
         lock.flush()
         yield
 

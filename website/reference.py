@@ -44,8 +44,8 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "In a TOML file, by `--set KEY=VALUE`, and as comments in what `gossamer init` writes. What would run, and",
-        "where each value comes from, `gossamer node --dry-run` prints; with `--all` it shows every key.",
+        "In a TOML file, or by `--set KEY=VALUE`. `gossamer node --dry-run` prints such a file: what would run, and",
+        "where each value comes from; with `--all` it shows every key.",
         "",
         "Most people set only these:",
         "",

@@ -15,7 +15,6 @@ import typer
 from node.cli import (
     answer,
     archive,
-    backup,
     board,
     chat,
     demo,
@@ -24,14 +23,12 @@ from node.cli import (
     export,
     found,
     identity,
-    init,
     inspect,
     invite,
     join,
     lab,
     node,
     report,
-    restore,
     revoke,
     serve,
     status,
@@ -45,6 +42,27 @@ from protocol.errors import ProtocolError
 EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+INSTEAD = {
+    "chat --remember": "`gossamer export` the model, and talk to it by another program",
+    "identity show --state": "`gossamer identity show FOLDER`",
+    "identity hand-over --state": "`gossamer identity hand-over FOLDER KEY`",
+    "invite --seed": "--address ADDRESS",
+    "invite --plain": "--no-grant",
+    "tasks check --policy": "--model ID",
+    "doctor --port": "a start with `--listen tcp://0.0.0.0:PORT` says at once whether the port is free",
+    "report --alone": "`gossamer report RUN OTHER`",
+    "lab compare": "`gossamer report RUN OTHER`",
+    "node --join": "`gossamer join INVITE`; for more options add --no-start, then `gossamer node --state FOLDER`",
+    "node --allow-task": "`gossamer join INVITE --allow-task NAME`",
+    "node --seed-peer": "--set 'network.seeds=[\"tcp://HOST:PORT?key=HEX\"]'",
+    "node --seed-only": "--set role=relay",
+    "identity export": "the key is n0/identity.key, a PEM file; copy that",
+    "identity import": "`mkdir -m 700 n0`, then copy the PEM file to n0/identity.key, and `chmod 600` it",
+    "init": "`gossamer node --model ID --task TASK --dry-run > gossamer.toml` writes the settings with their meaning",
+    "backup": "stop the node, then `tar -cf n0.tar n0`",
+    "restore": "`tar -xf n0.tar` (a file of an older release: `mkdir -m 700 n0`, then `tar -xf n0.tar -C n0`)",
+}
+"""What to type for a verb, or a verb's option, that there was."""
 
 app = typer.Typer(
     name="gossamer",
@@ -73,7 +91,6 @@ def _options(
 
 
 app.command("demo")(demo.demo)
-app.command("init")(init.init)
 app.command("swarm")(swarm.swarm)
 app.command("node")(node.node)
 app.command("found")(found.found)
@@ -89,8 +106,6 @@ app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
-app.command("backup")(backup.backup)
-app.command("restore")(restore.restore)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(lab.app, name="lab")
@@ -118,12 +133,23 @@ def run(arguments: Sequence[str], *, debug: bool) -> int:
             return EXIT_DEFECT
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the edge of the program: every failure gets its exit status here
-        line = explain(error)
+        line = _instead(arguments) if isinstance(error, typer.TyperException) else None
+        line = line or explain(error)
         if debug or line is None:
             traceback.print_exc()
         if line is not None:
             print(f"error: {line}", file=sys.stderr)
         return EXIT_DEFECT if line is None or isinstance(error, PassingError) else EXIT_USER_ERROR
+
+
+def _instead(arguments: Sequence[str]) -> str | None:
+    """Return what to type where a person typed what is gone; None where that is not so."""
+    words = [word.partition("=")[0] for word in arguments]
+    for gone, instead in INSTEAD.items():
+        verb, *others = gone.split()
+        if words[:1] == [verb] and set(others) <= set(words[1:]):
+            return f"`gossamer {gone}` is gone: {instead}"
+    return None
 
 
 def explain(error: Exception) -> str | None:

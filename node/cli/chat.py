@@ -45,7 +45,6 @@ Temperature = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens of an answer.  [default: the node's limit]", show_default=False)
 ]
-Remember = Annotated[bool, typer.Option("--remember", help="Keep earlier questions and answers in the prompt.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling, and of the held-out question.")]
 
 
@@ -57,7 +56,6 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     answers: Answers = 1,
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
-    remember: Remember = False,
     seed: Seed = 0,
     settings: Settings = None,
     debug: Debug = False,
@@ -73,7 +71,7 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer chat runs/a/nodes/n0 "12+7=" -n 4
       gossamer chat runs/game/nodes/n0 --seed 3
-      gossamer chat my-model --remember --max-tokens 200
+      gossamer chat my-model --max-tokens 200
     """
     trained = find_trained(model, settings, [task] if task else None)
     say_loading(trained)
@@ -99,17 +97,14 @@ def chat(  # noqa: PLR0913  # one parameter for each option of the command
         for episode in _played(tasks, policy, engine, sampling, answers, seed):
             print(episode, flush=True)
         return
-    before: list[tuple[str, str]] = []
     for number, question in enumerate(_asked(questions)):
-        item = replace(around, question=question, examples=(*around.examples, *before))
+        item = replace(around, question=question)
         prompt = _prompt(policy, item, sampling.max_completion_length)
         (made,) = engine.generate([prompt], answers, sampling, seed + number)
         for reply in made:
             print(_shown(reply.text), flush=True)
             if not reply.finished:
                 print(f"(cut off after {len(reply.token_ids)} tokens: --max-tokens)", file=sys.stderr)
-        if remember:
-            before.append((question, made[0].text))
 
 
 def _played(

@@ -18,10 +18,7 @@ from node.state_folder import of_a_node
 if TYPE_CHECKING:
     from rich.console import Console
 
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port for a node to listen on; 0 tries any.")]
-Folder = Annotated[
-    Path, typer.Option("--folder", "--state", callback=of_a_node, help="The node's state folder, or its place.")
-]
+Folder = Annotated[Path, typer.Option("--state", callback=of_a_node, help="The node's state folder, or its place.")]
 Gpu = Annotated[
     str | None,
     typer.Option(
@@ -44,7 +41,6 @@ ASCII = {"✓": "ok", "!": "-", "✗": "FAIL", "→": "->"}  # where the termina
 
 
 def doctor(  # noqa: PLR0913  # one parameter for each option of the command
-    port: Port = 0,
     folder: Folder = Path(),
     model: Model = None,
     settings: Settings = None,
@@ -57,7 +53,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
 ) -> int:
     """Check this machine, a node, a model or a swarm.
 
-    This machine: Python, packages, torch, GPU and driver, extras, memory, disk, port, model hub, clock.
+    This machine: packages, torch, GPU, memory, disk.
 
     A node, by --state: whether its swarm's tasks and protocol match the installed ones. If it runs, also its peers,
     their versions, whether they can dial it, and who does not admit it.
@@ -72,7 +68,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer doctor --port 4001 --state /var/lib/gossamer
+      gossamer doctor --state n0
       gossamer doctor --model HuggingFaceTB/SmolLM2-360M-Instruct --json
       gossamer doctor --model Qwen/Qwen3-8B --gpu 24GB --set policy.lora.r=16
       gossamer doctor --model Qwen/Qwen3-8B --gpu 80GB --accelerate-config fsdp2.yaml
@@ -84,7 +80,7 @@ def doctor(  # noqa: PLR0913  # one parameter for each option of the command
         parts = _of_swarm(swarm, debug=debug)
     else:  # first: a model that is not there ends the command, and is no finding
         of_model = _of_model(model, folder, settings or [], gpu, processes, accelerate_config)
-        parts = {"This machine": examine(port, folder), f"The node in {folder}": examine_node(folder), **of_model}
+        parts = {"This machine": examine(folder), f"The node in {folder}": examine_node(folder), **of_model}
     if as_json:
         findings = {title: list(checks) for title, checks in parts.items()}
         good = _is_good(check for checks in findings.values() for check in checks)

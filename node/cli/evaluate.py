@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 Tasks = Annotated[
     list[str] | None,
-    typer.Option(
-        "--task", "--tasks", metavar="TASK", help="A task's name, or a file; may be repeated.  [default: the node's]"
-    ),
+    typer.Option("--task", metavar="TASK", help="A task's name, or a file; may be repeated.  [default: the node's]"),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Questions for each task.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Greedy answers only, without sampling.")]

@@ -1,6 +1,7 @@
 """`gossamer found`: the first node of a new swarm."""
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,11 +35,11 @@ Allow = Annotated[
     list[str] | None, typer.Option("--allow", metavar="NODE_ID", help="Admit this node without an invite; repeatable.")
 ]
 Tasks = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        metavar="NAME,...",
-        help="The swarm's tasks, with options from CONFIG; default: those of CONFIG.",
-        show_default=False,
+        "--task",
+        metavar="TASK",
+        help="A task of the swarm, with options from CONFIG; default: CONFIG's; may be repeated.",
     ),
 ]
 HeldOut = Annotated[
@@ -72,7 +73,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
     folder: Folder = Path("node-state"),
     policy: Who = PolicyName.OPEN,
     allow: Allow = None,
-    tasks: Tasks = None,
+    task: Tasks = None,
     listen: Listen = None,
     rounds: Rounds = None,
     settings: Settings = None,
@@ -92,12 +93,12 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
 
     \b
     Example:
-      gossamer found riddles --tasks builtin --listen tcp://0.0.0.0:4001 --state n0
+      gossamer found riddles --task builtin --listen tcp://0.0.0.0:4001 --state n0
     """
     named = {"rounds": rounds, "seed": seed, "policy.model": model, "network.listen": listen or None}
     check_free(folder)
     remembered = settle(config, settings, named, folder=folder)
-    settled = remembered.config if tasks is None else _with_tasks(remembered.config, tasks)
+    settled = remembered.config if not task else _with_tasks(remembered.config, task)
 
     from node.swarm import agreed_tasks, founding, inviting, swarm_folder
     from node.swarm.peering import check_endpoint
@@ -138,10 +139,7 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
         return run(settled, folder, listening=listening)
 
 
-def _with_tasks(config: NodeConfig, names: str) -> NodeConfig:
+def _with_tasks(config: NodeConfig, names: Sequence[str]) -> NodeConfig:
     listed = {task.name: task for task in config.tasks}
-    chosen = [
-        listed.get(name) or TaskConfig.model_validate(task_config(name))
-        for name in (part.strip() for part in names.split(","))
-    ]
+    chosen = [listed.get(name) or TaskConfig.model_validate(task_config(name)) for name in names]
     return config.model_copy(update={"tasks": chosen})

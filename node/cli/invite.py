@@ -23,7 +23,7 @@ Folder = Annotated[
 Seeds = Annotated[
     list[str] | None,
     typer.Option(
-        "--seed", metavar="ADDRESS", help="A node to dial, tcp://HOST:PORT?key=HEX; default: this node. Repeatable."
+        "--address", metavar="ADDRESS", help="A node to dial, tcp://HOST:PORT?key=HEX; default: this node. Repeatable."
     ),
 ]
 For = Annotated[
@@ -33,7 +33,9 @@ Uses = Annotated[int | None, typer.Option(help="Admit this many nodes (owner onl
 Expires = Annotated[
     str | None, typer.Option(metavar="TIME", help="How long --for or --uses is valid: 30m, 12h.  [default: 7d]")
 ]
-Plain = Annotated[bool, typer.Option("--plain", help="Add no right: for nodes that are listed, or have one already.")]
+NoGrant = Annotated[
+    bool, typer.Option("--no-grant", help="Add no right: for nodes that are listed, or have one already.")
+]
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_LIFETIME_S = 3660 * 86400
@@ -41,18 +43,18 @@ MAX_LIFETIME_S = 3660 * 86400
 
 def invite(
     folder: Folder,
-    seed: Seeds = None,
+    address: Seeds = None,
     node_id: For = None,
     uses: Uses = None,
     expires: Expires = None,
-    plain: Plain = False,
+    no_grant: NoGrant = False,
     debug: Debug = False,
 ) -> None:
     """Print an invite to the swarm of a node.
 
     It holds the node's address, addresses of peers, and the manifest's hash. In a swarm with an allowlist, the owner
     adds a right to enter: for one node by --for, or for a number of nodes by --uses. When the right expires, those who
-    used it leave the swarm. An invite without a right admits nobody; --plain prints one.
+    used it leave the swarm. An invite without a right admits nobody; --no-grant prints one.
 
     \b
     Example:
@@ -62,8 +64,8 @@ def invite(
     if node_id is not None and uses is not None:
         raise UserError("an invite is for one node or for a number of uses: give --for or --uses")
     admits = node_id is not None or uses is not None
-    if admits and plain:
-        raise UserError("--plain is for an invite that admits nobody: leave out --for and --uses")
+    if admits and no_grant:
+        raise UserError("--no-grant is for an invite that admits nobody: leave out --for and --uses")
     if expires is not None and not admits:
         raise UserError("--expires says how long --for or --uses admit: give one of them, or leave it out")
     lifetime = _lifetime(expires or "7d")
@@ -71,9 +73,9 @@ def invite(
     from node.swarm import inviting, revoking
     from protocol.credentials.records import Address
 
-    seeds = [Address.parse(text) for text in seed or []]
+    seeds = [Address.parse(text) for text in address or []]
     grant: Pass | SharedInvite | None = None
-    if not (admits or plain):
+    if not (admits or no_grant):
         inviting.check_open(folder)
     if node_id is not None:
         grant = inviting.pass_for(folder, inviting.parse_node_id(node_id), lifetime)

@@ -8,7 +8,7 @@ import typer
 from node.cli.options import Debug
 from node.errors import UserError
 
-app = typer.Typer(help="Run experiments, and compare two runs.", rich_markup_mode=None)
+app = typer.Typer(help="Run experiments.", rich_markup_mode=None)
 
 Experiment = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment, e.g. examples/worth.toml.")]
 Out = Annotated[
@@ -45,7 +45,6 @@ Known = Annotated[
         "the plots only the arms asked for.",
     ),
 ]
-Side = Annotated[Path, typer.Argument(help="Folder of a run, or of an arm with a run for each seed.")]
 
 
 @app.command()
@@ -140,27 +139,6 @@ def attack(
     target = results or folder
     write_results(target, file.stem, table, to_json(lines, trials))
     print(f"\n{table}\nwritten to {target}/{file.stem}.md and .json")
-
-
-@app.command()
-def compare(a: Side, b: Side, debug: Debug = False) -> None:
-    """Compare two runs, or two arms over their common seeds.
-
-    Compute is tokens generated, scored or read as prompts, plus three times those trained on. Groups are for a round,
-    bytes for the whole run.
-
-    \b
-    Example:
-      gossamer lab compare runs/experiment/8-0 runs/experiment/4-4
-      gossamer lab compare runs/a runs/b
-    """
-    from node.lab.tables import compare as lines_of
-
-    for folder in (a, b):
-        if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}")
-    for line in lines_of(a, b):
-        print(line)
 
 
 def write_results(target: Path, name: str, table: str, json_text: str) -> None:

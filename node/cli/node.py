@@ -2,13 +2,10 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from node.cli.options import (
     AccelerateConfig,
-    AllowedTasks,
     Config,
     Debug,
     DryRun,
@@ -31,30 +28,11 @@ from node.cli.running import run, sharers
 from node.config import NodeConfig
 from node.errors import UserError
 from node.operations.config_text import to_toml
-from node.operations.given import check_tasks, read_invite, tasks_given
+from node.operations.given import check_tasks, tasks_given
 from node.operations.preflight import check_first
 from node.operations.presets import notes_on_model
 from node.operations.settling import settle
 from node.state_folder import check_begun, check_free
-
-SeedPeers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--seed-peer", metavar="ADDRESS", help="A node to dial first: the line in its `address` file; repeatable."
-    ),
-]
-SeedOnly = Annotated[
-    bool,
-    typer.Option("--seed-only", help="Only introduce peers, relay and serve the manifest; load no model."),
-]
-Join = Annotated[
-    str | None,
-    typer.Option(
-        metavar="INVITE",
-        help="Join this swarm first, as `gossamer join` does; - reads standard input, @FILE a file.",
-        show_default=False,
-    ),
-]
 
 
 def node(  # noqa: PLR0913  # one parameter for each option of the command
@@ -62,10 +40,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     model: Model = None,
     folder: Folder = Path("node-state"),
     listen: Listen = None,
-    seed_peer: SeedPeers = None,
-    join: Join = None,
-    allow_task: AllowedTasks = None,
-    seed_only: SeedOnly = False,
     task: Tasks = None,
     reward: Rewards = None,
     data: Rows = None,
@@ -90,17 +64,15 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer node --state n0 --model builtin --listen tcp://0.0.0.0:4001
       gossamer node --state n0 --task ./riddles.py
       gossamer node --state n0 --reward ./rewards.py:accuracy --reward trl:think_format_reward --data rows.jsonl
-      gossamer node --state n1 --seed-peer "$(cat n0/address)" --model runs/models/smollm2-135m-instruct
+      gossamer node --state n1 --model Qwen/Qwen3-0.6B --set "network.seeds=['$(cat n0/address)']"
       gossamer node --state n2 --model Qwen/Qwen3-8B --processes 4 --accelerate-config fsdp2.yaml
-      gossamer node --state relay --join "$INVITE" --seed-only --listen tcp://0.0.0.0:4002
+      gossamer node --state relay --set role=relay --listen tcp://0.0.0.0:4002
     """
     if processes or accelerate_config or "RANK" in os.environ:
         # Read when torch is imported: it would warn in each process that it looks for weights without gradients.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if int(os.environ.get("RANK", "0")):
         return _follow()
-    if allow_task and join is None:
-        raise UserError("--allow-task is for a swarm's task: give --join INVITE, too")
     if not dry_run:
         check_free(folder)
     training: dict[str, Any] = {
@@ -109,7 +81,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     }
     training = {key: value for key, value in training.items() if value is not None}
     named = {
-        "role": "relay" if seed_only else None,
         "rounds": rounds,
         "seed": seed,
         "policy.model": model,
@@ -118,7 +89,7 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     }
 
     def look(given: NodeConfig) -> None:
-        if join is None and config is None and (folder.exists() or not dry_run):
+        if config is None and (folder.exists() or not dry_run):
             check_begun(given, folder)
         if not dry_run:
             check_first(given, folder)
@@ -128,7 +99,6 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
         settings,
         named,
         folder=folder,
-        seeds=seed_peer or [],
         forget=forget or [],
         preset=preset,
         look=look,
@@ -147,15 +117,9 @@ def node(  # noqa: PLR0913  # one parameter for each option of the command
     from node.telemetry.logs import setup_logs
 
     check_endpoint(settled.config.network)
-    joined = settled.config
-    if join is not None:
-        from node.swarm import joining
-
-        setup_logs(None, debug=debug)  # the folder is not there before the swarm has admitted this node
-        joined = joining.join(read_invite(join), settled.config, folder, allow_task or [])
     setup_logs(folder, debug=debug)
     settled.say(config)
-    return run(joined, folder, **training)
+    return run(settled.config, folder, **training)
 
 
 def _follow() -> int:

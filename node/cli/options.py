@@ -16,9 +16,7 @@ from node.state_folder import of_a_node
 
 Folder = Annotated[
     Path,
-    typer.Option(
-        "--state", "--out", callback=of_a_node, help="The node's folder: key, manifest, group buffer, checkpoints."
-    ),
+    typer.Option("--state", callback=of_a_node, help="The node's folder: key, manifest, group buffer, checkpoints."),
 ]
 OptionalInvite = Annotated[
     str | None,

@@ -94,7 +94,7 @@ def swarm(  # noqa: PLR0913  # one parameter for each option of the command
     given = parse_config(tree if tree.get("budget") else {"rounds": DEFAULT_ROUNDS, **tree})
     notes = check_tasks(given)  # a wrong name shows here at once, not in N processes
     if given.role == "relay":
-        raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --seed-only`")
+        raise UserError("role=relay trains nothing: leave it out, or start one with `gossamer node --set role=relay`")
     began = command_began()
     with ExitStack() as stack:
         cluster = stack.enter_context(_cluster(on, given, nodes, out or Path(), debug=debug)) if on else None

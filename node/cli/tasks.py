@@ -36,10 +36,10 @@ Options = Annotated[
 Examples = Annotated[int, typer.Option(min=0, max=16, help="Solved examples before each question.")]
 Answer = Annotated[str | None, typer.Option(help="The form of the answer: tags, boxed, ...", show_default=False)]
 
-Policy = Annotated[
+Model = Annotated[
     str | None,
     typer.Option(
-        metavar="MODEL",
+        metavar="ID",
         help="Let this model answer ten questions: 'builtin', a folder, a checkpoint.",
         show_default=False,
     ),
@@ -69,7 +69,7 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
     option: Options = None,
     examples: Examples = 0,
     answer: Answer = None,
-    policy: Policy = None,
+    model: Model = None,
     fuzz: Fuzz = False,
     debug: Debug = False,
 ) -> int:
@@ -81,7 +81,7 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
     Example:
       gossamer tasks check ./riddles.py
       gossamer tasks check builtin/arithmetic -o digits=2 --examples 3 --answer first_line
-      gossamer tasks check --reward ./rewards.py:accuracy --data rows.jsonl --policy builtin --fuzz
+      gossamer tasks check --reward ./rewards.py:accuracy --data rows.jsonl --model builtin --fuzz
       gossamer tasks check ./env.py:CounterEnv --data rows.jsonl
     """
     from node.config import load_config, parse_config
@@ -99,7 +99,7 @@ def check(  # noqa: PLR0913  # one parameter for each option of the command
     else:
         tables = tasks_given([task] if task else [], reward, data, option or [])
         configs = parse_config({"tasks": [{**table, "examples": examples, "answer": answer} for table in tables]}).tasks
-    ask = _asking(policy) if policy else None
+    ask = _asking(model) if model else None
     holds = True
     for config in configs:
         for loaded in load_tasks([config]).tasks:

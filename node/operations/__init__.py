@@ -10,6 +10,5 @@ preflight        what can be told before torch is imported (`gossamer node`, `go
 trained          a checkpoint, a node's folder or a model, as a person names it
 model_export     what a node trained as an ordinary model folder
 pinned_server    the server of transformers, for one model and no page of another site (`gossamer serve`)
-backup           a node's folder in one file, and back
 health           is the node in this folder alive (`python -m node.operations.health`)
 """

@@ -1,4 +1,4 @@
-"""A configuration as TOML, every key with its meaning: what `--dry-run` and `init` print."""
+"""A configuration as TOML, every key with its meaning: what `--dry-run` prints."""
 
 import json
 import re

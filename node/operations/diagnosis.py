@@ -3,16 +3,9 @@
 To add a finding, yield a `Diagnosis` from one of the functions here: what is so, whether that will do, and what to do.
 """
 
-import ctypes
-import email.utils
 import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import socket
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,15 +20,11 @@ from node.errors import UserError, for_shell, how_to_install, namesakes
 from node.operations.presets import preset, smaller
 from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.memory import BUILTIN_SIZE, PHASES, Device, Machine, ModelSize, adapter_parameters, memory_held
-from node.processes.machine import undefended, usable_cores
+from node.processes.machine import undefended
 
-MIN_PYTHON = (3, 11)
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
 MIN_DISK = 2e9
 EXTRAS = ("vllm", "bitsandbytes", "reasoning-gym", "verifiers", "tensorboard", "wandb", "trackio")
-HUB_TIMEOUT_S = 5.0
-MAX_CLOCK_ERROR_S = 60.0  # peers drop what is dated ten minutes ahead, and records that have expired
-TIME_ERROR = 5  # what adjtimex(2) returns where nobody keeps the clock
 FULL, WEIGHTS = 12, 4  # bytes of a trained weight in a checkpoint: with Adam's two moments, and alone
 NVIDIA = Path("/proc/driver/nvidia")
 
@@ -52,14 +41,11 @@ class Diagnosis(NamedTuple):
     do: str = ""
 
 
-def examine(port: int, folder: Path) -> Iterator[Diagnosis]:
+def examine(folder: Path) -> Iterator[Diagnosis]:
     """Yield what was found of this machine, one thing at a time."""
-    python = sys.version_info >= MIN_PYTHON
-    yield Diagnosis("python", python, platform.python_version(), do="install Python 3.11 or newer")
     yield from _packages()
     yield from _namesakes()
     yield from _torch()
-    yield Diagnosis("cores", True, str(usable_cores()))
     for line in undefended():
         yield Diagnosis("defences", False, line, needed=False, do="run nodes that meet strangers on Linux")
     memory = psutil.virtual_memory()
@@ -69,9 +55,10 @@ def examine(port: int, folder: Path) -> Iterator[Diagnosis]:
         f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
         do=f"free {MIN_MEMORY / 1e9:.1f} GB: end other programs, or take a larger machine",
     )
-    yield from _disk(folder)
-    yield _port(port)
-    yield from _hub_and_clock()
+    existing = _existing(folder)
+    free = shutil.disk_usage(existing).free
+    remedy = f"free {MIN_DISK / 1e9:.0f} GB, or choose a folder on another disk with --state"
+    yield Diagnosis("disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free at {existing}", do=remedy)
 
 
 def _packages() -> Iterator[Diagnosis]:
@@ -92,15 +79,10 @@ def _packages() -> Iterator[Diagnosis]:
     yield Diagnosis("packages", not wrong, "; ".join(wrong) or f"all {count} within their ranges", do=remedy)
     for extra in EXTRAS:
         installed = _version(extra)
-        fits = installed is not None and (
-            extra not in extras or extras[extra].specifier.contains(installed, prereleases=True)
-        )
-        install = how_to_install(extra)
-        if installed is None:  # nothing is wrong
-            yield Diagnosis(extra, True, f"not installed; if you want it: {install}", needed=False)
-        else:
+        if installed is not None:
+            fits = extra not in extras or extras[extra].specifier.contains(installed, prereleases=True)
             text = installed if fits else f"{installed}, wants {extras[extra].specifier}"
-            yield Diagnosis(extra, fits, text, needed=False, do=install)
+            yield Diagnosis(extra, fits, text, needed=False, do=how_to_install(extra))
 
 
 def _namesakes() -> Iterator[Diagnosis]:
@@ -127,9 +109,7 @@ def _torch() -> Iterator[Diagnosis]:
         yield Diagnosis("torch", False, str(error), do="pip install torch")
         return
     yield Diagnosis("torch", True, torch.__version__)
-    driver = _driver()
-    if driver:
-        yield Diagnosis("gpu driver", True, driver)
+    driver = (NVIDIA / "version").exists()
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
     if count:
@@ -147,86 +127,8 @@ def _torch() -> Iterator[Diagnosis]:
         yield Diagnosis("gpu", False, "none that torch sees: the CPU is used", needed=False, do="fine for small models")
 
 
-def _driver() -> str:
-    """Return NVIDIA's own line on its driver; empty where there is none."""
-    try:
-        line = (NVIDIA / "version").read_text().partition("\n")[0]
-    except OSError:
-        return ""
-    return " ".join(line.removeprefix("NVRM version:").split())
-
-
-def _disk(folder: Path) -> Iterator[Diagnosis]:
-    existing = _existing(folder)
-    free = shutil.disk_usage(existing).free
-    remedy = f"free {MIN_DISK / 1e9:.0f} GB, or choose a folder on another disk with --state"
-    yield Diagnosis("disk", free >= MIN_DISK, f"{free / 1e9:.1f} GB free at {existing}", do=remedy)
-    writable = os.access(existing, os.W_OK | os.X_OK)
-    text = f"{existing} is {'' if writable else 'not '}writable"
-    yield Diagnosis("state folder", writable, text, do="choose another with --state, or change its owner")
-
-
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-
-
-def _port(port: int) -> Diagnosis:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", port))  # as a node that others shall reach would
-        except OSError as error:
-            remedy = "choose another port, or end what listens there (ss -ltnp shows it)"
-            return Diagnosis("port", False, f"cannot listen on {port}: {error.strerror}", do=remedy)
-        return Diagnosis("port", True, f"{probe.getsockname()[1]} can be bound")
-
-
-def _hub_and_clock() -> Iterator[Diagnosis]:
-    """Ask the model hub, which says what time it is, too."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # transformers, too, takes it from there
-
-    remedy = "models have to be folders here, or in the hub's cache already; HF_ENDPOINT names a mirror"
-    if constants.HF_HUB_OFFLINE:
-        yield Diagnosis("model hub", True, "not asked: HF_HUB_OFFLINE is set")
-        yield clock(None)
-        return
-    try:
-        date = httpx.head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S).headers.get("date", "")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        yield Diagnosis("model hub", False, f"{constants.ENDPOINT}: {error}", needed=False, do=remedy)
-        yield clock(None)
-        return
-    yield Diagnosis("model hub", True, f"{constants.ENDPOINT} answers")
-    try:
-        yield clock(time.time() - email.utils.parsedate_to_datetime(date).timestamp())
-    except ValueError:  # no date, or none that can be read
-        yield clock(None)
-
-
-def clock(ahead: float | None) -> Diagnosis:
-    """Return the finding on this machine's clock, which is `ahead` seconds before another one, if one was asked."""
-    remedy = "let chrony or systemd-timesyncd keep it: peers drop what is dated ten minutes ahead"
-    if ahead is not None and abs(ahead) > MAX_CLOCK_ERROR_S:
-        side = "ahead of" if ahead > 0 else "behind"
-        return Diagnosis("clock", False, f"{abs(ahead):.0f} s {side} the model hub's", do=remedy)
-    if ahead is not None:
-        return Diagnosis("clock", True, "within a minute of the model hub's")
-    state = _clock_state()
-    if state is None:
-        return Diagnosis("clock", True, "nobody here to compare it with")
-    kept = state != TIME_ERROR
-    text = "kept by a time service" if kept else "nobody keeps it, as far as the kernel knows"
-    return Diagnosis("clock", kept, text, needed=False, do=remedy)
-
-
-def _clock_state() -> int | None:
-    """Return what adjtimex(2) says of the clock; None where there is no such call."""
-    adjtimex = getattr(ctypes.CDLL(None), "adjtimex", None)
-    if adjtimex is None:
-        return None
-    state = int(adjtimex(ctypes.create_string_buffer(512)))  # a struct timex of zeros: nothing is to be changed
-    return None if state < 0 else state
 
 
 def examine_model(

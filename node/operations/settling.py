@@ -71,7 +71,6 @@ def settle(  # noqa: PLR0913  # each is a source of its own
     named: Mapping[str, Any],
     *,
     folder: Path,
-    seeds: Sequence[str] = (),
     forget: Sequence[str] = (),
     preset: str | None = None,
     verb: str = "node",
@@ -85,7 +84,6 @@ def settle(  # noqa: PLR0913  # each is a source of its own
         settings: of the form KEY=VALUE, in order.
         named: what options of their own say, by dotted key; None where they say nothing, `rounds` 0 for no last one.
         folder: the node's; it need not exist.
-        seeds: further addresses to meet the swarm by.
         forget: keys that the folder shall not remember, or "all".
         preset: a name among `NAMED_PRESETS`; what is set otherwise goes before.
         verb: by which a person starts what is in `folder`.
@@ -100,9 +98,6 @@ def settle(  # noqa: PLR0913  # each is a source of its own
     memory = memory_of(folder, forget, verb)
     tree = asked(path, settings, {**named, "rounds": named.get("rounds") or None}, preset)
     given = parse_config(merge(memory.settings, tree))
-    if seeds:
-        put(tree, "network.seeds", list(dict.fromkeys([*given.network.seeds, *seeds])))
-        given = parse_config(merge(memory.settings, tree))
     look(given)
     values, notes = _unset_values(given, memory, sharers, as_before=not forget)
     config = fill(given, values)

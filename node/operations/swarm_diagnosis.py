@@ -131,7 +131,7 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
         if not host.peers():
             dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(host.counters().rejected.items()))
             why = f": {printable(host.refusal)}" if host.refusal else f"; dropped here: {dropped}" if dropped else ""
-            remedy = "are its members full? Start a relay: gossamer node --join INVITE --seed-only"
+            remedy = "are its members full? Start a relay: gossamer join INVITE --set role=relay"
             yield Diagnosis("stranger", False, f"does not get in within {patience:g} s{why}", do=remedy)
             return
         yield Diagnosis("stranger", True, f"gets in after {took:.1f} s")

@@ -7,5 +7,5 @@ detection       what this machine is, and how large a model is
 memory          what a node with a model holds at once
 export          its weights as an ordinary model folder
 model_card      how an exported model came about
-builtin/        the policy that ships with the node; `make_builtin` made it
+builtin/        the policy that ships with the node; examples/make_builtin.py made it
 """

@@ -58,7 +58,7 @@ def check_open(folder: Path) -> None:
     if manifest.policy is not JoinPolicy.OPEN:
         raise UserError(
             f"swarm {manifest.name!r} has an allowlist, so this invite would admit nobody: add --uses N or "
-            "--for NODE_ID as its owner, or --plain if it is for a node that is listed or holds a grant"
+            "--for NODE_ID as its owner, or --no-grant if it is for a node that is listed or holds a grant"
         )
 
 

@@ -59,7 +59,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
         identity = Identity.load_or_generate(folder / KEY_FILE)
         manifest = load_manifest(folder)
         if manifest is not None and manifest.hash != invite.manifest:
-            raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --out")
+            raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --state")
         if manifest is None:
             fetched = _fetch(identity, invite, folder)
             check_split(folder, fetched.manifest)

@@ -77,7 +77,7 @@ def swarm(folder: Path) -> Iterator[tuple[str, list[str]]]:
             "found",
             "riddles",
             "--reports",
-            "--tasks",
+            "--task",
             "builtin/sums",
             *SMALL,
             "--state",

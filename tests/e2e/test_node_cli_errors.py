@@ -35,11 +35,11 @@ def test_a_key_file_that_is_none_and_one_that_others_read(tmp_path: Path) -> Non
     assert f"chmod 600 {key}" in line
 
 
-def test_what_is_said_about_a_key_does_not_stand_in_the_key_that_is_printed(tmp_path: Path) -> None:
+def test_what_is_said_about_a_key_does_not_stand_in_what_is_printed_of_it(tmp_path: Path) -> None:
     Identity.generate().save(tmp_path / "identity.key")
     (tmp_path / "identity.key").chmod(0o660)
-    done = run("identity", "export", "--state", tmp_path)
-    assert done.stdout == (tmp_path / "identity.key").read_text()
+    done = run("identity", "show", tmp_path)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["node", "key"]
     assert "is its owner's alone again" in done.stderr
 
 
@@ -82,7 +82,7 @@ def test_several_processes_that_cannot_train_together(tmp_path: Path) -> None:
     state, missing, other, old = (tmp_path / name for name in ("state", "none.yaml", "deepspeed.yaml", "fsdp.yaml"))
     other.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\n")
     old.write_text("distributed_type: FSDP\nnum_machines: 1\nnum_processes: 2\n")
-    (line,) = errors("node", "--state", str(state), "--seed-only", "--processes", "2")
+    (line,) = errors("node", "--state", str(state), "--set", "role=relay", "--processes", "2")
     assert "a relay trains nothing: leave out --processes" in line
     (line,) = errors("node", "--state", str(state), "--model", "builtin", *ALONE, "--accelerate-config", str(missing))
     assert f"there is no file {missing}" in line

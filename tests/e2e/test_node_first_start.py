@@ -84,7 +84,7 @@ def train_from_a_program(folder: Path, model: Path, _: Invite) -> None:
 
 STARTS: Mapping[str, Callable[[Path, Path, Invite], None]] = {
     "node": lambda folder, model, _: command("node", "--state", folder, "--model", model, *LISTEN),
-    "relay": lambda folder, model, _: command("node", "--state", folder, "--seed-only", *LISTEN),
+    "relay": lambda folder, model, _: command("node", "--state", folder, "--set", "role=relay", *LISTEN),
     "found": lambda folder, model, _: command("found", "a", "--state", folder, "--model", model, "--no-start"),
     "join": lambda folder, model, invite: command("join", invite, "--state", folder, "--model", model, "--no-start"),
     "board": lambda folder, _, invite: command("board", invite, "--state", folder, *LISTEN, "--port", "0"),
@@ -223,6 +223,6 @@ def test_a_folder_with_a_key_alone_is_no_node_of_the_built_in_policy(tmp_path: P
     assert refused.returncode == 2 and f"{NOTHING} {tmp_path} yet" in refused.stderr
     with pytest.raises(UserError, match=NOTHING):
         Node(folder=tmp_path)
-    for said in (["--model", "builtin"], ["--task", "builtin/sums"], ["--seed-only"]):
+    for said in (["--model", "builtin"], ["--task", "builtin/sums"], ["--set", "role=relay"]):
         assert run("node", "--state", tmp_path, *said, "--dry-run").returncode == 0
     assert Node("builtin", folder=tmp_path).round == 0

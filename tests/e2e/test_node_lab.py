@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from examples.make_builtin import Recipe, build_model, build_tokenizer
 from node.lab.churn import stretches
 from node.lab.plan import ChurnConfig, read_lab
 from node.lab.runs import is_complete
-from node.policy.make_builtin import Recipe, build_model, build_tokenizer
 from tests.swarms import events_of, gossamer, rows_of
 
 LONGEST = [120, 100, 100]  # rounds of each node; a second and more is left of them after its first departure

@@ -36,7 +36,7 @@ def run_for_a_while(folder: Path, event: str, *arguments: str) -> None:
 
 
 def test_a_node_goes_on_after_kubernetes_has_given_its_volume_to_a_group(folder: Path) -> None:
-    run_for_a_while(folder, "listening", "--seed-only", *LISTEN)
+    run_for_a_while(folder, "listening", "--set", "role=relay", *LISTEN)
     for path in (folder, *folder.rglob("*")):  # as the kubelet does for `fsGroup`
         path.chmod(path.stat().st_mode | (0o2070 if path.is_dir() else 0o060))
     run_for_a_while(folder, "listening")
@@ -46,7 +46,8 @@ def test_a_node_goes_on_after_kubernetes_has_given_its_volume_to_a_group(folder:
 
 @pytest.mark.slow
 def test_a_node_goes_on_as_it_was_started(folder: Path) -> None:
-    run_for_a_while(folder, "training", "--seed-peer", SEED, "--set", "sampling.local=3", "--rounds", "1000")
+    settings = "--set", f"network.seeds=['{SEED}']", "--set", "sampling.local=3"
+    run_for_a_while(folder, "training", "--model", "builtin", *settings, "--rounds", "1000")
     first = json.loads((folder / "config.json").read_text())
     assert (first["sampling"]["local"], first["network"]["seeds"], first["threads"]) == (3, [SEED], 1)
     done = rows_of(folder)[-1]["round"]
@@ -61,7 +62,7 @@ def test_a_node_goes_on_as_it_was_started(folder: Path) -> None:
 
 def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.telemetry.round_log.INTERVAL_S", 0.5)  # of the node, too: it is forked from here
-    run_for_a_while(folder, "round")
+    run_for_a_while(folder, "round", "--model", "builtin")
     events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [event for event in events if event != "round"] == [
         "starting",
@@ -75,7 +76,7 @@ def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path, monkeypa
 
 
 def test_a_relay_that_is_started_again_stays_a_relay(folder: Path) -> None:
-    run_for_a_while(folder, "listening", "--seed-only")
+    run_for_a_while(folder, "listening", "--set", "role=relay")
     run_for_a_while(folder, "listening")
     assert len(events_of(folder, "listening")) == 2
     assert not events_of(folder, "training") and not rows_of(folder)

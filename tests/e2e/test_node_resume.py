@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,6 @@ import torch
 import node.run
 from node.config import EvalConfig, NodeConfig
 from node.engines.hf import HfEngine
-from node.operations.backup import back_up, restore
 from node.operations.trained import find_trained
 from node.run import run_node
 from node.tasks.scoring.verdicts import Scoring
@@ -64,22 +64,6 @@ def test_a_killed_node_goes_on_with_the_same_numbers(undisturbed: list[tuple], k
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_a_node_restored_from_a_backup_that_was_made_while_it_ran_goes_on_with_the_same_numbers(
-    undisturbed: list[tuple], tmp_path: Path
-) -> None:
-    config, folder = small_config(ROUNDS, **ALONE), tmp_path / "n0"
-    child = start_node(config, folder)
-    wait_until((folder / "checkpoints" / "checkpoint-10").is_dir, 60)
-    head = back_up(folder, tmp_path / "n0.tar")
-    os.kill(child.pid or 0, signal.SIGKILL)
-    child.join(10)
-    assert restore(tmp_path / "n0.tar", tmp_path / "again") == head and head["round"] >= 10
-    again = start_node(config, tmp_path / "again")
-    again.join(60)
-    assert again.exitcode == 0
-    assert numbers(rows_of(tmp_path / "again")) == undisturbed
-
-
 @pytest.mark.slow
 def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_once(
     undisturbed: list[tuple], tmp_path: Path
@@ -104,18 +88,24 @@ def test_a_node_that_evaluates_has_the_same_numbers_and_evaluates_each_round_onc
     assert all(row["tokens_trained"] <= row["tokens_generated"] for row in rows_of(tmp_path))
 
 
-def test_a_node_asked_to_stop_leaves_a_checkpoint_of_its_last_round(undisturbed: list[tuple], tmp_path: Path) -> None:
-    config = small_config(ROUNDS, **ALONE)
-    child = start_node(config, tmp_path)
-    wait_until(lambda: rows_of(tmp_path), 60)
+def test_a_node_asked_to_stop_leaves_a_checkpoint_of_its_last_round_and_goes_on_from_a_tar_archive(
+    undisturbed: list[tuple], tmp_path: Path
+) -> None:
+    config, folder = small_config(ROUNDS, **ALONE), tmp_path / "n0"
+    child = start_node(config, folder)
+    wait_until(lambda: rows_of(folder), 60)
     os.kill(child.pid or 0, signal.SIGTERM)
     child.join(30)
     assert child.exitcode == 0
-    done = rows_of(tmp_path)[-1]["round"]
-    assert (tmp_path / "checkpoints" / f"checkpoint-{done}").is_dir()
-    again = start_node(config, tmp_path)
+    done = rows_of(folder)[-1]["round"]
+    assert (folder / "checkpoints" / f"checkpoint-{done}").is_dir()
+    subprocess.run(["tar", "-cf", "n0.tar", "n0"], cwd=tmp_path, check=True)
+    shutil.rmtree(folder)
+    subprocess.run(["tar", "-xf", "n0.tar"], cwd=tmp_path, check=True)
+    again = start_node(config, folder)
     again.join(60)
-    assert numbers(rows_of(tmp_path)) == undisturbed
+    assert again.exitcode == 0
+    assert numbers(rows_of(folder)) == undisturbed
 
 
 def test_a_node_asked_to_stop_while_it_loads_begins_no_round(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_task_with_an_environment_is_played_where_no_question_is_asked(capfd: 
     assert "←" not in capfd.readouterr().out, "a question is asked"
 
 
-def test_answers_are_drawn_bounded_and_remembered(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_answers_are_drawn_and_bounded(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def chat(*arguments: str) -> list[str]:
         assert run(["chat", "builtin", *arguments], debug=False) == 0
         return capfd.readouterr().out.splitlines()
@@ -137,8 +137,5 @@ def test_answers_are_drawn_bounded_and_remembered(trained: Path, capfd: pytest.C
     assert len(drawn) == 8 and len(set(drawn)) > 1 and drawn == chat("3+1=", "-n", "8")
     assert drawn != chat("3+1=", "-n", "8", "--seed", "1")
     assert {len(answer) for answer in chat("3+1=", "-n", "8", "--max-tokens", "1")} <= {0, 1}
-    questions = ("3+4=", "7-2=", "12+7=", "9-9=", "5+5=", "14-6=")
-    alone, after = chat(*questions), chat(*questions, "--remember")
-    assert alone[0] == after[0] and alone != after
     assert run(["chat", str(trained), "1" * 500], debug=False) == 2
     assert "this has 50" in capfd.readouterr().err

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,14 +43,15 @@ allow 1024-65535 0.0.0.0/0 1024-65535
 
 
 class Relay:
-    """`gossamer node --seed-only` on a machine of its own."""
+    """A relay on a machine of its own."""
 
-    def __init__(self, space: Namespace, folder: Path, *words: str) -> None:
+    def __init__(self, space: Namespace, folder: Path, seeds: Sequence[str] = ()) -> None:
         self._space = space
         self.folder = folder
         self.log = folder.with_suffix(".log")
-        listen = ["--listen", "tcp://0.0.0.0:4001", "--set", f"network.swarm={SWARM}"]
-        command = self._command("node", "--seed-only", "--state", str(folder), *listen, *words)
+        settings = ["role=relay", f"network.swarm={SWARM}", f"network.seeds={list(seeds)}"]
+        words = ["--listen", "tcp://0.0.0.0:4001", *(f"--set={setting}" for setting in settings)]
+        command = self._command("node", "--state", str(folder), *words)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=ENVIRONMENT)
         wait_until((folder / "observe.json").exists, 40, f"the node of {folder.name}")
@@ -76,8 +77,8 @@ class Relay:
 
 
 @contextmanager
-def relay(space: Namespace, folder: Path, *words: str) -> Iterator[Relay]:
-    started = Relay(space, folder, *words)
+def relay(space: Namespace, folder: Path, seed: Relay | None = None) -> Iterator[Relay]:
+    started = Relay(space, folder, [seed.address] if seed else [])
     try:
         yield started
     finally:
@@ -119,7 +120,7 @@ def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_hom
             behind(other) as flat,
             forwarding(router, tmp_path, speaks),
             relay(public, tmp_path / "public") as seed,
-            relay(home, tmp_path / "home", "--seed-peer", seed.address) as one,
+            relay(home, tmp_path / "home", seed) as one,
         ):
             wait_until(lambda: "192.168.7.2:4001" in forwarded(router), 40, "the router to forward the port")
             told = "tcp://93.184.1.2:4001"
@@ -127,7 +128,7 @@ def test_a_node_at_home_whose_router_forwards_its_port_is_dialled_by_another_hom
             assert one.status()["dialable"] is True
             # The public node is one network: without the router's word nobody would be told.
             assert one.status()["dialable_asked"] == 1
-            with relay(flat, tmp_path / "flat", "--seed-peer", seed.address) as two:
+            with relay(flat, tmp_path / "flat", seed) as two:
                 wait_until(lambda: len(two.peers()) == 2, 60, "both others as peers of the second home")
                 wait_until(
                     lambda: "no router" in (two.status()["router"] or ""), 40, "that its own router says nothing"
@@ -149,10 +150,10 @@ def test_two_boxes_behind_one_router_with_a_seed_far_away_find_each_other_and_on
             all_behind(router, "left", "right") as boxes,
             forwarding(router, tmp_path),
             relay(public, tmp_path / "public") as seed,
-            relay(boxes[0], tmp_path / "left", "--seed-peer", seed.address) as left,
+            relay(boxes[0], tmp_path / "left", seed) as left,
         ):
             wait_until(lambda: f"{boxes[0].ipv4}:4001" in forwarded(router), 40, "the router to forward the port")
-            with relay(boxes[1], tmp_path / "right", "--seed-peer", seed.address) as right:
+            with relay(boxes[1], tmp_path / "right", seed) as right:
                 wait_until(lambda: right.status()["router"], 40, "what the router says to the second")
                 assert "forwards port 4001 to another machine" in right.status()["router"]
                 for here, there in ((left, right), (right, left)):

@@ -52,8 +52,8 @@ def config(listen: str = NOWHERE) -> NodeConfig:
 
 @contextmanager
 def relay(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A seed-only node in a process of its own; it is asked to stop at the end of the block."""
-    process = gossamer("node", "--state", folder, "--seed-only")
+    """A relay in a process of its own; it is asked to stop at the end of the block."""
+    process = gossamer("node", "--state", folder, "--set", "role=relay")
     try:
         wait_until(lambda: (folder / "observe.json").exists() or process.poll() is not None, START_S)
         assert process.poll() is None, process.communicate()[1]
@@ -462,7 +462,7 @@ def test_a_relay_does_not_import_torch(tmp_path: Path) -> None:
         "import sys; from node.cli.app import run; status = run(sys.argv[1:], debug=False)\n"
         "print(status, sorted({'torch', 'transformers', 'trl', 'numpy'} & set(sys.modules)))"
     )
-    arguments = [sys.executable, "-c", code, "node", "--state", str(club), "--seed-only"]
+    arguments = [sys.executable, "-c", code, "node", "--state", str(club), "--set", "role=relay"]
     process = subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: (club / "observe.json").exists() or process.poll() is not None, START_S)
     process.terminate()

@@ -35,7 +35,7 @@ def invite(tmp_path: Path, secrets: Path) -> Iterator[str]:
     (tmp_path / "founding.txt").write_text(done.stderr)
     (tmp_path / "printed").mkdir()
     relay = commands.start(
-        tmp_path / "printed", "node", "--seed-only", "--listen", "tcp://127.0.0.1:0", "--state", founder
+        tmp_path / "printed", "node", "--set", "role=relay", "--listen", "tcp://127.0.0.1:0", "--state", founder
     )
     try:
         wait_until(lambda: (founder / "address").exists() or not relay.is_alive(), 60, "the relay to listen")

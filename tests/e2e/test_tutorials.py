@@ -25,7 +25,9 @@ from tests.waiting import wait_until
 TUTORIALS = ROOT / "docs" / "tutorials"
 SNIPPET = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 GOSSAMER = [sys.executable, "-c", "import sys; from node.cli import main; sys.exit(main())"]
-PROGRAMS = {"gossamer": GOSSAMER, "python": [sys.executable], "mkdir": ["mkdir"], "cp": ["cp"]}
+PROGRAMS = {"gossamer": GOSSAMER, "python": [sys.executable]} | {
+    name: [name] for name in ("mkdir", "cp", "tar", "chmod")
+}
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 OBSTACLE = why_impossible()
 
@@ -121,7 +123,7 @@ def test_what_is_your_own(
 
 
 def in_process(page: str) -> list[str]:
-    """Follow a page whose commands are all `gossamer`'s, in this process: torch is loaded once."""
+    """Follow a page whose commands are nearly all `gossamer`'s, in this process: torch is loaded once."""
     lines = []
     for language, name, text in SNIPPET.findall((TUTORIALS / page).read_text()):
         if language != "sh":
@@ -129,8 +131,10 @@ def in_process(page: str) -> list[str]:
             continue
         for line in text.splitlines():
             verb, *words = shlex.split(line)
-            assert verb == "gossamer"
-            assert run(words, debug=False) == 0, line
+            if verb == "gossamer" and ">" not in words:
+                assert run(words, debug=False) == 0, line
+            else:
+                obey(line, None, [])
             lines.append(line)
     return lines
 
@@ -174,7 +178,6 @@ def test_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_until(lambda: any(Path("club-archive").glob("groups/*/[!.]*")), 200, "a group to be kept")
     said = follow_text(check, {}, [])
     assert said["gossamer archive verify club-archive"].endswith("; 0 damaged\n")
-    assert sum(row["groups_archived"] for row in rows_of(Path("n1"))) > 0
     rows = [json.loads(line) for line in Path("rows/rows.jsonl").read_text().splitlines()]
     assert {row["task"] for row in rows} == {"builtin/sums"} and {row["reward"] for row in rows} <= {0.0, 1.0}
 

@@ -210,13 +210,15 @@ def _start(options: argparse.Namespace, stack: ExitStack) -> Iterator[Process]:
 
     age = f"--set=buffer.max_age={MAX_AGE_S}"
     _say("found", "soak", "--no-start", "--state", str(options.out / "relay"), "--listen", "tcp://127.0.0.1:0", age)
-    relay = started("relay", "--seed-only", trains=False)
+    relay = started("relay", "--set", "role=relay", trains=False)
     yield relay
     wait_until((relay.folder / "address").exists, 60, "the relay")
     invite = options.out / "invite.txt"
     invite.write_text(_say("invite", str(relay.folder)))
     for number in range(options.nodes):
-        yield started(f"n{number}", "--join", f"@{invite}", *(f"--set={setting}" for setting in SETTINGS))
+        settings = [f"--set={setting}" for setting in SETTINGS]
+        _say("join", f"@{invite}", "--no-start", "--state", str(options.out / f"n{number}"), *settings)
+        yield started(f"n{number}")
 
 
 def _say(*arguments: str) -> str:

@@ -85,7 +85,12 @@ def test_a_job_starts_a_node_and_goes_on_with_the_one_that_is_there(fresh: bool,
     said = run_job(tmp_path, "slurm.sh", fresh=fresh)
     assert said[:2] == ["srun", "--kill-on-bad-exit=1"] and said[2] == "gossamer"
     check_command(said[3:])
-    assert ("--join" in said) == ("--model" in said) == fresh
+    joined = tmp_path / "joined"
+    assert joined.exists() == fresh
+    if fresh:
+        words, invite = joined.read_text().splitlines()
+        check_command(shlex.split(words))
+        assert invite == "gossamer://a" and invite not in words
     assert said[said.index("--processes") + 1] == "4"
 
 
@@ -134,6 +139,7 @@ def place(program: Path, text: str) -> None:
 def run_job(tmp_path: Path, name: str, *, fresh: bool) -> list[str]:
     """Return the words of the last command of a job, with a stand-in for Slurm's."""
     place(tmp_path / "bin" / "srun", 'printf "%s\\n" srun "$@"')
+    place(tmp_path / "bin" / "gossamer", f'echo "$@" >{tmp_path}/joined; cat >>{tmp_path}/joined')
     state = tmp_path / "state"
     if not fresh:
         state.mkdir()

@@ -37,13 +37,13 @@ from protocol.credentials.grants import Pass
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.records import Address
 from protocol.identity import Identity
-from protocol.storage import write_atomically
 from tests.policies import write_diverged_policy
 
 EXAMPLE_INVITE = str(
     Invite("club", bytes(32), (Address.parse(f"tcp://192.0.2.7:4001?key={Identity(bytes(32)).curve_key.hex()}"),), None)
 )
-SEED, OTHER = (f"tcp://192.0.2.{number}:4001?key={'ab' * 32}" for number in (7, 8))
+SEED = f"tcp://192.0.2.7:4001?key={'ab' * 32}"
+AT = ("--address", SEED)
 
 
 def verbs_of(group: Any, before: str = "") -> Iterator[tuple[str, bool]]:
@@ -97,8 +97,8 @@ def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
         done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
         return set(done.stdout.split())
 
-    assert complete("gossamer in") == {"init", "invite", "inspect"}
-    assert "--seed-peer" in complete("gossamer node --seed")
+    assert complete("gossamer in") == {"invite", "inspect"}
+    assert "--processes" in complete("gossamer node --pro")
 
 
 @pytest.mark.slow
@@ -146,25 +146,28 @@ def test_help_imports_nothing_heavy() -> None:
         (["swarm", "--set", 'tasks=[{name="riddles"}]'], "unknown task 'riddles'"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["identity"], "Missing command"),
+        (["lab", "compare", "a", "b"], "`gossamer lab compare` is gone: `gossamer report RUN OTHER`"),
         (["report", "."], ". is no run of a swarm: it has no folder `nodes`"),
         (["eval"], "Missing argument"),
         (["eval", "builtin", "--set", "engine.top_p=2"], "configuration key 'engine.top_p'"),
         (["inspect", "missing"], "no pool.sqlite"),
-        (["identity", "show", "--state", "missing"], "no key file missing/identity.key"),
-        (["identity", "import", "missing.pem"], "cannot read missing.pem"),
+        (["identity", "show", "missing"], "no key file missing/identity.key"),
+        (["identity", "export", "--state", "n0"], "the key is n0/identity.key, a PEM file"),
+        (["identity", "import", "n0.pem"], "copy the PEM file to n0/identity.key"),
         (["status", "missing"], "no node is running in missing: start one with `gossamer node --state missing`"),
         (["invite", "missing"], "missing belongs to no swarm"),
         (["invite", "missing", "--for", "a", "--uses", "2"], "give --for or --uses"),
         (["invite", "missing", "--expires", "soon"], "--expires says how long"),
         (["invite", "missing", "--uses", "2", "--expires", "soon"], "--expires wants a time such as 30m"),
-        (["invite", "missing", "--plain", "--seed", "tcp://192.0.2.7:1"], "has no key"),
+        (["invite", "missing", "--no-grant", "--address", "tcp://192.0.2.7:1"], "has no key"),
         (["invite", "missing", "--uses", "0"], "missing belongs to no swarm"),
         (["revoke", "missing", "someone"], "'someone' is no node id"),
         (["revoke", "missing", EXAMPLE_INVITE], "holds no grant that could be taken back"),
-        (["identity", "hand-over", "abc"], "KEY has 64 hex digits"),
+        (["identity", "hand-over", "n0", "abc"], "KEY has 64 hex digits"),
         (["join", "https://example.org"], "an invite begins with gossamer://"),
         (["join", "gossamer://club"], "not complete"),
-        (["node", "--allow-task", "leaky"], "--allow-task is for a swarm's task: give --join INVITE, too"),
+        (["node", "--allow-task", "leaky"], "is gone: `gossamer join INVITE --allow-task NAME`"),
+        (["node", "--seed-only", "--join=@invite.txt"], "`gossamer node --join` is gone: `gossamer join INVITE`"),
         (["found"], "Missing argument"),
         (["node", "--model", "./no-model"], "no such folder here: check the path"),
         (["swarm", "--set", "role=relay"], "role=relay trains nothing"),
@@ -176,16 +179,13 @@ def test_help_imports_nothing_heavy() -> None:
         (["swarm", "--model", "no-model"], "not to be had from the model hub"),
         (["found", "club", "--policy", "closed"], "--policy"),
         (
-            ["found", "my club", "--tasks", "builtin/sums", "--no-start", "--state", "never"],
+            ["found", "my club", "--task", "builtin/sums", "--no-start", "--state", "never"],
             "has no more than 64 letters",
         ),
         (["demo", "--set", "sampling.locl=4"], "did you mean 'sampling.local'?"),
-        (["backup", "missing", "n0.tar"], "missing is no node's folder"),
-        (["restore", "missing.tar", "--state", "restored"], "there is no missing.tar"),
-        (["restore", "Makefile", "--state", "restored"], "Makefile is no backup"),
-        (["init", "missing/a.toml"], "missing: make it first"),
-        (["init", "a.toml", "--model", "./no-model"], "no such folder here: check the path"),
-        (["init", "a.toml", "--model", "builtin", "--task", "riddles"], "unknown task 'riddles'"),
+        (["backup", "n0", "n0.tar"], "`gossamer backup` is gone: stop the node, then `tar -cf n0.tar n0`"),
+        (["restore", "n0.tar", "--state", "n0"], "`gossamer restore` is gone: `tar -xf n0.tar`"),
+        (["init", "a.toml"], "`gossamer init` is gone: `gossamer node --model ID --task TASK --dry-run"),
         (["found", "club", "--allow", "someone"], "'someone' is no node id"),
     ],
 )
@@ -198,11 +198,10 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, capfd: pytest.Ca
     [
         ["status", "run"],
         ["inspect", "run", "--own"],
-        ["backup", "run", "n0.tar"],
         ["invite", "run"],
         ["revoke", "run"],
         ["doctor", "--state", "run"],
-        ["identity", "show", "--state", "run"],
+        ["identity", "show", "run"],
         ["node", "--state", "run"],
         ["chat", "run", "12+7="],
     ],
@@ -217,7 +216,7 @@ def test_a_run_is_not_taken_for_a_node(
 
 
 def found(folder: Path, *arguments: str) -> list[str]:
-    return ["found", "club", "--tasks", "builtin/sums", "--out", str(folder), "--no-start", *arguments]
+    return ["found", "club", "--task", "builtin/sums", "--state", str(folder), "--no-start", *arguments]
 
 
 def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
@@ -238,9 +237,9 @@ def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
     ("arguments", "says"),
     [
         (["--allow", Identity(bytes(32)).node_id], "an open swarm admits everybody"),
-        (["--tasks", "riddles"], "unknown task 'riddles'"),
-        (["--tasks", "builtin,builtin/sums"], "a task twice"),
-        (["--tasks", ""], "unknown task ''"),
+        (["--task", "riddles"], "unknown task 'riddles'"),
+        (["--task", "builtin", "--task", "builtin/sums"], "a task twice"),
+        (["--task", ""], "unknown task ''"),
     ],
 )
 def test_what_makes_no_swarm(
@@ -249,7 +248,7 @@ def test_what_makes_no_swarm(
     assert says in fails(capfd, *found(tmp_path / "club"), *arguments)
     assert list(tmp_path.iterdir()) == []
     for name in ("a name", "naïve☃", "x" * 5000):
-        said = fails(capfd, "found", name, "--out", str(tmp_path / "new" / "other"), "--no-start")
+        said = fails(capfd, "found", name, "--state", str(tmp_path / "new" / "other"), "--no-start")
         assert "a name begins with a letter or digit" in said and "task" not in said
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +268,7 @@ def test_a_folder_or_port_in_use_is_told_before_anything_is_loaded_or_made(
         where = ["--state", str(new), "--listen", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
         for verb in (
             ["node", "--model", "builtin"],
-            ["node", "--seed-only"],
+            ["node", "--set", "role=relay"],
             ["join", EXAMPLE_INVITE],
             ["found", "club"],
         ):
@@ -304,7 +303,7 @@ def test_a_found_or_join_that_fails_leaves_a_folder_as_it_was(
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-            options = ["--tasks", "builtin/sums", "--out", str(tmp_path / folder), "--listen", endpoint]
+            options = ["--task", "builtin/sums", "--state", str(tmp_path / folder), "--listen", endpoint]
             assert run(["found", "club", *options], debug=False) == 2
         assert "is in use" in capfd.readouterr().err
     assert (tmp_path / "mine" / "notes.txt").exists() and not (tmp_path / "new").exists()
@@ -320,7 +319,7 @@ def test_an_invite_is_read_from_a_file_or_standard_input(
     capfd.readouterr()
     for way in (str(line), f"@{line}", "-", EXAMPLE_INVITE):
         monkeypatch.setattr("sys.stdin", StringIO(line.read_text()))
-        assert run(["join", way, "--out", str(club), "--no-start"], debug=False) == 2
+        assert run(["join", way, "--state", str(club), "--no-start"], debug=False) == 2
         assert "belongs to another swarm, 'club'" in capfd.readouterr().err  # so the line was read
     assert "cannot read" in fails(capfd, "join", "@" + str(tmp_path / "missing"))
     assert "begins with gossamer://" in fails(capfd, "join", str(tmp_path / "missing"))
@@ -337,13 +336,13 @@ def test_an_invite_that_admits_nobody_is_not_printed_unless_that_is_wanted(
     assert run(found(tmp_path / "club", "--policy", "allowlist"), debug=False) == 0
     assert run(found(tmp_path / "party"), debug=False) == 0
     capfd.readouterr()
-    assert "would admit nobody: add --uses N" in fails(capfd, "invite", club, "--seed", SEED)
+    assert "would admit nobody: add --uses N" in fails(capfd, "invite", club, *AT)
     for folder in (club, party):
-        says = fails(capfd, "invite", folder, "--seed", SEED, "--expires", "3d")
+        says = fails(capfd, "invite", folder, *AT, "--expires", "3d")
         assert "--expires says how long --for or --uses admit" in says
-    assert "--plain is for an invite that admits nobody" in fails(capfd, "invite", club, "--plain", "--uses", "2")
-    for arguments in ([club, "--plain"], [party]):
-        assert run(["invite", *arguments, "--seed", SEED], debug=False) == 0
+    assert "--no-grant is for an invite that admits nobody" in fails(capfd, "invite", club, "--no-grant", "--uses", "2")
+    for arguments in ([club, "--no-grant"], [party]):
+        assert run(["invite", *arguments, *AT], debug=False) == 0
         assert Invite.parse(capfd.readouterr().out).grant is None
 
 
@@ -354,7 +353,7 @@ def test_what_was_invited_is_taken_back_by_its_line_its_node_or_its_id(
     assert run(found(tmp_path / "club", "--policy", "allowlist"), debug=False) == 0
     node = Identity(bytes(32)).node_id
     capfd.readouterr()
-    assert run(["invite", club, "--seed", SEED, "--uses", "3"], debug=False) == 0
+    assert run(["invite", club, *AT, "--uses", "3"], debug=False) == 0
     line = capfd.readouterr().out.strip()
     assert run(["revoke", club, node, line], debug=False) == 0
     assert "list 1: 2 revoked" in capfd.readouterr().out
@@ -379,15 +378,15 @@ def test_a_swarm_is_handed_over_once_and_the_old_owner_signs_no_more(
     (tmp_path / "next").mkdir()
     successor.save(tmp_path / "next" / "identity.key")
     capfd.readouterr()
-    assert run(["identity", "show", "--state", str(tmp_path / "next")], debug=False) == 0
+    assert run(["identity", "show", str(tmp_path / "next")], debug=False) == 0
     (key,) = [line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("key")]
-    assert run(["identity", "hand-over", key, "--state", str(club)], debug=False) == 0
+    assert run(["identity", "hand-over", str(club), key], debug=False) == 0
     capfd.readouterr()
-    for again in (["identity", "hand-over", "ab" * 32, "--state"], ["invite", "--seed", SEED, "--uses", "2"]):
-        assert f"({successor.node_id}) can sign this" in fails(capfd, *again, str(club))
+    for again in (["identity", "hand-over", str(club), "ab" * 32], ["invite", str(club), *AT, "--uses", "2"]):
+        assert f"({successor.node_id}) can sign this" in fails(capfd, *again)
     for file in ("manifest.bin", "revocations.bin"):  # what the next owner's node gets from its peers
         (tmp_path / "next" / file).write_bytes((club / file).read_bytes())
-    assert run(["invite", str(tmp_path / "next"), "--seed", SEED, "--uses", "3"], debug=False) == 0
+    assert run(["invite", str(tmp_path / "next"), *AT, "--uses", "3"], debug=False) == 0
 
 
 def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
@@ -398,8 +397,8 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     seed = f"tcp://[2001:db8::7]:4001?key={'ab' * 32}"
     capfd.readouterr()
     invites = []
-    for right in (["--plain"], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
-        assert run(["invite", str(club), "--seed", seed, *right], debug=False) == 0
+    for right in (["--no-grant"], ["--for", guest.node_id], ["--uses", "3", "--expires", "2h"]):
+        assert run(["invite", str(club), "--address", seed, *right], debug=False) == 0
         invites.append(Invite.parse(capfd.readouterr().out))
     plain, single, shared = invites
     assert [str(address) for address in plain.seeds] == [seed]
@@ -409,8 +408,8 @@ def test_an_invite_is_printed_with_the_seeds_and_the_right_that_were_asked_for(
     assert isinstance(shared.grant, SharedInvite)
     assert shared.grant.certificate.uses == 3
     assert 7000 < shared.grant.certificate.expiry_ms / 1000 - time.time() <= 7200
-    assert "1 to 4096 uses, not 0" in fails(capfd, "invite", str(club), "--seed", seed, "--uses", "0")
-    assert "no address of this node is known" in fails(capfd, "invite", str(club), "--plain")
+    assert "1 to 4096 uses, not 0" in fails(capfd, "invite", str(club), "--address", seed, "--uses", "0")
+    assert "no address of this node is known" in fails(capfd, "invite", str(club), "--no-grant")
 
 
 BAD_NETWORK = [
@@ -419,7 +418,6 @@ BAD_NETWORK = [
     (["--set", "network.listen=foo"], "'network.listen': 'foo'"),
     (["--set", "network.swarm=beef"], "'network.swarm': a swarm's id has 32 hex digits (got 'beef')"),
     (["--listen", "tcp://nowhere"], "'network.listen': 'tcp://nowhere'"),
-    (["--seed-peer", "tcp://192.0.2.7:1"], "has no key"),
 ]
 
 
@@ -433,64 +431,6 @@ def test_a_bad_endpoint_is_refused_before_it_is_kept(
     assert says in fails(capfd, "node", "--state", str(tmp_path), *arguments)
     assert (tmp_path / "config.json").read_bytes() == before
     assert run(["node", "--state", str(tmp_path), "--dry-run"], debug=False) == 0
-
-
-def answers(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", StringIO(words))
-
-
-def test_init_asks_four_questions_and_writes_what_a_node_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.toml"
-    answers(f"\nbuiltin/sums\ntcp://0.0.0.0:4001\n{SEED}\n", monkeypatch)
-    assert run(["init", str(file)], debug=False) == 0
-    assert (
-        len(capfd.readouterr().err.splitlines()) == 1
-    )  # the four questions: the answers' line ends are the terminal's
-    config = load_config(file)
-    assert config.model_dump(exclude_unset=True, exclude_defaults=True) == {
-        "tasks": [{"name": "builtin/sums"}],
-        "network": {"listen": "tcp://0.0.0.0:4001", "seeds": [SEED]},
-    }
-    assert "is there already" in fails(capfd, "init", str(file))
-    answers("", monkeypatch)
-    assert run(["init", str(file), "--force"], debug=False) == 0
-    said = capfd.readouterr().err.splitlines()
-    assert [line.partition("no answer, which means ")[2] for line in said] == [
-        "builtin",
-        "builtin",
-        "nothing",
-        "nothing",
-    ]
-    assert load_config(file) == NodeConfig()  # nobody answered
-
-
-def test_init_asks_nothing_where_it_cannot_write(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    unwritable = "/sys/mine.toml"  # for root, too
-    assert fails(capfd, "init", unwritable).startswith(f"error: cannot write {unwritable}: ")
-    assert "is a folder" in fails(capfd, "init", "--force", str(tmp_path))
-    with pytest.raises(OSError) as failed:
-        write_atomically(Path(unwritable), b"")
-    assert failed.value.filename == unwritable
-
-
-def test_every_key_of_a_written_file_holds_as_its_comment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.toml"
-    answers("", monkeypatch)
-    assert run(["init", str(file)], debug=False) == 0
-    for arguments in (["node", "--dry-run"], ["swarm", "--dry-run"]):
-        printed = []
-        for config in ([], [str(file)]):
-            capfd.readouterr()
-            assert run([*arguments, *config], debug=False) == 0
-            printed.append(capfd.readouterr().out)
-        assert printed[0] == printed[1]
-    live = re.sub(r"^# (\w+ = (?=[^ #]))", r"\1", file.read_text(), flags=re.MULTILINE)
-    (tmp_path / "live.toml").write_text(live)
-    assert load_config(tmp_path / "live.toml").model_dump() | {"threads": 0} == NodeConfig().model_dump()
 
 
 def test_every_key_with_all_includes_each_of_trls_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -594,19 +534,7 @@ def test_a_node_that_is_stopped_while_it_starts_says_so(
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Identity.generate().save(tmp_path / "identity.key")
     (tmp_path / "identity.key").chmod(0o644)
-    assert "chmod 600" in fails(capfd, "identity", "show", "--state", str(tmp_path))
-
-
-def test_an_identity_moves_but_is_never_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    identity = Identity.generate()
-    identity.save(tmp_path / "identity.key")
-    assert run(["identity", "export", "--state", str(tmp_path)], debug=False) == 0
-    (tmp_path / "key.pem").write_text(capfd.readouterr().out)
-    moved = str(tmp_path / "moved")
-    assert run(["identity", "import", str(tmp_path / "key.pem"), "--state", moved], debug=False) == 0
-    assert identity.node_id in capfd.readouterr().out
-    assert (tmp_path / "moved" / "identity.key").stat().st_mode & 0o777 == 0o600
-    assert "has a key already" in fails(capfd, "identity", "import", str(tmp_path / "key.pem"), "--state", moved)
+    assert "chmod 600" in fails(capfd, "identity", "show", str(tmp_path))
 
 
 def test_a_full_disk_says_what_to_do() -> None:
@@ -633,7 +561,7 @@ def test_a_state_folder_that_is_a_file_is_one_line(
 @pytest.mark.parametrize("text", ["[]", '"x"', "7", "{", "{}"])
 def test_a_damaged_config_of_a_folder_is_one_line(text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(text)
-    assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--out", str(tmp_path), "--no-start")
+    assert "config.json is damaged: delete it" in fails(capfd, "found", "club", "--state", str(tmp_path), "--no-start")
 
 
 @pytest.mark.parametrize("name", ["config.json", "settings.json"])
@@ -649,11 +577,11 @@ def test_a_memory_that_is_no_table_is_one_line(
 
 
 def test_dry_run_prints_what_would_run(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--seed-peer", SEED, "--seed-peer", OTHER]
+    arguments = ["node", "--set", "sampling.local=2", "--seed", "7", "--set", f"network.seeds=['{SEED}']"]
     assert run([*arguments, "--listen", "tcp://0.0.0.0:4001", "--dry-run"], debug=False) == 0
     (tmp_path / "printed.toml").write_text(capfd.readouterr().out)
     config = load_config(tmp_path / "printed.toml")
-    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED, OTHER])
+    assert (config.sampling.local, config.seed, config.network.seeds) == (2, 7, [SEED])
     assert config.network.listen == "tcp://0.0.0.0:4001"
 
 
@@ -825,7 +753,7 @@ def test_a_policy_is_asked_by_the_split_of_its_swarm_and_nothing_that_its_node_t
         path.write_text("".join(json.dumps({"question": f"{n}?", "answer": n}) + "\n" for n in range(80)))
     config = tmp_path / "club.toml"
     config.write_text('[[tasks]]\nname = "dataset/rows"\noptions = { path = "rows.jsonl" }\n')
-    assert run(["found", "club", str(config), "--salt", "7", "--out", str(club), "--no-start"], debug=False) == 0
+    assert run(["found", "club", str(config), "--salt", "7", "--state", str(club), "--no-start"], debug=False) == 0
     (club / "checkpoints" / "checkpoint-3").mkdir(parents=True)
     monkeypatch.setattr("node.tasks.load_tasks", lambda *arguments: made.append(load(*arguments)) or made[-1])
 

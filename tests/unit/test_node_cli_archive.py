@@ -173,10 +173,10 @@ def test_who_joins_is_told_that_what_is_shared_is_public_and_lasting(
     with Exchange(tmp_path / "n"):  # and at each start
         pass
     assert told in capfd.readouterr().err
-    words = ["found", "open", "--tasks", "builtin/sums", "--archive", "--state", str(tmp_path / "f"), "--no-start"]
+    words = ["found", "open", "--task", "builtin/sums", "--archive", "--state", str(tmp_path / "f"), "--no-start"]
     assert run(words, debug=False) == 0
     assert "public and lasting" in capfd.readouterr().err
-    words = ["found", "shut", "--tasks", "builtin/sums", "--state", str(tmp_path / "g"), "--no-start"]
+    words = ["found", "shut", "--task", "builtin/sums", "--state", str(tmp_path / "g"), "--no-start"]
     assert run(words, debug=False) == 0
     assert "lasting" not in capfd.readouterr().err
 

@@ -1,6 +1,7 @@
 """A swarm's tasks on this machine: described by the founder, built and checked by who joins."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from structlog.testing import capture_logs
 
 from node.config import NodeConfig, TaskConfig, parse_config
 from node.errors import UserError
-from node.swarm import joining
+from node.swarm import joining, revoking
 from node.swarm.agreed_tasks import WordNeededError, adopt_tasks, check_rules, describe_tasks, words_needed
 from node.swarm.founding import found
 from node.swarm.inviting import make_invite, reach
@@ -478,3 +479,14 @@ def test_a_node_of_a_swarm_of_an_earlier_release_is_told_that_it_is_alone_and_on
     for other in (sums(version=version + 1), sums(version=version - 1, config="00ff")):
         with pytest.raises(UserError, match="is none of swarm"):
             check_rules(manifest([other]), tasks, 8)
+
+
+def test_a_founder_from_an_older_copy_goes_on_from_the_revocation_list_of_a_member(tmp_path: Path) -> None:
+    founder, again = tmp_path / "founder", tmp_path / "again"
+    found(parse_config({"tasks": [{"name": "builtin/sums"}]}), founder, "club", JoinPolicy.OPEN, [], DEFAULT_SPLIT)
+    shutil.copytree(founder, again)
+    first, second = (Identity.generate().node_id for _ in range(2))
+    assert revoking.revoke(founder, [first]).sequence == 1
+    shutil.copy(founder / "revocations.bin", again)  # as a relay has it
+    made = revoking.revoke(again, [second])
+    assert (made.sequence, made.revoked) == (2, {first, second})

@@ -196,7 +196,7 @@ def test_doctor_says_what_a_model_takes_and_what_to_set(
 ) -> None:
     monkeypatch.setattr("node.policy.detection.measure_model", lambda model: SMOLLM2)
     monkeypatch.setattr("node.policy.detection.detect_machine", lambda device="auto", **_: Machine(gigabytes << 30))
-    monkeypatch.setattr(doctor, "examine", lambda port, folder: iter(()))
+    monkeypatch.setattr(doctor, "examine", lambda folder: iter(()))
     # Whole checkpoints of 1.6 GB each: one, another while it is written, and weights alone; of adapters it is little.
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3.9e9 if fits else 6e7))
     assert run(["doctor", "--model", "a/model"], debug=False) == 0
@@ -213,7 +213,7 @@ def doctor_says(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[st
     """Return what `gossamer doctor --model` finds of the model, by name, on a machine without a GPU."""
     monkeypatch.setattr("node.policy.detection.measure_model", lambda model: SMOLLM2)
     monkeypatch.setattr("node.policy.detection.detect_machine", lambda device="auto", **_: Machine(16 << 30))
-    monkeypatch.setattr(doctor, "examine", lambda port, folder: iter(()))
+    monkeypatch.setattr(doctor, "examine", lambda folder: iter(()))
     assert run(["doctor", "--model", "a/model", "--json", *options], debug=False) == 0
     (found,) = (checks for title, checks in json.loads(capfd.readouterr().out)["checks"].items() if checks)
     return {check["name"]: check["text"] for check in found}

@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from node.policy.load import BUILTIN
-from node.policy.make_builtin import (
+from examples.make_builtin import (
     IGNORED,
     PRINTABLE,
     STARTS,
@@ -26,6 +25,7 @@ from node.policy.make_builtin import (
     train,
     wrong_answer,
 )
+from node.policy.load import BUILTIN
 from node.tasks.questions import DEFAULT_SPLIT
 
 BASES = Path(__file__).parents[2] / "examples" / "bases"  # what `--start` and `--width` made for the examples
@@ -62,7 +62,7 @@ def test_what_would_take_the_place_of_the_packages_own_or_cannot_be_made_is_refu
     options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["make_builtin", *options])
-    monkeypatch.setattr("node.policy.make_builtin.make", lambda recipe, folder: pytest.fail("it was made"))
+    monkeypatch.setattr("examples.make_builtin.make", lambda recipe, folder: pytest.fail("it was made"))
     with pytest.raises(SystemExit):
         main()
     assert said in capsys.readouterr().err

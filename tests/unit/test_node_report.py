@@ -168,7 +168,7 @@ def test_evaluations_and_a_run_alone_are_drawn_and_compared(tmp_path: Path) -> N
     elsewhere = tmp_path.parent / f"{tmp_path.name}-control"
     fill(elsewhere, 1, 60)
     fill_evaluations(elsewhere, 0.625)
-    assert run(["report", str(tmp_path), "--alone", str(elsewhere)], debug=False) == 0
+    assert run(["report", str(tmp_path), str(elsewhere)], debug=False) == 0
     assert "0.625 <small>(" in (tmp_path / "report.html").read_text()
 
 

@@ -31,7 +31,7 @@ def known_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(folder: Path, *settings: str, path: Path | None = None, **options: Any) -> Settled:
     """Settle and keep, as a node that has started does."""
-    further = {key: options.pop(key) for key in ("seeds", "forget") if key in options}
+    further = {key: options.pop(key) for key in ("forget",) if key in options}
     named = {key.replace("__", "."): value for key, value in options.items()}
     settled = settle(path, settings, named, folder=folder, **further)
     folder.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def test_no_log_has_what_is_for_a_nodes_owner_alone(tmp_path: Path) -> None:
 
 def test_a_folder_alone_is_enough_to_start_again(tmp_path: Path) -> None:
     first = start(
-        tmp_path, "sampling.local=3", network__listen="tcp://0.0.0.0:4001", seeds=[SEED], policy__model="large"
+        tmp_path, "sampling.local=3", network__listen="tcp://0.0.0.0:4001", network__seeds=[SEED], policy__model="large"
     ).config
     again = start(tmp_path)
     assert again.config.model_copy(update={"seed": None}) == first

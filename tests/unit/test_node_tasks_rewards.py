@@ -732,7 +732,7 @@ def test_the_check_shows_what_a_policy_says_and_earns_and_what_fools_the_functio
 ) -> None:
     monkeypatch.chdir(folder)
     functions = ["--reward", "rewards.py:accuracy=0.5", "--reward", "rewards.py:brevity=0.5", "--data", "rows.jsonl"]
-    assert run(["tasks", "check", *functions, "--policy", "builtin", "--fuzz"], debug=False) == 1
+    assert run(["tasks", "check", *functions, "--model", "builtin", "--fuzz"], debug=False) == 1
     said = capsys.readouterr().out
     assert said.count("  said  ") == said.count("  earns  ") == 10
     assert said.count("  accuracy ") == said.count("  brevity ") == 10

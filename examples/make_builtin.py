@@ -1,7 +1,7 @@
-"""Make the built-in policies: `python -m node.policy.make_builtin [--bases examples/bases]`.
+"""Make the built-in policies: `python examples/make_builtin.py [--bases examples/bases]`.
 
 With `--bases` the starts that experiments use are made too, out of the same learning. For another task or size:
-`python -m node.policy.make_builtin --start middling --width 64 --out FOLDER`. A policy that is several times as wide
+`python examples/make_builtin.py --start middling --width 64 --out FOLDER`. A policy that is several times as wide
 wants a smaller rate and fewer steps.
 
 A model that answers well leaves reinforcement learning nothing to do, and one that
@@ -48,7 +48,7 @@ LONGEST = 16  # tokens of an answer: a matrix has 13, and the end of text
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained and how; the defaults made the policy in this folder."""
+    """What is trained and how; the defaults made the policy that the node ships with."""
 
     seed: int = 0
     width: int = 48
@@ -236,7 +236,7 @@ def _report(rates: dict[str, float]) -> None:
 
 def main() -> None:
     """Parse the command line and make the policy."""
-    parser = argparse.ArgumentParser(prog="python -m node.policy.make_builtin", description="Make the built-in policy.")
+    parser = argparse.ArgumentParser(prog="python examples/make_builtin.py", description="Make the built-in policy.")
     parser.add_argument("--out", type=Path, default=BUILTIN, help="folder to write (default: the package's own)")
     parser.add_argument("--bases", type=Path, help="folder for a middling and a dense start, made with it")
     parser.add_argument("--start", choices=STARTS, default="sparse", help="how much of the skill speaks")
