@@ -13,15 +13,14 @@ communicator  the public API, of:   types, errors            its words, and what
                                     driver                   the control thread between the mesh and the agreement
 logs          where it logs
 threads       waiting for them to be gone
-torch_backend the same streams as a backend of `torch.distributed`
 diloco        many steps apart, then one together, by `outer_optimizer`
 
 agreement/    who is in the group, and what became of each call: pure
 mesh/         connections between members           reduce/       all-reduce: topologies, kernels, codecs
 shared_state/ the same tensors at every member      simulator/    groups under a seed and a virtual clock
+torch_backend/ the same streams as a backend of `torch.distributed`
 
-A new operation is declared in `operations`, and has a method of `Communicator`. One of `torch.distributed` is a method
-of `torch_backend.ProcessGroupGossamer` alone, which calls its `_run`. It all stands on `protocol` and serves
+A new operation is declared in `operations`, and has a method of `Communicator`. It all stands on `protocol` and serves
 `node`, and imports nothing from `node`.
 """
 

@@ -65,7 +65,7 @@ from collectives.reduce.topology import PlanPhase
 from collectives.shared_state.state import SharedState
 from collectives.step_runner import StepRunner
 from collectives.types import (
-    LAN,
+    WAN,
     Codec,
     GroupTiming,
     Health,
@@ -117,7 +117,7 @@ class Communicator:
         protection: Protection | str = Protection.ENCRYPTED,
         streams: int = 1,
         timeout: float = 30.0,
-        timing: GroupTiming = LAN,
+        timing: GroupTiming = WAN,
         observer: Observer | None = None,
     ) -> "Communicator":
         """Found a group, or join one: then wait until its members let this one in, with `admit`.
@@ -174,8 +174,7 @@ class Communicator:
             exchange.add_stream,
             exchange.open_streams,
             closed=closed,
-            # Else silence ends a member as soon.
-            unacknowledged_s=timing.timeout if timing.silence > timing.timeout else None,
+            unacknowledged_s=timing.silence,
         )
         agreement = Agreement(
             identity.node_id,

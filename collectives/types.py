@@ -1,6 +1,6 @@
 """The words of the public interface: operations, codecs, how patient members are, and what comes of a call."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -53,11 +53,10 @@ class GroupTiming:
 
     heartbeat   every member sends every other one something at least this often:
                 n (n - 1) / heartbeat messages a second in the whole group, 40 bytes each
-    timeout     silence for this long is death: 6 heartbeats, so that five late ones in a row are
-                forgiven. A member that is stopped (SIGSTOP), or whose process holds its interpreter
-                for longer, is left out and has to be let in again
-    stall       instead of `timeout`, if longer, while a connection with the silent member lives: its machine and its
-                process are there. The process is stopped, or holds its interpreter
+    timeout     silence for this long is death, unless `stall` is longer: 6 heartbeats, so that five late ones in a row
+                are forgiven
+    stall       how long a member may be silent while its connection lives: its process is stopped (SIGSTOP) or holds
+                its interpreter, its machine is gone, or the line is down. The end of a process closes the connection
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more wait no longer than this for it
     patience    how long a proposer waits for a member's report, and a member for the decision
@@ -101,9 +100,7 @@ class GroupTiming:
 
 
 LAN = GroupTiming(heartbeat=0.25, timeout=1.5)
-WAN = GroupTiming(heartbeat=1.0, timeout=6.0)
-# Of torch's ranks, which are restarted all together where one is lost: one that loads or compiles a model is not.
-RANKS = replace(WAN, stall=60.0)
+WAN = GroupTiming(heartbeat=1.0, timeout=6.0, stall=60.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from collectives import operations as jobs_of
 from collectives.agreement.events import Begin, Heard, Send
 from collectives.agreement.messages import Commit
 from collectives.mesh import data_plane, shared_memory
+from collectives.types import LAN
 from node.processes.machine import return_freed_memory
 
 CLONE_NEWNET = 0x40000000
@@ -143,6 +144,7 @@ def run(pipe):
                 seeds, options = arguments
                 if not options.pop("shares_memory", True):
                     data_plane.is_possible = lambda: False
+                options = {"timing": LAN, **options}
                 comm = Communicator.connect("chaos", seeds, observer=holder.observe, **options)
                 state = SharedState({"w": vector(comm.node_id, "state", STATE_COUNT) if seeds else state_at(0)})
                 result = comm.address, comm.node_id
@@ -223,6 +225,11 @@ def _let_memory_go():
     libc.mallopt(-8, 1)  # M_ARENA_MAX
 
 
+def _keep_the_lock(comm, seconds):
+    """Keep Python's lock from now on, as a long call of C may."""
+    threading.Thread(target=ctypes.PyDLL(None).usleep, args=(int(seconds * 1e6),)).start()
+
+
 def _memory(comm):
     """Return the bytes that this process uses, without what the C library keeps of freed memory."""
     gc.collect()
@@ -258,6 +265,7 @@ _ACTIONS = {
     "reduce": _reduce,
     "sync": _sync,
     "admit": _admit,
+    "keep_the_lock": _keep_the_lock,
     "memory": _memory,
     "fork": _fork,
     "shares_memory": _shares_memory,

@@ -9,6 +9,7 @@ import numpy as np
 
 from collectives import Aborted, CollectiveError, Communicator, DeadlineExceeded, Evicted, InDoubt, SharedState
 from collectives.errors import CALLED_OFF
+from collectives.types import LAN
 from tests.collectives_member import WORKERS
 
 COMPUTING_S = 0.02  # what a step costs besides: so that thousands do not fill the pipe
@@ -69,7 +70,7 @@ PROGRAMS = {program.__name__: program for program in (call_again, go_on, begin_a
 
 def train(pipe, program, seeds):
     """The child's main function: runs until it is killed."""
-    comm = Communicator.connect("programs", seeds)
+    comm = Communicator.connect("programs", seeds, timing=LAN)
     pipe.send(comm.address)
     try:
         while True:

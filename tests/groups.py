@@ -4,6 +4,7 @@ import threading
 from contextlib import contextmanager
 
 from collectives import Communicator
+from collectives.types import LAN
 from tests.waiting import wait_until
 
 
@@ -28,7 +29,7 @@ def together(*calls, timeout=60):
 
 def join(comms, **options):
     """Connect one more member and let it in; return it."""
-    found = []
+    found, options = [], {"timing": LAN, **options}
     thread = threading.Thread(
         target=lambda: found.append(Communicator.connect("test", seeds=[comms[0].address], **options)), daemon=True
     )
@@ -46,7 +47,7 @@ def join(comms, **options):
 @contextmanager
 def group(size, **options):
     """A group of `size` members; those that are still there leave at the end."""
-    comms = [Communicator.connect("test", **options)]
+    comms = [Communicator.connect("test", **{"timing": LAN, **options})]
     try:
         while len(comms) < size:
             comms.append(join(comms, **options))

@@ -37,5 +37,5 @@ class LateCopies:
 def treat_as_on_a_device(monkeypatch: pytest.MonkeyPatch, stage_bytes: int = 1 << 16) -> None:
     """Let every tensor that is reduced or moved be on such a device."""
     monkeypatch.setattr("collectives.reduce.staging.STAGE_BYTES", stage_bytes)
-    for module in ("collectives.reduce.tensors", "collectives.torch_backend"):
+    for module in ("collectives.reduce.tensors", "collectives.torch_backend.group"):
         monkeypatch.setattr(f"{module}.copies_of", lambda _: LateCopies())

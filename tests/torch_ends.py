@@ -1,11 +1,16 @@
-"""Programs that end in different ways: `python -m tests.torch_ends PROGRAM [STORE]` is one rank, as torchrun starts it.
+"""Programs that end in different ways: `python -m tests.torch_ends PROGRAM` is one rank, as torchrun starts it.
 
-`python -m tests.torch_ends PROGRAM RANKS TIMES` is torchrun for programs that start in a moment: it starts them from a
-process that has torch. It prints how many of the runs ended without an error.
+`python -m tests.torch_ends PROGRAM RANKS TIMES [RESTARTS]` is torchrun for programs that start in a moment: it starts
+them from a process that has torch. It prints how many of the runs ended without an error.
+
+`python -m tests.torch_ends` does what `Starter` asks it for: programs without an agent, each rank an interpreter that
+comes to its own end.
 """
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -66,9 +71,22 @@ def fails_before_others_call():
     _work()
     if dist.get_rank() == 1:
         raise ValueError("rank 1 fails")
-    comm = dist.distributed_c10d._get_default_group().comm
-    wait_until(lambda: comm.world_size < dist.get_world_size(), TIMEOUT_S, "rank 1 to be left out")
-    dist.barrier()
+    _call_without_1()
+
+
+def exits_with_3():
+    """Give up at rank 1, as a script does that prints an error. The others are busy until it is gone."""
+    _exit_at_1(lambda: sys.exit(3))
+
+
+def raises_a_status():
+    """Do so with the error as the status."""
+    _exit_at_1(lambda: sys.exit("there is no data"))
+
+
+def exits_with_0():
+    """Do so as if all was well."""
+    _exit_at_1(sys.exit)
 
 
 def ends_early():
@@ -80,14 +98,26 @@ def ends_early():
 
 
 def is_killed():
-    """Kill rank 1 when all others have ended, which wait for it."""
+    """Kill rank 1 when nobody needs it any more, and rank 0 has ended."""
     _work()
     dist.barrier()
     if dist.get_rank() == 1:
-        plane = dist.distributed_c10d._get_default_group().comm.data_plane
-        plane.wait_finished(time.monotonic() + TIMEOUT_S)
+        wait_until(lambda: _world().comm.data_plane.has_finished(_world().members[0]), TIMEOUT_S, "rank 0 to end")
         os.kill(os.getpid(), signal.SIGKILL)
     dist.destroy_process_group()
+
+
+def fails_at_its_start():
+    """Fail at rank 1, the first time, before it meets the others: a data set is not there yet, say."""
+    in_order()
+
+
+def fails_after_its_start():
+    """Fail at rank 1, the first time, when it has met the others."""
+    _work()
+    if _is_first_attempt() and dist.get_rank() == 1:
+        raise ValueError("rank 1 fails")
+    in_order()
 
 
 PROGRAMS = {
@@ -99,8 +129,13 @@ PROGRAMS = {
         fails,
         fails_without_destroy,
         fails_before_others_call,
+        exits_with_3,
+        raises_a_status,
+        exits_with_0,
         ends_early,
         is_killed,
+        fails_at_its_start,
+        fails_after_its_start,
     )
 }
 
@@ -111,27 +146,104 @@ def _work():
     assert x[0] == dist.get_world_size()
 
 
+def _world():
+    return dist.distributed_c10d._get_default_group()
+
+
+def _exit_at_1(leave):
+    _work()
+    if dist.get_rank() == 1:
+        leave()
+    _call_without_1()
+
+
+def _call_without_1():
+    wait_until(lambda: _world().members[1] not in _world().comm.members, TIMEOUT_S, "rank 1 to be gone")
+    dist.barrier()
+
+
+def _is_first_attempt():
+    return os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+
 def be_a_rank(program, store="env://"):
     """Be one rank, which the environment names."""
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = timedelta(seconds=TIMEOUT_S)
+    if program == "fails_at_its_start" and _is_first_attempt():
+        master = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        if rank == 1:
+            master.wait(["rank 0 starts"])
+            raise ValueError("rank 1 fails")
+        master.set("rank 0 starts", "")
     dist.init_process_group("gossamer", init_method=store, rank=rank, world_size=size, timeout=timeout)
     PROGRAMS[program]()
 
 
-def main(program, *arguments):
+class Starter:
+    """Runs programs at all ranks, forked from one process that has torch."""
+
+    def __init__(self):
+        command = [sys.executable, "-W", "ignore", "-m", "tests.torch_ends"]
+        environment = os.environ | {"GOSSAMER_SECRET": "of this test"}  # else a line says so
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, program, size, folder):
+        """Return how each rank ended, and what it said."""
+        self._process.stdin.write(json.dumps([program, size, str(folder)]) + "\n")
+        self._process.stdin.flush()
+        statuses = json.loads(self._process.stdout.readline())
+        return statuses, [(folder / f"said{rank}").read_text() for rank in range(size)]
+
+    def stop(self):
+        self._process.communicate(timeout=TIMEOUT_S)
+
+
+def start_ranks(asked):
+    """Run what a `Starter` asks for. Return in the processes of ranks: their program, and torch's store."""
+    for line in asked:
+        program, size, folder = json.loads(line)
+        ranks = []
+        for rank in range(size):
+            if not (process := os.fork()):
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
+                os.dup2(os.open(f"{folder}/said{rank}", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+                return program, f"file://{folder}/store"
+            ranks.append(process)
+        until, statuses = time.monotonic() + 2 * TIMEOUT_S, {}
+        while len(statuses) < size:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended:
+                statuses[ended] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                for process in set(ranks) - statuses.keys():
+                    os.kill(process, signal.SIGABRT)
+            else:
+                time.sleep(0.01)
+        print(json.dumps([statuses[process] for process in ranks]), flush=True)
+    return None
+
+
+def main(*arguments):
     """See above."""
+    if not arguments:
+        arguments = start_ranks(sys.stdin)
+    if arguments is None:
+        return
+    program, *arguments = arguments
     if len(arguments) < 2:
         be_a_rank(program, *arguments)
         return
-    good, (ranks, times) = 0, arguments
+    good, (ranks, times, restarts) = 0, (*arguments, "0")[:3]
     for number in range(int(times)):
         config = LaunchConfig(
             1,
             1,
             int(ranks),
-            max_restarts=0,
+            max_restarts=int(restarts),
             run_id=str(number),
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",

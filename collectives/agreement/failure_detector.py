@@ -1,9 +1,8 @@
 """Whom this member can work with: links, silence, and what the others say about that.
 
-A member of the view is *missing* in one of three cases. Nothing was heard of it for a timeout, or for
-`GroupTiming.stall` if that is longer and there is a link with it. Its link closed and did not come back within the
-grace. Or it is *gone*: it said goodbye, it speaks from a later view without this node, or it was started anew and
-remembers nothing.
+A member of the view is *missing* in one of three cases. Nothing was heard of it for `GroupTiming.silence`. Its link
+closed and did not come back within the grace. Or it is *gone*: it said goodbye, it speaks from a later view without
+this node, or it was started anew and remembers nothing.
 
 The view must change when somebody is missing here or elsewhere, when a link that operations go
 over broke (what was on it is lost), or when somebody stays in another view for a timeout.
@@ -86,8 +85,7 @@ class FailureDetector:
             if member != self.own
             and (
                 member in self.gone
-                or now - self.heard.get(member, now)
-                > (self.timing.silence if member in self.linked else self.timing.timeout)
+                or now - self.heard.get(member, now) > self.timing.silence
                 or now - self.cut.get(member, now) >= self.timing.grace
             )
         )

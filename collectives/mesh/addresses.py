@@ -133,25 +133,25 @@ def is_vouched(sock: socket.socket) -> bool:
     return process != 0 and user == os.geteuid()
 
 
-# A path that drops everything without a word ends its connection after 30 s, and not after TCP's 15 minutes: also one
-# that has nothing to send is asked, so that a NAT does not forget it (some do after 60 s), and so that its end is seen.
-KEEPALIVE = {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+# A path that drops everything without a word ends its connection in 30 s, or what members may be silent if that is
+# longer, and not in TCP's 15 minutes. One that has nothing to send is asked, too: so a NAT does not forget it (some do
+# after 60 s), and its end is seen.
+KEEPALIVE = {"SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+UNACKNOWLEDGED_S = 30.0
 
 
-def end_where_unacknowledged(sock: socket.socket, seconds: float) -> None:
-    """Let the kernel end a connection once the other end has acknowledged nothing for so long; see `KEEPALIVE`."""
-    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * seconds))
+def prepare(sock: socket.socket, unacknowledged_s: float = 0.0) -> None:
+    """Set a connected or connecting socket's options.
 
-
-def prepare(sock: socket.socket) -> None:
-    """Set a connected or connecting socket's options."""
+    The kernel ends the connection once the other end has acknowledged nothing for `unacknowledged_s`, or
+    `UNACKNOWLEDGED_S` if that is longer.
+    """
     if sock.family == socket.AF_UNIX:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER_BYTES)
         return
-    for name, value in {"TCP_NODELAY": 1, **KEEPALIVE}.items():
+    patience_ms = int(1000 * max(UNACKNOWLEDGED_S, unacknowledged_s))
+    for name, value in {"TCP_NODELAY": 1, **KEEPALIVE, "TCP_USER_TIMEOUT": patience_ms}.items():
         if hasattr(socket, name):  # macOS has no user time-out
             with suppress(OSError):
                 level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP

@@ -9,7 +9,7 @@ again, and one that holds pieces back (HELD) is told which operations have start
 A member that has no more operations to carry out says so with a FIN on each of its streams, later ones too (`finish`).
 A FIN says how many pieces the member has sent on all of them. When as many have arrived, whoever waits for another one
 learns that none will come. If a stream has broken, fewer may arrive: then the member has finished once each stream that
-is left has brought its FIN. A member that leaves only after all others have finished takes nothing from anybody.
+is left has brought its FIN. The member is told (TAKEN), and may leave: others go on with what it has sent.
 """
 
 import socket
@@ -35,7 +35,7 @@ from collectives.mesh.framing import (
 from collectives.mesh.handshake import ProvenPeer
 from collectives.mesh.port import MAX_REQUEST_BYTES
 from collectives.mesh.shared_memory import Arena, Lease, SharedMemory, is_possible
-from collectives.mesh.socket_port import CALL_OFF, Inbox, Landing, ReceiveWindow, SocketPort
+from collectives.mesh.socket_port import CALL_OFF, Inbox, Landing, ReceiveWindow, SocketPort, ended
 from collectives.mesh.stream import Outgoing, Portless, SendQueue, Stream
 from collectives.threads import add_thread, join_all
 from protocol.identity import NodeId
@@ -72,6 +72,7 @@ class _MemberLane:
     announced: int | None = None  # how many the member has sent, once it has finished
     has_lost: bool = False  # a stream has broken: not all of them may arrive
     is_finished: bool = False  # nothing of the member is on its way any more, for good
+    has_taken: bool = False  # the member has all that it was sent, and nothing more is sent to it
 
     def __post_init__(self) -> None:
         self.window = ReceiveWindow(self.credit)
@@ -93,6 +94,8 @@ class _MemberLane:
             return False
         rest_is_lost = self.has_lost and all(stream.has_brought_fin for stream in self.streams)
         self.is_finished = rest_is_lost or self.arrived >= self.announced
+        if self.is_finished:
+            self.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)
         return self.is_finished
 
 
@@ -127,6 +130,9 @@ class DataPlane:
         self._ended: OrderedDict[bytes, str] = OrderedDict()  # and why
         self._closed = False
         self._has_finished = False
+        self._outlives_views = False
+        self._lost: set[NodeId] = set()  # if it does: members with which something may have been lost
+        self._gone: set[NodeId] = set()  # members that finished before they were dropped
         self._memory = SharedMemory(own)
 
     # --- memory of one machine -----------------------------------------------------------------
@@ -196,7 +202,7 @@ class DataPlane:
             if told is not None:
                 self._loose.add(key)
             lanes = {member: self._lanes[member] for member in members if member in self._lanes}
-            finished = [member for member, lane in lanes.items() if lane.is_finished]
+            finished = [member for member in members if self._has_ended(member)]
             for lane in lanes.values():
                 lane.grant(key)
         inbox.start(deadline, told, salt)
@@ -230,9 +236,19 @@ class DataPlane:
                     lane.grant(key)
 
     def has_ways_to(self, members: Set[NodeId]) -> bool:
-        """Tell whether all of these are in the view, with no connection lost since."""
+        """Tell whether all of these are in the view, with no connection lost since, or were and have finished."""
         with self._lock:
-            return members - {self._own} <= self._lanes.keys()
+            return members - {self._own} <= self._lanes.keys() | self._gone
+
+    def outlive_views(self) -> None:
+        """Let operations go on whoever leaves the view, if they need nothing more of it: no member comes twice."""
+        with self._lock:
+            self._outlives_views = True
+
+    def lost(self, members: Set[NodeId]) -> Set[NodeId]:
+        """Return those of a plane that outlives views that it has lost: they are gone without a FIN, or a stream is."""
+        with self._lock:
+            return members & self._lost
 
     def call_off(self, port: SocketPort, members: Set[NodeId], reason: str) -> None:
         """Tell the others that an operation without an agreement is off, and why (at most `MAX_REQUEST_BYTES`)."""
@@ -278,9 +294,11 @@ class DataPlane:
     def begin_view(self, reason: str = "the group changed") -> None:
         """Drop what came for operations that did not start here: they were of a view before this one.
 
-        Operations without an agreement end with their view.
+        Operations without an agreement end with their view, unless the plane outlives it.
         """
         with self._lock:
+            if self._outlives_views:
+                return
             loose = [self._ports[key][0] for key in self._loose]
             keys = list(self._unknown)
             late = [self._no_longer_early(key) for key in keys]
@@ -305,8 +323,9 @@ class DataPlane:
         with self._lock:
             lane = self._lanes.get(to)
             largest = PIECE_BYTES if lane is None or len(lane.streams) <= 1 else SPREAD_BYTES
+            gone = to in self._gone
         if lane is None:
-            port.inbox.lost(to, f"there is no connection with member {to}: call it again")
+            port.inbox.lost(to, ended(to) if gone else f"there is no connection with member {to}: call it again")
             return
         pieces = cut(slot, payload.nbytes, largest)
         port.queued(len(pieces))
@@ -382,19 +401,29 @@ class DataPlane:
             lane.grant(bytes(KEY_BYTES))
             lane.outbox.finish(_bare(PieceKind.FIN))
 
-    def wait_finished(self, until: float) -> Set[NodeId]:
-        """Wait until every other member has finished or is lost; return those that have not by `until`."""
+    def wait_taken(self, until: float) -> Set[NodeId]:
+        """Wait until every other member has all that was sent to it, or is lost; return those that have not."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._unfinished(), max(0.0, until - time.monotonic()))
-            return self._unfinished()
+            self._changed.wait_for(lambda: not self._untaken(), max(0.0, until - time.monotonic()))
+            return self._untaken()
 
-    def _unfinished(self) -> Set[NodeId]:
-        return {member for member, lane in self._lanes.items() if not lane.is_finished}
+    def _untaken(self) -> Set[NodeId]:
+        return {member for member, lane in self._lanes.items() if not lane.has_taken}
+
+    def taken(self, source: NodeId) -> None:
+        """See `stream.Arrivals`."""
+        with self._changed:
+            if source in self._lanes:
+                self._lanes[source].has_taken = self._has_finished
+                self._changed.notify_all()
 
     def has_finished(self, member: NodeId) -> bool:
         """Tell whether nothing of a member is on its way any more."""
         with self._lock:
-            return member in self._lanes and self._lanes[member].is_finished
+            return self._has_ended(member)
+
+    def _has_ended(self, member: NodeId) -> bool:
+        return member in self._gone or (member in self._lanes and self._lanes[member].is_finished)
 
     def finished(self, source: NodeId, pieces: int) -> None:
         """See `stream.Arrivals`."""
@@ -435,6 +464,8 @@ class DataPlane:
             stream = Stream(peer, sock, lane.outbox, self, self._on_end)
             lane.streams[stream] = dialled
             lane.hand_overs = 0
+            if lane.is_finished:
+                lane.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)  # the first may have been lost with its stream
             stream.start()
             self._threads = add_thread(self._threads, *stream.threads)
 
@@ -455,12 +486,15 @@ class DataPlane:
         """Close all streams to a member, until it is linked again; attempts that wait for it are told.
 
         What it sent early is let go, with the operations that it is for: else one that comes back again and again
-        would have more held each time.
+        would have more held each time. But what one has sent that finished is taken later.
         """
         with self._changed:
             lane = self._lanes.pop(member, None)
             self._changed.notify_all()
-            keys = list(lane.early) if lane is not None else []
+            is_gone = lane is not None and lane.is_finished and self._outlives_views
+            if lane is not None and self._outlives_views:
+                (self._gone if is_gone else self._lost).add(member)
+            keys = list(lane.early) if lane is not None and not is_gone else []
             self._memory.let_go(member)
             if lane is not None:
                 self._memory.give_up()
@@ -469,7 +503,7 @@ class DataPlane:
             early = [self._no_longer_early(key) for key in keys]
             for key in keys:
                 self._remember(key, reason)
-            waiting = self._concerned(member)
+            waiting = self._concerned(member) if not is_gone else []
         for inbox in filter(None, early):
             inbox.end(Aborted(reason))
         for inbox in waiting:
@@ -497,9 +531,11 @@ class DataPlane:
         text = f"the connection with member {stream.member} broke ({reason}): call it again"
         with self._changed:
             lane = self._lanes.get(stream.member)
-            if lane is None or lane.streams.pop(stream, None) is None:
+            if lane is None or lane.streams.pop(stream, None) is None or lane.is_finished:
                 return
             lane.has_lost = True
+            if self._outlives_views and (lane.arrived or lane.outbox.has_sent):
+                self._lost.add(stream.member)
             lane.outbox.renew()
             if lane.finishes():
                 self._changed.notify_all()

@@ -45,9 +45,10 @@ class PieceKind(IntEnum):
     HELD = 6  # the sender holds pieces back until it has room, or hears which operations have started
     GRANT = 7  # this operation has started or ended, so its pieces may come now; with a key of zeros: all may, for good
     CREDIT = 8  # there is room for `slot` more pieces and `total` more bytes
+    TAKEN = 9  # all that FINs announced is here
 
 
-WITHOUT_TEXT = (PieceKind.FIN, PieceKind.HELD, PieceKind.GRANT, PieceKind.CREDIT)
+WITHOUT_TEXT = (PieceKind.FIN, PieceKind.TAKEN, PieceKind.HELD, PieceKind.GRANT, PieceKind.CREDIT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from collectives.mesh.addresses import (
     Address,
     BadAddress,
     connecting,
-    end_where_unacknowledged,
     is_vouched,
     listen,
     listen_locally,
@@ -131,12 +130,11 @@ class Mesh:
         open_streams: Callable[[NodeId], Set[int]],
         *,
         closed: bool = False,
-        unacknowledged_s: float | None = None,
+        unacknowledged_s: float = 0.0,
     ) -> None:
         """Listen. `open_streams` tells which of a member's streams that we dialled are alive.
 
-        `closed`: every node that completes a handshake may join. `unacknowledged_s`: how long the other end of a
-        control connection may acknowledge nothing; None: as long as that of any connection.
+        `closed`: every node that completes a handshake may join. `unacknowledged_s`: see `prepare`.
 
         Raises:
             BadAddress: it is not possible to listen there.
@@ -336,7 +334,7 @@ class Mesh:
             self._end(next(c for c in unproven if c.prefix == most), "crowded_out")
 
     def _begin(self, sock: socket.socket, handshake: Handshake, **facts: Any) -> None:
-        prepare(close_in_children(sock))
+        prepare(close_in_children(sock), self._unacknowledged_s)
         connection = ChannelState(Channel(sock, handshake), time.monotonic() + HANDSHAKE_S, **facts)
         self._connections[connection.channel] = connection
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
@@ -381,8 +379,6 @@ class Mesh:
     def _prove(self, connection: ChannelState, peer: ProvenPeer) -> None:
         """The handshake is over: a control connection introduces itself, a data connection leaves us."""
         if peer.purpose is Purpose.CONTROL:
-            if self._unacknowledged_s is not None:
-                end_where_unacknowledged(connection.channel.socket, self._unacknowledged_s)
             connection.channel.send(pack([self.address]))
             return
         link = self._links.get(peer.member)

@@ -32,6 +32,11 @@ MAX_SALT = MAX_SLOT >> SALT_SHIFT
 _Name = tuple[NodeId, int]
 
 
+def ended(member: NodeId) -> str:
+    """Return why nothing can be had of a member that has finished."""
+    return f"member {member} has ended, and takes part in no further operation"
+
+
 class SocketReceive:
     """A payload that is to come to `into`; done at 0 bytes `missing`."""
 
@@ -255,7 +260,7 @@ class Inbox:
         if member in self.lost_members:
             return self.lost_members[member]
         if member in self.finished_members:
-            return f"member {member} has ended, and takes part in no further operation"
+            return ended(member)
         return ""
 
     def _fail_tickets(self, member: NodeId) -> None:

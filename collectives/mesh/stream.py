@@ -206,6 +206,11 @@ class SendQueue:
         """Whether anything urgent has yet to be taken."""
         return bool(self._urgent)
 
+    @property
+    def has_sent(self) -> bool:
+        """Whether any data was taken."""
+        return self._taken > 0
+
     def renew(self) -> None:
         """All room is free again, as far as is known: a stream broke, and what was on it needs none."""
         self.credit(MAX_HELD_PIECES, MAX_HELD_BYTES)
@@ -247,6 +252,9 @@ class Arrivals(Protocol):
 
     def finished(self, source: NodeId, pieces: int) -> None:
         """A FIN came: the member has sent so many pieces of data, and sends nothing more."""
+
+    def taken(self, source: NodeId) -> None:
+        """The member has all that it was sent before a FIN."""
 
 
 class Stream:
@@ -330,6 +338,9 @@ class Stream:
             if kind is PieceKind.FIN:
                 self.has_brought_fin = True
                 self._arrivals.finished(self.member, piece.total)
+                continue
+            if kind is PieceKind.TAKEN:
+                self._arrivals.taken(self.member)
                 continue
             if kind is PieceKind.HELD:
                 self._arrivals.held_back(self.member)

@@ -1,17 +1,32 @@
 """A member that is stopped until the others have gone on without it, and then runs again, comes back as it should."""
 
+import inspect
 import signal
+import time
 
 import psutil
 import pytest
 
+from collectives import Communicator
 from collectives.mesh.shared_memory import is_possible
-from tests.collectives_group import COUNTS, PATIENCE_S, commit, let_in, members_in
+from collectives.types import WAN
+from tests.collectives_group import COUNTS, PATIENCE_S, commit, let_in, members_in, mix
 from tests.collectives_member import digest, state_at
 from tests.waiting import wait_until
 
+HOLD_S = 2.5  # longer than the silence that is death in a group of one room
 
-@pytest.mark.slow
+
+def test_by_default_one_that_keeps_pythons_lock_for_some_seconds_is_in_every_sum():
+    assert inspect.signature(Communicator.connect).parameters["timing"].default is WAN
+    with members_in([None] * 2, timing=WAN) as members:
+        members[1].ask("keep_the_lock", HOLD_S)
+        until, step = time.monotonic() + 2 * HOLD_S, 0
+        while time.monotonic() < until:
+            assert {answer[0] for answers in mix(members, step) for answer in answers} == {"commit"}
+            step += 1
+
+
 @pytest.mark.parametrize(("who", "in_memory"), [("coordinator", False), ("member", is_possible())])
 def test_a_member_that_was_stopped_finds_itself_left_out_comes_back_and_has_what_the_others_have(who, in_memory):
     with members_in([None] * 3, shares_memory=in_memory) as members:

@@ -8,6 +8,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,9 @@ from collectives.errors import BadArgument
 from collectives.mesh.framing import MAX_HELD_BYTES, MAX_HELD_PIECES
 from collectives.mesh.shared_memory import BAYS, is_possible
 from collectives.reduce import shared
-from collectives.torch_backend import MEETING, NO_RANK, BackendError, Options, ProcessGroupGossamer, _read_op, in_order
+from collectives.torch_backend import BackendError, Options
+from collectives.torch_backend.group import MEETING, ProcessGroupGossamer, read_op
+from collectives.torch_backend.start import NO_RANK, in_order
 from tests.groups import group, together
 from tests.late_copies import treat_as_on_a_device
 from tests.torch_ranks import hold_the_lock, lose, reduce_in_another_world, spawn, train
@@ -358,6 +361,44 @@ def test_a_callback_of_a_future_may_wait_for_collectives_that_it_calls(ranks):
     assert all(work.wait() for work in (*queued, ranks[2].allreduce([torch.zeros(1)], None)))
 
 
+def test_threads_of_a_rank_may_call_in_one_order(ranks):
+    """Each first call is under way, on a thread of its own, when the thread beside it makes the later ones."""
+    sums = [[torch.full((count,), float(number)) for count in (5, 70_000)] for number in range(SIZE)]
+
+    def call(number):
+        rank = ranks[number]
+        first = threading.Thread(target=lambda: rank.barrier(options()).wait(), daemon=True)
+        first.start()
+        wait_until(lambda: rank._counts[""] > before or not first.is_alive(), TIMEOUT_S, "the first call")
+        return [rank.allreduce([each], options()) for each in sums[number]], first
+
+    for _ in range(8):  # in the first ones memory is not yet shared
+        each(ranks, lambda rank, number, opts: rank.allreduce([torch.ones(70_000)], opts))
+        before = ranks[0]._counts[""]
+        for works, first in together(*(lambda number=number: call(number) for number in range(SIZE))):
+            first.join(TIMEOUT_S)
+            assert all(work.wait() for work in works)
+        assert {x[-1].item() for mine in sums for x in mine} == {3.0}
+        sums = [[x.fill_(number) for x in mine] for number, mine in enumerate(sums)]
+
+
+def test_a_call_comes_after_those_that_were_made_before_though_no_thread_has_begun_them(ranks):
+    may_begin = threading.Event()
+
+    class Late(SimpleQueue):
+        def get(self):
+            may_begin.wait(TIMEOUT_S)
+            return super().get()
+
+    for rank in ranks:
+        rank._waiting = Late()
+    first = [rank.allreduce([torch.ones(1)], None) for rank in ranks]
+    then = together(*(lambda r=r: r.barrier(options()) for r in ranks))
+    assert not any(work.is_completed() for work in then)
+    may_begin.set()
+    assert all(work.wait() for work in (*first, *then))
+
+
 def test_blocks_of_a_reduce_scatter_may_be_of_any_lengths(ranks):
     def work(rank, number, opts):
         blocks = [torch.full((2 + other,), float(number + other)) for other in range(SIZE)]
@@ -451,7 +492,7 @@ def test_a_member_that_is_lost_breaks_its_groups_and_a_new_turn_makes_new_ones()
 
 def test_what_it_cannot_do_is_said(ranks):
     with pytest.raises(BadArgument, match=r"ReduceOp\.BAND: the backend has"):
-        _read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
+        read_op(SimpleNamespace(reduceOp=dist.ReduceOp.BAND))
     with pytest.raises(BadArgument, match="times as long"):
         ranks[0].reduce_scatter_single(torch.zeros(2), torch.zeros(5))
 

@@ -1,4 +1,4 @@
-"""How a world of `torch.distributed` ends: a rank that has nothing more to do owes nothing, and is owed nothing."""
+"""How a world of `torch.distributed` ends: a rank that has nothing more to do leaves what it has sent to the others."""
 
 import os
 import signal
@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from collectives import torch_backend
-from collectives.torch_backend import MEETING, BackendError, Options, ProcessGroupGossamer
+from collectives.mesh.framing import MAX_HELD_BYTES
+from collectives.torch_backend import BackendError, Options
+from collectives.torch_backend.ends import worlds
+from collectives.torch_backend.group import LEAST_SHARED_BYTES, MEETING, ProcessGroupGossamer
 from tests import torch_ends
 from tests.groups import group, together
 from tests.waiting import wait_until
@@ -38,7 +40,7 @@ class make_world:  # noqa: N801  # a context manager
         comms = self.group.__enter__()
         members = [comm.node_id for comm in comms]
         self.ranks = [ProcessGroupGossamer(comm, "0", members, MEETING, self.timeout) for comm in comms]
-        torch_backend._worlds.update(self.ranks)
+        worlds.update(self.ranks)
         return self.ranks
 
     def __exit__(self, *error):
@@ -46,13 +48,11 @@ class make_world:  # noqa: N801  # a context manager
         self.group.__exit__(*error)
 
 
-def begin_to_end(rank, others):
-    """Let a rank come to its end on a thread, and return that when all `others` know."""
-    thread = threading.Thread(target=rank.shutdown, daemon=True)
-    thread.start()
+def end(rank, others):
+    """Let a rank come to its end, and wait until it is gone for all `others`."""
+    rank.shutdown()
     for other in others:
-        wait_until(lambda o=other: o.comm.data_plane.has_finished(rank.comm.node_id), TIMEOUT_S, "the end to be known")
-    return thread
+        wait_until(lambda o=other: rank.comm.node_id not in o.comm.members, TIMEOUT_S, "the rank to be gone")
 
 
 def options(root):
@@ -93,51 +93,64 @@ def test_what_a_rank_sends_last_comes_to_one_that_is_late(world, last, count):
     early, late = world
     give, take = LAST_CALLS[last]
     own, got = torch.full((count,), 7.0), torch.zeros(count)
-    if count * 4 > torch_backend.LEAST_SHARED_BYTES and last in ("broadcast", "gather"):
+    if count * 4 > LEAST_SHARED_BYTES and last in ("broadcast", "gather"):
         ending = threading.Thread(target=lambda: (give(early, own), early.shutdown()), daemon=True)
         ending.start()  # its call takes part in the late one's: they share memory
+        take(late, own, got)
+        ending.join(TIMEOUT_S)
     else:
         give(early, own)
-        ending = begin_to_end(early, [late])
-    take(late, own, got)
+        end(early, [late])
+        take(late, own, got)
     assert (got == 7).all()
+
+
+def test_what_does_not_fit_the_window_of_a_late_rank_is_waited_for(world):
+    early, late = world
+    blocks = [torch.full((MAX_HELD_BYTES // 8,), float(number)) for number in range(3)]
+    works = [early.send([block], 1, 0) for block in blocks]
+    ending = threading.Thread(target=early.shutdown, daemon=True)
+    ending.start()
+    wait_until(lambda: late.comm.data_plane.has_early(late._op(late._channel(*late.members, 0)), late.members[0]), 9)
     assert ending.is_alive()
-    late.shutdown()
+    for number, block in enumerate(blocks):
+        late.recv([got := torch.zeros_like(block)], 0, 0).wait()
+        assert (got == number).all()
     ending.join(TIMEOUT_S)
-    assert not ending.is_alive()
+    assert not ending.is_alive() and all(work.wait() for work in works)
 
 
-def test_the_first_of_several_to_end_stays_until_the_last_has_ended():
-    with make_world(3) as ranks:
-        together(*(lambda r=r: r.barrier(options(0)).wait() for r in ranks))
-        first = begin_to_end(ranks[0], ranks[1:])
-        ranks[1].send([torch.ones(1)], 2, 0).wait()
-        second = begin_to_end(ranks[1], ranks[2:])
-        ranks[2].recv([got := torch.zeros(1)], 1, 0).wait()
-        assert got == 1 and first.is_alive() and second.is_alive()
-        ranks[2].shutdown()
-        for thread in (first, second):
-            thread.join(TIMEOUT_S)
-            assert not thread.is_alive()
+@pytest.mark.parametrize("count", [4, 100_000])
+def test_ranks_go_on_without_those_that_have_ended(count):
+    with make_world(4) as ranks:
+        together(*(lambda r=r: r.allreduce([torch.ones(count)], None).wait() for r in ranks))
+        parts = [
+            ProcessGroupGossamer(rank.comm, "part", ranks[0].members[2:], MEETING, TIMEOUT_S) for rank in ranks[2:]
+        ]
+        together(*(lambda r=r: r.allreduce([torch.ones(count)], None).wait() for r in parts))
+        for number in (0, 1):
+            end(ranks[number], ranks[number + 1 :])
+            given = [torch.ones(count) for _ in parts]
+            together(*(lambda r=r, x=x: r.allreduce([x], None).wait() for r, x in zip(parts, given, strict=True)))
+            assert all((x == 2).all() for x in given)
+            ranks[2].send([torch.ones(count)], 3, 0)
+            ranks[3].recv([got := torch.zeros(count)], 2, 0).wait()
+            assert (got == 1).all()
 
 
 @pytest.mark.parametrize("count", [1, 300_000])
 def test_an_operation_that_a_rank_is_missing_from_which_has_ended_fails_at_once(world, count):
     early, late = world
     waiting = [late.allreduce([torch.ones(count)], None), late.recv([torch.ones(count)], 0, 0)]
-    ending = begin_to_end(early, [late])
+    early.shutdown()
     for work in waiting:
         with pytest.raises(BackendError, match=r"rank 0 \(\w+\) has ended"):
             work.wait()
-    began = time.monotonic()
-    late.shutdown()  # its group is broken, so it leaves
-    ending.join(TIMEOUT_S)
-    assert time.monotonic() - began < TIMEOUT_S / 2
 
 
 def test_an_operation_that_is_called_after_the_end_of_another_rank_fails_at_once(world):
     early, late = world
-    begin_to_end(early, [late])
+    end(early, [late])
     with pytest.raises(BackendError, match="all other ranks have ended"):
         late.recv_anysource([torch.zeros(1)], 0).wait()
     with pytest.raises(BackendError, match="all other ranks have ended"):
@@ -153,8 +166,9 @@ def test_works_that_nobody_waits_for_are_carried_out_before_the_end(world):
     assert all((tensor == 2).all() for tensors in given for tensor in tensors)
 
 
-def test_the_wait_for_others_is_bounded_by_the_time_out_of_the_group():
+def test_the_wait_for_others_is_bounded_by_the_time_out_of_the_group(capsys):
     with make_world(2, timeout=0.5) as ranks:
+        ranks[0].send([torch.ones(MAX_HELD_BYTES // 2)], 1, 0)
         began = time.monotonic()
         ranks[0].shutdown()
         assert 0.5 <= time.monotonic() - began < TIMEOUT_S
@@ -164,7 +178,9 @@ def test_the_wait_for_others_is_bounded_by_the_time_out_of_the_group():
 @pytest.mark.parametrize("how", ["a rank that leaves", "a rank that fails", "an abort"])
 def test_nobody_waits_for_a_rank_that_is_gone_nor_does_one_that_fails_wait(world, how):
     gone, stays = world
-    ending = begin_to_end(stays, [gone])
+    stays.send([torch.ones(MAX_HELD_BYTES // 2)], 0, 0)
+    ending = threading.Thread(target=stays.shutdown, daemon=True)
+    ending.start()
     if how == "a rank that leaves":
         gone.comm.leave()
     elif how == "an abort":
@@ -220,58 +236,48 @@ def test_the_end_of_a_sub_group_waits_for_nobody(world):
 # --- programs ---
 
 
-def run_ranks(program, size, folder):
-    """Run a program at all ranks; return how each ended, and what it said."""
-    environment = os.environ | {"WORLD_SIZE": str(size), "GOSSAMER_SECRET": "of this test"}  # else a line says so
-    command = [sys.executable, "-W", "ignore", "-m", "tests.torch_ends", program, f"file://{folder}/store"]
-    ranks = [
-        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(size)
-    ]
-    try:
-        said = [rank.communicate(timeout=LIMIT_S)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], said
+@pytest.fixture(scope="module")
+def starter():
+    starter = torch_ends.Starter()
+    yield starter
+    starter.stop()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("program", ["in_order", "without_destroy", "with_work_under_way"])
-def test_a_program_ends_without_an_error_at_all_ranks(program, tmp_path):
-    assert run_ranks(program, 4, tmp_path) == ([0] * 4, [""] * 4)
+def test_a_program_ends_without_an_error_at_all_ranks(program, tmp_path, starter):
+    assert starter.run(program, 4, tmp_path) == ([0] * 4, [""] * 4)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("program", ["fails", "fails_without_destroy", "fails_before_others_call"])
-def test_a_rank_that_fails_ends_at_once_with_its_own_error_and_so_do_those_that_need_it(program, tmp_path):
+def test_a_rank_that_fails_ends_at_once_with_its_own_error_and_so_do_those_that_need_it(program, tmp_path, starter):
     began = time.monotonic()
-    statuses, said = run_ranks(program, 3, tmp_path)
+    statuses, said = starter.run(program, 3, tmp_path)
     assert time.monotonic() - began < torch_ends.TIMEOUT_S
     assert statuses == [1, 1, 1]
     assert said[1].endswith("ValueError: rank 1 fails\n")
     assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2])), said
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_rank_that_ends_before_the_others_last_call_makes_that_fail_and_is_named(tmp_path):
+def test_a_rank_that_ends_before_the_others_last_call_makes_that_fail_and_is_named(tmp_path, starter):
     began = time.monotonic()
-    statuses, said = run_ranks("ends_early", 3, tmp_path)
+    statuses, said = starter.run("ends_early", 3, tmp_path)
     assert time.monotonic() - began < torch_ends.TIMEOUT_S
     assert statuses == [1, 0, 1]
     assert all("has ended, and takes part in no further operation" in text for text in (said[0], said[2]))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_rank_that_is_killed_at_its_end_is_no_error_of_the_others_and_they_do_not_wait_for_it(tmp_path):
+def test_a_rank_that_is_killed_at_its_end_is_no_error_of_the_others_and_they_do_not_wait_for_it(tmp_path, starter):
     began = time.monotonic()
-    statuses, said = run_ranks("is_killed", 4, tmp_path)
+    statuses, said = starter.run("is_killed", 4, tmp_path)
     assert time.monotonic() - began < torch_ends.TIMEOUT_S
     assert (statuses, said) == ([0, -signal.SIGKILL, 0, 0], [""] * 4)
+
+
+@pytest.mark.parametrize(("program", "status"), [("exits_with_3", 3), ("raises_a_status", 1), ("exits_with_0", 0)])
+def test_a_rank_that_exits_ends_at_once_with_its_status_though_the_others_are_busy(program, status, tmp_path, starter):
+    statuses, said = starter.run(program, 3, tmp_path)
+    assert statuses == [1, status, 1]
+    assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2])), said
 
 
 def torchrun(*arguments):
@@ -281,15 +287,23 @@ def torchrun(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=7200)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_script_under_torchrun_ends_without_an_error(size):
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m", "tests.torch_ends"]
+@pytest.mark.real
+def test_a_script_under_torchrun_ends_without_an_error():
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.torch_ends"]
     done = torchrun(*run, "in_order")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_script_after_script_ends_without_an_error(size):
     done = torchrun("-m", "tests.torch_ends", "in_order", str(size), "5")
     assert done.stdout.endswith("5 of 5 ended without an error\n"), done.stderr
+
+
+@pytest.mark.parametrize("program", ["fails_at_its_start", "fails_after_its_start"])
+def test_torchrun_restarts_a_world_in_which_a_rank_has_failed(program):
+    done = torchrun("-m", "tests.torch_ends", program, "2", "1", "1")
+    assert done.stdout.endswith("1 of 1 ended without an error\n"), done.stderr[-4000:]
 
 
 @pytest.mark.long

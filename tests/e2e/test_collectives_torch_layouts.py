@@ -9,7 +9,8 @@ import torch.distributed as dist
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from collectives.torch_backend import MEETING, Options, ProcessGroupGossamer
+from collectives.torch_backend import Options
+from collectives.torch_backend.group import MEETING, ProcessGroupGossamer
 from tests.groups import group, together
 
 SIZE = 2

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from collectives import Op, Protection
-from collectives.torch_backend import MEETING, ProcessGroupGossamer
+from collectives.torch_backend.group import MEETING, ProcessGroupGossamer
 from tests.groups import group, together
 from tests.torch_ranks import spawn, train
 

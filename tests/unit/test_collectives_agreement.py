@@ -31,7 +31,7 @@ from collectives.agreement.message_codec import decode, encode
 from collectives.agreement.messages import MAX_OPEN, Stage
 from collectives.agreement.view_change import compatible
 from collectives.agreement.views import ADMIT_TAG, RENDEZVOUS_TAG, Ballot, Member, OpId, View, outranks
-from collectives.types import LAN, RANKS
+from collectives.types import LAN, WAN
 from tests.agreements import IDS, Group
 
 ALL = (0, 1, 2)
@@ -113,10 +113,10 @@ def test_where_no_half_agrees_a_mismatch_names_the_member_and_the_field_to_every
 # --- processes that stand still ---
 
 
-def test_a_rank_that_says_nothing_is_not_missing_while_its_machine_acknowledges_what_is_sent() -> None:
+def test_one_that_says_nothing_is_not_missing_for_a_minute_while_its_connection_lives() -> None:
     here, there = IDS[:2]
     view = View.of(b"group", 1, b"the view", [Member(name, "", bytes(8)) for name in (here, there)])
-    detector = FailureDetector(here, RANKS)
+    detector = FailureDetector(here, WAN)
     detector.enter(view, 0.0)
     detector.link(there, "", 0.0)
     assert not detector.missing(view, 10.0) and detector.missing(view, 61.0) == {there}

@@ -21,6 +21,7 @@ from collectives.errors import Aborted, DeadlineExceeded
 from collectives.mesh.addresses import prepare
 from collectives.mesh.data_plane import MAX_UNKNOWN, PATIENCE_S, DataPlane
 from collectives.mesh.framing import (
+    HEADER_BYTES,
     MAX_HELD_BYTES,
     MAX_HELD_PIECES,
     PIECE_BYTES,
@@ -34,7 +35,7 @@ from collectives.mesh.framing import (
 )
 from collectives.mesh.handshake import ProvenPeer, Purpose
 from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
-from collectives.mesh.sealing import KEY_BYTES, Opener, Sealer
+from collectives.mesh.sealing import KEY_BYTES, TAG_BYTES, Opener, Sealer
 from collectives.mesh.socket_port import MAX_UNSENT_ANSWERS, Inbox, Landing
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
 from collectives.reduce import direct, gather, ring
@@ -496,14 +497,16 @@ def test_an_operation_that_starts_after_a_member_has_finished_gets_what_that_sen
         port.wait(never)
 
 
-def test_the_wait_for_the_end_of_others_is_over_when_all_have_finished_or_are_lost_or_time_is_up():
+def test_one_that_ends_waits_until_all_others_have_what_it_sent_or_are_lost_or_time_is_up():
     exchange = DataPlane(A)
     for member in (B, C):
         exchange.link(member)
-    assert exchange.wait_finished(time.monotonic()) == {B, C}
-    exchange.finished(B, 0)
-    assert exchange.wait_finished(time.monotonic()) == {C}
-    waiting = threading.Thread(target=exchange.wait_finished, args=(time.monotonic() + 60,), daemon=True)
+    exchange.taken(B)  # before it has said that it ends
+    exchange.finish()
+    assert exchange.wait_taken(time.monotonic()) == {B, C}
+    exchange.taken(B)
+    assert exchange.wait_taken(time.monotonic()) == {C}
+    waiting = threading.Thread(target=exchange.wait_taken, args=(time.monotonic() + 60,), daemon=True)
     waiting.start()
     exchange.drop(C, "lost")
     waiting.join(10)
@@ -518,8 +521,37 @@ def test_a_member_one_of_whose_streams_broke_is_not_waited_for_though_not_all_ha
     there.close()
     wait_until(lambda: not exchange.open_streams(B), 10, "the stream to end")
     exchange.finished(B, 1)
-    assert exchange.wait_finished(time.monotonic() + 60) == set()
+    assert exchange.has_finished(B)
     exchange.close()
+
+
+def test_what_a_member_sent_that_ended_and_left_is_taken_later_and_one_that_did_not_end_is_lost():
+    exchange = DataPlane(A)
+    for member in (B, C):
+        exchange.link(member)
+    exchange.outlive_views()
+    piece = Piece(0, 0, 1, 1)
+    where = exchange.place(B, operation_key(OP), piece)
+    where.part(0, 1)[:] = b"x"
+    exchange.arrived(B, operation_key(OP), piece, where)
+    exchange.finished(B, 1)
+    under_way = exchange.open(OP._replace(n=1), {A, B, C}, time.monotonic() + 60)
+    ticket = under_way.expect(C, 0, memoryview(bytearray(1)))
+    exchange.drop(B, "left")
+    exchange.begin_view()
+    assert exchange.has_finished(B) and not exchange.lost({A, B, C}) and not ticket.done()
+    port = exchange.open(OP, {A, B}, time.monotonic() + 60)
+    port.wait(port.expect(B, 0, memoryview(early := bytearray(1))))
+    assert early == b"x"
+    with pytest.raises(Aborted, match="member b has ended"):
+        port.wait(port.expect(B, 1, memoryview(bytearray(1))))
+    port.send(B, 0, memoryview(b"x"))
+    with pytest.raises(Aborted, match="member b has ended"):
+        port.flush()
+    exchange.drop(C, "it is lost")
+    assert exchange.lost({A, B, C}) == {C}
+    with pytest.raises(Aborted, match="it is lost"):
+        under_way.wait(ticket)
 
 
 def test_what_is_on_the_other_streams_of_a_member_still_comes_where_one_has_broken():
@@ -547,7 +579,7 @@ def test_what_is_on_the_other_streams_of_a_member_still_comes_where_one_has_brok
     port.wait(port.expect(B, 0, memoryview(got := bytearray(1))))
     assert got == b"y" and not exchange.has_finished(B)
     say(late, PieceKind.FIN, Piece(0, 0, 3, 0))
-    assert exchange.wait_finished(time.monotonic() + 10) == set()
+    wait_until(lambda: exchange.has_finished(B), 10, "the end")
     exchange.close()
     for sock in (early, late):
         sock.close()
@@ -586,9 +618,23 @@ def test_two_members_whose_fins_were_lost_with_their_streams_say_them_again_on_t
     for (own, other), sock in zip(((A, B), (B, A)), socket.socketpair(), strict=True):
         add_stream(planes[own], other, sock, dialled=own == A)
     for plane in planes.values():
-        assert plane.wait_finished(time.monotonic() + 10) == set()
+        assert plane.wait_taken(time.monotonic() + 10) == set()
     for plane in planes.values():
         plane.close()
+
+
+def test_a_member_that_has_finished_is_told_on_each_later_stream_too_that_nothing_is_missing():
+    exchange = DataPlane(A)
+    exchange.link(B)
+    exchange.finished(B, 0)
+    for number in range(2):
+        here, there = socket.socketpair()
+        there.settimeout(10)
+        add_stream(exchange, B, here, number)
+        _, kind, _ = read_header(Opener(bytes(KEY_BYTES)).open(there.recv(HEADER_BYTES + TAG_BYTES)))
+        assert kind is PieceKind.TAKEN
+        there.close()
+    exchange.close()
 
 
 def test_a_fin_says_how_many_pieces_of_data_were_taken_before_it_and_goes_to_links_that_come_later():
@@ -681,6 +727,6 @@ def test_members_that_hold_back_what_the_other_will_never_take_come_to_their_end
     for own in (A, B):
         planes[own].finish()
     for own in (A, B):
-        assert planes[own].wait_finished(time.monotonic() + 20) == set()
+        assert planes[own].wait_taken(time.monotonic() + 20) == set()
     for port in ports:
         port.flush()

@@ -203,6 +203,7 @@ MAY_SKIP = {
     "test_collectives_reduce.py": "shared memory",
     "test_node_serve.py": "the extra serve, which no other test needs",
     "test_collectives_torch.py": "shared memory",
+    "test_collectives_torch_lines.py": "network namespaces",
 }
 
 

@@ -1,98 +1,47 @@
-"""`torch.distributed` over a group that outlives its members: the process-group backend "gossamer".
+"""torch's `ProcessGroup`: its collectives, sends and receives, each by a port of the members' data streams."""
 
-    import collectives.torch_backend
-    torch.distributed.init_process_group("gossamer")     # a fixed world, as `torchrun` starts it
-
-    comm.run(step, state)                                # a world that changes, where `step` begins with
-    if torch_backend.enter(comm): ...                    # True: the ranks are others, so wrap the model anew
-
-**An operation has no agreement of its own.** It uses a port of the members' data streams, under a name that all ranks
-know: the view, the turn (their last rendezvous), the group, and how many operations the group had before. So it costs
-its bytes and no further message, and on an error its buffer is undefined, as gloo's is. The verdict comes once a step,
-by the end of a step of `Communicator.run`.
-
-**Errors.** When a member is lost, or calls something else (a hash of the arguments is in each payload's slot), or
-the time is up, an operation raises `BackendError`, which names the rank. The group is *broken* from then on: its other
-operations raise the same, here and, because this is told to them, at its other ranks. `enter` begins anew. Arguments
-that cannot be used raise `BadArgument` at their caller, and break nothing: the call was not made.
-
-**Order.** Collectives of one group run one after the other on a thread of the group, or on the caller's own if it
-waits for the result and nothing is under way. A callback of a future runs on the group's thread, and the collectives
-that it calls run there and then, before those that are queued: so it may wait for them, as DDP's PowerSGD hook does.
-Sends and receives are begun where they are called. A receive from any source is begun by whoever waits for it, after
-those with its tag that were called before.
-
-**The end.** A rank that has nothing more to do may have sent something that another one has yet to take. So
-`destroy_process_group`, or else the end of the program, waits until all ranks have come to their end or are lost. The
-wait lasts at most the group's `timeout`. A rank says when it has come to its end, and an operation that would need it
-later fails at once. A rank that ends by an exception waits for nobody: it owes what it cannot give. A process that is
-forked from a rank, such as a loader of data, is none: it waits for nobody, and its parent's group goes on.
-
-**Who may be a rank.** Ranks put the ids of fresh keys into torch's store, and only whoever proves to have one of these
-keys is let in. So what a stranger reads in the store is of no use to it. It can write there, too: until the ranks have
-met it could put its own id in the place of another. With a secret, which the store never sees, that is of no use.
-
-**CUDA tensors** are staged through pinned memory (`reduce.staging`). A work is over when its tensors are filled on the
-device, so `wait` blocks the caller and leaves nothing to wait for on a stream.
-"""
-
-import atexit
 import hashlib
 import math
 import os
-import platform
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import cache, lru_cache
-from multiprocessing.util import Finalize
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import Any
-from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
-from torch.futures import Future
 
 from collectives.agreement.views import NOWHERE, OpId
-from collectives.communicator import MAX_TAG, Communicator
+from collectives.communicator import Communicator
 from collectives.driver import JOIN_S
 from collectives.errors import Aborted, BadArgument, CollectiveError, DeadlineExceeded
-from collectives.logs import Log
 from collectives.mesh.shared_memory import OFFER_BYTES, Lease, MemoryOffer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, add_up, combine, describe, finish, start, work_dtype
-from collectives.reduce.staging import Staged, copies_of, devices_of, queued
+from collectives.reduce.staging import Staged, copies_of, queued
 from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
 from collectives.threads import join_all
-from collectives.types import RANKS, Codec, GroupTiming, Op, Protection
-from protocol.identity import Identity, NodeId
-
-log = Log()
+from collectives.torch_backend.ends import is_failing, wait_until_taken, worlds
+from collectives.torch_backend.work import Work, seconds_of, threads, untraced
+from collectives.types import Codec, Op
+from protocol.identity import NodeId
 
 NAME = "gossamer"
-SECRET = "GOSSAMER_SECRET"  # of the environment
 DEVICES = ("cpu", "cuda")
-DEFAULT_TIMEOUT_S = 1800.0  # torch's own
 FIRST_TAG = 2**63  # above all of a communicator's tags
 MEETING = OpId(NOWHERE, 0, 0, 0)  # the turn of a world that never changes
 LEAST_SHARED_BYTES = 16 << 10  # of a tensor; below, a message is as fast
 SHOWN_TO_ALL = ("allgather", "all_gather_single", "barrier")  # in which each rank gives all the same block, and waits
 BLOCK_FOR_ALL = ("allgather", "all_gather_single", "gather")  # operations in which each rank gives one block
-NO_RANK = -1
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
 LOOK_S = 0.001  # between looks for a message from any source
-QUIET_S = 10.0  # of waiting for the other ranks' end, before the log says whom this one waits for
 
 _TorchGroup: Any = dist.ProcessGroup  # whose stubs have every signature that torch ever had
-_TorchWork: Any = vars(dist)["_Work"]
 _OPS = {
     dist.ReduceOp.SUM: Op.SUM,
     dist.ReduceOp.AVG: Op.AVG,
@@ -107,23 +56,7 @@ class BackendError(Aborted, RuntimeError):
     """An operation of a process group failed, and the group is broken: `enter` in a step of `run`, or start anew."""
 
 
-@dataclass
-class Options:
-    """The options of `init_process_group(pg_options=)`; the same at all ranks.
-
-    `listen` is where other ranks dial this one; by default on loopback if all ranks are on this machine, else on all
-    interfaces. `secret` is what only the ranks know: 16 random bytes or more, by
-    default the environment's `GOSSAMER_SECRET`; without any, see above. `timing` says how patient ranks are: one that
-    keeps Python's lock to itself, or is stopped, is lost after `timing.stall` seconds.
-    """
-
-    protection: Protection = Protection.AUTHENTICATED
-    streams: int = 1
-    listen: str = ""
-    secret: str | None = field(default=None, repr=False)
-    timing: GroupTiming = RANKS
-
-
+@untraced
 class ProcessGroupGossamer(_TorchGroup):
     """One rank's part in one process group. Its members do not change."""
 
@@ -137,7 +70,7 @@ class ProcessGroupGossamer(_TorchGroup):
         self.turn = turn
         super().__init__(self.members.index(comm.node_id), len(members))
         self.broken: BackendError | None = None
-        view = comm.view
+        view = comm.view if turn != MEETING else None  # others may see a later one, which some have left
         self.mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
         self._name = name
         self._timeout = self._time_left = timeout  # of the operations; of the collective that is under way
@@ -148,6 +81,8 @@ class ProcessGroupGossamer(_TorchGroup):
         self._ports: set[SocketPort] = set()
         self._waiting: SimpleQueue[tuple[Work, Callable[[], None]] | None] = SimpleQueue()
         self._under_way = 0
+        self._turn = threading.Lock()  # of the thread that carries a collective out
+        self._turn_of = 0  # that thread
         self._thread: threading.Thread | None = None
         self._coalesced: list[Work] | None = None
         self._scratch = Scratch()
@@ -157,6 +92,8 @@ class ProcessGroupGossamer(_TorchGroup):
         self._room_calls = 0
         self._is_shut = False
         self._process = os.getpid()
+        if turn == MEETING:
+            comm.data_plane.outlive_views()
         # Calls off all that follows: a rank that finds the group broken ends this one.
         self._all = comm.data_plane.open(self._op("all"), self._ids, math.inf, self._called_off)
 
@@ -192,9 +129,9 @@ class ProcessGroupGossamer(_TorchGroup):
 
     # --- collectives ---------------------------------------------------------------------------
 
-    def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> "Work":
+    def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> Work:
         """Reduce each tensor in place."""
-        op, factor = _read_op(opts)
+        op, factor = read_op(opts)
 
         def work() -> None:
             for each in tensors:
@@ -202,11 +139,11 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(tensors, opts, work)
 
-    def allreduce_coalesced(self, tensors: list[torch.Tensor], opts: Any = None) -> "Work":
+    def allreduce_coalesced(self, tensors: list[torch.Tensor], opts: Any = None) -> Work:
         """Reduce each tensor in place."""
         return self.allreduce(tensors, opts)
 
-    def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> "Work":
+    def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> Work:
         """Fill each tensor with the root's."""
         root = self.members[opts.rootRank]
 
@@ -216,9 +153,9 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(tensors, opts, work)
 
-    def reduce(self, tensors: list[torch.Tensor], opts: Any) -> "Work":
+    def reduce(self, tensors: list[torch.Tensor], opts: Any) -> Work:
         """Reduce to the root; the others' tensors are as they were."""
-        op, factor = _read_op(opts)
+        op, factor = read_op(opts)
 
         def work() -> None:
             for each in tensors:
@@ -228,7 +165,7 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(tensors, opts, work)
 
-    def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> "Work":
+    def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None) -> Work:
         """Fill each list with everybody's tensor."""
 
         def work() -> None:
@@ -241,17 +178,17 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def allgather_coalesced(
         self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any = None
-    ) -> "Work":
+    ) -> Work:
         """Fill one list a rank with that rank's tensors."""
         return self.allgather([list(outs) for outs in zip(*outputs, strict=True)], inputs, opts)
 
-    def all_gather_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> "Work":
+    def all_gather_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> Work:
         """Fill `output` with everybody's tensor, one after the other."""
         return self._run([output], opts, lambda: self._gather_into(output, tensor), [tensor])
 
     def all_gather_single_coalesced(
         self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None
-    ) -> "Work":
+    ) -> Work:
         """The same for each pair."""
 
         def work() -> None:
@@ -260,7 +197,7 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(outputs, opts, work, inputs)
 
-    def gather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> "Work":
+    def gather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor], opts: Any) -> Work:
         """Fill the root's list with everybody's tensor."""
         root = self.members[opts.rootRank]
 
@@ -270,7 +207,7 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(outputs, opts, work, inputs)
 
-    def scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any) -> "Work":
+    def scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any) -> Work:
         """Fill everybody's tensor with its place in the root's list."""
         root = self.members[opts.rootRank]
 
@@ -280,9 +217,9 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(outputs, opts, work, inputs)
 
-    def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> "Work":
+    def reduce_scatter(self, outputs: list[torch.Tensor], inputs: list[list[torch.Tensor]], opts: Any = None) -> Work:
         """Fill each rank's tensor with its place of the lists, reduced, whatever the lengths."""
-        op, factor = _read_op(opts)
+        op, factor = read_op(opts)
 
         def work() -> None:
             for output, blocks in zip(outputs, inputs, strict=True):
@@ -291,13 +228,13 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._run(outputs, opts, work, inputs)
 
-    def reduce_scatter_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> "Work":
+    def reduce_scatter_single(self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None) -> Work:
         """Fill each rank's tensor with its part of `tensor`, reduced."""
         return self.reduce_scatter_single_coalesced([output], [tensor], opts)
 
     def reduce_scatter_single_coalesced(
         self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None
-    ) -> "Work":
+    ) -> Work:
         """The same for each pair."""
         blocks = [list(tensor.reshape(-1).chunk(self.size())) for tensor in inputs]
         for output, parts in zip(outputs, blocks, strict=True):
@@ -305,7 +242,7 @@ class ProcessGroupGossamer(_TorchGroup):
                 raise BadArgument(f"the input must be {self.size()} times as long as the output")
         return self.reduce_scatter([output.view(-1) for output in outputs], blocks, opts)
 
-    def alltoall(self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None) -> "Work":
+    def alltoall(self, outputs: list[torch.Tensor], inputs: list[torch.Tensor], opts: Any = None) -> Work:
         """Give each rank its place in the list, whatever the lengths."""
 
         def work() -> None:
@@ -321,12 +258,12 @@ class ProcessGroupGossamer(_TorchGroup):
         output_splits: list[int],
         input_splits: list[int],
         opts: Any = None,
-    ) -> "Work":
+    ) -> Work:
         """Give each rank its rows of `tensor`: `input_splits` of them, or equally many."""
         outs = _rows(output, output_splits, self.size())
         return self.alltoall(outs, _rows(tensor, input_splits, self.size()), opts)
 
-    def barrier(self, opts: Any = None) -> "Work":
+    def barrier(self, opts: Any = None) -> Work:
         """Wait for all."""
         token = torch.zeros(1, dtype=torch.uint8)
 
@@ -344,13 +281,13 @@ class ProcessGroupGossamer(_TorchGroup):
     def _start_coalescing(self, device: torch.device) -> None:
         self._coalesced = []
 
-    def _end_coalescing(self, device: torch.device) -> "Work":
+    def _end_coalescing(self, device: torch.device) -> Work:
         works, self._coalesced = self._coalesced or [], None
         return self._run([], None, lambda: [work.wait() for work in works], on_a_thread=True)
 
     # --- one to one ----------------------------------------------------------------------------
 
-    def send(self, tensors: list[torch.Tensor], to: int, tag: int) -> "Work":
+    def send(self, tensors: list[torch.Tensor], to: int, tag: int) -> Work:
         """Send to a rank. Over once it is handed to the kernel."""
         self._check_open()
         receiver = self.members[to]
@@ -365,12 +302,12 @@ class ProcessGroupGossamer(_TorchGroup):
 
         return self._point(tensors, finish, keep=values)
 
-    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> "Work":
+    def recv(self, tensors: list[torch.Tensor], source: int, tag: int) -> Work:
         """Receive from a rank."""
         self._check_open()
         return self._point(tensors, self._receive(tensors[0], self.members[source], tag))
 
-    def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> "Work":
+    def recv_anysource(self, tensors: list[torch.Tensor], tag: int) -> Work:
         """Receive from whoever sends first."""
         self._check_open()
         until = time.monotonic() + self._timeout
@@ -420,7 +357,7 @@ class ProcessGroupGossamer(_TorchGroup):
     def _channel(self, source: NodeId, to: NodeId, tag: int) -> str:
         return f"{source} {to} {tag}"
 
-    def _point(self, tensors: list[torch.Tensor], finish: Callable[[], None], keep: Any = None) -> "Work":
+    def _point(self, tensors: list[torch.Tensor], finish: Callable[[], None], keep: Any = None) -> Work:
         made = queued(tensors)
 
         def work() -> None:
@@ -436,7 +373,7 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def _run(
         self, tensors: Any, opts: Any, work: Callable[[], Any], inputs: Any = (), *, on_a_thread: bool = False
-    ) -> "Work":
+    ) -> Work:
         """Carry an operation out: in its turn, or now if its caller waits for it anyway and nothing is under way.
 
         A callback's operation is carried out now, too. `tensors` are what the work gives; `inputs` are what it reads
@@ -449,29 +386,43 @@ class ProcessGroupGossamer(_TorchGroup):
 
         def timed() -> None:
             with self._lock:
-                self._time_left = _seconds(timeout) or self._timeout
+                self._time_left = seconds_of(timeout) or self._timeout
             made()
             work()
             queued(tensors)()
 
-        is_callback = threading.current_thread() is self._thread
+        if self._turn_of == threading.get_ident():  # a callback of the collective whose turn it is, or a signal's
+            self._carry_out(over, timed)
+            return over
         with self._lock:
-            alone = self._under_way == 0
             self._under_way += 1
-            if not is_callback and (not alone or on_a_thread or getattr(opts, "asyncOp", True)):
+            if on_a_thread or getattr(opts, "asyncOp", True) or self._under_way > 1:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._work, name="gossamer-torch", daemon=True)
                     self._thread.start()
                 self._waiting.put((over, timed))
                 return over
-        self._carry_out(over, timed)
+            self._turn.acquire()  # it is free, or about to be
+        self._take_turn(over, timed)
         return over
 
     def _work(self) -> None:
         while (next_one := self._waiting.get()) is not None:
-            self._carry_out(*next_one)
+            self._turn.acquire()
+            self._take_turn(*next_one)
 
-    def _carry_out(self, over: "Work", work: Callable[[], None]) -> None:
+    def _take_turn(self, over: Work, work: Callable[[], None]) -> None:
+        self._turn_of = threading.get_ident()
+        try:
+            self._carry_out(over, work)
+        finally:
+            self._turn_of = 0
+            with self._lock:
+                self._under_way -= 1
+            self._turn.release()
+        self._release()
+
+    def _carry_out(self, over: Work, work: Callable[[], None]) -> None:
         error: BaseException | None = None
         before = self._counts[""]
         try:
@@ -486,9 +437,6 @@ class ProcessGroupGossamer(_TorchGroup):
             error = failed
             self._break(Aborted(f"{type(failed).__name__} at this rank: {failed}"))
         over.end(error)  # its callbacks run in this call, and so do the operations that they call
-        with self._lock:
-            self._under_way -= 1
-        self._release()
 
     def _op(self, channel: str, n: int = 0) -> OpId:
         """Return the name of the n-th operation of a channel of this group."""
@@ -539,11 +487,16 @@ class ProcessGroupGossamer(_TorchGroup):
     # --- when it breaks ------------------------------------------------------------------------
 
     def _check(self) -> None:
-        view = self.comm.view
-        if self.broken is None and (view is None or view.mark != self.mark):
-            gone = [f"member {member}" for member in self.members if view is not None and member not in view.members]
-            lost = f" without {', '.join(gone)}" if gone else ""
-            self._break(Aborted(f"the group goes on{lost}: its members have to meet again"))
+        if self.broken is None and self.turn == MEETING:
+            lost = self.comm.data_plane.lost(self._ids)
+            if lost:
+                self._break(Aborted(f"the connection with {_names(lost)} is lost"))
+        elif self.broken is None:
+            view = self.comm.view
+            if view is None or view.mark != self.mark:
+                lost = self._ids - view.ids if view is not None else frozenset()
+                without = f" without {_names(lost)}" if lost else ""
+                self._break(Aborted(f"the group goes on{without}: its members have to meet again"))
         if self.broken is not None:
             raise self.broken
 
@@ -573,11 +526,11 @@ class ProcessGroupGossamer(_TorchGroup):
         return self.broken
 
     def shutdown(self) -> None:
-        """End the group in order: carry out what was called, and leave a world that is fixed once all ranks have ended.
+        """End the group in order: carry out what was called, and leave a fixed world once all ranks have what was sent.
 
         torch calls it in `destroy_process_group`. Where an exception is on its way, nothing is waited for.
         """
-        self._end(in_order=not _is_failing())
+        self._end(in_order=not is_failing())
 
     def abort(self) -> None:
         """End the group now: its operations raise, here and at the other ranks."""
@@ -594,8 +547,8 @@ class ProcessGroupGossamer(_TorchGroup):
         try:
             if in_order and self._thread is not None and self._thread is not threading.current_thread():
                 self._thread.join()  # each of its operations has a time-out
-            if in_order and self.broken is None and self in _worlds:
-                self._wait_for_other_ends()
+            if in_order and self.broken is None and self in worlds:
+                wait_until_taken(self.comm.data_plane, self.members, self._timeout)
         finally:
             self._release()
             with self._lock:
@@ -603,22 +556,13 @@ class ProcessGroupGossamer(_TorchGroup):
                 self._ports.difference_update(unread)
             for port in [*unread, self._all]:
                 self.comm.data_plane.close_port(port)
-            if self in _worlds:
-                _worlds.remove(self)
+            if self in worlds:
+                worlds.remove(self)
                 if in_order:
                     self.comm.leave()
-                    join_all(list(_threads), JOIN_S)
+                    join_all(list(threads), JOIN_S)
                 else:  # not even until the others have read that: its own error is to come before theirs
                     threading.Thread(target=self.comm.leave, name="gossamer-leave", daemon=True).start()
-
-    def _wait_for_other_ends(self) -> None:
-        plane, until = self.comm.data_plane, time.monotonic() + self._timeout
-        plane.finish()
-        late = plane.wait_finished(min(until, time.monotonic() + QUIET_S))
-        if late:
-            ranks = sorted(self.members.index(member) for member in late)
-            log.info("this rank has ended, and waits for others", ranks=ranks, at_most_s=self._timeout)
-            plane.wait_finished(until)
 
     def _release(self) -> None:
         """Give the shared memory back once nothing here reads it any more."""
@@ -846,97 +790,8 @@ class ProcessGroupGossamer(_TorchGroup):
         return _as_before(result, example)
 
 
-class Work(_TorchWork):
-    """One operation under way. `finish`, if there is one, is carried out by whoever waits without a time-out.
-
-    For those who wait otherwise (a time-out, a future, a look whether it is over) a thread carries it out.
-    """
-
-    def __init__(self, tensors: Any, finish: Callable[[], None] | None, keep: Any) -> None:
-        super().__init__()
-        self.source = -1
-        self._tensors = tensors
-        self._finish = finish
-        self._keep = keep  # memory that is sent from, or received to
-        self._has_thread = False
-        self._over = threading.Event()
-        self._error: BaseException | None = None
-        self._lock = threading.Lock()
-        self._root: Future[None] = Future(devices=devices_of(tensors))
-        self._future = self._root.then(self._conclude)
-
-    def end(self, error: BaseException | None) -> None:
-        """Note that it is over, and what it failed with."""
-        self._error = error
-        self._finish = self._keep = None
-        self._over.set()
-        self._root.set_result(None)  # with an exception set instead, DDP's own callback would end the process
-
-    def wait(self, timeout: timedelta | None = None) -> bool:
-        """Wait until it is over. Raises `BackendError`, or TimeoutError if `timeout` passed before."""
-        seconds = _seconds(timeout)
-        if seconds is None:
-            self._carry_out()
-        else:
-            self._carry_out_on_a_thread()
-        if not self._over.wait(seconds):
-            raise TimeoutError("it is not over: wait for it again")
-        if self._error is not None:
-            raise self._error
-        return True
-
-    synchronize = wait
-
-    def is_completed(self) -> bool:
-        """Tell whether `wait` would return at once."""
-        self._carry_out_on_a_thread()
-        return self._over.is_set()
-
-    def is_success(self) -> bool:
-        """Tell whether it is over and did not fail."""
-        return self._over.is_set() and self._error is None
-
-    def exception(self) -> BaseException | None:
-        """Return what it failed with."""
-        return self._error
-
-    def result(self) -> Any:
-        """Return the tensors."""
-        return self._tensors
-
-    def source_rank(self) -> int:
-        """Return whom it was received from."""
-        return self.source
-
-    _source_rank = source_rank
-
-    def get_future(self) -> Any:
-        """Return a future of the tensors."""
-        self._carry_out_on_a_thread()
-        return self._future
-
-    def _carry_out_on_a_thread(self) -> None:
-        if self._finish is not None and not self._has_thread:
-            self._has_thread = True
-            thread = threading.Thread(target=self._carry_out, name="gossamer-torch", daemon=True)
-            thread.start()
-            _threads.add(thread)
-
-    def _carry_out(self) -> None:
-        with self._lock:
-            if self._finish is None:
-                return
-            error: BaseException | None = None
-            try:
-                self._finish()
-            except BaseException as failed:  # noqa: BLE001  # it belongs to whoever waits
-                error = failed
-            self.end(error)
-
-    def _conclude(self, _: Any) -> Any:
-        if self._error is not None:
-            raise RuntimeError(str(self._error))
-        return self._tensors
+def _names(members: Collection[NodeId]) -> str:
+    return ", ".join(f"member {member}" for member in sorted(members))
 
 
 @lru_cache(maxsize=1024)
@@ -1017,7 +872,7 @@ def _after(own: NodeId, members: Sequence[NodeId]) -> list[NodeId]:
     return [*members[at + 1 :], *members[:at]]
 
 
-def _read_op(opts: Any) -> tuple[Op, float]:
+def read_op(opts: Any) -> tuple[Op, float]:
     """Return how to reduce, and what to multiply each contribution with."""
     asked = opts.reduceOp if opts is not None else dist.ReduceOp.SUM
     for theirs, ours in _OPS.items():
@@ -1028,211 +883,3 @@ def _read_op(opts: Any) -> tuple[Op, float]:
         return Op.SUM, float(state[1])
     name = next((name for name, op in dist.ReduceOp.RedOpType.__members__.items() if asked == op), str(asked))
     raise BadArgument(f"ReduceOp.{name}: the backend has SUM, AVG, PRODUCT, MIN, MAX and PREMUL_SUM")
-
-
-def _seconds(timeout: timedelta | None) -> float | None:
-    """Return a time-out in seconds; None where none was given."""
-    if timeout is None or timeout.total_seconds() <= 0:
-        return None
-    return timeout.total_seconds()
-
-
-# --- worlds ---
-
-_worlds: set[ProcessGroupGossamer] = set()  # the default groups of those that never change
-_threads: WeakSet[threading.Thread] = WeakSet()  # of works that nobody waits for without a time-out
-_entering: list[tuple[Communicator, list[NodeId]]] = []  # for the default group that is being made: its ranks
-
-
-def _make(made: Any, options: Any) -> ProcessGroupGossamer:
-    """Make one of torch's process groups: the world, or a part of it."""
-    timeout = _seconds(made.timeout) or DEFAULT_TIMEOUT_S
-    ranks = list(made.global_ranks_in_group)
-    default: Any = dist.distributed_c10d._get_default_group() if ranks else None
-    if isinstance(default, ProcessGroupGossamer):
-        return ProcessGroupGossamer(
-            default.comm, made.group_id, [default.members[rank] for rank in ranks], default.turn, timeout
-        )
-    if _entering:
-        comm, members = _entering[-1]
-        assert comm.turn is not None
-        return ProcessGroupGossamer(comm, made.group_id, members, comm.turn, timeout)
-    if options is not None and not isinstance(options, Options):
-        raise BadArgument("pg_options: give a collectives.torch_backend.Options")
-    comm, members = _meet(made.store, made.group_rank, made.group_size, options or Options(), timeout)
-    world = ProcessGroupGossamer(comm, made.group_id, members, MEETING, timeout)
-    _worlds.add(world)
-    _end_worlds_with(os.getpid())  # now: it runs before what `comm` has registered
-    return world
-
-
-@cache
-def _end_worlds_with(process: int) -> None:
-    """Let a program that does not call `destroy_process_group` end as if it had, unless it ends by an exception."""
-
-    def end() -> None:
-        if os.getpid() == process and not _is_failing() and not hasattr(sys, "last_value"):
-            for world in list(_worlds):
-                world.shutdown()
-
-    atexit.register(end)
-    Finalize(None, end, exitpriority=0)  # a process of multiprocessing that is forked runs no other
-
-
-def _is_failing() -> bool:
-    """Tell whether an exception is on its way."""
-    error = sys.exc_info()[1]
-    return error is not None and not (isinstance(error, SystemExit) and not error.code)
-
-
-def _meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> tuple[Communicator, list[NodeId]]:
-    """Found a group by way of torch's store, or join it; return the members in the order of their ranks.
-
-    Each world that is made over a store has keys of its own: a rank that makes the next one reads none of this one's.
-
-    Raises:
-        BadArgument: the store has no ids of as many ranks, or some ranks have a secret and others have none.
-        DeadlineExceeded: the ranks did not meet in time.
-    """
-    count = f"gossamer/worlds/{rank}"
-    world = f"gossamer/{store.add(count, 1)}"
-    try:
-        return _meet_by(store, world, rank, size, options, timeout)
-    except BaseException:
-        with suppress(RuntimeError):  # the store may be what failed
-            store.add(count, -1)
-        raise
-
-
-def _meet_by(
-    store: Any, world: str, rank: int, size: int, options: Options, timeout: float
-) -> tuple[Communicator, list[NodeId]]:
-    """See `_meet`; the keys begin with `world`."""
-    identity, secret = Identity.generate(), os.environ.get(SECRET) if options.secret is None else options.secret
-    if secret is None and rank == 0:
-        log.info(
-            "the ranks have no secret",
-            who_can_join="whoever can write to torch's store while the ranks start",
-            remedy=f"set {SECRET} to the same random text at all ranks",
-        )
-    own = identity.node_id, _SECRECY[secret is not None], _this_machine()
-    store.set(f"{world}/rank/{rank}", "|".join(own))
-    entries = [store.get(f"{world}/rank/{other}").decode(errors="replace").split("|", 2) for other in range(size)]
-    for other, words in enumerate(entries):
-        if words[1:2] != [own[1]]:
-            raise BadArgument(f"rank {rank} and rank {other}: set {SECRET} to the same text at all ranks, or at none")
-    members = [NodeId(words[0]) for words in entries]
-    if members[rank] != identity.node_id or len(set(members)) < size:
-        raise BadArgument(f"rank {rank} of {size} has met another one with its number: give each a number of its own")
-    seeds = [f"{store.get(f'{world}/founder').decode(errors='replace')}?id={members[0]}"] if rank else []
-    is_local = all(words[2:] == [own[2]] for words in entries)
-    comm = Communicator.connect(
-        "torch.distributed",
-        seeds,
-        options.listen or ("tcp://127.0.0.1:0" if is_local else "tcp://0.0.0.0:0"),
-        identity=identity,
-        may_join=frozenset(members).__contains__,
-        secret=secret,
-        closed=True,
-        protection=options.protection,
-        streams=options.streams,
-        timeout=timeout,
-        timing=options.timing,
-    )
-    try:
-        if rank == 0:
-            store.set(f"{world}/founder", comm.address)
-        comm.wait_for(size, timeout)
-        comm.barrier(timeout)
-        for key in (f"{world}/rank/{rank}", *([f"{world}/founder"] if rank == 0 else [])):
-            store.delete_key(key)
-        until = time.monotonic() + timeout
-        while not comm.data_plane.has_ways_to(frozenset(members)):
-            if time.monotonic() > until:
-                raise DeadlineExceeded(f"not all ranks can be reached in {timeout:g} s")
-            time.sleep(LOOK_S)
-    except BaseException:
-        comm.leave()
-        raise
-    return comm, members
-
-
-_SECRECY = {False: "without a secret", True: "with a secret"}
-
-
-def _this_machine() -> str:
-    """Return a text that is the same in all processes that reach each other by loopback."""
-    try:
-        facts = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), Path("/proc/self/ns/net").readlink()
-    except OSError:
-        facts = platform.node(), Path()
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def enter(comm: Communicator, timeout: float = DEFAULT_TIMEOUT_S) -> bool:
-    """Make torch's default process group that of `comm`'s members, in a step of `comm.run`.
-
-    Call it first in each step. Members that were in the group before keep their order, and new ones come last: a rank
-    changes only when one before it is gone.
-
-    Returns:
-        Whether the group is another one, because members came or went or a step is taken again: then wrap the model
-        anew, and make sub-groups anew.
-    """
-    known = dist.distributed_c10d._get_default_group() if dist.is_initialized() else None
-    if comm.turn is None:
-        raise BadArgument("enter: call it in a step of comm.run")
-    if (
-        isinstance(known, ProcessGroupGossamer)
-        and known.comm is comm
-        and known.turn == comm.turn
-        and known.broken is None
-    ):
-        comm.carry_out_in(known.mark)
-        return False
-    own = known.getRank() if isinstance(known, ProcessGroupGossamer) and known.comm is comm else NO_RANK
-    answers = comm.all_gather(torch.tensor([own]), tag=MAX_TAG, timeout=timeout)
-    members = in_order(dict(zip(answers.contributors, answers.value.flatten().tolist(), strict=True)))
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    _entering.append((comm, members))
-    try:
-        rank, size = members.index(comm.node_id), len(members)
-        dist.init_process_group(
-            NAME, store=vars(dist)["HashStore"](), rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
-        )
-    finally:
-        _entering.pop()
-    return True
-
-
-def in_order(ranks: Mapping[NodeId, int]) -> list[NodeId]:
-    """Return the members in the order of their new ranks, by the ones that they had: `NO_RANK` of a new member.
-
-    Two that had the same one, on the two sides of a split group, stand in the order of their ids.
-    """
-    return sorted(ranks, key=lambda member: (ranks[member] == NO_RANK, ranks[member], member))
-
-
-@contextmanager
-def failures_are_called_off() -> Iterator[None]:
-    """Put this around what a step does with torch: it raises the `BackendError` that DDP hides.
-
-    DDP raises a RuntimeError with its text only, for which `run` would not take the step again.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        group = dist.distributed_c10d._get_default_group() if dist.is_initialized() else None
-        if isinstance(group, ProcessGroupGossamer) and group.broken is not None and group.broken is not error:
-            raise group.broken from error
-        raise
-
-
-def register() -> None:
-    """Tell torch of the backend; importing this module does."""
-    if NAME.upper() not in dir(dist.Backend):
-        dist.Backend.register_backend(NAME, _make, extended_api=True, devices=list(DEVICES))
-
-
-register()
