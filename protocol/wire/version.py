@@ -11,7 +11,7 @@ import re
 
 from protocol.identity import KEY_BYTES, SIGNATURE_BYTES
 
-MAJOR, MINOR = 3, 0
+MAJOR, MINOR = 4, 0
 VERSION = MAJOR << 8 | MINOR
 OTHER_VERSION = "other_version"
 

@@ -42,7 +42,7 @@ while True:
     (folder / "seen.new").rename(folder / "seen")
     time.sleep(0.05)
 """
-CLEAR = {"event": "refused a peer that speaks another version of the protocol", "log_level": "warning", "ours": "3.0"}
+CLEAR = {"event": "refused a peer that speaks another version of the protocol", "log_level": "warning", "ours": "4.0"}
 
 
 @contextmanager
@@ -74,10 +74,10 @@ def old_lines(folder: Path) -> list[str]:
 def test_an_old_node_that_dials_a_new_one_is_told_which_version_it_lacks(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs, running() as (host, address), old_node(tmp_path, address):
         seen = tmp_path / "seen"
-        wait_until(lambda: seen.read_text().startswith("it speaks protocol 3.0 0"), 20, "the old node's refusal")
+        wait_until(lambda: seen.read_text().startswith("it speaks protocol 4.0 0"), 20, "the old node's refusal")
         wait_until(lambda: clear_lines(logs) == [CLEAR | {"theirs": "2.0"}], 20, "our line in the log")
         (line,) = old_lines(tmp_path)
-        assert "ours=2.0" in line and "theirs=3.0" in line
+        assert "ours=2.0" in line and "theirs=4.0" in line
         assert host.counters().peers == 0
 
 
@@ -90,13 +90,13 @@ def test_a_new_node_that_dials_an_old_one_is_refused_and_both_say_why(tmp_path: 
             assert host.counters().peers == 0
         wait_until(lambda: old_lines(tmp_path), 20, "the old node's line")
         (line,) = old_lines(tmp_path)
-        assert "ours=2.0" in line and "theirs=3.0" in line
+        assert "ours=2.0" in line and "theirs=4.0" in line
 
 
 def test_joining_a_swarm_of_old_nodes_says_which_version_they_speak(tmp_path: Path) -> None:
     with old_node(tmp_path):
         invite = Invite("club", SWARM + bytes(16), (Address.parse((tmp_path / "address").read_text()),))
-        with pytest.raises(JoinError, match=r"swarm .club. speaks protocol 1 or 2, and this node 3\.0: install"):
+        with pytest.raises(JoinError, match=r"swarm .club. speaks protocol 1 or 2, and this node 4\.0: install"):
             fetch_manifest(Identity.generate(), invite, [b""], timeout=20)
 
 

@@ -30,7 +30,7 @@ const HELLO = 1, PEERS = 2, PING = 3, PONG = 4, HAVE = 5, WANT = 6, ITEM = 7, DO
 const GOODBYE = 11, DIGEST = 12, INTEREST = 13, ASK_MANIFEST = 14, MANIFEST = 15;
 const REVOCATIONS = 17, OUTLINE = 18, CHUNK = 19, ACK = 20;
 
-const VERSION = 0x0300; // major x 256 + minor
+const VERSION = 0x0400; // major x 256 + minor
 const HEAD_BYTES = 168; // of an envelope, before its body
 const MAX_FRAME_BYTES = HEAD_BYTES + 192 * 1024, MAX_ARRAYS = 1024; // of a message
 const CHUNK_BYTES = 128 * 1024, MAX_INDICES = 16; // that a WANT may name

@@ -100,7 +100,7 @@ def test_the_swarms_tasks_and_protocol_are_held_against_what_is_here(
     save_manifest(tmp_path, make_manifest(Identity(bytes(32)), "club", 1, JoinPolicy.OPEN, [described]))
     (tmp_path / "config.json").write_text('{"tasks": [{"name": "builtin/sums"}]}')
     checks = list(examine_node(tmp_path))
-    assert found("swarm", checks).ok and "'club', founded on protocol 3.0" in found("swarm", checks).text
+    assert found("swarm", checks).ok and "'club', founded on protocol 4.0" in found("swarm", checks).text
     tasks = found("swarm's tasks", checks)
     assert (tasks.ok, tasks.needed) == (ok, needed) and says in tasks.text
     assert "no node is running" in found("node", checks).text

@@ -425,7 +425,7 @@ def test_a_member_of_another_version_is_told_ours_and_named() -> None:
     talk.open(old, later)
     answer = seal(old, CLUB.swarm, Kind.HELLO, 1, int(UNIX * 1000), Hello(record(old).encoded).encode())
     goodbye, end = talk.feed(Arrived(link(old), answer[:HEADER_BYTES] + b"\x02\x00" + answer[HEADER_BYTES + 2 :]))
-    assert end == HangUp(link(old)) and b"other_version_3_0" in goodbye.frame
+    assert end == HangUp(link(old)) and b"other_version_4_0" in goodbye.frame
     assert talk.refuse(later, "other_version_4_1") == [HangUp(link(later))]
     assert list(map(version_in, talk.machine.refusals.values())) == ["2.0", "4.1"] and talk.is_over
 

@@ -317,10 +317,10 @@ def test_a_newer_minor_version_is_understood_and_another_major_one_told_apart_fr
     header = seal(ALICE, SWARM, Kind.ITEM, 1, 1, b"x")[HEADER_BYTES:HEAD_BYTES]
     newer = signed(b"gossamer/envelope/3\x00", (MAJOR << 8 | 9).to_bytes(2, "big") + header[2:])
     assert open_frame(newer + b"x").body == b"x"
-    for place, version in ((b"\x96\xcd", EARLIER), (b"\x02\x00", 0x0200), (b"\x04\x07", 0x0407)):
+    for place, version in ((b"\x96\xcd", EARLIER), (b"\x02\x00", 0x0200), (b"\x05\x07", 0x0507)):
         frame = newer[:HEADER_BYTES] + place + header[2:]
         assert spoken_version(frame) == version
-        with pytest.raises(EnvelopeError, match=f"it speaks {said(version)}, this node 3.0") as caught:
+        with pytest.raises(EnvelopeError, match=f"it speaks {said(version)}, this node 4.0") as caught:
             open_frame(frame)
         assert caught.value.reason == "other_version"
 

@@ -268,13 +268,13 @@ def hello_of(version: int) -> bytes:
     return of_version(seal(OTHER, SWARM, Kind.HELLO, 1, int(UNIX * 1000), Hello(record.encoded).encode()), version)
 
 
-@pytest.mark.parametrize(("version", "theirs"), [(0x0200, 0x0200), (0x0407, 0x0407), (0x96CD, EARLIER)])
+@pytest.mark.parametrize(("version", "theirs"), [(0x0200, 0x0200), (0x0507, 0x0507), (0x96CD, EARLIER)])
 def test_a_peer_that_dialled_us_in_another_version_is_told_ours_and_we_are_told_once(version: int, theirs: int) -> None:
     talk = Talk()
     notice, goodbye = talk.hear(hello_of(version), OTHER_LINK)
     assert notice == OtherVersion(OTHER_LINK.key.hex(), theirs)
     assert spoken_version(goodbye.frame) == VERSION
-    assert Goodbye.decode(opened(goodbye.frame).body).reason == "other_version_3_0"
+    assert Goodbye.decode(opened(goodbye.frame).body).reason == "other_version_4_0"
     assert talk.hear(hello_of(version), OTHER_LINK) == []  # it is parted from
     assert talk.core.handle(Tick(), at(5))
     again = talk.hear(hello_of(version), OTHER_LINK, now=60.0)
