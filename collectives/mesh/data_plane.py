@@ -464,8 +464,6 @@ class DataPlane:
             stream = Stream(peer, sock, lane.outbox, self, self._on_end)
             lane.streams[stream] = dialled
             lane.hand_overs = 0
-            if lane.is_finished:
-                lane.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)  # the first may have been lost with its stream
             stream.start()
             self._threads = add_thread(self._threads, *stream.threads)
 
@@ -531,7 +529,10 @@ class DataPlane:
         text = f"the connection with member {stream.member} broke ({reason}): call it again"
         with self._changed:
             lane = self._lanes.get(stream.member)
-            if lane is None or lane.streams.pop(stream, None) is None or lane.is_finished:
+            if lane is None or lane.streams.pop(stream, None) is None:
+                return
+            if lane.is_finished:
+                lane.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)  # the one before may be lost
                 return
             lane.has_lost = True
             if self._outlives_views and (lane.arrived or lane.outbox.has_sent):

@@ -70,7 +70,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, Place, Statement
-from protocol.gossip.pace import LEAST_BYTES, LOST_S, Lines, Pace
+from protocol.gossip.pace import LEAST_BYTES, LOST_S, Lines, LineWindow
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import EVERYTHING, Appetite
 from protocol.gossip.wants import Took, Wants, naming
@@ -104,7 +104,7 @@ NEVER = float("inf")
 
 
 @dataclass(slots=True)
-class _Given:
+class _Unanswered:
     """What a peer was given and did not acknowledge yet."""
 
     size: int  # bytes under way; 0 once they do not count any more
@@ -115,7 +115,7 @@ class _Given:
 class _Peer:
     """A live peer: what it wants, what it is still to be told, and what it waits for."""
 
-    uplink: Pace
+    uplink: LineWindow
     wants: Interest = EVERYTHING
     pending: dict[ItemId, None] = field(default_factory=dict)  # to be announced, the newest last
     tell_at: float = NEVER  # when some of these are announced: once nothing new has come for a while
@@ -124,7 +124,7 @@ class _Peer:
     # What waits for its line, items and outlines before chunks.
     items: dict[Place, None] = field(default_factory=dict)
     chunks: dict[Place, None] = field(default_factory=dict)
-    given: dict[Place, _Given] = field(default_factory=dict)  # oldest first
+    given: dict[Place, _Unanswered] = field(default_factory=dict)  # oldest first
     is_stalled: bool = False  # whether it acknowledged nothing since something did not count any more
     came: dict[ItemId, tuple[int, ...]] = field(default_factory=dict)  # what it gave and is to be acknowledged
     busy_at: float = NEVER  # when it is told that what it wants still waits
@@ -140,7 +140,7 @@ class _Peer:
         self.items.pop(place, None)
         self.chunks.pop(place, None)
 
-    def ends(self, place: Place) -> _Given:
+    def ends(self, place: Place) -> _Unanswered:
         """Count something as under way no more."""
         given = self.given.pop(place)
         self.uplink.under_way -= given.size
@@ -473,7 +473,7 @@ class Gossip:
         if place in peer.given or len(peer.given) == MOST_GIVEN:
             peer.ends(place if place in peer.given else next(iter(peer.given)))
         size = CHUNK_BYTES if place.part != WHOLE else self.size(place.item) if isinstance(entry, Item) else 0
-        given = peer.given[place] = _Given(0 if peer.is_stalled else size, now.steady)
+        given = peer.given[place] = _Unanswered(0 if peer.is_stalled else size, now.steady)
         peer.uplink.under_way += given.size
         self._given.set(place, 1 + (self._given.get(place) or 0))
         return entry

@@ -19,7 +19,7 @@ LATE_S = 12.0  # `LEAST_BYTES` take 8 s of a line of 256 kbit/s; our kernel wait
 LOST_S = 20.0
 
 
-class Pace:
+class LineWindow:
     """The window of one line, and the bytes `under_way`; see the module's comment. Times are steady seconds."""
 
     def __init__(self, window: int) -> None:
@@ -43,8 +43,8 @@ class Lines:
     """Our line to the world, and another: to the private networks that we are in."""
 
     def __init__(self, window: int) -> None:
-        self._far, self._near = Pace(window), Pace(window)
+        self._far, self._near = LineWindow(window), LineWindow(window)
 
-    def to(self, voice: str) -> Pace:
+    def to(self, voice: str) -> LineWindow:
         """Return the line over which a peer is reached that counts as `voice`."""
         return self._near if scope_of(voice) is Scope.PRIVATE else self._far

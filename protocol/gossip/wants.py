@@ -40,7 +40,7 @@ from itertools import chain, islice, takewhile, zip_longest
 from protocol.events import Item, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
-from protocol.gossip.pace import LOST_S, Lines, Pace
+from protocol.gossip.pace import LOST_S, Lines, LineWindow
 from protocol.identity import NodeId
 from protocol.limits.limits import Limits
 from protocol.limits.timing import Timing
@@ -117,7 +117,7 @@ class _Room:
 @dataclass(slots=True)
 class _Holder:
     voice: str  # as whom it counts
-    downlink: Pace
+    downlink: LineWindow
     everything: _BySigner = field(default_factory=dict)
     beside: _BySigner = field(default_factory=dict)  # the part of `everything` that is wanted beside the others
     offers: int = 0  # how many items are in `everything`

@@ -3,18 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.gossip.pace import LATE_S, LEAST_BYTES, MOST_BYTES, QUICK_S, Lines, Pace
+from protocol.gossip.pace import LATE_S, LEAST_BYTES, MOST_BYTES, QUICK_S, Lines, LineWindow
 from protocol.wire.envelope import CHUNK_BYTES
 
 
-def answer(pace: Pace, took: float, now: float) -> None:
+def answer(pace: LineWindow, took: float, now: float) -> None:
     pace.answered(CHUNK_BYTES, took, now)
     pace.under_way -= CHUNK_BYTES
 
 
 def test_a_line_that_carries_a_chunk_a_second_has_a_few_under_way_and_a_fast_one_as_many_as_it_carries() -> None:
     for chunk_s, least, most in ((8.0, 2, 2), (1.0, 2, 6), (0.1, 15, 42), (0.01, 150, 402)):
-        pace, waiting, now = Pace(LEAST_BYTES), [], 0.0
+        pace, waiting, now = LineWindow(LEAST_BYTES), [], 0.0
         while now < 120.0:
             while not pace.is_full:
                 waiting.append(now)
@@ -25,7 +25,7 @@ def test_a_line_that_carries_a_chunk_a_second_has_a_few_under_way_and_a_fast_one
 
 
 def test_a_line_that_turned_slow_has_half_as_much_under_way_once_in_a_while() -> None:
-    pace = Pace(16 * CHUNK_BYTES)
+    pace = LineWindow(16 * CHUNK_BYTES)
     pace.under_way = 16 * CHUNK_BYTES
     for second in (20.0, 21.0, 22.0):
         answer(pace, LATE_S + 1, second)
@@ -36,7 +36,7 @@ def test_a_line_that_turned_slow_has_half_as_much_under_way_once_in_a_while() ->
 
 
 def test_a_window_that_is_not_used_does_not_grow() -> None:
-    pace = Pace(LEAST_BYTES)
+    pace = LineWindow(LEAST_BYTES)
     for second in range(100):
         pace.under_way += 1000
         pace.answered(1000, QUICK_S, second)
@@ -46,7 +46,7 @@ def test_a_window_that_is_not_used_does_not_grow() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, MOST_BYTES), st.floats(0, 100), st.floats(0, 1e6)), max_size=50))
 def test_no_answers_take_the_window_beyond_its_bounds(answers: list[tuple[int, float, float]]) -> None:
-    pace = Pace(LEAST_BYTES)
+    pace = LineWindow(LEAST_BYTES)
     for size, took, now in answers:
         pace.under_way = pace.window
         pace.answered(size, took, now)
