@@ -191,10 +191,12 @@ class Node:
         """
         if threading.current_thread() is not threading.main_thread():
             raise UserError("a node trains in the main thread: signals end it there")
+        import torch
+
         from node.operations.preflight import check_first
         from node.operations.presets import check_model
         from node.run import Given, run_node
-        from node.telemetry.logs import setup_logs
+        from node.telemetry.logs import logs_of_block
         from node.training.evaluation import NOTHING_DECIDED
 
         self._loaded = None  # its memory is for the training
@@ -208,9 +210,13 @@ class Node:
             from node.swarm import joining
 
             config = joining.join(read_invite(self._swarm), config, self.folder, self._allow_tasks)
-        setup_logs(self.folder)
         given = Given(self._given(config), _as_callbacks(callbacks, self.folder), evaluations or NOTHING_DECIDED)
-        run_node(config, self.folder, given=given)
+        threads = torch.get_num_threads()
+        try:
+            with logs_of_block(self.folder):
+                run_node(config, self.folder, given=given)
+        finally:
+            torch.set_num_threads(threads)
         return [row for row in self.metrics if row["round"] > done]
 
     def _keep_rows(self) -> None:

@@ -13,6 +13,8 @@ import logging
 import os
 import queue
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 
@@ -32,6 +34,48 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
     Called once, by whoever owns the process (a command, or a supervised node's first
     lines). Raises `OSError` when the file cannot be opened, `UserError` when there can be no such folder.
     """
+    logging.basicConfig(handlers=_handlers(folder, stderr=stderr, quiet=quiet), level=logging.WARNING, force=True)
+    # It keeps its messages to itself, on a handler of its own, from the moment it is imported.
+    transformers = logging.getLogger("transformers")
+    transformers.handlers.clear()
+    transformers.propagate = True
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+    _log_events()
+
+
+@contextmanager
+def logs_of_block(folder: Path) -> Iterator[None]:
+    """Send the events of a block in somebody's program to `folder`/log.jsonl and stderr; what it logs is its matter.
+
+    Raises as `setup_logs` does.
+    """
+    loggers = list(map(logging.getLogger, OURS))
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    configured = structlog.get_config() if structlog.is_configured() else None
+    handlers = _handlers(folder)
+    _log_events()
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        if configured is not None:
+            structlog.configure(**configured)
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.propagate = propagate
+            for handler in handlers:
+                logger.removeHandler(handler)
+        for handler in handlers:
+            handler.close()
+
+
+def _handlers(folder: Path | None, *, stderr: bool = True, quiet: bool = False) -> list[logging.Handler]:
     handlers: list[logging.Handler] = []
     if folder is not None:
         make_folder(folder)
@@ -46,13 +90,10 @@ def setup_logs(folder: Path | None = None, *, stderr: bool = True, debug: bool =
             _formatter(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
         )
         handlers.append(BackgroundHandler(stream))
-    logging.basicConfig(handlers=handlers, level=logging.WARNING, force=True)
-    # It keeps its messages to itself, on a handler of its own, from the moment it is imported.
-    transformers = logging.getLogger("transformers")
-    transformers.handlers.clear()
-    transformers.propagate = True
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+    return handlers
+
+
+def _log_events() -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -84,8 +125,12 @@ def log_by_logging() -> None:
 
 def flush_logs() -> None:
     """Wait until what was logged is written, at most `FLUSH_S` for each place, and once for one that hangs."""
-    for handler in logging.getLogger().handlers:
+    for handler in _places():
         handler.flush()
+
+
+def _places() -> set[logging.Handler]:
+    return {handler for name in ("", *OURS) for handler in logging.getLogger(name).handlers}
 
 
 class BackgroundHandler(QueueHandler):
@@ -170,7 +215,7 @@ class BackgroundHandler(QueueHandler):
 
 
 def _after_fork() -> None:
-    for handler in logging.getLogger().handlers:
+    for handler in _places():
         if isinstance(handler, BackgroundHandler):
             handler.after_fork()
 

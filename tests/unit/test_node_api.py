@@ -14,6 +14,7 @@ from trl.rewards import think_format_reward
 
 import node.api
 import node.policy.load
+import node.run
 from node.api import Node, Swarm, UserError, spec_of
 from node.errors import for_shell
 from node.tasks.rewards.rows import LocalRewards, load_rewards
@@ -169,6 +170,31 @@ def test_a_node_trains_in_a_notebook_answers_is_scored_and_exported(tmp_path: Pa
     rows.clear()
     one.train(rounds=1, callbacks=[rows.append])
     assert [row["round"] for row in rows] == [4, 5]
+
+
+LOGS_ITSELF = """
+import logging, sys, torch
+from gossamer import Node
+logging.basicConfig(filename=sys.argv[1], level=logging.INFO)
+handlers = list(logging.getLogger().handlers)
+torch.set_num_threads(2)
+logging.getLogger("mine").info("before")
+alone = {"network": {"enabled": False}, "sampling": {"external": 0}, "threads": 1}
+Node("builtin", tasks=["builtin/sums"], folder=sys.argv[2], **alone).train(1)
+logging.getLogger("mine").info("after")
+assert logging.getLogger().handlers == handlers and torch.get_num_threads() == 2
+"""
+
+
+@pytest.mark.slow
+def test_a_program_keeps_its_own_logs_and_threads(tmp_path: Path) -> None:
+    mine, folder = tmp_path / "mine.log", tmp_path / "n"
+    command = [sys.executable, "-c", LOGS_ITSELF, str(mine), str(folder)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, mine.read_text().splitlines()) == (0, ["INFO:mine:before", "INFO:mine:after"]), done.stderr
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "finished" and "finished" in done.stderr
+    assert "mine" not in {event["logger"] for event in events}
 
 
 @pytest.mark.slow
