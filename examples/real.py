@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -25,6 +26,7 @@ from node.errors import UserError
 from node.fleet.report import ALONE, write_report
 from node.training.budget import is_done, spent_by
 
+SWARM = "swarm"
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_PEERS = {"network.enabled": "false", "sampling.external": "0"}
 
@@ -81,14 +83,24 @@ def _run(options: argparse.Namespace, folder: Path, nodes: int, settings: dict[s
 
 
 def _comparison(swarm: Path, alone: Path) -> Iterator[str]:
-    """Yield a line for each of both runs: what it generated, and what it scored in the end."""
-    for name, folder in (("swarm", swarm), (ALONE, alone)):
-        summary = json.loads((folder / "summary.json").read_text())["swarm"]
+    """Yield what the model scored before it was trained, and after each of both runs, with what these cost."""
+    summaries = {
+        name: json.loads((folder / "summary.json").read_text()) for name, folder in ((SWARM, swarm), (ALONE, alone))
+    }
+    yield "greedy accuracy on held-out questions (95 % intervals, which count questions, not runs)"
+    yield f"  untrained  {_rate(summaries[SWARM], 'first')}"
+    for name, summary in summaries.items():
+        tokens = summary["swarm"]
         yield (
-            f"{name:6} generated {summary['tokens_generated']} tokens, trained on {summary['tokens_trained']}: "
-            f"greedy {summary['accuracy_first']:.2f} to {summary['accuracy_last']:.2f}, "
-            f"pass@8 {summary['pass8_first']:.2f} to {summary['pass8_last']:.2f}"
+            f"  {name:9}  {_rate(summary, 'last')}  "
+            f"a node generated {tokens['tokens_generated'] // len(summary['nodes'])} tokens, and trained on "
+            f"{tokens['tokens_trained'] // len(summary['nodes'])}"
         )
+
+
+def _rate(summary: dict[str, Any], when: str) -> str:
+    low, high = summary["swarm"][f"accuracy_{when}_interval"]
+    return f"{summary['swarm'][f'accuracy_{when}']:.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":
