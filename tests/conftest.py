@@ -35,7 +35,8 @@ FORKED = ("tests.collectives_member", "tests.fakes.nodes")  # modules whose func
 
 def pytest_configure(config: pytest.Config) -> None:
     """Note which tests start something."""
-    config.pluginmanager.register(StartNoter())
+    if not config.pluginmanager.has_plugin("starts"):
+        config.pluginmanager.register(StartNoter(), "starts")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.starts import STARTS
+from tests.starts import STARTS, StartNoter
 
 ALL = ("-m", "not long and not browser and not gpu")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.repeat", "-n", "2", "--dist", "loadfile")
@@ -86,6 +86,8 @@ def run(path: Path, chosen: Sequence[str]) -> dict[str, Any]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to note what tests start."""
+    if not config.pluginmanager.has_plugin("starts"):
+        config.pluginmanager.register(StartNoter(), "starts")
     if not hasattr(config, "workerinput"):  # the process that has all reports
         config.pluginmanager.register(Recorder())
 

@@ -95,7 +95,7 @@ class ScoredQuestion:
     @property
     def rewards(self) -> list[float]:
         """The reward of each completion: 0 if it is unscorable."""
-        return [verdict or 0.0 for verdict in self.verdicts]
+        return [0.0 if verdict is None else verdict for verdict in self.verdicts]
 
     @property
     def texts(self) -> list[str]:

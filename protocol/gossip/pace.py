@@ -5,7 +5,7 @@ behind it, and after some seconds connections break. libzmq and the kernel take 
 peers tell what our line has carried: they acknowledge what we gave, and give what we asked for.
 
 An answer within `QUICK_S` shows that the line has room: the window grows by the bytes answered, if half of it was used.
-An answer after more than `LATE_S` halves the window. So a line that carries a chunk a second has some three under way.
+An answer after more than `LATE_S` halves the window. So a line that carries a chunk a second has some four under way.
 What was not answered within `LOST_S` does not count as under way any more: who is silent stops nobody else.
 """
 
@@ -14,7 +14,7 @@ from protocol.wire.envelope import CHUNK_BYTES
 
 LEAST_BYTES = 2 * CHUNK_BYTES  # while one chunk is answered, another is under way
 MOST_BYTES = 64 << 20  # half a second of a line of 1 Gbit/s
-QUICK_S = 1.5  # a sated peer acknowledges small items once a second
+QUICK_S = 3.5  # more than a chunk takes of a line of 1 Mbit/s where several send to one peer
 LATE_S = 12.0  # `LEAST_BYTES` take 8 s of a line of 256 kbit/s; our kernel waits 15 s for an acknowledgement
 LOST_S = 20.0
 

@@ -13,7 +13,7 @@ def answer(pace: LineWindow, took: float, now: float) -> None:
 
 
 def test_a_line_that_carries_a_chunk_a_second_has_a_few_under_way_and_a_fast_one_as_many_as_it_carries() -> None:
-    for chunk_s, least, most in ((8.0, 2, 2), (1.0, 2, 6), (0.1, 15, 42), (0.01, 150, 402)):
+    for chunk_s, least, most in ((8.0, 2, 2), (1.0, 3, 8), (0.1, 35, 80), (0.01, 350, 520)):
         pace, waiting, now = LineWindow(LEAST_BYTES), [], 0.0
         while now < 120.0:
             while not pace.is_full:
