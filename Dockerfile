@@ -30,7 +30,7 @@ ENTRYPOINT ["tini", "--", "gossamer"]
 
 FROM base AS cpu
 ENV EXTRAS=reasoning-gym
-CMD ["node", "--state", "/state", "--listen", "tcp://0.0.0.0:4001", \
+CMD ["node", "--model", "builtin", "--state", "/state", "--listen", "tcp://0.0.0.0:4001", \
     "--set", "observe.host=0.0.0.0", "--set", "observe.port=8000"]
 
 FROM base AS gpu

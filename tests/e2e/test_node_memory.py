@@ -72,6 +72,8 @@ def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path, monkeypa
         "loading",
         "training",
         "finished",
+        "waiting for peers to take the last groups",
+        "nobody took the last groups",
     ]
 
 

@@ -162,8 +162,10 @@ def test_a_budget_ends_a_node_with_the_round_that_reaches_it_killed_or_not(
     assert 7 < len(rows) < ROUNDS
     assert numbers(rows) == undisturbed[: len(rows)]
     generated, trained = (sum(row[f"tokens_{what}"] for row in rows) for what in ("generated", "trained"))
-    spent = {"generated_tokens": generated, "compute": generated + 3 * trained}[bound]
-    last = {"generated_tokens": 0, "compute": 3 * rows[-1]["tokens_trained"]}[bound] + rows[-1]["tokens_generated"]
+    prompts = sum(row["tokens_prompts"] for row in rows)
+    spent = {"generated_tokens": generated, "compute": generated + prompts + 3 * trained}[bound]
+    beside = 3 * rows[-1]["tokens_trained"] + rows[-1]["tokens_prompts"]
+    last = {"generated_tokens": 0, "compute": beside}[bound] + rows[-1]["tokens_generated"]
     assert spent - last < budget <= spent
     assert whole_checkpoint(tmp_path / "checkpoints").round == len(rows)
     assert [row["round"] for row in read_metrics(tmp_path / "evaluations.jsonl")] == [0, len(rows)]
