@@ -340,7 +340,9 @@ def test_the_policy_with_the_highest_score_is_saved_and_kept_and_can_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.1, 0.2, 0.5, 0.3, 0.5])  # before the first round and after each
-    monkeypatch.setattr(Evaluations, "_evaluate", lambda self, *_: {"accuracy": next(scores), "reward": 0.0})
+    monkeypatch.setattr(
+        Evaluations, "_evaluate", lambda self, *_: {"accuracy": next(scores), "reward": 0.0, "unscorable": 0}
+    )
     trainer = SHORT.trainer.model_copy(update={"trl": {"save_total_limit": 1}})
     config = SHORT.model_copy(update={"rounds": 4, "trainer": trainer, "eval": EvalConfig(every=1)})
     assert in_child(config, tmp_path) == 0
