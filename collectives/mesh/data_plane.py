@@ -95,8 +95,12 @@ class _MemberLane:
         rest_is_lost = self.has_lost and all(stream.has_brought_fin for stream in self.streams)
         self.is_finished = rest_is_lost or self.arrived >= self.announced
         if self.is_finished:
-            self.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)
+            self.say_taken()
         return self.is_finished
+
+    def say_taken(self) -> None:
+        """Tell the member that has finished that all is here: once more where a stream ends, which may have lost it."""
+        self.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,7 +536,7 @@ class DataPlane:
             if lane is None or lane.streams.pop(stream, None) is None:
                 return
             if lane.is_finished:
-                lane.outbox.put([_bare(PieceKind.TAKEN)], urgent=True)  # the one before may be lost
+                lane.say_taken()
                 return
             lane.has_lost = True
             if self._outlives_views and (lane.arrived or lane.outbox.has_sent):

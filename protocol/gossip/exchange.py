@@ -70,7 +70,7 @@ from protocol.events import (
     Tick,
 )
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, Place, Statement
-from protocol.gossip.pace import LEAST_BYTES, LOST_S, Lines, LineWindow
+from protocol.gossip.pace import LEAST_BYTES, LOST_S, UPLINK_QUICK_S, Lines, LineWindow
 from protocol.gossip.store import Store
 from protocol.gossip.subscriptions import EVERYTHING, Appetite
 from protocol.gossip.wants import Took, Wants, naming
@@ -184,7 +184,7 @@ class Gossip:
         self._next_sync = now.steady + setup.timing.sync_interval
         self._uploads_until = now.steady  # until then a peer is fetching chunks of ours
         self._given: Recent[Place, int] = Recent(limits.max_given)  # how often each chunk was given
-        self._uplinks = Lines(LEAST_BYTES)
+        self._uplinks = Lines(LEAST_BYTES, UPLINK_QUICK_S)
         self._in_turn: dict[NodeId, None] = {}  # who waits until our line has room
         # Returns the signer of an accepted item, None if it is not remembered. Called for each item that comes.
         self.signer: Callable[[ItemId], NodeId | None] = self._seen.get

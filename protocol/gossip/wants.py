@@ -16,7 +16,7 @@ Rules
  4. While all that comes is late, our own line is probably full, and another holder would be no faster. So a busy holder
     is waited for, for `LONG_S` at most. A silent one is waited for until all that we asked for could have come over
     half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `LULL_S`, or
-    if the last thing came within `QUICK_S` of being asked for. Then an idle holder is asked instead of a busy one.
+    if the last thing came within `PROMPT_S` of being asked for. Then an idle holder is asked instead of a busy one.
  5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
     then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
     starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
@@ -40,14 +40,14 @@ from itertools import chain, islice, takewhile, zip_longest
 from protocol.events import Item, Outline, Send
 from protocol.gossip.chunks import Partial
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, LedgerRow, Statement, Theirs
-from protocol.gossip.pace import LOST_S, Lines, LineWindow
+from protocol.gossip.pace import DOWNLINK_QUICK_S, LOST_S, Lines, LineWindow
 from protocol.identity import NodeId
 from protocol.limits.limits import Limits
 from protocol.limits.timing import Timing
 from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, ItemId, chunk_count
 from protocol.wire.messages import ITEM_OVERHEAD_BYTES, MAX_CHUNKS, MAX_IDS, Cancel, Entry, ItemChunk, Want, WantedPart
 
-QUICK_S = 1.0  # ten round trips of 100 ms
+PROMPT_S = 1.0  # ten round trips of 100 ms
 LULL_S = 4.0  # a chunk on a line of 256 kbit/s
 LONG_S = 120.0  # a line of 1 Mbit/s takes 47 s for three chunks to each of 15 others
 DOWNLINK_BYTES = 8 * CHUNK_BYTES  # under way at first: 8 s of a line of 1 Mbit/s, or of eight others on slower ones
@@ -157,7 +157,7 @@ class Wants:
         self._unasked: OrderedDict[ItemId, None] = OrderedDict()  # those that nobody was asked for yet
         self._partials: dict[ItemId, Partial] = {}  # in the order of their beginnings
         self._rooms: dict[str, _Room] = {}  # by voice, of those that have partial items
-        self._downlinks = Lines(DOWNLINK_BYTES)
+        self._downlinks = Lines(DOWNLINK_BYTES, DOWNLINK_QUICK_S)
         self._under_way: deque[_Asked] = deque()  # oldest first, with some that were answered
         self._late = LONG_AGO  # when something last came late, if nothing came quickly since
         self._holders: dict[NodeId, _Holder] = {}
@@ -563,8 +563,8 @@ class Wants:
         asked = want.asked.get(part) if want is not None else None
         if want is not None and asked is not None and asked.node == node:
             holder, took = self._holders[node], now - asked.at
-            self._late = LONG_AGO if took <= QUICK_S else now
-            if took <= QUICK_S or holder.busy < asked.at:
+            self._late = LONG_AGO if took <= PROMPT_S else now
+            if took <= PROMPT_S or holder.busy < asked.at:
                 holder.downlink.answered(want.cost(part), took, now)
         else:
             self._late = now

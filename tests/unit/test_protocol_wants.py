@@ -17,7 +17,7 @@ from protocol.gossip.wants import (
     LONG_S,
     LULL_S,
     NETWORK_PART,
-    QUICK_S,
+    PROMPT_S,
     SLOW_BYTES_PER_SECOND,
     STALL_S,
     UNASKED_S,
@@ -401,7 +401,7 @@ def test_while_our_line_is_full_a_busy_holder_is_waited_for() -> None:
     wants.have(C, entry(2), 0.0)
     wants.ask(0.0)
     wants.have(B, entry(1), 0.5)
-    late = 2 * QUICK_S
+    late = 2 * PROMPT_S
     assert wants.arrived(name(2), C, late)
     wants.busy(A, [], late + LULL_S / 2)
     assert wants.ask(late + LULL_S / 2) == {}
@@ -416,7 +416,7 @@ def test_a_busy_holder_is_waited_for_no_more_once_something_comes_quickly() -> N
         wants.have(holder, entry(number), 0.0)
     wants.ask(0.0)
     wants.have(B, entry(1), 0.5)
-    assert wants.arrived(name(2), C, 1.5 * QUICK_S)
+    assert wants.arrived(name(2), C, 1.5 * PROMPT_S)
     wants.have(C, entry(3), 1.6)
     assert wants.ask(1.6) == {C: [name(3)]} and wants.arrived(name(3), C, 1.7)
     wants.busy(A, [], 1.8)
