@@ -160,16 +160,21 @@ def test_the_weights_are_those_of_a_group_over_sockets(mode: str, tmp_path: Path
             others(index),
         )
 
-    seen = dict.fromkeys(range(3), 0)  # revisions, from one on of which all three are members
+    seen = [0] * 3  # the newest revision of which all three are members
+    is_out = [True] * 3  # what a member gave is not back yet
 
-    def all_together(nodes: list[Node]) -> bool:
+    def all_together() -> bool:
         """Exchange until all members have taken up the same result, and none has given anything since."""
-        newest = max(seen.values())
-        for index, node in enumerate(nodes):
-            row = node.weights.after_round(1 if 0 < newest == seen[index] else 2)
-            if row.get("weights/members") == 3:
-                seen[index] = row["weights/revision"]
-        return 0 < newest == min(seen.values())
+        newest = max(seen)
+        for index, node in enumerate(real):
+            if not is_out[index] and not 0 < newest == seen[index]:
+                node.weights.after_round(2)
+                is_out[index] = True
+            elif is_out[index] and (row := node.weights.after_round(1)):
+                is_out[index] = False
+                if row["weights/members"] == 3:
+                    seen[index] = row["weights/revision"]
+        return not any(is_out) and 0 < max(seen) == min(seen)
 
     def taken_up(node: Node) -> dict[str, object]:
         return wait_until(lambda: node.weights.after_round(1), LIMIT, "a result")
@@ -177,7 +182,7 @@ def test_the_weights_are_those_of_a_group_over_sockets(mode: str, tmp_path: Path
     try:
         for node in real:
             node.weights.begin()
-        wait_until(lambda: all_together(real), LIMIT, "all three in one group")
+        wait_until(all_together, LIMIT, "all three in one group")
         lab.round(0.0, 0.0, 0.0)
         for learnt in [(0.5, 1.0, 4.0), (1.0, -2.0, 0.125), (0.0, 3.0, 1.0)]:
             lab.nodes[0].number = lab.nodes[1].number = lab.nodes[2].number = 1
