@@ -31,7 +31,7 @@ from collectives.mesh.addresses import BadAddress
 from collectives.reduce.codecs import Feedback
 from protocol.identity import Identity
 from tests.groups import group, join, together
-from tests.late_copies import treat_as_on_a_device
+from tests.other_device import treat_as_on_a_device
 from tests.waiting import wait_until
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int16, torch.int64]
@@ -83,7 +83,7 @@ def test_weights_out_and_layouts(three):
         assert results[i].value is outs[i] and np.allclose(outs[i], 5 / 3) and (inputs[i] == i + 1).all()
 
 
-def test_values_on_a_device_are_staged_and_it_is_filled_on_commit_only(three, monkeypatch):
+def test_values_on_a_device_are_copied_and_it_is_filled_on_commit_only(three, monkeypatch):
     treat_as_on_a_device(monkeypatch)
     for x, out in (
         (torch.ones(300_000), None),
