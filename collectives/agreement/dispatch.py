@@ -204,16 +204,12 @@ class Dispatcher:
             return
         self.insider_heard = now
         if view is None:
-            if (
-                state.witnesses.knows(member) or state.witnesses.closed
-            ):  # else a stranger could fill it with made-up names
-                state.remember(theirs)
+            state.remember(theirs)
             return
         if theirs.mark == view.mark or state.own in theirs.ids:
             return
         if member not in view.ids and not state.witnesses.convinced(member, theirs):
-            if state.witnesses.closed:
-                state.remember(theirs)  # so that its other members are dialled, and bear it out
+            state.remember(theirs)  # so that its other members are dialled, and bear it out
             return
         gone = state.detector.gone
         if member in view.ids:
