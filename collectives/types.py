@@ -63,7 +63,7 @@ class GroupTiming:
     hang        a member that makes no call while the others wait in calls for this long in all is left out: its process
                 lives, but its owner hangs. In a step of `run` it has half of a call's time-out, if that is longer, so
                 that the rest is enough to go on without it
-    misses      outside of steps it has so many time-outs of a call, if that is longer than `hang`
+    misses      outside of steps it may miss so many time-outs of a call, if that is longer than `hang`
 
     a dead member is out of the view within
         timeout (or grace, where its socket closed) + heartbeat (others are told) + 2 round trips

@@ -144,6 +144,15 @@ def test_ranks_meet_whoever_came_and_died_in_earlier_attempts(stores, came, size
     leave(met)
 
 
+def test_a_world_that_grows_and_shrinks_from_start_to_start_is_made_over_one_store(stores):
+    for store in stores:
+        store.delete_key = lambda _: None  # its ranks are killed
+    for size in (1, 2, 3, 1, 2):
+        met = together(*(lambda r=r, size=size: meet(stores[r], r, size, Options(), TIMEOUT_S) for r in range(size)))
+        assert [comm.world_size for comm, _ in met] == [size] * size
+        leave(met)
+
+
 def test_a_rank_that_is_killed_while_others_wait_for_it_may_come_again(stores):
     with pytest.raises(DeadlineExceeded, match="not all ranks came"):
         meet(stores[1], 1, 2, Options(), 0.1)
