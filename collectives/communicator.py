@@ -132,7 +132,7 @@ class Communicator:
             may_join: tells of a node id, which is proven, whether it may be a member; every other node is refused
                 in the handshake, and a member that it admits no more is disconnected. Called often, on the control
                 thread: it must be quick, and the same at all members. None: any node that knows the name and the
-                secret.
+                secret. Whoever can make up keys that it admits can dissolve the group.
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
             protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change

@@ -178,7 +178,7 @@ def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_sec
         world = wait_until(lambda: stores[0].seen.get(FOUNDER), 10, "rank 0").split("|")[0]
         stores[2].set(f"gossamer/{world}/rank/1", f"{stranger.node_id}|{'with' if secret else 'without'} a secret|")
         address = stores[2].get(f"gossamer/{world}/address").decode()
-        options = {"identity": stranger, "protection": Options().protection, "closed": True, "may_join": lambda _: True}
+        options = {"identity": stranger, "protection": Options().protection, "may_join": lambda _: True}
         with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
             return comm.world_size
 
