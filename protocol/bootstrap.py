@@ -14,8 +14,7 @@ Members, by the key that they have to prove
 Rules
  1. If a link closes or stays silent for `PATIENCE_S`, or the member has no room, the member is WAITING again. So it is
     if our key is refused in the handshake. That is noted as a refusal, but nobody signed it and it may not last.
- 2. `invite_used` is about one number of the invite. A member that says it is asked again with the next number. While
-    nobody says it, all members are shown the same number: else each might use up another.
+ 2. A member may refuse what another grants: each counts the uses of an invite by itself.
  3. Private and loopback endpoints that one member names for another count only if the namer answered from such an
     address. Else it could make a joiner connect into the joiner's own network (see
     `protocol.membership.address_book`).
@@ -31,7 +30,7 @@ Rules
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import NamedTuple
@@ -82,7 +81,7 @@ class Name(NamedTuple):
 
 @dataclass(slots=True)
 class AskedMember:
-    """A member that is asked; `since` is when its state began, or ends if it is WAITING. `shown` numbers its grant."""
+    """A member that is asked; `since` is when its state began, or ends if it is WAITING."""
 
     names: dict[Name, bytes]  # each with the key of the seed that it is charged to; the first is where we dial
     host: str = ""  # the IP address that answered, "" if it is not known
@@ -90,7 +89,6 @@ class AskedMember:
     since: float = 0.0
     said: float = 0.0  # when we last said something
     pauses: int = 0
-    shown: int = -1
     frames: int = 0
     reason: str = ""  # why it refused, or refused our key
     refused_at: str = ""  # the endpoint at which it refused
@@ -133,24 +131,20 @@ Action = Dial | HangUp | SendFrame
 class Bootstrap:
     """The machine of the module's comment, without I/O: `handle(event, now) -> actions`.
 
-    `grants` are shown one after the other, if the invite has many numbers. There is at least one; b"" stands for none.
+    `grant` is shown to members, b"" for none.
     """
 
-    def __init__(
-        self, identity: Identity, invite: Invite, grants: Sequence[bytes], rng: random.Random, now: Instant
-    ) -> None:
+    def __init__(self, identity: Identity, invite: Invite, grant: bytes, rng: random.Random, now: Instant) -> None:
         self._identity = identity
         self._invite = invite
-        self._grants = grants
+        self._grant = grant
         self._rng = rng
-        self._current = 0  # the number of the grant to show
         self._sequence = int(now.unix * 1e6)
         self._incarnation = int(now.unix * 1000) << RENEWAL_BITS
         self._members: dict[bytes, AskedMember] = {}
         for seed in invite.seeds:
             self._members.setdefault(seed.key, AskedMember({})).names[Name(seed)] = seed.key
         self.manifest: SwarmManifest | None = None
-        self.grant = b""  # with which the manifest was given
         self.revocations = b""  # the swarm's verified revocation list, if that member had one
 
     @property
@@ -210,7 +204,7 @@ class Bootstrap:
     def _greet(self, member: AskedMember, now: Instant) -> list[Action]:
         if member.state is not AskState.GREETED:
             member.state, member.since = AskState.GREETED, now.steady
-        member.shown, member.said = self._current, now.steady
+        member.said = now.steady
         record = make_record(
             self._identity,
             self._invite.swarm,
@@ -218,7 +212,7 @@ class Bootstrap:
             self._incarnation,
             AGENT,
             int((now.unix + RECORD_LIFE_S) * 1000),
-            self._grants[self._current],
+            self._grant,
         )
         return [self._send(member, Hello(record.encoded, needy=True), now)]
 
@@ -284,7 +278,7 @@ class Bootstrap:
                 open_revocations(member.revocations, member.manifest, self._identity.verify)
             except PeerError:
                 return self._refused(member, FALSE_LIST, now)
-        self.manifest, self.grant, self.revocations = member.manifest, self._grants[member.shown], member.revocations
+        self.manifest, self.revocations = member.manifest, member.revocations
         return [HangUp(member.link)]
 
     def _note(self, member: AskedMember, reason: str) -> None:
@@ -293,10 +287,6 @@ class Bootstrap:
     def _refused(self, member: AskedMember, reason: str, now: Instant) -> list[Action]:
         self._note(member, reason)
         member.state, member.since = AskState.REFUSED, now.steady
-        if reason == "invite_used":  # rule 2
-            self._current = max(self._current, min(member.shown + 1, len(self._grants) - 1))
-            if member.shown < self._current:
-                member.state, member.since, member.frames = AskState.WAITING, now.steady, 0
         return [HangUp(member.link)]
 
     def _failed(self, member: AskedMember, now: Instant) -> None:

@@ -1,9 +1,9 @@
 """The parts of a node's set-up: its clock, who may be in its swarm, and what all cores are given."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from protocol.credentials.records import Endpoint, PeerRecord, RecordReader
 from protocol.identity import Identity, NodeId
@@ -56,14 +56,11 @@ class AwakeClock:
         return Instant(now.steady - self.asleep, now.unix) if self.asleep else now
 
 
-NOT_KEPT = "use_not_kept"  # a gate's answer while the use of an invite is not on disk yet
-
-
 class Gate(Protocol):
     """Decides who may be in the swarm; swarms with a manifest use the one in `protocol.credentials.grants`."""
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
-        """Return "", the reason for which the node of a verified record is kept out, or `NOT_KEPT`."""
+        """Return "", or the reason for which the node of a verified record is kept out."""
         ...
 
     @property
@@ -93,18 +90,6 @@ class Gate(Protocol):
         """Tell whether nothing that this node signs counts."""
         ...
 
-    def take_fresh(self) -> Sequence[Any]:
-        """Return the uses of invites to write to disk before their holders are admitted, each once."""
-        ...
-
-    def kept(self, uses: Iterable[Any]) -> None:
-        """Note that these uses are on disk."""
-        ...
-
-    def lost(self, uses: Iterable[Any]) -> None:
-        """Note that these uses could not be written."""
-        ...
-
 
 class OpenGate:
     """The gate of a swarm without a manifest: everybody is admitted."""
@@ -124,16 +109,6 @@ class OpenGate:
     def is_revoked(self, node: NodeId) -> bool:
         """See `Gate.is_revoked`."""
         return False
-
-    def take_fresh(self) -> Sequence[Any]:
-        """See `Gate.take_fresh`."""
-        return ()
-
-    def kept(self, uses: Iterable[Any]) -> None:
-        """See `Gate.kept`."""
-
-    def lost(self, uses: Iterable[Any]) -> None:
-        """See `Gate.lost`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,6 @@ from protocol.events import (
     Send,
     SendFrame,
     Serve,
-    Stored,
     Subscribe,
     Tick,
     TurnedAway,
@@ -231,7 +230,7 @@ class Core:
                 self._ended.set(link, None)
                 actions = self._members(self.membership.handle(event, now), now)
                 return [*actions, *self._refill(link)]
-            case Moving() | Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
+            case Moving() | Moved() | PortMapped() | Neighbour() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)

@@ -10,7 +10,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 from collections.abc import Iterable
 from dataclasses import field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId, node_id
@@ -178,14 +178,6 @@ class Revoked:
     """A person on this machine brings a revocation list, as bytes."""
 
     encoded: bytes
-
-
-@value
-class Stored:
-    """The uses of invites that the gate wanted written are on disk, or could not be written."""
-
-    uses: tuple[Any, ...]
-    ok: bool
 
 
 @value
@@ -440,11 +432,9 @@ class Blame:
 OfLink = Opened | Accepted | TurnedAway | Moving | Closed
 NetworkEvent = OfLink | Arrived | RefusedEarly | NetworkRefused
 News = Moved | PortMapped | Neighbour  # of where we are
-MembershipEvent = (
-    Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
-)
+MembershipEvent = Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Bring | News | Revoked | Stored | Offer | Subscribe | Judgement | Tick
+CoreEvent = NetworkEvent | Bring | News | Revoked | Offer | Subscribe | Judgement | Tick
 CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix | OtherVersion

@@ -19,7 +19,6 @@ import structlog
 
 from protocol.config import Gate, Instant, OpenGate, Setup, read_clock
 from protocol.core import Core
-from protocol.credentials.grants import Use
 from protocol.credentials.records import (
     MAX_SERVICES,
     Address,
@@ -28,7 +27,6 @@ from protocol.credentials.records import (
     Service,
     saved_records,
 )
-from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import MessageError, NetworkFailed, OutboxFull, UnpackError
 from protocol.events import (
@@ -41,7 +39,6 @@ from protocol.events import (
     Offer,
     PortMapped,
     Revoked,
-    Stored,
     Subscribe,
 )
 from protocol.identity import Identity, NodeId
@@ -239,7 +236,6 @@ class Host:
         grant: bytes = b"",
         manifest: bytes | None = None,
         gate: Gate | None = None,
-        uses: UseLog | None = None,
         revocations: Path | None = None,
         advertise: Sequence[str] = (),
     ) -> None:
@@ -247,9 +243,8 @@ class Host:
 
         `swarm` is the swarm's id (16 bytes). `listen` is "tcp://HOST:PORT" (port 0: any), or None for a node that
         nobody can dial. `advertise` are the endpoints to tell peers instead, for a node behind a forwarded port.
-        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`. `uses` keeps
-        the gate's uses of invites on disk, if given. `revocations` is the file of the revocation list: a list that a
-        person puts there is told to the swarm.
+        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`.
+        `revocations` is the file of the revocation list: a list that a person puts there is told to the swarm.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -263,13 +258,11 @@ class Host:
         self._seeds = tuple(seeds)
         self._limits = self._setup.limits
         self._peers_file = peers_file
-        self._uses = uses
         self._disk = ThreadPoolExecutor(1, "gossamer-disk")  # its thread starts with the first job
         self._revocations = revocations
         self._list_on_disk = self._setup.gate.revocations
         self._looking: Future[bytes] | None = None
         self._next_list = 0.0
-        self._writing: tuple[Future[None], tuple[Use, ...]] | None = None
         self._saving: Future[None] | None = None
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
@@ -576,7 +569,6 @@ class Host:
                 self._hand_over(core, now)
                 self._take_later(core, driver)
                 self._take_wish(driver)
-                self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
                     self._describe(core, notices, now)
@@ -656,22 +648,6 @@ class Host:
         if (wish := self._wish) is not None and wish is not self._told:
             self._told = wish
             driver.feed(wish)
-
-    def _keep_uses(self, driver: Driver, now: Instant) -> None:
-        """Have uses of invites written on the disk's thread, one batch at a time, and tell the core when they are."""
-        if self._uses is None:
-            return
-        if self._writing is not None and self._writing[0].done():
-            future, uses = self._writing
-            self._writing = None
-            failure = future.exception()
-            if failure is not None:  # their holders are not let in, and ask again
-                log.warning("cannot keep uses of invites, so they are not granted", error=str(failure))
-            driver.feed(Stored(uses, ok=failure is None))
-        if self._writing is None and (fresh := tuple(self._setup.gate.take_fresh())):
-            future = self._on_disk(self._uses.append, fresh, now.unix * 1000)
-            self._writing = (future, fresh)
-            future.add_done_callback(lambda _: self._wake())
 
     def _keep_list(self, driver: Driver, now: Instant) -> None:
         """Now and then, on the disk's thread, write our revocation list, or read a person's newer one."""

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import structlog
@@ -25,14 +25,13 @@ log = structlog.get_logger()
 
 
 class FetchedManifest(NamedTuple):
-    """The swarm's manifest, the grant with which it was given, and the revocation list, empty if there is none."""
+    """The swarm's manifest and the revocation list, empty if there is none."""
 
     manifest: SwarmManifest
-    grant: bytes
     revocations: bytes
 
 
-def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], timeout: float) -> FetchedManifest:
+def fetch_manifest(identity: Identity, invite: Invite, grant: bytes, timeout: float) -> FetchedManifest:
     """Ask the invite's seeds, and whom they name, for the manifest that the invite names.
 
     Waits up to `timeout` seconds. All sockets are closed when it returns.
@@ -40,14 +39,14 @@ def fetch_manifest(identity: Identity, invite: Invite, grants: Sequence[bytes], 
     Raises:
         JoinError: no member answered, or those that did refuse this node; `reason` and `refusals` say why.
     """
-    bootstrap = Bootstrap(identity, invite, grants, random.Random(), read_clock())
+    bootstrap = Bootstrap(identity, invite, grant, random.Random(), read_clock())
     transport = ZmqTransport(identity, None, Limits())
     try:
         drive(bootstrap, transport, read_clock, timeout)
     finally:
         transport.close()
     if bootstrap.manifest is not None:
-        return FetchedManifest(bootstrap.manifest, bootstrap.grant, bootstrap.revocations)
+        return FetchedManifest(bootstrap.manifest, bootstrap.revocations)
     raise _why_not(bootstrap, invite, timeout)
 
 

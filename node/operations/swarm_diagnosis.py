@@ -70,7 +70,7 @@ def _ask(invite: Invite, seed: Address, patience: float) -> SeedAnswer:
     alone = replace(invite, seeds=(seed,), grant=None)
     began = time.monotonic()
     try:
-        fetched = fetch_manifest(Identity.generate(), alone, [b""], patience)
+        fetched = fetch_manifest(Identity.generate(), alone, b"", patience)
     except JoinError as error:
         return SeedAnswer(time.monotonic() - began, reason=error.reason, error=str(error))
     return SeedAnswer(time.monotonic() - began, fetched.manifest)
@@ -119,7 +119,7 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
         agent=LOOKER,
         timing=LOCAL if near else WAN,
         manifest=manifest.encoded,
-        gate=Gatekeeper(manifest, ()),
+        gate=Gatekeeper(manifest),
     )
     host.subscribe(frozenset(), 0.0)  # it asks for no rollouts
     began = time.monotonic()

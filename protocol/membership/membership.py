@@ -24,13 +24,12 @@ Rules
     we ask before we judge: the list may name a new owner, who signed its grant. The hello is judged when it comes again
     after the list. A new list is told to all peers, and each exchange asks one peer. Anybody may bring one, a stranger
     too: it counts by its signature. A node that the list revokes loses its link and its place in the book.
- 7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
 import random
 from collections.abc import Callable
 
-from protocol.config import NOT_KEPT, Instant, Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import MAX_RECORD_LIFE_S, PeerRecord
 from protocol.errors import MessageError, RecordError
 from protocol.events import (
@@ -52,7 +51,6 @@ from protocol.events import (
     PortMapped,
     Revoked,
     Send,
-    Stored,
     Tick,
     TurnedAway,
 )
@@ -186,9 +184,6 @@ class Membership:
                 return [*self._dialing.fill(now)]
             case Revoked(encoded):
                 return self._obey(encoded, None, now)
-            case Stored(uses, ok):
-                (self._setup.gate.kept if ok else self._setup.gate.lost)(uses)
-                return []
             case Tick():
                 return self._tick(now)
 
@@ -276,8 +271,6 @@ class Membership:
         reason = is_off or gate.admits(record, now)
         if not reason:
             return self._take_in(link, record, hello, now)
-        if reason == NOT_KEPT:
-            return []
         # We answer the caller by asking, so its connection would stay: it is closed `LIST_WAIT_S` after the first time.
         is_newer = hello.revision > gate.revision and not is_off
         if is_newer and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
@@ -419,7 +412,8 @@ class Membership:
             return []
         tell = [Send(peer.link, Revocations(encoded)) for node, peer in self.links.peers.items() if node != teller]
         left = self._dismiss(now)
-        self.book.forget([record.node_id for record in self.book.all_records() if self._keeps_out(record, now)])
+        kept_out = [record for record in self.book.all_records() if self._setup.gate.admits(record, now)]
+        self.book.forget(record.node_id for record in kept_out)
         lapsed = [record.node_id for record in self.book.lapsed_records()]  # their grants may be new by now
         self.book.forget(filter(self._setup.gate.is_revoked, lapsed))
         return [*tell, *left]
@@ -467,15 +461,10 @@ class Membership:
         """Part from live peers that are no longer admitted: their grant has ended, or they are revoked."""
         actions: list[MembershipAction] = []
         for node, peer in list(self.links.peers.items()):
-            if reason := self._keeps_out(peer.record, now):
+            if reason := self._setup.gate.admits(peer.record, now):
                 self.refusals.of(node, reason, now)
                 actions += self._leave(node, reason, now)
         return actions
-
-    def _keeps_out(self, record: PeerRecord, now: Instant) -> str:
-        """Return why the swarm does not admit a node; "" if it does, or if the use of its invite is not on disk yet."""
-        reason = self._setup.gate.admits(record, now)
-        return "" if reason == NOT_KEPT else reason
 
 
 def clock_fault(record: PeerRecord, unix: float) -> str:

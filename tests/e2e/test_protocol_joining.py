@@ -37,9 +37,7 @@ def test_who_joins_with_a_clock_that_is_off_by_days_is_told_so_at_once(
     monkeypatch.setattr(joiner, "read_clock", lambda: Instant(read_clock().steady, time.time() + 86400 * days))
     try:
         with pytest.raises(JoinError) as refused:
-            joiner.fetch_manifest(
-                Identity.generate(), Invite("riddles", manifest.hash, (address,)), [b""], timeout=60.0
-            )
+            joiner.fetch_manifest(Identity.generate(), Invite("riddles", manifest.hash, (address,)), b"", timeout=60.0)
         assert refused.value.reason == reason
         assert member.counters().rejected == {reason: 1}
     finally:

@@ -97,7 +97,7 @@ def test_joining_a_swarm_of_old_nodes_says_which_version_they_speak(tmp_path: Pa
     with old_node(tmp_path):
         invite = Invite("club", SWARM + bytes(16), (Address.parse((tmp_path / "address").read_text()),))
         with pytest.raises(JoinError, match=r"swarm .club. speaks protocol 1 or 2, and this node 4\.0: install"):
-            fetch_manifest(Identity.generate(), invite, [b""], timeout=20)
+            fetch_manifest(Identity.generate(), invite, b"", timeout=20)
 
 
 @pytest.mark.parametrize("newer_dials", [True, False])

@@ -35,14 +35,13 @@ def at(seconds: float) -> Instant:
 
 
 class Talk:
-    """A machine that asks `seeds`, with numbers for grants, and what they say to it."""
+    """A machine that asks `seeds`, and what they say to it."""
 
-    def __init__(self, *seeds: Identity, grants: int = 1, manifest: bytes = CLUB.hash) -> None:
+    def __init__(self, *seeds: Identity, manifest: bytes = CLUB.hash) -> None:
         """A seed that is given twice has two addresses."""
         addresses = tuple(Address(Endpoint(f"s{n}", 1), seed.curve_key) for n, seed in enumerate(seeds))
-        self.grants = [b"grant %d" % number for number in range(grants)]
         invite = Invite("club", manifest, addresses)
-        self.machine = Bootstrap(ME, invite, self.grants, random.Random(1), at(0))
+        self.machine = Bootstrap(ME, invite, b"grant", random.Random(1), at(0))
         self.now = 0.0
         self.actions: list[Dial | HangUp | SendFrame] = []
         self.sequence = 0
@@ -98,10 +97,10 @@ def shown(actions) -> list[bytes]:
 def test_a_member_that_admits_us_is_asked_for_the_manifest_and_that_is_all() -> None:
     talk = Talk(SEEDS[0])
     talk.open(SEEDS[0])
-    assert shown(talk.actions) == [b"grant 0"] and not talk.is_over
+    assert shown(talk.actions) == [b"grant"] and not talk.is_over
     assert kinds(talk.admit(SEEDS[0])) == [(link(SEEDS[0]), Kind.ASK_MANIFEST)]
     assert talk.give(SEEDS[0]) == [HangUp(link(SEEDS[0]))]
-    assert talk.is_over and (talk.machine.manifest, talk.machine.grant) == (CLUB, b"grant 0")
+    assert talk.is_over and talk.machine.manifest == CLUB
 
 
 def test_one_refusal_ends_nothing_and_all_of_them_do() -> None:
@@ -155,21 +154,6 @@ def test_who_refuses_our_key_in_the_handshake_is_named_and_may_admit_us_yet() ->
     talk.admit(SEEDS[0])
     talk.give(SEEDS[0])
     assert talk.machine.manifest == CLUB
-
-
-def test_a_used_number_makes_way_for_the_next_until_there_is_none() -> None:
-    talk = Talk(SEEDS[0], grants=3)
-    for number in range(3):
-        talk.open(SEEDS[0])
-        assert shown(talk.actions)[-1] == talk.grants[number] and not talk.is_over
-        talk.refuse(SEEDS[0], "invite_used")
-    assert talk.is_over and talk.machine.refusals == {"tcp://s0:1": "invite_used"}
-
-
-def test_a_number_is_not_taken_twice_where_nobody_says_that_it_is_used() -> None:
-    talk = Talk(*SEEDS[:4], grants=3)
-    talk.open(*SEEDS[:4])
-    assert shown(talk.actions) == [b"grant 0"] * 4
 
 
 def test_a_member_with_another_manifest_is_as_good_as_one_that_refuses() -> None:
@@ -412,7 +396,7 @@ events = st.one_of(
 
 @given(st.lists(st.tuples(events, st.floats(0, 3)), max_size=40))
 def test_no_sequence_of_events_raises_or_gives_a_manifest_that_nobody_sent(sequence) -> None:
-    talk = Talk(*SEEDS[:2], grants=2)
+    talk = Talk(*SEEDS[:2])
     for event, wait in sequence:
         talk.feed(event, talk.now + wait)
     assert talk.machine.manifest is None
