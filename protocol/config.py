@@ -117,7 +117,7 @@ class Setup:
 
     `endpoints` are what others dial, none for a node that nobody can. `gate` says
     whose record is kept out. `manifest` is the swarm's manifest as
-    bytes, empty if it is to be fetched from peers, None for a swarm without one.
+    bytes, empty if each peer is to be asked for it, None for a swarm without one.
     """
 
     identity: Identity

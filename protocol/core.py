@@ -102,7 +102,6 @@ from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     TOPIC_BYTES,
     Ack,
-    AskManifest,
     Body,
     Busy,
     Cancel,
@@ -118,6 +117,7 @@ from protocol.wire.messages import (
 )
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
+FALSE_MANIFEST = "false_manifest"  # the offence of who gives another than the swarm's
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
 NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
@@ -162,7 +162,7 @@ class Core:
         self.clocks = PeerClocks()
         most = setup.limits.max_remembered
         self._ended: Recent[Link, None] = Recent(most)  # links whose last frames may still come: nobody's fault
-        self._misfits: Recent[bytes, int] = Recent(most)  # CURVE keys whose holders speak another version
+        self.misfits: Recent[bytes, int] = Recent(most)  # CURVE keys whose holders speak another version
         self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
@@ -356,8 +356,8 @@ class Core:
         self.scores.offence(OTHER_VERSION, None, now)
         if theirs is None or self.membership.links.is_parting(link):
             return []
-        news = self._misfits.get(link.key) is None and self._notices.take(1, now.steady)
-        self._misfits.set(link.key, theirs)
+        news = self.misfits.get(link.key) is None and self._notices.take(1, now.steady)
+        self.misfits.set(link.key, theirs)
         actions = self._members(self.membership.handle(Misfit(link, said(theirs), goodbye_reason()), now), now)
         return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
 
@@ -451,10 +451,6 @@ class Core:
             self.membership.heard(sender, now)
         return actions
 
-    def _ask_manifest(self, node: NodeId, now: Instant) -> list[CoreAction]:
-        link = self.membership.link_of(node)
-        return [] if link is None else [self._send(link, AskManifest(), now)]
-
     def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
         if not self.manifest:
             return []
@@ -464,7 +460,7 @@ class Core:
         if self.manifest != b"":
             return  # the swarm has no manifest, or we have it
         if hashlib.sha256(encoded).digest()[: len(self._swarm)] != self._swarm:
-            raise MessageError("false_manifest", "its hash is not the swarm's id")
+            raise MessageError(FALSE_MANIFEST, "its hash is not the swarm's id")
         self.manifest = encoded
 
     def _offer(self, body: bytes, hashes: bytes | None, now: Instant) -> list[CoreAction]:
@@ -517,8 +513,6 @@ class Core:
                     else:
                         self.traffic.setdefault(node, Traffic(now.steady))
                     actions += self._items(self.gossip.handle(action, now), now)
-                    if isinstance(action, PeerUp) and self.manifest == b"":
-                        actions += self._ask_manifest(action.node, now)
         return actions
 
     def _items(self, wanted: list[GossipAction], now: Instant) -> list[CoreAction]:
@@ -542,7 +536,7 @@ class Core:
         return actions
 
     def _send(self, link: Link, message: Body, now: Instant) -> SendFrame:
-        says_version = isinstance(message, Hello) or (isinstance(message, Goodbye) and link.key in self._misfits)
+        says_version = isinstance(message, Hello) or (isinstance(message, Goodbye) and link.key in self.misfits)
         return SendFrame(link, self._seal(message.kind, message.encode(), now) if says_version else _frame(message))
 
     def _seal(self, kind: Kind, body: bytes, now: Instant, hashes: bytes | None = None) -> bytes:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from node.operations.diagnosis import Diagnosis, printable
 from node.swarm.peering import UPDATE, agent, other_form
-from protocol import bootstrap
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.manifest import SwarmManifest
@@ -23,7 +22,7 @@ from protocol.credentials.records import Address
 from protocol.errors import JoinError
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.joiner import fetch_manifest
+from protocol.joiner import AGENT, fetch_manifest
 from protocol.limits.timing import LOCAL, WAN
 
 PATIENCE_S = 10.0  # for a seed: a handshake, a hello and an answer over a slow line take a second or two
@@ -32,7 +31,7 @@ LOOK_S = 20.0  # at most, where names go on coming
 POLL_S = 0.1
 LOOKER = "gossamer/doctor"
 KEPT_OUT = "not_admitted"
-NO_NODES = frozenset({LOOKER, bootstrap.AGENT})  # agents of those that only look, or only ask for the manifest
+NO_NODES = frozenset({LOOKER, AGENT})  # agents of those that only look, or only ask for the manifest
 SOON_S = 3 * 24 * 3600.0  # before an invite's end, time to make another
 
 

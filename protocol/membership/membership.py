@@ -65,6 +65,7 @@ from protocol.membership.reachability import Reachability, can_dial_back
 from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
+    AskManifest,
     AskRevocations,
     DialBack,
     DialledBack,
@@ -82,7 +83,7 @@ LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
 LIST_WAIT_S = 10.0  # for a list that we asked a caller for: as long as a stranger has for its hello
 # What the other end of a link that we dialled may say before it is a live peer.
-BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
+BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS, Kind.MANIFEST})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
 
@@ -225,6 +226,8 @@ class Membership:
         is_seed = any(seed.key == link.key for seed in self.book.seeds)
         if host and not self.links.answered(attempt, host) and not is_seed:
             return [HangUp(link), *self._closed(link, now)]
+        if attempt.greeted is None:
+            attempt.deadline = now.steady + DIAL_TIMEOUT_S
         attempt.greeted = now.steady
         return [Send(link, self._greeting(link))]
 
@@ -322,6 +325,8 @@ class Membership:
         else:
             self.detector.up(node, now.steady)
             actions += [PeerUp(node, peer.place.voice), Send(link, self.directory.sample(node, peer.scope))]
+            if self._setup.manifest == b"":  # The list comes first: who waits for the manifest has then heard all.
+                actions += [Send(link, AskRevocations(0)), Send(link, AskManifest())]
             actions += self.directory.introduce(record)
         self.book.add(record, peer.host)
         self.book.trim(self.links.peers, self._rng)
@@ -379,6 +384,8 @@ class Membership:
                 self._full_since = now.steady if self._full is None else self._full_since
                 self._full = attempt.contact
         actions = self._drop(node) if node is not None else [HangUp(link)]
+        if node is None and goodbye.reason in NO_ROOM and self._setup.manifest == b"":
+            actions = [Send(link, AskManifest()), *self._part(link, now)]  # who has no room for us may yet give it
         return [*actions, *self._dialing.fill(now)]
 
     def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:

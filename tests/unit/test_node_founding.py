@@ -21,7 +21,7 @@ from node.swarm.swarm_folder import load_grant, load_manifest, save_grant, save_
 from node.tasks import load_tasks, task_names
 from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from protocol.bootstrap import FALSE_MANIFEST
+from protocol.core import FALSE_MANIFEST
 from protocol.credentials.grants import REFUSALS, make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
