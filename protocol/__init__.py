@@ -8,7 +8,7 @@ docs/architecture.md draws a group's way from the socket to the update.
 core         one node's whole machine             joiner     asking for a swarm's manifest, before there is a node
 driver       its step, on any transport           host       the network thread, and the way to it
 events       the cores' events and actions        config     limits, timing, clocks
-notices      what a person is told in the log     identity   keys and node ids
+refusals     who refused whom, and peers' clocks  identity   keys and node ids
 value        immutable values                     lru        bounded mappings
 storage      files that survive a crash
 errors       what is raised

@@ -75,7 +75,7 @@ from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
-from protocol.notices import PeerClocks
+from protocol.refusals import PeerClocks
 from protocol.wire.envelope import (
     CHUNK_BYTES,
     CONTENT,

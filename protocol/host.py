@@ -47,7 +47,6 @@ from protocol.limits.networks import scope_of
 from protocol.limits.timing import LAN, Timing
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
-from protocol.notices import Notices
 from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import own_hosts
 from protocol.transport.zeromq import ZmqTransport
@@ -238,13 +237,15 @@ class Host:
         gate: Gate | None = None,
         revocations: Path | None = None,
         advertise: Sequence[str] = (),
+        watch: Callable[[Core, Instant], object] = lambda core, now: None,
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
         `swarm` is the swarm's id (16 bytes). `listen` is "tcp://HOST:PORT" (port 0: any), or None for a node that
         nobody can dial. `advertise` are the endpoints to tell peers instead, for a node behind a forwarded port.
         `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`.
-        `revocations` is the file of the revocation list: a list that a person puts there is told to the swarm.
+        `revocations` is the file of the revocation list: a list that a person puts there is told to the swarm. `watch`
+        is called on the network thread each `DESCRIBE_INTERVAL_S`, and may look at the core for a moment.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -258,6 +259,7 @@ class Host:
         self._seeds = tuple(seeds)
         self._limits = self._setup.limits
         self._peers_file = peers_file
+        self._watch = watch
         self._disk = ThreadPoolExecutor(1, "gossamer-disk")  # its thread starts with the first job
         self._revocations = revocations
         self._list_on_disk = self._setup.gate.revocations
@@ -552,7 +554,6 @@ class Host:
         saved, next_save, save_pause, next_description = core.membership.book.revision, 0.0, FIRST_SAVE_S, 0.0
         warned = ""
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
-        notices = Notices(self._seeds, self._setup.grant, driver.now())
         wait = driver.wait()
         try:
             while not self._stopping.is_set():
@@ -571,7 +572,7 @@ class Host:
                 self._take_wish(driver)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
-                    self._describe(core, notices, now)
+                    self._describe(core, now)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
                     if self.twin != warned:
                         warned = self.twin
@@ -607,14 +608,12 @@ class Host:
         if not leaving.left or not (waiting or may_be_taken):
             leaving.is_over.set()
 
-    def _describe(self, core: Core, notices: Notices, now: Instant) -> None:
-        """Take the snapshots that other threads read, and log what a person would want to know."""
+    def _describe(self, core: Core, now: Instant) -> None:
+        """Take the snapshots that other threads read, and let the node look."""
         self._peers = describe_peers(core, now)
         self._dialable = dialable_members(core)
         self._standing = core.membership.reachability.standing
-        live, failures = len(self._peers), self._standing.failures
-        for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, failures, now):
-            (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
+        self._watch(core, now)
         self._offers = core.membership.book.services()
         self._records = core.membership.book.all_records()
         self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)

@@ -26,7 +26,7 @@ from protocol.identity import Identity
 from protocol.limits.limits import Limits
 from protocol.limits.timing import WAN
 from protocol.membership.address_book import Book
-from protocol.notices import GRAYLISTED, Case
+from protocol.refusals import GRAYLISTED, Case
 from protocol.transport import Transport
 from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.version import VERSION, goodbye_reason, said, version_in

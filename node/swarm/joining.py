@@ -9,6 +9,7 @@ from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
 from node.state_folder import KEY_FILE, exclusive, gone_if_new, keep_config, resolve_seed
 from node.swarm.agreed_tasks import adopt_tasks
+from node.swarm.notices import REMEDIES
 from node.swarm.swarm_folder import (
     GRANT_FILE,
     check_split,
@@ -24,7 +25,7 @@ from protocol.credentials.invite import Invite, SharedInvite
 from protocol.errors import GrantError, JoinError
 from protocol.identity import Identity
 from protocol.joiner import FetchedManifest, fetch_manifest
-from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, REMEDIES
+from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED
 
 FETCH_TIMEOUT_S = 30.0  # a retried handshake or two over a slow line
 

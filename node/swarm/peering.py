@@ -19,7 +19,9 @@ from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.rollouts.group import FORMAT
 from node.state_folder import KEY_FILE, sole_process_of
+from node.swarm.notices import Notices
 from node.swarm.swarm_folder import REVOCATIONS_FILE, load_gate, load_grant, load_manifest
+from protocol.config import read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
@@ -189,6 +191,7 @@ def _start(
             advertise=network.advertise,
             gate=gate,
             revocations=folder / REVOCATIONS_FILE if manifest else None,
+            watch=Notices(seeds, load_grant(folder), read_clock()).write,
         )
         return host, host.start()
 

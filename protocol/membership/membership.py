@@ -62,7 +62,7 @@ from protocol.membership.directory import RecordDirectory
 from protocol.membership.failure_detector import Detector
 from protocol.membership.links import DIAL_TIMEOUT_S, HELLO_RETRY_S, DialAttempt, Links
 from protocol.membership.reachability import Reachability, can_dial_back
-from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
+from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
     AskManifest,

@@ -13,7 +13,7 @@ from protocol.errors import JoinError
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.limits.timing import LOCAL
-from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND
+from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND
 
 
 @pytest.mark.parametrize(("days", "reason"), [(-2, CLOCK_BEHIND), (8, CLOCK_AHEAD)])

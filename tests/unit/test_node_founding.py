@@ -31,7 +31,7 @@ from protocol.errors import JoinError
 from protocol.identity import Identity
 from protocol.joiner import FetchedManifest
 from protocol.limits.networks import Scope
-from protocol.notices import CLOCK_BEHIND, GRAYLISTED
+from protocol.refusals import CLOCK_BEHIND, GRAYLISTED
 from protocol.storage import save_peers
 
 FOUNDER = Identity(bytes(32))

@@ -42,7 +42,7 @@ from protocol.limits.quotas import FRAME_S, SENT_BYTE_S
 from protocol.limits.timing import LAN
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.membership.links import GRACE_S
-from protocol.notices import Case
+from protocol.refusals import Case
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import (
     CHUNK_BYTES,

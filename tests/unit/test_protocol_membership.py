@@ -44,7 +44,7 @@ from protocol.membership.dialing import DRAWN, SHED_S
 from protocol.membership.directory import HURRY
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, distance
 from protocol.membership.membership import TICK_S, Membership
-from protocol.notices import Case
+from protocol.refusals import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, Peers, Ping, Pong
 
