@@ -48,7 +48,6 @@ from protocol.events import (
     Moved,
     Moving,
     Neighbour,
-    NetworkRefused,
     Offer,
     Opened,
     OtherVersion,
@@ -117,7 +116,6 @@ from protocol.wire.messages import (
 )
 from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
 
-FALSE_MANIFEST = "false_manifest"  # the offence of who gives another than the swarm's
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
 NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
@@ -236,9 +234,6 @@ class Core:
                 return self._revoked(event, now)
             case Judgement():
                 return self._judged(event, now)
-            case NetworkRefused(network):
-                self.membership.refusals.offender(network, "offences of its nodes", now)
-                return []
             case RefusedEarly():
                 return self._refused(event, now)
             case Tick():
@@ -460,7 +455,7 @@ class Core:
         if self.manifest != b"":
             return  # the swarm has no manifest, or we have it
         if hashlib.sha256(encoded).digest()[: len(self._swarm)] != self._swarm:
-            raise MessageError(FALSE_MANIFEST, "its hash is not the swarm's id")
+            raise MessageError("false_manifest", "its hash is not the swarm's id")
         self.manifest = encoded
 
     def _offer(self, body: bytes, hashes: bytes | None, now: Instant) -> list[CoreAction]:

@@ -81,13 +81,6 @@ class TurnedAway:
 
 
 @value
-class NetworkRefused:
-    """The network `prefix` may not connect for a while, for offences of its nodes."""
-
-    prefix: str
-
-
-@value
 class Arrived:
     """A frame came over a link."""
 
@@ -430,7 +423,7 @@ class Blame:
 
 
 OfLink = Opened | Accepted | TurnedAway | Moving | Closed
-NetworkEvent = OfLink | Arrived | RefusedEarly | NetworkRefused
+NetworkEvent = OfLink | Arrived | RefusedEarly
 News = Moved | PortMapped | Neighbour  # of where we are
 MembershipEvent = Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import structlog
 
 from protocol.config import Instant, OpenGate, Setup, read_clock
-from protocol.core import FALSE_MANIFEST, Core
+from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import SwarmManifest, open_manifest
@@ -32,6 +32,7 @@ from protocol.transport.zeromq import ZmqTransport
 from protocol.wire.version import VERSION, goodbye_reason, said, version_in
 
 AGENT = "gossamer/joining"
+FALSE_MANIFEST = "false_manifest"  # the offence of who gives another than the invite's
 LEAST_WAIT_S, MOST_WAIT_S = 0.01, 0.1
 MAX_LISTS = 16  # revocation lists that wait for the manifest: those of an invite's eight seeds, and as many
 

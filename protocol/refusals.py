@@ -29,7 +29,7 @@ class Case(Enum):
     """Who refused whom."""
 
     NOT_ADMITTED = auto()  # we did not admit a node, at its hello
-    OFFENDER = auto()  # we refuse a node, a key or a network for its offences
+    OFFENDER = auto()  # we refuse a node or a key for its offences
     BY_THEM = auto()  # a node did not admit us
 
 

@@ -62,7 +62,6 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "unasked_answer": "a peer answers what it was not asked",
         "false_manifest": "a seed gives another manifest than the invite names",
         # Connections.
-        "prefix_refused": "a network from which too much bad came lately",
         "handshake_unfinished": "a connection that ended, or was too slow, before it was encrypted",
         "handshake_malformed": "a connection that did not begin as a node's does",
         "handshake_flood": "a network that opens connections too fast",

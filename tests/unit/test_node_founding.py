@@ -21,7 +21,6 @@ from node.swarm.swarm_folder import load_grant, load_manifest, save_grant, save_
 from node.tasks import load_tasks, task_names
 from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from protocol.core import FALSE_MANIFEST
 from protocol.credentials.grants import REFUSALS, make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
@@ -29,7 +28,7 @@ from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
 from protocol.errors import JoinError
 from protocol.identity import Identity
-from protocol.joiner import FetchedManifest
+from protocol.joiner import FALSE_MANIFEST, FetchedManifest
 from protocol.limits.networks import Scope
 from protocol.refusals import CLOCK_BEHIND, GRAYLISTED
 from protocol.storage import save_peers

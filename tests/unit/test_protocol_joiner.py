@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from protocol.config import Gate, Instant, OpenGate, Setup
-from protocol.core import FALSE_MANIFEST, Core
+from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, make_shared_invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
@@ -17,7 +17,7 @@ from protocol.driver import Driver
 from protocol.errors import JoinError
 from protocol.events import NetworkEvent
 from protocol.identity import Identity
-from protocol.joiner import FetchedManifest, fetch_over
+from protocol.joiner import FALSE_MANIFEST, FetchedManifest, fetch_over
 from protocol.limits.limits import Limits
 from protocol.membership.address_book import Book
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport

@@ -26,11 +26,10 @@ from tests.locks import watched
 from tests.waiting import wait_until
 
 LIMITS = Limits()
-BOARD = LIMITS.graylist_score, LIMITS.score_half_life_s
 
 
 def scores(capacity: int = 4096) -> ScoreBoard:
-    return ScoreBoard(*BOARD, capacity, LIMITS.first_refusal_s, LIMITS.last_refusal_s)
+    return ScoreBoard(Limits(max_remembered=capacity))
 
 
 def held(board: ScoreBoard, now: float) -> bool:
