@@ -47,23 +47,6 @@ PENALTIES = {
 # Offences that only the node pays for, and not its network: nodes of one network have full lines at the same time, and
 # the points of a few would shut out all. For floods their network pays already, with its quota.
 NODE_ALONE = frozenset({"unanswered", "flood"})
-# Refusals that cost nobody score, and why.
-FREE = {
-    "backlog": "the heaviest is cut, and somebody has to be",
-    "graylisted": "it is refused already, and pays no longer for more of it",
-    "handshake_flood": "no key was proven, and a network has a rate of handshakes",
-    "handshake_malformed": "no key was proven, and a network has a rate of handshakes",
-    "handshake_unfinished": "no key was proven, and a network has a rate of handshakes",
-    "inbox_full": "our own node does not take what came",
-    "internal": "a defect of ours",
-    "no_room": "its large item waits until others are there",
-    "other_version": "it is told so once, and is no offender",
-    "outbox_full": "our own node sends too much",
-    "queue_full": "it reads too slowly, and hears less",
-    "revoked": "it is refused for as long as the list says so",
-    "superseded": "its own newer connection takes its place",
-    "too_many_connections": "the oldest that was never answered makes room",
-}
 REJECT_PENALTY = 1.0  # for an item that the node rejects
 
 
