@@ -50,7 +50,6 @@ from protocol.events import (
     Neighbour,
     Offer,
     Opened,
-    OtherVersion,
     Outline,
     Outlined,
     PeerDown,
@@ -70,7 +69,6 @@ from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
 from protocol.limits.peer_scores import NODE_ALONE, PENALTIES, REJECT_PENALTY, PeerScores
 from protocol.limits.quotas import GIVEN_S, SENT_BYTE_S, Quotas, price
-from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
@@ -114,10 +112,9 @@ from protocol.wire.messages import (
     Manifest,
     Want,
 )
-from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
+from protocol.wire.version import OTHER_VERSION, spoken_version
 
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
-NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
 
 KINDS = frozenset(Kind)
@@ -160,8 +157,7 @@ class Core:
         self.clocks = PeerClocks()
         most = setup.limits.max_remembered
         self._ended: Recent[Link, None] = Recent(most)  # links whose last frames may still come: nobody's fault
-        self.misfits: Recent[bytes, int] = Recent(most)  # CURVE keys whose holders speak another version
-        self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
+        self._misfits: Recent[bytes, None] = Recent(most)  # CURVE keys whose holders speak another version
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = now.steady - TICK_S  # the first tick is due at once
@@ -346,15 +342,13 @@ class Core:
         return self.membership.links.is_parting(link) or link in self._ended
 
     def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        """Part from a node of another major version. Its operator and ours are told once."""
+        """Part from a node of another major version, and tell it ours."""
         theirs = spoken_version(frame)
         self.scores.offence(OTHER_VERSION, None, now)
         if theirs is None or self.membership.links.is_parting(link):
             return []
-        news = self.misfits.get(link.key) is None and self._notices.take(1, now.steady)
-        self.misfits.set(link.key, theirs)
-        actions = self._members(self.membership.handle(Misfit(link, said(theirs), goodbye_reason()), now), now)
-        return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
+        self._misfits.set(link.key, None)
+        return self._members(self.membership.handle(Misfit(link, theirs), now), now)
 
     def _open(self, frame: bytes) -> Envelope:
         envelope = open_frame(frame, self._identity.verify)
@@ -531,7 +525,7 @@ class Core:
         return actions
 
     def _send(self, link: Link, message: Body, now: Instant) -> SendFrame:
-        says_version = isinstance(message, Hello) or (isinstance(message, Goodbye) and link.key in self.misfits)
+        says_version = isinstance(message, Hello) or (isinstance(message, Goodbye) and link.key in self._misfits)
         return SendFrame(link, self._seal(message.kind, message.encode(), now) if says_version else _frame(message))
 
     def _seal(self, kind: Kind, body: bytes, now: Instant, hashes: bytes | None = None) -> bytes:

@@ -192,11 +192,10 @@ class Expel:
 
 @value
 class Misfit:
-    """The other end speaks another major version, `theirs`; `reason` is for the goodbye."""
+    """The other end speaks another major version, `theirs`."""
 
     link: Link
-    theirs: str
-    reason: str
+    theirs: int
 
 
 @value
@@ -407,14 +406,6 @@ class ChargePrefix:
 
 
 @value
-class OtherVersion:
-    """Tell the node's operator: `peer` speaks another major version of the protocol, `theirs`."""
-
-    peer: str
-    theirs: int
-
-
-@value
 class Blame:
     """A peer did what is counted as `reason`; it pays if that has a price (see `peer_scores.PENALTIES`)."""
 
@@ -430,4 +421,4 @@ MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
 CoreEvent = NetworkEvent | Bring | News | Revoked | Offer | Subscribe | Judgement | Tick
-CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix | OtherVersion
+CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix

@@ -29,7 +29,7 @@ from protocol.membership.address_book import Book
 from protocol.refusals import GRAYLISTED, Case
 from protocol.transport import Transport
 from protocol.transport.zeromq import ZmqTransport
-from protocol.wire.version import VERSION, goodbye_reason, said, version_in
+from protocol.wire.version import VERSION, said, version_in
 
 AGENT = "gossamer/joining"
 FALSE_MANIFEST = "false_manifest"  # the offence of who gives another than the invite's
@@ -95,9 +95,10 @@ def fetch_over(  # a transport and a clock, and the caller's words
         if driver.at.steady >= deadline or _have_all_refused(invite, refusals):
             raise _why_not(invite, refusals, is_false=core.scores.rejected[FALSE_MANIFEST] > 0, timeout=timeout)
         driver.step(min(MOST_WAIT_S, max(LEAST_WAIT_S, driver.wait())))
-        for member, reason in _new_refusals(core, invite).items() - refusals.items():
-            log.info("refused by a member, others are asked", member=member, reason=reason)
-            refusals[member] = reason
+        for note in core.membership.refusals.take():
+            if note.case in (Case.BY_THEM, Case.OTHER_VERSION):
+                log.info("refused by a member, others are asked", member=note.who, reason=note.reason)
+                refusals[note.who] = note.reason
     manifest = open_manifest(core.manifest)
     if manifest.hash != invite.manifest:  # all 32 bytes of it: the swarm's id is only half
         raise _why_not(invite, refusals, is_false=True, timeout=timeout)
@@ -106,15 +107,6 @@ def fetch_over(  # a transport and a clock, and the caller's words
         with suppress(RevocationError):
             keeper.obey(encoded)
     return FetchedManifest(manifest, keeper.revocations)
-
-
-def _new_refusals(core: Core, invite: Invite) -> dict[str, str]:
-    """Return why members refuse us, by endpoint; that they speak another version counts."""
-    refused = {note.who: note.reason for note in core.membership.refusals.take() if note.case is Case.BY_THEM}
-    for seed in invite.seeds:
-        if (theirs := core.misfits.get(seed.key)) is not None:
-            refused.setdefault(str(seed.endpoint), goodbye_reason(theirs))
-    return refused
 
 
 def _have_all_refused(invite: Invite, refusals: Mapping[str, str]) -> bool:

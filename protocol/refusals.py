@@ -13,6 +13,7 @@ from protocol.config import Instant
 from protocol.credentials.records import Endpoint
 from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
+from protocol.wire.version import goodbye_reason
 
 GRAYLISTED = "graylisted"  # the reason that a node is told if it is refused for its offences
 CLOCK_BEHIND, CLOCK_AHEAD = "clock_behind", "clock_ahead"  # if by its hello the node's clock is off by a day or more
@@ -31,6 +32,7 @@ class Case(Enum):
     NOT_ADMITTED = auto()  # we did not admit a node, at its hello
     OFFENDER = auto()  # we refuse a node or a key for its offences
     BY_THEM = auto()  # a node did not admit us
+    OTHER_VERSION = auto()  # we refuse a node that speaks another major version; the reason is as in a goodbye
 
 
 class Refusal(NamedTuple):
@@ -62,6 +64,10 @@ class Refusals:
     def offender(self, who: str, reason: str, now: Instant) -> None:
         """Note that we refuse `who` for now; most of its points were for `reason`."""
         self._note(Case.OFFENDER, who, reason, now)
+
+    def misfit(self, who: str, theirs: int, now: Instant) -> None:
+        """Note that `who` speaks another version of the protocol."""
+        self._note(Case.OTHER_VERSION, who, goodbye_reason(theirs), now)
 
     def by(self, who: str, reason: str, now: Instant) -> None:
         """Note that `who` does not admit us."""

@@ -29,6 +29,7 @@ from protocol.refusals import (
     Refusal,
     Refusals,
 )
+from protocol.wire.version import VERSION, said, version_in
 
 ALONE_S = 60.0  # a seed that is up answers within seconds, or tens of them while its machine loads models
 AGAIN_S = 1800.0
@@ -178,6 +179,9 @@ def _of_refusal(refusal: Refusal) -> Notice:
         case Case.OFFENDER:
             fields = {"who": refusal.who, "most_of_all": reason, **more}
             return Notice("refused for a while for what it did", True, fields)
+        case Case.OTHER_VERSION:
+            fields = {"peer": refusal.who, "theirs": version_in(reason), "ours": said(VERSION), **more}
+            return Notice("refused a peer that speaks another version of the protocol", True, fields)
         case Case.BY_THEM:
             remedy = {"remedy": REMEDIES[reason]} if reason in REMEDIES else {}
             return Notice("this node is not admitted", True, {"by": refusal.who, "reason": reason, **remedy, **more})

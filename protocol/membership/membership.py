@@ -63,6 +63,7 @@ from protocol.membership.failure_detector import Detector
 from protocol.membership.links import DIAL_TIMEOUT_S, HELLO_RETRY_S, DialAttempt, Links
 from protocol.membership.reachability import Reachability, can_dial_back
 from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
+from protocol.wire import version
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
     AskManifest,
@@ -170,10 +171,12 @@ class Membership:
                 return []
             case Expel(node):
                 return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
-            case Misfit(link, theirs, reason):
+            case Misfit(link, theirs):
+                attempt = self.links.attempts.get(link)
+                self.refusals.misfit(str(attempt.address.endpoint) if attempt else link.key.hex(), theirs, now)
                 if link.dialled:
-                    self.refusals.latest = f"it speaks protocol {theirs}"
-                return self._refuse(link, reason, now)
+                    self.refusals.latest = f"it speaks protocol {version.said(theirs)}"
+                return self._refuse(link, version.goodbye_reason(), now)
             case Moved(endpoints, services):
                 self.reachability.give(endpoints, now)
                 return self.directory.move(endpoints, self.reachability.told, services, now)

@@ -20,7 +20,7 @@ from protocol.limits.limits import Limits
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, kind_of, seal
 from protocol.wire.messages import Goodbye, Ping
 from tests.protocol_frames import opened
-from tests.protocol_hosts import ROOT, collect, running
+from tests.protocol_hosts import ROOT, collect, running, written
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
 
@@ -31,7 +31,7 @@ class Pair:
     """Two honest hosts; `address` is where the first listens."""
 
     def __init__(self) -> None:
-        self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [])
+        self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], watch=written())
         address = self.victim.start()
         assert address is not None
         self.address: Address = address
@@ -193,7 +193,7 @@ def test_who_is_refused_for_what_it_did_is_told_and_so_are_both_operators(pair: 
         wait_until(lambda: any(line.get("who") == peer.identity.node_id for line in lines), 20, "the victim's line")
         (ours,) = (line for line in lines if line.get("who") == peer.identity.node_id)
         assert ours["most_of_all"] == "forged" and ours["log_level"] == "warning"
-        with running(pair.address, identity=peer.identity) as (offender, _):
+        with running(pair.address, identity=peer.identity, watch=written()) as (offender, _):
             wait_until(lambda: offender.refusal == "graylisted", 20)
             where = str(pair.address.endpoint)
             wait_until(lambda: any(line.get("by") == where for line in lines), 20, "the offender's line")
