@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from protocol.credentials.records import Endpoint, PeerRecord, RecordReader
 from protocol.identity import Identity, NodeId
@@ -56,27 +56,19 @@ class AwakeClock:
         return Instant(now.steady - self.asleep, now.unix) if self.asleep else now
 
 
-class Gate(Protocol):
-    """Decides who may be in the swarm; swarms with a manifest use the one in `protocol.credentials.grants`."""
+class Gate:
+    """Decides who may be in the swarm: here everybody, as in a swarm without a manifest.
+
+    Swarms with one use `protocol.credentials.grants.Gatekeeper`.
+    """
+
+    is_owned = False  # whether somebody may sign a revocation list
+    revision = 0  # of the revocation list that is obeyed, 0 for none
+    revocations = b""  # the list itself, empty for none
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
         """Return "", or the reason for which the node of a verified record is kept out."""
-        ...
-
-    @property
-    def is_owned(self) -> bool:
-        """Whether somebody may sign a revocation list."""
-        ...
-
-    @property
-    def revision(self) -> int:
-        """The revision of the revocation list that is obeyed, 0 for none."""
-        ...
-
-    @property
-    def revocations(self) -> bytes:
-        """The list itself, empty for none."""
-        ...
+        return ""
 
     def obey(self, encoded: bytes) -> bool:
         """Take in a revocation list; False if it is not newer.
@@ -84,30 +76,10 @@ class Gate(Protocol):
         Raises:
             RevocationError: it is not one, or not this swarm's.
         """
-        ...
-
-    def is_revoked(self, node: NodeId) -> bool:
-        """Tell whether nothing that this node signs counts."""
-        ...
-
-
-class OpenGate:
-    """The gate of a swarm without a manifest: everybody is admitted."""
-
-    def admits(self, record: PeerRecord, now: Instant) -> str:
-        """See `Gate.admits`."""
-        return ""
-
-    is_owned = False
-    revision = 0
-    revocations = b""
-
-    def obey(self, encoded: bytes) -> bool:
-        """See `Gate.obey`: nobody owns the swarm."""
         return False
 
     def is_revoked(self, node: NodeId) -> bool:
-        """See `Gate.is_revoked`."""
+        """Tell whether nothing that this node signs counts."""
         return False
 
 
@@ -128,5 +100,5 @@ class Setup:
     agent: str = ""
     grant: bytes = b""
     manifest: bytes | None = None
-    gate: Gate = field(default_factory=OpenGate)
+    gate: Gate = field(default_factory=Gate)
     reader: RecordReader = field(default_factory=RecordReader)

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from protocol.config import Gate, Instant, OpenGate, Setup, read_clock
+from protocol.config import Gate, Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.records import (
     MAX_SERVICES,
@@ -253,7 +253,7 @@ class Host:
         """
         if len(swarm) != SWARM_BYTES:
             raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
-        self._setup = Setup(identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or OpenGate())
+        self._setup = Setup(identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or Gate())
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
         self._advertise = tuple(Endpoint.parse(text) for text in advertise)
         self._seeds = tuple(seeds)
@@ -316,11 +316,6 @@ class Host:
         )
         self._thread.start()
         return Address(endpoints[0], setup.identity.curve_key) if endpoints else None
-
-    @property
-    def manifest(self) -> bytes:
-        """The swarm's manifest, empty while no peer has sent it."""
-        return (self._core.manifest if self._core else self._setup.manifest) or b""
 
     def publish(self, body: bytes, topic: bytes = NO_TOPIC, timeout: float = PUBLISH_TIMEOUT_S) -> ItemId:
         """Offer `body` to the swarm and return its id, which depends on nothing but our key, the topic and the body.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from protocol.config import Instant, OpenGate, Setup, read_clock
+from protocol.config import Gate, Instant, Setup, read_clock
 from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite
@@ -46,7 +46,7 @@ class FetchedManifest(NamedTuple):
     revocations: bytes
 
 
-class _Newcomer(OpenGate):
+class _Newcomer(Gate):
     """The gate of a node without a manifest: revocation lists wait until there is one to check them by."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ restarts; in the swarm as a whole they could admit more.
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.config import Instant
+from protocol.config import Gate, Instant
 from protocol.credentials.manifest import JoinPolicy, SwarmManifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord
 from protocol.credentials.revocations import RevocationList, open_revocations
@@ -168,7 +168,7 @@ def revocable_id(grant: Pass | Ticket | Certificate) -> NodeId:
             return node_id(grant.key)
 
 
-class Gatekeeper:
+class Gatekeeper(Gate):
     """Decides whose records are admitted to the swarm of `manifest`; no I/O, bounded state.
 
     `check` verifies signatures.
@@ -209,16 +209,6 @@ class Gatekeeper:
         handovers = self._list.handovers if self._list else ()
         return (self._manifest.founder_key, *(handover.owner for handover in handovers))
 
-    @property
-    def revision(self) -> int:
-        """The revision of the newest list that was obeyed, 0 for none."""
-        return self._list.revision if self._list else 0
-
-    @property
-    def revocations(self) -> bytes:
-        """The newest list that was obeyed, empty for none."""
-        return self._list.encoded if self._list else b""
-
     def obey(self, encoded: bytes) -> bool:
         """Take in a revocation list; False if it is not newer than the one that is obeyed.
 
@@ -230,7 +220,7 @@ class Gatekeeper:
         opened = open_revocations(encoded, self._manifest, self._check)
         if not opened.replaces(self._list):
             return False
-        self._list = opened
+        self._list, self.revision, self.revocations = opened, opened.revision, opened.encoded
         return True
 
     def is_revoked(self, node: NodeId) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import structlog
 
-from protocol.config import Gate, Instant, OpenGate, Setup
+from protocol.config import Gate, Instant, Setup
 from protocol.core import Core
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, make_shared_invite
@@ -32,7 +32,7 @@ FULL = Limits(max_callers=0)
 
 
 @dataclass(frozen=True)
-class Rule(OpenGate):
+class Rule(Gate):
     """A gate with one answer, which claims to obey a list."""
 
     answer: str = ""

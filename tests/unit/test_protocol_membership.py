@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.config import Instant, OpenGate, Setup
+from protocol.config import Gate, Instant, Setup
 from protocol.credentials.records import (
     RENEWAL_BITS,
     Address,
@@ -56,7 +56,7 @@ UNIX = 1_700_000_000.0
 LOW, ME, HIGH, *OTHERS = sorted((Identity(bytes([n]) * 32) for n in range(30)), key=lambda i: i.node_id)
 
 
-class Rule(OpenGate):
+class Rule(Gate):
     """A gate of one function."""
 
     def __init__(self, admits) -> None:
