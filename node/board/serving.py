@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from node.board.history import BoardHistory
+from node.board.history import BoardHistory, Remembered
 from node.board.site import make_site
 from node.board.view import BoardView, Rollouts, ShownSwarm, lessons_of
 from node.errors import UserError
@@ -108,7 +108,7 @@ class Board:
             else:
                 self._take_group(item, now)
         if now >= self._next_tick:
-            self._history.tick(now, self._all_seeds())
+            self._history.tick(now, self._roots(self._all_seeds(), self._history.nodes()))
             self._next_tick = now + TICK_S
         if now >= self._next_look:
             self._view = self._make_view(now)
@@ -135,13 +135,22 @@ class Board:
         lately = self._history.lately
         recent = frozenset(node.id for node in nodes if node.last > now - lately)  # a link alone tells of no round
         seeds, curve = self._all_seeds(), self._history.curve()
+        roots = self._roots(seeds, nodes)
         self._rollouts.trusted = seeds | {node.id for node in nodes if node.standing > 0}
         rollouts = self._rollouts.newest(now)
-        return BoardView(self._swarm, now, lately, nodes, recent, seeds, lessons_of(nodes, seeds), curve, rollouts)
+        is_alike = roots != seeds
+        return BoardView(
+            self._swarm, now, lately, nodes, recent, seeds, is_alike, lessons_of(nodes, roots), curve, rollouts
+        )
 
     def _all_seeds(self) -> frozenset[str]:
         named = {node for seed in self._seeds if (node := self._host.node_at(seed)) is not None}
         return frozenset({self._manifest.founder, *named, *self._history.seeds()})
+
+    def _roots(self, seeds: frozenset[str], nodes: Sequence[Remembered]) -> frozenset[str]:
+        """Return whose reports count from the start: the seeds', or where none of them ever reported, everybody's."""
+        reporters = frozenset(node.id for node in nodes)
+        return seeds if seeds & reporters or self._history.seeds() or not reporters else reporters
 
 
 def _invite(manifest: SwarmManifest, address: Address | None) -> str:

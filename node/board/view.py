@@ -101,7 +101,10 @@ class ShownSwarm(NamedTuple):
 
 
 class BoardView(NamedTuple):
-    """All that is shown at Unix time `at`: `here` are the ids of nodes that reported in the `lately` seconds before."""
+    """All that is shown at Unix time `at`: `here` are the ids of nodes that reported in the `lately` seconds before.
+
+    If `is_alike`, no seed has reported, and all nodes count as if they were seeds.
+    """
 
     swarm: ShownSwarm
     at: float
@@ -109,6 +112,7 @@ class BoardView(NamedTuple):
     nodes: Sequence[Remembered]
     here: frozenset[str]
     seeds: frozenset[str]
+    is_alike: bool
     lessons: Sequence[Lesson]
     curve: Sequence[CurvePoint]
     rollouts: Sequence[ShownRollout]

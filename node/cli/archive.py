@@ -9,7 +9,7 @@ import typer
 
 from node.cli.options import AllowedTasks, Debug, Forget, Listen, OptionalInvite, Settings
 from node.cli.running import run as run_to_its_end
-from node.errors import UserError, for_shell
+from node.errors import UserError, for_shell, printable
 from node.operations.given import read_invite
 from node.operations.settling import settle
 from node.state_folder import check_free, gone_if_new, of_a_node
@@ -166,6 +166,5 @@ def export(
 
 
 def _say_damaged(path: Path, reason: str) -> None:
-    from node.errors import printable
 
     print(f"damaged: {printable(str(path))}: {reason}", file=sys.stderr)

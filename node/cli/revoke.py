@@ -8,7 +8,7 @@ import typer
 from node.cli.options import Debug
 from node.errors import UserError
 from node.operations.given import read_invite
-from node.state_folder import of_a_node
+from node.state_folder import is_held, of_a_node
 
 if TYPE_CHECKING:
     from protocol.identity import NodeId
@@ -40,8 +40,13 @@ def revoke(folder: Folder, what: What = None, undo: Undo = False, debug: Debug =
     if not what:
         print("\n".join(sorted(revoking.revoked_in(folder))) or "nobody is revoked")
         return
-    update = revoking.revoke(folder, [_id(text) for text in what], undo=undo)
-    print(f"revocation list {update.sequence}: {len(update.revoked)} revoked; the node in {folder} tells the swarm")
+    ids = {_id(text) for text in what}
+    before = revoking.revoked_in(folder)
+    if not (before & ids if undo else ids - before):
+        raise UserError(f"{'not on the list' if undo else 'on the list already'}: {', '.join(sorted(ids))}")
+    update = revoking.revoke(folder, ids, undo=undo)
+    told = "the node in {} tells the swarm" if is_held(folder) else "start the node in {} to tell the swarm"
+    print(f"revocation list {update.sequence}: {len(update.revoked)} revoked; {told.format(folder)}")
 
 
 def _id(text: str) -> "NodeId":

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.cli.options import Debug
-from node.operations.diagnosis import members, printable, reachability
+from node.errors import printable
+from node.operations.diagnosis import members, reachability
 from node.state_folder import of_a_node
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.options import Debug, Rewards, Rows, say_loading
-from node.errors import UserError, for_shell
+from node.errors import UserError, for_shell, printable
 from node.operations.given import tasks_given
 from node.state_folder import check_parent
 
@@ -173,5 +173,5 @@ def _paid(verdict: float | None) -> str:
 
 
 def _short(text: str) -> str:
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
+    line = printable(" ".join(text.split()))
     return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."

@@ -12,8 +12,8 @@ and so on. No pause is longer than `LONGEST_PAUSE_S`. Meanwhile no other questio
 waiting mends is an error, and so is a server that fails by a defect of its own (500) `DEFECTS` times in a row.
 
 A request that was sent and not answered in time, or whose connection broke, may cost money all the same. So may one of
-which a gateway says that the server behind it was late (504). Both count as the most that they may use: the prompt's
-tokens by its bytes, and `max_tokens` for each answer.
+which a gateway says that the server behind it was late (504), and one whose reply is no answer. All count as the most
+that they may use: the prompt's tokens by its bytes, and `max_tokens` for each answer.
 
 The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
 """
@@ -22,20 +22,22 @@ import json
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPException, HTTPResponse, IncompleteRead
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 
-from node.errors import PassingError, UserError
+from node.errors import PassingError, UserError, printable
 from node.policy.prompt import chat_turns, plain_text, stop_texts
+from node.processes.threads import on_daemon
 from node.tasks import Item
-from node.tasks.rewards.judge import openai_request
+from node.tasks.rewards.judge import ask_openai
 
-MAX_REPLY_BYTES = 64 << 20
+REPLY_BYTES = 1 << 20  # that a reply may have, and for each token of its answers so many more:
+REPLY_BYTES_A_TOKEN = 32
 LONGEST_PAUSE_S = 60.0
 CHECK_S = 10.0  # that the first look at a server may take
 DEFECTS = 4
@@ -43,9 +45,9 @@ LOOK_S = 0.2  # between two looks whether the program is to end
 DEFECT = 500
 LATE = 504  # of a gateway: the server behind it may have answered, too late
 PASSING = {408, 409, 425, 429, DEFECT, 502, 503, LATE, 529}  # statuses after which asking again may help
-PIECE_BYTES = 1 << 16  # of a reply that are read at a time
 FORM = {400, 422, DEFECT, 501}  # statuses of a server that wants the request in another form
 BYTES_A_TOKEN = 4  # of a text whose server does not count tokens
+SAID_BYTES = 4096  # of a refusal
 MAX_COUNT = 1 << 40  # tokens of one reply that a server may claim: more than any reply has
 
 log = structlog.get_logger()
@@ -59,7 +61,7 @@ class EndpointAnswer(NamedTuple):
 
 
 class TokenUsage(NamedTuple):
-    """Tokens that a server has counted, or that were estimated where its count is none from 0 to `MAX_COUNT`."""
+    """Tokens that a server has counted, or that were estimated where its count cannot be true."""
 
     prompt: int = 0
     completion: int = 0
@@ -142,9 +144,11 @@ class ModelEndpoint:
             UserError: none is, or it does not admit this key.
         """
         try:
-            with urllib.request.urlopen(openai_request(self.url + "/models"), timeout=CHECK_S):
-                pass
+            ask_openai(self.url + "/models", None, CHECK_S).close()
         except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400:
+                where = printable(error.headers.get("Location") or "another address")
+                raise UserError(f"{self.url} redirects to {where}: name that server with --url") from None
             if error.code in (401, 403):
                 raise UserError(
                     f"{self.url} answers {error.code}: set OPENAI_API_KEY to a key that it admits"
@@ -217,13 +221,13 @@ class ModelEndpoint:
             if not answers:
                 raise LookupError("no choice")
         except (TypeError, LookupError, AttributeError) as error:
-            raise UserError(
-                f"{self.url} does not answer as an OpenAI-compatible server ({type(error).__name__}: {error})"
-            ) from None
+            why = f"{self.url} does not answer as an OpenAI-compatible server ({type(error).__name__}: {error})"
+            raise self._no_answer(why) from None
         try:
             counted = reply["usage"]
             usage = TokenUsage(int(counted["prompt_tokens"]), int(counted["completion_tokens"]))
-            if not all(0 <= tokens <= MAX_COUNT for tokens in usage):
+            least = TokenUsage(1, any(answer.text for answer in answers))
+            if not all(low <= tokens <= MAX_COUNT for low, tokens in zip(least, usage, strict=True)):
                 raise ValueError("no count of tokens")
         except (TypeError, LookupError, ValueError, OverflowError):
             usage = TokenUsage(_prompt_tokens(body), sum(_estimate(answer.text) for answer in answers))
@@ -284,10 +288,13 @@ class ModelEndpoint:
             self._next = now + pause
         log.warning("the endpoint does not answer", why=str(busy), again_in_s=pause)
 
+    def _no_answer(self, why: str) -> Exception:
+        """Return the error for a reply that is no answer: the next one may be, but not for ever."""
+        return _LostError(why) if self._failures < DEFECTS else UserError(why)
+
     def _send(self, path: str, body: Mapping[str, Any]) -> Any:
         try:
-            with urllib.request.urlopen(openai_request(self.url + path, body), timeout=self.seconds) as reply:
-                text = self._whole(reply)
+            text = on_daemon(partial(self._reply, path, body), "request").result(self.seconds)
         except urllib.error.HTTPError as error:
             why = f"{self.url}{path} answers {error.code}: {_said(error)[:300]}"
             if error.code in PASSING and (error.code != DEFECT or self._failures < DEFECTS):
@@ -297,24 +304,22 @@ class ModelEndpoint:
         except urllib.error.URLError as error:
             raise _BusyError(f"{self.url}{path} does not answer: {error.reason}") from None
         except (OSError, HTTPException) as error:  # after it was sent
-            raise _LostError(f"{self.url}{path} does not answer: {error}") from None
-        if len(text) > MAX_REPLY_BYTES:
-            raise UserError(f"{self.url}{path} answers with more than {MAX_REPLY_BYTES >> 20} MiB")
+            why = str(error) or f"its reply was not whole after {self.seconds:g} s"
+            raise _LostError(f"{self.url}{path} does not answer: {why}") from None
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            raise UserError(f"{self.url}{path} does not answer in JSON: is this the URL of an API?") from None
+            why = f"{self.url}{path} does not answer in JSON: is this the URL of an API?"
+            raise self._no_answer(why) from None
 
-    def _whole(self, reply: HTTPResponse) -> bytes:
-        """Read a reply, or one byte more than it may have; `TimeoutError` if it still comes after `seconds`."""
-        text, deadline = bytearray(), self.clock() + self.seconds
-        while len(text) <= MAX_REPLY_BYTES and (piece := reply.read1(PIECE_BYTES)):
-            text += piece
-            if self.clock() > deadline:
-                raise TimeoutError(f"its reply was not whole after {self.seconds:g} s")
-        if reply.length and len(text) <= MAX_REPLY_BYTES:
-            raise IncompleteRead(bytes(text), reply.length)
-        return bytes(text)
+    def _reply(self, path: str, body: Mapping[str, Any]) -> bytes:
+        """Send a request and return its reply, or as much as is too much of one, which is no JSON."""
+        most = REPLY_BYTES + REPLY_BYTES_A_TOKEN * self.max_tokens * body.get("n", 1)
+        with ask_openai(self.url + path, body, self.seconds) as reply:
+            text = reply.read(most)
+            if reply.length and len(text) < most:
+                raise IncompleteRead(text, reply.length)
+            return text
 
 
 def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
@@ -328,7 +333,9 @@ def _answer(choice: Mapping[str, Any]) -> EndpointAnswer:
 def _said(error: urllib.error.HTTPError) -> str:
     """Return what a refusal says; nothing where that does not come."""
     try:
-        return " ".join(error.read(4096).decode(errors="replace").split())
+        with error:
+            said = cast("HTTPResponse", error.fp).read1(SAID_BYTES)  # one piece: more may drip
+        return printable(" ".join(said.decode(errors="replace").split()))
     except (OSError, HTTPException):
         return ""
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from node.config import NodeConfig, fill, is_set, load_config, parse_config, understood
 from node.engines.missing import missing
-from node.errors import UserError, for_shell, how_to_install, namesakes
+from node.errors import UserError, for_shell, how_to_install, namesakes, printable
 from node.operations.presets import preset, smaller
 from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.memory import BUILTIN_SIZE, PHASES, Device, Machine, ModelSize, adapter_parameters, memory_held
@@ -345,8 +345,3 @@ def members(tree: Tree) -> str:
     return f"{count} can be dialled" + (
         ": the swarm needs a second that listens, to outlive the first" if count < 2 else ""
     )
-
-
-def printable(text: str) -> str:
-    """Return `text` without what a terminal would act upon."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
-from node.operations.diagnosis import Diagnosis, printable
+from node.errors import printable
+from node.operations.diagnosis import Diagnosis
 from node.swarm.peering import UPDATE, agent, other_form
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, SharedInvite

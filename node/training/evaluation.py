@@ -43,6 +43,7 @@ from node.training.likelihood import entropies
 # The parts of a run at which `eval.every = "marks"` has greedy accuracy: even steps on the logarithmic scale on which
 # runs are compared by their compute. The last one is the end.
 MARKS = tuple(2 ** (half / 2) for half in range(-8, 1))
+SAID_EVERY = 10.0  # seconds between lines of an evaluation that takes long
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 
 log = structlog.get_logger()
@@ -389,8 +390,12 @@ def _ask(
     plays = start_of(task) is not None
     encode = policy.observations(chats=plays)
     size = max(ROWS // completions, 1)
+    said = time.monotonic()
     for start in range(0, len(items), size):
         batch = items[start : start + size]
+        if time.monotonic() - said > SAID_EVERY:
+            said = time.monotonic()
+            log.info("evaluating", task=task.key.name, asked=start, questions=len(items))
         asked = [EpisodeQuestion(task, item, policy.encode_prompt(item)) for item in batch]
         draw = derive_seed("eval-sampling", seed, *task.key, start)
         made = play(engine, Episodes(asked, completions, sampling, draw, longest or sys.maxsize, encode))

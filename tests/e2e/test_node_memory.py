@@ -64,17 +64,9 @@ def test_a_node_says_where_it_is_from_its_first_second_on(folder: Path, monkeypa
     monkeypatch.setattr("node.telemetry.round_log.INTERVAL_S", 0.5)  # of the node, too: it is forked from here
     run_for_a_while(folder, "round", "--model", "builtin")
     events = [json.loads(line)["event"] for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [event for event in events if event != "round"] == [
-        "starting",
-        "loading tasks",
-        "listening",
-        "dashboard",
-        "loading",
-        "training",
-        "finished",
-        "waiting for peers to take the last groups",
-        "nobody took the last groups",
-    ]
+    at_times = {"round", "waiting for peers to take the last groups", "nobody took the last groups"}  # if it had any
+    said = [event for event in events if event not in at_times]
+    assert said == ["starting", "loading tasks", "listening", "dashboard", "loading", "training", "finished"]
 
 
 def test_a_relay_that_is_started_again_stays_a_relay(folder: Path) -> None:

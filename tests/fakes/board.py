@@ -83,6 +83,7 @@ def view(nodes: int = 20, liars: int = 5, now: float = NOW) -> BoardView:
         remembered,
         frozenset(item.id for item in remembered if item.last > now - 1200),
         frozenset(ids[:1]),
+        False,
         lessons_of(remembered, ids[:1]),
         curve(now),
         rollouts,

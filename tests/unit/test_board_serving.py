@@ -183,6 +183,24 @@ def test_seeds_are_the_founder_the_invites_own_node_and_those_that_a_person_ever
 
 
 @pytest.mark.slow
+def test_where_no_seed_reports_all_nodes_count_alike_until_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, now = Host(), time.time()
+    host.known = {HOME: FOUNDER.node_id}  # a relay
+    with board(tmp_path, host, monkeypatch, seeds=[HOME]) as (take, link):
+        take([report(A, now, 0.25, b=1), report(B, now, 0.5, a=1), report(LIAR, now, 0.75)])
+        found = tree(link)
+        assert found["history"][-1]["reward"] == 0.25
+        assert [node["standing"] > 0 for node in found["nodes"] if node["id"] in {A.node_id, B.node_id}] == [True] * 2
+        assert not any(node["seed"] for node in found["nodes"])
+        assert "All nodes count alike" in get(link, "/")
+    with board(tmp_path, host, monkeypatch, seeds=[HOME], trusted=[B.node_id]) as (take, link):
+        take([])
+        assert "All nodes count alike" not in get(link, "/")
+
+
+@pytest.mark.slow
 def test_who_was_revoked_is_shown_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, now = Host(), time.time()
     with board(tmp_path, host, monkeypatch) as (take, link):

@@ -95,7 +95,7 @@ def test_each_number_of_a_page_is_what_it_says() -> None:
     swarm = view().swarm._replace(tasks=[("sums", 2), ("days", 1)])
     curve = [CurvePoint(int(NOW) - 60, 60, 4, 0.7, 0.8), CurvePoint(int(NOW), 60, 4, 0.31, 0.41)]
     shown = BoardView(
-        swarm, NOW, 5400.0, said, frozenset((a, b, c, d)), frozenset([a]), lessons_of(said, [a]), curve, []
+        swarm, NOW, 5400.0, said, frozenset((a, b, c, d)), frozenset([a]), False, lessons_of(said, [a]), curve, []
     )
     site = client(shown)
     page = site.get("/").text

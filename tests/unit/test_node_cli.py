@@ -356,12 +356,17 @@ def test_what_was_invited_is_taken_back_by_its_line_its_node_or_its_id(
     assert run(["invite", club, *AT, "--uses", "3"], debug=False) == 0
     line = capfd.readouterr().out.strip()
     assert run(["revoke", club, node, line], debug=False) == 0
-    assert "list 1: 2 revoked" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "list 1: 2 revoked" in said and f"start the node in {club} to tell the swarm" in said
+    assert f"on the list already: {node}" in fails(capfd, "revoke", club, node)
     assert run(["revoke", club], debug=False) == 0
     listed = capfd.readouterr().out.split()
     assert node in listed and len(listed) == 2
-    assert run(["revoke", club, "--undo", *listed], debug=False) == 0
-    assert "list 2: 0 revoked" in capfd.readouterr().out
+    with exclusive(tmp_path / "club"):  # as a node that runs there
+        assert run(["revoke", club, "--undo", *listed], debug=False) == 0
+    said = capfd.readouterr().out
+    assert "list 2: 0 revoked" in said and f"the node in {club} tells the swarm" in said
+    assert f"not on the list: {node}" in fails(capfd, "revoke", club, "--undo", node)
     assert run(["revoke", club], debug=False) == 0
     assert capfd.readouterr().out == "nobody is revoked\n"
     (tmp_path / "club" / "identity.key").unlink()

@@ -1,10 +1,10 @@
 """An endpoint that answers: servers that differ, are busy, refuse or make no sense, over sockets of this machine."""
 
-import io
 import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import pytest
@@ -176,7 +176,7 @@ def test_tokens_that_a_server_does_not_count_are_estimated() -> None:
     assert made.usage.completion == 10 and made.usage.prompt > 10
 
 
-@pytest.mark.parametrize("count", [-100, "1e400", "NaN", 10**30, None, "many"])
+@pytest.mark.parametrize("count", [-100, 0, "1e400", "NaN", 10**30, None, "many"])
 def test_a_count_of_tokens_that_is_none_is_replaced_by_an_estimate(count: object) -> None:
     reply = json.dumps({**says("a" * 40).content, "usage": {"prompt_tokens": 0, "completion_tokens": "COUNT"}})
     text = reply.replace('"COUNT"', count if count in ("1e400", "NaN") else json.dumps(count))  # type: ignore[arg-type]
@@ -208,34 +208,70 @@ def test_a_gateway_that_waited_in_vain_may_have_cost_money() -> None:
         answers(in_turn(Reply(504, "the upstream is slow"), says("7", "8")), sends_again=False)
 
 
-class Dripping(io.BytesIO):
-    """A reply of which each read takes ten seconds of the clock."""
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n"
 
-    def __init__(self, clock: Clock, text: bytes, length: int) -> None:
-        super().__init__(text)
-        self._clock, self.length = clock, length
 
-    def read1(self, size: int | None = -1, /) -> bytes:
-        self._clock.now += 10
-        text = super().read1(2)
-        self.length -= len(text)
-        return text
+@contextmanager
+def raw_server(head: bytes, then: bytes, *, drips: bool) -> Iterator[str]:
+    """Serve one reply on loopback, of which what follows the head drips, or comes at once; yield the URL."""
+    is_over = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(head)
+            while drips and not is_over.wait(0.05):
+                connection.sendall(then)
+            connection.sendall(then)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        is_over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "missing", "why"), [(15.0, 0, "not whole after 15 s"), (99.0, 3, "IncompleteRead")]
+    ("head", "then", "drips", "why"),
+    [
+        (HEAD[:15], b"X", True, "not whole after 0.5 s"),
+        (HEAD.replace(b"30", b"3000"), b" ", True, "not whole after 0.5 s"),
+        (HEAD, b"{}", False, "IncompleteRead"),
+    ],
 )
-def test_a_reply_that_drips_or_breaks_off_is_lost(
-    seconds: float, missing: int, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, text = Clock(), b'{"choices": []}'
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Dripping(clock, text, len(text) + missing))
-    endpoint = ModelEndpoint(
-        "http://h/v1", "tiny", 16, clock=clock, sleep=clock.sleep, seconds=seconds, sends_again=False
-    )
-    with structlog.testing.capture_logs() as logged, pytest.raises(StoppedError):
-        endpoint.answer(ITEM, 1)
+def test_a_reply_that_drips_or_breaks_off_is_lost(head: bytes, then: bytes, drips: bool, why: str) -> None:
+    with raw_server(head, then, drips=drips) as url, structlog.testing.capture_logs() as logged:
+        endpoint = ModelEndpoint(url, "tiny", 16, seconds=0.5, sends_again=False)
+        with pytest.raises(StoppedError):
+            endpoint.answer(ITEM, 1)
     assert why in logged[0]["why"] and endpoint.take_usage().completion == 16
+
+
+def test_a_refusal_that_drips_is_told_at_once() -> None:
+    refusal = HEAD.replace(b"200 OK", b"404 No")
+    with (
+        raw_server(refusal, b"\x1b[2Jno", drips=True) as url,
+        pytest.raises(UserError, match=r"answers 404: .x1b.2Jno$"),
+    ):
+        ModelEndpoint(url, "tiny", 16, seconds=20.0).answer(ITEM, 1)
+
+
+def test_a_redirect_is_not_followed_for_the_key_would_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with chat_server(lambda body: says("7")) as (elsewhere, asked):
+        moved = f"HTTP/1.1 302 Found\r\nLocation: {elsewhere}/models\r\nContent-Length: 0\r\n\r\n".encode()
+        with raw_server(moved, b"", drips=False) as url, pytest.raises(UserError, match=f"redirects to {elsewhere}"):
+            ModelEndpoint(url, "tiny", 16).check()
+        with raw_server(moved, b"", drips=False) as url, pytest.raises(UserError, match="answers 302"):
+            ModelEndpoint(url, "tiny", 16).answer(ITEM, 1)
+    assert asked == []
+
+
+def test_a_reply_that_is_no_answer_costs_the_most_and_may_be_an_answer_the_next_time() -> None:
+    for reply in (Reply(200, "<html>busy"), Reply(200, {"choices": []}), Reply(200, " " * (2 << 20))):
+        made, asked, _ = answers(in_turn(reply, says("7")), n=1)
+        assert len(asked) == 2 and made.usage.completion == 3 + 16
 
 
 def test_a_request_that_reached_no_server_counts_nothing() -> None:

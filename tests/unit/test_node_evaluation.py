@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from transformers.modeling_outputs import BaseModelOutput
 
 from node.cli.evaluate import shown
@@ -156,6 +157,14 @@ def test_questions_go_to_the_engine_in_batches_and_each_with_its_own_seed(tasks:
     evaluate(_policy(), engine, tasks, count=ROWS // 2 + 6, seed=0, sampling=SAMPLING, completions=2)
     assert [(prompts, n) for prompts, n, _ in engine.calls] == [(ROWS // 2, 2), (6, 2)] * 2
     assert len({seed for _, _, seed in engine.calls}) == 4
+
+
+def test_an_evaluation_that_takes_long_says_how_far_it_is(tasks: TaskSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.training.evaluation.SAID_EVERY", -1.0)
+    with capture_logs() as said:
+        evaluate(_policy(), _Oracle({}, solved=0), tasks, count=ROWS + 1, seed=0, sampling=SAMPLING)
+    told = [(row["task"], row["asked"], row["questions"]) for row in said if row["event"] == "evaluating"]
+    assert told == [(name, at, ROWS + 1) for name in ("builtin/sums", "builtin/logic") for at in (0, ROWS)]
 
 
 def test_the_same_seed_asks_the_same_and_another_seed_others(tasks: TaskSet) -> None:

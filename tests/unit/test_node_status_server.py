@@ -217,7 +217,7 @@ def test_what_a_peer_calls_itself_does_not_reach_the_terminal_raw() -> None:
     console = Console(record=True, width=200, file=StringIO())
     console.print(*render(state(), 200), sep="\n")
     text = console.export_text()
-    assert "[red]?[2J??agent" in text
+    assert "[red]\\x1b[2J\\r\\nagent" in text
     assert "7 of 10" in text and "12.3 ms" in text
     assert re.search(r"forged +2 +a signature that does not hold", text)
     assert "\x1b" not in text
@@ -345,7 +345,7 @@ def test_the_doctor_asks_the_node_that_runs_there(folder: Path, tmp_path: Path) 
     seen = checks["reached"]
     assert not seen.ok and not seen.needed and "cannot be reached" in seen.text and "forward that port" in seen.do
     assert checks["peers"].ok
-    assert checks["versions"].text == f"peers run [red]?[2J??agent at 1; this is {agent()}"  # nothing that acts
+    assert checks["versions"].text == f"peers run [red]\\x1b[2J\\r\\nagent at 1; this is {agent()}"  # nothing that acts
     assert list(examine_node(tmp_path / "elsewhere")) == []
 
 

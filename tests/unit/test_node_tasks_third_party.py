@@ -312,6 +312,7 @@ count = itertools.count()
 def make(seed):
     return Item(f"{seed} {next(count)}", "x")
 """
+ONE = "from node.tasks import Item\ndef make(seed):\n    return Item('the riddle', 'x')"
 GENEROUS = GOOD + "def verify(item, text):\n    return 1.0"
 STINGY = GOOD + "def verify(item, text):\n    return 0.0"
 
@@ -322,6 +323,7 @@ STINGY = GOOD + "def verify(item, text):\n    return 0.0"
     [
         (HASHED, "and in other processes"),
         (CLOCK, "the same seeds give the same questions again"),
+        (ONE, "64 questions, 1 of them different"),
         (GENEROUS, "rubbish earns 1 at most"),
         (STINGY, "does not earn 1"),
     ],

@@ -9,11 +9,11 @@ The variable OPENAI_API_KEY is sent along if it is set, as other clients do.
 import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from typing import Any
 
 RUBRIC = "You grade answers. 1 is right and complete, 0 is wrong."
@@ -50,9 +50,8 @@ class Judge:
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
         }
-        request = openai_request(f"{self.url.rstrip('/')}/chat/completions", body)
         try:
-            with urllib.request.urlopen(request, timeout=self.seconds) as reply:
+            with ask_openai(f"{self.url.rstrip('/')}/chat/completions", body, self.seconds) as reply:
                 parsed: Any = json.loads(reply.read(MAX_REPLY_BYTES))
             text = parsed["choices"][0]["message"]["content"]
         except (OSError, ValueError, LookupError, TypeError) as error:  # OSError: of urllib, too
@@ -60,15 +59,30 @@ class Judge:
         return paid_by(text)
 
 
-def openai_request(address: str, body: Mapping[str, Any] | None = None) -> urllib.request.Request:
-    """Return a request to an OpenAI-compatible server, with `body` as JSON if there is one, and the key if it is set.
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key would go to whatever host it names."""
 
-    `address` begins with http:// or https://, which the caller has looked at.
+    def redirect_request(self, *_: Any) -> None:
+        """Leave the reply as it is, which is then an `HTTPError`."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def ask_openai(address: str, body: Mapping[str, Any] | None, seconds: float) -> HTTPResponse:
+    """Send a request to an OpenAI-compatible server, with `body` as JSON if there is one, and the key if it is set.
+
+    Args:
+        address: begins with http:// or https://, which the caller has looked at.
+        body: None for a GET.
+        seconds: that it may take to connect, and each part of the reply to come.
     """
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    return urllib.request.Request(address, None if body is None else json.dumps(body).encode(), headers)
+    request = urllib.request.Request(address, None if body is None else json.dumps(body).encode(), headers)
+    reply: HTTPResponse = _OPENER.open(request, timeout=seconds)
+    return reply
 
 
 def paid_by(reply: str) -> float:
