@@ -45,11 +45,15 @@ class Rule(Gate):
 
 @dataclass(eq=False)
 class Caller(MemoryTransport):
-    """The joiner's transport: time passes while it polls. At the second poll its process is stopped for `stop`."""
+    """The joiner's transport: time passes while it polls, and one event comes at a time.
+
+    At the second poll its process is stopped for `stop`.
+    """
 
     members: list[Driver] = field(default_factory=list)
     stop: float = 0.0
     polls: int = 0
+    waiting: list[NetworkEvent] = field(default_factory=list)
 
     def poll(self, timeout: float) -> list[NetworkEvent]:
         self.polls += 1
@@ -57,7 +61,8 @@ class Caller(MemoryTransport):
         self.network.deliver_due()
         for member in self.members:
             member.step(0.0)
-        return super().poll(0.0)
+        self.waiting += super().poll(0.0)
+        return [self.waiting.pop(0)] if self.waiting else []
 
 
 class World:
