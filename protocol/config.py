@@ -1,9 +1,9 @@
 """The parts of a node's set-up: its clock, who may be in its swarm, and what all cores are given."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from protocol.credentials.records import Endpoint, PeerRecord, RecordReader
 from protocol.identity import Identity, NodeId
@@ -56,30 +56,19 @@ class AwakeClock:
         return Instant(now.steady - self.asleep, now.unix) if self.asleep else now
 
 
-NOT_KEPT = "use_not_kept"  # a gate's answer while the use of an invite is not on disk yet
+class Gate:
+    """Decides who may be in the swarm: here everybody, as in a swarm without a manifest.
 
+    Swarms with one use `protocol.credentials.grants.Gatekeeper`.
+    """
 
-class Gate(Protocol):
-    """Decides who may be in the swarm; swarms with a manifest use the one in `protocol.credentials.grants`."""
+    is_owned = False  # whether somebody may sign a revocation list
+    revision = 0  # of the revocation list that is obeyed, 0 for none
+    revocations = b""  # the list itself, empty for none
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
-        """Return "", the reason for which the node of a verified record is kept out, or `NOT_KEPT`."""
-        ...
-
-    @property
-    def is_owned(self) -> bool:
-        """Whether somebody may sign a revocation list."""
-        ...
-
-    @property
-    def revision(self) -> int:
-        """The revision of the revocation list that is obeyed, 0 for none."""
-        ...
-
-    @property
-    def revocations(self) -> bytes:
-        """The list itself, empty for none."""
-        ...
+        """Return "", or the reason for which the node of a verified record is kept out."""
+        return ""
 
     def obey(self, encoded: bytes) -> bool:
         """Take in a revocation list; False if it is not newer.
@@ -87,53 +76,11 @@ class Gate(Protocol):
         Raises:
             RevocationError: it is not one, or not this swarm's.
         """
-        ...
+        return False
 
     def is_revoked(self, node: NodeId) -> bool:
         """Tell whether nothing that this node signs counts."""
-        ...
-
-    def take_fresh(self) -> Sequence[Any]:
-        """Return the uses of invites to write to disk before their holders are admitted, each once."""
-        ...
-
-    def kept(self, uses: Iterable[Any]) -> None:
-        """Note that these uses are on disk."""
-        ...
-
-    def lost(self, uses: Iterable[Any]) -> None:
-        """Note that these uses could not be written."""
-        ...
-
-
-class OpenGate:
-    """The gate of a swarm without a manifest: everybody is admitted."""
-
-    def admits(self, record: PeerRecord, now: Instant) -> str:
-        """See `Gate.admits`."""
-        return ""
-
-    is_owned = False
-    revision = 0
-    revocations = b""
-
-    def obey(self, encoded: bytes) -> bool:
-        """See `Gate.obey`: nobody owns the swarm."""
         return False
-
-    def is_revoked(self, node: NodeId) -> bool:
-        """See `Gate.is_revoked`."""
-        return False
-
-    def take_fresh(self) -> Sequence[Any]:
-        """See `Gate.take_fresh`."""
-        return ()
-
-    def kept(self, uses: Iterable[Any]) -> None:
-        """See `Gate.kept`."""
-
-    def lost(self, uses: Iterable[Any]) -> None:
-        """See `Gate.lost`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +89,7 @@ class Setup:
 
     `endpoints` are what others dial, none for a node that nobody can. `gate` says
     whose record is kept out. `manifest` is the swarm's manifest as
-    bytes, empty if it is to be fetched from peers, None for a swarm without one.
+    bytes, empty if each peer is to be asked for it, None for a swarm without one.
     """
 
     identity: Identity
@@ -153,5 +100,5 @@ class Setup:
     agent: str = ""
     grant: bytes = b""
     manifest: bytes | None = None
-    gate: Gate = field(default_factory=OpenGate)
+    gate: Gate = field(default_factory=Gate)
     reader: RecordReader = field(default_factory=RecordReader)

@@ -48,10 +48,8 @@ from protocol.events import (
     Moved,
     Moving,
     Neighbour,
-    NetworkRefused,
     Offer,
     Opened,
-    OtherVersion,
     Outline,
     Outlined,
     PeerDown,
@@ -63,7 +61,6 @@ from protocol.events import (
     Send,
     SendFrame,
     Serve,
-    Stored,
     Subscribe,
     Tick,
     TurnedAway,
@@ -72,11 +69,10 @@ from protocol.gossip.exchange import Gossip
 from protocol.identity import NodeId, node_id
 from protocol.limits.peer_scores import NODE_ALONE, PENALTIES, REJECT_PENALTY, PeerScores
 from protocol.limits.quotas import GIVEN_S, SENT_BYTE_S, Quotas, price
-from protocol.limits.rate_limits import TokenBucket
 from protocol.lru import Recent
 from protocol.membership.address_book import Book
 from protocol.membership.membership import BEFORE_HELLO, TICK_S, Membership
-from protocol.notices import PeerClocks
+from protocol.refusals import PeerClocks
 from protocol.wire.envelope import (
     CHUNK_BYTES,
     CONTENT,
@@ -103,7 +99,6 @@ from protocol.wire.messages import (
     ITEM_OVERHEAD_BYTES,
     TOPIC_BYTES,
     Ack,
-    AskManifest,
     Body,
     Busy,
     Cancel,
@@ -117,10 +112,9 @@ from protocol.wire.messages import (
     Manifest,
     Want,
 )
-from protocol.wire.version import OTHER_VERSION, goodbye_reason, said, spoken_version
+from protocol.wire.version import OTHER_VERSION, spoken_version
 
 QUEUE_FULL = "queue_full"  # the reason of a `RefusedEarly`: a message to a peer had no room in its send queue
-NOTICE_S, NOTICES = 60.0, 16  # bounds log lines about peers of other versions: keys, and so such peers, are free
 
 
 KINDS = frozenset(Kind)
@@ -163,8 +157,7 @@ class Core:
         self.clocks = PeerClocks()
         most = setup.limits.max_remembered
         self._ended: Recent[Link, None] = Recent(most)  # links whose last frames may still come: nobody's fault
-        self._misfits: Recent[bytes, int] = Recent(most)  # CURVE keys whose holders speak another version
-        self._notices = TokenBucket(1 / NOTICE_S, NOTICES, now.steady)
+        self._misfits: Recent[bytes, None] = Recent(most)  # CURVE keys whose holders speak another version
         # In microseconds, so that a restarted node goes on above what it used before.
         self._sequence = int(now.unix * 1e6)
         self._members_ticked = now.steady - TICK_S  # the first tick is due at once
@@ -231,15 +224,12 @@ class Core:
                 self._ended.set(link, None)
                 actions = self._members(self.membership.handle(event, now), now)
                 return [*actions, *self._refill(link)]
-            case Moving() | Moved() | PortMapped() | Neighbour() | Stored() | TurnedAway():
+            case Moving() | Moved() | PortMapped() | Neighbour() | TurnedAway():
                 return self._members(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
             case Judgement():
                 return self._judged(event, now)
-            case NetworkRefused(network):
-                self.membership.refusals.offender(network, "offences of its nodes", now)
-                return []
             case RefusedEarly():
                 return self._refused(event, now)
             case Tick():
@@ -352,15 +342,13 @@ class Core:
         return self.membership.links.is_parting(link) or link in self._ended
 
     def _other_version(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
-        """Part from a node of another major version. Its operator and ours are told once."""
+        """Part from a node of another major version, and tell it ours."""
         theirs = spoken_version(frame)
         self.scores.offence(OTHER_VERSION, None, now)
         if theirs is None or self.membership.links.is_parting(link):
             return []
-        news = self._misfits.get(link.key) is None and self._notices.take(1, now.steady)
-        self._misfits.set(link.key, theirs)
-        actions = self._members(self.membership.handle(Misfit(link, said(theirs), goodbye_reason()), now), now)
-        return [OtherVersion(self._subject(link), theirs), *actions] if news else actions
+        self._misfits.set(link.key, None)
+        return self._members(self.membership.handle(Misfit(link, theirs), now), now)
 
     def _open(self, frame: bytes) -> Envelope:
         envelope = open_frame(frame, self._identity.verify)
@@ -452,10 +440,6 @@ class Core:
             self.membership.heard(sender, now)
         return actions
 
-    def _ask_manifest(self, node: NodeId, now: Instant) -> list[CoreAction]:
-        link = self.membership.link_of(node)
-        return [] if link is None else [self._send(link, AskManifest(), now)]
-
     def _answer_manifest(self, link: Link, now: Instant) -> list[CoreAction]:
         if not self.manifest:
             return []
@@ -518,8 +502,6 @@ class Core:
                     else:
                         self.traffic.setdefault(node, Traffic(now.steady))
                     actions += self._items(self.gossip.handle(action, now), now)
-                    if isinstance(action, PeerUp) and self.manifest == b"":
-                        actions += self._ask_manifest(action.node, now)
         return actions
 
     def _items(self, wanted: list[GossipAction], now: Instant) -> list[CoreAction]:

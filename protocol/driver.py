@@ -15,12 +15,10 @@ from protocol.events import (
     HangUp,
     Item,
     Link,
-    OtherVersion,
     SendFrame,
     Tick,
 )
 from protocol.transport import Transport
-from protocol.wire.version import VERSION, said
 
 log = structlog.get_logger()
 
@@ -93,13 +91,6 @@ class Driver:
                         self._transport.hang_up(link)
                     case ChargePrefix(link, points):
                         self._transport.charge(link, points)
-                    case OtherVersion(peer, theirs):
-                        log.warning(
-                            "refused a peer that speaks another version of the protocol",
-                            peer=peer,
-                            theirs=said(theirs),
-                            ours=said(VERSION),
-                        )
         except Exception:  # one item must not end the only network thread, whatever is wrong with us
             log.exception("internal error", event_type=type(event).__name__)
             self._core.scores.offence("internal", None, now)

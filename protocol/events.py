@@ -10,7 +10,7 @@ A core is told events and answers with actions: `handle(event, now) -> actions`.
 from collections.abc import Iterable
 from dataclasses import field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from protocol.credentials.records import Address, Endpoint, Service
 from protocol.identity import NodeId, node_id
@@ -78,13 +78,6 @@ class TurnedAway:
     """The other end of a link that we dialled refuses our key; `Closed` follows."""
 
     link: Link
-
-
-@value
-class NetworkRefused:
-    """The network `prefix` may not connect for a while, for offences of its nodes."""
-
-    prefix: str
 
 
 @value
@@ -181,14 +174,6 @@ class Revoked:
 
 
 @value
-class Stored:
-    """The uses of invites that the gate wanted written are on disk, or could not be written."""
-
-    uses: tuple[Any, ...]
-    ok: bool
-
-
-@value
 class Message:
     """A message about peers that came over `link`. CURVE proved that `sender` said it; a hello is signed as well."""
 
@@ -207,11 +192,10 @@ class Expel:
 
 @value
 class Misfit:
-    """The other end speaks another major version, `theirs`; `reason` is for the goodbye."""
+    """The other end speaks another major version, `theirs`."""
 
     link: Link
-    theirs: str
-    reason: str
+    theirs: int
 
 
 @value
@@ -422,14 +406,6 @@ class ChargePrefix:
 
 
 @value
-class OtherVersion:
-    """Tell the node's operator: `peer` speaks another major version of the protocol, `theirs`."""
-
-    peer: str
-    theirs: int
-
-
-@value
 class Blame:
     """A peer did what is counted as `reason`; it pays if that has a price (see `peer_scores.PENALTIES`)."""
 
@@ -438,13 +414,11 @@ class Blame:
 
 
 OfLink = Opened | Accepted | TurnedAway | Moving | Closed
-NetworkEvent = OfLink | Arrived | RefusedEarly | NetworkRefused
+NetworkEvent = OfLink | Arrived | RefusedEarly
 News = Moved | PortMapped | Neighbour  # of where we are
-MembershipEvent = (
-    Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Stored | Tick
-)
+MembershipEvent = Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
 GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
-CoreEvent = NetworkEvent | Bring | News | Revoked | Stored | Offer | Subscribe | Judgement | Tick
-CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix | OtherVersion
+CoreEvent = NetworkEvent | Bring | News | Revoked | Offer | Subscribe | Judgement | Tick
+CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix

@@ -17,9 +17,8 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from protocol.config import Gate, Instant, OpenGate, Setup, read_clock
+from protocol.config import Gate, Instant, Setup, read_clock
 from protocol.core import Core
-from protocol.credentials.grants import Use
 from protocol.credentials.records import (
     MAX_SERVICES,
     Address,
@@ -28,7 +27,6 @@ from protocol.credentials.records import (
     Service,
     saved_records,
 )
-from protocol.credentials.use_log import UseLog
 from protocol.driver import Driver
 from protocol.errors import MessageError, NetworkFailed, OutboxFull, UnpackError
 from protocol.events import (
@@ -41,7 +39,6 @@ from protocol.events import (
     Offer,
     PortMapped,
     Revoked,
-    Stored,
     Subscribe,
 )
 from protocol.identity import Identity, NodeId
@@ -50,7 +47,6 @@ from protocol.limits.networks import scope_of
 from protocol.limits.timing import LAN, Timing
 from protocol.membership.address_book import Book
 from protocol.membership.reachability import Standing
-from protocol.notices import Notices
 from protocol.storage import exchange_bytes, load_peers, save_peers
 from protocol.transport.addresses import own_hosts
 from protocol.transport.zeromq import ZmqTransport
@@ -239,17 +235,17 @@ class Host:
         grant: bytes = b"",
         manifest: bytes | None = None,
         gate: Gate | None = None,
-        uses: UseLog | None = None,
         revocations: Path | None = None,
         advertise: Sequence[str] = (),
+        watch: Callable[[Core, Instant], object] = lambda core, now: None,
     ) -> None:
         """Prepare a host; nothing is opened yet.
 
         `swarm` is the swarm's id (16 bytes). `listen` is "tcp://HOST:PORT" (port 0: any), or None for a node that
         nobody can dial. `advertise` are the endpoints to tell peers instead, for a node behind a forwarded port.
-        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`. `uses` keeps
-        the gate's uses of invites on disk, if given. `revocations` is the file of the revocation list: a list that a
-        person puts there is told to the swarm.
+        `agent` says in a few words what runs here. `grant`, `manifest` and `gate` are those of a `Setup`.
+        `revocations` is the file of the revocation list: a list that a person puts there is told to the swarm. `watch`
+        is called on the network thread each `DESCRIBE_INTERVAL_S`, and may look at the core for a moment.
 
         Raises:
             BadAddress: `listen` is no endpoint.
@@ -257,19 +253,18 @@ class Host:
         """
         if len(swarm) != SWARM_BYTES:
             raise ValueError(f"a swarm id has {SWARM_BYTES} bytes, got {len(swarm)}")
-        self._setup = Setup(identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or OpenGate())
+        self._setup = Setup(identity, swarm, (), limits or Limits(), timing, agent, grant, manifest, gate or Gate())
         self._listen = None if listen is None else Endpoint.parse(listen, bind=True)
         self._advertise = tuple(Endpoint.parse(text) for text in advertise)
         self._seeds = tuple(seeds)
         self._limits = self._setup.limits
         self._peers_file = peers_file
-        self._uses = uses
+        self._watch = watch
         self._disk = ThreadPoolExecutor(1, "gossamer-disk")  # its thread starts with the first job
         self._revocations = revocations
         self._list_on_disk = self._setup.gate.revocations
         self._looking: Future[bytes] | None = None
         self._next_list = 0.0
-        self._writing: tuple[Future[None], tuple[Use, ...]] | None = None
         self._saving: Future[None] | None = None
         self._inbox: Mailbox[Item] = Mailbox(
             self._limits.inbox_items, self._limits.inbox_bytes, lambda item: len(item.frame)
@@ -321,11 +316,6 @@ class Host:
         )
         self._thread.start()
         return Address(endpoints[0], setup.identity.curve_key) if endpoints else None
-
-    @property
-    def manifest(self) -> bytes:
-        """The swarm's manifest, empty while no peer has sent it."""
-        return (self._core.manifest if self._core else self._setup.manifest) or b""
 
     def publish(self, body: bytes, topic: bytes = NO_TOPIC, timeout: float = PUBLISH_TIMEOUT_S) -> ItemId:
         """Offer `body` to the swarm and return its id, which depends on nothing but our key, the topic and the body.
@@ -559,7 +549,6 @@ class Host:
         saved, next_save, save_pause, next_description = core.membership.book.revision, 0.0, FIRST_SAVE_S, 0.0
         warned = ""
         endpoints, services, next_look = core.membership.record.endpoints, core.membership.record.services, 0.0
-        notices = Notices(self._seeds, self._setup.grant, driver.now())
         wait = driver.wait()
         try:
             while not self._stopping.is_set():
@@ -576,10 +565,9 @@ class Host:
                 self._hand_over(core, now)
                 self._take_later(core, driver)
                 self._take_wish(driver)
-                self._keep_uses(driver, now)
                 self._keep_list(driver, now)
                 if now.steady >= next_description:
-                    self._describe(core, notices, now)
+                    self._describe(core, now)
                     next_description = now.steady + DESCRIBE_INTERVAL_S
                     if self.twin != warned:
                         warned = self.twin
@@ -615,14 +603,12 @@ class Host:
         if not leaving.left or not (waiting or may_be_taken):
             leaving.is_over.set()
 
-    def _describe(self, core: Core, notices: Notices, now: Instant) -> None:
-        """Take the snapshots that other threads read, and log what a person would want to know."""
+    def _describe(self, core: Core, now: Instant) -> None:
+        """Take the snapshots that other threads read, and let the node look."""
         self._peers = describe_peers(core, now)
         self._dialable = dialable_members(core)
         self._standing = core.membership.reachability.standing
-        live, failures = len(self._peers), self._standing.failures
-        for notice in notices.due(core.membership.refusals, core.clocks, live, self._dialable, failures, now):
-            (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
+        self._watch(core, now)
         self._offers = core.membership.book.services()
         self._records = core.membership.book.all_records()
         self._admitted = still_admitted(self._admitted, core.membership.book.records(), self._setup, now)
@@ -656,22 +642,6 @@ class Host:
         if (wish := self._wish) is not None and wish is not self._told:
             self._told = wish
             driver.feed(wish)
-
-    def _keep_uses(self, driver: Driver, now: Instant) -> None:
-        """Have uses of invites written on the disk's thread, one batch at a time, and tell the core when they are."""
-        if self._uses is None:
-            return
-        if self._writing is not None and self._writing[0].done():
-            future, uses = self._writing
-            self._writing = None
-            failure = future.exception()
-            if failure is not None:  # their holders are not let in, and ask again
-                log.warning("cannot keep uses of invites, so they are not granted", error=str(failure))
-            driver.feed(Stored(uses, ok=failure is None))
-        if self._writing is None and (fresh := tuple(self._setup.gate.take_fresh())):
-            future = self._on_disk(self._uses.append, fresh, now.unix * 1000)
-            self._writing = (future, fresh)
-            future.add_done_callback(lambda _: self._wake())
 
     def _keep_list(self, driver: Driver, now: Instant) -> None:
         """Now and then, on the disk's thread, write our revocation list, or read a person's newer one."""

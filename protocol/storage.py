@@ -60,26 +60,6 @@ def replacing(path: Path, aside: Path, mode: int) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
-def append_durably(path: Path, size: int, data: bytes, mode: int) -> None:
-    """Write `data` behind the first `size` bytes of `path`, and fsync. A new file is made with `mode`.
-
-    Bytes behind the first `size`, which a failed append left, are cut off.
-
-    Raises:
-        OSError: the disk is full, the folder is missing or read-only.
-    """
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, mode)
-    with os.fdopen(descriptor, "wb") as file:  # does not truncate, as `open` would
-        file.truncate(size)
-        file.seek(size)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        sync_folder(path.parent)
-
-
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from node.swarm.notices import Notices
+from protocol.config import Instant, read_clock
+from protocol.core import Core
 from protocol.credentials.records import Address
 from protocol.host import Host, Received
 from protocol.identity import Identity
@@ -16,6 +19,11 @@ SWARM = b"a swarm of tests"
 ROOT = Path(__file__).parents[1]
 NEXT_MINOR = ROOT / "tests" / "fakes" / "next_minor"  # on PYTHONPATH it makes a process one of the next minor version
 LOOK_S = 0.5  # for which a host is waited for until the deadline is looked at
+
+
+def written() -> Callable[[Core, Instant], None]:
+    """Return what writes the notices of a node to the log, for a host's `watch`."""
+    return Notices((), b"", read_clock()).write
 
 
 @contextmanager

@@ -292,7 +292,7 @@ def _running(folder: Path) -> Iterator[Diagnosis]:
     remedy = "check network.seeds or the invite, and that a firewall lets this machine dial out"
     yield Diagnosis("peers", bool(peers), f"{len(peers)} live, {tree['counters']['known_peers']} known", False, remedy)
     if tree["refusal"]:
-        from protocol.notices import REMEDIES
+        from node.swarm.notices import REMEDIES
 
         remedy = REMEDIES.get(tree["refusal"], REMEDIES["not_admitted"])
         yield Diagnosis("admitted", False, f"its peers do not admit it: {tree['refusal']}", do=remedy)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from node.errors import printable
 from node.operations.diagnosis import Diagnosis
 from node.swarm.peering import UPDATE, agent, other_form
-from protocol import bootstrap
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.manifest import SwarmManifest
@@ -24,7 +23,7 @@ from protocol.credentials.records import Address
 from protocol.errors import JoinError
 from protocol.host import Host
 from protocol.identity import Identity
-from protocol.joiner import fetch_manifest
+from protocol.joiner import AGENT, fetch_manifest
 from protocol.limits.timing import LOCAL, WAN
 
 PATIENCE_S = 10.0  # for a seed: a handshake, a hello and an answer over a slow line take a second or two
@@ -33,7 +32,7 @@ LOOK_S = 20.0  # at most, where names go on coming
 POLL_S = 0.1
 LOOKER = "gossamer/doctor"
 KEPT_OUT = "not_admitted"
-NO_NODES = frozenset({LOOKER, bootstrap.AGENT})  # agents of those that only look, or only ask for the manifest
+NO_NODES = frozenset({LOOKER, AGENT})  # agents of those that only look, or only ask for the manifest
 SOON_S = 3 * 24 * 3600.0  # before an invite's end, time to make another
 
 
@@ -71,7 +70,7 @@ def _ask(invite: Invite, seed: Address, patience: float) -> SeedAnswer:
     alone = replace(invite, seeds=(seed,), grant=None)
     began = time.monotonic()
     try:
-        fetched = fetch_manifest(Identity.generate(), alone, [b""], patience)
+        fetched = fetch_manifest(Identity.generate(), alone, b"", patience)
     except JoinError as error:
         return SeedAnswer(time.monotonic() - began, reason=error.reason, error=str(error))
     return SeedAnswer(time.monotonic() - began, fetched.manifest)
@@ -120,7 +119,7 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
         agent=LOOKER,
         timing=LOCAL if near else WAN,
         manifest=manifest.encoded,
-        gate=Gatekeeper(manifest, ()),
+        gate=Gatekeeper(manifest),
     )
     host.subscribe(frozenset(), 0.0)  # it asks for no rollouts
     began = time.monotonic()

@@ -9,5 +9,6 @@ agreed_tasks  the manifest's tasks, and what a joiner takes from it
 swarm_folder  what a node's folder holds of its swarm
 sharing       groups to peers and from them; what the node asks the swarm for
 reports       what each tells the others of itself, where the swarm asks for it
+notices       what an operator is told of the network, in the log
 averaging     weights averaged with peers of the same architecture, in the background
 """

@@ -1,6 +1,5 @@
 """Joining a swarm: its manifest is fetched once, and the folder becomes a node of it."""
 
-import random
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from node.config import NodeConfig, TaskConfig
 from node.errors import UserError
 from node.state_folder import KEY_FILE, exclusive, gone_if_new, keep_config, resolve_seed
 from node.swarm.agreed_tasks import adopt_tasks
+from node.swarm.notices import REMEDIES
 from node.swarm.swarm_folder import (
     GRANT_FILE,
     check_split,
@@ -25,10 +25,9 @@ from protocol.credentials.invite import Invite, SharedInvite
 from protocol.errors import GrantError, JoinError
 from protocol.identity import Identity
 from protocol.joiner import FetchedManifest, fetch_manifest
-from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, REMEDIES
+from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED
 
 FETCH_TIMEOUT_S = 30.0  # a retried handshake or two over a slow line
-MAX_TICKETS = 32  # numbers of an invite that are tried: even where nine in ten are used, one of 32 is free (97 %)
 
 log = structlog.get_logger()
 
@@ -61,10 +60,10 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
         if manifest is not None and manifest.hash != invite.manifest:
             raise UserError(f"{folder} belongs to another swarm, {manifest.name!r}: choose another --state")
         if manifest is None:
-            fetched = _fetch(identity, invite, folder)
+            grant, fetched = _fetch(identity, invite, folder)
             check_split(folder, fetched.manifest)
             manifest = fetched.manifest
-            _keep_rights(folder, fetched)
+            _keep_rights(folder, grant, fetched)
             if manifest.name != invite.name:  # which anybody can write into the line
                 raise UserError(
                     f"the invite is to swarm {manifest.name!r}, and not to {invite.name!r} as it says: if that is the "
@@ -72,7 +71,7 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
                 )
         elif _needs_grant(invite, folder):
             try:
-                _keep_rights(folder, _fetch(identity, invite, folder))
+                _keep_rights(folder, *_fetch(identity, invite, folder))
             except JoinError as error:
                 if _is_refusal(error):
                     raise
@@ -89,11 +88,11 @@ def join(invite: Invite, config: NodeConfig, folder: Path, allowed: Collection[s
     return settled
 
 
-def _keep_rights(folder: Path, fetched: FetchedManifest) -> None:
+def _keep_rights(folder: Path, grant: bytes, fetched: FetchedManifest) -> None:
     """Keep what admits the node, and whom the swarm's owner has revoked."""
     if fetched.revocations and load_gate(folder, fetched.manifest).obey(fetched.revocations):
         save_revocations(folder, fetched.revocations)
-    save_grant(folder, fetched.grant)
+    save_grant(folder, grant)
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -120,24 +119,24 @@ def _needs_grant(invite: Invite, folder: Path) -> bool:
     return not (isinstance(held, Ticket) and held.certificate == invite.grant.certificate)
 
 
-def _fetch(identity: Identity, invite: Invite, folder: Path) -> FetchedManifest:
+def _fetch(identity: Identity, invite: Invite, folder: Path) -> tuple[bytes, FetchedManifest]:
+    """Return the grant that admitted us, and what came."""
     log.info("asking for the manifest", swarm=invite.name, seeds=[str(seed.endpoint) for seed in invite.seeds])
     try:
-        grants = _grants(identity, invite) if _needs_grant(invite, folder) else [load_grant(folder)]
-        return fetch_manifest(identity, invite, grants, FETCH_TIMEOUT_S)
+        grant = _grant(identity, invite) if _needs_grant(invite, folder) else load_grant(folder)
+        return grant, fetch_manifest(identity, invite, grant, FETCH_TIMEOUT_S)
     except JoinError as error:
         raise _explained(error, identity, invite) from None
 
 
-def _grants(identity: Identity, invite: Invite) -> Sequence[bytes]:
+def _grant(identity: Identity, invite: Invite) -> bytes:
     match invite.grant:
         case None:
-            return [b""]
+            return b""
         case Pass():
-            return [invite.grant.encode()]
+            return invite.grant.encode()
         case SharedInvite():
-            numbers = invite.grant.numbers(random.SystemRandom())[:MAX_TICKETS]
-            return [invite.grant.ticket(invite.swarm, number, identity.public_key).encode() for number in numbers]
+            return invite.grant.ticket(invite.swarm, identity.public_key).encode()
 
 
 def _explained(error: JoinError, identity: Identity, invite: Invite) -> JoinError:

@@ -19,12 +19,12 @@ from node.config import NetworkConfig, NodeConfig
 from node.errors import UserError
 from node.rollouts.group import FORMAT
 from node.state_folder import KEY_FILE, sole_process_of
-from node.swarm.swarm_folder import REVOCATIONS_FILE, USES_FILE, load_gate, load_grant, load_manifest
+from node.swarm.notices import Notices
+from node.swarm.swarm_folder import REVOCATIONS_FILE, load_gate, load_grant, load_manifest
 from protocol.config import read_clock
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.manifest import SwarmManifest
 from protocol.credentials.records import Address, Endpoint
-from protocol.credentials.use_log import UseLog
 from protocol.errors import PortInUse, ProtocolError
 from protocol.host import Host
 from protocol.identity import Identity
@@ -174,8 +174,7 @@ def _start(
             inbox_bytes=max(limits.inbox_bytes, 4 * largest),
         )
 
-    uses = UseLog(folder / USES_FILE)
-    gate = load_gate(folder, manifest, uses.load(read_clock().unix * 1000)) if manifest else None
+    gate = load_gate(folder, manifest) if manifest else None
 
     def start(listen: str | None) -> tuple[Host, Address | None]:
         host = Host(
@@ -191,8 +190,8 @@ def _start(
             manifest=manifest.encoded if manifest else None,
             advertise=network.advertise,
             gate=gate,
-            uses=uses,
             revocations=folder / REVOCATIONS_FILE if manifest else None,
+            watch=Notices(seeds, load_grant(folder), read_clock()).write,
         )
         return host, host.start()
 

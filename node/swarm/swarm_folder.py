@@ -3,17 +3,15 @@
 manifest.bin   the swarm's signed manifest
 grant.bin      what admits this node to it; missing in open swarms and for nodes that are listed
 revocations.bin  what the swarm's owner has revoked, and to whom the swarm was handed over; missing if neither
-uses.bin       which numbers of which invites are used, as far as this node admitted or met their holders
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
 from node.errors import UserError
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from protocol.credentials.grants import Gatekeeper, Use
+from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.manifest import (
     SwarmManifest,
     open_manifest,
@@ -26,7 +24,6 @@ from protocol.wire.messages import MAX_MANIFEST_BYTES, MAX_REVOCATIONS_BYTES
 MANIFEST_FILE = "manifest.bin"
 GRANT_FILE = "grant.bin"
 REVOCATIONS_FILE = "revocations.bin"
-USES_FILE = "uses.bin"
 
 log = structlog.get_logger()
 
@@ -94,9 +91,9 @@ def save_grant(folder: Path, grant: bytes) -> None:
         write_atomically(folder / GRANT_FILE, grant)
 
 
-def load_gate(folder: Path, manifest: SwarmManifest, uses: Iterable[Use] = ()) -> Gatekeeper:
-    """Return who may be in the swarm, as far as the node in `folder` knows; `uses` are those of invites."""
-    gate = Gatekeeper(manifest, uses, keeps=True)
+def load_gate(folder: Path, manifest: SwarmManifest) -> Gatekeeper:
+    """Return who may be in the swarm, as far as the node in `folder` knows."""
+    gate = Gatekeeper(manifest)
     path = folder / REVOCATIONS_FILE
     if encoded := read_bounded(path, MAX_REVOCATIONS_BYTES):
         try:

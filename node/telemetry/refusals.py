@@ -57,12 +57,10 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "no_hello": "a connection that did not say who it is",
         "graylisted": "from a peer that is refused for a while, for what it did before",
         "too_many_asks": "a peer asks to be dialled back too often",
-        "too_many_frames": "a seed says more than joining takes",
         "too_many_hellos": "a peer says hello too often; now and then is nothing",
         "unasked_answer": "a peer answers what it was not asked",
         "false_manifest": "a seed gives another manifest than the invite names",
         # Connections.
-        "prefix_refused": "a network from which too much bad came lately",
         "handshake_unfinished": "a connection that ended, or was too slow, before it was encrypted",
         "handshake_malformed": "a connection that did not begin as a node's does",
         "handshake_flood": "a network that opens connections too fast",
@@ -79,7 +77,6 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "invite_revoked": "an invite that the swarm's owner revoked",
         "revoked": "a node that the swarm's owner revoked",
         "too_many_uses": "more uses of invites than this node remembers",
-        "use_not_kept": "a use of an invite that the disk has not kept yet; the peer tries again",
         # This node.
         "internal": "a defect of this program, which the log shows: please report it",
     }

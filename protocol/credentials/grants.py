@@ -5,32 +5,23 @@ holder's record, so every node can check it without asking anybody.
 
     pass    MessagePack [1, [expiry in ms, signature]]
             the owner's signature over: domain | swarm (16) | node id (20) | expiry (8)
-    ticket  MessagePack [2, [invite key (32), uses, expiry in ms, signature, number, signature by the invite key]]
+    ticket  MessagePack [2, [invite key (32), uses, expiry in ms, signature, signature by the invite key]]
             the owner's signature, the certificate: domain | swarm | invite key | uses (4) | expiry (8)
-            the invite key's signature: domain | swarm | number (4) | holder's public key (32)
+            the invite key's signature: domain | swarm | holder's public key (32)
 
 A pass is for one node. An invite for several nodes holds the invite key's private half and its certificate. A node that
-has the invite writes a ticket for its own public key, with a number below `uses`. Neither is of use under another key.
-The membership ends when the pass or ticket expires.
+has the invite writes a ticket for its own public key. Neither is of use under another key. The membership ends when the
+pass or ticket expires.
 
-A number belongs to the node that was seen with it first. If two nodes use one number in different parts of a swarm,
-each part keeps the one that it saw first, until the ticket expires. So at any one node N uses admit at most N nodes;
-in the swarm as a whole they could admit more.
-
-A use lives as long as its ticket, and longer than this process: it is on disk before its holder is admitted. This
-machine does no I/O, so a use goes through
-
-    (none)     a genuine ticket, whose number is free    -- `admits` -->  NOT KEPT, handed out by `take_fresh`
-    NOT KEPT   `admits` says `NOT_KEPT`: not yet         -- `kept` -->    KEPT
-                                                         -- `lost` -->    (none), the disk failed: try again
-    KEPT       `admits` lets its holder in and says `invite_used` to others, until the ticket expires
+An invite for N nodes admits the first N that show a ticket of it. Each node counts for itself, from its start: those
+that it hears of, among them those of its peers file. So N uses admit at most N nodes at any one node between two
+restarts; in the swarm as a whole they could admit more.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from protocol.config import NOT_KEPT, Instant
+from protocol.config import Gate, Instant
 from protocol.credentials.manifest import JoinPolicy, SwarmManifest
 from protocol.credentials.records import MAX_GRANT_BYTES, PeerRecord
 from protocol.credentials.revocations import RevocationList, open_revocations
@@ -44,8 +35,8 @@ from protocol.wire.envelope import SWARM_BYTES
 REFUSALS = frozenset({"not_admitted", "invite_used", "invite_expired", "too_many_uses", "revoked", "invite_revoked"})
 MAX_USES = 4096
 MAX_CHECKED = 4096  # grants whose signatures were found good, about 300 bytes each
-MAX_NUMBERS = 1 << 16  # uses that are remembered: sixteen of the largest invites
-MAX_FIELDS = 16  # six today; a newer minor version may append some
+MAX_HOLDERS = 1 << 16  # of all invites that are remembered: those of sixteen of the largest
+MAX_FIELDS = 16  # five today; a newer minor version may append some
 _PASS, _TICKET = 1, 2
 _PASS_DOMAIN = b"gossamer/pass/1\x00"
 _INVITE_DOMAIN = b"gossamer/invite/1\x00"
@@ -76,26 +67,16 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One use of an invite: number `number` of it admits the node that `signature` names."""
+    """One use of an invite: it admits the node that `signature`, by the invite's key, names."""
 
     certificate: Certificate
-    number: int
     signature: bytes
 
     def encode(self) -> bytes:
         """Return the grant's bytes."""
         invite = self.certificate
         certified = [invite.key, invite.uses, invite.expiry_ms, invite.signature]
-        return pack([_TICKET, [*certified, self.number, self.signature]])
-
-
-class Use(NamedTuple):
-    """A number of an invite and the node that has it until the invite expires; `key` is the invite's public key."""
-
-    key: bytes
-    number: int
-    holder: NodeId
-    expiry_ms: int
+        return pack([_TICKET, [*certified, self.signature]])
 
 
 def make_pass(founder: Identity, swarm: bytes, node: NodeId, expiry_ms: int) -> Pass:
@@ -114,9 +95,9 @@ def make_certificate(founder: Identity, swarm: bytes, key: bytes, uses: int, exp
     return Certificate(key, uses, expiry_ms, founder.sign(_certificate_text(swarm, key, uses, expiry_ms)))
 
 
-def make_ticket(certificate: Certificate, invite: Identity, swarm: bytes, number: int, holder: bytes) -> Ticket:
-    """Use `number` of the invite whose key pair is `invite` for the node with the public key `holder`."""
-    return Ticket(certificate, number, invite.sign(_ticket_text(swarm, number, holder)))
+def make_ticket(certificate: Certificate, invite: Identity, swarm: bytes, holder: bytes) -> Ticket:
+    """Use the invite whose key pair is `invite` for the node with the public key `holder`."""
+    return Ticket(certificate, invite.sign(_ticket_text(swarm, holder)))
 
 
 def open_grant(data: bytes) -> Pass | Ticket:
@@ -132,11 +113,10 @@ def open_grant(data: bytes) -> Pass | Ticket:
         expiry_ms, signature = fields[:2]
         if is_uint(expiry_ms) and is_bytes(signature, SIGNATURE_BYTES):
             return Pass(expiry_ms, signature)
-    if kind == _TICKET and len(fields) >= 6:
-        key, uses, expiry_ms, certified, number, signature = fields[:6]
-        certificate = read_certificate(key, uses, expiry_ms, certified)
-        if is_uint(number, certificate.uses - 1) and is_bytes(signature, SIGNATURE_BYTES):
-            return Ticket(certificate, number, signature)
+    if kind == _TICKET and len(fields) >= 5:
+        *certified, signature = fields[:5]
+        if is_bytes(signature, SIGNATURE_BYTES):
+            return Ticket(read_certificate(*certified), signature)
     raise GrantError("malformed", "grant")
 
 
@@ -174,9 +154,7 @@ def is_genuine(grant: Pass | Ticket, holder: bytes, owner: bytes, swarm: bytes, 
         return check(owner, grant.signature, _pass_text(swarm, node_id(holder), grant.expiry_ms))
     invite = grant.certificate
     certified = _certificate_text(swarm, invite.key, invite.uses, invite.expiry_ms)
-    return check(owner, invite.signature, certified) and check(
-        invite.key, grant.signature, _ticket_text(swarm, grant.number, holder)
-    )
+    return check(owner, invite.signature, certified) and check(invite.key, grant.signature, _ticket_text(swarm, holder))
 
 
 def revocable_id(grant: Pass | Ticket | Certificate) -> NodeId:
@@ -190,32 +168,23 @@ def revocable_id(grant: Pass | Ticket | Certificate) -> NodeId:
             return node_id(grant.key)
 
 
-class Gatekeeper:
+class Gatekeeper(Gate):
     """Decides whose records are admitted to the swarm of `manifest`; no I/O, bounded state.
 
-    `uses` are those of earlier processes. If it `keeps` them, the caller takes new ones from `take_fresh`, writes them
-    to disk, and calls `kept` or `lost`. If not, a use counts at once, and only in this process. `check` verifies
-    signatures.
+    `check` verifies signatures.
     """
 
     is_owned = True
 
-    def __init__(
-        self, manifest: SwarmManifest, uses: Iterable[Use] = (), *, keeps: bool = False, check: Verify = verify
-    ) -> None:
+    def __init__(self, manifest: SwarmManifest, *, check: Verify = verify) -> None:
         self._manifest = manifest
-        self._keeps = keeps
         self._check = check
         self._list: RevocationList | None = None
         self._genuine: Recent[tuple[bytes, bytes], tuple[Pass | Ticket, bytes]] = Recent(MAX_CHECKED)  # and who signed
-        self._uses: dict[tuple[bytes, int], Use] = {}
-        for use in uses:
-            self._uses.setdefault((use.key, use.number), use)
-        self._not_kept: set[Use] = set()
-        self._fresh: list[Use] = []
+        self._holders: dict[Certificate, set[NodeId]] = {}  # of tickets of each invite
 
     def admits(self, record: PeerRecord, now: Instant) -> str:
-        """Return "" if the node of a verified record is admitted; else one of `REFUSALS`, or `NOT_KEPT`."""
+        """Return "" if the node of a verified record is admitted, else one of `REFUSALS`."""
         if self.is_revoked(record.node_id):
             return "revoked"
         if self._manifest.policy is JoinPolicy.OPEN or record.public_key in self.owners:
@@ -232,23 +201,13 @@ class Gatekeeper:
             return "" if now.unix * 1000 < grant.expiry_ms else "invite_expired"
         if now.unix * 1000 >= grant.certificate.expiry_ms:
             return "invite_expired"
-        return self._use(grant, record.node_id, now)
+        return self._use(grant.certificate, record.node_id, now)
 
     @property
     def owners(self) -> tuple[bytes, ...]:
         """The public keys that may sign grants: the founder's, then those of later owners, the newest last."""
         handovers = self._list.handovers if self._list else ()
         return (self._manifest.founder_key, *(handover.owner for handover in handovers))
-
-    @property
-    def revision(self) -> int:
-        """The revision of the newest list that was obeyed, 0 for none."""
-        return self._list.revision if self._list else 0
-
-    @property
-    def revocations(self) -> bytes:
-        """The newest list that was obeyed, empty for none."""
-        return self._list.encoded if self._list else b""
 
     def obey(self, encoded: bytes) -> bool:
         """Take in a revocation list; False if it is not newer than the one that is obeyed.
@@ -261,49 +220,26 @@ class Gatekeeper:
         opened = open_revocations(encoded, self._manifest, self._check)
         if not opened.replaces(self._list):
             return False
-        self._list = opened
+        self._list, self.revision, self.revocations = opened, opened.revision, opened.encoded
         return True
 
     def is_revoked(self, node: NodeId) -> bool:
         """Tell whether the list revokes this id, so that what its key signs does not count."""
         return self._list is not None and node in self._list.revoked
 
-    def take_fresh(self) -> tuple[Use, ...]:
-        """Return the uses to write down, each once."""
-        fresh, self._fresh = tuple(self._fresh), []
-        return fresh
-
-    def kept(self, uses: Iterable[Use]) -> None:
-        """Note that these uses are on disk."""
-        self._not_kept.difference_update(uses)
-
-    def lost(self, uses: Iterable[Use]) -> None:
-        """Note that these uses could not be written: their holders have to ask again."""
-        for use in uses:
-            self._not_kept.discard(use)
-            self._uses.pop((use.key, use.number), None)
-
-    def _use(self, ticket: Ticket, holder: NodeId, now: Instant) -> str:
-        invite = ticket.certificate
-        use = self._uses.get((invite.key, ticket.number))
-        if use is None:
-            if len(self._uses) >= MAX_NUMBERS:
-                self._forget_expired(now)
-            if len(self._uses) >= MAX_NUMBERS:
-                return "too_many_uses"
-            use = Use(invite.key, ticket.number, holder, invite.expiry_ms)
-            self._uses[invite.key, ticket.number] = use
-            if self._keeps:
-                self._not_kept.add(use)
-                self._fresh.append(use)
-        if use.holder != holder:
+    def _use(self, invite: Certificate, holder: NodeId, now: Instant) -> str:
+        holders = self._holders.get(invite, set())
+        if holder in holders:
+            return ""
+        if len(holders) >= invite.uses:
             return "invite_used"
-        return NOT_KEPT if use in self._not_kept else ""
-
-    def _forget_expired(self, now: Instant) -> None:
-        limit = now.unix * 1000
-        for place in [place for place, use in self._uses.items() if use.expiry_ms <= limit]:
-            del self._uses[place]
+        if sum(map(len, self._holders.values())) >= MAX_HOLDERS:
+            limit = now.unix * 1000  # only now: a clock that was ahead for a while makes no used invite good again
+            self._holders = {known: of for known, of in self._holders.items() if known.expiry_ms > limit}
+        if sum(map(len, self._holders.values())) >= MAX_HOLDERS:
+            return "too_many_uses"
+        self._holders.setdefault(invite, set()).add(holder)
+        return ""
 
     def _open(self, record: PeerRecord) -> tuple[Pass | Ticket, bytes] | None:
         """Return the record's grant and the public key of the owner who signed it."""
@@ -330,8 +266,8 @@ def _certificate_text(swarm: bytes, key: bytes, uses: int, expiry_ms: int) -> by
     return _INVITE_DOMAIN + _swarm(swarm) + key + uses.to_bytes(4, "big") + expiry_ms.to_bytes(8, "big")
 
 
-def _ticket_text(swarm: bytes, number: int, holder: bytes) -> bytes:
-    return _TICKET_DOMAIN + _swarm(swarm) + number.to_bytes(4, "big") + holder
+def _ticket_text(swarm: bytes, holder: bytes) -> bytes:
+    return _TICKET_DOMAIN + _swarm(swarm) + holder
 
 
 def _swarm(swarm: bytes) -> bytes:

@@ -14,7 +14,6 @@ counts. Only the brackets of an IPv6 address need quoting in a shell.
 
 import base64
 import hashlib
-import random
 import re
 import secrets
 from dataclasses import dataclass
@@ -51,13 +50,9 @@ class SharedInvite:
     secret: bytes
     certificate: Certificate
 
-    def ticket(self, swarm: bytes, number: int, holder: bytes) -> Ticket:
-        """Return a grant for the node with the public key `holder`; `number` is below the certificate's uses."""
-        return make_ticket(self.certificate, Identity(self.secret), swarm, number, holder)
-
-    def numbers(self, rng: random.Random) -> list[int]:
-        """Return all numbers of the invite, in a random order in which to try them."""
-        return rng.sample(range(self.certificate.uses), self.certificate.uses)
+    def ticket(self, swarm: bytes, holder: bytes) -> Ticket:
+        """Return a grant for the node with the public key `holder`."""
+        return make_ticket(self.certificate, Identity(self.secret), swarm, holder)
 
     def encode(self) -> bytes:
         """Return the bytes that an invite holds."""

@@ -17,9 +17,10 @@ Rules
     is waited for, for `LONG_S` at most. A silent one is waited for until all that we asked for could have come over
     half of a line of 1 Mbit/s, as its answer may wait behind that. Our line has room if nothing comes for `LULL_S`, or
     if the last thing came within `PROMPT_S` of being asked for. Then an idle holder is asked instead of a busy one.
- 5. Lots decide what is asked for first: a lot among the holders, then among the signers that the holder announced,
-    then among that signer's items. So neither a node that publishes most nor a link that brings items of many keys
-    starves others; keys are free and links are not. And two nodes that cannot take everything take different things.
+ 5. Lots decide what is asked for first: a lot among the networks of the holders (see `counts_as`), then among the
+    holders of that network, the signers that the holder announced, and that signer's items. So neither a node that
+    publishes most nor a network that brings items of many keys over many links starves others: keys and links are free,
+    and networks are not. And two nodes that cannot take everything take different things.
     Announcements are free, so each draw looks at `max_looks` wants at most.
  6. Items that the node wants beside the others have a second lot, and an allowance of their own for it.
  7. Where the demand has a bound, a want that was not asked for within `UNASKED_S` is forgotten: fresher items replace
@@ -398,8 +399,11 @@ class Wants:
         )
         for is_beside, most in ((True, beside), (False, allowance)):
             room = most - under_way[is_beside]
-            lots = [holder.beside if is_beside else holder.everything for holder in free] if room >= 1 else []
-            for item_id in self._look([lot for lot in lots if lot]):
+            networks: defaultdict[str, list[_BySigner]] = defaultdict(list)
+            for holder in free if room >= 1 else ():
+                if lot := holder.beside if is_beside else holder.everything:
+                    networks[holder.voice].append(lot)
+            for item_id in self._look(list(networks.values())):
                 want = self._wants[item_id]
                 node = self._choose(want, now)
                 if node is not None:
@@ -423,12 +427,15 @@ class Wants:
         """Return the messages that cancel what a holder need not give; send them before it is asked again."""
         return naming(Cancel, node, self._cancels.pop(node, {}))
 
-    def _look(self, lots: Sequence[_BySigner]) -> Iterable[ItemId]:
-        """Return some of what holders offer, one of each in turn, all by lot."""
-        if not lots:
+    def _look(self, networks: Sequence[Sequence[_BySigner]]) -> Iterable[ItemId]:
+        """Return some of what the holders of each network offer, one of each network in turn, all by lot."""
+        if not networks:
             return ()
-        share = SLACK * -(-self._limits.max_looks // len(lots))
-        drawn = [self._look_at(lot, share) for lot in self._rng.sample(lots, len(lots))]
+        share = SLACK * -(-self._limits.max_looks // len(networks))
+        drawn = [
+            _in_turn([self._look_at(lot, -(-share // len(lots))) for lot in self._rng.sample(lots, len(lots))])
+            for lots in self._rng.sample(networks, len(networks))
+        ]
         return islice(dict.fromkeys(_in_turn(drawn)), self._limits.max_looks)
 
     def _look_at(self, lot: _BySigner, count: int) -> Iterable[ItemId]:

@@ -21,6 +21,7 @@ What all nodes of one network may cost us at most:
     the ledger of its links  4 x 4,096 rows of 200 bytes: 3 MiB               gossip.ledger
     together                 0.22 core, and some 100 MiB
 
-To add an offence, give it a price in `peer_scores.PENALTIES`, or say in `peer_scores.FREE` why it has none. An item
-that a node rejects (`Core._judged`) costs `REJECT_PENALTY`; why it rejects a group stands in `node.rollouts.screening`.
+To add an offence, give it a price in `peer_scores.PENALTIES`, or say in tests/unit/test_protocol_limits.py why it has
+none. An item that a node rejects (`Core._judged`) costs `REJECT_PENALTY`; why it rejects a group stands in
+`node.rollouts.screening`.
 """

@@ -4,8 +4,8 @@ libzmq bounds its queues in whole messages, and not the parts of a message that 
 measured twice: the bytes that the kernel received for it, less those still unread in the kernel, and the bytes that
 came out in whole messages. libzmq holds the difference. The rules, in the order of a connection's life:
 
-    its prefix is refused for offences of its nodes          -> "prefix_refused"
-    its prefix began more handshakes than it may             -> "handshake_flood"
+    its prefix began more handshakes than it may, or its     -> "handshake_flood"
+      nodes committed offences, each of which costs some
     there are too many connections of a prefix, or in all    -> "too_many_connections": the oldest that we never
                                                                 answered, or else the new one
     its key has a newer inbound connection                   -> "superseded"
@@ -28,12 +28,15 @@ from dataclasses import dataclass, field
 
 from protocol.events import Link
 from protocol.limits.limits import Limits
-from protocol.limits.peer_scores import ScoreBoard
 from protocol.limits.rate_limits import TokenBuckets
 from protocol.wire.envelope import MAX_FRAME_BYTES
 
 # Frames somewhat too large still arrive, to be counted; libzmq drops the connection of anything larger.
 MAX_WIRE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
+
+# What a point costs the offender's network (see `peer_scores.PENALTIES`). After five refused keys it may begin no more
+# for a while: seconds, as others live there, but more for each offence of those who go on.
+POINT_HANDSHAKES = 5.0
 
 # The most that a connection's age grows between two reviews: if we were blocked, its hello may wait unread.
 MAX_STEP_S = 1.0
@@ -115,13 +118,6 @@ class Connections:
         self._handshakes: TokenBuckets[str] = TokenBuckets(
             limits.prefix_handshakes_per_second, limits.prefix_handshakes_burst, most
         )
-        self._scores = ScoreBoard(
-            limits.prefix_graylist_score,
-            limits.score_half_life_s,
-            limits.max_remembered,
-            limits.prefix_first_wait_s,
-            limits.prefix_last_wait_s,
-        )
         self._table: dict[int, Connection] = {}  # oldest first
         self._current: dict[Link, Connection] = {}  # the newest of each link
         self._reviewed: float | None = None
@@ -132,8 +128,6 @@ class Connections:
     def accepted(self, number: int, prefix: str, now: float) -> list[ConnectionCut]:
         """Add a connection that came in; return which connections to cut for it."""
         new = self._table[number] = Connection(number, prefix)
-        if self._scores.is_refused(prefix, now):
-            return [self._cut(new, "prefix_refused")]
         if not self._handshakes.take(prefix, 1, now):
             return [self._cut(new, "handshake_flood")]
         inbound = [connection for connection in self._table.values() if connection.is_inbound and connection.is_open]
@@ -182,13 +176,13 @@ class Connections:
         if (connection := self._current.get(link)) is not None:
             connection.answered = True
 
-    def charge(self, link: Link, points: float, now: float) -> str:
-        """Charge the prefix of a link's holder for an offence; return it if it is refused from now on, else ""."""
-        connection = self._current.get(link)
-        return self.charge_network(connection.prefix, points, now) if connection is not None else ""
+    def charge(self, link: Link, points: float, now: float) -> None:
+        """Charge the prefix of a link's holder for an offence."""
+        if (connection := self._current.get(link)) is not None:
+            self.charge_network(connection.prefix, points, now)
 
-    def charge_network(self, prefix: str, points: float, now: float) -> str:
-        return prefix if self._scores.penalise(prefix, points, now) is not None else ""
+    def charge_network(self, prefix: str, points: float, now: float) -> None:
+        self._handshakes.of(prefix, now).spend(points * POINT_HANDSHAKES)
 
     def hung_up(self, link: Link) -> list[ConnectionCut]:
         """Return what to cut for a link that we hang up. It is no offence of the other end."""

@@ -65,11 +65,6 @@ class Limits:
     # or 1.4 points a minute get a node refused (see PENALTIES).
     graylist_score: float = -20.0
     score_half_life_s: float = 600.0
-    # A peer's offences count for its network prefix, too. After five refused keys from one prefix its new connections
-    # wait, for 10 s at first and 10 minutes at last, since others may live there.
-    prefix_graylist_score: float = -100.0
-    prefix_first_wait_s: float = 10.0
-    prefix_last_wait_s: float = 600.0
     # The first refusal, and the longest; each is twice as long as the one before.
     first_refusal_s: float = 120.0
     last_refusal_s: float = 24 * 3600.0

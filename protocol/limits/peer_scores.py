@@ -47,24 +47,6 @@ PENALTIES = {
 # Offences that only the node pays for, and not its network: nodes of one network have full lines at the same time, and
 # the points of a few would shut out all. For floods their network pays already, with its quota.
 NODE_ALONE = frozenset({"unanswered", "flood"})
-# Refusals that cost nobody score, and why.
-FREE = {
-    "backlog": "the heaviest is cut, and somebody has to be",
-    "graylisted": "it is refused already, and pays no longer for more of it",
-    "handshake_flood": "no key was proven, and a network has a rate of handshakes",
-    "handshake_malformed": "no key was proven, and a network has a rate of handshakes",
-    "handshake_unfinished": "no key was proven, and a network has a rate of handshakes",
-    "inbox_full": "our own node does not take what came",
-    "internal": "a defect of ours",
-    "no_room": "its large item waits until others are there",
-    "other_version": "it is told so once, and is no offender",
-    "outbox_full": "our own node sends too much",
-    "prefix_refused": "it is refused already, and pays no longer for more of it",
-    "queue_full": "it reads too slowly, and hears less",
-    "revoked": "it is refused for as long as the list says so",
-    "superseded": "its own newer connection takes its place",
-    "too_many_connections": "the oldest that was never answered makes room",
-}
 REJECT_PENALTY = 1.0  # for an item that the node rejects
 
 
@@ -77,24 +59,19 @@ class _Offender:
 
 
 class ScoreBoard:
-    """Scores of subjects (node ids, CURVE keys in hex of strangers; network prefixes), 0 at best.
+    """Scores of subjects (node ids, or CURVE keys in hex of strangers), 0 at best.
 
     A score is minus the points of all offences, and is halved every half-life. It belongs to the subject and not to a
-    connection: hanging up does not clear it. A subject whose score falls below `limit` is refused for
+    connection: hanging up does not clear it. A subject whose score falls below `graylist_score` is refused for
     `first_refusal_s`, and each further time for twice as long, up to `last_refusal_s`. Each `last_refusal_s` without a
     refusal takes one doubling back, so that a bad hour of an honest peer does not follow it for months. Of more than
-    `capacity` offenders, the one that offended longest ago is forgotten: an attacker with so many keys needs no old
-    one.
+    `max_remembered` offenders, the one that offended longest ago is forgotten: an attacker with so many keys needs no
+    old one.
     """
 
-    def __init__(
-        self, limit: float, half_life_s: float, capacity: int, first_refusal_s: float, last_refusal_s: float
-    ) -> None:
-        self._limit = limit
-        self._half_life_s = half_life_s
-        self._first_refusal_s = first_refusal_s
-        self._last_refusal_s = last_refusal_s
-        self._offenders: Recent[str, _Offender] = Recent(capacity)
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._offenders: Recent[str, _Offender] = Recent(limits.max_remembered)
 
     def score(self, subject: str, now: float) -> float:
         """Return the subject's score as of now, 0 for one without offences."""
@@ -102,23 +79,23 @@ class ScoreBoard:
         return -sum(offender.points.values()) * self._left(offender, now) if offender is not None else 0.0
 
     def _left(self, offender: _Offender, now: float) -> float:
-        return float(0.5 ** (max(0.0, now - offender.updated) / self._half_life_s))
+        return float(0.5 ** (max(0.0, now - offender.updated) / self._limits.score_half_life_s))
 
     def penalise(self, subject: str, points: float, now: float, reason: str = "") -> str | None:
         """Take `points` off the subject's score; return the main reason if it is refused from now on, else None."""
-        offender = self._offenders.get(subject) or _Offender()
+        limits, offender = self._limits, self._offenders.get(subject) or _Offender()
         self._offenders.set(subject, offender)
         left = self._left(offender, now)
         for point in offender.points:
             offender.points[point] *= left
         offender.points[reason] += points
         offender.updated = now
-        if -sum(offender.points.values()) >= self._limit or now < offender.refused_until:
+        if -sum(offender.points.values()) >= self._limits.graylist_score or now < offender.refused_until:
             return None
         if offender.refusals:
-            atoned = int((now - offender.refused_until) / self._last_refusal_s)
+            atoned = int((now - offender.refused_until) / limits.last_refusal_s)
             offender.refusals = max(0, offender.refusals - atoned)
-        delay = min(self._last_refusal_s, self._first_refusal_s * 2.0 ** min(offender.refusals, 32))
+        delay = min(limits.last_refusal_s, limits.first_refusal_s * 2.0 ** min(offender.refusals, 32))
         offender.refusals += 1
         offender.refused_until = now + delay
         return max(offender.points, key=offender.points.__getitem__)
@@ -141,16 +118,7 @@ class PeerScores:
 
     def __init__(self, limits: Limits) -> None:
         # Strangers' keys cost nothing: apart, they make no node forgotten.
-        self._nodes, self._strangers = (
-            ScoreBoard(
-                limits.graylist_score,
-                limits.score_half_life_s,
-                limits.max_remembered,
-                limits.first_refusal_s,
-                limits.last_refusal_s,
-            )
-            for _ in range(2)
-        )
+        self._nodes, self._strangers = ScoreBoard(limits), ScoreBoard(limits)
         self.rejected: Counter[str] = Counter()
 
     def _board(self, subject: str) -> ScoreBoard:

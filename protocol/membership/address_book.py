@@ -8,7 +8,8 @@ Rules
  2. Beside the book are the last `max_neighbours` addresses that were announced in our own network. They are dialled,
     and enter the book once they are admitted.
  3. A new contact is tried at once, then after 0.5, 1, 2, ... up to 60 s. Each pause is drawn from the upper half of its
-    interval, so that nodes do not dial in step. A contact that failed is dialled after the others. Nobody is told of it
+    interval, so that nodes do not dial in step. The addresses of one contact are tried in turn, and share the pauses of
+    one. A contact that failed is dialled after the others. Nobody is told of it
     until we meet it again or its record names another address.
  4. When the book is full, entries that failed go first, then those of the source that has the most: no peer can push
     out what others told us. Nodes that we met go last.
@@ -79,7 +80,8 @@ class Contact:
         return bool(self.addresses) and self.not_before <= now.steady
 
     def failed(self, now: Instant, rng: random.Random) -> None:
-        delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(self.failures, 16))
+        count = max(1, len(self.addresses))
+        delay = min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(self.failures // count, 16) / count)
         self.failures += 1
         self.not_before = now.steady + delay * rng.uniform(0.5, 1.0)
 
@@ -135,7 +137,8 @@ class Book:
         self._limits = limits
         self.capacity = limits.max_known_peers
         self.seeds = seeds
-        self._seeds = tuple(Contact((seed,)) for seed in seeds)
+        keys = dict.fromkeys(seed.key for seed in seeds)
+        self._seeds = tuple(Contact(tuple(seed for seed in seeds if seed.key == key)) for key in keys)
         self._entries: dict[NodeId, BookEntry] = {}
         self._candidates: dict[NodeId, BookEntry] = {}
         self._neighbours: Recent[bytes, Contact] = Recent(limits.max_neighbours)  # by key

@@ -15,7 +15,7 @@ Rules
 import random
 from itertools import islice
 
-from protocol.config import NOT_KEPT, Instant, Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import RECORD_LIFE_S, RENEWAL_BITS, Endpoint, PeerRecord, Service, make_record
 from protocol.events import MembershipAction, Send
 from protocol.identity import KEY_BYTES, NodeId, node_id
@@ -183,7 +183,7 @@ class RecordDirectory:
         record = setup.reader.open(encoded, setup.swarm, now.unix, setup.identity.verify)
         if record.node_id == self._own:
             self.outbid(record, now)
-        elif self._setup.gate.admits(record, now) in ("", NOT_KEPT):
+        elif not self._setup.gate.admits(record, now):
             self._book.hear(record, voice, scope)
             live = self._links.peers.get(record.node_id)
             if live is not None and record.replaces(live.record):

@@ -295,9 +295,9 @@ class Links:
     def dial(self, contact: Contact, now: float) -> None:
         link, address = Link(contact.key, dialled=True), contact.address
         self._parting.pop(link, None)
-        self.attempts[link] = DialAttempt(
-            contact, address, now + DIAL_TIMEOUT_S, self.network_of(address.endpoint.host)
-        )
+        count = len(contact.addresses)  # which share the time of one, and have twice as long each turn: lines are slow
+        patience = DIAL_TIMEOUT_S * min(1.0, 2.0 ** (contact.failures // count) / count)
+        self.attempts[link] = DialAttempt(contact, address, now + patience, self.network_of(address.endpoint.host))
 
     def busy_keys(self) -> set[bytes]:
         """Return the CURVE keys of live peers and of those that are being dialled."""

@@ -24,13 +24,12 @@ Rules
     we ask before we judge: the list may name a new owner, who signed its grant. The hello is judged when it comes again
     after the list. A new list is told to all peers, and each exchange asks one peer. Anybody may bring one, a stranger
     too: it counts by its signature. A node that the list revokes loses its link and its place in the book.
- 7. While the use of an invite is being written to disk, a hello is not answered. It comes again (rule 2).
 """
 
 import random
 from collections.abc import Callable
 
-from protocol.config import NOT_KEPT, Instant, Setup
+from protocol.config import Instant, Setup
 from protocol.credentials.records import MAX_RECORD_LIFE_S, PeerRecord
 from protocol.errors import MessageError, RecordError
 from protocol.events import (
@@ -52,7 +51,6 @@ from protocol.events import (
     PortMapped,
     Revoked,
     Send,
-    Stored,
     Tick,
     TurnedAway,
 )
@@ -64,9 +62,11 @@ from protocol.membership.directory import RecordDirectory
 from protocol.membership.failure_detector import Detector
 from protocol.membership.links import DIAL_TIMEOUT_S, HELLO_RETRY_S, DialAttempt, Links
 from protocol.membership.reachability import Reachability, can_dial_back
-from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
+from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND, GRAYLISTED, Refusals
+from protocol.wire import version
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import (
+    AskManifest,
     AskRevocations,
     DialBack,
     DialledBack,
@@ -84,7 +84,7 @@ LEAST_HELLO_PAUSE_S = HELLO_RETRY_S / 2
 TICK_S = 0.5
 LIST_WAIT_S = 10.0  # for a list that we asked a caller for: as long as a stranger has for its hello
 # What the other end of a link that we dialled may say before it is a live peer.
-BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS})
+BEFORE_HELLO = frozenset({Kind.HELLO, Kind.PEERS, Kind.GOODBYE, Kind.ASK_REVOCATIONS, Kind.MANIFEST})
 NO_ROOM = frozenset({"full", "evicted", "rotated"})  # goodbyes that are nobody's fault
 
 
@@ -171,10 +171,12 @@ class Membership:
                 return []
             case Expel(node):
                 return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
-            case Misfit(link, theirs, reason):
+            case Misfit(link, theirs):
+                attempt = self.links.attempts.get(link)
+                self.refusals.misfit(str(attempt.address.endpoint) if attempt else link.key.hex(), theirs, now)
                 if link.dialled:
-                    self.refusals.latest = f"it speaks protocol {theirs}"
-                return self._refuse(link, reason, now)
+                    self.refusals.latest = f"it speaks protocol {version.said(theirs)}"
+                return self._refuse(link, version.goodbye_reason(), now)
             case Moved(endpoints, services):
                 self.reachability.give(endpoints, now)
                 return self.directory.move(endpoints, self.reachability.told, services, now)
@@ -186,9 +188,6 @@ class Membership:
                 return [*self._dialing.fill(now)]
             case Revoked(encoded):
                 return self._obey(encoded, None, now)
-            case Stored(uses, ok):
-                (self._setup.gate.kept if ok else self._setup.gate.lost)(uses)
-                return []
             case Tick():
                 return self._tick(now)
 
@@ -230,6 +229,8 @@ class Membership:
         is_seed = any(seed.key == link.key for seed in self.book.seeds)
         if host and not self.links.answered(attempt, host) and not is_seed:
             return [HangUp(link), *self._closed(link, now)]
+        if attempt.greeted is None:
+            attempt.deadline = now.steady + DIAL_TIMEOUT_S
         attempt.greeted = now.steady
         return [Send(link, self._greeting(link))]
 
@@ -276,8 +277,6 @@ class Membership:
         reason = is_off or gate.admits(record, now)
         if not reason:
             return self._take_in(link, record, hello, now)
-        if reason == NOT_KEPT:
-            return []
         # We answer the caller by asking, so its connection would stay: it is closed `LIST_WAIT_S` after the first time.
         is_newer = hello.revision > gate.revision and not is_off
         if is_newer and (link.dialled or self.links.part(link, now.steady, LIST_WAIT_S)):
@@ -329,6 +328,8 @@ class Membership:
         else:
             self.detector.up(node, now.steady)
             actions += [PeerUp(node, peer.place.voice), Send(link, self.directory.sample(node, peer.scope))]
+            if self._setup.manifest == b"":  # The list comes first: who waits for the manifest has then heard all.
+                actions += [Send(link, AskRevocations(0)), Send(link, AskManifest())]
             actions += self.directory.introduce(record)
         self.book.add(record, peer.host)
         self.book.trim(self.links.peers, self._rng)
@@ -386,6 +387,8 @@ class Membership:
                 self._full_since = now.steady if self._full is None else self._full_since
                 self._full = attempt.contact
         actions = self._drop(node) if node is not None else [HangUp(link)]
+        if node is None and goodbye.reason in NO_ROOM and self._setup.manifest == b"":
+            actions = [Send(link, AskManifest()), *self._part(link, now)]  # who has no room for us may yet give it
         return [*actions, *self._dialing.fill(now)]
 
     def _lose(self, node: NodeId, now: Instant) -> list[MembershipAction]:
@@ -419,7 +422,8 @@ class Membership:
             return []
         tell = [Send(peer.link, Revocations(encoded)) for node, peer in self.links.peers.items() if node != teller]
         left = self._dismiss(now)
-        self.book.forget([record.node_id for record in self.book.all_records() if self._keeps_out(record, now)])
+        kept_out = [record for record in self.book.all_records() if self._setup.gate.admits(record, now)]
+        self.book.forget(record.node_id for record in kept_out)
         lapsed = [record.node_id for record in self.book.lapsed_records()]  # their grants may be new by now
         self.book.forget(filter(self._setup.gate.is_revoked, lapsed))
         return [*tell, *left]
@@ -467,15 +471,10 @@ class Membership:
         """Part from live peers that are no longer admitted: their grant has ended, or they are revoked."""
         actions: list[MembershipAction] = []
         for node, peer in list(self.links.peers.items()):
-            if reason := self._keeps_out(peer.record, now):
+            if reason := self._setup.gate.admits(peer.record, now):
                 self.refusals.of(node, reason, now)
                 actions += self._leave(node, reason, now)
         return actions
-
-    def _keeps_out(self, record: PeerRecord, now: Instant) -> str:
-        """Return why the swarm does not admit a node; "" if it does, or if the use of its invite is not on disk yet."""
-        reason = self._setup.gate.admits(record, now)
-        return "" if reason == NOT_KEPT else reason
 
 
 def clock_fault(record: PeerRecord, unix: float) -> str:

@@ -41,7 +41,7 @@ from protocol.limits.networks import Scope, read_address, scope_of
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.lru import Recent
 from protocol.membership.links import DIAL_TIMEOUT_S, Links, LivePeer
-from protocol.notices import Failure
+from protocol.refusals import Failure
 from protocol.wire.messages import DialBack, DialledBack
 
 FIRST_ASK_S = 2.0  # after the start

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.config import Gate, Instant, OpenGate, Setup
+from protocol.config import Gate, Instant, Setup
 from protocol.core import Core
 from protocol.credentials.records import Address, Endpoint, PeerRecord, RecordReader
 from protocol.driver import Driver
@@ -147,7 +147,7 @@ class Simulation:
             self.timing,
             "simulated",
             reader=self._reader,
-            gate=gate or OpenGate(),
+            gate=gate or Gate(),
         )
         made = core(setup, book, rng, self.clock(skew))
         received: list[Item] = []

@@ -30,7 +30,7 @@ from contextlib import suppress
 from itertools import count
 from typing import NamedTuple
 
-from protocol.events import Accepted, Closed, Link, Moving, NetworkEvent, NetworkRefused, RefusedEarly
+from protocol.events import Accepted, Closed, Link, Moving, NetworkEvent, RefusedEarly
 from protocol.limits.connections import ConnectionCut, Connections
 from protocol.limits.limits import Limits
 from protocol.limits.networks import counts_as
@@ -179,7 +179,7 @@ class TcpWatch:
             if reason is None and view.was_ended_by_us():
                 reason = "framing"
                 if connection.link is not None and connection.link.dialled:  # forgotten now, so its network pays here
-                    self._told(self._connections.charge_network(connection.prefix, PENALTIES[reason], now))
+                    self._connections.charge_network(connection.prefix, PENALTIES[reason], now)
             if reason:
                 self._events.append(RefusedEarly(reason, connection.link))
         view.close()
@@ -211,7 +211,7 @@ class TcpWatch:
 
     def charge(self, link: Link, points: float, now: float) -> None:
         """Charge the network of a link's holder for an offence."""
-        self._told(self._connections.charge(link, points, now))
+        self._connections.charge(link, points, now)
 
     def hang_up(self, link: Link) -> None:
         """End the link's connection."""
@@ -246,10 +246,6 @@ class TcpWatch:
     def _prefix(self, number: int) -> str:
         host = self._views[number].peer
         return counts_as(host, own=host)
-
-    def _told(self, refused: str) -> None:
-        if refused:
-            self._events.append(NetworkRefused(refused))
 
     def _look(self, descriptor: int, has_ended: Callable[[int], bool]) -> int | None:
         try:

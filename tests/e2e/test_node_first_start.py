@@ -71,7 +71,7 @@ def test_a_first_start_that_is_cut_off_while_its_model_loads_trains_that_model_a
 def make_invite(folder: Path) -> tuple[Invite, FetchedManifest]:
     manifest = founding.found(NodeConfig(role="relay"), folder, "club", JoinPolicy.OPEN, [])
     address = Address(Endpoint("127.0.0.1", 9), Identity.load(folder / "identity.key").curve_key)
-    return Invite("club", manifest.hash, (address,)), FetchedManifest(manifest, b"", b"")
+    return Invite("club", manifest.hash, (address,)), FetchedManifest(manifest, b"")
 
 
 def command(*arguments: object) -> None:

@@ -20,7 +20,7 @@ from protocol.limits.limits import Limits
 from protocol.wire.envelope import MAX_FRAME_BYTES, Kind, kind_of, seal
 from protocol.wire.messages import Goodbye, Ping
 from tests.protocol_frames import opened
-from tests.protocol_hosts import ROOT, collect, running
+from tests.protocol_hosts import ROOT, collect, running, written
 from tests.protocol_raw import RawPeer, raw_peer
 from tests.waiting import wait_until
 
@@ -31,7 +31,7 @@ class Pair:
     """Two honest hosts; `address` is where the first listens."""
 
     def __init__(self) -> None:
-        self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [])
+        self.victim = Host(Identity.generate(), SWARM, "tcp://127.0.0.1:0", [], watch=written())
         address = self.victim.start()
         assert address is not None
         self.address: Address = address
@@ -193,7 +193,7 @@ def test_who_is_refused_for_what_it_did_is_told_and_so_are_both_operators(pair: 
         wait_until(lambda: any(line.get("who") == peer.identity.node_id for line in lines), 20, "the victim's line")
         (ours,) = (line for line in lines if line.get("who") == peer.identity.node_id)
         assert ours["most_of_all"] == "forged" and ours["log_level"] == "warning"
-        with running(pair.address, identity=peer.identity) as (offender, _):
+        with running(pair.address, identity=peer.identity, watch=written()) as (offender, _):
             wait_until(lambda: offender.refusal == "graylisted", 20)
             where = str(pair.address.endpoint)
             wait_until(lambda: any(line.get("by") == where for line in lines), 20, "the offender's line")
@@ -275,7 +275,7 @@ def test_strangers_at_a_peers_address_that_talk_on_are_cut_and_its_link_stays() 
 
 
 def test_bad_keys_of_one_address_make_its_new_connections_wait_and_its_live_ones_stay() -> None:
-    limits = Limits(prefix_graylist_score=-10.0, prefix_first_wait_s=3.0)
+    limits = Limits(prefix_handshakes_burst=40.0, prefix_handshakes_per_second=8.0)  # 12 points cost 60
     with running(limits=limits) as (victim, address), running(address) as (friend, _):
         wait_until(lambda: victim.counters().peers == 1, 20)
         with raw_peer(address, SWARM) as bad:
@@ -283,7 +283,7 @@ def test_bad_keys_of_one_address_make_its_new_connections_wait_and_its_live_ones
                 bad.send(b"garbage")
             wait_until(lambda: victim.counters().rejected.get("malformed", 0) == 6, 20)
             with running(address) as (late, _):
-                wait_until(lambda: victim.counters().rejected.get("prefix_refused", 0) > 0, 20)
+                wait_until(lambda: victim.counters().rejected.get("handshake_flood", 0) > 0, 20)
                 wait_until(lambda: late.counters().peers > 0, 20, "the wait to end")
         assert friend.counters().peers >= 1 and victim.counters().rejected.get("graylisted", 0) == 0
 
@@ -291,7 +291,7 @@ def test_bad_keys_of_one_address_make_its_new_connections_wait_and_its_live_ones
 def test_strangers_of_one_address_bring_few_bytes_that_nobody_asked_for(pair: Pair) -> None:
     """They brought 700 MB in the first minute, at no cost."""
     before, sent = pair.victim.counters().bytes_received, 0
-    while not pair.rejected("prefix_refused"):
+    while not pair.rejected("handshake_flood"):
         with raw_peer(pair.address, SWARM) as peer:
             with suppress(zmq.Again):  # its network is refused by now
                 peer.send(peer.hello())

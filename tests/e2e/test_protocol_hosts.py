@@ -26,7 +26,7 @@ from protocol.transport.zeromq import REVIEW_INTERVAL_S
 from protocol.wire.envelope import HEADER_BYTES, Kind
 from protocol.wire.messages import Hello
 from tests.log_places import hanging_log, own_logs
-from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn
+from tests.protocol_hosts import SWARM, ask, collect, mesh, running, spawn, written
 from tests.protocol_raw import raw_peer
 from tests.waiting import wait_until
 
@@ -389,7 +389,12 @@ def test_two_hosts_of_one_identity_are_noticed_by_both_and_logged(monkeypatch: p
 
 
 def test_a_log_that_hangs_holds_up_no_network_thread(tmp_path: Path) -> None:
-    with own_logs(), running() as (host, address), running(address) as (other, _), hanging_log(tmp_path) as place:
+    with (
+        own_logs(),
+        running(watch=written()) as (host, address),
+        running(address) as (other, _),
+        hanging_log(tmp_path) as place,
+    ):
         wait_until(lambda: host.counters().peers == 1, 20, "the peer")
         setup_logs(tmp_path, stderr=False)
         with raw_peer(address, SWARM) as stranger:

@@ -16,7 +16,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
 from protocol.credentials.records import Address, Endpoint
-from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, NetworkRefused, Opened, RefusedEarly
+from protocol.events import Accepted, Arrived, Closed, Link, NetworkEvent, Opened, RefusedEarly
 from protocol.identity import Identity
 from protocol.limits.limits import Limits
 from protocol.limits.networks import Scope, read_address
@@ -316,7 +316,7 @@ def test_a_node_that_we_dialled_is_measured_too(size: int, count: int, reason: s
 
 def test_a_service_of_others_that_is_dialled_for_a_node_is_no_offender_and_neither_is_its_network() -> None:
     """Whoever signs a record chooses what is dialled: no key was proven there."""
-    key, limits = Identity.generate().curve_key, Limits(prefix_graylist_score=-1.0)
+    key, limits = Identity.generate().curve_key, Limits()
     with socket.create_server(("127.0.0.1", 0)) as server, nodes(Node(None, limits=limits)) as (node,):
         link = Link(key, dialled=True)
         for banner in (b"SSH-2.0-OpenSSH_9.6\r\n", b"-ERR unknown command\r\n", b"\x15\x03\x03\x00\x02\x02\x46" * 10):
@@ -333,7 +333,7 @@ def test_a_service_of_others_that_is_dialled_for_a_node_is_no_offender_and_neith
             with wait_until(come, 20, "the node to dial") as service:
                 service.sendall(banner)
                 node.wait_for(Closed, link=link)
-            assert not [event for event in node.seen if isinstance(event, RefusedEarly | NetworkRefused)]
+            assert not [event for event in node.seen if isinstance(event, RefusedEarly)]
 
 
 def test_descriptors_are_given_back() -> None:

@@ -21,7 +21,7 @@ from protocol.errors import JoinError
 from protocol.host import Host
 from protocol.identity import Identity
 from protocol.joiner import fetch_manifest
-from tests.protocol_hosts import SWARM, ask, running, spawn
+from tests.protocol_hosts import SWARM, ask, running, spawn, written
 from tests.waiting import wait_until
 
 # Of a commit whose nodes speak version 2: `git archive 19586e0 protocol | xz -9e`.
@@ -72,7 +72,11 @@ def old_lines(folder: Path) -> list[str]:
 
 
 def test_an_old_node_that_dials_a_new_one_is_told_which_version_it_lacks(tmp_path: Path) -> None:
-    with structlog.testing.capture_logs() as logs, running() as (host, address), old_node(tmp_path, address):
+    with (
+        structlog.testing.capture_logs() as logs,
+        running(watch=written()) as (host, address),
+        old_node(tmp_path, address),
+    ):
         seen = tmp_path / "seen"
         wait_until(lambda: seen.read_text().startswith("it speaks protocol 4.0 0"), 20, "the old node's refusal")
         wait_until(lambda: clear_lines(logs) == [CLEAR | {"theirs": "2.0"}], 20, "our line in the log")
@@ -84,7 +88,7 @@ def test_an_old_node_that_dials_a_new_one_is_told_which_version_it_lacks(tmp_pat
 def test_a_new_node_that_dials_an_old_one_is_refused_and_both_say_why(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as logs, old_node(tmp_path):
         address = Address.parse((tmp_path / "address").read_text())
-        with running(address, listen=None) as (host, _):
+        with running(address, listen=None, watch=written()) as (host, _):
             wait_until(lambda: clear_lines(logs) == [CLEAR | {"theirs": "1 or 2"}], 20, "our line in the log")
             assert host.refusal == "it speaks protocol 1 or 2"
             assert host.counters().peers == 0
@@ -97,7 +101,7 @@ def test_joining_a_swarm_of_old_nodes_says_which_version_they_speak(tmp_path: Pa
     with old_node(tmp_path):
         invite = Invite("club", SWARM + bytes(16), (Address.parse((tmp_path / "address").read_text()),))
         with pytest.raises(JoinError, match=r"swarm .club. speaks protocol 1 or 2, and this node 4\.0: install"):
-            fetch_manifest(Identity.generate(), invite, [b""], timeout=20)
+            fetch_manifest(Identity.generate(), invite, b"", timeout=20)
 
 
 @pytest.mark.parametrize("newer_dials", [True, False])

@@ -116,7 +116,7 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
         refused("third", inviting.make_invite(club, [], inviting.shared_invite(club, 2, -1.0)), "has expired")
         first = load_grant(tmp_path / "first")
         join(tmp_path / "first", two)
-        assert load_grant(tmp_path / "first") == first  # again, without a number more
+        assert load_grant(tmp_path / "first") == first  # again, without another use
 
         # What got in shares what is published, and the one who was refused cannot speak at all.
         with ExitStack() as stack:
@@ -131,7 +131,7 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
             wait_until(received(networks[1], b"from the first"), 20)
         state = ask(club)
         assert state["rejected"]["not_admitted"] >= 2
-        assert state["rejected"]["invite_used"] >= 2
+        assert state["rejected"]["invite_used"] == 1
         assert state["rejected"]["invite_expired"] >= 2
         expected = {
             (key_of(tmp_path / "stranger").node_id, "not_admitted"),
@@ -142,19 +142,6 @@ def test_an_allowlist_admits_the_listed_the_invited_and_nobody_else(tmp_path: Pa
             return {(entry["node"], entry["reason"]) for entry in events_of(club, "a node was not admitted")}
 
         wait_until(lambda: expected <= told(), 20, "the log to name them")
-
-
-def test_an_invite_that_was_used_stays_used_when_who_granted_it_is_killed(tmp_path: Path) -> None:
-    club = found(tmp_path / "club", JoinPolicy.ALLOWLIST)
-    with relay(club) as process:
-        once = inviting.make_invite(club, [], inviting.shared_invite(club, 1, DAY))
-        join(tmp_path / "first", once)
-        process.kill()
-    with relay(club):
-        with pytest.raises(JoinError, match="used up"):
-            join(tmp_path / "second", once)
-        (tmp_path / "first" / "manifest.bin").unlink()
-        join(tmp_path / "first", once)  # whose it is gets in again
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def others() -> list[tuple[int, bytes]]:
         (101, make_own_record().encoded),
         (102, manifest.encoded),
         (103, make_pass(ME, SWARM, OTHER.node_id, int(UNIX * 1000)).encode()),
-        (103, make_ticket(certificate, OTHER, SWARM, 3, ME.public_key).encode()),
+        (103, make_ticket(certificate, OTHER, SWARM, ME.public_key).encode()),
         (104, str(Invite(manifest.name, manifest.hash, (seed,))).encode()),
         (105, str(seed).encode()),
         (106, encode(Group(TaskKey("builtin/sums", 1, "00"), 1, "3+4=", completions, "llama", 1))),

@@ -197,12 +197,12 @@ function parseInvite(text) {
 }
 
 // The grant of our record: none, the invite's pass, or a ticket of the invite key (docs/swarms.md#who-is-admitted).
-function grantOf({ kind, fields, swarm }, identity, number) {
+function grantOf({ kind, fields, swarm }, identity) {
   if (kind !== 3) return kind ? pack([kind, fields]) : Buffer.alloc(0);
   const [seed, uses, expiry, signature] = fields;
   const key = new Identity(seed);
-  const use = key.sign(domain("gossamer/ticket/1"), swarm, u32(number), identity.publicKey);
-  return pack([2, [key.publicKey, uses, expiry, signature, number, use]]);
+  const use = key.sign(domain("gossamer/ticket/1"), swarm, identity.publicKey);
+  return pack([2, [key.publicKey, uses, expiry, signature, use]]);
 }
 
 // Manifest: docs/swarms.md#manifest.
@@ -217,7 +217,7 @@ function openManifest(bytes) {
   };
 }
 
-// Why a node is not admitted, or nothing (docs/swarms.md#who-is-admitted). `uses` tells who has which number of which
+// Why a node is not admitted, or nothing (docs/swarms.md#who-is-admitted). `uses` tells who has used which
 // invite.
 function whyNotAdmitted({ isOpen, founder, ids, swarm }, uses, publicKey, grant) {
   const id = sha256(publicKey).subarray(0, 20), node = id.toString("hex");
@@ -229,15 +229,15 @@ function whyNotAdmitted({ isOpen, founder, ids, swarm }, uses, publicKey, grant)
     return expiry > Date.now() ? "" : "invite_expired";
   }
   if (kind !== 2) return "not_admitted";
-  const [key, count, expiry, signature, number, use] = fields;
+  const [key, count, expiry, signature, use] = fields;
   const isGranted = isSigned(founder, signature, domain("gossamer/invite/1"), swarm, key, u32(count), u64(expiry));
-  const isUsed = isGranted && isSigned(key, use, domain("gossamer/ticket/1"), swarm, u32(number), publicKey);
-  if (!isUsed || number >= count || count > 4096) return "not_admitted";
+  const isUsed = isGranted && isSigned(key, use, domain("gossamer/ticket/1"), swarm, publicKey);
+  if (!isUsed || count > 4096) return "not_admitted";
   if (expiry <= Date.now()) return "invite_expired";
-  const place = `${key.toString("hex")} ${number}`;
-  if ((uses.get(place) ?? node) !== node) return "invite_used";
-  if (!uses.has(place) && uses.size >= 65536) return "too_many_uses";
-  uses.set(place, node);
+  const holders = uses.get(key.toString("hex")) ?? new Set();
+  if (holders.has(node)) return "";
+  if (holders.size >= count) return "invite_used";
+  uses.set(key.toString("hex"), holders.add(node));
   return "";
 }
 
@@ -447,7 +447,6 @@ class Link {
 
   leave(reason) {
     if (this.caller) return this.close();
-    if (reason === "invite_used" && this.peer.tryNextNumber()) return this.greet();
     this.isGreeting = false;
     say("goodbye", { reason });
   }
@@ -522,8 +521,6 @@ class Peer {
     this.swarm = (invite ?? manifest).swarm;
     this.limit = manifest?.limit ?? MAX_ITEM_BYTES;
     this.started = BigInt(Date.now()) << 16n;
-    this.number = crypto.randomInt(invite?.uses ?? 1); // of the invite
-    this.tries = 1; // of its numbers
     this.links = [];
     this.uses = new Map(); // of invites, by those who called us
     this.quota = new Quota();
@@ -541,7 +538,7 @@ class Peer {
 
   // docs/protocol.md#peer-record. Each record that we sign has a larger incarnation than the one before.
   record() {
-    const grant = this.invite ? grantOf(this.invite, this.identity, this.number) : Buffer.alloc(0);
+    const grant = this.invite ? grantOf(this.invite, this.identity) : Buffer.alloc(0);
     const payload = pack([
       1, this.swarm, this.identity.curveKey, this.endpoint ? [this.endpoint] : [], this.started++, "peer.mjs",
       BigInt(Date.now() + RECORD_LIFE_MS), grant, [],
@@ -629,11 +626,6 @@ class Peer {
       }
     }
     setTimeout(() => goes.close(), HELLO_MS);
-  }
-
-  tryNextNumber() {
-    this.number = (this.number + 1) % this.invite.uses;
-    return this.tries++ < this.invite.uses;
   }
 
   takeManifest(bytes) {

@@ -6,7 +6,7 @@ from protocol.credentials.records import RECORD_LIFE_S
 from protocol.events import ItemVerdict
 from protocol.limits.timing import LAN, WAN
 from protocol.membership.address_book import BUSY_S
-from protocol.notices import CLOCK_AHEAD, CLOCK_BEHIND
+from protocol.refusals import CLOCK_AHEAD, CLOCK_BEHIND
 from protocol.simulator import SimulatedIdentity, Simulation
 from protocol.simulator.overlay import mutual, unreached
 from protocol.transport.memory import Conditions, NetworkCut

@@ -44,7 +44,6 @@ FILES = {
     "pool.sqlite": 2 * POOL + MIB,  # and its free pages
     "pool.sqlite-wal": 8 * MIB,
     "peers.json": 6 * MIB,
-    "uses.bin": 18 * MIB,
     "output.log": MIB,
 }
 # A group is shared for 0.8 of its swarm's age of items, and its id remembered for 9/8 of that age and

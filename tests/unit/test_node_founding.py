@@ -21,7 +21,6 @@ from node.swarm.swarm_folder import load_grant, load_manifest, save_grant, save_
 from node.tasks import load_tasks, task_names
 from node.tasks.builtin.families import FAMILIES
 from node.tasks.questions import DEFAULT_SPLIT, Split
-from protocol.bootstrap import FALSE_MANIFEST
 from protocol.credentials.grants import REFUSALS, make_pass
 from protocol.credentials.invite import Invite
 from protocol.credentials.manifest import JoinPolicy, ManifestTask, SwarmManifest, make_manifest
@@ -29,9 +28,9 @@ from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.credentials.revocations import make_revocations
 from protocol.errors import JoinError
 from protocol.identity import Identity
-from protocol.joiner import FetchedManifest
+from protocol.joiner import FALSE_MANIFEST, FetchedManifest
 from protocol.limits.networks import Scope
-from protocol.notices import CLOCK_BEHIND, GRAYLISTED
+from protocol.refusals import CLOCK_BEHIND, GRAYLISTED
 from protocol.storage import save_peers
 
 FOUNDER = Identity(bytes(32))
@@ -367,7 +366,7 @@ def test_a_node_that_has_trained_under_one_split_is_in_no_swarm_with_another(
             found(NodeConfig(), folder, "club", JoinPolicy.OPEN, [], split)
             return
         swarm = found(NodeConfig(), tmp_path / f"founder {split.salt}", "club", JoinPolicy.OPEN, [], split)
-        monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+        monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b""))
         address = Address(Endpoint("203.0.113.1", 4001), FOUNDER.curve_key)
         with capture_logs():
             join(Invite("club", swarm.hash, (address,)), NodeConfig(), folder)
@@ -403,13 +402,13 @@ def as_invited(swarm: SwarmManifest) -> Invite:
 def test_a_join_that_fails_once_it_has_a_grant_goes_on_with_it_when_it_is_run_again(
     task: ManifestTask, allowed: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The swarm has written the use of the invite down for this key: another key would find it used up."""
+    """The swarm has counted a use of the invite for this key: another key would find it used up."""
     swarm = make_manifest(FOUNDER, "club", 1, JoinPolicy.ALLOWLIST, [task])
     invite, folder, shown = as_invited(swarm), tmp_path / "new", []
 
-    def fetch(identity: Identity, _: Invite, grants: list[bytes], __: float) -> FetchedManifest:
-        shown.append((identity.node_id, grants))
-        return FetchedManifest(swarm, grants[0], b"")
+    def fetch(identity: Identity, _: Invite, grant: bytes, __: float) -> FetchedManifest:
+        shown.append((identity.node_id, grant))
+        return FetchedManifest(swarm, b"")
 
     monkeypatch.setattr(joining, "fetch_manifest", fetch)
     with capture_logs():
@@ -417,14 +416,14 @@ def test_a_join_that_fails_once_it_has_a_grant_goes_on_with_it_when_it_is_run_ag
             join(invite, NodeConfig(), folder, allowed)
         assert sorted(file.name for file in folder.iterdir()) == ["grant.bin", "identity.key", "lock"]
         join(invite, NodeConfig(role="relay"), folder)  # which needs no task
-    assert shown[0] == shown[1] == (Identity.load(folder / "identity.key").node_id, [load_grant(folder)])
+    assert shown[0] == shown[1] == (Identity.load(folder / "identity.key").node_id, load_grant(folder))
 
 
 def test_an_invite_that_names_another_swarm_than_it_is_for_joins_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swarm = manifest([sums()])
-    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b""))
     other = replace(as_invited(swarm), name="freinds", grant=None)
     with capture_logs():
         with pytest.raises(UserError, match=rf"^the invite is to swarm {swarm.name!r}, and not to 'freinds'"):
@@ -437,7 +436,7 @@ def test_a_join_that_fails_leaves_no_folder_where_it_was_granted_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swarm = manifest([sums(options='{"name":"x"}')])
-    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b"", b""))
+    monkeypatch.setattr(joining, "fetch_manifest", lambda *_: FetchedManifest(swarm, b""))
     with capture_logs(), pytest.raises(WordNeededError):
         join(replace(as_invited(swarm), grant=None), NodeConfig(), tmp_path / "new")
     assert not (tmp_path / "new").exists()

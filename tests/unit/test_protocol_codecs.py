@@ -35,7 +35,7 @@ from protocol.limits.limits import MIB, Limits
 from protocol.limits.quotas import BYTE_S, FRAME_S, GIVEN_S, SENT_BYTE_S, SIGNATURE_S
 from protocol.limits.timing import LOCAL, WAN
 from protocol.membership.membership import NO_ROOM
-from protocol.notices import GRAYLISTED
+from protocol.refusals import GRAYLISTED
 from protocol.wire import messages
 from protocol.wire.encoding import MAX_ARRAYS
 from protocol.wire.envelope import (

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.events import Link
-from protocol.limits.connections import MAX_WIRE_FRAME_BYTES, ConnectionCut, Connections, Review, wire_bytes
+from protocol.limits.connections import (
+    MAX_WIRE_FRAME_BYTES,
+    POINT_HANDSHAKES,
+    ConnectionCut,
+    Connections,
+    Review,
+    wire_bytes,
+)
 from protocol.limits.limits import MIB, Limits
 
 LIMITS = Limits()
@@ -277,31 +284,24 @@ def test_the_table_stays_bounded_and_consistent(steps: list[tuple[str, int]]) ->
     assert len(table) == 0
 
 
-def test_a_prefix_whose_peers_broke_the_rules_waits_longer_each_time_and_its_live_links_stay() -> None:
-    table = Table(prefix_graylist_score=-10.0, prefix_first_wait_s=4.0, prefix_last_wait_s=6.0)
-    table.admit(1, inbound(1))
+@pytest.mark.parametrize("dialled", [True, False])
+def test_a_prefix_whose_peers_broke_the_rules_begins_no_handshakes_for_a_while_and_its_live_links_stay(
+    dialled: bool,
+) -> None:
+    table = Table(prefix_handshakes_burst=102.0, prefix_handshakes_per_second=10.0)
+    link = Link(b"k" * 32, dialled=True) if dialled else inbound(1)
+    if dialled:
+        table.connected(1, link, HERE)
+    else:
+        table.admit(1, link)
     table.admit(2, inbound(2), "10.0.0.0/24")
-    table.charge(inbound(1), 10.0, table.now)
+    table.charge(link, 100 / POINT_HANDSHAKES, table.now)
     assert table.come(3) == []
-    table.charge(inbound(1), 0.5, table.now)
-    assert [cut.reason for cut in table.come(4)] == ["prefix_refused"]
+    table.charge(link, 40 / POINT_HANDSHAKES, table.now)
+    assert [cut.reason for cut in table.come(4)] == ["handshake_flood"]
     assert table.come(5, "10.0.0.0/24") == []
-    assert table.look().cuts == [] and table.took(1, inbound(1), [100]) == (True, [])
-    table.now = 4.0
-    assert table.come(6) == []
-    table.charge(inbound(1), 1.0, table.now)
-    table.now = 9.9
-    assert [cut.reason for cut in table.come(7)] == ["prefix_refused"]
-    table.now = 10.0
-    assert table.come(8) == []
-
-
-def test_what_a_peer_does_that_we_dialled_is_held_against_its_network_too() -> None:
-    table = Table(prefix_graylist_score=-10.0)
-    link = Link(b"k" * 32, dialled=True)
-    table.connected(1, link, HERE)
-    assert table.charge(link, 9.0, table.now) == ""
-    assert table.come(2) == []
-    assert table.charge(link, 9.0, table.now) == HERE, "whoever keeps the log is told once"
-    assert table.charge(link, 9.0, table.now) == ""
-    assert table.come(3) == [ConnectionCut(3, "prefix_refused", None)] and table.come(4, "10.0.0.0/24") == []
+    assert table.look().cuts == [] and table.took(1, link, [100]) == (True, [])
+    table.now = 3.5
+    assert [cut.reason for cut in table.come(6)] == ["handshake_flood"]
+    table.now = 4.2
+    assert table.come(7) == []

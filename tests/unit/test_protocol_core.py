@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.config import Instant, Setup
-from protocol.core import NOTICES, QUEUE_FULL, Core, Traffic
+from protocol.core import QUEUE_FULL, Core, Traffic
 from protocol.credentials.records import Address, Endpoint, make_record
 from protocol.driver import Driver
 from protocol.events import (
@@ -28,7 +28,6 @@ from protocol.events import (
     Moving,
     Offer,
     Opened,
-    OtherVersion,
     RefusedEarly,
     SendFrame,
     Subscribe,
@@ -42,7 +41,7 @@ from protocol.limits.quotas import FRAME_S, SENT_BYTE_S
 from protocol.limits.timing import LAN
 from protocol.membership.address_book import CANDIDATES, Book
 from protocol.membership.links import GRACE_S
-from protocol.notices import Case
+from protocol.refusals import LINES_BURST, Case, Refusal
 from protocol.transport.memory import Conditions, MemoryNetwork, MemoryTransport
 from protocol.wire.envelope import (
     CHUNK_BYTES,
@@ -80,7 +79,7 @@ from protocol.wire.messages import (
     WantedPart,
     hint,
 )
-from protocol.wire.version import EARLIER, VERSION, spoken_version
+from protocol.wire.version import EARLIER, VERSION, goodbye_reason, spoken_version
 from tests.protocol_frames import frame_of, opened
 
 LIMITS = Limits()
@@ -271,25 +270,24 @@ def hello_of(version: int) -> bytes:
 @pytest.mark.parametrize(("version", "theirs"), [(0x0200, 0x0200), (0x0507, 0x0507), (0x96CD, EARLIER)])
 def test_a_peer_that_dialled_us_in_another_version_is_told_ours_and_we_are_told_once(version: int, theirs: int) -> None:
     talk = Talk()
-    notice, goodbye = talk.hear(hello_of(version), OTHER_LINK)
-    assert notice == OtherVersion(OTHER_LINK.key.hex(), theirs)
+    (goodbye,) = talk.hear(hello_of(version), OTHER_LINK)
+    told = [Refusal(Case.OTHER_VERSION, OTHER_LINK.key.hex(), goodbye_reason(theirs))]
+    assert talk.core.membership.refusals.take() == told
     assert spoken_version(goodbye.frame) == VERSION
     assert Goodbye.decode(opened(goodbye.frame).body).reason == "other_version_4_0"
     assert talk.hear(hello_of(version), OTHER_LINK) == []  # it is parted from
     assert talk.core.handle(Tick(), at(5))
     again = talk.hear(hello_of(version), OTHER_LINK, now=60.0)
-    assert [type(action) for action in again] == [SendFrame]
+    assert [type(action) for action in again] == [SendFrame] and talk.core.membership.refusals.take() == []
     assert OTHER.node_id not in talk.core.membership.peers
     assert talk.core.scores.score(OTHER_LINK.key.hex(), at(60)) == 0.0
 
 
 def test_the_log_has_few_lines_about_other_versions_however_many_keys_come() -> None:
     talk = Talk()
-    told = 0
     for number in range(200):
-        link = Link(number.to_bytes(32, "big"), dialled=False)
-        told += sum(isinstance(action, OtherVersion) for action in talk.hear(hello_of(0x0200), link))
-    assert told == NOTICES and talk.rejected == {"other_version": 200}
+        talk.hear(hello_of(0x0200), Link(number.to_bytes(32, "big"), dialled=False))
+    assert len(talk.core.membership.refusals.take()) == LINES_BURST and talk.rejected == {"other_version": 200}
 
 
 def test_a_peer_that_we_dialled_and_that_answers_in_another_version_is_named() -> None:
@@ -299,8 +297,11 @@ def test_a_peer_that_we_dialled_and_that_answers_in_another_version_is_named() -
     link = Link(OTHER.curve_key, dialled=True)
     talk.core.handle(Tick(), at(0))
     talk.core.handle(Opened(link), at(1))
-    notice, goodbye = talk.hear(hello_of(0x0200), link, now=5)
-    assert isinstance(notice, OtherVersion) and spoken_version(goodbye.frame) == VERSION
+    (goodbye,) = talk.hear(hello_of(0x0200), link, now=5)
+    assert spoken_version(goodbye.frame) == VERSION
+    assert talk.core.membership.refusals.take() == [
+        Refusal(Case.OTHER_VERSION, "tcp://10.0.0.7:4001", "other_version_2_0")
+    ]
     assert talk.core.membership.refusals.latest == "it speaks protocol 2.0"
 
 

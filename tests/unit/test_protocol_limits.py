@@ -15,7 +15,7 @@ from protocol.events import Link
 from protocol.host import Mailbox
 from protocol.identity import Identity
 from protocol.limits.limits import Limits
-from protocol.limits.peer_scores import FREE, PENALTIES, REJECT_PENALTY, PeerScores, ScoreBoard
+from protocol.limits.peer_scores import PENALTIES, REJECT_PENALTY, PeerScores, ScoreBoard
 from protocol.limits.quotas import Payer, Quotas, price
 from protocol.limits.rate_limits import TokenBucket, TokenBuckets
 from protocol.limits.send_queues import FRAME_COST
@@ -26,11 +26,10 @@ from tests.locks import watched
 from tests.waiting import wait_until
 
 LIMITS = Limits()
-BOARD = LIMITS.graylist_score, LIMITS.score_half_life_s
 
 
 def scores(capacity: int = 4096) -> ScoreBoard:
-    return ScoreBoard(*BOARD, capacity, LIMITS.first_refusal_s, LIMITS.last_refusal_s)
+    return ScoreBoard(Limits(max_remembered=capacity))
 
 
 def held(board: ScoreBoard, now: float) -> bool:
@@ -376,6 +375,25 @@ def reasons() -> set[str]:
                 returned = [part for one in ast.walk(node) if isinstance(one, ast.Return) for part in ast.walk(one)]
                 found |= {part.value for part in returned if isinstance(part, ast.Constant)}
     return (found | {*_FAILURES.values(), "framing", "inbox_full", "outbox_full"}) - {""}
+
+
+# Refusals that cost nobody score, and why.
+FREE = {
+    "backlog": "the heaviest is cut, and somebody has to be",
+    "graylisted": "it is refused already, and pays no longer for more of it",
+    "handshake_flood": "no key was proven, and a network has a rate of handshakes",
+    "handshake_malformed": "no key was proven, and a network has a rate of handshakes",
+    "handshake_unfinished": "no key was proven, and a network has a rate of handshakes",
+    "inbox_full": "our own node does not take what came",
+    "internal": "a defect of ours",
+    "no_room": "its large item waits until others are there",
+    "other_version": "it is told so once, and is no offender",
+    "outbox_full": "our own node sends too much",
+    "queue_full": "it reads too slowly, and hears less",
+    "revoked": "it is refused for as long as the list says so",
+    "superseded": "its own newer connection takes its place",
+    "too_many_connections": "the oldest that was never answered makes room",
+}
 
 
 def test_every_reason_has_a_price_or_says_why_it_has_none() -> None:

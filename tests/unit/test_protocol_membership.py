@@ -8,10 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.config import Instant, OpenGate, Setup
-from protocol.credentials.grants import Gatekeeper
-from protocol.credentials.invite import make_shared_invite
-from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
+from protocol.config import Gate, Instant, Setup
 from protocol.credentials.records import (
     RENEWAL_BITS,
     Address,
@@ -36,7 +33,6 @@ from protocol.events import (
     PeerDown,
     PeerUp,
     Send,
-    Stored,
     Tick,
     TurnedAway,
 )
@@ -48,7 +44,7 @@ from protocol.membership.dialing import DRAWN, SHED_S
 from protocol.membership.directory import HURRY
 from protocol.membership.links import DIAL_TIMEOUT_S, GRACE_S, distance
 from protocol.membership.membership import TICK_S, Membership
-from protocol.notices import Case
+from protocol.refusals import Case
 from protocol.wire.envelope import Kind
 from protocol.wire.messages import Digest, Goodbye, Hello, Peers, Ping, Pong
 
@@ -60,7 +56,7 @@ UNIX = 1_700_000_000.0
 LOW, ME, HIGH, *OTHERS = sorted((Identity(bytes([n]) * 32) for n in range(30)), key=lambda i: i.node_id)
 
 
-class Rule(OpenGate):
+class Rule(Gate):
     """A gate of one function."""
 
     def __init__(self, admits) -> None:
@@ -557,26 +553,6 @@ def test_a_live_peer_that_greets_again_with_a_record_that_is_not_admitted_is_par
     assert told(again, Kind.GOODBYE) == [link] and PeerDown(LOW.node_id) in again
     assert core.peers == [] and core.link_of(LOW.node_id) is None
     assert HangUp(link) not in again and core.links.is_parting(link)  # it is closed when the goodbye has arrived
-
-
-def test_a_hello_is_not_answered_until_its_use_of_an_invite_is_on_disk() -> None:
-    founder, link = OTHERS[0], Link(LOW.curve_key, False)
-    club = make_manifest(founder, "club", 1, JoinPolicy.ALLOWLIST, [ManifestTask("t", 1, "ab", "{}")])
-    invite = make_shared_invite(founder, club, 1, int((UNIX + 3600) * 1000))
-    gate = Gatekeeper(club, keeps=True)
-    core = Membership(Setup(ME, club.swarm, gate=gate), Book((), Limits(max_known_peers=16)), random.Random(1), at(0))
-    grant = invite.ticket(club.swarm, 0, LOW.public_key).encode()
-    ours = make_record(LOW, club.swarm, (), 1, "", int((UNIX + 3600) * 1000), grant)
-    greeting = Message(link, LOW.node_id, Kind.HELLO, Hello(ours.encoded).encode())
-
-    assert core.handle(greeting, at(0)) == []
-    lost = tuple(gate.take_fresh())
-    assert core.handle(Stored(lost, ok=False), at(1)) == [] and core.peers == []
-    assert core.handle(greeting, at(2)) == []
-    kept = tuple(gate.take_fresh())
-    assert lost == kept
-    assert core.handle(Stored(kept, ok=True), at(3)) == []
-    assert PeerUp(LOW.node_id) in core.handle(greeting, at(4))
 
 
 def test_now_and_then_a_chosen_link_is_replaced_by_another() -> None:

@@ -19,7 +19,7 @@ from protocol.membership.address_book import Book
 from protocol.membership.links import DIAL_TIMEOUT_S
 from protocol.membership.membership import TICK_S, Membership
 from protocol.membership.reachability import AGAIN_S, FIRST_ASK_S, PAUSE_S, Standing
-from protocol.notices import Failure
+from protocol.refusals import Failure
 from protocol.wire.messages import DialBack, DialledBack, Goodbye, Hello, Peers
 
 LIMITS = Limits()

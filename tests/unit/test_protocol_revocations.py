@@ -167,7 +167,7 @@ def test_a_list_of_another_swarm_is_not_obeyed() -> None:
 
 def test_what_is_revoked_counts_no_more_and_again_when_a_newer_list_leaves_it_out() -> None:
     invite = make_shared_invite(FOUNDER, CLUB, 3, LATER_MS)
-    ticket = invite.ticket(CLUB.swarm, 0, GUEST.public_key).encode()
+    ticket = invite.ticket(CLUB.swarm, GUEST.public_key).encode()
     own_pass = make_pass(FOUNDER, CLUB.swarm, GUEST.node_id, LATER_MS)
     keeper = Gatekeeper(CLUB)
 

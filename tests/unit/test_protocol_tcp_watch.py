@@ -11,7 +11,8 @@ import psutil
 import pytest
 import zmq
 
-from protocol.events import Accepted, Link, NetworkRefused, RefusedEarly
+from protocol.events import Accepted, Link, RefusedEarly
+from protocol.limits.connections import POINT_HANDSHAKES
 from protocol.limits.limits import Limits
 from protocol.transport.sockets import Change, Monitor, Sources
 from protocol.transport.tcp import TcpView, TcpWatch
@@ -68,15 +69,20 @@ def test_the_end_of_a_dialled_connection_is_not_that_of_an_inbound_one_with_its_
 @pytest.mark.slow
 def test_a_frame_for_which_libzmq_ends_a_dialled_connection_costs_its_network_though_the_link_is_forgotten() -> None:
     events: deque = deque()
-    watch = TcpWatch(Limits(prefix_graylist_score=-1.0), events)
+    watch = TcpWatch(Limits(prefix_handshakes_burst=2 * POINT_HANDSHAKES), events)
     with socket.create_server(("127.0.0.1", 0)) as server:
         far, mine = connection(server)
         number = watch.connected(mine.fileno(), lives, DIALLED)
         mine.close()  # as libzmq does, of a connection that the other end keeps
         watch.gone(number, None, 0.0)
         watch.forget(number)
-        assert list(events) == [NetworkRefused("127.0.0.1"), RefusedEarly("framing", DIALLED)]
+        assert list(events) == [RefusedEarly("framing", DIALLED)]
         far.close()
+        far, mine = connection(server)
+        watch.accepted(mine.fileno(), lives, 0.0)
+        assert events[-1] == RefusedEarly("handshake_flood")
+        far.close()
+        mine.close()
         watch.close()
 
 

@@ -179,6 +179,20 @@ def test_holders_take_turns_whatever_keys_they_bring(interval: float) -> None:
     assert sum(counts.values()) == 440 and 40 <= counts[True] <= 48  # what two others both drew is asked for once
 
 
+def test_a_network_has_one_lot_however_many_links_it_has_and_each_of_them_has_its_turn() -> None:
+    wants = machine(B)
+    crowd = [NodeId(f"peer {number}") for number in range(60)]
+    for node in crowd:
+        wants.ledger.up(node)
+        wants.up(node, "200.0.0.0/24")
+    for number in range(6000):
+        wants.have(crowd[number % 60], entry(number, signer=number), 0.0)
+    for number in range(6000, 6100):
+        wants.have(B, entry(number, signer=number), 0.0)
+    asked = wants.ask(0.0, 120)
+    assert len(asked[B]) == 60 and {len(asked[node]) for node in crowd} == {1}
+
+
 def test_what_a_second_holder_says_of_the_signer_changes_nothing() -> None:
     wants = machine()
     for number in range(40):

@@ -1,38 +1,39 @@
-"""Operator notices: what a person would want to know of the network and would not see in any count.
+"""Notices: what an operator would want to know of the network and would not see in any count.
 
 They say who was refused by whom and why, and that this node's grant has ended. They say that nobody answers, which
 endpoint leads nowhere, that the swarm depends on one node, and that this machine's clock differs from its peers'. They
-are decided here without I/O; the host writes them to its log.
-
-Keys cost nothing, so an attacker can be refused again and again. So the number of lines is bounded: the same words
-about the same node come once in `SAME_S`, and a token bucket bounds all lines. Lines that are left out are counted.
+are decided without I/O; the network thread has them written to the log now and then.
 """
 
-import statistics
-from collections import Counter
 from collections.abc import Sequence
-from enum import Enum, auto
 from typing import Any, NamedTuple
 
+import structlog
+
 from protocol.config import Instant
+from protocol.core import Core
 from protocol.credentials.grants import grant_expiry
 from protocol.credentials.records import Address, Endpoint
-from protocol.limits.rate_limits import TokenBucket
+from protocol.host import dialable_members
 from protocol.lru import Recent
-
-GRAYLISTED = "graylisted"  # the reason that a node is told if it is refused for its offences
-CLOCK_BEHIND, CLOCK_AHEAD = "clock_behind", "clock_ahead"  # if by its hello the node's clock is off by a day or more
-SAME_S = 3600.0
-LINES_PER_SECOND, LINES_BURST = 1 / 60, 10.0
-MAX_SAID = 256
-MAX_WAITING = 32  # lines that the host has not taken yet
+from protocol.refusals import (
+    CLOCK_AHEAD,
+    CLOCK_BEHIND,
+    GRAYLISTED,
+    MAX_SAID,
+    SAME_S,
+    Case,
+    ClockDifference,
+    Failure,
+    PeerClocks,
+    Refusal,
+    Refusals,
+)
+from protocol.wire.version import VERSION, said, version_in
 
 ALONE_S = 60.0  # a seed that is up answers within seconds, or tens of them while its machine loads models
 AGAIN_S = 1800.0
 DOWN = "are they up, and in this swarm? Where one member alone listens (--listen), the others need it to be up"
-MAX_CLOCKS = 64
-CLOCK_OFF_S = 300.0  # half of `max_clock_ahead_s`
-DRIFT_S = 60.0  # a fifth of that
 SET_CLOCK = "set this machine's clock (`timedatectl set-ntp true`)"
 FEW_AGAIN_S = 24 * 3600.0  # seldom, as people may want it so
 SOON_S = 24 * 3600.0  # before a grant's end: time to ask for another
@@ -50,114 +51,7 @@ REMEDIES = {
     GRAYLISTED: "refused for minutes or hours for what it did: are its clock, its line and its version in order?",
 }
 
-
-class Case(Enum):
-    """Who refused whom."""
-
-    NOT_ADMITTED = auto()  # we did not admit a node, at its hello
-    OFFENDER = auto()  # we refuse a node, a key or a network for its offences
-    BY_THEM = auto()  # a node did not admit us
-
-
-class Refusal(NamedTuple):
-    """A refusal by us or of us, and why; `unsaid` others came before it without a line."""
-
-    case: Case
-    who: str
-    reason: str
-    unsaid: int = 0
-
-
-class Refusals:
-    """Notes refusals for a person: the same words once in `SAME_S`, in a bounded number of lines."""
-
-    def __init__(self, now: Instant) -> None:
-        self.counts: Counter[str] = Counter()  # of those that we did not admit, by reason
-        self.latest = ""  # why somebody last did not admit us, since a peer did
-        self.full = ""  # who last said that it has no room for us, since a peer had
-        self._said: Recent[tuple[Case, str, str], float] = Recent(MAX_SAID)
-        self._lines = TokenBucket(LINES_PER_SECOND, LINES_BURST, now.steady)
-        self._waiting: list[Refusal] = []
-        self._unsaid = 0
-
-    def of(self, who: str, reason: str, now: Instant) -> None:
-        """Note that we do not admit `who`."""
-        self.counts[reason] += 1
-        self._note(Case.NOT_ADMITTED, who, reason, now)
-
-    def offender(self, who: str, reason: str, now: Instant) -> None:
-        """Note that we refuse `who` for now; most of its points were for `reason`."""
-        self._note(Case.OFFENDER, who, reason, now)
-
-    def by(self, who: str, reason: str, now: Instant) -> None:
-        """Note that `who` does not admit us."""
-        self.latest = reason
-        self._note(Case.BY_THEM, who, reason, now)
-
-    def admitted(self) -> None:
-        """Note that a peer admitted us."""
-        self.latest = self.full = ""
-
-    def take(self) -> list[Refusal]:
-        """Return the refusals to log, each once."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
-
-    def _note(self, case: Case, who: str, reason: str, now: Instant) -> None:
-        said_at = self._said.get((case, who, reason))
-        if said_at is not None and now.steady < said_at + SAME_S:
-            return
-        if len(self._waiting) >= MAX_WAITING or not self._lines.take(1, now.steady):
-            self._unsaid += 1
-            return
-        self._said.set((case, who, reason), now.steady)
-        self._waiting.append(Refusal(case, who, reason, self._unsaid))
-        self._unsaid = 0
-
-
-class Failure(NamedTuple):
-    """An endpoint of ours that could not be dialled from an address, so that we tell it to nobody."""
-
-    endpoint: Endpoint
-    tried_from: str
-
-
-class ClockDifference(NamedTuple):
-    """How many seconds the clocks of most peers are ahead of ours, and how many peers' they are."""
-
-    peers: int
-    ahead: float
-
-
-class _ClockReading(NamedTuple):
-    ahead: float  # of ours, at the same moment
-    offset: float  # of our Unix time from our steady clock then
-
-
-class PeerClocks:
-    """How far the clocks of live peers are from ours, by their hellos; each network counts once."""
-
-    def __init__(self) -> None:
-        self._readings: Recent[str, _ClockReading] = Recent(MAX_CLOCKS)
-
-    def said(self, network: str, unix: float, now: Instant) -> None:
-        """Note that a live peer of that network gives this Unix time now. A node may count as a network of its own."""
-        self._readings.set(network, _ClockReading(unix - now.unix, now.unix - now.steady))
-
-    def difference(self, now: Instant) -> ClockDifference | None:
-        """Return how far the clocks of more than half of all, ours among them, are from ours on one side; else None.
-
-        A reading no longer counts once our clock was set, or this process was stopped or blocked, by `DRIFT_S` in all.
-        """
-        offset = now.unix - now.steady
-        ahead = [reading.ahead for reading in self._readings.values() if abs(reading.offset - offset) < DRIFT_S]
-        for side in (
-            [seconds for seconds in ahead if seconds >= CLOCK_OFF_S],
-            [seconds for seconds in ahead if seconds <= -CLOCK_OFF_S],
-        ):
-            if 2 * len(side) > len(ahead) + 1:
-                return ClockDifference(len(side), statistics.median(side))
-        return None
+log = structlog.get_logger()
 
 
 class Notice(NamedTuple):
@@ -182,6 +76,14 @@ class Notices:
         self._next_clock = now.steady
         self._next_few = now.steady + ALONE_S
         self._said_unreached: Recent[Endpoint, float] = Recent(MAX_SAID)
+
+    def write(self, core: Core, now: Instant) -> None:
+        """Write the lines that are due to the log."""
+        membership = core.membership
+        failures = membership.reachability.standing.failures
+        peers, dialable = len(membership.peers), dialable_members(core)
+        for notice in self.due(membership.refusals, core.clocks, peers, dialable, failures, now):
+            (log.warning if notice.is_warning else log.info)(notice.event, **notice.fields)
 
     def due(
         self,
@@ -277,6 +179,9 @@ def _of_refusal(refusal: Refusal) -> Notice:
         case Case.OFFENDER:
             fields = {"who": refusal.who, "most_of_all": reason, **more}
             return Notice("refused for a while for what it did", True, fields)
+        case Case.OTHER_VERSION:
+            fields = {"peer": refusal.who, "theirs": version_in(reason), "ours": said(VERSION), **more}
+            return Notice("refused a peer that speaks another version of the protocol", True, fields)
         case Case.BY_THEM:
             remedy = {"remedy": REMEDIES[reason]} if reason in REMEDIES else {}
             return Notice("this node is not admitted", True, {"by": refusal.who, "reason": reason, **remedy, **more})
