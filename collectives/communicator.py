@@ -113,7 +113,6 @@ class Communicator:
         identity: Identity | None = None,
         may_join: Callable[[NodeId], bool] | None = None,
         secret: str | bytes | None = None,
-        closed: bool | None = None,
         protection: Protection | str = Protection.ENCRYPTED,
         streams: int = 1,
         timeout: float = 30.0,
@@ -133,12 +132,9 @@ class Communicator:
             may_join: tells of a node id, which is proven, whether it may be a member; every other node is refused
                 in the handshake, and a member that it admits no more is disconnected. Called often, on the control
                 thread: it must be quick, and the same at all members. None: any node that knows the name and the
-                secret.
+                secret. Whoever can make up keys that it admits can dissolve the group.
             secret: what members share besides the name, at random and of 16 bytes or more (`secrets.token_hex()`):
                 nobody completes a handshake without it.
-            closed: True says that no stranger may join: you chose the keys, or there is a secret. Then two groups of
-                several members that meet become one, as each believes what more than half of the other's members say.
-                None: whether there is a secret. A predicate that admits all closes nothing.
             protection: "encrypted"; "authenticated": everybody on the way can read what is sent, and nobody can change
                 it; or "unauthenticated": tensors can be changed on the way too. All members must want the same.
                 Between processes of one user on one machine the kernel sees to it, and they share memory.
@@ -166,14 +162,12 @@ class Communicator:
         key = group_key(group, secret.encode() if isinstance(secret, str) else secret)
         exchange = DataPlane(identity.node_id)
         party = Party(identity, key, os.urandom(SESSION_BYTES), protected, may_join or anybody)
-        closed = secret is not None if closed is None else closed
         mesh = Mesh(
             party,
             listening,
             streams,
             exchange.add_stream,
             exchange.open_streams,
-            closed=closed,
             unacknowledged_s=timing.silence,
         )
         agreement = Agreement(
@@ -184,7 +178,6 @@ class Communicator:
             time.monotonic(),
             seeds=addresses,
             timing=timing,
-            closed=closed,
         )
         driver = GroupDriver(agreement, mesh, exchange, timing, observer)
         driver.start()

@@ -40,7 +40,6 @@ from collectives.reduce.tensors import (
     fresh,
     publish,
     publish_pieces,
-    stage,
 )
 from collectives.reduce.topology import PROBE_BYTES, SumPlan, goes_inline, links_of
 from collectives.shared_state.state import SharedState, share_of
@@ -117,7 +116,7 @@ class AllReduce:
         self._op, self._codec, self._feedback = op, codec, feedback
         dtype_name(x, DTYPES)
         self._target = check_target(x, out)
-        self._values = stage(x, max(1, len(members)))
+        self._values = flatten(x)
         if feedback is not None and coder_for(codec, self._values.dtype) is not None:
             feedback.check(self._values.numel(), op)
         self.inline = (0, 0)
@@ -141,7 +140,7 @@ class AllReduce:
         self._lease = known.plane.lease_memory(frozenset(members)) if may_share and known.plane is not None else None
         if self._lease is not None:
             head += self._lease.offer.encode()
-        self.share = head + pack_values(self._values[:]) if inline else head
+        self.share = head + pack_values(self._values) if inline else head
 
     def perform(self, start: Perform, port: Port) -> torch.Tensor | Pieces:
         """Reduce: by way of the shares if all put their values there, in memory if all can, else by the port."""
@@ -183,7 +182,7 @@ class AllReduce:
     def publish(self, outcome: torch.Tensor | Pieces) -> TensorLike:
         """Fill the caller's buffer."""
         parts = outcome.parts if isinstance(outcome, Pieces) else (((0, outcome.numel()), outcome),)
-        publish_pieces(parts, self._target, self._values)
+        publish_pieces(parts, self._target)
         if self._feedback is not None:
             self._feedback.commit()
         if self._pooled and isinstance(outcome, torch.Tensor):

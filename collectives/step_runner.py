@@ -48,8 +48,7 @@ class Stepping(Protocol):
 Meet = Callable[[Rendezvous | EndOfStep, float], ReduceResult]  # carries out an operation within a time (s)
 
 
-# One call of the runner waits for the others at most this part of a step's time. So a member that hangs has missed
-# enough calls (`GroupTiming.misses`, 3) to be left out before the time is up, and the others take the step.
+# One call of the runner waits for the others at most this part of a step's time, and for one that hangs half of it.
 PATIENCE = 1 / 5
 LAG = 1 / 2  # of a call's time-out: how late others may be, unless that is less than `GroupTiming.hang`
 

@@ -60,12 +60,10 @@ class GroupTiming:
     grace       a link that closed has this long to come back before its end is missed, and calls
                 that nobody carries out any more wait no longer than this for it
     patience    how long a proposer waits for a member's report, and a member for the decision
-    misses      a member that lets so many of the others' calls in a row end at their deadline, and makes none
-                itself, is left out: its process lives, but its owner hangs. Calls that wait less than `timeout`
-                do not count
-    hang        in a step of `run`, a member that makes no call while the others wait in one for this long, or for half
-                of its time-out if that is longer, is left out. Half of the default time-out, so that the rest of it is
-                enough to go on without that member
+    hang        a member that makes no call while the others wait in calls for this long in all is left out: its process
+                lives, but its owner hangs. In a step of `run` it has half of a call's time-out, if that is longer, so
+                that the rest is enough to go on without it
+    misses      outside of steps it may miss so many time-outs of a call, if that is longer than `hang`
 
     a dead member is out of the view within
         timeout (or grace, where its socket closed) + heartbeat (others are told) + 2 round trips

@@ -34,7 +34,7 @@ from collectives.types import GroupTiming
 WIDTH, BATCH = 16, 32
 PATIENCE = GroupTiming(heartbeat=0.5, timeout=3.0)
 CALL_S = 5.0  # that a rank is waited for in a step: it is many times as long as a step
-STEP_S = 60.0  # for a step that counts; a fifth of it, three times, is what it takes to leave out who hangs
+STEP_S = 60.0  # for a step that counts: more than the 15 s that it takes to leave out who hangs
 LIMIT_S = 300.0  # that the parent waits for anything
 
 

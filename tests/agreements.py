@@ -32,8 +32,7 @@ STEP = LAN.heartbeat / 2
 class Group:
     """Nodes by number; `finished` and `actions` are what each was told."""
 
-    def __init__(self, size: int, *, closed: bool = True) -> None:
-        self.closed = closed
+    def __init__(self, size: int) -> None:
         self.network = SimulatedNetwork(Random(1), 0.0, self._deliver, self._linked, self._unlinked)
         self.cores: dict[int, Agreement] = {}
         self.finished: dict[int, list[Finished]] = {}
@@ -59,7 +58,6 @@ class Group:
             Random(number),
             now,
             seeds=seeds,
-            closed=self.closed,
         )
         self.finished[number], self.actions[number] = [], []
         self._tick(number, self.cores[number])

@@ -92,13 +92,11 @@ class Agreement:
         *,
         seeds: Iterable[str] = (),
         timing: GroupTiming = LAN,
-        closed: bool = False,
     ) -> None:
         """Begin at `now` (s, on the steady clock).
 
         `address` is where others dial this node, "" if they cannot; `group` is at most 64 bytes;
-        `seeds` are addresses, as `Dial` hands them out; `closed`: links are made only with nodes that may join,
-        so that enough of them are believed about their view (see `witnesses`).
+        `seeds` are addresses, as `Dial` hands them out. Links are made only with nodes that may join.
         """
         self.own = own
         self._seeds = tuple(seeds)
@@ -106,7 +104,7 @@ class Agreement:
         self._out = Outbox(own)
         self._detector = FailureDetector(own, timing, last=now)
         line = Member(own, address, rng.randbytes(SESSION_BYTES))
-        self._state = MemberState(line, group, rng, self._out, self._detector, timing, closed)
+        self._state = MemberState(line, group, rng, self._out, self._detector, timing)
         self._dispatcher = Dispatcher(self._state, timing, now)
         self._dialled: dict[NodeId | None, float] = {}  # when each may be dialled again
         self._told: Beat | None = None  # what the others were last told of this node

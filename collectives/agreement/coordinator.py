@@ -12,10 +12,9 @@ other one waits in a call that not all have made. Then those that wait take part
 participant), and go on waiting in the view that it leads to. So members that admit and members already in the next
 operation never wait for each other. An admission that is called off is over for all.
 
-Nobody is waited for for ever. When a call ends at its deadline before all have made it, while at least half of the
-members wait in calls, it is a miss of each one that waits in none. After `GroupTiming.misses` misses in a row a
-member is left out. It is left out before that if all who wait in a call say how late others may be (`Initiate.lag_ms`),
-and it is later than all of them say. A member whose arguments differ from those that more than half gave is left out at
+Nobody is waited for for ever. While at least half of the members wait in calls, the time of each one that waits in none
+runs, from its last call on. Each call says how late others may be (`Initiate.lag_ms`): a member that is later than all
+that wait say is left out. A member whose arguments differ from those that more than half gave is left out at
 once: the others are told to call again, and it is told of its mismatch. So is one whose values the coordinator's own
 owner could not use.
 
@@ -58,7 +57,6 @@ class Transaction:
     acks: set[NodeId] = field(default_factory=set)
     started: bool = False
     committed: Commit | None = None
-    since: float = 0.0  # when it was first called
 
 
 class Coordinator:
@@ -87,7 +85,6 @@ class Coordinator:
         self._admit = admit
         self._holds = holds
         self._evict = evict
-        self._misses: dict[NodeId, tuple[int, float]] = {}  # in a row, and when the last one was counted
         self._awaited: dict[NodeId, float] = {}  # seconds that others have waited since each one's last call
         self._absent: frozenset[NodeId] = frozenset()  # whom others waited for at `_looked`
         self._looked = 0.0
@@ -96,10 +93,9 @@ class Coordinator:
         self._last_abort: dict[int, tuple[int, Abort]] = {}  # by tag: from this one on all settled are aborted
         self._floor = 0  # callers' operations below this number were called off by the last rendezvous
 
-    def initiate(self, member: NodeId, message: Initiate, now: float) -> None:
+    def initiate(self, member: NodeId, message: Initiate) -> None:
         """`member` called it."""
         op = message.op
-        self._misses.pop(member, None)
         self._awaited.pop(member, None)
         settled = self._due(op.tag)
         if op.n < settled and op not in self._transactions:
@@ -111,17 +107,17 @@ class Coordinator:
                     member, Abort(op, abort.late, abort.reason, self._seen_by(abort, member, message.digest))
                 )
             return
-        transaction = self._transactions.get(op) or self._open(member, op, now)
+        transaction = self._transactions.get(op) or self._open(member, op)
         if transaction is not None:
             transaction.calls.setdefault(member, message)
-            self.advance(now)
+            self.advance()
 
-    def done(self, member: NodeId, message: OperationDone, now: float) -> None:
+    def done(self, member: NodeId, message: OperationDone) -> None:
         """`member` has carried it out, or calls it off."""
         op = message.op
         transaction = self._transactions.get(op)
         if transaction is None:
-            if message.ok or op.n != self._due(op.tag) or self._open(member, op, now) is None:
+            if message.ok or op.n != self._due(op.tag) or self._open(member, op) is None:
                 return
             transaction = self._transactions[op]
         if transaction.committed is not None:
@@ -130,28 +126,26 @@ class Coordinator:
             absent = [name for name in self._view.members if name not in transaction.calls]
             waiting = f"; not called by {', '.join(absent[:4])}" if absent and message.late else ""
             self._abort(op, Abort(op, message.late, f"{message.reason} at {member}{waiting}"))
-            if absent and message.late:
-                self._count_misses(op, transaction, now)
         elif transaction.started:
             transaction.done.add(member)
             if len(transaction.done) == len(self._view.members):
                 self._commit(op, transaction)
-        self.advance(now)
+        self.advance()
 
-    def ack(self, member: NodeId, message: Ack, now: float) -> None:
+    def ack(self, member: NodeId, message: Ack) -> None:
         """`member` has published it."""
         transaction = self._transactions.get(message.op)
         if transaction is not None and transaction.committed is not None:
             transaction.acks.add(member)
             self._finish(message.op, transaction)
-            self.advance(now)
+            self.advance()
 
     def tick(self, now: float) -> None:
         """Time passed: leave out who is too late, and `advance`."""
         self._leave_out_late(now)
-        self.advance(now)
+        self.advance()
 
-    def advance(self, now: float) -> None:
+    def advance(self) -> None:
         """Start what everybody called and nothing holds up; call off what waits for members at the rendezvous."""
         self._send_to_rendezvous()
         waiting = {op: transaction for op, transaction in self._transactions.items() if not transaction.started}
@@ -208,38 +202,21 @@ class Coordinator:
     def _leave_out_late(self, now: float) -> None:
         """Leave out members that make no call for longer than those who wait for them allow, this one included."""
         elapsed, self._looked = min(now - self._looked, self._timing.heartbeat), now
-        waiting = {member for transaction in self._transactions.values() for member in transaction.calls}
+        calls = [call for transaction in self._transactions.values() for call in transaction.calls.items()]
+        waiting = {member for member, _ in calls}
         waits = 2 * len(waiting) >= len(self._view.members)
         before, absent = self._absent, sorted(self._view.ids - waiting) if waits else []
         self._absent = frozenset(absent)
         for member in absent:
             self._awaited[member] = self._awaited.get(member, 0.0) + elapsed * (member in before)
-        for op, transaction in self._transactions.items() if absent else ():
-            lags = [call.lag_ms / 1000 for call in transaction.calls.values()]
-            if transaction.started or not lags or 0 in lags:
-                continue
-            kind = next(iter(transaction.calls.values())).kind
-            for member in absent:
-                if self._awaited[member] >= max(lags):
-                    self._awaited[member] = 0.0  # the view without it is on its way
-                    reason = f"the others waited {max(lags):g} s for its calls, the last one {kind}, and it made none"
-                    self._evict(member, op, reason)
+            lag = max(call.lag_ms for _, call in calls) / 1000
+            if self._awaited[member] >= lag:
+                self._awaited[member] = 0.0  # the view without it is on its way
+                last = calls[-1][1]
+                reason = f"the others waited {lag:g} s for its calls, the last one {last.kind}, and it made none"
+                self._evict(member, last.op, reason)
 
-    def _count_misses(self, op: OpId, transaction: Transaction, now: float) -> None:
-        """Leave out members that missed too many calls in a row, this one included."""
-        waiting = transaction.calls.keys() | {m for other in self._transactions.values() for m in other.calls}
-        if 2 * len(waiting) < len(self._view.members) or now - transaction.since < self._timing.timeout:
-            return
-        for member in sorted(self._view.ids - waiting):
-            missed, last = self._misses.get(member, (0, float("-inf")))
-            if transaction.since < last:
-                continue  # it was under way beside one that is counted
-            self._misses[member] = missed + 1, now
-            if missed + 1 >= self._timing.misses:
-                kind = next(iter(transaction.calls.values())).kind
-                self._evict(member, op, f"it missed {missed + 1} calls in a row, the last one {kind}")
-
-    def _open(self, member: NodeId, op: OpId, now: float) -> Transaction | None:
+    def _open(self, member: NodeId, op: OpId) -> Transaction | None:
         """Open a transaction, unless `member` has too many open or is too far ahead."""
         settled = self._due(op.tag)
         mine = (
@@ -247,7 +224,7 @@ class Coordinator:
         )
         if op.n >= settled + MAX_AHEAD or mine >= 2 * MAX_OPEN:
             return None
-        return self._transactions.setdefault(op, Transaction(since=now))
+        return self._transactions.setdefault(op, Transaction())
 
     def _start(self, op: OpId, transaction: Transaction) -> None:
         calls = {member: transaction.calls[member] for member in self._view.members if member in transaction.calls}

@@ -106,11 +106,11 @@ class Dispatcher:
         match message:
             case messages.Initiate():
                 self._state.detector.called[member] = now
-                coordinator.initiate(member, message, now)
+                coordinator.initiate(member, message)
             case messages.OperationDone():
-                coordinator.done(member, message, now)
+                coordinator.done(member, message)
             case messages.Ack():
-                coordinator.ack(member, message, now)
+                coordinator.ack(member, message)
 
     def _verdict(self, member: NodeId, message: OperationMessage, view: View, now: float) -> None:
         state = self._state
@@ -194,7 +194,7 @@ class Dispatcher:
         state.scores.reaches[member] = frozenset(beat.reaches)
         state.scores.says_pending[member] = beat.pending
         if state.coordinator is not None and not state.change.fenced:
-            state.coordinator.advance(now)
+            state.coordinator.advance()
 
     def _notice(self, member: NodeId, theirs: View, now: float) -> None:
         """Find out whether this node was left out, or met the other side of a split."""
@@ -204,16 +204,12 @@ class Dispatcher:
             return
         self.insider_heard = now
         if view is None:
-            if (
-                state.witnesses.knows(member) or state.witnesses.closed
-            ):  # else a stranger could fill it with made-up names
-                state.remember(theirs)
+            state.remember(theirs)
             return
         if theirs.mark == view.mark or state.own in theirs.ids:
             return
         if member not in view.ids and not state.witnesses.convinced(member, theirs):
-            if state.witnesses.closed:
-                state.remember(theirs)  # so that its other members are dialled, and bear it out
+            state.remember(theirs)  # so that its other members are dialled, and bear it out
             return
         gone = state.detector.gone
         if member in view.ids:

@@ -58,7 +58,7 @@ class Begin:
 
     `digest` must be equal at all members, field by field; `share` (at most 64 KiB) is handed to
     all. `deadline` is in seconds from now. Kind `ADMIT` lets newcomers in, under `ADMIT_TAG`. A member that lets
-    all who called wait for `lag` seconds, and makes no call itself, is left out; 0: its time is not bounded.
+    all who called wait for `lag` seconds, and makes no call itself, is left out; 0: see `GroupTiming.misses`.
     """
 
     tag: int

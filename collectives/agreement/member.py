@@ -37,7 +37,6 @@ class MemberState:
         out: Outbox,
         detector: FailureDetector,
         timing: GroupTiming,
-        closed: bool,
     ) -> None:
         self.own = own.id
         self.out = out
@@ -45,7 +44,7 @@ class MemberState:
         self.operations = Operations(timing, out)
         self.change = ViewChange(own.id, timing, rng, out, detector)
         self.scores = Applicants(own.id, timing, rng, out, detector)
-        self.witnesses = Witnesses(own.id, closed)
+        self.witnesses = Witnesses(own.id)
         self.coordinator: Coordinator | None = None
         self.contacts: dict[NodeId, str] = {}  # addresses of nodes that are in no view with this one
         self.epoch = 0  # the greatest that this node was in

@@ -242,7 +242,8 @@ class Operations:
 
     def _initiate(self, call: OpenCall) -> None:
         begin = call.begin
-        lag_ms = min(round(1000 * begin.lag), messages.MAX_LAG_MS)
+        lag = begin.lag or max(self._timing.hang, self._timing.misses * begin.deadline)
+        lag_ms = min(round(1000 * lag), messages.MAX_LAG_MS)
         self._tell(messages.Initiate(call.op, begin.kind, begin.digest, begin.share, lag_ms))
 
     def _tell(self, message: messages.Message) -> None:

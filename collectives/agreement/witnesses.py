@@ -5,18 +5,14 @@ make up such a notice. Every notice comes over a link whose handshake proved who
 behalf of somebody else. What it proves:
 
 1. *One that this node was in a view with* is believed: members let it in, and members do not lie.
-2. *A node that was in no view with anybody* believes whoever speaks: it has no group to lose, and if the
-   group is open it lets in whoever comes, too.
-3. *In a closed group* (its caller says that no stranger can have a key that may join, or it has a secret) a view is
-   believed when more than half of its members, each over its own link, have shown the very same one.
-4. Everybody else is a stranger, and its word moves nobody.
+2. *A node that was in no view with anybody* believes whoever speaks: it has no group to lose.
+3. Else a view is believed when more than half of its members, each over its own link, have shown the very same one.
 
 Why that is enough: a view that a group of s >= 2 members goes out for has s members or more, so by rule 3
 more than s / 2 nodes that may join have to conspire; one never suffices, however many members it makes up.
-A stranger of an open group can make up keys at no cost, so there no number of them suffices. What it
-costs: groups of several members each that never had a member in common become one only in a closed
-group. An alternative not taken is a certificate, signatures of its members that travel with each view: it
-would let one witness speak for many, and proves no more.
+Where anybody may join, who makes up keys can do that, and do worse as a member: so a group has a secret, or a
+predicate of who may join. An alternative not taken is a certificate, signatures of its members that travel with each
+view: it would let one witness speak for many, and proves no more.
 
 A ballot, too, counts only from a node that is, or was, in a view with this one. A node that was in the group and
 applies again is welcomed only by such a node, as long as any of them speaks from a view: no stranger welcomes it to
@@ -36,7 +32,6 @@ class Witnesses:
     """Whom this node was in a view with, and what those who never were have shown of theirs."""
 
     own: NodeId
-    closed: bool
     known: dict[NodeId, None] = field(default_factory=dict)  # the ones of the latest view last
     shown: dict[NodeId, View] = field(default_factory=dict)  # by nodes that are linked and not known
 
@@ -58,8 +53,6 @@ class Witnesses:
         """Take in that `member` is in `view`, as it says itself. Returns whether that view is to be believed in."""
         if self.knows(member):
             return True
-        if not self.closed:
-            return False
         self.shown[member] = view
         return 2 * sum(self.shown.get(name) == view for name in view.members) > len(view.members)
 

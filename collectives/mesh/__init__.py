@@ -3,7 +3,7 @@
     addresses      where members listen, and dialling without waiting; Unix sockets on one machine
     handshake      a signed key exchange, bytes in, bytes out: who may join, and who knows the group
     sealing        the records after it, encrypted or authenticated only
-    limits         what those who are no members may cost: handshakes, links, frames
+    limits         what those who are no members may cost: handshakes, links
     connection     one control connection: its handshake, then its frames, on a socket that never blocks
     forks          what a forked process does not keep: the sockets
     mesh           all of them: who is linked, who is dialled; one thread's

@@ -1,8 +1,7 @@
 """One control connection: a handshake, then frames, on a socket that never blocks.
 
 A frame is a length (4 bytes, big endian) and a record. The length is checked before any of the frame is kept. Unwritten
-bytes are bounded too: a peer that does not read is hung up on. Both bounds are small until the peer is a member
-(`limits`), and so is what is read of it in a turn.
+bytes are bounded too: a peer that does not read is hung up on.
 
 `ChannelState` and `MemberLink` hold what a mesh knows of a connection and of a linked member.
 """
@@ -16,14 +15,13 @@ from typing import Any
 from collectives.agreement.message_codec import MAX_MESSAGE_BYTES
 from collectives.mesh.addresses import Address
 from collectives.mesh.handshake import Handshake, ProvenPeer
-from collectives.mesh.limits import MAX_STRANGER_FRAME_BYTES, MAX_STRANGER_UNSENT_BYTES, STRANGER_READ_BYTES, Pace
 from protocol.errors import PeerError
 from protocol.identity import NodeId
 
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES + 1024  # and its seal
 MAX_UNSENT_BYTES = 4 * MAX_FRAME_BYTES
 MAX_READS = 16  # of one connection in one turn of the loop, so that no peer keeps the others waiting
-_READ_BYTES = 256 << 10
+_READ_BYTES, _HANDSHAKE_READ_BYTES = 256 << 10, 4096
 _LENGTH = struct.Struct("!I")
 
 
@@ -38,7 +36,6 @@ class Channel:
         """Take over a connected (or connecting), non-blocking socket."""
         self.socket = sock
         self.peer: ProvenPeer | None = None
-        self.is_member = False  # the group lets it in: set by the mesh
         self._handshake = handshake
         self._in = bytearray()
         self._out = bytearray(handshake.start())
@@ -60,7 +57,7 @@ class Channel:
             raise ChannelError("own_frame_size")
         self._out += _LENGTH.pack(len(record))
         self._out += record
-        if len(self._out) > (MAX_UNSENT_BYTES if self.is_member else MAX_STRANGER_UNSENT_BYTES):
+        if len(self._out) > MAX_UNSENT_BYTES:
             raise ChannelError("does_not_read")
         self.write()
 
@@ -86,9 +83,9 @@ class Channel:
             next time.
         """
         frames: list[bytes] = []
-        for _ in range(MAX_READS if self.is_member or self.peer is None else 1):
+        for _ in range(MAX_READS):
             try:
-                data = self.socket.recv(_READ_BYTES if self.is_member else STRANGER_READ_BYTES)
+                data = self.socket.recv(_HANDSHAKE_READ_BYTES if self.peer is None else _READ_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -121,7 +118,7 @@ class Channel:
         assert self.peer is not None
         while len(self._in) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._in)
-            if length > (MAX_FRAME_BYTES if self.is_member else MAX_STRANGER_FRAME_BYTES):
+            if length > MAX_FRAME_BYTES:
                 raise ChannelError("frame_size")
             end = _LENGTH.size + length
             if len(self._in) < end:
@@ -144,8 +141,6 @@ class ChannelState:
     introduced: bool = False
     prefix: str = ""  # the network that an inbound one counts for
     parked: bool = False  # a proven data connection of one that is no member yet
-    pace: Pace = field(default_factory=Pace)
-    paused_until: float = 0.0
 
     @property
     def inbound(self) -> bool:
@@ -162,6 +157,4 @@ class MemberLink:
     channels: list[ChannelState]
     dialled: Any = None
     is_local: bool = True  # until no Unix socket of its was found
-    since: float = 0.0
-    prefix: str = ""  # of the connection that it began with, if that was inbound
     dialling: set[int] = field(default_factory=set)  # streams whose handshakes are under way

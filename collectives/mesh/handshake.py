@@ -91,7 +91,7 @@ def group_id(key: bytes) -> bytes:
 
 
 def anybody(_: NodeId) -> bool:
-    """Admits everybody: the rule of an open group."""
+    """Admits everybody: the rule of a group with a secret, and of one machine."""
     return True
 
 

@@ -6,8 +6,8 @@ end that dialled a control connection dials the link's data streams too, as that
 member's Unix socket where both are on one machine; each of these, once proven, is handed to `on_stream`
 with its socket and belongs to the mesh no longer.
 
-A link with one that is no member yet carries small frames at a bounded pace, and no data stream: streams
-that it dials wait for the view that it is in, as its handshakes do for their proof (`limits`).
+A link with one that is no member yet carries no data stream: streams that it dials wait for the view that it is in, as
+its handshakes do for their proof (`limits`).
 
 A wanted member is tried again with growing pauses, all addresses of its name in turn, until it is linked or `WANT_S`
 have passed. The caller may then want it again.
@@ -39,15 +39,11 @@ from collectives.mesh.connection import Channel, ChannelState, MemberLink
 from collectives.mesh.forks import close_in_children
 from collectives.mesh.handshake import Handshake, HandshakeError, Party, ProvenPeer, Purpose
 from collectives.mesh.limits import (
-    MAX_LINKS_OUTSIDE,
-    MAX_STRANGERS,
-    MAX_STRANGERS_OF_PREFIX,
-    MAX_STRANGERS_WHO_MAY_JOIN,
+    MAX_LINKS,
     MAX_UNPROVEN,
     MAX_UNPROVEN_OF_PREFIX,
     REFUSED_AT_ONCE,
     REFUSED_PAUSE_S,
-    STRANGER_S,
     THIS_MACHINE,
     HandshakeRates,
 )
@@ -129,12 +125,11 @@ class Mesh:
         on_stream: Callable[[ProvenPeer, socket.socket, bool], None],
         open_streams: Callable[[NodeId], Set[int]],
         *,
-        closed: bool = False,
         unacknowledged_s: float = 0.0,
     ) -> None:
         """Listen. `open_streams` tells which of a member's streams that we dialled are alive.
 
-        `closed`: every node that completes a handshake may join. `unacknowledged_s`: see `prepare`.
+        `unacknowledged_s`: see `prepare`.
 
         Raises:
             BadAddress: it is not possible to listen there.
@@ -142,7 +137,6 @@ class Mesh:
         self._party = replace(party, may_join=self._may_join)
         self._own = party.identity.node_id
         self._allows = party.may_join
-        self._closed = closed
         self._unacknowledged_s = unacknowledged_s
         self._ask_again = 0.0
         self._streams = streams
@@ -169,7 +163,6 @@ class Mesh:
         self._resting: dict[Any, float] = {}  # listeners that accept nothing until then
         self._rates = HandshakeRates(time.monotonic())
         self._members: Set[NodeId] = frozenset()
-        self._former: Set[NodeId] = frozenset()
 
     @property
     def linked(self) -> Set[NodeId]:
@@ -205,22 +198,13 @@ class Mesh:
             return False
 
     def enter(self, members: Set[NodeId]) -> None:
-        """Take the members of the view: they, and nobody else, have data streams.
-
-        Members of the view before may still send long messages about how it ended.
-        """
-        self._former, self._members = self._members, members
+        """Take the members of the view: they, and nobody else, have data streams."""
+        self._members = members
         self._look_at_streams = 0.0
         for connection in list(self._connections.values()):
             peer = connection.channel.peer
-            if peer is None:
-                continue
-            connection.channel.is_member = peer.member in members or peer.member in self._former
-            if connection.parked and peer.member in members:
+            if connection.parked and peer is not None and peer.member in members:
                 self._hand_over(connection, peer)
-            elif connection.channel.is_member and connection.paused_until:
-                connection.paused_until = 0.0
-                self._watch(connection)
 
     def drop(self, member: NodeId, reason: str) -> None:
         """Hang up on a member; it may be dialled again."""
@@ -284,7 +268,7 @@ class Mesh:
             except (PeerError, OSError):
                 self._end(connection, "closed")
                 continue
-            connection.paused_until, connection.parked = 0.0, False
+            connection.parked = False
             self._watch(connection, selectors.EVENT_READ)
         while self._connections and (left := open_until - time.monotonic()) > 0:
             for key, _ in self._selector.select(left):
@@ -340,11 +324,11 @@ class Mesh:
         self._selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, connection.channel)
 
     def _watch(self, connection: ChannelState, mask: int | None = None) -> None:
-        """Wait for what the connection can do next: one that is paused or parked may have nothing to wait for."""
+        """Wait for what the connection can do next: one that is parked may have nothing to wait for."""
         channel = connection.channel
         if mask is None:
-            reads = not connection.parked and not connection.paused_until
-            mask = (selectors.EVENT_READ if reads else 0) | (selectors.EVENT_WRITE if channel.wants_to_write else 0)
+            mask = 0 if connection.parked else selectors.EVENT_READ
+            mask |= selectors.EVENT_WRITE if channel.wants_to_write else 0
         watched = self._selector.get_map().get(channel.socket)
         if not mask:
             if watched is not None:
@@ -366,10 +350,6 @@ class Mesh:
                     self._prove(connection, channel.peer)
                 for frame in frames:
                     self._take(connection, frame)
-                if connection.introduced and not channel.is_member:
-                    now = time.monotonic()
-                    again = connection.pace.spend(len(frames), now)
-                    connection.paused_until = again if again > now else 0.0
         except PeerError as error:
             self._end(connection, error.reason)
             return
@@ -422,42 +402,18 @@ class Mesh:
                 self._end(old, "new_session")
             link = None
         if link is None:
-            self._admit_stranger(connection, peer.member)
+            if connection.inbound and peer.member not in self._members and len(self._links) >= MAX_LINKS:
+                raise MeshError("too_many_links")
             link = self._links[peer.member] = MemberLink(peer.session, address, [])
-            link.since, link.prefix = time.monotonic(), connection.prefix
             self._events.append(LinkMade(peer.member, address))
         if len(link.channels) >= MAX_CHANNELS:
             raise MeshError("too_many_connections")
         link.channels.append(connection)
-        connection.channel.is_member = peer.member in self._members or peer.member in self._former
         if connection.where is not None:
             link.dialled = connection.where
             self._look_at_streams = 0.0
         for wanted in [a for a in self._wanted if a.member == peer.member or a == connection.wanted]:
             del self._wanted[wanted]
-
-    def _admit_stranger(self, connection: ChannelState, member: NodeId) -> None:
-        """See to it that there is a link to spare for one that is no member. Raises `MeshError`."""
-        if not self._members:  # a node outside cannot tell members from strangers: it hangs up on nobody
-            if connection.inbound and len(self._links) >= MAX_LINKS_OUTSIDE:
-                raise MeshError("too_many_strangers")
-            return
-        if member in self._members:
-            return
-        strangers = [(link.since, name) for name, link in self._links.items() if name not in self._members]
-        of_prefix = [stranger for stranger in strangers if self._links[stranger[1]].prefix == connection.prefix]
-        if self._closed or not connection.inbound:  # the nodes that we dial may be a whole other view, too
-            crowd, most = strangers, MAX_STRANGERS_WHO_MAY_JOIN
-        elif len(of_prefix) >= MAX_STRANGERS_OF_PREFIX:
-            crowd, most = of_prefix, MAX_STRANGERS_OF_PREFIX
-        else:
-            crowd, most = strangers, MAX_STRANGERS
-        if len(crowd) < most:
-            return
-        since, oldest = min(crowd)
-        if time.monotonic() - since < STRANGER_S:
-            raise MeshError("too_many_strangers")
-        self.drop(oldest, "crowded_out")
 
     def _forget(self, connection: ChannelState) -> None:
         del self._connections[connection.channel]
@@ -538,9 +494,6 @@ class Mesh:
             self.drop(member, "may_not_join")
 
     def _go_on_after_pauses(self, now: float) -> None:
-        for connection in [c for c in self._connections.values() if 0.0 < c.paused_until <= now]:
-            connection.paused_until = 0.0
-            self._watch(connection)
         for listener in [listener for listener, until in self._resting.items() if until <= now]:
             del self._resting[listener]
             self._selector.register(listener, selectors.EVENT_READ)
@@ -550,7 +503,6 @@ class Mesh:
     def _next_timer(self, now: float) -> float:
         times = [w.next_try for w in self._wanted.values() if not w.trying]
         times += [c.proven_by for c in self._connections.values() if not c.introduced]
-        times += [c.paused_until for c in self._connections.values() if c.paused_until]
         times += self._resting.values()
         if any(link.dialled for member, link in self._links.items() if member in self._members):
             times.append(self._look_at_streams + _STREAM_PAUSE_S)

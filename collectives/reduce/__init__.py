@@ -7,7 +7,6 @@
     gather         everybody's values, and one member's to all
     kernels        the arithmetic, and what the algorithms share: a reduction's description, cuts, scratch memory
     codecs         how values travel in fewer bytes, and the error feedback that makes good what that loses
-    staging        values of a GPU, in pinned memory while they are being copied
     tensors        torch and NumPy, in and out
     topology       how fast lines are, the ring's order, and whether the ring or the direct exchange is used
 

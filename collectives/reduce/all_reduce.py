@@ -15,7 +15,6 @@ from collectives.mesh.port import Port
 from collectives.reduce import direct, ring
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Reduction, Scratch, combine, finish, start
-from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
 from collectives.reduce.topology import RING_BYTES, SumPlan
 from protocol.identity import NodeId
@@ -24,7 +23,7 @@ from protocol.identity import NodeId
 def reduce(
     port: Port,
     job: Reduction,
-    flat: Values,
+    flat: torch.Tensor,
     scratch: Scratch,
     *,
     plan: SumPlan,
@@ -35,7 +34,7 @@ def reduce(
     Args:
         port: the way to the other members.
         job: from `kernels.describe`, the same at every member.
-        flat: this member's own values, from `tensors.stage`; they are only read.
+        flat: this member's own values, from `tensors.flatten`; they are only read.
         scratch: where the result's memory comes from; give the result back once it is published.
         plan: the same at every member.
         feedback: this tensor's residual; the caller commits or aborts it with the operation.
@@ -46,10 +45,10 @@ def reduce(
     """
     if plan.by_ring and may_go_by_ring(job, flat.nbytes):
         return ring.all_reduce(port, job, flat, scratch, tour=plan.tour)
-    values: Values = flat
+    values = flat
     counts = job.coder is not None and job.weights[port.own] > 0
     if feedback is not None and counts:
-        values = feedback.start(flat[:], job.op, job.work)
+        values = feedback.start(flat, job.op, job.work)
     collected = feedback if counts else None
     return direct.all_reduce(port, job, values, scratch, capacity=plan.capacity, feedback=collected)
 

@@ -16,14 +16,13 @@ sends at least one ahead). Nor is it waiting to send s <= r, since every receive
 and some r grows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from collectives.mesh.port import PendingReceive, Port
 from collectives.reduce.codecs import BLOCK, Feedback
 from collectives.reduce.kernels import Reduction, Scratch, Span, add_up, chunks, cut, finish
-from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -37,13 +36,12 @@ MOST_BYTES = 256 << 20  # of that room: from 64 members on chunks are smaller, s
 def all_reduce(
     port: Port,
     job: Reduction,
-    values: Values,
+    values: torch.Tensor,
     scratch: Scratch,
     *,
     capacity: Sequence[float] = (),
     feedback: Feedback | None = None,
     into: torch.Tensor | None = None,
-    landed: Callable[[int, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the reduced values, from `scratch` or in `into`, with the same bits at every member.
 
@@ -56,12 +54,11 @@ def all_reduce(
         feedback: collects what the codec loses of this member's contribution.
         into: where the results go, like the values. It may be the values themselves, if the caller can lose them on
             failure: a result replaces a value once its owner has that value.
-        landed: called with each part of the result that will not change any more, and the place of its first value.
 
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
     """
-    return _Exchange(port, job, values, scratch, capacity, feedback, into, landed).run()
+    return _Exchange(port, job, values, scratch, capacity, feedback, into).run()
 
 
 class _Exchange:
@@ -69,15 +66,13 @@ class _Exchange:
         self,
         port: Port,
         job: Reduction,
-        values: Values,
+        values: torch.Tensor,
         scratch: Scratch,
         capacity: Sequence[float],
         feedback: Feedback | None,
         into: torch.Tensor | None,
-        landed: Callable[[int, torch.Tensor], None] | None,
     ) -> None:
         self._port, self._job, self._values, self._feedback = port, job, values, feedback
-        self._landed = landed
         self._result = scratch.take(values.numel(), job.dtype) if into is None else into
         slices = cut(values.numel(), capacity or [1.0] * len(job.order))
         own = job.order.index(port.own)
@@ -187,8 +182,6 @@ class _Exchange:
             into.copy_(got)
         for member, _ in self._others:
             self._port.send(member, 2 * k + 1, memory(sent))
-        if self._landed is not None:
-            self._landed(span[0], into)
 
     def _add_up(self, k: int, work: torch.Tensor) -> None:
         """Fill `work` with the members' values, combined in their order."""
@@ -219,5 +212,3 @@ class _Exchange:
             self._job.coder.decode(self._encoded.pop((owner, k)), values)
             if values is not into:
                 into.copy_(values)
-        if self._landed is not None:
-            self._landed(span[0], into)

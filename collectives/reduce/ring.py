@@ -21,7 +21,6 @@ import torch
 
 from collectives.mesh.port import PendingReceive, Port
 from collectives.reduce.kernels import Reduction, Scratch, Span, chunks, combine, cut, finish, start
-from collectives.reduce.staging import Values
 from collectives.reduce.tensors import memory
 from protocol.identity import NodeId
 
@@ -31,7 +30,7 @@ CHUNK = 2
 
 
 def all_reduce(
-    port: Port, job: Reduction, values: Values, scratch: Scratch, *, tour: Sequence[NodeId] = ()
+    port: Port, job: Reduction, values: torch.Tensor, scratch: Scratch, *, tour: Sequence[NodeId] = ()
 ) -> torch.Tensor:
     """Return the reduced values, from `scratch`, with the same bits at every member.
 
@@ -49,7 +48,9 @@ def all_reduce(
 
 
 class _Ring:
-    def __init__(self, port: Port, job: Reduction, values: Values, scratch: Scratch, tour: tuple[NodeId, ...]) -> None:
+    def __init__(
+        self, port: Port, job: Reduction, values: torch.Tensor, scratch: Scratch, tour: tuple[NodeId, ...]
+    ) -> None:
         self._port, self._job, self._values = port, job, values
         self._members = len(tour)
         self._place = tour.index(port.own)

@@ -32,7 +32,6 @@ from collectives.mesh.port import Port
 from collectives.mesh.shared_memory import BAY_BYTES, COUNTS, HEAD_BYTES, SMALL_BYTES, Bay, Counter, saw
 from collectives.reduce.codecs import BLOCK
 from collectives.reduce.kernels import Reduction, Span, add_up, chunks, cut, finish
-from collectives.reduce.staging import Values
 from protocol.identity import NodeId
 
 LEAST_BYTES = 256 << 10  # below, waiting for each other costs what sending does
@@ -97,7 +96,7 @@ class Pieces:
     received: int
 
 
-def all_reduce(port: Port, job: Reduction, values: Values, bays: Mapping[NodeId, Bay]) -> Pieces:
+def all_reduce(port: Port, job: Reduction, values: torch.Tensor, bays: Mapping[NodeId, Bay]) -> Pieces:
     """Return the reduced values, with the same bits at every member as `direct` gives.
 
     Args:
@@ -131,7 +130,7 @@ class Room:
         self._bases: dict[tuple[NodeId, str], int] = {}
         self._number = 0
 
-    def all_reduce(self, port: Port, job: Reduction, values: Values, asked: int) -> Pieces:
+    def all_reduce(self, port: Port, job: Reduction, values: torch.Tensor, asked: int) -> Pieces:
         """Do as `all_reduce`; weights are not 0. `asked` is a hash of 32 bits of what the caller asked for.
 
         Copy the result before the next call. After an error there is no next one.
@@ -248,7 +247,7 @@ def _calls_another(bay: Bay, number: int, asked: int) -> bool:
 
 
 class _RankParts:
-    """`Values` that lie in equal parts: what is read of them is within one part."""
+    """A flat tensor's stand-in, in equal parts: what is read of it is within one part."""
 
     def __init__(self, parts: Sequence[torch.Tensor]) -> None:
         self._parts, self._each = parts, parts[0].numel()
@@ -338,7 +337,7 @@ class _SharedExchange(_BayTurn):
         self,
         port: Port,
         job: Reduction,
-        values: Values,
+        values: torch.Tensor | _RankParts,
         bays: Mapping[NodeId, Bay],
         bases: Mapping[tuple[NodeId, str], int] | None = None,
         asked: tuple[int, int] | None = None,

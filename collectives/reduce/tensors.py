@@ -4,7 +4,7 @@
 nobody writes to it; what was reduced is scratch, and `publish` copies it back when the operation
 has committed. So an operation that is called off has touched nothing.
 
-A CUDA tensor is staged through pinned memory: `stage` gives its values while they are being copied (see `staging`).
+A tensor of another device is copied to the CPU, and back.
 `DTYPES` are the types that can be reduced, `MOVED` those that can be sent as they are. NumPy has no bfloat16 and torch
 no strings, dates, structures or foreign byte order: those are refused here, before anything is sent.
 """
@@ -17,7 +17,6 @@ import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]  # its stub exports one of them
 
 from collectives.errors import BadArgument
-from collectives.reduce.staging import Staged, Values, copies_of
 
 TensorLike: TypeAlias = torch.Tensor | np.ndarray[Any, Any]
 
@@ -67,27 +66,16 @@ def flatten(x: TensorLike) -> torch.Tensor:
     """
     dtype_name(x)
     if isinstance(x, torch.Tensor):
-        return stage(x, 1)[:]
+        # A tensor's lazy negation and conjugation are not in its memory yet.
+        return set_apart(on_cpu(packed(x.detach().reshape(-1).contiguous().resolve_conj().resolve_neg())))
     rows = np.ascontiguousarray(x).reshape(-1)
     # torch warns of a read-only array, and refuses the stride that one element of a reversed array has.
     return packed(torch.from_numpy(rows if rows.flags.writeable and rows.size > 1 else rows.copy()))
 
 
-def stage(x: TensorLike, slices: int) -> Values:
-    """Return the values of `x` as `flatten` does, but those of a device while they are still being copied.
-
-    `slices` is how many parts of them will be read side by side.
-
-    Raises:
-        BadArgument: as `dtype_name`.
-    """
-    if not isinstance(x, torch.Tensor):
-        return flatten(x)
-    dtype_name(x)
-    # A tensor's lazy negation and conjugation are not in its memory yet.
-    flat = packed(x.detach().reshape(-1).contiguous().resolve_conj().resolve_neg())
-    copies = copies_of(flat)
-    return set_apart(flat.cpu()) if copies is None else Staged(flat, copies, slices)
+def on_cpu(flat: torch.Tensor) -> torch.Tensor:
+    """Return the values on the CPU: the same tensor if it is there, else a copy, once the device has computed it."""
+    return flat.cpu()
 
 
 def packed(x: torch.Tensor) -> torch.Tensor:
@@ -141,13 +129,8 @@ def publish(result: torch.Tensor, target: TensorLike) -> None:
         np.copyto(target, result.numpy().reshape(target.shape))
 
 
-def publish_pieces(
-    parts: Sequence[tuple[tuple[int, int], torch.Tensor]], target: TensorLike, values: Values | None = None
-) -> None:
-    """Copy flat results, each with its place (first and end), into `target`, of any layout and device.
-
-    Results go through the pinned memory of staged `values` to a `target` on the same device.
-    """
+def publish_pieces(parts: Sequence[tuple[tuple[int, int], torch.Tensor]], target: TensorLike) -> None:
+    """Copy flat results, each with its place (first and end), into `target`, of any layout and device."""
     if not (target.is_contiguous() if isinstance(target, torch.Tensor) else target.flags.c_contiguous):
         publish(torch.cat([part for _, part in parts]), target)
         return
@@ -156,11 +139,6 @@ def publish_pieces(
             np.copyto(target.reshape(-1)[first:end], part.numpy())
         return
     with torch.inference_mode(target.is_inference()), torch.no_grad():
-        if isinstance(values, Staged) and copies_of(target) is not None and target.device == values.device:
-            for (first, _), part in parts:
-                values.land(first, part, target.view(-1))
-            values.landed()
-            return
         for (first, end), part in parts:
             target.view(-1)[first:end].copy_(part)
 

@@ -7,7 +7,7 @@ message is on its way, so that over many seeds each happens in every state of th
 two steps, at the coordinator and elsewhere.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
 
@@ -254,7 +254,6 @@ KINDS = ("crash", "power", "restart", "pause", "cut", "split", "oneway", "isolat
 # operations out, is interrupted in its calls; and somebody asks to be let in whom only some can reach.
 LIVENESS_KINDS = ("hang", "slow", "interrupt", "half")
 LIVENESS = 0.25  # the part of schedules that have these faults besides
-SYBILS = 0.02  # the part in which a view of strangers links with everybody of an open group, beside such faults only
 DEAD_PATHS = 0.03  # the part in which the path of tensors between two members silently dies, up to three times
 MOMENTS = (
     messages.Initiate,
@@ -296,8 +295,6 @@ class Schedule:
     dialling: float  # how long it may take until a link is there (s)
     programs: tuple[Program, ...]  # if members make one call at a time: each runs one of these
     faults: tuple[Fault, ...]
-    sybils: int = 0  # strangers in a view of their own
-    closed: bool = False  # whether members take the group for a closed one
 
     @classmethod
     def draw(cls, seed: int, members: int) -> "Schedule":
@@ -306,22 +303,16 @@ class Schedule:
         faults = tuple(cls._fault(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
         at_first = rng.randint(2, max(2, members))
         rng.choice(range(4))  # nothing needs it any more; so each seed keeps the schedule that it always had
-        schedule = cls(
+        liveness = cls._liveness(Random(f"liveness {seed}"))
+        return cls(
             seed,
             at_first,
             rng.choice((0.0, 0.0, 0.0, 0.05, 0.3)),
             rng.random() < 0.05,
             Random(f"dialling {seed}").choice((0.0, 0.0, 0.4)),
             cls._programs(Random(f"programs {seed}")),
-            faults,
+            (*faults, *liveness, *cls._dead_paths(seed)),
         )
-        liveness, closed = cls._liveness(Random(f"liveness {seed}")), bool(seed % 2)
-        schedule = replace(schedule, faults=(*faults, *liveness, *cls._dead_paths(seed)), closed=closed)
-        strangers = Random(f"sybils {seed}")
-        if strangers.random() < SYBILS:
-            sybils = schedule.members + strangers.randint(1, 3)
-            schedule = replace(schedule, faults=liveness, sybils=sybils, closed=False)
-        return schedule
 
     @staticmethod
     def _liveness(rng: Random) -> tuple[Fault, ...]:

@@ -92,7 +92,6 @@ class GroupTrial:
         self._leaving = Random(f"leaving of trial {schedule.seed}")
         self._dialling = Random(f"dialling of trial {schedule.seed}")
         self._seen: dict[type, int] = {}
-        self._sybils: dict[int, SimulatedMember] = {}
         self._dead_paths: set[frozenset[int]] = set()  # between which members no tensor passes
         self._armed = {(fault.moment, fault.n): fault for fault in schedule.faults if fault.moment is not None}
 
@@ -102,8 +101,6 @@ class GroupTrial:
         for number in range(schedule.members):
             self._boot(number)
         self._until(self._formed, "the group did not form")
-        if schedule.sybils:
-            self._bring_sybils()
         network.disorder = schedule.disorder
         self.faulty = True
         formed = network.now
@@ -221,29 +218,6 @@ class GroupTrial:
 
     # --- processes ---
 
-    def _bring_sybils(self) -> None:
-        """Let strangers form a view of their own, and then link with every member."""
-        numbers = range(len(IDS) - self.schedule.sybils, len(IDS))
-        for number in numbers:
-            core = Agreement(
-                IDS[number],
-                str(number),
-                b"the simulated group",
-                Random(f"sybil {self.schedule.seed} {number}"),
-                self.network.now,
-                seeds=[str(other) for other in numbers if other < number],
-            )
-            owner = Owner(IDS[number], Random(f"owner {self.schedule.seed} {number}"), VerdictHistory(), busy=False)
-            self._sybils[number] = SimulatedMember(number, core, owner, Program.FREE)
-            self._tick(self._sybils[number])
-        self._until(
-            lambda: all(s.core.view and len(s.core.view.members) == len(numbers) for s in self._sybils.values()),
-            "the strangers did not form a view",
-        )
-        for number in numbers:
-            for member in self.nodes:
-                self.network.connect(number, member)
-
     def _boot(self, number: int) -> None:
         rng = Random(f"node {self.schedule.seed} {number} {self.network.now}")
         seeds = [str(other) for other in self.nodes if other != number and self.nodes[other].alive]
@@ -254,7 +228,6 @@ class GroupTrial:
             rng,
             self.network.now,
             seeds=seeds,
-            closed=self.schedule.closed,
         )
         owner = Owner(IDS[number], rng, self.history, busy=self.busy)
         program = Random(f"program {self.schedule.seed} {number}").choice(self.schedule.programs or (Program.FREE,))
@@ -330,14 +303,8 @@ class GroupTrial:
                     node.stepper.finished(action, pending=node.core.pending)
             case Install():
                 node.owner.install(action)
-                others = action.view.ids - {IDS[number] for number in (*self._sybils, node.number)}
-                taken = node.number not in self._sybils and len(action.view.members) > 1 and not others
-                expect(not taken, "a member is in a view of strangers")
             case OutOfGroup():
                 node.owner.outside(action)
-                if node.number in self._sybils:  # it would ask to be let in, as everybody may in an open group
-                    node.alive = False
-                    self.network.vanish(node.number, range(len(IDS)), silently=False)
 
     def _perform(self, node: SimulatedMember, start: Perform) -> None:
         done = node.owner.start(start)
@@ -357,7 +324,7 @@ class GroupTrial:
         self._feed(node, Performed(op, ok=False, reason="too little came in time"))
 
     def _connect(self, node: SimulatedMember, number: int) -> None:
-        other = self.nodes.get(number) or self._sybils.get(number)
+        other = self.nodes.get(number)
         if node.alive and other is not None and other.alive and not other.paused and self._in_reach(node, other):
             self.network.connect(node.number, other.number)
 
@@ -378,16 +345,13 @@ class GroupTrial:
                 self.network.at(self.network.now, self._strike, fault, node.number if fault.at_sender else to)
 
     def _deliver(self, source: int, to: int, message: Any) -> None:
-        self._feed(self._node(to), Heard(IDS[source], message))
+        self._feed(self.nodes[to], Heard(IDS[source], message))
 
     def _linked(self, end: int, far: int) -> None:
-        self._feed(self._node(end), Linked(IDS[far], str(far)))
+        self._feed(self.nodes[end], Linked(IDS[far], str(far)))
 
     def _unlinked(self, end: int, far: int) -> None:
-        self._feed(self._node(end), Unlinked(IDS[far]))
-
-    def _node(self, number: int) -> SimulatedMember:
-        return self._sybils.get(number) or self.nodes[number]
+        self._feed(self.nodes[end], Unlinked(IDS[far]))
 
     # --- faults ---
 

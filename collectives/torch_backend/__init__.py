@@ -32,8 +32,8 @@ parent's group goes on.
 keys is let in. So what a stranger reads in the store is of no use to it. It can write there, too: until the ranks have
 met it could put its own id in the place of another. With a secret, which the store never sees, that is of no use.
 
-**CUDA tensors** are staged through pinned memory (`reduce.staging`). A work is over when its tensors are filled on the
-device, so `wait` blocks the caller and leaves nothing to wait for on a stream.
+**CUDA tensors** are copied to the CPU and back. A work is over when its tensors are filled on the device, so `wait`
+blocks the caller and leaves nothing to wait for on a stream.
 
 
     start   how a world of ranks comes about: by torch's store, or by `enter`

@@ -23,11 +23,10 @@ from collectives.mesh.shared_memory import OFFER_BYTES, Lease, MemoryOffer
 from collectives.mesh.socket_port import MAX_SALT, SALT_SHIFT, SocketPort
 from collectives.reduce import direct, gather, shared
 from collectives.reduce.kernels import Reduction, Scratch, add_up, combine, describe, finish, start, work_dtype
-from collectives.reduce.staging import Staged, copies_of, queued
-from collectives.reduce.tensors import DTYPES, memory, packed, publish, publish_pieces, set_apart
+from collectives.reduce.tensors import DTYPES, memory, on_cpu, packed, publish, publish_pieces, set_apart
 from collectives.threads import join_all
 from collectives.torch_backend.ends import is_failing, wait_until_taken, worlds
-from collectives.torch_backend.work import Work, seconds_of, threads, untraced
+from collectives.torch_backend.work import Work, queued, seconds_of, threads, untraced
 from collectives.types import Codec, Op
 from protocol.identity import NodeId
 
@@ -575,33 +574,25 @@ class ProcessGroupGossamer(_TorchGroup):
     # --- what they are made of -----------------------------------------------------------------
 
     def _all_reduce(self, tensor: torch.Tensor, op: Op, factor: float) -> None:
-        flat = _in_a_row(tensor)
+        flat = _flat(tensor)
         numbers, op = _as_numbers(flat, op)
         if factor != 1.0:
             numbers.mul_(factor)
-        copies = copies_of(numbers)
-        staged = None if copies is None else Staged(numbers, copies, self.size())
-        values = staged or numbers
-        arguments = "allreduce", op.value, str(values.dtype), values.numel()
-        if staged is None and self._shows(numbers.nbytes):
-            job, shown = self._job(numbers.dtype, op), self._show(numbers, arguments)
+        arguments = "allreduce", op.value, str(numbers.dtype), numbers.numel()
+        job = self._job(numbers.dtype, op)
+        if self._shows(numbers.nbytes):
+            shown = self._show(numbers, arguments)
             work = torch.empty(numbers.numel(), dtype=job.work)
             add_up(job, lambda member: shown[member].view(numbers.dtype), work)
             finish(op, work, job.total, numbers)
             _land(flat, tensor)
             return
         with self._port(*arguments) as port:
-            job = self._job(values.dtype, op)
-            room = self._room_of(port, values.nbytes) if shared.fits(job, values.numel()) else None
+            room = self._room_of(port, numbers.nbytes) if shared.fits(job, numbers.numel()) else None
             if room is not None:
-                pieces = room.all_reduce(port, job, values, _hash(arguments))
-                publish_pieces(pieces.parts, numbers, values)
-            elif staged is None:
-                direct.all_reduce(port, job, numbers, self._scratch, into=numbers)
+                publish_pieces(room.all_reduce(port, job, numbers, _hash(arguments)).parts, numbers)
             else:
-                land = lambda first, part: staged.land(first, part, numbers)  # noqa: E731
-                direct.all_reduce(port, job, staged, self._scratch, into=staged.memory, landed=land)
-                staged.landed()
+                direct.all_reduce(port, job, numbers, self._scratch, into=numbers)
         _land(flat, tensor)
 
     def _job(self, dtype: torch.dtype, op: Op) -> Reduction:
@@ -815,17 +806,14 @@ def _in_a_row(tensor: torch.Tensor) -> torch.Tensor:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """Return the values, 1-D and contiguous, on the CPU: the tensor's own memory where that is possible."""
-    flat = _in_a_row(tensor)
-    copies = copies_of(flat)
-    return flat if copies is None else Staged(flat, copies)[:]
+    return on_cpu(_in_a_row(tensor))
 
 
 def _landing(tensor: torch.Tensor) -> torch.Tensor:
     """Return memory of the CPU to receive a tensor's values to: its own where that is possible; then `_land`."""
-    copies = copies_of(tensor)
-    if copies is not None:
-        return copies.pinned(tensor.numel(), tensor.dtype)
-    return _flat(tensor) if tensor.is_contiguous() else torch.empty(tensor.numel(), dtype=tensor.dtype)
+    return (
+        _flat(tensor) if tensor.is_cpu and tensor.is_contiguous() else torch.empty(tensor.numel(), dtype=tensor.dtype)
+    )
 
 
 def _land(flat: torch.Tensor, tensor: torch.Tensor) -> None:

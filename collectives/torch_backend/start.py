@@ -131,7 +131,6 @@ def meet(store: Any, rank: int, size: int, options: Options, timeout: float) -> 
         identity=identity,
         may_join=frozenset(members).__contains__,
         secret=secret,
-        closed=True,
         protection=options.protection,
         streams=options.streams,
         timeout=max(0.0, until - time.monotonic()),

@@ -46,8 +46,6 @@ from node.errors import UserError
 from node.policy.load import Policy
 from node.state_folder import KEY_FILE
 from node.swarm.peering import listens_at, may_ask_router, swarm_id
-from node.swarm.swarm_folder import load_manifest
-from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
@@ -159,7 +157,6 @@ def exchange_weights(
             LOOPBACK if directory is None else weights.listen or _listen(config.network),
             identity=identity,
             may_join=directory.admits if directory is not None else None,
-            closed=_keeps_strangers_out(config.network, folder),
             timing=LAN if _is_on_loopback(config.network) else INTERNET,
             protection=Protection.ENCRYPTED,
             timeout=JOIN_TIMEOUT,
@@ -247,12 +244,6 @@ class _MemberEndpoint:
 
 def _log_mapping(port: int, said: RouterSaid) -> None:
     log.info("the router answered about the port for weights", port=port, at=said.external, reason=said.failure)
-
-
-def _keeps_strangers_out(network: NetworkConfig, folder: Path) -> bool:
-    """Tell whether only nodes that its owner admits, or that run on this machine, can be in the swarm."""
-    manifest = load_manifest(folder)
-    return _is_on_loopback(network) or (manifest is not None and manifest.policy is not JoinPolicy.OPEN)
 
 
 def _listen(network: NetworkConfig) -> str:

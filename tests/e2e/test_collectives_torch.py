@@ -25,7 +25,7 @@ from collectives.torch_backend import BackendError, Options
 from collectives.torch_backend.group import MEETING, ProcessGroupGossamer, read_op
 from collectives.torch_backend.start import NO_RANK, in_order
 from tests.groups import group, together
-from tests.late_copies import treat_as_on_a_device
+from tests.other_device import treat_as_on_a_device
 from tests.torch_ranks import hold_the_lock, lose, reduce_in_another_world, spawn, train
 from tests.waiting import wait_until
 

@@ -144,6 +144,15 @@ def test_ranks_meet_whoever_came_and_died_in_earlier_attempts(stores, came, size
     leave(met)
 
 
+def test_a_world_that_grows_and_shrinks_from_start_to_start_is_made_over_one_store(stores):
+    for store in stores:
+        store.delete_key = lambda _: None  # its ranks are killed
+    for size in (1, 2, 3, 1, 2):
+        met = together(*(lambda r=r, size=size: meet(stores[r], r, size, Options(), TIMEOUT_S) for r in range(size)))
+        assert [comm.world_size for comm, _ in met] == [size] * size
+        leave(met)
+
+
 def test_a_rank_that_is_killed_while_others_wait_for_it_may_come_again(stores):
     with pytest.raises(DeadlineExceeded, match="not all ranks came"):
         meet(stores[1], 1, 2, Options(), 0.1)
@@ -169,7 +178,7 @@ def test_who_puts_its_id_in_the_place_of_a_rank_joins_only_where_there_is_no_sec
         world = wait_until(lambda: stores[0].seen.get(FOUNDER), 10, "rank 0").split("|")[0]
         stores[2].set(f"gossamer/{world}/rank/1", f"{stranger.node_id}|{'with' if secret else 'without'} a secret|")
         address = stores[2].get(f"gossamer/{world}/address").decode()
-        options = {"identity": stranger, "protection": Options().protection, "closed": True, "may_join": lambda _: True}
+        options = {"identity": stranger, "protection": Options().protection, "may_join": lambda _: True}
         with Communicator.connect("torch.distributed", [address], timeout=2, **options) as comm:
             return comm.world_size
 

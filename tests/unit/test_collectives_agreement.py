@@ -141,7 +141,7 @@ def hang(group: Group, *hung: int, calls: int, deadline: float = 5.0) -> None:
 
 
 @pytest.mark.parametrize("hung", ALL)
-def test_who_misses_three_calls_that_all_others_made_is_left_out_and_told_and_comes_back_when_it_asks(
+def test_who_is_late_by_three_time_outs_of_the_others_is_left_out_and_told_and_comes_back_when_it_asks(
     hung: int,
 ) -> None:
     group = group_of_three()
@@ -155,7 +155,7 @@ def test_who_misses_three_calls_that_all_others_made_is_left_out_and_told_and_co
     group.call(hung)
     ended = group.finished[hung][-1]
     assert ended.verdict.value == "evicted"
-    assert "left this member out: it missed 3 calls in a row, the last one reduce" in ended.reason
+    assert "left this member out: the others waited 15 s for its calls, the last one reduce" in ended.reason
     group.feed(hung, Begin(ADMIT_TAG, ADMIT, 10.0))
     group.run(2.0)
     group.admit()
@@ -214,15 +214,16 @@ def test_the_time_in_which_all_were_stopped_is_nobodys_lateness() -> None:
     assert [group.verdicts()[number] for number in ALL] == [["commit"]] * 3
 
 
-def test_who_is_late_for_calls_that_do_not_say_how_late_it_may_be_is_not_left_out() -> None:
+def test_who_is_late_is_waited_for_as_long_as_any_call_says_also_one_of_another_tag() -> None:
     group = group_of_three()
     group.feed(0, Begin(0, "reduce", 60.0, (("count", 1),), b"", 1.0))
-    group.call(1, deadline=60.0)
-    group.run(30.0)
+    group.call(1, tag=7, deadline=60.0)
+    group.run(50.0)
     assert group.views() == [(3, ALL)]
-    group.call(2)
+    group.call(2), group.call(1)
+    group.call(0, tag=7), group.call(2, tag=7)
     group.run(0.5)
-    assert [group.verdicts()[number] for number in ALL] == [["commit"]] * 3
+    assert group.verdicts() == group.verdicts(tag=7) == {number: ["commit"] for number in ALL}
 
 
 def test_who_is_late_but_calls_is_not_left_out() -> None:
@@ -244,7 +245,7 @@ def test_who_waits_in_another_call_is_not_left_out_and_neither_is_anybody_for_ca
     assert group.views() == [(3, ALL)]
 
 
-def test_one_that_calls_alone_leaves_nobody_out_and_calls_beside_each_other_are_one_miss() -> None:
+def test_one_that_calls_alone_leaves_nobody_out_and_the_time_of_calls_beside_each_other_counts_once() -> None:
     group = group_of_three()
     hang(group, 1, 2, calls=5)
     assert group.views() == [(3, ALL)]

@@ -124,20 +124,3 @@ def test_ctrl_c_in_a_call_that_waits_tells_the_core_that_nobody_waits_any_more(m
     with pytest.raises(KeyboardInterrupt):
         finish_call(runner, call, 6.0, lambda start, port: None)
     assert told == [7]
-
-
-@pytest.mark.parametrize(
-    ("options", "closed"),
-    [
-        ({}, False),
-        ({"may_join": lambda _: True}, False),  # five free keys would outvote a group of three
-        ({"may_join": lambda _: True, "closed": True}, True),
-        ({"secret": "a secret"}, True),
-    ],
-)
-def test_a_group_is_closed_if_its_caller_says_so_or_gives_a_secret(monkeypatch, options, closed):
-    asked = []
-    monkeypatch.setattr("collectives.communicator.Mesh", lambda *_, closed, **__: asked.append(closed) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        Communicator.connect("test", **options)
-    assert asked == [closed]

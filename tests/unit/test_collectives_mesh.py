@@ -42,44 +42,22 @@ def poll(meshes, reached):
     wait_until(work, 20)
 
 
-def settle(own, others):
-    """Go on until each of the others is linked, or was turned away."""
-    poll((own, *others), lambda: len(own.linked) + own.refused["too_many_strangers"] >= len(others))
-
-
-def test_those_whom_a_member_dials_are_bounded_as_those_are_who_dial_it(make, monkeypatch):
-    monkeypatch.setattr("collectives.mesh.mesh.MAX_STRANGERS_WHO_MAY_JOIN", 2)
+def test_links_with_those_who_are_no_members_are_bounded_and_make_room_when_one_ends(make, monkeypatch):
+    monkeypatch.setattr("collectives.mesh.mesh.MAX_LINKS", 1)
     own, node_id = make()
-    others = [make()[0] for _ in range(4)]
-    own.enter(frozenset([node_id]))
-    for other in others:
-        own.want(Address.parse(other.address))
-    settle(own, others)
-    assert len(own.linked) == 2
-
-
-def test_one_that_there_was_no_link_for_is_dialled_again(make, monkeypatch):
-    monkeypatch.setattr("collectives.mesh.mesh.MAX_STRANGERS_WHO_MAY_JOIN", 1)
-    own, node_id = make()
-    (first, first_id), (second, second_id) = make(), make()
-    own.enter(frozenset([node_id]))
-    for other in (first, second):
-        own.want(Address.parse(other.address))
-        poll((own, first, second), lambda: own.linked or own.refused)
-    poll((own, first, second), lambda: own.refused["too_many_strangers"] > 0)
-    (linked,) = own.linked
-    own.drop(linked, "it made way")
-    poll((own, first, second), lambda: own.linked == {first_id, second_id} - {linked})
-
-
-def test_one_outside_has_a_bounded_number_of_links(make, monkeypatch):
-    monkeypatch.setattr("collectives.mesh.mesh.MAX_LINKS_OUTSIDE", 2)
-    own, _ = make()
-    others = [make()[0] for _ in range(4)]
-    for other in others:
-        other.want(Address.parse(own.address))
-    settle(own, others)
-    assert len(own.linked) == 2
+    (first, first_id), (second, second_id), (member, member_id) = make(), make(), make()
+    own.enter(frozenset([node_id, member_id]))
+    first.want(Address.parse(own.address))
+    poll((own, first), lambda: own.linked == {first_id})
+    second.want(Address.parse(own.address))
+    poll((own, first, second), lambda: own.refused["too_many_links"] and not second.linked)
+    assert own.linked == {first_id}
+    member.want(Address.parse(own.address))
+    poll((own, member), lambda: own.linked == {first_id, member_id})
+    own.drop(first_id, "it made way")
+    own.drop(member_id, "it made way")
+    second.want(Address.parse(own.address))
+    poll((own, second), lambda: own.linked == {second_id})
 
 
 class Full(socket.socket):

@@ -18,12 +18,10 @@ from collectives.reduce import all_reduce, direct, kernels, ring, shared
 from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.kernels import Scratch, cut, describe, work_dtype
-from collectives.reduce.staging import Staged
 from collectives.reduce.tensors import DTYPES, publish_pieces
 from collectives.reduce.topology import RING_BYTES, SumPlan
 from collectives.types import Codec, Op
 from tests.collectives_ports import Network, members, together
-from tests.late_copies import LateCopies
 
 SMALL_CHUNK = 2048
 STEP = {Codec.NONE: 0.0, Codec.FLOAT16: 2.0**-10, Codec.BFLOAT16: 2.0**-7, Codec.INT8: 1 / 126}
@@ -216,67 +214,6 @@ def test_shared_memory_gives_the_bits_of_the_direct_exchange(world, count, dtype
     weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=world, max_size=world).filter(any))
     results = [*run(shared, given, op, weights=weights), *run(direct, given, op, weights=weights)]
     assert_alike(results)
-
-
-@pytest.mark.parametrize("algorithm", [direct, ring, *([shared] if is_possible() else [])])
-def test_values_of_a_device_are_sent_while_later_ones_are_still_being_copied(algorithm, monkeypatch):
-    monkeypatch.setattr("collectives.reduce.staging.STAGE_BYTES", SMALL_CHUNK)
-    given = [given_values(20_000, torch.float32, i) for i in range(3)]
-    devices = [LateCopies() for _ in given]
-    waited = [[] for _ in given]
-
-    class Watched(Staged):
-        def __getitem__(self, span):
-            values = super().__getitem__(span)
-            waited[devices.index(self._copies)].append(self._copies.left)
-            return values
-
-    staged = [Watched(x, copies, slices=3) for x, copies in zip(given, devices, strict=True)]
-    assert [copies.left for copies in devices] == [40] * 3
-    assert_alike([*run(algorithm, staged, Op.SUM), *run(algorithm, given, Op.SUM)])
-    assert all(left[0] > 30 and left[-1] == 0 for left in waited)
-
-
-def test_results_go_back_to_a_device_as_they_come(monkeypatch):
-    monkeypatch.setattr("collectives.reduce.staging.STAGE_BYTES", SMALL_CHUNK)
-    given = [given_values(20_000, torch.float32, i) for i in range(2)]
-    order = members(2)
-    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
-
-    def work(port, i):
-        staged, target = Staged(given[i], LateCopies(), 2), torch.zeros(20_000)
-        places = []
-
-        def land(first, part):
-            places.append(first)
-            staged.land(first, part, target)
-
-        direct.all_reduce(port, job, staged, Scratch(), into=staged.memory, landed=land)
-        on_their_way = target.numel() - int(target.count_nonzero())
-        staged.landed()
-        return target, on_their_way, places
-
-    for target, on_their_way, places in together(order, work):
-        assert torch.equal(target, given[0] + given[1])
-        assert on_their_way and sorted(places) == [*range(0, 20_000, SMALL_CHUNK // 4)]
-
-
-def test_results_for_another_device_than_the_values_do_not_go_by_the_copies_of_the_first(monkeypatch):
-    monkeypatch.setattr("collectives.reduce.tensors.copies_of", lambda _: LateCopies())
-    values, results = torch.arange(6.0), torch.ones(6)
-    staged, target = Staged(values, LateCopies()), torch.empty(6)
-    monkeypatch.setattr(staged, "land", lambda *_: pytest.fail("nobody waits for the other device"))
-    staged.device = torch.device("cuda:1")
-    publish_pieces([((0, 6), results)], target, staged)
-    assert target.tolist() == results.tolist()
-
-
-def test_results_take_the_place_of_values_that_nobody_asked_for():
-    values, target = torch.zeros(1000), torch.zeros(1000)
-    staged = Staged(values, LateCopies())
-    staged.land(100, torch.ones(900), target)
-    staged.landed()
-    assert target.tolist() == [0.0] * 100 + [1.0] * 900
 
 
 @needs_shared_memory

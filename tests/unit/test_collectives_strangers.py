@@ -41,10 +41,9 @@ def show(group, view, *witnesses, to=range(SIZE)):
             group.feed(number, Heard(witness, messages.ViewNotice(view)))
 
 
-@pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("epoch", [1, 2**40])
-def test_one_message_of_a_stranger_to_each_member_dissolves_no_group(closed, epoch):
-    group = Group(SIZE, closed=closed)
+def test_one_message_of_a_stranger_to_each_member_dissolves_no_group(epoch):
+    group = Group(SIZE)
     before = group.views()
     show(group, view_of(*STRANGERS, epoch=epoch), STRANGERS[0])
     group.run(5.0)
@@ -54,16 +53,8 @@ def test_one_message_of_a_stranger_to_each_member_dissolves_no_group(closed, epo
     assert group.verdicts() == {0: ["commit"], 1: ["commit"], 2: ["commit"]}
 
 
-def test_in_an_open_group_no_number_of_strangers_dissolves_it():
-    group = Group(SIZE, closed=False)
-    before = group.views()
-    show(group, view_of(*STRANGERS, epoch=50), *STRANGERS)
-    group.run(5.0)
-    assert group.views() == before
-
-
 @pytest.mark.parametrize(("witnesses", "gone"), [(1, False), (3, False), (4, True), (7, True)])
-def test_in_a_closed_group_more_than_half_of_a_larger_view_have_to_show_it(witnesses, gone):
+def test_more_than_half_of_a_larger_view_have_to_show_it(witnesses, gone):
     group = Group(SIZE)
     show(group, view_of(*STRANGERS), *STRANGERS[:witnesses], to=[0])
     assert (group.cores[0].view is None) is gone
@@ -92,13 +83,13 @@ def test_the_members_of_a_view_that_one_of_them_showed_are_dialled_to_bear_it_ou
 
 
 def test_a_node_that_was_in_no_view_with_anybody_goes_to_whoever_has_the_larger_one():
-    group = Group(1, closed=False)
+    group = Group(1)
     show(group, view_of(*STRANGERS[:2]), STRANGERS[0], to=[0])
     assert group.cores[0].view is None
 
 
 def test_one_that_was_left_out_believes_those_it_was_with():
-    group = Group(4, closed=False)
+    group = Group(4)
     group.stop(3, silently=True)
     group.run(5.0)
     group.stopped.clear()
@@ -112,7 +103,7 @@ def test_one_that_was_left_out_believes_those_it_was_with():
 
 
 def test_a_stranger_cannot_welcome_a_node_that_hears_those_it_was_with():
-    group = Group(SIZE, closed=False)
+    group = Group(SIZE)
     core, now = group.cores[2], group.network.now
     later = view_of(IDS[0], IDS[1], epoch=9)
     told = [a for m in IDS[:2] for a in core.handle(Heard(m, messages.ViewNotice(later)), now)]
@@ -156,16 +147,15 @@ def test_no_start_or_commit_is_held_of_a_view_in_which_a_member_has_called_nothi
 
 
 def test_those_known_are_bounded_and_the_latest_view_is_kept():
-    witnesses = Witnesses(IDS[0], closed=False)
+    witnesses = Witnesses(IDS[0])
     for n in range(2 * MAX_KNOWN // 64):
         ids = [id_of_bytes((64 * n + i).to_bytes(20, "big")) for i in range(64)]
         witnesses.enter(view_of(*ids))
     assert len(witnesses.known) == MAX_KNOWN and set(ids) <= witnesses.known.keys()
 
 
-@pytest.mark.parametrize("closed", [False, True])
-def test_a_stranger_cannot_stop_a_member_with_a_ballot_of_its_own(closed):
-    group = Group(SIZE, closed=closed)
+def test_a_stranger_cannot_stop_a_member_with_a_ballot_of_its_own():
+    group = Group(SIZE)
     core, now = group.cores[0], group.network.now
     core.handle(Linked(STRANGERS[0], ""), now)
     for epoch in (0, core.view.epoch, core.view.epoch + 1, 2**40):
@@ -190,7 +180,7 @@ def test_a_stranger_cannot_decide_on_a_ballot_of_somebody_else():
 
 
 def test_strangers_who_come_and_go_leave_nothing_behind_in_a_view_that_stays():
-    group = Group(SIZE, closed=False)
+    group = Group(SIZE)
     core, now = group.cores[0], group.network.now
     for n in range(50):
         stranger = id_of_bytes(n.to_bytes(20, "big"))
@@ -247,7 +237,7 @@ def spoken(view):
 @given(data=st.data(), number=st.integers(0, SIZE - 1), fenced=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_nothing_that_two_strangers_say_changes_a_members_view_its_calls_or_its_ballot(data, number, fenced):
-    group = Group(SIZE, closed=data.draw(st.booleans()))
+    group = Group(SIZE)
     core, view, now = group.cores[number], group.cores[number].view, group.network.now
     group.call(number)
     if fenced:  # it has promised a ballot, and waits for the decision on it
@@ -270,17 +260,6 @@ def test_nothing_that_two_strangers_say_changes_a_members_view_its_calls_or_its_
         group.feed(number, Tick())
         group.run(LAN.heartbeat)
         assert group.verdicts()[number] == ["commit"]
-
-
-def test_a_node_outside_does_not_learn_addresses_from_strangers_of_an_open_group():
-    group = Group(SIZE, closed=False)
-    core = group.cores[2]
-    group.feed(2, Heard(IDS[0], messages.Evict(OpId(core.view.mark, core.view.epoch, 0, 0), "a test")))
-    assert core.view is None
-    roster = [Member(member, "somewhere", b"session!") for member in STRANGERS]
-    group.feed(2, Linked(STRANGERS[0], ""))
-    group.feed(2, Heard(STRANGERS[0], messages.ViewNotice(View.of(b"group", 9, b"fakemark", roster))))
-    assert set(core.unreached) <= set(IDS[:SIZE])
 
 
 def test_values_that_the_coordinator_cannot_use_cost_their_sender_its_place():

@@ -246,7 +246,7 @@ def test_a_member_that_does_not_fit_does_not_end_the_exchange(make, monkeypatch)
     assert len(calls) == 2
 
 
-def test_a_group_is_closed_where_no_stranger_can_come_and_patient_over_the_internet(policy, tmp_path, monkeypatch):
+def test_a_group_is_patient_over_the_internet(policy, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(Communicator, "connect", lambda *_, **options: asked.append(options) or 1 / 0)
     for number, listen in enumerate(("tcp://127.0.0.1:0", "tcp://0.0.0.0:0")):
@@ -254,7 +254,7 @@ def test_a_group_is_closed_where_no_stranger_can_come_and_patient_over_the_inter
         with exchange_weights(config, tmp_path, policy, None, Board()) as weights:
             weights.begin()
             wait_until(lambda n=number: len(asked) > n, LIMIT)
-    assert [(options["closed"], options["timing"].timeout) for options in asked] == [(True, 1.5), (False, 6.0)]
+    assert [options["timing"].timeout for options in asked] == [1.5, 6.0]
 
 
 def test_what_cannot_be_mended_ends_the_exchange_and_not_the_node(make):
