@@ -46,6 +46,8 @@ from node.errors import UserError
 from node.policy.load import Policy
 from node.state_folder import KEY_FILE
 from node.swarm.peering import listens_at, may_ask_router, swarm_id
+from node.swarm.swarm_folder import load_manifest
+from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Endpoint, Service
 from protocol.errors import ProtocolError
 from protocol.identity import Identity, NodeId
@@ -146,6 +148,9 @@ def exchange_weights(
     except ProtocolError as error:
         raise UserError(str(error)) from error
     group = group_name(weights, swarm_id(config, folder), policy)
+    manifest = load_manifest(folder)
+    if manifest is not None and manifest.policy is JoinPolicy.OPEN and not _is_on_loopback(config.network):
+        log.warning("anyone may join this swarm, and so move the weights that its members average", remedy=ALLOWLIST)
 
     place = _MemberEndpoint(group.removeprefix("gossamer/"), config.network, directory)
 
@@ -264,6 +269,7 @@ FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts to reach the gro
 INTERNET = replace(WAN, misses=60)
 CLOSE_TIMEOUT = 10.0  # seconds
 NOBODY_LISTENS = "nobody can dial it, and it knows no member of its group to dial"
+ALLOWLIST = "average weights in a swarm that was founded with --policy allowlist"
 LISTEN = (
     "let one node with the same model run with --listen tcp://0.0.0.0:4001 on a machine with a public address, "
     "or in the network of the others"

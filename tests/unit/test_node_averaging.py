@@ -15,6 +15,8 @@ from node.config import WeightsConfig, parse_config
 from node.errors import UserError
 from node.swarm.averaging import ADDRESS_FILE, STATE_FILE, OwnWeights, WeightExchange, exchange_weights, group_name
 from node.swarm.peering import swarm_id
+from node.swarm.swarm_folder import save_manifest
+from protocol.credentials.manifest import JoinPolicy, ManifestTask, make_manifest
 from protocol.credentials.records import Endpoint, Service
 from protocol.identity import Identity
 from protocol.membership.reachability import Standing
@@ -426,6 +428,19 @@ def test_a_node_that_nobody_can_dial_is_told_once_that_it_knows_of_no_member_to_
             wait_until(lambda: weights.after_round(1), LIMIT)
     warnings = [line["reason"] for line in said if line["event"] == "this node averages weights with nobody"]
     assert warnings == ["nobody can dial it, and it knows no member of its group to dial"] * warned
+
+
+@pytest.mark.parametrize(
+    ("who", "listen", "warns"), [("OPEN", "0.0.0.0", 1), ("ALLOWLIST", "0.0.0.0", 0), ("OPEN", "127.0.0.1", 0)]
+)
+def test_weights_that_anyone_may_move_are_a_warning(policy, tmp_path, who, listen, warns):
+    save_manifest(
+        tmp_path, make_manifest(Identity.generate(), "s", 1, JoinPolicy[who], [ManifestTask("t", 1, "ab", "{}")])
+    )
+    config = parse_config({"weights": {"mode": "average"}, "network": {"listen": f"tcp://{listen}:0"}})
+    with capture_logs() as said, exchange_weights(config, tmp_path, policy, None, Board()):
+        pass
+    assert sum("anyone may join this swarm" in line["event"] for line in said) == warns
 
 
 class Router:
