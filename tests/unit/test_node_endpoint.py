@@ -217,8 +217,10 @@ def raw_server(head: bytes, then: bytes, *, drips: bool) -> Iterator[str]:
     is_over = threading.Event()
 
     def serve() -> None:
-        with suppress(OSError), listener.accept()[0] as connection:
-            connection.recv(1 << 16)
+        with suppress(OSError), listener.accept()[0] as connection, connection.makefile("rb") as request:
+            lines = iter(lambda: request.readline().strip().lower(), b"")
+            length = sum(int(line.split()[1]) for line in lines if line.startswith(b"content-length:"))
+            request.read(length)  # what is not read makes the end of a connection a reset
             connection.sendall(head)
             while drips and not is_over.wait(0.05):
                 connection.sendall(then)
