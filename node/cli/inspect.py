@@ -12,7 +12,7 @@ import typer
 from node.cli.options import Debug
 from node.errors import UserError
 from node.state_folder import of_a_node
-from node.telemetry.metrics_file import MetricsTail, number, read_with_older
+from node.telemetry.metrics_file import MetricsTail, number
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, in_one_line, quoted, texts_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def inspect(  # one parameter for each option of the command
 def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]":
     """Yield lines about the `last` newest groups in rollouts.jsonl, and with `watch` about each that is added."""
     path = folder / ROLLOUTS_FILE
-    kept = read_with_older(path)
+    tail = MetricsTail(path)
+    kept = tail.poll()
     if not kept and not (watch and folder.is_dir()):
         raise UserError(f"{folder} has no rollout in {ROLLOUTS_FILE}: name the folder of a node that has trained")
 
@@ -78,14 +79,9 @@ def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]
         shown = (row for row in rows if row.get("whose") == OWN or not own)
         return [list(group) for _, group in groupby(shown, key=_group_key)]
 
-    if not watch:
-        for group in groups(kept)[-last:] if last else []:
-            yield from _group_lines(group)
-        return
-    tail = MetricsTail(path)
-    for group in groups(tail.poll())[-last:] if last else []:
+    for group in groups(kept)[-last:] if last else []:
         yield from _group_lines(group)
-    while True:
+    while watch:
         for group in groups(tail.poll()):
             yield from _group_lines(group)
         time.sleep(POLL)

@@ -71,7 +71,7 @@ from node.tasks.environments.episodes import start_of
 from node.tasks.scoring.verdicts import LATE, Answer, Scoring, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
-from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
+from node.telemetry.metrics_file import MAX_BYTES, MetricsLog
 from protocol.credentials.invite import Invite
 from protocol.limits.timing import WAN
 from protocol.storage import write_atomically
@@ -408,12 +408,13 @@ class Exchange:
             tasks = _answered_at_once(
                 load_tasks(config.tasks, swarm_folder.split_of(swarm_folder.load_manifest(self.folder)))
             )
-            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_METRICS_BYTES)
+            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_BYTES)
             network, sharing, bounds = stack.enter_context(open_swarm(config, self.folder, tasks, metrics, rounds=None))
             assert network is not None, "_settled has seen to it"
             buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))
             self._asked = _read_count(self.folder / ASKED_FILE)
             self._round = buffer.last_round
+            metrics.rewind(self._round)
             external = max(1, config.sampling.external)
             sampling = {"rule": "sapo", "max_surprise": 0.0, "source": "peers", "external": external}
             draws = Draws(
