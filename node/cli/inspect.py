@@ -54,12 +54,14 @@ def inspect(  # one parameter for each option of the command
         for line in _rollouts(folder, own, watch, last):
             print(line, flush=watch)
         return
+    from node.rollouts.group_buffer import check_format
+
     path = folder / "pool.sqlite"
     if not path.exists():
         raise UserError(f"{folder} has no pool.sqlite: name a node's state folder, e.g. runs/a/nodes/n0")
     try:
         with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as db:
-            _check_format(db, folder)
+            check_format(db, path)
             lines = _one(db, group) if group else _overview(db, last, time.time())
     except sqlite3.DatabaseError as error:
         raise UserError(f"cannot read {path}: {error}") from None
@@ -109,17 +111,6 @@ def completion_line(reward: float, finished: bool, texts: "Sequence[str]") -> st
 
 def _number_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _check_format(db: sqlite3.Connection, folder: Path) -> None:
-    """Raise `UserError` where the group buffer is of another release."""
-    from node.rollouts.group_buffer import FORMAT
-
-    if db.execute("PRAGMA user_version").fetchone() != (FORMAT,):
-        raise UserError(
-            f"the group buffer in {folder} is of another release, and the node empties it when it starts: start it, "
-            "or look at what its rollouts say with --own"
-        )
 
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:
