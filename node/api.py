@@ -45,7 +45,7 @@ from node.operations.given import anchored_tasks, read_invite, task_config
 from node.operations.settling import settle
 from node.state_folder import check_begun, make_folder, of_a_node
 from node.tasks.rewards.functions import HERE
-from node.telemetry.metrics_file import MetricsTail, Row, read_with_older
+from node.telemetry.metrics_file import MetricsTail, Row, read_metrics
 
 if TYPE_CHECKING:
     from node.policy.load import Policy
@@ -253,7 +253,7 @@ class Node:
     @property
     def metrics(self) -> list[Row]:
         """One dict a round, by the names of metrics.jsonl."""
-        return read_with_older(self.folder / "metrics.jsonl")
+        return read_metrics(self.folder / "metrics.jsonl")
 
     def generate(
         self,
@@ -463,8 +463,6 @@ class Swarm:
                     time.sleep(POLL_S)
             except KeyboardInterrupt:
                 continue
-        for tail in tails.values():
-            tail.close()
 
     @property
     def nodes(self) -> "list[Node]":
@@ -473,7 +471,7 @@ class Swarm:
 
 
 def _rounds_done(folder: Path) -> int:
-    return max((row["round"] for row in read_with_older(folder / "metrics.jsonl")), default=0)
+    return max((row["round"] for row in read_metrics(folder / "metrics.jsonl", ["round"])), default=0)
 
 
 def spec_of(function: Callable[..., Any]) -> str | None:

@@ -43,7 +43,7 @@ from node.grpo_config import (
     without_effect,
 )
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics_file import Row, read_with_older
+from node.telemetry.metrics_file import Row, read_metrics
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -207,7 +207,7 @@ class GRPOTrainer:
 
         iterations = self.args.num_iterations
         logged = [(row["round"], row) for row in self.node.metrics]
-        for row in read_with_older(Path(self.node.folder) / EVALUATIONS_FILE):
+        for row in read_metrics(Path(self.node.folder) / EVALUATIONS_FILE):
             scores = {f"eval_{name}": value for name, value in row.get("described", {}).items()}
             logged += [(row["round"], scores)] if scores else []
         history = [

@@ -18,7 +18,7 @@ from node.state_folder import Before, exclusive, first_start, full_disk_is_clear
 from node.swarm.peering import Network, open_network
 from node.swarm.reports import REPORTS_TOPIC
 from node.swarm.sharing import SEED_DEMAND, traffic_row
-from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
+from node.telemetry.metrics_file import MAX_BYTES, MetricsLog
 from node.telemetry.status_server import describe, observe
 from protocol.host import Host, Received
 
@@ -68,7 +68,7 @@ def run_relay(
         network.host.subscribe(None, SEED_DEMAND, frozenset({REPORTS_TOPIC} if has_reports else ()))
         listening(network)
         take = stack.enter_context(looking(network))
-        metrics = MetricsLog(folder / "metrics.jsonl", MAX_METRICS_BYTES)
+        metrics = MetricsLog(folder / "metrics.jsonl", MAX_BYTES)
         due = time.monotonic() + METRICS_INTERVAL_S
         counters = network.host.counters()
         while not stopping:

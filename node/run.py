@@ -38,18 +38,17 @@ from node.swarm.swarm_folder import load_manifest, split_of
 from node.tasks import Task, load_tasks
 from node.tasks.task_set import TaskSet, outside, unshared
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog, iter_with_older
+from node.telemetry.metrics_file import MetricsLog, read_metrics
 from node.telemetry.rollout_log import ROLLOUTS_FILE, rows_of_round
 from node.telemetry.round_log import RoundLog
-from node.training.budget import Spent, is_done, progress, spent_in
+from node.training.budget import COUNTED, Spent, is_done, progress, spent_in
 from node.training.checkpoint import A_DAY, Checkpoint, Writes, is_better, whole_checkpoint, write_score
 from node.training.evaluation import NOTHING_DECIDED, Decided, Evaluations, doubts
 from node.training.processes import several
 from node.training.ranks import Ranks
 from node.training.trainer import SwarmTrainer, make_trainer
 
-MAX_ROLLOUTS_BYTES = 8 << 20  # people look at the newest; one older file is kept beside it
-MAX_EVALUATIONS_BYTES = 8 << 20  # likewise; some thousands
+MAX_ROLLOUTS_BYTES = 8 << 20  # people look at the newest; the last ones before these are kept beside them
 
 log = structlog.get_logger()
 
@@ -119,9 +118,9 @@ def _start(
             log.warning("groups of this task are not shared", task=task.key.name, reason=unshared(task))
         elif config.network.enabled and (line := outside(task)):
             log.warning(line)
-    for line in doubts(folder, config.policy.model, split):
+    for line in doubts(config.policy.model, split):
         log.warning(line)
-    metrics = MetricsLog(folder / "metrics.jsonl", None if config.ends else MAX_METRICS_BYTES)
+    metrics = MetricsLog(folder / "metrics.jsonl")
     network, exchange, limits = stack.enter_context(open_swarm(config, folder, tasks, metrics, rounds=config.rounds))
     if network is not None:
         listening(network)
@@ -228,7 +227,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         weights = stack.enter_context(
             node.weights or exchange_weights(config, folder, policy, resumed, node.network and node.network.host)
         )
-        scores = MetricsLog(folder / EVALUATIONS_FILE, None if config.ends else MAX_EVALUATIONS_BYTES)
+        scores = MetricsLog(folder / EVALUATIONS_FILE)
         evaluations = Evaluations(
             config.eval,
             SamplingParams.from_config(config.engine),
@@ -279,7 +278,7 @@ def train_node(node: Parts, stopping: Stopping | None = None, given: Given = NOT
         done = node.checkpoint.round if node.checkpoint else 0
         for kept in (buffer, metrics, scores, rollouts):
             kept.rewind(done)
-        loop.spent = spent_in(iter_with_older(folder / "metrics.jsonl"))
+        loop.spent = spent_in(read_metrics(folder / "metrics.jsonl", COUNTED))
         if _has_ended(config, done, loop.spent):
             node.ranks.dismiss()
             return

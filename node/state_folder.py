@@ -2,7 +2,7 @@
 
     identity.key   the node's key (0600)
     config.json    what it last ran               settings.json what was set for it, by a person
-    peers.json     whom it has met                pool.sqlite   peers' groups
+    peers.json     whom it has met                pool.sqlite   peers' groups, their uses
     checkpoints/   model, optimiser, counters     metrics.jsonl one object a round
     address        where peers dial it now        log.jsonl     structured events
     board.sqlite   what a board has seen

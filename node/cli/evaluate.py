@@ -75,7 +75,7 @@ def evaluate(  # noqa: PLR0913  # one parameter for each option of the command
 
     setup_logs(debug=debug)
     split = trained.split()
-    notes = list(doubts(trained.node, trained.base, split))
+    notes = list(doubts(trained.base, split))
     chosen = config.tasks if tasks else config.eval.tasks or config.tasks
     own = None
     if trained.tasks and chosen != trained.tasks:

@@ -12,7 +12,7 @@ import typer
 from node.cli.options import Debug
 from node.errors import UserError
 from node.state_folder import of_a_node
-from node.telemetry.metrics_file import MetricsTail, number, read_with_older
+from node.telemetry.metrics_file import MetricsTail, number
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, in_one_line, quoted, texts_of
 
 if TYPE_CHECKING:
@@ -54,12 +54,14 @@ def inspect(  # one parameter for each option of the command
         for line in _rollouts(folder, own, watch, last):
             print(line, flush=watch)
         return
+    from node.rollouts.group_buffer import check_format
+
     path = folder / "pool.sqlite"
     if not path.exists():
         raise UserError(f"{folder} has no pool.sqlite: name a node's state folder, e.g. runs/a/nodes/n0")
     try:
         with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as db:
-            _check_format(db, folder)
+            check_format(db, path)
             lines = _one(db, group) if group else _overview(db, last, time.time())
     except sqlite3.DatabaseError as error:
         raise UserError(f"cannot read {path}: {error}") from None
@@ -70,7 +72,8 @@ def inspect(  # one parameter for each option of the command
 def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]":
     """Yield lines about the `last` newest groups in rollouts.jsonl, and with `watch` about each that is added."""
     path = folder / ROLLOUTS_FILE
-    kept = read_with_older(path)
+    tail = MetricsTail(path)
+    kept = tail.poll()
     if not kept and not (watch and folder.is_dir()):
         raise UserError(f"{folder} has no rollout in {ROLLOUTS_FILE}: name the folder of a node that has trained")
 
@@ -78,14 +81,9 @@ def _rollouts(folder: Path, own: bool, watch: bool, last: int) -> "Iterator[str]
         shown = (row for row in rows if row.get("whose") == OWN or not own)
         return [list(group) for _, group in groupby(shown, key=_group_key)]
 
-    if not watch:
-        for group in groups(kept)[-last:] if last else []:
-            yield from _group_lines(group)
-        return
-    tail = MetricsTail(path)
-    for group in groups(tail.poll())[-last:] if last else []:
+    for group in groups(kept)[-last:] if last else []:
         yield from _group_lines(group)
-    while True:
+    while watch:
         for group in groups(tail.poll()):
             yield from _group_lines(group)
         time.sleep(POLL)
@@ -113,17 +111,6 @@ def completion_line(reward: float, finished: bool, texts: "Sequence[str]") -> st
 
 def _number_of(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _check_format(db: sqlite3.Connection, folder: Path) -> None:
-    """Raise `UserError` where the group buffer is of another release."""
-    from node.rollouts.group_buffer import FORMAT
-
-    if db.execute("PRAGMA user_version").fetchone() != (FORMAT,):
-        raise UserError(
-            f"the group buffer in {folder} is of another release, and the node empties it when it starts: start it, "
-            "or look at what its rollouts say with --own"
-        )
 
 
 def _overview(db: sqlite3.Connection, last: int, now: float) -> list[str]:

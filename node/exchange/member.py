@@ -71,12 +71,11 @@ from node.tasks.environments.episodes import start_of
 from node.tasks.scoring.verdicts import LATE, Answer, Scoring, Verdict
 from node.tasks.task_set import TRIES, TaskSet
 from node.telemetry.logs import log_by_logging
-from node.telemetry.metrics_file import MAX_METRICS_BYTES, MetricsLog
+from node.telemetry.metrics_file import MAX_BYTES, MetricsLog
 from protocol.credentials.invite import Invite
 from protocol.limits.timing import WAN
-from protocol.storage import write_atomically
 
-ASKED_FILE = "asked"  # how many questions were asked, in the folder
+ASKED, DRAWN = "asked", "drawn"  # counts of questions, and of draws, over all starts
 SCORE_S = 120.0
 START_S = 300.0  # joining takes half a minute at most; other people's tasks may take minutes to load
 CALL_S = 30.0
@@ -408,12 +407,12 @@ class Exchange:
             tasks = _answered_at_once(
                 load_tasks(config.tasks, swarm_folder.split_of(swarm_folder.load_manifest(self.folder)))
             )
-            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_METRICS_BYTES)
+            metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_BYTES)
             network, sharing, bounds = stack.enter_context(open_swarm(config, self.folder, tasks, metrics, rounds=None))
             assert network is not None, "_settled has seen to it"
             buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))
-            self._asked = _read_count(self.folder / ASKED_FILE)
-            self._round = buffer.last_round
+            self._asked, self._round = buffer.count(ASKED), buffer.count(DRAWN)
+            metrics.rewind(self._round)
             external = max(1, config.sampling.external)
             sampling = {"rule": "sapo", "max_surprise": 0.0, "source": "peers", "external": external}
             draws = Draws(
@@ -457,7 +456,7 @@ class Exchange:
                 raise UserError(
                     f"none of {MISSES * TRIES} questions fits: give a `fits` that takes more, or other tasks"
                 )
-        write_atomically(self.folder / ASKED_FILE, f"{self._asked}\n".encode())  # before anybody sees them
+        self._parts.draws.buffer.set_count(ASKED, self._asked)  # on disk before anybody sees them
         return questions
 
     def _score(self, question: AskedQuestion, texts: Sequence[str], seconds: float) -> list[Verdict]:
@@ -536,6 +535,7 @@ class Exchange:
         parts, number = self._parts, self._round + 1
         with parts.draws.buffer.transaction():
             used = draw.take()
+            parts.draws.buffer.set_count(DRAWN, number)
         self._round = number
         by_task: dict[str, list[float]] = {}
         for own in self._own:
@@ -641,12 +641,3 @@ def _answered_at_once(tasks: TaskSet) -> TaskSet:
 def _in_characters(prompt: Sequence[int], made: Episode) -> Tokens:
     """Return as many places as an answer has characters: its length, where there is no tokenizer."""
     return Tokens(range(len(made.text)))
-
-
-def _read_count(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except FileNotFoundError:
-        return 0
-    except ValueError:
-        raise UserError(f"{path} is damaged: delete it; questions may be asked again") from None

@@ -10,7 +10,7 @@ import structlog
 
 from node.config import NodeConfig
 from node.errors import UserError
-from node.rollouts.group_buffer import GroupBuffer
+from node.rollouts.group_buffer import LOSES, GroupBuffer
 from node.rollouts.screening import GroupBounds
 from node.swarm.agreed_tasks import check_rules
 from node.swarm.peering import Network, agent, item_life, open_network
@@ -90,7 +90,7 @@ def open_buffer(config: NodeConfig, folder: Path, life: float) -> Iterator[Group
     """Open the group buffer in `folder` for a block; `life` is how many seconds after its signing an item may come.
 
     Raises:
-        UserError: its file cannot be written, or is damaged.
+        UserError: its file cannot be written, is damaged, or is of another version.
     """
     path = folder / BUFFER_FILE
     try:
@@ -99,4 +99,4 @@ def open_buffer(config: NodeConfig, folder: Path, life: float) -> Iterator[Group
     except sqlite3.OperationalError as error:
         raise UserError(f"cannot write {path}: {error}; free disk space or fix its permissions") from error
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it; only shared rollouts are lost") from error
+        raise UserError(f"{path} is damaged ({error}): {LOSES}") from error

@@ -39,7 +39,7 @@ from node.state_folder import make_folder
 from node.swarm.peering import agent
 from node.tasks import derive_seed
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics_file import iter_metrics, read_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.telemetry.summary import Summary, summarise, write_summary
 from protocol.storage import write_atomically
 
@@ -300,7 +300,7 @@ def _run(plan: RunPlan, started: float) -> dict[str, Any]:
 
 
 def _has_rounds(out: Path) -> bool:
-    return any(True for path in out.glob("nodes/*/metrics.jsonl") for _ in iter_metrics(path))
+    return any(read_metrics(path, ["round"]) for path in out.glob("nodes/*/metrics.jsonl"))
 
 
 def _ends_later(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """A node's folder in two places, where it runs and with the person who runs it: parts of files go from here to there.
 
-    rows         metrics, evaluations, rollouts, the address: the copy is what the file is, and begins anew if it does
-    logs         the copy grows by what is new, through all processes of the node
+    rows, logs   metrics, evaluations, rollouts, what is logged: the copy grows by what is new, through all processes
+    address      the copy is what the file is
     checkpoints  the newest, and the best by evaluation, each from when it is whole at its node until it is whole here
 
 Parts are to be put in the order in which they were taken. A checkpoint comes after all rows that were written before
@@ -17,7 +17,6 @@ from typing import BinaryIO, NamedTuple
 
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.logs import MAX_LOG_BYTES
-from node.telemetry.metrics_file import older
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 from node.training.checkpoint import (
     Keep,
@@ -29,20 +28,18 @@ from node.training.checkpoint import (
 )
 
 CHECKPOINTS = "checkpoints"
+ADDRESS = "address"
 LOGS = ("log.jsonl", "output.log")
-ROWS = tuple(
-    name for file in ("metrics.jsonl", EVALUATIONS_FILE, ROLLOUTS_FILE) for name in (older(Path(file)).name, file)
-)
+ROWS = ("metrics.jsonl", EVALUATIONS_FILE, ROLLOUTS_FILE)
 PART = 8 << 20  # bytes of a checkpoint that go at once: an answer takes some hundredths of a second
 KEEP = Keep(total=1, full=1)  # the newest, to go on from; the best is kept beside it
 
 
 class FilePart(NamedTuple):
-    """The next part of a file, by its path in the node's folder; its first part if it begins `anew`."""
+    """The next part of a file, by its path in the node's folder."""
 
     name: str
     data: bytes
-    anew: bool
 
 
 class CheckpointEnd(NamedTuple):
@@ -65,9 +62,9 @@ def parts_of(folder: Path) -> Iterator[Part]:
 
 def _parts(file: Path, name: str) -> Iterator[FilePart]:
     with file.open("rb") as opened:
-        yield FilePart(name, opened.read(PART), anew=True)
+        yield FilePart(name, opened.read(PART))
         while data := opened.read(PART):
-            yield FilePart(name, data, anew=False)
+            yield FilePart(name, data)
 
 
 def _parts_of_checkpoint(number: int, path: Path) -> Iterator[Part]:
@@ -96,7 +93,7 @@ class MirrorSender:
 
     def take(self) -> list[Part]:
         """Return what is new, and of a checkpoint one part; nothing once the other place has everything."""
-        grown = [self._grown(name) for name in ("address", *LOGS, *ROWS)]
+        grown = [self._grown(name) for name in (ADDRESS, *LOGS, *ROWS)]
         part = next(self._sending, None)
         if part is None:
             self._sending = self._next_checkpoint()
@@ -112,17 +109,16 @@ class MirrorSender:
         path = self._folder / name
         try:
             status, file, before = path.stat(), self._files.get(name), b""
-            anew = file is None or os.fstat(file.fileno()).st_ino != status.st_ino or status.st_size < file.tell()
-            if file is None or anew:
+            if file is None or os.fstat(file.fileno()).st_ino != status.st_ino or status.st_size < file.tell():
                 fresh = path.open("rb")
                 if file is not None:
-                    before = file.read() if name in LOGS else b""  # the end of a log that was moved out of the way
+                    before = b"" if name == ADDRESS else file.read()  # the end of a file that was moved away
                     file.close()
                 self._files[name] = file = fresh
         except FileNotFoundError:
             return None
         data = before + file.read()
-        return FilePart(name, data, anew=anew and name not in LOGS) if data or anew else None
+        return FilePart(name, data) if data else None
 
     def _next_checkpoint(self) -> Iterator[Part]:
         """Link the next checkpoint to send, so that the node does not remove it, and return its parts."""
@@ -162,9 +158,7 @@ class MirrorReceiver:
                 continue
             path = self._folder / part.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if part.anew:
-                path.unlink(missing_ok=True)  # who reads it sees that it is another file
-            elif part.name in LOGS and path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            if part.name in (*LOGS, ROLLOUTS_FILE) and path.exists() and path.stat().st_size > MAX_LOG_BYTES:
                 path.replace(path.with_name(f"{path.name}.1"))
-            with path.open("ab") as file:
+            with path.open("wb" if part.name == ADDRESS else "ab") as file:
                 file.write(part.data)

@@ -18,7 +18,7 @@ from node.metrics import Display, shown_in
 from node.rollouts.rule import is_right
 from node.telemetry import plots
 from node.telemetry.evaluations import EVALUATIONS_FILE, evaluation_curve
-from node.telemetry.metrics_file import Row, number, read_metrics, read_with_older
+from node.telemetry.metrics_file import Row, number, read_metrics
 from node.telemetry.rollout_log import OWN, ROLLOUTS_FILE, texts_of
 from node.telemetry.summary import Summary, gain, summarise_nodes, summarise_swarm
 from protocol.storage import write_atomically
@@ -65,7 +65,7 @@ def read_nodes(out: Path) -> dict[str, NodeRecords]:
         folder.name: NodeRecords(
             read_metrics(folder / "metrics.jsonl"),
             read_metrics(folder / EVALUATIONS_FILE),
-            read_with_older(folder / ROLLOUTS_FILE),
+            read_metrics(folder / ROLLOUTS_FILE),
         )
         for folder in folders
     }

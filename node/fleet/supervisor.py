@@ -154,8 +154,6 @@ def supervise(
             wait(living, timeout=TICK) if living else time.sleep(TICK)
     finally:
         _stop(children, kill=True)
-        for child in children:
-            child.tail.close()
 
 
 def ask_to_save(children: Sequence[NodeProcess]) -> None:

@@ -37,18 +37,18 @@ def _history(trained: Trained) -> "TrainingHistory | None":
     from node.policy.model_card import TrainingHistory, splits_in
     from node.swarm.swarm_folder import load_manifest, split_of
     from node.telemetry.evaluations import EVALUATIONS_FILE
-    from node.telemetry.metrics_file import iter_metrics, iter_with_older, number
+    from node.telemetry.metrics_file import number, read_metrics
     from node.telemetry.summary import summarise_node
 
     if trained.node is None or trained.round is None:
         return None
     manifest = load_manifest(trained.node)
-    rows = [row for row in iter_with_older(trained.node / "metrics.jsonl") if row["round"] <= trained.round]
+    rows = [row for row in read_metrics(trained.node / "metrics.jsonl") if row["round"] <= trained.round]
     return TrainingHistory(
         trained.round,
         summarise_node(rows),
         int(max((number(row, "swarm/peers") for row in rows), default=0)),
-        [row for row in iter_metrics(trained.node / EVALUATIONS_FILE) if row["round"] <= trained.round],
+        [row for row in read_metrics(trained.node / EVALUATIONS_FILE) if row["round"] <= trained.round],
         manifest.name if manifest else "",
         [split_of(manifest), *splits_in(Path(trained.base).expanduser())],
     )

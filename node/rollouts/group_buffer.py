@@ -1,5 +1,7 @@
 """The group buffer: peers' groups, bounded by age, count and bytes; in memory, and in SQLite for the next start.
 
+What else a node must not do twice lies in the same file: a round is one transaction.
+
 - **A group is used at most `max_uses` times.** A hash of its question and its completions' texts names it (`texts_id`).
   So it gains no further use when somebody sends it again under another id. A group that is used up is not taken in
   again. A use is remembered, whether the group is still here or not, for as long as an item that was signed before it
@@ -8,9 +10,9 @@
   may follow in later rounds.
 - **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*: it is
   kept, so that it is not taken in again, but no round draws it again.
-- **A round that is done again draws the same.** A group is stored with the first round that may draw it, and a use or a
-  burial with the round that made it. A node that goes on from an older checkpoint forgets the uses and burials of the
-  rounds that it will do again.
+- **A round that is done again may draw the same**, and what came since. A group is stored with the first round that may
+  draw it, and a use or a burial with the round that made it. A node that goes on from an older checkpoint forgets the
+  uses and burials of the rounds that it will do again.
 - **Time does not go back** behind the newest group. If the clock was set back, the newest group's time counts. So a
   group is evicted before its uses are forgotten.
 
@@ -31,9 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-import structlog
-
 from node.config import BufferConfig
+from node.errors import UserError
 from node.rollouts.group import Group, content_id, decode, encode
 from node.rollouts.own_results import OwnResult, OwnResults
 from node.rollouts.rule import Candidate
@@ -52,19 +53,15 @@ CREATE TABLE IF NOT EXISTS own_results (
     round INTEGER NOT NULL, task TEXT NOT NULL, right_length REAL, length REAL NOT NULL, reward REAL NOT NULL
 );
 CREATE INDEX IF NOT EXISTS own_results_by_round ON own_results (round);
+CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-_EMPTY = "".join(  # of the tables of this format and of older ones
-    f"DROP TABLE IF EXISTS {table};"
-    for table in ("groups", "uses", "buried", "probes", "pulls", "own_lengths", "own_results")
-)
-FORMAT = 5  # of the tables and the groups in them; a file of another format is emptied
+FORMAT = 6  # of the tables and the groups in them
+LOSES = "delete it; peers' groups and what was counted in it are lost, the key and the checkpoints stay"
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 MAX_PEER_SHARE = 0.5  # of the buffer, that one peer's groups may fill: a flood of one's leaves room for all others
 OWN = "self"  # who signed this node's own groups: no peer's id
 
 K = TypeVar("K")
-
-log = structlog.get_logger()
 
 
 class ReceivedGroup(NamedTuple):
@@ -108,6 +105,8 @@ class GroupBuffer:
         bounds: what may be held.
         max_uses: of a group.
         item_life: seconds from when an item is signed to when it can come no more.
+
+    Raises `UserError` where the file is of another version.
     """
 
     def __init__(self, path: Path, bounds: BufferConfig, max_uses: int = 1, item_life: float = 0.0) -> None:
@@ -115,15 +114,10 @@ class GroupBuffer:
         self._max_uses = max_uses
         self._remembers_for = item_life + bounds.max_age
         self._db = sqlite3.connect(path, isolation_level=None)
+        check_format(self._db, path)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
-        (found,) = self._db.execute("PRAGMA user_version").fetchone()
-        if found != FORMAT:
-            if found:
-                log.info("the group buffer of an earlier release is emptied", path=str(path))
-            self._db.executescript(_EMPTY)
-            self._db.execute(f"PRAGMA user_version = {FORMAT}")
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(f"{_SCHEMA} PRAGMA user_version = {FORMAT};")
         self._load()
 
     def __enter__(self) -> Self:
@@ -142,15 +136,6 @@ class GroupBuffer:
     def signers(self) -> Collection[str]:
         """The peers that have a group here."""
         return self._peer_count.keys()
-
-    @property
-    def last_round(self) -> int:
-        """The last round of which something is remembered here; 0 if there is none."""
-        (last,) = self._db.execute(
-            "SELECT max(round) FROM (SELECT first_round AS round FROM groups UNION ALL SELECT round FROM uses "
-            "UNION ALL SELECT round FROM buried UNION ALL SELECT round FROM own_results)"
-        ).fetchone()
-        return last or 0
 
     @property
     def own_results(self) -> OwnResults:
@@ -268,6 +253,15 @@ class GroupBuffer:
             self._db.executemany("INSERT INTO own_results VALUES (?, ?, ?, ?, ?)", rows)
         return self._own_results
 
+    def count(self, name: str) -> int:
+        """Return the count that `set_count` has set for good, 0 before that."""
+        found = self._db.execute("SELECT value FROM counts WHERE name = ?", (name,)).fetchone()
+        return found[0] if found else 0
+
+    def set_count(self, name: str, value: int) -> None:
+        """Set a count that no rewinding changes."""
+        self._db.execute("INSERT OR REPLACE INTO counts VALUES (?, ?)", (name, value))
+
     def rewind(self, round_number: int) -> None:
         """Forget the uses, burials and own results of rounds after `round_number`."""
         with self.transaction():
@@ -353,6 +347,12 @@ class GroupBuffer:
         if peer not in self._peer_count:
             del self._peer_bytes[peer]
         return group_id
+
+
+def check_format(db: sqlite3.Connection, path: Path) -> None:
+    """Raise `UserError` where a buffer, in the file `path`, is of another version."""
+    if db.execute("PRAGMA user_version").fetchone()[0] not in (0, FORMAT):  # 0: a new one
+        raise UserError(f"{path} is of another version: {LOSES}")
 
 
 def _candidate(group_id: bytes, peer: str, group: Group, texts: bytes, received: float, first_round: int) -> Candidate:

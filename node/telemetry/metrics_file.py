@@ -1,11 +1,10 @@
-"""A node's metrics: one JSON object a round, appended to `metrics.jsonl`.
+"""A node's metrics: one JSON object a round, appended to `metrics.jsonl`; its evaluations and rollouts are files alike.
 
-The writer is the node; readers (table, summary, report) look while it writes and
-after it was killed, so a reader stops at the last whole line, and the writer cuts a
-torn one off before it appends.
+The node only appends. After a kill it goes on from its checkpoint, and a line `{"rewound": 20}` says that what was
+written of rounds after the 20th counts no more: these rounds are done again. Readers look while the node writes and
+after it was killed. They leave out what does not count, and a last line without its end.
 """
 
-import io
 import json
 import math
 import os
@@ -13,27 +12,25 @@ import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from protocol.storage import write_atomically
+from typing import Any
 
 Row = dict[str, Any]
 RECENT = 20  # rounds: as far back as a person means by "now"
-MAX_METRICS_BYTES = 64 << 20  # of what never ends: some 35,000 rounds; one older file is kept beside it
+MAX_BYTES = 64 << 20  # of the rows of who trains nothing
+REWOUND = "rewound"
 
 
 class MetricsLog:
-    """The writing end of such a file, or of another with rows of rounds; one node owns it.
+    """The writing end of such a file; one node owns it.
 
-    Raises `OSError` as the file system does. A file that grows above `max_bytes` is renamed
-    (metrics.old.jsonl), in place of an older one.
+    Raises `OSError` as the file system does. A file that grows above `max_bytes` is renamed (rollouts.jsonl.1), and
+    begins anew.
     """
 
     def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
-        _cut_torn_line(path)
+        self._recent: deque[Row] = deque(maxlen=RECENT)
 
     @property
     def last(self) -> Mapping[str, Any]:
@@ -47,14 +44,9 @@ class MetricsLog:
 
     def append(self, *rows: Mapping[str, Any]) -> None:
         """Write each of `rows` as one line and flush them; NaN and infinities become null."""
-        if not rows:
-            return
-        with self._path.open("ab") as file:
-            file.write(b"".join(map(_encode, rows)))
-            size = file.tell()
-        if self._max_bytes is not None and size > self._max_bytes:
-            self._path.replace(older(self._path))
-        self._recent.extend(map(dict, rows))
+        if rows:
+            self._write(b"".join(map(_encode, rows)))
+            self._recent.extend(map(dict, rows))
 
     def sync(self) -> None:
         """Wait until the rows are on the disk, if there are any."""
@@ -63,97 +55,74 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def rewind(self, round_number: int) -> None:
-        """Drop the rows after `round_number`, as a node does that resumes from its checkpoint.
-
-        The file that was moved out of the way is older, and read only if nothing is left here.
-        """
-        recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
-        for path in (self._path, older(self._path)):
-            total = kept = 0
-            for row in iter_metrics(path):
-                total += 1
-                if row["round"] <= round_number:
-                    kept += 1
-                    recent.append(row)
-            if kept < total:
-                left = (row for row in iter_metrics(path) if row["round"] <= round_number)
-                write_atomically(path, b"".join(map(_encode, left)))
-            if kept:
-                break
+        """Say that the rows after `round_number` count no more, as a node does that goes on from its checkpoint."""
+        recent: deque[Row] = deque(maxlen=RECENT)
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                for row in _decode(file):
+                    if row.get("round", 0) <= round_number:
+                        _take(row, recent)
+            self._write(b"\n" + _encode({REWOUND: round_number}))  # a torn line ends here
         self._recent = recent
+
+    def _write(self, lines: bytes) -> None:
+        with self._path.open("ab") as file:
+            file.write(lines)
+            size = file.tell()
+        if self._max_bytes is not None and size > self._max_bytes:
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
 
 
 class MetricsTail:
     """The reading end of a live file: each `poll` reads only what is new.
 
-    After a rewind the file is another one and is read again from its start; a consumer therefore takes a row of round r
-    to replace everything it has from r on. It returns `keys` of each row, or all, with which a file takes seven times
-    its size.
+    Once rows count no more, all that do are told anew; a consumer therefore takes a row of round r to replace
+    everything it has from r on. It returns `keys` of each row, or all, with which a file takes seven times its size.
     """
 
     def __init__(self, path: Path, keys: Collection[str] | None = None) -> None:
         self._path = path
         self._keys = keys
-        self._file: BinaryIO | None = None
         self._offset = 0
 
     def poll(self) -> list[Row]:
         """Return the rows since the last call; none while the file does not exist."""
         try:
-            status = self._path.stat()
+            file = self._path.open("rb")
         except FileNotFoundError:
             return []
-        rest = b""
-        if self._file is None or os.fstat(self._file.fileno()).st_ino != status.st_ino or status.st_size < self._offset:
-            rest = self._read() if self._file is not None else b""  # it was moved out of the way with new rows in it
-            self.close()
-            self._file = self._path.open("rb")
-            self._offset = 0
-        return list(_decode(io.BytesIO(rest + self._read()), self._keys))
+        with file:
+            began = self._offset if self._offset <= os.fstat(file.fileno()).st_size else 0
+            file.seek(began)
+            self._offset = began
+            rows: list[Row] = []
+            for row in _decode(self._whole(file), self._keys):
+                if began and REWOUND in row:
+                    self._offset = 0
+                    return self.poll()
+                _take(row, rows)
+        return rows
 
-    def _read(self) -> bytes:
-        assert self._file is not None
-        self._file.seek(self._offset)
-        whole, newline, _ = self._file.read().rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return whole + newline
-
-    def close(self) -> None:
-        """Close the file, if it is open."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _whole(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                return
+            self._offset += len(line)
+            yield line
 
 
-def iter_metrics(path: Path, keys: Collection[str] | None = None) -> Iterator[Row]:
-    """Yield the whole rows of `path`, which may be missing, growing or torn; of each, `keys` or all."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+def read_metrics(path: Path, keys: Collection[str] | None = None) -> list[Row]:
+    """Return the rows of `path` that count, which may be missing, growing or torn; of each, `keys` or all."""
+    return MetricsTail(path, keys).poll()
+
+
+def _take(row: Row, rows: list[Row] | deque[Row]) -> None:
+    """Add a row to those that count, or drop those that count no more."""
+    if REWOUND not in row:
+        rows.append(row)
         return
-    with file:
-        yield from _decode(file, keys)
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """Return the whole rows of `path`, which may be missing, growing or torn."""
-    return list(iter_metrics(path))
-
-
-def iter_with_older(path: Path) -> Iterator[Row]:
-    """Yield the whole rows of `path` and, before them, those of the file that it took the place of."""
-    yield from iter_metrics(older(path))
-    yield from iter_metrics(path)
-
-
-def read_with_older(path: Path) -> list[Row]:
-    """Return what `iter_with_older` yields."""
-    return list(iter_with_older(path))
-
-
-def older(path: Path) -> Path:
-    """Return where the rows are kept that were moved out of the way of `path`."""
-    return path.with_suffix(f".old{path.suffix}")
+    while rows and rows[-1]["round"] > row[REWOUND]:
+        rows.pop()
 
 
 def _encode(row: Mapping[str, Any]) -> bytes:
@@ -174,19 +143,9 @@ def _decode(lines: Iterable[bytes], keys: Collection[str] | None = None) -> Iter
             row = json.loads(line)
         except ValueError:  # torn by a kill or a full disk
             continue
-        if isinstance(row, dict) and isinstance(row.get("round"), int):
-            wanted = row if keys is None else (key for key in keys if key in row)
+        if isinstance(row, dict) and isinstance(row.get("round", row.get(REWOUND)), int):
+            wanted = row if keys is None else (key for key in (*keys, REWOUND) if key in row)
             yield {sys.intern(key): row[key] for key in wanted}  # tens of thousands of rows have the same few keys
-
-
-def _cut_torn_line(path: Path) -> None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
 
 
 def number(row: Row, key: str) -> float:

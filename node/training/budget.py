@@ -13,8 +13,8 @@ completions to it, as engines with a prefix cache and our update compute it. Eva
 that `trainer.trl.mask_truncated_completions` takes out of an update count all the same.
 
 A node ends with the round that reaches its budget, so it may spend up to one round more. What it has spent is
-the sum over the rows of its metrics.jsonl, which a restart cuts back to the checkpoint: the rounds that are done again
-count once, and a run that was killed ends with the same round as one that was not.
+the sum over the rows of its metrics.jsonl that count: rounds that are done again count once, and a run that was killed
+ends with the same round as one that was not.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from node.config import NodeConfig
 
+COUNTED = ("round", "tokens_generated", "tokens_trained", "tokens_scored", "tokens_prompts")  # keys of a row
 TRAINED_COST = 3  # forward passes that training on a token costs: one, and a backward pass of two
 
 

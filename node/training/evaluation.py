@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from math import comb
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -36,7 +35,7 @@ from node.tasks.scoring.verdicts import Answer, Verdict
 from node.tasks.scoring.verdicts import score as judge
 from node.tasks.task_set import EVALUATION_SEED, TaskSet
 from node.telemetry.evaluations import PASS, wilson_interval
-from node.telemetry.metrics_file import MetricsLog, Row, iter_with_older
+from node.telemetry.metrics_file import MetricsLog, Row
 from node.training.budget import RunProgress
 from node.training.likelihood import entropies
 
@@ -321,17 +320,13 @@ def held_out(
     return found
 
 
-def doubts(folder: Path | None, model: str, split: Split) -> Iterator[str]:
+def doubts(model: str, split: Split) -> Iterator[str]:
     """Yield a line for each known reason for which a policy was taught some of the held-out questions.
 
     Args:
-        folder: of the node that trained it; None if no node did.
         model: what the training began from, as `policy.model`.
         split: which questions are held out.
     """
-    first = next(iter_with_older(folder / "metrics.jsonl"), None) if folder else None
-    if first is not None and "unscorable" not in first:  # every row has it since the release that holds questions out
-        yield "this node began under an earlier release, which trained on the questions that are held out now"
     if model == "builtin" and split != DEFAULT_SPLIT:
         yield (
             "the built-in policy was taught questions of the built-in tasks that this swarm holds out: it was made "

@@ -24,6 +24,7 @@ def quick(config: NodeConfig, folder: Path) -> None:
     (folder / "address").write_text(f"tcp://127.0.0.1:{1000 + int(folder.name[1:])}?key={os.getpid():064x}\n")
     done = len(read_metrics(folder / "metrics.jsonl"))
     log = MetricsLog(folder / "metrics.jsonl")
+    log.rewind(done)
     for number in range(done + 1, config.last_round + 1):
         time.sleep(ROUND)
         log.append(make_row(int(folder.name[1:]), number, time.time()))

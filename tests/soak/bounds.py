@@ -32,15 +32,14 @@ class Bound(NamedTuple):
 
 NODE = {"memory": Bound(900 * MIB, 32 * MIB), "descriptors": Bound(256, 24), "threads": Bound(64, 4)}
 RELAY = {"memory": Bound(250 * MIB, 16 * MIB), "descriptors": Bound(256, 24), "threads": Bound(32, 4)}
-LOG, ROWS, ROLLOUTS, POOL = 16 * MIB, 64 * MIB, MIB, 4 * MIB
-# A file is given an older one's name when it is over its bound: by a row, or a transaction, more.
+LOG, ROLLOUTS, POOL = 16 * MIB, MIB, 4 * MIB
+# A file is given an older one's name when it is over its bound: by a row, or a transaction, more. A node's metrics and
+# evaluations have none: they grow by 2 kB a round.
 FILES = {
     "log.jsonl": LOG + MIB,
     "log.jsonl.1": LOG + MIB,
-    "metrics.jsonl": ROWS + MIB,
-    "metrics.old.jsonl": ROWS + MIB,
     "rollouts.jsonl": ROLLOUTS + MIB,
-    "rollouts.old.jsonl": ROLLOUTS + MIB,
+    "rollouts.jsonl.1": ROLLOUTS + MIB,
     "pool.sqlite": 2 * POOL + MIB,  # and its free pages
     "pool.sqlite-wal": 8 * MIB,
     "peers.json": 6 * MIB,

@@ -259,8 +259,8 @@ def _rounds(node: Process) -> int:
     except FileNotFoundError:
         return 0
     for line in reversed(lines):
-        with suppress(ValueError):
-            return int(json.loads(line).get("round", 0))
+        with suppress(ValueError, KeyError):  # it is torn, or of no round
+            return int(json.loads(line)["round"])
     return 0
 
 

@@ -78,7 +78,6 @@ def test_a_feed_says_what_there_is_and_then_what_is_new(tmp_path: Path) -> None:
     log.append(round_row(3))
     [(_, news)] = feed.poll()
     assert (news["reset"], [row["round"] for row in news["rows"]]) == (False, [3])
-    feed.close()
 
 
 @pytest.mark.slow
@@ -107,31 +106,12 @@ def test_a_node_that_resumed_replaces_what_it_had_said(tmp_path: Path) -> None:
     log.rewind(2)
     [(_, again)] = feed.poll()
     assert (again["reset"], [row["round"] for row in again["rows"]]) == (True, [1, 2])
-    feed.close()
-
-
-def test_rows_that_were_moved_out_of_the_way_are_told_once(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", max_bytes=400)
-    for number in range(1, 8):
-        log.append(round_row(number))
-    feed = Feed({"n0": tmp_path})
-    before = [row["round"] for _, event in feed.poll() for row in event["rows"]]
-    assert before == sorted(set(before)) and before[-1] == 7
-    told: list[tuple[bool, int]] = []
-    for number in range(8, 15):
-        log.append(round_row(number))
-        told += [(event["reset"], row["round"]) for _, event in feed.poll() for row in event["rows"]]
-    log.append(round_row(15))  # a file is looked for again when there is one
-    told += [(event["reset"], row["round"]) for _, event in feed.poll() for row in event["rows"]]
-    assert told == [(False, number) for number in range(8, 16)]
-    feed.close()
 
 
 def test_what_a_relay_counts_is_no_round(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"round": 0, "swarm/peers": 3}\n')
     feed = Feed({"relay": tmp_path})
     assert feed.poll() == []
-    feed.close()
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 20))
@@ -149,7 +129,6 @@ def test_a_long_run_is_thinned(tmp_path: Path) -> None:
     feed = Feed({"n0": tmp_path})
     [(_, first)] = feed.poll()
     assert MAX_POINTS / 2 < len(first["rows"]) <= MAX_POINTS
-    feed.close()
 
 
 # --- the server ---

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
 
 from node.config import BufferConfig
+from node.errors import UserError
 from node.rollouts.group import Group, encode, one_turn
 from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup, texts_id
 from node.rollouts.own_results import KEPT, RECENT, OwnResult, OwnResults, own_result
@@ -261,26 +261,15 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
                 assert (len(buffer), set(buffer.signers)) == (len(fresh), set(fresh.signers))
 
 
-@pytest.mark.parametrize("version", [1, 2, 9])
-def test_a_file_of_another_format_is_emptied_with_a_line(path: Path, version: int) -> None:
+@pytest.mark.parametrize("version", [1, 5, 9])
+def test_a_file_of_another_version_is_refused_and_stays_as_it_is(path: Path, version: int) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE groups (id BLOB PRIMARY KEY, body BLOB)")
-        db.execute("INSERT INTO groups VALUES (x'00', x'00')")
-        db.execute("CREATE TABLE uses (question BLOB, round INTEGER)")
-        db.execute("CREATE TABLE probes (round INTEGER, score REAL)")
         db.execute(f"PRAGMA user_version = {version}")
-        db.commit()
-    with capture_logs() as said, GroupBuffer(path, BufferConfig()) as buffer:
-        assert len(buffer) == 0
-        assert buffer.add([shared(1)], now=0, first_round=1) == 1
-        use(buffer, 1, 1)
-    assert [event["event"] for event in said] == ["the group buffer of an earlier release is emptied"]
-    with capture_logs() as said, GroupBuffer(path, BufferConfig()) as buffer:
-        assert len(buffer) == 1 and ids(buffer) == set()
-    with GroupBuffer(path.with_name("new.sqlite"), BufferConfig()):
-        assert said == []
+    with pytest.raises(UserError, match=r"is of another version: delete it; .* the checkpoints stay"):
+        GroupBuffer(path, BufferConfig())
     with closing(sqlite3.connect(path)) as db:
-        assert not db.execute("SELECT name FROM sqlite_master WHERE name = 'probes'").fetchall()
+        assert db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("groups",)]
 
 
 def test_rewinding_forgets_only_later_rounds(path: Path) -> None:
@@ -446,14 +435,11 @@ def test_a_reward_that_misses_all_there_is_by_rounding_is_a_right_answers() -> N
     assert own_result("sums", [3, 9], [sum([0.1] * 10), 0.5]).right_length == 3
 
 
-def test_the_last_round_is_that_of_whatever_is_remembered(path: Path) -> None:
+def test_a_count_outlives_the_process_and_a_rewinding(path: Path) -> None:
     with GroupBuffer(path, BufferConfig()) as buffer:
-        assert buffer.last_round == 0
-        buffer.add([shared(1)], now=0, first_round=2)
-        assert buffer.last_round == 2
-        use(buffer, 1, 3)
-        buffer.bury([shared(1).id], 4)
-        assert buffer.last_round == 4
-        buffer.record_own_results(5, [own_result("t", [1], [1.0])])
+        assert buffer.count("asked") == 0
+        buffer.set_count("asked", 3)
+        buffer.set_count("asked", 5)
     with GroupBuffer(path, BufferConfig()) as buffer:
-        assert buffer.last_round == 5
+        buffer.rewind(0)
+        assert (buffer.count("asked"), buffer.count("drawn")) == (5, 0)

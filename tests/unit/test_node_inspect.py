@@ -51,7 +51,7 @@ def test_an_id_that_names_no_group(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("asked", [[], ["--group", "01"]])
-def test_a_buffer_of_another_release_is_one_line(
+def test_a_buffer_of_another_version_is_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], asked: list[str]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "pool.sqlite")) as db:
@@ -59,7 +59,7 @@ def test_a_buffer_of_another_release_is_one_line(
         db.execute("PRAGMA user_version = 2")
     assert run(["inspect", str(tmp_path), *asked], debug=False) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "is of another release" in line and "start it" in line
+    assert "is of another version: delete it" in line
 
 
 def test_a_damaged_buffer_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

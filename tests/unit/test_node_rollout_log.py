@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node.cli.app import run
 from node.rollouts.group import Episode, Group, one_turn
 from node.tasks import TaskKey
-from node.telemetry.metrics_file import MetricsLog, read_with_older
+from node.telemetry.metrics_file import MetricsLog, read_metrics
 from node.telemetry.rollout_log import (
     MAX_TEXT,
     OWN,
@@ -69,7 +69,7 @@ def test_the_file_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
     for number in range(1, 201):
         log.append(*own_rows(number, [group(("\x1b[2J\n" * 50, 0.0), ("7", 1.0))]))
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 23_000
-    rows = read_with_older(path)
+    rows = read_metrics(path)
     assert rows[-1]["round"] == 200 and rows[0]["round"] > 1
     assert [row["round"] for row in rows] == sorted(row["round"] for row in rows)
     assert all(line.isascii() and json.loads(line) for line in path.read_text().splitlines())

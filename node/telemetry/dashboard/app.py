@@ -127,18 +127,15 @@ async def _events(site: Site, closing: Event, pages: asyncio.Semaphore) -> Async
     """Yield server-sent events until the client goes away."""
     async with pages:
         feed = await run_in_threadpool(Feed, site.folders)
-        try:
-            said_at = float("-inf")
-            clock = asyncio.get_running_loop().time
-            while not closing.is_set():
-                for kind, data in await run_in_threadpool(feed.poll):
-                    yield _event(kind, data)
-                if clock() - said_at >= STATE_S:
-                    said_at = clock()
-                    yield _event("state", await run_in_threadpool(site.page_state))
-                await asyncio.sleep(POLL_S)
-        finally:
-            feed.close()
+        said_at = float("-inf")
+        clock = asyncio.get_running_loop().time
+        while not closing.is_set():
+            for kind, data in await run_in_threadpool(feed.poll):
+                yield _event(kind, data)
+            if clock() - said_at >= STATE_S:
+                said_at = clock()
+                yield _event("state", await run_in_threadpool(site.page_state))
+            await asyncio.sleep(POLL_S)
 
 
 def _event(kind: str, data: Any) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from node.metrics import Display, recent, shown_in
 from node.telemetry.evaluations import EVALUATIONS_FILE
-from node.telemetry.metrics_file import MetricsTail, Row, iter_metrics, older
+from node.telemetry.metrics_file import MetricsTail, Row
 from node.telemetry.rollout_log import ROLLOUTS_FILE
 
 MAX_POINTS = 500  # rounds of a node in the first poll: about as many as a plot has pixels
@@ -27,7 +27,7 @@ Event = tuple[str, Any]
 
 
 class Feed:
-    """One reader's place in the files of `folders`, by name. Not thread-safe; `close` it."""
+    """One reader's place in the files of `folders`, by name. Not thread-safe."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._nodes = {name: _NodeFiles(folder) for name, folder in folders.items()}
@@ -47,24 +47,17 @@ class Feed:
         self._first = False
         return events
 
-    def close(self) -> None:
-        """Close the files."""
-        for files in self._nodes.values():
-            files.close()
-
 
 class _NodeFiles:
     def __init__(self, folder: Path) -> None:
         self._rows = MetricsTail(folder / "metrics.jsonl", KEPT)
         self._scores = MetricsTail(folder / EVALUATIONS_FILE)
         self._rollouts = MetricsTail(folder / ROLLOUTS_FILE)
-        self._older = list(iter_metrics(older(folder / "metrics.jsonl"), KEPT))
         self._last_round = 0
         self._begun = False
 
     def events(self, name: str) -> Iterator[Event]:
-        rows = [row for row in [*self._older, *self._rows.poll()] if "reward" in row]  # a relay's are of no round
-        self._older = []
+        rows = [row for row in self._rows.poll() if "reward" in row]  # a relay's are of no round
         if rows:
             reset = not self._begun or rows[0]["round"] <= self._last_round  # a node that resumed writes anew
             self._begun = True
@@ -76,10 +69,6 @@ class _NodeFiles:
 
     def new_rollouts(self, name: str) -> list[Row]:
         return [{**row, "node": name} for row in self._rollouts.poll()[-MAX_ROLLOUTS:]]
-
-    def close(self) -> None:
-        for tail in (self._rows, self._scores, self._rollouts):
-            tail.close()
 
 
 def thinned(rows: Sequence[Row], points: int) -> Iterator[Row]:
