@@ -38,6 +38,7 @@ LEAST_SHARED_BYTES = 16 << 10  # of a tensor; below, a message is as fast
 SHOWN_TO_ALL = ("allgather", "all_gather_single", "barrier")  # in which each rank gives all the same block, and waits
 BLOCK_FOR_ALL = ("allgather", "all_gather_single", "gather")  # operations in which each rank gives one block
 OFFER_SLOT = (1 << SALT_SHIFT) - 1
+LAST_WORD_S = 1.0  # in which a rank's word why it ended may come after its end
 LOOK_S = 0.001  # between looks for a message from any source
 
 _TorchGroup: Any = dist.ProcessGroup  # whose stubs have every signature that torch ever had
@@ -69,6 +70,7 @@ class ProcessGroupGossamer(_TorchGroup):
         self.turn = turn
         super().__init__(self.members.index(comm.node_id), len(members))
         self.broken: BackendError | None = None
+        self._is_broken = threading.Event()
         view = comm.view if turn != MEETING else None  # others may see a later one, which some have left
         self.mark, self._epoch = (view.mark, view.epoch) if view is not None else (NOWHERE, 0)
         self._name = name
@@ -488,7 +490,7 @@ class ProcessGroupGossamer(_TorchGroup):
     def _check(self) -> None:
         if self.broken is None and self.turn == MEETING:
             lost = self.comm.data_plane.lost(self._ids)
-            if lost:
+            if lost and not self._is_broken.wait(LAST_WORD_S):
                 self._break(Aborted(f"the connection with {_names(lost)} is lost"))
         elif self.broken is None:
             view = self.comm.view
@@ -517,6 +519,7 @@ class ProcessGroupGossamer(_TorchGroup):
             for rank, member in enumerate(self.members):
                 text = text.replace(f"member {member}", f"rank {rank} ({member})")
             self.broken = BackendError(text)
+            self._is_broken.set()
             ports = list(self._ports)
         for port in ports:
             port.cancel(text)

@@ -62,7 +62,9 @@ class MetricsLog:
                 for row in _decode(file):
                     if row.get("round", 0) <= round_number:
                         _take(row, recent)
-            self._write(b"\n" + _encode({REWOUND: round_number}))  # a torn line ends here
+                file.seek(max(file.tell() - 1, 0))
+                is_torn = file.read(1) not in (b"", b"\n")
+            self._write(b"\n" * is_torn + _encode({REWOUND: round_number}))
         self._recent = recent
 
     def _write(self, lines: bytes) -> None:

@@ -119,7 +119,7 @@ def test_what_is_your_own(
         "your-environment.md": ("runs/dice/nodes/n0", 3),
         "your-model.md": ("n0", 6),
     }[page]
-    assert len((tmp_path / rounds[0] / "metrics.jsonl").read_text().splitlines()) == rounds[1]
+    assert len(rows_of(tmp_path / rounds[0])) == rounds[1]
 
 
 def in_process(page: str) -> list[str]:
