@@ -132,7 +132,7 @@ def grant_expiry(data: bytes) -> float | None:
 def unpack_kind(data: bytes) -> tuple[object, list[Any]]:
     """Return the kind and the fields of a grant, or of an invite's last part; raise `GrantError` ("malformed")."""
     kind, fields = unpack(data, 2, error=GrantError, max_bytes=SIGNATURE_BYTES, max_array=MAX_FIELDS)
-    if not isinstance(fields, list):
+    if not is_uint(kind) or not isinstance(fields, list):  # True is equal to 1
         raise GrantError("malformed", "layout")
     return kind, fields
 

@@ -16,7 +16,7 @@ from node.policy.load import load_policy
 from node.rollouts.group import Tokens
 from node.tasks import Item
 from node.telemetry.evaluations import EVALUATIONS_FILE, mean_over_nodes
-from node.telemetry.metrics_file import iter_metrics
+from node.telemetry.metrics_file import read_metrics
 from node.training.likelihood import surprises
 from tests.swarms import ROOT, gossamer
 
@@ -60,7 +60,7 @@ def run(out: Path, rounds: int, **settings: object) -> Outcome:
     said, complaints = swarm.communicate(timeout=1200)
     sys.stdout.write(said + complaints)
     assert swarm.returncode == 0
-    nodes = [list(iter_metrics(out / "nodes" / name / EVALUATIONS_FILE)) for name in ("n0", "n1")]
+    nodes = [read_metrics(out / "nodes" / name / EVALUATIONS_FILE) for name in ("n0", "n1")]
     before, after = (rate([rows[place] for rows in nodes]) for place in (0, -1))
     return Outcome(json.loads((out / "summary.json").read_text())["swarm"], before, after)
 

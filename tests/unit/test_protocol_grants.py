@@ -154,6 +154,12 @@ def test_noise_admits_nobody(noise: bytes) -> None:
     assert Gatekeeper(CLUB)._open(record(GUEST, noise)) is None
 
 
+def test_true_is_no_kind_of_a_grant() -> None:
+    grant = make_pass(FOUNDER, CLUB.swarm, GUEST.node_id, LATER_MS).encode()
+    assert answer(GUEST, grant) == ""
+    assert answer(GUEST, grant.replace(b"\x92\x01", b"\x92\xc3", 1)) == "not_admitted"
+
+
 @given(st.data())
 def test_an_altered_grant_admits_nobody(data: st.DataObject) -> None:
     grants = [make_pass(FOUNDER, CLUB.swarm, GUEST.node_id, LATER_MS).encode(), ticket(SHARED, GUEST)]
