@@ -344,6 +344,11 @@ class SamplingConfig(Section):
         """Questions that a round generates for."""
         return self.questions if self.questions is not None else max(self.local, 1)
 
+    @property
+    def from_peers(self) -> int:
+        """Peers' groups that a round draws."""
+        return self.external if self.source == "peers" else 0
+
 
 _WITHOUT_ADVANTAGE = "it pulls at completions without an advantage too, and a round without signal is no step"
 LEFT_OUT = {

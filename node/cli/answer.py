@@ -78,8 +78,8 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     """Answer a swarm's questions with a model behind a URL.
 
     The URL is OpenAI-compatible. The member trains nothing, and needs neither torch nor a GPU. Answers are scored here,
-    and groups that may teach are published, as a node's own are. Nothing is asked while no peer is here. Without
-    INVITE, it resumes from its folder.
+    and groups that may teach are published, as a node's own are. Nothing is asked while no node that learns is
+    known. Without INVITE, it resumes from its folder.
 
     \b
     Example:

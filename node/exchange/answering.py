@@ -2,7 +2,8 @@
 
     ask -> endpoint (node.exchange.endpoint) -> score and publish what may teach -> `answered.json`
 
-Several questions are with the endpoint at a time. Nothing is asked while no peer is here: nobody would learn from it.
+Several questions are with the endpoint at a time. Nothing is asked while no node is known that draws peers' groups:
+nobody would learn from it.
 `answered.json` in the folder says what was spent, so that a budget holds over all starts. A stop counts what is with
 the endpoint as the most that it may use. After `kill -9` the file lacks what was with the endpoint then.
 """
@@ -134,7 +135,7 @@ def answer(
             if is_over and not asking:
                 break
             if not is_over and len(asking) < at_once:
-                _wait_for_a_peer(swarm, endpoint.is_stopping)
+                _wait_for_a_pupil(swarm, endpoint.is_stopping)
                 (question,) = swarm.ask(1)
                 asking[on_daemon(partial(endpoint.answer, question.item, completions), "endpoint")] = question
                 asked += 1
@@ -176,12 +177,12 @@ def _count(swarm: Exchange, answered: AnsweredTotals, usage: TokenUsage, budget:
     return answered
 
 
-def _wait_for_a_peer(swarm: Exchange, is_stopping: Callable[[], object]) -> None:
+def _wait_for_a_pupil(swarm: Exchange, is_stopping: Callable[[], object]) -> None:
     said_at = None
-    while not is_stopping() and not swarm.statistics()["swarm/peers"]:
+    while not is_stopping() and not swarm.drawing:
         if said_at is None or time.monotonic() - said_at >= ALONE_S:
             said_at = time.monotonic()
-            log.info("no peer is here: nothing is asked until one is")
+            log.info("no node that learns from others is here: nothing is asked until one is")
         time.sleep(LOOK_S)
 
 

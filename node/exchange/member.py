@@ -64,7 +64,7 @@ from node.rollouts.rule import mean_advantages
 from node.rollouts.screening import GroupBounds
 from node.state_folder import check_begun, exclusive, first_start, full_disk_is_clear, keep_config, recall, resolve_seed
 from node.swarm import joining, swarm_folder
-from node.swarm.peering import LEAVE_S, Network
+from node.swarm.peering import LEAVE_S, Network, count_drawing
 from node.swarm.sharing import GroupExchange, figures_of, published_form
 from node.tasks import Item, Task, TaskKey, load_tasks
 from node.tasks.environments.episodes import start_of
@@ -229,6 +229,15 @@ class Exchange:
         """Where peers dial this member; None if it only dials."""
         address = self._parts.network.address
         return None if address is None else str(address)
+
+    @property
+    def drawing(self) -> int:
+        """How many nodes draw peers' groups, of those that are here or were within a day; 0 without a peer.
+
+        Relays, boards, archives and members that only answer draw none.
+        """
+        host = self._parts.network.host
+        return count_drawing(record.agent for record in host.records()) if host.counters().peers else 0
 
     @property
     def max_answers(self) -> int:

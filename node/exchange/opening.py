@@ -77,7 +77,7 @@ def _share(network: Network, config: NodeConfig, tasks: TaskSet) -> tuple[Networ
         tasks,
         max_completions=limits.max_completions,
         max_bytes=limits.max_group_bytes,
-        external=config.sampling.external if config.sampling.source == "peers" else 0,
+        external=config.sampling.from_peers,
         reports_s=limits.reports_s,
         reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
         node=network.identity.node_id,

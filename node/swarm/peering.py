@@ -6,7 +6,7 @@ that swarm; without one, `network.swarm` says which swarm the node is in. Nothin
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -39,7 +39,7 @@ from protocol.transport.port_mapping import Mapping, PortMapping
 HOW_TO_BE_DIALLED = "start it with --listen tcp://0.0.0.0:4001, or another port"
 DEFAULT_SWARM = hashlib.sha256(b"gossamer: nodes that were given no swarm id").digest()[:16]
 
-AGENT = re.compile(r"gossamer/\d\S*( groups/(?P<form>\d+))?$")
+AGENT = re.compile(r"gossamer/\d\S*( groups/(?P<form>\d+)(?P<draws> draws)?)?$")
 UPDATE = "update whoever is behind"
 
 # Connections that a node that only relays keeps to nodes that nobody can dial: so many take a twelfth of a core.
@@ -128,9 +128,14 @@ def item_life(max_age_s: float) -> float:
     return max_age_s + Limits().max_clock_ahead_s
 
 
-def agent() -> str:
-    """Return what a node says it runs: its release, and the form of its groups."""
-    return f"gossamer/{version('gossamer')} groups/{FORMAT}"
+def agent(*, draws: bool = False) -> str:
+    """Return what a node says it runs: its release, the form of its groups, and whether it draws those of peers."""
+    return f"gossamer/{version('gossamer')} groups/{FORMAT}{' draws' if draws else ''}"
+
+
+def count_drawing(agents: Iterable[str]) -> int:
+    """Count the nodes that draw peers' groups of this form, among those that run `agents`."""
+    return sum(bool(form and form["draws"] and form["form"] == str(FORMAT)) for form in map(AGENT.match, agents))
 
 
 def other_form(agents: Sequence[str]) -> str:
@@ -183,7 +188,7 @@ def _start(
             listen,
             seeds,
             limits,
-            agent(),
+            agent(draws=bool(config.sampling.from_peers) and not relays),
             folder / "peers.json",
             timing=timing_of(network),
             grant=load_grant(folder),

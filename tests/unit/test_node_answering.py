@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from gossamer import Exchange, UserError
 
+from node.config import parse_config
 from node.exchange.answering import ANSWERED_FILE, EMPTY_SAID, AnsweredTotals, AnsweringBudget, answer, read_answered
 from node.exchange.endpoint import ModelEndpoint
+from node.swarm.peering import Network, open_network
 from tests.chat_server import Asked, Body, Reply, chat_server, says, sum_of
 from tests.waiting import wait_until
 
@@ -31,8 +33,8 @@ def half_right(body: Body) -> Reply:
 
 
 @contextmanager
-def answering(folder: Path, pupil: Exchange) -> Iterator[Exchange]:
-    settings = {"tasks": ["builtin/sums"], "sampling": {"external": 0}, "network": {"seeds": [pupil.address]}}
+def answering(folder: Path, peer: Exchange | Network) -> Iterator[Exchange]:
+    settings = {"tasks": ["builtin/sums"], "sampling": {"external": 0}, "network": {"seeds": [str(peer.address)]}}
     with Exchange(folder, policy="tiny", **settings) as member:
         yield member
 
@@ -94,14 +96,24 @@ def test_no_more_is_asked_once_the_tokens_or_the_money_are_spent(
     assert read_answered(tmp_path / "a") == answered and budget.is_spent(answered)
 
 
-def test_nothing_is_asked_while_no_peer_is_here(tmp_path: Path) -> None:
+def test_nothing_is_asked_while_all_peers_relay_or_answer(tmp_path: Path) -> None:
     stopping: list[int] = []
-    with chat_server(half_right) as (url, asked), Exchange(tmp_path / "a", **SUMS) as member:
+    (tmp_path / "relay").mkdir()
+    with (
+        open_network(
+            parse_config({"role": "relay", "network": {"enabled": True}}), tmp_path / "relay", relays=True
+        ) as network,
+        chat_server(half_right) as (url, asked),
+        answering(tmp_path / "a", network) as member,
+        answering(tmp_path / "b", network),
+    ):
         thread = threading.Thread(target=answer_some, args=(member, url, AnsweringBudget(questions=1), stopping))
         thread.start()
-        with Exchange(tmp_path / "other", network={"seeds": [member.address]}, **SUMS):
+        wait_until(lambda: len(member._parts.network.host.records()) == 2, 30, "both others")
+        assert member.drawing == 0
+        with Exchange(tmp_path / "pupil", network={"seeds": [str(network.address)]}, **SUMS):
             assert not asked
-            wait_until(lambda: asked, 30, "a question, as a peer is here")
+            wait_until(lambda: asked, 30, "a question, as a node that draws is here")
             thread.join(30)
     assert not thread.is_alive() and len(asked) == 1
 

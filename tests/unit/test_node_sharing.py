@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from node.rollouts.group import MAX_NAME_BYTES, MAX_TEXT_BYTES, Episode, Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
 from node.swarm import reports, sharing
-from node.swarm.peering import AGENT, agent, other_form
+from node.swarm.peering import AGENT, agent, count_drawing, other_form
 from node.swarm.reports import REPORTS_TOPIC, NodeReport, decode, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
@@ -116,12 +116,13 @@ def test_a_topic_names_a_task_with_its_version_and_config(monkeypatch: pytest.Mo
             ],
             "",
         ),
-        (["gossamer/0.1.0", "gossamer/0.1.0 groups/3", "gossamer/0.2.0 groups/4"], "2 of 3 peers have"),
+        (["gossamer/0.1.0", "gossamer/0.1.0 groups/3 draws", "gossamer/0.2.0 groups/4 draws"], "2 of 3 peers have"),
         (["gossamer/0.1.0 groups/33", "a", "gossamer/0.1.0 groups/3 "], "1 of 1 peers has"),
     ],
 )
 def test_peers_with_another_form_of_groups_are_told_once(agents: list[str], says: str) -> None:
-    assert AGENT.match(agent()) and other_form([agent()]) == ""
+    assert AGENT.match(agent()) and other_form([agent()]) == other_form([agent(draws=True)]) == ""
+    assert count_drawing([*agents, agent()]) == agents.count("gossamer/0.1.0 groups/3 draws")
     told = f"{says} another form of groups: nothing is shared with them" if says else ""
     assert other_form(agents) == told
     host = _Host()
