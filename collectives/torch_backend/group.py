@@ -433,7 +433,7 @@ class ProcessGroupGossamer(_TorchGroup):
         except BadArgument as failed:  # if nothing was sent, the others' call is this rank's next one
             error = failed if self._counts[""] == before else self._break(failed)
         except CollectiveError as failed:
-            error = self._break(failed)
+            error = self._break_in_a_call(failed)
         except BaseException as failed:  # noqa: BLE001  # it belongs to whoever waits
             error = failed
             self._break(Aborted(f"{type(failed).__name__} at this rank: {failed}"))
@@ -470,7 +470,7 @@ class ProcessGroupGossamer(_TorchGroup):
         try:
             yield
         except CollectiveError as error:
-            raise self._break(error) from error
+            raise self._break_in_a_call(error) from error
         finally:
             self._close(port)
 
@@ -509,6 +509,12 @@ class ProcessGroupGossamer(_TorchGroup):
 
     def _called_off(self, by: NodeId, why: str) -> None:
         self._break(Aborted(f"called off by member {by}: {why}"), tell=False)
+
+    def _break_in_a_call(self, why: CollectiveError) -> BackendError:
+        """Break the group, as `_break` does. Of ranks that end one after the other, the first one's reason counts."""
+        if isinstance(why, Aborted) and self.turn == MEETING:
+            self._is_broken.wait(LAST_WORD_S)
+        return self._break(why)
 
     def _break(self, why: CollectiveError, *, tell: bool = True) -> BackendError:
         """Let all operations, here and elsewhere, end with `why`."""

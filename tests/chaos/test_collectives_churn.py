@@ -22,6 +22,7 @@ SEED = int(os.environ.get("GOSSAMER_CHURN_SEED", "1"))
 COUNTS = (100, 20_000, 50_000, 400_000)
 TIMEOUT_S = 30.0  # of an operation: longer than the stall that fails, so that no deadline hides one
 STALL_S = 10.0
+GIVE_BACK_S = 40.0  # some ten times what it takes
 LEAST, MOST = 2, 5
 CHANGES_S = 0.5, 2.0
 WITHIN_S = 0.1  # how late in a step a member is lost: as long as most steps take
@@ -171,7 +172,7 @@ def churn_for(churn, seconds):
     churn.end_others()
     wait_until(
         lambda: all(now <= then for now, then in zip(usage(churn.founder), alone, strict=True)),
-        STALL_S,
+        GIVE_BACK_S,
         f"threads and descriptors to be given back, as before: {alone}",
     )
     return churn.founder.ask("memory")
@@ -191,7 +192,7 @@ def test_a_group_whose_members_come_and_go():
         assert churn.joined >= SECONDS / 10 and churn.killed + churn.left >= SECONDS / 10
         assert growth < MOST_GROWTH, f"memory grew by {growth} bytes in {2 * SECONDS / 3:g} s"
     except BaseException:
-        print(f"seed {SEED}, step {churn.step}")
+        print(f"seed {SEED}, step {churn.step}; threads and descriptors of the founder: {usage(churn.founder)}")
         raise
     finally:
         churn.end_others()
