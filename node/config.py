@@ -108,7 +108,7 @@ def option_complaint(error: ValidationError, section: type[Section]) -> str:
 class LoraConfig(Section):
     """Low-rank adapters through `peft`; off unless `r` is positive."""
 
-    r: int = Field(0, ge=0, le=1024)
+    r: int = Field(0, ge=0, le=512)
     alpha: int = Field(16, ge=1)
     target_modules: str | list[str] = Field(
         "all-linear", description="names of layers, or a pattern; []: those that peft chooses for the architecture"
@@ -593,11 +593,12 @@ class EvalConfig(Section):
     The policy with the highest score is kept: `checkpoints/best` in the node's folder.
     """
 
-    every: Annotated[int, Field(ge=0)] | Literal["ends", "marks"] = Field(
-        0,
-        description="rounds between two evaluations, with one before the first round and one after the last; 'ends': "
-        "these two alone; 'marks': also, of greedy answers alone, when 1/16 of the run is done, and each time that the "
-        "part done has grown by the root of 2; in a swarm of one machine its first node only; 0: none",
+    every: Annotated[int, Field(ge=0)] | Literal["hour", "ends", "marks"] = Field(
+        "hour",
+        description="rounds between two evaluations, with one before the first round and one after the last; 'hour': "
+        "an hour between them, or more where one takes over three minutes, and greedy answers alone; 'ends': the first "
+        "and the last alone; 'marks': also, of greedy answers alone, when 1/16 of the run is done, and each time that "
+        "the part done has grown by the root of 2; in a swarm of one machine its first node only; 0: none",
     )
     count: int = Field(32, ge=1, description="questions of each task")
     skip: int = Field(

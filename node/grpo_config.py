@@ -208,8 +208,9 @@ def settings_of(args: Any, rounds: int, tests: int | None = None) -> dict[str, A
     for name in PASSED:
         if (value := getattr(args, name)) is not None:
             put(tree, f"trainer.trl.{name}", value)
-    if tests is not None and (every := eval_every(args, rounds)):
-        tree["eval"] = {"every": every, "completions": args.num_generations_eval or args.num_generations}
+    tree["eval"] = {"every": 0 if tests is None else eval_every(args, rounds)}
+    if tree["eval"]["every"]:
+        tree["eval"] |= {"completions": args.num_generations_eval or args.num_generations}
         tree["eval"] |= {"count": tests} if tests else {}
     return tree
 

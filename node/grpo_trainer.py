@@ -82,6 +82,7 @@ class GRPOTrainer:
         swarm: an invite to the swarm that it joins, or None.
         reward_range: the weighted sums that are rewards of 0 and 1, between which a swarm shares; without it, a sum is
             the reward, as in TRL.
+        reward_options: of the task `rewards`: `{"judge": {...}}` for functions that ask a server, `seconds`, `isolate`.
         others: tables of a node's configuration, which go before what TRL's arguments say: `engine={"ahead": 1}`.
 
     Raises:
@@ -102,6 +103,7 @@ class GRPOTrainer:
         environment_factory: Any = None,
         swarm: str | None = None,
         reward_range: tuple[float, float] | None = None,
+        reward_options: Mapping[str, Any] | None = None,
         **others: Any,
     ) -> None:
         of_model = model_said(args, peft_config, quantization_config)
@@ -141,7 +143,7 @@ class GRPOTrainer:
             rewards=functions,
             data=rows,
             test=self._tests,
-            options={key: value for key, value in options.items() if value is not None},
+            options={key: value for key, value in options.items() if value is not None} | dict(reward_options or {}),
             environment=environment_factory,
             folder=self.args.output_dir,
             swarm=swarm,

@@ -121,7 +121,9 @@ def _start(
     for line in doubts(config.policy.model, split):
         log.warning(line)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    network, exchange, limits = stack.enter_context(open_swarm(config, folder, tasks, metrics, rounds=config.rounds))
+    network, exchange, limits = stack.enter_context(
+        open_swarm(config, folder, tasks, metrics, rounds=config.rounds, external=config.sampling.from_peers)
+    )
     if network is not None:
         listening(network)
     if config.threads:

@@ -128,6 +128,8 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
             print(f"note: {swarm_folder.lasting(founded)}", file=sys.stderr)
         for line in agreed_tasks.words_needed(founded):
             print(f"note: who joins is told: {line}", file=sys.stderr)
+        for line in _proposals(settled, policy):
+            print(f"note: {line} (docs/sharing.md)", file=sys.stderr)
         if no_start:
             print(
                 f"swarm {name} is founded: start it with `gossamer node --state {for_shell(folder)}`, "
@@ -137,6 +139,16 @@ def found(  # noqa: PLR0913  # one parameter for each option of the command
         setup_logs(folder, debug=debug)
         remembered.say(config)
         return run(settled, folder, listening=listening)
+
+
+def _proposals(config: NodeConfig, policy: PolicyName) -> list[str]:
+    """Return what members had better set, by the results in docs/results."""
+    lines = []
+    if config.sampling.rule == "positive":
+        lines.append("where answers are right or wrong, a member learns faster with --set sampling.rule=rft")
+    if policy is PolicyName.ALLOWLIST and config.weights.mode == "off":
+        lines.append("members that trust each other learn faster with --set weights.mode=average --set weights.every=5")
+    return lines
 
 
 def _with_tasks(config: NodeConfig, names: Sequence[str]) -> NodeConfig:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,7 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
         ("reached", reachability(tree)),
         ("round", progress),
         ("reward", "-" if tree["reward"] is None else f"{tree['reward']:.3f}, the mean of the last rounds"),
+        ("held out", held_out(tree["held_out"])),
         ("a round", "-" if tree["round_s"] is None else f"{tree['round_s']:.2f} s"),
         ("taught by", _taught_by(tree["groups"]) if tree["trains"] else None),
         ("peers", f"{counters['live_peers']} live, {counters['known_peers']} known{_alone(tree)}"),
@@ -121,6 +123,17 @@ def render(tree: Tree, width: int) -> "list[RenderableType]":
     if tree["rejected"]:
         parts += [Text(""), refused]
     return parts
+
+
+def held_out(rows: Sequence[Tree]) -> str | None:
+    """Say what the node scored on held-out questions at first, and what it did last; None before it was asked."""
+    if not rows:
+        return None
+    scores = [
+        f"{row['accuracy']:.3f} ({row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}) after round {row['round']}"
+        for row in rows
+    ]
+    return f"{', '.join(scores)}, of {rows[-1]['questions']} questions"
 
 
 def _taught_by(groups: Tree) -> str:

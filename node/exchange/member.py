@@ -32,7 +32,7 @@ import statistics
 import threading
 import time
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -82,6 +82,7 @@ CALL_S = 30.0
 GRACE_S = 1.0  # that a call may take beyond its `timeout`: what it began is ended in order
 MISSES = 32  # turns of tasks, one after the other, in which no question fits, after which `ask` gives up
 POLL_S = 0.05  # between two looks for groups while a draw waits
+MAX_OWN = 1 << 10  # groups that are remembered between two draws
 MAX_VERDICTS = 1 << 16  # that are remembered between `score` and `publish`: some 15 MB
 
 Messages = Sequence[Mapping[str, str]]
@@ -186,7 +187,7 @@ class Exchange:
         self._fits = fits
         self._asked = 0
         self._round = 0
-        self._own: list[EncodedGroup] = []  # published since the last draw
+        self._own: deque[EncodedGroup] = deque(maxlen=MAX_OWN)  # published since the last draw
         self._verdicts: OrderedDict[tuple[TaskKey, int, bytes], Verdict] = OrderedDict()
         self._drawing = threading.Lock()
         self._closing = threading.Lock()
@@ -417,7 +418,9 @@ class Exchange:
                 load_tasks(config.tasks, swarm_folder.split_of(swarm_folder.load_manifest(self.folder)))
             )
             metrics = MetricsLog(self.folder / "metrics.jsonl", MAX_BYTES)
-            network, sharing, bounds = stack.enter_context(open_swarm(config, self.folder, tasks, metrics, rounds=None))
+            network, sharing, bounds = stack.enter_context(
+                open_swarm(config, self.folder, tasks, metrics, rounds=None, external=0)
+            )
             assert network is not None, "_settled has seen to it"
             buffer = stack.enter_context(open_buffer(config, self.folder, bounds.life))
             self._asked, self._round = buffer.count(ASKED), buffer.count(DRAWN)

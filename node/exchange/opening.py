@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -18,7 +18,8 @@ from node.swarm.reports import reporter_of
 from node.swarm.sharing import GroupExchange, NetworkExchange, NoExchange
 from node.swarm.swarm_folder import lasting
 from node.tasks.task_set import TaskSet
-from node.telemetry.metrics_file import MetricsLog
+from node.telemetry.evaluations import EVALUATIONS_FILE
+from node.telemetry.metrics_file import MetricsLog, read_metrics
 from node.telemetry.status_server import describe, observe
 from protocol.credentials.manifest import ManifestLimits
 
@@ -46,11 +47,13 @@ def open_swarm(
     metrics: MetricsLog,
     *,
     rounds: int | None,
+    external: int,
 ) -> Iterator[OpenSwarm]:
     """Open the network of the node in `folder` for a block, share groups of `tasks` over it, and serve its status.
 
-    The status tells of `metrics`, and of how many `rounds` are to be done, if that is known. A configuration without a
-    network opens nothing.
+    The status tells of `metrics`, and of how many `rounds` are to be done, if that is known. Where rounds draw
+    `external` groups, peers are asked at once for as many as can be had; where none does, once one does. A
+    configuration without a network opens nothing.
 
     Raises:
         UserError: no peer would take what the node makes, or the configuration cannot be used.
@@ -59,12 +62,16 @@ def open_swarm(
         yield NO_SWARM
         return
     with open_network(config, folder) as network:
-        exchange, bounds = _share(network, config, tasks)
-        with observe(config.observe, folder, lambda: describe(network, metrics.recent, rounds)):
+        exchange, bounds = _share(network, config, tasks, external)
+
+        def state() -> dict[str, Any]:
+            return describe(network, metrics.recent, rounds, evaluations=read_metrics(folder / EVALUATIONS_FILE))
+
+        with observe(config.observe, folder, state):
             yield OpenSwarm(network, exchange, bounds)
 
 
-def _share(network: Network, config: NodeConfig, tasks: TaskSet) -> tuple[NetworkExchange, GroupBounds]:
+def _share(network: Network, config: NodeConfig, tasks: TaskSet, external: int) -> tuple[NetworkExchange, GroupBounds]:
     """Share groups of `tasks` over a network, by its swarm's rules; return the bounds of a group beside it."""
     limits = ManifestLimits()
     if network.manifest is not None:
@@ -77,7 +84,7 @@ def _share(network: Network, config: NodeConfig, tasks: TaskSet) -> tuple[Networ
         tasks,
         max_completions=limits.max_completions,
         max_bytes=limits.max_group_bytes,
-        external=config.sampling.from_peers,
+        external=external,
         reports_s=limits.reports_s,
         reporter=reporter_of(limits.reports_s, config.observe.enabled, agent()),
         node=network.identity.node_id,

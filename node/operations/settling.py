@@ -183,7 +183,7 @@ def asked(
 
 
 def idle_settings(config: NodeConfig) -> list[str]:
-    """Return a line for each setting that another one leaves without effect."""
+    """Return a line for each setting that another one leaves without effect, or without sense."""
     network, sampling, trainer = config.network, config.sampling, config.trainer
     lines = []
     if not network.enabled and (network.seeds or network.listen != NetworkConfig().listen):
@@ -199,6 +199,12 @@ def idle_settings(config: NodeConfig) -> list[str]:
         lines.append(
             "trainer.trl.warmup_steps has no effect: set trainer.trl.lr_scheduler_type=constant_with_warmup, or another"
         )
+    if trainer.options.loss_type == "cispo" and trainer.options.epsilon_high < 1:
+        lines.append(
+            f"trainer.trl.epsilon_high={trainer.options.epsilon_high:g} cuts every ratio under 'cispo': set 5, say"
+        )
+    if config.engine.own_weights and trainer.options.off_policy_mask_threshold is not None:
+        lines.append("trainer.trl.off_policy_mask_threshold has no effect: the sampler has the trainer's own weights")
     if config.engine.own_weights and config.engine.vllm.python:
         lines.append(f"engine.vllm.python has no effect: engine.kind is {config.engine.kind!r}")
     return lines

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from node.errors import printable
 from node.operations.diagnosis import Diagnosis
-from node.swarm.peering import UPDATE, agent, other_form
+from node.swarm.peering import UPDATE, agent, other_form, release
 from protocol.credentials.grants import Gatekeeper
 from protocol.credentials.invite import Invite, SharedInvite
 from protocol.credentials.manifest import SwarmManifest
@@ -158,4 +158,4 @@ def _enter(invite: Invite, manifest: SwarmManifest, patience: float, quiet: floa
 
 def _look(host: Host) -> dict[str, str]:
     """Return what each node runs that the stranger has heard of, by id, without those that only look."""
-    return {record.node_id: record.agent for record in host.records() if record.agent not in NO_NODES}
+    return {record.node_id: release(record.agent) for record in host.records() if record.agent not in NO_NODES}

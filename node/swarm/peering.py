@@ -133,6 +133,11 @@ def agent(*, draws: bool = False) -> str:
     return f"gossamer/{version('gossamer')} groups/{FORMAT}{' draws' if draws else ''}"
 
 
+def release(agent: str) -> str:
+    """Return a node's release and the form of its groups, of what it says it runs."""
+    return agent.removesuffix(" draws")
+
+
 def count_drawing(agents: Iterable[str]) -> int:
     """Count the nodes that draw peers' groups of this form, among those that run `agents`."""
     return sum(bool(form and form["draws"] and form["form"] == str(FORMAT)) for form in map(AGENT.match, agents))

@@ -404,9 +404,11 @@ class Demand:
             self._seconds = took if self._rounds == 0 else self._seconds + WEIGHT * (took - self._seconds)
             self._rounds += 1
         self._began = now
-        if self._rounds < FIRST_ROUNDS or self._external == 0:
+        if self._external == 0:
             return False
-        demand = max(RELAY_DEMAND, self._factor * self._external / max(self._seconds, SHORTEST_ROUND_S))
+        demand = math.inf
+        if self._rounds >= FIRST_ROUNDS:
+            demand = max(RELAY_DEMAND, self._factor * self._external / max(self._seconds, SHORTEST_ROUND_S))
         if self.told / TELL_RATIO <= demand <= self.told * TELL_RATIO:
             return False
         self.told = demand

@@ -270,7 +270,7 @@ class TaskSet:
             order = random.Random(derive_seed("eval", seed, *task.key)).sample(rows.evaluation, len(rows.evaluation))
             seeds: Iterable[int] = order
         else:
-            tries = TRIES + round(8 * count / max(self.split.share, 1e-3))
+            tries = TRIES + round(8 * count / max(self.split.share, 1e-3)) * (self.split.share > 0)
             seeds = (derive_seed("eval", seed, *task.key, index) for index in range(tries))
         for question in _made(task, self._different(bare_of(task), seeds)):
             if self._may_evaluate(task, question.item.question):  # a third party's task may make another one of a seed

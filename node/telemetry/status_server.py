@@ -23,7 +23,7 @@ from node.config import ObserveConfig
 from node.errors import UserError, for_shell
 from node.metrics import METRICS, Combine, Metric, Row, recent, total
 from node.state_folder import is_held
-from node.swarm.peering import Network, agent, other_form
+from node.swarm.peering import Network, agent, other_form, release
 from node.swarm.sharing import traffic_row
 from node.telemetry.dashboard.app import Site
 from node.telemetry.dashboard.server import serve
@@ -41,13 +41,21 @@ Tree = dict[str, Any]
 log = structlog.get_logger()
 
 
-def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, trains: bool = True) -> Tree:
+def describe(
+    network: Network,
+    rows: Sequence[Row],
+    rounds: int | None,
+    *,
+    evaluations: Sequence[Row] = (),
+    trains: bool = True,
+) -> Tree:
     """Return the node's state as JSON values.
 
     Args:
         network: the running network.
         rows: the metrics of the newest finished rounds; none before the first, and on a node that does not train.
         rounds: how many rounds the node will train for, None if until it is stopped.
+        evaluations: all that there were.
         trains: whether it does; else it relays only.
     """
     row = rows[-1] if rows else {}
@@ -79,6 +87,10 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
         "trains": trains,
         "reward": metrics["reward"],
         "rewards": metrics["rewards/*/mean"] or {},
+        "held_out": [
+            {key: row[key] for key in ("round", "questions", "accuracy", "accuracy_low", "accuracy_high")}
+            for row in (*evaluations[:1], *evaluations[1:][-1:])  # the first and the last
+        ],
         "round_s": metrics["time/round"],
         "buffer": metrics["swarm/buffer"],
         "groups": {whose: total(METRICS[f"groups_{whose}"], rows) for whose in ("local", "external")},
@@ -95,7 +107,7 @@ def describe(network: Network, rows: Sequence[Row], rounds: int | None, *, train
                 "node": peer.node_id,
                 "short_name": short_name(peer.node_id),
                 "endpoint": peer.endpoint or None,
-                "agent": peer.agent,
+                "agent": release(peer.agent),
                 "state": "well" if peer.state == "pinged" else peer.state,  # a question on its way is no doubt
                 "rtt_s": peer.rtt_s,
                 "age_s": peer.age_s,

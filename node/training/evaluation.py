@@ -42,6 +42,8 @@ from node.training.likelihood import entropies
 # The parts of a run at which `eval.every = "marks"` has greedy accuracy: even steps on the logarithmic scale on which
 # runs are compared by their compute. The last one is the end.
 MARKS = tuple(2 ** (half / 2) for half in range(-8, 1))
+HOUR_S = 3600.0  # between evaluations of `eval.every = "hour"`, or so many times what the last one took:
+REST = 19  # a twentieth of the time is theirs
 SAID_EVERY = 10.0  # seconds between lines of an evaluation that takes long
 ROWS = 128  # completions generated at a time: more would be faster on a GPU only, and each has its own key-value cache
 
@@ -160,14 +162,15 @@ class Evaluations:
     def after_round(self, progress: RunProgress) -> dict[str, float]:
         """Evaluate if it is time to; return figures for the round's metrics."""
         done = progress.rounds
-        due = is_due(self._config, progress) if self._when is None else self._config.every and self._when(done)
+        due = self._is_due(progress) if self._when is None else self._config.every and self._when(done)
         if not due or self._rows.last.get("round") == done:
             return {}
         began = time.perf_counter()
-        log.info("evaluating", round=done, questions=self._config.count, completions=self._config.completions)
+        is_greedy = self._config.every == "hour" or (self._config.every == "marks" and not progress.at_an_end)
+        completions = 0 if is_greedy else self._config.completions
+        log.info("evaluating", round=done, questions=self._config.count, completions=completions)
         self._engine.load(done)
-        at_a_mark = self._config.every == "marks" and not progress.at_an_end
-        found = self._evaluate(0 if at_a_mark else self._config.completions)
+        found = self._evaluate(completions)
         if not found:
             log.warning("not evaluated: no answer could be scored", round=done)
             return {}
@@ -180,6 +183,10 @@ class Evaluations:
         figures = {f"eval/{key}": row[key] for key in ("accuracy", "reward", "pass@1", PASS) if key in row}
         log.info("evaluated", round=done, seconds=row["seconds"], **figures)
         return figures | {"time/eval": row["seconds"]}
+
+    def _is_due(self, progress: RunProgress) -> bool:
+        last = self._rows.last
+        return is_due(self._config, progress, time.time() - last.get("time", 0.0), last.get("seconds", 0.0))
 
     def _evaluate(self, completions: int) -> Row:
         likeliest = self._ask(replace(self._sampling, temperature=0.0, top_p=1.0), 1)
@@ -209,12 +216,14 @@ class Evaluations:
         )
 
 
-def is_due(config: EvalConfig, progress: RunProgress) -> bool:
-    """Tell whether to evaluate at this place of a run."""
+def is_due(config: EvalConfig, progress: RunProgress, since: float, took: float) -> bool:
+    """Tell whether to evaluate at this place of a run, `since` seconds after an evaluation that `took` so many."""
     if config.every == 0 or progress.at_an_end:
         return config.every != 0
     if config.every == "marks":
         return any(progress.before < mark <= progress.part for mark in MARKS)
+    if config.every == "hour":
+        return since >= max(HOUR_S, REST * took)
     return config.every != "ends" and progress.rounds % config.every == 0
 
 

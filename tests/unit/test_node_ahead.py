@@ -24,7 +24,7 @@ from tests.swarms import GRADED, numbers, rows_of, small_config
 
 SAMPLING = SamplingParams(temperature=0.7, top_p=1.0, max_completion_length=6)
 PROMPTS = [[1, 5, 6, 7], [1, 8]]
-ALONE = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0}}
+ALONE = {"network": {"enabled": False}, "sampling": {"local": 4, "external": 0}, "eval": {"every": 0}}
 
 
 def episodes(prompts, n, sampling, seed):

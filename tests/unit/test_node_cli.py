@@ -233,6 +233,18 @@ def test_a_swarm_is_founded_once_and_its_folder_runs_without_more_options(
     assert [task.name for task in config.tasks] == ["builtin/sums"]
 
 
+def test_a_founder_is_told_what_the_results_say_is_better_unless_it_is_set(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rule, weights = "--set sampling.rule=rft", "--set weights.mode=average"
+    assert run(found(tmp_path / "open"), debug=False) == 0
+    said = capfd.readouterr().err
+    assert rule in said and weights not in said, "strangers could spoil the weights"
+    assert run(found(tmp_path / "closed", "--policy", "allowlist", "--set", "sampling.rule=rft"), debug=False) == 0
+    said = capfd.readouterr().err
+    assert rule not in said and weights in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -682,6 +694,8 @@ def test_a_swarm_with_a_budget_has_no_last_round_by_default(tmp_path: Path, capf
         (["network.enabled=false", f'network.seeds=["{SEED}"]'], "network.enabled is false"),
         (["trainer.trl.warmup_steps=5"], "trainer.trl.warmup_steps has no effect"),
         (["engine.vllm.python=python"], "engine.vllm.python has no effect: engine.kind is 'hf'"),
+        (["trainer.trl.loss_type=cispo"], "epsilon_high=0.28 cuts every ratio under 'cispo'"),
+        (["trainer.trl.off_policy_mask_threshold=0.5"], "off_policy_mask_threshold has no effect"),
         (["sampling.external=0", "sampling.source=self"], "sampling.external is 0"),
         (["sampling.external=0"], ""),
         (["network.enabled=false"], ""),

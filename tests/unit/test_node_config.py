@@ -16,7 +16,7 @@ from node.rollouts.rules import RULES as RULES_BY_NAME
     [
         (
             "eval.every=end",
-            "key 'eval.every': Input should be a valid integer, .*, or Input should be 'ends' or 'marks'",
+            "key 'eval.every': Input should be a valid integer, .*, or Input should be 'hour', 'ends' or 'marks'",
         ),
         ("trainer.bf16=yess", "key 'trainer.bf16': Input should be a valid boolean, .*, or Input should be 'auto'"),
         ("network.seeds=[3]", "key 'network.seeds.0': Input should be a valid string .got 3"),

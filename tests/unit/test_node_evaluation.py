@@ -329,21 +329,42 @@ def _evaluations(engine: _Oracle, tasks: TaskSet, rows: MetricsLog, **config: An
 @pytest.mark.parametrize(
     ("config", "rounds"),
     [
-        (EvalConfig(), []),
+        (EvalConfig(), [0, 10]),
+        (EvalConfig(every=0), []),
         (EvalConfig(every="ends"), [0, 10]),
         (EvalConfig(every=4), [0, 4, 8, 10]),
         (EvalConfig(every=5), [0, 5, 10]),
     ],
 )
 def test_it_is_time_at_both_ends_and_every_so_often(config: EvalConfig, rounds: list[int]) -> None:
-    assert [done for done in range(11) if is_due(config, RunProgress(done, (done - 1) / 10, done / 10, 0))] == rounds
+    assert [
+        done for done in range(11) if is_due(config, RunProgress(done, (done - 1) / 10, done / 10, 0), 0, 0)
+    ] == rounds
+
+
+@pytest.mark.parametrize(("since", "took", "due"), [(3599, 1, False), (3600, 1, True), (3800, 201, False)])
+def test_an_hour_passes_or_as_long_as_makes_it_a_twentieth(since: float, took: float, due: bool) -> None:
+    assert is_due(EvalConfig(), RunProgress(5, 0.4, 0.5, 0), since, took) is due
+
+
+def test_by_the_hour_greedy_answers_are_asked_and_a_new_start_asks_none_before_its_time(
+    tasks: TaskSet, tmp_path: Path
+) -> None:
+    engine = _Oracle(_answers(tasks, EVALUATION_SEED, 10), solved=1)
+    for start in range(2):
+        rows = MetricsLog(tmp_path / "rows.jsonl")
+        rows.rewind(start)
+        evaluations = _evaluations(engine, tasks, rows)
+        evaluations.after_round(RunProgress(start, 0.2, 0.3, 0))
+    assert [(row["round"], row["completions"]) for row in read_metrics(tmp_path / "rows.jsonl")] == [(0, 0)]
 
 
 def test_marks_are_at_even_steps_of_the_logarithm_and_a_round_that_passes_several_is_evaluated_once() -> None:
     config = EvalConfig(every="marks")
-    due = [done for done in range(65) if is_due(config, RunProgress(done, (done - 1) / 64, done / 64, 0))]
+    due = [done for done in range(65) if is_due(config, RunProgress(done, (done - 1) / 64, done / 64, 0), 0, 0)]
     assert due == [0, 4, 6, 8, 12, 16, 23, 32, 46, 64]
-    assert is_due(config, RunProgress(1, 0.0, 0.3, 0)) and not is_due(config, RunProgress(2, 0.3, 0.35, 0))
+    assert is_due(config, RunProgress(1, 0.0, 0.3, 0), 0, 0)
+    assert not is_due(config, RunProgress(2, 0.3, 0.35, 0), 0, 0)
 
 
 def test_at_a_mark_greedy_answers_alone_are_asked_and_at_the_ends_all(tasks: TaskSet, tmp_path: Path) -> None:

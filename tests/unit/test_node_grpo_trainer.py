@@ -101,7 +101,7 @@ def test_a_default_config_is_taken_and_what_it_says_becomes_settings() -> None:
     weighted = (trl["vllm_importance_sampling_mode"], trl["vllm_importance_sampling_clip_max"])
     assert weighted == ("sequence_mask", 3.0), "TRL's defaults are not the node's"
     assert settings["policy"] == {"template": {"enable_thinking": False}} and settings["seed"] == 42
-    assert "eval" not in settings and "network" not in settings
+    assert settings["eval"] == {"every": 0} and "network" not in settings
     assert rounds_of(given, ROWS) == 7
     assert rounds_of(config(num_train_epochs=2, num_generations=4, per_device_train_batch_size=8), ROWS) == 20
 
@@ -322,6 +322,16 @@ EVALUATED = {
     "clip_ratio/region_mean",
 }
 TESTS = [{"prompt": f"{n}*{n}=", "solution": str(n * n)} for n in range(4)]
+
+
+def test_a_script_may_give_its_rewards_the_network_and_more_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = {"judge": True, "seconds": 40}
+    trainer = GRPOTrainer("builtin", here(accuracy), config(max_steps=1), ROWS, reward_options=more)
+    (task,) = trainer.node._named["tasks"]
+    assert more.items() <= task["options"].items()
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_a_trial_may_be_of_another_number_of_nodes_and_is_held_against_a_control
         ('defences = ["length"]', 'defences = ["x"]', "has no defence 'x'"),
         ("hostile = [1]", "hostile = [4]", "hostile wants numbers from 1 to 3"),
         ("last = 2", "lest = 2", "lest"),
-        ('eval.every = "ends"', "", "are not evaluated at the end"),
+        ('eval.every = "ends"', "eval.every = 0", "are not evaluated at the end"),
         ("max_length_ratio = 2", "max_lenght_ratio = 2", "unknown configuration key"),
     ],
 )

@@ -74,6 +74,7 @@ def node_config(**engine: int) -> NodeConfig:
     return parse_config(
         {
             "rounds": 2,
+            "eval": {"every": 0},
             "engine": {"max_completion_length": LONGEST, **engine},
             "sampling": {"local": 1, "external": 4, "completions": 2, "rule": "sapo", **UNBOUNDED},
         }

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from node.rollouts.group import MAX_NAME_BYTES, MAX_TEXT_BYTES, Episode, Group, GroupError, encode, one_turn
 from node.rollouts.screening import rebuild
 from node.swarm import reports, sharing
-from node.swarm.peering import AGENT, agent, count_drawing, other_form
+from node.swarm.peering import AGENT, agent, count_drawing, other_form, release
 from node.swarm.reports import REPORTS_TOPIC, NodeReport, decode, reporter_of
 from node.swarm.sharing import (
     FIRST_ROUNDS,
@@ -93,6 +93,12 @@ def test_a_node_that_uses_nothing_or_is_slow_still_relays() -> None:
     assert told(Demand(1), 3600.0, 20) == [RELAY_DEMAND]
 
 
+def test_who_only_publishes_asks_for_everything_once_it_draws() -> None:
+    demand = Demand(0)
+    assert not demand.next_round(0.0, external=0) and demand.told == RELAY_DEMAND
+    assert demand.next_round(1.0, external=3) and demand.told == math.inf
+
+
 def test_a_topic_names_a_task_with_its_version_and_config(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [TaskKey("sums", 1, "aa"), TaskKey("sums", 2, "aa"), TaskKey("sums", 1, "ab"), TaskKey("sum", 1, "saa")]
     assert len({topic_of(key) for key in keys}) == 4
@@ -122,6 +128,7 @@ def test_a_topic_names_a_task_with_its_version_and_config(monkeypatch: pytest.Mo
 )
 def test_peers_with_another_form_of_groups_are_told_once(agents: list[str], says: str) -> None:
     assert AGENT.match(agent()) and other_form([agent()]) == other_form([agent(draws=True)]) == ""
+    assert release(agent(draws=True)) == release(agent()) == agent()
     assert count_drawing([*agents, agent()]) == agents.count("gossamer/0.1.0 groups/3 draws")
     told = f"{says} another form of groups: nothing is shared with them" if says else ""
     assert other_form(agents) == told

@@ -331,6 +331,18 @@ def test_a_person_is_told_how_many_groups_came_from_peers_and_not_what_nobody_kn
     )
 
 
+def test_a_person_is_told_the_first_and_the_last_score_on_held_out_questions() -> None:
+    rows = [
+        {"round": at, "questions": 32, "accuracy": at / 10, "accuracy_low": 0.0, "accuracy_high": 1.0}
+        for at in range(4)
+    ]
+    tree = state() | {"held_out": describe(NETWORK, (), 10, evaluations=rows)["held_out"]}
+    told = "0.000 (0.000 to 1.000) after round 0, 0.300 (0.000 to 1.000) after round 3, of 32 questions"
+    assert shown(tree, "held out") == told
+    assert describe(NETWORK, (), 10, evaluations=rows[:1])["held_out"] == rows[:1]
+    assert describe(NETWORK, (), 10)["held_out"] == []
+
+
 def shown(tree: dict, name: str) -> str:
     console = Console(record=True, width=200, file=StringIO())
     console.print(*render(tree, 200), sep="\n")

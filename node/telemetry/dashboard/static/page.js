@@ -209,14 +209,26 @@ function fill(table, head, rows) {
 
 const right = (text) => [text, { class: "number" }];
 
+const mean = (values) => values.length ? values.reduce((a, b) => a + b) / values.length : null;
+
+function drawSummary(states, totals) {
+  const up = states.filter((one) => ["running", "starting"].includes(one.state)).length;
+  const rewards = states.map((one) => one.status && one.status.reward).filter((value) => typeof value === "number");
+  const parts = [`${up} of ${states.length} nodes up`, `reward ${figure(mean(rewards))}`];
+  const scores = states.map((one) => node(one.name).scores).filter((rows) => rows.length);
+  if (scores.length) {
+    const [first, last] = [0, -1].map((at) => figure(mean(scores.map((rows) => rows.at(at)["eval/accuracy"]))));
+    parts.push(`held-out accuracy ${first} at first, ${last} now`);
+  }
+  const groups = [...totals.values()].reduce((a, b) => a + b, 0);
+  if (groups) parts.push(`${groups} groups from ${totals.size} peers`);
+  find("summary").textContent = parts.join(" · ");
+}
+
 function drawState() {
   const states = shown.nodes;
   document.title = `${shown.title} · gossamer`;
   find("title").textContent = shown.title;
-  const up = states.filter((one) => ["running", "starting"].includes(one.state)).length;
-  const rewards = states.map((one) => one.status && one.status.reward).filter((value) => typeof value === "number");
-  const mean = rewards.length ? rewards.reduce((a, b) => a + b) / rewards.length : null;
-  find("summary").textContent = `${up} of ${states.length} nodes up · reward ${figure(mean)}`;
 
   label.clear();
   for (const one of states) {
@@ -250,6 +262,7 @@ function drawState() {
   for (const one of states) {
     for (const [peer, count] of node(one.name).taught) totals.set(peer, (totals.get(peer) || 0) + count);
   }
+  drawSummary(states, totals);
   const teachers = [...totals].sort((a, b) => b[1] - a[1]).slice(0, 24).map(([peer]) => peer);
   fill(find("taught"), ["node", ...teachers.map((peer) => [called(peer), { class: "number", title: peer }]), right("all peers")],
     states.map((one) => {
