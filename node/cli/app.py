@@ -30,7 +30,6 @@ from node.cli import (
     node,
     report,
     revoke,
-    serve,
     status,
     swarm,
     tasks,
@@ -59,6 +58,8 @@ INSTEAD = {
     "identity export": "the key is n0/identity.key, a PEM file; copy that",
     "identity import": "`mkdir -m 700 n0`, then copy the PEM file to n0/identity.key, and `chmod 600` it",
     "init": "`gossamer node --model ID --task TASK --dry-run > gossamer.toml` writes the settings with their meaning",
+    "serve": "`gossamer export NODE my-model`, then `transformers serve ./my-model` or `vllm serve my-model`",
+    "lab run --known": "run all seeds in one folder: --out FOLDER",
     "backup": "stop the node, then `tar -cf n0.tar n0`",
     "restore": "`tar -xf n0.tar` (a file of an older release: `mkdir -m 700 n0`, then `tar -xf n0.tar -C n0`)",
 }
@@ -105,7 +106,6 @@ app.command("report")(report.report)
 app.command("eval")(evaluate.evaluate)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
-app.command("serve")(serve.serve)
 app.add_typer(identity.app, name="identity")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(lab.app, name="lab")

@@ -37,14 +37,6 @@ On = Annotated[
         show_default=False,
     ),
 ]
-Known = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="JSON",
-        help="An earlier JSON of the experiment; its runs are not repeated. The table shows all of them, "
-        "the plots only the arms asked for.",
-    ),
-]
 
 
 @app.command()
@@ -55,7 +47,6 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     arm: Arms = None,
     base: Bases = None,
     settings: Settings = None,
-    known: Known = None,
     jobs: Jobs = None,
     on: On = None,
     dry_run: Annotated[
@@ -74,32 +65,27 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
       gossamer lab run examples/worth.toml --dry-run
       gossamer lab run examples/worth.toml --done --results docs/results
       gossamer lab run examples/worth.toml --base dense --arm 8/0 --arm 2/16 --set seeds=1 --out runs/a
-      gossamer lab run examples/worth.toml --known docs/results/worth.json --arm 8/0 --set seeds=6
       gossamer lab run examples/worth.toml --on ray=head.example:6379
     """
     from node.lab.figures import tabulate
     from node.lab.plan import read_lab
     from node.lab.plots import plot
-    from node.lab.results import RunResult, in_order, read_known, read_runs, with_known
+    from node.lab.results import in_order, read_runs
     from node.lab.runs import do_missing, done_runs, time_table
     from node.lab.tables import to_json, to_markdown
 
     folder = out or Path("runs") / file.stem
     lab = read_lab(file, folder, overrides=settings or [], arms=arm or [], bases=base or [])
-    found: list[RunResult] = []
-    if known is not None:
-        before, found = read_known(known)
-        lab = with_known(lab, before, found)
     if dry_run:
         print(time_table(lab))
         return
     if done:
         lab = lab._replace(runs=done_runs(lab))
-        if not lab.runs and not found:
+        if not lab.runs:
             raise UserError(f"no run is done yet in {folder}: leave out --done")
     else:
         do_missing(lab, jobs or 0, lambda line: print(line, flush=True), on or "")
-    found = in_order([*found, *read_runs(lab.runs)], lab)
+    found = in_order(read_runs(lab.runs), lab)
     lines = tabulate(found, lab.baseline, lab.config.central)
     table = to_markdown(lines, lab)
     target = results or folder

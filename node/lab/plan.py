@@ -319,7 +319,7 @@ def lab_of(path: Path, config: LabConfig, out: Path, wanted: Sequence[tuple[str,
     return Lab(path.stem, config, runs)
 
 
-def as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
+def _as_given(config: LabConfig, base: str, arm: str) -> ArmConfig:
     """Return all that the runs of an arm on a base are given: nodes and settings, without notes and sources."""
     chosen = config.arms[arm]
     settings = merge(config.settings, config.bases[base].settings)
@@ -438,7 +438,7 @@ def _seeds(path: Path, config: LabConfig) -> list[int]:
 
 
 def _run(config: LabConfig, base: str, arm: str, seed: int, out: Path) -> Run:
-    given = as_given(config, base, arm)
+    given = _as_given(config, base, arm)
     parts = tuple(
         RunPart(name, part.nodes, part.settings, part.pace, part.begins, part.leaves)
         for name, part in given.parts.items()

@@ -1,15 +1,13 @@
 """The results of runs, each read from its folder, or from the JSON of an experiment. No run is started here."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from node.errors import UserError
-from node.lab.plan import Lab, LabConfig, Run, as_given
+from node.lab.plan import Lab, Run
 from node.telemetry.evaluations import EVALUATIONS_FILE
 from node.telemetry.metrics_file import Row, number, read_metrics
 from node.training.budget import spent_in
@@ -126,50 +124,6 @@ def read_runs(runs: Sequence[Run]) -> list[RunResult]:
             result = read_run(run.folder, run.base, run.arm, run.seed, names_of_part)
             results.append(replace(result, part=part.name))
     return results
-
-
-def read_known(path: Path) -> tuple[LabConfig, list[RunResult]]:
-    """Read the file and the runs of a JSON that `to_json` made, whose numbers have four digits.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        tree = json.loads(path.read_text())
-        return LabConfig.model_validate(tree["file"]), list(map(_result, tree["runs"]))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}: check the path") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no JSON of an experiment: {error!r}") from None
-
-
-def _result(tree: Mapping[str, Any]) -> RunResult:
-    """Return a run of a JSON."""
-    return RunResult(**{**tree, "held_out": tuple(tree["held_out"]), "curve": tuple(map(tuple, tree["curve"]))})
-
-
-def with_known(lab: Lab, known: LabConfig, results: Sequence[RunResult]) -> Lab:
-    """Return `lab` without the runs that are among `results`, and with the seeds, arms and bases that only those have.
-
-    Args:
-        lab: an experiment.
-        known: the file of the experiment that the results are of.
-        results: what came of it.
-
-    Raises:
-        UserError: a run of both has other settings there.
-    """
-    done = {(result.base, result.arm, result.seed) for result in results}
-    missing = []
-    for run in lab.runs:
-        if (run.base, run.arm, run.seed) not in done:
-            missing.append(run)
-        elif as_given(known, run.base, run.arm) != as_given(lab.config, run.base, run.arm):
-            raise UserError(f"{run.arm!r} on base {run.base!r} was run with other settings: leave --known out")
-    arms, bases = lab.config.arms | known.arms | lab.config.arms, lab.config.bases | known.bases | lab.config.bases
-    seeds = sorted({result.seed for result in results} | {run.seed for run in lab.runs})
-    config = lab.config.model_copy(update={"arms": arms, "bases": bases, "seeds": seeds})
-    return lab._replace(config=config, runs=missing)
 
 
 def in_order(results: Sequence[RunResult], lab: Lab) -> list[RunResult]:

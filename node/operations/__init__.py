@@ -9,6 +9,5 @@ swarm_diagnosis  is this swarm well, seen from outside (`gossamer doctor --swarm
 preflight        what can be told before torch is imported (`gossamer node`, `gossamer swarm`)
 trained          a checkpoint, a node's folder or a model, as a person names it
 model_export     what a node trained as an ordinary model folder
-pinned_server    the server of transformers, for one model and no page of another site (`gossamer serve`)
 health           is the node in this folder alive (`python -m node.operations.health`)
 """

@@ -28,7 +28,7 @@ from node.lab.plan import (
     read_lab,
 )
 from node.lab.plots import plot
-from node.lab.results import RunResult, in_order, read_known, read_run, read_runs, with_known
+from node.lab.results import RunResult, in_order, read_run, read_runs
 from node.lab.runs import do_missing, done_runs, is_complete, progress, say_missing, time_table
 from node.lab.statistics import Estimate, estimate
 from node.lab.tables import compare, to_json, to_markdown
@@ -401,14 +401,6 @@ def test_parts_have_figures_of_their_own_nodes(tmp_path: Path) -> None:
         "small",
         "large",
     ]
-    known, again = read_known(tmp_path / "a.json")
-    assert [one.part for one in again] == ["", "", "small", "large"]
-    assert with_known(lab, known, again).runs == []
-    for other in (MIXED.replace("local = 1", "local = 3"), MIXED.replace("nodes = 9", "nodes = 8")):
-        with pytest.raises(UserError, match=r"'mixed'.* other settings"):
-            with_known(lab_of(tmp_path, other), known, again)
-    other = MIXED.replace('note = "the same model"', "")
-    assert with_known(lab_of(tmp_path, other), known, again).runs == []  # what is said of it is no setting
 
 
 def test_a_run_folder_is_averaged_over_its_nodes(tmp_path: Path) -> None:
@@ -491,35 +483,6 @@ def test_an_arm_that_ran_on_all_bases_has_a_line_of_the_means_over_them_seed_by_
     assert [line.base for line in tabulate([one for one in runs if one.base == "x"], "a")] == ["x", "x", "x"]
     table = to_markdown(lines, lab_of(tmp_path, "[settings]\nrounds = 1\n[arms.a]\n[arms.b]\n[arms.c]\n"))
     assert "| pass@8 | pass@8 gained |" in table and "| all | b |  | 1 | 0.45 | 0.15 |" in table
-
-
-def test_what_an_earlier_json_has_is_not_run_again_and_is_in_the_table_with_what_is_new(tmp_path: Path) -> None:
-    file = "[settings]\nrounds = 1\n[arms.a]\n[arms.b.settings]\nsampling.local = 1\n"
-    earlier = lab_of(tmp_path, file + '[arms.gone]\nnote = "once"\nsettings = { sampling = { rule = "sapo" } }\n')
-    runs = [result("a", 1, [0.5]), result("gone", 1, [0.25]), result("b", 2, [1.0, 0.5])]
-    (tmp_path / "a.json").write_text(to_json(runs, tabulate(runs, "a"), earlier))
-    known, found = read_known(tmp_path / "a.json")
-    assert found == runs
-    lab = with_known(lab_of(tmp_path, "seeds = 2\n" + file), known, found)
-    assert [(run.arm, run.seed) for run in lab.runs] == [("b", 1), ("a", 2)]
-    assert lab.config.seeds == [1, 2]
-    new = [result("b", 1, [0.0]), result("a", 2, [0.0])]
-    together = in_order([*found, *new], lab)
-    assert [(run.arm, run.seed) for run in together] == [
-        ("a", 1),
-        ("a", 2),
-        ("b", 1),
-        ("b", 2),
-        ("gone", 1),
-    ]
-    assert "| gone | once | 1 |" in to_markdown(tabulate(together, "a"), lab)
-    for other in (file.replace("local = 1", "local = 3"), file.replace("[arms.b.", "[arms.b]\nnodes = 3\n[arms.b.")):
-        with pytest.raises(UserError, match=r"'b'.* other settings"):
-            with_known(lab_of(tmp_path, "seeds = 2\n" + other), known, found)
-    for text in ("{", "[]", '{"runs": [{"base": ""}]}'):
-        (tmp_path / "a.json").write_text(text)
-        with pytest.raises(UserError, match="is no JSON of an experiment"):
-            read_known(tmp_path / "a.json")
 
 
 def test_two_arms_are_compared_over_their_common_seeds_and_two_runs_as_they_are(tmp_path: Path) -> None:

@@ -127,13 +127,6 @@ def test_what_is_declared_is_used() -> None:
     assert not distribution_names(PROJECT["dependencies"]) - imported_distributions(*PACKAGES)
 
 
-def test_the_extra_that_serves_has_what_the_server_of_transformers_wants() -> None:
-    """transformers looks for all of it before it starts."""
-    wanted = [line for line in importlib.metadata.requires("transformers") or [] if 'extra == "serving"' in line]
-    ours = distribution_names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"])
-    assert wanted and distribution_names(wanted) <= ours
-
-
 def test_what_ci_and_the_images_are_made_with_is_within_the_ranges() -> None:
     """`make constraints` writes it anew after a change of the ranges."""
     text = (ROOT / ".ci" / "constraints.txt").read_text()
