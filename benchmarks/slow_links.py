@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 
 BURST_BYTES = 32 << 10  # of a token bucket: 1.3 ms at 200 Mbit/s, so that bursts do not pass for bandwidth
 READ_BYTES = 32 << 10  # of a proxy at a time
@@ -29,20 +28,6 @@ class Space:
     address: str
 
 
-@dataclass(frozen=True)
-class Lines:
-    """The speed of each line, in megabits a second either way; `own[i]` is that of a space to all others.
-
-    Spaces are numbered from 0. `pairs` are slower lines between two spaces, either way. `side` is the bridge of each
-    space; the two bridges are connected by one line of `between` either way, which all share.
-    """
-
-    own: list[float]
-    pairs: dict[tuple[int, int], float]
-    side: list[int]
-    between: float = 0.0
-
-
 @contextmanager
 def shaped(count: int, mbit: float) -> Iterator[list[Space]]:
     """Namespaces on one bridge, each of which sends at most `mbit` megabits a second.
@@ -50,75 +35,36 @@ def shaped(count: int, mbit: float) -> Iterator[list[Space]]:
     Raises:
         SlowLinkError: not Linux, not root, or no `ip` and `tc`.
     """
-    with _connected_spaces([0] * count) as (_, names, spaces):
+    with _connected_spaces(count) as (names, spaces):
+        bucket = f"tbf rate {mbit:g}mbit burst {BURST_BYTES} latency {QUEUE_MS}ms"
         for name in names:
-            _run(f"ip netns exec {name} tc qdisc add dev wire root {_bucket(mbit)}")
+            _run(f"ip netns exec {name} tc qdisc add dev wire root {bucket}")
         yield spaces
 
 
 @contextmanager
-def unlike(lines: Lines) -> Iterator[list[Space]]:
-    """Namespaces with lines of unlike speed; what a line cannot carry at once waits for up to `QUEUE_MS`.
-
-    Raises:
-        SlowLinkError: not Linux, not root, or no `ip` and `tc`.
-    """
-    with _connected_spaces(lines.side) as (hub, names, spaces):
-        for number, (name, mbit) in enumerate(zip(names, lines.own, strict=True)):
-            _run(f"ip netns exec {hub} tc qdisc add dev port{number} root {_bucket(mbit)}")
-            slower = {b if a == number else a: speed for (a, b), speed in lines.pairs.items() if number in (a, b)}
-            sends = f"ip netns exec {name} tc"
-            if not slower:
-                _run(f"{sends} qdisc add dev wire root {_bucket(mbit)}")
-                continue
-            _run(f"{sends} qdisc add dev wire root handle 1: htb default 1")
-            _run(f"{sends} class add dev wire parent 1: classid 1:1 htb rate {mbit:g}mbit burst {BURST_BYTES}")
-            _run(f"{sends} qdisc add dev wire parent 1:1 {_bucket(mbit)}")
-            for other, speed in slower.items():
-                own = f"1:{other + 2}"
-                _run(f"{sends} class add dev wire parent 1: classid {own} htb rate {speed:g}mbit burst {BURST_BYTES}")
-                _run(f"{sends} qdisc add dev wire parent {own} {_bucket(speed)}")
-                match = f"match ip dst {spaces[other].address}/32 flowid {own}"
-                _run(f"{sends} filter add dev wire parent 1: protocol ip u32 {match}")
-        if lines.between:
-            for end in ("trunk0", "trunk1"):
-                _run(f"ip netns exec {hub} tc qdisc add dev {end} root {_bucket(lines.between)}")
-        yield spaces
-
-
-def _bucket(mbit: float) -> str:
-    return f"tbf rate {mbit:g}mbit burst {BURST_BYTES} latency {QUEUE_MS}ms"
-
-
-@contextmanager
-def _connected_spaces(side: list[int]) -> Iterator[tuple[str, list[str], list[Space]]]:
-    """A namespace with a bridge for each side, and one for each space; names of both, and the spaces."""
+def _connected_spaces(count: int) -> Iterator[tuple[list[str], list[Space]]]:
+    """Namespaces on one bridge, which is in a namespace of its own; their names, and the spaces."""
     if os.name != "posix" or os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("tc"):
         raise SlowLinkError("a shaped link needs Linux, root, and the commands ip and tc (iproute2)")
     prefix = f"bench-{os.getpid()}"
-    names = [f"{prefix}-{number}" for number in range(len(side))]
+    names = [f"{prefix}-{number}" for number in range(count)]
     hub = f"{prefix}-hub"
     with ExitStack() as stack:
         for name in (hub, *names):
             _run(f"ip netns add {name}")
             stack.callback(_run, f"ip netns delete {name}")
-        sides = sorted(set(side))
-        for number in sides:
-            _run(f"ip -n {hub} link add bridge{number} type bridge")
-            _run(f"ip -n {hub} link set bridge{number} up")
-        for near, other in pairwise(sides):
-            _run(f"ip -n {hub} link add trunk{near} type veth peer name trunk{other}")
-            for number in (near, other):
-                _run(f"ip -n {hub} link set trunk{number} master bridge{number} up")
+        _run(f"ip -n {hub} link add bridge type bridge")
+        _run(f"ip -n {hub} link set bridge up")
         spaces = []
         for number, name in enumerate(names):
             _run(f"ip -n {hub} link add port{number} type veth peer name wire netns {name}")
-            _run(f"ip -n {hub} link set port{number} master bridge{side[number]} up")
+            _run(f"ip -n {hub} link set port{number} master bridge up")
             _run(f"ip -n {name} address add 10.78.0.{number + 1}/24 dev wire")
             _run(f"ip -n {name} link set lo up")
             _run(f"ip -n {name} link set wire up")
             spaces.append(Space(["ip", "netns", "exec", name], f"10.78.0.{number + 1}"))
-        yield hub, names, spaces
+        yield names, spaces
 
 
 def _run(command: str) -> None:

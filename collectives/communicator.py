@@ -55,13 +55,11 @@ from collectives.operations import (
     EndOfStep,
     Job,
     Known,
-    Measure,
     Rendezvous,
     Sync,
 )
 from collectives.reduce.codecs import Feedback
 from collectives.reduce.tensors import TensorLike
-from collectives.reduce.topology import PlanPhase
 from collectives.shared_state.state import SharedState
 from collectives.step_runner import StepRunner
 from collectives.types import (
@@ -84,7 +82,7 @@ MAX_TAG = 2**32 - 1  # of a caller's own tags; calls without a tag have larger o
 MAX_STEP = 2**63 - 1
 MAX_STREAMS = 128
 PENDING_S = 2.0  # how long an operation's answer to `pending` stands, for members that are a bit late
-_SYNC, _BARRIER, _MEASURE, _STEP = 2**33, 2**33 + 1, 2**33 + 2, 2**33 + 3
+_SYNC, _BARRIER, _STEP = 2**33, 2**33 + 1, 2**33 + 2
 
 
 class Communicator:
@@ -99,7 +97,7 @@ class Communicator:
         self._known = Known(plane=driver.exchange)
         self._in_flight = HandlesInFlight()
         self._agreed_pending = AgreedPending()
-        self._step_runner: StepRunner[Communicator] = StepRunner(driver.timing.hang, self._known)
+        self._step_runner: StepRunner[Communicator] = StepRunner(driver.timing.hang)
         # So that no thread or socket stays when it is dropped without `leave`, or the program ends.
         self._finalizer = weakref.finalize(self, _end, driver, self._in_flight)
 
@@ -362,24 +360,6 @@ class Communicator:
     def stay(self) -> int:
         """How often this member came into the group: more than once if the others went on without it meanwhile."""
         return self._status.stay
-
-    @property
-    def ring(self) -> tuple[NodeId, ...]:
-        """The members in the order in which large sums go around; empty: each member sends to each other one.
-
-        `run` measures the lines after 64 MiB of sums for each member. It tries both ways in the next steps, and keeps
-        the ring if it saves a third of the time.
-        """
-        plan = self._known.plan
-        return plan.tour if plan.by_ring else ()
-
-    def measure_if_due(self, timeout: float) -> None:
-        """Measure all lines if the steps so far say so; `run` calls it at all members.
-
-        Raises: as `all_reduce`.
-        """
-        if self._known.plan.phase is PlanPhase.MEASURE:
-            self._run(_MEASURE, Measure(self._known), timeout)()
 
     @property
     def outside(self) -> bool:

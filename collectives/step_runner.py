@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from collectives.agreement.views import OpId
 from collectives.errors import CALLED_OFF, BadArgument, DeadlineExceeded, InDoubt
-from collectives.operations import EndOfStep, Known, Rendezvous
+from collectives.operations import EndOfStep, Rendezvous
 from collectives.shared_state.state import SharedState
 from collectives.steps import Attempt, Phase, Steps
 from collectives.types import ReduceResult, StepResult, SyncResult, SyncStrategy
@@ -38,9 +38,6 @@ class Stepping(Protocol):
     def admit(self, timeout: float) -> None:
         """Let in those that wait."""
 
-    def measure_if_due(self, timeout: float) -> None:
-        """Measure all lines between members if it is time to; the same at all."""
-
     def sync_state(self, state: SharedState, strategy: SyncStrategy, timeout: float) -> SyncResult:
         """Bring `state` to the one that holds."""
 
@@ -56,10 +53,9 @@ LAG = 1 / 2  # of a call's time-out: how late others may be, unless that is less
 class StepRunner(Generic[C]):
     """The steps of one communicator, one at a time."""
 
-    def __init__(self, hang: float, known: Known) -> None:
-        """`hang` is that of `GroupTiming`, in seconds; `known` is what the communicator's operations share."""
+    def __init__(self, hang: float) -> None:
+        """`hang` is that of `GroupTiming`, in seconds."""
         self._hang = hang
-        self._known = known
         self._lag = 0.0  # the most that the calls of the last attempt with any allowed, in seconds
         self._steps: Steps | None = None
         self.turn: OpId | None = None  # the last rendezvous: all members who take a step have the same one
@@ -109,7 +105,6 @@ class StepRunner(Generic[C]):
                 earlier = self._come_together(comm, meet, steps, state, until)
                 if earlier is not None:
                     return earlier
-                comm.measure_if_due(min(until - time.monotonic(), self._patience))
                 attempts += 1
                 self.attempt = Attempt()
                 value = step(comm)
@@ -135,7 +130,7 @@ class StepRunner(Generic[C]):
                 steps.admitted()
             elif steps.phase is Phase.MEET:
                 claim = steps.claim(comm.stay)
-                rendezvous = Rendezvous(self._known, claim, state is not None)
+                rendezvous = Rendezvous(claim, state is not None)
                 claims = meet(rendezvous, min(left, self._patience)).value
                 self.turn = rendezvous.op
                 earlier, self._doubtful = self._doubtful, None
@@ -149,7 +144,7 @@ class StepRunner(Generic[C]):
 
     def _end(self, comm: C, meet: Meet, steps: Steps, value: T, attempts: int, until: float) -> StepResult[T]:
         """Call the step's end, and return what it gave if that counts."""
-        end = EndOfStep(self._known, steps.done + 1)
+        end = EndOfStep(steps.done + 1)
         joined = steps.joined
         try:
             done = meet(end, min(until - time.monotonic(), self._patience))

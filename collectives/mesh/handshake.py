@@ -52,7 +52,7 @@ from protocol.errors import PeerError
 from protocol.identity import KEY_BYTES as IDENTITY_BYTES
 from protocol.identity import SIGNATURE_BYTES, Identity, NodeId, node_id
 
-VERSION = 4
+VERSION = 5
 SESSION_BYTES = 8
 _MAGIC = b"GSMC"
 _HELLO = struct.Struct("!4sBBBB32s")

@@ -5,8 +5,7 @@
       its result, slice j, chunk k       <--2k+1--    to everybody
 
 Two steps however many members, each byte sent once on the shortest way, and one rounding for
-16-bit floats; it needs a link between any two members. In the ring every value waits for n - 1
-others in turn, but a member talks to two others only.
+16-bit floats; it needs a link between any two members.
 
 **Bounded memory without deadlock.** A member reduces its next chunk r when all contributions to it are here. Until then
 it sends, chunk s of all slices in turn, but at most `window` chunks ahead of r; then it waits. It has room for
@@ -15,8 +14,6 @@ member that owes it chunk r is not waiting to reduce, since it would first have 
 sends at least one ahead). Nor is it waiting to send s <= r, since every receiver has room for that. So m's chunk comes,
 and some r grows.
 """
-
-from collections.abc import Sequence
 
 import torch
 
@@ -39,7 +36,6 @@ def all_reduce(
     values: torch.Tensor,
     scratch: Scratch,
     *,
-    capacity: Sequence[float] = (),
     feedback: Feedback | None = None,
     into: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -48,17 +44,19 @@ def all_reduce(
     Args:
         port: the way to the other members.
         job: the same at every member.
-        values: this member's own, 1-D, of the tensor's type, or the work type with feedback.
+        values: this member's own, 1-D, of the tensor's type.
         scratch: where the result's memory comes from.
-        capacity: bytes a second of each member in order, agreed by all; empty: equal. Slices follow it.
-        feedback: collects what the codec loses of this member's contribution.
+        feedback: the residual of this tensor; the caller commits or aborts it with the operation.
         into: where the results go, like the values. It may be the values themselves, if the caller can lose them on
             failure: a result replaces a value once its owner has that value.
 
     Raises:
         Aborted, DeadlineExceeded: the port was cancelled or is out of time.
+        BadArgument: the feedback does not fit.
     """
-    return _Exchange(port, job, values, scratch, capacity, feedback, into).run()
+    if feedback is None or job.coder is None or job.weights[port.own] <= 0:
+        return _Exchange(port, job, values, scratch, None, into).run()
+    return _Exchange(port, job, feedback.start(values, job.op, job.work), scratch, feedback, into).run()
 
 
 class _Exchange:
@@ -68,13 +66,12 @@ class _Exchange:
         job: Reduction,
         values: torch.Tensor,
         scratch: Scratch,
-        capacity: Sequence[float],
         feedback: Feedback | None,
         into: torch.Tensor | None,
     ) -> None:
         self._port, self._job, self._values, self._feedback = port, job, values, feedback
         self._result = scratch.take(values.numel(), job.dtype) if into is None else into
-        slices = cut(values.numel(), capacity or [1.0] * len(job.order))
+        slices = cut(values.numel(), len(job.order))
         own = job.order.index(port.own)
         room = MOST_BYTES // (MIN_WINDOW * len(job.order) * job.dtype.itemsize)  # in values
         chunk = max(BLOCK, min(job.chunk, room // BLOCK * BLOCK))

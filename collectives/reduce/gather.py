@@ -57,7 +57,7 @@ def broadcast(
     whole = len(others) < 2 or values.nbytes <= WHOLE_BYTES
     step = max(1, CHUNK_BYTES // values.itemsize)
     # Part i is the one that others[i] passes on.
-    parts = [(0, values.numel())] if whole else cut(values.numel(), [1.0] * len(others))
+    parts = [(0, values.numel())] if whole else cut(values.numel(), len(others))
     spans = [(i, span) for i, part in enumerate(parts) for span in chunks(part, step)]
     if port.own == root:
         result = scratch.take(values.numel(), values.dtype)

@@ -218,15 +218,10 @@ def describe(
     )
 
 
-def cut(count: int, shares: Sequence[float]) -> list[Span]:
-    """Cut `count` values in proportion to `shares`, at the codecs' blocks; all shares 0: equally."""
-    total = sum(shares)
-    parts = [share / total for share in shares] if total > 0 else [1 / len(shares)] * len(shares)
+def cut(count: int, parts: int) -> list[Span]:
+    """Cut `count` values into so many equal parts, at the codecs' blocks."""
     blocks = -(-count // BLOCK)
-    edges, reached = [0], 0.0
-    for part in parts[:-1]:
-        reached += part
-        edges.append(min(count, max(edges[-1], round(blocks * reached) * BLOCK)))
+    edges = [min(count, round(blocks * part / parts) * BLOCK) for part in range(parts)]
     return list(zip(edges, [*edges[1:], count], strict=True))
 
 

@@ -74,7 +74,7 @@ def plan(job: Reduction, count: int, *, evenly: bool = False) -> BayLayout:
     """Return how `count` values are reduced; `evenly`: all members own equally many."""
     members, item = len(job.order), job.dtype.itemsize
     each = count // members
-    slices = tuple((i * each, (i + 1) * each) for i in range(members)) if evenly else tuple(cut(count, [1.0] * members))
+    slices = tuple((i * each, (i + 1) * each) for i in range(members)) if evenly else tuple(cut(count, members))
     longest = max(end - first for first, end in slices)
     chunk = max(1, -(-min(CHUNK_BYTES // item, longest) // BLOCK)) * BLOCK
     window = min(-(-longest // chunk), max(LEAST_WINDOW, WINDOW_BYTES // (max(1, members - 1) * chunk * item)))

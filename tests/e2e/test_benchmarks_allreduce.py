@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import allreduce, diloco, unlike_lines
+from benchmarks import allreduce, diloco
 from benchmarks.allreduce import run
 from tests.namespaces import why_impossible
 
@@ -47,15 +47,3 @@ def test_outer_steps_on_a_slow_link_are_measured_against_none(monkeypatch):
     assert all(row["median_s"] > 0 and row["cpu_s"] > 0 and row["runs"] == 2 for row in rows)
     assert rows[1]["round_s"] > 0 and "round_s" not in rows[0]
     assert list(last["ratio"]["async-diloco"].values()) == [rows[1]["median_s"] / rows[0]["median_s"]]
-
-
-@pytest.mark.long
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE)
-def test_each_way_adds_up_over_unlike_lines_and_the_tour_avoids_the_slow_one():
-    rows = list(unlike_lines.run(mib=1, runs=1, fast=200, slow=20, between=50, only="slow pair"))
-    assert [row["way"] for row in rows] == list(unlike_lines.WAYS)
-    assert all(row["median_s"] > 0 for row in rows)
-    (tour,) = {tuple(row["tour"]) for row in rows}
-    edges = {frozenset(edge) for edge in zip(tour, [*tour[1:], tour[0]], strict=True)}
-    assert sorted(tour) == [0, 1, 2, 3, 4] and {0, 1} not in edges

@@ -11,8 +11,6 @@ import pytest
 from collectives import Communicator, DeadlineExceeded, Mismatch, Op, SharedState
 from collectives.agreement.events import Begin
 from collectives.errors import BadArgument
-from collectives.mesh import data_plane
-from collectives.reduce import topology
 from collectives.types import LAN
 from tests.groups import group, together
 from tests.waiting import wait_until
@@ -77,29 +75,6 @@ def test_a_step_in_which_one_member_loses_a_call_is_taken_again_by_all(reduction
             assert [(result.number, result.value.tolist()) for result in results] == [(number, [3.0] * 3)] * 3
             assert [result.attempts for result in results] == [3 - number] * 3
         assert time.monotonic() - began < LIMIT_S / 2  # nobody waited until a call's deadline
-
-
-@pytest.mark.parametrize(("gain", "keeps"), [(float("inf"), True), (0.0, False)])
-def test_run_measures_the_lines_tries_the_ring_and_keeps_it_if_it_gains(monkeypatch, gain, keeps):
-    monkeypatch.setattr(data_plane, "is_possible", lambda: False)
-    monkeypatch.setattr(topology, "MEASURE_AFTER", 2 << 20)  # for each of three: after three steps
-    monkeypatch.setattr(topology, "GAIN", gain)
-    begun = []
-    with group(3, observer=lambda what: begun.append(what.kind) if isinstance(what, Begin) else None) as comms:
-
-        def take_a_step():
-            results = together(*(lambda c=c: c.run(lambda comm: summed(comm, count=1 << 18)) for c in comms))
-            assert all((result.value == len(comms)).all() for result in results)
-            (ring,) = {comm.ring for comm in comms}
-            return ring
-
-        rings = [take_a_step() for _ in range(3 + 2 * topology.TRIED)]
-        tried = [bool(ring) for ring in rings]
-        assert tried == [*[False] * 3, *[True] * (topology.TRIED - 1), *[False] * topology.TRIED, keeps]
-        assert begun.count("measure") == 3
-        assert not keeps or sorted(rings[-1]) == sorted(comms[0].members)
-        comms.pop().leave()
-        assert take_a_step() == (), "a ring of three is none of two"
 
 
 def test_a_step_that_takes_longer_than_its_time_out_is_told_so_and_the_next_one_counts(monkeypatch):

@@ -38,7 +38,7 @@ from collectives.mesh.port import MAX_REQUEST_BYTES, MAX_SLOT
 from collectives.mesh.sealing import KEY_BYTES, TAG_BYTES, Opener, Sealer
 from collectives.mesh.socket_port import MAX_UNSENT_ANSWERS, Inbox, Landing
 from collectives.mesh.stream import Outgoing, SendQueue, Stream
-from collectives.reduce import direct, gather, ring
+from collectives.reduce import direct, gather
 from collectives.reduce.kernels import Scratch, describe
 from collectives.threads import join_all
 from collectives.types import Protection
@@ -302,11 +302,10 @@ def job():
     "algorithm",
     [
         lambda port, values, scratch: direct.all_reduce(port, job(), values, scratch),
-        lambda port, values, scratch: ring.all_reduce(port, job(), values, scratch),
         lambda port, values, scratch: gather.all_gather(port, ORDER, values, scratch),
         lambda port, values, scratch: gather.broadcast(port, ORDER, values, B, scratch),
     ],
-    ids=["direct", "ring", "all_gather", "broadcast"],
+    ids=["direct", "all_gather", "broadcast"],
 )
 def test_no_later_operation_gets_memory_that_a_stream_may_still_write_to(algorithm):
     """A reader that was given a place before the attempt ended fills it after: nobody else may have that memory."""

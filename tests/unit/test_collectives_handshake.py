@@ -215,7 +215,7 @@ def test_nothing_that_is_sent_depends_on_the_group_or_the_member_in_a_way_that_o
         alice = Handshake(party(ALICE, group=group_key(name)), initiator=True)
         bob = Handshake(party(BOB, group=group_key(name)), initiator=False)
         said = shake(alice, bob)
-        assert said[0][:8] == said[1][:8] == b"GSMC\x04\x01\x01\x00"  # the rest of a hello is the fresh key
+        assert said[0][:8] == said[1][:8] == b"GSMC\x05\x01\x01\x00"  # the rest of a hello is the fresh key
         for known in (ALICE, BOB):
             assert known.public_key not in b"".join(said)
         assert b"8 bytes." not in b"".join(said) and group_key(name) not in b"".join(said)

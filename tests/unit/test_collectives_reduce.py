@@ -1,4 +1,4 @@
-"""Direct exchange, ring and small messages: one value, the same bits everywhere, within bounds of float64."""
+"""Direct exchange and small messages: one value, the same bits everywhere, within bounds of float64."""
 
 import sys
 from random import Random
@@ -8,18 +8,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from collectives import operations
 from collectives.agreement.events import Perform
+from collectives.agreement.messages import MAX_SHARE_BYTES
 from collectives.agreement.views import Member, OpId, View
 from collectives.errors import Aborted, BadArgument
 from collectives.mesh.shared_memory import Arena, is_possible
 from collectives.operations import AllReduce, Known
-from collectives.reduce import all_reduce, direct, kernels, ring, shared
-from collectives.reduce.all_reduce import pack_values, reduce, reduce_inline
+from collectives.reduce import direct, inline, kernels, shared
 from collectives.reduce.codecs import Feedback
-from collectives.reduce.kernels import Scratch, cut, describe, work_dtype
+from collectives.reduce.inline import goes_inline, pack_values, reduce_inline
+from collectives.reduce.kernels import Scratch, cut, describe
 from collectives.reduce.tensors import DTYPES, publish_pieces
-from collectives.reduce.topology import RING_BYTES, SumPlan
 from collectives.types import Codec, Op
 from tests.collectives_ports import Network, members, together
 
@@ -37,7 +36,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(shared, "LEAST_WINDOW", 2)
 
 
-ALGORITHMS = [direct, ring, all_reduce, *([shared] if is_possible() else [])]
+ALGORITHMS = [direct, inline, *([shared] if is_possible() else [])]
 needs_shared_memory = pytest.mark.skipif(not is_possible(), reason="Linux on x86-64")
 
 
@@ -66,7 +65,7 @@ def run(algorithm, given, op, codec=Codec.NONE, weights=None, seed=0, queue=0):
     order = members(len(given))
     weights = weights or [1.0] * len(given)
     job = describe(order, given[0].dtype, op, dict(zip(order, weights, strict=True)), codec)
-    if algorithm is all_reduce:
+    if algorithm is inline:
         shares = {member: pack_values(values) for member, values in zip(order, given, strict=True)}
         return [reduce_inline(job, given[0].numel(), shares) for _ in order]
     if algorithm is shared:
@@ -106,7 +105,6 @@ def test_any_reduction_is_that_of_float64_and_the_same_everywhere(
     algorithm, world, count, dtype, op, codec, seed, queue, data
 ):
     assume(algorithm is not shared or (codec is Codec.NONE and world > 1))
-    assume(algorithm is not ring or (codec is Codec.NONE and work_dtype(dtype, op) is dtype))
     given = [given_values(count, dtype, seed + i) for i in range(world)]
     weights = data.draw(st.lists(st.sampled_from((0.0, 0.5, 1.0, 3.0)), min_size=world, max_size=world).filter(any))
     results = run(algorithm, given, op, codec, weights, seed, queue)
@@ -131,8 +129,7 @@ def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
     given = [torch.tensor([2**63 - 1, -(2**63), 5, 2**53 + 1], dtype=torch.int64)] * 3
     assert run(algorithm, given, Op.MAX)[0].tolist() == given[0].tolist()
     assert run(algorithm, given, Op.SUM)[0].tolist()[0] == 2**63 - 3
-    if algorithm is not ring:  # their mean needs a wider type
-        assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
+    assert run(algorithm, given, Op.AVG)[0].tolist()[0] > 2**63 - 2**11, "must not go past the end"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +138,7 @@ def test_integers_wrap_around_and_64_bits_stay_exact(algorithm):
         (algorithm, codec)
         for algorithm in ALGORITHMS
         for codec in Codec
-        if algorithm not in (shared, ring) or codec is Codec.NONE
+        if algorithm is not shared or codec is Codec.NONE
     ],
 )
 def test_nan_and_infinity_pass(algorithm, codec):
@@ -181,21 +178,20 @@ def test_no_weight_at_all_is_an_error_that_says_so():
 def test_sixteen_bit_floats_are_rounded_once():
     # 2048 + 1 is 2048 in float16, whichever way it is rounded: a sum that rounds at each step stays there.
     given = [torch.tensor([2048.0], dtype=torch.float16)] + [torch.tensor([1.0], dtype=torch.float16)] * 4
-    for algorithm in set(ALGORITHMS) - {ring}:
+    for algorithm in ALGORITHMS:
         assert run(algorithm, given, Op.SUM)[0].tolist() == [2052.0]
 
 
 def test_large_values_of_sixteen_bits_have_a_mean():
     given = [torch.tensor([60000.0], dtype=torch.float16)] * 4
-    for algorithm in set(ALGORITHMS) - {ring}:
+    for algorithm in ALGORITHMS:
         assert run(algorithm, given, Op.AVG)[0].tolist() == [60000.0]
 
 
 def test_the_values_given_are_not_written_to():
     given = [given_values(3001, torch.float32, i) for i in range(3)]
     copies = [values.clone() for values in given]
-    for algorithm in (direct, ring):
-        run(algorithm, given, Op.AVG, Codec.NONE if algorithm is ring else Codec.INT8, [1.0, 2.0, 0.5])
+    run(direct, given, Op.AVG, Codec.INT8, [1.0, 2.0, 0.5])
     assert all(torch.equal(one, other) for one, other in zip(given, copies, strict=True))
 
 
@@ -361,61 +357,29 @@ def test_the_room_for_others_values_is_bounded_however_many_there_are(world, mon
     assert taken[1] <= direct.MOST_BYTES
 
 
-def test_slices_follow_the_capacity():
-    assert cut(2560, [1.0, 3.0]) == [(0, 512), (512, 2560)]  # in whole blocks
-    assert cut(100, [1, 1, 1])[-1][1] == 100
-    assert cut(0, [1, 1]) == [(0, 0), (0, 0)]
-    spans = cut(100_000, [0.0, 5.0, 1.0])
-    assert spans[0] == (0, 0)
-    assert [end for _, end in spans[:-1]] == [first for first, _ in spans[1:]]
+def test_slices_are_equal_in_whole_blocks():
+    assert cut(2560, 3) == [(0, 768), (768, 1792), (1792, 2560)]
+    assert cut(100, 3)[-1][1] == 100
+    assert cut(0, 2) == [(0, 0), (0, 0)]
 
 
-def test_unequal_slices_reduce_the_same():
-    order = members(3)
-    given = [given_values(5003, torch.float32, i) for i in range(3)]
-    job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
-    results = together(
-        order, lambda port, i: direct.all_reduce(port, job, given[i], Scratch(), capacity=[1.0, 0.0, 9.0])
-    )
-    assert_alike(results)
-    assert torch.equal(results[0], given[0] + given[1] + given[2])
+def test_small_values_travel_with_the_agreement():
+    assert goes_inline(0, 256)
+    assert goes_inline(1024, 8)
+    assert not goes_inline(MAX_SHARE_BYTES, 2), "a share says more than the values"
+    assert not goes_inline(16 << 10, 64), "the coordinator would send too much"
 
 
-@pytest.mark.parametrize("algorithm", [direct, ring])
-def test_each_byte_is_sent_once(algorithm):
+def test_each_byte_is_sent_once():
     order = members(4)
     job = describe(order, torch.float32, Op.SUM, dict.fromkeys(order, 1.0), Codec.NONE)
     count = 4 * 256 * 16
 
     def work(port, i):
-        algorithm.all_reduce(port, job, torch.ones(count), Scratch())
+        direct.all_reduce(port, job, torch.ones(count), Scratch())
         return port.bytes_sent, port.bytes_received
 
     assert together(order, work) == [(2 * 3 * count, 2 * 3 * count)] * 4  # 2 (n - 1) / n of 4 bytes a value
-
-
-@pytest.mark.slow
-def test_the_plan_says_the_way_of_large_exact_values_and_others_go_direct():
-    order = members(4)
-    tour = (order[0], order[2], order[1], order[3])
-    plan = SumPlan(tour=tour, capacity=(3.0, 1.0, 1.0, 1.0), by_ring=True)
-
-    def by_plan(dtype, count, codec=Codec.NONE):
-        given = [given_values(count, dtype, i) for i in range(4)]
-        job = describe(order, dtype, Op.SUM, dict.fromkeys(order, 1.0), codec)
-        results = together(order, lambda port, i: reduce(port, job, given[i], Scratch(), plan=plan))
-        assert_alike(results)
-        ways = {
-            "ring": lambda port, i: ring.all_reduce(port, job, given[i], Scratch(), tour=tour),
-            "direct": lambda port, i: direct.all_reduce(port, job, given[i], Scratch(), capacity=plan.capacity),
-        }
-        return {way for way, work in ways.items() if torch.equal(together(order, work)[0], results[0])}
-
-    enough = RING_BYTES // 4
-    assert by_plan(torch.float32, enough) == {"ring"}
-    assert by_plan(torch.float32, enough - 256) == {"direct"}
-    assert "direct" in by_plan(torch.bfloat16, enough)
-    assert "direct" in by_plan(torch.float32, enough, Codec.INT8)
 
 
 @pytest.mark.parametrize("op", [Op.SUM, Op.AVG])
@@ -431,8 +395,7 @@ def test_with_feedback_errors_do_not_pile_up(op):
 
         def work(port, i):
             feedback = kept[i] if with_feedback else None
-            values = feedback.start(given[i], op, torch.float32) if feedback else given[i]
-            result = direct.all_reduce(port, job, values, Scratch(), feedback=feedback)
+            result = direct.all_reduce(port, job, given[i], Scratch(), feedback=feedback)
             if feedback:
                 feedback.commit()
             return result.double()
@@ -477,19 +440,6 @@ def test_what_a_call_that_was_called_off_collected_is_not_kept_by_the_next():
     for job, outcome in zip(jobs, together(order, lambda port, i: jobs[i].perform(start, port)), strict=True):
         job.publish(outcome)
     assert feedback.residual is None
-
-
-def test_sums_without_steps_are_not_remembered_for_ever(monkeypatch):
-    monkeypatch.setattr(operations, "MAX_LARGE", 3)
-    known, order = Known(), members(1)
-    view = View(b"group", 1, b"the mark", (Member(order[0], "", b"session!"),))
-    options = {"op": Op.AVG, "out": None, "weight": 1.0, "codec": Codec.NONE}
-    job = AllReduce(known, order, torch.ones(RING_BYTES // 4), **options)
-    start = Perform(OpId(view.mark, 1, 0, 0), "all_reduce", view, {order[0]: job.share})
-    (outcome,) = together(order, lambda port, i: job.perform(start, port))
-    for _ in range(5):
-        job.publish(outcome)
-    assert len(known.large) == 3
 
 
 def test_feedback_that_does_not_fit_is_refused_before_anything_is_sent():
