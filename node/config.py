@@ -299,9 +299,6 @@ class SamplingConfig(Section):
         description="whose groups the external ones are; 'self': this node's own of earlier rounds, the control that "
         "tells what peers are worth from what replay is worth",
     )
-    external_weight: float = Field(
-        1.0, gt=0, le=100, description="what an external group counts in the loss, where an own one counts 1"
-    )
     completions: int = Field(
         8, ge=2, le=128, description="completions a question, L; of a larger external group as many are drawn"
     )

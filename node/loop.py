@@ -253,7 +253,7 @@ class Loop:
             return samples
         draw.fill()
         draw.take()
-        external = external_samples(draw.picks, draw.usable, sampling.external_weight, len(own))
+        external = external_samples(draw.picks, draw.usable, len(own))
         self.row |= metrics_of_draw(draw, external, version)
         return samples + external
 

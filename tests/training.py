@@ -13,7 +13,7 @@ from node.rollouts.rule import Sample
 from node.tasks import Item
 from node.training.trainer import SwarmTrainer, make_trainer
 
-FULL_WEIGHT = 2 + 16 * 0.5 / 8
+FULL_WEIGHT = 2 + 16 / 8
 """The weight of a full round of `node_config`: two own groups, and one completion of 8 of each of 16 peers' groups."""
 
 
@@ -24,7 +24,7 @@ def node_config(rounds: int | None = 2, longest: int = 8, temperature: float = 1
         {
             "seed": 0,
             "rounds": rounds,
-            "sampling": {"rule": "positive", "local": 2, "external": 16, "external_weight": 0.5, "completions": 8},
+            "sampling": {"rule": "positive", "local": 2, "external": 16, "completions": 8},
             "engine": {"max_completion_length": longest, "temperature": temperature},
             "trainer": {"trl": options, "save_steps": 1000, **trainer},
         }

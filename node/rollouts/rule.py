@@ -209,20 +209,17 @@ def picks_of_groups(candidates: Sequence[Candidate], request: DrawRequest) -> li
     return picks
 
 
-def external_samples(
-    picks: Sequence[Pick], groups: Mapping[bytes, EncodedGroup], weight: float, first: int
-) -> list[Sample]:
+def external_samples(picks: Sequence[Pick], groups: Mapping[bytes, EncodedGroup], first: int) -> list[Sample]:
     """Attach the picked completions' tokens; a pick whose group or tokens are not in `groups` is left out.
 
     Args:
         picks: a rule's.
         groups: by their ids.
-        weight: of a whole group.
         first: the number of the first of the groups.
     """
     numbers = {key: first + at for at, key in enumerate(dict.fromkeys(pick.id for pick in picks))}
     return [
-        _sample(groups[pick.id], pick.index, pick.advantage, pick.weight * weight, numbers[pick.id], external=True)
+        _sample(groups[pick.id], pick.index, pick.advantage, pick.weight, numbers[pick.id], external=True)
         for pick in picks
         if pick.id in groups and pick.index in groups[pick.id].completions
     ]

@@ -1074,13 +1074,13 @@ def test_a_peers_best_answer_is_taken_where_it_is_above_what_this_node_gets_itse
 ) -> None:
     task = Graded()
     swarm = Swarm([sent(1, "a", best, "a", task=task)])
-    loop = node_of(swarm, alone(task), own, sampling={"external": 3, "external_weight": 2})
+    loop = node_of(swarm, alone(task), own, sampling={"external": 3})
     taken = [sample for sample in next(loop.rounds(0)) if sample.external]
     if advantage is None:
         assert taken == [] and swarm.reasons == [] and len(loop.buffer) == 1
         return
     (one,) = taken
-    assert (policy.decode(one.completion), one.advantage, one.weight) == (best, pytest.approx(advantage), 2 / 3)
+    assert (policy.decode(one.completion), one.advantage, one.weight) == (best, pytest.approx(advantage), 1 / 3)
 
 
 class Beside(Guess):

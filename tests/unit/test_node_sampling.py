@@ -214,10 +214,10 @@ def test_external_samples_carry_their_group() -> None:
     rows = [(b"a", 1, 0.5, 0.25), (b"b", 0, 1.0, 1.0), (b"b", 1, 1.0, 1.0), (b"c", 0, 1.0, 1.0)]
     picks = [Pick(*row, rests_on=(0, 1)) for row in rows]
     first, third = group(1, (0.0, 1.0)), replace(group(3, (0.0, 1.0)), completions={1: Tokens([1])})
-    samples = external_samples(picks, {b"a": first, b"c": third, b"b": third}, weight=2.0, first=4)
+    samples = external_samples(picks, {b"a": first, b"c": third, b"b": third}, first=4)
     assert samples == [
-        Sample([1], [1], 0.5, 0.5, 4, external=True, index=1),
-        Sample([3], [1], 1.0, 2.0, 5, external=True, index=1),
+        Sample([1], [1], 0.5, 0.25, 4, external=True, index=1),
+        Sample([3], [1], 1.0, 1.0, 5, external=True, index=1),
     ]
 
 
@@ -244,9 +244,9 @@ def test_a_group_counts_as_a_group_however_many_completions_it_has(
 
 
 def test_a_rounds_loss_is_divided_by_the_weight_that_it_is_configured_for() -> None:
-    sapo = SamplingConfig(rule="sapo", local=4, external=3, external_weight=2.0)
+    sapo = SamplingConfig(rule="sapo", local=4, external=3)
     positive = SamplingConfig(rule="positive", local=2, external=16)
-    assert configured_weight(sapo) == 4 + 3 * 2
+    assert configured_weight(sapo) == 4 + 3
     assert configured_weight(positive) == 2 + 16 / 8
     assert configured_weight(positive.model_copy(update={"external": 0})) == 2
     assert configured_weight(positive.model_copy(update={"local": 0})) == 16 / 8

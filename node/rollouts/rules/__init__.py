@@ -30,4 +30,4 @@ def configured_weight(config: SamplingConfig) -> float:
     An own group counts 1, and a round has no more of them than it asks questions.
     """
     local = min(config.local, config.questions_per_round)
-    return local + config.external * config.external_weight * RULES[config.rule].group_weight(config.completions)
+    return local + config.external * RULES[config.rule].group_weight(config.completions)
