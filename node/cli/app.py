@@ -3,7 +3,9 @@
 `explain` decides which failures a person can correct, and says how in one line.
 """
 
+import atexit
 import errno
+import gc
 import importlib.metadata
 import sys
 import traceback
@@ -115,6 +117,7 @@ app.command("doctor")(doctor.doctor)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 a defect or a failed node, 2 something to correct, 130 interrupted."""
+    atexit.register(gc.freeze)  # else Python looks through all of torch once more at its end, which takes two seconds
     given = list(sys.argv[1:] if arguments is None else arguments)
     setup_logs(debug="--debug" in given)  # to stderr, until a verb says otherwise: stdout may be a key, or an invite
     sys.exit(run(given or ["--help"], debug="--debug" in given))
