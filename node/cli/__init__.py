@@ -3,6 +3,7 @@
 app      the command's entry, and its last word on an error
 options  options of several verbs
 running  how a node is started
+here     what is said without a verb
 
 To add a verb: write its file, with a function whose help ends with an `Example:`. Import the file in `app`, and
 register the function there by `app.command`.

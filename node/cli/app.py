@@ -10,6 +10,7 @@ import importlib.metadata
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -120,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     atexit.register(gc.freeze)  # else Python looks through all of torch once more at its end, which takes two seconds
     given = list(sys.argv[1:] if arguments is None else arguments)
     setup_logs(debug="--debug" in given)  # to stderr, until a verb says otherwise: stdout may be a key, or an invite
+    if not given and sys.stdout.isatty():
+        from node.cli.here import here
+
+        print(*here(Path.cwd()), sep="\n")
+        sys.exit(0)
     sys.exit(run(given or ["--help"], debug="--debug" in given))
 
 

@@ -22,7 +22,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli.app import app, explain, run
+from node.cli.app import app, explain, main, run
 from node.config import COMMON_KEYS, NodeConfig, TaskConfig, TrlOptions, all_keys, is_key, load_config
 from node.engines import EngineError
 from node.errors import UserError
@@ -99,6 +99,31 @@ def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
 
     assert complete("gossamer in") == {"invite", "inspect"}
     assert "--processes" in complete("gossamer node --pro")
+
+
+def test_without_a_verb_a_person_on_a_terminal_is_told_what_is_here_and_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        with pytest.raises(SystemExit) as end:
+            main([])
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    assert "Usage: gossamer" in told(), "a program gets the help"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert told().startswith("no node is in this folder\nnext:\n  gossamer demo ")
+    assert run(found(tmp_path / "club"), debug=False) == 0
+    capsys.readouterr()
+    for name, rows in (("metrics.jsonl", [{"round": 7}]), ("evaluations.jsonl", [{"round": 0, "accuracy": 0.25}] * 2)):
+        (tmp_path / "club" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = told()
+    assert "  club: stopped, swarm club, round 7, held-out accuracy 0.250 at first, 0.250 last\n" in said
+    assert "gossamer node --state club " in said and "gossamer export club my-model " in said
+    with exclusive(tmp_path / "club"):
+        said = told()
+    assert "  club: running, swarm" in said and "gossamer invite club " in said and "gossamer status club " in said
 
 
 @pytest.mark.slow
