@@ -14,7 +14,7 @@ reason, and whoever is to blame pays.
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from protocol.config import Instant, Setup
@@ -25,37 +25,29 @@ from protocol.events import (
     Blame,
     Bring,
     ChargePrefix,
-    ChunkArrived,
     Closed,
     CoreAction,
     CoreEvent,
     Deliver,
     Dial,
-    Discard,
-    Expel,
     FillLink,
     GossipAction,
-    Got,
     HangUp,
-    Heard,
     Item,
     ItemVerdict,
     Judgement,
     Link,
     MembershipAction,
     Message,
-    Misfit,
     Moved,
     Moving,
     Neighbour,
     Offer,
     Opened,
     Outline,
-    Outlined,
     PeerDown,
     PeerUp,
     PortMapped,
-    Publish,
     RefusedEarly,
     Revoked,
     Send,
@@ -214,18 +206,20 @@ class Core:
                 return self._arrived(link, frame, now)
             case Offer(body, hashes):
                 return self._offer(body, hashes, now)
-            case Subscribe() | Bring():
-                return self._items(self.gossip.handle(event, now), now)
+            case Subscribe():
+                return self._do(self.gossip.subscribe(event, now), now)
+            case Bring(item_id):
+                return self._do(self.gossip.bring(item_id), now)
             case Opened(link) | Accepted(link):
                 self._ended.pop(link)
-                return self._members(self.membership.handle(event, now), now)
+                return self._do(self.membership.handle(event, now), now)
             case Closed(link):
                 self._quotas.drop(link)
                 self._ended.set(link, None)
-                actions = self._members(self.membership.handle(event, now), now)
+                actions = self._do(self.membership.handle(event, now), now)
                 return [*actions, *self._refill(link)]
             case Moving() | Moved() | PortMapped() | Neighbour() | TurnedAway():
-                return self._members(self.membership.handle(event, now), now)
+                return self._do(self.membership.handle(event, now), now)
             case Revoked():
                 return self._revoked(event, now)
             case Judgement():
@@ -250,7 +244,7 @@ class Core:
 
     def _revoked(self, event: Revoked, now: Instant) -> list[CoreAction]:
         try:
-            return self._members(self.membership.handle(event, now), now)
+            return self._do(self.membership.handle(event, now), now)
         except RevocationError as error:
             self.scores.offence(error.reason, None, now)
             return []
@@ -274,7 +268,7 @@ class Core:
         subject: str = node if node is not None else self._subject(link)
         if self.scores.is_refused(subject, now):
             self.scores.offence("graylisted", None, now)
-            return self._members(self._expel(node, link, frame, now), now)
+            return self._do(self._expel(node, link, frame, now), now)
         payer = self.membership.links.payer(link)
         if node is not None and kind_of(frame) in CONTENT:
             if self.gossip.owes(node, content_id(frame)):
@@ -295,7 +289,7 @@ class Core:
     def _expel(self, node: NodeId | None, link: Link, frame: bytes, now: Instant) -> list[MembershipAction]:
         """Part from a graylisted peer, or from a stranger; from one that is parting already once it floods us."""
         if node is not None:
-            return self.membership.handle(Expel(node), now)
+            return self.membership.expel(node, now)
         payer = self.membership.links.payer(link)
         self._quotas.spend(payer, price(frame), now.steady)
         may_stay = self._is_parting(link) and self._quotas.may_speak(payer, link, now.steady)
@@ -348,7 +342,7 @@ class Core:
         if theirs is None or self.membership.links.is_parting(link):
             return []
         self._misfits.set(link.key, None)
-        return self._members(self.membership.handle(Misfit(link, theirs), now), now)
+        return self._do(self.membership.misfit(link, theirs, now), now)
 
     def _open(self, frame: bytes) -> Envelope:
         envelope = open_frame(frame, self._identity.verify)
@@ -368,7 +362,7 @@ class Core:
             raise MessageError("oversized", "an item of several chunks in one frame")
         topic = frame[HEAD_BYTES : HEAD_BYTES + TOPIC_BYTES]
         item = Item(claimed, signer, envelope.time_ms / 1000, topic, frame)
-        return self._items(self.gossip.handle(Got(node, item), now), now)
+        return self._do(self.gossip.got(node, item, now), now)
 
     def _item_refusal(self, node: NodeId, signer: NodeId, header: Header, now: Instant) -> str:
         age = now.unix - header.time_ms / 1000
@@ -398,7 +392,8 @@ class Core:
         signer = node_id(header.public_key)
         if refusal := self._item_refusal(node, signer, header, now):
             return self._refuse_item(refusal, node, signer, header.item_id, now)
-        return self._items(self.gossip.handle(Outlined(node, Outline(header, message.head, message.hashes)), now), now)
+        outline = Outline(header, message.head, message.hashes)
+        return self._do(self.gossip.outlined(node, outline, now), now)
 
     def _greeted(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         """Handle a sealed frame that is no item: it must be a hello, or of a kind that a newer minor version added."""
@@ -409,7 +404,7 @@ class Core:
                 return []
             raise MessageError("no_hello" if envelope.kind == Kind.ITEM else "malformed")
         sender = node_id(envelope.public_key)
-        actions = self._members(self.membership.handle(Message(link, sender, Kind.HELLO, envelope.body), now), now)
+        actions = self._do(self.membership.handle(Message(link, sender, Kind.HELLO, envelope.body), now), now)
         if self.membership.live_node(link) == sender:
             self.membership.heard(sender, now)
             self.clocks.said(self.membership.links.peers[sender].place.voice, envelope.time_ms / 1000, now)
@@ -420,12 +415,11 @@ class Core:
         actions: list[CoreAction]
         match said.kind:
             case Kind.CHUNK:
-                chunk = ItemChunk.decode(said.body)
-                actions = self._items(self.gossip.handle(ChunkArrived(sender, chunk), now), now)
+                actions = self._do(self.gossip.chunk_arrived(sender, ItemChunk.decode(said.body), now), now)
             case Kind.HELLO | Kind.ITEM:
                 raise MessageError("malformed", "it has to be sealed")
             case kind if (read := GOSSIP.get(kind)) is not None:
-                actions = self._items(self.gossip.handle(Heard(sender, read(said.body)), now), now)
+                actions = self._do(self.gossip.heard(sender, read(said.body), now), now)
             case Kind.OUTLINE:
                 actions = self._outline(sender, said.body, now)
             case Kind.ASK_MANIFEST:
@@ -435,7 +429,7 @@ class Core:
                 actions = []
             case _:
                 message = Message(link, sender, said.kind, said.body)
-                actions = self._members(self.membership.handle(message, now), now)
+                actions = self._do(self.membership.handle(message, now), now)
         if self.membership.live_node(link) == sender:
             self.membership.heard(sender, now)
         return actions
@@ -457,14 +451,15 @@ class Core:
         frame = self._seal(Kind.ITEM, body, now, hashes)
         own = self._identity
         item = Item(claimed_id(frame), own.node_id, now.unix, body[:TOPIC_BYTES], frame, hashes)
-        return self._items(self.gossip.handle(Publish(item), now), now)
+        self.gossip.publish(item, now)
+        return []
 
     def _judged(self, judgement: Judgement, now: Instant) -> list[CoreAction]:
         if judgement.verdict is ItemVerdict.IGNORE:
             self.scores.offence(judgement.reason, None, now)
         elif judgement.verdict is ItemVerdict.REJECT:
             signer = self.gossip.signer(judgement.id)
-            self.gossip.handle(Discard(judgement.id), now)
+            self.gossip.discard(judgement.id)
             link = self.membership.link_of(signer) if signer is not None else None
             return self._offence(judgement.reason, link, signer, now, REJECT_PENALTY)
         return []
@@ -475,53 +470,42 @@ class Core:
             actions += self._paid(*waited, now)
         if now.steady >= self._members_ticked + TICK_S:
             self._members_ticked = now.steady
-            actions += self._members(self.membership.handle(Tick(), now), now)
+            actions += self._do(self.membership.handle(Tick(), now), now)
         if now.steady >= self.gossip.due:
-            actions += self._items(self.gossip.handle(Tick(), now), now)
+            actions += self._do(self.gossip.tick(now), now)
         return actions
 
-    def _members(self, wanted: list[MembershipAction], now: Instant) -> list[CoreAction]:
+    def _do(self, wanted: Iterable[MembershipAction | GossipAction], now: Instant) -> list[CoreAction]:
+        """Turn what membership and gossip ask for into what the transport and the node are to do."""
         if self._gate.revision != self._obeyed:
             self._obeyed = self._gate.revision
             self.gossip.withdraw_signed(self._gate.is_revoked)
         actions: list[CoreAction] = []
         for action in wanted:
             match action:
-                case Send(link, message):
-                    assert isinstance(link, Link)
-                    actions.append(self._send(link, message, now))
+                case Send(to) | Serve(to):
+                    link = to if isinstance(to, Link) else self.membership.link_of(to)
+                    if link is not None and isinstance(action, Send):
+                        actions.append(self._send(link, action.message, now))
+                    elif link is not None:
+                        actions.append(FillLink(link))
+                case Blame(node, reason):
+                    actions += self._offence(reason, self.membership.link_of(node), node, now)
+                case Deliver(_, again):
+                    self.items_received += not again
+                    actions.append(action)
                 case Dial():
                     actions.append(action)
                 case HangUp(link):
                     self._quotas.drop(link)
                     self._ended.set(link, None)
                     actions += [action, *self._refill(link)]
-                case PeerUp(node) | PeerDown(node):
-                    if isinstance(action, PeerDown):
-                        self.traffic.pop(node, None)
-                    else:
-                        self.traffic.setdefault(node, Traffic(now.steady))
-                    actions += self._items(self.gossip.handle(action, now), now)
-        return actions
-
-    def _items(self, wanted: list[GossipAction], now: Instant) -> list[CoreAction]:
-        actions: list[CoreAction] = []
-        for action in wanted:
-            if isinstance(action, Deliver):
-                self.items_received += not action.again
-                actions.append(action)
-                continue
-            if isinstance(action, Blame):
-                blamed = self.membership.link_of(action.node)
-                actions += self._offence(action.reason, blamed, action.node, now)
-                continue
-            link = action.to if isinstance(action.to, Link) else self.membership.link_of(action.to)
-            if link is None:
-                continue
-            if isinstance(action, Serve):
-                actions.append(FillLink(link))
-            else:
-                actions.append(self._send(link, action.message, now))
+                case PeerUp(node, voice):
+                    self.traffic.setdefault(node, Traffic(now.steady))
+                    actions += self._do(self.gossip.up(node, now, voice), now)
+                case PeerDown(node):
+                    self.traffic.pop(node, None)
+                    self.gossip.down(node, now)
         return actions
 
     def _send(self, link: Link, message: Body, now: Instant) -> SendFrame:

@@ -1,9 +1,10 @@
 """Every event and every action of a node's cores, from the link up to the item.
 
-A core is told events and answers with actions: `handle(event, now) -> actions`.
+A core is told events and answers with actions: `handle(event, now) -> actions`. It calls the methods of gossip, and
+those of membership for what it found itself.
 
     transport --> NetworkEvent --> core --> MembershipEvent --> membership --> MembershipAction --+
-    node -------> Offer, ... ----> core --> GossipEvent ------> gossip ------> GossipAction ------+
+    node -------> Offer, ... ----> core --> its methods ------> gossip ------> GossipAction ------+
     transport <-- CoreAction <------------------------- core makes frames of what they `Send` ----+
 """
 
@@ -20,13 +21,9 @@ from protocol.wire.envelope import CHUNK_BYTES, HEAD_BYTES, Header, ItemId, hash
 from protocol.wire.messages import (
     TOPIC_BYTES,
     Body,
-    DontHave,
     Entry,
-    Have,
-    Interest,
     ItemChunk,
     ItemOutline,
-    Want,
     hint,
 )
 
@@ -163,7 +160,7 @@ class Neighbour:
     addresses: tuple[Address, ...]
 
 
-# Events of membership and gossip
+# Events of membership, and what is said of items
 
 
 @value
@@ -181,21 +178,6 @@ class Message:
     sender: NodeId
     kind: int
     body: bytes
-
-
-@value
-class Expel:
-    """The peer is graylisted: end its link, and do not dial it for a while."""
-
-    node: NodeId
-
-
-@value
-class Misfit:
-    """The other end speaks another major version, `theirs`."""
-
-    link: Link
-    theirs: int
 
 
 @value
@@ -289,54 +271,8 @@ class Outline:
 
 
 @value
-class Outlined:
-    """A peer sent the outline of a large item."""
-
-    node: NodeId
-    outline: Outline
-
-
-@value
-class ChunkArrived:
-    """A peer sent a chunk of an item."""
-
-    node: NodeId
-    chunk: ItemChunk
-
-
-@value
-class Publish:
-    """We made an item."""
-
-    item: Item
-
-
-@value
-class Got:
-    """A peer sent an item that `Gossip.declines` did not decline."""
-
-    node: NodeId
-    item: Item
-
-
-@value
-class Heard:
-    """A peer sent a message about items, or its interest."""
-
-    node: NodeId
-    message: Have | Want | DontHave | Interest
-
-
-@value
 class Bring:
     """The node has room now for an item that came when it had none. `Deliver` follows if the item is still held."""
-
-    id: ItemId
-
-
-@value
-class Discard:
-    """The node rejected the item: announce it no more."""
 
     id: ItemId
 
@@ -416,9 +352,8 @@ class Blame:
 OfLink = Opened | Accepted | TurnedAway | Moving | Closed
 NetworkEvent = OfLink | Arrived | RefusedEarly
 News = Moved | PortMapped | Neighbour  # of where we are
-MembershipEvent = Opened | Accepted | TurnedAway | Moving | Closed | Message | Expel | Misfit | News | Revoked | Tick
+MembershipEvent = Opened | Accepted | TurnedAway | Moving | Closed | Message | News | Revoked | Tick
 MembershipAction = Dial | HangUp | Send | PeerUp | PeerDown
-GossipEvent = PeerUp | PeerDown | Publish | Got | Heard | Outlined | ChunkArrived | Subscribe | Bring | Discard | Tick
 GossipAction = Deliver | Send | Serve | Blame
 CoreEvent = NetworkEvent | Bring | News | Revoked | Offer | Subscribe | Judgement | Tick
 CoreAction = Dial | HangUp | SendFrame | FillLink | Deliver | ChargePrefix

@@ -5,6 +5,6 @@ ledger         a row for each peer and item          chunks         large items,
 store          what is held for others               subscriptions  which items are wanted, and how many
 pace           how much may be under way over our line
 
-To add a message about items: write its class in `protocol.wire.messages`, an arm of `Gossip._heard`, and what it
+To add a message about items: write its class in `protocol.wire.messages`, an arm of `Gossip.heard`, and what it
 changes into the table `THEIRS` of `ledger`.
 """

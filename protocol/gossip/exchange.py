@@ -48,27 +48,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, takewhile
 
 from protocol.config import Instant, Setup
-from protocol.events import (
-    Blame,
-    Bring,
-    ChunkArrived,
-    Deliver,
-    Discard,
-    GossipAction,
-    GossipEvent,
-    Got,
-    Heard,
-    Item,
-    Outline,
-    Outlined,
-    PeerDown,
-    PeerUp,
-    Publish,
-    Send,
-    Serve,
-    Subscribe,
-    Tick,
-)
+from protocol.events import Blame, Deliver, GossipAction, Item, Outline, Send, Serve, Subscribe
 from protocol.gossip.ledger import ALL, WHOLE, ItemLedger, Place, Statement
 from protocol.gossip.pace import LEAST_BYTES, LOST_S, UPLINK_QUICK_S, Lines, LineWindow
 from protocol.gossip.store import Store
@@ -189,6 +169,7 @@ class Gossip:
         # Returns the signer of an accepted item, None if it is not remembered. Called for each item that comes.
         self.signer: Callable[[ItemId], NodeId | None] = self._seen.get
         self.owes: Callable[[NodeId, ItemId], bool] = self._wants.owes
+        self.discard: Callable[[ItemId], object] = self._store.withdraw  # announce it no more: the node rejected it
 
     @property
     def held_bytes(self) -> int:
@@ -251,39 +232,29 @@ class Gossip:
         self._store.withdraw_signed(is_by)
         self._wants.forget_signed(is_by)
 
-    def handle(self, event: GossipEvent, now: Instant) -> list[GossipAction]:  # an arm an event
-        """Advance by one event."""
-        match event:
-            case Got(node, item):
-                return self._got(node, item, now)
-            case Heard(node, message):
-                return self._heard(node, message, now) if node in self._peers else []
-            case Publish(item):
-                return self._publish(item, now)
-            case Outlined(node, outline):
-                return self._outlined(node, outline, now)
-            case ChunkArrived(node, chunk):
-                return self._chunk_arrived(node, chunk, now)
-            case PeerUp(node, voice):
-                return self._up(node, voice, now)
-            case PeerDown(node):
-                self._down(node, now)
-            case Subscribe(topics, demand, beside):
-                is_news = self._appetite.subscribe(topics, demand, now, beside)
-                return self._tell_interest(self._peers) if is_news else []
-            case Bring(item_id):
-                held = self._store.get(item_id)
-                return [Deliver(held, again=True)] if held is not None else []
-            case Discard(item_id):
-                self._store.withdraw(item_id)
-            case Tick():
-                return self._tick(now)
-        return []
+    # Our own node
+
+    def publish(self, item: Item, now: Instant) -> None:
+        """Hold and announce an item that we made."""
+        if item.id not in self._seen:
+            self._seen.set(item.id, item.signer)
+            self._hold(item, now)
+
+    def subscribe(self, wish: Subscribe, now: Instant) -> list[GossipAction]:
+        """Want what our node wants from now on."""
+        is_news = self._appetite.subscribe(wish.topics, wish.demand, now, wish.beside)
+        return self._tell_interest(self._peers) if is_news else []
+
+    def bring(self, item_id: ItemId) -> list[GossipAction]:
+        """Deliver an item once more, if it is still held."""
+        held = self._store.get(item_id)
+        return [Deliver(held, again=True)] if held is not None else []
 
     # Peers
 
-    def _up(self, node: NodeId, voice: str, now: Instant) -> list[GossipAction]:
-        self._down(node, now)
+    def up(self, node: NodeId, now: Instant, voice: str = "") -> list[GossipAction]:
+        """Begin with a peer that is live, anew if it was before; `voice` is as whom it counts (see `PeerUp`)."""
+        self.down(node, now)
         self._store.expire(now)
         peer = self._peers[node] = _Peer(self._uplinks.to(voice))
         self._ledger.up(node)
@@ -294,7 +265,8 @@ class Gossip:
         self._remind(peer, ids, now, now.steady + catch_up)
         return self._tell_interest([node])
 
-    def _down(self, node: NodeId, now: Instant) -> None:
+    def down(self, node: NodeId, now: Instant) -> None:
+        """Forget a peer that is gone."""
         if (peer := self._peers.pop(node, None)) is not None:
             for place in list(peer.given):
                 peer.ends(place)
@@ -306,7 +278,10 @@ class Gossip:
     def _tell_interest(self, nodes: Iterable[NodeId]) -> list[GossipAction]:
         return [Send(node, self._appetite.interest) for node in nodes]
 
-    def _heard(self, node: NodeId, message: Have | Want | DontHave | Interest, now: Instant) -> list[GossipAction]:
+    def heard(self, node: NodeId, message: Have | Want | DontHave | Interest, now: Instant) -> list[GossipAction]:
+        """Take in what a live peer says about items, or its interest."""
+        if node not in self._peers:
+            return []
         match message:
             case Have(items):
                 return self._offered(node, items, now)
@@ -349,7 +324,8 @@ class Gossip:
 
     # What comes
 
-    def _got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
+    def got(self, node: NodeId, item: Item, now: Instant) -> list[GossipAction]:
+        """Take in an item that a peer sent."""
         if node in self._peers:
             self.came(node, item.id, now)
         self._soon(now)
@@ -368,7 +344,8 @@ class Gossip:
         self._hold(item, now)
         return [Deliver(item)] if item.signer != self._own else []  # an item of ours comes back after a restart
 
-    def _outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
+    def outlined(self, node: NodeId, outline: Outline, now: Instant) -> list[GossipAction]:
+        """Take in the outline of a large item, which a peer sent."""
         ack = naming(Ack, node, {outline.id: ()})
         match self._wants.outlined(node, outline, now.steady):
             case Took.UNASKED:
@@ -380,7 +357,8 @@ class Gossip:
                 return [*ack, *self._wants.fill_all(now.steady)]
         return [*ack]
 
-    def _chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
+    def chunk_arrived(self, node: NodeId, chunk: ItemChunk, now: Instant) -> list[GossipAction]:
+        """Take in a chunk of an item, which a peer sent."""
         partial = self._wants.partial(chunk.id)
         self._soon(now)
         ack = naming(Ack, node, {chunk.id: (chunk.index,)})
@@ -410,13 +388,6 @@ class Gossip:
         for node, peer in self._peers.items():
             if peer.wants.covers(item.topic) and self._ledger.is_news(node, item.id):
                 self._remind(peer, [item.id], now, now.steady + self._pace(peer.wants))
-
-    def _publish(self, item: Item, now: Instant) -> list[GossipAction]:
-        if item.id in self._seen:
-            return []
-        self._seen.set(item.id, item.signer)
-        self._hold(item, now)
-        return []
 
     def _wanted(self, node: NodeId, want: Want, now: Instant) -> list[GossipAction]:
         peer = self._peers[node]
@@ -552,7 +523,8 @@ class Gossip:
             peer.tell_at = min(peer.tell_by, by)
             self.due = min(self.due, peer.tell_at)
 
-    def _tick(self, now: Instant) -> list[GossipAction]:
+    def tick(self, now: Instant) -> list[GossipAction]:
+        """Do what is due."""
         self._store.expire(now)
         self._seen.expire(now.steady)
         for peer in self._peers.values():

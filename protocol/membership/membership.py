@@ -35,13 +35,11 @@ from protocol.errors import MessageError, RecordError
 from protocol.events import (
     Accepted,
     Closed,
-    Expel,
     HangUp,
     Link,
     MembershipAction,
     MembershipEvent,
     Message,
-    Misfit,
     Moved,
     Moving,
     Neighbour,
@@ -169,14 +167,6 @@ class Membership:
                 if (attempt := self.links.attempts.get(link)) is not None:
                     self.refusals.by(str(attempt.address.endpoint), GRAYLISTED, now)
                 return []
-            case Expel(node):
-                return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
-            case Misfit(link, theirs):
-                attempt = self.links.attempts.get(link)
-                self.refusals.misfit(str(attempt.address.endpoint) if attempt else link.key.hex(), theirs, now)
-                if link.dialled:
-                    self.refusals.latest = f"it speaks protocol {version.said(theirs)}"
-                return self._refuse(link, version.goodbye_reason(), now)
             case Moved(endpoints, services):
                 self.reachability.give(endpoints, now)
                 return self.directory.move(endpoints, self.reachability.told, services, now)
@@ -190,6 +180,18 @@ class Membership:
                 return self._obey(encoded, None, now)
             case Tick():
                 return self._tick(now)
+
+    def expel(self, node: NodeId, now: Instant) -> list[MembershipAction]:
+        """End the link of a peer that is graylisted, and do not dial it for a while."""
+        return self._leave(node, GRAYLISTED, now) if node in self.links.peers else []
+
+    def misfit(self, link: Link, theirs: int, now: Instant) -> list[MembershipAction]:
+        """Part from a node that speaks another major version, `theirs`."""
+        attempt = self.links.attempts.get(link)
+        self.refusals.misfit(str(attempt.address.endpoint) if attempt else link.key.hex(), theirs, now)
+        if link.dialled:
+            self.refusals.latest = f"it speaks protocol {version.said(theirs)}"
+        return self._refuse(link, version.goodbye_reason(), now)
 
     def _message(self, message: Message, now: Instant) -> list[MembershipAction]:  # an arm a message
         link, sender, body = message.link, message.sender, message.body

@@ -13,18 +13,7 @@ from itertools import count
 import pytest
 
 from protocol.config import Instant, Setup
-from protocol.events import (
-    Deliver,
-    Got,
-    Heard,
-    Item,
-    PeerUp,
-    Publish,
-    Send,
-    Serve,
-    Subscribe,
-    Tick,
-)
+from protocol.events import Deliver, Item, Send, Serve, Subscribe
 from protocol.gossip.exchange import Gossip
 from protocol.identity import Identity, NodeId, id_of_bytes
 from protocol.limits.timing import LAN
@@ -73,9 +62,9 @@ class Model:
             self.delivered[node] = Counter()
         for one, others in regular_graph(self.size, rng).items():
             for other in sorted(others):
-                self.feed(self.ids[one], PeerUp(self.ids[other]))
+                self.call(self.ids[one], Gossip.up, self.ids[other])
         for number, node in enumerate(self.ids):
-            self._push(number * LOOK_S / self.size, node, Tick())
+            self._push(number * LOOK_S / self.size, node, Gossip.tick)
 
     def clock(self) -> Instant:
         return Instant(self.now, UNIX + self.now)
@@ -84,39 +73,37 @@ class Model:
         node = self.ids[number]
         item_id = ItemId(hashlib.sha256(b"%d %d" % (number, serial)).digest())
         self.items[item_id] = Item(item_id, node, UNIX + self.now, NO_TOPIC, bytes(size))
-        self.feed(node, Publish(self.items[item_id]))
+        self.call(node, Gossip.publish, self.items[item_id])
         return item_id
 
     def run(self, seconds: float) -> None:
         until = self.now + seconds
         while self._queue and self._queue[0][0] <= until:
-            self.now, _, node, event = heapq.heappop(self._queue)
-            if not isinstance(event, Tick):
-                self.feed(node, event)
-                continue
-            self._push(LOOK_S, node, event)
-            if self.now >= self.nodes[node].due:
-                self.feed(node, event)
+            self.now, _, node, method, arguments = heapq.heappop(self._queue)
+            if method is Gossip.tick:
+                self._push(LOOK_S, node, method)
+            if method is not Gossip.tick or self.now >= self.nodes[node].due:
+                self.call(node, method, *arguments)
         self.now = until
 
-    def feed(self, node: NodeId, event) -> None:
-        for action in self.nodes[node].handle(event, self.clock()):
+    def call(self, node: NodeId, method, *arguments) -> None:
+        for action in method(self.nodes[node], *arguments, self.clock()) or ():
             match action:
                 case Deliver(item):
                     self.delivered[node][item.id] += 1
                 case Serve(to):
                     while isinstance(item := self.nodes[node].serve(to, self.clock()), Item):
-                        self._send("items", len(item.frame), to, Got(node, item))
+                        self._send("items", len(item.frame), to, Gossip.got, node, item)
                 case Send(to, message):
                     self.announced[to] += len(message.items) if isinstance(message, Have) else 0
-                    self._send(message.kind.name, len(message.encode()), to, Heard(node, message))
+                    self._send(message.kind.name, len(message.encode()), to, Gossip.heard, node, message)
 
-    def _send(self, kind: str, size: int, to: NodeId, event) -> None:
+    def _send(self, kind: str, size: int, to: NodeId, method, *arguments) -> None:
         self.sent[kind] += size + CONTROL_BYTES * (kind != "items")
-        self._push(DELAY, to, event)
+        self._push(DELAY, to, method, *arguments)
 
-    def _push(self, delay: float, node: NodeId, event) -> None:
-        heapq.heappush(self._queue, (self.now + delay, next(self._order), node, event))
+    def _push(self, delay: float, node: NodeId, method, *arguments) -> None:
+        heapq.heappush(self._queue, (self.now + delay, next(self._order), node, method, arguments))
 
 
 @pytest.mark.parametrize("size", [10_000, 100_000])
@@ -145,7 +132,7 @@ def steady(size: int, demand: float, seconds: int) -> Model:
     """Everybody publishes an item a second and wants `demand` of others' a second."""
     model = Model(size)
     for node in model.ids:
-        model.feed(node, Subscribe(None, demand))
+        model.call(node, Gossip.subscribe, Subscribe(None, demand))
     for second in range(seconds):
         for number in range(size):
             model.publish(number, 2000, second)

@@ -11,7 +11,6 @@ SAME_IN_TWO_LAYERS = {  # a peer's and a group member's; an `Item` is a question
     "BadAddress",
     "Dial",
     "Goodbye",
-    "Heard",
     "Item",
     "Send",
     "Tick",

@@ -270,7 +270,9 @@ def test_the_commands_in_the_readme_parse() -> None:
     """Each verb exists and knows the options it is shown with."""
     verbs = typer.main.get_command(app).commands
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    commands = [shlex.split(line, comments=True) for line in re.findall(r"^ +[$ ]*gossamer +([^# ].*)$", text, re.MULTILINE)]
+    commands = [
+        shlex.split(line, comments=True) for line in re.findall(r"^ +[$ ]*gossamer +([^# ].*)$", text, re.MULTILINE)
+    ]
     assert commands
     for verb, *arguments in commands:
         command = verbs[verb]

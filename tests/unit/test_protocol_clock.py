@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.config import MAX_STEP_S, AwakeClock, Instant, Setup
 from protocol.driver import Driver
-from protocol.events import Blame, Heard, PeerUp, Tick
+from protocol.events import Blame, Tick
 from protocol.gossip.exchange import Gossip
 from protocol.identity import Identity
 from protocol.limits.timing import LAN, WAN, Timing
@@ -54,12 +54,12 @@ def entries(count: int) -> tuple[Entry, ...]:
 def blamed_after_a_stop(clock, raw: Clock, timing: Timing, stop: float) -> list[Blame]:
     """A holder is asked for 32 items and delivers, but we are stopped: of what waits we read its next words first."""
     gossip = Gossip(ME.node_id, Setup(ME, b"s" * 16, timing=timing), random.Random(1), clock())
-    gossip.handle(PeerUp(HOLDER.node_id), clock())
-    gossip.handle(Heard(HOLDER.node_id, Have(entries(32))), clock())
-    assert gossip.handle(Tick(), clock())
+    gossip.up(HOLDER.node_id, clock())
+    gossip.heard(HOLDER.node_id, Have(entries(32)), clock())
+    assert gossip.tick(clock())
     raw.time += stop
-    gossip.handle(Heard(HOLDER.node_id, Have(entries(1))), clock())
-    return [action for action in gossip.handle(Tick(), clock()) if isinstance(action, Blame)]
+    gossip.heard(HOLDER.node_id, Have(entries(1)), clock())
+    return [action for action in gossip.tick(clock()) if isinstance(action, Blame)]
 
 
 @pytest.mark.parametrize(("timing", "stop"), [(WAN, 25.0), (LAN, 12.0)])
