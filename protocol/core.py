@@ -256,11 +256,11 @@ class Core:
     def _offence(
         self, reason: str, link: Link | None, subject: str | None, now: Instant, points: float | None = None
     ) -> list[CoreAction]:
-        """Count one refusal. `subject` pays, and so does its network unless the reason is one of `NODE_ALONE`."""
+        """Count one refusal. `subject` pays, and so does its network unless the reason is `NODE_ALONE`."""
         paid, refused_for = self.scores.offence(reason, subject, now, points)
         if subject is not None and refused_for is not None:
             self.membership.refusals.offender(subject, refused_for, now)
-        return [ChargePrefix(link, paid)] if paid and link is not None and reason not in NODE_ALONE else []
+        return [ChargePrefix(link, paid)] if paid and link is not None and reason != NODE_ALONE else []
 
     def _arrived(self, link: Link, frame: bytes, now: Instant) -> list[CoreAction]:
         node = self.membership.live_node(link)

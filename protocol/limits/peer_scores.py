@@ -44,9 +44,9 @@ PENALTIES = {
     # some 4 GiB an hour.
     "false_have": 0.1,
 }
-# Offences that only the node pays for, and not its network: nodes of one network have full lines at the same time, and
-# the points of a few would shut out all. For floods their network pays already, with its quota.
-NODE_ALONE = frozenset({"unanswered", "flood"})
+# What only the node pays for, and not its network: nodes of one network have full lines at the same time, and the
+# points of a few would shut out all.
+NODE_ALONE = "unanswered"
 REJECT_PENALTY = 1.0  # for an item that the node rejects
 
 

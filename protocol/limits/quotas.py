@@ -10,7 +10,7 @@ Rules
  2. Otherwise it waits. The links of a payer take turns, so a peer that was blocked for a while loses nothing, and one
     whose neighbour floods us is heard.
  3. `waiting_bytes` may wait for a payer. Beyond them, the newest frame of the link of which most waits is dropped as
-    "flood", and costs that link's holder points by its price.
+    "flood", and costs that link's holder and network points by its price. Else each new key could have as much dropped.
  4. We give peers what they ask for while more than half of their quota is left. So it does not delay their messages.
  5. An item or a chunk that we asked for costs nothing. Another one is dropped at once, and its sender and network lose
     points by its price, as nobody sends such a thing by mistake.

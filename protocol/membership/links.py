@@ -124,7 +124,7 @@ class Links:
         self.peers: dict[NodeId, LivePeer] = {}  # in the order they came
         self._holders: dict[bytes, NodeId] = {}  # live peers by their CURVE keys
         self._proven: Recent[bytes, NodeId] = Recent(limits.max_remembered)  # holders of keys, live or not
-        self._hosts: Recent[Link, str] = Recent(limits.max_remembered)  # addresses of callers, until their hello
+        self._hosts: Recent[Link, str] = Recent(limits.max_remembered)  # at the other end, until the link ends
         self._parting: dict[Link, float] = {}
 
     # The other end
@@ -327,7 +327,7 @@ class Links:
         host, place = self.host_of(link), self.place_of(link, record.endpoints)
         attempt = self.attempts.pop(link, None)
         dialled_at = attempt.address.endpoint if attempt is not None else None
-        self._hosts.pop(link)
+        self._hosts.set(link, host)  # who parts goes on paying as its network does, and not as a new key
         self._parting.pop(link, None)
         self._holders[link.key] = node
         self.prove(link, node)

@@ -698,6 +698,22 @@ def test_a_flood_is_dropped_and_counted() -> None:
     assert answers > 40, "what waited is answered, in time"
 
 
+def test_a_flood_by_one_key_after_the_other_costs_its_network_handshakes_and_is_no_new_payer_as_it_parts() -> None:
+    talk, ping = Talk(replace(Limits(), waiting_bytes=0)), control_frame(Kind.PING, Ping(1).encode())
+    read: dict[Link, int] = {}
+    for number in range(3):
+        identity = Identity(bytes([90, number]) * 16)
+        link = Link(identity.curve_key, dialled=False)
+        talk.core.handle(Accepted(link, f"198.41.0.{number}"), at(number))
+        talk.greet(identity, link, now=number)
+        while HangUp(link) not in talk.hear(ping, link, now=number):
+            read[link] = read.get(link, 0) + 1
+    assert all(frames < 2500 for frames in list(read.values())[1:]), "it was 5,000 more, for each key"
+    for link in read:
+        charged = sum(charge.points for charge in talk.charged if charge.link == link)
+        assert charged > -Limits().graylist_score
+
+
 def test_many_keys_of_one_network_cost_no_more_than_one_and_each_is_heard_in_turn() -> None:
     talk = Talk(replace(LEAN, waiting_bytes=1 << 20))
     links = []
