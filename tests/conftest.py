@@ -5,6 +5,7 @@ The environment is set here, before any test module imports torch, matplotlib or
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from multiprocessing import forkserver
@@ -19,6 +20,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell's job in the background ignores Ctrl-C, and so would each node that a test starts and stops by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI the examples are the same on every run; elsewhere hypothesis explores, and prints the
 # `@reproduce_failure` line that replays what it found.
