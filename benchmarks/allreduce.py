@@ -19,12 +19,11 @@ A row has the processor time of a rank too (`cpu_s`), which other work on the ma
 bytes on paper (`paper_mib`): what a rank reads and writes. Of S bytes between n ranks gloo moves 11 (n - 1) / n S.
 Our sockets move 2 S more, because results are kept aside until they count. Shared memory moves (5 - 1 / n) S.
 
-Four more parts, on request. `ddp`: a step of DistributedDataParallel, with a model of 10 million weights and 32 rows
+Three more parts, on request. `ddp`: a step of DistributedDataParallel, with a model of 10 million weights and 32 rows
 a rank: forward, backward, and gradients summed by our backend, by gloo, or not at all. `link`: two ranks in network
 namespaces (Linux, root), each sending through a token bucket (tbf) of 200 Mbit/s; int8 against float32. `delay`: two
 ranks through a proxy that delays either way by 50 ms and holds no more of a connection's bytes than a TCP window
-would; 8 streams against 1. `diloco`: training in namespaces as those of `link`, with an outer step in the background
-against none (`diloco.py`).
+would; 8 streams against 1. Outer steps of DiLoCo on slow links are `benchmarks.diloco`.
 """
 
 import json
@@ -40,7 +39,6 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import diloco
 from benchmarks.options import numbers, sizes
 from benchmarks.ranks import Ranks, RanksError
 from benchmarks.slow_links import delayed, shaped
@@ -82,7 +80,6 @@ def run(  # noqa: PLR0913  # one option each
     ddp: bool = False,
     link: bool = False,
     delay: bool = False,
-    outer: bool = False,
 ) -> Iterator[Row]:
     """Yield a row for each implementation, number of ranks and size, and last the ratios of their medians.
 
@@ -96,7 +93,6 @@ def run(  # noqa: PLR0913  # one option each
         ddp: measure steps of DistributedDataParallel; "gloo" must be in `against`.
         link: measure codecs on a slow link.
         delay: measure streams on a long one.
-        outer: measure outer steps of DiLoCo on a slow one.
     """
     ratios: dict[str, dict[str, float]] = {}
     problem = ""  # with PCCL, of which one row is enough
@@ -130,8 +126,6 @@ def run(  # noqa: PLR0913  # one option each
         yield from _link(runs, ratios)
     if delay:
         yield from _delay(runs, ratios)
-    if outer:
-        yield from _outer(runs, ratios)
     yield {"bench": "allreduce", "ratio": ratios}
 
 
@@ -198,7 +192,7 @@ def _ddp(side: Ranks, count: int, runs: int, ratios: dict[str, dict[str, float]]
 
 def _link(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
     """Yield rows of float32 and int8 on a slow link."""
-    with shaped(2, LINK_MBIT) as spaces, ExitStack() as stack:
+    with shaped([LINK_MBIT] * 2) as spaces, ExitStack() as stack:
         commands = [[*space.command, sys.executable, "-m", "benchmarks.allreduce_rank"] for space in spaces]
         ranks = stack.enter_context(Ranks(commands))
         listens = [f"tcp://{space.address}:0" for space in spaces]
@@ -248,18 +242,6 @@ def _delay(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
     ratios["streams"] = {f"ranks=2 mib={DELAY_MIB} delay_s={DELAY_S} streams={most}": medians[most] / medians[fewest]}
 
 
-def _outer(runs: int, ratios: dict[str, dict[str, float]]) -> Iterator[Row]:
-    """Yield rows of inner phases alone, and with outer steps, on a slow link."""
-    mib, found = diloco.measure(runs, LINK_MBIT)
-    medians = {}
-    for mode, phases in found.items():
-        row = _row("gossamer", phases.seconds, **diloco.parameters_of(mib, LINK_MBIT, mode, phases))
-        medians[mode] = row["median_s"]
-        yield row
-    where = f"ranks={diloco.RANKS} mib={mib:.0f} mbit={LINK_MBIT:g} inner_s={medians['none']:.1f}"
-    ratios["async-diloco"] = {where: medians["async"] / medians["none"]}
-
-
 def _row(impl: str, seconds: Sequence[float], **parameters: Any) -> Row:
     return {
         "bench": "allreduce",
@@ -283,9 +265,6 @@ def command(  # noqa: PLR0913  # one option each
     ddp: Annotated[bool, typer.Option(help="Also steps of DistributedDataParallel, beside gloo's and none.")] = False,
     link: Annotated[bool, typer.Option(help="Also int8 against float32 at 200 Mbit/s, in namespaces (root).")] = False,
     delay: Annotated[bool, typer.Option(help="Also 8 streams against 1 with 50 ms of delay.")] = False,
-    diloco: Annotated[
-        bool, typer.Option(help="Also outer steps of DiLoCo against none at 200 Mbit/s, in namespaces (root).")
-    ] = False,
 ) -> None:
     """Time an all-reduce on this machine.
 
@@ -299,7 +278,6 @@ def command(  # noqa: PLR0913  # one option each
     Example:
       python -m benchmarks.allreduce --ranks 2,4 --mib 64 > allreduce.jsonl
       python -m benchmarks.allreduce --against gloo,pccl --pccl-python .venv-pccl/bin/python --protect --link --delay
-      python -m benchmarks.allreduce --ranks 2 --mib 32 --against none --diloco
     """
     others = [] if against == "none" else against.split(",")
     if not set(others) <= {"gloo", "pccl"}:
@@ -316,7 +294,6 @@ def command(  # noqa: PLR0913  # one option each
         ddp=ddp,
         link=link,
         delay=delay,
-        outer=diloco,
     ):
         print(json.dumps(row), flush=True)
 

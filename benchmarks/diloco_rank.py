@@ -1,79 +1,80 @@
-"""A rank that trains: inner phases by themselves, or with an outer step of async DiLoCo after each.
+"""A member of `benchmarks.diloco`: takes outer steps without inner ones between, and prints a JSON object for each.
 
-    {"model": {"width", "layers", "batch", "inner_steps", "rank"}} -> {"mib": of the parameters}
-    {"phases": {"mode", "count", "at", "rank"}} -> {"ends": [unix time], "cpu": s, "rounds": [s], "outer": hash}
+    python -m benchmarks.diloco_rank '{"impl", "rank", "ranks", "address", "founder", "mib", "codec", "late"}'
 
-The other commands are those of `allreduce_rank`. `phases` begins at the unix time `at`. In mode "none"
-nothing is said to anybody; "async" is the group of that name. Of a round that is still under way in the
-background after the last phase the end is waited for, so the next call finds the link idle.
+    {"ready": unix time}                                   everything is imported
+    {"at": unix time, "revision": of the group, "members": of the step, "sent": bytes, "hash": of the parameters}
+
+Members of "gossamer" say this secretly as over the internet. Those of "gloo" all-reduce a vector of that size, in
+the clear. It goes on until it is ended.
 """
 
 import hashlib
+import json
+import os
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from benchmarks.allreduce_rank import Rank
-from benchmarks.rank_commands import serve
-from collectives import DiLoCo
-from collectives.outer_optimizer import OuterStep
+from collectives import Codec, Communicator, DiLoCo
 
-PATIENCE_S = 60.0
-
-
-class Trainer(Rank):
-    """See the module."""
-
-    def model(self, width: int, layers: int, batch: int, inner_steps: int, rank: int) -> dict[str, Any]:
-        """Make a network for each mode."""
-        self._inner_steps = inner_steps
-        torch.manual_seed(rank)  # of the data: each rank has its own
-        self._batch = torch.randn(batch, width)
-        self._trained = {mode: _network(width, layers) for mode in ("none", "async")}
-        self._diloco = DiLoCo(
-            self._groups["async"],
-            *self._trained["async"],
-            inner_steps=inner_steps,
-            mode="async",
-            timeout=PATIENCE_S,
-            patience=PATIENCE_S,
-        )
-        count = sum(parameter.numel() for parameter in self._trained["none"][0].parameters())
-        return {"mib": count * 4 / 2**20}
-
-    def phases(self, mode: str, count: int, at: float, rank: int) -> dict[str, Any]:
-        """Train `count` inner phases."""
-        time.sleep(max(0.0, at - time.time()))
-        network, optimizer = self._trained[mode]
-        diloco = self._diloco if mode == "async" else None
-        cpu = time.process_time()
-        ends: list[float] = []
-        rounds: list[OuterStep | None] = []
-        for _ in range(count):
-            for _ in range(self._inner_steps):
-                optimizer.zero_grad()
-                (network(self._batch) - self._batch).square().mean().backward()
-                optimizer.step()
-                if diloco is not None:
-                    rounds.append(diloco.step())
-            ends.append(time.time())
-        if diloco is None:
-            return {"ends": ends, "cpu": time.process_time() - cpu, "rounds": [], "outer": ""}
-        rounds.append(diloco.finish())
-        cpu = time.process_time() - cpu
-        outer = hashlib.sha256(diloco.outer.numpy().tobytes()).hexdigest()
-        seconds = [step.seconds for step in rounds if step is not None]
-        return {"ends": ends, "cpu": cpu, "rounds": seconds, "outer": outer}
+GROUP = "outer steps"
+STEP_S = 120.0
+PORT = 7700
 
 
-def _network(width: int, layers: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    parts = [part for _ in range(layers) for part in (torch.nn.Linear(width, width), torch.nn.Tanh())]
-    network = torch.nn.Sequential(*parts)
-    return network, torch.optim.AdamW(network.parameters(), lr=1e-4)
+def steps(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Take outer steps without end; a row for each."""
+    founder = f"tcp://{options['founder']}:{PORT}"
+    seeds = [founder] if options["rank"] else []
+    listen = f"tcp://{options['address']}:{PORT}"
+    secret = os.environ["GOSSAMER_SECRET"]
+    parameters = torch.zeros(int(options["mib"] * (1 << 18)))
+    noise = torch.randn(len(parameters), generator=torch.Generator().manual_seed(options["rank"])).mul_(0.001)
+    with Communicator.connect(GROUP, seeds, listen, secret=secret, timeout=STEP_S) as group:
+        codec = Codec(options["codec"])
+        diloco = DiLoCo(group, [parameters], inner_steps=1, codec=codec, timeout=STEP_S, patience=STEP_S)
+        if options["late"]:
+            yield row(diloco.join(), diloco)
+        else:
+            group.wait_for(options["ranks"], timeout=STEP_S)
+        while True:
+            parameters.add_(noise)
+            done = diloco.step()
+            yield row(done, diloco)
+
+
+def row(done: Any, diloco: DiLoCo) -> dict[str, Any]:
+    """Say what an outer step did."""
+    digest = hashlib.sha256(diloco.outer.numpy().tobytes()).hexdigest()
+    return {
+        "at": time.time(),
+        "revision": done.revision,
+        "members": len(done.contributors),
+        "sent": done.bytes_sent,
+        "hash": digest,
+    }
+
+
+def sums(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Sum up a vector by gloo without end; a row for each."""
+    store = f"tcp://{options['founder']}:{PORT}"
+    rank, ranks = options["rank"], options["ranks"]
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
+    vector = torch.zeros(int(options["mib"] * (1 << 18)))
+    revision = 0
+    while True:
+        torch.distributed.all_reduce(vector)
+        revision += 1
+        yield {"at": time.time(), "revision": revision, "members": ranks, "sent": 0, "hash": ""}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # as torchrun does: ranks share the processors
-    serve(Trainer())
+    given = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    print(json.dumps({"ready": time.time()}), flush=True)
+    for each in sums(given) if given["impl"] == "gloo" else steps(given):
+        print(json.dumps(each), flush=True)

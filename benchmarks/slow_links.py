@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -29,15 +29,15 @@ class Space:
 
 
 @contextmanager
-def shaped(count: int, mbit: float) -> Iterator[list[Space]]:
-    """Namespaces on one bridge, each of which sends at most `mbit` megabits a second.
+def shaped(mbits: Sequence[float]) -> Iterator[list[Space]]:
+    """Namespaces on one bridge, each of which sends at most so many megabits a second.
 
     Raises:
         SlowLinkError: not Linux, not root, or no `ip` and `tc`.
     """
-    with _connected_spaces(count) as (names, spaces):
-        bucket = f"tbf rate {mbit:g}mbit burst {BURST_BYTES} latency {QUEUE_MS}ms"
-        for name in names:
+    with _connected_spaces(len(mbits)) as (names, spaces):
+        for name, mbit in zip(names, mbits, strict=True):
+            bucket = f"tbf rate {mbit:g}mbit burst {BURST_BYTES} latency {QUEUE_MS}ms"
             _run(f"ip netns exec {name} tc qdisc add dev wire root {bucket}")
         yield spaces
 

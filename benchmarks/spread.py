@@ -41,7 +41,7 @@ def run(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             if libtorrent_python:
                 sides["libtorrent"] = [libtorrent_python, "-m", "benchmarks.spread_peer", "libtorrent", folder]
-            spaces = stack.enter_context(shaped(receivers + 1, line))
+            spaces = stack.enter_context(shaped([line] * (receivers + 1)))
             crowds = {impl: stack.enter_context(_crowd(command, spaces)) for impl, command in sides.items()}
             for impl, crowd in crowds.items():
                 _introduce(impl, crowd, spaces)
