@@ -29,7 +29,7 @@ class Space:
 
 
 @contextmanager
-def shaped(mbits: Sequence[float]) -> Iterator[list[Space]]:
+def shaped(mbits: Sequence[float], queue_ms: float = QUEUE_MS) -> Iterator[list[Space]]:
     """Namespaces on one bridge, each of which sends at most so many megabits a second.
 
     Raises:
@@ -37,7 +37,7 @@ def shaped(mbits: Sequence[float]) -> Iterator[list[Space]]:
     """
     with _connected_spaces(len(mbits)) as (names, spaces):
         for name, mbit in zip(names, mbits, strict=True):
-            bucket = f"tbf rate {mbit:g}mbit burst {BURST_BYTES} latency {QUEUE_MS}ms"
+            bucket = f"tbf rate {mbit:g}mbit burst {BURST_BYTES} latency {queue_ms:g}ms"
             _run(f"ip netns exec {name} tc qdisc add dev wire root {bucket}")
         yield spaces
 

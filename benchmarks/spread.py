@@ -8,6 +8,9 @@ the item, and the time is that until the last of the others has it. The bound is
 one line. Rounds of both sides alternate. What favours whom: ours is linked with its peers before a round begins, while
 libtorrent's peers are told all addresses and connect within the round (some milliseconds). Ours encrypts, signs and
 checks who may send. libtorrent is told the item's hashes beforehand.
+
+With `--home` only the one that has the item has such a line, and its modem holds what waits for a second; the others
+send 1,000 Mbit/s. A row tells what that one sent of ours, and how many of its links are left.
 """
 
 import argparse
@@ -23,15 +26,16 @@ from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.ranks import Ranks, RanksError
-from benchmarks.slow_links import Space, shaped
+from benchmarks.slow_links import QUEUE_MS, Space, shaped
 
 START_S = 120.0
 PAUSE_S = 0.5
+HOME_MS, FAST_MBIT = 1000.0, 1000.0
 MADE_S_A_MB = 0.25  # from the command to the moment at which all begin, for making the item in each process
 
 
 def run(
-    *, receivers: int, mb: Sequence[int], mbit: Sequence[float], runs: int, libtorrent_python: str
+    *, receivers: int, mb: Sequence[float], mbit: Sequence[float], runs: int, libtorrent_python: str, home: bool
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each side, size and line, and last the ratios of medians."""
     ratios: dict[str, float | None] = {}
@@ -41,15 +45,18 @@ def run(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             if libtorrent_python:
                 sides["libtorrent"] = [libtorrent_python, "-m", "benchmarks.spread_peer", "libtorrent", folder]
-            spaces = stack.enter_context(shaped([line] * (receivers + 1)))
+            others = FAST_MBIT if home else line
+            spaces = stack.enter_context(shaped([line, *[others] * receivers], HOME_MS if home else QUEUE_MS))
             crowds = {impl: stack.enter_context(_crowd(command, spaces)) for impl, command in sides.items()}
             for impl, crowd in crowds.items():
                 _introduce(impl, crowd, spaces)
             for size in mb:
                 took: dict[str, list[float | None]] = {impl: [] for impl in crowds}
+                sent = crowds["gossamer"].ask(0, "meet", {"rank": 0, "addresses": []}, START_S)["sent"]
                 for _ in range(runs):
                     for impl, crowd in crowds.items():
-                        took[impl].append(_round(crowd, size * 1_000_000, 60.0 + 20 * 8 * size / line))
+                        took[impl].append(_round(crowd, int(size * 1e6), 60.0 + 20 * 8 * size / line))
+                ours = crowds["gossamer"].ask(0, "meet", {"rank": 0, "addresses": []}, START_S)
                 medians = {}
                 for impl, seconds in took.items():
                     there = [second for second in seconds if second is not None]
@@ -64,9 +71,13 @@ def run(
                         "median_s": medians[impl],
                         "runs": seconds,
                         "load": round(os.getloadavg()[0], 2),
-                    }
-                ours, theirs = medians["gossamer"], medians.get("libtorrent")
-                ratios[f"mb={size} mbit={line:g}"] = ours / theirs if ours and theirs else None
+                    } | (
+                        {"sent_mb": (ours["sent"] - sent) / runs / 1e6, "links": ours["peers"]}
+                        if impl == "gossamer"
+                        else {}
+                    )
+                mine, theirs = medians["gossamer"], medians.get("libtorrent")
+                ratios[f"mb={size:g} mbit={line:g}"] = mine / theirs if mine and theirs else None
     yield {"bench": "spread", "ratio": {"libtorrent": ratios} if libtorrent_python else {}}
 
 
@@ -102,9 +113,10 @@ def main() -> None:
     """Print a JSON object a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--receivers", type=int, default=15)
-    parser.add_argument("--mb", type=int, nargs="+", default=[5, 16])
+    parser.add_argument("--mb", type=float, nargs="+", default=[5, 16])
     parser.add_argument("--mbit", type=float, nargs="+", default=[20.0, 100.0])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--home", action="store_true", help="only the one that has the item has a slow line")
     parser.add_argument("--libtorrent-python", default="", help="an interpreter that has libtorrent; empty: ours alone")
     for row in run(**vars(parser.parse_args())):
         print(json.dumps(row), flush=True)

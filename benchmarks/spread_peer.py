@@ -1,7 +1,7 @@
 """A peer of `benchmarks.spread`, ours or libtorrent's. It is told a JSON object a line what to do.
 
     {"start": {"rank", "address"}}                         -> {"address": where it is dialled}
-    {"meet": {"rank", "addresses"}}                        -> {"peers": links that there are}
+    {"meet": {"rank", "addresses"}}                        -> {"peers": links that there are, "sent": bytes}
     {"round": {"rank", "seed", "bytes", "at", "timeout"}}  -> {"seconds": from `at` until all is here, or null}
 
 Rank 0 makes the item known at the Unix time `at`. libtorrent may live in an environment of its own. So only the
@@ -43,7 +43,9 @@ class Ours:
                 Identity.generate(), SWARM, self._listen, [Address.parse(address) for address in addresses[:1]]
             )
             self.address = str(self._host.start())
-        peers: int = self._host.counters().peers
+        counters = self._host.counters()
+        self.sent = counters.bytes_sent
+        peers: int = counters.peers
         return peers
 
     def seed(self, data: bytes, at: float) -> None:
@@ -62,6 +64,8 @@ class Ours:
 
 class Torrent:
     """A session of libtorrent's without bounds, which knows all peers and looks for no others."""
+
+    sent = None  # not counted
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -129,7 +133,7 @@ def _answer(peer: Any, command: str, rank: int, options: dict[str, Any]) -> dict
         return {"address": peer.start(options["addresses"][rank])}
     if command == "meet":
         others = [address for number, address in enumerate(options["addresses"]) if number != rank]
-        return {"peers": peer.meet(others), "address": peer.address}
+        return {"peers": peer.meet(others), "address": peer.address, "sent": peer.sent}
     data = random.Random(options["seed"]).randbytes(options["bytes"])
     if rank == 0:
         peer.seed(data, options["at"])
