@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +17,7 @@ from node.engines.hf import HfEngine
 from node.loop import Loop
 from node.policy.load import Policy, load_policy
 from node.rollouts.group_buffer import GroupBuffer
+from node.rollouts.rule import Sample
 from node.swarm.sharing import GroupExchange
 from node.tasks.task_set import TaskSet
 from node.telemetry.metrics_file import MetricsLog
@@ -45,7 +46,7 @@ class Block:
 def time_gossamer(
     config: NodeConfig, tasks: TaskSet, exchange: GroupExchange, warm: int = 1, engine_name: Engine = "generate"
 ) -> Block:
-    """Run the node's loop and trainer; every round but the first `warm` is timed."""
+    """Run the node's loop and trainer; every round but the first `warm` is timed. It trains on its own samples alone."""
     forget_peak()
     with tempfile.TemporaryDirectory() as name, GroupBuffer(Path(name, "pool.sqlite"), config.buffer) as buffer:
         folder = Path(name)
@@ -55,12 +56,16 @@ def time_gossamer(
         loop = Loop(config, SEED, policy, engine, tasks, buffer, exchange, metrics)
         stamps: list[Stamp] = []
 
+        def own_samples(first: int) -> Iterator[Sequence[Sample]]:
+            for samples in loop.rounds(first):
+                yield [sample for sample in samples if not sample.external]
+
         def on_update(number: int, logs: Any) -> None:
             loop.finish(number, logs)
             stamps.append(stamp())
 
         with closing(engine):
-            make_trainer(policy, config, folder, loop.rounds, on_update).train()
+            make_trainer(policy, config, folder, own_samples, on_update).train()
     return block(stamps[warm - 1 :], engine.texts, engine.tokens[warm:])
 
 

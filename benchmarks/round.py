@@ -306,6 +306,7 @@ def _config(  # each is an option
             **(shown if examples else {"policy": {"model": model, "device": device}, "engine": longest | kind}),
             "sampling": {"rule": "sapo", "local": questions, "external": 0, "completions": completions},
             "trainer": {"save_steps": rounds},
+            "eval": {"every": 0},
         }
     )
 

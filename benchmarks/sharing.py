@@ -3,8 +3,8 @@
 All sides train on their own groups only, so what is timed is taking part. A node signs and sends its groups. It
 receives, checks, reads, stores and relays as many of its peers' groups as its sampler can use (`node.swarm.sharing`).
 It draws as many of them as a round has of its own: it makes their questions again, scores them and encodes them. The
-rule draws peers' groups, but they have no weight in the update. How surprising they are is not measured, since that is
-a forward pass.
+rule draws peers' groups, but no update trains on them, or the policies would part. How surprising they are is not
+measured, since that is a forward pass.
 
 The peers live in a child process. At each end of a round here they publish what as many nodes of this size publish in
 one. They take from each other as much as the node does.
@@ -60,7 +60,6 @@ def time_sharing(config: NodeConfig, tasks: TaskSet, peers: int, warm: int) -> t
                 update={
                     "rule": "sapo",
                     "external": config.sampling.local,
-                    "external_weight": 0.0,  # with any, own groups would count for less, and the policies part
                     "max_surprise": 0.0,
                 }
             )

@@ -32,6 +32,7 @@ def small_config(rounds: int | None, **tables: Any) -> NodeConfig:
         "threads": 1,
         "sampling": {"local": 4, "external": 4, "completions": 8},
         "trainer": {"save_steps": 5},
+        "eval": {"every": 0},
     }
     for name, table in tables.items():
         tree[name] = tree.get(name, {}) | table if isinstance(table, dict) else table

@@ -569,8 +569,8 @@ class ProcessGroupGossamer(_TorchGroup):
                 if in_order:
                     self.comm.leave()
                     join_all(list(threads), JOIN_S)
-                else:  # not even until the others have read that: its own error is to come before theirs
-                    threading.Thread(target=self.comm.leave, name="gossamer-leave", daemon=True).start()
+                else:  # Python waits for it at its end: this rank's error is to come before theirs
+                    threading.Thread(target=self.comm.leave, name="gossamer-leave", daemon=False).start()
 
     def _release(self) -> None:
         """Give the shared memory back once nothing here reads it any more."""

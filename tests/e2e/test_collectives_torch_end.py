@@ -253,7 +253,7 @@ def test_a_rank_that_fails_ends_at_once_with_its_own_error_and_so_do_those_that_
     began = time.monotonic()
     statuses, said = starter.run(program, 3, tmp_path)
     assert time.monotonic() - began < torch_ends.TIMEOUT_S
-    assert statuses == [1, 1, 1]
+    assert statuses == [1, 1, 1], said
     assert said[1].endswith("ValueError: rank 1 fails\n")
     assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2])), said
 
@@ -262,7 +262,7 @@ def test_a_rank_that_ends_before_the_others_last_call_makes_that_fail_and_is_nam
     began = time.monotonic()
     statuses, said = starter.run("ends_early", 3, tmp_path)
     assert time.monotonic() - began < torch_ends.TIMEOUT_S
-    assert statuses == [1, 0, 1]
+    assert statuses == [1, 0, 1], said
     assert all("has ended, and takes part in no further operation" in text for text in (said[0], said[2]))
 
 
@@ -276,7 +276,7 @@ def test_a_rank_that_is_killed_at_its_end_is_no_error_of_the_others_and_they_do_
 @pytest.mark.parametrize(("program", "status"), [("exits_with_3", 3), ("raises_a_status", 1), ("exits_with_0", 0)])
 def test_a_rank_that_exits_ends_at_once_with_its_status_though_the_others_are_busy(program, status, tmp_path, starter):
     statuses, said = starter.run(program, 3, tmp_path)
-    assert statuses == [1, status, 1]
+    assert statuses == [1, status, 1], said
     assert all("BackendError" in text and "rank 1" in text for text in (said[0], said[2])), said
 
 
