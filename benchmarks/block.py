@@ -46,7 +46,7 @@ class Block:
 def time_gossamer(
     config: NodeConfig, tasks: TaskSet, exchange: GroupExchange, warm: int = 1, engine_name: Engine = "generate"
 ) -> Block:
-    """Run the node's loop and trainer; every round but the first `warm` is timed. It trains on its own samples alone."""
+    """Run the node's loop and trainer on its own samples; every round but the first `warm` is timed."""
     forget_peak()
     with tempfile.TemporaryDirectory() as name, GroupBuffer(Path(name, "pool.sqlite"), config.buffer) as buffer:
         folder = Path(name)
@@ -55,6 +55,8 @@ def time_gossamer(
         engine = _Listening(_engine(config, policy, folder, engine_name))
         loop = Loop(config, SEED, policy, engine, tasks, buffer, exchange, metrics)
         stamps: list[Stamp] = []
+        # What a sample counts is its part of a full round of own groups.
+        alone = config.model_copy(update={"sampling": config.sampling.model_copy(update={"external": 0})})
 
         def own_samples(first: int) -> Iterator[Sequence[Sample]]:
             for samples in loop.rounds(first):
@@ -65,7 +67,7 @@ def time_gossamer(
             stamps.append(stamp())
 
         with closing(engine):
-            make_trainer(policy, config, folder, own_samples, on_update).train()
+            make_trainer(policy, alone, folder, own_samples, on_update).train()
     return block(stamps[warm - 1 :], engine.texts, engine.tokens[warm:])
 
 
