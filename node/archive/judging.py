@@ -58,7 +58,7 @@ class GroupJudge:
 
     def judge(self, groups: Sequence[ArchivedGroup], seconds: float) -> list[JudgedGroup]:
         """Return the verdict on each group, in order; one that is not scored within `seconds` is "unscorable"."""
-        judged_groups = [self._read(archived) for archived in groups]
+        judged_groups = [self.read(archived) for archived in groups]
         quotas: defaultdict[str, TimeQuota] = defaultdict(lambda: TimeQuota(SIGNER_SHARE * seconds))
         answers = [
             Answer(judged.question.task, judged.question.item, episode.text, quota=quotas[judged.archived.signer])
@@ -80,7 +80,8 @@ class GroupJudge:
     def _held_out(self) -> Quotations:
         return self.tasks.quotations(0)
 
-    def _read(self, archived: ArchivedGroup) -> JudgedGroup:
+    def read(self, archived: ArchivedGroup) -> JudgedGroup:
+        """Make a group's question again, and score no answer."""
         try:
             group = read(archived.body, self.tasks, self._limits.max_completions, self._limits.max_group_bytes)
             return JudgedGroup(archived, "", rebuild(group, self.tasks, lambda item: ()))

@@ -1,8 +1,9 @@
-"""A relay that keeps what it hears: each group of a swarm that allows it, once it is judged here.
+"""A relay that keeps what it hears: each group of a swarm that allows it, on a question that may be kept.
 
-    item -> open_group (signature, the mark "not kept") -> GroupJudge (held out, lies) -> a file
+    item -> open_group (signature, the mark "not kept") -> GroupJudge.read (the question, held out or false) -> a file
 
-What is refused is counted by its reason. A lie is reported, as a node reports it.
+Answers are not scored: whoever exports the archive scores them (`node.archive.rows`). So nobody's slow texts keep others
+out. What is refused is counted by its reason. A false question is reported, as a node reports it.
 """
 
 import time
@@ -23,7 +24,6 @@ from node.swarm.reports import REPORTS_TOPIC
 from protocol.host import Host, ItemVerdict, Received
 from protocol.wire.envelope import ItemId
 
-JUDGE_S = 10.0  # that judging what a relay takes at once may take; a signal to stop waits for as long
 SAY_S = 60.0  # between two lines about progress
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ def open_keeper(
 
 
 class Keeper:
-    """Judges items that come, and keeps those that may be kept."""
+    """Keeps those of the items that come which may be kept."""
 
     def __init__(self, host: Host, judge: GroupJudge, writer: ArchiveWriter) -> None:
         self._host = host
@@ -71,11 +71,10 @@ class Keeper:
 
     def take(self, items: Sequence[Received]) -> None:
         """Take the items that came, at most `relay.DRAIN`; called twice a second, also without any."""
-        opened = [archived for item in items if (archived := self._open(item)) is not None]
-        for judged in self._judge.judge(opened, JUDGE_S):
-            if judged.reason:
-                self._refuse(judged.archived.id, judged.reason)
-            elif reason := self._writer.keep(judged.archived):
+        for archived in filter(None, map(self._open, items)):
+            if reason := self._judge.read(archived).reason:
+                self._refuse(archived.id, reason)
+            elif reason := self._writer.keep(archived):
                 self.refused[reason] += 1
         if time.monotonic() - self._said_at >= SAY_S:
             self.say()

@@ -51,8 +51,8 @@ def run(  # noqa: PLR0913  # one parameter for each option of the command
     """Keep what a swarm shares, as a relay in it.
 
     It ends at Ctrl-C, or when the archive is full. Only a swarm that was founded with --archive is kept, and of it no
-    group that its maker marked. Each answer is scored here first, and no held-out question is kept. Without INVITE, it
-    resumes from its folder.
+    group that its maker marked, and none on a held-out question. Answers are not scored: `export` does that. Without
+    INVITE, it resumes from its folder.
 
     \b
     Example:

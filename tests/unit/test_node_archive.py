@@ -344,17 +344,16 @@ def taken(folder: Path, frames: Sequence[bytes], manifest: SwarmManifest = CLUB)
 ATTACKS = {
     "held_out": group_on(HELD[0]),
     "false_question": group_on(HELD[1], question=TASK.make(ASKED[5]).question),  # a held-out one under another's name
-    "false_reward": group_on(ASKED[6], rewards=(0.0, 1.0)),
     "unknown_task": replace(group_on(ASKED[7]), task=TASK.key._replace(version=99)),
     "not_kept": group_on(ASKED[8], kept=False),
 }
+FALSE_REWARD = group_on(ASKED[6], rewards=(0.0, 1.0))  # kept, for no answer is scored; in no row
 
 
-def test_a_keeper_keeps_true_groups_alone_and_reports_lies(tmp_path: Path) -> None:
-    host = taken(tmp_path / "a", [*map(signed, ATTACKS.values()), *FRAMES])
-    assert set(kept_in(tmp_path / "a")) == set(GROUPS)
-    lies = {"false_question", "false_reward"}
-    assert {reason for verdict, reason in host.reports if verdict is ItemVerdict.REJECT} == lies
+def test_a_keeper_keeps_groups_on_true_questions_alone_and_reports_lies(tmp_path: Path) -> None:
+    host = taken(tmp_path / "a", [*map(signed, [*ATTACKS.values(), FALSE_REWARD]), *FRAMES])
+    assert set(kept_in(tmp_path / "a")) == {*GROUPS, FALSE_REWARD}
+    assert {reason for verdict, reason in host.reports if verdict is ItemVerdict.REJECT} == {"false_question"}
     assert {reason for verdict, reason in host.reports if verdict is ItemVerdict.IGNORE} == {"held_out", "unknown_task"}
 
 
@@ -419,7 +418,8 @@ def test_what_lies_is_on_a_held_out_question_or_says_the_same_again_is_in_no_row
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backwards = replace(GROUPS[1], completions=GROUPS[1].completions[::-1])
-    folder = fill(tmp_path / "a", [*map(signed, ATTACKS.values()), *FRAMES, signed(GROUPS[0], BOB), signed(backwards)])
+    bad = [*ATTACKS.values(), FALSE_REWARD, backwards]
+    folder = fill(tmp_path / "a", [*map(signed, bad), *FRAMES, signed(GROUPS[0], BOB)])
     status, rows = rows_of(folder)
     said = capsys.readouterr()
     assert status == 1, "a file is marked as not to be kept"

@@ -75,13 +75,13 @@ def started(folder: Path, *options: str) -> Iterator[None]:
             process.kill()
 
 
-def group_on(key: TaskKey, seed: int, item: Item, right: float = 1.0) -> Group:
-    made = (one_turn(item.answer, True, right), one_turn("no", True, 1.0 - right))
+def group_on(key: TaskKey, seed: int, item: Item) -> Group:
+    made = (one_turn(item.answer, True, 1.0), one_turn("no", True, 0.0))
     return Group(key, seed, item.question, made, "hostile", 0, item.content)
 
 
 def attack(folder: Path) -> None:
-    """Publish, as a member that does not keep to the rules, groups on held-out questions and a lie."""
+    """Publish, as a member that does not keep to the rules, a group on a held-out question and one on a false one."""
     invite = Invite.parse((folder / "invite").read_text())
     config = join(invite, parse_config(SUMS), folder / "liar")
     (task,) = load_tasks(config.tasks, SPLIT).tasks
@@ -92,13 +92,12 @@ def attack(folder: Path) -> None:
     groups = [
         group_on(task.key, held[0], task.make(held[0])),
         group_on(task.key, held[1], Item(task.make(asked[0]).question, hidden.answer)),
-        group_on(task.key, asked[1], task.make(asked[1]), right=0.0),
     ]
     with open_network(config, folder / "liar") as network:
         wait_until(lambda: network.host.counters().peers, 30, "the liar to be linked")
         for group in groups:
             network.host.publish(encode(group), topic_of_group(group))
-        reasons = {"held_out", "false_question", "false_reward"}
+        reasons = {"held_out", "false_question"}
         wait_until(lambda: reasons <= set(ask(folder / "k0")["rejected"]), 30, "what was refused")
 
 
