@@ -2,7 +2,7 @@
 
     item -> open_group (signature, the mark "not kept") -> GroupJudge.read (the question, held out or false) -> a file
 
-Answers are not scored: whoever exports the archive scores them (`node.archive.rows`). So nobody's slow texts keep others
+Answers are not scored: who exports the archive scores them (`node.archive.rows`). So nobody's slow texts keep others
 out. What is refused is counted by its reason. A false question is reported, as a node reports it.
 """
 
