@@ -100,7 +100,8 @@ class Loop:
             self.row = {"round": version + 1, "policy_version": version, "began": time.time()}
             with self._timed("load"):
                 self.engine.load(version)
-            with self._timed("questions"):
+            count = self.config.sampling.questions_per_round
+            with self._timed("questions"), self.draws.yardstick.own_questions(count):
                 questions = self._questions(version)
             draw = self._begin_draw(version)
             with self._timed("generate"):

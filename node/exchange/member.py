@@ -457,9 +457,10 @@ class Exchange:
         questions: list[AskedQuestion] = []
         without = 0
         while len(questions) < count:
-            question = self._parts.tasks.ask(
-                self._parts.draws.seed, self._asked, lambda item: self._encode_prompt(item) is not None
-            )
+            with self._parts.draws.yardstick.own_questions(1):
+                question = self._parts.tasks.ask(
+                    self._parts.draws.seed, self._asked, lambda item: self._encode_prompt(item) is not None
+                )
             self._asked += 1
             without = without + 1 if question is None else 0
             if question is not None:

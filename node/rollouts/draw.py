@@ -136,7 +136,7 @@ class Draws:
         self.peers.begin_round(count if self.sampling.source == "peers" else 0)
         rng = random.Random(derive_seed(self.seed, "draw", round_number - 1))
         asked = DrawRequest(count, completions, scale, rng, self.buffer.own_results.reward)
-        quotas = RoundQuotas(self.slow_signers.has_standing, self.yardstick.usual, self.yardstick.clock)
+        quotas = RoundQuotas(self.slow_signers.has_standing, self.yardstick)
         self._newest = Draw(self, round_number, rule or RULES[self.sampling.rule], asked, quotas)
         return self._newest
 
@@ -326,8 +326,13 @@ class Draw:
         self._drawn |= {candidate.id: candidate for candidate in candidates if candidate.id in of_group}
         for key, group in self.draws.buffer.read(of_group).items():
             candidate = self._drawn[key]
+            if self.quotas.spent([candidate.peer]):
+                self._spent.add(candidate.peer)
+                self.left_out["late"] += len(of_group[key])
+                continue
             try:
-                question = rebuild(group, self.draws.tasks, self.draws.encode_prompt)
+                with self.quotas.making(candidate.peer):
+                    question = rebuild(group, self.draws.tasks, self.draws.encode_prompt)
             except GroupError as error:
                 self.refused.append(RefusedGroup(key, candidate.peer, error.reason))
                 continue

@@ -2,7 +2,8 @@
 
 Some texts take a verifier as long as it lets them, and whoever sends one spends nothing. So each signer has a quota of
 seconds in a round (`RoundQuotas`), by how long this node's own texts take where peers' are scored (`Yardstick`). A
-peer's claims and texts have no part in it.
+peer's claims and texts have no part in it. A signer chooses the seed of its question, too: making the question here is
+charged to the same quota, by how long this node's own questions take.
 
 A round in which a signer exceeds its quota is a strike (`SlowSigners`). `OWED` rounds within its quota pay for it; a
 second strike before that sets the signer's groups aside for `ASIDE` rounds. A round in which this machine was slow for
@@ -18,9 +19,9 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from node.rollouts.group_buffer import OWN
@@ -86,28 +87,40 @@ class RoundQuotas:
 
     Args:
         has_standing: tells whether a signer has standing.
-        usual: the seconds that an own text takes where peers' are scored, by task. Texts of other tasks have no quota.
-        clock: that of worker processes, in seconds.
+        yardstick: says what own texts take where peers' are scored, and own questions. Texts of a task of which it says
+            nothing have no quota.
     """
 
-    def __init__(
-        self,
-        has_standing: Callable[[str], bool] = lambda signer: True,
-        usual: Mapping[str, float] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, has_standing: Callable[[str], bool], yardstick: "Yardstick") -> None:
         self._has_standing = has_standing
-        self._usual = usual or {}
-        self._clock = clock
+        self._usual = yardstick.usual
+        self._making = yardstick.making
+        self._clock = yardstick.clock
         self._newcomers = TimeQuota(0.0)
         self._quotas: dict[str, TimeQuota] = {}
 
     def of(self, signer: str, task: str, texts: int) -> TimeQuota:
         """Return the quota of a signer, raised by what so many more texts of a task may take."""
+        return self._raised(signer, texts * TIMES * max(self._usual.get(task, math.inf), LEAST_TEXT_S))
+
+    @contextmanager
+    def making(self, signer: str) -> Iterator[None]:
+        """Charge the making of a question to its signer; nothing while it is not known what own ones take."""
+        if self._making is None:
+            yield
+            return
+        quota = self._raised(signer, TIMES * self._making)
+        quota.begin(self._clock())
+        try:
+            yield
+        finally:
+            quota.end(self._clock())
+
+    def _raised(self, signer: str, seconds: float) -> TimeQuota:
         if signer not in self._quotas:
             self._quotas[signer] = TimeQuota(BASE_S, None if self._has_standing(signer) else self._newcomers)
         quota = self._quotas[signer]
-        quota.seconds += texts * TIMES * max(self._usual.get(task, math.inf), LEAST_TEXT_S)
+        quota.seconds += seconds
         if quota.within is not None:
             quota.within.seconds = max(quota.within.seconds, NEWCOMERS * quota.seconds)
         return quota
@@ -130,7 +143,7 @@ class RoundQuotas:
 
 
 class Yardstick:
-    """Measures how long this node's own texts take where peers' are scored.
+    """Measures how long this node's own texts take where peers' are scored, and how long its questions take to be made.
 
     Args:
         clock: that of worker processes, in seconds.
@@ -140,6 +153,19 @@ class Yardstick:
         self.clock = clock
         self._seconds: dict[str, deque[float]] = {}
         self._asked: dict[str, tuple[TimeQuota, Future[Verdict]]] = {}
+        self._made: deque[float] = deque(maxlen=MEASURED)
+
+    @property
+    def making(self) -> float | None:
+        """The seconds that making a question takes; None while none was made."""
+        return statistics.mean(self._made) if self._made else None
+
+    @contextmanager
+    def own_questions(self, count: int) -> Iterator[None]:
+        """Measure the making of so many of this node's own questions."""
+        began = self.clock()
+        yield
+        self._made.append((self.clock() - began) / max(1, count))
 
     @property
     def usual(self) -> dict[str, float]:

@@ -92,8 +92,10 @@ class Timed:
 
     def __init__(self) -> None:
         self.own, self.apart = (Workers("timed", "m", {}, LIMIT_S) for _ in range(2))
+        self.on_make: Callable[[int], None] = lambda seed: None
 
     def make(self, seed: int) -> Item:
+        self.on_make(seed)
         return Item(f"question {seed}", "0.01 right")
 
     def verify(self, item: Item, text: str) -> Verdict:
@@ -195,6 +197,21 @@ def test_a_signer_of_slow_texts_costs_a_few_rounds_its_quota_and_then_nothing(ho
     assert sum(bool(one.refused) for one in told) <= 1 + 2 * hostile
     assert all(outcome.seconds < 1 and not outcome.refused for outcome in told[6:])
     assert node.slow.set_aside(node.number + 1) == set(swarm(hostile)[:hostile])
+
+
+def test_a_signer_of_questions_that_take_long_to_be_made_costs_two_of_them_and_then_nothing(scorer: Scorer) -> None:
+    node = Node(scorer.clock)
+
+    def on_make(seed: int) -> None:
+        scorer.clock.now += 4.0 if seed % 100 % 16 == 0 else 0.05
+
+    node.task.on_make = on_make
+    with node.draws.yardstick.own_questions(2):
+        assert node.task.make(1) and node.task.make(2)
+    told = [node.round(swarm(1), lambda signer: "0.01 right") for _ in range(12)]
+    assert sum(outcome.seconds > 4.0 for outcome in told) == 2 and max(outcome.seconds for outcome in told) < 8.0
+    assert [outcome.used.total() for outcome in told] == [SLOTS] * 12
+    assert node.slow.set_aside(node.number + 1) == {"hostile 0"}
 
 
 def test_a_member_without_own_texts_measures_the_answers_that_its_tasks_give(scorer: Scorer) -> None:
