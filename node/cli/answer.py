@@ -94,7 +94,7 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
     for setting in [*([f"network.listen={listen}"] if listen else []), *(settings or [])]:
         apply_override(given, setting)
 
-    from node.exchange.answering import AnsweringBudget
+    from node.exchange.answering import AnsweringBudget, is_affordable
     from node.exchange.answering import answer as answer_questions
     from node.exchange.endpoint import ModelEndpoint
     from node.exchange.member import Exchange
@@ -111,7 +111,9 @@ def answer(  # noqa: PLR0913  # one parameter for each option of the command
         with interrupting_signals():
             endpoint.check()
             known = None if parsed is None else str(parsed)
-            swarm = Exchange(folder, invite=known, allow_tasks=allow_task or [], policy=model, **given)
+            swarm = Exchange(
+                folder, invite=known, allow_tasks=allow_task or [], fits=is_affordable, policy=model, **given
+            )
     except KeyboardInterrupt:
         print("stopped while starting", file=sys.stderr)
         return

@@ -10,7 +10,7 @@ the endpoint as the most that it may use. After `kill -9` the file lacks what wa
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,6 +31,7 @@ SAY_S = 10.0  # between two lines about progress
 ALONE_S = 60.0  # between two lines that nobody is here
 EMPTY_SAID = 16  # answers without a text, in a row, after which a line says so
 MILLION = 1_000_000
+MOST_PROMPT_BYTES = 1 << 15  # some 8,000 tokens: a founder can make prompts longer, and whoever answers pays
 
 log = structlog.get_logger()
 
@@ -80,6 +81,11 @@ class AnsweringBudget:
             (self.cost, answered.cost),
         )
         return any(most is not None and spent >= most for most, spent in pairs)
+
+
+def is_affordable(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Tell whether a question's messages are no longer than an endpoint is asked to read."""
+    return sum(len(message["content"].encode()) for message in messages) <= MOST_PROMPT_BYTES
 
 
 def read_answered(folder: Path) -> AnsweredTotals:

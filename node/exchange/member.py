@@ -466,9 +466,7 @@ class Exchange:
             if question is not None:
                 questions.append(AskedQuestion(question.task.key, question.seed, question.item))
             if without == MISSES:
-                raise UserError(
-                    f"none of {MISSES * TRIES} questions fits: give a `fits` that takes more, or other tasks"
-                )
+                raise UserError(f"none of {MISSES * TRIES} questions fits: they are too long, or `fits` refuses them")
         self._parts.draws.buffer.set_count(ASKED, self._asked)  # on disk before anybody sees them
         return questions
 

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from node.cli.app import run
 from node.config import parse_config
+from node.exchange import answering
 from node.swarm.founding import found
 from node.swarm.inviting import make_invite
 from node.swarm.sharing import NetworkExchange
@@ -91,6 +92,17 @@ def test_a_signal_ends_it_in_order_though_its_server_hangs(founder: Exchange, tm
     assert process.returncode == 0, complaints
     assert re.fullmatch(r"0 questions, 0 answers, 0 groups published, [1-9]\d* tokens\n", said)
     assert "Traceback" not in complaints
+
+
+@pytest.mark.slow
+def test_no_question_is_sent_that_is_longer_than_a_member_pays_for(
+    founder: Exchange, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "MOST_PROMPT_BYTES", 2)
+    with chat_server(half_right) as (url, asked):
+        words = [f"@{tmp_path / 'invite'}", "--url", url, "--model", "tiny", "--state", str(tmp_path / "a")]
+        assert run(["answer", *words], debug=False) == 2
+    assert not asked and "questions fits: they are too long" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow
