@@ -20,6 +20,7 @@ from node.errors import UserError, for_shell, how_to_install, namesakes, printab
 from node.operations.presets import preset, smaller
 from node.operations.settling import StaleSettingsError, memory_of
 from node.policy.memory import BUILTIN_SIZE, PHASES, Device, Machine, ModelSize, adapter_parameters, memory_held
+from node.processes.cage import lacking
 from node.processes.machine import undefended
 
 MIN_MEMORY = 1.5e9  # bytes available: one node on the built-in policy, with room to start
@@ -48,6 +49,9 @@ def examine(folder: Path) -> Iterator[Diagnosis]:
     yield from _torch()
     for line in undefended():
         yield Diagnosis("defences", False, line, needed=False, do="run nodes that meet strangers on Linux")
+    lacks = lacking()
+    remedy = "run it on Linux 6.12 or later, or as root: until then no task is shared whose reward may run a text"
+    yield Diagnosis("cage", not lacks, lacks or "whole: texts of peers are scored apart", needed=False, do=remedy)
     memory = psutil.virtual_memory()
     yield Diagnosis(
         "memory",

@@ -56,6 +56,14 @@ def test_an_extra_of_another_version_is_worth_knowing(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lacks", ["", "the kernel is of before Linux 6.12"])
+def test_what_a_cage_lacks_here_is_worth_knowing(lacks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(diagnosis, "lacking", lambda: lacks)
+    check = found("cage", examine(tmp_path))
+    assert check.ok == (not lacks) and check.text.startswith(lacks or "whole") and not check.needed
+
+
+@pytest.mark.slow
 def test_a_driver_that_torch_makes_no_use_of_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "version").touch()
     monkeypatch.setattr(diagnosis, "NVIDIA", tmp_path)
