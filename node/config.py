@@ -328,7 +328,6 @@ class SamplingConfig(Section):
         ge=0,
         description="a round draws of each signer at most so many times external / signers in the buffer; 0: no bound",
     )
-    max_uses: int = Field(1, ge=1, description="how often a peer's group may be trained on")
 
     @model_validator(mode="after")
     def _some_groups(self) -> "SamplingConfig":
@@ -627,11 +626,6 @@ class BufferConfig(Section):
 
     max_age: float = Field(
         3600.0, gt=0, description="seconds; a swarm that this node founds takes no older groups at any node"
-    )
-    max_age_rounds: int | None = Field(
-        None,
-        ge=0,
-        description="rounds that a group may wait here for its turn; default: as many as max_age allows",
     )
     max_groups: int = Field(4096, ge=1)
     max_bytes: int = Field(64 << 20, ge=1 << 16, description="in memory, and on disk as much again")

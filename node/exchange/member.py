@@ -311,8 +311,8 @@ class Exchange:
         """Return at most `count` of the peers' groups that are here.
 
         Each has been verified: its question was made again, its answers were scored here. A group that lies is reported
-        to the swarm, and its signer's other groups are not drawn any more. A group may be returned `sampling.max_uses`
-        times, which is once by default, also if it comes again under another id.
+        to the swarm, and its signer's other groups are not drawn any more. A group is returned once, also if it comes
+        again under another id.
 
         Args:
             count: of groups.

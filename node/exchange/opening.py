@@ -101,7 +101,7 @@ def open_buffer(config: NodeConfig, folder: Path, life: float) -> Iterator[Group
     """
     path = folder / BUFFER_FILE
     try:
-        with GroupBuffer(path, config.buffer, config.sampling.max_uses, life) as buffer:
+        with GroupBuffer(path, config.buffer, life) as buffer:
             yield buffer
     except sqlite3.OperationalError as error:
         raise UserError(f"cannot write {path}: {error}; free disk space or fix its permissions") from error

@@ -2,10 +2,10 @@
 
 What else a node must not do twice lies in the same file: a round is one transaction.
 
-- **A group is used at most `max_uses` times.** A hash of its question and its completions' texts names it (`texts_id`).
-  So it gains no further use when somebody sends it again under another id. A group that is used up is not taken in
-  again. A use is remembered, whether the group is still here or not, for as long as an item that was signed before it
-  may come (`item_life`), and may then wait here (`max_age`).
+- **A group is used once.** A hash of its question and its completions' texts names it (`texts_id`). So it gains no
+  further use when somebody sends it again under another id, and is not taken in again. A use is remembered, whether
+  the group is still here or not, for as long as an item that was signed before it may come (`item_life`), and may then
+  wait here (`max_age`).
 - **A question stands once in a draw.** Of several groups on one question the first to come may be drawn; the others
   may follow in later rounds.
 - **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*: it is
@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from node.config import BufferConfig
 from node.errors import UserError
@@ -60,8 +60,6 @@ LOSES = "delete it; peers' groups and what was counted in it are lost, the key a
 _INSERT_GROUP = "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 MAX_PEER_SHARE = 0.5  # of the buffer, that one peer's groups may fill: a flood of one's leaves room for all others
 OWN = "self"  # who signed this node's own groups: no peer's id
-
-K = TypeVar("K")
 
 
 class ReceivedGroup(NamedTuple):
@@ -103,15 +101,13 @@ class GroupBuffer:
     Args:
         path: of the file; ":memory:" for none.
         bounds: what may be held.
-        max_uses: of a group.
         item_life: seconds from when an item is signed to when it can come no more.
 
     Raises `UserError` where the file is of another version.
     """
 
-    def __init__(self, path: Path, bounds: BufferConfig, max_uses: int = 1, item_life: float = 0.0) -> None:
+    def __init__(self, path: Path, bounds: BufferConfig, item_life: float = 0.0) -> None:
         self._bounds = bounds
-        self._max_uses = max_uses
         self._remembers_for = item_life + bounds.max_age
         self._db = sqlite3.connect(path, isolation_level=None)
         check_format(self._db, path)
@@ -161,7 +157,7 @@ class GroupBuffer:
         self._db.execute("COMMIT")
 
     def add(self, shared: Iterable[ReceivedGroup], now: float, first_round: int) -> int:
-        """Store groups that are neither here nor used up, then restore the bounds; return how many were stored.
+        """Store groups that are neither here nor used, then restore the bounds; return how many were stored.
 
         Args:
             shared: from anybody, once `node.rollouts.screening.read` has accepted them.
@@ -171,7 +167,7 @@ class GroupBuffer:
         rows = []
         for item in sorted(shared, key=lambda group: (group.received, group.id)):
             texts = texts_id(item.group)
-            if item.id in self._entries or self._uses[texts] >= self._max_uses:
+            if item.id in self._entries or texts in self._used:
                 continue
             received = self._time(item.received)
             candidate = _candidate(item.id, item.peer, item.group, texts, received, first_round)
@@ -187,27 +183,21 @@ class GroupBuffer:
     def candidates(self, now: float, round_number: int) -> list[Candidate]:
         """Return the groups that `round_number` may draw, in order of arrival: at most one group for each question.
 
-        Left out are groups that are buried or used up, those older than `max_age` or `max_age_rounds`, and those that
-        only a later round may draw. Age is counted from a group's arrival: a peer's own rounds and clock play no part.
+        Left out are groups that are buried or used, those older than `max_age`, and those that only a later round may
+        draw. Age is counted from a group's arrival: a peer's own rounds and clock play no part.
         """
         oldest = self._time(now) - self._bounds.max_age
-        stay = self._bounds.max_age_rounds
-        first_from = 0 if stay is None else round_number - stay
         drawable: dict[bytes, Candidate] = {}
         for candidate in list(self._free.values()):
-            if self._uses[candidate.texts] >= self._max_uses:
+            if candidate.texts in self._used:
                 del self._free[candidate.id]
-            elif candidate.received >= oldest and first_from <= candidate.first_round <= round_number:
+            elif candidate.received >= oldest and candidate.first_round <= round_number:
                 drawable.setdefault(candidate.question, candidate)
         return list(drawable.values())
 
     def of_signers(self, peers: Collection[str]) -> list[Candidate]:
         """Return the groups of these peers that are not buried."""
         return [candidate for candidate in self._free.values() if candidate.peer in peers]
-
-    def is_used_up(self, texts: bytes) -> bool:
-        """Tell whether a group of these texts (`texts_id`) is remembered as used up."""
-        return self._uses[texts] >= self._max_uses
 
     def read(self, ids: Iterable[bytes]) -> dict[bytes, Group]:
         """Return the groups with these ids, if they are here. Reading a group is not a use of it."""
@@ -221,16 +211,13 @@ class GroupBuffer:
         """
         time = self._time(now)
         texts = [candidate.texts for candidate in drawn]
-        self._uses.update(texts)
+        self._used.update(texts)
         with self.transaction():
             self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", [(text, round_number, time) for text in texts])
             self._delete(self._evict(time))
             old = time - self._remembers_for
             forgotten = self._db.execute("SELECT texts FROM uses WHERE time < ?", (old,)).fetchall()
-            for (old_texts,) in forgotten:
-                _take_one(self._uses, old_texts)
-            if forgotten and self._max_uses > 1:  # a used-up group that came between two uses may be drawn once more
-                self._free_all()
+            self._used.difference_update(texts for (texts,) in forgotten)
             self._db.execute("DELETE FROM uses WHERE time < ?", (old,))
 
     def bury(self, ids: Iterable[bytes], round_number: int) -> None:
@@ -272,11 +259,11 @@ class GroupBuffer:
 
     def _load(self) -> None:
         self._entries: dict[bytes, _BufferedGroup] = {}  # oldest first
-        self._free: dict[bytes, Candidate] = {}  # oldest first: those not buried, and not known to be used up
+        self._free: dict[bytes, Candidate] = {}  # oldest first: those not buried, and not known to be used
         self._bytes = 0
         self._peer_count: Counter[str] = Counter()
         self._peer_bytes: Counter[str] = Counter()
-        self._uses: Counter[bytes] = Counter(texts for (texts,) in self._db.execute("SELECT texts FROM uses"))
+        self._used = {texts for (texts,) in self._db.execute("SELECT texts FROM uses")}
         self._buried = {group_id for (group_id,) in self._db.execute("SELECT id FROM buried")}
         self._own_results = OwnResults()
         own: dict[int, list[OwnResult]] = {}
@@ -305,9 +292,6 @@ class GroupBuffer:
         """Return `now`, or the time of the newest group where the clock was set back."""
         newest = next(reversed(self._entries.values()), None)
         return now if newest is None else max(newest.candidate.received, now)
-
-    def _free_all(self) -> None:
-        self._free = {key: entry.candidate for key, entry in self._entries.items() if key not in self._buried}
 
     def _evict(self, time: float) -> list[bytes]:
         """Drop entries from memory until every bound holds at `time`, oldest first; return their ids."""
@@ -343,9 +327,9 @@ class GroupBuffer:
         peer = entry.candidate.peer
         self._bytes -= len(entry.body)
         self._peer_bytes[peer] -= len(entry.body)
-        _take_one(self._peer_count, peer)
-        if peer not in self._peer_count:
-            del self._peer_bytes[peer]
+        self._peer_count[peer] -= 1
+        if not self._peer_count[peer]:
+            del self._peer_count[peer], self._peer_bytes[peer]
         return group_id
 
 
@@ -374,10 +358,3 @@ def _row(candidate: Candidate, body: bytes) -> tuple[object, ...]:
         packed,
         body,
     )
-
-
-def _take_one(counts: Counter[K], key: K) -> None:
-    """Count one `key` less, and forget it if none is left."""
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]

@@ -61,14 +61,12 @@ def test_a_group_is_kept_once_and_comes_back_whole(path: Path) -> None:
         assert buffer.read([one.id, one.id]) == {one.id: shared(1).group}
 
 
-def test_a_used_group_is_not_drawn_again_until_its_uses_allow(path: Path) -> None:
+def test_a_used_group_is_not_drawn_again(path: Path) -> None:
     with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(1), shared(2)], now=0, first_round=1)
         use(buffer, 1, 1)
         assert ids(buffer) == {2}
-    with GroupBuffer(path, BufferConfig(), max_uses=2) as buffer:
-        assert ids(buffer) == {1, 2}
-        use(buffer, 1, 2)
+    with GroupBuffer(path, BufferConfig()) as buffer:
         assert ids(buffer) == {2}
 
 
@@ -124,10 +122,9 @@ def test_a_group_stays_used_when_it_is_gone_for_as_long_as_it_might_have_stayed(
         assert ids(buffer, now=11) == {3}
 
 
-@pytest.mark.parametrize("max_uses", [1, 2])
-def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path: Path, max_uses: int) -> None:
+def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path: Path) -> None:
     uses = []
-    with GroupBuffer(path, BufferConfig(max_age=10), max_uses, item_life=30) as buffer:
+    with GroupBuffer(path, BufferConfig(max_age=10), item_life=30) as buffer:
         for now in range(100):
             if now <= 30:  # the life of an item that was signed when the group was made
                 buffer.add([shared(now, received=now, question=1, text="1")], now=now, first_round=1)
@@ -136,20 +133,7 @@ def test_a_group_gains_no_use_by_an_item_that_was_signed_before_it_was_used(path
                 uses.append(now)
             else:
                 buffer.use([], 1, now)
-    assert len(uses) == max_uses
-
-
-def test_a_group_that_is_used_up_may_be_drawn_again_once_a_use_is_forgotten(path: Path) -> None:
-    with GroupBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
-        buffer.add([shared(1)], now=0, first_round=1)
-        use(buffer, 1, 1, now=0)
-        buffer.add([shared(2, received=5, question=1, text="1")], now=5, first_round=1)
-        use(buffer, 1, 2, now=5)
-        assert ids(buffer, now=9) == set()
-        buffer.use([], 3, now=11)  # the first use is forgotten, and the first group gone
-        assert ids(buffer, now=11) == {2}
-    with GroupBuffer(path, BufferConfig(max_age=10), max_uses=2) as buffer:
-        assert ids(buffer, now=11) == {2}
+    assert len(uses) == 1
 
 
 def test_a_group_that_was_evicted_after_it_was_drawn_is_used_all_the_same(path: Path) -> None:
@@ -193,13 +177,6 @@ def test_a_group_waits_for_its_first_round(path: Path) -> None:
         assert ids(buffer, round_number=3) == {1, 2}
 
 
-def test_a_group_that_has_waited_too_many_rounds_is_not_drawn(path: Path) -> None:
-    with GroupBuffer(path, BufferConfig(max_age_rounds=2)) as buffer:
-        buffer.add([shared(1)], now=0, first_round=3)
-        buffer.add([shared(2)], now=0, first_round=4)
-        assert [ids(buffer, round_number=number) for number in range(3, 8)] == [{1}, {1, 2}, {1, 2}, {2}, set()]
-
-
 def test_groups_have_the_order_of_their_coming_when_they_are_read_again(path: Path) -> None:
     with GroupBuffer(path, BufferConfig()) as buffer:
         buffer.add([shared(number, received=5) for number in (3, 4)], now=5, first_round=1)
@@ -228,16 +205,15 @@ def test_all_that_a_peer_has_here_is_found_but_for_what_is_buried(path: Path) ->
         ),
         min_size=10,
         max_size=40,
-    ),
-    st.sampled_from([None, 0, 2]),
+    )
 )
 def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
-    steps: list[tuple[str, int, int]], max_age_rounds: int | None
+    steps: list[tuple[str, int, int]],
 ) -> None:
     """A buffer that was asked after every step says what one does that reads the same file and was never asked."""
-    bounds = BufferConfig(max_age=5, max_age_rounds=max_age_rounds, max_groups=4)
+    bounds = BufferConfig(max_age=5, max_groups=4)
     now, number, made = 0.0, 1, 0
-    with tempfile.TemporaryDirectory() as folder, GroupBuffer(Path(folder, "pool.sqlite"), bounds, 2) as buffer:
+    with tempfile.TemporaryDirectory() as folder, GroupBuffer(Path(folder, "pool.sqlite"), bounds) as buffer:
         for step, which, ahead in steps:
             may = buffer.candidates(now, number)
             now += ahead / 2
@@ -256,7 +232,7 @@ def test_what_may_be_drawn_is_the_same_whether_it_is_kept_up_or_found_anew(
                     buffer.rewind(number)
                 case "set the clock back":
                     now = max(0.0, now - which * ahead)
-            with GroupBuffer(Path(folder, "pool.sqlite"), bounds, 2) as fresh:
+            with GroupBuffer(Path(folder, "pool.sqlite"), bounds) as fresh:
                 assert buffer.candidates(now, number) == fresh.candidates(now, number)
                 assert (len(buffer), set(buffer.signers)) == (len(fresh), set(fresh.signers))
 

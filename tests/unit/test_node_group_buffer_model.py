@@ -6,7 +6,6 @@ its own books. Whether a group's uses are too many follows from a plain list of 
 
 import shutil
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,19 +83,16 @@ class Buffer(RuleBasedStateMachine):
         self.items = 0
 
     @initialize(
-        max_uses=st.integers(1, 2),
         max_groups=st.sampled_from([2, 6, 50]),
         share=st.sampled_from([0.5, 1.0]),
-        stay=st.sampled_from([None, 2]),
     )
-    def open(self, max_uses: int, max_groups: int, share: float, stay: int | None) -> None:
-        self.max_uses = max_uses
+    def open(self, max_groups: int, share: float) -> None:
         group_buffer.MAX_PEER_SHARE = share
-        self.bounds = BufferConfig(max_age=MAX_AGE, max_age_rounds=stay, max_groups=max_groups, max_bytes=MAX_BYTES)
+        self.bounds = BufferConfig(max_age=MAX_AGE, max_groups=max_groups, max_bytes=MAX_BYTES)
         self.buffer = self.opened(self.folder / "pool.sqlite")
 
     def opened(self, path: Path) -> GroupBuffer:
-        return GroupBuffer(path, self.bounds, self.max_uses)
+        return GroupBuffer(path, self.bounds)
 
     def teardown(self) -> None:
         group_buffer.MAX_PEER_SHARE = PEER_SHARE
@@ -115,13 +111,12 @@ class Buffer(RuleBasedStateMachine):
 
     def expected(self, round_number: int) -> list[Held]:
         """What the round may draw, by the books."""
-        uses = Counter(text for text, *_ in self.uses)
-        first = 0 if self.bounds.max_age_rounds is None else round_number - self.bounds.max_age_rounds
+        used = {text for text, *_ in self.uses}
         found: dict[int, Held] = {}
         for item in self.came:
-            if uses[item.text] >= self.max_uses or item.id in self.buried or item.received < self.time - MAX_AGE:
+            if item.text in used or item.id in self.buried or item.received < self.time - MAX_AGE:
                 continue
-            if first <= item.first_round <= round_number:
+            if item.first_round <= round_number:
                 found.setdefault(item.text // 2, item)
         return list(found.values())
 
@@ -158,8 +153,8 @@ class Buffer(RuleBasedStateMachine):
             self.items += 1
             group = group_of(text, f"policy {self.items}")
             shared.append(ReceivedGroup(self.items.to_bytes(4, "big"), peer, self.now, group, encode(group)))
-        uses = Counter(text for text, *_ in self.uses)
-        new = [item for item, (text, _) in zip(shared, batch, strict=True) if uses[text] < self.max_uses]
+        used = {text for text, *_ in self.uses}
+        new = [item for item, (text, _) in zip(shared, batch, strict=True) if text not in used]
         held = {item.id for item in self.came}
         repeated = [item for item in self.came[-1:] if again]
         for one in repeated:
@@ -196,12 +191,12 @@ class Buffer(RuleBasedStateMachine):
         self.buried |= dict.fromkeys(ids, self.round)
 
     def use(self, drawn: list[Candidate]) -> None:
-        """Use these groups, and check that none is used more often than it may be."""
+        """Use these groups, and check that none was used before."""
         time, known = self.time, {item.id: item.text for item in self.came}
         self.buffer.use(drawn, self.round, self.now)
         for one in drawn:
             text = known[one.id]
-            assert sum(used == text for used, *_ in self.used) < self.max_uses, "it is used once too often"
+            assert all(used != text for used, *_ in self.used), "it is used twice"
             self.used.append((text, self.round, self.now))
             self.uses.append((text, self.round, time))
         self.uses = [use for use in self.uses if use[2] >= time - MAX_AGE]

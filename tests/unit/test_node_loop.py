@@ -29,7 +29,7 @@ from node.metrics import is_declared
 from node.policy.load import Policy, load_policy
 from node.rollouts.draw import MAX_DRAWN_PER_SLOT
 from node.rollouts.group import Group, Tokens, decode, encode, one_turn
-from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup, texts_id
+from node.rollouts.group_buffer import GroupBuffer, ReceivedGroup
 from node.rollouts.rule import Sample
 from node.rollouts.rules import configured_weight
 from node.rollouts.screening import BLAMELESS
@@ -764,7 +764,7 @@ def node_of(policy: Policy, tmp_path: Path) -> Callable[..., Loop]:
         sampling = {"local": 1, "external": 1, "completions": len(own), **UNBOUNDED, **tables.pop("sampling", {})}
         engine = {"max_completion_length": LONGEST, **tables.pop("engine", {})}
         config = parse_config({"rounds": rounds, "engine": engine, "sampling": sampling, **tables})
-        buffer = GroupBuffer(Path(":memory:"), config.buffer, config.sampling.max_uses)
+        buffer = GroupBuffer(Path(":memory:"), config.buffer)
         return Loop(config, seed, policy, Says(policy, *own), tasks, buffer, swarm, MetricsLog(tmp_path / "metrics"))
 
     return make
@@ -975,10 +975,7 @@ def test_of_a_signer_that_was_put_out_nothing_is_drawn_any_more_though_it_lies_h
     assert len(loop.buffer.of_signers({"out"})) == 7 and swarm.reasons == []
 
 
-@pytest.mark.parametrize("max_uses", [1, 3])
-def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_be(
-    max_uses: int, node_of: Callable[..., Loop]
-) -> None:
+def test_however_small_the_buffer_no_group_is_trained_on_twice(node_of: Callable[..., Loop]) -> None:
     """In each of two hundred rounds six of twelve groups come again, from other signers and under other ids."""
     rounds, distinct = 200, 12
     swarm = Swarm(
@@ -987,14 +984,14 @@ def test_however_small_the_buffer_no_group_is_trained_on_more_often_than_it_may_
             for number in range(rounds)
         )
     )
-    tables = {"sampling": {"external": 3, "max_uses": max_uses}, "buffer": {"max_groups": 8}}
+    tables = {"sampling": {"external": 3}, "buffer": {"max_groups": 8}}
     loop = node_of(swarm, alone(Guess()), rounds=rounds, **tables)
     trained = Counter[tuple[int, ...]]()
     for samples in loop.rounds(0):
         trained.update(tuple(sample.prompt) for sample in samples if sample.external)
         assert len(loop.buffer) <= 8
     assert swarm.came == 6 * rounds
-    assert set(trained.values()) == {max_uses} and len(trained) == distinct
+    assert set(trained.values()) == {1} and len(trained) == distinct
 
 
 class Graded(Guess):
@@ -1106,7 +1103,6 @@ def test_what_was_drawn_before_generation_and_makes_way_meanwhile_is_used_all_th
     rounds = loop.rounds(0)
     assert peers(policy, next(rounds)) == ["22", "44"] and swarm.reasons == ["false_reward"]
     assert not any(item.id in loop.buffer for item in early) and len(loop.buffer) == 2
-    assert loop.buffer.is_used_up(texts_id(old))
     assert [peers(policy, samples) for samples in rounds] == [["44"], []]
 
 
