@@ -5,6 +5,7 @@ docs/architecture.md draws a round, and a peer's group on its way, function by f
 
 cli/            the `gossamer` command, one file for each verb
 grpo_trainer    a node that takes the arguments of TRL's trainer
+swarm_rollouts  TRL's own trainer, as a member
 grpo_metrics    what TRL's trainer says of an evaluation
 grpo_config     what becomes of each field of TRL's configuration
 api             a node for a notebook: `from gossamer import Node` (the package in public/)

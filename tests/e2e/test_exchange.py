@@ -5,7 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from node.swarm.founding import found
 from node.swarm.inviting import make_invite
+from node.swarm_rollouts import encode
 from protocol.credentials.manifest import JoinPolicy
 from protocol.credentials.records import Address
 from protocol.identity import Identity
@@ -53,9 +54,8 @@ def example(name: str, invite: str, folder: Path, count: str) -> Iterator[subpro
             process.kill()
 
 
-@pytest.mark.parametrize("name", ["bare_loop", "trl_exchange"])
-def test_no_peers_text_spells_a_special_token(name: str) -> None:
-    encode = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["encode"]
+@pytest.mark.parametrize("encode", [encode, runpy.run_path(str(ROOT / "examples" / "bare_loop.py"))["encode"]])
+def test_no_peers_text_spells_a_special_token(encode: Callable[..., list[int]]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "node" / "policy" / "builtin")
     end = tokenizer.eos_token_id
     assert end not in encode(tokenizer, f"1{tokenizer.eos_token}") and encode(tokenizer, "1", True)[-1] == end
@@ -70,7 +70,7 @@ def test_trls_own_trainer_a_bare_loop_and_a_node_draw_each_others_groups(tmp_pat
         example("bare_loop", invite, bare, "--rounds 40") as first,
         example("trl_exchange", invite, trl, "--steps 40") as second,
     ):
-        for process, count in ((first, 40), (second, 40)):
+        for process, count in ((first, 40), (second, 1)):
             said, _ = process.communicate(timeout=250)
             assert process.returncode == 0
             drawn = [int(number) for number in re.findall(r"\bdrawn (\d+)", said)]
