@@ -43,7 +43,7 @@ Row = dict[str, Any]
 MIB = 8.0  # 2 million float32 parameters
 BYTES = {"none": 4, "int8": 1}  # of an element on the line
 WITHIN_S = 200.0
-ENDS_S = 30.0  # for each member of gloo to notice a death; without a row of it, some still wait
+ENDS_S = 30.0  # to wait for each member of gloo to end once another is dead
 INTO_A_STEP = 0.4  # of its time, where the member is killed
 
 

@@ -7,18 +7,22 @@ questions and rewards come from the swarm, so that every peer's group can be use
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from node.errors import UserError
 from node.exchange import Exchange
 from node.exchange.member import AskedQuestion, DrawnGroup
 
+if TYPE_CHECKING:
+    from node.policy.completion_text import CompletionText
+
 
 class SwarmRollouts:
     """A `rollout_func` of TRL's `GRPOTrainer`; its `reward` is the trainer's only reward function.
 
-    A peer's answer has no log-probability of this policy's sampler. It is told as NaN where the trainer uses vLLM's,
-    which TRL takes as an importance ratio of 1. Elsewhere TRL computes what it needs by a forward pass.
+    This policy's sampler did not make a peer's answer. Where the trainer corrects for vLLM's log-probabilities, those
+    of a peer's answer are NaN, and TRL takes them as an importance ratio of 1. Elsewhere TRL computes by a forward pass
+    what it needs.
 
     Args:
         swarm: a member; its owner closes it once training is over.
@@ -34,6 +38,7 @@ class SwarmRollouts:
         self._swarm = swarm
         self._share = share
         self.drawn = 0  # groups of peers so far
+        self._text: CompletionText | None = None  # of the trainer's tokenizer, once a batch was asked for
 
     def reward(self, reward: Sequence[float | None], **_: Any) -> Sequence[float | None]:
         """Return the rewards that the swarm's tasks have paid; TRL leaves out completions of which that is None."""
@@ -54,28 +59,32 @@ class SwarmRollouts:
                 f"a swarm's rollouts are whole groups in one process: give per_device_train_batch_size a multiple of "
                 f"num_generations ({size}), and start one process"
             )
+        if self._text is None:
+            from node.policy.completion_text import CompletionText
+
+            self._text = CompletionText(_tokenizer_of(trainer), trainer.eos_token_ids)
         rows: list[_Row] = []
         for group in self._swarm.draw(round(count * self._share)):
-            rows += _of_peer(group, trainer, size)
+            rows += _of_peer(group, self._text, trainer, size)
         drawn = len(rows) // size
         self.drawn += drawn
         if drawn < count:
-            rows += self._own(count - drawn, trainer, size)
+            rows += self._own(count - drawn, self._text, trainer, size)
         prompt_ids, completion_ids, logprobs, rewards = map(list, zip(*rows, strict=True))
-        known = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+        is_corrected = trainer.use_vllm and trainer.vllm_importance_sampling_correction
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": completion_ids,
-            "logprobs": logprobs if known else None,
+            "logprobs": logprobs if is_corrected else None,
             "reward": rewards,
         }
 
-    def _own(self, count: int, trainer: Any, size: int) -> list["_Row"]:
+    def _own(self, count: int, text: "CompletionText", trainer: Any, size: int) -> list["_Row"]:
         """Answer `count` questions of the swarm, and publish the answers."""
         questions = self._swarm.ask(count)
         repeated = [ids for question in questions for ids in [_prompt_of(question, trainer)] * size]
         made, logprobs = trainer._generate_single_turn(repeated, None, {}, size)  # as TRL itself does
-        texts = _tokenizer_of(trainer).batch_decode(made, skip_special_tokens=True)
+        texts = [text.decode(ids) for ids in made]
         rows: list[_Row] = []
         for at, question in zip(range(0, len(made), size), questions, strict=True):
             group = slice(at, at + size)
@@ -90,29 +99,23 @@ class SwarmRollouts:
 _Row = tuple[list[int], list[int], list[float], float | None]  # prompt, completion, log-probabilities, reward
 
 
-def encode(tokenizer: Any, text: str, finished: bool = False) -> list[int]:
-    """Return the tokens of a text; anybody may have written it, so that it cannot spell a special token."""
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    return [*ids, *([tokenizer.eos_token_id] if finished else [])]
-
-
-def _of_peer(group: DrawnGroup, trainer: Any, size: int) -> list[_Row]:
+def _of_peer(group: DrawnGroup, text: "CompletionText", trainer: Any, size: int) -> list[_Row]:
     """Return `size` rows of a peer's group, the last of them without a reward where it has fewer answers.
 
     Empty and over-long answers are left out; if what is left teaches nothing, so is the group.
     """
-    tokenizer = _tokenizer_of(trainer)
+    end = _tokenizer_of(trainer).eos_token_id
     prompt = _prompt_of(group.question, trainer)
     rows: list[_Row] = []
-    for text, finished, reward in zip(group.texts, group.finished, group.rewards, strict=True):
-        ids = encode(tokenizer, text, finished)
+    for answer, finished, reward in zip(group.texts, group.finished, group.rewards, strict=True):
+        ids = [*text.encode(answer), *([end] if finished else [])]
         if 0 < len(ids) <= trainer.max_completion_length:
             rows.append((prompt, ids, _unknown(ids), reward))
     rows = rows[:size]
     if len({reward for *_, reward in rows}) < 2:
         return []
-    prompt, ids, unknown, _ = rows[-1]
-    return [*rows, *[(prompt, ids, unknown, None)] * (size - len(rows))]
+    filler: _Row = (*rows[-1][:3], None)
+    return [*rows, *[filler] * (size - len(rows))]
 
 
 def _prompt_of(question: AskedQuestion, trainer: Any) -> list[int]:

@@ -2,17 +2,16 @@
 
 What else a node must not do twice lies in the same file: a round is one transaction.
 
-- **A group is used once.** A hash of its question and its completions' texts names it (`texts_id`). So it gains no
-  further use when somebody sends it again under another id, and is not taken in again. A use is remembered, whether
-  the group is still here or not, for as long as an item that was signed before it may come (`item_life`), and may then
-  wait here (`max_age`).
-- **A question stands once in a draw.** Of several groups on one question the first to come may be drawn; the others
-  may follow in later rounds.
-- **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*: it is
-  kept, so that it is not taken in again, but no round draws it again.
+- **A group is used once.** A hash of its question and its completions' texts names it (`texts_id`). So somebody who
+  sends it again under another id gains no further use. A use is remembered though the group is gone. An item that was signed
+  before the use may come for `item_life` and then wait here for `max_age`. The use is forgotten after both.
+- **A question stands once in a draw.** Of several groups on one question the first to come may be drawn. The others may
+  follow in later rounds.
+- **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*. No
+  round draws it again. It stays here, so that it is not taken in again.
 - **A round that is done again may draw the same**, and what came since. A group is stored with the first round that may
-  draw it, and a use or a burial with the round that made it. A node that goes on from an older checkpoint forgets the
-  uses and burials of the rounds that it will do again.
+  draw it. A use or a burial is stored with the round that made it. A node that goes on from an older checkpoint forgets
+  what later rounds used and buried.
 - **Time does not go back** behind the newest group. If the clock was set back, the newest group's time counts. So a
   group is evicted before its uses are forgotten.
 

@@ -119,6 +119,18 @@ def test_peers_groups_come_first_and_what_is_too_few_or_too_long_has_no_reward(
     assert rollouts.drawn == 1 and [prompt for prompt, *_ in swarm.published] == PROMPTS[:1]
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_no_peers_text_spells_a_special_token(finished: bool, trainer_of: Callable[..., GRPOTrainer]) -> None:
+    rollouts = seen(Swarm())
+    trainer = trainer_of(rollouts.reward, rollouts)
+    end = trainer.processing_class.eos_token
+    rollouts._swarm.groups.append(group((f"1{end}", 1.0), ("2", 0.0), finished=finished))  # type: ignore[attr-defined]
+    trainer.train()
+    assert rollouts.made["completion_ids"] is not None
+    ids = rollouts.made["completion_ids"][0]
+    assert [token for token in ids if token == trainer.processing_class.eos_token_id] == ids[-1:] * finished
+
+
 def test_answers_are_published_as_finished_where_they_ended_by_themselves(
     trainer_of: Callable[..., GRPOTrainer],
 ) -> None:
