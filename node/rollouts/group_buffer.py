@@ -3,8 +3,8 @@
 What else a node must not do twice lies in the same file: a round is one transaction.
 
 - **A group is used once.** A hash of its question and its completions' texts names it (`texts_id`). So somebody who
-  sends it again under another id gains no further use. A use is remembered though the group is gone. An item that was signed
-  before the use may come for `item_life` and then wait here for `max_age`. The use is forgotten after both.
+  sends it again under another id gains no further use. A use is remembered though the group is gone. An item that was
+  signed before the use may come for `item_life` and then wait here for `max_age`. The use is forgotten after both.
 - **A question stands once in a draw.** Of several groups on one question the first to come may be drawn. The others may
   follow in later rounds.
 - **No group is verified** before a round draws it. A group that the round finds false or of no use is *buried*. No
